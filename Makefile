@@ -1,0 +1,34 @@
+# What a newcomer runs. Everything happens in .venv, which the first command makes.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: quickstart test test-slow check bench clean
+
+quickstart: $(VENV)/demo.done  ## real data, a trained model, its results: at most 15 minutes on two cores
+	PATH="$(CURDIR)/$(RUN):$$PATH" bash training/runs/quickstart.sh
+
+test: $(VENV)/test.done  ## everything that takes seconds; no GPU
+	$(RUN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/test.done  ## what takes minutes
+	$(RUN)/python -m pytest -m slow
+
+check: $(VENV)/check.done  ## style, types, and Hugging Face's linter for model folders
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	$(RUN)/mlinter --no-cache --enable-all-trf-rules modeling_mcm
+
+clean:  ## removes the environment, the data and the runs
+	rm -rf $(VENV) data runs build dist *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# An extra is installed once, and again when setup.py changes.
+$(VENV)/%.done: setup.py | $(VENV)/bin/python
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	touch $@

@@ -1,0 +1,36 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""MCM, a multi-task pre-trained customer model. Importing it registers the Auto classes and the pipelines."""
+
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .configuration_mcm import MCMConfig
+from .modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
+from .pipeline_mcm import CustomerEmbeddingPipeline, PreferenceScoresPipeline
+from .processing_mcm import MCMFeatureExtractor
+
+__version__ = "0.1.0"
+
+AutoConfig.register("mcm", MCMConfig, exist_ok=True)
+AutoModel.register(MCMConfig, MCMModel, exist_ok=True)
+AutoFeatureExtractor.register(MCMConfig, MCMFeatureExtractor, exist_ok=True)
+PIPELINE_REGISTRY.register_pipeline(
+    "customer-embedding", pipeline_class=CustomerEmbeddingPipeline, pt_model=AutoModel, type="multimodal"
+)
+PIPELINE_REGISTRY.register_pipeline(
+    "preference-scores",
+    pipeline_class=PreferenceScoresPipeline,
+    pt_model=MCMForMultiTaskRecommendation,
+    type="multimodal",
+)
+
+__all__ = [
+    "CustomerEmbeddingPipeline",
+    "MCMConfig",
+    "MCMFeatureExtractor",
+    "MCMForMultiTaskRecommendation",
+    "MCMModel",
+    "MCMPreTrainedModel",
+    "PreferenceScoresPipeline",
+]

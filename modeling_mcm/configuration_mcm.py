@@ -1,0 +1,171 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""MCMConfig: everything that a person chooses about an MCM model, and the checks that the choices fit together."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+CHOICES = {
+    "encoder_attention": ("bidirectional", "causal"),
+    "encoder_unit": ("event", "visit"),
+    "readout": ("attentional", "last"),
+    "augmentation": ("random_prefix", "all_prefixes", "masked_lm"),
+    "target": ("next_event", "next_visit"),
+}
+
+
+@strict
+class MCMConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`MCMModel`] and [`MCMForMultiTaskRecommendation`]. The defaults are the paper's model (Luo & Wang,
+    *MCM: A Multi-task Pre-trained Customer Model for Personalization*, RecSys 2023); what goes beyond the paper is off
+    unless asked for.
+
+    Args:
+        features (`list[str]`):
+            Names of the J features of an interaction, in the order of the last axis of `input_ids`.
+        vocabulary_sizes (`list[int]`):
+            Number of ids of each feature, id 0 (missing or padding) and id 1 (unknown) included; as long as `features`.
+        tasks (`list[str]`):
+            The features whose next value is predicted. The labels of a task are the ids of its feature.
+        trained_tasks (`list[str]`, *optional*):
+            The tasks whose losses are summed (all of them when `None`): one name here is the paper's MCM_Single.
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, hidden_act, hidden_dropout_prob,
+        attention_probs_dropout_prob, layer_norm_eps:
+            As in [`BertConfig`].
+        max_position_embeddings (`int`):
+            Longest sequence that the encoder reads, in encoder units (see `encoder_unit`).
+        initializer_range (`float`):
+            Standard deviation of the encoder's matrices and of the position embeddings.
+        embedding_initializer_range (`float`, *optional*):
+            Standard deviation of the feature embeddings. `None` is `1 / sqrt(hidden_size)`: at 0.02 every z = e_w . h_i
+            is near 0, the readout stays uniform and learning does not start.
+        embedding_layer_norm (`bool`):
+            Layer norm and dropout after H = E + P, as BERT does. `False` is equation 1 to the letter.
+        encoder_attention (`str`):
+            `"bidirectional"` (the paper) or `"causal"`, under which one pass serves all prefixes.
+        encoder_unit (`str`):
+            `"event"` (the paper): one position an interaction. `"visit"`: one position a visit, the mean of its
+            interactions. A visit is a set, so its inner order can't be learned, and a year of shopping is short.
+        readout (`str`):
+            `"attentional"` (equations 2 and 3) or `"last"` (the last hidden vector, as BERT4Rec).
+        readout_scale (`bool`):
+            Learn one factor a task on z = e_w . h_i.
+        readout_bias (`bool`):
+            Learn one bias a label. Pre-training starts it at the log of the label's share in the training period.
+        tie_label_embeddings (`bool`):
+            e_w is the input embedding of the value (`True`) or a table of its own (`False`).
+        repeat_half_lives (`list[float]`):
+            Half-lives in days at which the repeat memory starts (it learns its own). Empty: no repeat memory. See
+            [`~readout_mcm.RepeatMemory`].
+        augmentation (`str`):
+            What a training row asks: `"random_prefix"` (the paper), `"all_prefixes"` (needs a causal encoder) or
+            `"masked_lm"` (BERT4Rec; needs the `"last"` readout and a bidirectional encoder).
+        target (`str`):
+            `"next_event"` (the paper) or `"next_visit"`: the set of labels of the next visit, asked at the end of the
+            visit before.
+        mask_probability (`float`):
+            Share of the events that `"masked_lm"` hides.
+
+    Raises:
+        ValueError: when two choices contradict each other; the message names both and the way out.
+    """
+
+    model_type = "mcm"
+
+    features: list[str] | None = None
+    vocabulary_sizes: list[int] | None = None
+    tasks: list[str] | None = None
+    trained_tasks: list[str] | None = None
+    hidden_size: int = 256
+    num_hidden_layers: int = 3
+    num_attention_heads: int = 4
+    intermediate_size: int = 1024
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    layer_norm_eps: float = 1e-12
+    max_position_embeddings: int = 300
+    initializer_range: float = 0.02
+    embedding_initializer_range: float | None = None
+    embedding_layer_norm: bool = True
+    encoder_attention: str = "bidirectional"
+    encoder_unit: str = "event"
+    readout: str = "attentional"
+    readout_scale: bool = False
+    readout_bias: bool = False
+    tie_label_embeddings: bool = True
+    repeat_half_lives: list[float | int] | None = None
+    augmentation: str = "random_prefix"
+    target: str = "next_event"
+    mask_probability: float = 0.2
+    pad_token_id: int | None = 0
+    # what transformers' BertLayer reads besides
+    is_decoder: bool = False
+    add_cross_attention: bool = False
+
+    def __post_init__(self, **kwargs):
+        if self.features is None:
+            self.features = ["token_type", "product_line", "category", "subcategory", "brand"]
+            self.vocabulary_sizes = self.vocabulary_sizes or [8, 42, 502, 4002, 25002]
+        if self.tasks is None:
+            self.tasks = [name for name in self.features if name != "token_type"]
+        if self.repeat_half_lives is None:
+            self.repeat_half_lives = []
+        super().__post_init__(**kwargs)
+
+    @property
+    def label_sizes(self) -> dict[str, int]:
+        """Number of label ids of each task."""
+        sizes = dict(zip(self.features, self.vocabulary_sizes, strict=True))
+        return {task: sizes[task] for task in self.tasks}
+
+    def validate_features(self):
+        if self.features is None or self.vocabulary_sizes is None or self.tasks is None:
+            return  # before __post_init__ has filled the defaults
+        if len(set(self.features)) != len(self.features):
+            raise ValueError(f"`features` must be unique, got {self.features}: rename the repeated ones.")
+        if len(self.vocabulary_sizes) != len(self.features):
+            raise ValueError(
+                f"`vocabulary_sizes` has {len(self.vocabulary_sizes)} entries for {len(self.features)} features: give "
+                "one size a feature, in the same order (MCMFeatureExtractor.vocabulary_sizes)."
+            )
+        if any(size < 3 for size in self.vocabulary_sizes):
+            small = [f for f, size in zip(self.features, self.vocabulary_sizes, strict=True) if size < 3]
+            raise ValueError(f"The features {small} have no value besides padding and unknown: leave them out.")
+        if missing := [task for task in self.tasks if task not in self.features]:
+            raise ValueError(f"The tasks {missing} are no features; a task is the next value of one of {self.features}.")
+        if missing := [task for task in self.trained_tasks or [] if task not in self.tasks]:
+            raise ValueError(f"`trained_tasks` names {missing}, which are not among the tasks {self.tasks}.")
+
+    def validate_choices(self):
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
+        if self.augmentation == "all_prefixes" and self.encoder_attention != "causal":
+            raise ValueError(
+                "augmentation='all_prefixes' with a bidirectional encoder would show each prefix its future: set "
+                "encoder_attention='causal', or augmentation='random_prefix'."
+            )
+        if self.augmentation == "masked_lm" and (
+            self.readout != "last"
+            or self.encoder_attention != "bidirectional"
+            or self.encoder_unit != "event"
+            or self.target != "next_event"
+            or self.repeat_half_lives
+        ):
+            raise ValueError(
+                "augmentation='masked_lm' reads the hidden vector of the masked event: set readout='last', "
+                "encoder_attention='bidirectional', encoder_unit='event', target='next_event' and no "
+                "`repeat_half_lives`."
+            )
+        if any(half_life <= 0 for half_life in self.repeat_half_lives or []):
+            raise ValueError(f"`repeat_half_lives` are days and must be positive, got {self.repeat_half_lives}.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
+                f"({self.num_attention_heads})."
+            )
+
+
+__all__ = ["MCMConfig"]

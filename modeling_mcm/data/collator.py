@@ -1,0 +1,259 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""From prepared rows to a batch: what a training row asks is decided here, at batch time.
+
+Three modes. `train` draws prefixes of the training period and says what followed them; `evaluate` gives the history
+before a cutoff and the next visit after it; `predict` gives the whole history. Every draw depends on (seed, epoch, row)
+alone, so a resumed or a distributed run sees what a plain one would have seen.
+
+Shapes: B customers, L events (start row included), P prefixes, N labels a customer, T tasks.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, Sampler
+
+from modeling_mcm.configuration_mcm import MCMConfig
+from modeling_mcm.processing_mcm import FIRST_VALUE_ID, UNKNOWN_ID, MCMFeatureExtractor
+
+MODES = ("train", "evaluate", "predict")
+IGNORED = -100
+
+
+class PreparedRows(Dataset):
+    """Prepared rows as dicts of numpy arrays, read from Arrow a batch at a time and never through Python lists.
+
+    Args:
+        rows: what `load_prepared` returns, or some of its columns.
+        indices: the rows to keep, all by default. Each dict also has `row`, the place among all rows.
+        lengths: sequence length of each kept row, for [`LengthGroupedSampler`].
+    """
+
+    def __init__(
+        self, rows: datasets.Dataset, indices: Sequence[int] | None = None, lengths: Sequence[int] | None = None
+    ):
+        self.rows = rows.with_format("arrow")
+        self.indices = np.arange(len(rows)) if indices is None else np.asarray(indices)
+        self.lengths = None if lengths is None else np.asarray(lengths)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return self.__getitems__([place])[0]
+
+    def __getitems__(self, places: list[int]) -> list[dict[str, Any]]:
+        places = self.indices[places]
+        table = self.rows[places]
+        batch: list[dict[str, Any]] = [{"row": int(place)} for place in places]
+        for name in table.column_names:
+            column = table[name].combine_chunks()
+            column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+            if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+                offsets, values = column.offsets.to_numpy(), column.values.to_numpy(zero_copy_only=False)
+                for row, start, end in zip(batch, offsets[:-1], offsets[1:], strict=True):
+                    row[name] = values[start:end]
+            else:
+                for row, value in zip(batch, column.to_pylist(), strict=True):
+                    row[name] = value
+        return batch
+
+
+class LengthGroupedSampler(Sampler):
+    """Shuffled rows in groups of similar length, so that little of a batch is padding.
+
+    Order depends on (seed, epoch) alone. Groups are as large as the global batch, so two processes with half the batch
+    see together what one process sees.
+
+    Args:
+        lengths: sequence length of each row.
+        group_size: rows of a global batch.
+        seed: of the order.
+        epoch: the collator's `epoch`, which the training loop moves on.
+    """
+
+    def __init__(self, lengths: Sequence[int], group_size: int, seed: int, epoch: torch.Tensor):
+        self.lengths, self.group_size, self.seed, self.epoch = np.asarray(lengths), group_size, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self):
+        generator = np.random.default_rng([self.seed, int(self.epoch)])
+        order = generator.permutation(len(self.lengths))
+        pool = 16 * self.group_size
+        pools = [order[start : start + pool] for start in range(0, len(order), pool)]
+        pools = [rows[np.argsort(self.lengths[rows], kind="stable")] for rows in pools]
+        groups = [rows[at : at + self.group_size] for rows in pools for at in range(0, len(rows), self.group_size)]
+        whole = [rows for rows in groups if len(rows) == self.group_size]
+        rest = [rows for rows in groups if len(rows) < self.group_size]  # last, for it may be a smaller batch
+        yield from np.concatenate([*(whole[at] for at in generator.permutation(len(whole))), *rest, []]).astype(int)
+
+
+class MCMCollator:
+    """Turns prepared rows into model inputs.
+
+    Args:
+        extractor: of the prepared data set.
+        config: of the model; `augmentation`, `target`, `tasks` and `mask_probability` are read.
+        mode: "train", "evaluate" or "predict".
+        cutoff: "validation" or "test": where the history ends in evaluation. Training always stays before the
+            validation cutoff.
+        seed: of every draw.
+        max_events: rows of the longest input, start row included; the extractor's by default.
+
+    Attributes:
+        epoch: shared-memory integer that the training loop sets, so that workers of any process follow.
+    """
+
+    def __init__(
+        self,
+        extractor: MCMFeatureExtractor,
+        config: MCMConfig,
+        mode: str = "train",
+        cutoff: str = "validation",
+        seed: int = 0,
+        max_events: int | None = None,
+    ):
+        if mode not in MODES:
+            raise ValueError(f"Found mode {mode!r}; expected one of {MODES}.")
+        self.extractor, self.config, self.mode, self.seed = extractor, config, mode, seed
+        self.end_column = f"{cutoff}_end"
+        self.max_events = extractor.max_events if max_events is None else max_events
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.token_column = f"feature_{extractor.token_type_feature}"
+        vocabulary = extractor.vocabularies[extractor.token_type_feature]
+        end = extractor.end_of_visit
+        self.end_of_visit_id = FIRST_VALUE_ID + vocabulary.index(end) if end is not None else -1
+        self.task_columns = [f"task_{task}" for task in config.tasks]
+        others = [column for column in self.task_columns if column != f"task_{extractor.token_type_feature}"]
+        self.deciding_columns = others or self.task_columns
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """A batch: `input_ids`, `attention_mask`, `event_times`, `visit_ids`; with targets also `labels` `(B, N, T)` and
+        `label_prefixes` `(B, N)`, and `prefix_ends` `(B, P)` where there are several prefixes or masked events."""
+        make = {"train": self._train, "evaluate": self._evaluate, "predict": self._predict}[self.mode]
+        made = [make(row) for row in rows]
+        masked = self.config.augmentation == "masked_lm"
+        histories = [history for history, *_ in made]
+        batch = dict(self.extractor.pad(histories, self.max_events, mask_next=masked and self.mode != "train"))
+        if self.mode == "predict":
+            return batch
+        _, ends, prefixes, labels = zip(*made, strict=True)
+        if self.mode == "train" and self.config.augmentation != "random_prefix":
+            batch["prefix_ends"] = _stack(ends, 0)
+            batch["label_prefixes"] = _stack(prefixes, 0)
+        batch["labels"] = _stack(labels, IGNORED)
+        return batch
+
+    # The following return (history, prefix ends (P,), prefix of each label (N,), labels (N, T)). A prefix end is a place in
+    # the padded input: the start row is 0 and event i of the history is i + 1, so the prefix before event i ends at i.
+
+    def _predict(self, row: Mapping[str, Any]):
+        return (row,)
+
+    def _evaluate(self, row: Mapping[str, Any]):
+        end = row[self.end_column]
+        is_target = self._is_target(row)
+        is_target[:end] = False
+        next_visit = row["visits"][is_target.argmax()] if is_target.any() else -1
+        labels = self._labels(row)[is_target & (row["visits"] == next_visit)]
+        return _cut(row, 0, end), np.zeros(1, int), np.zeros(len(labels), int), labels
+
+    def _train(self, row: Mapping[str, Any]):
+        generator = np.random.default_rng([self.seed, int(self.epoch), row["row"]])
+        history = self._shuffled(_cut(row, 0, row["validation_end"]), generator)
+        if self.config.augmentation == "random_prefix":
+            return self._random_prefix(history, generator)
+        start, end = self._window(history["visits"], generator)
+        window = _cut(history, start, end)
+        if self.config.augmentation == "masked_lm":
+            return self._masked_events(window, generator)
+        return self._all_prefixes(window, whole=start == 0)
+
+    def _shuffled(self, history: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
+        """Events of one visit and time are a set, so their order is drawn anew; the end of a visit stays its end."""
+        draw = generator.random(len(history["times"]))
+        draw[history[self.token_column] == self.end_of_visit_id] = 2.0
+        order = np.lexsort((draw, history["times"], history["visits"]))
+        return {name: value[order] if isinstance(value, np.ndarray) else value for name, value in history.items()}
+
+    def _window(self, visits: NDArray, generator: np.random.Generator) -> tuple[int, int]:
+        """Start and end of the events that fit: all, or those before the end of a visit drawn at random."""
+        size = self.max_events - 1
+        if len(visits) <= size:
+            return 0, len(visits)
+        visit_ends = np.flatnonzero(np.append(visits[1:] != visits[:-1], True)) + 1
+        end = int(generator.choice(visit_ends[visit_ends >= size]))
+        return end - size, end
+
+    def _prefix_before(self, history: Mapping[str, Any]) -> NDArray:
+        """End of the prefix from which each event is asked: the event before it, or the end of the visit before its own."""
+        events = np.arange(len(history["visits"]))
+        if self.config.target == "next_event" or not len(events):
+            return events
+        opens = np.append(True, np.diff(history["visits"]) != 0)
+        return events[opens][np.cumsum(opens) - 1]
+
+    def _random_prefix(self, history: dict[str, Any], generator: np.random.Generator):
+        ends = self._prefix_before(history)
+        is_target = self._is_target(history)
+        choices = ends[is_target] if self.config.target == "next_event" else np.unique(ends[is_target])
+        choices = choices[choices > 0] if (choices > 0).any() else choices  # an empty prefix only where there is no other
+        end = int(generator.choice(choices)) if len(choices) else 0
+        labels = self._labels(history)[is_target & (ends == end)]
+        prefixes = np.zeros(len(labels), int)
+        return _cut(history, 0, end), np.array([end]), prefixes, self._distinct(prefixes, labels)
+
+    def _all_prefixes(self, window: dict[str, Any], whole: bool):
+        ends = self._prefix_before(window)
+        # Where the window cuts the history, the start row alone is not what came before its first visit.
+        asked = self._is_target(window) & (whole | (ends > 0))
+        used, prefixes = np.unique(ends[asked], return_inverse=True)
+        return window, used, prefixes, self._distinct(prefixes, self._labels(window)[asked])
+
+    def _masked_events(self, window: dict[str, Any], generator: np.random.Generator):
+        draw = np.where(self._is_target(window), generator.random(len(window["times"])), 2.0)
+        hidden = np.flatnonzero(draw < max(self.config.mask_probability, draw.min(initial=0.0) + 1e-12))
+        hidden = hidden[draw[hidden] < 2.0]
+        masked = {
+            name: np.where(np.isin(np.arange(len(value)), hidden), UNKNOWN_ID, value)
+            for name, value in window.items()
+            if name.startswith("feature_")
+        }
+        return {**window, **masked}, hidden + 1, np.arange(len(hidden)), self._labels(window)[hidden]
+
+    def _labels(self, row: Mapping[str, Any]) -> NDArray:
+        return np.stack([row[column] for column in self.task_columns], axis=1).astype(np.int64)
+
+    def _is_target(self, row: Mapping[str, Any]) -> NDArray:
+        return np.any([row[column] > 0 for column in self.deciding_columns], axis=0)
+
+    def _distinct(self, prefixes: NDArray, labels: NDArray) -> NDArray:
+        """The next visit is a set: a label that a prefix has met already is ignored."""
+        if self.config.target == "next_event":
+            return labels
+        result = np.full_like(labels, IGNORED)
+        for task in range(labels.shape[1]):
+            _, first = np.unique(np.stack([prefixes, labels[:, task]]), axis=1, return_index=True)
+            result[first, task] = labels[first, task]
+        return result
+
+
+def _cut(row: Mapping[str, Any], start: int, end: int) -> dict[str, Any]:
+    return {name: value[start:end] if isinstance(value, np.ndarray) else value for name, value in row.items()}
+
+
+def _stack(arrays: Sequence[NDArray], padding: int) -> torch.Tensor:
+    """Arrays of different length as one tensor, padded at the end of their first axis."""
+    longest = max(1, max(map(len, arrays)))
+    result = np.full((len(arrays), longest, *arrays[0].shape[1:]), padding, np.int64)
+    for row, array in zip(result, arrays, strict=True):
+        row[: len(array)] = array
+    return torch.from_numpy(result)

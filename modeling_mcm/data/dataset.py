@@ -1,0 +1,155 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""A prepared data set on disk: its manifest, and its shards as a memory-mapped `datasets.Dataset`.
+
+A folder is a data set if and only if it holds a manifest, which preparation writes last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet as pq
+
+from modeling_mcm.data.schema import EventSchema
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+MANIFEST_FILE = "manifest.json"
+FEATURE_EXTRACTOR_FOLDER = "feature_extractor"
+POPULARITY_FILE = "popularity.parquet"
+FORMAT_VERSION = 1
+
+
+def sha256_of(path: str | Path) -> str:
+    """Hex digest of a file's bytes, read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class PreparedManifest:
+    """What a prepared data set says of itself.
+
+    Args:
+        schema (`dict`): The event schema, as `EventSchema.to_dict` gives it.
+        input (`dict`): Per input (`events`, `profile`) its file names and digests, or null for a table in memory.
+        options (`dict`): Options of preparation that shape the files.
+        counts (`dict`): Rows read and dropped, events, customers, cases, unknown and missing values.
+        seeds (`dict`): Random seeds; preparation draws no random number, so it is empty.
+        versions (`dict`): Versions of the libraries that wrote it.
+        shards (`list[dict]`): Per shard `file`, `rows`, `bytes`, `sha256`.
+        format_version (`int`): Version of this layout.
+    """
+
+    schema: dict[str, Any]
+    input: dict[str, Any]
+    options: dict[str, Any]
+    counts: dict[str, Any]
+    seeds: dict[str, int]
+    versions: dict[str, str]
+    shards: list[dict[str, Any]]
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def event_schema(self) -> EventSchema:
+        """The schema that the data set was prepared with."""
+        return EventSchema.from_dict(self.schema)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> PreparedManifest:
+        """Reads `manifest.json`.
+
+        Raises:
+            FileNotFoundError: The folder holds no manifest, so it is no data set or an unfinished one.
+            ValueError: The manifest is damaged or of another format.
+        """
+        path = Path(directory) / MANIFEST_FILE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{directory} holds no {MANIFEST_FILE}, so it is not a (finished) prepared data set; "
+                "run training/prepare_data.py, or check the path."
+            )
+        try:
+            given = json.loads(path.read_text(encoding="utf-8"))
+            if given["format_version"] != FORMAT_VERSION:
+                raise ValueError(f"format {given['format_version']} was found and {FORMAT_VERSION} is read")
+            return cls(**given)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read ({error}); prepare the data again.") from error
+
+    def save(self, directory: str | Path) -> None:
+        """Writes `manifest.json` in one step: another process sees the whole file or none."""
+        path = Path(directory) / MANIFEST_FILE
+        partial = path.with_name(f".{MANIFEST_FILE}.partial")
+        with open(partial, "w", encoding="utf-8") as file:
+            json.dump(asdict(self), file, indent=2, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+
+def _check_shard(path: Path, expected: dict[str, Any], verify: bool) -> None:
+    advice = "the data set is damaged: prepare the data again."
+    if not path.is_file():
+        raise ValueError(f"{path} is missing, but the manifest lists it; {advice}")
+    if path.stat().st_size != expected["bytes"]:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes and {expected['bytes']} were written; {advice}")
+    if pq.read_metadata(path).num_rows != expected["rows"]:
+        raise ValueError(f"{path} does not have the {expected['rows']} rows that the manifest lists; {advice}")
+    if verify and sha256_of(path) != expected["sha256"]:
+        raise ValueError(f"{path} does not have the digest that the manifest lists; {advice}")
+
+
+def load_prepared(
+    directory: str | Path,
+    columns: Sequence[str] | None = None,
+    cache_dir: str | Path | None = None,
+    verify: bool = False,
+) -> datasets.Dataset:
+    """Opens the shards as one memory-mapped data set, one row a customer, in the order of `customer_id`.
+
+    Args:
+        directory (`str` or `Path`): Output folder of `prepare`.
+        columns (`Sequence[str]`, *optional*): Only these columns.
+        cache_dir (`str` or `Path`, *optional*): Where `datasets` keeps its Arrow copy; its usual cache if not given.
+        verify (`bool`): Also compare the digests of the shards, which reads every byte.
+
+    Returns:
+        `datasets.Dataset`: Columns customer_id, times (seconds since 1970), visits, feature_*, task_* (lists with one
+        entry an event), profile_*, validation_end, test_end (number of events before the cutoff).
+
+    Raises:
+        FileNotFoundError: No manifest.
+        ValueError: A shard is missing or differs from what the manifest lists.
+    """
+    directory = Path(directory)
+    manifest = PreparedManifest.load(directory)
+    for shard in manifest.shards:
+        _check_shard(directory / shard["file"], shard, verify)
+    files = [str(directory / shard["file"]) for shard in manifest.shards]
+    kwargs: dict[str, Any] = {"columns": list(columns)} if columns is not None else {}
+    return datasets.Dataset.from_parquet(files, cache_dir=str(cache_dir) if cache_dir else None, **kwargs)
+
+
+def check_vocabularies(directory: str | Path, extractor: MCMFeatureExtractor) -> None:
+    """Raises `ValueError` where a checkpoint's ids would mean other values than the ids of a prepared data set."""
+    data = MCMFeatureExtractor.from_pretrained(str(Path(directory) / FEATURE_EXTRACTOR_FOLDER))
+    for what in ("feature_names", "tasks", "vocabularies", "bins"):
+        ours, theirs = getattr(data, what), getattr(extractor, what)
+        if ours != theirs:
+            differing = (
+                [name for name in ours if ours[name] != theirs.get(name)] if isinstance(ours, dict) else [ours, theirs]
+            )
+            raise ValueError(
+                f"The {what} of the data set {directory} and of the checkpoint differ ({differing}): ids would mean other "
+                "values. Evaluate on the data set that the checkpoint was trained on, or prepare the data anew with its "
+                "feature extractor's vocabularies."
+            )

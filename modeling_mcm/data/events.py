@@ -1,0 +1,239 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""From any table to checked, normalised events and their visits, as Ibis expressions.
+
+Columns get internal names by position (`f0`, `f1` ... for features, `p0` ... for the profile), because feature names
+such as "a.b" or "Type" beside "type" are legal in a schema and not in every engine. Times are seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import ibis
+import ibis.expr.types as ir
+import pyarrow.parquet as pq
+
+from modeling_mcm.data.schema import CATEGORICAL, NUMERIC, EventSchema, FeatureSpec
+from modeling_mcm.events_mcm import EPOCH, EXACT_FLOAT, SECONDS_PER_DAY
+
+# An offset can only follow a clock time: the end of "2017-10-01" is a day, not a zone.
+OFFSET_PATTERN = r":\d\d(\.\d+)?\s*([Zz]|[+-]\d\d(:?\d\d)?)$"
+
+
+def epoch_seconds(time: datetime) -> int:
+    """Whole seconds from 1970-01-01 to a time without a zone."""
+    return (time - EPOCH) // timedelta(seconds=1)
+
+
+def open_table(source: Any, connection: ibis.BaseBackend, what: str) -> ir.Table:
+    """Opens a Parquet or CSV file, a folder of Parquet files, a data frame, an Arrow table or an Ibis table.
+
+    A CSV has no types, so each value is read as the text that stands in the file ("007" stays "007").
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: An unknown file type, an empty file or a damaged one.
+    """
+    if isinstance(source, ir.Table):
+        return source
+    if not isinstance(source, str | Path):
+        return ibis.memtable(source)
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"The {what} file {path} does not exist; check the path.")
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files or any(file.stat().st_size == 0 for file in files):
+        raise ValueError(f"The {what} file {path} is empty; it needs at least one row.")
+    if files[0].suffix == ".parquet":
+        for file in files:
+            try:
+                pq.read_metadata(file)
+            except Exception as error:  # pyarrow raises ArrowInvalid or OSError, depending on where the file is cut
+                raise ValueError(
+                    f"The {what} file {file} is not a whole Parquet file ({error}); it may be cut off: write it again."
+                ) from error
+        return connection.read_parquet([str(file) for file in files])
+    if {".csv", ".tsv"} & set(path.suffixes):
+        return connection.read_csv(str(path), all_varchar=True, header=True)
+    raise ValueError(f"The {what} file {path} is neither .parquet, .csv nor .tsv; convert it or pass an Ibis table.")
+
+
+def check_columns(table: ir.Table, wanted: Sequence[str], what: str) -> None:
+    """Raises `ValueError` naming the first column that the schema asks for and the table lacks."""
+    for column in wanted:
+        if column not in table.columns:
+            close = difflib.get_close_matches(column, table.columns, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(table.columns)}."
+            raise ValueError(f"The {what} table has no column {column!r}, which the schema names; {hint}")
+
+
+def as_text(column: ir.Value, name: str) -> ir.StringValue:
+    """The text of a categorical value: 1 and 1.0 are "1", true is "true", NaN is missing, the rest as it prints."""
+    kind = column.type()
+    if kind.is_null():
+        return column.cast("string")
+    if kind.is_floating() or kind.is_decimal():
+        number = column.cast("float64")
+        whole = (number == number.floor()) & (number.abs() < EXACT_FLOAT)
+        text = ibis.ifelse(whole, number.try_cast("int64").cast("string"), number.cast("string"))
+        return ibis.ifelse(number.isnan(), ibis.null("string"), text)
+    if kind.is_string() or kind.is_integer() or kind.is_temporal() or kind.is_boolean() or kind.is_uuid():
+        return column.cast("string")
+    raise ValueError(f"Column {name!r} has type {kind}; a categorical value needs text, numbers, booleans or dates.")
+
+
+def _as_number(column: ir.Value, name: str) -> ir.FloatingValue:
+    kind = column.type()
+    if not (kind.is_numeric() or kind.is_string() or kind.is_boolean() or kind.is_null()):
+        raise ValueError(f"Column {name!r} has type {kind}, and the schema says numeric; make it a number.")
+    number = column.try_cast("float64") if kind.is_string() else column.cast("float64")
+    return ibis.ifelse(number.isnan(), ibis.null("float64"), number)
+
+
+def _as_feature(column: ir.Value, spec: FeatureSpec) -> ir.Value:
+    return as_text(column, spec.column or spec.name) if spec.kind == CATEGORICAL else _as_number(column, spec.name)
+
+
+def _offset_steps(zone: ZoneInfo, first: int, last: int) -> list[tuple[int, int]]:
+    """The zone's offsets to UTC within a range of UTC seconds, as (from when, change of the offset in seconds)."""
+
+    def offset(second: int) -> int:
+        local = datetime.fromtimestamp(second, UTC).astimezone(zone)
+        return int((local.utcoffset() or timedelta()).total_seconds())
+
+    steps, left = [(first, offset(first))], first
+    while left < last:
+        right = min(left + SECONDS_PER_DAY, last)
+        if offset(left) != offset(right):
+            low, high = left, right
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (middle, high) if offset(middle) == offset(left) else (low, middle)
+            steps.append((high, offset(right) - offset(left)))
+        left = right
+    return steps
+
+
+def _seconds(table: ir.Table, schema: EventSchema) -> ir.IntegerValue:
+    """Whole seconds of the time column: times with a zone go to the schema's zone, others stay as they are."""
+    column, name = table[schema.time], schema.time
+    kind = column.type()
+    if kind.is_date():
+        column, kind = column.cast("timestamp"), ibis.dtype("timestamp")
+    if kind.is_string():
+        has_zone = column.re_search(OFFSET_PATTERN)
+        instant = column.try_cast(ibis.dtype("timestamp('UTC')")).cast("timestamp")
+    elif kind.is_timestamp():
+        has_zone, instant = ibis.literal(kind.timezone is not None), column.cast("timestamp")
+    else:
+        raise ValueError(
+            f"Column {name!r} (time) has type {kind}; it needs timestamps, dates or ISO 8601 text. "
+            "Convert numbers to timestamps first."
+        )
+    seconds = instant.truncate("s").epoch_seconds().cast("int64")
+    if schema.time_zone == "UTC" or (kind.is_timestamp() and kind.timezone is None):
+        return seconds
+    limits = table.aggregate(first=seconds.min(), last=seconds.max()).to_pyarrow().to_pylist()[0]
+    if limits["first"] is None:
+        return seconds
+    steps = _offset_steps(ZoneInfo(schema.time_zone), limits["first"], limits["last"])
+    shift = sum(((seconds >= start).cast("int64") * change for start, change in steps[1:]), ibis.literal(steps[0][1]))
+    return ibis.ifelse(has_zone, seconds + shift, seconds)
+
+
+def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
+    """Table before: the log. After: customer_id, second, visit_key, f0, f1 ... (text or number per stored feature).
+
+    `visit_key` is "v" and the visit column's text, or "t" where the events of one time make a visit.
+
+    Raises:
+        ValueError: A missing column, a column of the wrong type, times or numbers that cannot be read.
+    """
+    stored = [(i, spec) for i, spec in enumerate(schema.features) if not spec.is_derived]
+    wanted = [schema.customer, schema.time, *([schema.visit] if schema.visit else []), *(s.column for _, s in stored)]
+    check_columns(table, [column for column in wanted if column], "event")
+    columns = {
+        "customer_id": as_text(table[schema.customer], schema.customer),
+        "second": _seconds(table, schema),
+        "visit_key": ibis.literal("t"),
+    }
+    if schema.visit:
+        columns["visit_key"] = ibis.coalesce(ibis.literal("v") + as_text(table[schema.visit], schema.visit), "t")
+    columns |= {f"f{i}": _as_feature(table[spec.column], spec) for i, spec in stored}
+    _check_readable(table, columns, schema)
+    out = table.select(**columns)
+    # Events without a visit share their time: the time belongs to the key of the visit.
+    return out.mutate(
+        visit_key=ibis.ifelse(out.visit_key == "t", ibis.literal("t") + out.second.cast("string"), out.visit_key)
+    )
+
+
+def _check_readable(table: ir.Table, columns: dict[str, ir.Value], schema: EventSchema) -> None:
+    read = {schema.time: (columns["second"], "a time; write ISO 8601 such as 2017-10-01T12:30:00")}
+    for i, spec in enumerate(schema.features):
+        if spec.kind == NUMERIC and spec.column:
+            read[spec.column] = (
+                columns[f"f{i}"],
+                "a number; correct it, or leave the field empty where it is missing",
+            )
+    for name, (value, wanted) in read.items():
+        if table[name].type().is_string():
+            bad = table[name].notnull() & value.isnull() & (table[name].lower() != "nan")
+            found = table.aggregate(rows=bad.sum(), example=table[name].max(where=bad)).to_pyarrow().to_pylist()[0]
+            if found["rows"]:
+                raise ValueError(
+                    f"Column {name!r} has {found['rows']} values that cannot be read, such as {found['example']!r}; "
+                    f"each must be {wanted}."
+                )
+
+
+def normalise_profile(table: ir.Table, schema: EventSchema) -> ir.Table:
+    """Table before: the profiles. After: customer_id, p0, p1 ... with one row a customer.
+
+    Raises:
+        ValueError: A missing column, a wrong type, or a customer with two rows.
+    """
+    columns = [spec.column for spec in schema.profile if spec.column]
+    check_columns(table, [schema.customer, *columns], "profile")
+    values = {f"p{i}": _as_feature(table[spec.column], spec) for i, spec in enumerate(schema.profile)}
+    out = table.select(customer_id=as_text(table[schema.customer], schema.customer), **values)
+    out = out.filter(out.customer_id.notnull())
+    twice = out.group_by("customer_id").agg(rows=out.count())
+    example = twice.filter(twice.rows > 1).customer_id.min().to_pyarrow().as_py()
+    if example is not None:
+        raise ValueError(
+            f"The profile table has several rows for the customer {example!r} (column {schema.customer!r}); "
+            "keep one row a customer."
+        )
+    return out
+
+
+def add_period(table: ir.Table, schema: EventSchema, second: str = "second") -> ir.Table:
+    """Adds `period`: 0 before the validation cutoff, 1 before the test cutoff, 2 from there on."""
+    cutoffs = [epoch_seconds(schema.cutoffs[key]) for key in ("validation", "test")]
+    return table.mutate(period=sum((table[second] >= cutoff).cast("int8") for cutoff in cutoffs))
+
+
+def find_visits(events: ir.Table) -> ir.Table:
+    """One row a visit: customer_id, period, visit_key, visit (0, 1, 2 ... per customer), start, end, has_target, days.
+
+    Args:
+        events: Table with customer_id, second, period, visit_key and is_target.
+
+    `days` is the time in days from the start of the customer's previous visit, null in the first. A visit that
+    straddles a cutoff is two, so that what lies before a cutoff never depends on what comes after it.
+    """
+    visits = events.group_by("customer_id", "period", "visit_key").agg(
+        start=events.second.min(), end=events.second.max(), has_target=events.is_target.max()
+    )
+    order = ibis.window(group_by="customer_id", order_by=[visits.period, visits.start, visits.visit_key])
+    return visits.mutate(
+        visit=ibis.row_number().over(order).cast("int32"),
+        days=(visits.start - visits.start.lag().over(order)).cast("float64") / SECONDS_PER_DAY,
+    )

@@ -1,0 +1,387 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""From an event log to a prepared data set: check, split by time, fit on the training period, write customers.
+
+All steps on events are Ibis expressions without a construct of one engine; DuckDB runs them by default and spills to
+disk what does not fit in memory. The data set is written into a folder beside its place and renamed at the end, so
+that a full disk or a kill leaves nothing that looks whole (after a kill, a hidden folder that ends in `.partial`).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import math
+import operator
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ibis
+import ibis.expr.types as ir
+import pyarrow.parquet as pq
+from transformers.utils import logging
+
+from modeling_mcm.data.dataset import (
+    FEATURE_EXTRACTOR_FOLDER,
+    MANIFEST_FILE,
+    POPULARITY_FILE,
+    PreparedManifest,
+    sha256_of,
+)
+from modeling_mcm.data.events import (
+    add_period,
+    find_visits,
+    normalise_events,
+    normalise_profile,
+    open_table,
+)
+from modeling_mcm.data.rows import count_ids, customer_rows, popularity, write_shard
+from modeling_mcm.data.schema import EventSchema
+from modeling_mcm.data.vocabulary import Vocabularies, encode_events, encode_profiles, fit
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+logger = logging.get_logger(__name__)
+
+ROWS_PER_SHARD = 1024
+LIBRARIES = ("modeling-mcm", "ibis-framework", "duckdb", "pyarrow", "numpy", "transformers", "datasets")
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+            versions[name] = "not installed"
+    return versions
+
+
+def _describe(source: Any) -> dict[str, Any] | None:
+    """Names and digests of the input's files; None for a table in memory, which cannot be told apart cheaply."""
+    if not isinstance(source, str | Path) or not Path(source).exists():
+        return None
+    path = Path(source)
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    return {"name": path.name, "files": {file.name: sha256_of(file) for file in files}}
+
+
+def _one_row(table: ir.Table) -> dict[str, Any]:
+    return table.to_pyarrow().to_pylist()[0]
+
+
+@contextmanager
+def _engine(engine: str | ibis.BaseBackend, workspace: Path, memory_limit: str) -> Iterator[ibis.BaseBackend]:
+    if not isinstance(engine, str):
+        yield engine
+        return
+    if engine != "duckdb":
+        raise ValueError(f"`engine` is {engine!r}; give 'duckdb' or an Ibis connection.")
+    connection = ibis.duckdb.connect(
+        str(workspace / "engine.duckdb"), memory_limit=memory_limit, temp_directory=str(workspace / "spill")
+    )
+    try:
+        yield connection
+    finally:
+        connection.disconnect()
+
+
+@contextmanager
+def _caching(connection: ibis.BaseBackend) -> Iterator[Callable[[ir.Table], ir.Table]]:
+    """Gives a function that keeps a table in the engine; the tables are dropped at the end."""
+    names: list[str] = []
+
+    def cache(table: ir.Table) -> ir.Table:
+        names.append(ibis.util.gen_name("mcm"))
+        return connection.create_table(names[-1], table, temp=True)
+
+    try:
+        yield cache
+    finally:
+        for name in names:
+            connection.raw_sql(f"DROP TABLE {name}")
+
+
+@contextmanager
+def _replacing(output_dir: Path) -> Iterator[tuple[Path, Path]]:
+    """Gives a folder to fill and one for scratch; the first takes the place of `output_dir` when all went well."""
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    partial = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.partial")
+    replaced = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.replaced")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        (partial / "data").mkdir(parents=True)
+        (partial / "scratch").mkdir()
+        yield partial / "data", partial / "scratch"
+        if output_dir.exists():
+            output_dir.rename(replaced)
+        (partial / "data").rename(output_dir)
+    finally:
+        if replaced.exists() and not output_dir.exists():
+            replaced.rename(output_dir)
+        shutil.rmtree(replaced, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _reusable(output_dir: Path, wanted: dict[str, Any], overwrite: bool, reuse: bool) -> PreparedManifest | None:
+    """The manifest there if it may be reused, None if the folder is to be written; raises where neither is wanted."""
+    if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
+        return None
+    if not (output_dir / MANIFEST_FILE).is_file():
+        raise FileExistsError(f"{output_dir} exists and is no prepared data set; remove it or choose another folder.")
+    differs = "it was not asked to be reused"
+    if reuse:
+        manifest = PreparedManifest.load(output_dir)
+        changed = [key for key, value in wanted.items() if getattr(manifest, key) != value]
+        if wanted["input"]["events"] is None:
+            changed.append("input")
+        if not changed:
+            return manifest
+        differs = f"another {' and '.join(sorted(set(changed)))} made it"
+    if not overwrite:
+        raise FileExistsError(
+            f"{output_dir} is a prepared data set already and {differs}; set overwrite=True (--overwrite) to "
+            "replace it."
+        )
+    return None
+
+
+def _drop_and_count(events: ir.Table, schema: EventSchema) -> tuple[ir.Table, dict[str, int]]:
+    """Counts rows without customer or time and duplicates, and leaves out what the schema says."""
+    counts = _one_row(
+        events.aggregate(
+            rows=events.count(),
+            null_customer=events.customer_id.isnull().sum(),
+            null_time=events.second.isnull().sum(),
+        )
+    )
+    if not counts["rows"]:
+        raise ValueError("The event table is empty; it needs at least one row.")
+    for key, column in (("null_customer", schema.customer), ("null_time", schema.time)):
+        if counts[key] and schema.on_null == "error":
+            raise ValueError(
+                f"Column {column!r} is null in {counts[key]} of {counts['rows']} events; correct them, or set "
+                "`on_null: drop` in the schema to leave them out."
+            )
+    whole = events.filter(events.customer_id.notnull() & events.second.notnull())
+    distinct = whole.distinct()
+    total, different = whole.count().to_pyarrow().as_py(), distinct.count().to_pyarrow().as_py()
+    counts |= {"dropped_null": counts["rows"] - total, "duplicates": total - different, "dropped_duplicates": 0}
+    if schema.on_duplicate == "drop":
+        counts["dropped_duplicates"] = counts["duplicates"]
+        whole = distinct
+    return whole, counts
+
+
+def _add_target(events: ir.Table, schema: EventSchema) -> ir.Table:
+    token = events[f"f{schema.features.index(schema.token_feature)}"]
+    is_target = token.isin(schema.target_token_types) if schema.target_token_types else ibis.literal(True)
+    return events.mutate(is_target=ibis.coalesce(is_target, False).cast("int8"))
+
+
+def _split_and_count(events: ir.Table, schema: EventSchema) -> dict[str, int]:
+    """Events of each period and the evaluation cases; raises where a cutoff leaves nothing.
+
+    For a case only target events count that have a label in a task besides the token type: of any other there is
+    nothing to predict.
+    """
+    token_place = schema.features.index(schema.token_feature)
+    task_places = [i for i, spec in enumerate(schema.features) if spec.name in schema.tasks and i != token_place]
+    has_label = [events[f"f{i}"].notnull() for i in task_places] or [ibis.literal(True)]
+    events = events.mutate(to_predict=(events.is_target == 1) & functools.reduce(operator.or_, has_label))
+
+    def targets(table: ir.Table, *periods: int) -> ir.Value:
+        return (table.to_predict & table.period.isin(periods)).sum()
+
+    counts = _one_row(
+        events.aggregate(
+            events=events.count(),
+            training_events=(events.period == 0).sum(),
+            training_targets=targets(events, 0),
+            validation_events=(events.period == 1).sum(),
+            test_events=(events.period == 2).sum(),
+            target_events=events.is_target.sum(),
+            reserved=events[f"f{token_place}"].isin(schema.reserved_token_types).sum(),
+            first=events.second.min().as_timestamp("s").cast("string"),
+            last=events.second.max().as_timestamp("s").cast("string"),
+        )
+    )
+    if not counts["events"]:
+        raise ValueError("Every event was dropped for a missing customer or time; check `customer` and `time`.")
+    if counts.pop("reserved"):
+        raise ValueError(
+            f"Column {schema.token_type!r} holds {' or '.join(map(repr, schema.reserved_token_types))}, token types "
+            "that MCM adds itself; rename them in the log, or choose another `end_of_visit`."
+        )
+    span = f"the log runs from {counts.pop('first')} to {counts.pop('last')}"
+    if not counts["target_events"]:
+        raise ValueError(
+            f"No event has a token type of `target_token_types` ({', '.join(schema.target_token_types)}); "
+            f"check them against column {schema.token_type!r}."
+        )
+    for key, where in (
+        ("training_targets", "No target event is before `cutoffs: validation`"),
+        ("validation_events", "No event is between `cutoffs: validation` and `cutoffs: test`"),
+        ("test_events", "No event is on or after `cutoffs: test`"),
+    ):
+        if not counts[key]:
+            cutoffs = ", ".join(f"{name} {time}" for name, time in schema.cutoffs.items())
+            raise ValueError(f"{where} ({cutoffs}), and {span}; move the cutoffs.")
+    customers = events.group_by("customer_id").agg(
+        before=targets(events, 0), between=targets(events, 1), after=targets(events, 2)
+    )
+    enough = schema.min_history
+    counts |= _one_row(
+        customers.aggregate(
+            customers=customers.count(),
+            validation_cases=((customers.before >= enough) & (customers.between > 0)).sum(),
+            test_cases=((customers.before + customers.between >= enough) & (customers.after > 0)).sum(),
+        )
+    )
+    return counts
+
+
+def _number_shards(events: ir.Table, rows_per_shard: int) -> ir.Table:
+    """customer_id and its shard: customers in the order of their id, `rows_per_shard` to a shard."""
+    customers = events.select("customer_id").distinct()
+    place = ibis.row_number().over(ibis.window(order_by=customers.customer_id))
+    return customers.mutate(shard=(place // rows_per_shard).cast("int64"))
+
+
+def _save_feature_extractor(fitted: Vocabularies, schema: EventSchema, directory: Path) -> None:
+    features = [
+        {"name": spec.name, "kind": spec.kind, "column": spec.column, "profile": spec in schema.profile}
+        for spec in (*schema.features, *schema.profile)
+    ]
+    MCMFeatureExtractor(
+        features=features,
+        vocabularies=fitted.values,
+        bins=fitted.bins,
+        customer=schema.customer,
+        time=schema.time,
+        token_type=schema.token_type,
+        visit=schema.visit,
+        time_zone=schema.time_zone,
+        tasks=list(schema.tasks),
+        target_token_types=list(schema.target_token_types),
+        end_of_visit=schema.end_of_visit,
+        max_events=schema.max_events,
+        min_history=schema.min_history,
+        name=schema.name,
+    ).save_pretrained(directory)
+
+
+def prepare(
+    events: Any,
+    schema: EventSchema,
+    output_dir: str | Path,
+    profile: Any = None,
+    engine: str | ibis.BaseBackend = "duckdb",
+    rows_per_shard: int = ROWS_PER_SHARD,
+    overwrite: bool = False,
+    reuse: bool = False,
+    memory_limit: str = "1GB",
+    progress: Callable[..., Any] | None = None,
+) -> PreparedManifest:
+    """Prepares an event log: `manifest.json`, `feature_extractor/`, `popularity.parquet` and shards of customers.
+
+    Args:
+        events: Parquet or CSV file, folder of Parquet files, data frame, Arrow table or Ibis table; one row an event.
+        schema (`EventSchema`): What the columns mean.
+        output_dir (`str` or `Path`): Folder to make.
+        profile (*optional*): The profile table in any of the same forms; needed if the schema has `profile`.
+        engine (`str` or Ibis connection): `duckdb`, or a connection; an Ibis table of a database runs there.
+        rows_per_shard (`int`): Most customers in one shard.
+        overwrite (`bool`): Replace a prepared data set that is there.
+        reuse (`bool`): Return at once if the data set there was made from the same files, schema and options.
+        memory_limit (`str`): Memory that DuckDB may use before it spills to disk.
+        progress (*optional*): A class like `tqdm`; that of transformers if not given.
+
+    Returns:
+        `PreparedManifest`: The manifest as written.
+
+    Raises:
+        ValueError: The data do not fit the schema; the message names the column and the fix.
+        FileExistsError: `output_dir` exists and neither `overwrite` nor `reuse` covers it.
+        FileNotFoundError: No such input file.
+        OSError: The disk is full or not writable; nothing is left behind.
+    """
+    if rows_per_shard < 1:
+        raise ValueError(f"`rows_per_shard` is {rows_per_shard}; give at least 1.")
+    if schema.profile and profile is None:
+        raise ValueError(
+            "The schema has `profile` features, but no profile table is given; pass `profile` (--profile)."
+        )
+    output_dir = Path(output_dir)
+    wanted = {
+        "schema": schema.to_dict(),
+        "input": {"events": _describe(events), "profile": _describe(profile) if schema.profile else None},
+        "options": {"rows_per_shard": rows_per_shard},
+    }
+    existing = _reusable(output_dir, wanted, overwrite, reuse)
+    if existing is not None:
+        return existing
+    if isinstance(events, ir.Table) and not isinstance(events.op(), ibis.expr.operations.InMemoryTable):
+        engine = events.get_backend()
+    tqdm = progress or logging.tqdm
+    with (
+        _replacing(output_dir) as (target, scratch),
+        _engine(engine, scratch, memory_limit) as connection,
+        tqdm(total=len(schema.feature_names) + 3, desc="Preparing", unit="step") as bar,
+    ):
+        with _caching(connection) as cache:
+            manifest = _run(events, profile, schema, connection, cache, target, rows_per_shard, bar, wanted)
+        manifest.save(target)
+    return manifest
+
+
+def _run(
+    events: Any,
+    profile: Any,
+    schema: EventSchema,
+    connection: ibis.BaseBackend,
+    cache: Callable[[ir.Table], ir.Table],
+    target: Path,
+    rows_per_shard: int,
+    bar: Any,
+    wanted: dict[str, Any],
+) -> PreparedManifest:
+    """The steps in their order; every table is an Ibis expression, cached where several steps read it."""
+
+    def done(step: str) -> None:
+        bar.set_postfix_str(step)
+        bar.update()
+
+    read = cache(normalise_events(open_table(events, connection, "event"), schema))
+    whole, counts = _drop_and_count(read, schema)
+    checked = add_period(_add_target(whole, schema), schema)
+    counts |= _split_and_count(checked, schema)
+    profiles = None
+    if schema.profile:
+        profiles = cache(normalise_profile(open_table(profile, connection, "profile"), schema))
+        counts["profiles"] = profiles.count().to_pyarrow().as_py()
+    done("checked")
+    visits = cache(find_visits(checked))
+    fitted = fit(checked, visits, profiles, schema, done)
+    _save_feature_extractor(fitted, schema, target / FEATURE_EXTRACTOR_FOLDER)
+    sharded = checked.inner_join(_number_shards(checked, rows_per_shard), "customer_id")
+    visits = visits.inner_join(_number_shards(checked, rows_per_shard), "customer_id")
+    # Sorted by shard, so that reading one shard skips the rest of the table.
+    encoded = cache(encode_events(sharded, visits, fitted, schema).order_by("shard"))
+    counts |= count_ids(encoded, schema)
+    done("encoded")
+    pq.write_table(popularity(encoded, fitted, schema), target / POPULARITY_FILE)
+    encoded_profiles = cache(encode_profiles(profiles, fitted, schema)) if profiles is not None else None
+    number = math.ceil(counts["customers"] / rows_per_shard)
+    done("counted")
+    bar.total += number
+    shards = []
+    for k in range(number):
+        rows = customer_rows(encoded.filter(encoded.shard == k), encoded_profiles, schema)
+        shards.append(write_shard(rows, schema, target / f"customers-{k:05d}-of-{number:05d}.parquet"))
+        done(f"shard {k + 1} of {number}")
+    return PreparedManifest(counts=counts, seeds={}, versions=_versions(), shards=shards, **wanted)

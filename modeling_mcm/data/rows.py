@@ -1,0 +1,120 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""From encoded events to what lies on disk: one row a customer in Parquet shards, popularity, counts of ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from modeling_mcm.data.dataset import sha256_of
+from modeling_mcm.data.events import epoch_seconds
+from modeling_mcm.data.schema import CATEGORICAL, EventSchema
+from modeling_mcm.data.vocabulary import Vocabularies
+from modeling_mcm.processing_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
+
+ROWS_PER_ROW_GROUP = 256
+
+
+def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSchema) -> ir.Table:
+    """Table before: one row an event (see `encode_events`). After: one row a customer, sorted by customer_id.
+
+    Events are ordered by visit, then time, then ids: nothing depends on the order of the input. The structs are sorted
+    after collecting, because an ordered collect does not exist in every engine.
+    """
+    names = [f"f{i}" for i in range(len(schema.features))]
+    order = ("visit", "closes_visit", "second", *names, "is_target")
+    test, validation = (epoch_seconds(schema.cutoffs[key]) for key in ("test", "validation"))
+    rows = encoded.group_by("customer_id").agg(
+        events=ibis.struct({name: encoded[name] for name in order}).collect(),
+        validation_end=(encoded.second < validation).sum().cast("int32"),
+        test_end=(encoded.second < test).sum().cast("int32"),
+    )
+    rows = rows.mutate(events=rows.events.sort())
+    columns: dict[str, ir.Value] = {
+        "customer_id": rows.customer_id,
+        "times": rows.events.map(lambda event: event["second"]),
+        "visits": rows.events.map(lambda event: event["visit"]),
+    }
+    columns |= {name: rows.events.map(lambda event, name=name: event[name]) for name in names}
+    event_names = [spec.name for spec in schema.features]
+    for k, task in enumerate(schema.tasks):
+        source = names[event_names.index(task)]
+        columns[f"t{k}"] = rows.events.map(lambda event, source=source: event[source] * event["is_target"])
+    rows = rows.select(**columns, validation_end=rows.validation_end, test_end=rows.test_end)
+    if profiles is not None:
+        joined = rows.left_join(profiles, "customer_id")
+        filled = {f"p{i}": ibis.coalesce(joined[f"p{i}"], MISSING_ID) for i in range(len(schema.profile))}
+        rows = joined.mutate(**filled).select(*rows.columns, *filled)
+    return rows.order_by("customer_id")
+
+
+def shard_schema(schema: EventSchema) -> tuple[list[str], pa.Schema]:
+    """Internal column names of `customer_rows` in the order of a shard, and the shard's Arrow schema."""
+    ids = pa.list_(pa.int32())
+    columns = [("customer_id", "customer_id", pa.string()), ("times", "times", pa.list_(pa.int64()))]
+    columns += [("visits", "visits", ids)]
+    columns += [(f"f{i}", f"feature_{spec.name}", ids) for i, spec in enumerate(schema.features)]
+    columns += [(f"t{k}", f"task_{task}", ids) for k, task in enumerate(schema.tasks)]
+    columns += [(f"p{i}", f"profile_{spec.name}", pa.int32()) for i, spec in enumerate(schema.profile)]
+    columns += [(name, name, pa.int32()) for name in ("validation_end", "test_end")]
+    return [internal for internal, _, _ in columns], pa.schema([(name, kind) for _, name, kind in columns])
+
+
+def write_shard(rows: ir.Table, schema: EventSchema, path: Path) -> dict[str, Any]:
+    """Writes rows of `customer_rows` to one Parquet file; returns its entry of the manifest."""
+    internal, arrow_schema = shard_schema(schema)
+    table = rows.to_pyarrow().select(internal).rename_columns(arrow_schema.names).cast(arrow_schema)
+    pq.write_table(table, path, compression="zstd", row_group_size=ROWS_PER_ROW_GROUP)
+    return {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def popularity(encoded: ir.Table, fitted: Vocabularies, schema: EventSchema) -> pa.Table:
+    """Counts of every value in the training period.
+
+    Returns:
+        `pa.Table`: Columns feature, id, value, count (events), target_count (target events), by feature and id.
+    """
+    training = encoded.filter(encoded.second < epoch_seconds(schema.cutoffs["validation"]))
+    parts = []
+    for i, spec in enumerate(schema.features):
+        if spec.kind == CATEGORICAL:
+            seen = training.filter(training[f"f{i}"] >= FIRST_VALUE_ID).group_by(id=training[f"f{i}"])
+            table = seen.agg(count=lambda t: t.count(), target_count=lambda t: t.is_target.sum()).order_by("id")
+            found = table.to_pyarrow().cast(
+                pa.schema([("id", pa.int32()), ("count", pa.int64()), ("target_count", pa.int64())])
+            )
+            values = [fitted.values[spec.name][k - FIRST_VALUE_ID] for k in found["id"].to_pylist()]
+            columns = {"feature": pa.array([spec.name] * len(values), pa.string()), "id": found["id"]}
+            columns |= {"value": pa.array(values, pa.string()), "count": found["count"]}
+            parts.append(pa.table(columns | {"target_count": found["target_count"]}))
+    return pa.concat_tables(parts)
+
+
+def count_ids(encoded: ir.Table, schema: EventSchema) -> dict[str, Any]:
+    """Events of the log with a missing or unknown value, per feature, and the interactions that preparation added.
+
+    Raises:
+        ValueError: An event has no value at all, so that it has no embedding.
+    """
+    events = encoded.filter(encoded.closes_visit == 0)
+    wanted: dict[str, ir.Value] = {}
+    for i, _ in enumerate(schema.features):
+        wanted |= {f"m{i}": (events[f"f{i}"] == MISSING_ID).sum(), f"u{i}": (events[f"f{i}"] == UNKNOWN_ID).sum()}
+    empty = events.filter(*(events[f"f{i}"] == MISSING_ID for i in range(len(schema.features)))).count()
+    found = events.aggregate(**wanted, empty=empty.as_scalar()).to_pyarrow().to_pylist()[0]
+    if found["empty"]:
+        raise ValueError(
+            f"{found['empty']} events have no value in any feature; leave them out of the log, or add a feature that "
+            "is always there, such as {name: hour, kind: hour}."
+        )
+    return {
+        "missing": {spec.name: found[f"m{i}"] or 0 for i, spec in enumerate(schema.features)},
+        "unknown": {spec.name: found[f"u{i}"] or 0 for i, spec in enumerate(schema.features)},
+        "ends_of_visit": (encoded.closes_visit == 1).sum().to_pyarrow().as_py() or 0,
+    }

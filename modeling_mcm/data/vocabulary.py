@@ -1,0 +1,173 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Vocabularies and bins fitted on the training period, and the ids that they give.
+
+Ids of every feature: 0 missing, 1 unknown (never seen in training, or too rarely), 2 and up the values or bins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import ibis
+import ibis.expr.types as ir
+import numpy as np
+import pyarrow as pa
+
+from modeling_mcm.data.schema import CATEGORICAL, HOUR, WEEKDAY, EventSchema, FeatureSpec
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
+from modeling_mcm.processing_mcm import EPOCH_WEEKDAY, FIRST_VALUE_ID, MISSING_ID, SECONDS_PER_HOUR, UNKNOWN_ID
+
+
+@dataclass
+class Vocabularies:
+    """What is fitted: per categorical feature its values (id 2, 3 ...), per binned feature its inner bin edges."""
+
+    values: dict[str, list[str]] = field(default_factory=dict)
+    bins: dict[str, list[float]] = field(default_factory=dict)
+
+    def id_of(self, name: str, value: str) -> int:
+        """The id of a value that is in the vocabulary."""
+        return FIRST_VALUE_ID + self.values[name].index(value)
+
+
+def fit_values(column: ir.Value, min_count: int) -> list[str]:
+    """Values seen at least `min_count` times, the most frequent first, equals by their text."""
+    table = column.name("value").as_table()
+    counts = table.filter(table.value.notnull()).group_by("value").agg(count=lambda t: t.count())
+    kept = counts.filter(counts["count"] >= min_count).order_by(ibis.desc("count"), ibis.asc("value"))
+    return kept.value.to_pyarrow().to_pylist()
+
+
+def fit_bins(column: ir.Value, bins: int) -> list[float]:
+    """Inner edges of quantile bins, strictly increasing; fewer than `bins` - 1 where values repeat."""
+    table = column.name("value").as_table()
+    finite = table.filter(table.value.notnull() & ~table.value.isinf())
+    levels = [k / bins for k in range(1, bins)]
+    edges = finite.value.quantile(levels).to_pyarrow().as_py()
+    return [] if edges is None else np.unique(np.asarray(edges, dtype=np.float64)).tolist()
+
+
+def fit(
+    events: ir.Table,
+    visits: ir.Table,
+    profiles: ir.Table | None,
+    schema: EventSchema,
+    on_feature: Callable[[str], None],
+) -> Vocabularies:
+    """Fits every feature on the training period (period 0).
+
+    Args:
+        events: Normalised events with `period`.
+        visits: The visits, of which each counts once for `days_since_visit`.
+        profiles: Normalised profiles; those of customers with a training event count.
+        schema: The event schema.
+        on_feature: Called with each feature's name when it is done.
+    """
+    fitted = Vocabularies()
+    training = events.filter(events.period == 0)
+    for i, spec in enumerate(schema.features):
+        if spec.kind == CATEGORICAL:
+            fitted.values[spec.name] = fit_values(training[f"f{i}"], spec.min_count)
+        elif not spec.is_derived:
+            fitted.bins[spec.name] = fit_bins(training[f"f{i}"], spec.bins)
+        elif spec.kind not in (HOUR, WEEKDAY):
+            fitted.bins[spec.name] = fit_bins(visits.filter(visits.period == 0).days, spec.bins)
+        on_feature(spec.name)
+    fitted.values[schema.token_feature.name] += schema.reserved_token_types
+    if profiles is not None:
+        seen = profiles.semi_join(training.select("customer_id").distinct(), "customer_id")
+        for i, spec in enumerate(schema.profile):
+            if spec.kind == CATEGORICAL:
+                fitted.values[spec.name] = fit_values(seen[f"p{i}"], spec.min_count)
+            else:
+                fitted.bins[spec.name] = fit_bins(seen[f"p{i}"], spec.bins)
+            on_feature(spec.name)
+    return fitted
+
+
+def _bin_id(column: ir.NumericValue, edges: Sequence[float]) -> ir.IntegerValue:
+    """2 + the number of edges at or below the value: numpy's `searchsorted(edges, x, side="right")`."""
+    above = sum(((column >= edge).cast("int32") for edge in edges), ibis.literal(FIRST_VALUE_ID))
+    return ibis.ifelse(column.isnull(), MISSING_ID, above).cast("int32")
+
+
+def hour_id(second: ir.IntegerValue) -> ir.IntegerValue:
+    """2 + hour of the day."""
+    return (FIRST_VALUE_ID + (second % SECONDS_PER_DAY) // SECONDS_PER_HOUR).cast("int32")
+
+
+def weekday_id(second: ir.IntegerValue) -> ir.IntegerValue:
+    """2 + day of the week, Monday first."""
+    return (FIRST_VALUE_ID + (second // SECONDS_PER_DAY + EPOCH_WEEKDAY) % 7).cast("int32")
+
+
+def _look_up(table: ir.Table, column: str, values: Sequence[str]) -> ir.Table:
+    """Replaces a text column by its ids."""
+    ids = ibis.memtable(
+        pa.table(
+            {
+                f"{column}_value": pa.array(values, pa.string()),
+                f"{column}_id": pa.array(np.arange(FIRST_VALUE_ID, FIRST_VALUE_ID + len(values)), pa.int32()),
+            }
+        )
+    )
+    joined = table.left_join(ids, table[column] == ids[f"{column}_value"])
+    known = ibis.coalesce(joined[f"{column}_id"], UNKNOWN_ID)
+    replaced = joined.mutate(**{column: ibis.ifelse(joined[column].isnull(), MISSING_ID, known).cast("int32")})
+    return replaced.drop(f"{column}_value", f"{column}_id")
+
+
+def encode_profiles(profiles: ir.Table, fitted: Vocabularies, schema: EventSchema) -> ir.Table:
+    """Table before: customer_id and raw p0, p1 ... After: the same with ids."""
+    for i, spec in enumerate(schema.profile):
+        if spec.kind == CATEGORICAL:
+            profiles = _look_up(profiles, f"p{i}", fitted.values[spec.name])
+        else:
+            profiles = profiles.mutate(**{f"p{i}": _bin_id(profiles[f"p{i}"], fitted.bins[spec.name])})
+    return profiles
+
+
+def _derived(table: ir.Table, spec: FeatureSpec, fitted: Vocabularies, second: str) -> ir.IntegerValue:
+    if spec.kind == HOUR:
+        return hour_id(table[second])
+    if spec.kind == WEEKDAY:
+        return weekday_id(table[second])
+    return _bin_id(table.days, fitted.bins[spec.name])
+
+
+def encode_events(events: ir.Table, visits: ir.Table, fitted: Vocabularies, schema: EventSchema) -> ir.Table:
+    """Ids of all events and of the interactions that close visits.
+
+    Table before: normalised events (customer_id, shard, second, period, visit_key, is_target, raw f0 ...). After:
+    customer_id, shard, visit, closes_visit, second, f0, f1 ... as ids, is_target.
+    """
+    joined = events.inner_join(
+        visits.select("customer_id", "period", "visit_key", "visit", "days"), ["customer_id", "period", "visit_key"]
+    )
+    for i, spec in enumerate(schema.features):
+        if spec.kind == CATEGORICAL:
+            joined = _look_up(joined, f"f{i}", fitted.values[spec.name])
+        elif spec.is_derived:
+            joined = joined.mutate(**{f"f{i}": _derived(joined, spec, fitted, "second")})
+        else:
+            joined = joined.mutate(**{f"f{i}": _bin_id(joined[f"f{i}"], fitted.bins[spec.name])})
+    names = [f"f{i}" for i in range(len(schema.features))]
+    order = ("customer_id", "shard", "visit", "closes_visit", "second", *names, "is_target")
+    encoded = joined.mutate(closes_visit=ibis.literal(0, "int8")).select(*order)
+    if schema.end_of_visit is None:
+        return encoded
+    closing = visits.filter(visits.has_target == 1)
+    ids: dict[str, ir.Value] = {}
+    for i, spec in enumerate(schema.features):
+        if spec.is_derived:
+            ids[f"f{i}"] = _derived(closing, spec, fitted, "end")
+        elif spec is schema.token_feature:
+            ids[f"f{i}"] = ibis.literal(fitted.id_of(spec.name, schema.end_of_visit), "int32")
+        else:
+            ids[f"f{i}"] = ibis.literal(MISSING_ID, "int32")
+    ends = closing.mutate(
+        **ids, closes_visit=ibis.literal(1, "int8"), second=closing.end, is_target=ibis.literal(0, "int8")
+    )
+    return encoded.union(ends.select(*order))

@@ -1,0 +1,60 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The metrics of `modeling_mcm.evaluation` as a module of the `evaluate` library, loaded by the path of its folder."""
+
+import datasets
+import evaluate
+import numpy as np
+
+from modeling_mcm.evaluation.metrics import customer_metrics
+
+_DESCRIPTION = """
+NDCG@k, recall@k, precision@k, hit rate@k and MRR of the next visit (the set of its labels) and of the next event (one
+uniformly chosen event of it), ties at their expectation, per customer first and the mean last.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    predictions: for each customer a list with one [greater, ties] pair for each distinct target label, as
+        `modeling_mcm.evaluation.tie_ranks` counts them: labels with a higher score, and with the same score, itself
+        included.
+    references: for each customer the number of events with each of these labels, in the same order.
+    k: length of the list.
+Returns:
+    A dict from metric name, such as `next_visit_ndcg@10`, to its mean over the customers with a target.
+Examples:
+    >>> metric = evaluate.load("modeling_mcm/evaluation/modules/next_visit_metrics")
+    >>> metric.compute(predictions=[[[0, 1], [2, 1]]], references=[[1, 1]], k=10)["next_visit_mrr"]
+    1.0
+"""
+
+
+class NextVisitMetrics(evaluate.Metric):
+    """Thin wrapper; see the description that `evaluate` shows."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Sequence(datasets.Sequence(datasets.Value("int64"))),
+                    "references": datasets.Sequence(datasets.Value("int64")),
+                }
+            ),
+        )
+
+    def _compute(self, predictions: list, references: list, k: int = 10) -> dict[str, float]:
+        shape = (len(references), max((len(counts) for counts in references), default=0))
+        greater, ties, counts = np.zeros((3, *shape), dtype=np.int64)
+        for row, (pairs, row_counts) in enumerate(zip(predictions, references, strict=True)):
+            if len(pairs) != len(row_counts):
+                raise ValueError(
+                    f"Customer {row} has {len(pairs)} [greater, ties] pairs and {len(row_counts)} counts; expected "
+                    "one pair and one count for each distinct target label."
+                )
+            greater[row, : len(pairs)], ties[row, : len(pairs)] = np.reshape(pairs, (-1, 2)).T
+            counts[row, : len(pairs)] = row_counts
+        values = customer_metrics(greater, ties, counts, ks=(k,))
+        return {name: float(np.nanmean(value)) for name, value in values.items()}

@@ -1,0 +1,146 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The predictions file: each customer's best labels of each task, streamed to Parquet and read back.
+
+Columns: `customer_id` string, `task` string, `labels` list<string>, best first, and `scores` list<float>. One row a
+customer and task. The file appears under its name only when it is complete.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet
+from numpy.typing import ArrayLike, NDArray
+
+from modeling_mcm.evaluation.metrics import FIRST_LABEL
+
+PREDICTIONS_SCHEMA = pa.schema(
+    [
+        ("customer_id", pa.string()),
+        ("task", pa.string()),
+        ("labels", pa.list_(pa.string())),
+        ("scores", pa.list_(pa.float32())),
+    ]
+)
+
+
+def top_labels(scores: NDArray, top: int) -> NDArray[np.int64]:
+    """Ids of the `top` best labels, best first; equal scores in the order of the id; pad and unknown never.
+
+    Args:
+        scores: of shape `(B, V)`.
+        top: how many.
+
+    Returns:
+        Of shape `(B, min(top, V - 2))`.
+    """
+    ranked = -np.asarray(scores)[:, FIRST_LABEL:]
+    if 0 < top < ranked.shape[1]:
+        # Everything that is not worse than the top-th best score; a stable sort of it alone then settles the ties.
+        worst = np.partition(ranked, top - 1, axis=1)[:, top - 1 : top]
+        rows = [np.flatnonzero(keep) for keep in ranked <= worst]
+        best = [kept[np.argsort(row[kept], kind="stable")[:top]] for row, kept in zip(ranked, rows, strict=True)]
+        return np.array(best, dtype=np.int64).reshape(len(ranked), top) + FIRST_LABEL
+    return np.argsort(ranked, axis=1, kind="stable")[:, :top] + FIRST_LABEL
+
+
+class PredictionsWriter:
+    """Writes a predictions file batch by batch, as a context manager; an error inside leaves no file.
+
+    Args:
+        path: of the Parquet file; an older one is replaced when the new one is complete.
+        top: labels kept for each customer and task.
+
+    Example:
+
+        with PredictionsWriter("predictions.parquet") as writer:
+            writer.write("brand", ["7", "8"], scores, ["", "", "National", "Private"])
+    """
+
+    def __init__(self, path: str | os.PathLike[str], top: int = 100):
+        if top < 1:
+            raise ValueError(f"Found top = {top}; expected at least one label for each customer.")
+        self.path = Path(path)
+        self.top = top
+        self._partial = self.path.with_name(f".{self.path.name}.partial")
+
+    def __enter__(self) -> "PredictionsWriter":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._writer = pa.parquet.ParquetWriter(self._partial, PREDICTIONS_SCHEMA)
+        return self
+
+    def write(self, task: str, customer_ids: Sequence[str], scores: ArrayLike, values: Sequence[str]) -> None:
+        """Adds the best labels of a batch of customers.
+
+        Args:
+            task: name of the task.
+            customer_ids: of length B.
+            scores: of shape `(B, V)`.
+            values: the label strings by id, of length V; the first two, pad and unknown, are not used.
+
+        Raises:
+            ValueError: if the lengths don't fit.
+        """
+        scores = np.asarray(scores, dtype=np.float32)
+        if scores.shape != (len(customer_ids), len(values)):
+            raise ValueError(
+                f"Found scores of shape {scores.shape} for task {task!r}; expected one row for each of "
+                f"{len(customer_ids)} customers and one column for each of {len(values)} labels."
+            )
+        best = top_labels(scores, self.top)
+        offsets = pa.array(np.arange(len(best) + 1, dtype=np.int32) * best.shape[1])
+        labels = pa.array(values, pa.string()).take(pa.array(best.reshape(-1)))
+        best_scores = pa.array(np.take_along_axis(scores, best, axis=1).reshape(-1))
+        columns = [
+            pa.array(customer_ids, pa.string()),
+            pa.array([task] * len(best), pa.string()),
+            pa.ListArray.from_arrays(offsets, labels),
+            pa.ListArray.from_arrays(offsets, best_scores),
+        ]
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=PREDICTIONS_SCHEMA))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._writer.close()
+            if kind is None:
+                self._partial.replace(self.path)
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+
+def read_predictions(path: str | os.PathLike[str], task: str | None = None) -> pa.Table:
+    """Reads a predictions file, all tasks or one.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no complete Parquet file, lacks a column or has no row of the task.
+    """
+    try:
+        file = pa.parquet.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"{os.fspath(path)} is not a complete Parquet file ({error}); expected a predictions file. Write it again "
+            "with --predictions_file."
+        ) from error
+    with file:
+        missing = [name for name in PREDICTIONS_SCHEMA.names if name not in file.schema_arrow.names]
+        if missing:
+            raise ValueError(
+                f"{os.fspath(path)} has no column {missing[0]!r}; expected a predictions file with the columns "
+                f"{', '.join(PREDICTIONS_SCHEMA.names)}."
+            )
+        table = file.read(columns=PREDICTIONS_SCHEMA.names)
+    if task is None:
+        return table
+    chosen = table.filter(pa.compute.equal(table["task"], task))
+    if not len(chosen):
+        tasks = ", ".join(sorted(pa.compute.unique(table["task"]).to_pylist()))
+        raise ValueError(f"{os.fspath(path)} has no predictions of task {task!r}; its tasks are: {tasks or 'none'}.")
+    return chosen

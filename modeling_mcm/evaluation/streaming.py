@@ -1,0 +1,129 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics while the model runs: logits become ranks at once, on their device, and are never gathered or kept.
+
+The torch twin of `tie_ranks`, and what the Trainer needs around it: `preprocess_logits_for_metrics` as it is, and
+`StreamingMetrics` as `compute_metrics` with `batch_eval_metrics=True`.
+
+Shapes: B customers, N target labels of a customer (right-padded), V labels, ids 0 and 1 included.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from modeling_mcm.evaluation.metrics import FIRST_LABEL, UNREACHABLE, customer_metrics
+
+
+@torch.no_grad()
+def ranks_from_logits(
+    logits: torch.Tensor, labels: torch.Tensor, max_elements: int = 2**24
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Counts the labels above and beside each target label, as `tie_ranks` does.
+
+    Rows are sorted and searched, a chunk of rows at a time: nothing of shape (B, N, V) is held.
+
+    Args:
+        logits: of shape `(B, V)`, any floating type.
+        labels: label ids of shape `(B, N)` or `(B,)`; ids up to 1 (padding such as 0 or -100, and unknown) are out of
+            reach.
+        max_elements: of logits sorted at a time.
+
+    Returns:
+        `greater` and `ties`, int64, with the shape and device of `labels`.
+
+    Raises:
+        ValueError: if the shapes don't fit or a logit is NaN.
+    """
+    if logits.ndim != 2 or labels.ndim not in (1, 2) or len(labels) != len(logits):
+        raise ValueError(
+            f"Found logits of shape {tuple(logits.shape)} and labels of shape {tuple(labels.shape)}; expected (B, V) "
+            "and (B, N) or (B,)."
+        )
+    greater, ties = torch.full_like(labels, UNREACHABLE, dtype=torch.long), torch.ones_like(labels, dtype=torch.long)
+    rows = max(1, max_elements // max(1, logits.shape[1]))
+    for start in range(0, len(logits), rows):
+        chunk = logits[start : start + rows].float()  # exact from bfloat16, and what searchsorted takes everywhere
+        if chunk.isnan().any():
+            raise ValueError("Logits hold NaN, which has no rank; expected numbers. Check the model or the loss.")
+        targets = labels[start : start + rows].reshape(len(chunk), -1).to(chunk.device, torch.long)
+        reachable = targets >= FIRST_LABEL
+        values = chunk.gather(1, targets.clamp(min=0))
+        ordered = chunk[:, FIRST_LABEL:].sort(dim=1).values.contiguous()
+        below = torch.searchsorted(ordered, values)
+        not_above = torch.searchsorted(ordered, values, right=True)
+        shape = labels[start : start + rows].shape
+        greater[start : start + rows] = (ordered.shape[1] - not_above).where(reachable, UNREACHABLE).view(shape)
+        ties[start : start + rows] = (not_above - below).where(reachable, 1).view(shape)
+    return greater, ties
+
+
+def preprocess_logits_for_metrics(logits: Any, labels: Any) -> Any:
+    """Ranks instead of logits, for `Trainer(preprocess_logits_for_metrics=)`.
+
+    Args:
+        logits: task -> `(B, V)`, or one tensor; of a tuple of outputs the first is used.
+        labels: task -> `(B, N)`, or one tensor.
+
+    Returns:
+        task -> `(greater, ties)`, or one such pair.
+    """
+    if isinstance(logits, tuple):
+        logits = logits[0]
+    if isinstance(logits, Mapping):
+        return {task: ranks_from_logits(logits[task], labels[task]) for task in logits if task in labels}
+    return ranks_from_logits(logits, labels)
+
+
+class StreamingMetrics:
+    """`compute_metrics` for a Trainer with `batch_eval_metrics=True` and `preprocess_logits_for_metrics` of this file.
+
+    Only metric values, a few numbers a customer, are kept between batches.
+
+    Args:
+        ks: lengths of the list.
+    """
+
+    def __init__(self, ks: Sequence[int] = (10,)):
+        self.ks = tuple(ks)
+        self._values: dict[str, list[np.ndarray]] = {}
+
+    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
+        """Takes a batch in; with `compute_result` returns `<task>_<metric>` -> mean over customers and starts anew.
+
+        Args:
+            prediction: `predictions` as returned by `preprocess_logits_for_metrics`, `label_ids` as task -> `(B, N)`
+                label ids, one for each event of the next visit (repeated labels are counted), 0 or -100 is padding.
+            compute_result: true on the last batch.
+        """
+        for task, (greater, ties) in prediction.predictions.items():
+            labels = _as_numpy(prediction.label_ids[task])
+            ranks = _distinct_ranks(_as_numpy(greater), _as_numpy(ties), labels)
+            for name, values in customer_metrics(*ranks, ks=self.ks).items():
+                self._values.setdefault(f"{task}_{name}", []).append(values)
+        if not compute_result:
+            return {}
+        joined = {name: np.concatenate(values) for name, values in self._values.items()}
+        self._values = {}
+        return {name: float(np.nanmean(v)) for name, v in joined.items() if not np.isnan(v).all()}
+
+
+def _as_numpy(array: Any) -> np.ndarray:
+    return array.cpu().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
+
+
+def _distinct_ranks(
+    greater: np.ndarray, ties: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Brings equal labels of a customer together: ranks as they are, the count on a label's first place, else 0."""
+    greater, ties, labels = (array.reshape(len(array), -1) for array in (greater, ties, labels))  # (B,) is (B, 1)
+    order = np.argsort(labels, axis=1, kind="stable")
+    greater, ties, labels = (np.take_along_axis(array, order, axis=1) for array in (greater, ties, labels))
+    starts = np.ones_like(labels, dtype=bool)
+    starts[:, 1:] = labels[:, 1:] != labels[:, :-1]
+    flat = np.flatnonzero(starts)
+    counts = np.zeros(labels.size, dtype=np.int64)
+    counts[flat] = np.diff(np.append(flat, labels.size))
+    return greater, ties, np.where(labels > 0, counts.reshape(labels.shape), 0)

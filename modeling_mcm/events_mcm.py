@@ -1,0 +1,270 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Raw events as users have them, read into columns, texts, numbers, seconds and visits.
+
+A list of dicts, a data frame and a dict of columns are the same thing after `read_columns`. What a raw value means is
+written here once: `to_text` for categorical values, `to_number` for numeric ones, `to_seconds` for times. Each refuses
+what it does not know, with a message that its caller completes with the customer and the column (`naming`).
+"""
+
+import difflib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, tzinfo
+from decimal import Decimal
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import numpy as np
+from numpy.typing import NDArray
+
+SECONDS_PER_DAY = 86_400
+EPOCH = datetime(1970, 1, 1)
+EXACT_FLOAT = 2**53  # below it every whole float is one integer
+NO_VISIT = -1
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Opens the message of a `ValueError` with the place where it happened."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def check_keys(given: Mapping[Any, Any], known: Sequence[str], where: str) -> None:
+    """Raises a `ValueError` that names the unknown keys, the closest known one and all known ones."""
+    if unknown := [key for key in given if key not in known]:
+        close = difflib.get_close_matches(str(unknown[0]), known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"{where}: unknown {', '.join(map(repr, unknown))}; {hint}Known are: {', '.join(known)}.")
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a raw value counts as missing: None, NaN, NaT or a data frame's NA."""
+    if value is None or type(value).__name__ == "NAType":
+        return True
+    differs = value != value  # of all values only NaN and NaT differ from themselves; an array answers with an array
+    return isinstance(differs, bool | np.bool_) and bool(differs)
+
+
+def to_text(value: Any) -> str | None:
+    """The text that stands for a categorical value; None if it is missing.
+
+    Text stays as it is, booleans become "true" and "false", whole numbers lose their decimals (1.0 and 1 are both
+    "1"), other numbers are written as the shortest text that reads back to the same double, dates as they print.
+
+    Raises:
+        ValueError: if the value is anything else, such as a list.
+    """
+    if isinstance(value, str):
+        return value
+    if is_missing(value):
+        return None
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    if isinstance(value, Integral):
+        return str(int(value))
+    if isinstance(value, Real | Decimal):
+        number = float(value)
+        return str(int(number)) if number.is_integer() and abs(number) < EXACT_FLOAT else repr(number)
+    if isinstance(value, np.datetime64):
+        value = value.astype("datetime64[us]").item()
+    if isinstance(value, date | UUID):
+        return str(value)
+    raise ValueError(f"found {value!r} ({type(value).__name__}), expected text, a number or a boolean; convert it")
+
+
+def to_number(value: Any) -> float:
+    """The double that stands for a numeric value, also one in text; NaN if missing. `ValueError` for the rest."""
+    if is_missing(value):
+        return math.nan
+    if isinstance(value, Real | Decimal | np.bool_ | str):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    raise ValueError(f"found {value!r} ({type(value).__name__}), expected a number; convert it")
+
+
+def to_seconds(value: Any, zone: tzinfo) -> int:
+    """Whole seconds since 1970-01-01 of a time, converted to `zone` if it carries a time zone of its own.
+
+    Raises:
+        ValueError: if the value is missing, a number, or text that is no ISO 8601 time.
+    """
+    fix = "give a datetime or ISO 8601 text such as 2017-03-01T18:30:00"
+    if is_missing(value):
+        raise ValueError(f"found no time ({value!r}); {fix}, or leave the event out")
+    if isinstance(value, np.datetime64):
+        return int(value.astype("datetime64[s]").astype(np.int64))
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError(f"found {value!r}, which is no time; {fix}") from None
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)
+    if not isinstance(value, datetime):
+        raise ValueError(f"found {value!r} ({type(value).__name__}), expected a time; {fix}")
+    if value.tzinfo is not None:
+        value = value.astimezone(zone).replace(tzinfo=None)
+    elapsed = value - EPOCH
+    return elapsed.days * SECONDS_PER_DAY + elapsed.seconds
+
+
+def read_zone(name: str) -> tzinfo:
+    """The time zone of an IANA name; raises `ValueError` if there is none."""
+    if name == "UTC":  # the one zone that needs no time zone database
+        return UTC
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        raise ValueError(f"`time_zone` is {name!r}; give an IANA name such as Europe/Berlin.") from None
+
+
+def map_distinct(values: Sequence[Any], function: Callable[[Any], Any], dtype: type) -> NDArray[Any]:
+    """Applies `function` once to each distinct value. The type is part of the key, for True == 1 == 1.0 in Python."""
+    values = as_list(values)
+    keys = list(zip(map(type, values), values, strict=True))
+    try:
+        table = {key: function(key[1]) for key in set(keys)}
+    except TypeError:  # an unhashable value, such as a list: the function says what is wrong with it
+        return np.array([function(value) for value in values], dtype)
+    return np.fromiter(map(table.__getitem__, keys), dtype, len(keys))
+
+
+def as_column(values: Any) -> Any:
+    """A flat array of numbers, booleans or times, or a list of Python values; a `ValueError` for the rest."""
+    if hasattr(values, "to_numpy"):  # a data frame's column
+        values = values.to_numpy()
+    if isinstance(values, np.ndarray):
+        if values.ndim != 1:
+            raise ValueError(f"found an array of shape {values.shape}, expected one value for each event")
+        return values if values.dtype.kind in "iufbM" else as_list(values)
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise ValueError(f"found {values!r}, expected a list or array with one value for each event")
+    return values
+
+
+def as_list(column: Any) -> Any:
+    """The values of an array as Python objects; a list stays as it is."""
+    if not isinstance(column, np.ndarray):
+        return column
+    return list(column) if column.dtype.kind in "mM" else column.tolist()  # `tolist` makes plain integers of times
+
+
+def read_columns(events: Any, known: Sequence[str]) -> tuple[dict[str, Any], int]:
+    """Columns of any accepted form of events and the number of events.
+
+    Args:
+        events: a list of dicts, a dict of columns, or a data frame (anything with `columns` and `to_numpy`).
+        known: columns that may occur. Others are ignored with a warning in a data frame, an error elsewhere.
+
+    Returns:
+        The known columns that occur, and how many events there are.
+
+    Raises:
+        ValueError: if a key is unknown, or the events have another form or columns of different lengths.
+    """
+    columns: dict[str, Any]
+    if hasattr(events, "columns") and hasattr(events, "to_numpy"):
+        if ignored := [column for column in events.columns if column not in known]:
+            absent = [column for column in known if column not in events.columns]
+            found = f"Columns {ignored} of the events are not in the schema and are ignored"
+            warnings.warn(f"{found}; of the schema's columns, {absent or 'none'} are absent.", stacklevel=2)
+        columns = {column: events[column] for column in known if column in events.columns}
+        count = len(events)
+    elif isinstance(events, Mapping):
+        check_keys(events, known, "columns of the events")
+        columns = dict(events)
+        count = max((len(values) for values in columns.values() if hasattr(values, "__len__")), default=0)
+    elif isinstance(events, Sequence) and not isinstance(events, str):
+        for number, event in enumerate(events):
+            if not isinstance(event, Mapping):
+                raise ValueError(f"event {number} is {event!r}, expected a dict of column and value")
+            if not event.keys() <= set(known):
+                check_keys(event, known, f"event {number}")
+        occurring = set().union(*events)
+        columns = {column: [event.get(column) for event in events] for column in known if column in occurring}
+        count = len(events)
+    else:
+        raise ValueError(f"events are {type(events).__name__}, expected a list of dicts, DataFrame or dict of columns")
+    for column, values in columns.items():
+        with naming(f"column {column!r}"):
+            columns[column] = as_column(values)
+            if len(columns[column]) != count:
+                raise ValueError(f"found {len(columns[column])} values, other columns have {count}; give one an event")
+    return columns, count
+
+
+def read_times(column: Any, zone: tzinfo) -> NDArray[np.int64]:
+    """`to_seconds` of a column, of shape `(events,)`."""
+    if isinstance(column, np.ndarray) and column.dtype.kind == "M" and not np.isnat(column).any():
+        return column.astype("datetime64[s]").astype(np.int64)
+    return np.array([to_seconds(value, zone) for value in as_list(column)], np.int64)
+
+
+def rank_visits(column: Any) -> NDArray[np.int64]:
+    """Rank of each event's visit key as text among the customer's, of shape `(events,)`; -1 where it is missing."""
+    texts = [to_text(value) for value in as_list(column)]
+    ranks = {text: rank for rank, text in enumerate(sorted({text for text in texts if text is not None}))}
+    return np.array([NO_VISIT if text is None else ranks[text] for text in texts], np.int64)
+
+
+class Timeline(NamedTuple):
+    """The order of a customer's n events and where interactions that close a visit are inserted (m in all).
+
+    Attributes:
+        order: places of the events in the input, oldest first, of shape `(n,)`.
+        ends: where, in the ordered events, the closing interactions come, as `numpy.insert` wants it: `(m - n,)`.
+        times: seconds since 1970-01-01, of shape `(m,)`; a closing interaction has the time of its visit's last event.
+        visits: visit of each, counted from 0, of shape `(m,)`.
+        starts: seconds of each visit's first event, of shape `(visits,)`.
+    """
+
+    order: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    times: NDArray[np.int64]
+    visits: NDArray[np.int32]
+    starts: NDArray[np.int64]
+
+
+def arrange(
+    seconds: NDArray[np.int64],
+    ranks: NDArray[np.int64],
+    ties: Sequence[NDArray[Any]],
+    is_target: NDArray[np.bool_],
+    close_visits: bool,
+) -> Timeline:
+    """Orders events by the start of their visit, visit, time and `ties`, so that the order of the input never counts.
+
+    Args:
+        seconds: of shape `(n,)`.
+        ranks: of the visit keys (see `rank_visits`), of shape `(n,)`.
+        ties: values that order events of one visit and time, the most important first, each of shape `(n,)`.
+        is_target: whether an event makes its visit a target visit, of shape `(n,)`.
+        close_visits: whether target visits get a closing interaction.
+    """
+    starts = seconds.copy()
+    keyed = ranks != NO_VISIT
+    earliest = np.full(int(ranks.max(initial=NO_VISIT)) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(earliest, ranks[keyed], seconds[keyed])
+    starts[keyed] = earliest[ranks[keyed]]
+
+    order = np.lexsort((is_target, *reversed(ties), seconds, ranks, starts))
+    seconds, ranks, starts = (values[order] for values in (seconds, ranks, starts))
+    opens_visit = np.ones(len(order), bool)
+    opens_visit[1:] = (ranks[1:] != ranks[:-1]) | (starts[1:] != starts[:-1])
+    first = np.flatnonzero(opens_visit)
+    closed = first[:0]
+    if close_visits and len(order):
+        closed = np.flatnonzero(np.logical_or.reduceat(is_target[order], first))
+    ends = np.append(first[1:], len(order))[closed]
+    visits = np.insert(np.cumsum(opens_visit) - 1, ends, closed).astype(np.int32)
+    return Timeline(order, ends, np.insert(seconds, ends, seconds[ends - 1]), visits, starts[first])

@@ -1,0 +1,400 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""MCM: heterogeneous embedding -> BERT encoder -> task-aware readout. Read from top to bottom it is the forward pass.
+
+Shapes: B customers, L events, J features, U encoder units (events or visits), H hidden, P prefixes, N labels a customer,
+T tasks, V labels of a task. Equation numbers are those of Luo & Wang, RecSys 2023.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.models.bert.modeling_bert import BertEncoder, BertLayer, BertSelfAttention
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_mcm import MCMConfig
+from .readout_mcm import READOUTS, RepeatMemory, attention_weights
+
+# Ids 0 (missing) and 1 (unknown) are no labels: nothing is predicted as "unknown".
+FIRST_LABEL = 2
+
+
+@dataclass
+class MCMModelOutput(ModelOutput):
+    r"""
+    last_hidden_state (`torch.FloatTensor` of shape `(batch_size, units, hidden_size)`):
+        h of the last layer; a unit is an event or a visit (`config.encoder_unit`).
+    pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
+        The customer embedding: the last unit's h under a causal encoder, which has read everything before it; the mean
+        of all units' h under a bidirectional one.
+    unit_mask (`torch.BoolTensor` of shape `(batch_size, units)`):
+        True where a unit is real.
+    event_embeddings (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
+        e of equation 1.
+    hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*):
+        Of every layer, on request, as in BERT.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    unit_mask: torch.BoolTensor | None = None
+    event_embeddings: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class MCMRecommendationOutput(ModelOutput):
+    r"""
+    loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
+        Equation 4, summed over the trained tasks.
+    logits (`dict[str, torch.FloatTensor]`):
+        s(w) of each task, of shape `(batch_size, labels)`, or `(batch_size, prefixes, labels)` when `prefix_ends` was
+        given. The two ids that are no labels hold the smallest finite number.
+    task_losses (`dict[str, torch.FloatTensor]`, *optional*, returned when `labels` is given):
+        Equation 4 of each trained task, detached.
+    pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
+        The customer embedding.
+    hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*):
+        Of every layer, on request, as in BERT.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: dict[str, torch.FloatTensor] | None = None
+    task_losses: dict[str, torch.FloatTensor] | None = None
+    pooler_output: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class MCMEmbeddings(nn.Module):
+    """Heterogeneous embedding module (equation 1) and positions: H = E + P.
+
+    One table a feature, so that a single vocabulary can grow, in a list, so that a feature may have any name.
+    """
+
+    def __init__(self, config: MCMConfig):
+        super().__init__()
+        self.encoder_unit = config.encoder_unit
+        self.feature_tables = nn.ModuleList(
+            nn.Embedding(size, config.hidden_size, padding_idx=0) for size in config.vocabulary_sizes
+        )
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        if config.embedding_layer_norm:
+            self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        else:
+            self.norm, self.dropout = nn.Identity(), nn.Identity()
+
+    def events(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """e_i of shape `(B, L, H)`: the average of the embeddings of the features that are present."""
+        if input_ids.shape[-1] != len(self.feature_tables):
+            raise ValueError(
+                f"`input_ids` has {input_ids.shape[-1]} features, this checkpoint reads {len(self.feature_tables)}: "
+                "make the inputs with the checkpoint's own feature extractor."
+            )
+        total = sum(table(input_ids[..., j]) for j, table in enumerate(self.feature_tables))
+        return total / (input_ids != 0).sum(-1, keepdim=True).clamp(min=1)
+
+    def units(
+        self, events: torch.Tensor, attention_mask: torch.Tensor, visit_ids: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The encoder's units and their mask: the events themselves, or each visit's sum over the root of its size.
+
+        The root keeps the scale of a visit's vector whatever its size: a mean would shrink with it.
+        """
+        if self.encoder_unit == "event":
+            return events, attention_mask.bool()
+        if visit_ids is None:
+            raise ValueError("encoder_unit='visit' needs `visit_ids`: MCMFeatureExtractor and the collator give them.")
+        batch, length, hidden = events.shape
+        count = int(visit_ids.max()) + 1
+        flat = (visit_ids + count * torch.arange(batch, device=events.device)[:, None]).flatten()
+        weight = attention_mask.to(events.dtype)
+        sizes = events.new_zeros(batch * count).index_add(0, flat, weight.flatten())
+        sums = events.new_zeros(batch * count, hidden).index_add(0, flat, (events * weight[..., None]).flatten(0, 1))
+        visits = (sums / sizes.clamp(min=1).sqrt()[:, None]).view(batch, count, hidden)
+        return visits, (sizes > 0).view(batch, count)
+
+    def forward(self, input_ids, attention_mask, visit_ids=None):
+        events = self.events(input_ids)
+        units, unit_mask = self.units(events, attention_mask, visit_ids)
+        if units.shape[1] > self.position_embeddings.num_embeddings:
+            raise ValueError(
+                f"A sequence has {units.shape[1]} {self.encoder_unit}s, this checkpoint reads "
+                f"{self.position_embeddings.num_embeddings} (max_position_embeddings): keep the latest."
+            )
+        hidden = units + self.position_embeddings.weight[: units.shape[1]]
+        return self.dropout(self.norm(hidden)), unit_mask, events
+
+
+class MCMPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and what the library may assume of an MCM model."""
+
+    config: MCMConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["BertLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": BertLayer, "attentions": BertSelfAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        std = self.config.embedding_initializer_range or self.config.hidden_size**-0.5
+        if isinstance(module, MCMEmbeddings):
+            for table in module.feature_tables:
+                _init_table(table, std)
+            init.normal_(module.position_embeddings.weight, std=self.config.initializer_range)
+        elif isinstance(module, RepeatMemory):
+            module.reset_parameters()
+        elif isinstance(module, MCMForMultiTaskRecommendation):
+            for table in module.label_tables:
+                _init_table(table, std)
+            for bias in module.readout_bias:
+                init.zeros_(bias)
+            if module.readout_scale is not None:
+                init.ones_(module.readout_scale)
+
+
+def _init_table(table: nn.Embedding, std: float):
+    init.normal_(table.weight, std=std)
+    init.zeros_(table.weight[0])
+
+
+class MCMModel(MCMPreTrainedModel):
+    """The customer model without a head: hidden states and a customer embedding."""
+
+    def __init__(self, config: MCMConfig):
+        super().__init__(config)
+        self.embeddings = MCMEmbeddings(config)
+        self.encoder = BertEncoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.embeddings
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        visit_ids: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MCMModelOutput:
+        r"""
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length, num_features)`):
+            Ids of the interactions, oldest first, padded on the right with 0.
+        attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
+            1 where an interaction is real. Default: where any feature is present.
+        visit_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Which visit an interaction belongs to, counted from 0 a customer. Read when a unit is a visit.
+        """
+        if attention_mask is None:
+            attention_mask = (input_ids != 0).any(-1).long()
+        hidden, unit_mask, events = self.embeddings(input_ids, attention_mask, visit_ids)
+        if self.config.encoder_attention == "causal":
+            mask = create_causal_mask(self.config, hidden, unit_mask.long(), cache=None)
+        else:
+            mask = create_bidirectional_mask(self.config, hidden, unit_mask.long())
+        hidden = self.encoder(hidden, attention_mask=mask, **kwargs).last_hidden_state
+        return MCMModelOutput(
+            last_hidden_state=hidden,
+            pooler_output=self._pool(hidden, unit_mask),
+            unit_mask=unit_mask,
+            event_embeddings=events,
+        )
+
+    def _pool(self, hidden, unit_mask):
+        if self.config.encoder_attention == "causal":
+            last = (unit_mask.sum(1) - 1).clamp(min=0)
+            return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+        weight = unit_mask.to(hidden.dtype)[..., None]
+        return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
+    """MCM with the task-aware readout: for every task, a score for every label."""
+
+    accepts_loss_kwargs = False  # the loss is a mean over customers, so micro-batches of equal size average exactly
+
+    def __init__(self, config: MCMConfig):
+        super().__init__(config)
+        self.model = MCMModel(config)
+        sizes = config.label_sizes
+        self.task_features = [config.features.index(task) for task in config.tasks]
+        tables = [] if config.tie_label_embeddings else [nn.Embedding(n, config.hidden_size) for n in sizes.values()]
+        self.label_tables = nn.ModuleList(tables)
+        self.readout_scale = nn.Parameter(torch.ones(len(sizes))) if config.readout_scale else None
+        biases = [nn.Parameter(torch.zeros(n)) for n in sizes.values()] if config.readout_bias else []
+        self.readout_bias = nn.ParameterList(biases)
+        memories = [
+            RepeatMemory(n, config.hidden_size, config.repeat_half_lives)
+            for n in sizes.values()
+            if config.repeat_half_lives
+        ]
+        self.repeat_memories = nn.ModuleList(memories)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.model.get_input_embeddings()
+
+    def label_embeddings(self, task: str) -> torch.Tensor:
+        """e_w of the task's labels, of shape `(V, H)`; row = id."""
+        place = self.config.tasks.index(task)
+        if len(self.label_tables):
+            return self.label_tables[place].weight
+        return self.model.embeddings.feature_tables[self.task_features[place]].weight
+
+    @torch.no_grad()
+    def set_label_popularity(self, counts: Mapping[str, torch.Tensor]):
+        """Starts the label biases at log((count + 1) / sum). Needs `config.readout_bias`.
+
+        Args:
+            counts: for each task, how often each label occurs in the training period, of shape `(V,)`.
+        """
+        for task, bias in zip(self.config.tasks, self.readout_bias, strict=True):
+            shares = counts[task].to(bias) + 1
+            bias.copy_(torch.log(shares / shares[FIRST_LABEL:].sum()))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        visit_ids: torch.LongTensor | None = None,
+        event_times: torch.FloatTensor | None = None,
+        prefix_ends: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        label_prefixes: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MCMRecommendationOutput:
+        r"""
+        input_ids, attention_mask, visit_ids:
+            As in [`MCMModel.forward`].
+        event_times (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Days since the customer's first event. Read by the repeat memory.
+        prefix_ends (`torch.LongTensor` of shape `(batch_size, prefixes)`, *optional*):
+            Index of the last event of each prefix that is asked for; needs a causal encoder, or a masked event to read
+            from. Default: the whole sequence is the one prefix.
+        labels (`torch.LongTensor` of shape `(batch_size, num_labels, num_tasks)`):
+            What followed the prefixes; ids under 2, -100 among them, are no targets.
+        label_prefixes (`torch.LongTensor` of shape `(batch_size, num_labels)`, *optional*):
+            Which prefix (an index into `prefix_ends`) each label followed. Default: the first.
+        """
+        if attention_mask is None:
+            attention_mask = (input_ids != 0).any(-1).long()
+        outputs = self.model(input_ids, attention_mask=attention_mask, visit_ids=visit_ids, **kwargs)
+        hidden, unit_mask = outputs.last_hidden_state, outputs.unit_mask
+        event_ends = attention_mask.sum(1, keepdim=True) - 1 if prefix_ends is None else prefix_ends
+        unit_ends = visit_ids.gather(1, event_ends) if self.config.encoder_unit == "visit" else event_ends
+        states = hidden.gather(1, unit_ends[..., None].expand(-1, -1, hidden.shape[-1]))
+        readout = READOUTS[self.config.readout]
+
+        logits, losses = {}, {}
+        trained = self.config.trained_tasks or self.config.tasks
+        for place, task in enumerate(self.config.tasks):
+            scores = readout(
+                hidden,
+                self.label_embeddings(task),
+                unit_mask,
+                None if prefix_ends is None else unit_ends,
+                None if self.readout_scale is None else self.readout_scale[place],
+            )
+            scores = scores[:, None] if prefix_ends is None else scores
+            if len(self.readout_bias):
+                scores = scores + self.readout_bias[place]
+            if len(self.repeat_memories):
+                label_ids = input_ids[..., self.task_features[place]]
+                if event_times is None:
+                    raise ValueError("The repeat memory needs `event_times`: MCMFeatureExtractor gives them.")
+                scores = self.repeat_memories[place](
+                    scores, states, label_ids, event_times, outputs.event_embeddings, event_ends
+                )
+            no_label = torch.arange(scores.shape[-1], device=scores.device) < FIRST_LABEL
+            scores = scores.masked_fill(no_label, torch.finfo(scores.dtype).min)
+            if labels is not None and task in trained:
+                losses[task] = prefix_cross_entropy(scores, labels[..., place], label_prefixes)
+            logits[task] = scores[:, 0] if prefix_ends is None else scores
+        return MCMRecommendationOutput(
+            loss=sum(losses.values()) if losses else None,
+            logits=logits,
+            task_losses={task: loss.detach() for task, loss in losses.items()} or None,
+            pooler_output=outputs.pooler_output,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    @torch.no_grad()
+    def preferences(
+        self, task: str, k: int = 10, return_weights: bool = False, **inputs: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The k labels that the customers prefer, best first.
+
+        Args:
+            task: one of `config.tasks`.
+            k: how many labels; at most all of them.
+            return_weights: also return which units spoke for each label.
+            inputs: what the feature extractor returns.
+
+        Returns:
+            `labels` (ids) and `scores` (probabilities among the task's labels), of shape `(B, k)`; with `return_weights`
+            also `weights`, a_{w,i} of equation 2 with shape `(B, k, U)`, and `unit_mask`. The weights are those of the
+            attentional readout; the bias and the repeat memory speak beside it.
+
+        Raises:
+            ValueError: for a task that the model does not have, or weights of a readout that has none.
+        """
+        if task not in self.config.tasks:
+            raise ValueError(f"No task {task!r}: this checkpoint predicts {self.config.tasks}.")
+        if return_weights and self.config.readout != "attentional":
+            raise ValueError("Only the attentional readout has weights a_{w,i}; this checkpoint's is 'last'.")
+        scores, labels = self(**inputs).logits[task].softmax(-1).topk(min(k, self.config.label_sizes[task] - FIRST_LABEL))
+        result = {"labels": labels, "scores": scores}
+        if return_weights:
+            names = ("input_ids", "attention_mask", "visit_ids")
+            outputs = self.model(**{name: inputs[name] for name in names if name in inputs})
+            embeddings = self.label_embeddings(task)
+            if self.readout_scale is not None:
+                embeddings = embeddings * self.readout_scale[self.config.tasks.index(task)]
+            weights = attention_weights(outputs.last_hidden_state, embeddings, outputs.unit_mask)
+            result["weights"] = weights.gather(1, labels[..., None].expand(-1, -1, weights.shape[-1]))
+            result["unit_mask"] = outputs.unit_mask
+        return result
+
+
+def prefix_cross_entropy(
+    scores: torch.Tensor, labels: torch.Tensor, label_prefixes: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Equation 4: -log P(label | prefix), the mean over a customer's labels first and over the customers last.
+
+    Args:
+        scores: s of shape `(B, P, V)`.
+        labels: ids of shape `(B, N)`; under 2 is no target.
+        label_prefixes: the prefix of each label, of shape `(B, N)`; the first by default.
+
+    Returns:
+        A scalar; 0 when no customer has a target.
+    """
+    prefixes = torch.zeros_like(labels) if label_prefixes is None else label_prefixes
+    valid = labels >= FIRST_LABEL
+    rows = torch.arange(labels.shape[0], device=labels.device)[:, None]
+    picked = scores[rows, prefixes, labels.clamp(min=0)]
+    surprise = torch.where(valid, scores.logsumexp(-1).gather(1, prefixes) - picked, 0.0)
+    return (surprise.sum(1) / valid.sum(1).clamp(min=1)).mean()
+
+
+__all__ = ["MCMForMultiTaskRecommendation", "MCMModel", "MCMPreTrainedModel"]

@@ -1,0 +1,93 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The two pipelines: a customer's raw events in, an embedding or preference scores out.
+
+A customer is a dict with `events` (list of dicts, dict of columns or DataFrame) and, if wanted, `profile` and
+`customer_id`; a list of customers is a batch. An empty history is no error: the profile and the start row speak alone.
+"""
+
+from typing import Any
+
+import torch
+from transformers import Pipeline
+
+from .modeling_mcm import FIRST_LABEL
+
+
+class _CustomerPipeline(Pipeline):
+    """Encodes one customer at a time and pads whole batches, so that a batch gives what single customers give."""
+
+    _load_processor = False
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = True
+    _load_tokenizer = False
+
+    def preprocess(self, inputs: Any, **parameters: Any) -> dict[str, Any]:
+        return {"rows": self.feature_extractor.encode(inputs)}
+
+    def model_inputs(self, model_inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Padded tensors from what `preprocess` gave: one row, or the list of rows of a batch."""
+        rows = model_inputs["rows"]
+        mask_next = self.model.config.augmentation == "masked_lm"
+        batch = self.feature_extractor.pad(rows if isinstance(rows, list) else [rows], mask_next=mask_next)
+        return {name: value.to(self.device) for name, value in batch.items()}
+
+
+class CustomerEmbeddingPipeline(_CustomerPipeline):
+    """`pipeline("customer-embedding", model=checkpoint)(customer)`: the customer embedding, a float32 array `(H,)`."""
+
+    def _sanitize_parameters(self, **parameters: Any):
+        if parameters:
+            raise ValueError(f"Unknown options {sorted(parameters)}: customer-embedding has none.")
+        return {}, {}, {}
+
+    def _forward(self, model_inputs: dict[str, Any], **parameters: Any) -> dict[str, torch.Tensor]:
+        inputs = self.model_inputs(model_inputs)
+        inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "visit_ids")}
+        return {"embedding": self.model(**inputs).pooler_output}
+
+    def postprocess(self, model_outputs: dict[str, torch.Tensor], **parameters: Any):
+        return model_outputs["embedding"][0].float().cpu().numpy()
+
+
+class PreferenceScoresPipeline(_CustomerPipeline):
+    """`pipeline("preference-scores", model=checkpoint)(customer)`: what the customer is likely to do next.
+
+    Options: `tasks` (names; all by default) and `top_k` (labels a task, 10 by default). Gives for each task a list of
+    `{"label": value, "score": probability among the task's labels}`, best first.
+    """
+
+    def _sanitize_parameters(self, tasks: list[str] | None = None, top_k: int | None = None, **unknown: Any):
+        if unknown:
+            raise ValueError(f"Unknown options {sorted(unknown)}: preference-scores has `tasks` and `top_k`.")
+        known = self.model.config.tasks
+        if wrong := [task for task in tasks or [] if task not in known]:
+            raise ValueError(f"No tasks {wrong}: this checkpoint predicts {known}.")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"`top_k` is {top_k}; ask for at least 1 label.")
+        options = {"tasks": tasks, "top_k": top_k}
+        return {}, {name: value for name, value in options.items() if value is not None}, {}
+
+    def _forward(self, model_inputs: dict[str, Any], tasks: list[str] | None = None, top_k: int = 10):
+        logits = self.model(**self.model_inputs(model_inputs)).logits
+        result = {}
+        for task in tasks or self.model.config.tasks:
+            count = min(top_k, logits[task].shape[-1] - FIRST_LABEL)
+            scores, labels = logits[task].float().softmax(-1).topk(count)
+            result |= {f"scores {task}": scores, f"labels {task}": labels}
+        return result
+
+    def postprocess(self, model_outputs: dict[str, torch.Tensor], **parameters: Any) -> dict[str, list[dict[str, Any]]]:
+        tasks = [name.removeprefix("scores ") for name in model_outputs if name.startswith("scores ")]
+        result = {}
+        for task in tasks:
+            labels = self.feature_extractor.decode_labels(task, model_outputs[f"labels {task}"][0].tolist())
+            scores = model_outputs[f"scores {task}"][0].tolist()
+            result[task] = [
+                {"label": label, "score": score} for label, score in zip(labels, scores, strict=True)
+            ]
+        return result
+
+
+__all__ = ["CustomerEmbeddingPipeline", "PreferenceScoresPipeline"]

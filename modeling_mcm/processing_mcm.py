@@ -1,0 +1,466 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""From raw events to the ids that MCM reads, and back from label ids to values.
+
+`MCMFeatureExtractor` travels with a checkpoint: it knows the columns of the event log, the vocabulary of each
+categorical feature and the bin edges of each numeric one, all fitted on the training period by the data preparation.
+It gives the ids that preparation gives for the same events.
+
+Shapes: B customers, L rows of the longest history (start row included), J features in the order of `features`.
+"""
+
+import copy
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import BatchFeature, FeatureExtractionMixin
+from transformers.utils.hub import cached_file
+
+from .events_mcm import (
+    NO_VISIT,
+    SECONDS_PER_DAY,
+    Timeline,
+    arrange,
+    as_column,
+    as_list,
+    check_keys,
+    is_missing,
+    map_distinct,
+    naming,
+    rank_visits,
+    read_columns,
+    read_times,
+    read_zone,
+    to_number,
+    to_text,
+)
+
+VOCABULARIES_NAME = "vocabularies.json"
+HISTORY_START = "history_start"
+MISSING_ID, UNKNOWN_ID, FIRST_VALUE_ID = 0, 1, 2
+MISSING_LABEL, UNKNOWN_LABEL = "[missing]", "[unknown]"
+
+CATEGORICAL, NUMERIC = RAW_KINDS = ("categorical", "numeric")
+HOUR, WEEKDAY, DAYS_SINCE_VISIT = DERIVED_KINDS = ("hour", "weekday", "days_since_visit")
+KINDS = (*RAW_KINDS, *DERIVED_KINDS)
+BINNED_KINDS = (NUMERIC, DAYS_SINCE_VISIT)
+CALENDAR_SIZES = {HOUR: 24, WEEKDAY: 7}
+SECONDS_PER_HOUR = 3600
+EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
+
+
+class MCMFeatureExtractor(FeatureExtractionMixin):
+    """Turns customers with raw events into model inputs, and label ids into values.
+
+    In every feature id 0 is missing or padding, 1 a value that was not seen in training, 2 and up are values or bins.
+    The first row of every model input is the start row: token type `history_start` and the customer's profile.
+
+    Args:
+        features (`list[dict]`): One entry for each feature, in the model's order: `name`, `kind` (`categorical`,
+            `numeric`, `hour`, `weekday` or `days_since_visit`), `column` (the name if not given), `profile` (whether
+            it describes the customer, not the event). Other keys are kept.
+        vocabularies (`dict[str, list[str]]`): Values of each categorical feature; the first one has id 2.
+        bins (`dict[str, list[float]]`): Strictly increasing inner edges of each numeric and days_since_visit feature.
+            A value on an edge belongs to the bin above it.
+        customer (`str`), time (`str`), token_type (`str`): Columns of the event log.
+        visit (`str`, *optional*): Column whose equal values make one visit. Without it, or where it is missing, events
+            of one time are one visit.
+        time_zone (`str`): Zone that times with a zone are converted to; times without one are left as they are.
+        tasks (`Sequence[str]`): Categorical event features that the model predicts.
+        target_token_types (`Sequence[str]`): Token types that are predicted; empty means all.
+        end_of_visit (`str`, *optional*): Token type of the interaction that is added after each visit with a target.
+        max_events (`int`): Rows of the longest model input, start row included.
+        min_history (`int`): Target events that an evaluation case needs; kept for the record.
+        name (`str`): Name of the event log.
+
+    Raises:
+        ValueError: if features, vocabularies, bins and tasks do not fit together, or the time zone does not exist.
+    """
+
+    model_input_names = ["input_ids", "attention_mask", "visit_ids", "event_times"]
+
+    def __init__(
+        self,
+        features: list[dict[str, Any]],
+        vocabularies: dict[str, list[str]],
+        bins: dict[str, list[float]],
+        customer: str,
+        time: str,
+        token_type: str,
+        visit: str | None = None,
+        time_zone: str = "UTC",
+        tasks: Sequence[str] = (),
+        target_token_types: Sequence[str] = (),
+        end_of_visit: str | None = None,
+        max_events: int = 300,
+        min_history: int = 5,
+        name: str = "event_log",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.features, self.name = [dict(feature) for feature in features], name
+        self.vocabularies = {feature: list(values) for feature, values in vocabularies.items()}
+        self.bins = {feature: [float(edge) for edge in edges] for feature, edges in bins.items()}
+        self.customer, self.time, self.token_type, self.visit = customer, time, token_type, visit
+        self.time_zone, self.tasks, self.target_token_types = time_zone, list(tasks), list(target_token_types)
+        self.end_of_visit, self.max_events, self.min_history = end_of_visit, max_events, min_history
+
+        self._zone = read_zone(time_zone)
+        self._kinds = {feature["name"]: feature.get("kind", CATEGORICAL) for feature in self.features}
+        self._event_features = [feature["name"] for feature in self.features if not feature.get("profile")]
+        self._profile_features = [feature["name"] for feature in self.features if feature.get("profile")]
+        self._columns = {
+            feature["name"]: feature.get("column") or feature["name"]
+            for feature in self.features
+            if self._kinds[feature["name"]] in RAW_KINDS
+        }
+        event_columns = [self._columns[feature] for feature in self._event_features if feature in self._columns]
+        profile_columns = [self._columns[feature] for feature in self._profile_features if feature in self._columns]
+        known = [customer, time, *([visit] if visit else []), token_type, *event_columns]
+        self._known_columns = list(dict.fromkeys(known))
+        self._known_profile = list(dict.fromkeys([customer, *profile_columns]))
+        self._ids = {
+            feature: {value: FIRST_VALUE_ID + i for i, value in enumerate(values)}
+            for feature, values in self.vocabularies.items()
+        }
+        self._edges = {feature: np.array(edges, np.float64) for feature, edges in self.bins.items()}
+        self._check_features()
+
+    def _check_features(self) -> None:
+        fix = f"take preprocessor_config.json and {VOCABULARIES_NAME} from one and the same save"
+        if len(self._kinds) < len(self.features):
+            raise ValueError(f"Names of features are not unique: {self.feature_names}; give each its own.")
+        for feature, kind in self._kinds.items():
+            allowed = RAW_KINDS if feature in self._profile_features else KINDS
+            if kind not in allowed:
+                raise ValueError(f"Feature {feature!r} has kind {kind!r}; expected one of {', '.join(allowed)}.")
+        for what, kinds in (("vocabularies", (CATEGORICAL,)), ("bins", BINNED_KINDS)):
+            found, needed = sorted(getattr(self, what)), sorted(f for f, kind in self._kinds.items() if kind in kinds)
+            if found != needed:
+                raise ValueError(f"Found {what} of {found}, the features need {needed}; {fix}.")
+        for feature, values in self.vocabularies.items():
+            if not all(isinstance(value, str) for value in values) or len(self._ids[feature]) < len(values):
+                raise ValueError(f"The vocabulary of {feature!r} is not a list of distinct texts; {fix}.")
+        for feature, edges in self._edges.items():
+            if not np.isfinite(edges).all() or (np.diff(edges) <= 0).any():
+                raise ValueError(f"The bin edges of {feature!r} are not finite and strictly increasing; {fix}.")
+        for reserved in self._reserved_token_types:
+            if reserved not in self.vocabularies[self.token_type_feature]:
+                raise ValueError(f"The vocabulary of {self.token_type_feature!r} has no {reserved!r}; {fix}.")
+        choices = [feature for feature in self._event_features if self._kinds[feature] == CATEGORICAL]
+        for task in self.tasks:
+            if task not in choices:
+                raise ValueError(f"Task {task!r} is no categorical event feature; choose from {', '.join(choices)}.")
+        if self.max_events < 1:
+            raise ValueError(f"`max_events` is {self.max_events}; give at least 1, the start row.")
+
+    # ---------------------------------------------------------------------------------------------- features, labels
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Names of the features, in the order of J."""
+        return [feature["name"] for feature in self.features]
+
+    @property
+    def vocabulary_sizes(self) -> list[int]:
+        """Ids of each feature, the missing and the unknown id included, in the order of J."""
+        sizes = {feature: len(values) for feature, values in self.vocabularies.items()}
+        sizes |= {feature: len(edges) + 1 for feature, edges in self.bins.items()}
+        sizes |= {f: CALENDAR_SIZES[kind] for f, kind in self._kinds.items() if kind in CALENDAR_SIZES}
+        return [FIRST_VALUE_ID + sizes[feature] for feature in self.feature_names]
+
+    @property
+    def token_type_feature(self) -> str:
+        """Name of the feature that holds the token type."""
+        for feature in self._event_features:
+            if self._kinds[feature] == CATEGORICAL and self._columns[feature] == self.token_type:
+                return feature
+        raise ValueError(f"No categorical event feature reads the token type column {self.token_type!r}; add one.")
+
+    @property
+    def _reserved_token_types(self) -> list[str]:
+        return [HISTORY_START] + ([self.end_of_visit] if self.end_of_visit else [])
+
+    def label_ids(self, task: str, values: Sequence[Any]) -> NDArray[np.int64]:
+        """Ids of a task's values, of shape `(len(values),)`: 0 for a missing value, 1 for one not seen in training.
+
+        Raises:
+            ValueError: if there is no such task, or a value is neither text nor number nor boolean.
+        """
+        with naming(f"Task {task!r}"):
+            return self._feature_ids(self._check_task(task), as_column(values)).astype(np.int64)
+
+    def decode_labels(self, task: str, ids: Any) -> list[str]:
+        """Values of a task's label ids (any flat sequence or tensor); "[missing]" for 0, "[unknown]" for 1.
+
+        Raises:
+            ValueError: if there is no such task or no such id.
+        """
+        labels = [MISSING_LABEL, UNKNOWN_LABEL, *self.vocabularies[self._check_task(task)]]
+        flat = np.asarray(ids).reshape(-1).tolist()
+        for label in flat:
+            if not 0 <= label < len(labels):
+                raise ValueError(f"Task {task!r} has no label id {label}; ids run from 0 to {len(labels) - 1}.")
+        return [labels[label] for label in flat]
+
+    def _check_task(self, task: str) -> str:
+        if task not in self.tasks:
+            raise ValueError(f"Found task {task!r}, expected one of {', '.join(self.tasks)}.")
+        return task
+
+    def _feature_ids(self, feature: str, column: Any) -> NDArray[np.int32]:
+        if self._kinds[feature] == NUMERIC:
+            if isinstance(column, np.ndarray) and column.dtype.kind in "iufb":
+                return self._bin(feature, column.astype(np.float64))
+            return self._bin(feature, map_distinct(column, to_number, np.float64))
+        ids = self._ids[feature]
+
+        def to_id(value: Any) -> int:
+            text = to_text(value)
+            return MISSING_ID if text is None else ids.get(text, UNKNOWN_ID)
+
+        return map_distinct(column, to_id, np.int32)
+
+    def _bin(self, feature: str, numbers: NDArray[np.float64]) -> NDArray[np.int32]:
+        ids = FIRST_VALUE_ID + np.searchsorted(self._edges[feature], numbers, side="right")
+        return np.where(np.isnan(numbers), MISSING_ID, ids).astype(np.int32)
+
+    # -------------------------------------------------------------------------------------- raw events of one customer
+
+    def encode(self, customer: Mapping[str, Any]) -> dict[str, Any]:
+        """Encodes one customer's whole history; the start row is left to `pad`.
+
+        Args:
+            customer (`dict`): `events`, a list of dicts, a DataFrame or a dict of columns, in any order; optionally
+                `profile`, a dict, and `customer_id`. Keys of an event are columns of the log; one that is absent, None
+                or NaN is a missing feature. Columns of a DataFrame that MCM does not know are ignored with a warning.
+
+        Returns:
+            `dict`: a row as a prepared data set has it, events oldest first and end-of-visit interactions added (n in
+            all): `customer_id`; `times` int64 `(n,)`, seconds since 1970-01-01; `visits` int32 `(n,)`, 0, 1, 2..;
+            `feature_<name>` and `task_<name>` int32 `(n,)`; `profile_<name>` int32 scalars.
+
+        Raises:
+            ValueError: naming the customer, the column, what was found and what to do.
+        """
+        return self._encode(customer, "Customer without id")
+
+    def _encode(self, customer: Mapping[str, Any], where: str) -> dict[str, Any]:
+        if not isinstance(customer, Mapping):
+            raise ValueError(f"{where}: found {type(customer).__name__}, expected a dict with `events`.")
+        if not is_missing(customer.get("customer_id")):
+            where = f"Customer {customer['customer_id']!r}"
+        with naming(where):
+            check_keys(customer, ("events", "profile", "customer_id"), "keys of the customer")
+            if customer.get("events") is None:
+                raise ValueError("there is no `events`; give an empty list for a customer without history")
+            columns, count = read_columns(customer["events"], self._known_columns)
+            customer_id = self._customer_id(customer.get("customer_id"), columns.pop(self.customer, []))
+            columns = {column: [None] * count for column in self._known_columns} | columns
+            return {
+                "customer_id": customer_id,
+                **self._encode_events(columns, count),
+                **self._encode_profile(customer.get("profile")),
+            }
+
+    def _customer_id(self, given: Any, column: Any) -> str | None:
+        """The id as text; the events, where they carry one, must all be this customer's."""
+        with naming(f"column {self.customer!r}"):
+            found = set(map(to_text, [*as_list(column), *([] if is_missing(given) else [given])]))
+            if len(found) > 1 or None in found:
+                shown = ", ".join(sorted(map(str, found))[:5])
+                raise ValueError(f"found the customers {shown}; give each customer a dict of its own")
+        return next(iter(found), None)
+
+    def _encode_events(self, columns: Mapping[str, Any], count: int) -> dict[str, NDArray[Any]]:
+        with naming(f"column {self.time!r}"):
+            seconds = read_times(columns[self.time], self._zone)
+        ranks = np.full(count, NO_VISIT)
+        if self.visit:
+            with naming(f"column {self.visit!r}"):
+                ranks = rank_visits(columns[self.visit])
+        with naming(f"column {self.token_type!r}"):
+            is_target = map_distinct(columns[self.token_type], self._is_target, np.bool_)
+        ids = {}
+        for feature in self._event_features:
+            if column := self._columns.get(feature):
+                with naming(f"column {column!r}"):
+                    ids[feature] = self._feature_ids(feature, columns[column])
+
+        timeline = arrange(seconds, ranks, list(ids.values()), is_target, bool(self.end_of_visit))
+        order, ends = timeline.order, timeline.ends
+        closing_id = self._ids[self.token_type_feature].get(self.end_of_visit or "", MISSING_ID)
+        row: dict[str, NDArray[Any]] = {"times": timeline.times, "visits": timeline.visits}
+        for feature in self._event_features:
+            if feature in ids:
+                added = closing_id if feature == self.token_type_feature else MISSING_ID
+                row[f"feature_{feature}"] = np.insert(ids[feature][order], ends, added)
+            else:
+                row[f"feature_{feature}"] = self._derived_ids(feature, timeline)
+        is_empty = ~np.any([row[f"feature_{feature}"] for feature in self._event_features], axis=0)
+        if is_empty.any():
+            raise ValueError(f"event {is_empty.argmax()} in order of time has no value in any feature; leave it out")
+        for task in self.tasks:
+            row[f"task_{task}"] = np.insert(np.where(is_target, ids[task], MISSING_ID)[order], ends, MISSING_ID)
+        return row
+
+    def _derived_ids(self, feature: str, timeline: Timeline) -> NDArray[np.int32]:
+        if self._kinds[feature] == HOUR:
+            return (FIRST_VALUE_ID + timeline.times // SECONDS_PER_HOUR % 24).astype(np.int32)
+        if self._kinds[feature] == WEEKDAY:
+            return (FIRST_VALUE_ID + (timeline.times // SECONDS_PER_DAY + EPOCH_WEEKDAY) % 7).astype(np.int32)
+        days = np.diff(timeline.starts, prepend=0) / SECONDS_PER_DAY
+        days[:1] = np.nan  # the first visit follows none
+        return self._bin(feature, days)[timeline.visits]
+
+    def _is_target(self, value: Any) -> bool:
+        text = to_text(value)
+        if text in self._reserved_token_types:
+            raise ValueError(f"found {text!r}, which MCM adds itself; leave these events out or rename the token type")
+        return not self.target_token_types or text in self.target_token_types
+
+    def _encode_profile(self, profile: Mapping[str, Any] | None) -> dict[str, np.int32]:
+        profile = {} if profile is None else profile
+        if not isinstance(profile, Mapping):
+            raise ValueError(f"the profile is {type(profile).__name__}, expected a dict of column and value")
+        check_keys(profile, self._known_profile, "profile")
+        ids = {}
+        for feature in self._profile_features:
+            with naming(f"profile column {self._columns[feature]!r}"):
+                ids[f"profile_{feature}"] = self._feature_ids(feature, [profile.get(self._columns[feature])])[0]
+        return ids
+
+    # --------------------------------------------------------------------------------------------- rows -> model input
+
+    def pad(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        max_events: int | None = None,
+        return_tensors: str | None = "pt",
+        mask_next: bool = False,
+    ) -> BatchFeature:
+        """Builds model inputs from rows of `encode` or of a prepared data set.
+
+        Args:
+            rows (`Sequence[dict]`): `times`, `visits`, `feature_<name>` and `profile_<name>`; other keys do no harm.
+            max_events (`int`, *optional*): Rows at most, start row included; the latest events are kept.
+            return_tensors (`str`, *optional*): "pt", "np" or None.
+            mask_next (`bool`): Adds a last row of unknown values, the masked next event of BERT4Rec.
+
+        Returns:
+            `BatchFeature`: padded on the right with 0, the start row first: `input_ids` int64 `(B, L, J)`;
+            `attention_mask` int64 `(B, L)`; `event_times` float32 `(B, L)`, days since the first kept event, 0 in the
+            start row; `visit_ids` int64 `(B, L)`, 0 in the start row, the kept visits from 1.
+
+        Raises:
+            ValueError: if there are no rows, a row lacks a column, or ids do not fit the vocabularies.
+        """
+        window = self.max_events if max_events is None else max_events
+        extra = 1 + mask_next  # the start row, the masked row
+        if window < extra or not len(rows):
+            raise ValueError(
+                f"Found {len(rows)} rows and max_events {window}; give at least 1 row and {extra} events."
+            )
+        counts = np.array([len(row["times"]) for row in rows])
+        lengths = np.minimum(counts, window - extra)
+        kept = [slice(start, None) for start in (counts - lengths).tolist()]
+        position = np.arange(int(lengths.max()) + extra)
+        attention_mask = (position < lengths[:, None] + extra).astype(np.int64)
+        cells = np.flatnonzero((position > 0) & (position <= lengths[:, None]))  # of events, in the order of the rows
+
+        def join(key: str, since_first: bool = False) -> NDArray[Any]:
+            parts = [row[key][part] for row, part in zip(rows, kept, strict=True)]
+            joined = np.concatenate([part - part[:1] for part in parts] if since_first else parts)
+            if len(joined) != len(cells):
+                raise ValueError(f"Rows have {len(cells)} times but {len(joined)} values of {key!r}; give as many.")
+            return joined
+
+        input_ids = np.zeros((*attention_mask.shape, len(self.features)), np.int64)
+        event_times, visit_ids = np.zeros(attention_mask.shape, np.float32), np.zeros(attention_mask.shape, np.int64)
+        last = (np.arange(len(rows)), lengths + 1)
+        try:
+            event_times.reshape(-1)[cells] = join("times", since_first=True) / SECONDS_PER_DAY
+            visit_ids.reshape(-1)[cells] = join("visits", since_first=True) + 1
+            for index, (feature, size) in enumerate(zip(self.feature_names, self.vocabulary_sizes, strict=True)):
+                if feature in self._profile_features:
+                    ids = input_ids[:, 0, index] = np.array([row[f"profile_{feature}"] for row in rows])
+                else:
+                    ids = input_ids.reshape(-1, len(self.features))[cells, index] = join(f"feature_{feature}")
+                    if mask_next:
+                        input_ids[(*last, index)] = UNKNOWN_ID
+                if ids.size and (ids.min() < 0 or ids.max() >= size):
+                    found = f"Feature {feature!r} has ids from {ids.min()} to {ids.max()}, this checkpoint has {size}"
+                    raise ValueError(f"{found}; prepare the data with its feature extractor.")
+        except KeyError as error:
+            raise ValueError(f"A row has no {error}; prepare the data with the schema of this checkpoint.") from None
+        token = self.token_type_feature
+        input_ids[:, 0, self.feature_names.index(token)] = self._ids[token][HISTORY_START]
+        if mask_next:
+            event_times[last] = event_times[last[0], lengths]
+            visit_ids[last] = visit_ids[last[0], lengths] + 1
+        arrays = (input_ids, attention_mask, visit_ids, event_times)
+        return BatchFeature(dict(zip(self.model_input_names, arrays, strict=True)), tensor_type=return_tensors)
+
+    def __call__(
+        self, customers: Mapping[str, Any] | Sequence[Mapping[str, Any]], return_tensors: str | None = "pt"
+    ) -> BatchFeature:
+        """Model inputs of one customer or a list of them; see `encode` for a customer and `pad` for the result."""
+        if isinstance(customers, Mapping):
+            return self.pad([self.encode(customers)], return_tensors=return_tensors)
+        if not isinstance(customers, Sequence) or isinstance(customers, str):
+            raise ValueError(f"Found {type(customers).__name__}, expected a customer (a dict) or a list of customers.")
+        rows = [self._encode(customer, f"Customer {place} of the list") for place, customer in enumerate(customers)]
+        return self.pad(rows, return_tensors=return_tensors)
+
+    # ----------------------------------------------------------------------------------------------------- save, load
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the vocabularies and bins, which have a file of their own."""
+        kept = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in ("vocabularies", "bins")}
+        return copy.deepcopy(kept) | {"feature_extractor_type": type(self).__name__}
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Writes preprocessor_config.json and vocabularies.json; returns their paths."""
+        folder = Path(save_directory)
+        saved = super().save_pretrained(folder)
+        path = folder / VOCABULARIES_NAME
+        unfinished = path.with_suffix(".tmp")
+        stored = {"vocabularies": self.vocabularies, "bins": self.bins}
+        unfinished.write_text(json.dumps(stored, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(unfinished, path)  # a file that is half written never carries the name
+        if push_to_hub:  # not in the base class, which would upload before the vocabularies are written
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
+        return [*saved, str(path)]
+
+    @classmethod
+    def get_feature_extractor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Reads both files, from a folder, the path of preprocessor_config.json, or the Hub.
+
+        Raises:
+            OSError: if a file is missing.
+            ValueError: if vocabularies.json is damaged.
+        """
+        source = str(pretrained_model_name_or_path)
+        names = ("cache_dir", "force_download", "proxies", "subfolder", "token", "local_files_only", "revision")
+        options = {key: kwargs[key] for key in names if kwargs.get(key) is not None}
+        values, unused = super().get_feature_extractor_dict(source, **kwargs)
+        folder = os.path.dirname(source) or "." if os.path.isfile(source) else source
+        fix = "save the feature extractor again, or copy the file from the original checkpoint"
+        try:
+            path = str(cached_file(folder, VOCABULARIES_NAME, **options))
+        except OSError as error:
+            raise OSError(f"{source} has no {VOCABULARIES_NAME}, which holds the feature values; {fix}.") from error
+        try:
+            stored = json.loads(Path(path).read_text(encoding="utf-8"))
+            return values | {key: dict(stored[key]) for key in ("vocabularies", "bins")}, unused
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {fix}.") from error

@@ -1,0 +1,216 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The readout: from hidden vectors to one score a label.
+
+Shapes: B customers, U encoder units (events or visits), P prefixes, H hidden, V labels, L events, K half-lives.
+
+`reference_readout` is equations 2 and 3 as the paper writes them. `attentional_readout` gives the same numbers and never
+forms r_w: with z_{w,i} = e_w . h_i, equation 3 is s(w) = sum_i softmax_i(z_w)_i z_{w,i}. With `ends` it scores every
+prefix of the sequence in one pass: under a causal encoder h_i knows events up to i only, so prefix t needs the same
+sum over i <= t, and a running softmax gives it for all t. `RepeatMemory` adds what a softmax average can't hold: how
+often, and how long ago, the customer met a label.
+"""
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import initialization as init
+
+# Elements of z (U * B * V) that one chunk of labels may hold: 64M are 256 MB in float32.
+CHUNK_ELEMENTS = 2**26
+
+
+def reference_readout(hidden: torch.Tensor, label_embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Equations 2 and 3, term by term. For tests and readers: it holds r_w, of shape `(B, V, H)`.
+
+    Args:
+        hidden: h of shape `(B, U, H)`.
+        label_embeddings: e of shape `(V, H)`.
+        mask: boolean, of shape `(B, U)`, True where a unit is real.
+
+    Returns:
+        s of shape `(B, V)`.
+    """
+    scores = torch.einsum("vh,buh->bvu", label_embeddings, hidden)
+    weights = scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1)  # a_{w,i}, exactly 0 on padding
+    readout = torch.einsum("bvu,buh->bvh", weights, hidden)  # r_w
+    return torch.einsum("bvh,vh->bv", readout, label_embeddings)  # s(w)
+
+
+def attention_weights(hidden: torch.Tensor, label_embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """a_{w,i} of equation 2, of shape `(B, V, U)`: how much each unit speaks for each label; rows sum to 1."""
+    scores = torch.einsum("vh,buh->bvu", label_embeddings, hidden)
+    return scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1)
+
+
+class RunningReadout(torch.autograd.Function):
+    """s_t(w) = sum_{i<=t} exp(z_i) z_i / sum_{i<=t} exp(z_i) for every t, along the first axis of z.
+
+    Forward keeps the running log-sum-exp c_t = log sum_{i<=t} exp(z_i) and moves the average by the new term's weight:
+    s_t = s_{t-1} + exp(z_t - c_t) (z_t - s_{t-1}). Since c_t >= z_i for all i <= t, no exponent is ever positive: nothing
+    overflows in any precision, and no maximum over the future is needed.
+
+    Backward: ds_t/dz_i = exp(z_i - c_t) (1 + z_i - s_t), so with the running sums from the right
+    G_i = sum_{t>=i} g_t exp(c_i - c_t) and R_i = sum_{t>=i} g_t s_t exp(c_i - c_t),
+    the gradient is exp(z_i - c_i) ((1 + z_i) G_i - R_i). Again every exponent is at most 0.
+    """
+
+    @staticmethod
+    def forward(ctx, z: torch.Tensor) -> torch.Tensor:
+        s, c = torch.empty_like(z), torch.empty_like(z)
+        s[0], c[0] = z[0], z[0]
+        for t in range(1, z.shape[0]):
+            torch.logaddexp(c[t - 1], z[t], out=c[t])
+            torch.lerp(s[t - 1], z[t], (z[t] - c[t]).exp_(), out=s[t])
+        ctx.save_for_backward(z, s, c)
+        return s
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        z, s, c = ctx.saved_tensors
+        out = torch.empty_like(z)
+        last = z.shape[0] - 1
+        g_sum, r_sum = torch.zeros_like(z[0]), torch.zeros_like(z[0])
+        for i in range(last, -1, -1):
+            if i < last:
+                decay = (c[i] - c[i + 1]).exp_()
+                g_sum, r_sum = g_sum.mul_(decay), r_sum.mul_(decay)
+            g_sum, r_sum = g_sum.add_(gradient[i]), torch.addcmul(r_sum, gradient[i], s[i], out=r_sum)
+            torch.mul(g_sum, z[i] + 1, out=out[i])
+            out[i].sub_(r_sum).mul_((z[i] - c[i]).exp_())
+        return out
+
+
+def _prefix_scores(hidden, label_embeddings, ends, scale):
+    z = torch.matmul(hidden.transpose(0, 1), label_embeddings.T)  # (U, B, V): a step of the scan is one contiguous slice
+    s = RunningReadout.apply(z if scale is None else z * scale)
+    return s[ends, torch.arange(ends.shape[0], device=ends.device)[:, None]]
+
+
+def attentional_readout(
+    hidden: torch.Tensor,
+    label_embeddings: torch.Tensor,
+    mask: torch.Tensor,
+    ends: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Equations 2 and 3 for the whole sequence, or for the prefixes that end at `ends`.
+
+    Args:
+        hidden: h of shape `(B, U, H)`; padding on the right.
+        label_embeddings: e of shape `(V, H)`.
+        mask: boolean, of shape `(B, U)`, True where a unit is real.
+        ends: last unit of each prefix, of shape `(B, P)`. Only for causal encoders. Labels are taken in chunks and
+            recomputed in backward where z would pass `CHUNK_ELEMENTS`.
+        scale: one factor on z.
+
+    Returns:
+        s of shape `(B, V)`, or `(B, P, V)` with `ends`.
+    """
+    if ends is None:
+        z = torch.matmul(hidden, label_embeddings.T)  # (B, U, V)
+        z = z if scale is None else z * scale
+        return (z.masked_fill(~mask[..., None], float("-inf")).softmax(1) * z).sum(1)
+    chunk = max(1, CHUNK_ELEMENTS // (hidden.shape[0] * hidden.shape[1]))
+    if chunk >= label_embeddings.shape[0]:
+        return _prefix_scores(hidden, label_embeddings, ends, scale)
+    return torch.cat(
+        [
+            checkpoint(_prefix_scores, hidden, part, ends, scale, use_reentrant=False)
+            for part in label_embeddings.split(chunk)
+        ],
+        dim=-1,
+    )
+
+
+def last_readout(
+    hidden: torch.Tensor,
+    label_embeddings: torch.Tensor,
+    mask: torch.Tensor,
+    ends: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """BERT4Rec's readout: e_w . h_t with the last hidden vector. Arguments and shapes as in [`attentional_readout`]."""
+    last = mask.sum(1, keepdim=True) - 1 if ends is None else ends
+    vectors = hidden.gather(1, last[..., None].expand(-1, -1, hidden.shape[-1]))
+    scores = torch.matmul(vectors, label_embeddings.T)
+    scores = scores if scale is None else scores * scale
+    return scores[:, 0] if ends is None else scores
+
+
+READOUTS = {"attentional": attentional_readout, "last": last_readout}
+
+
+class RepeatMemory(nn.Module):
+    """How often the customer met a label, at several speeds of forgetting, as an addition to its score.
+
+    Customers repeat themselves, and an average (equation 3) can't count. For prefix p, label w and half-life k
+
+        n_{p,w,k} = sum over events i of the prefix with label w of  v_i 2^(-(t_p - t_i) / T_k)
+        score(w) += sum_k  log(1 + n_{p,w,k} exp(b_k)) (g_k + u_{w,k} + gate_k(h_p))
+
+    with v_i = exp(vote . e_i), so that a purchase may count for more than a click. T, b, g, u, gate and vote are learned; u
+    says which labels come back soon and which don't. Work and memory grow with the labels that a customer met, not with V.
+    """
+
+    def __init__(self, num_labels: int, hidden_size: int, half_lives: list[float]):
+        super().__init__()
+        kernels = len(half_lives)
+        self.half_lives = half_lives
+        self.log_half_life = nn.Parameter(torch.empty(kernels))
+        self.log_sensitivity = nn.Parameter(torch.empty(kernels))
+        self.memory_gain = nn.Parameter(torch.empty(kernels))
+        self.label_gain = nn.Embedding(num_labels, kernels)
+        self.gate = nn.Linear(hidden_size, kernels)
+        self.vote = nn.Linear(hidden_size, 1)
+
+    def reset_parameters(self):
+        """Starts as a recency-weighted personal frequency: equal gains, no opinion on labels, events or state."""
+        init.copy_(self.log_half_life, torch.tensor(self.half_lives, dtype=torch.float32).log())
+        init.ones_(self.log_sensitivity)
+        init.constant_(self.memory_gain, 0.3)
+        for weight in (self.label_gain.weight, self.gate.weight, self.gate.bias, self.vote.weight, self.vote.bias):
+            init.zeros_(weight)
+
+    def counts(
+        self, label_ids: torch.Tensor, event_times: torch.Tensor, event_embeddings: torch.Tensor, ends: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The customer's distinct labels and their decayed counts.
+
+        Args:
+            label_ids: of shape `(B, L)`; ids 0 and 1 are not counted.
+            event_times: days, of shape `(B, L)`, not decreasing.
+            event_embeddings: e_i of shape `(B, L, H)`.
+            ends: last event of each prefix, of shape `(B, P)`.
+
+        Returns:
+            labels of shape `(B, S)` (0 where a customer has fewer than S) and n of shape `(B, S, P, K)`.
+        """
+        batch, length = label_ids.shape
+        known = label_ids > 1
+        ordered, order = torch.where(known, label_ids, 0).sort(dim=1, stable=True)
+        slot_ordered = torch.cat([ordered.new_zeros(batch, 1), (ordered.diff(dim=1) != 0).long()], 1).cumsum(1)
+        slots = torch.zeros_like(label_ids).scatter(1, order, slot_ordered)  # (B, L): which distinct label each event has
+        labels = label_ids.new_zeros(batch, int(slot_ordered.max()) + 1).scatter(1, slot_ordered, ordered)
+        age = (event_times.gather(1, ends)[:, None] - event_times[..., None]).clamp(min=0)  # (B, L, P)
+        inside = known[..., None] & (torch.arange(length, device=ends.device)[:, None] <= ends[:, None])
+        votes = torch.where(inside, torch.exp(self.vote(event_embeddings)), 0.0)
+        decayed = [votes * torch.exp2(-age * torch.exp(-rate)) for rate in self.log_half_life]
+        index = slots[..., None].expand(-1, -1, ends.shape[1])
+        zeros = votes.new_zeros(batch, labels.shape[1], ends.shape[1])
+        return labels, torch.stack([zeros.scatter_add(1, index, weights) for weights in decayed], dim=-1)
+
+    def forward(
+        self,
+        scores: torch.Tensor,
+        states: torch.Tensor,
+        label_ids: torch.Tensor,
+        event_times: torch.Tensor,
+        event_embeddings: torch.Tensor,
+        ends: torch.Tensor,
+    ) -> torch.Tensor:
+        """Adds the memory to `scores` of shape `(B, P, V)`; `states` are h_p of shape `(B, P, H)`, the rest as in `counts`."""
+        labels, counts = self.counts(label_ids, event_times, event_embeddings, ends)
+        gains = self.memory_gain + self.label_gain(labels)[:, :, None] + self.gate(states)[:, None]  # (B, S, P, K)
+        votes = (torch.log1p(counts * self.log_sensitivity.exp()) * gains).sum(-1)  # (B, S, P)
+        return scores.scatter_add(2, labels[:, None].expand(-1, ends.shape[1], -1), votes.transpose(1, 2).to(scores.dtype))

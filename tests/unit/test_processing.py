@@ -1,0 +1,474 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""MCMFeatureExtractor: ids worked out by hand, every form of input, every mistake, and the way through a folder."""
+
+import json
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoFeatureExtractor, PreTrainedConfig
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from modeling_mcm.events_mcm import to_text
+from modeling_mcm.processing_mcm import VOCABULARIES_NAME, MCMFeatureExtractor
+
+MISSING, UNKNOWN = 0, 1
+BUY, CLICK, START, CLOSE = 2, 3, 4, 5
+# "type", "items" and "a.b" mean something to dicts, modules and paths; the order is not alphabetical.
+FEATURES = [
+    {"name": "type", "column": "action"},
+    {"name": "items", "column": "item"},
+    {"name": "a.b", "kind": "numeric", "column": "price"},
+    {"name": "hour", "kind": "hour", "column": None},
+    {"name": "weekday", "kind": "weekday", "column": None},
+    {"name": "gap", "kind": "days_since_visit", "column": None},
+    {"name": "age", "profile": True},
+    {"name": "Income", "kind": "numeric", "profile": True},
+]
+SETTINGS: dict[str, Any] = {
+    "features": FEATURES,
+    "vocabularies": {
+        "type": ["buy", "click", "history_start", "close"],
+        "items": ["7", "tea", "true"],
+        "age": ["young", "old"],
+    },
+    "bins": {"a.b": [0.1, 2.5], "gap": [0.5, 1.0], "Income": [100.0]},
+    "customer": "who",
+    "time": "when",
+    "token_type": "action",
+    "visit": "basket",
+    "tasks": ["items", "type"],
+    "target_token_types": ["buy"],
+    "end_of_visit": "close",
+    "max_events": 8,
+}
+MONDAY = "2017-01-02"
+
+
+def make(**changes):
+    return MCMFeatureExtractor(**{**SETTINGS, **changes})
+
+
+@pytest.fixture
+def extractor():
+    return make()
+
+
+def event(when=f"{MONDAY}T10:00:00", action="click", **others):
+    return {"when": when, "action": action, **others}
+
+
+# Out of order; the basket from 10:00 to 10:20 is target visit 1, the clicks are visits by their time.
+HISTORY = [
+    event("2017-01-04T00:30:00", "click", item="coffee", price=2.5),
+    event(f"{MONDAY}T10:20:00", "buy", item=7.0, price=2.4, basket="b1"),
+    event(f"{MONDAY}T09:00:00", "click", item="tea"),
+    event(f"{MONDAY}T10:00:00", "click", item=True, price=0.1, basket="b1"),
+    event(f"{MONDAY}T10:10:00", "click", price=float("nan")),
+    event("2017-01-04T00:30:00", "click", item=None, price=0.0),
+]
+CUSTOMER = {"customer_id": "c1", "events": HISTORY, "profile": {"age": "old", "Income": 100}}
+
+
+def seconds(text):
+    return int((datetime.fromisoformat(text) - datetime(1970, 1, 1)).total_seconds())
+
+
+def rows_equal(left, right):
+    return left.keys() == right.keys() and all(np.array_equal(left[key], right[key]) for key in left)
+
+
+def batches_equal(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_a_history_gives_the_ids_worked_out_by_hand(extractor):
+    row = extractor.encode(CUSTOMER)
+    expected = {
+        "visits": [0, 1, 1, 1, 2, 3, 3],
+        "feature_type": [CLICK, CLICK, BUY, CLOSE, CLICK, CLICK, CLICK],
+        "feature_items": [3, 4, 2, MISSING, MISSING, MISSING, UNKNOWN],
+        "feature_a.b": [MISSING, 3, 3, MISSING, MISSING, 2, 4],
+        "feature_hour": [11, 12, 12, 12, 12, 2, 2],
+        "feature_weekday": [2, 2, 2, 2, 2, 4, 4],
+        # 1 h after visit 0, 10 min after the start of visit 1, 38 h 20 min after visit 2
+        "feature_gap": [MISSING, 2, 2, 2, 2, 4, 4],
+        "task_items": [0, 0, 2, 0, 0, 0, 0],
+        "task_type": [0, 0, BUY, 0, 0, 0, 0],
+    }
+    for key, ids in expected.items():
+        assert row[key].dtype == np.int32 and row[key].tolist() == ids, key
+    clock = [f"{MONDAY}T{at}:00" for at in ("09:00", "10:00", "10:20", "10:20", "10:10")]
+    assert row["times"].dtype == np.int64
+    assert row["times"].tolist() == [seconds(at) for at in [*clock, *["2017-01-04T00:30:00"] * 2]]
+    assert (row["customer_id"], row["profile_age"], row["profile_Income"]) == ("c1", 3, 3)
+    assert set(row) == {*expected, "times", "customer_id", "profile_age", "profile_Income"}
+
+
+def test_the_model_input_has_the_start_row_with_the_profile_then_the_events(extractor):
+    batch, row = extractor(CUSTOMER), extractor.encode(CUSTOMER)
+    assert batch["input_ids"].dtype == batch["attention_mask"].dtype == torch.int64
+    assert batch["event_times"].dtype == torch.float32
+    assert batch["input_ids"][0, 0].tolist() == [START, 0, 0, 0, 0, 0, 3, 3]
+    for place, feature in enumerate(extractor.feature_names[:6]):
+        assert batch["input_ids"][0, 1:, place].tolist() == row[f"feature_{feature}"].tolist()
+    assert not batch["input_ids"][0, 1:, 6:].any()
+    days = (row["times"] - row["times"][0]) / 86400
+    assert torch.equal(batch["event_times"][0], torch.tensor([0.0, *days], dtype=torch.float32))
+    assert batch["visit_ids"][0].tolist() == [0, *(row["visits"] + 1)]
+    assert list(batch) == extractor.model_input_names
+
+
+def test_sizes_count_missing_unknown_values_and_bins(extractor):
+    assert extractor.feature_names == [feature["name"] for feature in FEATURES]
+    assert extractor.vocabulary_sizes == [2 + 4, 2 + 3, 2 + 3, 2 + 24, 2 + 7, 2 + 3, 2 + 2, 2 + 2]
+
+
+def test_the_order_of_the_input_does_not_count(extractor):
+    generator = np.random.default_rng(0)
+    for _ in range(5):
+        shuffled = [HISTORY[place] for place in generator.permutation(len(HISTORY))]
+        assert rows_equal(extractor.encode({**CUSTOMER, "events": shuffled}), extractor.encode(CUSTOMER))
+
+
+def test_without_a_visit_column_events_of_one_time_are_one_visit():
+    extractor = make(visit=None, end_of_visit=None)
+    events = [event("2017-01-02T10:00:00", "buy"), event("2017-01-02T10:00:00"), event("2017-01-02T10:00:01")]
+    row = extractor.encode({"events": events})
+    assert row["visits"].tolist() == [0, 0, 1] and row["feature_type"].tolist() == [BUY, CLICK, CLICK]
+
+
+def test_visits_of_one_start_are_ordered_by_key_and_those_without_key_come_first(extractor):
+    events = [event(basket="b"), event(basket=10), event(basket=9.0), event()]
+    events = [{**each, "price": price} for each, price in zip(events, [9, 2, 1, 0], strict=True)]
+    row = extractor.encode({"events": events})
+    assert row["visits"].tolist() == [0, 1, 2, 3] and row["feature_a.b"].tolist() == [2, 3, 3, 4]
+    assert row["feature_gap"].tolist() == [MISSING, 2, 2, 2]
+
+
+def test_without_target_token_types_every_event_is_a_target():
+    row = make(target_token_types=()).encode({"events": [event(item="tea")]})
+    assert row["task_type"].tolist() == [CLICK, 0] and row["feature_type"].tolist() == [CLICK, CLOSE]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("01", "01"), (1, "1"), (1.0, "1"), (np.int8(1), "1"), (np.float32(1), "1"), (Decimal("1.00"), "1"),
+        (-0.0, "0"), (0.1, "0.1"), (2.0**53, repr(2.0**53)), (10**20, str(10**20)), (True, "true"),
+        (np.False_, "false"),
+        (date(2017, 1, 2), "2017-01-02"), (None, None), (float("nan"), None), (pd.NA, None), (pd.NaT, None),
+    ],
+)  # fmt: skip
+def test_one_text_stands_for_a_value_of_any_type(value, text):
+    assert to_text(value) == text
+
+
+@pytest.mark.parametrize("values", [[1, True, 1.0], np.array([1.0, np.nan]), [True, False]])
+def test_true_is_not_taken_for_one(extractor, values):
+    expected = {"1": UNKNOWN, "true": 4, "false": UNKNOWN, None: MISSING}
+    assert extractor.label_ids("items", values).tolist() == [expected[to_text(value)] for value in values]
+
+
+@pytest.mark.parametrize("as_type", [list, np.array, lambda values: list(map(str, values))])
+def test_a_number_on_an_edge_belongs_to_the_bin_above(extractor, as_type):
+    prices = [-np.inf, np.nextafter(0.1, 0), 0.1, np.nextafter(2.5, 0), 2.5, np.inf, np.nan]
+    columns = {"when": [f"{MONDAY}T10:00:0{k}" for k in range(7)], "action": ["click"] * 7, "price": as_type(prices)}
+    row = extractor.encode({"events": columns})
+    assert row["feature_a.b"].tolist() == [2, 2, 3, 3, 4, 4, MISSING]
+
+
+def test_list_of_dicts_data_frame_and_dict_of_columns_are_the_same(extractor):
+    frame = pd.DataFrame(HISTORY)
+    parsed = frame.assign(when=pd.to_datetime(frame["when"]), basket=frame["basket"].astype("category"))
+    arrays = {column: parsed[column].to_numpy() for column in parsed}
+    columns = {column: list(frame[column]) for column in frame}
+    for events in (frame, parsed, parsed.convert_dtypes(), columns, arrays, [dict(each) for each in HISTORY]):
+        assert rows_equal(extractor.encode({**CUSTOMER, "events": events}), extractor.encode(CUSTOMER))
+
+
+def test_other_columns_of_a_data_frame_are_ignored_with_one_warning(extractor):
+    frame = pd.DataFrame(HISTORY)
+    with pytest.warns(UserWarning, match="'shop', 'till'") as warned:
+        row = extractor.encode({**CUSTOMER, "events": frame.assign(shop=1, till=2)})
+    assert len(warned) == 1 and rows_equal(row, extractor.encode(CUSTOMER))
+
+
+def test_times_of_any_kind_and_zone_are_the_same_moment():
+    extractor = make(time_zone="Europe/Berlin")
+    local = datetime(2017, 7, 3, 0, 30)
+    zoned = pd.Timestamp("2017-07-02T22:30:00Z")
+    kinds = [
+        local, "2017-07-03T00:30:00", "2017-07-03 00:30:00.999", "2017-07-02T22:30:00Z", "2017-07-02T17:30:00-05:00",
+        np.datetime64("2017-07-03T00:30:00"), pd.Timestamp(local), zoned,
+        zoned.tz_convert("Asia/Tokyo").to_pydatetime(),
+    ]  # fmt: skip
+    for when in kinds:
+        row = extractor.encode({"events": [event(when)]})
+        assert row["times"].tolist() == [seconds("2017-07-03T00:30:00")], when
+        assert (row["feature_hour"][0], row["feature_weekday"][0]) == (2 + 0, 2 + 0)
+    column = pd.DataFrame({"when": pd.to_datetime(["2017-07-02T22:30:00Z"]), "action": ["click"]})
+    assert extractor.encode({"events": column})["times"].tolist() == [seconds("2017-07-03T00:30:00")]
+    midnight = extractor.encode({"events": [event(date(2017, 7, 3))]})
+    assert midnight["times"].tolist() == [seconds("2017-07-03")]
+
+
+def test_both_sides_of_a_clock_change_keep_their_hour():
+    extractor = make(time_zone="Europe/Berlin", visit=None)
+    events = [event("2017-10-29T00:59:00+00:00"), event("2017-10-29T01:00:00+00:00")]
+    assert sorted(extractor.encode({"events": events})["feature_hour"].tolist()) == [2 + 2, 2 + 2]
+    assert make(visit=None).encode({"events": events})["feature_hour"].tolist() == [2 + 0, 2 + 1]
+
+
+@pytest.mark.parametrize(
+    "fraction", [np.array(["1969-12-31T23:59:59.5"], "datetime64[ns]"), ["1969-12-31T23:59:59.5"]]
+)
+def test_parts_of_a_second_are_cut_off_also_before_1970(extractor, fraction):
+    assert extractor.encode({"events": {"when": fraction, "action": ["click"]}})["times"].tolist() == [-1]
+
+
+@pytest.mark.parametrize(
+    "events", [[], {}, {"when": [], "action": []}, pd.DataFrame(), pd.DataFrame(columns=["when"])]
+)
+def test_a_customer_without_history_has_the_start_row_alone(extractor, events):
+    batch = extractor({"events": events, "profile": {"age": "young"}})
+    assert batch["input_ids"].tolist() == [[[START, 0, 0, 0, 0, 0, 2, 0]]]
+    assert batch["attention_mask"].tolist() == [[1]] and batch["event_times"].tolist() == [[0.0]]
+
+
+def test_of_a_long_history_the_latest_events_and_the_start_row_are_kept(extractor):
+    events = [event(f"2017-01-{day:02d}", "click", price=day % 3) for day in range(1, 21)]
+    whole, row = extractor({"events": events}), extractor.encode({"events": events})
+    assert whole["input_ids"].shape == (1, extractor.max_events, len(FEATURES))
+    assert whole["input_ids"][0, 0, 0] == START
+    assert whole["input_ids"][0, 1:, 2].tolist() == row["feature_a.b"][-7:].tolist()
+    assert whole["event_times"][0].tolist() == [0.0, *range(7)]
+    assert extractor.pad([row], max_events=1)["input_ids"].shape[1] == 1
+    assert extractor.pad([row], max_events=100)["input_ids"].shape[1] == 1 + len(events)
+
+
+def test_a_batch_gives_what_single_customers_give_and_zeros(extractor):
+    customers = [{"events": []}, CUSTOMER, {"events": HISTORY[:2]}]
+    batch = extractor(customers)
+    for place, customer in enumerate(customers):
+        single = extractor(customer)
+        length = single["input_ids"].shape[1]
+        for key, value in single.items():
+            assert torch.equal(batch[key][place, :length], value[0])
+            assert not batch[key][place, length:].any()
+    backwards = extractor(customers[::-1])
+    assert all(torch.equal(backwards[key].flip(0), batch[key]) for key in batch)
+
+
+def test_the_masked_next_event_is_a_last_row_of_unknown_values(extractor):
+    rows = [extractor.encode(customer) for customer in (CUSTOMER, {"events": []})]
+    plain, masked = (extractor.pad(rows, 100, return_tensors="np", mask_next=masked) for masked in (False, True))
+    for place, row in enumerate(rows):
+        end = 1 + len(row["times"])
+        for key in plain:
+            assert np.array_equal(masked[key][place, :end], plain[key][place, :end])
+        assert masked["input_ids"][place, end].tolist() == [UNKNOWN] * 6 + [0, 0]
+        assert masked["attention_mask"][place].sum() == end + 1
+        assert masked["visit_ids"][place, end] == plain["visit_ids"][place].max() + 1
+        assert masked["event_times"][place, end] == plain["event_times"][place, end - 1]
+    assert extractor.pad(rows, max_events=3, mask_next=True)["input_ids"].shape[1] == 3
+
+
+def test_labels_survive_the_way_to_ids_and_back(extractor):
+    assert extractor.label_ids("items", ["tea", 7, "coffee", None]).tolist() == [3, 2, UNKNOWN, MISSING]
+    assert extractor.decode_labels("items", torch.tensor([3, 2, 1, 0])) == ["tea", "7", "[unknown]", "[missing]"]
+    with pytest.raises(ValueError, match="'items' has no label id 5; ids run from 0 to 4"):
+        extractor.decode_labels("items", [5])
+    for call in (extractor.decode_labels, extractor.label_ids):
+        with pytest.raises(ValueError, match="'age', expected one of items, type"):
+            call("age", [2])
+    with pytest.raises(ValueError, match="Task 'items': found 'tea', expected a list"):
+        extractor.label_ids("items", "tea")
+
+
+MISTAKES = {
+    "unknown key": (
+        {"events": [event(itme="tea")]},
+        ["event 0", "'itme'", "did you mean 'item'", "who, when, basket"],
+    ),
+    "unknown column": ({"events": {"when": [], "prize": []}}, ["'prize'", "did you mean 'price'"]),
+    "null time": ({"events": [event(), event(None)]}, ["column 'when'", "no time (None)", "leave the event out"]),
+    "NaT": ({"events": pd.DataFrame({"when": [pd.NaT], "action": ["buy"]})}, ["column 'when'", "no time"]),
+    "no time column": ({"events": [{"action": "click"}]}, ["column 'when'", "no time"]),
+    "unparsable time": ({"events": [event("02/01/2017")]}, ["column 'when'", "'02/01/2017'", "ISO 8601"]),
+    "number as time": (
+        {"events": {"when": np.array([1483351200]), "action": ["buy"]}},
+        ["'when'", "(int)", "ISO 8601"],
+    ),
+    "list as value": ({"events": [event(item=["tea"])]}, ["column 'item'", "['tea']", "(list)", "convert it"]),
+    "text as number": ({"events": [event(price="cheap")]}, ["column 'price'", "'cheap'", "expected a number"]),
+    "list as visit": ({"events": [event(basket=[1])]}, ["column 'basket'", "[1]", "convert it"]),
+    "reserved token": ({"events": [event(action="close")]}, ["column 'action'", "'close'", "rename the token type"]),
+    "two customers": ({"events": [event(who="d"), event(who="e")]}, ["column 'who'", "d, e", "dict of its own"]),
+    "other customer": ({"customer_id": "c", "events": [event(who="d")]}, ["column 'who'", "c, d", "dict of its own"]),
+    "list as customer": ({"events": [event(who=["d"])]}, ["column 'who'", "['d']", "convert it"]),
+    "null customer": ({"events": [event(who="d"), event()]}, ["column 'who'", "None, d"]),
+    "ragged columns": (
+        {"events": {"when": [MONDAY], "action": []}},
+        ["column 'action'", "0 values", "other columns have 1"],
+    ),
+    "two-dimensional": ({"events": {"when": [MONDAY], "price": np.ones((1, 2))}}, ["column 'price'", "(1, 2)"]),
+    "scalar column": ({"events": {"when": MONDAY}}, ["column 'when'", "expected a list or array"]),
+    "event is no dict": ({"events": ["buy"]}, ["event 0 is 'buy'", "expected a dict"]),
+    "events are text": ({"events": "buy"}, ["events are str", "list of dicts"]),
+    "no events": ({"profile": {}}, ["no `events`", "empty list"]),
+    "unknown customer key": ({"event": []}, ["'event'", "did you mean 'events'"]),
+    "customer is a list": ([event()], ["found list", "dict with `events`"]),
+    "unknown profile key": ({"events": [], "profile": {"Age": 3}}, ["profile", "'Age'", "did you mean 'age'"]),
+    "wrong profile value": ({"events": [], "profile": {"Income": "much"}}, ["profile column 'Income'", "'much'"]),
+    "profile is a list": ({"events": [], "profile": [3]}, ["profile is list", "expected a dict"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named_with_customer_column_and_fix(extractor, mistake):
+    customer, words = MISTAKES[mistake]
+    with pytest.raises(ValueError) as raised:
+        extractor([{"events": []}, customer])
+    named = isinstance(customer, dict) and "customer_id" in customer
+    for word in ["Customer 'c'" if named else "Customer 1 of the list", *words]:
+        assert word in str(raised.value)
+
+
+def test_an_event_without_any_feature_is_refused():
+    extractor = make(features=[f for f in FEATURES if f.get("kind") not in ("hour", "weekday")])
+    with pytest.raises(ValueError, match="event 0 in order of time has no value in any feature; leave it out"):
+        extractor.encode({"events": [{"when": MONDAY}]})
+
+
+def test_a_customer_of_unknown_values_alone_is_encoded(extractor):
+    row = extractor.encode({"events": [event(action="return", item="coffee")]})
+    assert row["feature_type"].tolist() == row["feature_items"].tolist() == [UNKNOWN]
+
+
+def test_rows_that_do_not_fit_the_checkpoint_are_refused(extractor):
+    row = extractor.encode(CUSTOMER)
+    with pytest.raises(ValueError, match="no 'feature_items'; prepare the data with the schema of this checkpoint"):
+        extractor.pad([{key: value for key, value in row.items() if key != "feature_items"}])
+    with pytest.raises(ValueError, match="'items' has ids from 0 to 9, this checkpoint has 5"):
+        extractor.pad([{**row, "feature_items": row["feature_items"] * 0 + [0, 1, 2, 3, 4, 5, 9]}])
+    with pytest.raises(ValueError, match="'age' has ids from -1 to -1"):
+        extractor.pad([{**row, "profile_age": -1}])
+    with pytest.raises(ValueError, match="7 times but 6 values of 'feature_items'"):
+        extractor.pad([{**row, "feature_items": row["feature_items"][1:]}])
+    for rows, window in (([], 8), ([row], 0)):
+        with pytest.raises(ValueError, match="give at least 1 row and 1 events"):
+            extractor.pad(rows, max_events=window)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"features": [*FEATURES, {"name": "type"}]}, "not unique"),
+        ({"features": [{"name": "type", "column": "action", "kind": "text"}]}, "kind 'text'"),
+        ({"features": [*FEATURES, {"name": "x", "kind": "hour", "profile": True}]}, "'x' has kind 'hour'"),
+        ({"token_type": "event"}, "token type column 'event'"),
+        ({"end_of_visit": "checkout"}, "no 'checkout'"),
+        ({"tasks": ["a.b"]}, "'a.b' is no categorical event feature"),
+        ({"tasks": ["age"]}, "'age' is no categorical event feature"),
+        ({"time_zone": "Berlin"}, "`time_zone` is 'Berlin'; give an IANA name"),
+        ({"max_events": 0}, "`max_events` is 0"),
+        (
+            {"vocabularies": {**SETTINGS["vocabularies"], "age": ["old", "old"]}},
+            "'age' is not a list of distinct texts",
+        ),
+        ({"bins": {**SETTINGS["bins"], "gap": [1.0, 0.5]}}, "'gap' are not finite and strictly increasing"),
+        ({"bins": {}}, "Found bins of"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        make(**changes)
+
+
+def test_a_saved_extractor_is_loaded_equal(tmp_path):
+    edges = [0.1 + 0.2, 1 / 3, 5e-324, 1e300]
+    extractor = make(bins={**SETTINGS["bins"], "a.b": sorted(edges)})
+    extractor.vocabularies["items"] += ["crème", "\ud800", 'quote " and \n line']
+    saved = extractor.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"preprocessor_config.json", VOCABULARIES_NAME}
+    assert sorted(saved) == sorted(str(path) for path in tmp_path.iterdir())
+    assert not {"vocabularies", "bins"} & set(json.loads((tmp_path / "preprocessor_config.json").read_text()))
+    for source in (tmp_path, str(tmp_path / "preprocessor_config.json")):
+        loaded = MCMFeatureExtractor.from_pretrained(source)
+        assert loaded.to_dict() == extractor.to_dict()
+        assert (loaded.vocabularies, loaded.bins) == (extractor.vocabularies, extractor.bins)
+        assert loaded.feature_names == [feature["name"] for feature in FEATURES]
+        assert batches_equal(loaded([CUSTOMER, {"events": []}]), extractor([CUSTOMER, {"events": []}]))
+    loaded.save_pretrained(tmp_path / "again")
+    for name in ("preprocessor_config.json", VOCABULARIES_NAME):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
+    assert MCMFeatureExtractor.from_pretrained(tmp_path, max_events=3).max_events == 3
+
+
+def test_auto_feature_extractor_loads_it(tmp_path, extractor):
+    class ProbeConfig(PreTrainedConfig):
+        model_type = "mcm-probe"
+
+    AutoFeatureExtractor.register(ProbeConfig, MCMFeatureExtractor, exist_ok=True)
+    extractor.save_pretrained(tmp_path)
+    loaded = AutoFeatureExtractor.from_pretrained(tmp_path)
+    assert type(loaded) is MCMFeatureExtractor and batches_equal(loaded(CUSTOMER), extractor(CUSTOMER))
+
+
+def test_its_code_travels_with_it(tmp_path, extractor, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(MCMFeatureExtractor, "_auto_class", None)
+    MCMFeatureExtractor.register_for_auto_class()
+    extractor.save_pretrained(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "preprocessor_config.json").read_text())
+    travelled = get_class_from_dynamic_module(config["auto_map"]["AutoFeatureExtractor"], str(tmp_path / "saved"))
+    loaded = travelled.from_pretrained(tmp_path / "saved")
+    assert type(loaded) is not MCMFeatureExtractor and batches_equal(loaded(CUSTOMER), extractor(CUSTOMER))
+
+
+def test_a_push_saves_the_vocabularies_before_the_upload(tmp_path, extractor, monkeypatch):
+    pushed = {}
+
+    def push_to_hub(self, repo_id, **options):
+        pushed[repo_id] = {path.name for path in (tmp_path / "grocer").iterdir()}
+
+    monkeypatch.setattr(MCMFeatureExtractor, "push_to_hub", push_to_hub)
+    extractor.save_pretrained(tmp_path / "grocer", push_to_hub=True)
+    assert pushed == {"grocer": {"preprocessor_config.json", VOCABULARIES_NAME}}
+
+
+def test_a_missing_damaged_or_foreign_vocabulary_file_is_named(tmp_path, extractor):
+    extractor.save_pretrained(tmp_path)
+    path = tmp_path / VOCABULARIES_NAME
+    whole = path.read_text()
+    for damaged in (whole[: len(whole) // 2], "", "[]", "{}", '{"vocabularies": {}, "bins": 3}'):
+        path.write_text(damaged)
+        with pytest.raises(ValueError, match=f"{VOCABULARIES_NAME} is damaged .* save the feature extractor again"):
+            MCMFeatureExtractor.from_pretrained(tmp_path)
+    foreign = json.loads(whole)
+    foreign["vocabularies"]["brand"] = foreign["vocabularies"].pop("items")
+    path.write_text(json.dumps(foreign))
+    with pytest.raises(ValueError, match=f"Found vocabularies of .*'brand'.* the features need .*{VOCABULARIES_NAME}"):
+        MCMFeatureExtractor.from_pretrained(tmp_path)
+    path.unlink()
+    with pytest.raises(OSError, match=f"has no {VOCABULARIES_NAME}.* save the feature extractor again"):
+        MCMFeatureExtractor.from_pretrained(tmp_path)
+
+
+def test_a_full_disk_leaves_no_half_vocabulary_file(tmp_path, extractor, monkeypatch):
+    extractor.save_pretrained(tmp_path)
+    whole = (tmp_path / VOCABULARIES_NAME).read_bytes()
+
+    def full(source, target):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        make(vocabularies={**SETTINGS["vocabularies"], "items": ["tea"]}).save_pretrained(tmp_path)
+    assert (tmp_path / VOCABULARIES_NAME).read_bytes() == whole

@@ -1,0 +1,118 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Prepares an event log for training.
+
+    python training/prepare_data.py --demo complete_journey --output_dir data/prepared
+    python training/prepare_data.py --events log.parquet --schema schema.yaml --output_dir data/prepared
+    python training/prepare_data.py prepare.yaml        # the same options as keys of one YAML file
+
+The schema is explained in docs/event_schema.md. A finished data set is replaced only with --overwrite, and kept as it
+is with --reuse if the same files, schema and options made it.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import HfArgumentParser
+
+from modeling_mcm.data import EventSchema, PreparedManifest, prepare
+from modeling_mcm.data.complete_journey import build_complete_journey
+from modeling_mcm.data.prepare import ROWS_PER_SHARD
+
+
+SCHEMAS = Path(__file__).resolve().parent.parent / "configuration" / "schemas"
+DEMOS = {"complete_journey": build_complete_journey}
+
+
+@dataclass
+class PrepareArguments:
+    """Options of the preparation."""
+
+    output_dir: str = field(metadata={"help": "Folder to make; it must not exist, see --overwrite and --reuse."})
+    events: str | None = field(
+        default=None, metadata={"help": "Event log: a .parquet, .csv or .tsv file, or a folder of Parquet files."}
+    )
+    profile: str | None = field(
+        default=None, metadata={"help": "Table with one row a customer; needed if the schema has `profile`."}
+    )
+    schema: str | None = field(
+        default=None, metadata={"help": "Event schema, a YAML file such as configuration/schemas/clickstream.yaml."}
+    )
+    demo: str | None = field(
+        default=None,
+        metadata={
+            "help": "Build this demo log first, into the folder raw/ beside output_dir, and take its schema.",
+            "choices": list(DEMOS),
+        },
+    )
+    rows_per_shard: int = field(default=ROWS_PER_SHARD, metadata={"help": "Most customers in one Parquet shard."})
+    memory_limit: str = field(default="1GB", metadata={"help": "Memory DuckDB may use before it spills to disk."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace a data set that is there."})
+    reuse: bool = field(
+        default=False, metadata={"help": "Keep a data set that the same files, schema and options made."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.demo is not None and (self.events or self.profile):
+            raise ValueError("--demo brings its own --events and --profile; leave these out.")
+        if self.demo is None and not (self.events and self.schema):
+            raise ValueError("Give --events and --schema, or --demo.")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the commands above as they are written."""
+
+
+def summary(manifest: PreparedManifest, output_dir: str) -> str:
+    """A few lines on what was read, left out and found."""
+    counts = manifest.counts
+    unknown = ", ".join(f"{name} {count:,}" for name, count in counts["unknown"].items() if count)
+    missing = ", ".join(f"{name} {count:,}" for name, count in counts["missing"].items() if count)
+    return "\n".join(
+        [
+            f"Data set    {output_dir}: {len(manifest.shards)} shards",
+            f"Read        {counts['rows']:,} rows; dropped {counts['dropped_null']:,} without customer or time and "
+            f"{counts['dropped_duplicates']:,} of {counts['duplicates']:,} duplicates",
+            f"Customers   {counts['customers']:,}, profiles {counts.get('profiles', 0):,}",
+            f"Events      {counts['events']:,}, of them {counts['target_events']:,} targets; "
+            f"{counts['ends_of_visit']:,} ends of visit added",
+            f"Periods     {counts['training_events']:,} training, {counts['validation_events']:,} validation, "
+            f"{counts['test_events']:,} test",
+            f"Cases       {counts['validation_cases']:,} validation, {counts['test_cases']:,} test",
+            f"Unknown     {unknown or 'no value'}",
+            f"Missing     {missing or 'no value'}",
+        ]
+    )
+
+
+def main() -> None:
+    parser = HfArgumentParser(PrepareArguments, description=__doc__, formatter_class=HelpFormatter)
+    try:
+        if len(sys.argv) == 2 and sys.argv[1].endswith((".yaml", ".yml")):
+            (arguments,) = parser.parse_yaml_file(sys.argv[1])
+        else:
+            (arguments,) = parser.parse_args_into_dataclasses()
+        events, profile, schema = arguments.events, arguments.profile, arguments.schema
+        if arguments.demo:
+            raw = Path(arguments.output_dir).parent / "raw"
+            events, profile = (str(path) for path in DEMOS[arguments.demo](raw))
+            schema = schema or SCHEMAS / f"{arguments.demo}.yaml"
+        manifest = prepare(
+            events,
+            EventSchema.from_yaml(schema),
+            arguments.output_dir,
+            profile=profile,
+            rows_per_shard=arguments.rows_per_shard,
+            overwrite=arguments.overwrite,
+            reuse=arguments.reuse,
+            memory_limit=arguments.memory_limit,
+        )
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"prepare_data: {error}")
+    sys.stdout.write(summary(manifest, arguments.output_dir) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+#!/usr/bin/env python
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluates a checkpoint on a prepared data set, beside counting baselines.
+
+    python training/run_evaluate.py --model runs/quickstart --data data/complete_journey/prepared
+
+A case is a customer with enough history before the cutoff and a visit after it; the history runs up to the cutoff, the
+target is the first visit on or after it. Everything is ranked, nothing is filtered. Baselines count the training period
+(popularity) and the customer's own history up to the cutoff. Prints a table of means over customers with their 95%
+bootstrap half-widths, and what three customers did last and are expected to do next.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from arguments import parse_options
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
+from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
+from modeling_mcm.data.collator import MCMCollator, PreparedRows
+from modeling_mcm.evaluation.baselines import (
+    Baseline,
+    Markov,
+    MostPopular,
+    NearestHouseholds,
+    PersonalFrequency,
+    RecencyWeightedFrequency,
+    RecentPopular,
+    evaluate_baseline,
+)
+from modeling_mcm.evaluation.cases import EvaluationCases, find_cases
+from modeling_mcm.evaluation.metrics import bootstrap_interval, customer_metrics, distinct_targets
+from modeling_mcm.evaluation.predictions import PredictionsWriter
+from modeling_mcm.evaluation.streaming import ranks_from_logits
+
+BASELINES: dict[str, type[Baseline]] = {
+    "most_popular": MostPopular,
+    "recent_popular": RecentPopular,
+    "markov": Markov,
+    "personal_frequency": PersonalFrequency,
+    "recency_weighted_frequency": RecencyWeightedFrequency,
+    "nearest_households": NearestHouseholds,
+}
+
+
+@dataclass
+class EvaluationOptions:
+    """What is evaluated, and what is written."""
+
+    model: str | None = field(default=None, metadata={"help": "Checkpoint folder, or name on the Hub."})
+    data: str | None = field(default=None, metadata={"help": "Folder of a prepared data set."})
+    cutoff: str = field(default="test", metadata={"help": "Where the history ends.", "choices": ["validation", "test"]})
+    tasks: list[str] = field(default_factory=list, metadata={"help": "Tasks of the table; all of the model's by default."})
+    k: list[int] = field(default_factory=lambda: [1, 3, 10], metadata={"help": "Lengths of the ranked list."})
+    baselines: list[str] = field(
+        default_factory=lambda: ["most_popular", "personal_frequency", "recency_weighted_frequency"],
+        metadata={"help": f"Any of {', '.join(BASELINES)}; `none` for none."},
+    )
+    batch_size: int = field(default=64, metadata={"help": "Customers a step."})
+    shown: int = field(default=3, metadata={"help": "Customers whose past and expected next visit are printed."})
+    predictions_file: str | None = field(
+        default=None, metadata={"help": "Parquet file for the best 100 labels of every case and task."}
+    )
+    output_file: str | None = field(default=None, metadata={"help": "JSON file for the table and every metric."})
+
+
+def model_scores(
+    model: MCMForMultiTaskRecommendation, collator: MCMCollator, rows: PreparedRows, batch_size: int
+) -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
+    """Logits of all tasks, a batch of cases at a time."""
+    for start in tqdm(range(0, len(rows), batch_size), desc="MCM", unit="batch"):
+        batch = slice(start, min(start + batch_size, len(rows)))
+        inputs = collator(rows.__getitems__(list(range(batch.start, batch.stop))))
+        inputs.pop("labels")
+        with torch.inference_mode():
+            yield batch, model(**{name: value.to(model.device) for name, value in inputs.items()}).logits
+
+
+def evaluate_model(
+    model: MCMForMultiTaskRecommendation,
+    extractor: MCMFeatureExtractor,
+    rows: Any,
+    cases: EvaluationCases,
+    options: EvaluationOptions,
+) -> dict[str, dict[str, NDArray]]:
+    """For each task every metric, one value a case; writes the predictions file on the way."""
+    collator = MCMCollator(extractor, model.config, "evaluate", cutoff=cases.cutoff)
+    targets = {task: distinct_targets(cases.targets[task].offsets, cases.targets[task].labels) for task in options.tasks}
+    ranks = {task: (np.zeros_like(labels), np.ones_like(labels)) for task, (labels, _) in targets.items()}
+    values = {task: ["", "", *extractor.vocabularies[task]] for task in options.tasks}
+    writer = PredictionsWriter(options.predictions_file) if options.predictions_file else None
+    with writer or torch.no_grad():
+        for batch, logits in model_scores(model, collator, PreparedRows(rows, cases.rows), options.batch_size):
+            for task, (labels, _) in targets.items():
+                greater, ties = ranks_from_logits(logits[task], torch.from_numpy(labels[batch]))
+                ranks[task][0][batch], ranks[task][1][batch] = greater.cpu().numpy(), ties.cpu().numpy()
+                if writer:
+                    scores = logits[task].float().softmax(-1).cpu().numpy()
+                    writer.write(task, cases.customer_ids[batch], scores, values[task])
+    return {task: customer_metrics(*ranks[task], targets[task][1], options.k) for task in options.tasks}
+
+
+def metric_table(results: dict[str, dict[str, dict[str, NDArray]]], tasks: list[str], k: int) -> list[list[str]]:
+    """Rows of text: a method, then next-visit NDCG@k with its half-width and next-event NDCG@k in brackets, by task."""
+    table = [["method", *tasks]]
+    for method, by_task in results.items():
+        cells = [method]
+        for task in tasks:
+            visit = bootstrap_interval(by_task[task][f"next_visit_ndcg@{k}"])
+            event = bootstrap_interval(by_task[task][f"next_event_ndcg@{k}"])
+            cells.append(f"{visit.mean:.3f} ±{(visit.high - visit.low) / 2:.3f} ({event.mean:.3f})")
+        table.append(cells)
+    return table
+
+
+def print_table(table: list[list[str]]) -> None:
+    """Prints rows of text in columns."""
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    for number, row in enumerate(table):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        if number == 0:
+            print("  ".join("-" * width for width in widths))
+
+
+def print_customers(
+    model: MCMForMultiTaskRecommendation,
+    extractor: MCMFeatureExtractor,
+    rows: Any,
+    cases: EvaluationCases,
+    options: EvaluationOptions,
+) -> None:
+    """Prints the last visit before the cutoff and the labels that MCM expects next, with scores and what happened."""
+    chosen = np.linspace(0, len(cases) - 1, options.shown).round().astype(int)
+    collator = MCMCollator(extractor, model.config, "evaluate", cutoff=cases.cutoff)
+    shown = PreparedRows(rows, cases.rows[chosen])
+    scores = [logits for _, logits in model_scores(model, collator, shown, options.batch_size)]
+    for place, case in enumerate(chosen):
+        row, end = shown[place], cases.history_end[case]
+        print(f"\nCustomer {cases.customer_ids[case]}")
+        for task in options.tasks:
+            past = row[f"task_{task}"][:end][row["visits"][:end] == row["visits"][end - 1]]
+            happened = set(cases.targets[task][case].tolist())
+            best = scores[0][task][place].softmax(-1).topk(5)
+            names = extractor.decode_labels(task, best.indices)
+            expected = [
+                f"{name} {score:.1%}{' ✓' if label in happened else ''}"
+                for name, score, label in zip(names, best.values.tolist(), best.indices.tolist(), strict=True)
+            ]
+            last = list(dict.fromkeys(extractor.decode_labels(task, past[past > 0])))
+            print(f"  {task}: last visit {', '.join(last[:5]) or '-'}{' ...' if len(last) > 5 else ''}")
+            print(f"  {' ' * len(task)}  expected   {', '.join(expected)}")
+    print("\n✓ = in the visit that followed.")
+
+
+def main() -> None:
+    """Reads the options, evaluates, prints, and writes what was asked for."""
+    (options,) = parse_options(EvaluationOptions, description=__doc__)
+    if options.model is None or options.data is None:
+        raise SystemExit("--model and --data are needed: a checkpoint and the folder of a prepared data set.")
+    if wrong := [name for name in options.baselines if name not in BASELINES and name != "none"]:
+        raise SystemExit(f"No baselines {wrong}; choose from {', '.join(BASELINES)} or none.")
+    if options.shown < 0 or min(options.k) < 1 or options.batch_size < 1:
+        raise SystemExit("--shown must be at least 0, --k and --batch_size at least 1.")
+    manifest = PreparedManifest.load(options.data)
+    model = MCMForMultiTaskRecommendation.from_pretrained(options.model).eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    extractor = MCMFeatureExtractor.from_pretrained(options.model)
+    check_vocabularies(options.data, extractor)
+    if wrong := [task for task in options.tasks if task not in model.config.tasks]:
+        raise SystemExit(f"No tasks {wrong}; the checkpoint has {', '.join(model.config.tasks)}.")
+    options.tasks = options.tasks or list(model.config.trained_tasks or model.config.tasks)
+
+    rows = load_prepared(options.data)
+    schema = manifest.event_schema
+    cases = find_cases(rows, options.cutoff, schema.min_history, extractor.token_type_feature)
+    results: dict[str, dict[str, dict[str, NDArray]]] = {}
+    for name in options.baselines:
+        if name == "none":
+            continue
+        results[name] = {}
+        for task in tqdm(options.tasks, desc=name, unit="task"):
+            baseline = BASELINES[name]().fit(rows, task, model.config.label_sizes[task])
+            results[name][task] = evaluate_baseline(baseline, rows, cases, options.k)
+    results["MCM"] = evaluate_model(model, extractor, rows, cases, options)
+
+    print(f"\n{len(cases):,} {options.cutoff} cases of {schema.name}; next-visit NDCG@{max(options.k)}, mean over customers")
+    print("± half of its 95% bootstrap interval, next-event in brackets\n")
+    print_table(metric_table(results, options.tasks, max(options.k)))
+    if options.shown:
+        print_customers(model, extractor, rows, cases, options)
+    if options.output_file:
+        summary = {
+            method: {
+                task: {name: bootstrap_interval(values)._asdict() for name, values in metrics.items()}
+                for task, metrics in by_task.items()
+            }
+            for method, by_task in results.items()
+        }
+        report = {"data": schema.name, "cutoff": options.cutoff, "cases": len(cases), "results": summary}
+        Path(options.output_file).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.output_file).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+#!/usr/bin/env python
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Pre-trains MCM on a prepared data set.
+
+    accelerate launch training/run_pretrain.py --data data/prepared --config configuration/mcm-tiny --output_dir runs/tiny
+    accelerate launch training/run_pretrain.py configuration/recipes/quickstart.yaml --output_dir runs/quickstart
+    accelerate launch --multi_gpu --num_processes 2 training/run_pretrain.py ...        two processes, on CPUs too
+
+Started again with the same options it goes on from its last whole checkpoint. All options of `TrainingArguments` work;
+a YAML file may hold any of them, and flags win over it.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import torch
+import yaml
+from arguments import parse_options
+from transformers import TrainingArguments, set_seed
+from transformers.utils import logging
+
+from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
+from modeling_mcm.data import PreparedManifest, load_prepared
+from modeling_mcm.data.collator import MCMCollator, PreparedRows
+from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, POPULARITY_FILE
+from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.trainer import MCMTrainer, last_whole_checkpoint
+
+logger = logging.get_logger("run_pretrain")
+
+
+@dataclass
+class ModelOptions:
+    """What is trained."""
+
+    data: str | None = field(default=None, metadata={"help": "Folder of a prepared data set (prepare_data.py)."})
+    config: str = field(
+        default="configuration/mcm-base",
+        metadata={"help": "Folder with a config.json, or a checkpoint's. Features, sizes and tasks come from the data."},
+    )
+    config_overrides: list[str] = field(
+        default_factory=list, metadata={"help": "Fields of the config, as name=value: hidden_size=64 readout=last."}
+    )
+    max_events: int | None = field(
+        default=None, metadata={"help": "Longest input in events, start row included. Default: the event schema's."}
+    )
+    scalar_lr_factor: float = field(
+        default=20.0, metadata={"help": "Factor on the learning rate of the readout's and the memory's scalars."}
+    )
+
+
+@dataclass
+class PretrainingArguments(TrainingArguments):
+    """`TrainingArguments` with defaults that suit MCM."""
+
+    output_dir: str | None = field(default="runs/mcm", metadata={"help": "Where checkpoints and the model go."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Customers a step and device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Customers a step and device."})
+    learning_rate: float = field(default=2e-3, metadata={"help": "Highest learning rate of AdamW."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Of the matrices; embeddings and biases have none."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up: a share of the steps under 1, else steps."})
+    num_train_epochs: float = field(default=6.0, metadata={"help": "Passes over the customers."})
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two lines of the log."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When a checkpoint is written."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept."})
+    report_to: str | None = field(default="tensorboard", metadata={"help": "Loggers."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator reads all."})
+    batch_eval_metrics: bool = field(default=True, metadata={"help": "Must stay on: ranks are kept, never logits."})
+    use_cpu: bool = field(
+        default=not torch.cuda.is_available(), metadata={"help": "Train on CPUs; the default without a GPU."}
+    )
+
+    def __post_init__(self):
+        self.label_names = ["labels"]
+        super().__post_init__()
+
+
+def check_launch(world_size: int) -> None:
+    """Refuses to run alone when `accelerate launch` was asked for several processes and started one, as it does on CPUs.
+
+    Raises:
+        RuntimeError: with the launch line that works.
+    """
+    words = psutil.Process(os.getppid()).cmdline()
+    if not any(Path(word).name.startswith("accelerate") for word in words[:3]):
+        return
+    asked = 1
+    for place, word in enumerate(words):
+        name, _, value = word.partition("=")
+        if name.replace("-", "_") == "__num_processes" or name == "-n":
+            asked = int(value or words[place + 1])
+    if asked > world_size:
+        raise RuntimeError(
+            f"{asked} processes were asked for and {world_size} runs: `accelerate launch --cpu` starts only one. Use "
+            f"`accelerate launch --multi_gpu --num_processes {asked}` (it works on CPUs too) or `torchrun`."
+        )
+
+
+def read_config(options: ModelOptions, extractor: MCMFeatureExtractor) -> MCMConfig:
+    """The chosen config with the data's features, and the overrides on top.
+
+    Raises:
+        ValueError: for an override that is no field of the config.
+    """
+    values: dict[str, Any] = {}
+    known = MCMConfig().to_dict()
+    for override in options.config_overrides:
+        name, separator, value = override.partition("=")
+        if not separator or name not in known:
+            raise ValueError(f"config_overrides: {override!r} is not name=value with a field of MCMConfig.")
+        values[name] = yaml.safe_load(value)
+    config = MCMConfig.get_config_dict(options.config)[0] | {
+        "features": extractor.feature_names,
+        "vocabulary_sizes": extractor.vocabulary_sizes,
+        "tasks": extractor.tasks,
+    }
+    return MCMConfig(**(config | values))
+
+
+def training_rows(rows: Any, extractor: MCMFeatureExtractor, config: MCMConfig) -> PreparedRows:
+    """The customers with two events or more in the training period, with their lengths.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    ends = np.asarray(rows["validation_end"])
+    several = np.flatnonzero(ends > 1)
+    if not len(several):
+        raise ValueError(
+            f"None of the {len(ends)} customers has two events before the validation cutoff, so there is nothing to "
+            "train on: move the cutoff dates of the event schema."
+        )
+    return PreparedRows(rows, several, np.minimum(ends[several] + 1, extractor.max_events))
+
+
+def popularity(data: str, config: MCMConfig) -> dict[str, torch.Tensor]:
+    """How often each label was a target in the training period."""
+    table = pq.read_table(Path(data) / POPULARITY_FILE).to_pandas()
+    counts = {}
+    for task, size in config.label_sizes.items():
+        of_task = table[table["feature"] == task]
+        counts[task] = torch.zeros(size)
+        counts[task][torch.as_tensor(of_task["id"].to_numpy())] = torch.as_tensor(
+            of_task["target_count"].to_numpy(), dtype=torch.float32
+        )
+    return counts
+
+
+def main() -> None:
+    """Reads the options, trains or goes on training, and saves the model with its feature extractor."""
+    options, training = parse_options(ModelOptions, PretrainingArguments, description=__doc__)
+    check_launch(training.world_size)
+    if options.data is None:
+        raise SystemExit("--data is missing: the folder that training/prepare_data.py wrote.")
+    set_seed(training.seed)
+    manifest = PreparedManifest.load(options.data)
+    extractor = MCMFeatureExtractor.from_pretrained(Path(options.data) / FEATURE_EXTRACTOR_FOLDER)
+    if options.max_events is not None:
+        extractor.max_events = options.max_events
+    config = read_config(options, extractor)
+    model = MCMForMultiTaskRecommendation(config)
+    if config.readout_bias:
+        model.set_label_popularity(popularity(options.data, config))
+
+    rows = load_prepared(options.data)
+    train_rows = training_rows(rows, extractor, config)
+    eval_rows = None
+    if training.eval_strategy != "no":
+        eval_rows = PreparedRows(rows, find_cases(rows, "validation", manifest.event_schema.min_history).rows)
+    trainer = MCMTrainer(
+        model=model,
+        args=training,
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
+        processing_class=extractor,
+        train_collator=MCMCollator(extractor, config, "train", seed=training.seed),
+        eval_collator=MCMCollator(extractor, config, "evaluate", cutoff="validation"),
+        scalar_lr_factor=options.scalar_lr_factor,
+    )
+    checkpoint, broken = last_whole_checkpoint(training.output_dir)
+    if broken:
+        logger.warning(f"Interrupted while they were written, so not used: {', '.join(broken)}.")
+    logger.warning(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_rows):,} customers, "
+        + (f"going on from {checkpoint}" if checkpoint else "starting anew")
+    )
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        facts = {
+            "seconds": result.metrics["train_runtime"],
+            "customers": len(train_rows),
+            "steps": trainer.state.global_step,
+            "seed": training.seed,
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "data": manifest.event_schema.name,
+            "versions": manifest.versions | {"torch": torch.__version__},
+        }
+        Path(training.output_dir, "pretraining.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
