@@ -45,8 +45,8 @@ class MCMConfig(PreTrainedConfig):
         encoder_attention (`str`):
             `"bidirectional"` (the paper) or `"causal"`, under which one pass serves all prefixes.
         encoder_unit (`str`):
-            `"event"` (the paper): one position an interaction. `"visit"`: one position a visit, the mean of its
-            interactions. A visit is a set, so its inner order can't be learned, and a year of shopping is short.
+            `"event"` (the paper): one position an interaction. `"visit"`: one position a visit, the sum of its
+            interactions over the root of their number. A visit is a set, so its inner order can't be learned, and a year of shopping is short.
         readout (`str`):
             `"attentional"` (equations 2 and 3) or `"last"` (the last hidden vector, as BERT4Rec).
         readout_scale (`bool`):
@@ -55,9 +55,9 @@ class MCMConfig(PreTrainedConfig):
             Learn one bias a label. Pre-training starts it at the log of the label's share in the training period.
         tie_label_embeddings (`bool`):
             e_w is the input embedding of the value (`True`) or a table of its own (`False`).
-        repeat_half_lives (`list[float]`):
-            Half-lives in days at which the repeat memory starts (it learns its own). Empty: no repeat memory. See
-            [`~readout_mcm.RepeatMemory`].
+        repeat_half_lives_days, repeat_half_lives_units (`list[float]`):
+            Half-lives, in days and in encoder units, at which the repeat memory starts (it learns its own). Both empty: no
+            repeat memory. See [`~readout_mcm.RepeatMemory`].
         augmentation (`str`):
             What a training row asks: `"random_prefix"` (the paper), `"all_prefixes"` (needs a causal encoder) or
             `"masked_lm"` (BERT4Rec; needs the `"last"` readout and a bidirectional encoder).
@@ -68,7 +68,8 @@ class MCMConfig(PreTrainedConfig):
             Share of the events that `"masked_lm"` hides.
 
     Raises:
-        ValueError: when two choices contradict each other; the message names both and the way out.
+        huggingface_hub.errors.StrictDataclassError: when a value has the wrong type or two choices contradict each
+            other; the message names both and the way out.
     """
 
     model_type = "mcm"
@@ -95,7 +96,8 @@ class MCMConfig(PreTrainedConfig):
     readout_scale: bool = False
     readout_bias: bool = False
     tie_label_embeddings: bool = True
-    repeat_half_lives: list[float | int] | None = None
+    repeat_half_lives_days: list[float | int] | None = None
+    repeat_half_lives_units: list[float | int] | None = None
     augmentation: str = "random_prefix"
     target: str = "next_event"
     mask_probability: float = 0.2
@@ -110,8 +112,8 @@ class MCMConfig(PreTrainedConfig):
             self.vocabulary_sizes = self.vocabulary_sizes or [8, 42, 502, 4002, 25002]
         if self.tasks is None:
             self.tasks = [name for name in self.features if name != "token_type"]
-        if self.repeat_half_lives is None:
-            self.repeat_half_lives = []
+        self.repeat_half_lives_days = self.repeat_half_lives_days or []
+        self.repeat_half_lives_units = self.repeat_half_lives_units or []
         super().__post_init__(**kwargs)
 
     @property
@@ -142,25 +144,30 @@ class MCMConfig(PreTrainedConfig):
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
+        half_lives = [*(self.repeat_half_lives_days or []), *(self.repeat_half_lives_units or [])]
         if self.augmentation == "all_prefixes" and self.encoder_attention != "causal":
             raise ValueError(
                 "augmentation='all_prefixes' with a bidirectional encoder would show each prefix its future: set "
                 "encoder_attention='causal', or augmentation='random_prefix'."
+            )
+        if self.augmentation == "all_prefixes" and self.encoder_unit == "visit" and self.target == "next_event":
+            raise ValueError(
+                "encoder_unit='visit' reads a visit whole, so no prefix can end inside one: set target='next_visit'."
             )
         if self.augmentation == "masked_lm" and (
             self.readout != "last"
             or self.encoder_attention != "bidirectional"
             or self.encoder_unit != "event"
             or self.target != "next_event"
-            or self.repeat_half_lives
+            or half_lives
         ):
             raise ValueError(
                 "augmentation='masked_lm' reads the hidden vector of the masked event: set readout='last', "
                 "encoder_attention='bidirectional', encoder_unit='event', target='next_event' and no "
-                "`repeat_half_lives`."
+                "repeat memory."
             )
-        if any(half_life <= 0 for half_life in self.repeat_half_lives or []):
-            raise ValueError(f"`repeat_half_lives` are days and must be positive, got {self.repeat_half_lives}.")
+        if any(half_life <= 0 for half_life in half_lives):
+            raise ValueError(f"Half-lives of the repeat memory must be positive, got {half_lives}.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "

@@ -75,6 +75,16 @@ class MCMRecommendationOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
+class ValueEmbedding(nn.Embedding):
+    """A vector for every value of a feature, or for every label of a task; the missing value's is 0.
+
+    A class of its own, because `from_pretrained` and `post_init` initialise only modules that hold parameters themselves.
+    """
+
+    def __init__(self, size: int, hidden_size: int):
+        super().__init__(size, hidden_size, padding_idx=0)
+
+
 class MCMEmbeddings(nn.Module):
     """Heterogeneous embedding module (equation 1) and positions: H = E + P.
 
@@ -85,7 +95,7 @@ class MCMEmbeddings(nn.Module):
         super().__init__()
         self.encoder_unit = config.encoder_unit
         self.feature_tables = nn.ModuleList(
-            nn.Embedding(size, config.hidden_size, padding_idx=0) for size in config.vocabulary_sizes
+            ValueEmbedding(size, config.hidden_size) for size in config.vocabulary_sizes
         )
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         if config.embedding_layer_norm:
@@ -153,25 +163,18 @@ class MCMPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        std = self.config.embedding_initializer_range or self.config.hidden_size**-0.5
-        if isinstance(module, MCMEmbeddings):
-            for table in module.feature_tables:
-                _init_table(table, std)
-            init.normal_(module.position_embeddings.weight, std=self.config.initializer_range)
+        if isinstance(module, ValueEmbedding):
+            std = self.config.embedding_initializer_range or self.config.hidden_size**-0.5
+            if not getattr(module.weight, "_is_hf_initialized", False):  # a slice of the weight does not know
+                init.normal_(module.weight, std=std)
+                init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, RepeatMemory):
             module.reset_parameters()
-        elif isinstance(module, MCMForMultiTaskRecommendation):
-            for table in module.label_tables:
-                _init_table(table, std)
-            for bias in module.readout_bias:
+        elif isinstance(module, nn.ParameterList):
+            for bias in module:
                 init.zeros_(bias)
-            if module.readout_scale is not None:
-                init.ones_(module.readout_scale)
-
-
-def _init_table(table: nn.Embedding, std: float):
-    init.normal_(table.weight, std=std)
-    init.zeros_(table.weight[0])
+        elif isinstance(module, MCMForMultiTaskRecommendation) and module.readout_scale is not None:
+            init.ones_(module.readout_scale)
 
 
 class MCMModel(MCMPreTrainedModel):
@@ -181,6 +184,8 @@ class MCMModel(MCMPreTrainedModel):
         super().__init__(config)
         self.embeddings = MCMEmbeddings(config)
         self.encoder = BertEncoder(config)
+        for layer in self.encoder.layer:  # a batch without padding has no mask: the kernels then ask the layer
+            layer.attention.self.is_causal = config.encoder_attention == "causal"
         self.post_init()
 
     def get_input_embeddings(self):
@@ -236,17 +241,14 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         self.model = MCMModel(config)
         sizes = config.label_sizes
         self.task_features = [config.features.index(task) for task in config.tasks]
-        tables = [] if config.tie_label_embeddings else [nn.Embedding(n, config.hidden_size) for n in sizes.values()]
+        tables = [] if config.tie_label_embeddings else [ValueEmbedding(n, config.hidden_size) for n in sizes.values()]
         self.label_tables = nn.ModuleList(tables)
         self.readout_scale = nn.Parameter(torch.ones(len(sizes))) if config.readout_scale else None
         biases = [nn.Parameter(torch.zeros(n)) for n in sizes.values()] if config.readout_bias else []
         self.readout_bias = nn.ParameterList(biases)
-        memories = [
-            RepeatMemory(n, config.hidden_size, config.repeat_half_lives)
-            for n in sizes.values()
-            if config.repeat_half_lives
-        ]
-        self.repeat_memories = nn.ModuleList(memories)
+        half_lives = (config.repeat_half_lives_days, config.repeat_half_lives_units)
+        memory = RepeatMemory(list(sizes.values()), config.hidden_size, *half_lives) if any(half_lives) else None
+        self.repeat_memory = memory
         self.post_init()
 
     def get_input_embeddings(self):
@@ -304,6 +306,16 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         states = hidden.gather(1, unit_ends[..., None].expand(-1, -1, hidden.shape[-1]))
         readout = READOUTS[self.config.readout]
 
+        memory = self.repeat_memory
+        if memory is not None:
+            if event_times is None:
+                raise ValueError("The repeat memory needs `event_times`: MCMFeatureExtractor gives them.")
+            per_visit = self.config.encoder_unit == "visit"
+            places = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape[:2])
+            event_units = visit_ids if per_visit else places
+            unit_times = event_times.new_zeros(unit_mask.shape).scatter_reduce(1, event_units, event_times, "amax")
+            decays = memory.decays(unit_times, unit_ends)
+
         logits, losses = {}, {}
         trained = self.config.trained_tasks or self.config.tasks
         for place, task in enumerate(self.config.tasks):
@@ -317,13 +329,10 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             scores = scores[:, None] if prefix_ends is None else scores
             if len(self.readout_bias):
                 scores = scores + self.readout_bias[place]
-            if len(self.repeat_memories):
+            if memory is not None:
                 label_ids = input_ids[..., self.task_features[place]]
-                if event_times is None:
-                    raise ValueError("The repeat memory needs `event_times`: MCMFeatureExtractor gives them.")
-                scores = self.repeat_memories[place](
-                    scores, states, label_ids, event_times, outputs.event_embeddings, event_ends
-                )
+                met = memory.votes(label_ids, event_units, outputs.event_embeddings, unit_mask.shape[1])
+                scores = memory(place, scores, states, decays, *met)
             no_label = torch.arange(scores.shape[-1], device=scores.device) < FIRST_LABEL
             scores = scores.masked_fill(no_label, torch.finfo(scores.dtype).min)
             if labels is not None and task in trained:

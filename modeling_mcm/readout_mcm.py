@@ -144,73 +144,105 @@ READOUTS = {"attentional": attentional_readout, "last": last_readout}
 class RepeatMemory(nn.Module):
     """How often the customer met a label, at several speeds of forgetting, as an addition to its score.
 
-    Customers repeat themselves, and an average (equation 3) can't count. For prefix p, label w and half-life k
+    Customers repeat themselves, and an average (equation 3) can't count. A label counts once a unit: once a visit, or once
+    an event where events are the units. With m_{w,u} the mean vote of the events of unit u that have label w,
 
-        n_{p,w,k} = sum over events i of the prefix with label w of  v_i 2^(-(t_p - t_i) / T_k)
-        score(w) += sum_k  log(1 + n_{p,w,k} exp(b_k)) (g_k + u_{w,k} + gate_k(h_p))
+        n_{p,w,k} = sum over units u of prefix p of  m_{w,u} 2^(-age_k(p, u) / T_k)
+        score(w) += sum_k  log(1 + n_{p,w,k} exp(b_k)) (g_k + c_{w,k} + gate_k(h_p))
 
-    with v_i = exp(vote . e_i), so that a purchase may count for more than a click. T, b, g, u, gate and vote are learned; u
-    says which labels come back soon and which don't. Work and memory grow with the labels that a customer met, not with V.
+    Kernel k forgets by days or by units, with half-life T_k. An event's vote is exp(vote . e_i), so that a purchase may
+    count for more than a click. T and vote are shared by the tasks; sensitivity b, gain g, label gain c (which labels come
+    back soon and which don't) and gate are a task's own. Work and memory grow with the labels that a customer met.
+
+    Args:
+        label_sizes: V of each task.
+        hidden_size: H.
+        half_lives_days, half_lives_units: where the T_k start.
     """
 
-    def __init__(self, num_labels: int, hidden_size: int, half_lives: list[float]):
+    def __init__(
+        self, label_sizes: list[int], hidden_size: int, half_lives_days: list[float], half_lives_units: list[float]
+    ):
         super().__init__()
-        kernels = len(half_lives)
-        self.half_lives = half_lives
+        self.half_lives, self.num_days = [*half_lives_days, *half_lives_units], len(half_lives_days)
+        kernels = len(self.half_lives)
         self.log_half_life = nn.Parameter(torch.empty(kernels))
-        self.log_sensitivity = nn.Parameter(torch.empty(kernels))
-        self.memory_gain = nn.Parameter(torch.empty(kernels))
-        self.label_gain = nn.Embedding(num_labels, kernels)
-        self.gate = nn.Linear(hidden_size, kernels)
         self.vote = nn.Linear(hidden_size, 1)
+        self.log_sensitivity = nn.Parameter(torch.empty(len(label_sizes), kernels))
+        self.memory_gain = nn.Parameter(torch.empty(len(label_sizes), kernels))
+        self.label_gains = nn.ModuleList(nn.Embedding(size, kernels) for size in label_sizes)
+        self.gates = nn.ModuleList(nn.Linear(hidden_size, kernels) for _ in label_sizes)
 
     def reset_parameters(self):
-        """Starts as a recency-weighted personal frequency: equal gains, no opinion on labels, events or state."""
+        """Starts as a recency-weighted personal frequency: equal gains, no opinion on labels, events or states."""
         init.copy_(self.log_half_life, torch.tensor(self.half_lives, dtype=torch.float32).log())
         init.ones_(self.log_sensitivity)
-        init.constant_(self.memory_gain, 0.3)
-        for weight in (self.label_gain.weight, self.gate.weight, self.gate.bias, self.vote.weight, self.vote.bias):
-            init.zeros_(weight)
+        init.constant_(self.memory_gain, 1.2 / len(self.half_lives))
+        for module in (self.vote, *self.label_gains, *self.gates):
+            for parameter in module.parameters():
+                init.zeros_(parameter)
 
-    def counts(
-        self, label_ids: torch.Tensor, event_times: torch.Tensor, event_embeddings: torch.Tensor, ends: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The customer's distinct labels and their decayed counts.
+    def decays(self, unit_times: torch.Tensor, unit_ends: torch.Tensor) -> torch.Tensor:
+        """2^(-age / T) of each unit at each prefix, 0 for units after it.
 
         Args:
-            label_ids: of shape `(B, L)`; ids 0 and 1 are not counted.
-            event_times: days, of shape `(B, L)`, not decreasing.
-            event_embeddings: e_i of shape `(B, L, H)`.
-            ends: last event of each prefix, of shape `(B, P)`.
+            unit_times: days, of shape `(B, U)`.
+            unit_ends: last unit of each prefix, of shape `(B, P)`.
 
         Returns:
-            labels of shape `(B, S)` (0 where a customer has fewer than S) and n of shape `(B, S, P, K)`.
+            Of shape `(B, U, P, K)`.
         """
-        batch, length = label_ids.shape
-        known = label_ids > 1
-        ordered, order = torch.where(known, label_ids, 0).sort(dim=1, stable=True)
-        slot_ordered = torch.cat([ordered.new_zeros(batch, 1), (ordered.diff(dim=1) != 0).long()], 1).cumsum(1)
-        slots = torch.zeros_like(label_ids).scatter(1, order, slot_ordered)  # (B, L): which distinct label each event has
-        labels = label_ids.new_zeros(batch, int(slot_ordered.max()) + 1).scatter(1, slot_ordered, ordered)
-        age = (event_times.gather(1, ends)[:, None] - event_times[..., None]).clamp(min=0)  # (B, L, P)
-        inside = known[..., None] & (torch.arange(length, device=ends.device)[:, None] <= ends[:, None])
-        votes = torch.where(inside, torch.exp(self.vote(event_embeddings)), 0.0)
-        decayed = [votes * torch.exp2(-age * torch.exp(-rate)) for rate in self.log_half_life]
-        index = slots[..., None].expand(-1, -1, ends.shape[1])
-        zeros = votes.new_zeros(batch, labels.shape[1], ends.shape[1])
-        return labels, torch.stack([zeros.scatter_add(1, index, weights) for weights in decayed], dim=-1)
+        place = torch.arange(unit_times.shape[1], device=unit_times.device)[:, None]
+        units = (unit_ends[:, None] - place).to(unit_times.dtype)  # (B, U, P)
+        days = (unit_times.gather(1, unit_ends)[:, None] - unit_times[..., None]).clamp(min=0)
+        rates = torch.exp(-self.log_half_life)
+        ages = [days] * self.num_days + [units.clamp(min=0)] * (len(rates) - self.num_days)
+        decay = torch.stack([torch.exp2(-age * rate) for age, rate in zip(ages, rates, strict=True)], dim=-1)
+        return decay * (units >= 0)[..., None]
+
+    def votes(
+        self, label_ids: torch.Tensor, event_units: torch.Tensor, event_embeddings: torch.Tensor, num_units: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The customer's distinct labels, and in which units they were met.
+
+        Args:
+            label_ids: of shape `(B, L)`; ids 0 and 1 do not count.
+            event_units: the unit of each event, of shape `(B, L)`.
+            event_embeddings: e_i of shape `(B, L, H)`.
+            num_units: U.
+
+        Returns:
+            labels of shape `(B, S)`, 0 where a customer has fewer than S, and m of shape `(B, S, U)`.
+        """
+        batch = label_ids.shape[0]
+        ordered, order = torch.where(label_ids > 1, label_ids, 0).sort(dim=1)
+        rank = torch.cat([ordered.new_zeros(batch, 1), (ordered.diff(dim=1) != 0).long()], 1).cumsum(1)
+        labels = label_ids.new_zeros(batch, int(rank.max()) + 1).scatter(1, rank, ordered)
+        cells = rank * num_units + event_units.gather(1, order)
+        vote = torch.where(ordered > 1, self.vote(event_embeddings)[..., 0].exp().gather(1, order), 0.0)
+        zeros = vote.new_zeros(batch, labels.shape[1] * num_units)
+        sums = zeros.scatter_add(1, cells, vote)
+        counts = zeros.scatter_add(1, cells, torch.ones_like(vote))
+        return labels, (sums / counts.clamp(min=1)).view(batch, labels.shape[1], num_units)
 
     def forward(
-        self,
-        scores: torch.Tensor,
-        states: torch.Tensor,
-        label_ids: torch.Tensor,
-        event_times: torch.Tensor,
-        event_embeddings: torch.Tensor,
-        ends: torch.Tensor,
+        self, task: int, scores: torch.Tensor, states: torch.Tensor, decays: torch.Tensor, labels: torch.Tensor, votes
     ) -> torch.Tensor:
-        """Adds the memory to `scores` of shape `(B, P, V)`; `states` are h_p of shape `(B, P, H)`, the rest as in `counts`."""
-        labels, counts = self.counts(label_ids, event_times, event_embeddings, ends)
-        gains = self.memory_gain + self.label_gain(labels)[:, :, None] + self.gate(states)[:, None]  # (B, S, P, K)
-        votes = (torch.log1p(counts * self.log_sensitivity.exp()) * gains).sum(-1)  # (B, S, P)
-        return scores.scatter_add(2, labels[:, None].expand(-1, ends.shape[1], -1), votes.transpose(1, 2).to(scores.dtype))
+        """Adds the memory of one task.
+
+        Args:
+            task: its place.
+            scores: of shape `(B, P, V)`.
+            states: h_p of shape `(B, P, H)`.
+            decays: from `decays`.
+            labels, votes: from `votes`.
+
+        Returns:
+            scores of shape `(B, P, V)`.
+        """
+        batch, units, prefixes, kernels = decays.shape
+        counts = torch.bmm(votes, decays.reshape(batch, units, -1)).view(batch, -1, prefixes, kernels)  # n: (B, S, P, K)
+        gains = self.memory_gain[task] + self.label_gains[task](labels)[:, :, None] + self.gates[task](states)[:, None]
+        added = (torch.log1p(counts * self.log_sensitivity[task].exp()) * gains).sum(-1)  # (B, S, P)
+        index = labels[:, None].expand(-1, prefixes, -1)
+        return scores.scatter_add(2, index, added.transpose(1, 2).to(scores.dtype))

@@ -21,7 +21,6 @@ from modeling_mcm.data import EventSchema, PreparedManifest, prepare
 from modeling_mcm.data.complete_journey import build_complete_journey
 from modeling_mcm.data.prepare import ROWS_PER_SHARD
 
-
 SCHEMAS = Path(__file__).resolve().parent.parent / "configuration" / "schemas"
 DEMOS = {"complete_journey": build_complete_journey}
 
@@ -88,7 +87,7 @@ def summary(manifest: PreparedManifest, output_dir: str) -> str:
 
 
 def main() -> None:
-    parser = HfArgumentParser(PrepareArguments, description=__doc__, formatter_class=HelpFormatter)
+    parser = HfArgumentParser([PrepareArguments], description=__doc__, formatter_class=HelpFormatter)
     try:
         if len(sys.argv) == 2 and sys.argv[1].endswith((".yaml", ".yml")):
             (arguments,) = parser.parse_yaml_file(sys.argv[1])

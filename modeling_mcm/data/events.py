@@ -80,8 +80,9 @@ def as_text(column: ir.Value, name: str) -> ir.StringValue:
         return column.cast("string")
     if kind.is_floating() or kind.is_decimal():
         number = column.cast("float64")
-        whole = (number == number.floor()) & (number.abs() < EXACT_FLOAT)
-        text = ibis.ifelse(whole, number.try_cast("int64").cast("string"), number.cast("string"))
+        integer = number.try_cast("int64")  # null where it is out of range, so that such a number stays a float
+        whole = (integer.cast("float64") == number) & (number.abs() < EXACT_FLOAT)
+        text = ibis.ifelse(whole, integer.cast("string"), number.cast("string"))
         return ibis.ifelse(number.isnan(), ibis.null("string"), text)
     if kind.is_string() or kind.is_integer() or kind.is_temporal() or kind.is_boolean() or kind.is_uuid():
         return column.cast("string")

@@ -242,6 +242,12 @@ def _split_and_count(events: ir.Table, schema: EventSchema) -> dict[str, int]:
             test_cases=((customers.before + customers.between >= enough) & (customers.after > 0)).sum(),
         )
     )
+    for cutoff in ("validation", "test"):
+        if not counts[f"{cutoff}_cases"]:
+            logger.warning(
+                f"No customer has {enough} target events before the {cutoff} cutoff and one after it: nothing can be "
+                "evaluated there. Move the cutoffs or lower `min_history`."
+            )
     return counts
 
 

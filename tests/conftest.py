@@ -1,0 +1,166 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests share: one thread, a small event log with awkward feature names, its prepared data set, tiny models."""
+
+import atexit
+import os
+import tempfile
+
+CACHE = tempfile.TemporaryDirectory(prefix="mcm-tests-")
+atexit.register(CACHE.cleanup)
+# Before torch starts its threads; the subprocesses of the tests inherit it.
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": CACHE.name}
+
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation  # noqa: E402
+from modeling_mcm.data import EventSchema, prepare  # noqa: E402
+from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER  # noqa: E402
+
+torch.set_num_threads(1)
+
+VALIDATION, TEST = "2017-10-01", "2017-11-01"
+# "type", "items" and "a.b" mean something to dicts, modules and paths; the order is not alphabetical.
+SCHEMA: dict[str, Any] = {
+    "name": "corner_shop",
+    "customer": "who",
+    "time": "when",
+    "visit": "basket",
+    "token_type": "action",
+    "features": [
+        {"name": "type", "column": "action"},
+        {"name": "items", "column": "item"},
+        {"name": "a.b", "column": "price", "kind": "numeric", "bins": 4},
+        {"name": "aisle"},
+        {"name": "weekday", "kind": "weekday"},
+        {"name": "gap", "kind": "days_since_visit", "bins": 4},
+    ],
+    "profile": [{"name": "age"}],
+    "tasks": ["items", "aisle", "type"],
+    "target_token_types": ["buy"],
+    "end_of_visit": "end_of_visit",
+    "max_events": 40,
+    "cutoffs": {"validation": VALIDATION, "test": TEST},
+    "min_history": 3,
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write tests/fixtures/golden_loss.json anew")
+
+
+def make_log(customers: int = 34, seed: int = 0) -> pd.DataFrame:
+    """Visits of 2017: each customer buys mostly from a few own items; a visit is one basket at one time, or a click."""
+    generator = np.random.default_rng(seed)
+    events = []
+    for customer in range(customers):
+        favourites = generator.integers(0, 24, 4)
+        days = np.sort(generator.choice(364, generator.integers(8, 20), replace=False))
+        for visit, day in enumerate(days):
+            when = pd.Timestamp("2017-01-01") + pd.Timedelta(days=int(day), hours=int(generator.integers(8, 20)))
+            if generator.random() < 0.2:
+                events.append((f"c{customer:02}", when, None, "click", int(generator.integers(24)), None))
+                continue
+            for _ in range(generator.integers(1, 5)):
+                item = int(generator.choice(favourites) if generator.random() < 0.8 else generator.integers(24))
+                events.append((f"c{customer:02}", when, f"{customer}-{visit}", "buy", item, 1 + item % 7 + day % 2))
+    log = pd.DataFrame(events, columns=["who", "when", "basket", "action", "item", "price"])
+    log["aisle"] = log["item"].map(lambda item: f"aisle {item // 6}").where(log["action"] == "buy")
+    log["item"] = log["item"].map(lambda item: f"item {item:02}")
+    return log
+
+
+@pytest.fixture(scope="session")
+def event_log() -> pd.DataFrame:
+    """A log of 34 customers, one row an event."""
+    return make_log()
+
+
+@pytest.fixture(scope="session")
+def prepare_log(tmp_path_factory: pytest.TempPathFactory) -> Callable[[pd.DataFrame], Path]:
+    """A function that prepares a log of the schema above and gives the folder."""
+
+    def run(log: pd.DataFrame, **changes: Any) -> Path:
+        folder = tmp_path_factory.mktemp("prepared") / "data"
+        who = sorted(log["who"].unique())
+        ages = pd.DataFrame({"who": who, "age": [("young", "old")[int(name[1:]) % 2] for name in who]})
+        prepare(log, EventSchema.from_dict(SCHEMA | changes), folder, profile=ages, rows_per_shard=20)
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def prepared(event_log: pd.DataFrame, prepare_log: Callable[..., Path]) -> Path:
+    """Folder of the log's prepared data set."""
+    return prepare_log(event_log)
+
+
+@pytest.fixture(scope="session")
+def stored_extractor(prepared: Path) -> Path:
+    """Folder of the prepared data set's feature extractor."""
+    return prepared / FEATURE_EXTRACTOR_FOLDER
+
+
+@pytest.fixture
+def extractor(stored_extractor: Path) -> MCMFeatureExtractor:
+    """The prepared data set's feature extractor, a new one for each test."""
+    return MCMFeatureExtractor.from_pretrained(str(stored_extractor))
+
+
+TINY = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 48,
+}
+CAUSAL_VISITS = {"encoder_attention": "causal", "encoder_unit": "visit", "augmentation": "all_prefixes"}
+# mcm-base's and mcm-tiny's choices
+EXTENDED = {
+    **CAUSAL_VISITS,
+    "target": "next_visit",
+    "readout_scale": True,
+    "readout_bias": True,
+    "repeat_half_lives": [7.0, 60.0],
+}
+
+
+@pytest.fixture
+def tiny_config(extractor: MCMFeatureExtractor) -> Callable[..., MCMConfig]:
+    """A function that makes a tiny config for the log's features; `extended=True` for the choices of mcm-base."""
+
+    def make(extended: bool = False, **changes: Any) -> MCMConfig:
+        of_data = {
+            "features": extractor.feature_names,
+            "vocabulary_sizes": extractor.vocabulary_sizes,
+            "tasks": extractor.tasks,
+        }
+        return MCMConfig(**(of_data | TINY | (EXTENDED if extended else {}) | changes))
+
+    return make
+
+
+@pytest.fixture
+def tiny_model(tiny_config: Callable[..., MCMConfig]) -> Callable[..., MCMForMultiTaskRecommendation]:
+    """A function that makes a tiny model in evaluation mode whose every parameter has a say (none is left at 0)."""
+
+    def make(*args: Any, **changes: Any) -> MCMForMultiTaskRecommendation:
+        torch.manual_seed(0)
+        model = MCMForMultiTaskRecommendation(tiny_config(*args, **changes)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+            for table in [*model.model.embeddings.feature_tables, *model.label_tables]:
+                table.weight[0] = 0  # padding, as `padding_idx` keeps it
+        return model
+
+    return make

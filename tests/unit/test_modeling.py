@@ -1,0 +1,443 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The model: what must not change its scores, what must, its loss, its start, and its way through a folder."""
+
+import math
+
+import pytest
+import torch
+
+from modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
+from modeling_mcm.modeling_mcm import FIRST_LABEL, prefix_cross_entropy
+
+LAYOUTS = {
+    f"{attention} {unit}": {"encoder_attention": attention, "encoder_unit": unit}
+    for attention in ("bidirectional", "causal")
+    for unit in ("event", "visit")
+}
+SWITCHES = {
+    **LAYOUTS,
+    "last": {"readout": "last"},
+    "untied": {"tie_label_embeddings": False},
+    "scale": {"readout_scale": True},
+    "bias": {"readout_bias": True},
+    "no layer norm": {"embedding_layer_norm": False},
+    "repeat memory": {"repeat_half_lives": [7.0, 60.0]},
+    "masked events": {"augmentation": "masked_lm", "readout": "last"},
+    "eager": {"attn_implementation": "eager"},
+    "extended": {"extended": True},
+    "extended last untied": {"extended": True, "readout": "last", "tie_label_embeddings": False},
+}
+every_switch = pytest.mark.parametrize("choices", SWITCHES.values(), ids=SWITCHES.keys())
+
+
+@pytest.fixture
+def inputs(extractor, event_log):
+    """Histories of 14, 1, 30 and no events, the third longer than the rest; `age` is missing for some."""
+    customers = [
+        {"events": event_log[event_log["who"] == who].head(count).to_dict("list"), "profile": profile}
+        for who, count, profile in [("c00", 14, {"age": "old"}), ("c01", 1, None), ("c02", 30, {"age": "young"})]
+    ]
+    return dict(extractor([*customers, {"events": [], "profile": {"age": "old"}}]))
+
+
+def rows(inputs, *places):
+    return {name: value[list(places)] for name, value in inputs.items()}
+
+
+def events(inputs, chosen):
+    return {name: value[:, chosen] for name, value in inputs.items()}
+
+
+def flat(output, prefixes=slice(None)):
+    """All scores of a model's output, of shape (B, ...)."""
+    return torch.cat([logits[..., FIRST_LABEL:] for logits in output.logits.values()], dim=-1)
+
+
+@torch.no_grad()
+def score(model, inputs, **others):
+    return flat(model(**inputs, **others))
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@every_switch
+def test_padding_changes_nothing(tiny_model, inputs, choices):
+    model = tiny_model(**choices)
+    scores = score(model, inputs)
+    longer = {
+        name: torch.cat([value, value.new_zeros(value.shape[0], 3, *value.shape[2:])], 1)
+        for name, value in inputs.items()
+    }
+    close(score(model, longer), scores)
+    embeddings = model.model(**{k: inputs[k] for k in ("input_ids", "attention_mask", "visit_ids")}).pooler_output
+    for place, length in enumerate(inputs["attention_mask"].sum(1).tolist()):
+        alone = events(rows(inputs, place), slice(length))
+        close(score(model, alone)[0], scores[place])
+        close(model(**alone).pooler_output[0], embeddings[place])
+
+
+@every_switch
+def test_the_order_of_a_batch_changes_nothing(tiny_model, inputs, choices):
+    model = tiny_model(**choices)
+    close(score(model, rows(inputs, 2, 3, 0, 1)), score(model, inputs)[[2, 3, 0, 1]])
+
+
+@every_switch
+def test_a_save_and_a_load_change_nothing(tiny_model, inputs, choices, tmp_path):
+    model = tiny_model(**choices)
+    model.save_pretrained(tmp_path)
+    loaded, info = MCMForMultiTaskRecommendation.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert loaded.config.features == ["type", "items", "a.b", "aisle", "weekday", "gap", "age"]
+    assert loaded.config.tasks == ["items", "aisle", "type"]
+    assert {n: v.tolist() for n, v in loaded.state_dict().items()} == {
+        n: v.tolist() for n, v in model.state_dict().items()
+    }
+    close(score(loaded.eval(), inputs), score(model, inputs))
+
+
+@pytest.mark.parametrize("choices", [*SWITCHES.values()][:4], ids=[*SWITCHES][:4])
+def test_every_event_is_read(tiny_model, inputs, choices):
+    model = tiny_model(**choices)
+    scores = score(model, rows(inputs, 2))
+    for place in range(int(inputs["attention_mask"][2].sum())):
+        changed = rows(inputs, 2)
+        changed["input_ids"] = changed["input_ids"].clone()
+        changed["input_ids"][0, place, 0] = 7 - changed["input_ids"][0, place, 0]
+        assert not torch.allclose(score(model, changed), scores, atol=1e-6)
+
+
+CAUSAL = {name: choices for name, choices in SWITCHES.items() if "causal" in name or "extended" in name}
+every_causal = pytest.mark.parametrize("choices", CAUSAL.values(), ids=CAUSAL.keys())
+
+
+def visit_ends(inputs, place):
+    """Places of the last event of each visit of one row, the start row included."""
+    visits = inputs["visit_ids"][place, : int(inputs["attention_mask"][place].sum())]
+    return [i for i in range(len(visits)) if i + 1 == len(visits) or visits[i] != visits[i + 1]]
+
+
+@every_causal
+def test_all_prefixes_of_one_pass_equal_each_prefix_alone(tiny_model, inputs, choices):
+    model = tiny_model(**choices)
+    ends = visit_ends(inputs, 2)
+    together = score(model, rows(inputs, 2), prefix_ends=torch.tensor([ends]))[0]
+    assert together.shape[0] == len(ends) > 5
+    for place, end in enumerate(ends):
+        close(together[place], score(model, events(rows(inputs, 2), slice(end + 1)))[0])
+
+
+@every_causal
+def test_later_events_have_no_effect_on_earlier_prefixes(tiny_model, inputs, choices):
+    model = tiny_model(**choices)
+    ends = visit_ends(inputs, 2)
+    before = ends[len(ends) // 2]
+    changed = rows(inputs, 2)
+    changed["input_ids"] = changed["input_ids"].clone()
+    changed["input_ids"][:, before + 1 :] = 1
+    prefixes = {"prefix_ends": torch.tensor([ends])}
+    found, expected = score(model, changed, **prefixes)[0], score(model, rows(inputs, 2), **prefixes)[0]
+    middle = ends.index(before) + 1
+    close(found[:middle], expected[:middle])
+    assert all(not torch.allclose(found[place], expected[place], atol=1e-4) for place in range(middle, len(ends)))
+
+
+@pytest.mark.parametrize("choices", [LAYOUTS["bidirectional visit"], LAYOUTS["causal visit"], {"extended": True}])
+def test_the_order_inside_a_visit_changes_nothing(tiny_model, inputs, choices):
+    model = tiny_model(**choices)
+    visits = inputs["visit_ids"][2].tolist()
+    turned = sorted(range(len(visits)), key=lambda place: (visits[place], -place))
+    assert turned != list(range(len(visits)))
+    close(score(model, events(rows(inputs, 2), turned)), score(model, rows(inputs, 2)))
+    by_event = tiny_model()
+    difference = score(by_event, events(rows(inputs, 2), turned)) - score(by_event, rows(inputs, 2))
+    assert difference.abs().max() > 1e-3  # an encoder of events does see it
+
+
+def test_attention_goes_through_the_fused_kernel_by_default(tiny_model, inputs):
+    fused, plain = tiny_model(), tiny_model(attn_implementation="eager")
+    assert fused.config._attn_implementation == "sdpa" and plain.config._attn_implementation == "eager"
+    close(score(fused, inputs), score(plain, inputs))
+
+
+# --------------------------------------------------------------------------------------------------------- embeddings
+
+
+def test_equation_1_to_the_letter(tiny_model, inputs):
+    model = tiny_model(embedding_layer_norm=False).model
+    hidden = model(**{k: inputs[k] for k in ("input_ids", "attention_mask")}, output_hidden_states=True).hidden_states
+    assert len(hidden) == 1 + model.config.num_hidden_layers
+    tables = [table.weight for table in model.embeddings.feature_tables]
+    for place in (0, 1, 5, 14):
+        ids = inputs["input_ids"][0, place].tolist()
+        present = [tables[j][value] for j, value in enumerate(ids) if value != 0]
+        assert 0 < len(present) < len(ids)  # some features are missing, and the average is over the others
+        expected = sum(present) / len(present) + model.embeddings.position_embeddings.weight[place]
+        close(hidden[0][0, place], expected)
+
+
+def test_a_visit_is_the_sum_of_its_events_over_the_root_of_their_number(tiny_model, inputs):
+    embeddings = tiny_model(encoder_unit="visit").model.embeddings
+    e = embeddings.events(inputs["input_ids"])
+    units, mask = embeddings.units(e, inputs["attention_mask"], inputs["visit_ids"])
+    for row in range(len(e)):
+        real = inputs["attention_mask"][row].bool()
+        visits = inputs["visit_ids"][row][real]
+        assert mask[row].tolist() == [unit <= int(visits.max()) for unit in range(units.shape[1])]
+        for visit in visits.unique().tolist():
+            of_visit = e[row][real][visits == visit]
+            close(units[row, visit], of_visit.sum(0) / math.sqrt(len(of_visit)))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_label_embeddings_are_the_features_or_tables_of_their_own(tiny_model, inputs, tied):
+    model = tiny_model(tie_label_embeddings=tied)
+    tables = model.model.embeddings.feature_tables
+    places = {task: model.config.features.index(task) for task in model.config.tasks}
+    for task, size in model.config.label_sizes.items():
+        assert model.label_embeddings(task).shape == (size, 16)
+        assert (model.label_embeddings(task) is tables[places[task]].weight) == tied
+    assert len(model.label_tables) == (0 if tied else len(places))
+    before = model(**inputs).logits["aisle"]
+    with torch.no_grad():
+        model.label_embeddings("aisle")[3] += 1
+    assert not torch.allclose(model(**inputs).logits["aisle"][:, 3], before[:, 3])
+
+
+def test_unknown_and_missing_are_never_preferred(tiny_model, inputs):
+    for logits in tiny_model()(**inputs).logits.values():
+        assert (logits[:, :FIRST_LABEL] == torch.finfo(logits.dtype).min).all()
+        assert (logits[:, FIRST_LABEL:].abs() < 1e4).all()
+
+
+def test_the_customer_embedding(tiny_model, inputs):
+    model_inputs = {k: inputs[k] for k in ("input_ids", "attention_mask", "visit_ids")}
+    lengths = inputs["attention_mask"].sum(1)
+    mean = tiny_model().model(**model_inputs)
+    last = tiny_model(encoder_attention="causal").model(**model_inputs)
+    for row, length in enumerate(lengths.tolist()):
+        close(mean.pooler_output[row], mean.last_hidden_state[row, :length].mean(0))
+        close(last.pooler_output[row], last.last_hidden_state[row, length - 1])
+
+
+# ---------------------------------------------------------------------------------------------------------- mistakes
+
+
+def test_inputs_that_do_not_fit_are_refused(tiny_model, inputs):
+    without_times = {name: value for name, value in inputs.items() if name != "event_times"}
+    with pytest.raises(ValueError, match="needs `event_times`: MCMFeatureExtractor"):
+        tiny_model(repeat_half_lives=[7.0])(**without_times)
+    narrow = {**inputs, "input_ids": inputs["input_ids"][..., :5]}
+    with pytest.raises(ValueError, match="5 features, this checkpoint reads 7.*own feature extractor"):
+        tiny_model()(**narrow)
+    without_visits = {name: value for name, value in inputs.items() if name != "visit_ids"}
+    with pytest.raises(ValueError, match="needs `visit_ids`"):
+        tiny_model(encoder_unit="visit")(**without_visits)
+    with pytest.raises(ValueError, match=r"events, this checkpoint reads 20 \(max_position_embeddings\): keep"):
+        tiny_model(max_position_embeddings=20)(**inputs)
+    tiny_model(max_position_embeddings=20, encoder_unit="visit")(**inputs)  # fewer visits than events
+
+
+# -------------------------------------------------------------------------------------------------------------- loss
+
+
+@pytest.fixture
+def questions(inputs):
+    """Two prefixes and up to three labels of each customer; ids under 2 are no targets."""
+    label = torch.tensor([[2, 5, 3], [4, 1, -100], [-100, 0, 6], [-100, -100, -100]])
+    return {
+        "prefix_ends": torch.tensor([[0, 9], [0, 1], [3, 30], [0, 0]]),
+        "label_prefixes": torch.tensor([[0, 1, 1], [1, 0, 0], [0, 0, 1], [0, 0, 0]]),
+        "labels": torch.stack([label, label.clamp(max=4), label.clamp(max=3)], dim=-1),
+    }
+
+
+def plain_loss(scores, labels, label_prefixes):
+    customers = []
+    for row in range(len(labels)):
+        pairs = zip(labels[row].tolist(), label_prefixes[row].tolist(), strict=True)
+        terms = [-scores[row, prefix].log_softmax(-1)[label] for label, prefix in pairs if label >= FIRST_LABEL]
+        customers.append(sum(terms) / max(1, len(terms)))
+    return torch.as_tensor(sum(customers) / len(customers))
+
+
+def test_equation_4_against_a_plain_loop(questions):
+    torch.manual_seed(0)
+    scores, labels = torch.randn(4, 2, 8), questions["labels"][..., 0]
+    found = prefix_cross_entropy(scores, labels, questions["label_prefixes"])
+    close(found, plain_loss(scores, labels, questions["label_prefixes"]))
+    close(prefix_cross_entropy(scores, labels), plain_loss(scores, labels, torch.zeros_like(labels)))
+    assert prefix_cross_entropy(scores, torch.full_like(labels, -100)).item() == 0
+
+
+@pytest.mark.parametrize("trained", [None, ["type", "items"]])
+def test_the_loss_is_the_sum_over_the_trained_tasks(tiny_model, inputs, questions, trained):
+    model = tiny_model(encoder_attention="causal", trained_tasks=trained)
+    output = model(**inputs, **questions)
+    assert list(output.logits) == ["items", "aisle", "type"] and set(output.task_losses) == set(trained or output.logits)
+    for place, task in enumerate(output.logits):
+        if task in output.task_losses:
+            close(
+                output.task_losses[task],
+                plain_loss(output.logits[task], questions["labels"][..., place], questions["label_prefixes"]),
+            )
+    close(output.loss, sum(output.task_losses.values()))
+    assert model(**inputs).loss is None and model(**inputs).task_losses is None
+
+
+def test_a_step_leaves_padding_at_0(tiny_model, inputs, questions):
+    model = tiny_model(extended=True).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    questions["prefix_ends"] = torch.tensor([visit_ends(inputs, row)[:1] * 2 for row in range(4)])
+    model(**inputs, **questions).loss.backward()
+    optimizer.step()
+    for table in model.model.embeddings.feature_tables:
+        assert not table.weight[0].any()
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {},
+        {"readout": "last"},
+        {"encoder_attention": "causal", "augmentation": "all_prefixes", "repeat_half_lives": [7.0]},
+        {"extended": True},
+    ],
+)
+def test_one_batch_is_overfitted(tiny_config, inputs, choices):
+    torch.manual_seed(0)
+    config = tiny_config(**choices, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, hidden_size=32)
+    model = MCMForMultiTaskRecommendation(config)
+    labels = torch.stack([torch.randint(2, size, (4, 2)) for size in config.label_sizes.values()], dim=-1)
+    batch = {**inputs, "labels": labels[:, :1]}
+    if config.augmentation == "all_prefixes":  # another answer after each of two prefixes, where a row has two
+        ends = [(visit_ends(inputs, row) * 2)[:2] if len(visit_ends(inputs, row)) > 1 else [0, 0] for row in range(4)]
+        labels[:, 1][torch.tensor([first == second for first, second in ends])] = -100
+        places = torch.arange(2).expand(4, 2)
+        batch |= {"labels": labels, "prefix_ends": torch.tensor(ends), "label_prefixes": places}
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.03
+
+
+# ------------------------------------------------------------------------------------------------------------- start
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_fresh_model_gives_every_label_about_the_same_chance(tiny_config, inputs, tied):
+    torch.manual_seed(0)
+    config = tiny_config(hidden_size=64, tie_label_embeddings=tied)
+    model = MCMForMultiTaskRecommendation(config).eval()
+    assert model.label_embeddings("items")[2:].std().item() == pytest.approx(1 / math.sqrt(64), rel=0.1)
+    losses = []
+    for _ in range(20):
+        labels = torch.stack([torch.randint(2, size, (4, 8)) for size in config.label_sizes.values()], dim=-1)
+        losses.append(model(**inputs, labels=labels).task_losses["items"])
+    # z = e_w . h has a variance of about 1, so the loss is above log V by about half of it at most
+    excess = torch.stack(losses).mean().item() - math.log(config.label_sizes["items"] - FIRST_LABEL)
+    assert -0.1 < excess < 0.6
+
+
+def test_the_standard_deviations_can_be_chosen(tiny_config):
+    torch.manual_seed(0)
+    config = tiny_config(hidden_size=64, embedding_initializer_range=0.5, initializer_range=0.01)
+    model = MCMModel(config)
+    assert model.embeddings.feature_tables[1].weight[1:].std().item() == pytest.approx(0.5, rel=0.1)
+    assert model.embeddings.position_embeddings.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    query = model.encoder.layer[0].attention.self.query
+    assert query.weight.std().item() == pytest.approx(0.01, rel=0.1) and not query.bias.any()
+
+
+def test_popularity_is_where_the_bias_starts(tiny_config, inputs):
+    torch.manual_seed(0)
+    model = MCMForMultiTaskRecommendation(tiny_config(readout_bias=True)).eval()
+    counts = {task: torch.arange(size) for task, size in model.config.label_sizes.items()}
+    before = model(**inputs).logits["aisle"]
+    model.set_label_popularity(counts)
+    shares = counts["aisle"][FIRST_LABEL:] + 1.0
+    expected = torch.log(shares / shares.sum())
+    close(model(**inputs).logits["aisle"][:, FIRST_LABEL:], before[:, FIRST_LABEL:] + expected)
+    assert expected.exp().sum().item() == pytest.approx(1)
+
+
+def test_what_a_checkpoint_lacks_starts_as_in_a_fresh_model(tiny_model, tiny_config, tmp_path):
+    """`from_pretrained` builds on the meta device: what nothing fills would hold whatever was in memory."""
+    tiny_model(extended=True, tie_label_embeddings=False).model.save_pretrained(tmp_path)
+    config = tiny_config(extended=True, tie_label_embeddings=False)
+    model, info = MCMForMultiTaskRecommendation.from_pretrained(tmp_path, config=config, output_loading_info=True)
+    expected = {
+        "log_half_life": torch.tensor([7.0, 60.0]).log(),
+        "log_sensitivity": torch.ones(2),
+        "memory_gain": torch.full((2,), 0.3),
+    }
+    assert model.readout_scale.tolist() == [1.0] * 3
+    assert not any(bias.any() for bias in model.readout_bias)
+    for memory, size in zip(model.repeat_memories, config.label_sizes.values(), strict=True):
+        for name, value in expected.items():
+            assert torch.equal(getattr(memory, name), value), name
+        assert memory.label_gain.weight.tolist() == [[0.0] * 2] * size
+        others = (memory.gate.weight, memory.gate.bias, memory.vote.weight, memory.vote.bias)
+        assert not any(parameter.any() for parameter in others)
+    for table in model.label_tables:
+        assert not table.weight[0].any() and 0.15 < table.weight[1:].std() < 0.35  # 1 / sqrt(16)
+    heads = [name for name in model.state_dict() if not name.startswith("model.")]
+    assert sorted(info["missing_keys"]) == sorted(heads)
+    # an empty checkpoint: the base model's parameters too
+    (tmp_path / "model.safetensors").unlink()
+    MCMForMultiTaskRecommendation(config).save_pretrained(tmp_path, state_dict={"nothing": torch.zeros(1)})
+    empty = MCMForMultiTaskRecommendation.from_pretrained(tmp_path)
+    fresh = MCMForMultiTaskRecommendation(config)
+    for (name, found), made in zip(empty.named_parameters(), fresh.parameters(), strict=True):
+        assert found.isfinite().all(), name
+        assert found.std(correction=0).item() == pytest.approx(made.std(correction=0).item(), rel=0.5, abs=1e-7), name
+        assert found.mean().item() == pytest.approx(made.mean().item(), rel=0.2, abs=0.05), name
+
+
+def test_the_base_model_is_read_from_a_heads_checkpoint(tiny_model, inputs, tmp_path):
+    model = tiny_model(extended=True)
+    model.save_pretrained(tmp_path)
+    base = MCMModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(
+        base(**{k: inputs[k] for k in ("input_ids", "attention_mask", "visit_ids")}).pooler_output,
+        model(**inputs).pooler_output,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- preferences
+
+
+@pytest.mark.parametrize("choices", [{}, {"extended": True}], ids=["paper", "extended"])
+def test_preferences_are_the_best_labels_and_the_events_that_spoke_for_them(tiny_model, inputs, choices):
+    model = tiny_model(**choices)
+    found = model.preferences("items", k=4, return_weights=True, **inputs)
+    shares = model(**inputs).logits["items"].softmax(-1)
+    expected = shares.sort(dim=-1, descending=True)
+    assert torch.equal(found["labels"], expected.indices[:, :4])
+    close(found["scores"], expected.values[:, :4])
+    weights, mask = found["weights"], found["unit_mask"]
+    assert weights.shape == (4, 4, mask.shape[1])
+    close(weights.sum(-1), torch.ones(4, 4))
+    assert not weights.masked_select(~mask[:, None]).any()
+    hidden = model.model(**{k: inputs[k] for k in ("input_ids", "attention_mask", "visit_ids")}).last_hidden_state
+    scale = 1 if model.readout_scale is None else model.readout_scale[0]
+    z = scale * hidden[2] @ model.label_embeddings("items")[found["labels"][2, 1]]  # equation 2 by hand, for one label
+    close(weights[2, 1], z.masked_fill(~mask[2], -torch.inf).softmax(0))
+
+
+def test_preferences_end_with_the_labels_and_refuse_what_is_not_there(tiny_model, inputs):
+    model = tiny_model(readout="last")
+    found = model.preferences("aisle", k=100, **inputs)
+    assert sorted(found["labels"][0].tolist()) == list(range(FIRST_LABEL, model.config.label_sizes["aisle"]))
+    close(found["scores"].sum(-1), torch.ones(4))
+    assert set(found) == {"labels", "scores"}
+    with pytest.raises(ValueError, match="No task 'colour'.*'items', 'aisle', 'type'"):
+        model.preferences("colour", **inputs)
+    with pytest.raises(ValueError, match="Only the attentional readout has weights"):
+        model.preferences("aisle", return_weights=True, **inputs)

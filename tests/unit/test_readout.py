@@ -1,0 +1,251 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The readout: equations 2 and 3 to the letter, every prefix at once, and the repeat memory, each against plain loops."""
+
+import math
+
+import pytest
+import torch
+
+from modeling_mcm import readout_mcm
+from modeling_mcm.readout_mcm import (
+    RepeatMemory,
+    RunningReadout,
+    attention_weights,
+    attentional_readout,
+    last_readout,
+    reference_readout,
+)
+
+BATCH, UNITS, HIDDEN, LABELS = 3, 9, 8, 11
+LENGTHS = [9, 4, 1]
+
+
+@pytest.fixture
+def inputs():
+    torch.manual_seed(0)
+    mask = torch.arange(UNITS) < torch.tensor(LENGTHS)[:, None]
+    return torch.randn(BATCH, UNITS, HIDDEN), torch.randn(LABELS, HIDDEN), mask
+
+
+@pytest.fixture
+def ends():
+    return torch.tensor([[0, 3, 8, 8], [3, 0, 2, 1], [0, 0, 0, 0]])
+
+
+def prefix_mask(ends, column):
+    return torch.arange(UNITS) <= ends[:, column, None]
+
+
+def test_the_readout_is_equations_2_and_3(inputs):
+    torch.testing.assert_close(attentional_readout(*inputs), reference_readout(*inputs), atol=1e-5, rtol=0)
+
+
+def test_the_reference_is_the_paper_written_for_one_label(inputs):
+    hidden, labels, mask = inputs
+    h, e = hidden[1, :4], labels[7]
+    a = torch.exp(h @ e) / torch.exp(h @ e).sum()
+    torch.testing.assert_close(reference_readout(*inputs)[1, 7], (a[:, None] * h).sum(0) @ e, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_all_prefixes_equal_each_prefix_alone(inputs, ends, dtype, tolerance):
+    hidden, labels, mask = (t if t.dtype == torch.bool else t.to(dtype) for t in inputs)
+    together = attentional_readout(hidden, labels, mask, ends)
+    assert together.shape == (BATCH, ends.shape[1], LABELS)
+    for column in range(ends.shape[1]):
+        alone = reference_readout(hidden, labels, prefix_mask(ends, column))
+        torch.testing.assert_close(together[:, column], alone, atol=tolerance, rtol=tolerance)
+
+
+def test_a_prefix_knows_nothing_of_later_units(inputs, ends):
+    hidden, labels, mask = inputs
+    hidden.requires_grad_()
+    attentional_readout(hidden, labels, mask, ends)[0, 1].sum().backward()  # ends at unit 3
+    assert hidden.grad[0, :4].abs().min() > 0
+    assert not hidden.grad[0, 4:].any() and not hidden.grad[1:].any()
+
+
+def test_gradients_of_the_running_readout():
+    torch.manual_seed(0)
+    z = (3 * torch.randn(6, 2, 3, dtype=torch.float64)).requires_grad_()
+    assert torch.autograd.gradcheck(RunningReadout.apply, (z,))
+
+
+def test_gradients_of_all_prefixes_equal_those_of_each_prefix_alone(inputs, ends):
+    hidden, labels, mask = (t if t.dtype == torch.bool else t.double().requires_grad_() for t in inputs)
+    weight = torch.randn(BATCH, ends.shape[1], LABELS, dtype=torch.float64)
+    together = torch.autograd.grad((attentional_readout(hidden, labels, mask, ends) * weight).sum(), (hidden, labels))
+    alone = sum(
+        (reference_readout(hidden, labels, prefix_mask(ends, column)) * weight[:, column]).sum()
+        for column in range(ends.shape[1])
+    )
+    for found, expected in zip(together, torch.autograd.grad(alone, (hidden, labels)), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("with_ends", [False, True])
+def test_bfloat16_stays_near_float32(inputs, ends, with_ends):
+    hidden, labels, mask = inputs
+    exact = attentional_readout(hidden, labels, mask, ends if with_ends else None)
+    rough = attentional_readout(hidden.bfloat16(), labels.bfloat16(), mask, ends if with_ends else None)
+    assert rough.dtype == torch.bfloat16
+    # bfloat16 has 8 bits: z of size 10 is known to 0.04, and its exponential to 4%
+    torch.testing.assert_close(rough.float(), exact, atol=0.1, rtol=0.03)
+
+
+@pytest.mark.parametrize("size", [1.0, 300.0])
+def test_long_sequences_and_huge_scores_stay_finite_and_right(size):
+    torch.manual_seed(0)
+    steps = 2000
+    z = (size * torch.empty(steps, 1, 5).uniform_(-1, 1)).requires_grad_()
+    s = RunningReadout.apply(z)
+    (gradient,) = torch.autograd.grad(s.sum(), z)
+    assert s.isfinite().all() and gradient.isfinite().all()
+    exact = z.detach().double()
+    for t in (0, 1, 999, steps - 1):
+        expected = (exact[: t + 1].softmax(0) * exact[: t + 1]).sum(0)
+        torch.testing.assert_close(s[t].detach().double(), expected, atol=1e-3 * size, rtol=1e-3)
+    # a common shift of all z of a label shifts s by as much, so the gradients of a column sum to the number of steps
+    torch.testing.assert_close(gradient.sum(0), torch.full((1, 5), float(steps)), atol=0, rtol=1e-2)
+
+
+def test_chunks_of_labels_change_nothing(inputs, ends, monkeypatch):
+    hidden, labels, mask = (t if t.dtype == torch.bool else t.requires_grad_() for t in inputs)
+    scale = torch.tensor(0.7, requires_grad=True)
+    seen = []
+    plain = readout_mcm._prefix_scores
+    monkeypatch.setattr(
+        readout_mcm, "_prefix_scores", lambda h, part, *rest: seen.append(len(part)) or plain(h, part, *rest)
+    )
+
+    def run():
+        seen.clear()
+        scores = attentional_readout(hidden, labels, mask, ends, scale)
+        return scores, list(seen), torch.autograd.grad(scores.square().sum(), (hidden, labels, scale))
+
+    whole, whole_parts, whole_gradients = run()
+    monkeypatch.setattr(readout_mcm, "CHUNK_ELEMENTS", 4 * BATCH * UNITS)
+    chunked, parts, gradients = run()
+    assert whole_parts == [LABELS] and parts == [4, 4, 3]
+    torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=1e-6)
+    for found, expected in zip(gradients, whole_gradients, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("with_ends", [False, True])
+@pytest.mark.parametrize("readout", [attentional_readout, last_readout])
+def test_the_scale_multiplies_z(inputs, ends, readout, with_ends):
+    hidden, labels, mask = inputs
+    chosen = ends if with_ends else None
+    scaled = readout(hidden, labels, mask, chosen, torch.tensor(0.5))
+    torch.testing.assert_close(scaled, readout(hidden, 0.5 * labels, mask, chosen), atol=1e-5, rtol=1e-5)
+
+
+def test_padding_has_a_weight_of_exactly_0(inputs):
+    hidden, labels, mask = inputs
+    weights = attention_weights(hidden, labels, mask)
+    assert weights.shape == (BATCH, LABELS, UNITS)
+    padding = ~mask[:, None].expand_as(weights)
+    assert (weights[padding] == 0).all() and (weights[~padding] > 0).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(BATCH, LABELS))
+    # equation 3 from the weights
+    z = torch.einsum("buh,vh->bvu", hidden, labels)
+    torch.testing.assert_close((weights * z).sum(-1), reference_readout(*inputs), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("readout", [reference_readout, attentional_readout, last_readout])
+def test_what_stands_on_padding_changes_no_bit(inputs, readout):
+    hidden, labels, mask = inputs
+    changed = torch.where(mask[..., None], hidden, 1e6)
+    assert torch.equal(readout(changed, labels, mask), readout(hidden, labels, mask))
+
+
+def test_the_last_readout_is_the_last_hidden_vector(inputs, ends):
+    hidden, labels, mask = inputs
+    expected = torch.stack([hidden[row, length - 1] for row, length in enumerate(LENGTHS)]) @ labels.T
+    torch.testing.assert_close(last_readout(hidden, labels, mask), expected)
+    expected = torch.stack([hidden[row, ends[row]] for row in range(BATCH)]) @ labels.T
+    torch.testing.assert_close(last_readout(hidden, labels, mask, ends), expected)
+
+
+# ------------------------------------------------------------------------------------------------------ repeat memory
+
+
+@pytest.fixture
+def memory():
+    torch.manual_seed(1)
+    memory = RepeatMemory(LABELS, HIDDEN, [2.0, 30.0])
+    memory.reset_parameters()
+    with torch.no_grad():  # every term of the formula must count
+        for parameter in (memory.label_gain.weight, memory.gate.weight, memory.gate.bias, memory.vote.weight):
+            parameter.normal_(std=0.5)
+        memory.vote.bias.fill_(0.3)
+        memory.log_sensitivity.copy_(torch.tensor([0.2, -0.4]))
+        memory.memory_gain.copy_(torch.tensor([0.3, 0.7]))
+    return memory
+
+
+@pytest.fixture
+def history():
+    torch.manual_seed(2)
+    label_ids = torch.tensor([[2, 5, 5, 1, 0, 2, 10, 5], [1, 0, 7, 7, 0, 0, 0, 0], [0] * 8])
+    times = torch.tensor([[0, 0, 1, 3, 3, 8, 8, 20], [0, 2, 4, 4, 0, 0, 0, 0], [0] * 8]).float()
+    ends = torch.tensor([[7, 2, 0], [3, 2, 1], [0, 0, 0]])
+    return label_ids, times, torch.randn(BATCH, 8, HIDDEN), ends
+
+
+def plain_counts(memory, label_ids, times, embeddings, ends):
+    """n of the docstring for every label, of shape (B, V, P, K), one event at a time."""
+    result = torch.zeros(label_ids.shape[0], LABELS, ends.shape[1], len(memory.half_lives))
+    for b in range(label_ids.shape[0]):
+        for p, end in enumerate(ends[b].tolist()):
+            for i in range(end + 1):
+                if label_ids[b, i] >= 2:
+                    vote = torch.exp(memory.vote(embeddings[b, i]))
+                    age = times[b, end] - times[b, i]
+                    result[b, label_ids[b, i], p] += vote * 2 ** (-age / memory.log_half_life.exp())
+    return result
+
+
+def test_a_memory_counts_as_a_plain_loop_does(memory, history):
+    labels, counts = memory.counts(*history)
+    expected = plain_counts(memory, *history)
+    found = torch.zeros_like(expected)
+    for b in range(BATCH):
+        known = [label for label in labels[b].tolist() if label]
+        assert sorted(known) == sorted({label for label in history[0][b].tolist() if label > 1})
+        for slot, label in enumerate(labels[b].tolist()):
+            found[b, label] += counts[b, slot]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_memory_adds_what_its_docstring_says(memory, history):
+    states, scores = torch.randn(BATCH, 3, HIDDEN), torch.randn(BATCH, 3, LABELS)
+    label_ids, times, embeddings, ends = history
+    added = memory(scores, states, label_ids, times, embeddings, ends) - scores
+    counts = plain_counts(memory, *history)
+    for b in range(BATCH):
+        for p in range(3):
+            for w in range(2, LABELS):
+                expected = sum(
+                    math.log(1 + counts[b, w, p, k] * math.exp(memory.log_sensitivity[k]))
+                    * (memory.memory_gain[k] + memory.label_gain.weight[w, k] + memory.gate(states[b, p])[k])
+                    for k in range(2)
+                )
+                torch.testing.assert_close(added[b, p, w], torch.as_tensor(expected), atol=1e-5, rtol=1e-4)
+
+
+def test_a_fresh_memory_is_a_recency_weighted_frequency(history):
+    memory = RepeatMemory(LABELS, HIDDEN, [2.0, 30.0])
+    memory.reset_parameters()
+    label_ids, times, embeddings, ends = history
+    labels, counts = memory.counts(label_ids, times, embeddings, ends)
+    slot = labels[0].tolist().index(5)  # events of days 0, 1 and 20, seen from day 20
+    for k, half_life in enumerate([2.0, 30.0]):
+        expected = sum(2 ** (-(20 - day) / half_life) for day in (0, 1, 20))
+        assert counts[0, slot, 0, k].item() == pytest.approx(expected, rel=1e-5)
+    added = memory(torch.zeros(BATCH, 3, LABELS), torch.randn(BATCH, 3, HIDDEN), label_ids, times, embeddings, ends)
+    assert added[0, 0, 5] > added[0, 0, 2] > added[0, 0, 10] > 0  # thrice; twice, the later time beside the only one
+    assert not added[0, 0, [3, 4, 6, 7, 8, 9]].any() and not added[2].any()
