@@ -7,8 +7,8 @@ export TOKENIZERS_PARALLELISM := false
 
 .PHONY: quickstart test test-slow check bench clean
 
-quickstart: $(VENV)/demo.done  ## real data, a trained model, its results: at most 15 minutes on two cores
-	PATH="$(CURDIR)/$(RUN):$$PATH" bash training/runs/quickstart.sh
+quickstart: $(VENV)/demo.done  ## real data, a trained model, its results; REPORT=file.md writes the table there
+	PATH="$(CURDIR)/$(RUN):$$PATH" REPORT="$(REPORT)" bash training/runs/quickstart.sh
 
 test: $(VENV)/test.done  ## everything that takes seconds; no GPU
 	$(RUN)/python -m pytest -m "not slow"

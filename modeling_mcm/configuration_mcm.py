@@ -1,9 +1,24 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """MCMConfig: everything that a person chooses about an MCM model, and the checks that the choices fit together."""
+
+from dataclasses import field
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.utils import auto_docstring
 
 CHOICES = {
     "encoder_attention": ("bidirectional", "causal"),
@@ -12,71 +27,78 @@ CHOICES = {
     "augmentation": ("random_prefix", "all_prefixes", "masked_lm"),
     "target": ("next_event", "next_visit"),
 }
+# The paper's features and, for want of its numbers, vocabularies that make about 30K values; ids 0 and 1 included.
+PAPER_FEATURES = {"token_type": 8, "product_line": 42, "category": 502, "subcategory": 4002, "brand": 25002}
 
 
+@auto_docstring(
+    custom_intro="""
+    Configuration of [`MCMModel`] and [`MCMForMultiTaskRecommendation`]. The defaults are the paper's model (Luo and
+    Wang, *MCM: A Multi-task Pre-trained Customer Model for Personalization*, RecSys 2023); what goes beyond the paper
+    is off unless asked for.
+
+    A value of the wrong type, or two choices that contradict each other, raise a
+    `huggingface_hub.errors.StrictDataclassError` that names them and the way out.
+    """
+)
 @strict
 class MCMConfig(PreTrainedConfig):
     r"""
-    Configuration of [`MCMModel`] and [`MCMForMultiTaskRecommendation`]. The defaults are the paper's model (Luo & Wang,
-    *MCM: A Multi-task Pre-trained Customer Model for Personalization*, RecSys 2023); what goes beyond the paper is off
-    unless asked for.
-
-    Args:
-        features (`list[str]`):
-            Names of the J features of an interaction, in the order of the last axis of `input_ids`.
-        vocabulary_sizes (`list[int]`):
-            Number of ids of each feature, id 0 (missing or padding) and id 1 (unknown) included; as long as `features`.
-        tasks (`list[str]`):
-            The features whose next value is predicted. The labels of a task are the ids of its feature.
-        trained_tasks (`list[str]`, *optional*):
-            The tasks whose losses are summed (all of them when `None`): one name here is the paper's MCM_Single.
-        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, hidden_act, hidden_dropout_prob,
-        attention_probs_dropout_prob, layer_norm_eps:
-            As in [`BertConfig`].
-        max_position_embeddings (`int`):
-            Longest sequence that the encoder reads, in encoder units (see `encoder_unit`).
-        initializer_range (`float`):
-            Standard deviation of the encoder's matrices and of the position embeddings.
-        embedding_initializer_range (`float`, *optional*):
-            Standard deviation of the feature embeddings. `None` is `1 / sqrt(hidden_size)`: at 0.02 every z = e_w . h_i
-            is near 0, the readout stays uniform and learning does not start.
-        embedding_layer_norm (`bool`):
-            Layer norm and dropout after H = E + P, as BERT does. `False` is equation 1 to the letter.
-        encoder_attention (`str`):
-            `"bidirectional"` (the paper) or `"causal"`, under which one pass serves all prefixes.
-        encoder_unit (`str`):
-            `"event"` (the paper): one position an interaction. `"visit"`: one position a visit, the sum of its
-            interactions over the root of their number. A visit is a set, so its inner order can't be learned, and a year of shopping is short.
-        readout (`str`):
-            `"attentional"` (equations 2 and 3) or `"last"` (the last hidden vector, as BERT4Rec).
-        readout_scale (`bool`):
-            Learn one factor a task on z = e_w . h_i.
-        readout_bias (`bool`):
-            Learn one bias a label. Pre-training starts it at the log of the label's share in the training period.
-        tie_label_embeddings (`bool`):
-            e_w is the input embedding of the value (`True`) or a table of its own (`False`).
-        repeat_half_lives_days, repeat_half_lives_units (`list[float]`):
-            Half-lives, in days and in encoder units, at which the repeat memory starts (it learns its own). Both empty: no
-            repeat memory. See [`~readout_mcm.RepeatMemory`].
-        augmentation (`str`):
-            What a training row asks: `"random_prefix"` (the paper), `"all_prefixes"` (needs a causal encoder) or
-            `"masked_lm"` (BERT4Rec; needs the `"last"` readout and a bidirectional encoder).
-        target (`str`):
-            `"next_event"` (the paper) or `"next_visit"`: the set of labels of the next visit, asked at the end of the
-            visit before.
-        mask_probability (`float`):
-            Share of the events that `"masked_lm"` hides.
-
-    Raises:
-        huggingface_hub.errors.StrictDataclassError: when a value has the wrong type or two choices contradict each
-            other; the message names both and the way out.
+    features (`list[str]`, *optional*):
+        Names of the J features of an interaction, in the order of the last axis of `input_ids`.
+    vocabulary_sizes (`list[int]`, *optional*):
+        Number of ids of each feature, id 0 (missing or padding) and id 1 (unknown) included; as long as `features`.
+    tasks (`list[str]`, *optional*):
+        The features whose next value is predicted, all but `token_type` by default. The labels of a task are the ids
+        of its feature.
+    trained_tasks (`list[str]`, *optional*):
+        The tasks whose losses are summed (all of them when `None`): one name here is the paper's MCM_Single.
+    max_position_embeddings (`int`):
+        Longest sequence that the encoder reads, in encoder units (see `encoder_unit`).
+    use_position_embeddings (`bool`):
+        Add P to E. Without it only what the features say of time and order is known, and length has no limit.
+    event_dropout_prob (`float`):
+        Share of the events that the encoder does not get to see in a training pass.
+    initializer_range (`float`):
+        Standard deviation of the encoder's matrices and of the position embeddings.
+    embedding_initializer_range (`float`, *optional*):
+        Standard deviation of the feature embeddings. `None` is `1 / sqrt(hidden_size)`: at 0.02 every z = e_w . h_i
+        is near 0, the readout stays uniform and learning does not start.
+    embedding_layer_norm (`bool`):
+        Layer norm and dropout after H = E + P, as BERT does. `False` is equation 1 to the letter.
+    encoder_attention (`str`):
+        `"bidirectional"` (the paper) or `"causal"`, under which one pass serves all prefixes.
+    encoder_unit (`str`):
+        `"event"` (the paper): one position an interaction. `"visit"`: one position a visit, the sum of its
+        interactions over the root of their number. A visit is a set, so its inner order can't be learned, and a year
+        of shopping is short.
+    readout (`str`):
+        `"attentional"` (equations 2 and 3) or `"last"` (the last hidden vector, as BERT4Rec).
+    readout_scale (`bool`):
+        Learn one factor a task on z = e_w . h_i.
+    readout_bias (`bool`):
+        Learn one bias a label. Pre-training starts it at the log of the label's share in the training period.
+    tie_label_embeddings (`bool`):
+        e_w is the input embedding of the value (`True`) or a table of its own (`False`).
+    repeat_half_lives_days (`list[float]`, *optional*):
+        Half-lives in days at which the repeat memory starts (it learns its own). See [`~readout_mcm.RepeatMemory`].
+    repeat_half_lives_units (`list[float]`, *optional*):
+        The same in encoder units. Both empty: no repeat memory.
+    augmentation (`str`):
+        What a training row asks: `"random_prefix"` (the paper), `"all_prefixes"` (needs a causal encoder) or
+        `"masked_lm"` (BERT4Rec; needs the `"last"` readout and a bidirectional encoder).
+    target (`str`):
+        `"next_event"` (the paper) or `"next_visit"`: the set of labels of the next visit, asked at the end of the
+        visit before.
+    mask_probability (`float`):
+        Share of the events that `"masked_lm"` hides.
     """
 
     model_type = "mcm"
 
-    features: list[str] | None = None
-    vocabulary_sizes: list[int] | None = None
-    tasks: list[str] | None = None
+    features: list[str] = field(default_factory=list)
+    vocabulary_sizes: list[int] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list)
     trained_tasks: list[str] | None = None
     hidden_size: int = 256
     num_hidden_layers: int = 3
@@ -87,6 +109,8 @@ class MCMConfig(PreTrainedConfig):
     attention_probs_dropout_prob: float | int = 0.1
     layer_norm_eps: float = 1e-12
     max_position_embeddings: int = 300
+    use_position_embeddings: bool = True
+    event_dropout_prob: float | int = 0.0
     initializer_range: float = 0.02
     embedding_initializer_range: float | None = None
     embedding_layer_norm: bool = True
@@ -96,8 +120,8 @@ class MCMConfig(PreTrainedConfig):
     readout_scale: bool = False
     readout_bias: bool = False
     tie_label_embeddings: bool = True
-    repeat_half_lives_days: list[float | int] | None = None
-    repeat_half_lives_units: list[float | int] | None = None
+    repeat_half_lives_days: list[float | int] = field(default_factory=list)
+    repeat_half_lives_units: list[float | int] = field(default_factory=list)
     augmentation: str = "random_prefix"
     target: str = "next_event"
     mask_probability: float = 0.2
@@ -107,13 +131,10 @@ class MCMConfig(PreTrainedConfig):
     add_cross_attention: bool = False
 
     def __post_init__(self, **kwargs):
-        if self.features is None:
-            self.features = ["token_type", "product_line", "category", "subcategory", "brand"]
-            self.vocabulary_sizes = self.vocabulary_sizes or [8, 42, 502, 4002, 25002]
-        if self.tasks is None:
-            self.tasks = [name for name in self.features if name != "token_type"]
-        self.repeat_half_lives_days = self.repeat_half_lives_days or []
-        self.repeat_half_lives_units = self.repeat_half_lives_units or []
+        if not self.features:
+            self.features = list(PAPER_FEATURES)
+            self.vocabulary_sizes = self.vocabulary_sizes or list(PAPER_FEATURES.values())
+        self.tasks = self.tasks or [name for name in self.features if name != "token_type"]
         super().__post_init__(**kwargs)
 
     @property
@@ -123,8 +144,6 @@ class MCMConfig(PreTrainedConfig):
         return {task: sizes[task] for task in self.tasks}
 
     def validate_features(self):
-        if self.features is None or self.vocabulary_sizes is None or self.tasks is None:
-            return  # before __post_init__ has filled the defaults
         if len(set(self.features)) != len(self.features):
             raise ValueError(f"`features` must be unique, got {self.features}: rename the repeated ones.")
         if len(self.vocabulary_sizes) != len(self.features):
@@ -136,7 +155,9 @@ class MCMConfig(PreTrainedConfig):
             small = [f for f, size in zip(self.features, self.vocabulary_sizes, strict=True) if size < 3]
             raise ValueError(f"The features {small} have no value besides padding and unknown: leave them out.")
         if missing := [task for task in self.tasks if task not in self.features]:
-            raise ValueError(f"The tasks {missing} are no features; a task is the next value of one of {self.features}.")
+            raise ValueError(
+                f"The tasks {missing} are no features; a task is the next value of one of {self.features}."
+            )
         if missing := [task for task in self.trained_tasks or [] if task not in self.tasks]:
             raise ValueError(f"`trained_tasks` names {missing}, which are not among the tasks {self.tasks}.")
 
@@ -144,7 +165,7 @@ class MCMConfig(PreTrainedConfig):
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
-        half_lives = [*(self.repeat_half_lives_days or []), *(self.repeat_half_lives_units or [])]
+        half_lives = [*self.repeat_half_lives_days, *self.repeat_half_lives_units]
         if self.augmentation == "all_prefixes" and self.encoder_attention != "causal":
             raise ValueError(
                 "augmentation='all_prefixes' with a bidirectional encoder would show each prefix its future: set "

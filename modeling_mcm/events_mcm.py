@@ -1,5 +1,17 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Raw events as users have them, read into columns, texts, numbers, seconds and visits.
 
 A list of dicts, a data frame and a dict of columns are the same thing after `read_columns`. What a raw value means is

@@ -1,13 +1,26 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """MCM: heterogeneous embedding -> BERT encoder -> task-aware readout. Read from top to bottom it is the forward pass.
 
-Shapes: B customers, L events, J features, U encoder units (events or visits), H hidden, P prefixes, N labels a customer,
-T tasks, V labels of a task. Equation numbers are those of Luo & Wang, RecSys 2023.
+Shapes: B customers, L events, J features, U encoder units (events or visits), H hidden, P prefixes, N labels a
+customer, T tasks, V labels of a task. Equation numbers are those of Luo & Wang, RecSys 2023.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -16,7 +29,7 @@ from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.models.bert.modeling_bert import BertEncoder, BertLayer, BertSelfAttention
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -27,6 +40,7 @@ from .readout_mcm import READOUTS, RepeatMemory, attention_weights
 FIRST_LABEL = 2
 
 
+@auto_docstring(custom_intro="What [`MCMModel`] returns.")
 @dataclass
 class MCMModelOutput(ModelOutput):
     r"""
@@ -39,22 +53,26 @@ class MCMModelOutput(ModelOutput):
         True where a unit is real.
     event_embeddings (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
         e of equation 1.
-    hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*):
-        Of every layer, on request, as in BERT.
+    hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
+        With `output_hidden_states=True`: what the first layer reads and what each layer gives, of shape
+        `(batch_size, units, hidden_size)`.
+    attentions (`tuple[torch.FloatTensor, ...]`, *optional*):
+        With `output_attentions=True` and eager attention: of each layer, of shape `(batch_size, heads, units, units)`.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
-    unit_mask: torch.BoolTensor | None = None
-    event_embeddings: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    unit_mask: torch.Tensor | None = None
+    event_embeddings: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
+@auto_docstring(custom_intro="What [`MCMForMultiTaskRecommendation`] returns.")
 @dataclass
 class MCMRecommendationOutput(ModelOutput):
     r"""
-    loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
+    loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `labels` is given):
         Equation 4, summed over the trained tasks.
     logits (`dict[str, torch.FloatTensor]`):
         s(w) of each task, of shape `(batch_size, labels)`, or `(batch_size, prefixes, labels)` when `prefix_ends` was
@@ -63,22 +81,26 @@ class MCMRecommendationOutput(ModelOutput):
         Equation 4 of each trained task, detached.
     pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
         The customer embedding.
-    hidden_states, attentions (`tuple(torch.FloatTensor)`, *optional*):
-        Of every layer, on request, as in BERT.
+    hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
+        With `output_hidden_states=True`: what the first layer reads and what each layer gives, of shape
+        `(batch_size, units, hidden_size)`.
+    attentions (`tuple[torch.FloatTensor, ...]`, *optional*):
+        With `output_attentions=True` and eager attention: of each layer, of shape `(batch_size, heads, units, units)`.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: dict[str, torch.FloatTensor] | None = None
-    task_losses: dict[str, torch.FloatTensor] | None = None
-    pooler_output: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    logits: dict[str, torch.Tensor] | None = None
+    task_losses: dict[str, torch.Tensor] | None = None
+    pooler_output: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class ValueEmbedding(nn.Embedding):
     """A vector for every value of a feature, or for every label of a task; the missing value's is 0.
 
-    A class of its own, because `from_pretrained` and `post_init` initialise only modules that hold parameters themselves.
+    A class of its own, because `from_pretrained` and `post_init` initialise only modules that hold parameters
+    themselves.
     """
 
     def __init__(self, size: int, hidden_size: int):
@@ -93,16 +115,19 @@ class MCMEmbeddings(nn.Module):
 
     def __init__(self, config: MCMConfig):
         super().__init__()
-        self.encoder_unit = config.encoder_unit
+        self.encoder_unit, self.event_dropout = config.encoder_unit, config.event_dropout_prob
         self.feature_tables = nn.ModuleList(
             ValueEmbedding(size, config.hidden_size) for size in config.vocabulary_sizes
         )
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.position_embeddings: nn.Embedding | None = None
+        if config.use_position_embeddings:  # CODEPATH: on in every shipped configuration
+            self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.norm: nn.Module = nn.Identity()
+        self.dropout: nn.Module = nn.Identity()
+        # CODEPATH: on in every shipped configuration; off is equation 1 to the letter.
         if config.embedding_layer_norm:
             self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
             self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        else:
-            self.norm, self.dropout = nn.Identity(), nn.Identity()
 
     def events(self, input_ids: torch.Tensor) -> torch.Tensor:
         """e_i of shape `(B, L, H)`: the average of the embeddings of the features that are present."""
@@ -119,17 +144,20 @@ class MCMEmbeddings(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The encoder's units and their mask: the events themselves, or each visit's sum over the root of its size.
 
-        The root keeps the scale of a visit's vector whatever its size: a mean would shrink with it.
+        The root keeps the scale of a visit's vector whatever its size: a mean would shrink with it. In training,
+        events are dropped whole: the encoder must not know a customer by heart. The repeat memory still counts them.
         """
+        weight = attention_mask.to(events.dtype)
+        if self.training and self.event_dropout > 0:
+            weight = weight * (torch.rand_like(weight) >= self.event_dropout)
         if self.encoder_unit == "event":
-            return events, attention_mask.bool()
+            return events * weight[..., None], attention_mask.bool()
         if visit_ids is None:
             raise ValueError("encoder_unit='visit' needs `visit_ids`: MCMFeatureExtractor and the collator give them.")
         batch, length, hidden = events.shape
         count = int(visit_ids.max()) + 1
         flat = (visit_ids + count * torch.arange(batch, device=events.device)[:, None]).flatten()
-        weight = attention_mask.to(events.dtype)
-        sizes = events.new_zeros(batch * count).index_add(0, flat, weight.flatten())
+        sizes = events.new_zeros(batch * count).index_add(0, flat, attention_mask.to(events.dtype).flatten())
         sums = events.new_zeros(batch * count, hidden).index_add(0, flat, (events * weight[..., None]).flatten(0, 1))
         visits = (sums / sizes.clamp(min=1).sqrt()[:, None]).view(batch, count, hidden)
         return visits, (sizes > 0).view(batch, count)
@@ -137,18 +165,18 @@ class MCMEmbeddings(nn.Module):
     def forward(self, input_ids, attention_mask, visit_ids=None):
         events = self.events(input_ids)
         units, unit_mask = self.units(events, attention_mask, visit_ids)
-        if units.shape[1] > self.position_embeddings.num_embeddings:
-            raise ValueError(
-                f"A sequence has {units.shape[1]} {self.encoder_unit}s, this checkpoint reads "
-                f"{self.position_embeddings.num_embeddings} (max_position_embeddings): keep the latest."
-            )
-        hidden = units + self.position_embeddings.weight[: units.shape[1]]
-        return self.dropout(self.norm(hidden)), unit_mask, events
+        if self.position_embeddings is not None:
+            if units.shape[1] > self.position_embeddings.num_embeddings:
+                raise ValueError(
+                    f"A sequence has {units.shape[1]} {self.encoder_unit}s, this checkpoint reads "
+                    f"{self.position_embeddings.num_embeddings} (max_position_embeddings): keep the latest."
+                )
+            units = units + self.position_embeddings.weight[: units.shape[1]]
+        return self.dropout(self.norm(units)), unit_mask, events
 
 
+@auto_docstring(custom_intro="Weight initialisation and what the library may assume of an MCM model.")
 class MCMPreTrainedModel(PreTrainedModel):
-    """Weight initialisation and what the library may assume of an MCM model."""
-
     config: MCMConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
@@ -177,9 +205,8 @@ class MCMPreTrainedModel(PreTrainedModel):
             init.ones_(module.readout_scale)
 
 
+@auto_docstring(custom_intro="The customer model without a head: hidden states and a customer embedding.")
 class MCMModel(MCMPreTrainedModel):
-    """The customer model without a head: hidden states and a customer embedding."""
-
     def __init__(self, config: MCMConfig):
         super().__init__(config)
         self.embeddings = MCMEmbeddings(config)
@@ -193,6 +220,7 @@ class MCMModel(MCMPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs
+    @auto_docstring(custom_intro="From interactions to hidden states and a customer embedding.\n")
     def forward(
         self,
         input_ids: torch.LongTensor,
@@ -207,10 +235,14 @@ class MCMModel(MCMPreTrainedModel):
             1 where an interaction is real. Default: where any feature is present.
         visit_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             Which visit an interaction belongs to, counted from 0 a customer. Read when a unit is a visit.
+
+        Returns:
+            [`MCMModelOutput`].
         """
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
         hidden, unit_mask, events = self.embeddings(input_ids, attention_mask, visit_ids)
+        # CODEPATH: causal in mcm-base and mcm-tiny, bidirectional in the paper's model, ablations/mcm-final.
         if self.config.encoder_attention == "causal":
             mask = create_causal_mask(self.config, hidden, unit_mask.long(), cache=None)
         else:
@@ -224,6 +256,7 @@ class MCMModel(MCMPreTrainedModel):
         )
 
     def _pool(self, hidden, unit_mask):
+        # CODEPATH: causal in mcm-base and mcm-tiny, bidirectional in the paper's model, ablations/mcm-final.
         if self.config.encoder_attention == "causal":
             last = (unit_mask.sum(1) - 1).clamp(min=0)
             return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
@@ -231,9 +264,8 @@ class MCMModel(MCMPreTrainedModel):
         return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
+@auto_docstring(custom_intro="MCM with the task-aware readout: for every task, a score for every label.")
 class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
-    """MCM with the task-aware readout: for every task, a score for every label."""
-
     accepts_loss_kwargs = False  # the loss is a mean over customers, so micro-batches of equal size average exactly
 
     def __init__(self, config: MCMConfig):
@@ -241,9 +273,12 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         self.model = MCMModel(config)
         sizes = config.label_sizes
         self.task_features = [config.features.index(task) for task in config.tasks]
+        # CODEPATH: tied in every shipped configuration, as in the paper.
         tables = [] if config.tie_label_embeddings else [ValueEmbedding(n, config.hidden_size) for n in sizes.values()]
         self.label_tables = nn.ModuleList(tables)
+        # CODEPATH: scale and bias in mcm-base and mcm-tiny, neither in the paper's model, ablations/mcm-final.
         self.readout_scale = nn.Parameter(torch.ones(len(sizes))) if config.readout_scale else None
+        # CODEPATH: as the line above.
         biases = [nn.Parameter(torch.zeros(n)) for n in sizes.values()] if config.readout_bias else []
         self.readout_bias = nn.ParameterList(biases)
         half_lives = (config.repeat_half_lives_days, config.repeat_half_lives_units)
@@ -258,11 +293,13 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         """e_w of the task's labels, of shape `(V, H)`; row = id."""
         place = self.config.tasks.index(task)
         if len(self.label_tables):
-            return self.label_tables[place].weight
-        return self.model.embeddings.feature_tables[self.task_features[place]].weight
+            table = self.label_tables[place]
+        else:
+            table = self.model.embeddings.feature_tables[self.task_features[place]]
+        return cast(ValueEmbedding, table).weight
 
     @torch.no_grad()
-    def set_label_popularity(self, counts: Mapping[str, torch.Tensor]):
+    def initialize_label_biases(self, counts: Mapping[str, torch.Tensor]):
         """Starts the label biases at log((count + 1) / sum). Needs `config.readout_bias`.
 
         Args:
@@ -273,6 +310,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             bias.copy_(torch.log(shares / shares[FIRST_LABEL:].sum()))
 
     @can_return_tuple
+    @auto_docstring(custom_intro="From interactions to scores, and to the loss when `labels` are given.\n")
     def forward(
         self,
         input_ids: torch.LongTensor,
@@ -285,24 +323,35 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> MCMRecommendationOutput:
         r"""
-        input_ids, attention_mask, visit_ids:
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length, num_features)`):
+            As in [`MCMModel.forward`].
+        attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
+            As in [`MCMModel.forward`].
+        visit_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             As in [`MCMModel.forward`].
         event_times (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
             Days since the customer's first event. Read by the repeat memory.
         prefix_ends (`torch.LongTensor` of shape `(batch_size, prefixes)`, *optional*):
             Index of the last event of each prefix that is asked for; needs a causal encoder, or a masked event to read
             from. Default: the whole sequence is the one prefix.
-        labels (`torch.LongTensor` of shape `(batch_size, num_labels, num_tasks)`):
+        labels (`torch.LongTensor` of shape `(batch_size, num_labels, num_tasks)`, *optional*):
             What followed the prefixes; ids under 2, -100 among them, are no targets.
         label_prefixes (`torch.LongTensor` of shape `(batch_size, num_labels)`, *optional*):
             Which prefix (an index into `prefix_ends`) each label followed. Default: the first.
+
+        Returns:
+            [`MCMRecommendationOutput`].
         """
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
         outputs = self.model(input_ids, attention_mask=attention_mask, visit_ids=visit_ids, **kwargs)
         hidden, unit_mask = outputs.last_hidden_state, outputs.unit_mask
         event_ends = attention_mask.sum(1, keepdim=True) - 1 if prefix_ends is None else prefix_ends
-        unit_ends = visit_ids.gather(1, event_ends) if self.config.encoder_unit == "visit" else event_ends
+        event_units = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape[:2])
+        # CODEPATH: units are visits in mcm-base and mcm-tiny, events in the paper's model, ablations/mcm-final.
+        if self.config.encoder_unit == "visit" and visit_ids is not None:  # without them the embeddings have raised
+            event_units = visit_ids
+        unit_ends = event_units.gather(1, event_ends)
         states = hidden.gather(1, unit_ends[..., None].expand(-1, -1, hidden.shape[-1]))
         readout = READOUTS[self.config.readout]
 
@@ -310,9 +359,6 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         if memory is not None:
             if event_times is None:
                 raise ValueError("The repeat memory needs `event_times`: MCMFeatureExtractor gives them.")
-            per_visit = self.config.encoder_unit == "visit"
-            places = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape[:2])
-            event_units = visit_ids if per_visit else places
             unit_times = event_times.new_zeros(unit_mask.shape).scatter_reduce(1, event_units, event_times, "amax")
             decays = memory.decays(unit_times, unit_ends)
 
@@ -339,7 +385,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
                 losses[task] = prefix_cross_entropy(scores, labels[..., place], label_prefixes)
             logits[task] = scores[:, 0] if prefix_ends is None else scores
         return MCMRecommendationOutput(
-            loss=sum(losses.values()) if losses else None,
+            loss=torch.stack(list(losses.values())).sum() if losses else None,
             logits=logits,
             task_losses={task: loss.detach() for task, loss in losses.items()} or None,
             pooler_output=outputs.pooler_output,
@@ -360,9 +406,9 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             inputs: what the feature extractor returns.
 
         Returns:
-            `labels` (ids) and `scores` (probabilities among the task's labels), of shape `(B, k)`; with `return_weights`
-            also `weights`, a_{w,i} of equation 2 with shape `(B, k, U)`, and `unit_mask`. The weights are those of the
-            attentional readout; the bias and the repeat memory speak beside it.
+            `labels` (ids) and `scores` (probabilities among the task's labels), of shape `(B, k)`; with
+            `return_weights` also `weights`, a_{w,i} of equation 2 with shape `(B, k, U)`, and `unit_mask`. The weights
+            are those of the attentional readout; the bias and the repeat memory speak beside it.
 
         Raises:
             ValueError: for a task that the model does not have, or weights of a readout that has none.
@@ -371,7 +417,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             raise ValueError(f"No task {task!r}: this checkpoint predicts {self.config.tasks}.")
         if return_weights and self.config.readout != "attentional":
             raise ValueError("Only the attentional readout has weights a_{w,i}; this checkpoint's is 'last'.")
-        scores, labels = self(**inputs).logits[task].softmax(-1).topk(min(k, self.config.label_sizes[task] - FIRST_LABEL))
+        count = min(k, self.config.label_sizes[task] - FIRST_LABEL)
+        scores, labels = self(**inputs).logits[task].softmax(-1).topk(count)
         result = {"labels": labels, "scores": scores}
         if return_weights:
             names = ("input_ids", "attention_mask", "visit_ids")

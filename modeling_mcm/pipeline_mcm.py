@@ -1,5 +1,17 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """The two pipelines: a customer's raw events in, an embedding or preference scores out.
 
 A customer is a dict with `events` (list of dicts, dict of columns or DataFrame) and, if wanted, `profile` and
@@ -8,8 +20,11 @@ A customer is a dict with `events` (list of dicts, dict of columns or DataFrame)
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import Pipeline
+from transformers.utils import ModelOutput
 
 from .modeling_mcm import FIRST_LABEL
 
@@ -17,14 +32,15 @@ from .modeling_mcm import FIRST_LABEL
 class _CustomerPipeline(Pipeline):
     """Encodes one customer at a time and pads whole batches, so that a batch gives what single customers give."""
 
-    _load_processor = False
-    _load_image_processor = False
-    _load_video_processor = False
-    _load_feature_extractor = True
-    _load_tokenizer = False
+    _load_processor: Any = False  # the base class says None
+    _load_image_processor: Any = False
+    _load_video_processor: Any = False
+    _load_feature_extractor: Any = True
+    _load_tokenizer: Any = False
+    feature_extractor: Any  # an MCMFeatureExtractor; the base class knows those of audio
 
-    def preprocess(self, inputs: Any, **parameters: Any) -> dict[str, Any]:
-        return {"rows": self.feature_extractor.encode(inputs)}
+    def preprocess(self, input_: Any, **preprocess_parameters: Any) -> dict[str, Any]:
+        return {"rows": self.feature_extractor.encode(input_)}
 
     def model_inputs(self, model_inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Padded tensors from what `preprocess` gave: one row, or the list of rows of a batch."""
@@ -42,12 +58,12 @@ class CustomerEmbeddingPipeline(_CustomerPipeline):
             raise ValueError(f"Unknown options {sorted(parameters)}: customer-embedding has none.")
         return {}, {}, {}
 
-    def _forward(self, model_inputs: dict[str, Any], **parameters: Any) -> dict[str, torch.Tensor]:
-        inputs = self.model_inputs(model_inputs)
+    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
+        inputs = self.model_inputs(input_tensors)
         inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "visit_ids")}
-        return {"embedding": self.model(**inputs).pooler_output}
+        return ModelOutput({"embedding": self.model(**inputs).pooler_output})
 
-    def postprocess(self, model_outputs: dict[str, torch.Tensor], **parameters: Any):
+    def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> NDArray[np.float32]:
         return model_outputs["embedding"][0].float().cpu().numpy()
 
 
@@ -69,24 +85,24 @@ class PreferenceScoresPipeline(_CustomerPipeline):
         options = {"tasks": tasks, "top_k": top_k}
         return {}, {name: value for name, value in options.items() if value is not None}, {}
 
-    def _forward(self, model_inputs: dict[str, Any], tasks: list[str] | None = None, top_k: int = 10):
-        logits = self.model(**self.model_inputs(model_inputs)).logits
-        result = {}
-        for task in tasks or self.model.config.tasks:
-            count = min(top_k, logits[task].shape[-1] - FIRST_LABEL)
+    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
+        logits = self.model(**self.model_inputs(input_tensors)).logits
+        result = ModelOutput()
+        for task in forward_parameters.get("tasks") or self.model.config.tasks:
+            count = min(forward_parameters.get("top_k", 10), logits[task].shape[-1] - FIRST_LABEL)
             scores, labels = logits[task].float().softmax(-1).topk(count)
-            result |= {f"scores {task}": scores, f"labels {task}": labels}
+            result[f"scores {task}"], result[f"labels {task}"] = scores, labels
         return result
 
-    def postprocess(self, model_outputs: dict[str, torch.Tensor], **parameters: Any) -> dict[str, list[dict[str, Any]]]:
+    def postprocess(
+        self, model_outputs: ModelOutput, **postprocess_parameters: Any
+    ) -> dict[str, list[dict[str, Any]]]:
         tasks = [name.removeprefix("scores ") for name in model_outputs if name.startswith("scores ")]
         result = {}
         for task in tasks:
             labels = self.feature_extractor.decode_labels(task, model_outputs[f"labels {task}"][0].tolist())
             scores = model_outputs[f"scores {task}"][0].tolist()
-            result[task] = [
-                {"label": label, "score": score} for label, score in zip(labels, scores, strict=True)
-            ]
+            result[task] = [{"label": label, "score": score} for label, score in zip(labels, scores, strict=True)]
         return result
 
 

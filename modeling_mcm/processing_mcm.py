@@ -1,5 +1,17 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """From raw events to the ids that MCM reads, and back from label ids to values.
 
 `MCMFeatureExtractor` travels with a checkpoint: it knows the columns of the event log, the vocabulary of each
@@ -54,6 +66,7 @@ SECONDS_PER_HOUR = 3600
 EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
 
 
+# trf-ignore: TRF057, auto_docstring knows processors but no feature extractors: it would drop the arguments.
 class MCMFeatureExtractor(FeatureExtractionMixin):
     """Turns customers with raw events into model inputs, and label ids into values.
 
@@ -406,6 +419,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         arrays = (input_ids, attention_mask, visit_ids, event_times)
         return BatchFeature(dict(zip(self.model_input_names, arrays, strict=True)), tensor_type=return_tensors)
 
+    # trf-ignore: TRF057, as above.
     def __call__(
         self, customers: Mapping[str, Any] | Sequence[Mapping[str, Any]], return_tensors: str | None = "pt"
     ) -> BatchFeature:

@@ -1,15 +1,29 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """The readout: from hidden vectors to one score a label.
 
 Shapes: B customers, U encoder units (events or visits), P prefixes, H hidden, V labels, L events, K half-lives.
 
-`reference_readout` is equations 2 and 3 as the paper writes them. `attentional_readout` gives the same numbers and never
-forms r_w: with z_{w,i} = e_w . h_i, equation 3 is s(w) = sum_i softmax_i(z_w)_i z_{w,i}. With `ends` it scores every
-prefix of the sequence in one pass: under a causal encoder h_i knows events up to i only, so prefix t needs the same
-sum over i <= t, and a running softmax gives it for all t. `RepeatMemory` adds what a softmax average can't hold: how
-often, and how long ago, the customer met a label.
+`reference_readout` is equations 2 and 3 as the paper writes them. `attentional_readout` gives the same numbers and
+never forms r_w: with z_{w,i} = e_w . h_i, equation 3 is s(w) = sum_i softmax_i(z_w)_i z_{w,i}. With `ends` it scores
+every prefix of the sequence in one pass: under a causal encoder h_i knows events up to i only, so prefix t needs the
+same sum over i <= t, and a running softmax gives it for all t. `RepeatMemory` adds what a softmax average can't hold:
+how often, and how long ago, the customer met a label.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -47,8 +61,8 @@ class RunningReadout(torch.autograd.Function):
     """s_t(w) = sum_{i<=t} exp(z_i) z_i / sum_{i<=t} exp(z_i) for every t, along the first axis of z.
 
     Forward keeps the running log-sum-exp c_t = log sum_{i<=t} exp(z_i) and moves the average by the new term's weight:
-    s_t = s_{t-1} + exp(z_t - c_t) (z_t - s_{t-1}). Since c_t >= z_i for all i <= t, no exponent is ever positive: nothing
-    overflows in any precision, and no maximum over the future is needed.
+    s_t = s_{t-1} + exp(z_t - c_t) (z_t - s_{t-1}). Since c_t >= z_i for all i <= t, no exponent is ever positive:
+    nothing overflows in any precision, and no maximum over the future is needed.
 
     Backward: ds_t/dz_i = exp(z_i - c_t) (1 + z_i - s_t), so with the running sums from the right
     G_i = sum_{t>=i} g_t exp(c_i - c_t) and R_i = sum_{t>=i} g_t s_t exp(c_i - c_t),
@@ -82,7 +96,7 @@ class RunningReadout(torch.autograd.Function):
 
 
 def _prefix_scores(hidden, label_embeddings, ends, scale):
-    z = torch.matmul(hidden.transpose(0, 1), label_embeddings.T)  # (U, B, V): a step of the scan is one contiguous slice
+    z = torch.matmul(hidden.transpose(0, 1), label_embeddings.T)  # (U, B, V): a step of the scan is contiguous
     s = RunningReadout.apply(z if scale is None else z * scale)
     return s[ends, torch.arange(ends.shape[0], device=ends.device)[:, None]]
 
@@ -130,7 +144,7 @@ def last_readout(
     ends: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """BERT4Rec's readout: e_w . h_t with the last hidden vector. Arguments and shapes as in [`attentional_readout`]."""
+    """BERT4Rec's readout: e_w . h_t with the last hidden vector. Arguments, shapes: as in [`attentional_readout`]."""
     last = mask.sum(1, keepdim=True) - 1 if ends is None else ends
     vectors = hidden.gather(1, last[..., None].expand(-1, -1, hidden.shape[-1]))
     scores = torch.matmul(vectors, label_embeddings.T)
@@ -144,15 +158,16 @@ READOUTS = {"attentional": attentional_readout, "last": last_readout}
 class RepeatMemory(nn.Module):
     """How often the customer met a label, at several speeds of forgetting, as an addition to its score.
 
-    Customers repeat themselves, and an average (equation 3) can't count. A label counts once a unit: once a visit, or once
-    an event where events are the units. With m_{w,u} the mean vote of the events of unit u that have label w,
+    Customers repeat themselves, and an average (equation 3) can't count. A label counts once a unit: once a visit, or
+    once an event where events are the units. With m_{w,u} the mean vote of the events of unit u that have label w,
 
         n_{p,w,k} = sum over units u of prefix p of  m_{w,u} 2^(-age_k(p, u) / T_k)
         score(w) += sum_k  log(1 + n_{p,w,k} exp(b_k)) (g_k + c_{w,k} + gate_k(h_p))
 
-    Kernel k forgets by days or by units, with half-life T_k. An event's vote is exp(vote . e_i), so that a purchase may
-    count for more than a click. T and vote are shared by the tasks; sensitivity b, gain g, label gain c (which labels come
-    back soon and which don't) and gate are a task's own. Work and memory grow with the labels that a customer met.
+    Kernel k forgets by days or by units, with half-life T_k. An event's vote is exp(vote . e_i), so that a purchase
+    may count for more than a click. T and vote are shared by the tasks; sensitivity b, gain g, label gain c (which
+    labels come back soon and which don't) and gate are a task's own. Work and memory grow with the labels that a
+    customer met.
 
     Args:
         label_sizes: V of each task.
@@ -161,7 +176,11 @@ class RepeatMemory(nn.Module):
     """
 
     def __init__(
-        self, label_sizes: list[int], hidden_size: int, half_lives_days: list[float], half_lives_units: list[float]
+        self,
+        label_sizes: Sequence[int],
+        hidden_size: int,
+        half_lives_days: Sequence[float],
+        half_lives_units: Sequence[float],
     ):
         super().__init__()
         self.half_lives, self.num_days = [*half_lives_days, *half_lives_units], len(half_lives_days)
@@ -241,7 +260,8 @@ class RepeatMemory(nn.Module):
             scores of shape `(B, P, V)`.
         """
         batch, units, prefixes, kernels = decays.shape
-        counts = torch.bmm(votes, decays.reshape(batch, units, -1)).view(batch, -1, prefixes, kernels)  # n: (B, S, P, K)
+        counts = torch.bmm(votes, decays.reshape(batch, units, -1))
+        counts = counts.view(batch, -1, prefixes, kernels)  # n: (B, S, P, K)
         gains = self.memory_gain[task] + self.label_gains[task](labels)[:, :, None] + self.gates[task](states)[:, None]
         added = (torch.log1p(counts * self.log_sensitivity[task].exp()) * gains).sum(-1)  # (B, S, P)
         index = labels[:, None].expand(-1, prefixes, -1)

@@ -1,8 +1,8 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The Hugging Face Trainer with the four things that MCM adds: rows grouped by length in an order that depends on (seed,
-epoch) alone, the epoch told to the collator, losses and ranks by task in the logs, and checkpoints told from halves of
-checkpoints.
+"""The Hugging Face Trainer with the four things that MCM adds: rows grouped by length in an order that depends on
+(seed, epoch) alone, the epoch told to the collator, losses and ranks by task in the logs, and checkpoints told from
+halves of checkpoints.
 
 Import it as `modeling_mcm.trainer`: inference does not need it.
 """
@@ -10,6 +10,7 @@ Import it as `modeling_mcm.trainer`: inference does not need it.
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,14 @@ class EpochCallback(TrainerCallback):
         self.collator = collator
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.collator.epoch.fill_(int(round(state.epoch or 0)))
+        self.collator.epoch.fill_(int((state.epoch or 0) + 1e-6))  # a resume may start inside an epoch
 
 
 class MCMTrainer(Trainer):
     """`Trainer` for `MCMForMultiTaskRecommendation`.
 
     Args:
+        model, args: as for `Trainer`.
         train_collator: collator of the training rows; `args.seed` must be its seed.
         eval_collator: collator of the evaluation rows (mode "evaluate").
         scalar_lr_factor: factor on the learning rate of the readout's and the memory's scalars.
@@ -46,7 +48,9 @@ class MCMTrainer(Trainer):
 
     def __init__(
         self,
-        *args: Any,
+        model: Any = None,
+        args: Any = None,
+        *,
         train_collator: MCMCollator,
         eval_collator: MCMCollator | None = None,
         scalar_lr_factor: float = 20.0,
@@ -56,21 +60,24 @@ class MCMTrainer(Trainer):
         self.task_losses: dict[str, list[torch.Tensor]] = defaultdict(list)
         tasks = train_collator.config.tasks
         super().__init__(
-            *args,
+            model,
+            args,
             data_collator=train_collator,
             compute_metrics=TaskMetrics(tasks),
-            preprocess_logits_for_metrics=lambda logits, labels: task_ranks(tasks, logits, labels),
+            preprocess_logits_for_metrics=partial(task_ranks, tasks),  # type: ignore[arg-type]  # nested is fine too
             **kwargs,
         )
         self.train_collator = train_collator
         self.add_callback(EpochCallback(train_collator))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         group = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         return LengthGroupedSampler(dataset.lengths, group, self.args.seed, self.train_collator.epoch)
 
     def get_eval_dataloader(self, eval_dataset: Any = None):
+        if self.eval_collator is None:
+            raise ValueError("There is no `eval_collator`: give MCMTrainer an MCMCollator in mode 'evaluate'.")
         train_collator, self.data_collator = self.data_collator, self.eval_collator
         try:
             return super().get_eval_dataloader(eval_dataset)
@@ -79,8 +86,8 @@ class MCMTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None):
         optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
-        named = (self.model if model is None else model).named_parameters()
-        fast = {id(p) for name, p in named if name.rsplit(".", 1)[-1] in FAST_PARAMETERS}
+        trained: Any = self.model if model is None else model
+        fast = {id(p) for name, p in trained.named_parameters() if name.rsplit(".", 1)[-1] in FAST_PARAMETERS}
         moved = []
         for group in optimizer.param_groups:
             moved += [p for p in group["params"] if id(p) in fast]
@@ -116,11 +123,13 @@ class TaskMetrics:
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         labels = torch.as_tensor(prediction.label_ids)
-        by_task = {task: labels[..., place] for place, task in enumerate(self.tasks)}
+        by_task: Any = {task: labels[..., place] for place, task in enumerate(self.tasks)}
         return self.metrics(EvalPrediction(prediction.predictions, by_task), compute_result)
 
 
-def task_ranks(tasks: Sequence[str], logits: Any, labels: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def task_ranks(
+    tasks: Sequence[str], logits: Any, labels: torch.Tensor
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Ranks of the labels `(B, N, T)` among the logits of each task, so that no logits are kept."""
     logits = logits[0] if isinstance(logits, tuple) else logits
     return {task: ranks_from_logits(logits[task], labels[..., place]) for place, task in enumerate(tasks)}

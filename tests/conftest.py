@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests share: one thread, a small event log with awkward feature names, its prepared data set, tiny models."""
+"""What the tests share: one thread, a small event log with awkward names, its prepared data set, tiny models."""
 
 import atexit
 import os
@@ -58,7 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def make_log(customers: int = 34, seed: int = 0) -> pd.DataFrame:
-    """Visits of 2017: each customer buys mostly from a few own items; a visit is one basket at one time, or a click."""
+    """Visits of 2017: customers buy mostly from a few items of their own; a visit is a basket, or a click."""
     generator = np.random.default_rng(seed)
     events = []
     for customer in range(customers):
@@ -123,14 +123,16 @@ TINY = {
     "intermediate_size": 32,
     "max_position_embeddings": 48,
 }
-CAUSAL_VISITS = {"encoder_attention": "causal", "encoder_unit": "visit", "augmentation": "all_prefixes"}
 # mcm-base's and mcm-tiny's choices
 EXTENDED = {
-    **CAUSAL_VISITS,
+    "encoder_attention": "causal",
+    "encoder_unit": "visit",
+    "augmentation": "all_prefixes",
     "target": "next_visit",
     "readout_scale": True,
     "readout_bias": True,
-    "repeat_half_lives": [7.0, 60.0],
+    "repeat_half_lives_days": [7.0, 60.0],
+    "repeat_half_lives_units": [3.0],
 }
 
 

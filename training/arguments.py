@@ -2,52 +2,88 @@
 # SPDX-License-Identifier: Apache-2.0
 """How every script here reads its options: flags, or one YAML file with flags that win over it."""
 
+import argparse
+import dataclasses
 import difflib
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
 
+YAML_BOOL = "tag:yaml.org,2002:bool"
 
-def parse_options(*option_classes: type, description: str | None, arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
+
+class RecipeLoader(yaml.SafeLoader):
+    """YAML in which only true and false are booleans: `eval_strategy: no` means the word."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != YAML_BOOL or first in "tTfF"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the commands of a script's docstring as they are written."""
+
+
+def parse_options(
+    *option_classes: Any, description: str | None, arguments: Sequence[str] | None = None
+) -> tuple[Any, ...]:
     """Fills one instance of each dataclass from the command line.
 
     Args:
-        option_classes: dataclasses, as for `HfArgumentParser`.
-        description: shown by `--help`.
+        option_classes: dataclasses, as for `HfArgumentParser`. A ValueError of theirs becomes a message.
+        description: shown by `--help`, line by line.
         arguments: the command line after the script's name; that of this process by default. If the first one ends in
             .yaml, the file's entries are the defaults of the flags that follow.
 
     Raises:
-        SystemExit: with a message, for unknown options or values of the wrong type.
+        SystemExit: with a message, for unknown or missing options and values that do not fit.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = HfArgumentParser(option_classes, description=description)
+    parser = HfArgumentParser(
+        option_classes,
+        description=description,
+        usage="%(prog)s [recipe.yaml] [--option value ...]",
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    known = [field.name for options in option_classes for field in dataclasses.fields(options) if field.init]
     if words and words[0].endswith((".yaml", ".yml")):
         recipe = Path(words.pop(0))
         try:
-            values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+            values = yaml.load(recipe.read_text(encoding="utf-8"), RecipeLoader)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             parser.error(f"{recipe} can't be read: {error}")
         if not isinstance(values, dict):
             parser.error(f"{recipe} must hold `option: value` lines, as in configuration/recipes/.")
-        known = {action.dest: action for action in parser._actions}
         for name in values:
             if name not in known:
-                close = difflib.get_close_matches(str(name), known, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else "; see --help"
-                parser.error(f"{recipe} has an unknown option {name!r}{hint}")
+                parser.error(f"{recipe} has an unknown option {name!r}{_hint(str(name), known)}")
         # Through the same door as flags, so that types and choices are checked alike; a later flag wins.
         words = [word for name, value in values.items() for word in _as_flags(name, value)] + words
-    return parser.parse_args_into_dataclasses(words)
+    _, unknown = parser.parse_known_args(words)
+    if unknown:
+        parser.error(f"unknown option {unknown[0]!r}{_hint(unknown[0].lstrip('-').partition('=')[0], known)}")
+    try:
+        return parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else "; see --help"
 
 
 def _as_flags(name: str, value: Any) -> list[str]:
+    """The words of a YAML entry; null leaves the default, and options that are dicts are JSON on the command line."""
     if value is None:
         return []
     if isinstance(value, list):
         return [f"--{name}", *map(str, value)]
-    return [f"--{name}", str(value)]
+    return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]

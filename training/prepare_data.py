@@ -4,29 +4,28 @@
 
     python training/prepare_data.py --demo complete_journey --output_dir data/prepared
     python training/prepare_data.py --events log.parquet --schema schema.yaml --output_dir data/prepared
-    python training/prepare_data.py prepare.yaml        # the same options as keys of one YAML file
+    python training/prepare_data.py prepare.yaml --overwrite        # options as keys of one YAML file; flags win
 
 The schema is explained in docs/event_schema.md. A finished data set is replaced only with --overwrite, and kept as it
 is with --reuse if the same files, schema and options made it.
 """
 
-import argparse
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
 from modeling_mcm.data import EventSchema, PreparedManifest, prepare
 from modeling_mcm.data.complete_journey import build_complete_journey
 from modeling_mcm.data.prepare import ROWS_PER_SHARD
+
+from arguments import parse_options
 
 SCHEMAS = Path(__file__).resolve().parent.parent / "configuration" / "schemas"
 DEMOS = {"complete_journey": build_complete_journey}
 
 
 @dataclass
-class PrepareArguments:
+class PrepareOptions:
     """Options of the preparation."""
 
     output_dir: str = field(metadata={"help": "Folder to make; it must not exist, see --overwrite and --reuse."})
@@ -60,10 +59,6 @@ class PrepareArguments:
             raise ValueError("Give --events and --schema, or --demo.")
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and the commands above as they are written."""
-
-
 def summary(manifest: PreparedManifest, output_dir: str) -> str:
     """A few lines on what was read, left out and found."""
     counts = manifest.counts
@@ -87,30 +82,27 @@ def summary(manifest: PreparedManifest, output_dir: str) -> str:
 
 
 def main() -> None:
-    parser = HfArgumentParser([PrepareArguments], description=__doc__, formatter_class=HelpFormatter)
+    """Reads the options, prepares the data set and says what it holds."""
+    (options,) = parse_options(PrepareOptions, description=__doc__)
+    events, profile, schema = options.events, options.profile, options.schema
     try:
-        if len(sys.argv) == 2 and sys.argv[1].endswith((".yaml", ".yml")):
-            (arguments,) = parser.parse_yaml_file(sys.argv[1])
-        else:
-            (arguments,) = parser.parse_args_into_dataclasses()
-        events, profile, schema = arguments.events, arguments.profile, arguments.schema
-        if arguments.demo:
-            raw = Path(arguments.output_dir).parent / "raw"
-            events, profile = (str(path) for path in DEMOS[arguments.demo](raw))
-            schema = schema or SCHEMAS / f"{arguments.demo}.yaml"
+        if options.demo:
+            raw = Path(options.output_dir).parent / "raw"
+            events, profile = (str(path) for path in DEMOS[options.demo](raw))
+            schema = schema or SCHEMAS / f"{options.demo}.yaml"
         manifest = prepare(
             events,
             EventSchema.from_yaml(schema),
-            arguments.output_dir,
+            options.output_dir,
             profile=profile,
-            rows_per_shard=arguments.rows_per_shard,
-            overwrite=arguments.overwrite,
-            reuse=arguments.reuse,
-            memory_limit=arguments.memory_limit,
+            rows_per_shard=options.rows_per_shard,
+            overwrite=options.overwrite,
+            reuse=options.reuse,
+            memory_limit=options.memory_limit,
         )
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"prepare_data: {error}")
-    sys.stdout.write(summary(manifest, arguments.output_dir) + "\n")
+    sys.stdout.write(summary(manifest, options.output_dir) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@
 
     python training/run_evaluate.py --model runs/quickstart --data data/complete_journey/prepared
 
-A case is a customer with enough history before the cutoff and a visit after it; the history runs up to the cutoff, the
-target is the first visit on or after it. Everything is ranked, nothing is filtered. Baselines count the training period
-(popularity) and the customer's own history up to the cutoff. Prints a table of means over customers with their 95%
-bootstrap half-widths, and what three customers did last and are expected to do next.
+A case is a customer with enough history before the cutoff and a visit after it; the history runs up to the cutoff,
+the target is the first visit on or after it. Everything is ranked, nothing is filtered. Baselines count the training
+period (popularity) and the customer's own history up to the cutoff. Prints a table of means over customers with their
+95% bootstrap half-widths, and what three customers did last and are expected to do next.
 """
 
 import json
@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from arguments import parse_options
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
@@ -41,6 +40,8 @@ from modeling_mcm.evaluation.metrics import bootstrap_interval, customer_metrics
 from modeling_mcm.evaluation.predictions import PredictionsWriter
 from modeling_mcm.evaluation.streaming import ranks_from_logits
 
+from arguments import parse_options
+
 BASELINES: dict[str, type[Baseline]] = {
     "most_popular": MostPopular,
     "recent_popular": RecentPopular,
@@ -57,8 +58,12 @@ class EvaluationOptions:
 
     model: str | None = field(default=None, metadata={"help": "Checkpoint folder, or name on the Hub."})
     data: str | None = field(default=None, metadata={"help": "Folder of a prepared data set."})
-    cutoff: str = field(default="test", metadata={"help": "Where the history ends.", "choices": ["validation", "test"]})
-    tasks: list[str] = field(default_factory=list, metadata={"help": "Tasks of the table; all of the model's by default."})
+    cutoff: str = field(
+        default="test", metadata={"help": "Where the history ends.", "choices": ["validation", "test"]}
+    )
+    tasks: list[str] = field(
+        default_factory=list, metadata={"help": "Tasks of the table; all of the model's by default."}
+    )
     k: list[int] = field(default_factory=lambda: [1, 3, 10], metadata={"help": "Lengths of the ranked list."})
     baselines: list[str] = field(
         default_factory=lambda: ["most_popular", "personal_frequency", "recency_weighted_frequency"],
@@ -69,7 +74,14 @@ class EvaluationOptions:
     predictions_file: str | None = field(
         default=None, metadata={"help": "Parquet file for the best 100 labels of every case and task."}
     )
-    output_file: str | None = field(default=None, metadata={"help": "JSON file for the table and every metric."})
+    output_file: str | None = field(default=None, metadata={"help": "JSON file for every metric and its interval."})
+    report_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "Markdown file for the table. In a file that has the lines <!-- results --> and "
+            "<!-- /results -->, only what stands between them is replaced."
+        },
+    )
 
 
 def model_scores(
@@ -93,7 +105,8 @@ def evaluate_model(
 ) -> dict[str, dict[str, NDArray]]:
     """For each task every metric, one value a case; writes the predictions file on the way."""
     collator = MCMCollator(extractor, model.config, "evaluate", cutoff=cases.cutoff)
-    targets = {task: distinct_targets(cases.targets[task].offsets, cases.targets[task].labels) for task in options.tasks}
+    chosen = {task: cases.targets[task] for task in options.tasks}
+    targets = {task: distinct_targets(found.offsets, found.labels) for task, found in chosen.items()}
     ranks = {task: (np.zeros_like(labels), np.ones_like(labels)) for task, (labels, _) in targets.items()}
     values = {task: ["", "", *extractor.vocabularies[task]] for task in options.tasks}
     writer = PredictionsWriter(options.predictions_file) if options.predictions_file else None
@@ -109,7 +122,7 @@ def evaluate_model(
 
 
 def metric_table(results: dict[str, dict[str, dict[str, NDArray]]], tasks: list[str], k: int) -> list[list[str]]:
-    """Rows of text: a method, then next-visit NDCG@k with its half-width and next-event NDCG@k in brackets, by task."""
+    """Rows of text: a method, then by task next-visit NDCG@k with its half-width and next-event NDCG@k in brackets."""
     table = [["method", *tasks]]
     for method, by_task in results.items():
         cells = [method]
@@ -128,6 +141,19 @@ def print_table(table: list[list[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         if number == 0:
             print("  ".join("-" * width for width in widths))
+
+
+def write_report(table: list[list[str]], caption: str, path: Path) -> None:
+    """Writes the table as Markdown, between the markers of a file that has them, else as the whole file."""
+    lines = [" | ".join(["", *row, ""]).strip() for row in table]
+    lines.insert(1, "|" + " --- |" * len(table[0]))
+    text = f"{caption}\n\n" + "\n".join(lines) + "\n"
+    start, end = "<!-- results -->\n", "<!-- /results -->"
+    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    if start in old and end in old:
+        text = old[: old.index(start)] + start + text + old[old.index(end) :]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def print_customers(
@@ -191,11 +217,18 @@ def main() -> None:
             results[name][task] = evaluate_baseline(baseline, rows, cases, options.k)
     results["MCM"] = evaluate_model(model, extractor, rows, cases, options)
 
-    print(f"\n{len(cases):,} {options.cutoff} cases of {schema.name}; next-visit NDCG@{max(options.k)}, mean over customers")
-    print("± half of its 95% bootstrap interval, next-event in brackets\n")
-    print_table(metric_table(results, options.tasks, max(options.k)))
+    k = max(options.k)
+    table = metric_table(results, options.tasks, k)
+    caption = (
+        f"{len(cases):,} {options.cutoff} cases of {schema.name}: next-visit NDCG@{k}, mean over customers, ± half of "
+        f"its 95% bootstrap interval; in brackets next-event NDCG@{k}."
+    )
+    print(f"\n{caption}\n")
+    print_table(table)
     if options.shown:
         print_customers(model, extractor, rows, cases, options)
+    if options.report_file:
+        write_report(table, caption, Path(options.report_file))
     if options.output_file:
         summary = {
             method: {

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pre-trains MCM on a prepared data set.
 
-    accelerate launch training/run_pretrain.py --data data/prepared --config configuration/mcm-tiny --output_dir runs/tiny
+    accelerate launch training/run_pretrain.py --data data/prepared --config configuration/mcm-tiny
     accelerate launch training/run_pretrain.py configuration/recipes/quickstart.yaml --output_dir runs/quickstart
     accelerate launch --multi_gpu --num_processes 2 training/run_pretrain.py ...        two processes, on CPUs too
 
@@ -23,7 +23,6 @@ import psutil
 import pyarrow.parquet as pq
 import torch
 import yaml
-from arguments import parse_options
 from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
@@ -33,6 +32,8 @@ from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, POPULARITY_FILE
 from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.trainer import MCMTrainer, last_whole_checkpoint
+
+from arguments import parse_options
 
 logger = logging.get_logger("run_pretrain")
 
@@ -44,7 +45,7 @@ class ModelOptions:
     data: str | None = field(default=None, metadata={"help": "Folder of a prepared data set (prepare_data.py)."})
     config: str = field(
         default="configuration/mcm-base",
-        metadata={"help": "Folder with a config.json, or a checkpoint's. Features, sizes and tasks come from the data."},
+        metadata={"help": "Folder with a config.json; features, sizes and tasks come from the data."},
     )
     config_overrides: list[str] = field(
         default_factory=list, metadata={"help": "Fields of the config, as name=value: hidden_size=64 readout=last."}
@@ -85,7 +86,7 @@ class PretrainingArguments(TrainingArguments):
 
 
 def check_launch(world_size: int) -> None:
-    """Refuses to run alone when `accelerate launch` was asked for several processes and started one, as it does on CPUs.
+    """Refuses to run alone when `accelerate launch` was asked for several processes and, as on CPUs, started one.
 
     Raises:
         RuntimeError: with the launch line that works.
@@ -169,7 +170,7 @@ def main() -> None:
     config = read_config(options, extractor)
     model = MCMForMultiTaskRecommendation(config)
     if config.readout_bias:
-        model.set_label_popularity(popularity(options.data, config))
+        model.initialize_label_biases(popularity(options.data, config))
 
     rows = load_prepared(options.data)
     train_rows = training_rows(rows, extractor, config)

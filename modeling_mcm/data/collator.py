@@ -3,8 +3,8 @@
 """From prepared rows to a batch: what a training row asks is decided here, at batch time.
 
 Three modes. `train` draws prefixes of the training period and says what followed them; `evaluate` gives the history
-before a cutoff and the next visit after it; `predict` gives the whole history. Every draw depends on (seed, epoch, row)
-alone, so a resumed or a distributed run sees what a plain one would have seen.
+before a cutoff and the next visit after it; `predict` gives the whole history. Every draw depends on (seed, epoch,
+row) alone, so a resumed or a distributed run sees what a plain one would have seen.
 
 Shapes: B customers, L events (start row included), P prefixes, N labels a customer, T tasks.
 """
@@ -16,7 +16,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset, Sampler
 
 from modeling_mcm.configuration_mcm import MCMConfig
@@ -35,9 +35,7 @@ class PreparedRows(Dataset):
         lengths: sequence length of each kept row, for [`LengthGroupedSampler`].
     """
 
-    def __init__(
-        self, rows: datasets.Dataset, indices: Sequence[int] | None = None, lengths: Sequence[int] | None = None
-    ):
+    def __init__(self, rows: datasets.Dataset, indices: ArrayLike | None = None, lengths: ArrayLike | None = None):
         self.rows = rows.with_format("arrow")
         self.indices = np.arange(len(rows)) if indices is None else np.asarray(indices)
         self.lengths = None if lengths is None else np.asarray(lengths)
@@ -49,9 +47,9 @@ class PreparedRows(Dataset):
         return self.__getitems__([place])[0]
 
     def __getitems__(self, places: list[int]) -> list[dict[str, Any]]:
-        places = self.indices[places]
-        table = self.rows[places]
-        batch: list[dict[str, Any]] = [{"row": int(place)} for place in places]
+        kept = self.indices[places]
+        table = self.rows[kept]
+        batch: list[dict[str, Any]] = [{"row": int(row)} for row in kept]
         for name in table.column_names:
             column = table[name].combine_chunks()
             column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
@@ -78,7 +76,7 @@ class LengthGroupedSampler(Sampler):
         epoch: the collator's `epoch`, which the training loop moves on.
     """
 
-    def __init__(self, lengths: Sequence[int], group_size: int, seed: int, epoch: torch.Tensor):
+    def __init__(self, lengths: ArrayLike, group_size: int, seed: int, epoch: torch.Tensor):
         self.lengths, self.group_size, self.seed, self.epoch = np.asarray(lengths), group_size, seed, epoch
 
     def __len__(self) -> int:
@@ -136,8 +134,8 @@ class MCMCollator:
         self.deciding_columns = others or self.task_columns
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """A batch: `input_ids`, `attention_mask`, `event_times`, `visit_ids`; with targets also `labels` `(B, N, T)` and
-        `label_prefixes` `(B, N)`, and `prefix_ends` `(B, P)` where there are several prefixes or masked events."""
+        """A batch: `input_ids`, `attention_mask`, `event_times`, `visit_ids`; with targets also `labels` `(B, N, T)`
+        and `label_prefixes` `(B, N)`, and `prefix_ends` `(B, P)` where there are several prefixes or masked events."""
         make = {"train": self._train, "evaluate": self._evaluate, "predict": self._predict}[self.mode]
         made = [make(row) for row in rows]
         masked = self.config.augmentation == "masked_lm"
@@ -152,8 +150,9 @@ class MCMCollator:
         batch["labels"] = _stack(labels, IGNORED)
         return batch
 
-    # The following return (history, prefix ends (P,), prefix of each label (N,), labels (N, T)). A prefix end is a place in
-    # the padded input: the start row is 0 and event i of the history is i + 1, so the prefix before event i ends at i.
+    # The following return (history, prefix ends (P,), prefix of each label (N,), labels (N, T)). A prefix end is a
+    # place in the padded input: the start row is 0 and event i of the history is i + 1, so the prefix before event i
+    # ends at i.
 
     def _predict(self, row: Mapping[str, Any]):
         return (row,)
@@ -194,7 +193,7 @@ class MCMCollator:
         return end - size, end
 
     def _prefix_before(self, history: Mapping[str, Any]) -> NDArray:
-        """End of the prefix from which each event is asked: the event before it, or the end of the visit before its own."""
+        """End of the prefix that each event is asked from: the event before it, or the end of the visit before."""
         events = np.arange(len(history["visits"]))
         if self.config.target == "next_event" or not len(events):
             return events
@@ -205,7 +204,7 @@ class MCMCollator:
         ends = self._prefix_before(history)
         is_target = self._is_target(history)
         choices = ends[is_target] if self.config.target == "next_event" else np.unique(ends[is_target])
-        choices = choices[choices > 0] if (choices > 0).any() else choices  # an empty prefix only where there is no other
+        choices = choices[choices > 0] if (choices > 0).any() else choices  # empty only where there is no other
         end = int(generator.choice(choices)) if len(choices) else 0
         labels = self._labels(history)[is_target & (ends == end)]
         prefixes = np.zeros(len(labels), int)
@@ -220,7 +219,7 @@ class MCMCollator:
 
     def _masked_events(self, window: dict[str, Any], generator: np.random.Generator):
         draw = np.where(self._is_target(window), generator.random(len(window["times"])), 2.0)
-        hidden = np.flatnonzero(draw < max(self.config.mask_probability, draw.min(initial=0.0) + 1e-12))
+        hidden = np.flatnonzero(draw < max(self.config.mask_probability, draw.min(initial=2.0) + 1e-12))
         hidden = hidden[draw[hidden] < 2.0]
         masked = {
             name: np.where(np.isin(np.arange(len(value)), hidden), UNKNOWN_ID, value)

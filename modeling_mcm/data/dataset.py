@@ -149,7 +149,7 @@ def check_vocabularies(directory: str | Path, extractor: MCMFeatureExtractor) ->
                 [name for name in ours if ours[name] != theirs.get(name)] if isinstance(ours, dict) else [ours, theirs]
             )
             raise ValueError(
-                f"The {what} of the data set {directory} and of the checkpoint differ ({differing}): ids would mean other "
-                "values. Evaluate on the data set that the checkpoint was trained on, or prepare the data anew with its "
-                "feature extractor's vocabularies."
+                f"The {what} of the data set {directory} and of the checkpoint differ ({differing}): ids would mean "
+                "other values. Evaluate on the data set that the checkpoint was trained on, or prepare the data anew "
+                "with its feature extractor's vocabularies."
             )

@@ -17,12 +17,18 @@ FEATURES = {"type": 5, "items": 9, "a.b": 4, "Age": 3}  # neither alphabetical n
 
 
 def make(**changes):
-    values = {"features": list(FEATURES), "vocabulary_sizes": list(FEATURES.values()), "tasks": ["items", "a.b", "type"]}
+    values = {
+        "features": list(FEATURES),
+        "vocabulary_sizes": list(FEATURES.values()),
+        "tasks": ["items", "a.b", "type"],
+    }
     return MCMConfig(**(values | changes))
 
 
 def test_a_save_keeps_names_and_their_order(tmp_path):
-    config = make(trained_tasks=["type", "items"], repeat_half_lives=[7, 21.5], readout_scale=True, target="next_visit")
+    config = make(
+        trained_tasks=["type", "items"], repeat_half_lives_days=[7, 21.5], readout_scale=True, target="next_visit"
+    )
     config.save_pretrained(tmp_path)
     for loaded in (MCMConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
         assert type(loaded) is MCMConfig
@@ -41,7 +47,9 @@ def test_the_defaults_are_the_papers_model():
     assert (config.encoder_attention, config.encoder_unit, config.readout) == ("bidirectional", "event", "attentional")
     assert (config.augmentation, config.target) == ("random_prefix", "next_event")
     assert (config.num_hidden_layers, config.num_attention_heads, config.max_position_embeddings) == (3, 4, 300)
-    assert config.tie_label_embeddings and not (config.readout_scale or config.readout_bias or config.repeat_half_lives)
+    assert config.tie_label_embeddings and config.embedding_layer_norm
+    assert not (config.readout_scale or config.readout_bias)
+    assert not (config.repeat_half_lives_days or config.repeat_half_lives_units)
     assert config.tasks == ["product_line", "category", "subcategory", "brand"]
 
 
@@ -50,6 +58,7 @@ def test_the_defaults_are_the_papers_model():
     [
         ({"features": ["type", "type", "a.b", "Age"]}, "must be unique.*rename"),
         ({"vocabulary_sizes": [5, 9, 4]}, "3 entries for 4 features.*one size a feature"),
+        ({"vocabulary_sizes": []}, "0 entries for 4 features.*one size a feature"),
         ({"vocabulary_sizes": [5, 9, 2, 3]}, r"\['a.b'\] have no value.*leave them out"),
         ({"tasks": ["items", "colour"]}, r"\['colour'\] are no features.*'Age'"),
         ({"trained_tasks": ["Age"]}, r"trained_tasks.*\['Age'\].*not among the tasks"),
@@ -58,8 +67,14 @@ def test_the_defaults_are_the_papers_model():
         ({"augmentation": "masked_lm", "readout": "last", "encoder_attention": "causal"}, "'bidirectional'"),
         ({"augmentation": "masked_lm", "readout": "last", "encoder_unit": "visit"}, "encoder_unit='event'"),
         ({"augmentation": "masked_lm", "readout": "last", "target": "next_visit"}, "target='next_event'"),
-        ({"augmentation": "masked_lm", "readout": "last", "repeat_half_lives": [7.0]}, "no `repeat_half_lives`"),
-        ({"repeat_half_lives": [7.0, 0]}, "must be positive"),
+        ({"augmentation": "masked_lm", "readout": "last", "repeat_half_lives_days": [7.0]}, "no repeat memory"),
+        ({"augmentation": "masked_lm", "readout": "last", "repeat_half_lives_units": [7.0]}, "no repeat memory"),
+        ({"repeat_half_lives_days": [7.0, 0]}, "must be positive"),
+        ({"repeat_half_lives_units": [-1]}, "must be positive"),
+        (
+            {"augmentation": "all_prefixes", "encoder_attention": "causal", "encoder_unit": "visit"},
+            "target='next_visit'",
+        ),
         ({"hidden_size": 30}, r"hidden_size` \(30\).*num_attention_heads` \(4\)"),
     ],
 )

@@ -22,7 +22,9 @@ SWITCHES = {
     "scale": {"readout_scale": True},
     "bias": {"readout_bias": True},
     "no layer norm": {"embedding_layer_norm": False},
-    "repeat memory": {"repeat_half_lives": [7.0, 60.0]},
+    "no positions": {"use_position_embeddings": False},
+    "memory of days": {"repeat_half_lives_days": [7.0, 60.0]},
+    "memory of units": {"repeat_half_lives_units": [3.0]},
     "masked events": {"augmentation": "masked_lm", "readout": "last"},
     "eager": {"attn_implementation": "eager"},
     "extended": {"extended": True},
@@ -192,6 +194,34 @@ def test_a_visit_is_the_sum_of_its_events_over_the_root_of_their_number(tiny_mod
             close(units[row, visit], of_visit.sum(0) / math.sqrt(len(of_visit)))
 
 
+@pytest.mark.parametrize("unit", ["event", "visit"])
+@torch.no_grad()
+def test_the_memory_gets_the_units_that_the_encoder_reads(tiny_model, inputs, unit):
+    half_lives = {"repeat_half_lives_days": [7.0], "repeat_half_lives_units": [3.0]}
+    model = tiny_model(encoder_unit=unit, encoder_attention="causal", **half_lives)
+    ends = torch.tensor([[1, 14], [0, 1], [3, 31], [0, 0]])
+    found = model(**inputs, prefix_ends=ends).logits["items"]
+    memory, model.repeat_memory = model.repeat_memory, None
+    without = model(**inputs, prefix_ends=ends).logits["items"]
+    output = model.model(**{k: inputs[k] for k in ("input_ids", "attention_mask", "visit_ids")})
+    for row in range(4):
+        units = inputs["visit_ids"][row] if unit == "visit" else torch.arange(inputs["visit_ids"].shape[1])
+        real = inputs["attention_mask"][row].bool()
+        days = torch.zeros(1, output.unit_mask.shape[1])  # a unit's time is that of its last event
+        for place in real.nonzero()[:, 0]:
+            days[0, units[place]] = inputs["event_times"][row, place]
+        decays = memory.decays(days, units[ends[row]][None])
+        met = memory.votes(
+            inputs["input_ids"][row : row + 1, :, 1],
+            units[None],
+            output.event_embeddings[row : row + 1],
+            days.shape[1],
+        )
+        states = output.last_hidden_state[row, units[ends[row]]][None]
+        close(found[row], memory(0, without[row : row + 1], states, decays, *met)[0])
+    assert not torch.allclose(found, without, atol=1e-3)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_label_embeddings_are_the_features_or_tables_of_their_own(tiny_model, inputs, tied):
     model = tiny_model(tie_label_embeddings=tied)
@@ -205,6 +235,35 @@ def test_label_embeddings_are_the_features_or_tables_of_their_own(tiny_model, in
     with torch.no_grad():
         model.label_embeddings("aisle")[3] += 1
     assert not torch.allclose(model(**inputs).logits["aisle"][:, 3], before[:, 3])
+
+
+def test_without_positions_the_order_of_events_is_not_known(tiny_model, inputs):
+    model = tiny_model(use_position_embeddings=False)
+    turned = rows(inputs, 2)
+    turned["input_ids"] = turned["input_ids"].flip(1)
+    close(score(model, turned), score(model, rows(inputs, 2)))
+    assert "position" not in " ".join(model.state_dict())
+
+
+@pytest.mark.parametrize("unit", ["event", "visit"])
+def test_event_dropout_hides_whole_events_in_training_alone(tiny_model, inputs, unit):
+    torch.manual_seed(0)
+    none, some, all_but = (
+        tiny_model(encoder_unit=unit, event_dropout_prob=share).model.embeddings for share in (0.0, 0.3, 0.999)
+    )
+    visits = torch.arange(inputs["input_ids"].shape[1]).expand(4, -1)  # each event a visit of its own
+    plain = none.units(none.events(inputs["input_ids"]), inputs["attention_mask"], visits)
+    for embeddings in (none.train(), some, all_but):
+        found = embeddings.units(embeddings.events(inputs["input_ids"]), inputs["attention_mask"], visits)
+        assert torch.equal(found[0], plain[0]) and torch.equal(found[1], plain[1])
+    hidden = []
+    for _ in range(40):
+        units, mask = some.train().units(some.events(inputs["input_ids"]), inputs["attention_mask"], visits)
+        assert torch.equal(mask, plain[1])
+        dropped = (units == 0).all(-1)
+        assert torch.equal(units, plain[0].masked_fill(dropped[..., None], 0))
+        hidden.append(dropped[mask].float().mean())
+    assert 0.25 < torch.stack(hidden).mean() < 0.35
 
 
 def test_unknown_and_missing_are_never_preferred(tiny_model, inputs):
@@ -229,7 +288,7 @@ def test_the_customer_embedding(tiny_model, inputs):
 def test_inputs_that_do_not_fit_are_refused(tiny_model, inputs):
     without_times = {name: value for name, value in inputs.items() if name != "event_times"}
     with pytest.raises(ValueError, match="needs `event_times`: MCMFeatureExtractor"):
-        tiny_model(repeat_half_lives=[7.0])(**without_times)
+        tiny_model(repeat_half_lives_days=[7.0])(**without_times)
     narrow = {**inputs, "input_ids": inputs["input_ids"][..., :5]}
     with pytest.raises(ValueError, match="5 features, this checkpoint reads 7.*own feature extractor"):
         tiny_model()(**narrow)
@@ -239,6 +298,7 @@ def test_inputs_that_do_not_fit_are_refused(tiny_model, inputs):
     with pytest.raises(ValueError, match=r"events, this checkpoint reads 20 \(max_position_embeddings\): keep"):
         tiny_model(max_position_embeddings=20)(**inputs)
     tiny_model(max_position_embeddings=20, encoder_unit="visit")(**inputs)  # fewer visits than events
+    tiny_model(max_position_embeddings=20, use_position_embeddings=False)(**inputs)
 
 
 # -------------------------------------------------------------------------------------------------------------- loss
@@ -277,7 +337,8 @@ def test_equation_4_against_a_plain_loop(questions):
 def test_the_loss_is_the_sum_over_the_trained_tasks(tiny_model, inputs, questions, trained):
     model = tiny_model(encoder_attention="causal", trained_tasks=trained)
     output = model(**inputs, **questions)
-    assert list(output.logits) == ["items", "aisle", "type"] and set(output.task_losses) == set(trained or output.logits)
+    assert list(output.logits) == ["items", "aisle", "type"]
+    assert set(output.task_losses) == set(trained or output.logits)
     for place, task in enumerate(output.logits):
         if task in output.task_losses:
             close(
@@ -303,7 +364,7 @@ def test_a_step_leaves_padding_at_0(tiny_model, inputs, questions):
     [
         {},
         {"readout": "last"},
-        {"encoder_attention": "causal", "augmentation": "all_prefixes", "repeat_half_lives": [7.0]},
+        {"encoder_attention": "causal", "augmentation": "all_prefixes", "repeat_half_lives_units": [7.0]},
         {"extended": True},
     ],
 )
@@ -314,7 +375,7 @@ def test_one_batch_is_overfitted(tiny_config, inputs, choices):
     labels = torch.stack([torch.randint(2, size, (4, 2)) for size in config.label_sizes.values()], dim=-1)
     batch = {**inputs, "labels": labels[:, :1]}
     if config.augmentation == "all_prefixes":  # another answer after each of two prefixes, where a row has two
-        ends = [(visit_ends(inputs, row) * 2)[:2] if len(visit_ends(inputs, row)) > 1 else [0, 0] for row in range(4)]
+        ends = [(visit_ends(inputs, row)[-2:] * 2)[:2] for row in range(4)]
         labels[:, 1][torch.tensor([first == second for first, second in ends])] = -100
         places = torch.arange(2).expand(4, 2)
         batch |= {"labels": labels, "prefix_ends": torch.tensor(ends), "label_prefixes": places}
@@ -340,9 +401,9 @@ def test_a_fresh_model_gives_every_label_about_the_same_chance(tiny_config, inpu
     for _ in range(20):
         labels = torch.stack([torch.randint(2, size, (4, 8)) for size in config.label_sizes.values()], dim=-1)
         losses.append(model(**inputs, labels=labels).task_losses["items"])
-    # z = e_w . h has a variance of about 1, so the loss is above log V by about half of it at most
+    # z = e_w . h has a variance of about 1, which puts the loss above log V by about half of it
     excess = torch.stack(losses).mean().item() - math.log(config.label_sizes["items"] - FIRST_LABEL)
-    assert -0.1 < excess < 0.6
+    assert 0 < excess < 1
 
 
 def test_the_standard_deviations_can_be_chosen(tiny_config):
@@ -360,7 +421,7 @@ def test_popularity_is_where_the_bias_starts(tiny_config, inputs):
     model = MCMForMultiTaskRecommendation(tiny_config(readout_bias=True)).eval()
     counts = {task: torch.arange(size) for task, size in model.config.label_sizes.items()}
     before = model(**inputs).logits["aisle"]
-    model.set_label_popularity(counts)
+    model.initialize_label_biases(counts)
     shares = counts["aisle"][FIRST_LABEL:] + 1.0
     expected = torch.log(shares / shares.sum())
     close(model(**inputs).logits["aisle"][:, FIRST_LABEL:], before[:, FIRST_LABEL:] + expected)
@@ -372,19 +433,14 @@ def test_what_a_checkpoint_lacks_starts_as_in_a_fresh_model(tiny_model, tiny_con
     tiny_model(extended=True, tie_label_embeddings=False).model.save_pretrained(tmp_path)
     config = tiny_config(extended=True, tie_label_embeddings=False)
     model, info = MCMForMultiTaskRecommendation.from_pretrained(tmp_path, config=config, output_loading_info=True)
-    expected = {
-        "log_half_life": torch.tensor([7.0, 60.0]).log(),
-        "log_sensitivity": torch.ones(2),
-        "memory_gain": torch.full((2,), 0.3),
-    }
     assert model.readout_scale.tolist() == [1.0] * 3
     assert not any(bias.any() for bias in model.readout_bias)
-    for memory, size in zip(model.repeat_memories, config.label_sizes.values(), strict=True):
-        for name, value in expected.items():
-            assert torch.equal(getattr(memory, name), value), name
-        assert memory.label_gain.weight.tolist() == [[0.0] * 2] * size
-        others = (memory.gate.weight, memory.gate.bias, memory.vote.weight, memory.vote.bias)
-        assert not any(parameter.any() for parameter in others)
+    memory = model.repeat_memory
+    assert torch.equal(memory.log_half_life, torch.tensor([7.0, 60.0, 3.0]).log())
+    assert torch.equal(memory.log_sensitivity, torch.ones(3, 3))
+    close(memory.memory_gain, torch.full((3, 3), 0.4))
+    silent = (memory.vote, *memory.label_gains, *memory.gates)
+    assert not any(parameter.any() for module in silent for parameter in module.parameters())
     for table in model.label_tables:
         assert not table.weight[0].any() and 0.15 < table.weight[1:].std() < 0.35  # 1 / sqrt(16)
     heads = [name for name in model.state_dict() if not name.startswith("model.")]
@@ -397,7 +453,7 @@ def test_what_a_checkpoint_lacks_starts_as_in_a_fresh_model(tiny_model, tiny_con
     for (name, found), made in zip(empty.named_parameters(), fresh.parameters(), strict=True):
         assert found.isfinite().all(), name
         assert found.std(correction=0).item() == pytest.approx(made.std(correction=0).item(), rel=0.5, abs=1e-7), name
-        assert found.mean().item() == pytest.approx(made.mean().item(), rel=0.2, abs=0.05), name
+        assert found.mean().item() == pytest.approx(made.mean().item(), rel=0.2, abs=0.15), name
 
 
 def test_the_base_model_is_read_from_a_heads_checkpoint(tiny_model, inputs, tmp_path):

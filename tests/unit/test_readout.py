@@ -1,8 +1,8 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The readout: equations 2 and 3 to the letter, every prefix at once, and the repeat memory, each against plain loops."""
+"""The readout: equations 2 and 3, every prefix at once, and the repeat memory, each against plain loops."""
 
-import math
+from itertools import product
 
 import pytest
 import torch
@@ -172,80 +172,99 @@ def test_the_last_readout_is_the_last_hidden_vector(inputs, ends):
 # ------------------------------------------------------------------------------------------------------ repeat memory
 
 
+TASKS = [LABELS, 4]
+
+
 @pytest.fixture
 def memory():
     torch.manual_seed(1)
-    memory = RepeatMemory(LABELS, HIDDEN, [2.0, 30.0])
+    memory = RepeatMemory(TASKS, HIDDEN, [2.0, 30.0], [3.0])
     memory.reset_parameters()
     with torch.no_grad():  # every term of the formula must count
-        for parameter in (memory.label_gain.weight, memory.gate.weight, memory.gate.bias, memory.vote.weight):
-            parameter.normal_(std=0.5)
-        memory.vote.bias.fill_(0.3)
-        memory.log_sensitivity.copy_(torch.tensor([0.2, -0.4]))
-        memory.memory_gain.copy_(torch.tensor([0.3, 0.7]))
+        for parameter in memory.parameters():
+            parameter += 0.5 * torch.randn_like(parameter)
     return memory
 
 
 @pytest.fixture
 def history():
+    """Labels, the units that they are met in, vectors of the events; days of the units, last units of the prefixes."""
     torch.manual_seed(2)
     label_ids = torch.tensor([[2, 5, 5, 1, 0, 2, 10, 5], [1, 0, 7, 7, 0, 0, 0, 0], [0] * 8])
-    times = torch.tensor([[0, 0, 1, 3, 3, 8, 8, 20], [0, 2, 4, 4, 0, 0, 0, 0], [0] * 8]).float()
-    ends = torch.tensor([[7, 2, 0], [3, 2, 1], [0, 0, 0]])
-    return label_ids, times, torch.randn(BATCH, 8, HIDDEN), ends
+    event_units = torch.tensor([[0, 1, 1, 1, 2, 2, 2, 3], [0, 1, 2, 3, 0, 0, 0, 0], [0] * 8])
+    unit_times = torch.tensor([[0, 1, 8, 20], [0, 2, 4, 4], [0, 0, 0, 0]]).float()
+    unit_ends = torch.tensor([[3, 1, 0], [3, 2, 1], [0, 0, 0]])
+    return label_ids, event_units, torch.randn(BATCH, 8, HIDDEN), unit_times, unit_ends
 
 
-def plain_counts(memory, label_ids, times, embeddings, ends):
-    """n of the docstring for every label, of shape (B, V, P, K), one event at a time."""
-    result = torch.zeros(label_ids.shape[0], LABELS, ends.shape[1], len(memory.half_lives))
-    for b in range(label_ids.shape[0]):
-        for p, end in enumerate(ends[b].tolist()):
-            for i in range(end + 1):
-                if label_ids[b, i] >= 2:
-                    vote = torch.exp(memory.vote(embeddings[b, i]))
-                    age = times[b, end] - times[b, i]
-                    result[b, label_ids[b, i], p] += vote * 2 ** (-age / memory.log_half_life.exp())
+def plain_counts(memory, label_ids, event_units, embeddings, unit_times, unit_ends):
+    """n of the docstring for every label, of shape (B, P, V, K), one unit at a time."""
+    result = torch.zeros(BATCH, unit_ends.shape[1], LABELS, len(memory.half_lives))
+    half_lives = memory.log_half_life.exp()
+    for b, p in product(range(BATCH), range(unit_ends.shape[1])):
+        end = int(unit_ends[b, p])
+        for w, u in product(range(2, LABELS), range(end + 1)):
+            votes = [
+                torch.exp(memory.vote.weight[0] @ e + memory.vote.bias[0])
+                for e, label, unit in zip(embeddings[b], label_ids[b], event_units[b], strict=True)
+                if label == w and unit == u
+            ]
+            if votes:
+                ages = [unit_times[b, end] - unit_times[b, u]] * 2 + [torch.tensor(float(end - u))]
+                result[b, p, w] += sum(votes) / len(votes) * 2 ** (-torch.stack(ages) / half_lives)
     return result
 
 
+@torch.no_grad()
+def added(memory, task, states, history):
+    label_ids, event_units, embeddings, unit_times, unit_ends = history
+    scores = torch.randn(BATCH, unit_ends.shape[1], TASKS[task])
+    met = memory.votes(label_ids, event_units, embeddings, unit_times.shape[1])
+    return memory(task, scores, states, memory.decays(unit_times, unit_ends), *met) - scores
+
+
+@torch.no_grad()
 def test_a_memory_counts_as_a_plain_loop_does(memory, history):
-    labels, counts = memory.counts(*history)
-    expected = plain_counts(memory, *history)
-    found = torch.zeros_like(expected)
+    label_ids, event_units, embeddings, unit_times, unit_ends = history
+    labels, votes = memory.votes(label_ids, event_units, embeddings, 4)
     for b in range(BATCH):
         known = [label for label in labels[b].tolist() if label]
-        assert sorted(known) == sorted({label for label in history[0][b].tolist() if label > 1})
-        for slot, label in enumerate(labels[b].tolist()):
-            found[b, label] += counts[b, slot]
+        assert sorted(known) == sorted({label for label in label_ids[b].tolist() if label > 1})
+    counts = torch.einsum("bsu,bupk->bpsk", votes, memory.decays(unit_times, unit_ends))
+    expected = plain_counts(memory, *history)
+    found = torch.zeros_like(expected)
+    for b, slot in product(range(BATCH), range(labels.shape[1])):
+        found[b, :, labels[b, slot]] += counts[b, :, slot]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert (expected[0, 0, 5] > 0).all() and not expected[2].any()
 
 
 @torch.no_grad()
 def test_a_memory_adds_what_its_docstring_says(memory, history):
-    states, scores = torch.randn(BATCH, 3, HIDDEN), torch.randn(BATCH, 3, LABELS)
-    label_ids, times, embeddings, ends = history
-    added = memory(scores, states, label_ids, times, embeddings, ends) - scores
-    counts = plain_counts(memory, *history)
-    for b in range(BATCH):
-        for p in range(3):
-            for w in range(2, LABELS):
-                expected = sum(
-                    math.log(1 + counts[b, w, p, k] * math.exp(memory.log_sensitivity[k]))
-                    * (memory.memory_gain[k] + memory.label_gain.weight[w, k] + memory.gate(states[b, p])[k])
-                    for k in range(2)
-                )
-                torch.testing.assert_close(added[b, p, w], torch.as_tensor(expected), atol=1e-5, rtol=1e-4)
+    states = torch.randn(BATCH, 3, HIDDEN)
+    n = plain_counts(memory, *history)
+    gains = memory.memory_gain[0] + memory.label_gains[0].weight + memory.gates[0](states)[:, :, None]
+    expected = (torch.log(1 + n * memory.log_sensitivity[0].exp()) * gains).sum(-1)
+    torch.testing.assert_close(added(memory, 0, states, history), expected, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_each_task_has_a_memory_of_its_own(memory, history):
+    states = torch.randn(BATCH, 3, HIDDEN)
+    history = (history[0].clamp(max=3), *history[1:])
+    n = plain_counts(memory, *history)[:, :, :4]
+    gains = memory.memory_gain[1] + memory.label_gains[1].weight + memory.gates[1](states)[:, :, None]
+    expected = (torch.log(1 + n * memory.log_sensitivity[1].exp()) * gains).sum(-1)
+    torch.testing.assert_close(added(memory, 1, states, history), expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(added(memory, 0, states, history)[..., :4], expected, atol=1e-2)
 
 
 def test_a_fresh_memory_is_a_recency_weighted_frequency(history):
-    memory = RepeatMemory(LABELS, HIDDEN, [2.0, 30.0])
+    memory = RepeatMemory(TASKS, HIDDEN, [2.0, 30.0], [3.0])
     memory.reset_parameters()
-    label_ids, times, embeddings, ends = history
-    labels, counts = memory.counts(label_ids, times, embeddings, ends)
-    slot = labels[0].tolist().index(5)  # events of days 0, 1 and 20, seen from day 20
-    for k, half_life in enumerate([2.0, 30.0]):
-        expected = sum(2 ** (-(20 - day) / half_life) for day in (0, 1, 20))
-        assert counts[0, slot, 0, k].item() == pytest.approx(expected, rel=1e-5)
-    added = memory(torch.zeros(BATCH, 3, LABELS), torch.randn(BATCH, 3, HIDDEN), label_ids, times, embeddings, ends)
-    assert added[0, 0, 5] > added[0, 0, 2] > added[0, 0, 10] > 0  # thrice; twice, the later time beside the only one
-    assert not added[0, 0, [3, 4, 6, 7, 8, 9]].any() and not added[2].any()
+    n = plain_counts(memory, *history)[0, 0, 5]  # label 5: units 1 and 3 of days 1 and 20, seen from unit 3
+    days, units = ([1 + 2 ** (-age / half_life) for half_life in of] for age, of in ((19, (2, 30)), (2, (3,))))
+    torch.testing.assert_close(n, torch.tensor([*days, *units]))
+    found = added(memory, 0, torch.randn(BATCH, 3, HIDDEN), history)[0, 0]
+    assert found[5] > found[2] > found[10] > 0  # twice, the later time today; twice; once
+    torch.testing.assert_close(found[[3, 4, 6, 7, 8, 9]], torch.zeros(6))

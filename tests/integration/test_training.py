@@ -1,0 +1,301 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The scripts as a person runs them: pre-train, resume, two processes, evaluate, on a small prepared data set.
+
+Golden losses: `pytest tests/integration/test_training.py --update-golden` writes tests/fixtures/golden_loss.json anew.
+"""
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
+from modeling_mcm.data import load_prepared
+from modeling_mcm.data.collator import MCMCollator, PreparedRows
+from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.trainer import last_whole_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests" / "fixtures" / "golden_loss.json"
+STEPS = 20
+TINY = ["hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=32"]
+ONE_PROCESS = [sys.executable]
+TWO_PROCESSES = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
+TWO_PROCESSES += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+
+
+def run(launcher, script, *options, expect=0):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [*launcher, f"training/{script}.py", *map(str, options)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.returncode == 0) == (expect == 0), done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def recipe(prepared, tmp_path_factory):
+    """Most options of the runs, as one YAML file."""
+    path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    options = {
+        "data": str(prepared),
+        "config": "configuration/mcm-tiny",
+        "config_overrides": TINY,
+        "max_steps": 3,
+        "per_device_train_batch_size": 4,
+        "logging_steps": 1,
+        "eval_strategy": "epoch",
+        "save_strategy": "steps",
+        "save_steps": 7,
+        "save_total_limit": 5,
+        "disable_tqdm": True,
+    }
+    path.write_text(yaml.safe_dump(options))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(recipe, tmp_path_factory):
+    """The folder of a run of 20 steps, uninterrupted."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    run(ONE_PROCESS, "run_pretrain", recipe, "--output_dir", folder, "--max_steps", STEPS)
+    return folder
+
+
+def logged(folder):
+    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+
+
+def losses(folder):
+    return {entry["step"]: entry["loss"] for entry in logged(folder) if "loss" in entry}
+
+
+def test_a_run_leaves_a_checkpoint_with_its_feature_extractor_and_facts(trained, prepared):
+    model = MCMForMultiTaskRecommendation.from_pretrained(trained)
+    extractor, stored = (
+        MCMFeatureExtractor.from_pretrained(str(f)) for f in (trained, prepared / "feature_extractor")
+    )
+    assert extractor.to_dict() == stored.to_dict() and extractor.vocabularies == stored.vocabularies
+    assert model.config.features == extractor.feature_names and model.config.hidden_size == 16
+    assert model.config.augmentation == "all_prefixes"  # of the chosen config
+    facts = json.loads((trained / "pretraining.json").read_text())
+    assert (facts["steps"], facts["data"]) == (STEPS, "corner_shop")  # the flag won over the recipe
+    assert facts["command"].startswith("run_pretrain.py") and facts["versions"]["torch"] == torch.__version__
+
+
+def test_20_steps_give_the_golden_losses(trained, request):
+    found = losses(trained)
+    assert list(found) == list(range(1, STEPS + 1))
+    if request.config.getoption("update_golden"):
+        GOLDEN.write_text(json.dumps({"losses": list(found.values())}, indent=1) + "\n")
+    assert list(found.values()) == pytest.approx(json.loads(GOLDEN.read_text())["losses"], rel=1e-3)
+    assert np.mean(list(found.values())[-5:]) < np.mean(list(found.values())[:5])
+
+
+def test_tensorboard_holds_losses_and_ranks_of_every_task(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    files = list(trained.rglob("events.out.tfevents.*"))
+    assert len(files) == 1
+    events = EventAccumulator(str(files[0])).Reload()
+    scalars = {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    for task in ("items", "aisle", "type"):
+        assert len(scalars[f"train/loss_{task}"]) == STEPS
+        for metric in ("next_visit_ndcg@10", "next_event_mrr"):
+            found = scalars[f"eval/{task}_{metric}"]
+            assert len(found) > 1 and all(0 < value <= 1 for value in found)
+    per_task = np.sum([scalars[f"train/loss_{task}"] for task in ("items", "aisle", "type")], axis=0)
+    np.testing.assert_allclose(per_task, scalars["train/loss"], rtol=1e-3)
+
+
+def test_a_killed_run_goes_on_from_its_last_whole_checkpoint_and_ends_the_same(trained, recipe, tmp_path):
+    """A kill while step 14 was saved leaves checkpoint-7, and checkpoint-14 without the file that is written last."""
+    folder = tmp_path / "run"
+    for step in (7, 14):
+        shutil.copytree(trained / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+    (folder / "checkpoint-14" / "trainer_state.json").unlink()
+    done = run(ONE_PROCESS, "run_pretrain", recipe, "--output_dir", folder, "--max_steps", STEPS)
+    assert "checkpoint-14" in done.stderr and "Interrupted while they were written" in done.stderr
+    assert "going on from" in done.stderr and "checkpoint-7" in done.stderr
+    before, after = losses(trained), losses(folder)
+    assert {step: after[step] for step in range(8, STEPS + 1)} == {step: before[step] for step in range(8, STEPS + 1)}
+    whole, resumed = (load_file(run_folder / "model.safetensors") for run_folder in (trained, folder))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    # and not because nothing was learned after the kill
+    earlier = load_file(trained / "checkpoint-7" / "model.safetensors")
+    assert all(not torch.equal(whole[name], earlier[name]) for name in whole if "position" in name or "query" in name)
+
+
+def test_only_whole_checkpoints_count(tmp_path):
+    assert last_whole_checkpoint(tmp_path) == (None, [])
+    for step, state in [(5, "{}"), (10, "{}"), (20, '{"half'), (100, None)]:
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-best").mkdir()
+    newest, broken = last_whole_checkpoint(tmp_path)
+    assert newest == str(tmp_path / "checkpoint-10")  # by number, not by name
+    assert broken == [str(tmp_path / "checkpoint-100"), str(tmp_path / "checkpoint-20")]
+
+
+def test_two_processes_give_the_losses_of_one(recipe, tmp_path):
+    no_dropout = ["hidden_dropout_prob=0.0", "attention_probs_dropout_prob=0.0"]
+    options = ["--config_overrides", *TINY, *no_dropout, "--max_steps", "6", "--save_strategy", "no"]
+    options += ["--eval_strategy", "no", "--report_to", "none"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(ONE_PROCESS, "run_pretrain", recipe, "--output_dir", one, *options)
+    launcher = [*TWO_PROCESSES, "--multi_gpu", "--main_process_port", "0"]
+    run(launcher, "run_pretrain", recipe, "--output_dir", two, *options, "--per_device_train_batch_size", "2")
+    logs = [[entry for entry in logged(folder) if "loss" in entry] for folder in (one, two)]
+    assert len(logs[0]) == 6
+    for alone, together in zip(*logs, strict=True):
+        for name in ("loss", "loss_items", "loss_aisle", "loss_type"):
+            assert together[name] == pytest.approx(alone[name], abs=1e-5, rel=1e-5), name
+
+
+def test_one_process_where_two_were_asked_for_is_refused(recipe, tmp_path):
+    done = run([*TWO_PROCESSES, "--cpu"], "run_pretrain", recipe, "--output_dir", tmp_path / "run", expect=1)
+    assert "2 processes were asked for and 1 runs" in done.stderr
+    assert "accelerate launch --multi_gpu --num_processes 2" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_prints_a_table_and_writes_predictions_and_numbers(trained, prepared, tmp_path):
+    predictions, numbers = tmp_path / "predictions.parquet", tmp_path / "out" / "numbers.json"
+    options = ["--model", trained, "--data", prepared, "--tasks", "items", "aisle", "--shown", 2]
+    done = run(ONE_PROCESS, "run_evaluate", *options, "--predictions_file", predictions, "--output_file", numbers)
+    cases = find_cases(load_prepared(prepared), "test", 3, "type")
+    assert f"{len(cases)} test cases of corner_shop" in done.stdout
+    lines = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
+    for method in ("most_popular", "personal_frequency", "recency_weighted_frequency", "MCM"):
+        assert lines.count(method) == 1
+    assert lines.count("Customer") == 2
+    report = json.loads(numbers.read_text())
+    assert report["cases"] == len(cases) and set(report["results"]["MCM"]) == {"items", "aisle"}
+    ndcg = report["results"]["MCM"]["items"]["next_visit_ndcg@10"]
+    assert 0 < ndcg["low"] <= ndcg["mean"] <= ndcg["high"] <= 1
+    table = pq.read_table(predictions).to_pandas()
+    assert len(table) == 2 * len(cases) and set(table["customer_id"]) == set(cases.customer_ids)
+    extractor = MCMFeatureExtractor.from_pretrained(str(trained))
+    for task, rows in table.groupby("task"):
+        assert all(sorted(labels) == sorted(extractor.vocabularies[task]) for labels in rows["labels"])
+        assert all((np.diff(scores) <= 0).all() for scores in rows["scores"])
+
+
+# ----------------------------------------------------------------------------------- the scripts' mistakes, in-process
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """A function that calls a script's main with options, in this process."""
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    monkeypatch.chdir(ROOT)
+
+    def call(name, *options):
+        monkeypatch.setattr(sys, "argv", [f"training/{name}.py", *map(str, options)])
+        importlib.import_module(name).main()
+
+    return call
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(script, trained, prepare_log, event_log):
+    renamed = event_log.assign(item=event_log["item"].str.replace("item 00", "apple"))
+    with pytest.raises(
+        ValueError, match=r"(?s)vocabularies of the data set.*\['items'\].*ids would mean other values"
+    ):
+        script("run_evaluate", "--model", trained, "--data", prepare_log(renamed))
+
+
+def test_options_that_do_not_exist_are_refused(script, recipe, prepared, trained, tmp_path, capsys):
+    wrong = tmp_path / "wrong.yaml"
+    for content, message in [
+        ("max_step: 3\n", r"unknown option 'max_step'; did you mean 'max_steps'?"),
+        ("- max_steps\n", "must hold `option: value` lines"),
+        ("{", "can't be read"),
+    ]:
+        wrong.write_text(content)
+        with pytest.raises(SystemExit):
+            script("run_pretrain", wrong, "--output_dir", tmp_path / "run")
+        assert message in capsys.readouterr().err
+    output = ["--output_dir", tmp_path / "run"]
+    with pytest.raises(ValueError, match="--steps_max"):
+        script("run_pretrain", recipe, *output, "--steps_max", 3)
+    with pytest.raises(SystemExit, match="--data is missing"):
+        script("run_pretrain", *output)
+    with pytest.raises(ValueError, match="'hidden=3' is not name=value with a field of MCMConfig"):
+        script("run_pretrain", recipe, *output, "--config_overrides", "hidden=3")
+    with pytest.raises(SystemExit, match="--model and --data are needed"):
+        script("run_evaluate", "--data", prepared)
+    with pytest.raises(SystemExit, match=r"No baselines \['popular'\]; choose from most_popular"):
+        script("run_evaluate", "--model", trained, "--data", prepared, "--baselines", "popular")
+    with pytest.raises(SystemExit, match=r"No tasks \['colour'\]; the checkpoint has items, aisle, type"):
+        script("run_evaluate", "--model", trained, "--data", prepared, "--tasks", "colour")
+    with pytest.raises(FileNotFoundError, match="holds no manifest.json"):
+        script("run_evaluate", "--model", trained, "--data", tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------------------- no effect of the future
+
+
+def changed_after(log, cutoff):
+    """The same log before a cutoff; after it events are changed, deleted and added."""
+    before, after = log[log["when"] < cutoff], log[log["when"] >= cutoff]
+    generator = np.random.default_rng(1)
+    kept = after[generator.random(len(after)) < 0.5].copy()
+    kept["item"] = generator.permutation(kept["item"])
+    kept.loc[kept.index[::3], ["item", "aisle", "price"]] = ["new item", "new aisle", 1e6]
+    kept.loc[kept.index[::4], "action"] = "new action"
+    last = before.groupby("who").tail(1)
+    same_basket = last.assign(when=pd.Timestamp(cutoff) + pd.Timedelta(hours=3), item="item 00", price=-1e6)
+    newcomer = same_basket.head(1).assign(who="c99", basket="99")
+    return pd.concat([newcomer, kept, same_basket, before]).sample(frac=1, random_state=0)
+
+
+@pytest.mark.parametrize("cutoff, date", [("validation", "2017-10-01"), ("test", "2017-11-01")])
+def test_what_happens_after_a_cutoff_changes_nothing_before_it(
+    cutoff, date, event_log, prepared, prepare_log, tiny_model, tiny_config
+):
+    folders = [prepared, prepare_log(changed_after(event_log, date))]
+    extractors = [MCMFeatureExtractor.from_pretrained(str(folder / "feature_extractor")) for folder in folders]
+    vocabularies = [(folder / "feature_extractor" / "vocabularies.json").read_text() for folder in folders]
+    popularity = [pq.read_table(folder / "popularity.parquet") for folder in folders]
+    assert vocabularies[0] == vocabularies[1] and popularity[0] == popularity[1]
+    stored = [load_prepared(folder) for folder in folders]
+    assert stored[1]["customer_id"][:-1] == stored[0]["customer_id"][:] and stored[1]["customer_id"][-1] == "c99"
+    everyone = list(range(len(stored[0])))
+    batches = [PreparedRows(dataset).__getitems__(everyone) for dataset in stored]
+    assert any(len(a["times"]) != len(b["times"]) for a, b in zip(*batches, strict=True))
+
+    training = [
+        tiny_config(extended=True),
+        tiny_config(),
+        tiny_config(augmentation="masked_lm", readout="last"),
+    ]
+    for config in training:
+        made = [MCMCollator(e, config, "train")(batch) for e, batch in zip(extractors, batches, strict=True)]
+        assert made[0].keys() == made[1].keys() and all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+
+    for model in (tiny_model(extended=True), tiny_model()):
+        inputs = [
+            MCMCollator(e, model.config, "evaluate", cutoff=cutoff)(batch)
+            for e, batch in zip(extractors, batches, strict=True)
+        ]
+        labels = [made.pop("labels") for made in inputs]
+        assert labels[0].shape != labels[1].shape or not torch.equal(*labels)  # the future did change
+        with torch.no_grad():
+            scores = [model(**made).logits for made in inputs]
+        assert all(torch.equal(scores[0][task], scores[1][task]) for task in scores[0])

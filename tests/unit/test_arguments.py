@@ -1,0 +1,121 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The scripts' options: flags and YAML go through one door, and a mistake is answered with a message."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from transformers import TrainingArguments
+
+TRAINING = Path(__file__).resolve().parents[2] / "training"
+
+
+@dataclass
+class Options:
+    """One option of each kind."""
+
+    output_dir: str = field(metadata={"help": "Required."})
+    cutoff: str = field(default="test", metadata={"choices": ["validation", "test"]})
+    save_strategy: str = field(default="steps", metadata={"help": "A word."})
+    rate: float = field(default=0.5, metadata={"help": "A number."})
+    k: list[int] = field(default_factory=lambda: [1, 3], metadata={"help": "A list."})
+    overwrite: bool = field(default=False, metadata={"help": "A switch."})
+
+    def __post_init__(self):
+        if self.rate < 0:
+            raise ValueError("a negative rate")
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    monkeypatch.syspath_prepend(TRAINING)
+    from arguments import parse_options
+
+    def parse(*words, options=Options):
+        return parse_options(options, description="Line one.\n    line two", arguments=list(map(str, words)))[0]
+
+    return parse
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(text):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_flags(parse):
+    options = parse("--output_dir", "runs", "--k", "5", "7", "--overwrite", "--cutoff=validation", "--rate", "1e-3")
+    assert options == Options("runs", cutoff="validation", rate=1e-3, k=[5, 7], overwrite=True)
+
+
+def test_a_yaml_gives_what_the_same_flags_give(parse, recipe):
+    path = recipe("output_dir: -runs\nrate: 1e-3\nk: [5, 7]\noverwrite: true\nsave_strategy: no\ncutoff: null\n")
+    assert parse(path) == Options("-runs", rate=1e-3, k=[5, 7], overwrite=True, save_strategy="no")
+
+
+def test_flags_win_over_the_yaml(parse, recipe):
+    path = recipe("output_dir: runs\nrate: 0.25\nk: [5, 7]\noverwrite: true\n")
+    assert parse(path, "--k", "9", "--overwrite", "false") == Options("runs", rate=0.25, k=[9])
+
+
+def test_a_dict_reaches_the_training_arguments(parse, recipe, tmp_path):
+    path = recipe("lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 0.001, name: no}\n")
+    options = parse(path, "--output_dir", tmp_path, options=TrainingArguments)
+    assert options.lr_scheduler_kwargs == {"min_lr": 0.001, "name": "no"}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("output_dri: runs", "recipe.yaml has an unknown option 'output_dri'; did you mean 'output_dir'"),
+        ("output_dir: runs\nx: 1", "unknown option 'x'; see --help"),
+        ("output_dir: runs\nhelp: true", "unknown option 'help'"),
+        ("output_dir: runs\nrate: fast", "argument --rate: invalid float value: 'fast'"),
+        ("output_dir: runs\nrate: -1", "a negative rate"),
+        ("output_dir: runs\nk: [5, many]", "argument --k: invalid int value: 'many'"),
+        ("output_dir: runs\noverwrite: perhaps", "Truthy value expected: got perhaps"),
+        ("output_dir: runs\ncutoff: tomorrow", "argument --cutoff: invalid choice: 'tomorrow'"),
+        ("rate: 1", "required: --output_dir"),
+        ("- output_dir", "recipe.yaml must hold `option: value` lines"),
+        ("output_dir: [runs", "recipe.yaml can't be read"),
+    ],
+)
+def test_a_mistake_in_the_yaml_is_answered(text, message, parse, recipe, capsys):
+    with pytest.raises(SystemExit):
+        parse(recipe(text))
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["absent.yaml"], "absent.yaml can't be read"),
+        (["--output_dri", "runs"], "required: --output_dir"),
+        (["--output_dir", "runs", "--overwite"], "unknown option '--overwite'; did you mean 'overwrite'"),
+        (["--output_dir", "runs", "--rate", "-1"], "a negative rate"),
+    ],
+)
+def test_a_mistake_in_the_flags_is_answered(words, message, parse, capsys):
+    with pytest.raises(SystemExit):
+        parse(*words)
+    assert message in capsys.readouterr().err
+
+
+def test_help_keeps_the_lines_of_the_description_and_shows_defaults(parse, capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    shown = capsys.readouterr().out
+    assert "Line one.\n    line two\n" in shown and "A number. (default: 0.5)" in shown
+
+
+def test_undecodable_yaml_is_answered(parse, tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(b"output_dir: \xff")
+    with pytest.raises(SystemExit):
+        parse(path)
+    assert "can't be read" in capsys.readouterr().err

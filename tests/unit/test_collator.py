@@ -1,0 +1,365 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a training row asks, on histories that are small enough to see through, and in which order rows come."""
+
+import numpy as np
+import pytest
+import torch
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import BatchSampler
+
+from modeling_mcm import MCMConfig, MCMFeatureExtractor
+from modeling_mcm.data import load_prepared
+from modeling_mcm.data.collator import IGNORED, LengthGroupedSampler, MCMCollator, PreparedRows
+
+BUY, CLICK, START, CLOSE = 2, 3, 4, 5
+UNKNOWN, DAY = 1, 86_400
+MODES = {
+    "random event": {},
+    "random visit": {"target": "next_visit"},
+    "all events": {"augmentation": "all_prefixes", "encoder_attention": "causal"},
+    "all visits": {"augmentation": "all_prefixes", "encoder_attention": "causal", "target": "next_visit"},
+    "masked": {"augmentation": "masked_lm", "readout": "last", "mask_probability": 0.4},
+}
+every_mode = pytest.mark.parametrize("choices", MODES.values(), ids=MODES.keys())
+
+
+@pytest.fixture
+def extractor():
+    return MCMFeatureExtractor(
+        features=[{"name": "items", "column": "item"}, {"name": "type", "column": "action"}],
+        vocabularies={
+            "items": [f"item {number}" for number in range(60)],
+            "type": ["buy", "click", "history_start", "close"],
+        },
+        bins={},
+        customer="who",
+        time="when",
+        token_type="action",
+        tasks=["items", "type"],
+        target_token_types=["buy"],
+        end_of_visit="close",
+        max_events=40,
+    )
+
+
+@pytest.fixture
+def collator(extractor):
+    def make(mode="train", epoch=0, seed=0, max_events=None, cutoff="validation", **choices):
+        config = MCMConfig(
+            features=extractor.feature_names,
+            vocabulary_sizes=extractor.vocabulary_sizes,
+            tasks=extractor.tasks,
+            **choices,
+        )
+        made = MCMCollator(extractor, config, mode, cutoff=cutoff, seed=seed, max_events=max_events)
+        made.epoch.fill_(epoch)
+        return made
+
+    return make
+
+
+def row(number, visits, validation=10_000, test=20_000, same_time=True):
+    """A prepared row from `[(day, items bought, items clicked)]`; a visit with a purchase is closed. Ids from 2."""
+    events = []
+    for visit, (day, bought, clicked) in enumerate(visits):
+        lines = [(item, BUY) for item in bought] + [(item, CLICK) for item in clicked]
+        lines += [(0, CLOSE)] if bought else []
+        for place, (item, kind) in enumerate(lines):
+            events.append((day * DAY + (0 if same_time else 60 * place), visit, item, kind))
+    times, visits, items, kinds = np.array(events, np.int64).reshape(-1, 4).T
+    target = kinds == BUY
+    return {
+        "row": number,
+        "customer_id": str(number),
+        "times": times,
+        "visits": visits.astype(np.int32),
+        "feature_items": items.astype(np.int32),
+        "feature_type": kinds.astype(np.int32),
+        "task_items": np.where(target, items, 0).astype(np.int32),
+        "task_type": np.where(target, kinds, 0).astype(np.int32),
+        "validation_end": int((times < validation * DAY).sum()),
+        "test_end": int((times < test * DAY).sum()),
+    }
+
+
+# Items up to 19 are of the training period, 20 to 29 of validation, 30 and up of test.
+HISTORY = [(1, [2, 3, 3], [4]), (2, [], [5, 6]), (4, [7], []), (6, [2, 8, 9, 9, 10], [11]), (9, [12], [])]
+LATER = [(12, [20], []), (12, [], [21]), (13, [22, 23, 22], [24]), (21, [], [30]), (22, [31, 32], [33])]
+
+
+@pytest.fixture
+def rows():
+    return [
+        row(0, HISTORY + LATER, 10, 20),
+        row(1, HISTORY[:2] + LATER, 10, 20),
+        row(2, HISTORY[3:], 10, 20),
+        row(3, [(3, [2], [])], 10, 20),
+    ]
+
+
+def questions(batch, place):
+    """All that a batch asks of one row: the input, and the labels of each prefix as (end, labels of all tasks)."""
+    length = int(batch["attention_mask"][place].sum())
+    labels = batch["labels"][place]
+    prefixes = batch.get("label_prefixes", torch.zeros_like(batch["labels"][..., 0]))[place].tolist()
+    ends = batch["prefix_ends"][place].tolist() if "prefix_ends" in batch else [length - 1]
+    asked = [(ends[p], *label) for p, label in zip(prefixes, labels.tolist(), strict=True) if max(label) >= 2]
+    return batch["input_ids"][place, :length].tolist(), sorted(asked)
+
+
+def items(batch, place=0):
+    return [event[0] for event in questions(batch, place)[0]]
+
+
+@every_mode
+def test_a_draw_depends_on_seed_epoch_and_row_alone(collator, rows, choices):
+    together = collator(epoch=3, **choices)(rows)
+    for place in range(len(rows)):
+        alone = collator(epoch=3, **choices)([rows[place]])
+        assert questions(alone, 0) == questions(together, place)
+        others = collator(epoch=3, **choices)([rows[-1], rows[place]])
+        assert questions(others, 1) == questions(together, place)
+    draws = {epoch: str(questions(collator(epoch=epoch, **choices)(rows), 0)) for epoch in range(8)}
+    assert len(set(draws.values())) > 3  # an epoch has a draw of its own
+    assert str(questions(collator(epoch=3, seed=1, **choices)(rows), 0)) != draws[3]
+    twin = {**rows[0], "row": 17}
+    assert any(str(questions(collator(epoch=e, **choices)([twin]), 0)) != draws[e] for e in range(8))
+
+
+def test_the_epoch_reaches_the_workers(collator):
+    made = collator()
+    assert made.epoch.is_shared()
+
+
+@every_mode
+def test_training_sees_nothing_from_the_cutoff_on(collator, rows, choices):
+    seen = set()
+    for epoch in range(30):
+        batch = collator(epoch=epoch, **choices)(rows)
+        seen |= set(batch["input_ids"][..., 0].flatten().tolist()) | set(batch["labels"][..., 0].flatten().tolist())
+    assert {2, 12} <= seen and max(seen) < 20
+
+
+def expected_questions(history, target):
+    """All prefixes of a history and what follows each, told by plain loops: {end: labels of the task items}."""
+    visits, kinds, labels = (history[name].tolist() for name in ("visits", "feature_type", "feature_items"))
+    result = {}
+    for i in range(history["validation_end"]):
+        if kinds[i] == BUY:
+            end = i if target == "next_event" else visits.index(visits[i])
+            result.setdefault(end, set()).add(labels[i])
+    return result
+
+
+@pytest.mark.parametrize("target", ["next_event", "next_visit"])
+def test_a_random_prefix_is_asked_for_what_comes_right_after_it(collator, target):
+    history = row(0, HISTORY + LATER, 10, 20, same_time=False)
+    expected = expected_questions(history, target)
+    seen = set()
+    for epoch in range(120):
+        batch = collator(epoch=epoch, target=target)([history])
+        read, asked = questions(batch, 0)
+        end = len(read) - 1
+        assert read[0] == [0, START]
+        assert [event[0] for event in read[1:]] == history["feature_items"][:end].tolist()
+        found = [label for _, label, _ in asked if label >= 2]
+        assert sorted(found) == sorted(expected[end])  # a set: no label twice
+        assert sorted(kind for *_, kind in asked if kind != IGNORED) == [BUY]
+        seen.add(end)
+    assert seen == set(expected) - {0}  # every prefix is drawn, the empty one only where there is no other
+
+
+def test_an_empty_prefix_is_asked_where_there_is_no_other(collator, rows):
+    for target in ("next_event", "next_visit"):
+        assert questions(collator(target=target)([rows[3]]), 0) == ([[0, START]], [(0, 2, BUY)])
+
+
+@pytest.mark.parametrize("target", ["next_event", "next_visit"])
+def test_all_prefixes_are_all_the_random_prefixes(collator, target):
+    history = row(0, HISTORY + LATER, 10, 20, same_time=False)
+    read, asked = questions(
+        collator(augmentation="all_prefixes", encoder_attention="causal", target=target)([history]), 0
+    )
+    together = {}
+    for end, *labels in asked:
+        together.setdefault((end, str(read[: end + 1])), []).append(labels)
+    alone = {}
+    for epoch in range(120):
+        prefix, answers = questions(collator(epoch=epoch, target=target)([history]), 0)
+        alone[len(prefix) - 1, str(prefix)] = [labels for _, *labels in answers]
+    assert {end for end, _ in together} == set(expected_questions(history, target))
+    assert {key: labels for key, labels in together.items() if key[0] > 0} == alone
+
+
+@pytest.mark.parametrize("name", ["all events", "all visits", "masked"])
+def test_events_of_one_time_are_shuffled_and_the_end_of_a_visit_stays_last(collator, rows, name):
+    orders = set()
+    for epoch in range(20):
+        choices = {**MODES[name], "mask_probability": 0.0}
+        read, _ = questions(collator(epoch=epoch, **choices)(rows[:1]), 0)
+        read = read[1:]
+        assert [kind for _, kind in read].count(CLOSE) == 4
+        start = 0
+        for _, bought, clicked in HISTORY:
+            size = len(bought) + len(clicked)
+            visit = read[start : start + size]
+            expected = [[item, BUY] for item in bought] + [[item, CLICK] for item in clicked]
+            hidden = visit.count([UNKNOWN, UNKNOWN])
+            assert hidden <= 1 if name == "masked" else not hidden
+            assert hidden or sorted(visit) == sorted(expected)  # features of an event stay together
+            assert not bought or read[start + size] == [0, CLOSE]
+            start += size + bool(bought)
+        orders.add(str(read[: len(HISTORY[0][1]) + 1]))
+    assert len(orders) > 5
+
+
+def test_events_of_different_times_keep_their_order(collator):
+    history = row(0, HISTORY, same_time=False)
+    for epoch in range(5):
+        batch = collator(epoch=epoch, **MODES["all visits"])([history])
+        assert items(batch)[1:] == history["feature_items"].tolist()
+
+
+LONG = [(day, [2 + day, 3 + day], [4 + day]) for day in range(12)]  # 4 events a visit
+
+
+@pytest.mark.parametrize(
+    "size, name", [(13, "all events"), (13, "all visits"), (15, "all visits"), (15, "all events")]
+)
+def test_a_long_history_is_cut_at_the_end_of_a_visit_and_asks_nothing_that_it_lost(collator, size, name):
+    history = row(0, LONG, same_time=False)
+    starts = set()
+    for epoch in range(60):
+        read, asked = questions(collator(epoch=epoch, max_events=size, **MODES[name])([history]), 0)
+        assert len(read) == size and read[0] == [0, START] and read[-1] == [0, CLOSE]
+        last_visit = max(event[0] for event in read) - 4
+        start = 4 * (last_visit + 1) - (size - 1)  # events before the window
+        starts.add(start)
+        kept = history["feature_items"][start : start + size - 1].tolist()
+        assert [event[0] for event in read[1:]] == kept
+        ends = {end for end, *_ in asked}
+        assert (0 in ends) == (start == 0)
+        assert max(ends) < size
+        # every visit of which the window holds the history is asked for
+        assert {label for _, label, _ in asked} >= set(range(2 + last_visit, 4 + last_visit))
+    assert len(starts) > 5 and (min(starts) == 0) == (size == 13)
+
+
+def test_a_long_random_prefix_keeps_its_latest_events(collator):
+    history = row(0, LONG, same_time=False)
+    for epoch in range(20):
+        batch = collator(epoch=epoch, max_events=9)([history])
+        read, asked = questions(batch, 0)
+        assert len(read) <= 9
+        after = history["feature_items"].tolist()
+        kept = [event[0] for event in read[1:]]
+        places = [
+            i for i in range(len(after)) if after[i : i + len(kept)] == kept and after[i + len(kept)] == asked[0][1]
+        ]
+        assert places
+
+
+def test_masked_events_are_targets_and_their_labels_are_what_was_hidden(collator, rows):
+    shares, numbers = [], []
+    for epoch in range(40):
+        batch = collator(epoch=epoch, **MODES["masked"])(rows)
+        for place, source in enumerate(rows):
+            end = source["validation_end"]
+            read, asked = questions(batch, place)
+            hidden = [i for i, event in enumerate(read) if event == [UNKNOWN, UNKNOWN]]
+            assert [prefix for prefix, *_ in asked] == hidden and hidden
+            assert all(kind == BUY for _, _, kind in asked)
+            events = list(zip(source["feature_items"][:end], source["feature_type"][:end], strict=True))
+            restored = [tuple(event) for i, event in enumerate(read[1:], 1) if i not in hidden]
+            restored += [(label, kind) for _, label, kind in asked]
+            assert sorted(restored) == sorted(events)
+            if place == 0:
+                shares.append(len(hidden) / (source["task_items"][:end] > 0).sum())
+                numbers.append(len(hidden))
+    assert 0.3 < np.mean(shares) < 0.5 and len(set(numbers)) > 2  # of mask_probability 0.4
+
+
+@pytest.mark.parametrize("name", MODES)
+@pytest.mark.parametrize("cutoff, history, target", [("validation", 5, [20]), ("test", 8, [31, 32])])
+def test_evaluation_reads_up_to_the_cutoff_and_asks_for_the_visit_after_it(
+    collator, rows, name, cutoff, history, target
+):
+    batch = collator("evaluate", cutoff=cutoff, **MODES[name])(rows)
+    end = rows[0][f"{cutoff}_end"]
+    read = items(batch)[1:]
+    if name == "masked":
+        assert batch["input_ids"][0, len(read)].tolist() == [UNKNOWN, UNKNOWN]
+        read = read[:-1]
+    assert read == rows[0]["feature_items"][:end].tolist()  # the order as it is stored, nothing drawn
+    labels = batch["labels"][0, :, 0]
+    assert labels[labels >= 2].tolist() == target
+    assert not (batch["labels"][3] >= 2).any()  # no visit after the cutoff
+    assert "prefix_ends" not in batch and "label_prefixes" not in batch
+
+
+def test_all_labels_of_a_visit_are_kept_in_evaluation(collator, rows):
+    changed = row(0, HISTORY + LATER[2:], 10, 20)
+    labels = collator("evaluate", target="next_visit")([changed])["labels"][0, :, 0]
+    assert labels.tolist() == [22, 23, 22]
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_prediction_reads_the_whole_history_and_asks_nothing(collator, rows, name):
+    batch = collator("predict", **MODES[name])(rows)
+    length = len(rows[0]["times"])
+    assert batch["input_ids"][0, 1 : length + 1, 0].tolist() == rows[0]["feature_items"].tolist()
+    assert int(batch["attention_mask"][0].sum()) == length + 1 + (name == "masked")
+    assert set(batch) == {"input_ids", "attention_mask", "visit_ids", "event_times"}
+
+
+def test_an_unknown_mode_is_refused(collator):
+    with pytest.raises(ValueError, match="Found mode 'test'.*'train', 'evaluate', 'predict'"):
+        collator("test")
+
+
+# ------------------------------------------------------------------------------------------------ rows and their order
+
+
+def test_prepared_rows_come_as_they_are_stored(prepared, tmp_path):
+    stored = load_prepared(prepared, cache_dir=tmp_path)
+    kept = PreparedRows(stored, indices=[5, 2, 9])
+    assert len(kept) == 3
+    expected = stored.to_list()
+    for found, place in zip([*kept.__getitems__([1, 0]), kept[2]], [2, 5, 9], strict=True):
+        assert found.pop("row") == place
+        assert {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in found.items()} == expected[place]
+
+
+LENGTHS = np.random.default_rng(0).integers(2, 60, 83)
+
+
+def make_sampler(group=8, seed=0, epoch=0, lengths=LENGTHS):
+    return LengthGroupedSampler(lengths, group, seed, torch.tensor(epoch))
+
+
+def test_an_epoch_visits_every_row_once_in_an_order_of_its_own():
+    order = list(make_sampler())
+    assert sorted(order) == list(range(83)) and len(make_sampler()) == 83
+    assert list(make_sampler()) == order
+    assert list(make_sampler(epoch=1)) != order and list(make_sampler(seed=1)) != order
+    moving = make_sampler()
+    assert list(moving) == order
+    moving.epoch.fill_(1)
+    assert list(moving) == list(make_sampler(epoch=1))
+    assert sorted(make_sampler(lengths=LENGTHS[:3])) == [0, 1, 2]
+
+
+def test_groups_hold_rows_of_similar_length():
+    grouped = np.array(list(make_sampler())[:80]).reshape(-1, 8)
+    spread = np.ptp(LENGTHS[grouped], axis=1).mean()
+    assert spread < 0.4 * np.ptp(LENGTHS[np.arange(80).reshape(-1, 8)], axis=1).mean()
+    assert np.abs(np.diff(LENGTHS[grouped].mean(axis=1))).max() > 10  # and the groups come in no order
+
+
+def test_two_processes_see_the_global_batches_of_one():
+    one = list(BatchSampler(make_sampler(), 8, drop_last=False))
+    halves = [BatchSampler(make_sampler(), 4, drop_last=False) for _ in range(2)]
+    shards = [list(BatchSamplerShard(half, 2, rank)) for rank, half in enumerate(halves)]
+    for whole, first, second in list(zip(one, *shards, strict=True))[:10]:
+        assert whole == first + second

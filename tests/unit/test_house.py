@@ -1,0 +1,143 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The rules of CONTRIBUTING.md that a parser can hold: who imports whom, what is left alone, what is installed."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "modeling_mcm"
+HEADER = ["# Copyright 2026 The MCM Authors", "# SPDX-License-Identifier: Apache-2.0"]
+FOLDERS = ("modeling_mcm", "configuration", "training", "examples", "benchmarks", "tests")
+SOURCES = [ROOT / "setup.py", *(path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py")))]
+LIBRARY = [path for path in SOURCES if PACKAGE in path.parents]
+FLAT = [path for path in LIBRARY if path.name.endswith("_mcm.py")]
+
+# The files that travel with a checkpoint, and the siblings that each may read.
+SIBLINGS = {
+    "configuration_mcm": set(),
+    "readout_mcm": {"configuration_mcm"},
+    "modeling_mcm": {"configuration_mcm", "readout_mcm"},
+    "events_mcm": set(),
+    "processing_mcm": {"configuration_mcm", "events_mcm"},
+    "pipeline_mcm": {"configuration_mcm", "modeling_mcm", "processing_mcm"},
+}
+FLAT_LIBRARIES = {"torch", "numpy", "transformers", "huggingface_hub"}
+# What the rooms of the package may read of the package.
+ROOMS = {
+    "data": {"data", "configuration_mcm", "events_mcm", "processing_mcm"},
+    "evaluation": {"evaluation", "processing_mcm"},
+    "hub": {"hub", "data", "evaluation", *SIBLINGS},
+    "trainer": {"data", "evaluation", *SIBLINGS},
+    "__init__": set(SIBLINGS),
+}
+LOADS_CODE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+
+
+def named(paths):
+    return pytest.mark.parametrize("path", paths, ids=[str(path.relative_to(ROOT)) for path in paths])
+
+
+def tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path):
+    """(level, dotted module) of every import of a file, wherever it stands."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from ((0, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.level, node.module or ""
+
+
+def calls(path):
+    return [ast.unparse(node.func) for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
+
+
+def test_the_rooms_are_all_known():
+    assert {path.stem for path in FLAT} == set(SIBLINGS) and all(path.parent == PACKAGE for path in FLAT)
+    found = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in LIBRARY}
+    assert found - {"hub"} == {*SIBLINGS, *ROOMS} - {"hub"}
+
+
+@named(FLAT)
+def test_files_that_travel_are_flat(path):
+    relative = []
+    for level, module in imports(path):
+        if level:
+            relative.append(module)
+            assert level == 1 and module in SIBLINGS[path.stem], f"from {'.' * level}{module} import"
+        else:
+            top = module.split(".")[0]
+            assert top in FLAT_LIBRARIES or top in sys.stdlib_module_names, f"import {module}"
+    # transformers looks for relative imports with a pattern, so one that is quoted in a docstring would count
+    quoted = re.findall(r"^\s*(?:from\s+\.(\S+)\s+import|import\s+\.(\S+))", path.read_text(), flags=re.MULTILINE)
+    assert sorted(relative) == sorted(first or second for first, second in quoted)
+
+
+@named([path for path in LIBRARY if path not in FLAT])
+def test_rooms_read_only_the_rooms_they_may(path):
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for level, module in imports(path):
+        if level or module.split(".")[0] == "modeling_mcm":
+            names = module.split(".")[0 if level else 1 :]
+            assert level <= 1 and names and names[0] in ROOMS[room], f"from {'.' * level}{module} import"
+
+
+@named(LIBRARY)
+def test_the_library_reads_nothing_of_the_checkout(path):
+    for level, module in imports(path):
+        assert level or module.split(".")[0] not in FOLDERS[1:], f"import {module}"
+    parsed = tree(path)
+    documented = [node for node in ast.walk(parsed) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
+    docstrings = {id(node.body[0].value) for node in documented if ast.get_docstring(node)}
+    for node in ast.walk(parsed):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            assert not re.match(r"(\.\./)*(configuration|model_cards)(/|$)", node.value), node.value
+
+
+@named(LIBRARY)
+def test_the_library_runs_no_code_from_data_and_leaves_output_to_its_user(path):
+    assert not LOADS_CODE & {module.split(".")[0] for _, module in imports(path)}
+    forbidden = {"eval", "exec", "compile", "__import__", "print", "torch.load", "logging.basicConfig", "breakpoint"}
+    assert not forbidden & set(calls(path))
+    assert not [node.lineno for node in ast.walk(tree(path)) if isinstance(node, ast.Assert)]
+
+
+@named([path for path in SOURCES if ROOT / "training" in path.parents])
+def test_scripts_build_on_the_package_alone(path):
+    own = {other.stem for other in path.parent.glob("*.py")}
+    for level, module in imports(path):
+        assert not level
+        assert module.split(".")[0] not in {*FOLDERS[1:]} or module in own, f"import {module}"
+
+
+@named(SOURCES)
+def test_every_file_has_the_licence_header_and_says_what_it_is_for(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    start = 1 if lines[0].startswith("#!") else 0
+    assert lines[start : start + 2] == HEADER
+    assert ast.get_docstring(tree(path))
+
+
+def test_only_the_package_is_installed_and_it_is_whole(tmp_path):
+    source, built = tmp_path / "source", tmp_path / "built"
+    source.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for folder in ("modeling_mcm", "configuration", "training", "tests"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "setup.py", "--quiet", "build", "--build-lib", str(built)]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in built.iterdir()] == ["modeling_mcm"]
+    installed = {path.relative_to(built) for path in built.rglob("*") if path.is_file()}
+    wanted = {path.relative_to(ROOT) for path in LIBRARY} | {Path("modeling_mcm/py.typed")}
+    assert installed == wanted

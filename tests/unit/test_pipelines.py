@@ -1,0 +1,147 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""From a folder to answers: the Auto classes and both pipelines, on customers as they come."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, pipeline
+
+from modeling_mcm import (
+    CustomerEmbeddingPipeline,
+    MCMConfig,
+    MCMFeatureExtractor,
+    MCMForMultiTaskRecommendation,
+    MCMModel,
+    PreferenceScoresPipeline,
+)
+
+CHOICES = {
+    "paper": {},
+    "extended": {"extended": True},
+    "masked events": {"augmentation": "masked_lm", "readout": "last"},
+}
+
+
+@pytest.fixture(params=CHOICES.values(), ids=CHOICES.keys())
+def checkpoint(request, tiny_model, extractor, tmp_path):
+    tiny_model(**request.param).save_pretrained(tmp_path)
+    extractor.save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+@pytest.fixture
+def customers(event_log):
+    """Histories of 1 to 60 events (the window is 40), no events, and only values that training never saw."""
+
+    def history(who, count=None):
+        return event_log[event_log["who"] == who].head(count).to_dict("list")
+
+    longest = event_log["who"].value_counts()
+    assert longest.iloc[0] > 40
+    unknown = [{"when": f"2017-0{month}-03", "action": "buy", "item": "new", "aisle": "new"} for month in (1, 2)]
+    return [
+        {"customer_id": "c00", "events": history("c00", 12), "profile": {"age": "old"}},
+        {"events": history("c01", 1)},
+        {"events": []},
+        {"events": history(longest.index[0]), "profile": {"age": "young"}},
+        {"events": unknown, "profile": {"age": "ageless"}},
+        *({"events": history(f"c0{number}", 3 * number)} for number in range(2, 6)),
+    ]
+
+
+def assert_same_scores(found, expected):
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.keys() == theirs.keys()
+        for task, labels in theirs.items():
+            mine_by_label = {entry["label"]: entry["score"] for entry in mine[task]}
+            assert mine_by_label == pytest.approx({entry["label"]: entry["score"] for entry in labels}, abs=1e-5)
+
+
+def test_auto_classes_read_a_checkpoint(checkpoint):
+    assert type(AutoConfig.from_pretrained(checkpoint)) is MCMConfig
+    assert type(AutoModel.from_pretrained(checkpoint)) is MCMModel
+    assert type(AutoFeatureExtractor.from_pretrained(checkpoint)) is MCMFeatureExtractor
+
+
+def test_a_customer_embedding_is_the_models(checkpoint, customers):
+    embed = pipeline("customer-embedding", model=checkpoint)
+    assert type(embed) is CustomerEmbeddingPipeline
+    found = embed(customers[0])
+    assert isinstance(found, np.ndarray) and found.dtype == np.float32 and found.shape == (16,)
+    model = MCMModel.from_pretrained(checkpoint).eval()
+    extractor = MCMFeatureExtractor.from_pretrained(checkpoint)
+    mask_next = model.config.augmentation == "masked_lm"
+    inputs = extractor.pad([extractor.encode(customers[0])], mask_next=mask_next)
+    del inputs["event_times"]
+    with torch.no_grad():
+        np.testing.assert_allclose(found, model(**inputs).pooler_output[0].numpy(), atol=1e-5)
+
+
+def test_preference_scores_are_the_models(checkpoint, customers):
+    score = pipeline("preference-scores", model=checkpoint)
+    assert type(score) is PreferenceScoresPipeline
+    found = score(customers[0])
+    assert list(found) == ["items", "aisle", "type"]
+    model = MCMForMultiTaskRecommendation.from_pretrained(checkpoint).eval()
+    extractor = MCMFeatureExtractor.from_pretrained(checkpoint)
+    mask_next = model.config.augmentation == "masked_lm"
+    best = model.preferences("items", k=10, **extractor.pad([extractor.encode(customers[0])], mask_next=mask_next))
+    assert [entry["label"] for entry in found["items"]] == extractor.decode_labels("items", best["labels"][0])
+    assert [entry["score"] for entry in found["items"]] == pytest.approx(best["scores"][0].tolist(), abs=1e-5)
+    everything = score(customers[0], top_k=1000)
+    for task, labels in everything.items():
+        assert sorted(entry["label"] for entry in labels) == sorted(extractor.vocabularies[task])
+        assert sum(entry["score"] for entry in labels) == pytest.approx(1, abs=1e-5)
+        assert [entry["score"] for entry in labels] == sorted((e["score"] for e in labels), reverse=True)
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_a_batch_gives_what_single_customers_give(checkpoint, customers, size):
+    embed, score = (pipeline(task, model=checkpoint) for task in ("customer-embedding", "preference-scores"))
+    np.testing.assert_allclose(embed(customers, batch_size=size), [embed(c) for c in customers], atol=1e-5)
+    options = {"tasks": ["aisle", "items"], "top_k": 1000}
+    together = score(customers, batch_size=size, **options)
+    assert [list(found) for found in together] == [["aisle", "items"]] * len(customers)
+    assert_same_scores(together, [score(customer, **options) for customer in customers])
+
+
+def test_customers_differ_and_the_latest_events_of_a_long_history_count(checkpoint, customers, event_log):
+    embed = pipeline("customer-embedding", model=checkpoint)
+    found = np.stack(embed(customers))
+    assert np.isfinite(found).all()
+    distances = np.abs(found[:, None] - found).max(-1) + np.eye(len(found))
+    assert distances.min() > 1e-3
+    extractor = MCMFeatureExtractor.from_pretrained(checkpoint)
+    row = extractor.encode(customers[3])
+    kept = 39 - (embed.model.config.augmentation == "masked_lm")
+    latest = {k: v[-kept:] if isinstance(v, np.ndarray) and v.ndim else v for k, v in row.items()}
+    mask_next = embed.model.config.augmentation == "masked_lm"
+    inputs = extractor.pad([latest], mask_next=mask_next)
+    del inputs["event_times"]
+    with torch.no_grad():
+        np.testing.assert_allclose(found[3], embed.model(**inputs).pooler_output[0].numpy(), atol=1e-5)
+
+
+def test_events_may_be_a_data_frame_or_a_list_of_dicts_in_any_order(checkpoint, customers, event_log):
+    embed = pipeline("customer-embedding", model=checkpoint)
+    frame = event_log[event_log["who"] == "c00"].head(12)
+    shuffled = frame.sample(frac=1, random_state=1)
+    dicts = [{k: v for k, v in event.items() if v is not None and v == v} for event in shuffled.to_dict("records")]
+    for events in (frame, shuffled, dicts):
+        found = embed({"events": events, "profile": {"age": "old"}})
+        np.testing.assert_allclose(found, embed(customers[0]), atol=1e-5)
+
+
+def test_bad_options_and_customers_are_refused(checkpoint, customers):
+    embed, score = (pipeline(task, model=checkpoint) for task in ("customer-embedding", "preference-scores"))
+    with pytest.raises(ValueError, match=r"Unknown options \['top_k'\]: customer-embedding has none"):
+        embed(customers[0], top_k=3)
+    with pytest.raises(ValueError, match=r"Unknown options \['topk'\]: preference-scores has `tasks` and `top_k`"):
+        score(customers[0], topk=3)
+    with pytest.raises(ValueError, match=r"No tasks \['colour'\]: this checkpoint predicts \['items', 'aisle', "):
+        score(customers[0], tasks=["items", "colour"])
+    with pytest.raises(ValueError, match="`top_k` is 0; ask for at least 1"):
+        score(customers[0], top_k=0)
+    with pytest.raises(ValueError, match="Customer 'c9': .*'colour'"):
+        embed({"customer_id": "c9", "events": [{"when": "2017-01-01", "action": "buy", "colour": "red"}]})
