@@ -24,7 +24,7 @@ CHOICES = {
     "encoder_attention": ("bidirectional", "causal"),
     "encoder_unit": ("event", "visit"),
     "readout": ("attentional", "last"),
-    "augmentation": ("random_prefix", "all_prefixes", "masked_lm"),
+    "augmentation": ("random_prefix", "last_prefix", "all_prefixes", "masked_lm"),
     "target": ("next_event", "next_visit"),
 }
 # The paper's features and, for want of its numbers, vocabularies that make about 30K values; ids 0 and 1 included.
@@ -48,6 +48,8 @@ class MCMConfig(PreTrainedConfig):
         Names of the J features of an interaction, in the order of the last axis of `input_ids`.
     vocabulary_sizes (`list[int]`, *optional*):
         Number of ids of each feature, id 0 (missing or padding) and id 1 (unknown) included; as long as `features`.
+    input_features (`list[str]`, *optional*):
+        The features that the embedding averages, all by default: one name here is BERT4Rec's item sequence.
     tasks (`list[str]`, *optional*):
         The features whose next value is predicted, all but `token_type` by default. The labels of a task are the ids
         of its feature.
@@ -85,8 +87,9 @@ class MCMConfig(PreTrainedConfig):
     repeat_half_lives_units (`list[float]`, *optional*):
         The same in encoder units. Both empty: no repeat memory.
     augmentation (`str`):
-        What a training row asks: `"random_prefix"` (the paper), `"all_prefixes"` (needs a causal encoder) or
-        `"masked_lm"` (BERT4Rec; needs the `"last"` readout and a bidirectional encoder).
+        What a training row asks: `"random_prefix"` (the paper), `"last_prefix"` (no augmentation: the end of the
+        history), `"all_prefixes"` (needs a causal encoder) or `"masked_lm"` (BERT4Rec; needs the `"last"` readout and
+        a bidirectional encoder).
     target (`str`):
         `"next_event"` (the paper) or `"next_visit"`: the set of labels of the next visit, asked at the end of the
         visit before.
@@ -99,6 +102,7 @@ class MCMConfig(PreTrainedConfig):
     features: list[str] = field(default_factory=list)
     vocabulary_sizes: list[int] = field(default_factory=list)
     tasks: list[str] = field(default_factory=list)
+    input_features: list[str] | None = None
     trained_tasks: list[str] | None = None
     hidden_size: int = 256
     num_hidden_layers: int = 3
@@ -154,6 +158,8 @@ class MCMConfig(PreTrainedConfig):
         if any(size < 3 for size in self.vocabulary_sizes):
             small = [f for f, size in zip(self.features, self.vocabulary_sizes, strict=True) if size < 3]
             raise ValueError(f"The features {small} have no value besides padding and unknown: leave them out.")
+        if missing := [name for name in self.input_features or [] if name not in self.features]:
+            raise ValueError(f"`input_features` names {missing}, which are not among the features {self.features}.")
         if missing := [task for task in self.tasks if task not in self.features]:
             raise ValueError(
                 f"The tasks {missing} are no features; a task is the next value of one of {self.features}."

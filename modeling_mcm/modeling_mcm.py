@@ -116,6 +116,8 @@ class MCMEmbeddings(nn.Module):
     def __init__(self, config: MCMConfig):
         super().__init__()
         self.encoder_unit, self.event_dropout = config.encoder_unit, config.event_dropout_prob
+        read = config.input_features or config.features
+        self.read = [place for place, name in enumerate(config.features) if name in read]
         self.feature_tables = nn.ModuleList(
             ValueEmbedding(size, config.hidden_size) for size in config.vocabulary_sizes
         )
@@ -136,8 +138,8 @@ class MCMEmbeddings(nn.Module):
                 f"`input_ids` has {input_ids.shape[-1]} features, this checkpoint reads {len(self.feature_tables)}: "
                 "make the inputs with the checkpoint's own feature extractor."
             )
-        total = sum(table(input_ids[..., j]) for j, table in enumerate(self.feature_tables))
-        return total / (input_ids != 0).sum(-1, keepdim=True).clamp(min=1)
+        total = sum(self.feature_tables[j](input_ids[..., j]) for j in self.read)
+        return total / (input_ids[..., self.read] != 0).sum(-1, keepdim=True).clamp(min=1)
 
     def units(
         self, events: torch.Tensor, attention_mask: torch.Tensor, visit_ids: torch.Tensor | None

@@ -123,6 +123,7 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor) -> MCMCon
         "features": extractor.feature_names,
         "vocabulary_sizes": extractor.vocabulary_sizes,
         "tasks": extractor.tasks,
+        "max_position_embeddings": extractor.max_events,  # the window decides
     }
     return MCMConfig(**(config | values))
 

@@ -23,6 +23,7 @@ from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.processing_mcm import FIRST_VALUE_ID, UNKNOWN_ID, MCMFeatureExtractor
 
 MODES = ("train", "evaluate", "predict")
+ONE_PREFIX = ("random_prefix", "last_prefix")
 IGNORED = -100
 
 
@@ -137,14 +138,14 @@ class MCMCollator:
         """A batch: `input_ids`, `attention_mask`, `event_times`, `visit_ids`; with targets also `labels` `(B, N, T)`
         and `label_prefixes` `(B, N)`, and `prefix_ends` `(B, P)` where there are several prefixes or masked events."""
         make = {"train": self._train, "evaluate": self._evaluate, "predict": self._predict}[self.mode]
-        made = [make(row) for row in rows]
+        made = [make(self._readable(row)) for row in rows]
         masked = self.config.augmentation == "masked_lm"
         histories = [history for history, *_ in made]
         batch = dict(self.extractor.pad(histories, self.max_events, mask_next=masked and self.mode != "train"))
         if self.mode == "predict":
             return batch
         _, ends, prefixes, labels = zip(*made, strict=True)
-        if self.mode == "train" and self.config.augmentation != "random_prefix":
+        if self.mode == "train" and self.config.augmentation not in ONE_PREFIX:
             batch["prefix_ends"] = _stack(ends, 0)
             batch["label_prefixes"] = _stack(prefixes, 0)
         batch["labels"] = _stack(labels, IGNORED)
@@ -153,6 +154,15 @@ class MCMCollator:
     # The following return (history, prefix ends (P,), prefix of each label (N,), labels (N, T)). A prefix end is a
     # place in the padded input: the start row is 0 and event i of the history is i + 1, so the prefix before event i
     # ends at i.
+
+    def _readable(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The row without the events that have none of the model's input features: an item sequence holds items."""
+        if not self.config.input_features:
+            return row
+        names = [f"feature_{name}" for name in self.config.input_features if f"feature_{name}" in row]
+        keep = np.any([row[name] > 0 for name in names], axis=0)
+        ends = {name: int(keep[: row[name]].sum()) for name in ("validation_end", "test_end")}
+        return {name: value[keep] if isinstance(value, np.ndarray) else value for name, value in row.items()} | ends
 
     def _predict(self, row: Mapping[str, Any]):
         return (row,)
@@ -168,8 +178,8 @@ class MCMCollator:
     def _train(self, row: Mapping[str, Any]):
         generator = np.random.default_rng([self.seed, int(self.epoch), row["row"]])
         history = self._shuffled(_cut(row, 0, row["validation_end"]), generator)
-        if self.config.augmentation == "random_prefix":
-            return self._random_prefix(history, generator)
+        if self.config.augmentation in ONE_PREFIX:
+            return self._one_prefix(history, generator)
         start, end = self._window(history["visits"], generator)
         window = _cut(history, start, end)
         if self.config.augmentation == "masked_lm":
@@ -200,11 +210,13 @@ class MCMCollator:
         opens = np.append(True, np.diff(history["visits"]) != 0)
         return events[opens][np.cumsum(opens) - 1]
 
-    def _random_prefix(self, history: dict[str, Any], generator: np.random.Generator):
+    def _one_prefix(self, history: dict[str, Any], generator: np.random.Generator):
         ends = self._prefix_before(history)
         is_target = self._is_target(history)
         choices = ends[is_target] if self.config.target == "next_event" else np.unique(ends[is_target])
         choices = choices[choices > 0] if (choices > 0).any() else choices  # empty only where there is no other
+        if self.config.augmentation == "last_prefix":
+            choices = choices[-1:]
         end = int(generator.choice(choices)) if len(choices) else 0
         labels = self._labels(history)[is_target & (ends == end)]
         prefixes = np.zeros(len(labels), int)
