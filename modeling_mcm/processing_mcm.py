@@ -350,6 +350,21 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
 
     # --------------------------------------------------------------------------------------------- rows -> model input
 
+    def readable(self, row: Mapping[str, Any], features: Sequence[str] | None) -> dict[str, Any]:
+        """The row without the events that have none of `features`: a model of items alone reads a sequence of items.
+
+        Args:
+            row (`dict`): as `encode` or a prepared data set gives it.
+            features (`Sequence[str]`, *optional*): a config's `input_features`; `None` keeps every event.
+        """
+        names = [f"feature_{feature}" for feature in features or () if feature in self._event_features]
+        if not names:
+            return dict(row)
+        keep = np.any([row[name] != MISSING_ID for name in names], axis=0)
+        ends = {name: int(keep[: row[name]].sum()) for name in ("validation_end", "test_end") if name in row}
+        columns = ("times", "visits", "feature_", "task_")
+        return {name: value[keep] if name.startswith(columns) else value for name, value in row.items()} | ends
+
     def pad(
         self,
         rows: Sequence[Mapping[str, Any]],

@@ -162,11 +162,11 @@ class RepeatMemory(nn.Module):
     once an event where events are the units. With m_{w,u} the mean vote of the events of unit u that have label w,
 
         n_{p,w,k} = sum over units u of prefix p of  m_{w,u} 2^(-age_k(p, u) / T_k)
-        score(w) += sum_k  log(1 + n_{p,w,k} exp(b_k)) (g_k + c_{w,k} + gate_k(h_p))
+        score(w) += sum_k  log(1 + n_{p,w,k} exp(b_k)) (g_k + c_{w,k} + d_k log(1 + p))
 
     Kernel k forgets by days or by units, with half-life T_k. An event's vote is exp(vote . e_i), so that a purchase
     may count for more than a click. T and vote are shared by the tasks; sensitivity b, gain g, label gain c (which
-    labels come back soon and which don't) and gate are a task's own. Work and memory grow with the labels that a
+    labels come back soon and which don't) and growth d (a long history is worth more trust) are a task's own. Work and memory grow with the labels that a
     customer met.
 
     Args:
@@ -189,15 +189,16 @@ class RepeatMemory(nn.Module):
         self.vote = nn.Linear(hidden_size, 1)
         self.log_sensitivity = nn.Parameter(torch.empty(len(label_sizes), kernels))
         self.memory_gain = nn.Parameter(torch.empty(len(label_sizes), kernels))
+        self.memory_growth = nn.Parameter(torch.empty(len(label_sizes), kernels))
         self.label_gains = nn.ModuleList(nn.Embedding(size, kernels) for size in label_sizes)
-        self.gates = nn.ModuleList(nn.Linear(hidden_size, kernels) for _ in label_sizes)
 
     def reset_parameters(self):
-        """Starts as a recency-weighted personal frequency: equal gains, no opinion on labels, events or states."""
+        """Starts as a recency-weighted personal frequency: equal gains, no opinion on labels or events."""
         init.copy_(self.log_half_life, torch.tensor(self.half_lives, dtype=torch.float32).log())
         init.ones_(self.log_sensitivity)
         init.constant_(self.memory_gain, 1.2 / len(self.half_lives))
-        for module in (self.vote, *self.label_gains, *self.gates):
+        init.zeros_(self.memory_growth)
+        for module in (self.vote, *self.label_gains):
             for parameter in module.parameters():
                 init.zeros_(parameter)
 
@@ -245,15 +246,21 @@ class RepeatMemory(nn.Module):
         return labels, (sums / counts.clamp(min=1)).view(batch, labels.shape[1], num_units)
 
     def forward(
-        self, task: int, scores: torch.Tensor, states: torch.Tensor, decays: torch.Tensor, labels: torch.Tensor, votes
+        self,
+        task: int,
+        scores: torch.Tensor,
+        decays: torch.Tensor,
+        unit_ends: torch.Tensor,
+        labels: torch.Tensor,
+        votes: torch.Tensor,
     ) -> torch.Tensor:
         """Adds the memory of one task.
 
         Args:
             task: its place.
             scores: of shape `(B, P, V)`.
-            states: h_p of shape `(B, P, H)`.
-            decays: from `decays`.
+            decays: from `decays`, with the same `unit_ends`.
+            unit_ends: p of each prefix, of shape `(B, P)`.
             labels, votes: from `votes`.
 
         Returns:
@@ -262,7 +269,8 @@ class RepeatMemory(nn.Module):
         batch, units, prefixes, kernels = decays.shape
         counts = torch.bmm(votes, decays.reshape(batch, units, -1))
         counts = counts.view(batch, -1, prefixes, kernels)  # n: (B, S, P, K)
-        gains = self.memory_gain[task] + self.label_gains[task](labels)[:, :, None] + self.gates[task](states)[:, None]
+        growth = self.memory_growth[task] * torch.log1p(unit_ends.to(counts.dtype))[:, None, :, None]
+        gains = self.memory_gain[task] + self.label_gains[task](labels)[:, :, None] + growth
         added = (torch.log1p(counts * self.log_sensitivity[task].exp()) * gains).sum(-1)  # (B, S, P)
         index = labels[:, None].expand(-1, prefixes, -1)
         return scores.scatter_add(2, index, added.transpose(1, 2).to(scores.dtype))

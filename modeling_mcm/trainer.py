@@ -1,15 +1,18 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The Hugging Face Trainer with the four things that MCM adds: rows grouped by length in an order that depends on
-(seed, epoch) alone, the epoch told to the collator, losses and ranks by task in the logs, and checkpoints told from
-halves of checkpoints.
+"""The Hugging Face Trainer with the five things that MCM adds: rows grouped by length in an order that depends on
+(seed, epoch) alone, the epoch told to the collator, losses and ranks by task in the logs, a clock that can bound the
+training, and checkpoints told from halves of checkpoints.
 
 Import it as `modeling_mcm.trainer`: inference does not need it.
 """
 
 import json
+import math
+import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from torch.utils.data import Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback
 
 from modeling_mcm.data.collator import LengthGroupedSampler, MCMCollator
+from modeling_mcm.evaluation.metrics import FIRST_LABEL
 from modeling_mcm.evaluation.streaming import StreamingMetrics, ranks_from_logits
 
 # Scalars on a logarithm or on all of a task's scores: steps that suit a matrix would leave them where they started.
@@ -35,6 +39,82 @@ class EpochCallback(TrainerCallback):
         self.collator.epoch.fill_(int((state.epoch or 0) + 1e-6))  # a resume may start inside an epoch
 
 
+class TrainingClock(TrainerCallback):
+    """Seconds of training and targets seen; neither evaluation nor saving counts. With a limit it ends the training.
+
+    A run under a limit takes as many steps as its machine manages, so it can't be resumed to the same end and is
+    refused. Any other run goes on counting where its checkpoint stood.
+
+    Args:
+        total: sums a tensor over the processes, so that all of them read the same time and stop at the same step.
+        max_seconds: training ends with the first step that reaches it; `None` for no limit.
+
+    Attributes:
+        seconds: of training so far, from reading a batch to the optimizer's step; the mean over the processes.
+        targets: labels of trained tasks that losses were computed on so far, in all processes.
+    """
+
+    STATE = "training_clock"
+
+    def __init__(self, total: Callable[[torch.Tensor], torch.Tensor], max_seconds: float | None = None):
+        if max_seconds is not None and not max_seconds > 0:
+            raise ValueError(f"Found max_seconds = {max_seconds}; expected a positive number of seconds, or none.")
+        self.total, self.max_seconds = total, max_seconds
+        self.seconds, self.targets = 0.0, 0
+        self._new_targets: list[torch.Tensor] = []
+        self._passed, self._since = 0.0, time.perf_counter()
+
+    def see(self, targets: torch.Tensor) -> None:
+        """Counts targets, a scalar, of the step that runs."""
+        self._new_targets.append(targets)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside takes no time."""
+        self._passed += time.perf_counter() - self._since
+        try:
+            yield
+        finally:
+            self._since = time.perf_counter()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        earlier = state.stateful_callbacks.get(self.STATE, {}) if state.global_step else {}
+        limit = earlier.get("max_seconds") or self.max_seconds
+        if state.global_step and limit is not None:
+            raise ValueError(
+                f"A run bounded to {limit:g} seconds was found at step {state.global_step}; such a run can't be "
+                "resumed, because its learning rate and its end depend on the clock. Start anew in another output_dir."
+            )
+        self.seconds, self.targets = earlier.get("seconds", 0.0), earlier.get("targets", 0)
+        self._new_targets.clear()
+        self._passed, self._since = 0.0, time.perf_counter()
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        now = time.perf_counter()
+        targets = torch.stack(self._new_targets).sum()
+        added = self.total(torch.tensor([self._passed + now - self._since, targets.item()], device=targets.device))
+        self.seconds += added[0].item() / args.world_size
+        self.targets += int(added[1].item())
+        self._new_targets.clear()
+        self._passed, self._since = 0.0, now
+        state.stateful_callbacks[self.STATE] = {
+            "seconds": self.seconds,
+            "targets": self.targets,
+            "max_seconds": self.max_seconds,
+        }
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.max_seconds is not None and self.seconds >= self.max_seconds:
+            control.should_training_stop = control.should_log = True
+
+    def cosine(self, warmup: float) -> float:
+        """Factor on the learning rate: from 0 to 1 in the share `warmup` of the limit, then along a cosine to 0."""
+        passed = min(self.seconds / (self.max_seconds or math.inf), 1.0)
+        if passed < warmup:
+            return passed / warmup
+        return 0.5 * (1.0 + math.cos(math.pi * (passed - warmup) / (1.0 - warmup)))
+
+
 class MCMTrainer(Trainer):
     """`Trainer` for `MCMForMultiTaskRecommendation`.
 
@@ -43,6 +123,7 @@ class MCMTrainer(Trainer):
         train_collator: collator of the training rows; `args.seed` must be its seed.
         eval_collator: collator of the evaluation rows (mode "evaluate").
         scalar_lr_factor: factor on the learning rate of the readout's and the memory's scalars.
+        max_seconds: of training; then the learning rate follows the clock instead of the steps. See `TrainingClock`.
         kwargs: as for `Trainer`; `train_dataset` is a `PreparedRows` with lengths.
     """
 
@@ -54,11 +135,15 @@ class MCMTrainer(Trainer):
         train_collator: MCMCollator,
         eval_collator: MCMCollator | None = None,
         scalar_lr_factor: float = 20.0,
+        max_seconds: float | None = None,
         **kwargs: Any,
     ):
         self.eval_collator, self.scalar_lr_factor = eval_collator, scalar_lr_factor
         self.task_losses: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self.clock = TrainingClock(lambda value: self.accelerator.reduce(value, "sum"), max_seconds)
         tasks = train_collator.config.tasks
+        trained = train_collator.config.trained_tasks or tasks
+        self.trained_places = [place for place, task in enumerate(tasks) if task in trained]
         super().__init__(
             model,
             args,
@@ -69,6 +154,7 @@ class MCMTrainer(Trainer):
         )
         self.train_collator = train_collator
         self.add_callback(EpochCallback(train_collator))
+        self.add_callback(self.clock)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -97,9 +183,36 @@ class MCMTrainer(Trainer):
             optimizer.add_param_group({"params": moved, "weight_decay": 0.0, "lr": rate})
         return optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None):
+        if self.clock.max_seconds is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        warmup = self.args.warmup_steps
+        if self.args.lr_scheduler_type != "cosine" or not 0 <= warmup < 1:
+            raise ValueError(
+                f"Found lr_scheduler_type {str(self.args.lr_scheduler_type)!r} and warmup_steps {warmup:g} together "
+                "with max_seconds; expected cosine, and a warm-up under 1, a share of the seconds."
+            )
+        if self.lr_scheduler is None:
+            of_time = partial(self._factor_of_time, warmup)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, of_time)  # type: ignore[arg-type]
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _factor_of_time(self, warmup: float, step: int) -> float:
+        return self.clock.cosine(warmup)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self.clock.paused():
+            return super().evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self.clock.paused():
+            super()._save_checkpoint(*args, **kwargs)
+
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if model.training:
+            self.clock.see((inputs["labels"][..., self.trained_places] >= FIRST_LABEL).sum())
             for task, value in outputs.task_losses.items():
                 self.task_losses[task].append(value)
         return (loss, outputs) if return_outputs else loss
@@ -109,6 +222,7 @@ class MCMTrainer(Trainer):
             for task, values in self.task_losses.items():
                 logs[f"loss_{task}"] = self._mean_over_processes(torch.stack(values).mean())
             self.task_losses.clear()
+            logs |= {"seconds": self.clock.seconds, "targets": self.clock.targets}
         super().log(logs, *args, **kwargs)
 
     def _mean_over_processes(self, value: torch.Tensor) -> float:

@@ -12,12 +12,14 @@ period (popularity) and the customer's own history up to the cutoff. Prints a ta
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
@@ -51,6 +53,11 @@ BASELINES: dict[str, type[Baseline]] = {
     "nearest_households": NearestHouseholds,
 }
 
+Results = dict[str, dict[str, dict[str, NDArray]]]  # method -> task -> metric -> one value a case
+VALUES_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("method", "task", "metric", "customer_id")] + [("value", pa.float64())]
+)
+
 
 @dataclass
 class EvaluationOptions:
@@ -75,6 +82,10 @@ class EvaluationOptions:
         default=None, metadata={"help": "Parquet file for the best 100 labels of every case and task."}
     )
     output_file: str | None = field(default=None, metadata={"help": "JSON file for every metric and its interval."})
+    values_file: str | None = field(
+        default=None,
+        metadata={"help": "Parquet file for every metric's value of every customer, for differences in pairs."},
+    )
     report_file: str | None = field(
         default=None,
         metadata={
@@ -121,7 +132,40 @@ def evaluate_model(
     return {task: customer_metrics(*ranks[task], targets[task][1], options.k) for task in options.tasks}
 
 
-def metric_table(results: dict[str, dict[str, dict[str, NDArray]]], tasks: list[str], k: int) -> list[list[str]]:
+def evaluate_baselines(
+    names: Sequence[str],
+    rows: Any,
+    cases: EvaluationCases,
+    label_sizes: Mapping[str, int],
+    ks: Sequence[int],
+) -> Results:
+    """Fits each baseline on the training period; for each of them and each task of `label_sizes` what a model gets."""
+    results: Results = {}
+    for name in names:
+        results[name] = {}
+        for task, size in tqdm(label_sizes.items(), desc=name, unit="task"):
+            results[name][task] = evaluate_baseline(BASELINES[name]().fit(rows, task, size), rows, cases, ks)
+    return results
+
+
+def write_values(path: Path, customer_ids: Sequence[str], results: Results) -> None:
+    """Writes one row a method, task, metric and customer; `value` is NaN for a customer without a target in the task.
+
+    The file appears under its name only when it is complete.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with pq.ParquetWriter(partial, VALUES_SCHEMA) as writer:
+        for method, by_task in results.items():
+            for task, metrics in by_task.items():
+                for metric, values in metrics.items():
+                    repeated = [pa.repeat(name, len(values)) for name in (method, task, metric)]
+                    columns = [*repeated, pa.array(customer_ids, pa.string()), pa.array(values, pa.float64())]
+                    writer.write_table(pa.Table.from_arrays(columns, schema=VALUES_SCHEMA))
+    partial.replace(path)
+
+
+def metric_table(results: Results, tasks: list[str], k: int) -> list[list[str]]:
     """Rows of text: a method, then by task next-visit NDCG@k with its half-width and next-event NDCG@k in brackets."""
     table = [["method", *tasks]]
     for method, by_task in results.items():
@@ -207,14 +251,9 @@ def main() -> None:
     rows = load_prepared(options.data)
     schema = manifest.event_schema
     cases = find_cases(rows, options.cutoff, schema.min_history, extractor.token_type_feature)
-    results: dict[str, dict[str, dict[str, NDArray]]] = {}
-    for name in options.baselines:
-        if name == "none":
-            continue
-        results[name] = {}
-        for task in tqdm(options.tasks, desc=name, unit="task"):
-            baseline = BASELINES[name]().fit(rows, task, model.config.label_sizes[task])
-            results[name][task] = evaluate_baseline(baseline, rows, cases, options.k)
+    baselines = [name for name in options.baselines if name != "none"]
+    label_sizes = {task: model.config.label_sizes[task] for task in options.tasks}
+    results = evaluate_baselines(baselines, rows, cases, label_sizes, options.k)
     results["MCM"] = evaluate_model(model, extractor, rows, cases, options)
 
     k = max(options.k)
@@ -227,6 +266,8 @@ def main() -> None:
     print_table(table)
     if options.shown:
         print_customers(model, extractor, rows, cases, options)
+    if options.values_file:
+        write_values(Path(options.values_file), cases.customer_ids, results)
     if options.report_file:
         write_report(table, caption, Path(options.report_file))
     if options.output_file:

@@ -9,10 +9,15 @@
 
 Started again with the same options it goes on from its last whole checkpoint. All options of `TrainingArguments` work;
 a YAML file may hold any of them, and flags win over it.
+
+Equal compute: `--max_seconds 600` ends the run after 600 seconds of training, evaluation and saving not counted. The
+learning rate follows the clock instead of the steps, and `--num_train_epochs` only bounds the run. How far it gets
+depends on the machine, so it can't be resumed to the same bits, and trying to is an error: start it anew.
 """
 
 import json
 import os
+import platform
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +31,7 @@ import yaml
 from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
-from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
+from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, __version__
 from modeling_mcm.data import PreparedManifest, load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, POPULARITY_FILE
@@ -55,6 +60,9 @@ class ModelOptions:
     )
     scalar_lr_factor: float = field(
         default=20.0, metadata={"help": "Factor on the learning rate of the readout's and the memory's scalars."}
+    )
+    max_seconds: float | None = field(
+        default=None, metadata={"help": "End after this many seconds of training; the learning rate follows them."}
     )
 
 
@@ -187,6 +195,7 @@ def main() -> None:
         train_collator=MCMCollator(extractor, config, "train", seed=training.seed),
         eval_collator=MCMCollator(extractor, config, "evaluate", cutoff="validation"),
         scalar_lr_factor=options.scalar_lr_factor,
+        max_seconds=options.max_seconds,
     )
     checkpoint, broken = last_whole_checkpoint(training.output_dir)
     if broken:
@@ -195,18 +204,38 @@ def main() -> None:
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_rows):,} customers, "
         + (f"going on from {checkpoint}" if checkpoint else "starting anew")
     )
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    # those that a gradient reached: a task or a feature that is not in use has tables too
+    trained_parameters: Any = trainer.optimizer.state if trainer.optimizer else ()
+    clock = trainer.clock
+    if options.max_seconds is not None and clock.seconds < options.max_seconds:
+        logger.warning(
+            f"num_train_epochs or max_steps ended the run after {clock.seconds:.0f} of {options.max_seconds:g} "
+            "seconds, before the learning rate had come down: raise --num_train_epochs."
+        )
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
         facts = {
-            "seconds": result.metrics["train_runtime"],
+            "seconds": clock.seconds,
+            "max_seconds": options.max_seconds,
             "customers": len(train_rows),
             "steps": trainer.state.global_step,
+            "targets": clock.targets,
+            "parameters": sum(parameter.numel() for parameter in trained_parameters),
+            "batch_size": training.train_batch_size * training.world_size * training.gradient_accumulation_steps,
+            "learning_rate": training.learning_rate,
             "seed": training.seed,
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "data": manifest.event_schema.name,
-            "versions": manifest.versions | {"torch": torch.__version__},
+            "versions": manifest.versions | {"modeling-mcm": __version__, "torch": torch.__version__},
+            "machine": {
+                "cores": os.cpu_count(),
+                "threads": torch.get_num_threads(),
+                "processes": training.world_size,
+                "architecture": platform.machine(),
+                "device": torch.cuda.get_device_name() if training.device.type == "cuda" else training.device.type,
+            },
         }
         Path(training.output_dir, "pretraining.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 

@@ -138,7 +138,7 @@ class MCMCollator:
         """A batch: `input_ids`, `attention_mask`, `event_times`, `visit_ids`; with targets also `labels` `(B, N, T)`
         and `label_prefixes` `(B, N)`, and `prefix_ends` `(B, P)` where there are several prefixes or masked events."""
         make = {"train": self._train, "evaluate": self._evaluate, "predict": self._predict}[self.mode]
-        made = [make(self._readable(row)) for row in rows]
+        made = [make(self.extractor.readable(row, self.config.input_features)) for row in rows]
         masked = self.config.augmentation == "masked_lm"
         histories = [history for history, *_ in made]
         batch = dict(self.extractor.pad(histories, self.max_events, mask_next=masked and self.mode != "train"))
@@ -154,15 +154,6 @@ class MCMCollator:
     # The following return (history, prefix ends (P,), prefix of each label (N,), labels (N, T)). A prefix end is a
     # place in the padded input: the start row is 0 and event i of the history is i + 1, so the prefix before event i
     # ends at i.
-
-    def _readable(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The row without the events that have none of the model's input features: an item sequence holds items."""
-        if not self.config.input_features:
-            return row
-        names = [f"feature_{name}" for name in self.config.input_features if f"feature_{name}" in row]
-        keep = np.any([row[name] > 0 for name in names], axis=0)
-        ends = {name: int(keep[: row[name]].sum()) for name in ("validation_end", "test_end")}
-        return {name: value[keep] if isinstance(value, np.ndarray) else value for name, value in row.items()} | ends
 
     def _predict(self, row: Mapping[str, Any]):
         return (row,)

@@ -9,6 +9,7 @@ and `baselines` scipy (the extra `evaluation`): import those where they are used
 from modeling_mcm.evaluation.metrics import (
     Interval,
     PairedDifference,
+    average_relative_difference,
     bootstrap_interval,
     customer_metrics,
     distinct_targets,
@@ -25,6 +26,7 @@ from modeling_mcm.evaluation.metrics import (
 __all__ = [
     "Interval",
     "PairedDifference",
+    "average_relative_difference",
     "bootstrap_interval",
     "customer_metrics",
     "distinct_targets",

@@ -264,6 +264,35 @@ def paired_difference(
     )
 
 
+def average_relative_difference(
+    firsts: ArrayLike, seconds: ArrayLike, seed: int = 0, resamples: int = 2000, confidence: float = 0.95
+) -> Interval:
+    """Bootstrap of the mean over tasks of `first / second - 1`, customers resampled together in all tasks.
+
+    Args:
+        firsts: of shape `(tasks, B)`, one value a customer and task.
+        seconds: of shape `(tasks, B)`, the same customers and tasks in the same order; who lacks any value is left
+            out.
+        seed: of the resampling.
+        resamples: number of bootstrap samples.
+        confidence: mass of the interval.
+
+    Raises:
+        ValueError: if the shapes differ or no customer has all values.
+    """
+    firsts, seconds = np.asarray(firsts, dtype=np.float64), np.asarray(seconds, dtype=np.float64)
+    if firsts.shape != seconds.shape or firsts.ndim != 2:
+        raise ValueError(
+            f"Found values of shapes {firsts.shape} and {seconds.shape}; expected (tasks, customers) twice, the same "
+            "of both in the same order. Align both by customer_id first."
+        )
+    kept = _with_value(np.concatenate([firsts, seconds]))
+    tasks, means, resampled = len(firsts), kept.mean(axis=1), _resampled_means(kept, seed, resamples)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = (means[:tasks] / means[tasks:] - 1).mean()
+        return _interval(mean, (resampled[:tasks] / resampled[tasks:] - 1).mean(axis=0), confidence, kept.shape[1])
+
+
 def _checked(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) -> tuple[NDArray, NDArray, NDArray]:
     greater, ties, relevant = np.asarray(greater), np.asarray(ties), np.asarray(relevant) > 0
     if not (greater.shape == ties.shape == relevant.shape and greater.ndim == 2):

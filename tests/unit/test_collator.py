@@ -17,6 +17,8 @@ UNKNOWN, DAY = 1, 86_400
 MODES = {
     "random event": {},
     "random visit": {"target": "next_visit"},
+    "last event": {"augmentation": "last_prefix"},
+    "last visit": {"augmentation": "last_prefix", "target": "next_visit"},
     "all events": {"augmentation": "all_prefixes", "encoder_attention": "causal"},
     "all visits": {"augmentation": "all_prefixes", "encoder_attention": "causal", "target": "next_visit"},
     "masked": {"augmentation": "masked_lm", "readout": "last", "mask_probability": 0.4},
@@ -168,6 +170,36 @@ def test_a_random_prefix_is_asked_for_what_comes_right_after_it(collator, target
         assert sorted(kind for *_, kind in asked if kind != IGNORED) == [BUY]
         seen.add(end)
     assert seen == set(expected) - {0}  # every prefix is drawn, the empty one only where there is no other
+
+
+@pytest.mark.parametrize("target", ["next_event", "next_visit"])
+def test_without_augmentation_the_last_prefix_is_asked(collator, target):
+    history = row(0, HISTORY + LATER, 10, 20, same_time=False)
+    expected = expected_questions(history, target)
+    for epoch in range(5):
+        read, asked = questions(collator(epoch=epoch, augmentation="last_prefix", target=target)([history]), 0)
+        assert len(read) - 1 == max(expected)
+        assert {label for _, label, _ in asked} == expected[max(expected)]
+
+
+@pytest.mark.parametrize("name", ["random event", "all visits", "masked"])
+def test_an_item_sequence_holds_the_events_with_items_and_keeps_the_cutoffs(collator, name):
+    history = row(0, HISTORY + LATER, 10, 20, same_time=False)
+    before = [item for item in history["feature_items"][: history["validation_end"]].tolist() if item]
+    choices = {**MODES[name], "input_features": ["items"]}
+    for epoch in range(20):
+        read, asked = questions(collator(epoch=epoch, **choices)([history]), 0)
+        known = [event[0] for event in read[1:]]
+        assert all(item == UNKNOWN or item == expected for item, expected in zip(known, before, strict=False))
+        assert asked and all(label in before for _, label, _ in asked)
+    for cutoff, target in (("validation", [20]), ("test", [31, 32])):
+        batch = collator("evaluate", cutoff=cutoff, **choices)([history])
+        read = [event[0] for event in questions(batch, 0)[0][1:] if event[0] != UNKNOWN]
+        assert read == [item for item in history["feature_items"][: history[f"{cutoff}_end"]].tolist() if item]
+        assert batch["labels"][0, :, 0].tolist() == target
+    batch = collator("predict", **choices)([history])
+    whole = batch["input_ids"][0, 1 : int(batch["attention_mask"][0].sum()), 0].tolist()
+    assert [item for item in whole if item != UNKNOWN] == [i for i in history["feature_items"].tolist() if i]
 
 
 def test_an_empty_prefix_is_asked_where_there_is_no_other(collator, rows):

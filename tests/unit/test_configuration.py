@@ -62,6 +62,7 @@ def test_the_defaults_are_the_papers_model():
         ({"vocabulary_sizes": [5, 9, 2, 3]}, r"\['a.b'\] have no value.*leave them out"),
         ({"tasks": ["items", "colour"]}, r"\['colour'\] are no features.*'Age'"),
         ({"trained_tasks": ["Age"]}, r"trained_tasks.*\['Age'\].*not among the tasks"),
+        ({"input_features": ["items", "colour"]}, r"input_features.*\['colour'\].*not among the features"),
         ({"augmentation": "all_prefixes"}, "encoder_attention='causal'"),
         ({"augmentation": "masked_lm"}, "readout='last'"),
         ({"augmentation": "masked_lm", "readout": "last", "encoder_attention": "causal"}, "'bidirectional'"),

@@ -22,6 +22,7 @@ SWITCHES = {
     "scale": {"readout_scale": True},
     "bias": {"readout_bias": True},
     "no layer norm": {"embedding_layer_norm": False},
+    "one input feature": {"input_features": ["items"]},
     "no positions": {"use_position_embeddings": False},
     "memory of days": {"repeat_half_lives_days": [7.0, 60.0]},
     "memory of units": {"repeat_half_lives_units": [3.0]},
@@ -235,6 +236,18 @@ def test_label_embeddings_are_the_features_or_tables_of_their_own(tiny_model, in
     with torch.no_grad():
         model.label_embeddings("aisle")[3] += 1
     assert not torch.allclose(model(**inputs).logits["aisle"][:, 3], before[:, 3])
+
+
+def test_only_the_input_features_are_read(tiny_model, inputs):
+    model = tiny_model(input_features=["items", "age"])
+    ids = inputs["input_ids"].clone()
+    ids[..., [0, 2, 3, 4, 5]] = 1  # type, a.b, aisle, weekday, gap
+    changed = {**inputs, "input_ids": ids}
+    assert torch.equal(score(model, changed), score(model, inputs))
+    assert not torch.allclose(score(tiny_model(), changed), score(tiny_model(), inputs), atol=1e-3)
+    tables = model.model.embeddings.feature_tables
+    start = inputs["input_ids"][0, 0]
+    close(model.model.embeddings.events(inputs["input_ids"])[0, 0], tables[6].weight[start[6]])
 
 
 def test_without_positions_the_order_of_events_is_not_known(tiny_model, inputs):

@@ -216,11 +216,11 @@ def plain_counts(memory, label_ids, event_units, embeddings, unit_times, unit_en
 
 
 @torch.no_grad()
-def added(memory, task, states, history):
+def added(memory, task, history):
     label_ids, event_units, embeddings, unit_times, unit_ends = history
     scores = torch.randn(BATCH, unit_ends.shape[1], TASKS[task])
     met = memory.votes(label_ids, event_units, embeddings, unit_times.shape[1])
-    return memory(task, scores, states, memory.decays(unit_times, unit_ends), *met) - scores
+    return memory(task, scores, memory.decays(unit_times, unit_ends), unit_ends, *met) - scores
 
 
 @torch.no_grad()
@@ -241,22 +241,22 @@ def test_a_memory_counts_as_a_plain_loop_does(memory, history):
 
 @torch.no_grad()
 def test_a_memory_adds_what_its_docstring_says(memory, history):
-    states = torch.randn(BATCH, 3, HIDDEN)
     n = plain_counts(memory, *history)
-    gains = memory.memory_gain[0] + memory.label_gains[0].weight + memory.gates[0](states)[:, :, None]
+    growth = memory.memory_growth[0] * torch.log(1 + history[-1])[:, :, None, None]
+    gains = memory.memory_gain[0] + memory.label_gains[0].weight + growth
     expected = (torch.log(1 + n * memory.log_sensitivity[0].exp()) * gains).sum(-1)
-    torch.testing.assert_close(added(memory, 0, states, history), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(added(memory, 0, history), expected, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
 def test_each_task_has_a_memory_of_its_own(memory, history):
-    states = torch.randn(BATCH, 3, HIDDEN)
     history = (history[0].clamp(max=3), *history[1:])
     n = plain_counts(memory, *history)[:, :, :4]
-    gains = memory.memory_gain[1] + memory.label_gains[1].weight + memory.gates[1](states)[:, :, None]
+    growth = memory.memory_growth[1] * torch.log(1 + history[-1])[:, :, None, None]
+    gains = memory.memory_gain[1] + memory.label_gains[1].weight + growth
     expected = (torch.log(1 + n * memory.log_sensitivity[1].exp()) * gains).sum(-1)
-    torch.testing.assert_close(added(memory, 1, states, history), expected, atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(added(memory, 0, states, history)[..., :4], expected, atol=1e-2)
+    torch.testing.assert_close(added(memory, 1, history), expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(added(memory, 0, history)[..., :4], expected, atol=1e-2)
 
 
 def test_a_fresh_memory_is_a_recency_weighted_frequency(history):
@@ -265,6 +265,6 @@ def test_a_fresh_memory_is_a_recency_weighted_frequency(history):
     n = plain_counts(memory, *history)[0, 0, 5]  # label 5: units 1 and 3 of days 1 and 20, seen from unit 3
     days, units = ([1 + 2 ** (-age / half_life) for half_life in of] for age, of in ((19, (2, 30)), (2, (3,))))
     torch.testing.assert_close(n, torch.tensor([*days, *units]))
-    found = added(memory, 0, torch.randn(BATCH, 3, HIDDEN), history)[0, 0]
+    found = added(memory, 0, history)[0, 0]
     assert found[5] > found[2] > found[10] > 0  # twice, the later time today; twice; once
     torch.testing.assert_close(found[[3, 4, 6, 7, 8, 9]], torch.zeros(6))

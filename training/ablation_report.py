@@ -1,0 +1,269 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The results page of run_ablation.py: numbers from the files of the runs, a Markdown page and two pictures from them.
+
+Nothing is typed here: values come from the runs' Parquet files, costs from their pretraining.json, curves from their
+trainer_state.json.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from modeling_mcm.evaluation.metrics import average_relative_difference, bootstrap_interval, paired_difference
+
+METRICS = {
+    "next_visit_ndcg@10": "next visit NDCG@10",
+    "next_event_ndcg@10": "next event NDCG@10",
+    "next_visit_hr@1": "next visit HR@1",
+    "next_visit_ndcg@3": "next visit NDCG@3",
+}
+COMPARED = ["next_visit_ndcg@10", "next_event_ndcg@10"]
+SATURATED = 0.7  # next-visit NDCG@10 of the most popular labels above which NDCG@10 tells methods hardly apart
+
+Values = dict[tuple[str, str], NDArray[np.float64]]  # (task, metric) -> one value a customer
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A trained and evaluated model: the tasks of the tables that it predicts, and whether it predicts only one."""
+
+    model: str
+    tasks: list[str]
+    seed: int
+    folder: Path
+    one_task: bool
+
+    def values_file(self, cutoff: str) -> Path:
+        """Parquet file of its values at a cutoff."""
+        return self.folder / f"values-{cutoff}.parquet"
+
+    def read(self, name: str) -> dict[str, Any]:
+        """One of its JSON files."""
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+
+def read_values(path: Path) -> tuple[list[str], dict[str, Values]]:
+    """The customers of a values file, and of each method the values in their order."""
+    frame = pq.read_table(path, filters=[("metric", "in", list(METRICS))]).to_pandas()
+    methods: dict[str, Values] = {}
+    customers: list[str] = []
+    for (method, task, metric), rows in frame.groupby(["method", "task", "metric"], sort=False):
+        methods.setdefault(method, {})[task, metric] = rows["value"].to_numpy()
+        customers = customers or rows["customer_id"].tolist()
+    return customers, methods
+
+
+def summarize(
+    runs: Sequence[FinishedRun], counting: Path, cutoff: str, tasks: Sequence[str], ours: str, reference: str
+) -> dict[str, Any]:
+    """Every number of the page.
+
+    Args:
+        runs: all models and seeds.
+        counting: folder with the values of the baselines.
+        cutoff: "validation" or "test".
+        tasks: of the tables.
+        ours: the model that is compared with every other method, in pairs of customers.
+        reference: the model that the paper compares with.
+
+    Raises:
+        ValueError: if the runs were not evaluated on the same customers.
+    """
+    customers, methods = read_values(counting / f"values-{cutoff}.parquet")
+    baselines = list(methods)
+    by_seed: dict[str, dict[tuple[str, str], dict[int, NDArray]]] = {}
+    for run in runs:
+        found, values = read_values(run.values_file(cutoff))
+        if found != customers:
+            raise ValueError(
+                f"{run.folder} was evaluated on {len(found)} customers that are not the {len(customers)} of "
+                f"{counting}: remove the output folder and run the ablation again."
+            )
+        for key, of_customers in values[run.model].items():
+            by_seed.setdefault(run.model, {}).setdefault(key, {})[run.seed] = of_customers
+    # a customer's value is the mean over seeds, so that intervals are those of customers
+    methods |= {
+        model: {key: np.mean(list(seeds.values()), axis=0) for key, seeds in found.items()}
+        for model, found in by_seed.items()
+    }
+    table: dict[str, Any] = {}
+    for method, of_method in methods.items():
+        table[method] = {task: {} for task in tasks}
+        for task in tasks:
+            for metric in METRICS:
+                seeds = by_seed.get(method, {}).get((task, metric), {})
+                means = {str(seed): float(np.nanmean(values)) for seed, values in seeds.items()}
+                interval = bootstrap_interval(of_method[task, metric])._asdict()
+                table[method][task][metric] = interval | ({"by_seed": means} if means else {})
+    return {
+        "cutoff": cutoff,
+        "cases": len(customers),
+        "tasks": list(tasks),
+        "seeds": sorted({run.seed for run in runs}),
+        "baselines": baselines,
+        "models": list(by_seed),
+        "ours": ours,
+        "reference": reference,
+        "methods": table,
+        "saturated": [t for t in tasks if table["most_popular"][t]["next_visit_ndcg@10"]["mean"] > SATURATED],
+        "differences": {
+            method: differences(methods[ours], values, tasks) for method, values in methods.items() if method != ours
+        },
+        "costs": costs(runs),
+        "versions": _distinct([run.read("pretraining.json")["versions"] for run in runs]),
+        "machines": _distinct([run.read("pretraining.json")["machine"] for run in runs]),
+    }
+
+
+def differences(ours: Values, theirs: Values, tasks: Sequence[str]) -> dict[str, Any]:
+    """Relative differences in pairs of customers by metric: of each task, and of their average."""
+    found: dict[str, Any] = {}
+    for metric in COMPARED:
+        pairs = {task: (ours[task, metric], theirs[task, metric]) for task in tasks}
+        found[metric] = {task: paired_difference(*pair).relative._asdict() for task, pair in pairs.items()}
+        firsts, seconds = zip(*pairs.values(), strict=True)
+        found[metric]["average"] = average_relative_difference(np.stack(firsts), np.stack(seconds))._asdict()
+    return found
+
+
+def costs(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
+    """What each model took, the mean over its seeds; models of one task one by one."""
+    found: list[dict[str, Any]] = []
+    for name in dict.fromkeys((run.model, run.tasks[0] if run.one_task else None) for run in runs):
+        of_model = [run for run in runs if (run.model, run.tasks[0] if run.one_task else None) == name]
+        facts = [run.read("pretraining.json") for run in of_model]
+        row: dict[str, Any] = {"model": name[0], "task": name[1]}
+        counts = ("max_seconds", "seconds", "steps", "targets", "parameters", "batch_size", "learning_rate")
+        found.append(row | {count: float(np.mean([fact[count] for fact in facts])) for count in counts})
+    return found
+
+
+def _distinct(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [each for place, each in enumerate(found) if each not in found[:place]]
+
+
+def _interval(value: dict[str, Any], percent: bool = False) -> str:
+    if percent:
+        return f"{value['mean']:+.1%} [{value['low']:+.1%}, {value['high']:+.1%}]"
+    return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(row) + " |" for row in (header, *rows)]
+    return [*lines[:1], "|" + " --- |" * len(header), *lines[1:], ""]
+
+
+def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> None:
+    """Writes the page from what `summarize` found; `pictures` are named relative to it."""
+    models, ours, reference = results["models"], results["ours"], results["reference"]
+    alone = list(dict.fromkeys(cost["model"] for cost in results["costs"] if cost["task"]))
+    budget = max(cost["max_seconds"] for cost in results["costs"])
+    lines = [
+        "# Results",
+        "",
+        f"Written by `{results['command']}` from the files of its runs.",
+        "",
+        f"{results['cases']:,} {results['cutoff']} cases of {results['data']} ([how cases are made](event_schema.md)): "
+        "everything is ranked, nothing is filtered. In square brackets 95% intervals, customers resampled. Every model "
+        f"trains for {budget:g} seconds, evaluation and saving not counted, once with each of the seeds "
+        f"{', '.join(map(str, results['seeds']))}; a customer's value is the mean over the seeds. "
+        f"{' and '.join(alone)} are one model for each task, each with the whole budget, which is generous to them; "
+        "each of the others predicts all tasks of the event schema at once.",
+        "",
+    ]
+    for task in results["tasks"]:
+        metrics = COMPARED if task not in results["saturated"] else list(METRICS)
+        lines += [f"## {task}", ""]
+        if task in results["saturated"]:
+            lines += [f"The most popular labels reach {SATURATED:g} already, so the top of the list is shown too.", ""]
+        rows = []
+        for method in [*results["baselines"], *models]:
+            found = results["methods"][method][task]
+            seeds = [f"{mean:.3f}" for mean in found[metrics[0]].get("by_seed", {}).values()]
+            rows.append([method, *(_interval(found[metric]) for metric in metrics), " ".join(seeds)])
+        lines += _markdown(
+            ["method", *(METRICS[metric] for metric in metrics), f"{METRICS[metrics[0]]} by seed"], rows
+        )
+    lines += [f"![NDCG@10 of all methods]({pictures[0]})", ""]
+
+    lines += [f"## {ours} over each method", "", "Relative differences of means, in pairs of the same customers.", ""]
+    for metric in COMPARED:
+        rows = [
+            [method, *(_interval(found[metric][key], percent=True) for key in (*results["tasks"], "average"))]
+            for method, found in results["differences"].items()
+        ]
+        lines += _markdown([METRICS[metric], *results["tasks"], "average over tasks"], rows)
+    average = {metric: results["differences"][reference][metric]["average"] for metric in COMPARED}
+    lines += [
+        f"{ours} over {reference}, average over the tasks: "
+        + ", ".join(f"{METRICS[metric]} {_interval(value, percent=True)}" for metric, value in average.items())
+        + ". (The paper reports +17% of its model over BERT4Rec, on its own data.)",
+        "",
+        "## What it took",
+        "",
+        "The mean over seeds. A target is a label of one trained task that a loss was computed on; parameters are "
+        "those that a gradient reached.",
+        "",
+    ]
+    rows = []
+    for cost in results["costs"]:
+        name = f"{cost['model']} ({cost['task']})" if cost["task"] else cost["model"]
+        counts = [f"{cost[count]:,.0f}" for count in ("seconds", "steps", "targets", "parameters", "batch_size")]
+        rows.append([name, *counts, f"{cost['learning_rate']:g}"])
+    lines += _markdown(["model", "seconds", "steps", "targets", "parameters", "batch", "learning rate"], rows)
+    lines += [
+        f"![Training curves]({pictures[1]})",
+        "",
+        "Each line is a run. Losses of different models answer different questions (a masked event, the next event, "
+        "the next visit's labels), so slopes can be compared and heights can't.",
+        "",
+        "## Versions and machine",
+        "",
+    ]
+    lines += [f"- {', '.join(f'{name} {version}' for name, version in each.items())}" for each in results["versions"]]
+    lines += [f"- {', '.join(f'{name}: {value}' for name, value in each.items())}" for each in results["machines"]]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def draw_bars(results: dict[str, Any], path: Path) -> None:
+    """Draws next-visit NDCG@10 of all methods with its 95% intervals, a panel a task."""
+    methods, tasks = [*results["baselines"], *results["models"]], results["tasks"]
+    colours = ["0.65"] * len(results["baselines"]) + [f"C{place}" for place in range(len(results["models"]))]
+    figure = Figure(figsize=(4.5 * len(tasks) + 1.5, 0.32 * len(methods) + 1.2), layout="constrained")
+    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    for panel, task in zip(panels, tasks, strict=True):
+        found = [results["methods"][method][task]["next_visit_ndcg@10"] for method in methods]
+        means = [value["mean"] for value in found]
+        sides = [[v["mean"] - v["low"] for v in found], [v["high"] - v["mean"] for v in found]]
+        panel.barh(methods, means, xerr=sides, color=colours)
+        panel.set(title=task, xlabel=METRICS["next_visit_ndcg@10"])
+    panels[0].invert_yaxis()
+    figure.savefig(path, dpi=120)
+
+
+def draw_curves(runs: Sequence[FinishedRun], tasks: Sequence[str], path: Path) -> None:
+    """Draws each run's training loss of each task against its seconds, a panel a task, a colour a model."""
+    colours = {model: f"C{place}" for place, model in enumerate(dict.fromkeys(run.model for run in runs))}
+    figure = Figure(figsize=(4.5 * len(tasks) + 1.5, 3.8), layout="constrained")
+    panels = figure.subplots(1, len(tasks), squeeze=False)[0]
+    for run in runs:
+        entries = [entry for entry in run.read("trainer_state.json")["log_history"] if "seconds" in entry]
+        seconds = [entry["seconds"] for entry in entries]
+        for panel, task in zip(panels, tasks, strict=True):
+            if task in run.tasks:
+                first = run.seed == min(other.seed for other in runs if other.model == run.model)
+                losses = [entry[f"loss_{task}"] for entry in entries]
+                label = run.model if first else None
+                panel.plot(seconds, losses, ".-", color=colours[run.model], linewidth=0.8, markersize=2, label=label)
+                panel.set(title=task, xlabel="seconds of training", ylabel="training loss of the task")
+    panels[-1].legend()
+    figure.savefig(path, dpi=120)
