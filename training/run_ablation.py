@@ -42,8 +42,8 @@ UNBOUNDED = 1_000_000  # epochs: the clock ends a run
 class AblatedModel:
     """A step of the ablation: its name in the tables, its configuration, and how it is trained.
 
-    `fields_of_task` are the fields of the configuration that hold the task of a model that predicts only one. `tasks` is
-    among them, so that no time goes into scores that nobody asks for.
+    `fields_of_task` are the fields of the configuration that hold the task of a model that predicts only one; `tasks`
+    is among them, so that no time goes into scores that nobody asks for.
     """
 
     name: str
