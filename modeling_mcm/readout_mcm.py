@@ -166,8 +166,8 @@ class RepeatMemory(nn.Module):
 
     Kernel k forgets by days or by units, with half-life T_k. An event's vote is exp(vote . e_i), so that a purchase
     may count for more than a click. T and vote are shared by the tasks; sensitivity b, gain g, label gain c (which
-    labels come back soon and which don't) and growth d (a long history is worth more trust) are a task's own. Work and memory grow with the labels that a
-    customer met.
+    labels come back soon and which don't) and growth d (a long history is worth more trust) are a task's own. Work and
+    memory grow with the labels that a customer met.
 
     Args:
         label_sizes: V of each task.
