@@ -34,7 +34,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mcm import MCMConfig
-from .readout_mcm import READOUTS, RepeatMemory, attention_weights
+from .readout_mcm import EVERY_UNIT, READOUTS, LabelSurprise, RepeatMemory, attention_weights
 
 # Ids 0 (missing) and 1 (unknown) are no labels: nothing is predicted as "unknown".
 FIRST_LABEL = 2
@@ -76,7 +76,8 @@ class MCMRecommendationOutput(ModelOutput):
         Equation 4, summed over the trained tasks.
     logits (`dict[str, torch.FloatTensor]`):
         s(w) of each task, of shape `(batch_size, labels)`, or `(batch_size, prefixes, labels)` when `prefix_ends` was
-        given. The two ids that are no labels hold the smallest finite number.
+        given (in training, `units` instead of `prefixes` where most units end one). The two ids that are no labels
+        hold a number that is always the smallest.
     task_losses (`dict[str, torch.FloatTensor]`, *optional*, returned when `labels` is given):
         Equation 4 of each trained task, detached.
     pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
@@ -354,6 +355,13 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         if self.config.encoder_unit == "visit" and visit_ids is not None:  # without them the embeddings have raised
             event_units = visit_ids
         unit_ends = event_units.gather(1, event_ends)
+        asked: torch.Tensor | slice | None = None if prefix_ends is None else unit_ends
+        if self.training and labels is not None and 2 * unit_ends.shape[1] > unit_mask.shape[1]:
+            # Most units end a prefix: reading all of them costs less than picking the asked ones out.
+            if label_prefixes is not None:
+                label_prefixes = unit_ends.gather(1, label_prefixes)
+                unit_ends = torch.arange(unit_mask.shape[1], device=unit_ends.device).expand(unit_mask.shape)
+                asked = EVERY_UNIT
         readout = READOUTS[self.config.readout]
 
         memory = self.repeat_memory
@@ -370,18 +378,15 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
                 hidden,
                 self.label_embeddings(task),
                 unit_mask,
-                None if prefix_ends is None else unit_ends,
+                asked,
                 None if self.readout_scale is None else self.readout_scale[place],
             )
             scores = scores[:, None] if prefix_ends is None else scores
-            if len(self.readout_bias):
-                scores = scores + self.readout_bias[place]
+            scores = scores + self._label_offsets(place, scores)
             if memory is not None:
                 label_ids = input_ids[..., self.task_features[place]]
                 met = memory.votes(label_ids, event_units, outputs.event_embeddings, unit_mask.shape[1])
                 scores = memory(place, scores, decays, unit_ends, *met)
-            no_label = torch.arange(scores.shape[-1], device=scores.device) < FIRST_LABEL
-            scores = scores.masked_fill(no_label, torch.finfo(scores.dtype).min)
             if labels is not None and task in trained:
                 losses[task] = prefix_cross_entropy(scores, labels[..., place], label_prefixes)
             logits[task] = scores[:, 0] if prefix_ends is None else scores
@@ -393,6 +398,14 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _label_offsets(self, place: int, scores: torch.Tensor) -> torch.Tensor:
+        """The labels' biases, of shape `(V,)`, with a number on the ids that are no labels which no score can lift."""
+        never = scores.new_full((FIRST_LABEL,), torch.finfo(scores.dtype).min / 2)
+        # CODEPATH: biases in mcm-base and mcm-tiny, none in the paper's model, ablations/mcm-final.
+        if len(self.readout_bias):
+            return torch.cat([never, self.readout_bias[place][FIRST_LABEL:].to(scores.dtype)])
+        return torch.cat([never, scores.new_zeros(scores.shape[-1] - FIRST_LABEL)])
 
     @torch.no_grad()
     def preferences(
@@ -448,10 +461,8 @@ def prefix_cross_entropy(
     """
     prefixes = torch.zeros_like(labels) if label_prefixes is None else label_prefixes
     valid = labels >= FIRST_LABEL
-    rows = torch.arange(labels.shape[0], device=labels.device)[:, None]
-    picked = scores[rows, prefixes, labels.clamp(min=0)]
-    surprise = torch.where(valid, scores.logsumexp(-1).gather(1, prefixes) - picked, 0.0)
-    return (surprise.sum(1) / valid.sum(1).clamp(min=1)).mean()
+    weights = valid / (valid.sum(1, keepdim=True).clamp(min=1) * labels.shape[0])
+    return LabelSurprise.apply(scores, labels.clamp(min=0), prefixes, weights.to(scores.dtype))
 
 
 __all__ = ["MCMForMultiTaskRecommendation", "MCMModel", "MCMPreTrainedModel"]

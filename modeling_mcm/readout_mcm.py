@@ -32,6 +32,8 @@ from transformers import initialization as init
 
 # Elements of z (U * B * V) that one chunk of labels may hold: 64M are 256 MB in float32.
 CHUNK_ELEMENTS = 2**26
+# As `ends` of a readout: every unit ends a prefix. Nothing has to be picked out then, forward or backward.
+EVERY_UNIT = slice(None)
 
 
 def reference_readout(hidden: torch.Tensor, label_embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -96,16 +98,16 @@ class RunningReadout(torch.autograd.Function):
 
 
 def _prefix_scores(hidden, label_embeddings, ends, scale):
-    z = torch.matmul(hidden.transpose(0, 1), label_embeddings.T)  # (U, B, V): a step of the scan is contiguous
-    s = RunningReadout.apply(z if scale is None else z * scale)
-    return s[ends, torch.arange(ends.shape[0], device=ends.device)[:, None]]
+    scaled = label_embeddings if scale is None else label_embeddings * scale
+    s = RunningReadout.apply(torch.matmul(hidden.transpose(0, 1), scaled.T))  # (U, B, V): a step is contiguous
+    return s.transpose(0, 1) if isinstance(ends, slice) else s[ends, torch.arange(len(ends), device=s.device)[:, None]]
 
 
 def attentional_readout(
     hidden: torch.Tensor,
     label_embeddings: torch.Tensor,
     mask: torch.Tensor,
-    ends: torch.Tensor | None = None,
+    ends: torch.Tensor | slice | None = None,
     scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Equations 2 and 3 for the whole sequence, or for the prefixes that end at `ends`.
@@ -114,8 +116,8 @@ def attentional_readout(
         hidden: h of shape `(B, U, H)`; padding on the right.
         label_embeddings: e of shape `(V, H)`.
         mask: boolean, of shape `(B, U)`, True where a unit is real.
-        ends: last unit of each prefix, of shape `(B, P)`. Only for causal encoders. Labels are taken in chunks and
-            recomputed in backward where z would pass `CHUNK_ELEMENTS`.
+        ends: last unit of each prefix, of shape `(B, P)`, or `EVERY_UNIT`, for which P = U. Only for causal encoders.
+            Labels are taken in chunks and recomputed in backward where z would pass `CHUNK_ELEMENTS`.
         scale: one factor on z.
 
     Returns:
@@ -141,15 +143,42 @@ def last_readout(
     hidden: torch.Tensor,
     label_embeddings: torch.Tensor,
     mask: torch.Tensor,
-    ends: torch.Tensor | None = None,
+    ends: torch.Tensor | slice | None = None,
     scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """BERT4Rec's readout: e_w . h_t with the last hidden vector. Arguments, shapes: as in [`attentional_readout`]."""
-    last = mask.sum(1, keepdim=True) - 1 if ends is None else ends
-    vectors = hidden.gather(1, last[..., None].expand(-1, -1, hidden.shape[-1]))
+    vectors = hidden
+    if not isinstance(ends, slice):
+        last = mask.sum(1, keepdim=True) - 1 if ends is None else ends
+        vectors = hidden.gather(1, last[..., None].expand(-1, -1, hidden.shape[-1]))
     scores = torch.matmul(vectors, label_embeddings.T)
     scores = scores if scale is None else scores * scale
     return scores[:, 0] if ends is None else scores
+
+
+class LabelSurprise(torch.autograd.Function):
+    """Weighted sum of -log softmax(s)_label over labels that share prefixes, in few passes over s.
+
+    Forward keeps s and its log-sum-exp; backward writes softmax(s) times the weight of a prefix once, and takes the
+    labels' weights off in place.
+    """
+
+    @staticmethod
+    def forward(ctx, scores, labels, prefixes, weights):
+        """Scores `(B, P, V)`; labels, their prefixes and weights `(B, N)`. Returns a scalar."""
+        rows = torch.arange(labels.shape[0], device=labels.device)[:, None]
+        partition = scores.logsumexp(-1)
+        ctx.save_for_backward(scores, partition, labels, prefixes, weights)
+        return (weights * (partition.gather(1, prefixes) - scores[rows, prefixes, labels])).sum()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        scores, partition, labels, prefixes, weights = ctx.saved_tensors
+        rows = torch.arange(labels.shape[0], device=labels.device)[:, None].expand_as(labels)
+        weights = weights * gradient
+        of_prefix = torch.zeros_like(partition).scatter_add_(1, prefixes, weights)
+        out = torch.sub(scores, partition[..., None]).exp_().mul_(of_prefix[..., None])
+        return out.index_put_((rows, prefixes, labels), -weights, accumulate=True), None, None, None
 
 
 READOUTS = {"attentional": attentional_readout, "last": last_readout}
@@ -258,7 +287,7 @@ class RepeatMemory(nn.Module):
 
         Args:
             task: its place.
-            scores: of shape `(B, P, V)`.
+            scores: of shape `(B, P, V)`; changed in place.
             decays: from `decays`, with the same `unit_ends`.
             unit_ends: p of each prefix, of shape `(B, P)`.
             labels, votes: from `votes`.
@@ -273,4 +302,4 @@ class RepeatMemory(nn.Module):
         gains = self.memory_gain[task] + self.label_gains[task](labels)[:, :, None] + growth
         added = (torch.log1p(counts * self.log_sensitivity[task].exp()) * gains).sum(-1)  # (B, S, P)
         index = labels[:, None].expand(-1, prefixes, -1)
-        return scores.scatter_add(2, index, added.transpose(1, 2).to(scores.dtype))
+        return scores.scatter_add_(2, index, added.transpose(1, 2).to(scores.dtype))

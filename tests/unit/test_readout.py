@@ -220,7 +220,7 @@ def added(memory, task, history):
     label_ids, event_units, embeddings, unit_times, unit_ends = history
     scores = torch.randn(BATCH, unit_ends.shape[1], TASKS[task])
     met = memory.votes(label_ids, event_units, embeddings, unit_times.shape[1])
-    return memory(task, scores, memory.decays(unit_times, unit_ends), unit_ends, *met) - scores
+    return memory(task, scores.clone(), memory.decays(unit_times, unit_ends), unit_ends, *met) - scores
 
 
 @torch.no_grad()
