@@ -210,6 +210,9 @@ class MCMPreTrainedModel(PreTrainedModel):
 
 @auto_docstring(custom_intro="The customer model without a head: hidden states and a customer embedding.")
 class MCMModel(MCMPreTrainedModel):
+    # The head's own parameters, in a checkpoint that was saved with it.
+    _keys_to_ignore_on_load_unexpected = [r"^readout_", r"^repeat_memory\.", r"^label_tables\."]
+
     def __init__(self, config: MCMConfig):
         super().__init__(config)
         self.embeddings = MCMEmbeddings(config)

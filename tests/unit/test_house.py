@@ -141,3 +141,9 @@ def test_only_the_package_is_installed_and_it_is_whole(tmp_path):
     installed = {path.relative_to(built) for path in built.rglob("*") if path.is_file()}
     wanted = {path.relative_to(ROOT) for path in LIBRARY} | {Path("modeling_mcm/py.typed")}
     assert installed == wanted
+
+
+def test_the_readme_shows_the_example_that_it_names():
+    example = (ROOT / "examples" / "1_first_scores.py").read_text(encoding="utf-8")
+    code = example[example.index("from transformers import pipeline") :]
+    assert f"```python\n{code}```" in (ROOT / "README.md").read_text(encoding="utf-8")
