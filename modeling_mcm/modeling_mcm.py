@@ -359,10 +359,11 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             event_units = visit_ids
         unit_ends = event_units.gather(1, event_ends)
         asked: torch.Tensor | slice | None = None if prefix_ends is None else unit_ends
+        answered: torch.Tensor | None = label_prefixes
         if self.training and labels is not None and 2 * unit_ends.shape[1] > unit_mask.shape[1]:
             # Most units end a prefix: reading all of them costs less than picking the asked ones out.
             if label_prefixes is not None:
-                label_prefixes = unit_ends.gather(1, label_prefixes)
+                answered = unit_ends.gather(1, label_prefixes)
                 unit_ends = torch.arange(unit_mask.shape[1], device=unit_ends.device).expand(unit_mask.shape)
                 asked = EVERY_UNIT
         readout = READOUTS[self.config.readout]
@@ -391,7 +392,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
                 met = memory.votes(label_ids, event_units, outputs.event_embeddings, unit_mask.shape[1])
                 scores = memory(place, scores, decays, unit_ends, *met)
             if labels is not None and task in trained:
-                losses[task] = prefix_cross_entropy(scores, labels[..., place], label_prefixes)
+                losses[task] = prefix_cross_entropy(scores, labels[..., place], answered)
             logits[task] = scores[:, 0] if prefix_ends is None else scores
         return MCMRecommendationOutput(
             loss=torch.stack(list(losses.values())).sum() if losses else None,
