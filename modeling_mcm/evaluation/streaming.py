@@ -2,13 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics while the model runs: logits become ranks at once, on their device, and are never gathered or kept.
 
-The torch twin of `tie_ranks`, and what the Trainer needs around it: `preprocess_logits_for_metrics` as it is, and
-`StreamingMetrics` as `compute_metrics` with `batch_eval_metrics=True`.
+The torch twin of `tie_ranks`, and `StreamingMetrics`, for a Trainer with `batch_eval_metrics=True`.
 
 Shapes: B customers, N target labels of a customer (right-padded), V labels, ids 0 and 1 included.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -60,25 +59,8 @@ def ranks_from_logits(
     return greater, ties
 
 
-def preprocess_logits_for_metrics(logits: Any, labels: Any) -> Any:
-    """Ranks instead of logits, for `Trainer(preprocess_logits_for_metrics=)`.
-
-    Args:
-        logits: task -> `(B, V)`, or one tensor; of a tuple of outputs the first is used.
-        labels: task -> `(B, N)`, or one tensor.
-
-    Returns:
-        task -> `(greater, ties)`, or one such pair.
-    """
-    if isinstance(logits, tuple):
-        logits = logits[0]
-    if isinstance(logits, Mapping):
-        return {task: ranks_from_logits(logits[task], labels[task]) for task in logits if task in labels}
-    return ranks_from_logits(logits, labels)
-
-
 class StreamingMetrics:
-    """`compute_metrics` for a Trainer with `batch_eval_metrics=True` and `preprocess_logits_for_metrics` of this file.
+    """`compute_metrics` for a Trainer with `batch_eval_metrics=True` whose predictions are ranks.
 
     Only metric values, a few numbers a customer, are kept between batches.
 
@@ -94,7 +76,7 @@ class StreamingMetrics:
         """Takes a batch in; with `compute_result` returns `<task>_<metric>` -> mean over customers and starts anew.
 
         Args:
-            prediction: `predictions` as returned by `preprocess_logits_for_metrics`, `label_ids` as task -> `(B, N)`
+            prediction: `predictions` as task -> ranks of `ranks_from_logits`, `label_ids` as task -> `(B, N)`
                 label ids, one for each event of the next visit (repeated labels are counted), 0 or -100 is padding.
             compute_result: true on the last batch.
         """

@@ -371,6 +371,18 @@ def test_a_step_leaves_padding_at_0(tiny_model, inputs, questions):
         assert not table.weight[0].any()
 
 
+def test_training_asks_every_unit_and_gets_the_loss_of_the_asked_ones(tiny_model, inputs):
+    model = tiny_model(extended=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    ends = torch.stack([inputs["attention_mask"].sum(1) - 1, torch.zeros(4, dtype=torch.long)], dim=1)
+    ends = ends.repeat(1, int(inputs["visit_ids"].max()))  # more prefixes than half the units
+    labels = torch.stack([torch.randint(2, size, (4, 3)) for size in model.config.label_sizes.values()], dim=-1)
+    batch = {**inputs, "prefix_ends": ends, "labels": labels, "label_prefixes": torch.tensor([[0, 1, 1]] * 4)}
+    asked = model.eval()(**batch)
+    every = model.train()(**batch)
+    close(every.loss, asked.loss)
+    assert every.logits["items"].shape[1] != asked.logits["items"].shape[1]
+
+
 @pytest.mark.parametrize(
     "choices",
     [

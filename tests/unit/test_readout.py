@@ -9,6 +9,9 @@ import torch
 
 from modeling_mcm import readout_mcm
 from modeling_mcm.readout_mcm import (
+    EVERY_UNIT,
+    READOUTS,
+    LabelSurprise,
     RepeatMemory,
     RunningReadout,
     attention_weights,
@@ -268,3 +271,29 @@ def test_a_fresh_memory_is_a_recency_weighted_frequency(history):
     found = added(memory, 0, history)[0, 0]
     assert found[5] > found[2] > found[10] > 0  # twice, the later time today; twice; once
     torch.testing.assert_close(found[[3, 4, 6, 7, 8, 9]], torch.zeros(6))
+
+
+# ---------------------------------------------------------------------------------------------------- loss, every unit
+
+
+def test_label_surprise_has_the_gradient_of_its_formula():
+    torch.manual_seed(0)
+    scores = torch.randn(4, 2, 7, dtype=torch.float64, requires_grad=True)
+    labels, prefixes = torch.randint(0, 7, (2, 5)), torch.randint(0, 4, (2, 5))
+    weights = torch.rand(2, 5, dtype=torch.float64)
+
+    def surprise(scores):  # (P, B, V) in memory, as the running readout leaves it
+        return LabelSurprise.apply(scores.transpose(0, 1), labels, prefixes, weights)
+
+    surprises = -scores.transpose(0, 1).log_softmax(-1)[torch.arange(2)[:, None], prefixes, labels]
+    torch.testing.assert_close(surprise(scores), (weights * surprises).sum())
+    assert torch.autograd.gradcheck(surprise, scores)
+
+
+@pytest.mark.parametrize("name", READOUTS)
+def test_every_unit_is_what_all_ends_give(name):
+    torch.manual_seed(0)
+    hidden, embeddings = torch.randn(2, 5, 8), torch.randn(6, 8)
+    mask, ends, scale = torch.ones(2, 5, dtype=torch.bool), torch.arange(5).expand(2, 5), torch.tensor(0.7)
+    every = READOUTS[name](hidden, embeddings, mask, EVERY_UNIT, scale)
+    torch.testing.assert_close(every, READOUTS[name](hidden, embeddings, mask, ends, scale))

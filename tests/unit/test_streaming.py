@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import modeling_mcm.evaluation
 from modeling_mcm.evaluation import customer_metrics, distinct_targets, tie_ranks
-from modeling_mcm.evaluation.streaming import StreamingMetrics, preprocess_logits_for_metrics, ranks_from_logits
+from modeling_mcm.evaluation.streaming import StreamingMetrics, ranks_from_logits
 
 CUSTOMERS, LABELS, TARGETS = 12, 40, 30
 
@@ -87,9 +87,7 @@ def test_streamed_batches_give_the_metrics_of_the_whole(logits: torch.Tensor, la
     for _ in range(2):  # the second round shows that the first left nothing behind
         for start in range(0, CUSTOMERS, 5):
             batch = slice(start, start + 5)
-            ranks = preprocess_logits_for_metrics(
-                ({"brand": logits[batch]}, "hidden states"), {"brand": labels[batch]}
-            )
+            ranks = {"brand": ranks_from_logits(logits[batch], labels[batch])}
             # What accelerate does when it gathers batches of unlike width.
             padded = {"brand": torch.nn.functional.pad(labels[batch], (0, 2), value=-100)}
             ranks = {"brand": tuple(torch.nn.functional.pad(rank, (0, 2), value=-100) for rank in ranks["brand"])}
@@ -98,10 +96,6 @@ def test_streamed_batches_give_the_metrics_of_the_whole(logits: torch.Tensor, la
             assert last or result == {}
         expected = {f"brand_{name}": value for name, value in expected_means(logits, labels).items()}
         assert result == pytest.approx(expected)
-
-
-def test_a_task_that_is_not_asked_for_is_left_out(logits: torch.Tensor, labels: torch.Tensor) -> None:
-    assert list(preprocess_logits_for_metrics({"brand": logits, "type": logits}, {"type": labels})) == ["type"]
 
 
 def test_evaluate_loads_the_module_offline_and_agrees(
