@@ -5,9 +5,10 @@
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .action_mcm import MCMForActionRecommendation
 from .configuration_mcm import MCMConfig
 from .modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
-from .pipeline_mcm import CustomerEmbeddingPipeline, PreferenceScoresPipeline
+from .pipeline_mcm import ActionScoresPipeline, CustomerEmbeddingPipeline, PreferenceScoresPipeline
 from .processing_mcm import MCMFeatureExtractor
 
 __version__ = "0.1.0"
@@ -25,10 +26,19 @@ PIPELINE_REGISTRY.register_pipeline(
     type="multimodal",
 )
 
+PIPELINE_REGISTRY.register_pipeline(
+    "action-scores",
+    pipeline_class=ActionScoresPipeline,
+    pt_model=MCMForActionRecommendation,
+    type="multimodal",
+)
+
 __all__ = [
+    "ActionScoresPipeline",
     "CustomerEmbeddingPipeline",
     "MCMConfig",
     "MCMFeatureExtractor",
+    "MCMForActionRecommendation",
     "MCMForMultiTaskRecommendation",
     "MCMModel",
     "MCMPreTrainedModel",

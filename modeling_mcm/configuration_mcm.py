@@ -26,6 +26,7 @@ CHOICES = {
     "readout": ("attentional", "last"),
     "augmentation": ("random_prefix", "last_prefix", "all_prefixes", "masked_lm"),
     "target": ("next_event", "next_visit"),
+    "action_embedding": ("features", "learned", "both"),
 }
 # The paper's features and, for want of its numbers, vocabularies that make about 30K values; ids 0 and 1 included.
 PAPER_FEATURES = {"token_type": 8, "product_line": 42, "category": 502, "subcategory": 4002, "brand": 25002}
@@ -93,8 +94,23 @@ class MCMConfig(PreTrainedConfig):
     target (`str`):
         `"next_event"` (the paper) or `"next_visit"`: the set of labels of the next visit, asked at the end of the
         visit before.
+    target_half_life_days (`float`, *optional*):
+        What a customer did this many days before their latest target weighs half as much in the loss, so that tastes
+        and seasons that have passed don't outvote the present. `None`: all the same. Only for `"all_prefixes"`.
     mask_probability (`float`):
         Share of the events that `"masked_lm"` hides.
+    action_outcomes (`list[str]`, *optional*):
+        What may come of an offer, one output of [`MCMForActionRecommendation`] each. Default: click and conversion.
+    action_embedding (`str`):
+        What an action is to that model: `"features"`, those of an interaction not yet taken, so that it may be an
+        action never seen in training; `"learned"`, a vector of its own; or `"both"`, their sum.
+    action_ids (`list[str]`, *optional*):
+        The actions that have a vector of their own.
+    action_half_lives_days (`list[float]`, *optional*):
+        How fast what a customer did is forgotten where an action asks for the same; one count each.
+    action_history_feature (`str`, *optional*):
+        The feature whose every value is counted in the history too, such as the token type: how often, and how long
+        ago, a customer redeemed coupons tells whether they will again.
     """
 
     model_type = "mcm"
@@ -128,7 +144,13 @@ class MCMConfig(PreTrainedConfig):
     repeat_half_lives_units: list[float | int] = field(default_factory=list)
     augmentation: str = "random_prefix"
     target: str = "next_event"
+    target_half_life_days: float | int | None = None
     mask_probability: float = 0.2
+    action_outcomes: list[str] = field(default_factory=lambda: ["click", "conversion"])
+    action_embedding: str = "features"
+    action_ids: list[str] = field(default_factory=list)
+    action_half_lives_days: list[float | int] = field(default_factory=lambda: [14.0, 60.0, 365.0])
+    action_history_feature: str | None = None
     pad_token_id: int | None = 0
     # what transformers' BertLayer reads besides
     is_decoder: bool = False
@@ -193,8 +215,25 @@ class MCMConfig(PreTrainedConfig):
                 "encoder_attention='bidirectional', encoder_unit='event', target='next_event' and no "
                 "repeat memory."
             )
+        if self.target_half_life_days is not None and (
+            self.augmentation != "all_prefixes" or self.target_half_life_days <= 0
+        ):
+            raise ValueError(
+                f"target_half_life_days={self.target_half_life_days} must be positive and weighs the prefixes of one "
+                f"pass against each other: set augmentation='all_prefixes' (found {self.augmentation!r}), or None."
+            )
         if any(half_life <= 0 for half_life in half_lives):
             raise ValueError(f"Half-lives of the repeat memory must be positive, got {half_lives}.")
+        if self.action_history_feature not in (None, *self.features):
+            raise ValueError(
+                f"`action_history_feature` is {self.action_history_feature!r}, no feature: expected one of "
+                f"{self.features}."
+            )
+        if any(half_life <= 0 for half_life in self.action_half_lives_days) or not self.action_outcomes:
+            raise ValueError(
+                f"Half-lives of actions must be positive, got {self.action_half_lives_days}, and there must be an "
+                f"outcome of an offer, got {self.action_outcomes}."
+            )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "

@@ -18,6 +18,7 @@ Shapes: B customers, L events, J features, U encoder units (events or visits), H
 customer, T tasks, V labels of a task. Equation numbers are those of Luo & Wang, RecSys 2023.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -305,15 +306,21 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         return cast(ValueEmbedding, table).weight
 
     @torch.no_grad()
-    def initialize_label_biases(self, counts: Mapping[str, torch.Tensor]):
-        """Starts the label biases at log((count + 1) / sum). Needs `config.readout_bias`.
+    def initialize_from_popularity(self, counts: Mapping[str, torch.Tensor]):
+        """Starts the label biases and the repeat memory's rarities, where the model has them, at what is known
+        beforehand: a label's bias is the log of its share, (count + 1) / sum, its rarity -log(V share).
 
         Args:
             counts: for each task, how often each label occurs in the training period, of shape `(V,)`.
         """
-        for task, bias in zip(self.config.tasks, self.readout_bias, strict=True):
-            shares = counts[task].to(bias) + 1
-            bias.copy_(torch.log(shares / shares[FIRST_LABEL:].sum()))
+        for place, (task, size) in enumerate(self.config.label_sizes.items()):
+            shares = counts[task].float() + 1
+            log_shares = torch.log(shares / shares[FIRST_LABEL:].sum())
+            if len(self.readout_bias):
+                self.readout_bias[place].copy_(log_shares)
+            if self.repeat_memory is not None:
+                rarity = cast(nn.Embedding, self.repeat_memory.label_rarity[place]).weight
+                rarity.copy_(-(log_shares + math.log(size - FIRST_LABEL))[:, None])
 
     @can_return_tuple
     @auto_docstring(custom_intro="From interactions to scores, and to the loss when `labels` are given.\n")
@@ -326,6 +333,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         prefix_ends: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
         label_prefixes: torch.LongTensor | None = None,
+        label_weights: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MCMRecommendationOutput:
         r"""
@@ -344,6 +352,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             What followed the prefixes; ids under 2, -100 among them, are no targets.
         label_prefixes (`torch.LongTensor` of shape `(batch_size, num_labels)`, *optional*):
             Which prefix (an index into `prefix_ends`) each label followed. Default: the first.
+        label_weights (`torch.FloatTensor` of shape `(batch_size, num_labels)`, *optional*):
+            How much each label counts in its customer's mean loss. Default: all the same.
 
         Returns:
             [`MCMRecommendationOutput`].
@@ -392,7 +402,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
                 met = memory.votes(label_ids, event_units, outputs.event_embeddings, unit_mask.shape[1])
                 scores = memory(place, scores, decays, unit_ends, *met)
             if labels is not None and task in trained:
-                losses[task] = prefix_cross_entropy(scores, labels[..., place], answered)
+                losses[task] = prefix_cross_entropy(scores, labels[..., place], answered, label_weights)
             logits[task] = scores[:, 0] if prefix_ends is None else scores
         return MCMRecommendationOutput(
             loss=torch.stack(list(losses.values())).sum() if losses else None,
@@ -451,7 +461,10 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
 
 
 def prefix_cross_entropy(
-    scores: torch.Tensor, labels: torch.Tensor, label_prefixes: torch.Tensor | None = None
+    scores: torch.Tensor,
+    labels: torch.Tensor,
+    label_prefixes: torch.Tensor | None = None,
+    label_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Equation 4: -log P(label | prefix), the mean over a customer's labels first and over the customers last.
 
@@ -459,13 +472,16 @@ def prefix_cross_entropy(
         scores: s of shape `(B, P, V)`.
         labels: ids of shape `(B, N)`; under 2 is no target.
         label_prefixes: the prefix of each label, of shape `(B, N)`; the first by default.
+        label_weights: of the mean over a customer's labels, of shape `(B, N)`; all the same by default.
 
     Returns:
         A scalar; 0 when no customer has a target.
     """
     prefixes = torch.zeros_like(labels) if label_prefixes is None else label_prefixes
-    valid = labels >= FIRST_LABEL
-    weights = valid / (valid.sum(1, keepdim=True).clamp(min=1) * labels.shape[0])
+    counted = labels >= FIRST_LABEL
+    weights = counted.float() if label_weights is None else counted * label_weights.float()
+    totals = weights.sum(1, keepdim=True)
+    weights = weights / (torch.where(totals > 0, totals, 1.0) * labels.shape[0])
     return LabelSurprise.apply(scores, labels.clamp(min=0), prefixes, weights.to(scores.dtype))
 
 

@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The two pipelines: a customer's raw events in, an embedding or preference scores out.
+"""The pipelines: a customer's raw events in; an embedding, preference scores or scores of offered actions out.
 
 A customer is a dict with `events` (list of dicts, dict of columns or DataFrame) and, if wanted, `profile` and
 `customer_id`; a list of customers is a batch. An empty history is no error: the profile and the start row speak alone.
@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from transformers import Pipeline
 from transformers.utils import ModelOutput
 
+from .action_inputs_mcm import EncodedActions, read_actions
+from .events_mcm import SECONDS_PER_DAY, naming, read_zone, to_seconds
 from .modeling_mcm import FIRST_LABEL
 
 
@@ -107,4 +109,53 @@ class PreferenceScoresPipeline(_CustomerPipeline):
         return result
 
 
-__all__ = ["CustomerEmbeddingPipeline", "PreferenceScoresPipeline"]
+class ActionScoresPipeline(_CustomerPipeline):
+    """`pipeline("action-scores", model=checkpoint)(customer, actions=actions)`: what would come of offers.
+
+    `actions` is a list of dicts with `action_id` and columns of the event log; an action that covers several kinds of
+    interactions has several dicts with one `action_id`, each with its `weight` (equal by default). `time` is when they
+    are offered, by default right after the customer's last event. Gives a list of
+    `{"action_id": ..., outcome: probability, ...}` in the order of the actions.
+    """
+
+    def _sanitize_parameters(self, actions: Any = None, time: Any = None, **unknown: Any):
+        if unknown:
+            raise ValueError(f"Unknown options {sorted(unknown)}: action-scores has `actions` and `time`.")
+        if actions is None:
+            return {}, {}, {}
+        names, columns, offsets, weights = read_actions(actions)
+        config: Any = self.model.config
+        encoded = EncodedActions(self.feature_extractor, config, names, columns, offsets, weights)
+        encoded.check(np.arange(len(names)))
+        seconds = None
+        if time is not None:
+            with naming("`time`"):
+                seconds = to_seconds(time, read_zone(self.feature_extractor.time_zone))
+        return {}, {"encoded": encoded, "seconds": seconds}, {"names": names}
+
+    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
+        encoded = forward_parameters.get("encoded")
+        if encoded is None:
+            raise ValueError("There are no `actions`: give a list of dicts with `action_id` and columns of the log.")
+        rows = input_tensors["rows"] if isinstance(input_tensors["rows"], list) else [input_tensors["rows"]]
+        inputs = self.model_inputs(input_tensors)
+        offered = np.tile(np.arange(len(encoded.action_ids)), (len(rows), 1))
+        arrays = encoded.inputs(inputs["input_ids"].cpu().numpy(), offered)
+        arrays["days_to_offers"] = np.array([self._days(row["times"], forward_parameters["seconds"]) for row in rows])
+        tensors = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+        return ModelOutput({"chances": self.model(**inputs, **tensors).logits.float().sigmoid()})
+
+    def _days(self, times: NDArray[np.int64], seconds: int | None) -> np.float32:
+        if seconds is None or not len(times):
+            return np.float32(0)
+        if times[-1] >= seconds:
+            raise ValueError("The customer has events at or after the `time` of the offers; leave these events out.")
+        return np.float32((seconds - times[-1]) / SECONDS_PER_DAY)
+
+    def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> list[dict[str, Any]]:
+        outcomes = self.model.config.action_outcomes
+        rows = zip(postprocess_parameters["names"], model_outputs["chances"][0].tolist(), strict=True)
+        return [{"action_id": name} | dict(zip(outcomes, chances, strict=True)) for name, chances in rows]
+
+
+__all__ = ["ActionScoresPipeline", "CustomerEmbeddingPipeline", "PreferenceScoresPipeline"]

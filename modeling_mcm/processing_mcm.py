@@ -348,6 +348,29 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
                 ids[f"profile_{feature}"] = self._feature_ids(feature, [profile.get(self._columns[feature])])[0]
         return ids
 
+    def encode_actions(self, actions: Any) -> NDArray[np.int64]:
+        """Ids of interactions that were not taken yet, such as offers: an action has the features of an interaction.
+
+        Args:
+            actions: raw values by column of the event log, a list of dicts, a DataFrame or a dict of columns. Features
+                of columns that are absent, of the time and of the profile are missing.
+
+        Returns:
+            Of shape `(actions, J)`.
+
+        Raises:
+            ValueError: naming the column that is unknown, or what was found in it.
+        """
+        known = [column for column in self._known_columns if column not in (self.customer, self.time, self.visit)]
+        columns, count = read_columns(actions, known)
+        ids = np.zeros((count, len(self.features)), np.int64)
+        for index, feature in enumerate(self.feature_names):
+            column = self._columns.get(feature)
+            if feature in self._event_features and column in columns:
+                with naming(f"column {column!r}"):
+                    ids[:, index] = self._feature_ids(feature, columns[column])
+        return ids
+
     # --------------------------------------------------------------------------------------------- rows -> model input
 
     def readable(self, row: Mapping[str, Any], features: Sequence[str] | None) -> dict[str, Any]:

@@ -191,12 +191,16 @@ class RepeatMemory(nn.Module):
     once an event where events are the units. With m_{w,u} the mean vote of the events of unit u that have label w,
 
         n_{p,w,k} = sum over units u of prefix p of  m_{w,u} 2^(-age_k(p, u) / T_k)
-        score(w) += sum_k  log(1 + n_{p,w,k} exp(b_k)) (g_k + c_{w,k} + d_k log(1 + p))
+        score(w) += sum_k  log(1 + n_{p,w,k} exp(b_k + f_k r_w)) (g_k + c_{w,k} + d_k log(1 + p))
 
     Kernel k forgets by days or by units, with half-life T_k. An event's vote is exp(vote . e_i), so that a purchase
     may count for more than a click. T and vote are shared by the tasks; sensitivity b, gain g, label gain c (which
     labels come back soon and which don't) and growth d (a long history is worth more trust) are a task's own. Work and
     memory grow with the labels that a customer met.
+
+    Rarity r_w = -log(V share_w) makes one meeting with a rare label say more than one with a label that everybody
+    meets. With f = 1 the term is the posterior of a rate: a label with the prior rate q_w, met n times in N units, has
+    the rate (n + m q_w) / (N + m), whose logarithm is log(1 + n / (m q_w)) and a bias. f is learned.
 
     Args:
         label_sizes: V of each task.
@@ -219,6 +223,8 @@ class RepeatMemory(nn.Module):
         self.log_sensitivity = nn.Parameter(torch.empty(len(label_sizes), kernels))
         self.memory_gain = nn.Parameter(torch.empty(len(label_sizes), kernels))
         self.memory_growth = nn.Parameter(torch.empty(len(label_sizes), kernels))
+        self.rarity_weight = nn.Parameter(torch.empty(len(label_sizes), kernels))
+        self.label_rarity = nn.ModuleList(nn.Embedding(size, 1) for size in label_sizes)
         self.label_gains = nn.ModuleList(nn.Embedding(size, kernels) for size in label_sizes)
 
     def reset_parameters(self):
@@ -227,7 +233,8 @@ class RepeatMemory(nn.Module):
         init.ones_(self.log_sensitivity)
         init.constant_(self.memory_gain, 1.2 / len(self.half_lives))
         init.zeros_(self.memory_growth)
-        for module in (self.vote, *self.label_gains):
+        init.constant_(self.rarity_weight, 0.3)
+        for module in (self.vote, *self.label_gains, *self.label_rarity):
             for parameter in module.parameters():
                 init.zeros_(parameter)
 
@@ -300,6 +307,8 @@ class RepeatMemory(nn.Module):
         counts = counts.view(batch, -1, prefixes, kernels)  # n: (B, S, P, K)
         growth = self.memory_growth[task] * torch.log1p(unit_ends.to(counts.dtype))[:, None, :, None]
         gains = self.memory_gain[task] + self.label_gains[task](labels)[:, :, None] + growth
-        added = (torch.log1p(counts * self.log_sensitivity[task].exp()) * gains).sum(-1)  # (B, S, P)
+        rarity = self.label_rarity[task](labels)[:, :, None]  # (B, S, 1, 1)
+        sensitivity = (self.log_sensitivity[task] + self.rarity_weight[task] * rarity).exp()
+        added = (torch.log1p(counts * sensitivity) * gains).sum(-1)  # (B, S, P)
         index = labels[:, None].expand(-1, prefixes, -1)
         return scores.scatter_add_(2, index, added.transpose(1, 2).to(scores.dtype))

@@ -15,18 +15,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Sampler
-from transformers import EvalPrediction, Trainer, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
 
 from modeling_mcm.data.collator import LengthGroupedSampler, MCMCollator
 from modeling_mcm.evaluation.metrics import FIRST_LABEL
 from modeling_mcm.evaluation.streaming import StreamingMetrics, ranks_from_logits
 
 # Scalars on a logarithm or on all of a task's scores: steps that suit a matrix would leave them where they started.
-FAST_PARAMETERS = ("log_half_life", "log_sensitivity", "memory_gain", "readout_scale")
+FAST_PARAMETERS = ("log_half_life", "log_sensitivity", "memory_gain", "rarity_weight", "readout_scale")
 
 
 class EpochCallback(TrainerCallback):
@@ -115,6 +117,47 @@ class TrainingClock(TrainerCallback):
         return 0.5 * (1.0 + math.cos(math.pi * (passed - warmup) / (1.0 - warmup)))
 
 
+class WeightAverage(TrainerCallback):
+    """Exponential moving average of the weights: what a constant learning rate jitters about. It changes no step.
+
+    Args:
+        model: whose weights are averaged.
+        decay: share of the average that a step keeps, under 1; the first steps keep less, (1 + n) / (10 + n).
+    """
+
+    FILE = "average.safetensors"
+
+    def __init__(self, model: torch.nn.Module, decay: float):
+        if not 0 < decay < 1:
+            raise ValueError(f"Found ema_decay = {decay}; expected a number between 0 and 1, or none for no average.")
+        self.decay, self.model = decay, model
+        self.average = AveragedModel(model, multi_avg_fn=self._average)
+
+    def _average(self, averaged, current, seen):
+        decay = min(self.decay, (1 + int(seen)) / (10 + int(seen)))
+        get_ema_multi_avg_fn(decay)(averaged, current, seen)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.average.update_parameters(self.model)
+
+    def swap(self) -> None:
+        """The model gets the average, the average the model's weights; a second call undoes the first."""
+        for own, averaged in zip(self.model.parameters(), self.average.module.parameters(), strict=True):
+            own.data, averaged.data = averaged.data, own.data
+
+    def save(self, folder: str | Path) -> None:
+        save_file(self.average.state_dict(), Path(folder, self.FILE))
+
+    def load(self, folder: str | Path) -> None:
+        path = Path(folder, self.FILE)
+        if not path.is_file():
+            raise ValueError(
+                f"{folder} has no {self.FILE}: its run kept no average of the weights. Resume it without ema_decay, "
+                "or start anew in another output_dir."
+            )
+        self.average.load_state_dict(load_file(path))
+
+
 class MCMTrainer(Trainer):
     """`Trainer` for `MCMForMultiTaskRecommendation`.
 
@@ -123,6 +166,8 @@ class MCMTrainer(Trainer):
         train_collator: collator of the training rows; `args.seed` must be its seed.
         eval_collator: collator of the evaluation rows (mode "evaluate").
         scalar_lr_factor: factor on the learning rate of the readout's and the memory's scalars.
+        ema_decay: of the average of the weights, which is what is evaluated and what training ends with; `None` for
+            none. See `WeightAverage`.
         max_seconds: of training; then the learning rate follows the clock instead of the steps. See `TrainingClock`.
         kwargs: as for `Trainer`; `train_dataset` is a `PreparedRows` with lengths.
     """
@@ -135,6 +180,7 @@ class MCMTrainer(Trainer):
         train_collator: MCMCollator,
         eval_collator: MCMCollator | None = None,
         scalar_lr_factor: float = 20.0,
+        ema_decay: float | None = None,
         max_seconds: float | None = None,
         **kwargs: Any,
     ):
@@ -155,6 +201,11 @@ class MCMTrainer(Trainer):
         self.train_collator = train_collator
         self.add_callback(EpochCallback(train_collator))
         self.add_callback(self.clock)
+        self.weight_average = (
+            None if ema_decay is None else WeightAverage(cast(PreTrainedModel, self.model), ema_decay)
+        )
+        if self.weight_average is not None:
+            self.add_callback(self.weight_average)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -201,9 +252,39 @@ class MCMTrainer(Trainer):
     def _factor_of_time(self, warmup: float, step: int) -> float:
         return self.clock.cosine(warmup)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().train(*args, **kwargs)
+        if self.weight_average is not None:  # what training ends with is the average
+            self.weight_average.swap()
+            self.remove_callback(self.weight_average)
+            self.weight_average = None
+        return result
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        with self.clock.paused():
+        with self.clock.paused(), self._averaged():
             return super().evaluate(*args, **kwargs)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """What happens inside sees the average of the weights, if there is one."""
+        if self.weight_average is None:
+            yield
+            return
+        self.weight_average.swap()
+        try:
+            yield
+        finally:
+            self.weight_average.swap()
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.weight_average is not None:  # a checkpoint: a resume needs the weights and their average
+            self.weight_average.save(str(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.weight_average is not None:
+            self.weight_average.load(resume_from_checkpoint)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with self.clock.paused():

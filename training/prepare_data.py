@@ -3,6 +3,7 @@
 """Prepares an event log for training.
 
     python training/prepare_data.py --demo complete_journey --output_dir data/prepared
+    python training/prepare_data.py --demo complete_journey --offers ...        and the demo's offers (docs/offers.md)
     python training/prepare_data.py --events log.parquet --schema schema.yaml --output_dir data/prepared
     python training/prepare_data.py prepare.yaml --overwrite        # options as keys of one YAML file; flags win
 
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from modeling_mcm.data import EventSchema, PreparedManifest, prepare
-from modeling_mcm.data.complete_journey import build_complete_journey
+from modeling_mcm.data.complete_journey import build_complete_journey, build_complete_journey_offers
 from modeling_mcm.data.prepare import ROWS_PER_SHARD
 
 from arguments import parse_options
@@ -38,12 +39,20 @@ class PrepareOptions:
     schema: str | None = field(
         default=None, metadata={"help": "Event schema, a YAML file such as configuration/schemas/clickstream.yaml."}
     )
+    cutoffs: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Dates of the validation and the test cutoff, in the place of the schema's."},
+    )
     demo: str | None = field(
         default=None,
         metadata={
             "help": "Build this demo log first, into the folder raw/ beside output_dir, and take its schema.",
             "choices": list(DEMOS),
         },
+    )
+    offers: bool = field(
+        default=False,
+        metadata={"help": "Also write the demo's offers.parquet and actions.parquet into raw/ (docs/offers.md)."},
     )
     rows_per_shard: int = field(default=ROWS_PER_SHARD, metadata={"help": "Most customers in one Parquet shard."})
     memory_limit: str = field(default="1GB", metadata={"help": "Memory DuckDB may use before it spills to disk."})
@@ -55,8 +64,12 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         if self.demo is not None and (self.events or self.profile):
             raise ValueError("--demo brings its own --events and --profile; leave these out.")
+        if self.demo is None and self.offers:
+            raise ValueError("--offers writes those of a demo: add --demo, or make your own tables (docs/offers.md).")
         if self.demo is None and not (self.events and self.schema):
             raise ValueError("Give --events and --schema, or --demo.")
+        if len(self.cutoffs) not in (0, 2):
+            raise ValueError(f"--cutoffs has {len(self.cutoffs)} dates; give two, validation and test.")
 
 
 def summary(manifest: PreparedManifest, output_dir: str) -> str:
@@ -89,10 +102,16 @@ def main() -> None:
         if options.demo:
             raw = Path(options.output_dir).parent / "raw"
             events, profile = (str(path) for path in DEMOS[options.demo](raw))
+            if options.offers:
+                build_complete_journey_offers(raw)
             schema = schema or SCHEMAS / f"{options.demo}.yaml"
+        event_schema = EventSchema.from_yaml(schema)
+        if options.cutoffs:
+            cutoffs = dict(zip(("validation", "test"), options.cutoffs, strict=True))
+            event_schema = EventSchema.from_dict(event_schema.to_dict() | {"cutoffs": cutoffs})
         manifest = prepare(
             events,
-            EventSchema.from_yaml(schema),
+            event_schema,
             options.output_dir,
             profile=profile,
             rows_per_shard=options.rows_per_shard,

@@ -30,7 +30,15 @@ from modeling_mcm.evaluation.cases import EvaluationCases, find_cases
 
 from ablation_report import FinishedRun, draw_bars, draw_curves, summarize, write_page
 from arguments import parse_options
-from run_evaluate import BASELINES, EvaluationOptions, evaluate_baselines, evaluate_model, write_values
+from run_evaluate import (
+    BASELINES,
+    NEEDS,
+    EvaluationOptions,
+    evaluate_baselines,
+    evaluate_model,
+    not_installed,
+    write_values,
+)
 
 logger = logging.getLogger("run_ablation")
 ROOT = Path(__file__).resolve().parents[1]
@@ -156,14 +164,18 @@ def evaluate_run(run: FinishedRun, identity: dict[str, Any], rows: Any, cases: E
 def evaluate_counting(
     folder: Path, data: str, tasks: Sequence[str], extractor: MCMFeatureExtractor, rows: Any, cases: EvaluationCases
 ) -> None:
-    """Writes the values of all baselines, unless they are there."""
+    """Writes the values of all baselines that are installed, unless they are there."""
+    missing = not_installed(list(BASELINES))
+    for name in missing:
+        logger.warning("Without %s: `pip install modeling-mcm[%s]` adds it.", name, NEEDS[name])
+    baselines = [name for name in BASELINES if name not in missing]
     record = folder / f"evaluated-{cases.cutoff}.json"
-    evaluated = {"data": data, "tasks": list(tasks), "lengths": LENGTHS, "baselines": list(BASELINES)}
+    evaluated = {"data": data, "tasks": list(tasks), "lengths": LENGTHS, "baselines": baselines}
     if is_finished(record, evaluated):
         return
     label_sizes = dict(zip(extractor.feature_names, extractor.vocabulary_sizes, strict=True))
     chosen = {task: label_sizes[task] for task in tasks}
-    found = evaluate_baselines(list(BASELINES), rows, cases, chosen, LENGTHS)
+    found = evaluate_baselines(baselines, rows, cases, chosen, LENGTHS)
     write_values(folder / f"values-{cases.cutoff}.parquet", cases.customer_ids, found)
     write_record(record, evaluated)
 

@@ -4,13 +4,17 @@
 """Evaluates a checkpoint on a prepared data set, beside counting baselines.
 
     python training/run_evaluate.py --model runs/quickstart --data data/complete_journey/prepared
+    python training/run_evaluate.py --model runs/offers --data data/offers/prepared --offers data/offers/raw
 
 A case is a customer with enough history before the cutoff and a visit after it; the history runs up to the cutoff,
 the target is the first visit on or after it. Everything is ranked, nothing is filtered. Baselines count the training
 period (popularity) and the customer's own history up to the cutoff. Prints a table of means over customers with their
 95% bootstrap half-widths, and what three customers did last and are expected to do next.
+
+With --offers the cases are groups of offers (docs/offers.md): who takes any, and which one.
 """
 
+import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,9 +28,16 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
+from modeling_mcm import (
+    MCMConfig,
+    MCMFeatureExtractor,
+    MCMForActionRecommendation,
+    MCMForMultiTaskRecommendation,
+)
 from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
+from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
+from modeling_mcm.data.offers import SPLITS, TEST, load_offers
 from modeling_mcm.evaluation.baselines import (
     Baseline,
     Markov,
@@ -38,7 +49,16 @@ from modeling_mcm.evaluation.baselines import (
     evaluate_baseline,
 )
 from modeling_mcm.evaluation.cases import EvaluationCases, find_cases
+from modeling_mcm.evaluation.gbdt import LightGBMRanker
 from modeling_mcm.evaluation.metrics import bootstrap_interval, customer_metrics, distinct_targets
+from modeling_mcm.evaluation.offers import (
+    OfferTruth,
+    expected_takes,
+    interval,
+    offer_metrics,
+    resample_customers,
+    score_offers,
+)
 from modeling_mcm.evaluation.predictions import PredictionsWriter
 from modeling_mcm.evaluation.streaming import ranks_from_logits
 
@@ -51,7 +71,9 @@ BASELINES: dict[str, type[Baseline]] = {
     "personal_frequency": PersonalFrequency,
     "recency_weighted_frequency": RecencyWeightedFrequency,
     "nearest_households": NearestHouseholds,
+    "lightgbm": LightGBMRanker,
 }
+NEEDS = {"lightgbm": "gbdt"}  # baselines by another package, of the same name -> the extra that installs it
 
 Results = dict[str, dict[str, dict[str, NDArray]]]  # method -> task -> metric -> one value a case
 VALUES_SCHEMA = pa.schema(
@@ -74,10 +96,17 @@ class EvaluationOptions:
     k: list[int] = field(default_factory=lambda: [1, 3, 10], metadata={"help": "Lengths of the ranked list."})
     baselines: list[str] = field(
         default_factory=lambda: ["most_popular", "personal_frequency", "recency_weighted_frequency"],
-        metadata={"help": f"Any of {', '.join(BASELINES)}; `none` for none."},
+        metadata={"help": f"Any of {', '.join(BASELINES)} (needs the extra `gbdt`); `none` for none."},
     )
     batch_size: int = field(default=64, metadata={"help": "Customers a step."})
     shown: int = field(default=3, metadata={"help": "Customers whose past and expected next visit are printed."})
+    offers: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder with offers.parquet and actions.parquet, to evaluate a model of run_finetune.py on."
+        },
+    )
+    offers_split: str = field(default=TEST, metadata={"help": "Of the offers.", "choices": SPLITS})
     predictions_file: str | None = field(
         default=None, metadata={"help": "Parquet file for the best 100 labels of every case and task."}
     )
@@ -93,6 +122,11 @@ class EvaluationOptions:
             "<!-- /results -->, only what stands between them is replaced."
         },
     )
+
+
+def not_installed(baselines: Sequence[str]) -> list[str]:
+    """Those baselines whose package is missing."""
+    return [name for name in baselines if name in NEEDS and importlib.util.find_spec(name) is None]
 
 
 def model_scores(
@@ -230,6 +264,49 @@ def print_customers(
     print("\n✓ = in the visit that followed.")
 
 
+def evaluate_offers(options: EvaluationOptions) -> tuple[list[list[str]], str, dict[str, Any]]:
+    """Table, caption and numbers of a model that was fine-tuned to offers, beside MCM's own scores."""
+    schema = PreparedManifest.load(str(options.data)).event_schema
+    config = MCMConfig.from_pretrained(str(options.model))
+    tuned = "MCMForActionRecommendation" in (config.architectures or [])
+    offers = load_offers(str(options.offers), config.action_outcomes if tuned else None, schema.time_zone)
+    outcomes = list(offers.outcomes)
+    model = MCMForActionRecommendation.from_pretrained(options.model, action_outcomes=outcomes)
+    device: Any = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    extractor = MCMFeatureExtractor.from_pretrained(str(options.model))
+    check_vocabularies(str(options.data), extractor)
+    groups = offers.groups([options.offers_split])
+    training_end = int(np.datetime64(schema.cutoffs["validation"], "s").astype(np.int64))
+    offers.check_times(training_end, [], groups)
+    collator = OfferCollator(extractor, model.config, offers, groups)
+    cases = OfferGroups(load_prepared(str(options.data)), offers, groups)
+    logits, own = score_offers(model, collator, cases, options.batch_size)
+    weights = resample_customers(offers.customer_ids[groups])
+    customers = len(set(offers.customer_ids[groups]))
+    results: dict[str, dict[str, Any]] = {}
+    for place, outcome in enumerate(outcomes):
+        truth = OfferTruth.of(offers, groups, outcome)
+        for method, scores in {"MCM without fine-tuning": own, "MCM fine-tuned": logits[:, place]}.items():
+            if method == "MCM fine-tuned" and not tuned:
+                continue
+            found = offer_metrics(truth, scores, expected_takes(truth.offsets, scores), weights, max(options.k))
+            results[f"{outcome}: {method}"] = {
+                name: interval(values, customers)._asdict() for name, values in found.items()
+            }
+    names = list(next(iter(results.values())))
+    table = [["method", *names]]
+    for method, metrics in results.items():
+        cells = [f"{v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for v in metrics.values()]
+        table.append([method, *cells])
+    caption = (
+        f"{len(groups):,} {options.offers_split} groups of offers of {schema.name}, {customers:,} customers. Who "
+        "responds: average_precision, roc_auc; which offer, of those who take one: ndcg, recall. 95% intervals "
+        "resample customers."
+    )
+    return table, caption, results
+
+
 def main() -> None:
     """Reads the options, evaluates, prints, and writes what was asked for."""
     (options,) = parse_options(EvaluationOptions, description=__doc__)
@@ -237,8 +314,25 @@ def main() -> None:
         raise SystemExit("--model and --data are needed: a checkpoint and the folder of a prepared data set.")
     if wrong := [name for name in options.baselines if name not in BASELINES and name != "none"]:
         raise SystemExit(f"No baselines {wrong}; choose from {', '.join(BASELINES)} or none.")
+    for name in not_installed(options.baselines):
+        raise SystemExit(
+            f"{name} is not installed: `pip install modeling-mcm[{NEEDS[name]}]`, or name other baselines."
+        )
     if options.shown < 0 or min(options.k) < 1 or options.batch_size < 1:
         raise SystemExit("--shown must be at least 0, --k and --batch_size at least 1.")
+    architectures = MCMConfig.from_pretrained(options.model).architectures or []
+    if "MCMForActionRecommendation" in architectures and not options.offers:
+        raise SystemExit(f"{options.model} is fine-tuned to offers: give them with --offers.")
+    if options.offers:
+        table, caption, found = evaluate_offers(options)
+        print(f"\n{caption}\n")
+        print_table(table)
+        if options.report_file:
+            write_report(table, caption, Path(options.report_file))
+        if options.output_file:
+            Path(options.output_file).parent.mkdir(parents=True, exist_ok=True)
+            Path(options.output_file).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        return
     manifest = PreparedManifest.load(options.data)
     model = MCMForMultiTaskRecommendation.from_pretrained(options.model).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -61,6 +61,10 @@ class ModelOptions:
     scalar_lr_factor: float = field(
         default=20.0, metadata={"help": "Factor on the learning rate of the readout's and the memory's scalars."}
     )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={"help": "Decay of a moving average of the weights, which is evaluated and saved; e.g. 0.99."},
+    )
     max_seconds: float | None = field(
         default=None, metadata={"help": "End after this many seconds of training; the learning rate follows them."}
     )
@@ -178,8 +182,7 @@ def main() -> None:
         extractor.max_events = options.max_events
     config = read_config(options, extractor)
     model = MCMForMultiTaskRecommendation(config)
-    if config.readout_bias:
-        model.initialize_label_biases(popularity(options.data, config))
+    model.initialize_from_popularity(popularity(options.data, config))
 
     rows = load_prepared(options.data)
     train_rows = training_rows(rows, extractor, config)
@@ -195,6 +198,7 @@ def main() -> None:
         train_collator=MCMCollator(extractor, config, "train", seed=training.seed),
         eval_collator=MCMCollator(extractor, config, "evaluate", cutoff="validation"),
         scalar_lr_factor=options.scalar_lr_factor,
+        ema_decay=options.ema_decay,
         max_seconds=options.max_seconds,
     )
     checkpoint, broken = last_whole_checkpoint(training.output_dir)

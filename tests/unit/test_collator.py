@@ -224,6 +224,22 @@ def test_all_prefixes_are_all_the_random_prefixes(collator, target):
     assert {key: labels for key, labels in together.items() if key[0] > 0} == alone
 
 
+def test_what_followed_long_ago_weighs_less(collator):
+    choices = {"augmentation": "all_prefixes", "encoder_attention": "causal", "target": "next_visit"}
+    batch = collator(target_half_life_days=5, **choices)([row(0, HISTORY), row(1, HISTORY[:1])])
+    assert batch["label_weights"].shape == batch["labels"].shape[:2]
+    weight_of = {2: 1, 3: 1, 7: 4, 8: 6, 9: 6, 10: 6, 12: 9}  # the day on which each item was bought last
+    bought = batch["labels"][0, :, 0].tolist()
+    found = dict(zip(bought, batch["label_weights"][0].tolist(), strict=True))  # an item's last label wins
+    assert set(found) == {*weight_of, -100}
+    found.pop(-100)  # what the visit holds twice
+    assert found.pop(2) == pytest.approx(2 ** (-3 / 5))  # bought again on day 6
+    for item, weight in found.items():
+        assert weight == pytest.approx(2 ** (-(9 - weight_of[item]) / 5))
+    assert batch["label_weights"][1].tolist()[:2] == [1, 1]  # a customer's latest target counts whole
+    assert "label_weights" not in collator(**choices)([row(0, HISTORY)])
+
+
 @pytest.mark.parametrize("name", ["all events", "all visits", "masked"])
 def test_events_of_one_time_are_shuffled_and_the_end_of_a_visit_stays_last(collator, rows, name):
     orders = set()

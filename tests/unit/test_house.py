@@ -26,12 +26,14 @@ SIBLINGS = {
     "modeling_mcm": {"configuration_mcm", "readout_mcm"},
     "events_mcm": set(),
     "processing_mcm": {"configuration_mcm", "events_mcm"},
-    "pipeline_mcm": {"configuration_mcm", "modeling_mcm", "processing_mcm"},
+    "action_mcm": {"configuration_mcm", "modeling_mcm"},
+    "action_inputs_mcm": {"configuration_mcm", "events_mcm", "processing_mcm"},
+    "pipeline_mcm": {"action_inputs_mcm", "configuration_mcm", "events_mcm", "modeling_mcm", "processing_mcm"},
 }
 FLAT_LIBRARIES = {"torch", "numpy", "transformers", "huggingface_hub"}
 # What the rooms of the package may read of the package.
 ROOMS = {
-    "data": {"data", "configuration_mcm", "events_mcm", "processing_mcm"},
+    "data": {"data", "action_inputs_mcm", "configuration_mcm", "events_mcm", "processing_mcm"},
     "evaluation": {"evaluation", "processing_mcm"},
     "hub": {"hub", "data", "evaluation", *SIBLINGS},
     "trainer": {"data", "evaluation", *SIBLINGS},

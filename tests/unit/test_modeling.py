@@ -327,12 +327,17 @@ def questions(inputs):
     }
 
 
-def plain_loss(scores, labels, label_prefixes):
+def plain_loss(scores, labels, label_prefixes, weights=None):
+    weights = torch.ones(labels.shape) if weights is None else weights
     customers = []
     for row in range(len(labels)):
-        pairs = zip(labels[row].tolist(), label_prefixes[row].tolist(), strict=True)
-        terms = [-scores[row, prefix].log_softmax(-1)[label] for label, prefix in pairs if label >= FIRST_LABEL]
-        customers.append(sum(terms) / max(1, len(terms)))
+        triples = zip(labels[row].tolist(), label_prefixes[row].tolist(), weights[row].tolist(), strict=True)
+        terms = [
+            (weight, -weight * scores[row, prefix].log_softmax(-1)[label])
+            for label, prefix, weight in triples
+            if label >= FIRST_LABEL
+        ]
+        customers.append(sum(loss for _, loss in terms) / sum(weight for weight, _ in terms) if terms else 0.0)
     return torch.as_tensor(sum(customers) / len(customers))
 
 
@@ -342,6 +347,12 @@ def test_equation_4_against_a_plain_loop(questions):
     found = prefix_cross_entropy(scores, labels, questions["label_prefixes"])
     close(found, plain_loss(scores, labels, questions["label_prefixes"]))
     close(prefix_cross_entropy(scores, labels), plain_loss(scores, labels, torch.zeros_like(labels)))
+    weights = 0.5 + torch.rand(labels.shape)
+    weighted = prefix_cross_entropy(scores, labels, questions["label_prefixes"], weights)
+    assert abs(weighted - found) > 1e-4
+    close(weighted, plain_loss(scores, labels, questions["label_prefixes"], weights))
+    close(prefix_cross_entropy(scores, labels, questions["label_prefixes"], torch.full(labels.shape, 0.2)), found)
+    assert prefix_cross_entropy(scores, labels, label_weights=torch.zeros(labels.shape)).item() == 0
     assert prefix_cross_entropy(scores, torch.full_like(labels, -100)).item() == 0
 
 
@@ -448,11 +459,23 @@ def test_popularity_is_where_the_bias_starts(tiny_config, inputs):
     model = MCMForMultiTaskRecommendation(tiny_config(readout_bias=True)).eval()
     counts = {task: torch.arange(size) for task, size in model.config.label_sizes.items()}
     before = model(**inputs).logits["aisle"]
-    model.initialize_label_biases(counts)
+    model.initialize_from_popularity(counts)
     shares = counts["aisle"][FIRST_LABEL:] + 1.0
     expected = torch.log(shares / shares.sum())
     close(model(**inputs).logits["aisle"][:, FIRST_LABEL:], before[:, FIRST_LABEL:] + expected)
     assert expected.exp().sum().item() == pytest.approx(1)
+
+
+def test_popularity_gives_the_memory_its_rarities(tiny_model):
+    model = tiny_model(extended=True)
+    rarity, bias = model.repeat_memory.label_rarity[1].weight, model.readout_bias[1]
+    model.initialize_from_popularity({task: torch.ones(size) for task, size in model.config.label_sizes.items()})
+    close(rarity[FIRST_LABEL:], torch.zeros_like(rarity[FIRST_LABEL:]))  # V share is 1
+    counts = {task: torch.full((size,), 10.0) for task, size in model.config.label_sizes.items()}
+    counts["aisle"][FIRST_LABEL] = 1000
+    model.initialize_from_popularity(counts)
+    assert rarity[FIRST_LABEL] < 0 < rarity[FIRST_LABEL + 1]
+    assert rarity[FIRST_LABEL].item() == pytest.approx(-math.log(bias[FIRST_LABEL].exp().item() * (len(bias) - 2)))
 
 
 def test_what_a_checkpoint_lacks_starts_as_in_a_fresh_model(tiny_model, tiny_config, tmp_path):
@@ -466,7 +489,8 @@ def test_what_a_checkpoint_lacks_starts_as_in_a_fresh_model(tiny_model, tiny_con
     assert torch.equal(memory.log_half_life, torch.tensor([7.0, 60.0, 3.0]).log())
     assert torch.equal(memory.log_sensitivity, torch.ones(3, 3))
     close(memory.memory_gain, torch.full((3, 3), 0.4))
-    silent = (memory.vote, *memory.label_gains)
+    close(memory.rarity_weight, torch.full((3, 3), 0.3))
+    silent = (memory.vote, *memory.label_gains, *memory.label_rarity)
     assert not any(parameter.any() for module in silent for parameter in module.parameters())
     for table in model.label_tables:
         assert not table.weight[0].any() and 0.15 < table.weight[1:].std() < 0.35  # 1 / sqrt(16)

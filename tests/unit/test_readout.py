@@ -242,12 +242,17 @@ def test_a_memory_counts_as_a_plain_loop_does(memory, history):
     assert (expected[0, 0, 5] > 0).all() and not expected[2].any()
 
 
+def sensitivity(memory, task):
+    """exp(b_k + f_k r_w), of shape (V, K)."""
+    return torch.exp(memory.log_sensitivity[task] + memory.rarity_weight[task] * memory.label_rarity[task].weight)
+
+
 @torch.no_grad()
 def test_a_memory_adds_what_its_docstring_says(memory, history):
     n = plain_counts(memory, *history)
     growth = memory.memory_growth[0] * torch.log(1 + history[-1])[:, :, None, None]
     gains = memory.memory_gain[0] + memory.label_gains[0].weight + growth
-    expected = (torch.log(1 + n * memory.log_sensitivity[0].exp()) * gains).sum(-1)
+    expected = (torch.log(1 + n * sensitivity(memory, 0)) * gains).sum(-1)
     torch.testing.assert_close(added(memory, 0, history), expected, atol=1e-5, rtol=1e-4)
 
 
@@ -257,7 +262,7 @@ def test_each_task_has_a_memory_of_its_own(memory, history):
     n = plain_counts(memory, *history)[:, :, :4]
     growth = memory.memory_growth[1] * torch.log(1 + history[-1])[:, :, None, None]
     gains = memory.memory_gain[1] + memory.label_gains[1].weight + growth
-    expected = (torch.log(1 + n * memory.log_sensitivity[1].exp()) * gains).sum(-1)
+    expected = (torch.log(1 + n * sensitivity(memory, 1)) * gains).sum(-1)
     torch.testing.assert_close(added(memory, 1, history), expected, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(added(memory, 0, history)[..., :4], expected, atol=1e-2)
 

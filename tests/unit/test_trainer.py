@@ -1,6 +1,9 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The trainer's clock: what it counts, when it ends a run, how the learning rate follows it. No test waits."""
+"""The trainer's clock (what it counts, when it ends a run, how the learning rate follows it) and average of weights.
+
+No test waits.
+"""
 
 import math
 from types import SimpleNamespace
@@ -9,7 +12,7 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
-from modeling_mcm.trainer import TrainingClock
+from modeling_mcm.trainer import TrainingClock, WeightAverage
 
 
 @pytest.fixture
@@ -101,3 +104,34 @@ def test_a_bounded_run_is_not_resumed(before, after, start):
 def test_a_limit_that_is_none_is_refused():
     with pytest.raises(ValueError, match="Found max_seconds = 0"):
         TrainingClock(lambda value: value, 0)
+
+
+def test_the_average_follows_the_weights_and_swaps_with_them(tmp_path):
+    model = torch.nn.Linear(1, 1, bias=False)
+    average = WeightAverage(model, 0.9)
+    values = [1.0, 2.0, 4.0, 8.0]
+    expected = values[0]  # the first step's weights; then (1 + n) / (10 + n) of what there was
+    for n, value in enumerate(values):
+        model.weight.data.fill_(value)
+        average.on_step_end(None, None, None)
+        if n:
+            decay = min(0.9, (1 + n) / (10 + n))
+            expected = decay * expected + (1 - decay) * value
+    average.swap()
+    assert model.weight.item() == pytest.approx(expected)
+    average.swap()
+    assert model.weight.item() == values[-1]
+    average.save(tmp_path)
+    restored = WeightAverage(torch.nn.Linear(1, 1, bias=False), 0.9)
+    restored.load(tmp_path)
+    restored.swap()
+    assert restored.model.weight.item() == pytest.approx(expected)
+    assert int(restored.average.n_averaged) == len(values)
+
+
+def test_an_average_that_is_not_there_is_missed(tmp_path):
+    with pytest.raises(ValueError, match="kept no average of the weights"):
+        WeightAverage(torch.nn.Linear(1, 1), 0.9).load(tmp_path)
+    for decay in (0, 1, 2.5):
+        with pytest.raises(ValueError, match="expected a number between 0 and 1"):
+            WeightAverage(torch.nn.Linear(1, 1), decay)

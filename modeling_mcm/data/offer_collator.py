@@ -1,0 +1,136 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""From prepared rows and offers to a batch: the history before the offers, what was offered, what came of it.
+
+Shapes: B groups of offers, K offers of the largest group, O outcomes; the rest as in `action_inputs_mcm.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch.utils.data import Dataset
+
+from modeling_mcm.action_inputs_mcm import NOT_OFFERED, EncodedActions
+from modeling_mcm.configuration_mcm import MCMConfig
+from modeling_mcm.data.collator import IGNORED, SECONDS_PER_DAY, PreparedRows
+from modeling_mcm.data.offers import Offers
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+
+class OfferGroups(Dataset):
+    """Groups of offers, each with its customer's history **before** the offers were made.
+
+    Args:
+        rows: what `load_prepared` returns.
+        offers: the offers.
+        groups: places of the groups to keep, all by default.
+
+    Raises:
+        ValueError: if a customer is not in the prepared data set. One without events before the offers is no error:
+            the profile and the start row speak alone.
+    """
+
+    def __init__(self, rows: datasets.Dataset, offers: Offers, groups: ArrayLike | None = None):
+        self.offers = offers
+        self.groups = np.arange(len(offers.group_ids)) if groups is None else np.asarray(groups)
+        places = {customer: place for place, customer in enumerate(rows["customer_id"])}
+        wanted = offers.customer_ids[self.groups]
+        if missing := sorted({customer for customer in wanted if customer not in places}):
+            raise ValueError(
+                f"{len(missing)} customers of the offers are not in the prepared data set, such as {missing[0]!r}; "
+                "prepare the log with their events, or leave their offers out."
+            )
+        self.rows = PreparedRows(rows, [places[customer] for customer in wanted])
+
+    def visits(self, max_events: int) -> NDArray[np.int64]:
+        """Visits in the latest `max_events` events of each history, `(groups,)`: a step's time grows with it."""
+        counts = []
+        for start in range(0, len(self), 256):
+            for item in self.__getitems__(list(range(start, min(start + 256, len(self))))):
+                kept = item["history"]["visits"][-max_events:]
+                counts.append(kept[-1] - kept[0] + 1 if len(kept) else 0)
+        return np.array(counts, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return self.__getitems__([place])[0]
+
+    def __getitems__(self, places: list[int]) -> list[dict[str, Any]]:
+        """Dicts with `history`, a prepared row cut at the time of the offers, and `group`, the place of the group."""
+        groups = self.groups[places]
+        return [
+            {"history": events_before(row, self.offers.times[group]), "group": int(group)}
+            for row, group in zip(self.rows.__getitems__(places), groups, strict=True)
+        ]
+
+
+def events_before(row: Mapping[str, Any], time: int) -> dict[str, Any]:
+    """A prepared row without the events from `time` (seconds) on."""
+    kept = row["times"] < time
+    return {name: value[kept] if isinstance(value, np.ndarray) else value for name, value in row.items()}
+
+
+class OfferCollator:
+    """Turns groups of offers into inputs of `MCMForActionRecommendation`.
+
+    Args:
+        extractor: of the checkpoint.
+        config: of the model.
+        offers: the offers that the groups are of.
+        groups: places of the groups that will come, all by default.
+        max_events: rows of the longest history, start row included; the extractor's by default.
+
+    Raises:
+        ValueError: as `EncodedActions`, and if an action of these groups has no value in any feature, where its
+            features are its embedding, or no vector of its own, where that is.
+
+    Attributes:
+        epoch: shared-memory integer that the training loop sets, as `MCMCollator`'s.
+    """
+
+    def __init__(
+        self,
+        extractor: MCMFeatureExtractor,
+        config: MCMConfig,
+        offers: Offers,
+        groups: ArrayLike | None = None,
+        max_events: int | None = None,
+    ):
+        self.extractor, self.config, self.offers = extractor, config, offers
+        self.max_events = extractor.max_events if max_events is None else max_events
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        known = (offers.action_ids, offers.columns, offers.row_offsets, offers.weights)
+        self.actions = EncodedActions(extractor, config, *known)
+        groups = np.arange(len(offers.group_ids)) if groups is None else groups
+        self.actions.check(np.unique(offers.actions[offers.places(groups)]))
+
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """A batch: the histories as `MCMFeatureExtractor.pad` gives them, the actions as `EncodedActions.inputs` does,
+        `days_to_offers` `(B,)` and `labels` `(B, K, O)`."""
+        histories = [self.extractor.readable(item["history"], self.config.input_features) for item in items]
+        batch = dict(self.extractor.pad(histories, self.max_events))
+        groups = [item["group"] for item in items]
+        sizes = np.diff(self.offers.offsets)[groups]
+        cells, places = np.arange(sizes.max()) < sizes[:, None], self.offers.places(groups)
+        offered = np.full(cells.shape, NOT_OFFERED)
+        offered[cells] = self.offers.actions[places]
+        arrays = self.actions.inputs(batch["input_ids"].numpy(), offered)
+        latest = [item["history"]["times"][-1:] for item in items]
+        waited = [self.offers.times[g] - times for g, times in zip(groups, latest, strict=True)]
+        days = np.array([wait.max(initial=0) / SECONDS_PER_DAY for wait in waited], np.float32)
+        arrays |= {"days_to_offers": days, "labels": self._labels(places, cells)}
+        return batch | {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def _labels(self, places: NDArray, cells: NDArray[np.bool_]) -> NDArray[np.float32]:
+        labels = np.full((*cells.shape, len(self.config.action_outcomes)), IGNORED, np.float32)
+        for outcome, name in enumerate(self.config.action_outcomes):
+            if name in self.offers.outcomes:
+                values = self.offers.outcomes[name][places]
+                labels[cells, outcome] = np.where(np.isnan(values), IGNORED, values)
+        return labels

@@ -1,0 +1,254 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Offers: which actions were offered to which customers, when, and what came of it.
+
+An offer is an action (a coupon, an incentive) that a customer can take from a time on. Offers that are made together
+are a group and are ranked together. An action is an interaction not yet taken, so it has the features of one; an
+action that covers several (any of twenty products) has several rows, each with its share.
+
+    offers.parquet    customer_id, time, action_id, outcomes (0, 1, or null where nobody looked); group_id, split
+    actions.parquet   action_id, columns of the event log; time (since when the row holds), weight
+
+`docs/offers.md` explains each column with a worked example.
+
+Shapes: G groups, N offers, V actions (a version each), R rows of actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from modeling_mcm.events_mcm import as_column, naming, read_times, read_zone, to_text
+
+OFFERS_FILE, ACTIONS_FILE = "offers.parquet", "actions.parquet"
+TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
+OUTCOMES = ("click", "conversion")
+
+
+@dataclass(frozen=True)
+class Offers:
+    """Offers in groups, in the order of `group_id` and `action_id`, and what is known of the actions.
+
+    Attributes:
+        group_ids, customer_ids, splits: text, of shape `(G,)`.
+        times: seconds since 1970-01-01 from which on the group could be taken, of shape `(G,)`.
+        offsets: of shape `(G + 1,)`; group g has the offers `offsets[g]` to `offsets[g + 1]`.
+        actions: place of each offer's action among the V, of shape `(N,)`.
+        outcomes: name -> 1.0, 0.0, or NaN where it was not observed, of shape `(N,)`.
+        action_ids: of shape `(V,)`; versions of one action share its id.
+        row_offsets: of shape `(V + 1,)`; action v has the rows `row_offsets[v]` to `row_offsets[v + 1]`.
+        weights: of shape `(R,)`; those of an action sum to 1.
+        columns: column of the event log -> raw values, of shape `(R,)`.
+    """
+
+    group_ids: NDArray
+    customer_ids: NDArray
+    splits: NDArray
+    times: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    actions: NDArray[np.int64]
+    outcomes: dict[str, NDArray[np.float32]]
+    action_ids: NDArray
+    row_offsets: NDArray[np.int64]
+    weights: NDArray[np.float64]
+    columns: dict[str, list[Any]]
+
+    def groups(self, splits: Sequence[str]) -> NDArray[np.int64]:
+        """Places of the groups of some splits."""
+        return np.flatnonzero(np.isin(self.splits, list(splits)))
+
+    def places(self, groups: ArrayLike) -> NDArray[np.int64]:
+        """Places of the offers of some groups, of shape `(offers of the groups,)`."""
+        parts = [np.arange(self.offsets[g], self.offsets[g + 1]) for g in np.asarray(groups)]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
+    def check_trainable(self, groups: ArrayLike, outcomes: Sequence[str]) -> None:
+        """Raises `ValueError` where an outcome has no two classes among the groups, so that nothing can be learned."""
+        places = self.places(groups)
+        for name in outcomes:
+            if name not in self.outcomes:
+                raise ValueError(f"No outcome {name!r} in the offers; they have {', '.join(self.outcomes)}.")
+            observed = self.outcomes[name][places]
+            observed = observed[~np.isnan(observed)]
+            if not 0 < observed.sum() < len(observed):
+                raise ValueError(
+                    f"Outcome {name!r} is {observed[:1].tolist() or 'nowhere observed'} in all {len(observed)} "
+                    "observed training offers; a model needs offers with 0 and with 1. Check the column, or leave it "
+                    "out."
+                )
+
+    def check_times(self, training_end: int, learned: ArrayLike, evaluated: ArrayLike) -> None:
+        """Raises `ValueError` where training would see what it is evaluated on.
+
+        Args:
+            training_end: seconds; the encoder was pre-trained on events before it.
+            learned, evaluated: places of the groups that the head is trained and evaluated on.
+        """
+        learned, starts = np.asarray(learned, np.int64), self.times[np.asarray(evaluated, np.int64)]
+        if not len(starts):
+            return
+        first = starts.min()
+        if first < training_end:
+            raise ValueError(
+                f"Offers to evaluate on start on {_day(first)}, but the encoder was pre-trained on events before "
+                f"{_day(training_end)}: it has seen what came of them. Prepare the data with an earlier validation "
+                "cutoff (--cutoffs) and pre-train again, or evaluate on later offers."
+            )
+        late = learned[self.times[learned] >= first]
+        if len(late):
+            raise ValueError(
+                f"Group {self.group_ids[late[0]]!r} is trained on and starts on {_day(self.times[late[0]])}, when "
+                f"offers to evaluate on run already (since {_day(first)}); train on offers made before all of those."
+            )
+
+
+def _day(seconds: int) -> str:
+    return str(np.datetime64(int(seconds), "s").astype("datetime64[D]"))
+
+
+def load_offers(folder: str | Path, outcomes: Sequence[str] | None = None, time_zone: str = "UTC") -> Offers:
+    """Reads and checks `offers.parquet` and `actions.parquet`; see [`make_offers`].
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: as `make_offers`.
+    """
+    tables = {}
+    for name in (OFFERS_FILE, ACTIONS_FILE):
+        path = Path(folder) / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} has no {name}; give the folder with {OFFERS_FILE} and {ACTIONS_FILE}.")
+        tables[name] = pd.read_parquet(path, dtype_backend="numpy_nullable")
+    return make_offers(tables[OFFERS_FILE], tables[ACTIONS_FILE], outcomes, time_zone)
+
+
+def make_offers(
+    offers: pd.DataFrame, actions: pd.DataFrame, outcomes: Sequence[str] | None = None, time_zone: str = "UTC"
+) -> Offers:
+    """Checks both tables and joins each offer with its action as it was at that time.
+
+    Args:
+        offers: one row an offer. `customer_id`, `time`, `action_id`; columns of outcomes; `group_id`, by default the
+            offers of one customer and time; `split`, train by default.
+        actions: one row an action, version and combination of feature values. `action_id`; columns of the event log;
+            `time`, from which on the version holds, always by default; `weight`, equal by default.
+        outcomes: columns of outcomes; by default `click` and `conversion`, as far as one of their values is known.
+        time_zone: as in the event schema.
+
+    Raises:
+        ValueError: naming the column, the group, the action, and what to do.
+    """
+    _check_columns(offers, ("customer_id", "time", "action_id"), "The offers")
+    _check_columns(actions, ("action_id",), "The actions")
+    if outcomes is None:
+        outcomes = [name for name in OUTCOMES if name in offers.columns and offers[name].notna().any()]
+    _check_columns(offers, outcomes, "The offers")
+    if not len(offers) or not len(outcomes):
+        raise ValueError(f"Found {len(offers)} offers with outcomes {list(outcomes)}; expected at least one of each.")
+
+    frame = pd.DataFrame({name: _texts(offers[name], name) for name in ("customer_id", "action_id")})
+    frame["time"] = _seconds(offers["time"], time_zone)
+    given = (
+        offers["group_id"] if "group_id" in offers.columns else frame["customer_id"] + " " + frame["time"].map(_day)
+    )
+    frame["group_id"] = _texts(given, "group_id")
+    frame["split"] = _texts(offers["split"], "split") if "split" in offers.columns else TRAIN
+    if wrong := sorted(set(frame["split"]) - set(SPLITS)):
+        raise ValueError(f"Column 'split' holds {wrong}; expected {', '.join(SPLITS)}.")
+    for name in outcomes:
+        frame[name] = _zero_or_one(offers[name], name)
+    frame = frame.sort_values(["group_id", "action_id"], kind="stable", ignore_index=True)
+    starts = np.flatnonzero(np.append(True, frame["group_id"].to_numpy()[1:] != frame["group_id"].to_numpy()[:-1]))
+    offsets = np.append(starts, len(frame))
+    for name in ("customer_id", "time", "split"):
+        first = np.repeat(frame[name].to_numpy()[starts], np.diff(offsets))
+        if (differs := frame[name].to_numpy() != first).any():
+            group = frame["group_id"][int(differs.argmax())]
+            raise ValueError(f"Group {group!r} has several values of {name!r}; offers of a group are made together.")
+    if (twice := frame.duplicated(["group_id", "action_id"]).to_numpy()).any():
+        group, action = frame[["group_id", "action_id"]].iloc[int(twice.argmax())]
+        raise ValueError(f"Group {group!r} offers action {action!r} twice; keep one row.")
+
+    versions, weights, columns = _versions(actions, time_zone)
+    heads = frame.iloc[starts]
+    return Offers(
+        group_ids=heads["group_id"].to_numpy(object),
+        customer_ids=heads["customer_id"].to_numpy(object),
+        splits=heads["split"].to_numpy(object),
+        times=heads["time"].to_numpy(np.int64),
+        offsets=offsets,
+        actions=_at_that_time(frame, versions),
+        outcomes={name: frame[name].to_numpy(np.float32) for name in outcomes},
+        action_ids=versions["action_id"].to_numpy(object),
+        row_offsets=np.append(versions["start"].to_numpy(np.int64), len(weights)),
+        weights=weights,
+        columns=columns,
+    )
+
+
+def _check_columns(frame: pd.DataFrame, names: Sequence[str], where: str) -> None:
+    if missing := [name for name in names if name not in frame.columns]:
+        raise ValueError(f"{where} have no column {missing[0]!r}; they have {', '.join(map(str, frame.columns))}.")
+
+
+def _texts(column: pd.Series, name: str) -> NDArray:
+    with naming(f"column {name!r}"):
+        texts = {value: to_text(value) for value in column.dropna().unique()}
+    found = column.map(texts).to_numpy(object)
+    if column.isna().any():
+        raise ValueError(f"Column {name!r} is null in {int(column.isna().sum())} rows; fill it, or leave them out.")
+    return found
+
+
+def _seconds(column: pd.Series, time_zone: str) -> NDArray[np.int64]:
+    with naming("column 'time'"):
+        return read_times(as_column(column), read_zone(time_zone))
+
+
+def _zero_or_one(column: pd.Series, name: str) -> NDArray[np.float32]:
+    observed = column.dropna()
+    wrong = observed[~observed.isin([0, 1])]
+    if len(wrong):
+        raise ValueError(f"Outcome {name!r} is {wrong.iloc[0]} in row {wrong.index[0]}; expected 0, 1 or null.")
+    return column.astype("Float32").to_numpy(np.float32, na_value=np.nan)
+
+
+def _versions(actions: pd.DataFrame, time_zone: str) -> tuple[pd.DataFrame, NDArray[np.float64], dict[str, list[Any]]]:
+    """One row a version (action_id, time, start: its first row), weights that sum to 1, columns of the event log."""
+    names = [name for name in actions.columns if name not in ("action_id", "time", "weight")]
+    rows = actions[names].copy()
+    rows["action_id"] = _texts(actions["action_id"], "action_id")
+    always = np.iinfo(np.int64).min
+    rows["time"] = _seconds(actions["time"], time_zone) if "time" in actions.columns else always
+    rows["weight"] = actions["weight"].to_numpy(np.float64) if "weight" in actions.columns else 1.0
+    if not (rows["weight"] > 0).all():
+        where = rows["action_id"][int((~(rows["weight"] > 0)).to_numpy().argmax())]
+        raise ValueError(f"Action {where!r} has a weight that is not positive; give each row its share, above 0.")
+    rows = rows.sort_values(["action_id", "time"], kind="stable", ignore_index=True)
+    keys = ["action_id", "time"]
+    versions = rows[~rows.duplicated(keys)][keys].rename_axis("start").reset_index()
+    weights = (rows["weight"] / rows.groupby(keys)["weight"].transform("sum")).to_numpy()
+    return versions, weights, {name: [None if pd.isna(v) else v for v in rows[name]] for name in names}
+
+
+def _at_that_time(offers: pd.DataFrame, versions: pd.DataFrame) -> NDArray[np.int64]:
+    """Place of the version that holds at each offer's time: the latest that is not later."""
+    pairs = offers[["action_id", "time"]].drop_duplicates().sort_values("time")
+    found = pd.merge_asof(
+        pairs, versions.rename_axis("version").reset_index().sort_values("time"), on="time", by="action_id"
+    )
+    missing = found[found["version"].isna()]
+    if len(missing):
+        action, time = missing[["action_id", "time"]].iloc[0]
+        raise ValueError(
+            f"Action {action!r}, offered on {_day(time)}, has no row in the actions that holds then; add one with its "
+            "features."
+        )
+    return offers.merge(found, on=["action_id", "time"], how="left")["version"].to_numpy(np.int64)

@@ -1,0 +1,342 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""A synthetic shop: click logs and offers whose true preferences are known, so that what a model finds can be checked.
+
+`configuration/schemas/clickstream.yaml` reads the log as it is:
+
+    log = make_click_log(customers=10_000)
+    pyarrow.parquet.write_table(log.events, "log.parquet")
+
+How the next item comes about: customers return to one of the items of their last events; else, within a session, they
+stay in the subcategory of the last item, or go on to the subcategory that it leads to; else a subcategory is drawn by
+taste, the softmax of log popularity plus a latent vector of the customer times one of the subcategory. Within its
+subcategory an item is drawn by popularity, a Zipf law. Tastes and the subcategories' vectors are normal; subcategories
+of one category are alike.
+
+Shapes: B customers, E events of the longest history, S subcategories, V items, A actions.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import ArrayLike, NDArray
+
+RECENT = 5  # events whose items a customer may return to
+SESSION_SECONDS, EVENT_SECONDS = 3600, 70  # a session has less than an hour: at most this between two events
+PURCHASE, WITH_COUPON = "purchase", "purchase_with_coupon"
+
+
+@dataclass(frozen=True)
+class ShopSettings:
+    """What can be chosen about a shop.
+
+    Args:
+        items, subcategories, categories: of the catalogue; every item has a subcategory, every subcategory a category.
+        popularity_exponent: of the items' Zipf law.
+        taste_size: length of the latent vectors.
+        taste_strength: standard deviation of a customer's log preference among subcategories.
+        min_events, max_events: lengths of histories; short ones are the most frequent (log-uniform).
+        events_a_session: mean, at least 1.
+        return_rate: share of the events that return to a recent item.
+        stay_rate, lead_rate: shares of the others within a session, which stay in a subcategory or go where it leads.
+        start, end: of the time in which sessions begin, ISO 8601.
+
+    Raises:
+        ValueError: if a size or a share makes no shop.
+    """
+
+    items: int = 12_000
+    subcategories: int = 400
+    categories: int = 40
+    popularity_exponent: float = 0.9
+    taste_size: int = 8
+    taste_strength: float = 1.5
+    min_events: int = 5
+    max_events: int = 50
+    events_a_session: float = 4.0
+    return_rate: float = 0.2
+    stay_rate: float = 0.3
+    lead_rate: float = 0.2
+    start: str = "2023-10-01"
+    end: str = "2024-05-01"
+
+    def __post_init__(self) -> None:
+        if not self.items >= self.subcategories >= self.categories >= 1:
+            raise ValueError(
+                f"Found {self.items} items, {self.subcategories} subcategories and {self.categories} categories; "
+                "expected no more of the coarse than of the fine, and one at least."
+            )
+        if not 1 <= self.min_events <= self.max_events <= SESSION_SECONDS // EVENT_SECONDS:
+            raise ValueError(
+                f"Found min_events {self.min_events} and max_events {self.max_events}; expected 1 <= min <= max <= "
+                f"{SESSION_SECONDS // EVENT_SECONDS}."
+            )
+        if min(self.return_rate, self.stay_rate, self.lead_rate) < 0 or self.stay_rate + self.lead_rate > 1:
+            raise ValueError("return_rate, stay_rate and lead_rate are shares; the last two add up to 1 at most.")
+        if self.return_rate > 1 or self.events_a_session < 1:
+            raise ValueError("Expected a return_rate of 1 at most and at least one of the events_a_session.")
+        if _seconds(self.end) - _seconds(self.start) <= self.max_events * SESSION_SECONDS:
+            raise ValueError(f"From {self.start} to {self.end} is too short: give an hour for each of the max_events.")
+
+
+@dataclass(frozen=True)
+class ClickLog:
+    """Events of a synthetic shop, and what is true of it.
+
+    Attributes:
+        settings: of the shop.
+        events: by user and time: user_id, timestamp, session_id, event_type, item_id, subcategory_id, category_id,
+            price, and `true_probability`, that of the item given all before it and whether the session goes on.
+        subcategory: of each item, of shape `(V,)`.
+        category: of each subcategory, of shape `(S,)`.
+        within: share of each item in its subcategory, of shape `(V,)`.
+        shares: of the subcategories for a customer without taste, of shape `(S,)`.
+        tastes: of the subcategories for each customer, of shape `(B, S)`; rows sum to 1.
+        deals: how much each customer is after deals, standard normal, of shape `(B,)`; the log shows it in the share
+            of their purchases that are made with a coupon.
+        items: of the events, of shape `(events,)`.
+        seconds: of the events, since 1970-01-01.
+        first_event: customer b has the events `first_event[b]` to `first_event[b + 1]`, of shape `(B + 1,)`.
+    """
+
+    settings: ShopSettings
+    events: pa.Table
+    subcategory: NDArray[np.int64]
+    category: NDArray[np.int64]
+    within: NDArray[np.float64]
+    shares: NDArray[np.float64]
+    tastes: NDArray[np.float64]
+    deals: NDArray[np.float64]
+    items: NDArray[np.int64]
+    seconds: NDArray[np.int64]
+    first_event: NDArray[np.int64]
+
+    def category_tastes(self) -> NDArray[np.float64]:
+        """The tastes summed by category, of shape `(B, categories)`."""
+        return self.tastes @ np.eye(self.settings.categories)[self.category]
+
+    def first_item_probabilities(self, customers: ArrayLike, moment: str) -> NDArray[np.float64]:
+        """Of each item to be the first of a customer's next session, given the events before a moment.
+
+        No model can rank this item better in expectation.
+
+        Args:
+            customers: their numbers, of shape `(C,)`; each needs an event before the moment.
+            moment: ISO 8601.
+
+        Returns:
+            Of shape `(C, V)`; rows sum to 1.
+        """
+        customers = np.asarray(customers)
+        probabilities = self.tastes[customers][:, self.subcategory] * self.within
+        for row, customer in enumerate(customers):
+            before = slice(self.first_event[customer], self.first_event[customer + 1])
+            recent = self.items[before][self.seconds[before] < _seconds(moment)][-RECENT:]
+            if not len(recent):
+                raise ValueError(f"Customer {customer} has no event before {moment}; ask for a later moment.")
+            probabilities[row] *= 1 - self.settings.return_rate
+            np.add.at(probabilities[row], recent, self.settings.return_rate / len(recent))
+        return probabilities
+
+
+def make_click_log(customers: int = 10_000, settings: ShopSettings | None = None, seed: int = 0) -> ClickLog:
+    """Draws a shop and its customers' events; the same arguments give the same log.
+
+    Args:
+        customers: B.
+        settings: of the shop.
+        seed: of every draw.
+
+    Raises:
+        ValueError: for less than one customer.
+    """
+    if customers < 1:
+        raise ValueError(f"Found {customers} customers; expected at least one.")
+    s, rng = settings or ShopSettings(), np.random.default_rng(seed)
+    # the catalogue, by subcategory: each has one item at least
+    spread = rng.integers(s.subcategories, size=s.items - s.subcategories)
+    subcategory = np.sort(np.concatenate([np.arange(s.subcategories), spread]))
+    category = np.arange(s.subcategories) % s.categories
+    weight = rng.permutation(np.arange(1, s.items + 1) ** -s.popularity_exponent)
+    popularity = weight / weight.sum()
+    shares = np.bincount(subcategory, popularity).astype(np.float64)
+    leads_to = np.roll(np.arange(s.subcategories), 1)[rng.permutation(s.subcategories)]
+    price = np.round(rng.lognormal(3.0, 0.8, s.subcategories)[subcategory] * rng.lognormal(0, 0.3, s.items), 2)
+    # the customers
+    of_category, own = rng.normal(size=(s.categories, s.taste_size)), rng.normal(size=(s.subcategories, s.taste_size))
+    directions = (of_category[category] + own) * s.taste_strength / np.sqrt(2 * s.taste_size)
+    logits = np.log(shares) + rng.normal(size=(customers, s.taste_size)) @ directions.T
+    tastes = np.exp(logits - logits.max(axis=1, keepdims=True))
+    tastes /= tastes.sum(axis=1, keepdims=True)
+    deals = rng.normal(size=customers)
+    ratio = (s.max_events + 1) / s.min_events
+    length = np.minimum(s.min_events * ratio ** rng.random(customers), s.max_events).astype(np.int64)
+
+    shape = (customers, int(length.max()))
+    opens = rng.random(shape) < 1 / s.events_a_session
+    opens[:, :1] = True
+    session = opens.cumsum(axis=1) - 1
+    item, probability = np.zeros(shape, np.int64), np.zeros(shape)
+    returns, stays_or_leads = rng.random(shape) < s.return_rate, rng.random(shape)
+    returns[:, :1] = False
+    within, steps = popularity / shares[subcategory], popularity.cumsum()
+    taste_steps, rows = tastes.cumsum(axis=1), np.arange(customers)
+    for step in range(shape[1]):
+        last = subcategory[item[:, max(step - 1, 0)]]
+        inside = ~opens[:, step]
+        stays = inside & (stays_or_leads[:, step] < s.stay_rate)
+        leads = inside & ~stays & (stays_or_leads[:, step] < s.stay_rate + s.lead_rate)
+        drawn = (taste_steps < rng.random((customers, 1))).sum(axis=1).clip(max=s.subcategories - 1)
+        chosen = np.where(stays, last, np.where(leads, leads_to[last], drawn))
+        # Items lie by subcategory, so that a place within its stretch of the cumulated popularity is an item of it.
+        place = steps[np.searchsorted(subcategory, chosen, "right") - 1] - rng.random(customers) * shares[chosen]
+        fresh = np.searchsorted(steps, place).clip(max=s.items - 1)
+        recent = item[:, max(step - RECENT, 0) : step]
+        back = recent[rows, rng.integers(max(recent.shape[1], 1), size=customers)] if step else fresh
+        item[:, step] = now = np.where(returns[:, step], back, fresh)
+
+        rate = s.return_rate if step else 0.0
+        of_taste = tastes[rows, subcategory[now]]
+        moved = s.stay_rate * (subcategory[now] == last) + s.lead_rate * (subcategory[now] == leads_to[last])
+        of_subcategory = np.where(inside, moved + (1 - s.stay_rate - s.lead_rate) * of_taste, of_taste)
+        returned = (recent == now[:, None]).sum(axis=1) / max(recent.shape[1], 1)
+        probability[:, step] = rate * returned + (1 - rate) * of_subcategory * within[now]
+
+    # Sessions begin an hour apart at least, at as many moments as the history has sessions.
+    span = _seconds(s.end) - _seconds(s.start) - shape[1] * SESSION_SECONDS
+    begins = rng.integers(span, size=shape)
+    begins[np.arange(shape[1]) > session[rows, length - 1][:, None]] = span
+    begins = np.sort(begins, axis=1) + np.arange(shape[1]) * SESSION_SECONDS
+    passed = np.where(opens, 0, rng.integers(5, EVENT_SECONDS, size=shape)).cumsum(axis=1)
+    passed -= np.maximum.accumulate(np.where(opens, passed, 0), axis=1)
+    seconds = _seconds(s.start) + np.take_along_axis(begins, session, axis=1) + passed
+    coupon = np.where(rng.random(shape) < _sigmoid(deals - 1.5)[:, None], WITH_COUPON, PURCHASE)
+    # who returns to an item puts it into the cart or buys it
+    kind = np.where(returns, np.where(rng.random(shape) < 0.5, coupon, "cart"), "click")
+
+    kept = np.arange(shape[1]) < length[:, None]
+    user, items = np.repeat(rows, length), item[kept]
+    columns = {
+        "user_id": user,
+        "timestamp": pa.array(seconds[kept]).cast(pa.timestamp("s")),
+        "session_id": user * s.max_events + session[kept],
+        "event_type": kind[kept],
+        "item_id": _names("item", items),
+        "subcategory_id": _names("subcategory", subcategory[items]),
+        "category_id": _names("category", category[subcategory[items]]),
+        "price": price[items],
+        "true_probability": probability[kept],
+    }
+    first_event: NDArray[np.int64] = np.concatenate([[0], length.cumsum()])
+    return ClickLog(
+        settings=s,
+        events=pa.table(columns),
+        subcategory=subcategory,
+        category=category,
+        within=within,
+        shares=shares,
+        tastes=tastes,
+        deals=deals,
+        items=items,
+        seconds=seconds[kept],
+        first_event=first_event,
+    )
+
+
+@dataclass(frozen=True)
+class OfferLog:
+    """Offers to the customers of a shop, as `modeling_mcm.data.offers` reads them, and what is true of them.
+
+    Attributes:
+        offers: customer_id, time, group_id, split, action_id, click, conversion, and the true `click_probability`
+            and `conversion_probability`.
+        actions: action_id, event_type, category_id: to purchase from a category.
+    """
+
+    offers: pa.Table
+    actions: pa.Table
+
+
+def make_offer_log(
+    log: ClickLog,
+    moments: Mapping[str, str],
+    customers: Sequence[int] | None = None,
+    offers_a_customer: int = 5,
+    seed: int = 0,
+) -> OfferLog:
+    """Offers some categories to each customer at each moment.
+
+    A click is the likelier the more the customer's taste for the category exceeds its popularity, and the more the
+    customer is after deals; a conversion needs a click, and is rarer in a category that they have not met before.
+
+    Args:
+        log: the shop.
+        moments: split -> time of its offers, ISO 8601: `{"train": "2024-03-01", "test": "2024-04-01"}`.
+        customers: their numbers; all by default. Those without an event before a moment get no offer then.
+        offers_a_customer: different actions in a group.
+        seed: of every draw.
+
+    Raises:
+        ValueError: for more offers a customer than there are categories.
+    """
+    categories = log.settings.categories
+    if not 1 <= offers_a_customer <= categories:
+        raise ValueError(f"Found offers_a_customer {offers_a_customer}; expected 1 to {categories}, the categories.")
+    rng = np.random.default_rng(seed)
+    appeal = rng.normal(0.0, 0.5, categories)
+    everyone = np.bincount(log.category, log.shares)
+    liked = np.log(log.category_tastes() / everyone).clip(-3, 3)
+    user = np.repeat(np.arange(len(log.tastes)), np.diff(log.first_event))
+    chosen = np.arange(len(log.tastes)) if customers is None else np.asarray(customers)
+    parts = []
+    for split, moment in moments.items():
+        earlier = log.seconds < _seconds(moment)
+        met = np.zeros((len(log.tastes), categories), bool)
+        met[user[earlier], log.category[log.subcategory[log.items[earlier]]]] = True
+        asked = chosen[met[chosen].any(axis=1)]
+        action = (
+            rng.random((len(asked), categories)).argpartition(offers_a_customer - 1)[:, :offers_a_customer].ravel()
+        )
+        owner = np.repeat(asked, offers_a_customer)
+        push = liked[owner, action] + 0.7 * log.deals[owner]
+        click = _sigmoid(push + appeal[action] - 1.0)
+        conversion = click * _sigmoid(push - 1.5 * ~met[owner, action])
+        luck = rng.random((2, len(owner)))
+        clicks = luck[0] < click
+        parts.append(
+            {
+                "customer_id": owner.astype(str),
+                "time": np.full(len(owner), _seconds(moment)),
+                "group_id": np.char.add(owner.astype(str), f" {moment}"),
+                "split": np.full(len(owner), split),
+                "action_id": _names("buy-category", action),
+                "click": clicks.astype(np.int8),
+                "conversion": (clicks & (luck[1] * click < conversion)).astype(np.int8),
+                "click_probability": click,
+                "conversion_probability": conversion,
+            }
+        )
+    offers = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    offers["time"] = pa.array(offers["time"]).cast(pa.timestamp("s"))
+    every = np.arange(categories)
+    actions = {
+        "action_id": _names("buy-category", every),
+        "event_type": np.full(categories, PURCHASE),
+        "category_id": _names("category", every),
+    }
+    return OfferLog(pa.table(offers), pa.table(actions))
+
+
+def _names(kind: str, numbers: NDArray) -> NDArray:
+    return np.char.add(f"{kind}-", numbers.astype(str))
+
+
+def _seconds(moment: str) -> int:
+    return int((datetime.fromisoformat(moment) - datetime(1970, 1, 1)).total_seconds())
+
+
+def _sigmoid(x: NDArray) -> NDArray:
+    return 1 / (1 + np.exp(-x))

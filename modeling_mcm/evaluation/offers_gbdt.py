@@ -1,0 +1,333 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""LightGBM on hand-made features of offers: what fine-tuning has to beat. Needs LightGBM (the extra `gbdt`).
+
+`offer_features` makes, from the same batches that MCM reads but with the whole history, what a careful analyst would:
+
+- of the offer: how often the customer did what it asks (all the values of one of its rows), at three speeds of
+  forgetting, and how long ago; by feature (department, type, manufacturer ...) how many events share a value with it,
+  at the same speeds, and their share of all events; how broad it is, and its main value by feature;
+- of the customer: events, visits, basket size, spend, recency, events of each token type (mailings, redemptions,
+  purchases with a coupon ...), mean bins of numeric features, events by each value of coarse features, the profile;
+- of the group: how many offers it has, and the sum and the maximum over them of what they share with the history.
+
+`LightGBMOffers` is a classifier of groups for "who responds" and, for "which offer", a classifier or a lambdarank of
+the offers of groups that take one, whichever is better on validation. `SEARCH` is the space of the search.
+
+Shapes: G groups, N offers, F features of a customer and group, P features of an offer.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from modeling_mcm.evaluation.offers import OfferTruth, expected_takes, offer_metrics
+
+DECAYS = {"all": np.inf, "30": 30.0, "120": 120.0}  # half-lives in days
+COARSE = 48  # a customer's events are counted by each value of a feature that has fewer
+SEARCH: dict[str, tuple[Any, ...]] = {
+    "num_leaves": (4, 8, 16, 31),
+    "learning_rate": (0.02, 0.05, 0.1),
+    "min_data_in_leaf": (5, 20, 60),
+    "feature_fraction": (0.2, 0.5, 1.0),
+    "lambda_l2": (0.0, 1.0, 10.0),
+    "bagging_fraction": (0.7, 1.0),
+}
+TREES = (20, 40, 80, 160, 320)
+
+
+@dataclass(frozen=True)
+class OfferTable:
+    """Features of groups and of their offers.
+
+    Attributes:
+        offsets: of shape `(G + 1,)`; group g has the offers `offsets[g]` to `offsets[g + 1]`.
+        groups: float32, of shape `(G, F)`; NaN where something was never measured.
+        offers: float32, of shape `(N, P)`.
+        group_names, offer_names: of the features.
+    """
+
+    offsets: NDArray[np.int64]
+    groups: NDArray[np.float32]
+    offers: NDArray[np.float32]
+    group_names: list[str]
+    offer_names: list[str]
+
+    @property
+    def joined(self) -> NDArray[np.float32]:
+        """Features of the offers and of their groups, of shape `(N, P + F)`."""
+        return np.concatenate([self.offers, np.repeat(self.groups, np.diff(self.offsets), axis=0)], axis=1)
+
+    def of(self, groups: NDArray[np.int64]) -> "OfferTable":
+        """Some of the groups."""
+        sizes = np.diff(self.offsets)
+        kept = np.concatenate([np.arange(self.offsets[group], self.offsets[group + 1]) for group in groups])
+        offsets = np.concatenate([[0], np.cumsum(sizes[groups])])
+        return OfferTable(offsets, self.groups[groups], self.offers[kept], self.group_names, self.offer_names)
+
+
+def offer_features(extractor: Any, collator: Any, cases: Any, batch_size: int = 32) -> OfferTable:
+    """Features of some groups of offers, from nothing but what was before them.
+
+    Args:
+        extractor: `MCMFeatureExtractor` of the data set.
+        collator: `OfferCollator` of the groups, with `max_events` above the longest history.
+        cases: `OfferGroups`.
+        batch_size: groups a step.
+    """
+    sizes, offers, groups = [0], [], []
+    for start in tqdm(range(0, len(cases), batch_size), desc="Features", unit="batch"):
+        items = cases.__getitems__(list(range(start, min(start + batch_size, len(cases)))))
+        batch = {name: value.numpy() for name, value in collator(items).items()}
+        times = np.array([cases.offers.times[item["group"]] for item in items])
+        latest = np.array([item["history"]["times"].max(initial=np.iinfo(np.int64).min) for item in items])
+        days_until = np.where(latest > 0, (times - latest) / 86_400, np.nan)
+        features = _OfferFeatures(extractor, batch, days_until)
+        of_offers, of_customers = features.of_offers(), features.make()
+        offered = batch["offered_actions"]
+        cells = offered >= 0
+        sizes += cells.sum(1).tolist()
+        table = np.stack([values[np.nonzero(cells)[0], offered[cells]] for values in of_offers.values()], axis=1)
+        offers.append(table.astype(np.float32))
+        shared = [name for name in of_offers if name.startswith(("did_", "share_"))]
+        for name in shared:
+            inside = np.where(cells, np.take_along_axis(of_offers[name], np.maximum(offered, 0), 1), np.nan)
+            of_customers[f"sum_{name}"] = np.nansum(inside, 1)
+            of_customers[f"max_{name}"] = np.nanmax(inside, 1)
+        of_customers["offers"] = cells.sum(1)
+        groups.append(np.stack(list(of_customers.values()), axis=1).astype(np.float32))
+    return OfferTable(
+        np.cumsum(sizes), np.concatenate(groups), np.concatenate(offers), list(of_customers), list(of_offers)
+    )
+
+
+class HistoryFeatures:
+    """Hand-made features of a batch of customers.
+
+    Args:
+        extractor: `MCMFeatureExtractor` of the data set.
+        batch: what its `pad` gives, as numpy arrays.
+        days_until: days from each customer's last event to the moment of the question, NaN without events; `(B,)`.
+    """
+
+    def __init__(self, extractor: Any, batch: Mapping[str, NDArray], days_until: NDArray):
+        self.extractor, self.batch = extractor, batch
+        self.ids, self.times, self.visits = (batch[name] for name in ("input_ids", "event_times", "visit_ids"))
+        real = batch["attention_mask"].astype(bool)
+        real[:, 0] = False  # the start row
+        self.owner, self.place = np.nonzero(real)
+        self.customers = len(real)
+        self.age = self.times.max(1)[self.owner] - self.times[real] + np.nan_to_num(days_until)[self.owner]
+        self.days_until = days_until
+        self.events = np.bincount(self.owner, minlength=self.customers)
+
+    def make(self) -> dict[str, NDArray]:
+        """Name -> values of the customers, of shape `(B,)`; the profile is not among them."""
+        result = self._history()
+        for feature in self._shared_features():
+            if self._size(feature) <= COARSE:
+                for name, half_life in DECAYS.items():
+                    counts, values = self._counts(feature, half_life), self.extractor.vocabularies[feature]
+                    result |= {f"{feature} {value} {name}": counts[:, 2 + place] for place, value in enumerate(values)}
+        return result
+
+    def _shared_features(self) -> list[str]:
+        kinds = {feature["name"]: feature for feature in self.extractor.features}
+        token = self.extractor.token_type_feature
+        return [
+            name
+            for name, feature in kinds.items()
+            if name != token and not feature.get("profile") and feature.get("kind", "categorical") == "categorical"
+        ]
+
+    def _index(self, feature: str) -> int:
+        return self.extractor.feature_names.index(feature)
+
+    def _size(self, feature: str) -> int:
+        return self.extractor.vocabulary_sizes[self._index(feature)]
+
+    def _counts(self, feature: str, half_life: float) -> NDArray:
+        size = self._size(feature)
+        cell = self.owner * size + self.ids[self.owner, self.place, self._index(feature)]
+        total = np.bincount(cell, 0.5 ** (self.age / half_life), minlength=self.customers * size)
+        return total.reshape(self.customers, size)
+
+    def _history(self) -> dict[str, NDArray]:
+        extractor, events = self.extractor, np.maximum(self.events, 1)
+        token = extractor.token_type_feature
+        result = {
+            "events": self.events,
+            "days_since_event": self.days_until,
+            "days_of_history": self.times.max(1) + self.days_until,
+            "visits": self.visits.max(1),
+            "events_a_visit": self.events / np.maximum(self.visits.max(1), 1),
+        }
+        for days in (30, 90):
+            recent = self.age < days
+            keys = np.unique(
+                self.owner[recent] * (self.visits.max() + 1) + self.visits[self.owner, self.place][recent]
+            )
+            result[f"visits_{days}"] = np.bincount(keys // (self.visits.max() + 1), minlength=self.customers)
+            result[f"events_{days}"] = np.bincount(self.owner, recent, minlength=self.customers)
+        for name, half_life in DECAYS.items():
+            counts = self._counts(token, half_life)
+            for place, value in enumerate(extractor.vocabularies[token]):
+                result[f"{value}_{name}"] = counts[:, 2 + place]
+                result[f"{value}_share_{name}"] = counts[:, 2 + place] / np.maximum(counts.sum(1), 1e-9)
+        tokens = self.ids[self.owner, self.place, self._index(token)]
+        for place, value in enumerate(extractor.vocabularies[token]):
+            last = np.full(self.customers, np.inf)
+            chosen = tokens == 2 + place
+            np.minimum.at(last, self.owner[chosen], self.age[chosen])
+            result[f"days_since_{value}"] = np.where(np.isinf(last), np.nan, last)
+        for feature, edges in extractor.bins.items():
+            if feature not in extractor.feature_names or len(edges) < 1 or self._is_profile(feature):
+                continue
+            bins = self.ids[self.owner, self.place, self._index(feature)]
+            known = bins >= 2
+            middles = np.interp(np.arange(len(edges) + 1), np.arange(len(edges)) + 0.5, edges)
+            values = np.where(known, middles[np.maximum(bins - 2, 0)], 0.0)
+            total = np.bincount(self.owner, values, minlength=self.customers)
+            result[f"sum_{feature}"] = total
+            result[f"mean_{feature}"] = total / np.maximum(np.bincount(self.owner, known, minlength=self.customers), 1)
+            recent = np.bincount(self.owner, values * (self.age < 30), minlength=self.customers)
+            result[f"sum_{feature}_30"] = recent
+        result["events_a_day"] = self.events / np.maximum(result["days_of_history"], 1)
+        result["share_of_recent"] = result["events_30"] / events
+        return result
+
+    def _is_profile(self, feature: str) -> bool:
+        return bool(self.extractor.features[self._index(feature)].get("profile"))
+
+
+class _OfferFeatures(HistoryFeatures):
+    """Besides, features of each pair of customer and offered action of the batch."""
+
+    def __init__(self, extractor: Any, batch: Mapping[str, NDArray], days_until: NDArray):
+        super().__init__(extractor, batch, days_until)
+        self.actions = len(batch["action_ids"])
+
+    def make(self) -> dict[str, NDArray]:
+        """As `HistoryFeatures.make`, with the profile."""
+        names = [feature["name"] for feature in self.extractor.features if feature.get("profile")]
+        return super().make() | {name: self.ids[:, 0, self._index(name)] for name in names}
+
+    def of_offers(self) -> dict[str, NDArray]:
+        """Name -> values, of shape `(B, U)`."""
+        offers: dict[str, NDArray] = {}
+        customer, event, action = self.batch["action_matches"].T
+        age = self.times.max(1)[customer] - self.times[customer, event] + np.nan_to_num(self.days_until)[customer]
+        cell = customer * self.actions + action
+        for name, half_life in DECAYS.items():
+            total = np.bincount(cell, 0.5 ** (age / half_life), minlength=self.customers * self.actions)
+            offers[f"did_{name}"] = total.reshape(self.customers, self.actions)
+        last = np.full(self.customers * self.actions, np.inf)
+        np.minimum.at(last, cell, age)
+        offers["days_since_did"] = np.where(np.isinf(last), np.nan, last).reshape(self.customers, self.actions)
+        rows, weights = self.batch["action_rows"], self.batch["action_weights"]
+        offers["rows"] = self._every(np.bincount(rows, minlength=self.actions))
+        for feature in self._shared_features():
+            size = self._size(feature)
+            labels = self.batch["action_input_ids"][:, self._index(feature)]
+            share = np.zeros((self.actions, size))
+            np.add.at(share, (rows, labels), weights)
+            share[:, :2] = 0  # missing, unknown
+            offers[f"main_{feature}"] = self._every(np.where(share.any(1), share.argmax(1), np.nan))
+            offers[f"values_{feature}"] = self._every((share > 0).sum(1))
+            for name, half_life in DECAYS.items():
+                counts = self._counts(feature, half_life)
+                shared = counts @ (share > 0).T
+                offers[f"share_{feature}_{name}"] = shared
+                offers[f"of_all_{feature}_{name}"] = shared / np.maximum(counts.sum(1), 1e-9)[:, None]
+        return offers
+
+    def _every(self, of_action: NDArray) -> NDArray:
+        return np.broadcast_to(of_action.astype(np.float64), (self.customers, self.actions))
+
+
+class LightGBMOffers:
+    """Classifier of groups, and classifier or lambdarank of offers, tuned on validation.
+
+    Args:
+        trials: settings drawn from `SEARCH` for each of the three models.
+        seed: of the draws and of LightGBM.
+
+    Attributes:
+        chosen: what the search chose: for `responds` and `offer` the parameters, trees and validation metric.
+    """
+
+    def __init__(self, trials: int = 20, seed: int = 0):
+        self.trials, self.seed = trials, seed
+        self.chosen: dict[str, dict[str, Any]] = {}
+
+    def search(self, train: OfferTable, train_truth: OfferTruth, valid: OfferTable, valid_truth: OfferTruth) -> None:
+        """Chooses parameters: average precision decides for who responds, NDCG@10 for which offer."""
+        once = np.ones((1, len(valid_truth.customer_ids)), np.int64)
+        responders = np.zeros(len(valid_truth.taken)), valid_truth.responds
+
+        def of_groups(scores: NDArray) -> float:
+            return offer_metrics(valid_truth, responders[0], scores, once)["average_precision"][0]
+
+        def of_offers(scores: NDArray) -> float:
+            return offer_metrics(valid_truth, scores, expected_takes(valid_truth.offsets, scores), once)["ndcg@10"][0]
+
+        self.chosen["responds"] = self._best(["binary"], self._of_groups(train, train_truth), valid.groups, of_groups)
+        both = {kind: self._of_offers(kind, train, train_truth) for kind in ("binary", "lambdarank")}
+        found = [self._best([kind], data, valid.joined, of_offers) for kind, data in both.items()]
+        self.chosen["offer"] = max(found, key=lambda each: each["validation"])
+
+    def fit(self, table: OfferTable, truth: OfferTruth) -> None:
+        """Fits both models with what the search chose."""
+        kind = self.chosen["offer"]["objective"]
+        self.responds = self._train(self.chosen["responds"], *self._of_groups(table, truth))
+        self.offer = self._train(self.chosen["offer"], *self._of_offers(kind, table, truth))
+
+    def scores(self, table: OfferTable) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of the offers `(N,)` and of the groups `(G,)`."""
+        return self.offer.predict(table.joined), self.responds.predict(table.groups)
+
+    def _best(self, objectives: Sequence[str], data: tuple, features: NDArray, metric: Any) -> dict[str, Any]:
+        generator = np.random.default_rng(self.seed)
+        space = list(itertools.product(*SEARCH.values()))
+        best: dict[str, Any] = {"validation": -np.inf}
+        for objective in objectives:
+            for place in tqdm(generator.permutation(len(space))[: self.trials], desc=f"LightGBM {objective}"):
+                setting = {"objective": objective, **dict(zip(SEARCH, space[place], strict=True))}
+                booster = self._train({**setting, "trees": max(TREES)}, *data)
+                for trees in TREES:
+                    found = metric(booster.predict(features, num_iteration=trees))
+                    if found > best["validation"]:
+                        best = {**setting, "trees": trees, "validation": float(found)}
+        return best
+
+    def _of_groups(self, table: OfferTable, truth: OfferTruth) -> tuple[NDArray, NDArray, None]:
+        return table.groups, truth.responds, None
+
+    def _of_offers(self, kind: str, table: OfferTable, truth: OfferTruth) -> tuple[NDArray, NDArray, NDArray | None]:
+        """Only groups that take an offer tell which."""
+        sizes = np.diff(table.offsets)
+        kept = ~np.isnan(truth.taken) & np.repeat(truth.responds, sizes)
+        of_group = np.bincount(np.repeat(np.arange(len(sizes)), sizes)[kept], minlength=len(sizes))
+        return table.joined[kept], truth.taken[kept], of_group[of_group > 0] if kind == "lambdarank" else None
+
+    def _train(self, setting: dict[str, Any], features: NDArray, labels: NDArray, sizes: NDArray | None) -> Any:
+        lightgbm = _import_lightgbm()
+        parameters = {name: value for name, value in setting.items() if name not in ("trees", "validation")}
+        parameters |= {"bagging_freq": 1, "seed": self.seed, "deterministic": True, "force_row_wise": True}
+        parameters |= {"verbose": -1, "num_threads": 0}
+        data = lightgbm.Dataset(features, labels.astype(np.int8), group=sizes, params=parameters)
+        return lightgbm.train(parameters, data, setting["trees"])
+
+
+def _import_lightgbm() -> ModuleType:
+    try:
+        import lightgbm
+    except ImportError as error:
+        raise ImportError("LightGBM is not installed; run `pip install modeling-mcm[gbdt]`.") from error
+    return lightgbm

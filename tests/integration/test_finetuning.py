@@ -1,0 +1,283 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tuning to offers as a person runs it: train, resume, low rank, evaluate, on a small prepared data set."""
+
+import importlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation, MCMForMultiTaskRecommendation
+from modeling_mcm.data import PreparedManifest
+
+ROOT = Path(__file__).resolve().parents[2]
+ITEMS = [f"item {number:02}" for number in (0, 3, 7, 20)]
+QUICK = ["--per_device_train_batch_size", 8, "--report_to", "none", "--disable_tqdm", "True", "--learning_rate", 0.01]
+
+STEPS = ["--max_steps", 24, "--logging_steps", 1, "--eval_strategy", "steps", "--eval_steps", 12]
+STEPS += ["--save_strategy", "steps", "--save_steps", 10, "--save_total_limit", 5]
+
+
+@pytest.fixture(scope="module")
+def offers(event_log, tmp_path_factory):
+    """Folder of offers: four items each, taken by customers who bought them before; trained before November."""
+    generator, rows = np.random.default_rng(0), []
+    bought = event_log[event_log["action"] == "buy"].groupby("who")["item"].agg(set)
+    for who in sorted(event_log["who"].unique()):
+        for split, when in (("train", "2017-10-05"), ("validation", "2017-10-20"), ("test", "2017-11-05")):
+            for item in ITEMS:
+                taken = float(item in bought[who] and generator.random() < 0.9)
+                rows.append((who, pd.Timestamp(when), item, None, taken, split))
+    columns = ["customer_id", "time", "action_id", "click", "conversion", "split"]
+    folder = tmp_path_factory.mktemp("offers")
+    pd.DataFrame(rows, columns=columns).to_parquet(folder / "offers.parquet")
+    actions = pd.DataFrame({"action_id": ITEMS, "action": "buy", "item": ITEMS})
+    actions.to_parquet(folder / "actions.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(prepared, tmp_path_factory):
+    """Folder of a checkpoint as pre-training leaves it."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    extractor = MCMFeatureExtractor.from_pretrained(str(prepared / "feature_extractor"))
+    config = MCMConfig(
+        features=extractor.feature_names,
+        vocabulary_sizes=extractor.vocabulary_sizes,
+        tasks=extractor.tasks,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=48,
+        encoder_attention="causal",
+        encoder_unit="visit",
+        augmentation="all_prefixes",
+        target="next_visit",
+        readout_bias=True,
+        repeat_half_lives_days=[60.0],
+    )
+    torch.manual_seed(0)
+    MCMForMultiTaskRecommendation(config).save_pretrained(folder)
+    extractor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def call():
+    """A function that calls a script's main with options, in this process."""
+
+    def run(name, *options):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(str(ROOT / "training"))
+            patch.chdir(ROOT)
+            patch.setattr(sys, "argv", [f"training/{name}.py", *map(str, options)])
+            importlib.import_module(name).main()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def options(pretrained, prepared, offers):
+    return ["--model", pretrained, "--data", prepared, "--offers", offers, *QUICK]
+
+
+@pytest.fixture(scope="module")
+def tuned(call, options, tmp_path_factory):
+    """Folder of a run of 24 steps, uninterrupted."""
+    folder = tmp_path_factory.mktemp("tuned") / "run"
+    call("run_finetune", *options, "--output_dir", folder, *STEPS)
+    return folder
+
+
+def test_the_cutoffs_of_a_schema_can_be_moved(call, prepared, event_log, tmp_path, capsys):
+    schema = PreparedManifest.load(prepared).event_schema.to_dict() | {"profile": []}
+    (tmp_path / "schema.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(schema, default=str))))
+    event_log.to_parquet(tmp_path / "log.parquet")
+    options = ["--events", tmp_path / "log.parquet", "--schema", tmp_path / "schema.yaml"]
+    call("prepare_data", *options, "--output_dir", tmp_path / "data", "--cutoffs", "2017-09-01", "2017-09-15")
+    moved_to = PreparedManifest.load(tmp_path / "data").event_schema.cutoffs
+    assert [f"{moved_to[name]:%Y-%m-%d}" for name in ("validation", "test")] == ["2017-09-01", "2017-09-15"]
+    for wrong, message in [
+        (["--cutoffs", "2017-09-01"], "--cutoffs has 1 dates; give two, validation and test"),
+        (["--offers"], "--offers writes those of a demo: add --demo"),
+    ]:
+        with pytest.raises(SystemExit):
+            call("prepare_data", *options, "--output_dir", tmp_path / "other", *wrong)
+        assert message in capsys.readouterr().err
+
+
+def test_a_run_learns_and_leaves_a_checkpoint(tuned):
+    history = json.loads((tuned / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert len(losses) == 24 and np.mean(losses[-6:]) < np.mean(losses[:6])
+    found = [entry for entry in history if "eval_conversion_ndcg@10" in entry]
+    assert len(found) == 2 and all(0 < entry["eval_conversion_average_precision"] <= 1 for entry in found)
+    model = MCMForActionRecommendation.from_pretrained(tuned)
+    assert model.config.action_outcomes == ["conversion"]  # nobody looked at clicks
+    assert MCMFeatureExtractor.from_pretrained(str(tuned)).feature_names == model.config.features
+    facts = json.loads((tuned / "finetuning.json").read_text())
+    assert (facts["steps"], facts["groups"], facts["outcomes"]) == (24, 68, ["conversion"])
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(call, options, tuned, tmp_path):
+    shutil.copytree(tuned / "checkpoint-10", tmp_path / "run" / "checkpoint-10")
+    call("run_finetune", *options, "--output_dir", tmp_path / "run", *STEPS)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "run", tuned))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
+
+
+def test_a_killed_run_with_low_rank_updates_goes_on_and_ends_the_same(call, options, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    call("run_finetune", *options, "--output_dir", whole, "--lora", 2, *STEPS)
+    shutil.copytree(whole / "checkpoint-10", killed / "checkpoint-10")
+    call("run_finetune", *options, "--output_dir", killed, "--lora", 2, *STEPS)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (killed, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[name].float(), theirs[name].float(), atol=1e-6) for name in ours)
+
+
+def test_evaluation_prints_and_writes_a_table(call, tuned, pretrained, prepared, offers, tmp_path, capsys):
+    written = ["--output_file", tmp_path / "numbers.json", "--report_file", tmp_path / "table.md"]
+    call("run_evaluate", "--model", tuned, "--data", prepared, "--offers", offers, *written)
+    printed = capsys.readouterr().out
+    assert "34 test groups of offers of corner_shop, 34 customers" in printed
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert list(numbers) == ["conversion: MCM without fine-tuning", "conversion: MCM fine-tuned"]
+    for metrics in numbers.values():
+        assert set(metrics) == {"average_precision", "roc_auc", "ndcg@10", "recall@10"}
+        assert all(0 <= m["low"] <= m["mean"] <= m["high"] <= 1 for m in metrics.values())
+    assert "| conversion: MCM fine-tuned | " in (tmp_path / "table.md").read_text()
+    call("run_evaluate", "--model", pretrained, "--data", prepared, "--offers", offers)  # the zero-shot baseline
+    assert "MCM fine-tuned" not in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="is fine-tuned to offers: give them with --offers"):
+        call("run_evaluate", "--model", tuned, "--data", prepared)
+
+
+def moved(folder, pretrained):
+    """Names of the pre-trained tensors that fine-tuning changed."""
+    before, after = (load_file(Path(f) / "model.safetensors") for f in (pretrained, folder))
+    assert before.keys() < after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_what_is_trained_can_be_chosen(call, options, pretrained, tmp_path):
+    short = ["--max_steps", 4, "--save_strategy", "no"]
+    call("run_finetune", *options, *short, "--output_dir", tmp_path / "frozen", "--freeze_encoder")
+    assert moved(tmp_path / "frozen", pretrained) == set()
+    call("run_finetune", *options, *short, "--output_dir", tmp_path / "lora", "--lora", 2)
+    changed = moved(tmp_path / "lora", pretrained)
+    assert changed and all(name.endswith(("self.query.weight", "self.value.weight")) for name in changed)
+    call("run_finetune", *options, *short, "--output_dir", tmp_path / "scratch", "--from_scratch")
+    assert any("feature_tables" in name for name in moved(tmp_path / "scratch", pretrained))
+    learned = ["--action_embedding", "both", "--label_share", 0.5]
+    call("run_finetune", *options, *short, "--output_dir", tmp_path / "both", *learned)
+    assert MCMForActionRecommendation.from_pretrained(tmp_path / "both").config.action_ids == ITEMS
+    assert json.loads((tmp_path / "both" / "finetuning.json").read_text())["groups"] == 34
+
+
+def test_mistakes_are_refused(call, options, offers, pretrained, prepare_log, event_log, tmp_path, capsys):
+    output = ["--output_dir", tmp_path / "run"]
+    with pytest.raises(SystemExit, match="--model, --data and --offers are needed"):
+        call("run_finetune", *output)
+    for wrong, message in [
+        (["--freeze_encoder", "--lora", 2], "--freeze_encoder leaves the encoder as it is and --lora changes it"),
+        (["--from_scratch", "--lora", 2], "--from_scratch trains everything"),
+        (["--train_splits", "tset"], "No splits ['tset']; choose from train, validation, test"),
+        (["--label_share", 2], "--label_share is above 0 and at most 1"),
+    ]:
+        with pytest.raises(SystemExit):
+            call("run_finetune", *options, *output, *wrong)
+        assert message in capsys.readouterr().err
+    with pytest.raises(ValueError, match="The offers have no column 'purchase'"):
+        call("run_finetune", *options, *output, "--outcomes", "purchase")
+    with pytest.raises(ValueError, match="is trained on and starts on 2017-11-05, when offers to evaluate on run"):
+        call("run_finetune", *options, *output, "--train_splits", "test", "--eval_strategy", "epoch")
+
+    one_class = tmp_path / "one_class"
+    shutil.copytree(offers, one_class)
+    table = pd.read_parquet(offers / "offers.parquet")
+    table.assign(conversion=0).to_parquet(one_class / "offers.parquet")
+    with pytest.raises(ValueError, match="Outcome 'conversion' is .* in all 272 observed training offers"):
+        call("run_finetune", *options, *output, "--offers", one_class)
+
+    renamed = event_log.assign(item=event_log["item"].str.replace("item 00", "apple"))
+    with pytest.raises(
+        ValueError, match=r"(?s)vocabularies of the data set.*\['items'\].*ids would mean other values"
+    ):
+        call("run_finetune", *options, *output, "--data", prepare_log(renamed))
+    late = prepare_log(event_log, cutoffs={"validation": "2017-11-10", "test": "2017-12-01"})
+    again = tmp_path / "late"
+    MCMForMultiTaskRecommendation.from_pretrained(pretrained).save_pretrained(again)
+    extractor = MCMFeatureExtractor.from_pretrained(str(late / "feature_extractor"))
+    extractor.save_pretrained(again)
+    with pytest.raises(
+        ValueError, match="start on 2017-11-05, but the encoder was pre-trained on events before 2017-11-10"
+    ):
+        call("run_evaluate", "--model", again, "--data", late, "--offers", offers)
+    assert not (tmp_path / "run").exists()
+
+
+# ----------------------------------------------------------------------------------------- the comparison's script
+
+
+def test_the_comparison_writes_its_page_and_keeps_what_is_finished(
+    call, prepared, offers, pretrained, tmp_path, monkeypatch
+):
+    done = []
+
+    def in_process(command, check):
+        done.append(Path(command[1]).stem)
+        call(done[-1], *command[2:])
+
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    monkeypatch.setattr(importlib.import_module("run_offers").subprocess, "run", in_process)
+    for name, recipe in (
+        ("pretraining", f"config: {pretrained}\nmax_steps: 2\nper_device_train_batch_size: 8\n"),
+        ("finetuning", "max_steps: 3\nper_device_train_batch_size: 8\nlearning_rate: 0.01\n"),
+    ):
+        (tmp_path / f"{name}.yaml").write_text(recipe)
+    options = ["--data", prepared, "--offers", offers, "--seeds", 0, "--shares", 0.5, "--trials", 2]
+    options += ["--pretraining", tmp_path / "pretraining.yaml", "--finetuning", tmp_path / "finetuning.yaml"]
+    options += ["--output_dir", tmp_path / "runs", "--report", tmp_path / "page.md", "--options", "disable_tqdm=true"]
+    call("run_offers", *options)
+    assert done.count("run_pretrain") == 1 and done.count("run_finetune") == 5 + 2
+    page = (tmp_path / "page.md").read_text()
+    results = json.loads((tmp_path / "runs" / "results.json").read_text())
+    for method in ("MCM without fine-tuning", "LightGBM", "MCM fine-tuned", "MCM from random weights"):
+        found = results["methods"][method]["ndcg@10"]
+        assert 0 < found["low"] <= found["mean"] <= found["high"] <= 1
+        assert f"| {method} | " in page and np.mean(results["methods"][method]["by_seed"]["ndcg@10"]) == found["mean"]
+    assert set(results["curve"]) == {"0.5", "1"} and "days_since_did" in page
+    done.clear()
+    call("run_offers", *options)
+    assert done == [] and (tmp_path / "page.md").read_text() == page
+
+
+def test_the_probe_writes_a_table(call, prepared, pretrained, tmp_path):
+    written = ["--report", tmp_path / "probe.md", "--output_file", tmp_path / "probe.json"]
+    few = ["--repeats", 1, "--folds", 3, "--spend", "a.b", "--min_events", 3]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "training"))
+        patch.setattr(importlib.import_module("run_probe"), "FEWEST", 5)
+        call("run_probe", "--model", pretrained, "--data", prepared, *few, *written)
+    found = json.loads((tmp_path / "probe.json").read_text())["targets"]
+    assert {"age", "spend in 30 days"} <= set(found) and found["age"]["classes"] == 2
+    for of_target in found.values():
+        for learner in ("LightGBM", "linear"):
+            assert all(-1 <= v["low"] <= v["high"] <= 1 for v in of_target[learner].values())
+    page = (tmp_path / "probe.md").read_text()
+    assert "| age | 34, 2 classes |" in page and "counts and embedding" in page
+    with pytest.raises(SystemExit, match=r"No features \['colour'\] in the profile; it has age"):
+        call("run_probe", "--model", pretrained, "--data", prepared, "--profile", "colour")
+    with pytest.raises(SystemExit, match="No numeric feature 'money' to sum; there are a.b"):
+        call("run_probe", "--model", pretrained, "--data", prepared, "--spend", "money")

@@ -1,0 +1,445 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The head for offers: what it computes, what it may not depend on, what it learns, how it is stored and used."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import EXTENDED, make_log
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from transformers import pipeline
+
+from modeling_mcm import (
+    ActionScoresPipeline,
+    MCMConfig,
+    MCMFeatureExtractor,
+    MCMForActionRecommendation,
+    MCMForMultiTaskRecommendation,
+)
+from modeling_mcm.action_inputs_mcm import ActionMatcher, EncodedActions, read_actions
+from modeling_mcm.action_mcm import offer_loss
+from modeling_mcm.data import EventSchema, load_prepared, prepare
+from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
+from modeling_mcm.data.offers import make_offers
+from modeling_mcm.data.synthetic import ShopSettings, make_click_log, make_offer_log
+from modeling_mcm.evaluation.offers import score_offers
+from modeling_mcm.modeling_mcm import FIRST_LABEL
+
+CLICKSTREAM = Path(__file__).parents[2] / "configuration" / "schemas" / "clickstream.yaml"
+
+ACTIONS = pd.DataFrame(
+    [
+        ("three", "buy", "item 03", None, 1.0),
+        ("any of two", "buy", "item 07", "aisle 1", 3.0),
+        ("any of two", "buy", "item 20", "aisle 3", 1.0),
+        ("aisle", "buy", None, "aisle 2", 1.0),
+        ("click", "click", None, None, 1.0),
+    ],
+    columns=["action_id", "action", "item", "aisle", "weight"],
+)
+
+
+def offers_of(log, seed=0, **columns):
+    """Three offers for each of the first 20 customers, in the autumn; who likes aisle 2 takes that."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for who in sorted(log["who"].unique())[:20]:
+        when = f"2017-10-{int(generator.integers(10, 28))}"
+        for action in ("three", "any of two", "aisle") if who != "c03" else ("click",):
+            rows.append((who, when, action, float(generator.random() < 0.5), float(generator.random() < 0.4)))
+    offers = pd.DataFrame(rows, columns=["customer_id", "time", "action_id", "click", "conversion"])
+    return offers.assign(**columns)
+
+
+@pytest.fixture
+def offers(event_log):
+    return make_offers(offers_of(event_log), ACTIONS)
+
+
+@pytest.fixture
+def action_model(tiny_config):
+    """A function that makes a tiny model in evaluation mode whose every parameter has a say."""
+
+    def make(*args, **changes):
+        torch.manual_seed(0)
+        model = MCMForActionRecommendation(tiny_config(*args, **changes)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+            for table in model.model.embeddings.feature_tables:
+                table.weight[0] = 0
+        return model
+
+    return make
+
+
+@pytest.fixture
+def batch_of(prepared, extractor, offers):
+    def make(model, groups):
+        collator = OfferCollator(extractor, model.config, offers)
+        return collator(OfferGroups(load_prepared(prepared), offers).__getitems__(list(groups)))
+
+    return make
+
+
+@pytest.fixture(params=[{}, {"extended": True}], ids=["paper", "extended"])
+def choices(request):
+    return request.param
+
+
+def test_shapes_and_loss(action_model, batch_of, offers, choices):
+    model = action_model(**choices)
+    inputs = batch_of(model, range(5))
+    outputs = model(**inputs)
+    assert outputs.logits.shape == (5, 3, 2) and outputs.preferences.shape == (5, 3, 3)
+    assert outputs.pooler_output.shape == (5, 16) and outputs.loss.ndim == 0
+    alone = int(np.flatnonzero(offers.customer_ids == "c03")[0])
+    assert inputs["offered_actions"][alone].tolist()[1:] == [-1, -1] and (outputs.logits[alone, 1:] < -1e30).all()
+    observed = inputs["labels"] >= 0
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        outputs.logits[observed], inputs["labels"][observed], reduction="sum"
+    )
+    torch.testing.assert_close(outputs.loss, expected / 5)
+
+
+def test_a_batch_gives_what_single_groups_give(action_model, batch_of, choices):
+    model = action_model(**choices)
+    together = model(**batch_of(model, range(8)))
+    for place in range(8):
+        alone = model(**batch_of(model, [place]))
+        count = alone.logits.shape[1]
+        torch.testing.assert_close(together.logits[place, :count], alone.logits[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(together.preferences[place, :count], alone.preferences[0], atol=1e-5, rtol=1e-4)
+    orders = [model(**batch_of(model, order)).logits for order in ([0, 1, 2], [2, 1, 0])]
+    torch.testing.assert_close(orders[0], orders[1].flip(0), atol=1e-5, rtol=1e-4)
+
+
+def test_an_unobserved_outcome_has_no_say(action_model, batch_of):
+    logits, labels = torch.randn(2, 3, 2, requires_grad=True), torch.ones(2, 3, 2)
+    labels[0, 1, 1] = labels[1] = -100
+    offer_loss(logits, labels).backward()
+    assert ((logits.grad != 0) == (labels >= 0)).all()
+    assert offer_loss(logits, torch.full_like(labels, -100)) == 0
+
+
+def test_the_history_ends_where_the_offers_begin(prepared, extractor, offers, event_log):
+    groups = OfferGroups(load_prepared(prepared), offers)
+    for place in (0, 7):
+        history = groups[place]["history"]
+        log = event_log[event_log["who"] == offers.customer_ids[place]]
+        before = log[log["when"] < pd.Timestamp(int(offers.times[place]), unit="s")]
+        assert 0 < len(before) < len(log)
+        assert (history["feature_items"] > 0).sum() == len(before)
+        assert history["times"].max() < offers.times[place]
+
+
+def test_preferences_are_the_chance_of_any_of_the_actions_values(action_model, batch_of, extractor, offers):
+    model = action_model(extended=True)
+    inputs = batch_of(model, [0])
+    history = {name: inputs[name] for name in ("input_ids", "attention_mask", "visit_ids", "event_times")}
+    chances = MCMForMultiTaskRecommendation.forward(model, **history).logits["items"].softmax(-1)[0]
+    names = [offers.action_ids[v] for v in offers.actions[offers.places([0])]]
+    found = dict(zip(names, model(**inputs).preferences[0, :, 0], strict=True))
+    either = chances[extractor.label_ids("items", ["item 07", "item 20"])].sum()
+    torch.testing.assert_close(found["any of two"], either.log())
+    assert found["aisle"] == 0  # it asks for no item
+
+
+def test_matches_are_events_with_all_the_values_of_a_row(extractor, tiny_config):
+    names, columns, offsets, weights = read_actions(
+        ACTIONS.astype(object).where(ACTIONS.notna(), None).to_dict("records")
+    )
+    encoded = EncodedActions(extractor, tiny_config(), names, columns, offsets, weights)
+    kinds = ["three", "any of two", "aisle", "click"]
+    assert names == kinds
+    events = {
+        "action": ["buy", "buy", "buy", "buy", "click", "buy"],
+        "item": ["item 03", "item 07", "item 20", "item 07", "item 03", "item 12"],
+        "aisle": ["aisle 0", "aisle 1", "aisle 3", "aisle 0", None, "aisle 2"],
+    }
+    ids = extractor.encode_actions(events)
+    history = np.concatenate([np.zeros((1, ids.shape[1]), np.int64), ids])[None]
+    matches = encoded.inputs(history, np.arange(4)[None])["action_matches"]
+    found = {kind: [int(e) for _, e, a in matches if names[a] == kind] for kind in kinds}
+    # the token type counts only where there is nothing else; "item 07" of aisle 0 is not what is asked
+    assert found == {"three": [1, 5], "any of two": [2, 3], "aisle": [6], "click": [5]}
+
+
+def test_unknown_values_match_nothing():
+    matcher = ActionMatcher(np.array([[2, 1], [2, 3]]), token=0)
+    events, rows = matcher(np.array([[2, 1], [4, 3]]), np.array([0, 1]))
+    assert (events.tolist(), rows.tolist()) == ([1], [1])
+
+
+def test_evidence_is_what_counting_by_hand_gives(action_model, batch_of, offers, event_log, extractor):
+    model = action_model(action_half_lives_days=[20.0], action_history_feature="type")
+    groups = [0, 5]
+    inputs = batch_of(model, groups)
+    found = {}
+    model.action_head.register_forward_pre_hook(lambda module, arguments: found.update(evidence=arguments[-1]))
+    preferences = model(**inputs).preferences
+    for place, group in enumerate(groups):
+        start = pd.Timestamp(int(offers.times[group]), unit="s")
+        log = event_log[(event_log["who"] == offers.customer_ids[group]) & (event_log["when"] < start)]
+        log = log.tail(39 - (log.groupby("basket").size().size + log["basket"].isna().sum()))  # the window, at least
+        weight = 0.5 ** ((start - log["when"]).dt.total_seconds() / 86_400 / 20)
+        names = [offers.action_ids[action] for action in offers.actions[offers.places([group])]]
+        of_two = found["evidence"][place, names.index("any of two")]
+        torch.testing.assert_close(of_two[:3], preferences[place, names.index("any of two")])
+        if len(log) < 30:  # all of it is in the window
+            either = ((log["item"] == "item 07") & (log["aisle"] == "aisle 1")) | (
+                (log["item"] == "item 20") & (log["aisle"] == "aisle 3")
+            )
+            by_label = [log["item"].isin(["item 07", "item 20"]), log["aisle"].isin(["aisle 1", "aisle 3"])]
+            by_label.append(log["action"] == "buy")
+            expected = [np.log1p(weight[chosen].sum()) for chosen in (either, *by_label)]
+            np.testing.assert_allclose(of_two[3:7].numpy(), expected, rtol=1e-4, atol=1e-5)
+            clicks = of_two[10 + extractor.vocabularies["type"].index("click")]
+            assert clicks.item() == pytest.approx(np.log1p(weight[log["action"] == "click"].sum()), abs=1e-5)
+        np.testing.assert_allclose(of_two[7:10].numpy(), np.log1p([2, 2, 1]), rtol=1e-5)
+
+
+def test_a_batch_with_one_offer_can_be_trained_on(action_model, batch_of, offers):
+    model = action_model(extended=True).train()
+    alone = int(np.flatnonzero(offers.customer_ids == "c03")[0])
+    assert batch_of(model, [alone])["offered_actions"].shape == (1, 1)
+    model(**batch_of(model, [alone])).loss.backward()
+
+
+@pytest.mark.parametrize("embedding", ["features", "learned", "both"])
+def test_it_overfits_a_batch_and_is_stored_whole(action_model, batch_of, embedding, tmp_path):
+    ids = ["three", "any of two", "aisle", "click"]
+    changes = {"action_embedding": embedding, "action_ids": [] if embedding == "features" else ids}
+    model = action_model(extended=True, hidden_dropout_prob=0.0, event_dropout_prob=0.0, **changes).train()
+    inputs = batch_of(model, range(12))
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    losses = []
+    for _ in range(80):
+        loss = model(**inputs).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+    model.eval().save_pretrained(tmp_path)
+    loaded = MCMForActionRecommendation.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
+
+
+def test_fine_tuning_starts_from_the_pre_trained_ranking(tiny_model, batch_of, tmp_path):
+    pretrained = tiny_model(extended=True)
+    pretrained.save_pretrained(tmp_path)
+    model = MCMForActionRecommendation.from_pretrained(tmp_path).eval()
+    state = model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in pretrained.state_dict().items())
+    assert all(value.isfinite().all() for value in state.values())
+    outputs = model(**batch_of(model, range(6)))
+    mean = outputs.preferences.mean(-1)[..., None].expand_as(outputs.logits)
+    real = outputs.logits > -1e30
+    torch.testing.assert_close(outputs.logits[real], mean[real])
+
+
+def test_a_frozen_encoder_does_not_move(action_model, batch_of):
+    model = action_model(extended=True).train()
+    model.freeze_encoder()
+    model(**batch_of(model, range(3))).loss.backward()
+    trained = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert trained == {"action_head"}
+
+
+def test_lora_trains_through_peft_and_merges_back(action_model, batch_of):
+    from peft import LoraConfig, get_peft_model
+
+    model = action_model(extended=True)
+    inputs = batch_of(model, range(3))
+    before = model(**inputs).logits
+    lora = LoraConfig(
+        r=2, target_modules=["query", "value"], exclude_modules="action_head.*", modules_to_save=["action_head"]
+    )
+    adapted = get_peft_model(model, lora)
+    torch.testing.assert_close(adapted(**inputs).logits, before)  # LoRA starts at no change
+    optimizer = torch.optim.Adam([p for p in adapted.parameters() if p.requires_grad], 0.05)
+    adapted(**inputs).loss.backward()
+    optimizer.step()
+    after = adapted.eval()(**inputs).logits
+    merged = adapted.merge_and_unload()
+    assert type(merged) is MCMForActionRecommendation
+    torch.testing.assert_close(merged(**inputs).logits, after, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(after, before)
+
+
+def test_an_action_never_seen_is_scored_by_its_features(action_model, extractor, event_log, tmp_path):
+    model = action_model(extended=True, action_embedding="both", action_ids=["three"])
+    model.save_pretrained(tmp_path)
+    extractor.save_pretrained(tmp_path)
+    score = pipeline("action-scores", model=str(tmp_path))
+    assert type(score) is ActionScoresPipeline
+    customer = {"events": event_log[event_log["who"] == "c00"].to_dict("list")}
+    actions = [
+        {"action_id": "three", "action": "buy", "item": "item 03"},
+        {"action_id": "new", "action": "buy", "item": "item 03"},
+        {"action_id": "any", "action": "buy", "item": "item 07", "weight": 3.0},
+        {"action_id": "any", "action": "buy", "item": "item 20", "weight": 1.0},
+    ]
+    found = score(customer, actions=actions)
+    assert [each["action_id"] for each in found] == ["three", "new", "any"]
+    assert all(0 < each[outcome] < 1 for each in found for outcome in ("click", "conversion"))
+    assert found[0]["click"] != found[1]["click"]  # "three" has a vector of its own beside its features
+    alone = score(customer, actions=actions[1:2])
+    assert alone[0]["click"] == pytest.approx(found[1]["click"], abs=1e-5)
+    later = score(customer, actions=actions, time="2018-06-01")
+    assert later[2]["click"] != found[2]["click"]
+    with pytest.raises(ValueError, match="has events at or after the `time` of the offers"):
+        score(customer, actions=actions, time="2017-06-01")
+    with pytest.raises(ValueError, match="`time`: found 'soon', which is no time"):
+        score(customer, actions=actions, time="soon")
+    both = score([customer, {"events": []}], actions=actions, batch_size=2)
+    assert both[0][2]["conversion"] == pytest.approx(found[2]["conversion"], abs=1e-5) and len(both[1]) == 3
+
+
+def test_bad_actions_are_refused(action_model, extractor, tiny_config, offers, event_log, tmp_path):
+    def encoded(config, *actions):
+        names, *known = read_actions(list(actions))
+        actions = EncodedActions(extractor, config, names, *known)
+        actions.check(np.arange(len(names)))
+
+    three = {"action_id": "three", "action": "buy", "item": "item 03"}
+    encoded(tiny_config(), three)
+    with pytest.raises(ValueError, match="Action 'empty' has no value in any feature; add some"):
+        encoded(tiny_config(), three, {"action_id": "empty", "item": None})
+    with pytest.raises(ValueError, match="Action 'new' was not seen in fine-tuning, so it has no vector"):
+        encoded(tiny_config(action_embedding="learned", action_ids=["three"]), three | {"action_id": "new"})
+    with pytest.raises(ValueError, match="The actions: .*'colour'"):
+        encoded(tiny_config(), three | {"colour": "red"})
+    with pytest.raises(ValueError, match="Action 0 is .* expected a dict with `action_id`"):
+        encoded(tiny_config(), {"item": "item 03"})
+    with pytest.raises(ValueError, match="expected a list of dicts"):
+        encoded(tiny_config())
+    sizes = [size + 1 for size in extractor.vocabulary_sizes]
+    with pytest.raises(ValueError, match="(?s)they are of different schemas. Load both from one checkpoint"):
+        OfferCollator(extractor, tiny_config(vocabulary_sizes=sizes), offers)
+    with pytest.raises(ValueError, match="There are no offers"):
+        action_model()(torch.full((1, 2, len(sizes)), FIRST_LABEL))
+    action_model().save_pretrained(tmp_path)
+    extractor.save_pretrained(tmp_path)
+    score = pipeline("action-scores", model=str(tmp_path))
+    with pytest.raises(ValueError, match="There are no `actions`"):
+        score({"events": []})
+    with pytest.raises(ValueError, match=r"Unknown options \['action'\]"):
+        score({"events": []}, action=[three])
+    with pytest.raises(StrictDataclassClassValidationError, match="Half-lives of actions must be positive"):
+        tiny_config(action_half_lives_days=[0])
+    with pytest.raises(StrictDataclassClassValidationError, match="is 'colour', no feature: expected one of"):
+        tiny_config(action_history_feature="colour")
+    with pytest.raises(StrictDataclassClassValidationError, match="there must be an outcome"):
+        tiny_config(action_outcomes=[])
+
+
+def test_a_customer_without_history_has_scores_and_an_unknown_one_is_refused(
+    action_model, prepared, extractor, event_log
+):
+    rows, model = load_prepared(prepared), action_model(extended=True)
+    before = make_offers(offers_of(event_log, time="2016-12-01"), ACTIONS)
+    groups = OfferGroups(rows, before)
+    assert all(len(groups[place]["history"]["times"]) == 0 for place in range(3))
+    logits = model(**OfferCollator(extractor, model.config, before)(groups.__getitems__([0, 1, 2]))).logits
+    assert logits.isfinite().all()
+    nobody = make_offers(offers_of(event_log, customer_id="nobody", group_id=[str(n) for n in range(58)]), ACTIONS)
+    with pytest.raises(ValueError, match="1 customers of the offers are not in the prepared data set.*'nobody'"):
+        OfferGroups(rows, nobody)
+
+
+# ------------------------------------------------------------------------------------------------- a truth to recover
+
+
+def true_log_odds(log, day):
+    """Of (customer, item): a click likes what was bought often before, a conversion what is in aisle 0 or 1."""
+    before = log[(log["when"] < day) & (log["action"] == "buy")]
+    counts = before.groupby(["who", "item"]).size()
+
+    def of(who, item):
+        times = counts.get((who, item), 0)
+        return -2.0 + 2.0 * np.log1p(times), -1.5 + 2.5 * (int(item[5:]) < 12)
+
+    return of
+
+
+def test_both_outcomes_of_offers_with_a_known_truth_are_recovered(prepare_log, tiny_config):
+    day, generator = "2017-10-20", np.random.default_rng(1)
+    log = make_log(customers=99, seed=1)
+    items = [f"item {number:02}" for number in range(24)]
+    truth, rows = true_log_odds(log, day), []
+    for who in sorted(log["who"].unique()):
+        for item in generator.choice(items, 12, replace=False):
+            log_odds = np.array(truth(who, item))
+            taken = (generator.random(2) < 1 / (1 + np.exp(-log_odds))).astype(float)
+            taken[generator.random(2) < 0.2] = np.nan  # nobody looked
+            rows.append((who, day, item, *taken, *log_odds))
+    columns = ["customer_id", "time", "action_id", "click", "conversion", "true_click", "true_conversion"]
+    table = pd.DataFrame(rows, columns=columns).sort_values(["customer_id", "action_id"], ignore_index=True)
+    aisles = [f"aisle {int(item[5:]) // 6}" for item in items]
+    actions = pd.DataFrame({"action_id": items, "action": "buy", "item": items, "aisle": aisles})
+    offers = make_offers(table, actions)
+
+    folder = prepare_log(log)
+    extractor = MCMFeatureExtractor.from_pretrained(str(folder / "feature_extractor"))
+    config = tiny_config(extended=True, vocabulary_sizes=extractor.vocabulary_sizes, hidden_dropout_prob=0.0)
+    torch.manual_seed(0)
+    model = MCMForActionRecommendation(config)
+    groups, collator = OfferGroups(load_prepared(folder), offers), OfferCollator(extractor, config, offers)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01, weight_decay=0.1)
+    trained, new = np.arange(70), list(range(70, 99))
+    for _ in range(12):
+        for places in np.split(generator.permutation(trained), 7):
+            loss = model(**collator(groups.__getitems__(places.tolist()))).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    with torch.no_grad():
+        found = model.eval()(**collator(groups.__getitems__(new))).logits.reshape(-1, 2).numpy()
+    for place, outcome in enumerate(("click", "conversion")):
+        expected = table[f"true_{outcome}"].to_numpy().reshape(99, 12)[new].reshape(-1)
+        other = table[f"true_{('conversion', 'click')[place]}"].to_numpy().reshape(99, 12)[new].reshape(-1)
+        correlation = np.corrcoef(found[:, place], expected)[0, 1]
+        assert correlation > 0.85 and correlation > np.corrcoef(found[:, place], other)[0, 1] + 0.3
+
+
+def test_clicks_and_conversions_of_the_synthetic_shop_are_recovered(tmp_path):
+    """Tastes and love of deals are latent there: a short history tells only so much of them."""
+    log = make_click_log(1000, ShopSettings(items=300, subcategories=30, categories=6, min_events=20))
+    made = make_offer_log(log, {"train": "2024-03-01", "test": "2024-04-01"}, offers_a_customer=3)
+    schema = EventSchema.from_yaml(CLICKSTREAM)
+    prepare(log.events.drop_columns(["true_probability", "subcategory_id"]), schema, tmp_path / "data")
+    extractor = MCMFeatureExtractor.from_pretrained(str(tmp_path / "data" / "feature_extractor"))
+    offers = make_offers(made.offers.to_pandas(), made.actions.to_pandas())
+    config = MCMConfig(
+        features=extractor.feature_names,
+        vocabulary_sizes=extractor.vocabulary_sizes,
+        tasks=extractor.tasks,
+        action_history_feature="token_type",
+        max_position_embeddings=100,
+        **{**EXTENDED, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64},
+    )
+    torch.manual_seed(0)
+    model, generator = MCMForActionRecommendation(config), np.random.default_rng(0)
+    rows, collator = load_prepared(tmp_path / "data"), OfferCollator(extractor, config, offers)
+    train, test = (
+        OfferGroups(rows, offers, offers.groups(["train"])),
+        OfferGroups(rows, offers, offers.groups(["test"])),
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), 0.003, weight_decay=0.1)
+    for _ in range(2):
+        for places in np.array_split(generator.permutation(len(train)), len(train) // 32):
+            loss = model(**collator(train.__getitems__(places.tolist()))).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    found = score_offers(model, collator, test, 128)[0]
+    table = made.offers.to_pandas().sort_values(["group_id", "action_id"], ignore_index=True)
+    for place, outcome in enumerate(("click", "conversion")):
+        true = table[f"{outcome}_probability"].to_numpy()[offers.places(test.groups)]
+        assert np.corrcoef(found[:, place], np.log(true / (1 - true)))[0, 1] > 0.5
+        assert (1 / (1 + np.exp(-found[:, place]))).mean() == pytest.approx(true.mean(), rel=0.15)

@@ -1,0 +1,356 @@
+#!/usr/bin/env python
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Compares, on offers, fine-tuned MCM with LightGBM and with MCM without pre-training; writes the page of results.
+
+    python training/run_offers.py --data data/offers/prepared --offers data/offers/raw --seeds 0 1 2
+    bash training/runs/offers.sh                                   the same, from nothing
+
+For every seed a model is pre-trained by a recipe, and fine-tuned by another: whole, its encoder frozen, with low-rank
+updates, from random weights, and on shares of the labels. LightGBM is tuned on the validation offers; MCM's recipe was
+(docs/log.md). All are fitted on the training and validation offers and measured on the test offers.
+
+Finished steps with the same options are kept, so it may be interrupted and run again. A change of the code is not
+noticed: remove the output folder then.
+"""
+
+import json
+import logging
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation
+from modeling_mcm.data import PreparedManifest, load_prepared
+from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, MANIFEST_FILE, sha256_of
+from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
+from modeling_mcm.data.offers import OFFERS_FILE, TEST, TRAIN, VALIDATION, Offers, load_offers
+from modeling_mcm.evaluation.offers import (
+    OfferTruth,
+    expected_takes,
+    interval,
+    offer_metrics,
+    resample_customers,
+    score_offers,
+)
+from modeling_mcm.evaluation.offers_gbdt import SEARCH, TREES, LightGBMOffers, OfferTable, offer_features
+
+from ablation_report import _interval, _markdown
+from arguments import parse_options
+from run_ablation import is_finished, write_record
+
+logger = logging.getLogger("run_offers")
+ROOT = Path(__file__).resolve().parents[1]
+OUTCOME, WHOLE_HISTORY = "conversion", 10**6
+METRICS = {
+    "average_precision": "who: average precision",
+    "roc_auc": "who: ROC AUC",
+    "ndcg@10": "which: NDCG@10",
+    "recall@10": "which: recall@10",
+}
+FACTS = ("seconds", "steps", "trained_parameters")
+ZERO_SHOT, FINE_TUNED, RANDOM, GBDT = (
+    "MCM without fine-tuning",
+    "MCM fine-tuned",
+    "MCM from random weights",
+    "LightGBM",
+)
+VARIANTS: dict[str, list[str]] = {
+    FINE_TUNED: [],
+    RANDOM: ["--from_scratch"],
+    "MCM, frozen encoder": ["--freeze_encoder"],
+    "MCM, low-rank updates": ["--lora", "8"],
+    "MCM, own vectors of actions too": ["--action_embedding", "both"],
+}
+
+
+@dataclass
+class OfferComparison:
+    """What is compared, and where it is written."""
+
+    data: str | None = field(default=None, metadata={"help": "Folder of a prepared data set."})
+    offers: str | None = field(default=None, metadata={"help": "Folder with offers.parquet and actions.parquet."})
+    pretraining: str = field(default="configuration/recipes/quickstart.yaml", metadata={"help": "Recipe."})
+    finetuning: str = field(default="configuration/recipes/offers.yaml", metadata={"help": "Recipe."})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "One run of each model a seed."})
+    shares: list[float] = field(default_factory=lambda: [0.1, 0.3], metadata={"help": "Of the learning curve."})
+    trials: int = field(default=20, metadata={"help": "Settings that the search of LightGBM tries."})
+    options: list[str] = field(
+        default_factory=list, metadata={"help": "More options of both trainings, as name=value: use_cpu=true."}
+    )
+    output_dir: str = field(default="runs/offers_comparison", metadata={"help": "Runs, and results.json."})
+    report: str = field(default="docs/results_offers.md", metadata={"help": "The page."})
+
+
+class Comparison:
+    """All steps; each leaves its scores of the test offers in a file, with a record of the options that made them."""
+
+    def __init__(self, options: OfferComparison):
+        self.options, self.folder = options, Path(options.output_dir)
+        self.data, self.rows = str(options.data), load_prepared(str(options.data))
+        schema = PreparedManifest.load(self.data).event_schema
+        self.name = schema.name
+        self.offers: Offers = load_offers(str(options.offers), [OUTCOME], schema.time_zone)
+        self.test, self.learned = self.offers.groups([TEST]), self.offers.groups([TRAIN, VALIDATION])
+        self.offers.check_times(int(np.datetime64(schema.cutoffs["validation"], "s").astype(np.int64)), [], self.test)
+        self.identity = {
+            "data": sha256_of(Path(self.data) / MANIFEST_FILE),
+            "offers": sha256_of(Path(str(options.offers)) / OFFERS_FILE),
+            "recipes": [
+                (ROOT / recipe).read_text(encoding="utf-8") for recipe in (options.pretraining, options.finetuning)
+            ],
+            "options": options.options,
+        }
+
+    def script(self, name: str, folder: Path, recipe: str, *flags: Any) -> None:
+        """Runs a training script in a process of its own, unless it has run with the same options."""
+        more = [word for option in self.options.options for word in (f"--{option}".replace("=", " ", 1)).split(" ", 1)]
+        words = [str(ROOT / recipe), *map(str, flags), "--output_dir", str(folder), *more]
+        words += ["--save_strategy", "no", "--report_to", "none"]
+        record, identity = folder / "finished.json", self.identity | {"words": words}
+        if is_finished(record, identity):
+            return
+        logger.info("%s %s", name, shlex.join(words))
+        subprocess.run([sys.executable, str(ROOT / "training" / f"{name}.py"), *words], check=True)
+        write_record(record, identity)
+
+    def stored(
+        self, folder: Path, facts: Mapping[str, Any], make: Callable[[], dict[str, NDArray]]
+    ) -> dict[str, NDArray]:
+        """Scores from their file, made first if they are not there."""
+        record = folder / "scored.json"
+        path, identity = folder / "scores.safetensors", json.loads(json.dumps(self.identity | dict(facts)))
+        if not is_finished(record, identity):
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({name: np.ascontiguousarray(value) for name, value in make().items()}, path)
+            write_record(record, identity)
+        return load_file(path)
+
+    def pretrained(self, seed: int) -> Path:
+        """Folder of the pre-trained model."""
+        folder = self.folder / f"pretrained-seed{seed}"
+        self.script("run_pretrain", folder, self.options.pretraining, "--data", self.data, "--seed", seed)
+        return folder
+
+    def folder_of(self, name: str, seed: int, share: float = 1.0) -> Path:
+        """Folder of a fine-tuned variant."""
+        return self.folder / f"{name.lower().replace(',', '').replace(' ', '-')}-{share:g}-seed{seed}"
+
+    def finetuned(self, name: str, seed: int, share: float = 1.0) -> dict[str, NDArray]:
+        """Scores of a fine-tuned variant."""
+        folder = self.folder_of(name, seed, share)
+        flags = ["--model", self.pretrained(seed), "--data", self.data, "--offers", self.options.offers]
+        flags += ["--seed", seed, "--label_share", share, "--outcomes", OUTCOME, *VARIANTS[name]]
+        self.script("run_finetune", folder, self.options.finetuning, *flags)
+        return self.stored(folder, {"words": list(map(str, flags))}, lambda: self.scored(folder)[1])
+
+    def zero_shot(self, seed: int) -> dict[str, NDArray]:
+        """Scores of the pre-trained model."""
+        folder = self.pretrained(seed)
+        return self.stored(folder, {"seed": seed}, lambda: self.scored(folder)[0])
+
+    def scored(self, folder: Path) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
+        """MCM's own scores and those of its head, of the test offers and groups."""
+        model = MCMForActionRecommendation.from_pretrained(folder, action_outcomes=[OUTCOME])
+        extractor = MCMFeatureExtractor.from_pretrained(str(folder))
+        collator = OfferCollator(extractor, model.config, self.offers, self.test)
+        logits, own = score_offers(model, collator, OfferGroups(self.rows, self.offers, self.test))
+        offsets = self.truth(self.test).offsets
+        return tuple(  # type: ignore[return-value]
+            {"offers": scores, "groups": expected_takes(offsets, scores)} for scores in (own, logits[:, 0])
+        )
+
+    def truth(self, groups: NDArray[np.int64]) -> OfferTruth:
+        """What came of the offers of some groups."""
+        return OfferTruth.of(self.offers, groups, OUTCOME)
+
+    def table(self, groups: NDArray[np.int64]) -> OfferTable:
+        """LightGBM's features of some groups."""
+        extractor = MCMFeatureExtractor.from_pretrained(str(Path(self.data) / FEATURE_EXTRACTOR_FOLDER))
+        config = MCMConfig(
+            features=extractor.feature_names,
+            vocabulary_sizes=extractor.vocabulary_sizes,
+            tasks=extractor.tasks,
+            action_outcomes=[OUTCOME],
+        )
+        collator = OfferCollator(extractor, config, self.offers, groups, WHOLE_HISTORY)
+        return offer_features(extractor, collator, OfferGroups(self.rows, self.offers, groups))
+
+    def lightgbm(self) -> tuple[dict[tuple[float, int], dict[str, NDArray]], dict[str, Any]]:
+        """Scores by share of the labels and seed, and what the search chose, with the names of the features."""
+        shares, folder = [*self.options.shares, 1.0], self.folder / "lightgbm"
+
+        def make() -> dict[str, NDArray]:
+            train, valid = self.offers.groups([TRAIN]), self.offers.groups([VALIDATION])
+            tables = {"train": self.table(train), "valid": self.table(valid), "test": self.table(self.test)}
+            model = LightGBMOffers(self.options.trials)
+            model.search(tables["train"], self.truth(train), tables["valid"], self.truth(valid))
+            found: dict[str, NDArray] = {}
+            everything = self.table(self.learned)
+            for share in shares:
+                for seed in self.options.seeds:
+                    model.seed, count = seed, round(share * len(self.learned))
+                    kept = np.sort(np.random.default_rng(seed).permutation(len(self.learned))[:count])
+                    model.fit(everything.of(kept), self.truth(self.learned[kept]))
+                    offers, groups = model.scores(tables["test"])
+                    found |= {f"offers {share} {seed}": offers, f"groups {share} {seed}": groups}
+            facts = {
+                "chosen": model.chosen,
+                "group_features": everything.group_names,
+                "offer_features": everything.offer_names,
+            }
+            (folder / "chosen.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            return found
+
+        facts = {"seeds": self.options.seeds, "shares": shares, "trials": self.options.trials}
+        scores = self.stored(folder, facts, make)
+        by_run = {
+            (share, seed): {kind: scores[f"{kind} {share} {seed}"] for kind in ("offers", "groups")}
+            for share in shares
+            for seed in self.options.seeds
+        }
+        return by_run, json.loads((folder / "chosen.json").read_text(encoding="utf-8"))
+
+
+def mean_metrics(
+    truth: OfferTruth, scores: Sequence[Mapping[str, NDArray]], weights: NDArray[np.int64]
+) -> dict[str, NDArray[np.float64]]:
+    """Metrics on the data and each resample, the mean over seeds; and one row a seed on the data, `seeds <metric>`."""
+    found = [offer_metrics(truth, each["offers"], each["groups"], weights) for each in scores]
+    mean = {metric: np.mean([each[metric] for each in found], axis=0) for metric in METRICS}
+    return mean | {f"seeds {metric}": np.array([each[metric][0] for each in found]) for metric in METRICS}
+
+
+def compare(options: OfferComparison) -> dict[str, Any]:
+    """Makes what is missing, and every number of the page."""
+    comparison = Comparison(options)
+    gbdt, chosen = comparison.lightgbm()
+    truth, seeds = comparison.truth(comparison.test), options.seeds
+    weights = resample_customers(truth.customer_ids)
+    customers = len(set(truth.customer_ids))
+    methods = {ZERO_SHOT: mean_metrics(truth, [comparison.zero_shot(seed) for seed in seeds], weights)}
+    methods[GBDT] = mean_metrics(truth, [gbdt[1.0, seed] for seed in seeds], weights)
+    for name in VARIANTS:
+        methods[name] = mean_metrics(truth, [comparison.finetuned(name, seed) for seed in seeds], weights)
+    curve = {}
+    for share in options.shares:
+        curve[f"{share:g}"] = {
+            FINE_TUNED: mean_metrics(truth, [comparison.finetuned(FINE_TUNED, s, share) for s in seeds], weights),
+            RANDOM: mean_metrics(truth, [comparison.finetuned(RANDOM, s, share) for s in seeds], weights),
+            GBDT: mean_metrics(truth, [gbdt[share, seed] for seed in seeds], weights),
+        }
+    curve["1"] = {name: methods[name] for name in (FINE_TUNED, RANDOM, GBDT)}
+
+    def intervals(found: Mapping[str, NDArray]) -> dict[str, Any]:
+        of_metrics = {metric: interval(found[metric], customers)._asdict() for metric in METRICS}
+        return of_metrics | {"by_seed": {metric: found[f"seeds {metric}"].tolist() for metric in METRICS}}
+
+    ours = methods[FINE_TUNED]
+    with np.errstate(invalid="ignore"):
+        differences = {
+            name: {metric: interval(ours[metric] / found[metric] - 1, customers)._asdict() for metric in METRICS}
+            for name, found in methods.items()
+            if name != FINE_TUNED
+        }
+    took = {}
+    for name in VARIANTS:
+        files = [comparison.folder_of(name, seed) / "finetuning.json" for seed in seeds]
+        facts = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        took[name] = {key: float(np.mean([fact[key] for fact in facts])) for key in FACTS}
+    return {
+        "command": shlex.join(["python", "training/run_offers.py", *sys.argv[1:]]),
+        "data": comparison.name,
+        "seeds": seeds,
+        "groups": len(comparison.test),
+        "customers": customers,
+        "takers": int(truth.responds.sum()),
+        "learned": len(comparison.learned),
+        "methods": {name: intervals(found) for name, found in methods.items()},
+        "differences": differences,
+        "curve": {share: {name: intervals(each) for name, each in found.items()} for share, found in curve.items()},
+        "lightgbm": chosen,
+        "took": took,
+    }
+
+
+def write_page(results: dict[str, Any], path: Path) -> None:
+    """Writes the page from what `compare` found."""
+    methods, chosen = results["methods"], results["lightgbm"]["chosen"]
+    names = list(METRICS)
+    lines = [
+        "# Results on offers",
+        "",
+        f"Written by `{results['command']}` from the files of its runs ([what offers are](offers.md)).",
+        "",
+        f"{results['data']}: {results['groups']:,} test groups of {results['customers']:,} customers, of which "
+        f"{results['takers']} take an offer; {results['learned']:,} groups to learn from. **Who** responds ranks all "
+        "groups, **which** offer ranks the offers of each group that takes one. The mean over the seeds "
+        f"{', '.join(map(str, results['seeds']))}; 95% intervals resample customers.",
+        "",
+    ]
+    rows = [
+        [
+            name,
+            *(_interval(found[metric]) for metric in names),
+            " ".join(f"{v:.3f}" for v in found["by_seed"]["ndcg@10"]),
+        ]
+        for name, found in methods.items()
+    ]
+    lines += _markdown(["method", *METRICS.values(), "NDCG@10 by seed"], rows)
+    lines += [
+        "An action's own vector alone (`--action_embedding learned`) can't score the test offers: most of their "
+        "actions were never offered before, and MCM refuses those.",
+        "",
+        f"## {FINE_TUNED} over each method",
+        "",
+        "Relative differences, in pairs of the same customers.",
+        "",
+    ]
+    rows = [
+        [name, *(_interval(found[metric], percent=True) for metric in names)]
+        for name, found in results["differences"].items()
+    ]
+    lines += _markdown(["over", *METRICS.values()], rows)
+    lines += ["## With fewer labels", ""]
+    for metric in ("average_precision", "ndcg@10"):
+        rows = [
+            [f"{float(share):.0%}", *(_interval(each[metric]) for each in found.values())]
+            for share, found in results["curve"].items()
+        ]
+        lines += _markdown([METRICS[metric], *results["curve"]["1"]], rows)
+    lines += ["## What fine-tuning took", ""]
+    rows = [[name, *(f"{value:,.0f}" for value in found.values())] for name, found in results["took"].items()]
+    lines += _markdown(["model", "seconds", "steps", "trained parameters"], rows)
+    lines += ["## LightGBM: features and search", ""]
+    for question, setting in chosen.items():
+        lines.append(f"- {question}: " + ", ".join(f"{name} {value}" for name, value in setting.items()))
+    lines += ["", f"Searched: {SEARCH}, trees {TREES}.", ""]
+    for kind in ("group_features", "offer_features"):
+        found = results["lightgbm"][kind]
+        lines += [f"{kind.replace('_', ' ').capitalize()} ({len(found)}): {', '.join(found)}.", ""]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Reads the options, makes what is missing, and writes the page."""
+    (options,) = parse_options(OfferComparison, description=__doc__)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if options.data is None or options.offers is None:
+        raise SystemExit("--data and --offers are needed: see --help.")
+    results = compare(options)
+    Path(options.output_dir, "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_page(results, Path(options.report))
+    logger.info("%s is written.", options.report)
+
+
+if __name__ == "__main__":
+    main()
