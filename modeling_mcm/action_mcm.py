@@ -73,7 +73,8 @@ class ActionHead(nn.Module):
         hidden, outcomes, tasks = config.hidden_size, len(config.action_outcomes), len(config.tasks)
         sizes = dict(zip(config.features, config.vocabulary_sizes, strict=True))
         kinds = sizes.get(config.action_history_feature or "", FIRST_LABEL) - FIRST_LABEL
-        evidence = 2 * tasks + (1 + tasks + kinds) * len(config.action_half_lives_days)
+        counts = 2 + tasks + (1 + kinds if config.action_history_feature else 0)
+        evidence = 2 * tasks + counts * len(config.action_half_lives_days)
         self.query = nn.Linear(hidden, hidden, bias=False)
         self.norm = nn.BatchNorm1d(evidence, momentum=None, affine=False)
         self.dense = nn.Linear(4 * hidden + evidence, hidden)
@@ -149,29 +150,46 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         summed = embedded.new_zeros(len(ids), embedded.shape[-1]).index_add(0, rows, embedded)
         return summed if own is None else summed + own
 
-    def evidence_for(self, logits, input_ids, ages, action_ids, rows, matches, offered):
+    def evidence_for(self, logits, input_ids, visit_ids, ages, action_ids, rows, matches, offered):
         """What is known of the offers beside hidden vectors.
 
         Args:
             logits: MCM's own scores, task -> `(B, V)`.
-            input_ids: of the histories, of shape `(B, L, J)`.
+            input_ids, visit_ids: of the histories, of shape `(B, L, J)` and `(B, L)`; `None` makes each event a visit.
             ages: days from each event to the offers, infinite where there is no event, of shape `(B, L)`.
             action_ids, rows: feature ids of the actions' rows and the action of each, of shape `(R, J)` and `(R,)`.
             matches, offered: as `action_matches` and `offered_actions` of `forward`.
 
         Returns:
             Preferences of shape `(B, K, T)` and evidence of shape `(B, K, X)`: preferences; log(1 + n) of the events
-            that did what the action asks, n halved with every half-life; the same of the events that share a label
-            with it, task by task; log(1 + labels of the action), task by task; log(1 + n) of the events with each
-            value of `config.action_history_feature`.
+            that did what the action asks, n halved with every half-life; the same of the visits with such an event; of
+            such events with the action's value of `config.action_history_feature` (bought with a coupon, where the
+            action is a coupon); of the events that share a label with it, task by task; log(1 + labels of the
+            action), task by task; log(1 + n) of all events with each value of `config.action_history_feature`.
         """
         half_lives = ages.new_tensor(self.config.action_half_lives_days)
         weights = torch.exp2(-ages[..., None] / half_lives)  # (B, L, D)
         batch, asked = torch.arange(len(ages), device=ages.device)[:, None], offered.clamp(min=0)
         count = int(offered.max()) + 1
         owners, events, actions = matches.T
-        cells = weights.new_zeros(len(ages) * count, len(half_lives))
-        did = cells.index_add(0, owners * count + actions, weights[owners, events]).view(len(ages), count, -1)
+        cells, of_matches = owners * count + actions, weights[owners, events]
+
+        def total_of(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+            """Of each customer and action, of shape `(B, A, D)`."""
+            zeros = values.new_zeros(len(ages) * count, len(half_lives))
+            return zeros.index_add(0, places, values).view(len(ages), count, -1)
+
+        visits = events if visit_ids is None else visit_ids[owners, events]
+        keys, visit_of = (cells * ages.shape[1] + visits).unique(return_inverse=True)
+        once = of_matches.new_zeros(len(keys), len(half_lives))
+        once = once.scatter_reduce(0, visit_of[:, None].expand_as(of_matches), of_matches, "amax")
+        did = [total_of(of_matches, cells), total_of(once, keys // ages.shape[1])]
+        if self.config.action_history_feature is not None:
+            kind = self.config.features.index(self.config.action_history_feature)
+            asked_kinds = torch.zeros(count, self.config.vocabulary_sizes[kind], dtype=torch.bool, device=ages.device)
+            asked_kinds[rows, action_ids[:, kind]] = True
+            same = asked_kinds[actions, input_ids[owners, events, kind]]
+            did.append(total_of(of_matches[same], cells[same]))
 
         def counts_of(place: int) -> torch.Tensor:
             """Of each value of a feature, of shape `(B, V, D)`."""
@@ -180,8 +198,10 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
 
         preferences, shared, sizes = [], [], []
         for place, task in zip(self.task_features, self.config.tasks, strict=True):
-            pairs = torch.stack([rows, action_ids[:, place]], 1).unique(dim=0)  # a label counts once an action
-            actions, labels = pairs[pairs[:, 1] >= FIRST_LABEL].T
+            values = self.config.vocabulary_sizes[place]
+            pairs = (rows * values + action_ids[:, place]).unique()  # a label counts once an action
+            pairs = pairs[pairs % values >= FIRST_LABEL]
+            actions, labels = pairs // values, pairs % values
             size = torch.bincount(actions, minlength=count).to(weights.dtype)
             of_labels = torch.cat([logits[task].softmax(-1)[..., None], counts_of(place)], -1)[:, labels]
             total = of_labels.new_zeros(len(ages), count, 1 + len(half_lives)).index_add(1, actions, of_labels)
@@ -189,9 +209,9 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
             shared.append(total[..., 1:].log1p()[batch, asked])
             sizes.append(size.log1p()[asked])
         own = torch.stack(preferences, -1)
-        found = [own, did.log1p()[batch, asked], *shared, torch.stack(sizes, -1)]
+        found = [own, *(each.log1p()[batch, asked] for each in did), *shared, torch.stack(sizes, -1)]
         if self.config.action_history_feature is not None:
-            kinds = counts_of(self.config.features.index(self.config.action_history_feature))[:, FIRST_LABEL:]
+            kinds = counts_of(kind)[:, FIRST_LABEL:]
             found.append(kinds.log1p().flatten(1)[:, None].expand(-1, offered.shape[1], -1))
         return own, torch.cat(found, -1)
 
@@ -254,7 +274,9 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         with torch.no_grad():
             expected = super().forward(input_ids, attention_mask, visit_ids, event_times, **kwargs).logits
             known = (action_input_ids, action_rows, action_matches, offered_actions)
-            own, evidence = self.evidence_for(expected, input_ids, ages.masked_fill(~happened, torch.inf), *known)
+            own, evidence = self.evidence_for(
+                expected, input_ids, visit_ids, ages.masked_fill(~happened, torch.inf), *known
+            )
         outputs = self.model(input_ids, attention_mask=attention_mask, visit_ids=visit_ids, **kwargs)
         actions = self.action_embeddings(action_input_ids, action_rows, action_weights, action_ids)
         units = (outputs.last_hidden_state, outputs.unit_mask, outputs.pooler_output)

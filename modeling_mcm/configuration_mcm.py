@@ -96,7 +96,8 @@ class MCMConfig(PreTrainedConfig):
         visit before.
     target_half_life_days (`float`, *optional*):
         What a customer did this many days before their latest target weighs half as much in the loss, so that tastes
-        and seasons that have passed don't outvote the present. `None`: all the same. Only for `"all_prefixes"`.
+        and seasons that have passed don't outvote the present; after four times as many it is not asked. `None`: all
+        the same. Only for `"all_prefixes"`.
     mask_probability (`float`):
         Share of the events that `"masked_lm"` hides.
     action_outcomes (`list[str]`, *optional*):

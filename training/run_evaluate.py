@@ -131,11 +131,12 @@ def not_installed(baselines: Sequence[str]) -> list[str]:
 
 def model_scores(
     model: MCMForMultiTaskRecommendation, collator: MCMCollator, rows: PreparedRows, batch_size: int
-) -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
-    """Logits of all tasks, a batch of cases at a time."""
+) -> Iterator[tuple[NDArray[np.int64], dict[str, torch.Tensor]]]:
+    """Places and logits of all tasks, a batch of cases at a time; by length where it is known, to pad little."""
+    order = np.arange(len(rows)) if rows.lengths is None else np.argsort(rows.lengths, kind="stable")
     for start in tqdm(range(0, len(rows), batch_size), desc="MCM", unit="batch"):
-        batch = slice(start, min(start + batch_size, len(rows)))
-        inputs = collator(rows.__getitems__(list(range(batch.start, batch.stop))))
+        batch = order[start : start + batch_size]
+        inputs = collator(rows.__getitems__(batch.tolist()))
         inputs.pop("labels")
         with torch.inference_mode():
             yield batch, model(**{name: value.to(model.device) for name, value in inputs.items()}).logits
@@ -156,13 +157,14 @@ def evaluate_model(
     values = {task: ["", "", *extractor.vocabularies[task]] for task in options.tasks}
     writer = PredictionsWriter(options.predictions_file) if options.predictions_file else None
     with writer or torch.no_grad():
-        for batch, logits in model_scores(model, collator, PreparedRows(rows, cases.rows), options.batch_size):
+        cases_rows = PreparedRows(rows, cases.rows, cases.history_end)
+        for batch, logits in model_scores(model, collator, cases_rows, options.batch_size):
             for task, (labels, _) in targets.items():
                 greater, ties = ranks_from_logits(logits[task], torch.from_numpy(labels[batch]))
                 ranks[task][0][batch], ranks[task][1][batch] = greater.cpu().numpy(), ties.cpu().numpy()
                 if writer:
                     scores = logits[task].float().softmax(-1).cpu().numpy()
-                    writer.write(task, cases.customer_ids[batch], scores, values[task])
+                    writer.write(task, [cases.customer_ids[case] for case in batch], scores, values[task])
     return {task: customer_metrics(*ranks[task], targets[task][1], options.k) for task in options.tasks}
 
 

@@ -104,7 +104,7 @@ class OfferTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         group = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        lengths = dataset.visits(self.offer_collator.max_events)
+        lengths = dataset.lengths(self.offer_collator.max_events)
         return LengthGroupedSampler(lengths, group, self.args.seed, self.offer_collator.epoch)
 
     def create_optimizer(self, model: Any = None):
@@ -174,6 +174,8 @@ def main() -> None:
     schema = PreparedManifest.load(options.data).event_schema
     extractor = MCMFeatureExtractor.from_pretrained(options.model)
     check_vocabularies(options.data, extractor)
+    if options.max_events is not None:
+        extractor.max_events = options.max_events  # saved with the model
     offers = load_offers(options.offers, options.outcomes or None, schema.time_zone)
     outcomes = list(offers.outcomes)
     groups = offers.groups(options.train_splits)
@@ -197,7 +199,7 @@ def main() -> None:
     trainer = OfferTrainer(
         model=wrapped,
         args=training,
-        data_collator=OfferCollator(extractor, model.config, offers, used, options.max_events),
+        data_collator=OfferCollator(extractor, model.config, offers, used),
         train_dataset=OfferGroups(rows, offers, groups),
         eval_dataset=OfferGroups(rows, offers, evaluated) if len(evaluated) else None,
         processing_class=extractor,

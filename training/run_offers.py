@@ -189,18 +189,18 @@ class Comparison:
         shares, folder = [*self.options.shares, 1.0], self.folder / "lightgbm"
 
         def make() -> dict[str, NDArray]:
-            train, valid = self.offers.groups([TRAIN]), self.offers.groups([VALIDATION])
-            tables = {"train": self.table(train), "valid": self.table(valid), "test": self.table(self.test)}
+            everything, test = self.table(self.learned), self.table(self.test)
+            train, valid = (self.offers.groups([name]) for name in (TRAIN, VALIDATION))
+            tables = [everything.of(np.searchsorted(self.learned, groups)) for groups in (train, valid)]
             model = LightGBMOffers(self.options.trials)
-            model.search(tables["train"], self.truth(train), tables["valid"], self.truth(valid))
+            model.search(tables[0], self.truth(train), tables[1], self.truth(valid))
             found: dict[str, NDArray] = {}
-            everything = self.table(self.learned)
             for share in shares:
                 for seed in self.options.seeds:
                     model.seed, count = seed, round(share * len(self.learned))
                     kept = np.sort(np.random.default_rng(seed).permutation(len(self.learned))[:count])
                     model.fit(everything.of(kept), self.truth(self.learned[kept]))
-                    offers, groups = model.scores(tables["test"])
+                    offers, groups = model.scores(test)
                     found |= {f"offers {share} {seed}": offers, f"groups {share} {seed}": groups}
             facts = {
                 "chosen": model.chosen,

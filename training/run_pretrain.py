@@ -188,7 +188,8 @@ def main() -> None:
     train_rows = training_rows(rows, extractor, config)
     eval_rows = None
     if training.eval_strategy != "no":
-        eval_rows = PreparedRows(rows, find_cases(rows, "validation", manifest.event_schema.min_history).rows)
+        cases = find_cases(rows, "validation", manifest.event_schema.min_history)
+        eval_rows = PreparedRows(rows, cases.rows[np.argsort(cases.history_end, kind="stable")])  # pads little
     trainer = MCMTrainer(
         model=model,
         args=training,

@@ -7,9 +7,10 @@
 
 Histories end at the validation cutoff, where pre-training ended. The frozen embedding, counts of the history
 (`HistoryFeatures`), and both, go into the same LightGBM and the same linear model with repeated cross-validation.
-Targets: the profile (its values are hidden from the embedding), what is spent in the days after the cutoff, and
-churn, no event in them. AUC for classes (one against the rest, the mean over classes), rank correlation for spend; a
-customer's prediction is the mean over repetitions, intervals resample customers in pairs. Needs the extra `gbdt`.
+Targets: the profile (its values are hidden from the embedding), what is spent in the days after the cutoff (summed
+from the bins of the prices), and churn, no visit in them (no event with a label besides its token type). AUC for
+classes (one against the rest, the mean over classes), rank correlation for spend; a customer's prediction is the mean
+over repetitions, intervals resample customers in pairs. Needs the extra `gbdt`.
 """
 
 import json
@@ -85,6 +86,7 @@ def read_customers(options: ProbeOptions) -> tuple[dict[str, NDArray], dict[str,
     customers = PreparedRows(rows, kept)
     edges = np.array(extractor.bins[options.spend])
     middles = np.interp(np.arange(len(edges) + 1), np.arange(len(edges)) + 0.5, edges)
+    token = f"task_{extractor.token_type_feature}"
     embeddings, counts, spend, churn = [], [], [], []
     labels: dict[str, list[str]] = {name: [] for name in options.profile or profile}
     for start in tqdm(range(0, len(customers), options.batch_size), desc="Customers", unit="batch"):
@@ -93,7 +95,8 @@ def read_customers(options: ProbeOptions) -> tuple[dict[str, NDArray], dict[str,
             after = (row["times"] >= cutoff) & (row["times"] < cutoff + options.days * SECONDS_PER_DAY)
             bins = row[f"feature_{options.spend}"][after]
             spend.append(middles[bins[bins >= 2] - 2].sum())
-            churn.append(not after.any())
+            visited = np.any([row[name] > 0 for name in row if name.startswith("task_") and name != token], axis=0)
+            churn.append(not (after & visited).any())
             for name, found in labels.items():
                 values = ["", "", *extractor.vocabularies[name]] if name in extractor.vocabularies else None
                 found.append(str(row[f"profile_{name}"]) if values is None else values[row[f"profile_{name}"]])

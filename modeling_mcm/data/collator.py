@@ -26,6 +26,7 @@ MODES = ("train", "evaluate", "predict")
 ONE_PREFIX = ("random_prefix", "last_prefix")
 IGNORED = -100
 SECONDS_PER_DAY = 86_400
+FADED = 4  # half-lives after which a target is not worth its prefix: it would weigh a sixteenth
 
 
 class PreparedRows(Dataset):
@@ -222,6 +223,9 @@ class MCMCollator:
         ends = self._prefix_before(window)
         # Where the window cuts the history, the start row alone is not what came before its first visit.
         asked = self._is_target(window) & (whole | (ends > 0))
+        if self.config.target_half_life_days is not None:
+            days = self._days_before_latest(window["times"], window["times"][asked])
+            asked &= days <= FADED * self.config.target_half_life_days
         used, prefixes = np.unique(ends[asked], return_inverse=True)
         return window, used, prefixes, self._distinct(prefixes, self._labels(window)[asked])
 
@@ -239,8 +243,13 @@ class MCMCollator:
     def _weights(self, window: Mapping[str, Any], ends: NDArray) -> NDArray[np.float32]:
         """One a label, after the prefix that ends at `ends`: halved for every half-life between it and the latest."""
         times = window["times"][np.minimum(ends, len(window["times"]) - 1)]
-        days = (times.max(initial=times.min(initial=0)) - times) / SECONDS_PER_DAY
+        days = self._days_before_latest(times, times)
         return np.exp2(-days / (self.config.target_half_life_days or np.inf)).astype(np.float32)
+
+    @staticmethod
+    def _days_before_latest(times: NDArray, targets: NDArray) -> NDArray[np.float64]:
+        """From each time to the latest target, in days."""
+        return (targets.max(initial=times.min(initial=0)) - times) / SECONDS_PER_DAY
 
     def _labels(self, row: Mapping[str, Any]) -> NDArray:
         return np.stack([row[column] for column in self.task_columns], axis=1).astype(np.int64)

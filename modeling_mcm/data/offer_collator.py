@@ -46,14 +46,13 @@ class OfferGroups(Dataset):
             )
         self.rows = PreparedRows(rows, [places[customer] for customer in wanted])
 
-    def visits(self, max_events: int) -> NDArray[np.int64]:
-        """Visits in the latest `max_events` events of each history, `(groups,)`: a step's time grows with it."""
-        counts = []
+    def lengths(self, max_events: int) -> NDArray[np.int64]:
+        """Rows of each history, start row included, at most `max_events`, `(groups,)`; a step takes time by them."""
+        found = np.zeros(len(self), np.int64)
         for start in range(0, len(self), 256):
-            for item in self.__getitems__(list(range(start, min(start + 256, len(self))))):
-                kept = item["history"]["visits"][-max_events:]
-                counts.append(kept[-1] - kept[0] + 1 if len(kept) else 0)
-        return np.array(counts, np.int64)
+            items = self.__getitems__(list(range(start, min(start + 256, len(self)))))
+            found[start : start + 256] = [min(1 + len(item["history"]["times"]), max_events) for item in items]
+        return found
 
     def __len__(self) -> int:
         return len(self.groups)

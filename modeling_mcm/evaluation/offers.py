@@ -101,15 +101,19 @@ def score_offers(
         Log-odds of each outcome `(N, O)`, and MCM's own scores, the sum over tasks of `preferences`, `(N,)`.
     """
     model.eval()
-    logits, own = [], []
+    order = np.argsort(groups.lengths(collator.max_events), kind="stable")  # less padding
+    logits: list[Any] = [None] * len(groups)
+    own: list[Any] = [None] * len(groups)
     for start in tqdm(range(0, len(groups), batch_size), desc="Scoring offers", unit="batch"):
-        inputs = collator(groups.__getitems__(list(range(start, min(start + batch_size, len(groups))))))
+        places = order[start : start + batch_size].tolist()
+        inputs = collator(groups.__getitems__(places))
         del inputs["labels"]
-        offered = inputs["offered_actions"] >= 0
+        offered = (inputs["offered_actions"] >= 0).numpy()
         with torch.inference_mode():
             outputs = model(**{name: value.to(model.device) for name, value in inputs.items()})
-        logits.append(outputs.logits.float().cpu()[offered].numpy())
-        own.append(outputs.preferences.float().cpu()[offered].sum(-1).numpy())
+        found, expected = outputs.logits.float().cpu().numpy(), outputs.preferences.float().sum(-1).cpu().numpy()
+        for row, place in enumerate(places):
+            logits[place], own[place] = found[row][offered[row]], expected[row][offered[row]]
     return np.concatenate(logits), np.concatenate(own)
 
 

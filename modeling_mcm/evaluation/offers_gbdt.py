@@ -5,7 +5,8 @@
 `offer_features` makes, from the same batches that MCM reads but with the whole history, what a careful analyst would:
 
 - of the offer: how often the customer did what it asks (all the values of one of its rows), at three speeds of
-  forgetting, and how long ago; by feature (department, type, manufacturer ...) how many events share a value with it,
+  forgetting, how often with its token type too (bought with a coupon), in how many visits, how long ago, what was
+  spent on it; by feature (department, type, manufacturer ...) how many events share a value with it,
   at the same speeds, and their share of all events; how broad it is, and its main value by feature;
 - of the customer: events, visits, basket size, spend, recency, events of each token type (mailings, redemptions,
   purchases with a coupon ...), mean bins of numeric features, events by each value of coarse features, the profile;
@@ -186,13 +187,8 @@ class HistoryFeatures:
             chosen = tokens == 2 + place
             np.minimum.at(last, self.owner[chosen], self.age[chosen])
             result[f"days_since_{value}"] = np.where(np.isinf(last), np.nan, last)
-        for feature, edges in extractor.bins.items():
-            if feature not in extractor.feature_names or len(edges) < 1 or self._is_profile(feature):
-                continue
-            bins = self.ids[self.owner, self.place, self._index(feature)]
-            known = bins >= 2
-            middles = np.interp(np.arange(len(edges) + 1), np.arange(len(edges)) + 0.5, edges)
-            values = np.where(known, middles[np.maximum(bins - 2, 0)], 0.0)
+        for feature in self._numbers():
+            values, known = self._values(feature, self.ids[self.owner, self.place, self._index(feature)])
             total = np.bincount(self.owner, values, minlength=self.customers)
             result[f"sum_{feature}"] = total
             result[f"mean_{feature}"] = total / np.maximum(np.bincount(self.owner, known, minlength=self.customers), 1)
@@ -202,8 +198,16 @@ class HistoryFeatures:
         result["share_of_recent"] = result["events_30"] / events
         return result
 
-    def _is_profile(self, feature: str) -> bool:
-        return bool(self.extractor.features[self._index(feature)].get("profile"))
+    def _numbers(self) -> list[str]:
+        """Numeric features of events."""
+        events = [feature["name"] for feature in self.extractor.features if not feature.get("profile")]
+        return [name for name in events if len(self.extractor.bins.get(name, ()))]
+
+    def _values(self, feature: str, bins: NDArray) -> tuple[NDArray, NDArray[np.bool_]]:
+        """The middle of each bin, 0 where there is none, and where there is one."""
+        edges, known = self.extractor.bins[feature], bins >= 2
+        middles = np.interp(np.arange(len(edges) + 1), np.arange(len(edges)) + 0.5, edges)
+        return np.where(known, middles[np.maximum(bins - 2, 0)], 0.0), known
 
 
 class _OfferFeatures(HistoryFeatures):
@@ -227,6 +231,7 @@ class _OfferFeatures(HistoryFeatures):
         for name, half_life in DECAYS.items():
             total = np.bincount(cell, 0.5 ** (age / half_life), minlength=self.customers * self.actions)
             offers[f"did_{name}"] = total.reshape(self.customers, self.actions)
+        offers |= self._more_of_matches(cell, customer, event, action, age)
         last = np.full(self.customers * self.actions, np.inf)
         np.minimum.at(last, cell, age)
         offers["days_since_did"] = np.where(np.isinf(last), np.nan, last).reshape(self.customers, self.actions)
@@ -246,6 +251,25 @@ class _OfferFeatures(HistoryFeatures):
                 offers[f"share_{feature}_{name}"] = shared
                 offers[f"of_all_{feature}_{name}"] = shared / np.maximum(counts.sum(1), 1e-9)[:, None]
         return offers
+
+    def _more_of_matches(
+        self, cell: NDArray, customer: NDArray, event: NDArray, action: NDArray, age: NDArray
+    ) -> dict[str, NDArray]:
+        """Of the events that did what an action asks: those of its token type, visits with one, sums of numbers."""
+        shape, token = (self.customers, self.actions), self._index(self.extractor.token_type_feature)
+        asked = np.zeros((self.actions, self.extractor.vocabulary_sizes[token]), bool)
+        asked[self.batch["action_rows"], self.batch["action_input_ids"][:, token]] = True
+        same = asked[action, self.ids[customer, event, token]]
+        found = {
+            f"did_as_asked_{name}": np.bincount(cell[same], 0.5 ** (age[same] / half_life), np.prod(shape))
+            for name, half_life in DECAYS.items()
+        }
+        visits = np.unique(cell * (self.visits.max() + 1) + self.visits[customer, event])
+        found["visits_did"] = np.bincount(visits // (self.visits.max() + 1), minlength=np.prod(shape))
+        for feature in self._numbers():
+            values, _ = self._values(feature, self.ids[customer, event, self._index(feature)])
+            found[f"sum_{feature}_did"] = np.bincount(cell, values, np.prod(shape))
+        return {name: values.reshape(shape) for name, values in found.items()}
 
     def _every(self, of_action: NDArray) -> NDArray:
         return np.broadcast_to(of_action.astype(np.float64), (self.customers, self.actions))

@@ -195,11 +195,16 @@ def test_evidence_is_what_counting_by_hand_gives(action_model, batch_of, offers,
             )
             by_label = [log["item"].isin(["item 07", "item 20"]), log["aisle"].isin(["aisle 1", "aisle 3"])]
             by_label.append(log["action"] == "buy")
-            expected = [np.log1p(weight[chosen].sum()) for chosen in (either, *by_label)]
-            np.testing.assert_allclose(of_two[3:7].numpy(), expected, rtol=1e-4, atol=1e-5)
-            clicks = of_two[10 + extractor.vocabularies["type"].index("click")]
+            bought = either & (log["action"] == "buy")
+            visits = (
+                log["basket"].astype(object).where(log["basket"].notna(), log.index.to_series().map("alone {}".format))
+            )
+            once = either & ~(visits[either].duplicated(keep="last").reindex(log.index, fill_value=False))
+            expected = [np.log1p(weight[chosen].sum()) for chosen in (either, once, bought, *by_label)]
+            np.testing.assert_allclose(of_two[3:9].numpy(), expected, rtol=1e-4, atol=1e-5)
+            clicks = of_two[12 + extractor.vocabularies["type"].index("click")]
             assert clicks.item() == pytest.approx(np.log1p(weight[log["action"] == "click"].sum()), abs=1e-5)
-        np.testing.assert_allclose(of_two[7:10].numpy(), np.log1p([2, 2, 1]), rtol=1e-5)
+        np.testing.assert_allclose(of_two[9:12].numpy(), np.log1p([2, 2, 1]), rtol=1e-5)
 
 
 def test_a_batch_with_one_offer_can_be_trained_on(action_model, batch_of, offers):

@@ -238,6 +238,8 @@ def test_what_followed_long_ago_weighs_less(collator):
         assert weight == pytest.approx(2 ** (-(9 - weight_of[item]) / 5))
     assert batch["label_weights"][1].tolist()[:2] == [1, 1]  # a customer's latest target counts whole
     assert "label_weights" not in collator(**choices)([row(0, HISTORY)])
+    faded = collator(target_half_life_days=1, **choices)([row(0, HISTORY)])  # asked back to day 9 - 4
+    assert {label for label in faded["labels"][0, :, 0].tolist() if label > 0} == {2, 8, 9, 10, 12}
 
 
 @pytest.mark.parametrize("name", ["all events", "all visits", "masked"])

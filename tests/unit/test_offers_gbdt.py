@@ -61,6 +61,9 @@ def test_features_are_what_counting_by_hand_gives(table_of, offers, event_log):
             ages = (pd.Timestamp(DAY) - met["when"]).dt.total_seconds() / 86400
             assert found["did_30"] == pytest.approx((0.5 ** (ages / 30)).sum(), abs=1e-3)
             assert np.isnan(found["days_since_did"]) == met.empty
+            assert found["did_as_asked_all"] == (met["action"] == "buy").sum()
+            visits = met["basket"].dropna().nunique() + met["basket"].isna().sum()
+            assert found["visits_did"] == visits and found["sum_a.b_did"] >= 0
         assert own["sum_did_all"] == sum(events["item"].isin(ITEMS))
 
 
