@@ -141,7 +141,7 @@ def costs(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
         of_model = [run for run in runs if (run.model, run.tasks[0] if run.one_task else None) == name]
         facts = [run.read("pretraining.json") for run in of_model]
         row: dict[str, Any] = {"model": name[0], "task": name[1]}
-        counts = ("max_seconds", "seconds", "steps", "targets", "parameters", "batch_size", "learning_rate")
+        counts = ("max_seconds", "seconds", "steps", "targets", "parameters", "batch_size", "max_events", "learning_rate")
         found.append(row | {count: float(np.mean([fact[count] for fact in facts])) for count in counts})
     return found
 
@@ -211,15 +211,16 @@ def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> 
         "## What it took",
         "",
         "The mean over seeds. A target is a label of one trained task that a loss was computed on; parameters are "
-        "those that a gradient reached.",
+        "those that a gradient reached; the window is in events.",
         "",
     ]
     rows = []
     for cost in results["costs"]:
         name = f"{cost['model']} ({cost['task']})" if cost["task"] else cost["model"]
-        counts = [f"{cost[count]:,.0f}" for count in ("seconds", "steps", "targets", "parameters", "batch_size")]
+        whole = ("seconds", "steps", "targets", "parameters", "batch_size", "max_events")
+        counts = [f"{cost[count]:,.0f}" for count in whole]
         rows.append([name, *counts, f"{cost['learning_rate']:g}"])
-    lines += _markdown(["model", "seconds", "steps", "targets", "parameters", "batch", "learning rate"], rows)
+    lines += _markdown(["model", "seconds", "steps", "targets", "parameters", "batch", "window", "learning rate"], rows)
     lines += [
         f"![Training curves]({pictures[1]})",
         "",

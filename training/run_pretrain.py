@@ -229,6 +229,7 @@ def main() -> None:
             "targets": clock.targets,
             "parameters": sum(parameter.numel() for parameter in trained_parameters),
             "batch_size": training.train_batch_size * training.world_size * training.gradient_accumulation_steps,
+            "max_events": extractor.max_events,
             "learning_rate": training.learning_rate,
             "seed": training.seed,
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),

@@ -70,7 +70,7 @@ def test_the_page_holds_the_numbers_of_the_json(ablation, results):
     for cost in results["costs"]:
         name = f"{cost['model']} ({cost['task']})" if cost["task"] else cost["model"]
         shown = [float(cell.replace(",", "")) for cell in costs[name]]
-        kept = [cost[key] for key in ("steps", "targets", "parameters", "batch_size", "learning_rate")]
+        kept = [cost[key] for key in ("steps", "targets", "parameters", "batch_size", "max_events", "learning_rate")]
         assert shown[1:] == pytest.approx(kept) and shown[0] == round(cost["seconds"])
 
 

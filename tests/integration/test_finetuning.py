@@ -179,9 +179,10 @@ def test_what_is_trained_can_be_chosen(call, options, pretrained, tmp_path):
     assert changed and all(name.endswith(("self.query.weight", "self.value.weight")) for name in changed)
     call("run_finetune", *options, *short, "--output_dir", tmp_path / "scratch", "--from_scratch")
     assert any("feature_tables" in name for name in moved(tmp_path / "scratch", pretrained))
-    learned = ["--action_embedding", "both", "--label_share", 0.5]
+    learned = ["--action_embedding", "both", "--label_share", 0.5, "--max_events", 30]
     call("run_finetune", *options, *short, "--output_dir", tmp_path / "both", *learned)
     assert MCMForActionRecommendation.from_pretrained(tmp_path / "both").config.action_ids == ITEMS
+    assert MCMFeatureExtractor.from_pretrained(str(tmp_path / "both")).max_events == 30
     assert json.loads((tmp_path / "both" / "finetuning.json").read_text())["groups"] == 34
 
 

@@ -117,6 +117,17 @@ def test_a_batch_gives_what_single_groups_give(action_model, batch_of, choices):
     torch.testing.assert_close(orders[0], orders[1].flip(0), atol=1e-5, rtol=1e-4)
 
 
+def test_scores_come_in_the_order_of_the_groups(action_model, batch_of, prepared, extractor, offers):
+    model = action_model(extended=True)
+    collator = OfferCollator(extractor, model.config, offers)
+    logits, own = score_offers(model, collator, OfferGroups(load_prepared(prepared), offers), batch_size=3)
+    assert len(logits) == len(own) == offers.offsets[-1]
+    for group in range(20):
+        alone, part = model(**batch_of(model, [group])), slice(*offers.offsets[group : group + 2])
+        np.testing.assert_allclose(logits[part], alone.logits[0].detach(), atol=1e-5, rtol=1e-4)
+        np.testing.assert_allclose(own[part], alone.preferences[0].sum(-1).detach(), atol=1e-5, rtol=1e-4)
+
+
 def test_an_unobserved_outcome_has_no_say(action_model, batch_of):
     logits, labels = torch.randn(2, 3, 2, requires_grad=True), torch.ones(2, 3, 2)
     labels[0, 1, 1] = labels[1] = -100
