@@ -26,6 +26,15 @@ METRICS = {
     "next_visit_ndcg@3": "next visit NDCG@3",
 }
 COMPARED = ["next_visit_ndcg@10", "next_event_ndcg@10"]
+SHOWN_COSTS = {  # of pretraining.json: title and format
+    "seconds": ("seconds", ",.0f"),
+    "steps": ("steps", ",.0f"),
+    "targets": ("targets", ",.0f"),
+    "parameters": ("parameters", ",.0f"),
+    "batch_size": ("batch", ",.0f"),
+    "max_events": ("window", ",.0f"),
+    "learning_rate": ("learning rate", "g"),
+}
 SATURATED = 0.7  # next-visit NDCG@10 of the most popular labels above which NDCG@10 tells methods hardly apart
 
 Values = dict[tuple[str, str], NDArray[np.float64]]  # (task, metric) -> one value a customer
@@ -141,8 +150,9 @@ def costs(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
         of_model = [run for run in runs if (run.model, run.tasks[0] if run.one_task else None) == name]
         facts = [run.read("pretraining.json") for run in of_model]
         row: dict[str, Any] = {"model": name[0], "task": name[1]}
-        counts = ("max_seconds", "seconds", "steps", "targets", "parameters", "batch_size", "max_events", "learning_rate")
-        found.append(row | {count: float(np.mean([fact[count] for fact in facts])) for count in counts})
+        found.append(
+            row | {count: float(np.mean([fact[count] for fact in facts])) for count in ("max_seconds", *SHOWN_COSTS)}
+        )
     return found
 
 
@@ -217,10 +227,8 @@ def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> 
     rows = []
     for cost in results["costs"]:
         name = f"{cost['model']} ({cost['task']})" if cost["task"] else cost["model"]
-        whole = ("seconds", "steps", "targets", "parameters", "batch_size", "max_events")
-        counts = [f"{cost[count]:,.0f}" for count in whole]
-        rows.append([name, *counts, f"{cost['learning_rate']:g}"])
-    lines += _markdown(["model", "seconds", "steps", "targets", "parameters", "batch", "window", "learning rate"], rows)
+        rows.append([name, *(f"{cost[count]:{style}}" for count, (_, style) in SHOWN_COSTS.items())])
+    lines += _markdown(["model", *(title for title, _ in SHOWN_COSTS.values())], rows)
     lines += [
         f"![Training curves]({pictures[1]})",
         "",
