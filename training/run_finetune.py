@@ -104,8 +104,8 @@ class OfferTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         group = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        lengths = dataset.lengths(self.offer_collator.max_events)
-        return LengthGroupedSampler(lengths, group, self.args.seed, self.offer_collator.epoch)
+        costs = dataset.costs(self.offer_collator.max_events)
+        return LengthGroupedSampler(costs, group, self.args.seed, self.offer_collator.epoch)
 
     def create_optimizer(self, model: Any = None):
         optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)

@@ -10,16 +10,20 @@ For every seed a model is pre-trained by a recipe, and fine-tuned by another: wh
 updates, from random weights, and on shares of the labels. LightGBM is tuned on the validation offers; MCM's recipe was
 (docs/log.md). All are fitted on the training and validation offers and measured on the test offers.
 
+--jobs 2 trains two models side by side, each with its share of the cores: with models this small that is faster.
 Finished steps with the same options are kept, so it may be interrupted and run again. A change of the code is not
 noticed: remove the output folder then.
 """
 
 import json
 import logging
+import multiprocessing
+import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,19 +61,21 @@ METRICS = {
     "recall@10": "which: recall@10",
 }
 FACTS = ("seconds", "steps", "trained_parameters")
-ZERO_SHOT, FINE_TUNED, RANDOM, GBDT = (
+ZERO_SHOT, FINE_TUNED, RANDOM, GBDT, OWN_VECTORS = (
     "MCM without fine-tuning",
     "MCM fine-tuned",
     "MCM from random weights",
     "LightGBM",
+    "MCM, own vectors of actions too",
 )
 VARIANTS: dict[str, list[str]] = {
     FINE_TUNED: [],
     RANDOM: ["--from_scratch"],
     "MCM, frozen encoder": ["--freeze_encoder"],
     "MCM, low-rank updates": ["--lora", "8"],
-    "MCM, own vectors of actions too": ["--action_embedding", "both"],
+    OWN_VECTORS: ["--action_embedding", "both"],
 }
+ONCE = {OWN_VECTORS}  # with the first seed alone
 
 
 @dataclass
@@ -82,6 +88,7 @@ class OfferComparison:
     finetuning: str = field(default="configuration/recipes/offers.yaml", metadata={"help": "Recipe."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "One run of each model a seed."})
     shares: list[float] = field(default_factory=lambda: [0.1, 0.3], metadata={"help": "Of the learning curve."})
+    jobs: int = field(default=1, metadata={"help": "Models that are trained side by side."})
     trials: int = field(default=20, metadata={"help": "Settings that the search of LightGBM tries."})
     options: list[str] = field(
         default_factory=list, metadata={"help": "More options of both trainings, as name=value: use_cpu=true."}
@@ -220,6 +227,29 @@ class Comparison:
         return by_run, json.loads((folder / "chosen.json").read_text(encoding="utf-8"))
 
 
+def seeds_of(name: str, seeds: Sequence[int]) -> list[int]:
+    """The seeds that a variant runs with."""
+    return list(seeds[:1] if name in ONCE else seeds)
+
+
+def make_side_by_side(options: OfferComparison) -> None:
+    """Leaves the files of all steps, several at a time, for `compare` to read."""
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.jobs))  # of the new processes
+    tuned = [(name, seed, 1.0) for name in VARIANTS for seed in seeds_of(name, options.seeds)]
+    tuned += [(n, seed, share) for share in options.shares for n in (FINE_TUNED, RANDOM) for seed in options.seeds]
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
+        first = [pool.submit(_make, options, "lightgbm")]
+        first += [pool.submit(_make, options, "zero_shot", seed) for seed in options.seeds]
+        for step in first:
+            step.result()
+        for step in [pool.submit(_make, options, "finetuned", *each) for each in tuned]:
+            step.result()
+
+
+def _make(options: OfferComparison, step: str, *args: Any) -> None:
+    getattr(Comparison(options), step)(*args)
+
+
 def mean_metrics(
     truth: OfferTruth, scores: Sequence[Mapping[str, NDArray]], weights: NDArray[np.int64]
 ) -> dict[str, NDArray[np.float64]]:
@@ -232,6 +262,8 @@ def mean_metrics(
 def compare(options: OfferComparison) -> dict[str, Any]:
     """Makes what is missing, and every number of the page."""
     comparison = Comparison(options)
+    if options.jobs > 1:
+        make_side_by_side(options)
     gbdt, chosen = comparison.lightgbm()
     truth, seeds = comparison.truth(comparison.test), options.seeds
     weights = resample_customers(truth.customer_ids)
@@ -239,7 +271,8 @@ def compare(options: OfferComparison) -> dict[str, Any]:
     methods = {ZERO_SHOT: mean_metrics(truth, [comparison.zero_shot(seed) for seed in seeds], weights)}
     methods[GBDT] = mean_metrics(truth, [gbdt[1.0, seed] for seed in seeds], weights)
     for name in VARIANTS:
-        methods[name] = mean_metrics(truth, [comparison.finetuned(name, seed) for seed in seeds], weights)
+        runs = [comparison.finetuned(name, seed) for seed in seeds_of(name, seeds)]
+        methods[name] = mean_metrics(truth, runs, weights)
     curve = {}
     for share in options.shares:
         curve[f"{share:g}"] = {
@@ -253,16 +286,17 @@ def compare(options: OfferComparison) -> dict[str, Any]:
         of_metrics = {metric: interval(found[metric], customers)._asdict() for metric in METRICS}
         return of_metrics | {"by_seed": {metric: found[f"seeds {metric}"].tolist() for metric in METRICS}}
 
-    ours = methods[FINE_TUNED]
+    once = mean_metrics(truth, [comparison.finetuned(FINE_TUNED, seeds[0])], weights)
+    ours = {name: once if name in ONCE else methods[FINE_TUNED] for name in methods}
     with np.errstate(invalid="ignore"):
         differences = {
-            name: {metric: interval(ours[metric] / found[metric] - 1, customers)._asdict() for metric in METRICS}
+            name: {metric: interval(ours[name][metric] / found[metric] - 1, customers)._asdict() for metric in METRICS}
             for name, found in methods.items()
             if name != FINE_TUNED
         }
     took = {}
     for name in VARIANTS:
-        files = [comparison.folder_of(name, seed) / "finetuning.json" for seed in seeds]
+        files = [comparison.folder_of(name, seed) / "finetuning.json" for seed in seeds_of(name, seeds)]
         facts = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         took[name] = {key: float(np.mean([fact[key] for fact in facts])) for key in FACTS}
     return {
@@ -306,8 +340,9 @@ def write_page(results: dict[str, Any], path: Path) -> None:
     ]
     lines += _markdown(["method", *METRICS.values(), "NDCG@10 by seed"], rows)
     lines += [
-        "An action's own vector alone (`--action_embedding learned`) can't score the test offers: most of their "
-        "actions were never offered before, and MCM refuses those.",
+        f"{OWN_VECTORS}: the first seed alone, compared with the same seed of {FINE_TUNED}. A vector alone "
+        "(`--action_embedding learned`) can't score the test offers: most of their actions were never offered before, "
+        "and MCM refuses those.",
         "",
         f"## {FINE_TUNED} over each method",
         "",

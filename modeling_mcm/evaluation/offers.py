@@ -101,7 +101,7 @@ def score_offers(
         Log-odds of each outcome `(N, O)`, and MCM's own scores, the sum over tasks of `preferences`, `(N,)`.
     """
     model.eval()
-    order = np.argsort(groups.lengths(collator.max_events), kind="stable")  # less padding
+    order = np.argsort(groups.costs(collator.max_events), kind="stable")  # less padding
     logits: list[Any] = [None] * len(groups)
     own: list[Any] = [None] * len(groups)
     for start in tqdm(range(0, len(groups), batch_size), desc="Scoring offers", unit="batch"):
