@@ -10,7 +10,7 @@ For every seed a model is pre-trained by a recipe, and fine-tuned by another: wh
 updates, from random weights, and on shares of the labels. LightGBM is tuned on the validation offers; MCM's recipe was
 (docs/log.md). All are fitted on the training and validation offers and measured on the test offers.
 
---jobs 2 trains two models side by side, each with its share of the cores: with models this small that is faster.
+--jobs 2 trains two models side by side, each with its share of the cores.
 Finished steps with the same options are kept, so it may be interrupted and run again. A change of the code is not
 noticed: remove the output folder then.
 """
