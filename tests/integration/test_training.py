@@ -227,6 +227,23 @@ def script(monkeypatch):
     return call
 
 
+@pytest.mark.usefixtures("script")
+def test_cases_are_scored_by_length_and_keep_their_place(trained, prepared):
+    model_scores = importlib.import_module("run_evaluate").model_scores
+    model = MCMForMultiTaskRecommendation.from_pretrained(trained).eval()
+    collator = MCMCollator(MCMFeatureExtractor.from_pretrained(str(trained)), model.config, "evaluate", cutoff="test")
+    rows = load_prepared(prepared)
+    cases = find_cases(rows, "test", 3, "type")
+    assert (np.diff(cases.history_end) < 0).any()  # else the order would not change
+    found = {}
+    for places, logits in model_scores(model, collator, PreparedRows(rows, cases.rows, cases.history_end), 7):
+        found |= dict(zip(places.tolist(), logits["items"], strict=True))
+    assert sorted(found) == list(range(len(cases)))
+    for place, row in enumerate(cases.rows):
+        _, alone = next(model_scores(model, collator, PreparedRows(rows, [row]), 1))
+        torch.testing.assert_close(found[place], alone["items"][0], atol=1e-4, rtol=1e-4)
+
+
 def test_a_checkpoint_of_another_vocabulary_is_refused(script, trained, prepare_log, event_log):
     renamed = event_log.assign(item=event_log["item"].str.replace("item 00", "apple"))
     with pytest.raises(
