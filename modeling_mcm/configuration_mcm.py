@@ -87,6 +87,9 @@ class MCMConfig(PreTrainedConfig):
         Half-lives in days at which the repeat memory starts (it learns its own). See [`~readout_mcm.RepeatMemory`].
     repeat_half_lives_units (`list[float]`, *optional*):
         The same in encoder units. Both empty: no repeat memory.
+    repeat_network_size (`int`):
+        Hidden numbers of a network that reads, beside the memory's counts, how long ago and how regularly a label was
+        met. 0: none.
     augmentation (`str`):
         What a training row asks: `"random_prefix"` (the paper), `"last_prefix"` (no augmentation: the end of the
         history), `"all_prefixes"` (needs a causal encoder) or `"masked_lm"` (BERT4Rec; needs the `"last"` readout and
@@ -98,6 +101,9 @@ class MCMConfig(PreTrainedConfig):
         What a customer did this many days before their latest target weighs half as much in the loss, so that tastes
         and seasons that have passed don't outvote the present; after four times as many it is not asked. `None`: all
         the same. Only for `"all_prefixes"`.
+    ranking_loss_weight (`float`):
+        Weight of [`~losses_mcm.prefix_ranking_loss`], what the order of the best labels costs in NDCG, beside the
+        cross-entropy of equation 4. 0 (the paper): none.
     mask_probability (`float`):
         Share of the events that `"masked_lm"` hides.
     action_outcomes (`list[str]`, *optional*):
@@ -143,9 +149,11 @@ class MCMConfig(PreTrainedConfig):
     tie_label_embeddings: bool = True
     repeat_half_lives_days: list[float | int] = field(default_factory=list)
     repeat_half_lives_units: list[float | int] = field(default_factory=list)
+    repeat_network_size: int = 0
     augmentation: str = "random_prefix"
     target: str = "next_event"
     target_half_life_days: float | int | None = None
+    ranking_loss_weight: float | int = 0.0
     mask_probability: float = 0.2
     action_outcomes: list[str] = field(default_factory=lambda: ["click", "conversion"])
     action_embedding: str = "features"
@@ -222,6 +230,13 @@ class MCMConfig(PreTrainedConfig):
             raise ValueError(
                 f"target_half_life_days={self.target_half_life_days} must be positive and weighs the prefixes of one "
                 f"pass against each other: set augmentation='all_prefixes' (found {self.augmentation!r}), or None."
+            )
+        if self.ranking_loss_weight < 0:
+            raise ValueError(f"`ranking_loss_weight` must be 0 or more, got {self.ranking_loss_weight}: 0 is none.")
+        if self.repeat_network_size and not half_lives:
+            raise ValueError(
+                f"repeat_network_size={self.repeat_network_size} is a part of the repeat memory, which is off: set "
+                "repeat_half_lives_days or repeat_half_lives_units, or 0."
             )
         if any(half_life <= 0 for half_life in half_lives):
             raise ValueError(f"Half-lives of the repeat memory must be positive, got {half_lives}.")

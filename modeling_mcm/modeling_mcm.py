@@ -35,10 +35,8 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mcm import MCMConfig
-from .readout_mcm import EVERY_UNIT, READOUTS, LabelSurprise, RepeatMemory, attention_weights
-
-# Ids 0 (missing) and 1 (unknown) are no labels: nothing is predicted as "unknown".
-FIRST_LABEL = 2
+from .losses_mcm import FIRST_LABEL, prefix_cross_entropy, prefix_ranking_loss
+from .readout_mcm import EVERY_UNIT, READOUTS, RepeatMemory, attention_weights
 
 
 @auto_docstring(custom_intro="What [`MCMModel`] returns.")
@@ -289,8 +287,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         biases = [nn.Parameter(torch.zeros(n)) for n in sizes.values()] if config.readout_bias else []
         self.readout_bias = nn.ParameterList(biases)
         half_lives = (config.repeat_half_lives_days, config.repeat_half_lives_units)
-        memory = RepeatMemory(list(sizes.values()), config.hidden_size, *half_lives) if any(half_lives) else None
-        self.repeat_memory = memory
+        memory = (list(sizes.values()), config.hidden_size, *half_lives, config.repeat_network_size)
+        self.repeat_memory = RepeatMemory(*memory) if any(half_lives) else None
         self.post_init()
 
     def get_input_embeddings(self):
@@ -400,9 +398,13 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             if memory is not None:
                 label_ids = input_ids[..., self.task_features[place]]
                 met = memory.votes(label_ids, event_units, outputs.event_embeddings, unit_mask.shape[1])
-                scores = memory(place, scores, decays, unit_ends, *met)
+                scores = memory(place, scores, decays, unit_times, unit_ends, *met)
             if labels is not None and task in trained:
-                losses[task] = prefix_cross_entropy(scores, labels[..., place], answered, label_weights)
+                asked_for = (scores, labels[..., place], answered, label_weights)
+                losses[task] = prefix_cross_entropy(*asked_for)
+                # CODEPATH: on in mcm-base and mcm-tiny, off in the paper's model, ablations/mcm-final.
+                if self.config.ranking_loss_weight:
+                    losses[task] = losses[task] + self.config.ranking_loss_weight * prefix_ranking_loss(*asked_for)
             logits[task] = scores[:, 0] if prefix_ends is None else scores
         return MCMRecommendationOutput(
             loss=torch.stack(list(losses.values())).sum() if losses else None,
@@ -458,31 +460,6 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             result["weights"] = weights.gather(1, labels[..., None].expand(-1, -1, weights.shape[-1]))
             result["unit_mask"] = outputs.unit_mask
         return result
-
-
-def prefix_cross_entropy(
-    scores: torch.Tensor,
-    labels: torch.Tensor,
-    label_prefixes: torch.Tensor | None = None,
-    label_weights: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Equation 4: -log P(label | prefix), the mean over a customer's labels first and over the customers last.
-
-    Args:
-        scores: s of shape `(B, P, V)`.
-        labels: ids of shape `(B, N)`; under 2 is no target.
-        label_prefixes: the prefix of each label, of shape `(B, N)`; the first by default.
-        label_weights: of the mean over a customer's labels, of shape `(B, N)`; all the same by default.
-
-    Returns:
-        A scalar; 0 when no customer has a target.
-    """
-    prefixes = torch.zeros_like(labels) if label_prefixes is None else label_prefixes
-    counted = labels >= FIRST_LABEL
-    weights = counted.float() if label_weights is None else counted * label_weights.float()
-    totals = weights.sum(1, keepdim=True)
-    weights = weights / (torch.where(totals > 0, totals, 1.0) * labels.shape[0])
-    return LabelSurprise.apply(scores, labels.clamp(min=0), prefixes, weights.to(scores.dtype))
 
 
 __all__ = ["MCMForMultiTaskRecommendation", "MCMModel", "MCMPreTrainedModel"]

@@ -156,31 +156,7 @@ def last_readout(
     return scores[:, 0] if ends is None else scores
 
 
-class LabelSurprise(torch.autograd.Function):
-    """Weighted sum of -log softmax(s)_label over labels that share prefixes, in few passes over s.
-
-    Forward keeps s and its log-sum-exp; backward writes softmax(s) times the weight of a prefix once, and takes the
-    labels' weights off in place.
-    """
-
-    @staticmethod
-    def forward(ctx, scores, labels, prefixes, weights):
-        """Scores `(B, P, V)`; labels, their prefixes and weights `(B, N)`. Returns a scalar."""
-        rows = torch.arange(labels.shape[0], device=labels.device)[:, None]
-        partition = scores.logsumexp(-1)
-        ctx.save_for_backward(scores, partition, labels, prefixes, weights)
-        return (weights * (partition.gather(1, prefixes) - scores[rows, prefixes, labels])).sum()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        scores, partition, labels, prefixes, weights = ctx.saved_tensors
-        rows = torch.arange(labels.shape[0], device=labels.device)[:, None].expand_as(labels)
-        weights = weights * gradient
-        of_prefix = torch.zeros_like(partition).scatter_add_(1, prefixes, weights)
-        out = torch.sub(scores, partition[..., None]).exp_().mul_(of_prefix[..., None])
-        return out.index_put_((rows, prefixes, labels), -weights, accumulate=True), None, None, None
-
-
+HABITS = 6  # what `RepeatMemory.habits` gives
 READOUTS = {"attentional": attentional_readout, "last": last_readout}
 
 
@@ -202,10 +178,15 @@ class RepeatMemory(nn.Module):
     meets. With f = 1 the term is the posterior of a rate: a label with the prior rate q_w, met n times in N units, has
     the rate (n + m q_w) / (N + m), whose logarithm is log(1 + n / (m q_w)) and a bias. f is learned.
 
+    Counts that fade can't say that a purchase is due. With `network_size` hidden numbers a task has a network of one
+    hidden layer beside them, whose output is added to the score of every label met: it reads the terms
+    log(1 + n exp(b + f r)), how often and how long ago (see `habits`), log(1 + p) and r_w.
+
     Args:
         label_sizes: V of each task.
         hidden_size: H.
         half_lives_days, half_lives_units: where the T_k start.
+        network_size: 0 for no network.
     """
 
     def __init__(
@@ -214,6 +195,7 @@ class RepeatMemory(nn.Module):
         hidden_size: int,
         half_lives_days: Sequence[float],
         half_lives_units: Sequence[float],
+        network_size: int = 0,
     ):
         super().__init__()
         self.half_lives, self.num_days = [*half_lives_days, *half_lives_units], len(half_lives_days)
@@ -226,6 +208,9 @@ class RepeatMemory(nn.Module):
         self.rarity_weight = nn.Parameter(torch.empty(len(label_sizes), kernels))
         self.label_rarity = nn.ModuleList(nn.Embedding(size, 1) for size in label_sizes)
         self.label_gains = nn.ModuleList(nn.Embedding(size, kernels) for size in label_sizes)
+        tasks, inputs = len(label_sizes) if network_size else 0, kernels + HABITS + 2
+        self.network_in = nn.ModuleList(nn.Linear(inputs, network_size) for _ in range(tasks))
+        self.network_out = nn.ModuleList(nn.Linear(network_size, 1, bias=False) for _ in range(tasks))
 
     def reset_parameters(self):
         """Starts as a recency-weighted personal frequency: equal gains, no opinion on labels or events."""
@@ -234,7 +219,10 @@ class RepeatMemory(nn.Module):
         init.constant_(self.memory_gain, 1.2 / len(self.half_lives))
         init.zeros_(self.memory_growth)
         init.constant_(self.rarity_weight, 0.3)
-        for module in (self.vote, *self.label_gains, *self.label_rarity):
+        for layer in self.network_in:
+            init.normal_(layer.weight, std=layer.in_features**-0.5)
+            init.zeros_(layer.bias)
+        for module in (self.vote, *self.label_gains, *self.label_rarity, *self.network_out):
             for parameter in module.parameters():
                 init.zeros_(parameter)
 
@@ -281,11 +269,44 @@ class RepeatMemory(nn.Module):
         counts = zeros.scatter_add(1, cells, torch.ones_like(vote))
         return labels, (sums / counts.clamp(min=1)).view(batch, labels.shape[1], num_units)
 
+    @staticmethod
+    def habits(unit_times: torch.Tensor, unit_ends: torch.Tensor, votes: torch.Tensor) -> torch.Tensor:
+        """How often, and how long ago, each label was met; nothing is learned here.
+
+        Args:
+            unit_times, unit_ends: as for `decays`.
+            votes: from `votes`.
+
+        Returns:
+            Of shape `(B, S, P, 6)`, each as log(1 + x): the units with the label, the units since the first and since
+            the last of them, the mean gap between two of them in units, the days since the first and since the last.
+            Everything is 0 for a label that a prefix did not meet.
+        """
+        met, slots = votes > 0, votes.shape[1]
+        place = torch.arange(votes.shape[2], device=votes.device)
+        ends = unit_ends[:, None].expand(-1, slots, -1)
+        number = met.cumsum(2, dtype=torch.int32).gather(2, ends)
+        last = torch.where(met, place, -1).cummax(2).values.gather(2, ends).clamp(min=0)
+        first = torch.where(met, place, votes.shape[2]).amin(2, keepdim=True).expand_as(last).minimum(last)
+        times = unit_times[:, None].expand(-1, slots, -1)
+        now = times.gather(2, ends)
+        since_first, since_last = (ends - first).to(times.dtype), (ends - last).to(times.dtype)
+        values = [
+            number.to(times.dtype),
+            since_first,
+            since_last,
+            (since_first - since_last) / (number - 1).clamp(min=1),
+            now - times.gather(2, first),
+            now - times.gather(2, last),
+        ]
+        return torch.stack(values, -1).clamp(min=0).log1p() * (number > 0)[..., None]
+
     def forward(
         self,
         task: int,
         scores: torch.Tensor,
         decays: torch.Tensor,
+        unit_times: torch.Tensor,
         unit_ends: torch.Tensor,
         labels: torch.Tensor,
         votes: torch.Tensor,
@@ -295,7 +316,8 @@ class RepeatMemory(nn.Module):
         Args:
             task: its place.
             scores: of shape `(B, P, V)`; changed in place.
-            decays: from `decays`, with the same `unit_ends`.
+            decays: from `decays`, with the same `unit_times` and `unit_ends`.
+            unit_times: days, of shape `(B, U)`.
             unit_ends: p of each prefix, of shape `(B, P)`.
             labels, votes: from `votes`.
 
@@ -305,10 +327,18 @@ class RepeatMemory(nn.Module):
         batch, units, prefixes, kernels = decays.shape
         counts = torch.bmm(votes, decays.reshape(batch, units, -1))
         counts = counts.view(batch, -1, prefixes, kernels)  # n: (B, S, P, K)
-        growth = self.memory_growth[task] * torch.log1p(unit_ends.to(counts.dtype))[:, None, :, None]
-        gains = self.memory_gain[task] + self.label_gains[task](labels)[:, :, None] + growth
+        length = torch.log1p(unit_ends.to(counts.dtype))[:, None, :, None]
+        gains = self.memory_gain[task] + self.label_gains[task](labels)[:, :, None] + self.memory_growth[task] * length
         rarity = self.label_rarity[task](labels)[:, :, None]  # (B, S, 1, 1)
         sensitivity = (self.log_sensitivity[task] + self.rarity_weight[task] * rarity).exp()
-        added = (torch.log1p(counts * sensitivity) * gains).sum(-1)  # (B, S, P)
+        terms = torch.log1p(counts * sensitivity)
+        added = (terms * gains).sum(-1)  # (B, S, P)
+        # CODEPATH: a network in mcm-base and mcm-tiny, none where `repeat_network_size` is 0.
+        if len(self.network_in):
+            habits = self.habits(unit_times, unit_ends, votes)
+            length, rarity = length.expand_as(terms[..., :1]), rarity.expand_as(terms[..., :1])
+            inputs = torch.cat([terms, habits.to(terms.dtype), length / 3, rarity / 2], -1)  # all about 1 in size
+            drawn = self.network_out[task](self.network_in[task](inputs).relu_())[..., 0]
+            added = added + drawn * (habits[..., 0] > 0)
         index = labels[:, None].expand(-1, prefixes, -1)
         return scores.scatter_add_(2, index, added.transpose(1, 2).to(scores.dtype))

@@ -133,6 +133,8 @@ EXTENDED = {
     "readout_bias": True,
     "repeat_half_lives_days": [7.0, 60.0],
     "repeat_half_lives_units": [3.0],
+    "repeat_network_size": 4,
+    "ranking_loss_weight": 1.0,
 }
 
 

@@ -43,7 +43,9 @@ CHOICES = {
     "repeat_half_lives_days": [7.0, 60.0],
     "repeat_half_lives_units": [3.0],
     "event_dropout_prob": 0.1,
+    "repeat_network_size": 4,
     "target_half_life_days": 30,
+    "ranking_loss_weight": 1.0,
 }
 ONE_PROCESS = [sys.executable]
 TWO_PROCESSES = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]

@@ -72,6 +72,8 @@ def test_the_defaults_are_the_papers_model():
         ({"augmentation": "masked_lm", "readout": "last", "repeat_half_lives_units": [7.0]}, "no repeat memory"),
         ({"repeat_half_lives_days": [7.0, 0]}, "must be positive"),
         ({"repeat_half_lives_units": [-1]}, "must be positive"),
+        ({"repeat_network_size": 4}, "part of the repeat memory, which is off: set"),
+        ({"ranking_loss_weight": -1}, "must be 0 or more, got -1"),
         (
             {"augmentation": "all_prefixes", "encoder_attention": "causal", "encoder_unit": "visit"},
             "target='next_visit'",

@@ -23,7 +23,8 @@ FLAT = [path for path in LIBRARY if path.name.endswith("_mcm.py")]
 SIBLINGS = {
     "configuration_mcm": set(),
     "readout_mcm": {"configuration_mcm"},
-    "modeling_mcm": {"configuration_mcm", "readout_mcm"},
+    "losses_mcm": set(),
+    "modeling_mcm": {"configuration_mcm", "losses_mcm", "readout_mcm"},
     "events_mcm": set(),
     "processing_mcm": {"configuration_mcm", "events_mcm"},
     "action_mcm": {"configuration_mcm", "modeling_mcm"},

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
-from modeling_mcm.modeling_mcm import FIRST_LABEL, prefix_cross_entropy
+from modeling_mcm.losses_mcm import FIRST_LABEL, prefix_cross_entropy, prefix_ranking_loss
 
 LAYOUTS = {
     f"{attention} {unit}": {"encoder_attention": attention, "encoder_unit": unit}
@@ -26,6 +26,7 @@ SWITCHES = {
     "no positions": {"use_position_embeddings": False},
     "memory of days": {"repeat_half_lives_days": [7.0, 60.0]},
     "memory of units": {"repeat_half_lives_units": [3.0]},
+    "memory with a network": {"repeat_half_lives_days": [7.0], "repeat_network_size": 4},
     "masked events": {"augmentation": "masked_lm", "readout": "last"},
     "eager": {"attn_implementation": "eager"},
     "extended": {"extended": True},
@@ -198,7 +199,7 @@ def test_a_visit_is_the_sum_of_its_events_over_the_root_of_their_number(tiny_mod
 @pytest.mark.parametrize("unit", ["event", "visit"])
 @torch.no_grad()
 def test_the_memory_gets_the_units_that_the_encoder_reads(tiny_model, inputs, unit):
-    half_lives = {"repeat_half_lives_days": [7.0], "repeat_half_lives_units": [3.0]}
+    half_lives = {"repeat_half_lives_days": [7.0], "repeat_half_lives_units": [3.0], "repeat_network_size": 4}
     model = tiny_model(encoder_unit=unit, encoder_attention="causal", **half_lives)
     ends = torch.tensor([[1, 14], [0, 1], [3, 31], [0, 0]])
     found = model(**inputs, prefix_ends=ends).logits["items"]
@@ -218,7 +219,8 @@ def test_the_memory_gets_the_units_that_the_encoder_reads(tiny_model, inputs, un
             output.event_embeddings[row : row + 1],
             days.shape[1],
         )
-        close(found[row], memory(0, without[row : row + 1].clone(), decays, units[ends[row]][None], *met)[0])
+        alone = without[row : row + 1].clone()
+        close(found[row], memory(0, alone, decays, days, units[ends[row]][None], *met)[0])
     assert not torch.allclose(found, without, atol=1e-3)
 
 
@@ -356,6 +358,15 @@ def test_equation_4_against_a_plain_loop(questions):
     assert prefix_cross_entropy(scores, torch.full_like(labels, -100)).item() == 0
 
 
+def test_the_ranking_loss_stands_beside_equation_4(tiny_model, inputs, questions):
+    plain = tiny_model(encoder_attention="causal")(**inputs, **questions)
+    ranked = tiny_model(encoder_attention="causal", ranking_loss_weight=0.5)(**inputs, **questions)
+    for place, (task, loss) in enumerate(plain.task_losses.items()):
+        ranking = prefix_ranking_loss(plain.logits[task], questions["labels"][..., place], questions["label_prefixes"])
+        assert ranking > 0.1
+        close(ranked.task_losses[task], loss + 0.5 * ranking)
+
+
 @pytest.mark.parametrize("trained", [None, ["type", "items"]])
 def test_the_loss_is_the_sum_over_the_trained_tasks(tiny_model, inputs, questions, trained):
     model = tiny_model(encoder_attention="causal", trained_tasks=trained)
@@ -387,7 +398,8 @@ def test_training_asks_every_unit_and_gets_the_loss_of_the_asked_ones(tiny_model
     ends = torch.stack([inputs["attention_mask"].sum(1) - 1, torch.zeros(4, dtype=torch.long)], dim=1)
     ends = ends.repeat(1, int(inputs["visit_ids"].max()))  # more prefixes than half the units
     labels = torch.stack([torch.randint(2, size, (4, 3)) for size in model.config.label_sizes.values()], dim=-1)
-    batch = {**inputs, "prefix_ends": ends, "labels": labels, "label_prefixes": torch.tensor([[0, 1, 1]] * 4)}
+    prefixes = torch.tensor([[0, 1, 1], [0, 0, 0], [0, 1, 1], [0, 0, 0]])  # two where a row has two
+    batch = {**inputs, "prefix_ends": ends, "labels": labels, "label_prefixes": prefixes}
     asked = model.eval()(**batch)
     every = model.train()(**batch)
     close(every.loss, asked.loss)
@@ -490,7 +502,8 @@ def test_what_a_checkpoint_lacks_starts_as_in_a_fresh_model(tiny_model, tiny_con
     assert torch.equal(memory.log_sensitivity, torch.ones(3, 3))
     close(memory.memory_gain, torch.full((3, 3), 0.4))
     close(memory.rarity_weight, torch.full((3, 3), 0.3))
-    silent = (memory.vote, *memory.label_gains, *memory.label_rarity)
+    silent = (memory.vote, *memory.label_gains, *memory.label_rarity, *memory.network_out)
+    assert len(memory.network_in) == 3
     assert not any(parameter.any() for module in silent for parameter in module.parameters())
     for table in model.label_tables:
         assert not table.weight[0].any() and 0.15 < table.weight[1:].std() < 0.35  # 1 / sqrt(16)

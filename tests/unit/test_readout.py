@@ -11,7 +11,6 @@ from modeling_mcm import readout_mcm
 from modeling_mcm.readout_mcm import (
     EVERY_UNIT,
     READOUTS,
-    LabelSurprise,
     RepeatMemory,
     RunningReadout,
     attention_weights,
@@ -223,7 +222,8 @@ def added(memory, task, history):
     label_ids, event_units, embeddings, unit_times, unit_ends = history
     scores = torch.randn(BATCH, unit_ends.shape[1], TASKS[task])
     met = memory.votes(label_ids, event_units, embeddings, unit_times.shape[1])
-    return memory(task, scores.clone(), memory.decays(unit_times, unit_ends), unit_ends, *met) - scores
+    decays = memory.decays(unit_times, unit_ends)
+    return memory(task, scores.clone(), decays, unit_times, unit_ends, *met) - scores
 
 
 @torch.no_grad()
@@ -267,6 +267,66 @@ def test_each_task_has_a_memory_of_its_own(memory, history):
     assert not torch.allclose(added(memory, 0, history)[..., :4], expected, atol=1e-2)
 
 
+def plain_habits(labels, units, days, end):
+    """log(1 + x) of what `habits` says, for each label that a prefix met: {label: six numbers}."""
+    result = {}
+    for w in {label for label, unit in zip(labels, units, strict=True) if label > 1 and unit <= end}:
+        met = sorted({unit for label, unit in zip(labels, units, strict=True) if label == w and unit <= end})
+        gap = (met[-1] - met[0]) / (len(met) - 1) if len(met) > 1 else 0.0
+        ages = [end - met[0], end - met[-1], gap, days[end] - days[met[0]], days[end] - days[met[-1]]]
+        result[w] = torch.tensor([len(met), *ages]).log1p()
+    return result
+
+
+@torch.no_grad()
+def test_habits_say_how_often_and_how_long_ago(memory, history):
+    label_ids, event_units, embeddings, unit_times, unit_ends = history
+    labels, votes = memory.votes(label_ids, event_units, embeddings, 4)
+    found = memory.habits(unit_times, unit_ends, votes)
+    seen = 0
+    for b, p in product(range(BATCH), range(unit_ends.shape[1])):
+        expected = plain_habits(label_ids[b].tolist(), event_units[b].tolist(), unit_times[b], int(unit_ends[b, p]))
+        for slot, label in enumerate(labels[b].tolist()):
+            torch.testing.assert_close(found[b, slot, p], expected.get(label, torch.zeros(6)))
+            seen += label in expected
+    assert seen == 8  # label 5 of three units among them, with a gap
+
+
+@pytest.mark.parametrize("task", [0, 1])
+@torch.no_grad()
+def test_the_network_adds_what_it_makes_of_terms_and_habits(history, task):
+    history = (history[0].clamp(max=TASKS[task] - 1), *history[1:])
+    torch.manual_seed(1)
+    memory = RepeatMemory(TASKS, HIDDEN, [2.0, 30.0], [3.0], network_size=5)
+    memory.reset_parameters()
+    for parameter in memory.parameters():
+        parameter += 0.5 * torch.randn_like(parameter)
+    with_network = added(memory, task, history)
+    n = plain_counts(memory, *history)[:, :, : TASKS[task]]
+    terms = torch.log(1 + n * sensitivity(memory, task))
+    first, second = memory.network_in[task], memory.network_out[task]
+    memory.network_in = torch.nn.ModuleList()
+    expected = added(memory, task, history)
+    for b, p in product(range(BATCH), range(3)):
+        end = int(history[-1][b, p])
+        habits = plain_habits(history[0][b].tolist(), history[1][b].tolist(), history[3][b], end)
+        for w, of_label in habits.items():
+            rarity = memory.label_rarity[task].weight[w] / 2
+            x = torch.cat([terms[b, p, w], of_label, torch.log(torch.tensor([1.0 + end])) / 3, rarity])
+            expected[b, p, w] += second(first(x).relu())[0]
+    torch.testing.assert_close(with_network, expected, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_fresh_network_is_silent(history):
+    torch.manual_seed(0)
+    plain, fresh = (RepeatMemory(TASKS, HIDDEN, [2.0, 30.0], [3.0], network_size=size) for size in (0, 5))
+    for memory in (plain, fresh):
+        memory.reset_parameters()
+    assert fresh.network_in[0].weight.std() > 0.1
+    torch.testing.assert_close(added(fresh, 0, history), added(plain, 0, history))
+
+
 def test_a_fresh_memory_is_a_recency_weighted_frequency(history):
     memory = RepeatMemory(TASKS, HIDDEN, [2.0, 30.0], [3.0])
     memory.reset_parameters()
@@ -278,21 +338,7 @@ def test_a_fresh_memory_is_a_recency_weighted_frequency(history):
     torch.testing.assert_close(found[[3, 4, 6, 7, 8, 9]], torch.zeros(6))
 
 
-# ---------------------------------------------------------------------------------------------------- loss, every unit
-
-
-def test_label_surprise_has_the_gradient_of_its_formula():
-    torch.manual_seed(0)
-    scores = torch.randn(4, 2, 7, dtype=torch.float64, requires_grad=True)
-    labels, prefixes = torch.randint(0, 7, (2, 5)), torch.randint(0, 4, (2, 5))
-    weights = torch.rand(2, 5, dtype=torch.float64)
-
-    def surprise(scores):  # (P, B, V) in memory, as the running readout leaves it
-        return LabelSurprise.apply(scores.transpose(0, 1), labels, prefixes, weights)
-
-    surprises = -scores.transpose(0, 1).log_softmax(-1)[torch.arange(2)[:, None], prefixes, labels]
-    torch.testing.assert_close(surprise(scores), (weights * surprises).sum())
-    assert torch.autograd.gradcheck(surprise, scores)
+# ---------------------------------------------------------------------------------------------------------- every unit
 
 
 @pytest.mark.parametrize("name", READOUTS)

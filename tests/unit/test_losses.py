@@ -1,0 +1,144 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The losses of one task against plain loops. Equation 4 within a whole model: test_modeling.py."""
+
+import math
+
+import pytest
+import torch
+
+from modeling_mcm.losses_mcm import FIRST_LABEL, LabelSurprise, prefix_cross_entropy, prefix_ranking_loss
+
+
+def test_label_surprise_has_the_gradient_of_its_formula():
+    torch.manual_seed(0)
+    scores = torch.randn(4, 2, 7, dtype=torch.float64, requires_grad=True)
+    labels, prefixes = torch.randint(0, 7, (2, 5)), torch.randint(0, 4, (2, 5))
+    weights = torch.rand(2, 5, dtype=torch.float64)
+
+    def surprise(scores):  # (P, B, V) in memory, as the running readout leaves it
+        return LabelSurprise.apply(scores.transpose(0, 1), labels, prefixes, weights)
+
+    surprises = -scores.transpose(0, 1).log_softmax(-1)[torch.arange(2)[:, None], prefixes, labels]
+    torch.testing.assert_close(surprise(scores), (weights * surprises).sum())
+    assert torch.autograd.gradcheck(surprise, scores)
+
+
+# -------------------------------------------------------------------------------------------------------- ranking loss
+
+
+@pytest.fixture
+def asked():
+    """Scores of 3 customers, 2 prefixes and 40 labels; the last customer has no target, some labels are none."""
+    torch.manual_seed(0)
+    scores = torch.randn(3, 2, 40, dtype=torch.float64)
+    labels = torch.tensor([[5, 9, 1, 30, 7], [2, 39, -100, 0, 4], [0, 1, -100, -100, 1]])
+    prefixes = torch.tensor([[0, 0, 0, 1, 1], [1, 1, 0, 0, 0], [0, 1, 0, 0, 0]])
+    weights = torch.tensor([[0.5, 0.5, 0.5, 1.0, 1.0], [1.0, 1.0, 1.0, 0.25, 0.25], [1.0, 1.0, 1.0, 1.0, 1.0]])
+    return scores, labels, prefixes, weights
+
+
+def plain_ranking_loss(scores, labels, prefixes, weights, places):
+    """The docstring's formula, every label below the first places counted: a pair at a time."""
+    customers = []
+    for b in range(len(labels)):
+        costs, sizes = [], []
+        for p in range(scores.shape[1]):
+            here = [
+                (w, weight.item())
+                for w, q, weight in zip(labels[b].tolist(), prefixes[b], weights[b], strict=True)
+                if q == p and w >= 2
+            ]
+            if not here:
+                continue
+            followed, s = [w for w, _ in here], scores[b, p]
+            order = [w for w in s.argsort(descending=True).tolist() if w >= FIRST_LABEL]
+            discount = {w: 1 / math.log2(1 + min(order.index(w) + 1, places + 1)) for w in order}
+            ideal = sum(1 / math.log2(2 + place) for place in range(min(len(followed), places)))
+            cost = g = 0.0
+            for w in followed:
+                for v in set(order) - set(followed):
+                    gain = abs(discount[w] - discount[v]) / ideal
+                    cost = cost + gain * math.log1p(math.exp(s[v] - s[w]))
+                    g += 2 * gain / (1 + math.exp(s[w] - s[v]))
+            costs.append(cost * math.log2(1 + g) / g)
+            sizes.append(sum(weight for _, weight in here) / len(here))
+        customers.append(sum(c * size for c, size in zip(costs, sizes, strict=True)) / sum(sizes) if costs else 0.0)
+    return sum(customers) / len(customers)
+
+
+@pytest.mark.parametrize("places", [3, 30, 38])
+def test_the_ranking_loss_against_a_plain_loop(asked, places):
+    found = prefix_ranking_loss(*asked, places=places)  # 64 labels below would be more than there are: all of them
+    assert found.item() == pytest.approx(plain_ranking_loss(*asked, places), rel=1e-5)
+    scores, labels, prefixes, weights = asked
+    plain = plain_ranking_loss(scores, labels, torch.zeros_like(labels), torch.ones_like(weights), places)
+    assert prefix_ranking_loss(scores, labels, places=places).item() == pytest.approx(plain, rel=1e-5)
+
+
+def test_labels_sampled_below_stand_for_all_of_them():
+    torch.manual_seed(0)
+    scores = torch.randn(200, 1, 2000)
+    labels = scores[:, 0, FIRST_LABEL:].topk(30).indices[:, [0, 10, 20]] + FIRST_LABEL  # what is below is to stay there
+    exact = prefix_ranking_loss(scores, labels, sampled=2000)
+    found = prefix_ranking_loss(scores, labels)
+    nothing = prefix_ranking_loss(scores, labels, sampled=1)
+    assert found.item() == pytest.approx(exact.item(), rel=0.03)
+    assert nothing.item() != pytest.approx(exact.item(), rel=0.03)
+
+
+def test_customers_apart_lose_what_they_lose_together(asked):
+    """Nothing is drawn, and nothing depends on a customer's place in the batch: processes may share one."""
+    scores, labels, prefixes, weights = (torch.cat([value, value.flip(0)]) for value in asked)
+    whole = prefix_ranking_loss(scores, labels, prefixes, weights, places=5, sampled=4)
+    halves = [
+        prefix_ranking_loss(scores[h], labels[h], prefixes[h], weights[h], places=5, sampled=4)
+        for h in (slice(2), slice(2, 6))
+    ]
+    assert whole.item() == pytest.approx((2 * halves[0] + 4 * halves[1]).item() / 6, rel=1e-6)
+
+
+def test_the_ranking_loss_lifts_what_followed(asked):
+    scores = asked[0].requires_grad_()
+    (gradient,) = torch.autograd.grad(prefix_ranking_loss(scores, *asked[1:]), scores)
+    followed = torch.zeros(scores.shape, dtype=torch.bool)
+    for b, p, w in [(0, 0, 5), (0, 0, 9), (0, 1, 30), (0, 1, 7), (1, 1, 2), (1, 1, 39), (1, 0, 4)]:
+        followed[b, p, w] = True
+    assert (gradient[followed] < 0).all()
+    assert (gradient[~followed] >= 0).all() and not gradient[..., :FIRST_LABEL].any() and not gradient[2].any()
+
+
+def test_a_right_order_costs_little_and_a_wrong_one_much(asked):
+    _, labels, prefixes, weights = asked
+    right = torch.zeros(3, 2, 40)
+    for b in range(3):
+        for w, p in zip(labels[b].tolist(), prefixes[b].tolist(), strict=True):
+            right[b, p, max(w, 0)] = 20.0
+    assert prefix_ranking_loss(right, labels, prefixes, weights).item() < 1e-4
+    assert prefix_ranking_loss(-right, labels, prefixes, weights).item() > 1
+
+
+@pytest.mark.parametrize("loss", [prefix_cross_entropy, prefix_ranking_loss])
+def test_without_targets_a_loss_is_0_and_has_a_gradient(asked, loss):
+    scores, labels, prefixes, weights = asked
+    scores.requires_grad_()
+    for nothing in (
+        loss(scores, torch.full_like(labels, -100), prefixes, weights),
+        loss(scores, labels, prefixes, 0 * weights),
+    ):
+        assert nothing.item() == 0
+        assert not torch.autograd.grad(nothing, scores)[0].any()
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_a_vocabulary_smaller_than_the_ranking(size):
+    torch.manual_seed(0)
+    scores, labels = torch.randn(4, 1, size), torch.randint(2, size, (4, 1))
+    assert prefix_ranking_loss(scores, labels).isfinite()
+
+
+def test_huge_scores_and_bfloat16_stay_finite(asked):
+    scores = (1e4 * asked[0]).bfloat16().requires_grad_()
+    loss = prefix_ranking_loss(scores, *asked[1:])
+    (gradient,) = torch.autograd.grad(loss, scores)
+    assert loss.isfinite() and gradient.isfinite().all()
