@@ -366,7 +366,10 @@ def write_page(results: dict[str, Any], path: Path) -> None:
     lines += _markdown(["model", "seconds", "steps", "trained parameters"], rows)
     lines += ["## LightGBM: features and search", ""]
     for question, setting in chosen.items():
-        lines.append(f"- {question}: " + ", ".join(f"{name} {value}" for name, value in setting.items()))
+        shown = (
+            f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in setting.items()
+        )
+        lines.append(f"- {question}: " + ", ".join(shown))
     lines += ["", f"Searched: {SEARCH}, trees {TREES}.", ""]
     for kind in ("group_features", "offer_features"):
         found = results["lightgbm"][kind]
