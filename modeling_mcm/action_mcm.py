@@ -50,12 +50,16 @@ class MCMActionOutput(ModelOutput):
         where the action has no value of the task. Their sum over tasks is "MCM without fine-tuning".
     pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
         The customer embedding.
+    hidden_states, attentions (`tuple[torch.FloatTensor, ...]`, *optional*):
+        As in [`MCMRecommendationOutput`].
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     preferences: torch.Tensor | None = None
     pooler_output: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class ActionHead(nn.Module):
@@ -134,6 +138,13 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         if isinstance(module, ActionHead):
             module.reset_parameters()
 
+    def _check_resizable(self, feature: str) -> None:
+        if feature == self.config.action_history_feature:
+            raise ValueError(
+                f"{feature!r} is the `action_history_feature`: this head counts each of its values. Resize "
+                "the pre-trained checkpoint instead, and fine-tune it again."
+            )
+
     def freeze_encoder(self):
         """Leaves only the head and the actions' own vectors to training."""
         self.requires_grad_(False)
@@ -146,7 +157,8 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         own = None if self.action_vectors is None else self.action_vectors(ids)
         if own is not None and self.config.action_embedding == "learned":
             return own
-        embedded = self.model.embeddings.events(input_ids) * weights[:, None]
+        embedded = self.model.embeddings.events(input_ids)
+        embedded = embedded * weights[:, None].to(embedded.dtype)
         summed = embedded.new_zeros(len(ids), embedded.shape[-1]).index_add(0, rows, embedded)
         return summed if own is None else summed + own
 
@@ -270,22 +282,26 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         if days_to_offers is not None:
             ages = ages + days_to_offers[:, None]
         happened = attention_mask.bool() & (torch.arange(ages.shape[1], device=ages.device) > 0)  # not the start row
+        outputs = self.model(input_ids, attention_mask=attention_mask, visit_ids=visit_ids, **kwargs)
         # MCM's own scores are evidence, not a way to train the readout: that costs most and has few labels here.
         with torch.no_grad():
-            expected = super().forward(input_ids, attention_mask, visit_ids, event_times, **kwargs).logits
+            inputs = (input_ids, attention_mask, visit_ids, event_times)
+            expected = super().forward(*inputs, encoder_outputs=outputs).logits
             known = (action_input_ids, action_rows, action_matches, offered_actions)
             own, evidence = self.evidence_for(
                 expected, input_ids, visit_ids, ages.masked_fill(~happened, torch.inf), *known
             )
-        outputs = self.model(input_ids, attention_mask=attention_mask, visit_ids=visit_ids, **kwargs)
         actions = self.action_embeddings(action_input_ids, action_rows, action_weights, action_ids)
-        units = (outputs.last_hidden_state, outputs.unit_mask, outputs.pooler_output)
+        units = (outputs.last_hidden_state, outputs.unit_mask.bool(), outputs.pooler_output)
+        own, evidence = own.to(actions.dtype), evidence.to(actions.dtype)
         logits = self.action_head(*units, actions, offered_actions, own, evidence)
         return MCMActionOutput(
             loss=None if labels is None else offer_loss(logits, labels),
             logits=logits.masked_fill(offered_actions[..., None] < 0, torch.finfo(logits.dtype).min / 2),
             preferences=own,
             pooler_output=outputs.pooler_output,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
 

@@ -19,9 +19,9 @@ customer, T tasks, V labels of a task. Equation numbers are those of Luo & Wang,
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -48,8 +48,8 @@ class MCMModelOutput(ModelOutput):
     pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
         The customer embedding: the last unit's h under a causal encoder, which has read everything before it; the mean
         of all units' h under a bidirectional one.
-    unit_mask (`torch.BoolTensor` of shape `(batch_size, units)`):
-        True where a unit is real.
+    unit_mask (`torch.LongTensor` of shape `(batch_size, units)`):
+        1 where a unit is real.
     event_embeddings (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
         e of equation 1.
     hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
@@ -107,20 +107,53 @@ class ValueEmbedding(nn.Embedding):
         super().__init__(size, hidden_size, padding_idx=0)
 
 
-class MCMEmbeddings(nn.Module):
-    """Heterogeneous embedding module (equation 1) and positions: H = E + P.
+def _grow(module: nn.Module, number: int, like: int | slice) -> None:
+    """New rows of a table: the row, or the mean of the rows, that `like` names; zeros where it names none."""
+    table = cast(nn.Embedding, module)
+    rows = table.weight[like].reshape(-1, table.embedding_dim)
+    row = rows.mean(0) if len(rows) else torch.zeros_like(table.weight[0])
+    table.weight = nn.Parameter(torch.cat([table.weight, row.expand(number, -1)]))
+    table.num_embeddings += number
 
-    One table a feature, so that a single vocabulary can grow, in a list, so that a feature may have any name.
+
+class HeterogeneousEmbedding(nn.Embedding):
+    """Heterogeneous embedding module (equation 1): e of an interaction is the average over its features' values.
+
+    It takes the place of a language model's token embedding, which transformers asks to be an `nn.Embedding`, and has
+    no weight of its own: one table a feature, so that a single vocabulary can grow, in a list, so that a feature may
+    have any name.
     """
 
     def __init__(self, config: MCMConfig):
-        super().__init__()
-        self.encoder_unit, self.event_dropout = config.encoder_unit, config.event_dropout_prob
+        nn.Module.__init__(self)
+        self.embedding_dim = config.hidden_size
         read = config.input_features or config.features
         self.read = [place for place, name in enumerate(config.features) if name in read]
         self.feature_tables = nn.ModuleList(
             ValueEmbedding(size, config.hidden_size) for size in config.vocabulary_sizes
         )
+
+    def extra_repr(self) -> str:
+        return f"{len(self.feature_tables)} features, {self.embedding_dim}"
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """e_i of shape `(B, L, H)`: the average of the embeddings of the features that are present."""
+        if input_ids.shape[-1] != len(self.feature_tables):
+            raise ValueError(
+                f"`input_ids` has {input_ids.shape[-1]} features, this checkpoint reads {len(self.feature_tables)}: "
+                "make the inputs with the checkpoint's own feature extractor."
+            )
+        total = sum(self.feature_tables[j](input_ids[..., j]) for j in self.read)
+        return total / (input_ids[..., self.read] != 0).sum(-1, keepdim=True).clamp(min=1)
+
+
+class MCMEmbeddings(nn.Module):
+    """The encoder's input: H = E + P, equation 1 and positions."""
+
+    def __init__(self, config: MCMConfig):
+        super().__init__()
+        self.encoder_unit, self.event_dropout = config.encoder_unit, config.event_dropout_prob
+        self.events = HeterogeneousEmbedding(config)
         self.position_embeddings: nn.Embedding | None = None
         if config.use_position_embeddings:  # CODEPATH: on in every shipped configuration
             self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
@@ -130,16 +163,6 @@ class MCMEmbeddings(nn.Module):
         if config.embedding_layer_norm:
             self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
             self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def events(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """e_i of shape `(B, L, H)`: the average of the embeddings of the features that are present."""
-        if input_ids.shape[-1] != len(self.feature_tables):
-            raise ValueError(
-                f"`input_ids` has {input_ids.shape[-1]} features, this checkpoint reads {len(self.feature_tables)}: "
-                "make the inputs with the checkpoint's own feature extractor."
-            )
-        total = sum(self.feature_tables[j](input_ids[..., j]) for j in self.read)
-        return total / (input_ids[..., self.read] != 0).sum(-1, keepdim=True).clamp(min=1)
 
     def units(
         self, events: torch.Tensor, attention_mask: torch.Tensor, visit_ids: torch.Tensor | None
@@ -192,7 +215,8 @@ class MCMPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        super()._init_weights(module)
+        if not isinstance(module, HeterogeneousEmbedding):  # an embedding without a weight of its own
+            super()._init_weights(module)
         if isinstance(module, ValueEmbedding):
             std = self.config.embedding_initializer_range or self.config.hidden_size**-0.5
             if not getattr(module.weight, "_is_hf_initialized", False):  # a slice of the weight does not know
@@ -205,6 +229,55 @@ class MCMPreTrainedModel(PreTrainedModel):
                 init.zeros_(bias)
         elif isinstance(module, MCMForMultiTaskRecommendation) and module.readout_scale is not None:
             init.ones_(module.readout_scale)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return cast(MCMModel, self.base_model).embeddings.events
+
+    def set_input_embeddings(self, value: nn.Module):
+        cast(MCMModel, self.base_model).embeddings.events = cast(HeterogeneousEmbedding, value)
+
+    @torch.no_grad()
+    def resize_feature_vocabulary(self, feature: str, values: Sequence[str], feature_extractor: Any) -> None:
+        """Gives one feature new values, after those that it has: new brands, without a new training.
+
+        Every weight stays as it was bit for bit, and so does every label's score, but for the rounding of a matrix
+        product that has another size. A new value's vector is that of the unknown value, which is what it was read as
+        until now, so visits with it are read as they were (events of one time are ordered by their ids, which encoder
+        units of single events may notice). As a label it starts
+        as the rarest does: its bias is the smallest of the labels, its rarity the largest, its gains are 0; a label
+        embedding of its own is the mean of the labels'. Fine-tuning tells the new values apart; make the optimizer
+        after this call. Model, config and feature extractor change together: save both.
+
+        Args:
+            feature: a categorical feature.
+            values: what its column may say from now on.
+            feature_extractor: the [`MCMFeatureExtractor`] of this checkpoint.
+
+        Raises:
+            ValueError: if the feature extractor is of another checkpoint, the feature is unknown or not categorical,
+                a value is there already or no text, or the model reads the number of the feature's values. Nothing has
+                changed then.
+        """
+        sizes = dict(zip(self.config.features, self.config.vocabulary_sizes, strict=True))
+        found = dict(zip(feature_extractor.feature_names, feature_extractor.vocabulary_sizes, strict=True))
+        if found != sizes:
+            raise ValueError(
+                f"The feature extractor's vocabularies have sizes {found}, the model's {sizes}: take the feature "
+                "extractor that was saved with this checkpoint."
+            )
+        self._check_resizable(feature)
+        feature_extractor.add_values(feature, values)
+        sizes[feature] += len(values)
+        tables = cast(MCMModel, self.base_model).embeddings.events.feature_tables
+        _grow(tables[self.config.features.index(feature)], len(values), FIRST_LABEL - 1)  # like the unknown value
+        self._resize_labels(feature, len(values))
+        self.config.vocabulary_sizes = list(sizes.values())
+
+    def _check_resizable(self, feature: str) -> None:
+        """Raises if the model can't take new values of a feature."""
+
+    def _resize_labels(self, feature: str, number: int) -> None:
+        """Gives the task that predicts a feature, if there is one, as many new labels."""
 
 
 @auto_docstring(custom_intro="The customer model without a head: hidden states and a customer embedding.")
@@ -219,9 +292,6 @@ class MCMModel(MCMPreTrainedModel):
         for layer in self.encoder.layer:  # a batch without padding has no mask: the kernels then ask the layer
             layer.attention.self.is_causal = config.encoder_attention == "causal"
         self.post_init()
-
-    def get_input_embeddings(self):
-        return self.embeddings
 
     @merge_with_config_defaults
     @capture_outputs
@@ -256,7 +326,7 @@ class MCMModel(MCMPreTrainedModel):
         return MCMModelOutput(
             last_hidden_state=hidden,
             pooler_output=self._pool(hidden, unit_mask),
-            unit_mask=unit_mask,
+            unit_mask=unit_mask.long(),
             event_embeddings=events,
         )
 
@@ -291,16 +361,13 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         self.repeat_memory = RepeatMemory(*memory) if any(half_lives) else None
         self.post_init()
 
-    def get_input_embeddings(self):
-        return self.model.get_input_embeddings()
-
     def label_embeddings(self, task: str) -> torch.Tensor:
         """e_w of the task's labels, of shape `(V, H)`; row = id."""
         place = self.config.tasks.index(task)
         if len(self.label_tables):
             table = self.label_tables[place]
         else:
-            table = self.model.embeddings.feature_tables[self.task_features[place]]
+            table = self.model.embeddings.events.feature_tables[self.task_features[place]]
         return cast(ValueEmbedding, table).weight
 
     @torch.no_grad()
@@ -320,6 +387,20 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
                 rarity = cast(nn.Embedding, self.repeat_memory.label_rarity[place]).weight
                 rarity.copy_(-(log_shares + math.log(size - FIRST_LABEL))[:, None])
 
+    def _resize_labels(self, feature: str, number: int) -> None:
+        if feature not in self.config.tasks:  # CODEPATH: the token type where it is no task, as in the paper
+            return
+        place = self.config.tasks.index(feature)
+        if len(self.label_tables):
+            _grow(self.label_tables[place], number, slice(FIRST_LABEL, None))
+        if len(self.readout_bias):
+            bias = self.readout_bias[place]
+            self.readout_bias[place] = nn.Parameter(torch.cat([bias, bias[FIRST_LABEL:].min().expand(number)]))
+        if self.repeat_memory is not None:
+            rarity = cast(nn.Embedding, self.repeat_memory.label_rarity[place])
+            _grow(rarity, number, FIRST_LABEL + int(rarity.weight[FIRST_LABEL:].argmax()))
+            _grow(self.repeat_memory.label_gains[place], number, slice(0, 0))
+
     @can_return_tuple
     @auto_docstring(custom_intro="From interactions to scores, and to the loss when `labels` are given.\n")
     def forward(
@@ -332,6 +413,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         labels: torch.LongTensor | None = None,
         label_prefixes: torch.LongTensor | None = None,
         label_weights: torch.FloatTensor | None = None,
+        encoder_outputs: MCMModelOutput | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MCMRecommendationOutput:
         r"""
@@ -352,14 +434,18 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             Which prefix (an index into `prefix_ends`) each label followed. Default: the first.
         label_weights (`torch.FloatTensor` of shape `(batch_size, num_labels)`, *optional*):
             How much each label counts in its customer's mean loss. Default: all the same.
+        encoder_outputs (`MCMModelOutput`, *optional*):
+            What [`MCMModel`] gave for these inputs, where it is known already.
 
         Returns:
             [`MCMRecommendationOutput`].
         """
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
-        outputs = self.model(input_ids, attention_mask=attention_mask, visit_ids=visit_ids, **kwargs)
-        hidden, unit_mask = outputs.last_hidden_state, outputs.unit_mask
+        outputs: Any = encoder_outputs
+        if outputs is None:
+            outputs = self.model(input_ids, attention_mask=attention_mask, visit_ids=visit_ids, **kwargs)
+        hidden, unit_mask = outputs.last_hidden_state, outputs.unit_mask.bool()
         event_ends = attention_mask.sum(1, keepdim=True) - 1 if prefix_ends is None else prefix_ends
         event_units = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape[:2])
         # CODEPATH: units are visits in mcm-base and mcm-tiny, events in the paper's model, ablations/mcm-final.
@@ -456,9 +542,10 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             embeddings = self.label_embeddings(task)
             if self.readout_scale is not None:
                 embeddings = embeddings * self.readout_scale[self.config.tasks.index(task)]
-            weights = attention_weights(outputs.last_hidden_state, embeddings, outputs.unit_mask)
+            unit_mask = outputs.unit_mask.bool()
+            weights = attention_weights(outputs.last_hidden_state, embeddings, unit_mask)
             result["weights"] = weights.gather(1, labels[..., None].expand(-1, -1, weights.shape[-1]))
-            result["unit_mask"] = outputs.unit_mask
+            result["unit_mask"] = unit_mask
         return result
 
 

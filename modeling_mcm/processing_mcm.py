@@ -26,6 +26,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ from .events_mcm import (
 )
 
 VOCABULARIES_NAME = "vocabularies.json"
-HISTORY_START = "history_start"
+HISTORY_START, TOKEN_TYPE = "history_start", "token_type"
 MISSING_ID, UNKNOWN_ID, FIRST_VALUE_ID = 0, 1, 2
 MISSING_LABEL, UNKNOWN_LABEL = "[missing]", "[unknown]"
 
@@ -76,7 +77,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     Args:
         features (`list[dict]`): One entry for each feature, in the model's order: `name`, `kind` (`categorical`,
             `numeric`, `hour`, `weekday` or `days_since_visit`), `column` (the name if not given), `profile` (whether
-            it describes the customer, not the event). Other keys are kept.
+            it describes the customer, not the event). Other keys are kept. Without any, only `token_type` is read.
         vocabularies (`dict[str, list[str]]`): Values of each categorical feature; the first one has id 2.
         bins (`dict[str, list[float]]`): Strictly increasing inner edges of each numeric and days_since_visit feature.
             A value on an edge belongs to the bin above it.
@@ -99,12 +100,12 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
 
     def __init__(
         self,
-        features: list[dict[str, Any]],
-        vocabularies: dict[str, list[str]],
-        bins: dict[str, list[float]],
-        customer: str,
-        time: str,
-        token_type: str,
+        features: Sequence[dict[str, Any]] = ({"name": TOKEN_TYPE},),
+        vocabularies: Mapping[str, Sequence[str]] = MappingProxyType({TOKEN_TYPE: (HISTORY_START,)}),
+        bins: Mapping[str, Sequence[float]] = MappingProxyType({}),
+        customer: str = "customer_id",
+        time: str = "time",
+        token_type: str = TOKEN_TYPE,
         visit: str | None = None,
         time_zone: str = "UTC",
         tasks: Sequence[str] = (),
@@ -220,6 +221,25 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             if not 0 <= label < len(labels):
                 raise ValueError(f"Task {task!r} has no label id {label}; ids run from 0 to {len(labels) - 1}.")
         return [labels[label] for label in flat]
+
+    def add_values(self, feature: str, values: Sequence[str]) -> None:
+        """New values of a categorical feature, after those that it has; a model needs `resize_feature_vocabulary`.
+
+        Raises:
+            ValueError: if there is no such feature, or a value is there already, is repeated or is no text. Nothing
+                has changed then.
+        """
+        if feature not in self.vocabularies:
+            raise ValueError(f"Found feature {feature!r}, expected one of {', '.join(self.vocabularies)}.")
+        if isinstance(values, str) or not all(isinstance(value, str) and value for value in values):
+            raise ValueError(f"New values of {feature!r} must be a list of texts that are not empty, got {values!r}.")
+        known = self._ids[feature]
+        if repeated := sorted({value for value in values if value in known or list(values).count(value) > 1}):
+            raise ValueError(
+                f"{feature!r} has the values {repeated[:5]} already, or they are given twice: leave them out."
+            )
+        self.vocabularies[feature] += values
+        known |= {value: FIRST_VALUE_ID + i for i, value in enumerate(self.vocabularies[feature])}
 
     def _check_task(self, task: str) -> str:
         if task not in self.tasks:

@@ -325,7 +325,7 @@ class RepeatMemory(nn.Module):
             scores of shape `(B, P, V)`.
         """
         batch, units, prefixes, kernels = decays.shape
-        counts = torch.bmm(votes, decays.reshape(batch, units, -1))
+        counts = torch.bmm(votes.to(decays.dtype), decays.reshape(batch, units, -1))  # times are no half precision
         counts = counts.view(batch, -1, prefixes, kernels)  # n: (B, S, P, K)
         length = torch.log1p(unit_ends.to(counts.dtype))[:, None, :, None]
         gains = self.memory_gain[task] + self.label_gains[task](labels)[:, :, None] + self.memory_growth[task] * length
@@ -338,7 +338,8 @@ class RepeatMemory(nn.Module):
             habits = self.habits(unit_times, unit_ends, votes)
             length, rarity = length.expand_as(terms[..., :1]), rarity.expand_as(terms[..., :1])
             inputs = torch.cat([terms, habits.to(terms.dtype), length / 3, rarity / 2], -1)  # all about 1 in size
-            drawn = self.network_out[task](self.network_in[task](inputs).relu_())[..., 0]
+            first = self.network_in[task]
+            drawn = self.network_out[task](first(inputs.to(self.log_half_life.dtype)).relu_())[..., 0]
             added = added + drawn * (habits[..., 0] > 0)
         index = labels[:, None].expand(-1, prefixes, -1)
         return scores.scatter_add_(2, index, added.transpose(1, 2).to(scores.dtype))

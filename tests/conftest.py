@@ -163,7 +163,7 @@ def tiny_model(tiny_config: Callable[..., MCMConfig]) -> Callable[..., MCMForMul
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)
-            for table in [*model.model.embeddings.feature_tables, *model.label_tables]:
+            for table in [*model.model.embeddings.events.feature_tables, *model.label_tables]:
                 table.weight[0] = 0  # padding, as `padding_idx` keeps it
         return model
 

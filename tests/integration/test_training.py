@@ -169,15 +169,19 @@ def test_only_whole_checkpoints_count(tmp_path):
     assert broken == [str(tmp_path / "checkpoint-100"), str(tmp_path / "checkpoint-20")]
 
 
-def test_two_processes_give_the_losses_of_one(recipe, tmp_path):
+@pytest.mark.parametrize("way, batch", [("two processes", 4), ("gradient accumulation", 8)])
+def test_batches_in_parts_give_the_losses_of_whole_ones(recipe, tmp_path, way, batch):
     no_dropout = [f"{name}_prob=0.0" for name in ("hidden_dropout", "attention_probs_dropout", "event_dropout")]
     options = ["--config_overrides", *TINY, *no_dropout, "--max_steps", "6", "--save_strategy", "no"]
-    options += ["--eval_strategy", "no", "--report_to", "none"]
-    one, two = tmp_path / "one", tmp_path / "two"
-    run(ONE_PROCESS, "run_pretrain", recipe, "--output_dir", one, *options)
-    launcher = [*TWO_PROCESSES, "--multi_gpu", "--main_process_port", "0"]
-    run(launcher, "run_pretrain", recipe, "--output_dir", two, *options, "--per_device_train_batch_size", "2")
-    logs = [[entry for entry in logged(folder) if "loss" in entry] for folder in (one, two)]
+    options += ["--eval_strategy", "no", "--report_to", "none", "--per_device_train_batch_size"]
+    whole, launcher, parts = tmp_path / "whole", ONE_PROCESS, [batch // 2]
+    if way == "two processes":
+        launcher = [*TWO_PROCESSES, "--multi_gpu", "--main_process_port", "0"]
+    else:
+        parts += ["--gradient_accumulation_steps", 2]
+    run(ONE_PROCESS, "run_pretrain", recipe, "--output_dir", whole, *options, batch)
+    run(launcher, "run_pretrain", recipe, "--output_dir", tmp_path / "parts", *options, *parts)
+    logs = [[entry for entry in logged(folder) if "loss" in entry] for folder in (whole, tmp_path / "parts")]
     assert len(logs[0]) == 6
     for alone, together in zip(*logs, strict=True):
         for name in ("loss", "loss_items", "loss_aisle", "loss_type"):

@@ -61,7 +61,7 @@ def action_model(tiny_config):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)
-            for table in model.model.embeddings.feature_tables:
+            for table in model.model.embeddings.events.feature_tables:
                 table.weight[0] = 0
         return model
 

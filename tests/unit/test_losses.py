@@ -79,7 +79,9 @@ def test_the_ranking_loss_against_a_plain_loop(asked, places):
 def test_labels_sampled_below_stand_for_all_of_them():
     torch.manual_seed(0)
     scores = torch.randn(200, 1, 2000)
-    labels = scores[:, 0, FIRST_LABEL:].topk(30).indices[:, [0, 10, 20]] + FIRST_LABEL  # what is below is to stay there
+    labels = (
+        scores[:, 0, FIRST_LABEL:].topk(30).indices[:, [0, 10, 20]] + FIRST_LABEL
+    )  # what is below is to stay there
     exact = prefix_ranking_loss(scores, labels, sampled=2000)
     found = prefix_ranking_loss(scores, labels)
     nothing = prefix_ranking_loss(scores, labels, sampled=1)

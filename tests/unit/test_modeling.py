@@ -167,6 +167,16 @@ def test_attention_goes_through_the_fused_kernel_by_default(tiny_model, inputs):
     close(score(fused, inputs), score(plain, inputs))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@every_switch
+def test_half_precision_stays_near(tiny_model, inputs, choices, dtype):
+    exact = score(tiny_model(**choices), inputs)
+    found = score(tiny_model(**choices).to(dtype), inputs)
+    assert found.dtype == dtype
+    # 8 and 11 bits, and tens of roundings behind each other, of scores of size 1 to 5
+    torch.testing.assert_close(found.float(), exact, atol=0.25 if dtype == torch.bfloat16 else 0.03, rtol=0.03)
+
+
 # --------------------------------------------------------------------------------------------------------- embeddings
 
 
@@ -174,7 +184,7 @@ def test_equation_1_to_the_letter(tiny_model, inputs):
     model = tiny_model(embedding_layer_norm=False).model
     hidden = model(**{k: inputs[k] for k in ("input_ids", "attention_mask")}, output_hidden_states=True).hidden_states
     assert len(hidden) == 1 + model.config.num_hidden_layers
-    tables = [table.weight for table in model.embeddings.feature_tables]
+    tables = [table.weight for table in model.embeddings.events.feature_tables]
     for place in (0, 1, 5, 14):
         ids = inputs["input_ids"][0, place].tolist()
         present = [tables[j][value] for j, value in enumerate(ids) if value != 0]
@@ -227,7 +237,7 @@ def test_the_memory_gets_the_units_that_the_encoder_reads(tiny_model, inputs, un
 @pytest.mark.parametrize("tied", [True, False])
 def test_label_embeddings_are_the_features_or_tables_of_their_own(tiny_model, inputs, tied):
     model = tiny_model(tie_label_embeddings=tied)
-    tables = model.model.embeddings.feature_tables
+    tables = model.model.embeddings.events.feature_tables
     places = {task: model.config.features.index(task) for task in model.config.tasks}
     for task, size in model.config.label_sizes.items():
         assert model.label_embeddings(task).shape == (size, 16)
@@ -246,7 +256,7 @@ def test_only_the_input_features_are_read(tiny_model, inputs):
     changed = {**inputs, "input_ids": ids}
     assert torch.equal(score(model, changed), score(model, inputs))
     assert not torch.allclose(score(tiny_model(), changed), score(tiny_model(), inputs), atol=1e-3)
-    tables = model.model.embeddings.feature_tables
+    tables = model.model.embeddings.events.feature_tables
     start = inputs["input_ids"][0, 0]
     close(model.model.embeddings.events(inputs["input_ids"])[0, 0], tables[6].weight[start[6]])
 
@@ -389,7 +399,7 @@ def test_a_step_leaves_padding_at_0(tiny_model, inputs, questions):
     questions["prefix_ends"] = torch.tensor([visit_ends(inputs, row)[:1] * 2 for row in range(4)])
     model(**inputs, **questions).loss.backward()
     optimizer.step()
-    for table in model.model.embeddings.feature_tables:
+    for table in model.model.embeddings.events.feature_tables:
         assert not table.weight[0].any()
 
 
@@ -460,7 +470,7 @@ def test_the_standard_deviations_can_be_chosen(tiny_config):
     torch.manual_seed(0)
     config = tiny_config(hidden_size=64, embedding_initializer_range=0.5, initializer_range=0.01)
     model = MCMModel(config)
-    assert model.embeddings.feature_tables[1].weight[1:].std().item() == pytest.approx(0.5, rel=0.1)
+    assert model.embeddings.events.feature_tables[1].weight[1:].std().item() == pytest.approx(0.5, rel=0.1)
     assert model.embeddings.position_embeddings.weight.std().item() == pytest.approx(0.01, rel=0.1)
     query = model.encoder.layer[0].attention.self.query
     assert query.weight.std().item() == pytest.approx(0.01, rel=0.1) and not query.bias.any()

@@ -1,0 +1,104 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""transformers' own test mixins on MCM's classes, unmodified. Not collected by itself: test_conformance.py fetches the
+mixins of the installed transformers, puts them on the path as `transformers_tests`, and runs this file.
+"""
+
+import unittest
+
+import torch
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+from transformers_tests.test_configuration_common import ConfigTester
+from transformers_tests.test_feature_extraction_common import FeatureExtractionSavingTestMixin
+from transformers_tests.test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask
+
+from modeling_mcm import (
+    MCMConfig,
+    MCMFeatureExtractor,
+    MCMForActionRecommendation,
+    MCMForMultiTaskRecommendation,
+    MCMModel,
+)
+
+MODEL_MAPPING_NAMES.setdefault("mcm", "MCMModel")
+BATCH, LENGTH, SIZES = 13, 7, [5, 11, 9]
+
+
+class MCMModelTester:
+    """A tiny config and inputs for it, as the mixins ask for them."""
+
+    is_training = True
+
+    def __init__(self, parent):
+        self.parent = parent
+        self.batch_size, self.seq_length, self.hidden_size = BATCH, LENGTH, 32
+        self.num_hidden_layers, self.num_attention_heads = 2, 4
+        self.choices = {"readout_scale": True, "readout_bias": True}
+        self.encoder_seq_length = self.key_length = LENGTH
+
+    def get_config(self):
+        return MCMConfig(
+            features=["token_type", "category", "brand"],
+            vocabulary_sizes=SIZES,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
+            intermediate_size=37,
+            max_position_embeddings=48,
+            **self.choices,
+        )
+
+    def prepare_config_and_inputs_for_common(self):
+        ids = torch.stack([ids_tensor([BATCH, LENGTH], size - 1) + 1 for size in SIZES], dim=-1)
+        return self.get_config(), {"input_ids": ids, "attention_mask": random_attention_mask([BATCH, LENGTH])}
+
+
+class MCMModelTest(ModelTesterMixin, unittest.TestCase):
+    all_model_classes = (MCMModel, MCMForMultiTaskRecommendation)
+    test_resize_embeddings = False  # MCM grows one feature's vocabulary: resize_feature_vocabulary
+
+    def setUp(self):
+        self.model_tester = MCMModelTester(self)
+        self.config_tester = ConfigTester(self, config_class=MCMConfig, has_text_modality=False, hidden_size=32)
+
+    def test_config(self):
+        self.config_tester.run_common_tests()
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs = dict(super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels))
+        if model_class is MCMForMultiTaskRecommendation:  # else the first output would be a dict of tasks
+            inputs["labels"] = torch.full((len(inputs["input_ids"]), 1, len(SIZES) - 1), 3)
+        return inputs
+
+
+class MCMForActionTest(MCMModelTest):
+    """The head for offers: each customer is offered both of two actions, a category each."""
+
+    all_model_classes = (MCMForActionRecommendation,)
+
+    def setUp(self):
+        super().setUp()
+        # MCM's own scores are read there, not trained: what belongs to them alone gets no gradient.
+        self.model_tester.choices = {}
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs = dict(ModelTesterMixin._prepare_for_class(self, inputs_dict, model_class, return_labels=return_labels))
+        batch, length = inputs["input_ids"].shape[:2]
+        return inputs | {
+            "event_times": torch.arange(length).float().expand(batch, -1),
+            "action_input_ids": torch.tensor([[3, 2, 0], [3, 4, 0]]),
+            "action_rows": torch.tensor([0, 1]),
+            "action_weights": torch.ones(2),
+            "action_ids": torch.zeros(2, dtype=torch.long),
+            "action_matches": torch.tensor([[0, 1, 0], [0, 2, 1], [0, 3, 1]]),
+            "offered_actions": torch.tensor([0, 1]).expand(batch, -1),
+            "labels": torch.tensor([[1.0, 0.0], [0.0, -1.0]]).expand(batch, -1, -1),
+        }
+
+
+class MCMFeatureExtractorTest(FeatureExtractionSavingTestMixin, unittest.TestCase):
+    feature_extraction_class = MCMFeatureExtractor
+
+    @property
+    def feat_extract_dict(self):
+        return {}

@@ -1,0 +1,162 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""New values of a feature in a trained model: what may not change, how they start, and what is refused."""
+
+import pytest
+import torch
+
+from modeling_mcm import MCMFeatureExtractor, MCMForActionRecommendation, MCMForMultiTaskRecommendation, MCMModel
+from modeling_mcm.losses_mcm import FIRST_LABEL
+
+CHOICES = {
+    "paper": {},
+    "extended": {"extended": True},
+    "untied": {"extended": True, "tie_label_embeddings": False},
+    "last": {"readout": "last"},
+}
+NEW = ["kiwi", "plum", "fig"]
+
+
+@pytest.fixture
+def customers(event_log):
+    return [
+        {"events": event_log[event_log["who"] == who].head(count).to_dict("list")}
+        for who, count in [("c00", 14), ("c01", 1), ("c02", 30)]
+    ]
+
+
+def with_value(customers, feature_column, value):
+    """The same customers, the first one's last event having another value."""
+    changed = {name: list(column) for name, column in customers[0]["events"].items()}
+    changed[feature_column][-1] = value
+    return [{"events": changed}, *customers[1:]]
+
+
+@pytest.mark.parametrize("choices", CHOICES.values(), ids=CHOICES.keys())
+@pytest.mark.parametrize("feature", ["items", "type"])
+@torch.no_grad()
+def test_old_weights_and_scores_stay(tiny_model, extractor, customers, feature, choices):
+    model = tiny_model(**choices)
+    before, state = model(**extractor(customers)), {k: v.clone() for k, v in model.state_dict().items()}
+    sizes = dict(model.config.label_sizes)
+    model.resize_feature_vocabulary(feature, NEW, extractor)
+    after = model(**extractor(customers))
+    grown = 0
+    for name, value in model.state_dict().items():
+        grown += value.shape != state[name].shape
+        assert torch.equal(value[: len(state[name])] if value.dim() else value, state[name]), name
+    assert grown >= 1
+    assert torch.equal(after.pooler_output, before.pooler_output)
+    for task, logits in before.logits.items():
+        # bit for bit, but for the last of a matrix product that has another size now
+        torch.testing.assert_close(after.logits[task][:, : sizes[task]], logits, rtol=1e-6, atol=1e-6)
+        assert after.logits[task].shape[1] == sizes[task] + (len(NEW) if task == feature else 0)
+        assert after.logits[task].isfinite().all()
+
+
+@torch.no_grad()
+def test_model_config_and_extractor_know_the_new_values(tiny_model, extractor, tmp_path):
+    model = tiny_model(extended=True)
+    old = extractor.vocabulary_sizes
+    model.resize_feature_vocabulary("items", NEW, extractor)
+    place = model.config.features.index("items")
+    assert extractor.vocabularies["items"][-3:] == NEW
+    assert model.config.vocabulary_sizes == extractor.vocabulary_sizes
+    assert extractor.vocabulary_sizes == [size + 3 * (i == place) for i, size in enumerate(old)]
+    assert extractor.decode_labels("items", [old[place], old[place] + 2]) == ["kiwi", "fig"]
+    assert extractor.label_ids("items", ["plum", "never seen"]).tolist() == [old[place] + 1, 1]
+    model.save_pretrained(tmp_path)
+    extractor.save_pretrained(tmp_path)
+    again = MCMForMultiTaskRecommendation.from_pretrained(tmp_path)
+    assert MCMFeatureExtractor.from_pretrained(tmp_path).vocabularies == extractor.vocabularies
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("choices", [CHOICES["extended"], CHOICES["untied"]])
+@torch.no_grad()
+def test_a_new_value_is_read_as_the_unknown_one_was(tiny_model, extractor, customers, choices):
+    model = tiny_model(**choices)
+    column = next(f.get("column") or f["name"] for f in extractor.features if f["name"] == "items")
+    history = with_value(customers, column, "plum")
+    before = model(**extractor(history))
+    model.resize_feature_vocabulary("items", NEW, extractor)
+    inputs = extractor(history)
+    assert (inputs["input_ids"][0, :, model.config.features.index("items")] > 1).any()
+    after = model(**inputs)
+    torch.testing.assert_close(after.pooler_output, before.pooler_output, rtol=1e-5, atol=1e-5)
+    size = before.logits["items"].shape[1]
+    torch.testing.assert_close(after.logits["items"][:, :size], before.logits["items"], rtol=1e-5, atol=1e-5)
+    assert after.logits["items"][0, size + 1] != after.logits["items"][0, size + 2]  # the memory counts it now
+
+
+def test_new_labels_start_as_the_rarest(tiny_model, extractor):
+    model = tiny_model(extended=True, tie_label_embeddings=False)
+    size = model.config.label_sizes["items"]
+    model.resize_feature_vocabulary("items", NEW, extractor)
+    bias, memory = model.readout_bias[0], model.repeat_memory
+    assert bias[size:].tolist() == [bias[FIRST_LABEL:size].min().item()] * 3
+    rarity = memory.label_rarity[0].weight
+    assert rarity[size:, 0].tolist() == [rarity[FIRST_LABEL:size].max().item()] * 3
+    assert not memory.label_gains[0].weight[size:].any() and memory.label_gains[0].weight[:size].any()
+    table = model.label_embeddings("items")
+    torch.testing.assert_close(table[size:], table[FIRST_LABEL:size].mean(0).expand(3, -1))
+    read = model.model.embeddings.events.feature_tables[model.config.features.index("items")].weight
+    assert torch.equal(read[size:], read[1].expand(3, -1)) and read[1].any()
+
+
+def test_new_rows_learn(tiny_model, extractor, customers):
+    model = tiny_model(extended=True)
+    size = model.config.label_sizes["items"]
+    model.resize_feature_vocabulary("items", NEW, extractor)
+    labels = torch.full((3, 1, 3), -100)
+    labels[:, :, 0] = size
+    model(**extractor(customers), labels=labels).loss.backward()
+    assert model.readout_bias[0].grad[size] < 0 < model.readout_bias[0].grad[size + 1]
+
+
+def test_the_base_model_grows_too(tiny_model, extractor, customers):
+    model = tiny_model().model
+    assert isinstance(model, MCMModel)
+    inputs = {name: value for name, value in extractor(customers).items() if name != "event_times"}
+    before = model(**inputs).pooler_output
+    model.resize_feature_vocabulary("items", NEW, extractor)
+    assert torch.equal(model(**inputs).pooler_output, before)
+    assert model.config.vocabulary_sizes == extractor.vocabulary_sizes
+
+
+@pytest.mark.parametrize(
+    "feature, values, message",
+    [
+        ("colour", NEW, "Found feature 'colour', expected one of"),
+        ("items", "kiwi", "must be a list of texts"),
+        ("items", ["kiwi", ""], "must be a list of texts"),
+        ("items", ["kiwi", 3], "must be a list of texts"),
+        ("items", ["kiwi", "kiwi"], r"\['kiwi'\] already, or they are given twice"),
+    ],
+)
+def test_what_can_not_be_added_changes_nothing(tiny_model, extractor, feature, values, message):
+    model, vocabularies = tiny_model(extended=True), {k: list(v) for k, v in extractor.vocabularies.items()}
+    sizes = list(model.config.vocabulary_sizes)
+    with pytest.raises(ValueError, match=message):
+        model.resize_feature_vocabulary(feature, values, extractor)
+    with pytest.raises(ValueError, match="already, or they are given twice"):
+        model.resize_feature_vocabulary("items", vocabularies["items"][:1], extractor)
+    assert extractor.vocabularies == vocabularies and model.config.vocabulary_sizes == sizes
+    assert model.model.embeddings.events.feature_tables[0].weight.shape[0] == sizes[0]
+
+
+def test_the_extractor_of_another_checkpoint_is_refused(tiny_model, extractor):
+    model = tiny_model()
+    extractor.add_values("items", ["kiwi"])
+    with pytest.raises(ValueError, match="vocabularies have sizes .*take the feature extractor that was saved"):
+        model.resize_feature_vocabulary("items", NEW, extractor)
+    assert extractor.vocabularies["items"][-1] == "kiwi"
+
+
+def test_the_head_for_offers_grows_but_for_the_feature_whose_values_it_counts(tiny_config, extractor):
+    model = MCMForActionRecommendation(tiny_config(extended=True, action_history_feature="type"))
+    model.resize_feature_vocabulary("items", NEW, extractor)
+    with pytest.raises(ValueError, match="'type' is the `action_history_feature`.*fine-tune it again"):
+        model.resize_feature_vocabulary("type", NEW, extractor)
+    assert model.config.vocabulary_sizes == extractor.vocabulary_sizes
