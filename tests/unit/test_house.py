@@ -143,6 +143,7 @@ def test_only_the_package_is_installed_and_it_is_whole(tmp_path):
     assert [path.name for path in built.iterdir()] == ["modeling_mcm"]
     installed = {path.relative_to(built) for path in built.rglob("*") if path.is_file()}
     wanted = {path.relative_to(ROOT) for path in LIBRARY} | {Path("modeling_mcm/py.typed")}
+    wanted |= {path.relative_to(ROOT) for path in PACKAGE.rglob("*.jinja")}
     assert installed == wanted
 
 

@@ -3,8 +3,10 @@
 """MCMFeatureExtractor: ids worked out by hand, every form of input, every mistake, and the way through a folder."""
 
 import json
+import sys
 from datetime import date, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -423,6 +425,10 @@ def test_auto_feature_extractor_loads_it(tmp_path, extractor):
 
 def test_its_code_travels_with_it(tmp_path, extractor, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    # not the remote code of another test, which stands in another folder
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if not Path(path, "transformers_modules").is_dir()])
+    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(MCMFeatureExtractor, "_auto_class", None)
     MCMFeatureExtractor.register_for_auto_class()
     extractor.save_pretrained(tmp_path / "saved")

@@ -1,0 +1,22 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Publishing: the folder with remote code, the cards, the push."""
+
+from modeling_mcm.hub.card import Exposure, Footprint, dataset_card, model_card
+from modeling_mcm.hub.folder import write_upload_folder
+from modeling_mcm.hub.privacy import customers_per_value, rare_values
+from modeling_mcm.hub.publish import Published, PublishingError, files_to_publish, publish
+
+__all__ = [
+    "Exposure",
+    "Footprint",
+    "Published",
+    "PublishingError",
+    "customers_per_value",
+    "dataset_card",
+    "files_to_publish",
+    "model_card",
+    "publish",
+    "rare_values",
+    "write_upload_folder",
+]

@@ -1,0 +1,342 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Model and data set cards, filled from what the commands wrote: nobody types a number.
+
+The words are in `templates/`; what they say of this checkpoint comes from its upload folder, from what the training
+and the evaluation stored, and from counts of the prepared data set.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
+
+from modeling_mcm.hub.folder import (
+    ACTION_HEAD,
+    CONFIG_NAME,
+    PREPROCESSOR_NAME,
+    VOCABULARIES_NAME,
+    read_json,
+)
+from modeling_mcm.processing_mcm import FIRST_VALUE_ID
+
+TEMPLATES = Path(__file__).with_name("templates")
+LICENSE = "apache-2.0"
+TAGS = ["mcm", "customer-model", "recommendation", "personalization", "sequential-recommendation"]
+PUBLIC = re.compile(r"(?:configuration|training|examples)/")  # files of the project, so their names reveal nothing
+SECRETS = ("token", "secret", "password", "key")
+HIDDEN = "..."
+# What the metadata say of a task; the page's table shows the same.
+HEADLINES = ("next_visit_ndcg", "next_visit_recall", "next_visit_mrr", "next_event_ndcg")
+OFFER_HEADLINES = ("average_precision", "roc_auc", "ndcg", "recall")
+CONFIDENCE = 0.95
+MINUTE, HOUR, DIGITS = 60, 3600, 4
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Assumptions behind the estimate of emissions.
+
+    Args:
+        watts (`float`): Power that the machine draws while it trains.
+        grams_per_kwh (`float`): Carbon dioxide equivalent of a kilowatt hour of its grid.
+    """
+
+    watts: float = 65.0
+    grams_per_kwh: float = 450.0
+
+    def __post_init__(self) -> None:
+        if self.watts <= 0 or self.grams_per_kwh < 0:
+            raise ValueError(
+                f"Found {self.watts} watts and {self.grams_per_kwh} g/kWh; watts must be above 0 and grams at least 0."
+            )
+
+    def grams(self, seconds: float) -> float:
+        """Grams of carbon dioxide equivalent of a training."""
+        return seconds / HOUR * self.watts / 1000 * self.grams_per_kwh
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """How many customers share the values of the vocabularies, as counted on the training data.
+
+    Args:
+        min_customers (`int`): k, below which a value counts as rare.
+        rare (`Mapping[str, int]`): Of each categorical feature, its values with fewer customers.
+        hidden (`bool`): Whether they are published as placeholders.
+    """
+
+    min_customers: int
+    rare: Mapping[str, int]
+    hidden: bool
+
+
+def scrub_command(command: str) -> str:
+    """A command line without what is private: paths outside the project, and what follows an option for a secret."""
+    words, skipping = [], False
+    for word in command.split():
+        if skipping and not word.startswith("-"):
+            continue
+        option, separator, value = word.partition("=") if word.startswith("-") else ("", "", word)
+        skipping = any(part in option for part in SECRETS)
+        words.append(f"{option}={HIDDEN}" if skipping else option + separator + _scrub_path(value))
+    return " ".join(words)
+
+
+def _scrub_path(word: str) -> str:
+    """The last part of a path may be a name too, where a folder's name has a space; so nothing of it stays."""
+    parts = re.split(r"[/\\]", word)
+    public = PUBLIC.match(word) and ".." not in parts
+    return word if len(parts) == 1 or public else HIDDEN
+
+
+def _cell(text: Any) -> str:
+    """Text of the data in a cell of a Markdown table."""
+    return re.sub(r"([\\|`*<\[])", r"\\\1", str(text)).replace("\n", " ")
+
+
+def _duration(seconds: float) -> str:
+    exact = f"{seconds:,.0f} seconds" if seconds >= 10 else f"{seconds:.2g} seconds"
+    if seconds < 2 * MINUTE:
+        return exact
+    larger = f"{seconds / MINUTE:.0f} minutes" if seconds < 2 * HOUR else f"{seconds / HOUR:.1f} hours"
+    return f"{larger} ({exact})"
+
+
+def schema_rows(
+    extractor: Mapping[str, Any], vocabularies: Mapping[str, Any], exposure: Exposure | None
+) -> list[dict]:
+    """What the card says of each feature: name, kind, values, whether it is a profile's or a task, rare values."""
+    rows = []
+    for feature in extractor["features"]:
+        name = feature["name"]
+        values, edges = vocabularies["vocabularies"].get(name), vocabularies["bins"].get(name)
+        size = f"{len(values):,} values" if values is not None else "calendar"
+        rows.append(
+            {
+                "name": _cell(name),
+                "kind": feature.get("kind", "categorical").replace("_", " "),
+                "size": f"{len(edges) + 1} bins" if edges is not None else size,
+                "of": "customer" if feature.get("profile") else "event",
+                "task": "yes" if name in extractor["tasks"] else "",
+                "rare": f"{exposure.rare[name]:,}" if exposure and name in exposure.rare else "",
+            }
+        )
+    return rows
+
+
+def _headline_metrics(metrics: Mapping[str, Mapping[str, float]], headlines: Sequence[str]) -> list[tuple[str, int]]:
+    """Name and length of the list (0 for none) of what is told, of the longest list."""
+    parts = [(name.partition("@")[0], int(name.partition("@")[2] or 0)) for name in metrics]
+    longest = {name: max(k for other, k in parts if other == name) for name, _ in parts}
+    return [(name, longest[name]) for name in headlines if name in longest]
+
+
+def result_rows(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """One entry a method, task and headline metric of what `training/run_evaluate.py --output_file` wrote.
+
+    Args:
+        evaluation: of a pre-trained model (`results` by method, task and metric), or of one fine-tuned to offers (by
+            outcome and method, then metric).
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if evaluation is None:
+        return []
+    try:
+        if "results" in evaluation:
+            found = [
+                (method, task, metrics, HEADLINES)
+                for method, by_task in evaluation["results"].items()
+                for task, metrics in by_task.items()
+            ]
+        else:
+            found = [
+                (key.partition(": ")[2], key.partition(": ")[0], metrics, OFFER_HEADLINES)
+                for key, metrics in evaluation.items()
+            ]
+        return [
+            {
+                "method": method,
+                "task": task,
+                "metric": name,
+                "k": k,
+                **{key: float(metrics[f"{name}@{k}" if k else name][key]) for key in ("mean", "low", "high")},
+                "customers": int(metrics[f"{name}@{k}" if k else name]["customers"]),
+            }
+            for method, task, metrics, headlines in found
+            for name, k in _headline_metrics(metrics, headlines)
+            if math.isfinite(metrics[f"{name}@{k}" if k else name]["mean"])  # there was a case
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"The evaluation is not what run_evaluate.py writes with --output_file ({type(error).__name__}: {error}); "
+            "evaluate again."
+        ) from error
+
+
+def evaluation_metadata(
+    rows: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any], data: str
+) -> list[EvalResult]:
+    """The model's own results as the Hub reads them; the interval is among the metric's arguments."""
+    return [
+        EvalResult(
+            task_type="other",
+            task_name=f"next {row['task']}" if "results" in evaluation else f"offers: {row['task']}",
+            dataset_type=data,
+            dataset_name=data,
+            dataset_config=row["task"],  # the client takes results of one data set and config for one task
+            dataset_split=evaluation.get("cutoff", "test"),
+            metric_type=row["metric"],
+            metric_name=row["metric"].replace("_", " ") + (f" @{row['k']}" if row["k"] else ""),
+            metric_value=round(row["mean"], DIGITS),
+            metric_args={
+                "confidence": CONFIDENCE,
+                "low": round(row["low"], DIGITS),
+                "high": round(row["high"], DIGITS),
+                "customers": row["customers"],
+            }
+            | ({"k": row["k"]} if row["k"] else {}),
+        )
+        for row in rows
+        if row["method"] in ("MCM", "MCM fine-tuned")
+    ]
+
+
+def _results_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Columns and, by task, lines of the page's table."""
+    metrics = list(dict.fromkeys((row["metric"], row["k"]) for row in rows))
+    tasks: dict[str, dict[str, dict]] = {}
+    for row in rows:
+        cell = f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        tasks.setdefault(row["task"], {}).setdefault(row["method"], {})[(row["metric"], row["k"])] = cell
+    return {
+        "columns": [name.replace("_", " ") + (f" @{k}" if k else "") for name, k in metrics],
+        "lines": [
+            (_cell(task), _cell(method), [cells.get(metric, "") for metric in metrics])
+            for task, methods in tasks.items()
+            for method, cells in methods.items()
+        ],
+    }
+
+
+def model_card(
+    folder: str | Path,
+    repo_id: str,
+    training: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+    exposure: Exposure | None = None,
+    footprint: Footprint | None = None,
+) -> ModelCard:
+    """The card of a checkpoint.
+
+    Args:
+        folder: what `write_upload_folder` wrote.
+        repo_id: the name on the Hub.
+        training: what pretraining.json or finetuning.json of the checkpoint holds.
+        evaluation: what `training/run_evaluate.py --output_file` wrote.
+        exposure: how many values are rare; without it the card says that they were not counted.
+        footprint: assumptions of the emissions' estimate; the defaults of [`Footprint`] without it.
+
+    Returns:
+        `ModelCard`: With metadata that the client has validated.
+
+    Raises:
+        FileNotFoundError, ValueError: if a file is missing or damaged.
+    """
+    footprint = footprint or Footprint()
+    config = read_json(Path(folder) / CONFIG_NAME, "the model's config")
+    extractor = read_json(Path(folder) / PREPROCESSOR_NAME, "the feature extractor's config")
+    vocabularies = read_json(Path(folder) / VOCABULARIES_NAME, "the values of the features")
+    data = (evaluation or {}).get("data") or (training or {}).get("data") or extractor["name"]
+    rows, seconds = result_rows(evaluation), (training or {}).get("seconds")
+    grams = None if seconds is None else footprint.grams(seconds)
+    metadata: dict[str, Any] = {}
+    if grams is not None:
+        metadata["co2_eq_emissions"] = {
+            "emissions": round(grams, 2),
+            "source": f"estimate: seconds of training x {footprint.watts:g} W x {footprint.grams_per_kwh:g} g/kWh",
+            "training_type": "pre-training" if ACTION_HEAD not in config["architectures"] else "fine-tuning",
+        }
+    card_data = ModelCardData(
+        license=LICENSE,
+        library_name="transformers",
+        tags=TAGS,
+        model_name=repo_id.split("/")[-1],
+        eval_results=evaluation_metadata(rows, evaluation, data) if evaluation and rows else None,
+        **metadata,
+    )
+    event_features = [feature for feature in extractor["features"] if not feature.get("profile")]
+    return ModelCard.from_template(
+        card_data,
+        template_path=str(TEMPLATES / "model_card.md.jinja"),
+        repo_id=repo_id,
+        name=repo_id.split("/")[-1],
+        data=_cell(data),
+        config=config,
+        extractor=extractor,
+        example={feature.get("column") or feature["name"]: "..." for feature in event_features if _is_raw(feature)},
+        actions=ACTION_HEAD in config["architectures"],
+        features=schema_rows(extractor, vocabularies, exposure),
+        tasks=[_cell(task) for task in config["trained_tasks"] or config["tasks"]],
+        categorical={name: len(values) for name, values in vocabularies["vocabularies"].items()},
+        training=training or {},
+        command=scrub_command(training["command"]) if training and training.get("command") else None,
+        duration=None if seconds is None else _duration(seconds),
+        evaluation=evaluation or {},
+        results=_results_table(rows) if rows else None,
+        exposure=exposure,
+        footprint=footprint,
+        grams=None if grams is None else f"{grams:.3g}",
+    )
+
+
+def _is_raw(feature: Mapping[str, Any]) -> bool:
+    return feature.get("kind", "categorical") in ("categorical", "numeric")
+
+
+def dataset_card(manifest: Any, exposure: Exposure | None = None) -> DatasetCard:
+    """The card of a prepared data set, to keep beside it.
+
+    A prepared data set holds customers' histories under their ids, so nothing here publishes one.
+
+    Args:
+        manifest: its `PreparedManifest`.
+        exposure: how many values are rare; without it the card says that they were not counted.
+    """
+    schema, counts = manifest.schema, manifest.counts
+    features = [{"of": "event", **spec} for spec in schema["features"]]
+    features += [{"of": "customer", **spec} for spec in schema.get("profile", [])]
+    rows = [
+        {
+            "name": _cell(spec["name"]),
+            "kind": spec.get("kind", "categorical").replace("_", " "),
+            "of": spec["of"],
+            "task": "yes" if spec["name"] in schema["tasks"] else "",
+            "unknown": f"{counts.get('unknown', {}).get(spec['name'], 0):,}",
+            "missing": f"{counts.get('missing', {}).get(spec['name'], 0):,}",
+            "rare": f"{exposure.rare[spec['name']]:,}" if exposure and spec["name"] in exposure.rare else "",
+            "min_count": spec.get("min_count", ""),
+        }
+        for spec in features
+    ]
+    return DatasetCard.from_template(
+        DatasetCardData(tags=TAGS, pretty_name=schema["name"], task_categories=["other"]),
+        template_path=str(TEMPLATES / "dataset_card.md.jinja"),
+        name=_cell(schema["name"]),
+        schema=schema,
+        counts={key: f"{value:,}" for key, value in counts.items() if isinstance(value, int)},
+        features=rows,
+        shards=len(manifest.shards),
+        versions=manifest.versions,
+        exposure=exposure,
+        first_id=FIRST_VALUE_ID,
+    )
+
+
+__all__ = ["Exposure", "Footprint", "dataset_card", "model_card", "scrub_command"]

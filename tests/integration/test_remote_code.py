@@ -1,0 +1,101 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""A published folder answers as the package does where the package is not installed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForPreTraining, pipeline
+
+from modeling_mcm import MCMForActionRecommendation, MCMForMultiTaskRecommendation, MCMModel
+from modeling_mcm.hub import write_upload_folder
+
+READER = Path(__file__).with_name("remote_reader.py")
+ACTIONS = [{"action_id": "a", "action": "buy", "item": "item 03"}, {"action_id": "b", "action": "click"}]
+
+
+def read_elsewhere(source, customers, actions, folder, **environment):
+    """The numbers that `remote_reader.py` finds, in a process without the package."""
+    folder.mkdir()
+    (folder / "customers.json").write_text(json.dumps({"customers": customers, "actions": actions}))
+    command = [sys.executable, str(READER), str(source), str(folder / "customers.json"), str(folder)]
+    known = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    known |= {"HF_HOME": str(folder / "cache")} | environment
+    done = subprocess.run(command, cwd=folder, env=known, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "numbers.json").read_text())
+
+
+def close(found, expected, tolerance=1e-6):
+    """Raises if two nests of lists, dicts, texts and numbers differ."""
+    if isinstance(expected, dict):
+        assert list(found) == list(expected)
+        found, expected = list(found.values()), list(expected.values())
+    if isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            close(one, other, tolerance)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=tolerance, abs=tolerance)
+    else:
+        assert found == expected
+
+
+@pytest.fixture
+def customers(event_log):
+    log = event_log.assign(when=event_log["when"].astype(str))
+    histories = [log[log["who"] == who].to_dict("list") for who in ("c00", "c01")]
+    for events in histories:
+        del events["who"]
+        events["price"] = [None if price != price else price for price in events["price"]]
+        events["aisle"] = [aisle if isinstance(aisle, str) else None for aisle in events["aisle"]]
+        events["basket"] = [basket if isinstance(basket, str) else None for basket in events["basket"]]
+    return [{"events": events, "profile": {"age": "old"}} for events in histories] + [{"events": []}]
+
+
+@pytest.mark.parametrize("actions", [[], ACTIONS], ids=["preferences", "actions"])
+@pytest.mark.parametrize("extended", [False, True], ids=["paper", "extended"])
+def test_a_published_folder_gives_the_same_numbers_without_the_package(
+    actions, extended, tiny_model, extractor, customers, tmp_path
+):
+    checkpoint, folder = tmp_path / "checkpoint", tmp_path / "published"
+    model = tiny_model(extended=extended)
+    if actions:
+        torch.manual_seed(1)
+        model = MCMForActionRecommendation(model.config).eval()
+    model.save_pretrained(checkpoint)
+    extractor.save_pretrained(checkpoint)
+    write_upload_folder(checkpoint, folder)
+
+    expected = {}
+    with torch.no_grad():
+        inputs = extractor(customers)
+        expected["embedding"] = model.model(
+            **{name: value for name, value in inputs.items() if name != "event_times"}
+        ).pooler_output.tolist()
+        if not actions:
+            expected["logits"] = {task: values.tolist() for task, values in model(**inputs).logits.items()}
+    source = str(checkpoint)
+    expected["pipeline embedding"] = [row.tolist() for row in pipeline("customer-embedding", model=source)(customers)]
+    expected["preferences"] = pipeline("preference-scores", model=source)(customers)
+    if actions:
+        expected["actions"] = pipeline("action-scores", model=source)(customers, actions=actions)
+    close(read_elsewhere(folder, customers, actions, tmp_path / "elsewhere"), expected)
+
+
+def test_where_the_package_is_installed_its_own_classes_read_the_folder(tiny_model, extractor, customers, tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "checkpoint")
+    extractor.save_pretrained(tmp_path / "checkpoint")
+    write_upload_folder(tmp_path / "checkpoint", tmp_path / "published")
+    head = AutoModelForPreTraining.from_pretrained(tmp_path / "published", trust_remote_code=True)
+    assert type(head) is MCMForMultiTaskRecommendation
+    scores = pipeline("preference-scores", model=str(tmp_path / "published"), trust_remote_code=True)
+    expected = pipeline("preference-scores", model=str(tmp_path / "checkpoint"))
+    assert scores(customers) == expected(customers)
+    assert isinstance(MCMModel.from_pretrained(tmp_path / "published"), MCMModel)

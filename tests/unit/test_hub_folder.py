@@ -1,0 +1,128 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The upload folder: what of a checkpoint is in it, and what is refused before anything is sent."""
+
+import json
+import struct
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from modeling_mcm import MCMForActionRecommendation, MCMForMultiTaskRecommendation
+from modeling_mcm.hub import PublishingError, files_to_publish, publish, write_upload_folder
+
+
+@pytest.fixture
+def checkpoint(tiny_model, extractor, tmp_path):
+    folder = tmp_path / "checkpoint"
+    tiny_model().save_pretrained(folder)
+    extractor.save_pretrained(folder)
+    return folder
+
+
+def edit(path, change):
+    """Changes a JSON file in place."""
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def test_only_named_files_and_keys_are_copied_and_the_checkpoint_stays_as_it_was(checkpoint, tmp_path):
+    (checkpoint / "notes.txt").write_text("for us")
+    edit(checkpoint / "config.json", lambda values: values.update(_name_or_path="/x", owner="ann", _commit_hash="1"))
+    edit(checkpoint / "preprocessor_config.json", lambda values: values.update(owner="ann"))
+    before = {path: path.read_bytes() for path in checkpoint.iterdir()}
+    names = {path.name for path in write_upload_folder(checkpoint, tmp_path / "out")}
+    assert {path: path.read_bytes() for path in checkpoint.iterdir()} == before
+    code = {name for name in names if name.endswith("_mcm.py")}
+    fixed = {"model.safetensors", "config.json", "preprocessor_config.json", "vocabularies.json"}
+    assert names == fixed | code and {"modeling_mcm.py", "pipeline_mcm.py", "action_mcm.py"} <= code
+    assert "ann" not in json.dumps(
+        [json.loads((tmp_path / "out" / name).read_text()) for name in fixed if "json" in name]
+    )
+
+
+@pytest.mark.parametrize("head", ["MCMModel", "MCMForMultiTaskRecommendation", "MCMForActionRecommendation"])
+def test_only_what_the_checkpoint_can_do_is_announced(head, checkpoint, tmp_path):
+    model = MCMForMultiTaskRecommendation.from_pretrained(checkpoint)
+    if head == "MCMForActionRecommendation":
+        MCMForActionRecommendation(model.config).save_pretrained(checkpoint)
+    if head == "MCMModel":
+        model.model.save_pretrained(checkpoint)
+    write_upload_folder(checkpoint, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    tasks = ["customer-embedding", "preference-scores", "action-scores"]
+    count = ["MCMModel", "MCMForMultiTaskRecommendation", "MCMForActionRecommendation"].index(head) + 1
+    assert set(config["custom_pipelines"]) == set(tasks[:count]) and len(config["auto_map"]) == 2 + count
+    for entry in config["custom_pipelines"].values():
+        assert set(entry["pt"]) <= set(config["auto_map"])
+
+
+def test_weights_in_several_files_are_published_with_their_index(checkpoint, tmp_path):
+    model = MCMForMultiTaskRecommendation.from_pretrained(checkpoint)
+    (checkpoint / "model.safetensors").unlink()
+    model.save_pretrained(checkpoint, max_shard_size="5KB")
+    names = {path.name for path in write_upload_folder(checkpoint, tmp_path / "out")}
+    assert "model.safetensors.index.json" in names and len([n for n in names if n.startswith("model-")]) > 1
+    again = MCMForMultiTaskRecommendation.from_pretrained(tmp_path / "out")
+    save_file({"old": torch.zeros(1)}, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    kept = {path.name for path in write_upload_folder(checkpoint, tmp_path / "whole")}
+    assert "model.safetensors" in kept and not [name for name in kept if name.startswith("model-") or "index" in name]
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def damage_weights(folder):
+    (folder / "model.safetensors").write_bytes(b"\x80\x04not weights")
+
+
+def annotate_weights(folder):
+    save_file({"a": torch.zeros(1)}, folder / "model.safetensors", metadata={"owner": "ann"})
+
+
+def cut_weights(folder):
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 10**9) + b"{}")
+
+
+def read_customers(folder):
+    edit(folder / "preprocessor_config.json", lambda values: values["features"][1].update(column="who"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), FileNotFoundError, "has no model.safetensors"),
+        (lambda folder: (folder / "config.json").unlink(), FileNotFoundError, "has no config.json"),
+        (lambda folder: (folder / "vocabularies.json").write_text("["), ValueError, "is no JSON"),
+        (lambda folder: (folder / "vocabularies.json").write_text("{}"), ValueError, "has no .'bins', 'vocabularies'"),
+        (lambda folder: (folder / "config.json").write_text("[]"), ValueError, "holds a list"),
+        (lambda folder: edit(folder / "config.json", lambda v: v.update(model_type="bert")), ValueError, "'bert'"),
+        (damage_weights, ValueError, "is no safetensors file"),
+        (cut_weights, ValueError, "is no safetensors file"),
+        (annotate_weights, ValueError, r"has notes \['owner'\]"),
+        (read_customers, ValueError, "'items' reads the customer column 'who'"),
+    ],
+)
+def test_what_must_not_or_can_not_be_published_is_refused(spoil, error, message, checkpoint, tmp_path):
+    spoil(checkpoint)
+    with pytest.raises(error, match=message):
+        write_upload_folder(checkpoint, tmp_path / "out")
+
+
+def test_a_folder_with_something_in_it_is_not_written_to(checkpoint, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("")
+    with pytest.raises(FileExistsError, match="is not empty"):
+        write_upload_folder(checkpoint, tmp_path / "out")
+
+
+def test_publish_sends_no_folder_with_other_files_and_no_token(checkpoint, tmp_path):
+    write_upload_folder(checkpoint, tmp_path / "out")
+    with pytest.raises(PublishingError, match="has no README.md"):
+        files_to_publish(tmp_path / "out")
+    (tmp_path / "out" / "README.md").write_text("my token is hf_AnnMayWriteToOrg")
+    with pytest.raises(PublishingError, match="README.md holds the token itself"):
+        publish(tmp_path / "out", "org/x", token="hf_AnnMayWriteToOrg")
+    (tmp_path / "out" / "training_args.bin").write_bytes(b"")
+    with pytest.raises(PublishingError, match="holds training_args.bin"):
+        publish(tmp_path / "out", "org/x", token="hf_AnnMayWriteToOrg")
