@@ -180,7 +180,8 @@ class MCMEmbeddings(nn.Module):
         if visit_ids is None:
             raise ValueError("encoder_unit='visit' needs `visit_ids`: MCMFeatureExtractor and the collator give them.")
         batch, length, hidden = events.shape
-        count = int(visit_ids.max()) + 1
+        count = cast(int, visit_ids.max().item()) + 1  # not int(...), which an export can't follow
+        torch._check(count >= 1)  # so that an export knows it for a size
         flat = (visit_ids + count * torch.arange(batch, device=events.device)[:, None]).flatten()
         sizes = events.new_zeros(batch * count).index_add(0, flat, attention_mask.to(events.dtype).flatten())
         sums = events.new_zeros(batch * count, hidden).index_add(0, flat, (events * weight[..., None]).flatten(0, 1))
@@ -191,12 +192,15 @@ class MCMEmbeddings(nn.Module):
         events = self.events(input_ids)
         units, unit_mask = self.units(events, attention_mask, visit_ids)
         if self.position_embeddings is not None:
-            if units.shape[1] > self.position_embeddings.num_embeddings:
-                raise ValueError(
-                    f"A sequence has {units.shape[1]} {self.encoder_unit}s, this checkpoint reads "
-                    f"{self.position_embeddings.num_embeddings} (max_position_embeddings): keep the latest."
-                )
-            units = units + self.position_embeddings.weight[: units.shape[1]]
+            length, longest = units.shape[1], self.position_embeddings.num_embeddings
+            torch._check_value(  # an `if` on the number of visits, which is data, would stop an export
+                length <= longest,
+                lambda: (
+                    f"A sequence has {length} {self.encoder_unit}s, this checkpoint reads {longest} "
+                    "(max_position_embeddings): keep the latest."
+                ),
+            )
+            units = units + self.position_embeddings.weight[:length]
         return self.dropout(self.norm(units)), unit_mask, events
 
 

@@ -24,6 +24,7 @@ how often, and how long ago, the customer met a label.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -260,8 +261,11 @@ class RepeatMemory(nn.Module):
         """
         batch = label_ids.shape[0]
         ordered, order = torch.where(label_ids > 1, label_ids, 0).sort(dim=1)
-        rank = torch.cat([ordered.new_zeros(batch, 1), (ordered.diff(dim=1) != 0).long()], 1).cumsum(1)
-        labels = label_ids.new_zeros(batch, int(rank.max()) + 1).scatter(1, rank, ordered)
+        is_next = (ordered != ordered.roll(1, 1)) & (torch.arange(ordered.shape[1], device=ordered.device) > 0)
+        rank = is_next.cumsum(1)
+        count = cast(int, rank.max().item()) + 1  # not int(...), which an export can't follow
+        torch._check(count >= 1)  # so that an export knows it for a size
+        labels = label_ids.new_zeros(batch, count).scatter(1, rank, ordered)
         cells = rank * num_units + event_units.gather(1, order)
         vote = torch.where(ordered > 1, self.vote(event_embeddings)[..., 0].exp().gather(1, order), 0.0)
         zeros = vote.new_zeros(batch, labels.shape[1] * num_units)
@@ -286,7 +290,10 @@ class RepeatMemory(nn.Module):
         place = torch.arange(votes.shape[2], device=votes.device)
         ends = unit_ends[:, None].expand(-1, slots, -1)
         number = met.cumsum(2, dtype=torch.int32).gather(2, ends)
-        last = torch.where(met, place, -1).cummax(2).values.gather(2, ends).clamp(min=0)
+        if unit_ends.shape[1] == 1:  # the same without a running maximum, which ONNX does not have
+            last = torch.where(met & (place <= ends), place, -1).amax(2, keepdim=True).clamp(min=0)
+        else:
+            last = torch.where(met, place, -1).cummax(2).values.gather(2, ends).clamp(min=0)
         first = torch.where(met, place, votes.shape[2]).amin(2, keepdim=True).expand_as(last).minimum(last)
         times = unit_times[:, None].expand(-1, slots, -1)
         now = times.gather(2, ends)

@@ -75,7 +75,12 @@ def _one_row(table: ir.Table) -> dict[str, Any]:
 
 
 @contextmanager
-def _engine(engine: str | ibis.BaseBackend, workspace: Path, memory_limit: str) -> Iterator[ibis.BaseBackend]:
+def open_engine(engine: str | ibis.BaseBackend, workspace: Path, memory_limit: str) -> Iterator[ibis.BaseBackend]:
+    """A connection to DuckDB that spills into `workspace` beyond `memory_limit`, or the given connection as it is.
+
+    Raises:
+        ValueError: for another name than `duckdb`.
+    """
     if not isinstance(engine, str):
         yield engine
         return
@@ -336,7 +341,7 @@ def prepare(
     tqdm = progress or logging.tqdm
     with (
         _replacing(output_dir) as (target, scratch),
-        _engine(engine, scratch, memory_limit) as connection,
+        open_engine(engine, scratch, memory_limit) as connection,
         tqdm(total=len(schema.feature_names) + 3, desc="Preparing", unit="step") as bar,
     ):
         with _caching(connection) as cache:

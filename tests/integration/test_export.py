@@ -1,0 +1,212 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Exports equal the model at every batch and length and hold no local path; int8 weights come back as saved."""
+
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_mcm import MCMFeatureExtractor, MCMForActionRecommendation, MCMForMultiTaskRecommendation, MCMModel
+
+pytestmark = pytest.mark.skipif(torch.__version__ < (2, 11), reason="transformers' exporters need torch 2.11")
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = {
+    "paper": {},
+    "extended": {"extended": True},
+    "events and memory": {"extended": True, "encoder_unit": "event"},
+    "last": {"readout": "last"},
+}
+SHAPES = [(1, 1), (1, 2), (2, 1), (7, 5), (2, 40), (4, 23)]  # customers, events
+every_model = pytest.mark.parametrize("choices", MODELS.values(), ids=MODELS.keys())
+
+
+def needs(*packages):
+    absent = [name for name in packages if importlib.util.find_spec(name) is None]
+    return pytest.mark.skipif(bool(absent), reason=f"{', '.join(absent)} not installed: pip install '.[export]'")
+
+
+needs_onnx, needs_torchao = needs("onnx", "onnxscript", "onnxruntime"), needs("torchao")
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "training")
+    return importlib.import_module("export")
+
+
+@pytest.fixture
+def save(tiny_model, extractor, tmp_path):
+    """A function that saves a tiny model of the choices as a checkpoint and gives its folder."""
+
+    def run(**choices):
+        tiny_model(**choices).save_pretrained(tmp_path / "checkpoint")
+        extractor.save_pretrained(tmp_path / "checkpoint")
+        return str(tmp_path / "checkpoint")
+
+    return run
+
+
+def options(script, model, tmp_path, **changes):
+    return script.ExportOptions(model=model, output_dir=str(tmp_path / "exported"), **changes)
+
+
+def run_onnx(folder, inputs):
+    import onnxruntime
+
+    one_thread = onnxruntime.SessionOptions()
+    one_thread.intra_op_num_threads, one_thread.log_severity_level = 1, 4
+    session = onnxruntime.InferenceSession(folder / "model.onnx", one_thread, providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_outputs()]
+    return dict(zip(names, session.run(None, {name: value.numpy() for name, value in inputs.items()}), strict=True))
+
+
+@torch.no_grad()
+def assert_equal_scores(model, inputs, found):
+    outputs = model(**inputs)
+    assert set(found) == {*(f"logits.{task}" for task in model.config.tasks), "pooler_output"}
+    np.testing.assert_allclose(found["pooler_output"], outputs.pooler_output, atol=1e-5)
+    for task, scores in outputs.logits.items():
+        np.testing.assert_allclose(found[f"logits.{task}"][:, 2:], scores[:, 2:], atol=1e-5, rtol=1e-5)
+        assert (found[f"logits.{task}"][:, :2] < -1e30).all()  # the ids that are no labels
+
+
+def assert_no_local_path(folder):
+    for path in folder.iterdir():
+        for local in (ROOT, folder.parent, Path(torch.__file__).parents[1]):
+            assert str(local).encode() not in path.read_bytes(), path.name
+
+
+@needs_onnx
+@every_model
+def test_onnx_scores_equal_the_model_at_other_batches_and_lengths(
+    script, save, extractor, event_log, tmp_path, choices
+):
+    folder = save(**choices)
+    assert "equal to the model" in script.run(options(script, folder, tmp_path))
+    model = MCMForMultiTaskRecommendation.from_pretrained(folder).eval()  # with the attention kernel of every day
+    for customers, events in SHAPES:
+        inputs = script.example_inputs(model.config, "scores", customers, events)
+        assert_equal_scores(model, inputs, run_onnx(tmp_path / "exported", inputs))
+    customers = [{"events": events.to_dict("list")} for _, events in event_log.groupby("who")]
+    inputs = extractor([*customers[:3], {"events": []}])
+    assert_equal_scores(model, inputs, run_onnx(tmp_path / "exported", inputs))
+    assert MCMFeatureExtractor.from_pretrained(str(tmp_path / "exported")).to_dict() == extractor.to_dict()
+    assert_no_local_path(tmp_path / "exported")
+
+
+@needs_onnx
+@pytest.mark.parametrize("choices", [MODELS["paper"], MODELS["extended"]], ids=["paper", "extended"])
+@torch.no_grad()
+def test_onnx_embeddings_equal_the_model(script, save, tmp_path, choices):
+    folder = save(**choices)
+    script.run(options(script, folder, tmp_path, what="embeddings"))
+    model = MCMModel.from_pretrained(folder).eval()
+    for customers, events in SHAPES:
+        inputs = script.example_inputs(model.config, "embeddings", customers, events)
+        found = run_onnx(tmp_path / "exported", inputs)["pooler_output"]
+        np.testing.assert_allclose(found, model(**inputs).pooler_output, atol=1e-5)
+
+
+@needs_onnx
+def test_onnx_refuses_more_visits_than_there_are_positions(script, save, tmp_path):
+    script.run(options(script, save(extended=True, max_position_embeddings=8), tmp_path, what="embeddings"))
+    config = MCMModel.from_pretrained(tmp_path / "checkpoint").config
+    inputs = script.example_inputs(config, "embeddings", 2, 16)
+    inputs["visit_ids"] = (torch.arange(16) // 2).expand(2, -1).contiguous()
+    assert run_onnx(tmp_path / "exported", inputs)["pooler_output"].shape == (2, 16)  # events may be more
+    inputs["visit_ids"] = torch.arange(16).expand(2, -1).contiguous()
+    with pytest.raises(Exception, match="(?i)broadcast|axis|dimension"):
+        run_onnx(tmp_path / "exported", inputs)
+
+
+@every_model
+def test_the_torch_program_gives_the_models_numbers(script, save, tmp_path, choices):
+    folder = save(**choices)
+    script.run(options(script, folder, tmp_path, format="torch"))
+    program = torch.export.load(tmp_path / "exported" / "model.pt2").module()
+    model = MCMForMultiTaskRecommendation.from_pretrained(folder, attn_implementation="eager").eval()
+    for customers, events in SHAPES:
+        inputs = script.example_inputs(model.config, "scores", customers, events)
+        found = program(**inputs)
+        scores = {f"logits.{task}": values for task, values in found["logits"].items()}
+        assert_equal_scores(model, inputs, scores | {"pooler_output": found["pooler_output"]})
+    assert_no_local_path(tmp_path / "exported")
+
+
+@needs_torchao
+@pytest.mark.parametrize("what", ["scores", "embeddings"])
+@pytest.mark.parametrize("choices", [MODELS["paper"], MODELS["extended"]], ids=["paper", "extended"])
+@torch.no_grad()
+def test_int8_weights_are_saved_and_reloaded(script, save, tmp_path, what, choices):
+    folder = save(**choices)
+    script.run(options(script, folder, tmp_path, what=what, format="int8"))
+    kind = MCMForMultiTaskRecommendation if what == "scores" else MCMModel
+    model, small = (kind.from_pretrained(path).eval() for path in (folder, tmp_path / "exported"))
+    for name, module in small.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            assert (type(module.weight.data).__name__ == "Int8Tensor") == ("encoder.layer" in name), name
+    wanted, plain = dict(model.named_parameters()), dict(small.named_parameters())
+    for name, value in plain.items():
+        if type(value.data) is torch.Tensor:
+            assert torch.equal(value, wanted[name]), name
+    inputs = script.example_inputs(model.config, what, 4, 20)
+    found, before = small(**inputs), model(**inputs)
+    assert 0 < (found.pooler_output - before.pooler_output).abs().max() < 0.02 * before.pooler_output.std()
+    again = kind.from_pretrained(tmp_path / "exported").eval()
+    assert torch.equal(again(**inputs).pooler_output, found.pooler_output)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"what": "scores"}, "MCMForActionRecommendation, scores need MCMForMultiTaskRecommendation: use --what"),
+        ({"what": "scores", "format": "int8"}, "scores need MCMForMultiTaskRecommendation"),
+    ],
+)
+def test_scores_need_their_head(script, tiny_config, extractor, tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    MCMForActionRecommendation(tiny_config(extended=True)).save_pretrained(tmp_path / "offers")
+    extractor.save_pretrained(tmp_path / "offers")
+    with pytest.raises(ValueError, match=message):
+        script.run(options(script, str(tmp_path / "offers"), tmp_path, **({"format": "torch"} | changes)))
+    assert not (tmp_path / "exported").exists()
+
+
+def test_what_is_missing_is_named(script, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="is the checkpoint .* itself; choose another folder"):
+        script.ExportOptions(model=str(tmp_path), output_dir=f"{tmp_path}/.")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"--format onnx needs onnx, onnxscript, onnxruntime: pip install"):
+        options(script, "runs/mine", tmp_path)
+
+
+def test_an_export_that_differs_is_not_written(script, save, tmp_path, monkeypatch):
+    export = script.export
+
+    def broken(model, what, target):
+        exported = export(model, what, target)
+        return lambda **inputs: exported(**inputs) | {"pooler_output": exported(**inputs)["pooler_output"] * torch.nan}
+
+    monkeypatch.setattr(script, "export", broken)
+    with pytest.raises(ValueError, match="nothing was written"):
+        script.run(options(script, save(), tmp_path, format="torch"))
+    assert not (tmp_path / "exported").exists()
+
+
+def test_the_script_as_a_person_runs_it(script, save, tmp_path, monkeypatch):
+    command = [sys.executable, "training/export.py", "--model", save(), "--output_dir", str(tmp_path / "exported")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command += ["--format", "torch"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "scores as torch, equal to the model to" in done.stdout, done.stderr
+    monkeypatch.setattr(sys, "argv", [*command[1:], "--model", str(tmp_path / "none")])
+    with pytest.raises(SystemExit, match="export: .*none"):
+        script.main()

@@ -1,0 +1,229 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Exports a checkpoint for serving: ONNX, a torch.export program, or a checkpoint with int8 weights.
+
+    python training/export.py --model runs/mine --output_dir runs/mine-onnx
+    python training/export.py --model runs/mine --output_dir runs/mine-onnx --what embeddings
+    python training/export.py --model runs/mine --output_dir runs/mine-pt2 --format torch
+    python training/export.py --model runs/mine --output_dir runs/mine-int8 --format int8
+
+onnx and torch go through transformers' exporters and write `model.onnx` (its weights beside it) or `model.pt2`, the
+config and the feature extractor. Batch and length are dynamic. Inputs are what the feature extractor gives; outputs
+are `logits.<task>` of every task and `pooler_output`, or with `--what embeddings` `pooler_output`, the customer
+embedding. The result is run on batches of other shapes than the example's and must equal the model to 1e-5. A .pt2
+file is unpickled when it is loaded: load only your own.
+
+int8 keeps the weights of the encoder's linear layers as 8-bit numbers, one scale a row, and computes as before. Value
+embeddings, which are the label vectors too, are no linear layers and stay; with large vocabularies they are most of
+the size. Load the folder with `from_pretrained` (needs torchao). To see what it costs, evaluate both checkpoints with
+run_evaluate.py.
+"""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import TorchAoConfig
+
+from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
+
+from arguments import parse_options
+
+ONNX, TORCH, INT8 = FORMATS = ("onnx", "torch", "int8")
+SCORES, EMBEDDINGS = CONTENTS = ("scores", "embeddings")
+NEEDS = {ONNX: ("onnx", "onnxscript", "onnxruntime"), TORCH: (), INT8: ("torchao",)}
+INPUTS = {
+    SCORES: ("input_ids", "attention_mask", "visit_ids", "event_times"),
+    EMBEDDINGS: ("input_ids", "attention_mask", "visit_ids"),
+}
+TOLERANCE = 1e-5
+EXAMPLE, OTHERS = (3, 11), ((1, 1), (2, 29), (5, 7))  # customers, events
+
+
+@dataclass
+class ExportOptions:
+    """What is exported, and where to."""
+
+    model: str = field(metadata={"help": "Checkpoint folder, or name on the Hub."})
+    output_dir: str = field(metadata={"help": "Folder to write; not the checkpoint's own."})
+    format: str = field(default=ONNX, metadata={"help": "What is written.", "choices": FORMATS})
+    what: str = field(default=SCORES, metadata={"help": "Preference scores, or embeddings.", "choices": CONTENTS})
+
+    def __post_init__(self) -> None:
+        if Path(self.output_dir).resolve() == Path(self.model).resolve():
+            raise ValueError(f"--output_dir is the checkpoint {self.model} itself; choose another folder.")
+        if absent := [name for name in NEEDS[self.format] if importlib.util.find_spec(name) is None]:
+            raise ValueError(f"--format {self.format} needs {', '.join(absent)}: pip install 'modeling-mcm[export]'.")
+
+
+def load(model: str, what: str, **options: Any) -> MCMPreTrainedModel:
+    """The checkpoint as it is exported: in float32, with the head if scores are wanted.
+
+    Args:
+        model: checkpoint folder, or name on the Hub.
+        what: `scores` or `embeddings`.
+        options: of `from_pretrained`.
+
+    Raises:
+        ValueError: if scores are wanted of a checkpoint without their head.
+    """
+    head = MCMForMultiTaskRecommendation.__name__
+    found = MCMConfig.from_pretrained(model).architectures or []
+    if what == SCORES and head not in found:
+        raise ValueError(
+            f"{model} is a {', '.join(found) or 'bare model'}, scores need {head}: use --what embeddings."
+        )
+    chosen: Any = MCMForMultiTaskRecommendation if what == SCORES else MCMModel
+    return chosen.from_pretrained(model, dtype=torch.float32, **options).eval()
+
+
+def example_inputs(config: MCMConfig, what: str, customers: int, events: int) -> dict[str, torch.Tensor]:
+    """Inputs as a feature extractor gives them: drawn ids, histories of several lengths, some visits.
+
+    Args:
+        config: of the model.
+        what: `scores` or `embeddings`.
+        customers: B.
+        events: L, at most that of the longest sequence.
+
+    Returns:
+        `input_ids` of shape `(B, L, J)`; the others, of shape `(B, L)`.
+    """
+    draw = torch.Generator().manual_seed(events)
+    shape = (customers, events)
+    ids = torch.stack([torch.randint(1, size, shape, generator=draw) for size in config.vocabulary_sizes], dim=-1)
+    lengths = torch.randint(1, events + 1, (customers, 1), generator=draw)
+    lengths[0] = events
+    mask = (torch.arange(events) < lengths).long()
+    opens_visit = torch.randint(0, 2, shape, generator=draw)
+    opens_visit[:, 0] = 0
+    values = {
+        "input_ids": ids * mask[..., None],
+        "attention_mask": mask,
+        "visit_ids": opens_visit.cumsum(1) * mask,
+        "event_times": (3 * torch.rand(shape, generator=draw)).cumsum(1) * mask,
+    }
+    return {name: values[name] for name in INPUTS[what]}
+
+
+def export(model: MCMPreTrainedModel, what: str, target: str) -> Any:
+    """Exports a model with dynamic batch and length, by transformers' exporter.
+
+    Args:
+        model: from `load`, with eager attention: the other kernels ask how many visits there are, which is data.
+        what: `scores` or `embeddings`.
+        target: `onnx` or `torch`.
+
+    Returns:
+        What the exporter returns: it can be called with inputs, and has `save_pretrained`.
+    """
+    from transformers.exporters import DynamoConfig, DynamoExporter, OnnxConfig, OnnxExporter
+
+    config: Any = model.config
+    batch, longest = torch.export.Dim("batch", min=1), {}
+    if config.encoder_unit == "event" and config.use_position_embeddings:
+        longest = {"max": config.max_position_embeddings}
+    length = torch.export.Dim("length", min=1, **longest)
+    events = min(EXAMPLE[1], longest.get("max", EXAMPLE[1]))
+    inputs: Any = example_inputs(config, what, EXAMPLE[0], events)
+    options: dict[str, Any] = {"dynamic": True, "dynamic_shapes": {name: {0: batch, 1: length} for name in inputs}}
+    # Each node remembers the line of source it came from, with this machine's paths: nothing to give away.
+    if target == ONNX:
+        exported = OnnxExporter().export(model, inputs, config=OnnxConfig(**options))
+        for node in exported.program.graph.all_nodes():
+            node.metadata_props.clear()
+    else:
+        exported = DynamoExporter().export(model, inputs, config=DynamoConfig(**options))
+        for node in exported.program.graph.nodes:
+            node.meta.pop("stack_trace", None)
+            node.meta.pop("nn_module_stack", None)
+    return exported
+
+
+def save_int8(model: str, what: str, output_dir: str) -> None:
+    """Saves a checkpoint whose encoder has int8 weights; `from_pretrained` reads it where torchao is installed.
+
+    Args:
+        model: checkpoint folder, or name on the Hub.
+        what: `scores` keeps the head, `embeddings` leaves it out.
+        output_dir: folder to write.
+    """
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    # The repeat memory's linear layers are a few hundred numbers: nothing to save, and a label's rank to lose.
+    quantization = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=["repeat_memory"])
+    load(model, what, quantization_config=quantization).save_pretrained(output_dir)
+    for path in Path(output_dir).glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+        # torchao rebuilds tensors of modules only: it stumbles over the name of a parameter of the model itself,
+        # such as readout_scale, which is plain and needs no rebuilding.
+        names = [name for name in json.loads(metadata["tensor_names"]) if "." in name]
+        save_file(tensors, path, metadata | {"tensor_names": json.dumps(names)})
+
+
+@torch.no_grad()
+def largest_difference(model: MCMPreTrainedModel, exported: Any, what: str) -> float:
+    """How far apart model and export are at most, over batches and lengths other than the example's.
+
+    Args:
+        model: that was exported.
+        exported: from `export`.
+        what: `scores` or `embeddings`.
+    """
+    config: Any = model.config
+    differences = []
+    for customers, events in OTHERS:
+        inputs = example_inputs(config, what, customers, min(events, config.max_position_embeddings))
+        wanted, found = _outputs(model(**inputs), what), _outputs(exported(**inputs), what)
+        differences += [(value - torch.as_tensor(found[name])).abs().max() for name, value in wanted.items()]
+    return float(torch.stack(differences).max())  # NaN if there is one
+
+
+def _outputs(outputs: Mapping[str, Any], what: str) -> dict[str, torch.Tensor]:
+    values = {"pooler_output": outputs["pooler_output"]}
+    if what == SCORES:  # without the two ids that are no labels, whose number has no digits to compare
+        values |= {task: torch.as_tensor(scores)[:, 2:] for task, scores in outputs["logits"].items()}
+    return values
+
+
+def run(options: ExportOptions) -> str:
+    """Exports, checks and writes; returns what to say."""
+    extractor = MCMFeatureExtractor.from_pretrained(options.model)
+    if options.format == INT8:
+        save_int8(options.model, options.what, options.output_dir)
+        said = "the encoder's linear layers in 8 bits, everything else as it was"
+    else:
+        model = load(options.model, options.what, attn_implementation="eager")
+        exported = export(model, options.what, options.format)
+        difference = largest_difference(model, exported, options.what)
+        if not difference <= TOLERANCE:
+            raise ValueError(
+                f"The export differs from the model by {difference:.1e}, expected at most {TOLERANCE:.0e}: nothing "
+                "was written; try another version of torch or onnxruntime."
+            )
+        exported.save_pretrained(options.output_dir)
+        said = f"equal to the model to {difference:.1e}"
+    extractor.save_pretrained(options.output_dir)
+    return f"{options.output_dir}: {options.what} as {options.format}, {said}"
+
+
+def main() -> None:
+    """Reads the options, exports and says what came of it."""
+    (options,) = parse_options(ExportOptions, description=__doc__)
+    try:
+        said = run(options)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"export: {error}")
+    sys.stdout.write(said + "\n")
+
+
+if __name__ == "__main__":
+    main()
