@@ -265,7 +265,7 @@ def arrange(
     """
     starts = seconds.copy()
     keyed = ranks != NO_VISIT
-    earliest = np.full(int(ranks.max(initial=NO_VISIT)) + 1, np.iinfo(np.int64).max)
+    earliest = np.full(int(np.max(ranks, initial=NO_VISIT)) + 1, np.iinfo(np.int64).max)
     np.minimum.at(earliest, ranks[keyed], seconds[keyed])
     starts[keyed] = earliest[ranks[keyed]]
 

@@ -337,7 +337,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
                 row[f"feature_{feature}"] = self._derived_ids(feature, timeline)
         is_empty = ~np.any([row[f"feature_{feature}"] for feature in self._event_features], axis=0)
         if is_empty.any():
-            raise ValueError(f"event {is_empty.argmax()} in order of time has no value in any feature; leave it out")
+            raise ValueError(f"event {np.argmax(is_empty)} in order of time has no value in any feature; leave it out")
         for task in self.tasks:
             row[f"task_{task}"] = np.insert(np.where(is_target, ids[task], MISSING_ID)[order], ends, MISSING_ID)
         return row

@@ -35,6 +35,7 @@ from transformers import TorchAoConfig
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
 
 from arguments import parse_options
+from checkpoints import read_checkpoint
 
 ONNX, TORCH, INT8 = FORMATS = ("onnx", "torch", "int8")
 SCORES, EMBEDDINGS = CONTENTS = ("scores", "embeddings")
@@ -81,7 +82,7 @@ def load(model: str, what: str, **options: Any) -> MCMPreTrainedModel:
             f"{model} is a {', '.join(found) or 'bare model'}, scores need {head}: use --what embeddings."
         )
     chosen: Any = MCMForMultiTaskRecommendation if what == SCORES else MCMModel
-    return chosen.from_pretrained(model, dtype=torch.float32, **options).eval()
+    return read_checkpoint(chosen, model, dtype=torch.float32, **options).eval()
 
 
 def example_inputs(config: MCMConfig, what: str, customers: int, events: int) -> dict[str, torch.Tensor]:

@@ -63,6 +63,7 @@ from modeling_mcm.evaluation.predictions import PredictionsWriter
 from modeling_mcm.evaluation.streaming import ranks_from_logits
 
 from arguments import parse_options
+from checkpoints import read_checkpoint
 
 BASELINES: dict[str, type[Baseline]] = {
     "most_popular": MostPopular,
@@ -273,7 +274,8 @@ def evaluate_offers(options: EvaluationOptions) -> tuple[list[list[str]], str, d
     tuned = "MCMForActionRecommendation" in (config.architectures or [])
     offers = load_offers(str(options.offers), config.action_outcomes if tuned else None, schema.time_zone)
     outcomes = list(offers.outcomes)
-    model = MCMForActionRecommendation.from_pretrained(options.model, action_outcomes=outcomes)
+    new = () if tuned else ("action_head.",)
+    model = read_checkpoint(MCMForActionRecommendation, str(options.model), new, action_outcomes=outcomes)
     device: Any = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
     extractor = MCMFeatureExtractor.from_pretrained(str(options.model))
@@ -336,7 +338,7 @@ def main() -> None:
             Path(options.output_file).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         return
     manifest = PreparedManifest.load(options.data)
-    model = MCMForMultiTaskRecommendation.from_pretrained(options.model).eval()
+    model = read_checkpoint(MCMForMultiTaskRecommendation, options.model).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     extractor = MCMFeatureExtractor.from_pretrained(options.model)
     check_vocabularies(options.data, extractor)

@@ -35,6 +35,7 @@ from modeling_mcm.evaluation.offers import OfferMetrics
 from modeling_mcm.trainer import EpochCallback, last_whole_checkpoint
 
 from arguments import parse_options
+from checkpoints import read_checkpoint
 from run_pretrain import PretrainingArguments, check_launch, popularity
 
 logger = logging.get_logger("run_finetune")
@@ -137,7 +138,8 @@ def read_model(
         "action_ids": [] if options.action_embedding == "features" else action_ids,
     }
     if not options.from_scratch:
-        return MCMForActionRecommendation.from_pretrained(options.model, **known)
+        new = ("action_head.", "action_vectors.")
+        return read_checkpoint(MCMForActionRecommendation, str(options.model), new, **known)
     model = MCMForActionRecommendation(MCMConfig.from_pretrained(str(options.model), **known))
     model.initialize_from_popularity(popularity(str(options.data), model.config))
     return model

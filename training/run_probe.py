@@ -40,6 +40,7 @@ from modeling_mcm.evaluation.offers_gbdt import HistoryFeatures
 
 from ablation_report import _interval, _markdown
 from arguments import parse_options
+from checkpoints import read_checkpoint
 
 SECONDS_PER_DAY = 86_400
 WHOLE_HISTORY = 10**6
@@ -70,7 +71,7 @@ class ProbeOptions:
 def read_customers(options: ProbeOptions) -> tuple[dict[str, NDArray], dict[str, NDArray], str]:
     """Inputs `(customers, F)` by name, targets `(customers,)` by name (NaN or "" where unknown), and a caption."""
     schema = PreparedManifest.load(str(options.data)).event_schema
-    model = MCMModel.from_pretrained(str(options.model)).eval()
+    model = read_checkpoint(MCMModel, str(options.model)).eval()
     extractor = MCMFeatureExtractor.from_pretrained(str(options.model))
     check_vocabularies(str(options.data), extractor)
     profile = [feature["name"] for feature in extractor.features if feature.get("profile")]

@@ -168,7 +168,7 @@ class MCMCollator:
         end = row[self.end_column]
         is_target = self._is_target(row)
         is_target[:end] = False
-        next_visit = row["visits"][is_target.argmax()] if is_target.any() else -1
+        next_visit = row["visits"][np.argmax(is_target)] if is_target.any() else -1
         labels = self._labels(row)[is_target & (row["visits"] == next_visit)]
         return _cut(row, 0, end), np.zeros(1, int), np.zeros(len(labels), int), labels
 

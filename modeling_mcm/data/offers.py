@@ -94,7 +94,7 @@ class Offers:
         learned, starts = np.asarray(learned, np.int64), self.times[np.asarray(evaluated, np.int64)]
         if not len(starts):
             return
-        first = starts.min()
+        first = int(np.min(starts))
         if first < training_end:
             raise ValueError(
                 f"Offers to evaluate on start on {_day(first)}, but the encoder was pre-trained on events before "

@@ -175,14 +175,14 @@ def make_click_log(customers: int = 10_000, settings: ShopSettings | None = None
     ratio = (s.max_events + 1) / s.min_events
     length = np.minimum(s.min_events * ratio ** rng.random(customers), s.max_events).astype(np.int64)
 
-    shape = (customers, int(length.max()))
+    shape = (customers, int(np.max(length)))
     opens = rng.random(shape) < 1 / s.events_a_session
     opens[:, :1] = True
     session = opens.cumsum(axis=1) - 1
     item, probability = np.zeros(shape, np.int64), np.zeros(shape)
     returns, stays_or_leads = rng.random(shape) < s.return_rate, rng.random(shape)
     returns[:, :1] = False
-    within, steps = popularity / shares[subcategory], popularity.cumsum()
+    within, steps = popularity / shares[subcategory], np.cumsum(popularity)
     taste_steps, rows = tastes.cumsum(axis=1), np.arange(customers)
     for step in range(shape[1]):
         last = subcategory[item[:, max(step - 1, 0)]]

@@ -52,7 +52,7 @@ class Baseline:
         self.task, self.number_of_labels = task, number_of_labels
         self.popularity = np.zeros(number_of_labels)
         for history in task_histories(rows, task, cutoff):
-            largest = history.label.max(initial=0)
+            largest = np.max(history.label, initial=0)
             if largest >= number_of_labels:
                 raise ValueError(
                     f"Task {task!r} has the label id {largest}; expected ids below number_of_labels = "
@@ -76,7 +76,7 @@ class Baseline:
             )
         for history in task_histories(rows, self.task, cutoff, batch_size):
             scores = np.array(self._score(history), dtype=np.float64)
-            scores += self._fallback() * self.popularity / self.popularity.max()
+            scores += self._fallback() * self.popularity / np.max(self.popularity)
             scores[:, :FIRST_LABEL] = 0.0
             yield scores.astype(np.float32)
 
@@ -121,7 +121,7 @@ class RecentPopular(MostPopular):
     def fit(self, rows: Any, task: str, number_of_labels: int, cutoff: str = "validation") -> Self:
         """As `Baseline.fit`."""
         histories = task_histories(rows, task, cutoff)
-        self._latest = max((int(history.time.max()) for history in histories if history.time.size), default=0)
+        self._latest = max((int(np.max(history.time)) for history in histories if history.time.size), default=0)
         self._recent = np.zeros(number_of_labels)
         return super().fit(rows, task, number_of_labels, cutoff)
 

@@ -84,8 +84,8 @@ class LabelStatistics:
     """
 
     def __init__(self, visits: VisitSets, number_of_labels: int):
-        self.start = visits.day.min()
-        span = visits.day.max() - self.start
+        self.start = np.min(visits.day)
+        span = np.max(visits.day) - self.start
         self.days = max(PERIOD_DAYS, span / MAX_PERIODS)
         self.periods = int(span // self.days) + 1
         period = self.complete_periods(visits.day)

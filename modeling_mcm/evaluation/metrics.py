@@ -89,7 +89,7 @@ def distinct_targets(offsets: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.
     owner, label = np.divmod(pairs, size)
     sizes = np.bincount(owner, minlength=customers)
     place = np.arange(len(pairs)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    padded = np.zeros((customers, int(sizes.max(initial=0))), dtype=np.int64)
+    padded = np.zeros((customers, int(np.max(sizes, initial=0))), dtype=np.int64)
     counts = np.zeros_like(padded)
     padded[owner, place] = label
     counts[owner, place] = pair_counts

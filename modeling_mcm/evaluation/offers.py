@@ -68,7 +68,7 @@ def which_offer(truth: OfferTruth, scores: ArrayLike, ks: Sequence[int] = (10,))
     longest = int(np.nan_to_num(np.add.reduceat(np.nan_to_num(truth.taken), truth.offsets[:-1])).max(initial=1))
     greater, ties = np.zeros((groups, longest), np.int64), np.ones((groups, longest), np.int64)
     relevant = np.zeros((groups, longest), bool)
-    for group in np.flatnonzero(truth.responds):
+    for group in np.flatnonzero(truth.responds).tolist():
         part = slice(truth.offsets[group], truth.offsets[group + 1])
         observed = ~np.isnan(truth.taken[part])
         ordered, targets = np.sort(scores[part][observed]), scores[part][truth.taken[part] == 1]

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.data import load_prepared
@@ -248,6 +248,16 @@ def test_cases_are_scored_by_length_and_keep_their_place(trained, prepared):
     for place, row in enumerate(cases.rows):
         _, alone = next(model_scores(model, collator, PreparedRows(rows, [row]), 1))
         torch.testing.assert_close(found[place], alone["items"][0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_checkpoint_without_all_weights_is_refused(script, trained, prepared, tmp_path):
+    shutil.copytree(trained, tmp_path / "part")
+    whole = load_file(trained / "model.safetensors")
+    part = {name: weight for name, weight in whole.items() if not name.startswith(("repeat_memory.", "readout_bias."))}
+    save_file(part, tmp_path / "part" / "model.safetensors", metadata={"format": "pt"})
+    lacking = rf"(?s)part lacks {len(whole) - len(part)} weights of MCMForMultiTask.*start at random.*give the folder"
+    with pytest.raises(SystemExit, match=lacking):
+        script("run_evaluate", "--model", tmp_path / "part", "--data", prepared)
 
 
 def test_a_checkpoint_of_another_vocabulary_is_refused(script, trained, prepare_log, event_log):
