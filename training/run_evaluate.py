@@ -95,6 +95,10 @@ class EvaluationOptions:
         default_factory=list, metadata={"help": "Tasks of the table; all of the model's by default."}
     )
     k: list[int] = field(default_factory=lambda: [1, 3, 10], metadata={"help": "Lengths of the ranked list."})
+    table: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Metrics of the table, such as hr@1 ndcg@3; NDCG at the largest k by default."},
+    )
     baselines: list[str] = field(
         default_factory=lambda: ["most_popular", "personal_frequency", "recency_weighted_frequency"],
         metadata={"help": f"Any of {', '.join(BASELINES)} (needs the extra `gbdt`); `none` for none."},
@@ -202,15 +206,24 @@ def write_values(path: Path, customer_ids: Sequence[str], results: Results) -> N
     partial.replace(path)
 
 
-def metric_table(results: Results, tasks: list[str], k: int) -> list[list[str]]:
-    """Rows of text: a method, then by task next-visit NDCG@k with its half-width and next-event NDCG@k in brackets."""
-    table = [["method", *tasks]]
+def metric_table(results: Results, tasks: list[str], metrics: list[str]) -> list[list[str]]:
+    """Rows of text: a method; by task and metric the next visit's with its half-width, the next event's in brackets.
+
+    Raises:
+        SystemExit: with a message, for a metric that was not measured.
+    """
+    known = {name.removeprefix("next_visit_") for name in next(iter(results.values()))[tasks[0]] if "visit" in name}
+    if wrong := [metric for metric in metrics if metric not in known]:
+        raise SystemExit(f"No metrics {wrong} for the table; measured were {', '.join(sorted(known))}. See --k.")
+    table = [["method", *(f"{task} {metric}" if len(metrics) > 1 else task for task in tasks for metric in metrics)]]
     for method, by_task in results.items():
         cells = [method]
-        for task in tasks:
-            visit = bootstrap_interval(by_task[task][f"next_visit_ndcg@{k}"])
-            event = bootstrap_interval(by_task[task][f"next_event_ndcg@{k}"])
-            cells.append(f"{visit.mean:.3f} ±{(visit.high - visit.low) / 2:.3f} ({event.mean:.3f})")
+        for values, metric in ((by_task[task], metric) for task in tasks for metric in metrics):
+            visit = bootstrap_interval(values[f"next_visit_{metric}"])
+            cell = f"{visit.mean:.3f} ±{(visit.high - visit.low) / 2:.3f}"
+            if f"next_event_{metric}" in values:
+                cell += f" ({bootstrap_interval(values[f'next_event_{metric}']).mean:.3f})"
+            cells.append(cell)
         table.append(cells)
     return table
 
@@ -354,11 +367,12 @@ def main() -> None:
     results = evaluate_baselines(baselines, rows, cases, label_sizes, options.k)
     results["MCM"] = evaluate_model(model, extractor, rows, cases, options)
 
-    k = max(options.k)
-    table = metric_table(results, options.tasks, k)
+    metrics = options.table or [f"ndcg@{max(options.k)}"]
+    table = metric_table(results, options.tasks, metrics)
+    named = ", ".join(metric.upper() for metric in metrics)
     caption = (
-        f"{len(cases):,} {options.cutoff} cases of {schema.name}: next-visit NDCG@{k}, mean over customers, ± half of "
-        f"its 95% bootstrap interval; in brackets next-event NDCG@{k}."
+        f"{len(cases):,} {options.cutoff} cases of {schema.name}: next-visit {named}, mean over customers, ± half of "
+        f"its 95% bootstrap interval; in brackets next-event {named}."
     )
     print(f"\n{caption}\n")
     print_table(table)

@@ -205,7 +205,17 @@ def test_evaluation_prints_a_table_and_writes_predictions_and_numbers(trained, p
     for method in ("most_popular", "personal_frequency", "recency_weighted_frequency", "MCM"):
         assert lines.count(method) == 1
     assert lines.count("Customer") == 2
+    page = tmp_path / "page.md"
+    options += ["--baselines", "none", "--report_file", page]
+    run(ONE_PROCESS, "run_evaluate", *options, "--table", "hr@1", "ndcg@3")
+    head, _, row = [line for line in page.read_text().splitlines() if line.startswith("|")]
+    assert head == "| method | items hr@1 | items ndcg@3 | aisle hr@1 | aisle ndcg@3 |"
     report = json.loads(numbers.read_text())
+    for metric, cell in zip(head.split(" | ")[1:], row.split(" | ")[1:], strict=True):
+        task, name = metric.removesuffix(" |").split()
+        assert cell.startswith(f"{report['results']['MCM'][task][f'next_visit_{name}']['mean']:.3f} ±")
+    refused = run(ONE_PROCESS, "run_evaluate", *options, "--table", "hr@2", expect=1)
+    assert "No metrics ['hr@2'] for the table; measured were" in refused.stderr
     assert report["cases"] == len(cases) and set(report["results"]["MCM"]) == {"items", "aisle"}
     ndcg = report["results"]["MCM"]["items"]["next_visit_ndcg@10"]
     assert 0 < ndcg["low"] <= ndcg["mean"] <= ndcg["high"] <= 1
