@@ -169,3 +169,15 @@ def tiny_model(tiny_config: Callable[..., MCMConfig]) -> Callable[..., MCMForMul
         return model
 
     return make
+
+
+@pytest.fixture
+def save(tiny_model, extractor, tmp_path):
+    """A function that saves a tiny model of the choices as a checkpoint and gives its folder."""
+
+    def run(**choices):
+        tiny_model(**choices).save_pretrained(tmp_path / "checkpoint")
+        extractor.save_pretrained(tmp_path / "checkpoint")
+        return str(tmp_path / "checkpoint")
+
+    return run

@@ -11,6 +11,7 @@ the popularity, so that equal or absent counts are ranked by it.
     values = evaluate_baseline(baseline, rows, find_cases(rows, "test"))   # metric -> one value a customer
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
@@ -31,7 +32,7 @@ def label_sums(history: TaskHistory, weights: NDArray, number_of_labels: int) ->
     return sp.coo_array((np.asarray(weights, np.float64), (history.customer, history.label)), shape=shape).tocsr()
 
 
-class Baseline:
+class Baseline(ABC):
     """What all baselines share: fitting popularity on the training period, and scoring in batches.
 
     A subclass says in `_observe` what else it counts, in `_finish` what it makes of it, in `_score` how it scores.
@@ -85,14 +86,15 @@ class Baseline:
         batches = list(self.score_batches(rows, cutoff))
         return np.concatenate([np.zeros((0, self.number_of_labels), np.float32), *batches])
 
-    def _observe(self, history: TaskHistory) -> None:
+    def _observe(self, history: TaskHistory) -> None:  # noqa: B027  not every baseline counts
         """Counts a batch of training histories."""
 
-    def _finish(self) -> None:
+    def _finish(self) -> None:  # noqa: B027  nor does each finish
         """Turns the counts into what scoring needs."""
 
+    @abstractmethod
     def _score(self, history: TaskHistory) -> NDArray:
-        raise NotImplementedError
+        """Scores of customers with these histories, of shape `(customers, V)`."""
 
     def _fallback(self) -> float:
         return POPULARITY_SHARE

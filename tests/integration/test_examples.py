@@ -47,18 +47,6 @@ def log_file(event_log, tmp_path):
     return str(path)
 
 
-@pytest.fixture
-def save(tiny_model, extractor, tmp_path):
-    """A function that saves a tiny model of the choices as a checkpoint and gives its folder."""
-
-    def run(**choices):
-        tiny_model(**choices).save_pretrained(tmp_path / "checkpoint")
-        extractor.save_pretrained(tmp_path / "checkpoint")
-        return str(tmp_path / "checkpoint")
-
-    return run
-
-
 def test_examples_are_numbered_and_short():
     assert [path.name.split("_")[0] for path in EXAMPLES] == [str(number + 1) for number in range(len(EXAMPLES))]
     for path in EXAMPLES:

@@ -42,18 +42,6 @@ def script(monkeypatch):
     return importlib.import_module("export")
 
 
-@pytest.fixture
-def save(tiny_model, extractor, tmp_path):
-    """A function that saves a tiny model of the choices as a checkpoint and gives its folder."""
-
-    def run(**choices):
-        tiny_model(**choices).save_pretrained(tmp_path / "checkpoint")
-        extractor.save_pretrained(tmp_path / "checkpoint")
-        return str(tmp_path / "checkpoint")
-
-    return run
-
-
 def options(script, model, tmp_path, **changes):
     return script.ExportOptions(model=model, output_dir=str(tmp_path / "exported"), **changes)
 
