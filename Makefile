@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-slow check bench clean
+.PHONY: quickstart test test-slow check docs clean
 
 quickstart: $(VENV)/demo.done  ## real data, a trained model, its results; REPORT=file.md writes the table there
 	PATH="$(CURDIR)/$(RUN):$$PATH" REPORT="$(REPORT)" bash training/runs/quickstart.sh
@@ -21,6 +21,9 @@ check: $(VENV)/check.done  ## style, types, and Hugging Face's linter for model 
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	$(RUN)/mlinter --no-cache --enable-all-trf-rules modeling_mcm
+
+docs: $(VENV)/site.done  ## the pages and the API as a site, in build/site
+	$(RUN)/mkdocs build
 
 clean:  ## removes the environment, the data and the runs
 	rm -rf $(VENV) data runs build dist *.egg-info

@@ -24,7 +24,9 @@ actions (an action that covers several kinds of interactions has a row for each)
 asks, D half-lives, X numbers of evidence, K offers of the customer with the most, O outcomes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -162,15 +164,28 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         summed = embedded.new_zeros(len(ids), embedded.shape[-1]).index_add(0, rows, embedded)
         return summed if own is None else summed + own
 
-    def evidence_for(self, logits, input_ids, visit_ids, ages, action_ids, rows, matches, offered):
+    def evidence_for(
+        self,
+        logits: Mapping[str, torch.Tensor],
+        input_ids: torch.Tensor,
+        visit_ids: torch.Tensor | None,
+        ages: torch.Tensor,
+        action_ids: torch.Tensor,
+        rows: torch.Tensor,
+        matches: torch.Tensor,
+        offered: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """What is known of the offers beside hidden vectors.
 
         Args:
             logits: MCM's own scores, task -> `(B, V)`.
-            input_ids, visit_ids: of the histories, of shape `(B, L, J)` and `(B, L)`; `None` makes each event a visit.
+            input_ids: of the histories, of shape `(B, L, J)`.
+            visit_ids: of the histories, of shape `(B, L)`; `None` makes each event a visit.
             ages: days from each event to the offers, infinite where there is no event, of shape `(B, L)`.
-            action_ids, rows: feature ids of the actions' rows and the action of each, of shape `(R, J)` and `(R,)`.
-            matches, offered: as `action_matches` and `offered_actions` of `forward`.
+            action_ids: feature ids of the actions' rows, of shape `(R, J)`.
+            rows: the action of each row, of shape `(R,)`.
+            matches: as `action_matches` of `forward`.
+            offered: as `offered_actions` of `forward`.
 
         Returns:
             Preferences of shape `(B, K, T)` and evidence of shape `(B, K, X)`: preferences; log(1 + n) of the events
@@ -287,7 +302,7 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         with torch.no_grad():
             inputs = (input_ids, attention_mask, visit_ids, event_times)
             expected = super().forward(*inputs, encoder_outputs=outputs).logits
-            known = (action_input_ids, action_rows, action_matches, offered_actions)
+            known: Any = (action_input_ids, action_rows, action_matches, offered_actions)
             own, evidence = self.evidence_for(
                 expected, input_ids, visit_ids, ages.masked_fill(~happened, torch.inf), *known
             )

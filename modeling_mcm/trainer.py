@@ -162,7 +162,8 @@ class MCMTrainer(Trainer):
     """`Trainer` for `MCMForMultiTaskRecommendation`.
 
     Args:
-        model, args: as for `Trainer`.
+        model: as for `Trainer`.
+        args: as for `Trainer`.
         train_collator: collator of the training rows; `args.seed` must be its seed.
         eval_collator: collator of the evaluation rows (mode "evaluate").
         scalar_lr_factor: factor on the learning rate of the readout's and the memory's scalars.

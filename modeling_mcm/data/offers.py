@@ -89,7 +89,8 @@ class Offers:
 
         Args:
             training_end: seconds; the encoder was pre-trained on events before it.
-            learned, evaluated: places of the groups that the head is trained and evaluated on.
+            learned: places of the groups that the head is trained on.
+            evaluated: places of the groups that it is evaluated on.
         """
         learned, starts = np.asarray(learned, np.int64), self.times[np.asarray(evaluated, np.int64)]
         if not len(starts):

@@ -128,7 +128,9 @@ class EventSchema:
     """Maps a table of events, and optionally one of profiles, to MCM.
 
     Args:
-        customer, time, token_type (`str`): Columns of the log.
+        customer (`str`): Column of the log that says who.
+        time (`str`): Column that says when.
+        token_type (`str`): Column that says what was done.
         features (`tuple[FeatureSpec]`): Event features in the model's order, the token type among them.
         tasks (`tuple[str]`): Categorical event features to predict.
         cutoffs (`dict[str, datetime]`): `validation` and `test`; everything fitted comes from before `validation`.

@@ -34,15 +34,20 @@ class ShopSettings:
     """What can be chosen about a shop.
 
     Args:
-        items, subcategories, categories: of the catalogue; every item has a subcategory, every subcategory a category.
+        items: of the catalogue.
+        subcategories: of the catalogue; every item has one.
+        categories: of the catalogue; every subcategory has one.
         popularity_exponent: of the items' Zipf law.
         taste_size: length of the latent vectors.
         taste_strength: standard deviation of a customer's log preference among subcategories.
-        min_events, max_events: lengths of histories; short ones are the most frequent (log-uniform).
+        min_events: length of the shortest history; short ones are the most frequent (log-uniform).
+        max_events: length of the longest.
         events_a_session: mean, at least 1.
         return_rate: share of the events that return to a recent item.
-        stay_rate, lead_rate: shares of the others within a session, which stay in a subcategory or go where it leads.
-        start, end: of the time in which sessions begin, ISO 8601.
+        stay_rate: share of the others within a session that stay in a subcategory.
+        lead_rate: share of them that go where it leads.
+        start: of the time in which sessions begin, ISO 8601.
+        end: of that time.
 
     Raises:
         ValueError: if a size or a share makes no shop.

@@ -232,7 +232,10 @@ class LightGBMRanker(Baseline):
         visits_a_customer: training cases of a customer, at most.
         max_cases: training cases, at most.
         popular: how many of the most popular labels are candidates.
-        trees, learning_rate, leaves, min_rows: of LightGBM.
+        trees: of LightGBM.
+        learning_rate: of LightGBM.
+        leaves: `num_leaves` of LightGBM.
+        min_rows: `min_data_in_leaf` of LightGBM.
         seed: of the draw, and of LightGBM.
     """
 

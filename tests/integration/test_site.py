@@ -1,0 +1,58 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The documentation as a site: it builds without a warning, and every public name has its place in it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mkdocstrings", reason="mkdocs and mkdocstrings not installed")
+
+import modeling_mcm
+import modeling_mcm.data
+import modeling_mcm.evaluation
+import modeling_mcm.hub
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = {
+    modeling_mcm: "model",
+    modeling_mcm.data: "data",
+    modeling_mcm.evaluation: "evaluation",
+    modeling_mcm.hub: "hub",
+}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Folder of the site; mkdocs.yml is strict, so that a warning is a failure."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr[-3000:]
+    return folder
+
+
+def test_every_page_is_in_the_site(site):
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert (site / page.relative_to(ROOT / "docs")).with_suffix(".html").is_file(), page
+
+
+@pytest.mark.parametrize("package", PAGES, ids=PAGES.values())
+def test_every_public_name_is_documented(site, package):
+    page = (site / "api" / f"{PAGES[package]}.html").read_text(encoding="utf-8")
+    hidden = {"MCMPreTrainedModel"}  # nothing to call but resize_feature_vocabulary
+    absent = [name for name in set(package.__all__) - hidden if not re.search(rf'id="[\w.]+\.{name}"', page)]
+    assert not absent
+    assert package is not modeling_mcm or 'id="modeling_mcm.MCMPreTrainedModel.resize_feature_vocabulary"' in page
+
+
+def test_the_forward_pass_says_what_it_takes(site):
+    page = (site / "api" / "model.html").read_text(encoding="utf-8")
+    for name in ("MCMModel", "MCMForMultiTaskRecommendation", "MCMForActionRecommendation"):
+        start = page.index(f'id="modeling_mcm.{name}.forward"')
+        assert all(
+            argument in page[start : start + 20_000] for argument in ("input_ids", "attention_mask", "of shape")
+        )
