@@ -6,6 +6,7 @@
     python training/push_to_hub.py --model runs/quickstart --repo_id org/mcm-base --dry_run --output_dir published
     python training/push_to_hub.py --model runs/quickstart --repo_id org/mcm-base --data data/prepared
     ... --min_customers 5       values of fewer customers become placeholders (needs --data)
+    bash training/runs/model_cards.sh           the cards in model_cards/
     python training/push_to_hub.py --data data/prepared --dataset_card data/prepared/README.md
 
 Weights (safetensors), config, feature extractor and code are sent, nothing else of the checkpoint folder; the card
@@ -24,6 +25,7 @@ from typing import Any
 
 from modeling_mcm import MCMFeatureExtractor
 from modeling_mcm.hub import (
+    CardFacts,
     Exposure,
     Footprint,
     PublishingError,
@@ -62,6 +64,12 @@ class PublishingOptions:
     create_only: bool = field(default=False, metadata={"help": "Refuse a repository that exists."})
     dry_run: bool = field(default=False, metadata={"help": "Show what would be sent and send nothing."})
     output_dir: str | None = field(default=None, metadata={"help": "New folder to keep what is sent in."})
+    card: str | None = field(
+        default=None,
+        metadata={
+            "help": "Write the card to this .md file too, and what it says of the checkpoint to a .json beside."
+        },
+    )
     dataset_card: str | None = field(
         default=None, metadata={"help": "Write the card of --data to this file; it is not sent."}
     )
@@ -75,6 +83,8 @@ class PublishingOptions:
             raise ValueError("--model and --repo_id go together: what is published, and where.")
         if (self.min_customers is not None or self.dataset_card) and not self.data:
             raise ValueError("--min_customers and --dataset_card need --data, the prepared data set.")
+        if self.card and (Path(self.card).suffix != ".md" or not self.model):
+            raise ValueError(f"--card is {self.card!r}; give a name that ends in .md, and --model.")
         for option, folder in (("model", self.model), ("data", self.data)):
             if folder and not Path(folder).is_dir():  # transformers would take the name for one on the Hub, and ask
                 raise ValueError(f"--{option} is {folder!r}, which is no folder here.")
@@ -126,7 +136,7 @@ def fill_folder(options: PublishingOptions, folder: Path) -> None:
     write_upload_folder(checkpoint, folder, hidden or {})
     evaluation = stored(Path(options.evaluation or checkpoint / "evaluation.json"), needed=bool(options.evaluation))
     training = [facts for name in TRAINING_FILES if (facts := stored(checkpoint / name, needed=False))]
-    card = model_card(
+    told = CardFacts.gather(
         folder,
         str(options.repo_id),
         training[0] if training else None,
@@ -134,7 +144,10 @@ def fill_folder(options: PublishingOptions, folder: Path) -> None:
         exposure,
         Footprint(options.watts, options.grams_per_kwh),
     )
-    (folder / "README.md").write_text(f"{card}\n", encoding="utf-8")
+    for path in (folder / "README.md", *([Path(options.card)] if options.card else [])):
+        path.write_text(f"{model_card(told)}\n", encoding="utf-8")
+    if options.card:
+        told.save(Path(options.card).with_suffix(".json"))
 
 
 def main() -> None:

@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Publishing: the folder with remote code, the cards, the push."""
 
-from modeling_mcm.hub.card import Exposure, Footprint, dataset_card, model_card
+from modeling_mcm.hub.card import CardFacts, Exposure, Footprint, dataset_card, model_card
 from modeling_mcm.hub.folder import write_upload_folder
 from modeling_mcm.hub.privacy import customers_per_value, rare_values
 from modeling_mcm.hub.publish import Published, PublishingError, files_to_publish, publish
 
 __all__ = [
+    "CardFacts",
     "Exposure",
     "Footprint",
     "Published",

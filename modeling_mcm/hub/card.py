@@ -6,10 +6,11 @@ The words are in `templates/`; what they say of this checkpoint comes from its u
 and the evaluation stored, and from counts of the prepared data set.
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -107,23 +108,102 @@ def _duration(seconds: float) -> str:
     return f"{larger} ({exact})"
 
 
-def schema_rows(
-    extractor: Mapping[str, Any], vocabularies: Mapping[str, Any], exposure: Exposure | None
-) -> list[dict]:
+@dataclass(frozen=True)
+class CardFacts:
+    """All that a model card says of one checkpoint, as JSON can keep it; the other words are the template's.
+
+    Args:
+        repo_id (`str`): The name on the Hub.
+        config (`Mapping[str, Any]`): Of the model.
+        extractor (`Mapping[str, Any]`): Of the feature extractor, without its values.
+        values (`Mapping[str, int]`): Of each categorical feature, how many it has.
+        bins (`Mapping[str, int]`): Of each numeric feature, how many it has.
+        training (`Mapping[str, Any]`): What pretraining.json or finetuning.json holds, its command without what is
+            private; empty if nothing is known.
+        evaluation (`Mapping[str, Any]`): `data`, `cutoff`, `cases` and whether it is of `offers`; empty without one.
+        results (`Sequence[Mapping[str, Any]]`): As `result_rows` gives them.
+        exposure (`Exposure`, *optional*): How many values are rare; without it the card says that it was not counted.
+        footprint (`Footprint`): Assumptions of the emissions' estimate.
+    """
+
+    repo_id: str
+    config: Mapping[str, Any]
+    extractor: Mapping[str, Any]
+    values: Mapping[str, int]
+    bins: Mapping[str, int]
+    training: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    results: Sequence[Mapping[str, Any]] = ()
+    exposure: Exposure | None = None
+    footprint: Footprint = Footprint()
+
+    @classmethod
+    def gather(
+        cls,
+        folder: str | Path,
+        repo_id: str,
+        training: Mapping[str, Any] | None = None,
+        evaluation: Mapping[str, Any] | None = None,
+        exposure: Exposure | None = None,
+        footprint: Footprint | None = None,
+    ) -> "CardFacts":
+        """The facts of a checkpoint.
+
+        Args:
+            folder: what `write_upload_folder` wrote.
+            repo_id: the name on the Hub.
+            training: what pretraining.json or finetuning.json of the checkpoint holds.
+            evaluation: what `training/run_evaluate.py --output_file` wrote.
+            exposure: how many values are rare.
+            footprint: assumptions of the emissions' estimate.
+
+        Raises:
+            FileNotFoundError, ValueError: if a file is missing or damaged, or the evaluation is of another kind.
+        """
+        vocabularies = read_json(Path(folder) / VOCABULARIES_NAME, "the values of the features")
+        training, known = dict(training or {}), evaluation or {}
+        if training.get("command"):
+            training["command"] = scrub_command(training["command"])
+        described = {name: known[name] for name in ("data", "cutoff", "cases") if name in known}
+        return cls(
+            repo_id=repo_id,
+            config=read_json(Path(folder) / CONFIG_NAME, "the model's config"),
+            extractor=read_json(Path(folder) / PREPROCESSOR_NAME, "the feature extractor's config"),
+            values={name: len(values) for name, values in vocabularies["vocabularies"].items()},
+            bins={name: len(edges) + 1 for name, edges in vocabularies["bins"].items()},
+            training=training,
+            evaluation=described | {"offers": "results" not in known} if known else {},
+            results=result_rows(evaluation),
+            exposure=exposure,
+            footprint=footprint or Footprint(),
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "CardFacts":
+        """What `save` wrote."""
+        found = read_json(Path(path), "the facts of a card")
+        found["exposure"] = found["exposure"] and Exposure(**found["exposure"])
+        return cls(**found | {"footprint": Footprint(**found["footprint"])})
+
+    def save(self, path: str | Path) -> None:
+        """Writes a JSON file, from which the card can be rendered without the checkpoint."""
+        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+
+def schema_rows(facts: CardFacts) -> list[dict[str, str]]:
     """What the card says of each feature: name, kind, values, whether it is a profile's or a task, rare values."""
-    rows = []
-    for feature in extractor["features"]:
+    rows, rare = [], facts.exposure.rare if facts.exposure else {}
+    for feature in facts.extractor["features"]:
         name = feature["name"]
-        values, edges = vocabularies["vocabularies"].get(name), vocabularies["bins"].get(name)
-        size = f"{len(values):,} values" if values is not None else "calendar"
+        size = f"{facts.values[name]:,} values" if name in facts.values else "calendar"
         rows.append(
             {
                 "name": _cell(name),
                 "kind": feature.get("kind", "categorical").replace("_", " "),
-                "size": f"{len(edges) + 1} bins" if edges is not None else size,
+                "size": f"{facts.bins[name]} bins" if name in facts.bins else size,
                 "of": "customer" if feature.get("profile") else "event",
-                "task": "yes" if name in extractor["tasks"] else "",
-                "rare": f"{exposure.rare[name]:,}" if exposure and name in exposure.rare else "",
+                "task": "yes" if name in facts.extractor["tasks"] else "",
+                "rare": f"{rare[name]:,}" if name in rare else "",
             }
         )
     return rows
@@ -180,18 +260,16 @@ def result_rows(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         ) from error
 
 
-def evaluation_metadata(
-    rows: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any], data: str
-) -> list[EvalResult]:
+def evaluation_metadata(facts: CardFacts) -> list[EvalResult]:
     """The model's own results as the Hub reads them; the interval is among the metric's arguments."""
     return [
         EvalResult(
             task_type="other",
-            task_name=f"next {row['task']}" if "results" in evaluation else f"offers: {row['task']}",
-            dataset_type=data,
-            dataset_name=data,
+            task_name=f"offers: {row['task']}" if facts.evaluation["offers"] else f"next {row['task']}",
+            dataset_type=_data_of(facts),
+            dataset_name=_data_of(facts),
             dataset_config=row["task"],  # the client takes results of one data set and config for one task
-            dataset_split=evaluation.get("cutoff", "test"),
+            dataset_split=facts.evaluation.get("cutoff", "test"),
             metric_type=row["metric"],
             metric_name=row["metric"].replace("_", " ") + (f" @{row['k']}" if row["k"] else ""),
             metric_value=round(row["mean"], DIGITS),
@@ -203,9 +281,13 @@ def evaluation_metadata(
             }
             | ({"k": row["k"]} if row["k"] else {}),
         )
-        for row in rows
+        for row in facts.results
         if row["method"] in ("MCM", "MCM fine-tuned")
     ]
+
+
+def _data_of(facts: CardFacts) -> str:
+    return facts.evaluation.get("data") or facts.training.get("data") or facts.extractor["name"]
 
 
 def _results_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -225,72 +307,46 @@ def _results_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def model_card(
-    folder: str | Path,
-    repo_id: str,
-    training: Mapping[str, Any] | None = None,
-    evaluation: Mapping[str, Any] | None = None,
-    exposure: Exposure | None = None,
-    footprint: Footprint | None = None,
-) -> ModelCard:
-    """The card of a checkpoint.
-
-    Args:
-        folder: what `write_upload_folder` wrote.
-        repo_id: the name on the Hub.
-        training: what pretraining.json or finetuning.json of the checkpoint holds.
-        evaluation: what `training/run_evaluate.py --output_file` wrote.
-        exposure: how many values are rare; without it the card says that they were not counted.
-        footprint: assumptions of the emissions' estimate; the defaults of [`Footprint`] without it.
-
-    Returns:
-        `ModelCard`: With metadata that the client has validated.
-
-    Raises:
-        FileNotFoundError, ValueError: if a file is missing or damaged.
-    """
-    footprint = footprint or Footprint()
-    config = read_json(Path(folder) / CONFIG_NAME, "the model's config")
-    extractor = read_json(Path(folder) / PREPROCESSOR_NAME, "the feature extractor's config")
-    vocabularies = read_json(Path(folder) / VOCABULARIES_NAME, "the values of the features")
-    data = (evaluation or {}).get("data") or (training or {}).get("data") or extractor["name"]
-    rows, seconds = result_rows(evaluation), (training or {}).get("seconds")
+def model_card(facts: CardFacts) -> ModelCard:
+    """The card of a checkpoint, with metadata that the client has validated."""
+    config, extractor, training, footprint = facts.config, facts.extractor, facts.training, facts.footprint
+    name, actions = facts.repo_id.split("/")[-1], ACTION_HEAD in config["architectures"]
+    seconds = training.get("seconds")
     grams = None if seconds is None else footprint.grams(seconds)
     metadata: dict[str, Any] = {}
     if grams is not None:
         metadata["co2_eq_emissions"] = {
             "emissions": round(grams, 2),
             "source": f"estimate: seconds of training x {footprint.watts:g} W x {footprint.grams_per_kwh:g} g/kWh",
-            "training_type": "pre-training" if ACTION_HEAD not in config["architectures"] else "fine-tuning",
+            "training_type": "fine-tuning" if actions else "pre-training",
         }
     card_data = ModelCardData(
         license=LICENSE,
         library_name="transformers",
         tags=TAGS,
-        model_name=repo_id.split("/")[-1],
-        eval_results=evaluation_metadata(rows, evaluation, data) if evaluation and rows else None,
+        model_name=name,
+        eval_results=evaluation_metadata(facts) or None,
         **metadata,
     )
     event_features = [feature for feature in extractor["features"] if not feature.get("profile")]
     return ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATES / "model_card.md.jinja"),
-        repo_id=repo_id,
-        name=repo_id.split("/")[-1],
-        data=_cell(data),
+        repo_id=facts.repo_id,
+        name=name,
+        data=_cell(_data_of(facts)),
         config=config,
         extractor=extractor,
         example={feature.get("column") or feature["name"]: "..." for feature in event_features if _is_raw(feature)},
-        actions=ACTION_HEAD in config["architectures"],
-        features=schema_rows(extractor, vocabularies, exposure),
+        actions=actions,
+        features=schema_rows(facts),
         tasks=[_cell(task) for task in config["trained_tasks"] or config["tasks"]],
-        categorical={name: len(values) for name, values in vocabularies["vocabularies"].items()},
-        training=training or {},
-        command=scrub_command(training["command"]) if training and training.get("command") else None,
+        number_of_values=sum(facts.values.values()),
+        training=training,
         duration=None if seconds is None else _duration(seconds),
-        evaluation=evaluation or {},
-        results=_results_table(rows) if rows else None,
-        exposure=exposure,
+        evaluation=facts.evaluation,
+        results=_results_table(facts.results) if facts.results else None,
+        exposure=facts.exposure,
         footprint=footprint,
         grams=None if grams is None else f"{grams:.3g}",
     )
@@ -339,4 +395,4 @@ def dataset_card(manifest: Any, exposure: Exposure | None = None) -> DatasetCard
     )
 
 
-__all__ = ["Exposure", "Footprint", "dataset_card", "model_card", "scrub_command"]
+__all__ = ["CardFacts", "Exposure", "Footprint", "dataset_card", "model_card", "scrub_command"]

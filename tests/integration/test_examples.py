@@ -1,6 +1,7 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The examples as a person runs them, on a small log. Numbers 1 and 2 are tested in test_house and test_offers."""
+"""The examples as a person runs them, on a small log. The others: 1 in test_house, 2 in test_offers,
+7 in test_finetuning, 8 in test_hub."""
 
 import importlib
 import importlib.util

@@ -128,6 +128,21 @@ def test_a_run_learns_and_leaves_a_checkpoint(tuned):
     assert (facts["steps"], facts["groups"], facts["outcomes"]) == (24, 68, ["conversion"])
 
 
+def test_the_example_fine_tunes_with_the_plain_trainer(pretrained, prepared, offers, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    example = importlib.import_module("7_fine_tune_to_offers")
+    example.main(pretrained, prepared, offers, tmp_path / "run", 4)
+    said = capsys.readouterr().out
+    metrics = json.loads(said[said.index("{\n") :])
+    assert 0 < metrics["eval_conversion_ndcg@10"] <= 1
+    before, after = (
+        load_file(Path(pretrained) / "model.safetensors"),
+        load_file(tmp_path / "run" / "model.safetensors"),
+    )
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert any(name.startswith("action_head.") for name in after)
+
+
 def test_a_killed_run_goes_on_and_ends_the_same(call, options, tuned, tmp_path):
     shutil.copytree(tuned / "checkpoint-10", tmp_path / "run" / "checkpoint-10")
     call("run_finetune", *options, "--output_dir", tmp_path / "run", *STEPS)

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from test_remote_code import close, read_elsewhere
 from transformers import TrainingArguments, pipeline
 
+from modeling_mcm.hub import CardFacts, model_card
 from modeling_mcm.hub.publish import is_publishable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -252,6 +253,26 @@ def test_a_dry_run_shows_what_would_be_sent_and_calls_no_one(push, hub, tmp_path
         assert list(weights.keys())
 
 
+def test_the_card_is_kept_with_the_facts_that_fill_it(push, prepared, tmp_path):
+    path = tmp_path / "card.md"
+    push("--data", prepared, "--card", path, "--dry_run", "--output_dir", tmp_path / "kept")
+    facts = CardFacts.load(path.with_suffix(".json"))
+    assert facts.exposure is not None and facts.results and f"{model_card(facts)}\n" == path.read_text()
+    assert path.read_text() == (tmp_path / "kept" / "README.md").read_text()
+    assert not any(secret in path.with_suffix(".json").read_text() for secret in PRIVATE)
+
+
+def test_the_example_publishes_and_reads_back(hub, checkpoint, tmp_path):
+    known = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    known |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}
+    command = [sys.executable, "examples/8_publish.py", str(checkpoint), REPO]
+    known["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(command, cwd=ROOT, env=known, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"{hub.url}/{REPO}: a new commit" in done.stdout and "an embedding of 16 numbers" in done.stdout
+    assert b"Results" in hub.content(REPO, hub.files(REPO)["README.md"])[0]
+
+
 def test_the_card_of_the_data_set_is_written_and_not_sent(push, hub, prepared, tmp_path):
     said = push("--data", prepared, "--dataset_card", tmp_path / "card.md", "--dry_run")
     assert "the data set stays where it is" in said and "34 customers" in (tmp_path / "card.md").read_text()
@@ -263,6 +284,7 @@ def test_the_card_of_the_data_set_is_written_and_not_sent(push, hub, prepared, t
     [
         (["--min_customers", "5"], "need --data"),
         (["--data", "docs", "--min_customers", "1"], "every value has 1 customer"),
+        (["--card", "card.txt"], "--card is 'card.txt'; give a name that ends in .md"),
         (["--data", "nowhere"], "--data is 'nowhere', which is no folder here"),
         (["--data", "docs"], "docs"),
         (["--model", "runs/nowhere"], "--model is 'runs/nowhere', which is no folder"),

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cards: whole renderings against stored ones, what is counted, what is hidden, what is told of a command.
 
-`pytest tests/unit/test_hub_card.py --update-cards` writes tests/fixtures/model_card.md and its neighbours anew; read
-the difference before you commit it.
+`pytest tests/unit/test_hub_card.py --update-cards` writes tests/fixtures/model_card.md and its neighbours, and the
+cards in model_cards/, anew; read the difference before you commit it.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from huggingface_hub import DatasetCard, ModelCard
 from modeling_mcm import MCMForActionRecommendation
 from modeling_mcm.data import PreparedManifest, load_prepared
 from modeling_mcm.hub import (
+    CardFacts,
     Exposure,
     Footprint,
     customers_per_value,
@@ -28,6 +30,7 @@ from modeling_mcm.hub.card import result_rows, scrub_command
 from modeling_mcm.hub.privacy import hide_values
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+CARDS = FIXTURES.parents[1] / "model_cards"
 MACHINE = {"cores": 2, "threads": 2, "processes": 1, "architecture": "x86_64", "device": "cpu"}
 TRAINING = {
     "seconds": 131.5,
@@ -98,23 +101,46 @@ def compare(request):
     return check
 
 
+def card(*facts):
+    return model_card(CardFacts.gather(*facts))
+
+
 def test_the_whole_card_of_a_pretrained_checkpoint(published, exposure, compare):
-    compare(model_card(published(), "org/mcm-corner-shop", TRAINING, EVALUATION, exposure), "model_card.md")
+    compare(card(published(), "org/mcm-corner-shop", TRAINING, EVALUATION, exposure), "model_card.md")
 
 
 def test_the_whole_card_of_a_checkpoint_for_offers(published, exposure, compare):
     facts = {"seconds": 8000.0, "groups": 60, "steps": 8, "seed": 1, "command": "run_finetune.py --lora 8"}
-    card = model_card(published(offers=True), "shop/offers", facts, OFFERS, replace(exposure, hidden=True))
-    compare(card, "model_card_offers.md")
+    compare(
+        card(published(offers=True), "shop/offers", facts, OFFERS, replace(exposure, hidden=True)),
+        "model_card_offers.md",
+    )
 
 
 def test_the_whole_card_of_a_checkpoint_of_which_nothing_is_known(published, compare):
-    compare(model_card(published(), "org/mcm-silent"), "model_card_silent.md")
+    compare(card(published(), "org/mcm-silent"), "model_card_silent.md")
 
 
 def test_the_whole_card_of_a_prepared_data_set(prepared, exposure, compare):
     manifest = PreparedManifest.load(prepared)
     compare(dataset_card(replace(manifest, versions={"python": "3.11.7"}), exposure), "dataset_card.md")
+
+
+@pytest.mark.parametrize("name", ["mcm-tiny", "mcm-base"])
+def test_the_card_of_a_trained_checkpoint_is_what_the_template_makes_of_its_facts(name, compare):
+    facts = CardFacts.load(CARDS / f"{name}.json")
+    shape = json.loads((CARDS.parent / "configuration" / name / "config.json").read_text())
+    assert {key: facts.config[key] for key in shape} == shape
+    assert facts.training["seconds"] > 0 and facts.evaluation["cases"] > 0 and facts.exposure is not None
+    assert {row["method"] for row in facts.results} >= {"most_popular", "MCM"}
+    compare(model_card(facts), CARDS / f"{name}.md")
+
+
+def test_facts_come_back_from_their_file(published, exposure, tmp_path):
+    facts = CardFacts.gather(published(), "org/x", TRAINING, EVALUATION, exposure, Footprint(100, 20))
+    facts.save(tmp_path / "facts.json")
+    assert CardFacts.load(tmp_path / "facts.json") == facts
+    assert "/mnt/logs" not in (tmp_path / "facts.json").read_text()
 
 
 @pytest.mark.parametrize("name", ["model_card.md", "model_card_offers.md", "model_card_silent.md", "dataset_card.md"])
@@ -129,7 +155,7 @@ def test_stored_cards_are_what_the_client_reads_and_have_no_holes(name):
 
 
 def test_results_keep_task_and_interval_through_the_metadata(published):
-    text = str(model_card(published(), "org/x", TRAINING, EVALUATION))
+    text = str(card(published(), "org/x", TRAINING, EVALUATION))
     results = ModelCard(text).data.eval_results
     found = {(each.dataset_config, each.metric_name): each for each in results}
     assert len(found) == len(results) == 8  # two tasks, four headlines, of the longest list alone

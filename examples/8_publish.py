@@ -1,0 +1,45 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Publishes a checkpoint from Python, with its code and a card, and reads it back as a stranger would.
+
+    hf auth login
+    python examples/8_publish.py runs/quickstart org/mcm-base
+
+`training/push_to_hub.py` does more: a dry run, placeholders for values of few customers, the card alone. Look at
+vocabularies.json before you publish: it lists every value of your log that the model knows.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from transformers import AutoFeatureExtractor, AutoModel
+
+from modeling_mcm.hub import CardFacts, model_card, publish, write_upload_folder
+
+
+def stored(path):
+    """What training or evaluation left in a JSON file, or None."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def main(checkpoint, repo_id):
+    """Sends the checkpoint, then downloads it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, source = Path(scratch, "upload"), Path(checkpoint)
+        write_upload_folder(source, folder)
+        training, evaluation = stored(source / "pretraining.json"), stored(source / "evaluation.json")
+        facts = CardFacts.gather(folder, repo_id, training, evaluation)
+        (folder / "README.md").write_text(f"{model_card(facts)}\n", encoding="utf-8")
+        done = publish(folder, repo_id)
+    print(f"{done.url}: {'a new commit' if done.changed else 'nothing had changed'}")
+
+    model = AutoModel.from_pretrained(repo_id, trust_remote_code=True)
+    extractor = AutoFeatureExtractor.from_pretrained(repo_id, trust_remote_code=True)
+    embedding = model(**extractor({"events": []})).pooler_output
+    print(f"Read back: an embedding of {embedding.shape[1]} numbers for a customer without events.")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
