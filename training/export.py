@@ -5,7 +5,7 @@
     python training/export.py --model runs/mine --output_dir runs/mine-onnx
     python training/export.py --model runs/mine --output_dir runs/mine-onnx --what embeddings
     python training/export.py --model runs/mine --output_dir runs/mine-pt2 --format torch
-    python training/export.py --model runs/mine --output_dir runs/mine-int8 --format int8
+    python training/export.py --model runs/mine --output_dir runs/mine-int8 --format int8 --data data/prepared
 
 onnx and torch go through transformers' exporters and write `model.onnx` (its weights beside it) or `model.pt2`, the
 config and the feature extractor. Batch and length are dynamic. Inputs are what the feature extractor gives; outputs
@@ -15,8 +15,8 @@ file is unpickled when it is loaded: load only your own.
 
 int8 keeps the weights of the encoder's linear layers as 8-bit numbers, one scale a row, and computes as before. Value
 embeddings, which are the label vectors too, are no linear layers and stay; with large vocabularies they are most of
-the size. Load the folder with `from_pretrained` (needs torchao). To see what it costs, evaluate both checkpoints with
-run_evaluate.py.
+the size. Load the folder with `from_pretrained` (needs torchao). With --data it says what that costs in NDCG@10 on the
+validation cases of the prepared data set.
 """
 
 import importlib.util
@@ -45,6 +45,7 @@ INPUTS = {
     EMBEDDINGS: ("input_ids", "attention_mask", "visit_ids"),
 }
 TOLERANCE = 1e-5
+CUTOFF = "validation"  # what is chosen, chosen there
 EXAMPLE, OTHERS = (3, 11), ((1, 1), (2, 29), (5, 7))  # customers, events
 
 
@@ -56,8 +57,18 @@ class ExportOptions:
     output_dir: str = field(metadata={"help": "Folder to write; not the checkpoint's own."})
     format: str = field(default=ONNX, metadata={"help": "What is written.", "choices": FORMATS})
     what: str = field(default=SCORES, metadata={"help": "Preference scores, or embeddings.", "choices": CONTENTS})
+    data: str | None = field(
+        default=None, metadata={"help": "Prepared data set, to say what int8 costs in NDCG; for scores only."}
+    )
+    report_file: str | None = field(
+        default=None, metadata={"help": "Markdown file for the table of that, as run_evaluate.py's."}
+    )
 
     def __post_init__(self) -> None:
+        if self.data and (self.format, self.what) != (INT8, SCORES):
+            raise ValueError("--data says what --format int8 costs the scores: leave it out, or export those.")
+        if self.report_file and not self.data:
+            raise ValueError("--report_file needs --data, the prepared data set that int8 is evaluated on.")
         if Path(self.output_dir).resolve() == Path(self.model).resolve():
             raise ValueError(f"--output_dir is the checkpoint {self.model} itself; choose another folder.")
         if absent := [name for name in NEEDS[self.format] if importlib.util.find_spec(name) is None]:
@@ -170,6 +181,42 @@ def save_int8(model: str, what: str, output_dir: str) -> None:
         save_file(tensors, path, metadata | {"tensor_names": json.dumps(names)})
 
 
+def cost_in_ndcg(model: str, exported: str, data: str) -> tuple[list[list[str]], str]:
+    """Table and caption: each task's next-visit NDCG@10 on the validation cases, before and after, and the difference.
+
+    Args:
+        model: checkpoint folder, or name on the Hub.
+        exported: folder of the same checkpoint with int8 weights.
+        data: folder of a prepared data set.
+
+    Raises:
+        ValueError: if the data set has other vocabularies than the checkpoint.
+    """
+    from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
+    from modeling_mcm.evaluation import bootstrap_interval, paired_difference
+    from modeling_mcm.evaluation.cases import find_cases
+
+    from run_evaluate import EvaluationOptions, evaluate_model
+
+    extractor, rows = MCMFeatureExtractor.from_pretrained(model), load_prepared(data)
+    check_vocabularies(data, extractor)
+    schema = PreparedManifest.load(data).event_schema
+    cases = find_cases(rows, CUTOFF, schema.min_history, extractor.token_type_feature)
+    options = EvaluationOptions(model=model, data=data, cutoff=CUTOFF, tasks=list(extractor.tasks), k=[10])
+    models: Any = [load(each, SCORES) for each in (model, exported)]
+    before, after = (evaluate_model(each, extractor, rows, cases, options) for each in models)
+    table = [["task", "float32", "int8", "difference, 95% interval"]]
+    for task in options.tasks:
+        values = [found[task]["next_visit_ndcg@10"] for found in (before, after)]
+        change = paired_difference(values[1], values[0]).absolute
+        means = [f"{bootstrap_interval(each).mean:.5f}" for each in values]
+        table.append([task, *means, f"{change.mean:+.5f} [{change.low:+.5f}, {change.high:+.5f}]"])
+    return (
+        table,
+        f"Next-visit NDCG@10, {len(cases):,} {CUTOFF} cases of {schema.name}; the difference is paired by customer.",
+    )
+
+
 @torch.no_grad()
 def largest_difference(model: MCMPreTrainedModel, exported: Any, what: str) -> float:
     """How far apart model and export are at most, over batches and lengths other than the example's.
@@ -200,7 +247,15 @@ def run(options: ExportOptions) -> str:
     extractor = MCMFeatureExtractor.from_pretrained(options.model)
     if options.format == INT8:
         save_int8(options.model, options.what, options.output_dir)
+        extractor.save_pretrained(options.output_dir)
         said = "the encoder's linear layers in 8 bits, everything else as it was"
+        if options.data:
+            from run_evaluate import text_table, write_report
+
+            table, caption = cost_in_ndcg(options.model, options.output_dir, options.data)
+            said += f"\n\n{caption}\n\n{text_table(table)}"
+            if options.report_file:
+                write_report(table, caption, Path(options.report_file))
     else:
         model = load(options.model, options.what, attn_implementation="eager")
         exported = export(model, options.what, options.format)
@@ -211,8 +266,8 @@ def run(options: ExportOptions) -> str:
                 "was written; try another version of torch or onnxruntime."
             )
         exported.save_pretrained(options.output_dir)
+        extractor.save_pretrained(options.output_dir)
         said = f"equal to the model to {difference:.1e}"
-    extractor.save_pretrained(options.output_dir)
     return f"{options.output_dir}: {options.what} as {options.format}, {said}"
 
 

@@ -228,13 +228,11 @@ def metric_table(results: Results, tasks: list[str], metrics: list[str]) -> list
     return table
 
 
-def print_table(table: list[list[str]]) -> None:
-    """Prints rows of text in columns."""
+def text_table(table: list[list[str]]) -> str:
+    """Rows of text in columns, to print."""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    for number, row in enumerate(table):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        if number == 0:
-            print("  ".join("-" * width for width in widths))
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
 def write_report(table: list[list[str]], caption: str, path: Path) -> None:
@@ -343,7 +341,7 @@ def main() -> None:
     if options.offers:
         table, caption, found = evaluate_offers(options)
         print(f"\n{caption}\n")
-        print_table(table)
+        print(text_table(table))
         if options.report_file:
             write_report(table, caption, Path(options.report_file))
         if options.output_file:
@@ -375,7 +373,7 @@ def main() -> None:
         f"its 95% bootstrap interval; in brackets next-event {named}."
     )
     print(f"\n{caption}\n")
-    print_table(table)
+    print(text_table(table))
     if options.shown:
         print_customers(model, extractor, rows, cases, options)
     if options.values_file:

@@ -152,6 +152,39 @@ def test_int8_weights_are_saved_and_reloaded(script, save, tmp_path, what, choic
     assert torch.equal(again(**inputs).pooler_output, found.pooler_output)
 
 
+@needs_torchao
+def test_int8_says_what_it_costs_in_ndcg(script, save, prepared, tmp_path):
+    folder, page = save(extended=True), tmp_path / "page.md"
+    said = script.run(
+        options(script, folder, tmp_path, format="int8", data=str(prepared), report_file=str(page))
+    ).splitlines()
+    exported = str(tmp_path / "exported")
+    table, caption = script.cost_in_ndcg(folder, exported, str(prepared))
+    assert (
+        caption in said and caption in page.read_text() and [row[0] for row in table[1:]] == ["items", "aisle", "type"]
+    )
+    for task, before, after, change in table[1:]:
+        assert 0 < float(before) < 1 and float(change.split()[0]) == pytest.approx(
+            float(after) - float(before), abs=2e-5
+        )
+        assert any(line.startswith(task) and before in line for line in said)
+    same = script.cost_in_ndcg(folder, folder, str(prepared))[0]
+    assert all(row[1] == row[2] and row[3] == "+0.00000 [+0.00000, +0.00000]" for row in same[1:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "data/prepared"}, "--data says what --format int8 costs the scores"),
+        ({"data": "data/prepared", "format": "int8", "what": "embeddings"}, "--data says what --format int8 costs"),
+        ({"report_file": "page.md", "format": "int8"}, "--report_file needs --data"),
+    ],
+)
+def test_options_of_the_cost_belong_together(script, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        options(script, "runs/mine", tmp_path, **changes)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "modeling_mcm"
@@ -151,3 +152,17 @@ def test_the_readme_shows_the_example_that_it_names():
     example = (ROOT / "examples" / "1_first_scores.py").read_text(encoding="utf-8")
     code = example[example.index("from transformers import pipeline") :]
     assert f"```python\n{code}```" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_oldest_versions_are_those_of_setup():
+    required = next(
+        ast.literal_eval(node.value)
+        for node in ast.walk(tree(ROOT / "setup.py"))
+        if isinstance(node, ast.keyword) and node.arg == "install_requires"
+    )
+    oldest = {re.split(">=|,", words)[0]: re.split(">=|,", words)[1] for words in required}
+    lines = (ROOT / "tests" / "oldest.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert pinned.keys() == oldest.keys()
+    for name, version in oldest.items():
+        assert Version(pinned[name]) == Version(version), name
