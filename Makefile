@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-slow test-oldest check docs clean
+.PHONY: quickstart test test-slow conformance test-oldest check docs clean
 
 quickstart: $(VENV)/demo.done  ## real data, a trained model, its results; REPORT=file.md writes the table there
 	PATH="$(CURDIR)/$(RUN):$$PATH" REPORT="$(REPORT)" bash training/runs/quickstart.sh
@@ -13,7 +13,9 @@ quickstart: $(VENV)/demo.done  ## real data, a trained model, its results; REPOR
 test: $(VENV)/test.done  ## everything that takes seconds; no GPU
 	$(RUN)/python -m pytest -m "not slow"
 
-test-slow: $(VENV)/test.done  ## what takes minutes
+test-slow: conformance test-oldest  ## what takes minutes, and downloads
+
+conformance: $(VENV)/test.done  ## transformers' own tests of a model, from its source distribution
 	$(RUN)/python -m pytest -m slow
 
 test-oldest:  ## the tests with the oldest versions that setup.py allows, in .venv-oldest; downloads some gigabytes
