@@ -4,6 +4,15 @@
 
 from modeling_mcm.data.dataset import PreparedManifest, check_vocabularies, load_prepared
 from modeling_mcm.data.prepare import prepare
-from modeling_mcm.data.schema import EventSchema, FeatureSpec
+from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema, FeatureSpec, schema_of
 
-__all__ = ["EventSchema", "FeatureSpec", "PreparedManifest", "check_vocabularies", "load_prepared", "prepare"]
+__all__ = [
+    "NO_CUTOFFS",
+    "EventSchema",
+    "FeatureSpec",
+    "PreparedManifest",
+    "check_vocabularies",
+    "load_prepared",
+    "prepare",
+    "schema_of",
+]

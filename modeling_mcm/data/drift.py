@@ -14,7 +14,6 @@ import difflib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,12 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 
+from modeling_mcm.data.engine import open_engine
 from modeling_mcm.data.events import normalise_events, normalise_profile, open_table
-from modeling_mcm.data.prepare import open_engine
-from modeling_mcm.data.schema import CATEGORICAL, DERIVED_KINDS, EventSchema, FeatureSpec
+from modeling_mcm.data.schema import CATEGORICAL, EventSchema, FeatureSpec, schema_of
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 MOST_FREQUENT = 10
-# A schema needs cutoffs; nothing here is split by time.
-NO_CUTOFFS = {"validation": datetime(1970, 1, 1), "test": datetime(1970, 1, 2)}
 
 
 @dataclass(frozen=True)
@@ -103,32 +100,6 @@ class DriftReport:
             entry |= {"missing_share": drift.missing_share, "unknown_share": drift.unknown_share}
             entry["addable"] = drift.addable
         return values
-
-
-def schema_of(feature_extractor: MCMFeatureExtractor) -> EventSchema:
-    """The event schema by which a checkpoint reads a log, without cutoffs.
-
-    Args:
-        feature_extractor: that of the checkpoint.
-    """
-    specs: dict[bool, list[FeatureSpec]] = {False: [], True: []}
-    for feature in feature_extractor.features:
-        kind = feature.get("kind", CATEGORICAL)
-        column = None if kind in DERIVED_KINDS else feature.get("column") or feature["name"]
-        specs[bool(feature.get("profile"))].append(FeatureSpec(feature["name"], kind, column))
-    return EventSchema(
-        customer=feature_extractor.customer,
-        time=feature_extractor.time,
-        token_type=feature_extractor.token_type,
-        features=tuple(specs[False]),
-        profile=tuple(specs[True]),
-        tasks=tuple(feature_extractor.tasks) or (feature_extractor.token_type_feature,),
-        target_token_types=tuple(feature_extractor.target_token_types),
-        end_of_visit=feature_extractor.end_of_visit,
-        visit=feature_extractor.visit,
-        time_zone=feature_extractor.time_zone,
-        cutoffs=NO_CUTOFFS,
-    )
 
 
 def feature_drift(

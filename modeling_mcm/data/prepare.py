@@ -10,14 +10,13 @@ that a full disk or a kill leaves nothing that looks whole (after a kill, a hidd
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
+import json
 import math
 import operator
-import os
 import platform
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from modeling_mcm.data.dataset import (
     PreparedManifest,
     sha256_of,
 )
+from modeling_mcm.data.engine import caching, open_engine, replacing
 from modeling_mcm.data.events import (
     add_period,
     find_visits,
@@ -41,8 +41,8 @@ from modeling_mcm.data.events import (
     open_table,
 )
 from modeling_mcm.data.rows import count_ids, customer_rows, popularity, write_shard
-from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.data.vocabulary import Vocabularies, encode_events, encode_profiles, fit
+from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
+from modeling_mcm.data.vocabulary import Vocabularies, encode_events, encode_profiles, fit, vocabularies_of
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 logger = logging.get_logger(__name__)
@@ -72,64 +72,6 @@ def _describe(source: Any) -> dict[str, Any] | None:
 
 def _one_row(table: ir.Table) -> dict[str, Any]:
     return table.to_pyarrow().to_pylist()[0]
-
-
-@contextmanager
-def open_engine(engine: str | ibis.BaseBackend, workspace: Path, memory_limit: str) -> Iterator[ibis.BaseBackend]:
-    """A connection to DuckDB that spills into `workspace` beyond `memory_limit`, or the given connection as it is.
-
-    Raises:
-        ValueError: for another name than `duckdb`.
-    """
-    if not isinstance(engine, str):
-        yield engine
-        return
-    if engine != "duckdb":
-        raise ValueError(f"`engine` is {engine!r}; give 'duckdb' or an Ibis connection.")
-    connection = ibis.duckdb.connect(
-        str(workspace / "engine.duckdb"), memory_limit=memory_limit, temp_directory=str(workspace / "spill")
-    )
-    try:
-        yield connection
-    finally:
-        connection.disconnect()
-
-
-@contextmanager
-def _caching(connection: ibis.BaseBackend) -> Iterator[Callable[[ir.Table], ir.Table]]:
-    """Gives a function that keeps a table in the engine; the tables are dropped at the end."""
-    names: list[str] = []
-
-    def cache(table: ir.Table) -> ir.Table:
-        names.append(ibis.util.gen_name("mcm"))
-        return connection.create_table(names[-1], table, temp=True)
-
-    try:
-        yield cache
-    finally:
-        for name in names:
-            connection.raw_sql(f"DROP TABLE {name}")
-
-
-@contextmanager
-def _replacing(output_dir: Path) -> Iterator[tuple[Path, Path]]:
-    """Gives a folder to fill and one for scratch; the first takes the place of `output_dir` when all went well."""
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.partial")
-    replaced = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.replaced")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        (partial / "data").mkdir(parents=True)
-        (partial / "scratch").mkdir()
-        yield partial / "data", partial / "scratch"
-        if output_dir.exists():
-            output_dir.rename(replaced)
-        (partial / "data").rename(output_dir)
-    finally:
-        if replaced.exists() and not output_dir.exists():
-            replaced.rename(output_dir)
-        shutil.rmtree(replaced, ignore_errors=True)
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _reusable(output_dir: Path, wanted: dict[str, Any], overwrite: bool, reuse: bool) -> PreparedManifest | None:
@@ -222,6 +164,19 @@ def _split_and_count(events: ir.Table, schema: EventSchema) -> dict[str, int]:
             f"Column {schema.token_type!r} holds {' or '.join(map(repr, schema.reserved_token_types))}, token types "
             "that MCM adds itself; rename them in the log, or choose another `end_of_visit`."
         )
+    customers = events.group_by("customer_id").agg(
+        before=targets(events, 0), between=targets(events, 1), after=targets(events, 2)
+    )
+    enough = schema.min_history
+    counts |= _one_row(
+        customers.aggregate(
+            customers=customers.count(),
+            validation_cases=((customers.before >= enough) & (customers.between > 0)).sum(),
+            test_cases=((customers.before + customers.between >= enough) & (customers.after > 0)).sum(),
+        )
+    )
+    if schema.cutoffs == NO_CUTOFFS:
+        return counts
     span = f"the log runs from {counts.pop('first')} to {counts.pop('last')}"
     if not counts["target_events"]:
         raise ValueError(
@@ -236,17 +191,6 @@ def _split_and_count(events: ir.Table, schema: EventSchema) -> dict[str, int]:
         if not counts[key]:
             cutoffs = ", ".join(f"{name} {time}" for name, time in schema.cutoffs.items())
             raise ValueError(f"{where} ({cutoffs}), and {span}; move the cutoffs.")
-    customers = events.group_by("customer_id").agg(
-        before=targets(events, 0), between=targets(events, 1), after=targets(events, 2)
-    )
-    enough = schema.min_history
-    counts |= _one_row(
-        customers.aggregate(
-            customers=customers.count(),
-            validation_cases=((customers.before >= enough) & (customers.between > 0)).sum(),
-            test_cases=((customers.before + customers.between >= enough) & (customers.after > 0)).sum(),
-        )
-    )
     for cutoff in ("validation", "test"):
         if not counts[f"{cutoff}_cases"]:
             logger.warning(
@@ -291,6 +235,7 @@ def prepare(
     schema: EventSchema,
     output_dir: str | Path,
     profile: Any = None,
+    feature_extractor: MCMFeatureExtractor | None = None,
     engine: str | ibis.BaseBackend = "duckdb",
     rows_per_shard: int = ROWS_PER_SHARD,
     overwrite: bool = False,
@@ -302,9 +247,12 @@ def prepare(
 
     Args:
         events: Parquet or CSV file, folder of Parquet files, data frame, Arrow table or Ibis table; one row an event.
-        schema (`EventSchema`): What the columns mean.
+        schema (`EventSchema`): What the columns mean. With the cutoffs `NO_CUTOFFS`, as those of `schema_of`, nothing
+            is split by time and no period needs an event: such a data set is only scored.
         output_dir (`str` or `Path`): Folder to make.
         profile (*optional*): The profile table in any of the same forms; needed if the schema has `profile`.
+        feature_extractor ([`MCMFeatureExtractor`], *optional*): Of a checkpoint whose vocabularies and bins are used
+            in the place of those of the training period, so that it can read the result.
         engine (`str` or Ibis connection): `duckdb`, or a connection; an Ibis table of a database runs there.
         rows_per_shard (`int`): Most customers in one shard.
         overwrite (`bool`): Replace a prepared data set that is there.
@@ -333,6 +281,9 @@ def prepare(
         "input": {"events": _describe(events), "profile": _describe(profile) if schema.profile else None},
         "options": {"rows_per_shard": rows_per_shard},
     }
+    if feature_extractor is not None:
+        known = json.dumps([feature_extractor.vocabularies, feature_extractor.bins], sort_keys=True)
+        wanted["options"]["vocabularies"] = hashlib.sha256(known.encode()).hexdigest()
     existing = _reusable(output_dir, wanted, overwrite, reuse)
     if existing is not None:
         return existing
@@ -340,12 +291,13 @@ def prepare(
         engine = events.get_backend()
     tqdm = progress or logging.tqdm
     with (
-        _replacing(output_dir) as (target, scratch),
+        replacing(output_dir) as (target, scratch),
         open_engine(engine, scratch, memory_limit) as connection,
         tqdm(total=len(schema.feature_names) + 3, desc="Preparing", unit="step") as bar,
     ):
-        with _caching(connection) as cache:
-            manifest = _run(events, profile, schema, connection, cache, target, rows_per_shard, bar, wanted)
+        with caching(connection) as cache:
+            reading = (schema, feature_extractor)
+            manifest = _run(events, profile, *reading, connection, cache, target, rows_per_shard, bar, wanted)
         manifest.save(target)
     return manifest
 
@@ -354,6 +306,7 @@ def _run(
     events: Any,
     profile: Any,
     schema: EventSchema,
+    known: MCMFeatureExtractor | None,
     connection: ibis.BaseBackend,
     cache: Callable[[ir.Table], ir.Table],
     target: Path,
@@ -377,8 +330,13 @@ def _run(
         counts["profiles"] = profiles.count().to_pyarrow().as_py()
     done("checked")
     visits = cache(find_visits(checked))
-    fitted = fit(checked, visits, profiles, schema, done)
-    _save_feature_extractor(fitted, schema, target / FEATURE_EXTRACTOR_FOLDER)
+    if known is None:
+        fitted = fit(checked, visits, profiles, schema, done)
+        _save_feature_extractor(fitted, schema, target / FEATURE_EXTRACTOR_FOLDER)
+    else:
+        fitted = vocabularies_of(known, schema)
+        known.save_pretrained(target / FEATURE_EXTRACTOR_FOLDER)
+        bar.update(len(schema.feature_names))
     sharded = checked.inner_join(_number_shards(checked, rows_per_shard), "customer_id")
     visits = visits.inner_join(_number_shards(checked, rows_per_shard), "customer_id")
     # Sorted by shard, so that reading one shard skips the rest of the table.

@@ -18,12 +18,16 @@ from zoneinfo import ZoneInfo
 
 import yaml
 
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
 CATEGORICAL, NUMERIC = "categorical", "numeric"
 HOUR, WEEKDAY, DAYS_SINCE_VISIT = "hour", "weekday", "days_since_visit"
 KINDS = (CATEGORICAL, NUMERIC, HOUR, WEEKDAY, DAYS_SINCE_VISIT)
 DERIVED_KINDS = (HOUR, WEEKDAY, DAYS_SINCE_VISIT)
 BINNED_KINDS = (NUMERIC, DAYS_SINCE_VISIT)
 HISTORY_START = "history_start"
+# A schema needs cutoffs; where nothing is split by time, no event reaches them.
+NO_CUTOFFS = {"validation": datetime(9999, 1, 1), "test": datetime(9999, 1, 2)}
 DEFAULT_BINS = 16
 REQUIRED_KEYS = ("customer", "time", "token_type", "features", "tasks", "cutoffs")
 
@@ -279,3 +283,32 @@ class EventSchema:
         out["profile"] = [spec.to_dict() for spec in self.profile]
         out["cutoffs"] = {key: value.isoformat() for key, value in self.cutoffs.items()}
         return {"name": out.pop("name"), **out}
+
+
+def schema_of(feature_extractor: MCMFeatureExtractor) -> EventSchema:
+    """The event schema by which a checkpoint reads a log, with cutoffs that no event reaches.
+
+    Args:
+        feature_extractor: that of the checkpoint.
+    """
+    specs: dict[bool, list[FeatureSpec]] = {False: [], True: []}
+    for feature in feature_extractor.features:
+        kind = feature.get("kind", CATEGORICAL)
+        column = None if kind in DERIVED_KINDS else feature.get("column") or feature["name"]
+        specs[bool(feature.get("profile"))].append(FeatureSpec(feature["name"], kind, column))
+    return EventSchema(
+        customer=feature_extractor.customer,
+        time=feature_extractor.time,
+        token_type=feature_extractor.token_type,
+        features=tuple(specs[False]),
+        profile=tuple(specs[True]),
+        tasks=tuple(feature_extractor.tasks) or (feature_extractor.token_type_feature,),
+        target_token_types=tuple(feature_extractor.target_token_types),
+        end_of_visit=feature_extractor.end_of_visit,
+        visit=feature_extractor.visit,
+        time_zone=feature_extractor.time_zone,
+        name=feature_extractor.name,
+        max_events=feature_extractor.max_events,
+        min_history=feature_extractor.min_history,
+        cutoffs=NO_CUTOFFS,
+    )

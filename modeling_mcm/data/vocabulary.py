@@ -15,9 +15,16 @@ import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 
-from modeling_mcm.data.schema import CATEGORICAL, HOUR, WEEKDAY, EventSchema, FeatureSpec
+from modeling_mcm.data.schema import CATEGORICAL, HOUR, WEEKDAY, EventSchema, FeatureSpec, schema_of
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
-from modeling_mcm.processing_mcm import EPOCH_WEEKDAY, FIRST_VALUE_ID, MISSING_ID, SECONDS_PER_HOUR, UNKNOWN_ID
+from modeling_mcm.processing_mcm import (
+    EPOCH_WEEKDAY,
+    FIRST_VALUE_ID,
+    MISSING_ID,
+    SECONDS_PER_HOUR,
+    UNKNOWN_ID,
+    MCMFeatureExtractor,
+)
 
 
 @dataclass
@@ -30,6 +37,25 @@ class Vocabularies:
     def id_of(self, name: str, value: str) -> int:
         """The id of a value that is in the vocabulary."""
         return FIRST_VALUE_ID + self.values[name].index(value)
+
+
+def vocabularies_of(feature_extractor: MCMFeatureExtractor, schema: EventSchema) -> Vocabularies:
+    """What was fitted for a checkpoint, to encode another log for it.
+
+    Raises:
+        ValueError: if the schema has other features, or reads them in another way.
+    """
+    ours, theirs = (
+        [(spec.name, spec.kind, where) for where, specs in enumerate((read.features, read.profile)) for spec in specs]
+        for read in (schema, schema_of(feature_extractor))
+    )
+    if ours != theirs:
+        found, expected = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
+        raise ValueError(
+            f"The schema's features are not the checkpoint's, or in another order: {found} in the schema alone, "
+            f"{expected} in the checkpoint alone. Take the schema that the checkpoint was trained with."
+        )
+    return Vocabularies(dict(feature_extractor.vocabularies), dict(feature_extractor.bins))
 
 
 def fit_values(column: ir.Value, min_count: int) -> list[str]:

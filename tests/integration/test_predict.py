@@ -1,0 +1,223 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Scoring everyone: what is written, from prepared data and from a raw log, through kills and in several processes."""
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from test_training import TWO_PROCESSES, run
+from transformers import pipeline
+
+from modeling_mcm.data import NO_CUTOFFS, EventSchema, load_prepared, prepare, schema_of
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["--rows_per_file", "5", "--batch_size", "3"]
+# The script, each file a while after the one before, so that there is time to kill it.
+SLOW = """
+import sys, time
+sys.path.insert(0, "training")
+import run_predict
+write = run_predict.pq.write_table
+run_predict.pq.write_table = lambda *args, **options: (time.sleep(0.2), write(*args, **options))
+run_predict.main()
+"""
+
+
+@pytest.fixture
+def predict(monkeypatch, capsys):
+    """A function that runs the script in this process and gives what it said; `fails` is what it must say."""
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    script = importlib.import_module("run_predict")
+
+    def call(*options, fails=None):
+        monkeypatch.setattr(sys, "argv", ["run_predict.py", *map(str, options)])
+        if fails is None:
+            script.main()
+            return capsys.readouterr().out
+        with pytest.raises(SystemExit) as caught:
+            script.main()
+        said = f"{caught.value.code} {capsys.readouterr().err}"
+        assert fails in said
+        return said
+
+    return call
+
+
+@pytest.fixture
+def profile_file(event_log, tmp_path):
+    who = sorted(event_log["who"].unique())
+    ages = pd.DataFrame({"who": who, "age": [("young", "old")[int(name[1:]) % 2] for name in who]})
+    ages.to_parquet(tmp_path / "profile.parquet")
+    return tmp_path / "profile.parquet"
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+def test_every_customer_gets_what_the_pipelines_give(predict, save, prepared, event_log, tmp_path):
+    folder = save(extended=True)
+    said = predict("--model", folder, "--data", prepared, "--output_dir", tmp_path / "out", *SMALL, "--top_k", 4)
+    assert "34 customers, 7 files written" in said
+    found = pd.read_parquet(tmp_path / "out")
+    assert found["customer_id"].tolist() == sorted(event_log["who"].unique())
+    chosen = found[found["customer_id"].isin(["c07", "c21"])]
+    customers = [
+        {"events": event_log[event_log["who"] == who], "profile": {"age": ("young", "old")[int(who[1:]) % 2]}}
+        for who in chosen["customer_id"]
+    ]
+    embeddings = pipeline("customer-embedding", model=folder)(customers)
+    scores = pipeline("preference-scores", model=folder)(customers, top_k=4)
+    for (_, row), embedding, score in zip(chosen.iterrows(), embeddings, scores, strict=True):
+        np.testing.assert_allclose(row["embedding"], embedding, atol=1e-5)
+        for task, labels in score.items():
+            assert row[task].tolist() == [each["label"] for each in labels]
+            np.testing.assert_allclose(row[f"{task}_scores"], [each["score"] for each in labels], atol=1e-6)
+
+
+def test_what_is_kept_can_be_chosen(predict, save, prepared, tmp_path):
+    options = ["--model", save(extended=True), "--data", prepared]
+    predict(*options, "--output_dir", tmp_path / "a", "--top_k", 0)
+    predict(*options, "--output_dir", tmp_path / "b", "--embeddings", "false", "--tasks", "aisle", "--top_k", 99)
+    only, ranked = pd.read_parquet(tmp_path / "a"), pd.read_parquet(tmp_path / "b")
+    assert list(only.columns) == ["customer_id", "embedding"] and only["embedding"].map(len).eq(16).all()
+    assert list(ranked.columns) == ["customer_id", "aisle", "aisle_scores"]
+    np.testing.assert_allclose(ranked["aisle_scores"].map(sum), 1, atol=1e-5)  # all four labels
+
+
+def test_a_raw_log_is_read_as_the_checkpoint_reads_it(predict, save, event_log, extractor, profile_file, tmp_path):
+    log = event_log.copy()
+    log.loc[log["item"] == "item 03", "item"] = "item of tomorrow"
+    log.to_parquet(tmp_path / "log.parquet")
+    options = ["--model", save(extended=True), "--events", tmp_path / "log.parquet", "--profile", profile_file]
+    predict(*options, "--output_dir", tmp_path / "out", *SMALL)
+    found = pd.read_parquet(tmp_path / "out")
+    assert not (tmp_path / "out" / "_histories").exists()
+    rows = [
+        {"events": log[log["who"] == who], "profile": {"age": ("young", "old")[int(who[1:]) % 2]}}
+        for who in found["customer_id"]
+    ]
+    expected = pipeline("customer-embedding", model=options[1])(rows)
+    np.testing.assert_allclose(np.stack(found["embedding"]), np.stack(expected), atol=1e-5)
+    before = files(tmp_path / "out")
+    predict(*options, "--output_dir", tmp_path / "out", *SMALL)
+    assert files(tmp_path / "out") == before
+
+
+def test_a_log_for_scoring_needs_no_period_and_keeps_the_vocabularies(extractor, event_log, profile_file, tmp_path):
+    one = event_log[event_log["who"] == "c07"].tail(3)
+    manifest = prepare(one, schema_of(extractor), tmp_path / "data", profile=profile_file, feature_extractor=extractor)
+    assert manifest.counts["customers"] == 1 and manifest.event_schema.cutoffs == NO_CUTOFFS
+    (row,) = load_prepared(tmp_path / "data")
+    encoded = extractor.encode({"events": one, "profile": {"age": "old"}})
+    for name, values in encoded.items():
+        if name.startswith("feature_"):
+            assert list(row[name]) == list(values), name
+
+
+def test_a_schema_of_other_features_is_refused(extractor, event_log, profile_file, tmp_path):
+    from conftest import SCHEMA
+
+    other = EventSchema.from_dict(SCHEMA | {"features": SCHEMA["features"][:-1]})
+    with pytest.raises(ValueError, match=r"not the checkpoint's.*\('gap', 'days_since_visit', 0\)"):
+        prepare(event_log, other, tmp_path / "data", profile=profile_file, feature_extractor=extractor)
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_log_s_own_rules_come_from_its_schema(predict, save, event_log, profile_file, tmp_path):
+    from conftest import SCHEMA
+
+    log = pd.concat([event_log, event_log.head(1).assign(who=None)])
+    log.to_parquet(tmp_path / "log.parquet")
+    options = ["--model", save(), "--events", tmp_path / "log.parquet", "--profile", profile_file]
+    options += ["--output_dir", tmp_path / "out"]
+    predict(*options, fails="Column 'who' is null in 1 of")
+    (tmp_path / "schema.yaml").write_text(yaml.safe_dump(SCHEMA | {"on_null": "drop"}))
+    assert "34 customers" in predict(*options, "--schema", tmp_path / "schema.yaml")
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(predict, save, prepared, tmp_path):
+    options = ["--model", save(extended=True), "--data", str(prepared), *SMALL]
+    predict(*options, "--output_dir", tmp_path / "whole")
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-c", SLOW, *options, "--output_dir", str(killed)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as process:
+        while len(list(killed.glob("*.parquet"))) < 3 and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    done = {path.name: path.stat().st_mtime_ns for path in killed.glob("*.parquet")}
+    assert 3 <= len(done) < 7
+    first = killed / sorted(done)[0]
+    first.write_bytes(first.read_bytes()[:-7])  # a file that a disk has damaged since
+    (killed / ".customers-00006-of-00007.parquet.partial").write_bytes(b"half")
+    predict(*options, "--output_dir", killed)
+    assert files(killed) == files(tmp_path / "whole")
+    again = {path.name: path.stat().st_mtime_ns for path in killed.glob("*.parquet")}
+    assert [name for name in done if again[name] == done[name]] == sorted(done)[1:]
+
+
+def test_two_processes_write_what_one_does(predict, save, prepared, tmp_path):
+    options = ["--model", save(extended=True), "--data", prepared, *SMALL]
+    predict(*options, "--output_dir", tmp_path / "one")
+    launcher = [*TWO_PROCESSES, "--multi_gpu", "--main_process_port", "0"]
+    done = run(launcher, "run_predict", *options, "--output_dir", tmp_path / "two")
+    assert done.stdout.count("34 customers") == 1
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+def test_no_more_than_a_batch_is_ever_scored(predict, save, prepared, tmp_path, monkeypatch):
+    import modeling_mcm
+
+    forward, seen = modeling_mcm.MCMForMultiTaskRecommendation.forward, []
+
+    def watched(self, *args, **inputs):
+        outputs = forward(self, *args, **inputs)
+        seen.append({task: tuple(scores.shape) for task, scores in outputs.logits.items()})
+        return outputs
+
+    monkeypatch.setattr(modeling_mcm.MCMForMultiTaskRecommendation, "forward", watched)
+    predict("--model", save(extended=True), "--data", prepared, "--output_dir", tmp_path / "out", *SMALL)
+    assert sum(shapes["items"][0] for shapes in seen) == 34
+    assert max(shapes["items"][0] for shapes in seen) == 3 and all(len(shapes["items"]) == 2 for shapes in seen)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--events", "log.parquet"], "Give --data, a prepared data set, or --events"),
+        (["--profile", "ages.parquet"], "--profile and --schema belong to --events"),
+        (["--top_k", "0", "--embeddings", "false"], "leaves nothing to write"),
+        (["--top_k", "0", "--tasks", "items"], "--top_k 0 ranks nothing"),
+        (["--batch_size", "0"], "--batch_size and --rows_per_file at least 1"),
+        (["--tasks", "brand"], "No tasks ['brand']; the checkpoint has items, aisle, type"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(predict, save, prepared, tmp_path, options, message):
+    predict("--model", save(), "--data", prepared, "--output_dir", tmp_path / "out", *options, fails=message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(predict, save, prepared, extractor, tmp_path):
+    options = ["--model", save(), "--data", prepared, "--output_dir", tmp_path / "out"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    predict(*options, fails="is not empty and holds no predictions")
+    predict(*options[:-1], tmp_path / "other")
+    predict(*options[:-1], tmp_path / "other", "--top_k", 3, fails="holds predictions of another options")
+    torch.manual_seed(5)
+    save(readout_bias=True)  # another checkpoint in the same place
+    predict(*options[:-1], tmp_path / "other", fails="holds predictions of another model")
+    extractor.vocabularies["items"] = extractor.vocabularies["items"][::-1]
+    extractor.save_pretrained(options[1])
+    predict(*options[:-1], tmp_path / "third", fails="The vocabularies of the data set")
