@@ -20,6 +20,8 @@ best labels costs in NDCG. Both are a mean over a customer's labels or prefixes 
 Shapes: B customers, P prefixes, V labels, N labels that followed a customer's prefixes.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -53,6 +55,58 @@ class LabelSurprise(torch.autograd.Function):
         of_prefix = torch.zeros_like(partition).scatter_add_(1, prefixes, weights)
         out = torch.sub(scores, partition[..., None]).exp_().mul_(of_prefix[..., None])
         return out.index_put_((rows, prefixes, labels), -weights, accumulate=True), None, None, None
+
+
+class LossInParts(torch.autograd.Function):
+    """The losses of a batch as a sum over parts of it, each with its gradients before the next is begun.
+
+    The scores of all labels at all prefixes, `(B, P, V)`, and what their gradients need are the largest tensors of a
+    training step by far. Since the total is a sum over customers, the gradients of a part's share of it can be taken
+    in the forward pass, and only one part's scores are ever held; nothing is computed twice. Backward multiplies the
+    gradients that were kept by that of the total.
+
+    Forward takes `losses_of(part, *vectors)`, which gives a part's share of the task losses, `(T,)`; the parts, slices
+    of the customers; the number of the vectors; vectors with the customers first, of which it gets the part; and the
+    parameters that it reads. It gives the total, and the losses of the tasks without a gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, losses_of, parts, number, *inputs):
+        vectors, parameters = inputs[:number], inputs[number:]
+        kept, losses = [None] * len(inputs), []
+        for part in parts:
+            with torch.enable_grad():
+                cut = [value[part].detach().requires_grad_(value.requires_grad) for value in vectors]
+                read = [(place, value) for place, value in enumerate((*cut, *parameters)) if value.requires_grad]
+                losses.append(losses_of(part, *cut))
+                found = torch.autograd.grad(losses[-1].sum(), [value for _, value in read], allow_unused=True)
+            losses[-1] = losses[-1].detach()
+            for (place, _), gradient in zip(read, found, strict=True):
+                if gradient is None:  # of a task that is not trained: an optimizer must see none
+                    continue
+                if place < number:
+                    kept[place] = torch.zeros_like(inputs[place]) if kept[place] is None else kept[place]
+                    kept[place][part] = gradient
+                else:
+                    kept[place] = gradient.clone() if kept[place] is None else kept[place].add_(gradient)
+        ctx.save_for_backward(*kept)
+        losses = torch.stack(losses).sum(0)
+        ctx.mark_non_differentiable(losses)
+        return losses.sum(), losses
+
+    @staticmethod
+    def backward(ctx, gradient, _):
+        return None, None, None, *(None if value is None else value * gradient for value in ctx.saved_tensors)
+
+
+def customers_in_parts(costs: Sequence[int], most: int) -> list[slice]:
+    """Neighbouring customers together while their number times the highest cost of one of them is at most `most`."""
+    parts = [slice(0, 1)]
+    for customer in range(1, len(costs)):
+        start = parts[-1].start
+        fits = (customer + 1 - start) * max(costs[start : customer + 1]) <= most
+        parts[-1:] = [slice(start, customer + 1)] if fits else [parts[-1], slice(customer, customer + 1)]
+    return parts
 
 
 def prefix_cross_entropy(

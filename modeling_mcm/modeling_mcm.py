@@ -35,7 +35,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mcm import MCMConfig
-from .losses_mcm import FIRST_LABEL, prefix_cross_entropy, prefix_ranking_loss
+from .losses_mcm import FIRST_LABEL, LossInParts, customers_in_parts, prefix_cross_entropy, prefix_ranking_loss
 from .readout_mcm import EVERY_UNIT, READOUTS, RepeatMemory, attention_weights
 
 
@@ -73,10 +73,10 @@ class MCMRecommendationOutput(ModelOutput):
     r"""
     loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `labels` is given):
         Equation 4, summed over the trained tasks.
-    logits (`dict[str, torch.FloatTensor]`):
+    logits (`dict[str, torch.FloatTensor]`, *optional*):
         s(w) of each task, of shape `(batch_size, labels)`, or `(batch_size, prefixes, labels)` when `prefix_ends` was
-        given (in training, `units` instead of `prefixes` where most units end one). The two ids that are no labels
-        hold a number that is always the smallest.
+        given. The two ids that are no labels hold a number that is always the smallest. `None` in training with
+        `labels`: there the scores are taken a few customers at a time, and never held.
     task_losses (`dict[str, torch.FloatTensor]`, *optional*, returned when `labels` is given):
         Equation 4 of each trained task, detached.
     pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
@@ -343,6 +343,10 @@ class MCMModel(MCMPreTrainedModel):
         return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
+# Scores that a training step holds at a time, at most: on a GPU, and on a CPU, whose caches they should fit.
+PART_ELEMENTS = (2**26, 2**20)
+
+
 @auto_docstring(custom_intro="MCM with the task-aware readout: for every task, a score for every label.")
 class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
     accepts_loss_kwargs = False  # the loss is a mean over customers, so micro-batches of equal size average exactly
@@ -352,6 +356,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         self.model = MCMModel(config)
         sizes = config.label_sizes
         self.task_features = [config.features.index(task) for task in config.tasks]
+        self.trained_tasks = [task for task in config.tasks if task in (config.trained_tasks or config.tasks)]
         # CODEPATH: tied in every shipped configuration, as in the paper.
         tables = [] if config.tie_label_embeddings else [ValueEmbedding(n, config.hidden_size) for n in sizes.values()]
         self.label_tables = nn.ModuleList(tables)
@@ -449,7 +454,31 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         outputs: Any = encoder_outputs
         if outputs is None:
             outputs = self.model(input_ids, attention_mask=attention_mask, visit_ids=visit_ids, **kwargs)
-        hidden, unit_mask = outputs.last_hidden_state, outputs.unit_mask.bool()
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "unit_mask": outputs.unit_mask.bool()}
+        batch |= {"visit_ids": visit_ids, "event_times": event_times, "prefix_ends": prefix_ends}
+        batch |= {"labels": labels, "label_prefixes": label_prefixes, "label_weights": label_weights}
+        vectors = (outputs.last_hidden_state, outputs.event_embeddings)
+        if self.training and labels is not None and torch.is_grad_enabled():
+            logits, (total, losses) = None, self._losses_in_parts(*vectors, batch)
+        else:
+            logits, losses = self._answers(*vectors, batch)
+            total = losses.sum()
+        return MCMRecommendationOutput(
+            loss=total if len(losses) else None,
+            logits=logits,
+            task_losses=dict(zip(self.trained_tasks, losses.detach(), strict=True)) if len(losses) else None,
+            pooler_output=outputs.pooler_output,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _answers(
+        self, hidden: torch.Tensor, events: torch.Tensor, batch: Mapping[str, Any]
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Logits of all tasks, and the losses of the trained ones, of shape `(T,)` or `(0,)` without labels."""
+        input_ids, attention_mask, unit_mask = batch["input_ids"], batch["attention_mask"], batch["unit_mask"]
+        visit_ids, event_times, prefix_ends = batch["visit_ids"], batch["event_times"], batch["prefix_ends"]
+        labels, label_prefixes = batch["labels"], batch["label_prefixes"]
         event_ends = attention_mask.sum(1, keepdim=True) - 1 if prefix_ends is None else prefix_ends
         event_units = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape[:2])
         # CODEPATH: units are visits in mcm-base and mcm-tiny, events in the paper's model, ablations/mcm-final.
@@ -474,7 +503,6 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             decays = memory.decays(unit_times, unit_ends)
 
         logits, losses = {}, {}
-        trained = self.config.trained_tasks or self.config.tasks
         for place, task in enumerate(self.config.tasks):
             scores = readout(
                 hidden,
@@ -487,23 +515,40 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             scores = scores + self._label_offsets(place, scores)
             if memory is not None:
                 label_ids = input_ids[..., self.task_features[place]]
-                met = memory.votes(label_ids, event_units, outputs.event_embeddings, unit_mask.shape[1])
+                met = memory.votes(label_ids, event_units, events, unit_mask.shape[1])
                 scores = memory(place, scores, decays, unit_times, unit_ends, *met)
-            if labels is not None and task in trained:
-                asked_for = (scores, labels[..., place], answered, label_weights)
+            if labels is not None and task in self.trained_tasks:
+                asked_for = (scores, labels[..., place], answered, batch["label_weights"])
                 losses[task] = prefix_cross_entropy(*asked_for)
                 # CODEPATH: on in mcm-base and mcm-tiny, off in the paper's model, ablations/mcm-final.
                 if self.config.ranking_loss_weight:
                     losses[task] = losses[task] + self.config.ranking_loss_weight * prefix_ranking_loss(*asked_for)
             logits[task] = scores[:, 0] if prefix_ends is None else scores
-        return MCMRecommendationOutput(
-            loss=torch.stack(list(losses.values())).sum() if losses else None,
-            logits=logits,
-            task_losses={task: loss.detach() for task, loss in losses.items()} or None,
-            pooler_output=outputs.pooler_output,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        return logits, torch.stack(list(losses.values())) if losses else hidden.new_zeros(0)
+
+    def _losses_in_parts(
+        self, hidden: torch.Tensor, events: torch.Tensor, batch: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The total and the task losses, of shape `(T,)`, of a batch whose scores would not fit at once."""
+        units, lengths = batch["unit_mask"].sum(1).tolist(), batch["attention_mask"].sum(1).tolist()
+        most = PART_ELEMENTS[hidden.device.type == "cpu"] // max(self.config.label_sizes.values())
+
+        def losses_of(part: slice, hidden: torch.Tensor, events: torch.Tensor) -> torch.Tensor:
+            cut: dict[str, Any] = {name: None if value is None else value[part] for name, value in batch.items()}
+            unit, event = slice(max(units[part])), slice(max(lengths[part]))
+            cut["unit_mask"] = cut["unit_mask"][:, unit]
+            for name in ("input_ids", "attention_mask", "visit_ids", "event_times"):
+                cut[name] = None if cut[name] is None else cut[name][:, event]
+            _, losses = self._answers(hidden[:, unit], events[:, event], cut)
+            return losses * (len(hidden) / len(units))  # a loss is a mean over customers
+
+        parts = customers_in_parts(units, most)
+        return LossInParts.apply(losses_of, parts, 2, hidden, events, *self._head_parameters())
+
+    def _head_parameters(self) -> Sequence[torch.Tensor]:
+        """What scores and losses read besides the encoder's vectors."""
+        own = [value for name, value in self.named_parameters() if not name.startswith(f"{self.base_model_prefix}.")]
+        return own if len(self.label_tables) else [*own, *(self.label_embeddings(task) for task in self.config.tasks)]
 
     def _label_offsets(self, place: int, scores: torch.Tensor) -> torch.Tensor:
         """The labels' biases, of shape `(V,)`, with a number on the ids that are no labels which no score can lift."""

@@ -24,6 +24,7 @@ how often, and how long ago, the customer met a label.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -33,6 +34,10 @@ from transformers import initialization as init
 
 # Elements of z (U * B * V) that one chunk of labels may hold: 64M are 256 MB in float32.
 CHUNK_ELEMENTS = 2**26
+# Span of z beyond which exp(z_i - m) nears the end of float32, exp(-87), and sums of its inverse the other end.
+WIDEST = 60.0
+# Numbers from which on a CPU adds whole rows faster than torch's cumsum adds columns.
+LONG_ROW = 2048
 # As `ends` of a readout: every unit ends a prefix. Nothing has to be picked out then, forward or backward.
 EVERY_UNIT = slice(None)
 
@@ -60,16 +65,73 @@ def attention_weights(hidden: torch.Tensor, label_embeddings: torch.Tensor, mask
     return scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1)
 
 
+class MaskedReadout(torch.autograd.Function):
+    """s(w) = sum_i a_i z_i with a = softmax of z over the real units; ds/dz_i = a_i (1 + z_i - s).
+
+    Forward takes z of shape `(B, U, V)` and a mask of shape `(B, U)`, and gives s of shape `(B, V)`.
+    """
+
+    @staticmethod
+    def forward(ctx, z: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        a = z.masked_fill(~mask[..., None], float("-inf")).softmax(1)
+        s = (a * z).sum(1)
+        ctx.save_for_backward(z, a, s)
+        return s
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        z, a, s = ctx.saved_tensors
+        return torch.addcmul(((1 - s) * gradient)[:, None], z, gradient[:, None]).mul_(a), None
+
+
 class RunningReadout(torch.autograd.Function):
     """s_t(w) = sum_{i<=t} exp(z_i) z_i / sum_{i<=t} exp(z_i) for every t, along the first axis of z.
 
-    Forward keeps the running log-sum-exp c_t = log sum_{i<=t} exp(z_i) and moves the average by the new term's weight:
-    s_t = s_{t-1} + exp(z_t - c_t) (z_t - s_{t-1}). Since c_t >= z_i for all i <= t, no exponent is ever positive:
-    nothing overflows in any precision, and no maximum over the future is needed.
+    Forward divides two running sums, of exp(z_i - m) z_i and of exp(z_i - m), m being the largest z of all. Backward:
+    ds_t/dz_i = exp(z_i - m) / n_t (1 + z_i - s_t) with n_t = sum_{i<=t} exp(z_i - m), so with the running sums from
+    the right G_i = sum_{t>=i} g_t / n_t and R_i = sum_{t>=i} g_t s_t / n_t the gradient is
+    exp(z_i - m) ((1 + z_i) G_i - R_i).
 
-    Backward: ds_t/dz_i = exp(z_i - c_t) (1 + z_i - s_t), so with the running sums from the right
-    G_i = sum_{t>=i} g_t exp(c_i - c_t) and R_i = sum_{t>=i} g_t s_t exp(c_i - c_t),
-    the gradient is exp(z_i - c_i) ((1 + z_i) G_i - R_i). Again every exponent is at most 0.
+    One m for all labels and prefixes holds while exp(z_i - m) stays within float32: where z spans more than
+    `WIDEST`, [`WideRunningReadout`] takes more steps. Half precision is computed in float32.
+    """
+
+    @staticmethod
+    def forward(ctx, z: torch.Tensor) -> torch.Tensor:
+        given, z = z.dtype, z.float() if z.dtype.itemsize < 4 else z
+        top = z.max()
+        n = torch.sub(z, top).exp_()
+        s, n = _running_sum(n * z), _running_sum(n)
+        s.div_(n)
+        ctx.save_for_backward(z, s, n, top)
+        return s.to(given)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        z, s, n, top = ctx.saved_tensors
+        g = gradient / n
+        r = _running_sum(g * s, backwards=True)
+        g = _running_sum(g, backwards=True)
+        return torch.addcmul(g, g, z).sub_(r).mul_(torch.sub(z, top).exp_()).to(gradient.dtype)
+
+
+def _running_sum(x: torch.Tensor, backwards: bool = False) -> torch.Tensor:
+    """Along the first axis, in place where that is faster."""
+    if x.device.type != "cpu" or x[0].numel() < LONG_ROW:
+        return x.flip(0).cumsum(0).flip(0) if backwards else x.cumsum(0)
+    rows = x.unbind(0)[::-1] if backwards else x.unbind(0)  # a cumsum along another axis than the last is slow there
+    for before, row in pairwise(rows):
+        row.add_(before)
+    return x
+
+
+class WideRunningReadout(torch.autograd.Function):
+    """As [`RunningReadout`], for any z.
+
+    Forward keeps the running log-sum-exp c_t = log sum_{i<=t} exp(z_i) and moves the average by the new term's weight:
+    s_t = s_{t-1} + exp(z_t - c_t) (z_t - s_{t-1}). Since c_t >= z_i for all i <= t, no exponent is ever positive.
+    Backward is as there with exp(z_i - c_i) in the place of exp(z_i - m), and with sums from the right that fade:
+    G_i = sum_{t>=i} g_t exp(c_i - c_t) and R_i = sum_{t>=i} g_t s_t exp(c_i - c_t).
     """
 
     @staticmethod
@@ -98,9 +160,15 @@ class RunningReadout(torch.autograd.Function):
         return out
 
 
+def running_readout(z: torch.Tensor) -> torch.Tensor:
+    """[`RunningReadout`] where z allows it, [`WideRunningReadout`] otherwise."""
+    low, top = torch.aminmax(z.detach())
+    return (RunningReadout if top - low < WIDEST else WideRunningReadout).apply(z)
+
+
 def _prefix_scores(hidden, label_embeddings, ends, scale):
     scaled = label_embeddings if scale is None else label_embeddings * scale
-    s = RunningReadout.apply(torch.matmul(hidden.transpose(0, 1), scaled.T))  # (U, B, V): a step is contiguous
+    s = running_readout(torch.matmul(hidden.transpose(0, 1), scaled.T))  # (U, B, V): a step is contiguous
     return s.transpose(0, 1) if isinstance(ends, slice) else s[ends, torch.arange(len(ends), device=s.device)[:, None]]
 
 
@@ -125,9 +193,8 @@ def attentional_readout(
         s of shape `(B, V)`, or `(B, P, V)` with `ends`.
     """
     if ends is None:
-        z = torch.matmul(hidden, label_embeddings.T)  # (B, U, V)
-        z = z if scale is None else z * scale
-        return (z.masked_fill(~mask[..., None], float("-inf")).softmax(1) * z).sum(1)
+        scaled = label_embeddings if scale is None else label_embeddings * scale
+        return MaskedReadout.apply(torch.matmul(hidden, scaled.T), mask)
     chunk = max(1, CHUNK_ELEMENTS // (hidden.shape[0] * hidden.shape[1]))
     if chunk >= label_embeddings.shape[0]:
         return _prefix_scores(hidden, label_embeddings, ends, scale)

@@ -3,6 +3,7 @@
 """The model: what must not change its scores, what must, its loss, its start, and its way through a folder."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -403,7 +404,9 @@ def test_a_step_leaves_padding_at_0(tiny_model, inputs, questions):
         assert not table.weight[0].any()
 
 
-def test_training_asks_every_unit_and_gets_the_loss_of_the_asked_ones(tiny_model, inputs):
+@pytest.mark.parametrize("most", [1, 10**9], ids=["one by one", "all at once"])
+def test_training_asks_every_unit_and_gets_the_loss_of_the_asked_ones(tiny_model, inputs, most, monkeypatch):
+    monkeypatch.setattr(sys.modules[MCMModel.__module__], "PART_ELEMENTS", (most, most))
     model = tiny_model(extended=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     ends = torch.stack([inputs["attention_mask"].sum(1) - 1, torch.zeros(4, dtype=torch.long)], dim=1)
     ends = ends.repeat(1, int(inputs["visit_ids"].max()))  # more prefixes than half the units
@@ -411,9 +414,19 @@ def test_training_asks_every_unit_and_gets_the_loss_of_the_asked_ones(tiny_model
     prefixes = torch.tensor([[0, 1, 1], [0, 0, 0], [0, 1, 1], [0, 0, 0]])  # two where a row has two
     batch = {**inputs, "prefix_ends": ends, "labels": labels, "label_prefixes": prefixes}
     asked = model.eval()(**batch)
+    seen, answer = [], model._answers
+    monkeypatch.setattr(model, "_answers", lambda *given: seen.append(answer(*given)) or seen[-1])
     every = model.train()(**batch)
     close(every.loss, asked.loss)
-    assert every.logits["items"].shape[1] != asked.logits["items"].shape[1]
+    for task, loss in every.task_losses.items():
+        close(loss, asked.task_losses[task])
+    assert every.logits is None and len(seen) == (4 if most == 1 else 1)
+    if most > 1:
+        assert seen[0][0]["items"].shape[1] != asked.logits["items"].shape[1]
+
+    found, expected = (torch.autograd.grad(loss, list(model.parameters())) for loss in (every.loss, asked.loss))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,16 @@ from modeling_mcm import readout_mcm
 from modeling_mcm.readout_mcm import (
     EVERY_UNIT,
     READOUTS,
+    WIDEST,
+    MaskedReadout,
     RepeatMemory,
     RunningReadout,
+    WideRunningReadout,
     attention_weights,
     attentional_readout,
     last_readout,
     reference_readout,
+    running_readout,
 )
 
 BATCH, UNITS, HIDDEN, LABELS = 3, 9, 8, 11
@@ -68,10 +72,33 @@ def test_a_prefix_knows_nothing_of_later_units(inputs, ends):
     assert not hidden.grad[0, 4:].any() and not hidden.grad[1:].any()
 
 
-def test_gradients_of_the_running_readout():
+@pytest.mark.parametrize("long_row", [1, 10**6], ids=["rows", "columns"])
+@pytest.mark.parametrize("running", [RunningReadout, WideRunningReadout])
+def test_gradients_of_the_running_readout(running, long_row, monkeypatch):
+    monkeypatch.setattr(readout_mcm, "LONG_ROW", long_row)
     torch.manual_seed(0)
     z = (3 * torch.randn(6, 2, 3, dtype=torch.float64)).requires_grad_()
-    assert torch.autograd.gradcheck(RunningReadout.apply, (z,))
+    assert torch.autograd.gradcheck(running.apply, (z,))
+
+
+def test_gradients_of_the_masked_readout():
+    torch.manual_seed(0)
+    z = (3 * torch.randn(2, 5, 3, dtype=torch.float64)).requires_grad_()
+    mask = torch.tensor([[True] * 5, [True, True, False, False, False]])
+    assert torch.autograd.gradcheck(MaskedReadout.apply, (z, mask))
+
+
+@pytest.mark.parametrize("size", [3.0, 0.49 * WIDEST])
+def test_both_running_readouts_give_the_same(size):
+    torch.manual_seed(0)
+    z = (size * torch.empty(400, 1, 3000).uniform_(-1, 1)).requires_grad_()
+    weight = torch.randn(400, 1, 3000)
+    scores = [running.apply(z) for running in (RunningReadout, WideRunningReadout)]
+    gradients = [torch.autograd.grad((s * weight).sum(), z)[0] for s in scores]
+    for found, expected in (scores, gradients):
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    exact = z.detach().double()
+    torch.testing.assert_close(scores[0][-1].double(), (exact.softmax(0) * exact).sum(0), atol=1e-4, rtol=1e-5)
 
 
 def test_gradients_of_all_prefixes_equal_those_of_each_prefix_alone(inputs, ends):
@@ -101,7 +128,8 @@ def test_long_sequences_and_huge_scores_stay_finite_and_right(size):
     torch.manual_seed(0)
     steps = 2000
     z = (size * torch.empty(steps, 1, 5).uniform_(-1, 1)).requires_grad_()
-    s = RunningReadout.apply(z)
+    s = running_readout(z)
+    assert s.grad_fn.name().startswith("Wide") == (size > WIDEST)
     (gradient,) = torch.autograd.grad(s.sum(), z)
     assert s.isfinite().all() and gradient.isfinite().all()
     exact = z.detach().double()

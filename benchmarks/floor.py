@@ -1,0 +1,105 @@
+#!/usr/bin/env python
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The floor: the arithmetic and the bytes that a training step and the scoring of a customer can't do without.
+
+    python benchmarks/floor.py
+    python benchmarks/floor.py --config configuration/mcm-base --label_sizes 30000 500 --events 300 --units 300
+
+Arithmetic is that of the products of matrices, a multiplication and an addition each, three times in training:
+forward, and the gradients of both factors. Bytes are those of weights, gradients, optimizer and inputs, moved as
+often as they must be; vectors that fit a cache are free. Seconds are the larger of arithmetic at the measured rate of
+the machine's matrix product and bytes at its measured rate of copying. The other benchmarks print their ratio to it.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.utils.benchmark import Timer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+from arguments import parse_options
+
+FLOAT, LONG = 4, 8
+FORWARD_AND_BACKWARD, ADAM = 3, 7  # of AdamW: reads weight, gradient and two averages, writes weight and averages
+
+
+@dataclass
+class Shape:
+    """What is computed; the defaults are a batch of the quickstart."""
+
+    config: str = field(default="configuration/mcm-tiny", metadata={"help": "Folder with a config.json."})
+    label_sizes: list[int] = field(default_factory=lambda: [32, 304, 1914, 5115], metadata={"help": "V of each task."})
+    features: int = field(default=17, metadata={"help": "J, features of an event."})
+    batch_size: int = field(default=16, metadata={"help": "B, customers."})
+    events: int = field(default=700, metadata={"help": "L, events of each."})
+    units: int = field(default=120, metadata={"help": "U, events or visits that the encoder reads."})
+    threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Of torch."})
+
+
+def encoder_flops(layers: int, hidden: int, inner: int, units: int) -> int:
+    """Of one forward pass over the units of one customer: four projections, attention, two layers of the network."""
+    return layers * units * (2 * 4 * hidden**2 + 2 * 2 * units * hidden + 2 * 2 * hidden * inner)
+
+
+def readout_flops(hidden: int, units: int, labels: int) -> int:
+    """z = e_w . h_i for every label and unit of a customer; the rest of equations 2, 3 is no product of matrices."""
+    return 2 * hidden * units * labels
+
+
+def matmul_rate(rows: int, hidden: int, columns: int) -> float:
+    """Multiplications and additions a second of the product that the readout is made of."""
+    h, e = torch.randn(rows, hidden), torch.randn(columns, hidden)
+    out = torch.empty(rows, columns)
+    seconds = Timer("torch.mm(h, e.T, out=out)", globals={"torch": torch, "h": h, "e": e, "out": out})
+    return 2 * rows * hidden * columns / seconds.blocked_autorange(min_run_time=0.5).median
+
+
+def copy_rate(numbers: int = 2**26) -> float:
+    """Bytes a second, read and written, of a copy that fits no cache."""
+    source, target = torch.randn(numbers), torch.empty(numbers)
+    seconds = Timer("target.copy_(source)", globals={"target": target, "source": source})
+    return 2 * FLOAT * numbers / seconds.blocked_autorange(min_run_time=0.5).median
+
+
+def floor(shape: Shape) -> dict[str, dict[str, float]]:
+    """FLOPs, bytes and seconds of a training step and of scoring one customer."""
+    config = json.loads(Path(shape.config, "config.json").read_text(encoding="utf-8"))
+    hidden, layers, inner = config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"]
+    labels = sum(shape.label_sizes)
+    weights = layers * (4 * hidden**2 + 2 * hidden * inner) + labels * hidden
+    read = shape.events * shape.features * (LONG + FLOAT * hidden)  # ids, and the row of each
+    forward = encoder_flops(layers, hidden, inner, shape.units) + readout_flops(hidden, shape.units, labels)
+    rate, copied = matmul_rate(shape.batch_size * shape.units, hidden, max(shape.label_sizes)), copy_rate()
+    cases = {
+        "training step": (
+            FORWARD_AND_BACKWARD * shape.batch_size * forward,
+            FLOAT * (2 + 1 + ADAM) * weights + 2 * shape.batch_size * read,
+        ),
+        "scoring a customer": (forward, FLOAT * weights / shape.batch_size + read),
+    }
+    return {
+        name: {
+            "gigaflops": flops / 1e9,
+            "megabytes": moved / 1e6,
+            "arithmetic_ms": 1e3 * flops / rate,
+            "bytes_ms": 1e3 * moved / copied,
+            "floor_ms": 1e3 * max(flops / rate, moved / copied),
+        }
+        for name, (flops, moved) in cases.items()
+    } | {"machine": {"matmul_gigaflops": rate / 1e9, "copy_gigabytes": copied / 1e9, "threads": shape.threads}}
+
+
+def main() -> None:
+    """Reads the options and prints the floor."""
+    (shape,) = parse_options(Shape, description=__doc__)
+    torch.set_num_threads(shape.threads)
+    for name, values in floor(shape).items():
+        print(f"{name:20s}", "  ".join(f"{key} {value:,.4g}" for key, value in values.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+#!/usr/bin/env python
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Seconds and memory of the readout with its loss, forward and backward: in parts, as training does it, and whole.
+
+    python benchmarks/readout.py                                        seconds, beside the floor of the products
+    python benchmarks/readout.py --memory true --batch_size 64 --labels 30000        memory, at the paper's scale
+
+Whole is what torch's own operations give: z of all customers, a softmax (for all prefixes running sums), and its
+cross-entropy. The literal form also holds r_w of equation 3. Runs alternate in one process; memory is measured in
+processes of their own, as the highest resident size above that before the pass.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from modeling_mcm.losses_mcm import LossInParts, customers_in_parts, prefix_cross_entropy
+from modeling_mcm.modeling_mcm import PART_ELEMENTS
+from modeling_mcm.readout_mcm import EVERY_UNIT, attentional_readout, reference_readout
+
+from floor import FORWARD_AND_BACKWARD, matmul_rate, readout_flops
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+from arguments import parse_options
+
+GIGA, KIBI = 1e9, 1024
+
+
+@dataclass
+class Options:
+    """The shape, and what is measured."""
+
+    batch_size: int = field(default=8, metadata={"help": "B, customers."})
+    units: int = field(default=300, metadata={"help": "U, events or visits of each."})
+    labels: int = field(default=8000, metadata={"help": "V."})
+    hidden_size: int = field(default=256, metadata={"help": "H."})
+    threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Of torch."})
+    runs: int = field(default=7, metadata={"help": "Of each way; the median is printed."})
+    memory: bool = field(default=False, metadata={"help": "Measure memory instead of seconds."})
+    only: str = field(default="", metadata={"help": "One way, in this process; prints its figures as JSON."})
+
+
+class Inputs:
+    """Hidden vectors and label vectors with gradients, and a label a prefix."""
+
+    def __init__(self, options: Options):
+        torch.manual_seed(0)
+        shape = (options.batch_size, options.units)
+        self.hidden = (torch.randn(*shape, options.hidden_size) / options.hidden_size**0.25).requires_grad_()
+        vectors = torch.randn(options.labels, options.hidden_size) / options.hidden_size**0.25
+        self.vectors = vectors.requires_grad_()
+        self.mask = torch.ones(shape, dtype=torch.bool)
+        self.next = torch.randint(2, options.labels, shape)
+        self.places = torch.arange(options.units).expand(shape)
+
+
+def in_parts(inputs: Inputs, all_prefixes: bool) -> torch.Tensor:
+    """The loss as `MCMForMultiTaskRecommendation` takes it in training."""
+
+    def losses_of(part: slice, hidden: torch.Tensor) -> torch.Tensor:
+        ends = EVERY_UNIT if all_prefixes else None
+        scores = attentional_readout(hidden, inputs.vectors, inputs.mask[part], ends)
+        asked = (inputs.next[part], inputs.places[part]) if all_prefixes else (inputs.next[part, -1:], None)
+        loss = prefix_cross_entropy(scores if all_prefixes else scores[:, None], *asked)
+        return loss[None] * (len(hidden) / len(inputs.hidden))
+
+    batch, units, _ = inputs.hidden.shape
+    parts = customers_in_parts([units] * batch, PART_ELEMENTS[True] // len(inputs.vectors))
+    return LossInParts.apply(losses_of, parts, 1, inputs.hidden, inputs.vectors)[0]
+
+
+def whole(inputs: Inputs, all_prefixes: bool) -> torch.Tensor:
+    """The same with torch's own operations and autograd."""
+    z = inputs.hidden @ inputs.vectors.T
+    if not all_prefixes:
+        scores = (z.softmax(1) * z).sum(1)
+        return torch.nn.functional.cross_entropy(scores, inputs.next[:, -1])
+    weight = (z - z.amax(1, keepdim=True)).exp()
+    scores = (weight * z).cumsum(1) / weight.cumsum(1)
+    return torch.nn.functional.cross_entropy(scores.flatten(0, 1), inputs.next.flatten())
+
+
+def literal(inputs: Inputs, all_prefixes: bool) -> torch.Tensor:
+    """Equations 2 and 3 term by term; it knows one prefix only."""
+    scores = reference_readout(inputs.hidden, inputs.vectors, inputs.mask)
+    return torch.nn.functional.cross_entropy(scores, inputs.next[:, -1])
+
+
+WAYS: dict[str, tuple[Callable[[Inputs, bool], torch.Tensor], bool]] = {
+    "one prefix, in parts": (in_parts, False),
+    "one prefix, whole": (whole, False),
+    "one prefix, literal": (literal, False),
+    "all prefixes, in parts": (in_parts, True),
+    "all prefixes, whole": (whole, True),
+}
+
+
+def run(name: str, inputs: Inputs) -> float:
+    """Seconds of one forward and backward pass."""
+    way, all_prefixes = WAYS[name]
+    inputs.hidden.grad = inputs.vectors.grad = None
+    start = time.perf_counter()
+    way(inputs, all_prefixes).backward()
+    return time.perf_counter() - start
+
+
+def alone(name: str, options: Options) -> float:
+    """Gigabytes that one way takes above its inputs, in a process of its own; infinity where that was killed."""
+    values = {**asdict(options), "only": name}
+    flags = [word for key, value in values.items() for word in (f"--{key}", str(value))]
+    done = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True)
+    if done.returncode < 0:
+        return float("inf")
+    done.check_returncode()
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    """Reads the options, measures and prints a table."""
+    (options,) = parse_options(Options, description=__doc__)
+    torch.set_num_threads(options.threads)
+    inputs = Inputs(options)
+    if options.only:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        run(options.only, inputs)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * KIBI / GIGA)
+        return
+    if options.memory:
+        for name in WAYS:
+            print(f"{name:28s} {alone(name, options):8.2f} GB above the inputs", flush=True)
+        return
+    rows = options.batch_size * options.units
+    rate = matmul_rate(rows, options.hidden_size, options.labels)
+    flops = FORWARD_AND_BACKWARD * readout_flops(options.hidden_size, rows, options.labels)
+    least = flops / rate
+    print(f"floor: {flops / GIGA:,.0f} GFLOP at {rate / GIGA:,.0f} GFLOP/s, {least:.3f} s, {options.threads} threads")
+    seconds: dict[str, list[float]] = {name: [] for name in WAYS if "literal" not in name}
+    for _ in range(options.runs + 1):
+        for name, found in seconds.items():
+            found.append(run(name, inputs))
+    for name, found in seconds.items():
+        took = median(found[1:])  # the first warms up
+        print(f"{name:28s} {took:7.3f} s, the floor is {least / took:.0%} of it")
+
+
+if __name__ == "__main__":
+    main()
