@@ -244,11 +244,10 @@ class MCMPreTrainedModel(PreTrainedModel):
     def resize_feature_vocabulary(self, feature: str, values: Sequence[str], feature_extractor: Any) -> None:
         """Gives one feature new values, after those that it has: new brands, without a new training.
 
-        Every weight stays as it was bit for bit, and so does every label's score, but for the rounding of a matrix
-        product that has another size. A new value's vector is that of the unknown value, which is what it was read as
-        until now, so visits with it are read as they were (events of one time are ordered by their ids, which encoder
-        units of single events may notice). As a label it starts
-        as the rarest does: its bias is the smallest of the labels, its rarity the largest, its gains are 0; a label
+        Every weight stays as it was bit for bit, and so does every label's score. A new value's vector is that of the
+        unknown value, which is what it was read as until now, so visits with it are read as they were (events of one
+        time are ordered by their ids, which encoder units of single events may notice). As a label it starts as the
+        rarest does: its bias is the smallest of the labels, its rarity the largest, its gains are 0; a label
         embedding of its own is the mean of the labels'. Fine-tuning tells the new values apart; make the optimizer
         after this call. Model, config and feature extractor change together: save both.
 

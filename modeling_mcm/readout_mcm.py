@@ -28,6 +28,7 @@ from itertools import pairwise
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
@@ -38,6 +39,8 @@ CHUNK_ELEMENTS = 2**26
 WIDEST = 60.0
 # Numbers from which on a CPU adds whole rows faster than torch's cumsum adds columns.
 LONG_ROW = 2048
+# Labels of one piece where there are no gradients.
+LABELS_AT_ONCE = 128
 # As `ends` of a readout: every unit ends a prefix. Nothing has to be picked out then, forward or backward.
 EVERY_UNIT = slice(None)
 
@@ -166,10 +169,21 @@ def running_readout(z: torch.Tensor) -> torch.Tensor:
     return (RunningReadout if top - low < WIDEST else WideRunningReadout).apply(z)
 
 
-def _prefix_scores(hidden, label_embeddings, ends, scale):
-    scaled = label_embeddings if scale is None else label_embeddings * scale
-    s = running_readout(torch.matmul(hidden.transpose(0, 1), scaled.T))  # (U, B, V): a step is contiguous
-    return s.transpose(0, 1) if isinstance(ends, slice) else s[ends, torch.arange(len(ends), device=s.device)[:, None]]
+def _by_labels(read, vectors: torch.Tensor, elements: int) -> torch.Tensor:
+    """Scores of all labels, some labels at a time; z has `elements` numbers a label.
+
+    Without gradients every piece has as many labels as the others, the last filled up with zeros: a product of the
+    same size gives the same bits, so a label's score at the end of the history does not depend on how many there are.
+    """
+    if torch.is_grad_enabled():
+        size = max(1, CHUNK_ELEMENTS // elements)
+        if size >= len(vectors):
+            return read(vectors)
+        return torch.cat([checkpoint(read, part, use_reentrant=False) for part in vectors.split(size)], dim=-1)
+    if torch.compiler.is_exporting():
+        return read(vectors)
+    filled = F.pad(vectors, (0, 0, 0, -len(vectors) % LABELS_AT_ONCE))
+    return torch.cat([read(part) for part in filled.split(LABELS_AT_ONCE)], dim=-1)[..., : len(vectors)]
 
 
 def attentional_readout(
@@ -181,30 +195,31 @@ def attentional_readout(
 ) -> torch.Tensor:
     """Equations 2 and 3 for the whole sequence, or for the prefixes that end at `ends`.
 
+    z, of shape `(B, U, V)`, is held for some labels at a time: always without gradients, and where it would pass
+    `CHUNK_ELEMENTS` with them; it is computed again in backward then.
+
     Args:
         hidden: h of shape `(B, U, H)`; padding on the right.
         label_embeddings: e of shape `(V, H)`.
         mask: boolean, of shape `(B, U)`, True where a unit is real.
         ends: last unit of each prefix, of shape `(B, P)`, or `EVERY_UNIT`, for which P = U. Only for causal encoders.
-            Labels are taken in chunks and recomputed in backward where z would pass `CHUNK_ELEMENTS`.
         scale: one factor on z.
 
     Returns:
         s of shape `(B, V)`, or `(B, P, V)` with `ends`.
     """
-    if ends is None:
-        scaled = label_embeddings if scale is None else label_embeddings * scale
-        return MaskedReadout.apply(torch.matmul(hidden, scaled.T), mask)
-    chunk = max(1, CHUNK_ELEMENTS // (hidden.shape[0] * hidden.shape[1]))
-    if chunk >= label_embeddings.shape[0]:
-        return _prefix_scores(hidden, label_embeddings, ends, scale)
-    return torch.cat(
-        [
-            checkpoint(_prefix_scores, hidden, part, ends, scale, use_reentrant=False)
-            for part in label_embeddings.split(chunk)
-        ],
-        dim=-1,
-    )
+
+    def whole(vectors: torch.Tensor) -> torch.Tensor:
+        return MaskedReadout.apply(torch.matmul(hidden, vectors.T), mask)
+
+    def prefixes(vectors: torch.Tensor) -> torch.Tensor:
+        s = running_readout(torch.matmul(hidden.transpose(0, 1), vectors.T))  # (U, B, V): a step is contiguous
+        if isinstance(ends, slice):
+            return s.transpose(0, 1)
+        return s[ends, torch.arange(s.shape[1], device=s.device)[:, None]]
+
+    vectors = label_embeddings if scale is None else label_embeddings * scale
+    return _by_labels(whole if ends is None else prefixes, vectors, hidden.shape[0] * hidden.shape[1])
 
 
 def last_readout(
@@ -219,8 +234,8 @@ def last_readout(
     if not isinstance(ends, slice):
         last = mask.sum(1, keepdim=True) - 1 if ends is None else ends
         vectors = hidden.gather(1, last[..., None].expand(-1, -1, hidden.shape[-1]))
-    scores = torch.matmul(vectors, label_embeddings.T)
-    scores = scores if scale is None else scores * scale
+    scaled = label_embeddings if scale is None else label_embeddings * scale
+    scores = _by_labels(lambda part: torch.matmul(vectors, part.T), scaled, hidden.shape[0] * vectors.shape[1])
     return scores[:, 0] if ends is None else scores
 
 

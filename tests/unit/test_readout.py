@@ -144,10 +144,8 @@ def test_chunks_of_labels_change_nothing(inputs, ends, monkeypatch):
     hidden, labels, mask = (t if t.dtype == torch.bool else t.requires_grad_() for t in inputs)
     scale = torch.tensor(0.7, requires_grad=True)
     seen = []
-    plain = readout_mcm._prefix_scores
-    monkeypatch.setattr(
-        readout_mcm, "_prefix_scores", lambda h, part, *rest: seen.append(len(part)) or plain(h, part, *rest)
-    )
+    plain = readout_mcm.running_readout
+    monkeypatch.setattr(readout_mcm, "running_readout", lambda z: seen.append(z.shape[-1]) or plain(z))
 
     def run():
         seen.clear()
@@ -161,6 +159,20 @@ def test_chunks_of_labels_change_nothing(inputs, ends, monkeypatch):
     torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=1e-6)
     for found, expected in zip(gradients, whole_gradients, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("readout", [attentional_readout, last_readout])
+@torch.no_grad()
+def test_without_gradients_a_score_is_the_same_bits_however_many_labels_there_are(readout):
+    torch.manual_seed(0)
+    hidden, labels = torch.randn(3, 9, 24), torch.randn(700, 24)
+    mask = torch.arange(9) < torch.tensor([[9], [4], [1]])
+    every = readout(hidden, labels, mask)
+    for count in (5, 127, 128, 129, 300):
+        assert torch.equal(readout(hidden, labels[:count], mask), every[:, :count]), count
+    with torch.enable_grad():
+        exact = readout(hidden.double().requires_grad_(), labels.double(), mask)
+    torch.testing.assert_close(every.double(), exact.detach(), atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("with_ends", [False, True])
