@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The cards in model_cards/: trains, evaluates and describes mcm-tiny and mcm-base on Complete Journey; sends nothing.
-# Half an hour on two cores. Safe to interrupt and to run again.
+# Ten minutes on two cores. Safe to interrupt and to run again.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 data=data/complete_journey/prepared
