@@ -31,6 +31,7 @@ from floor import FORWARD_AND_BACKWARD, matmul_rate, readout_flops
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from arguments import parse_options
+from memory import keep_freed_memory
 
 GIGA, KIBI = 1e9, 1024
 
@@ -46,6 +47,7 @@ class Options:
     threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Of torch."})
     runs: int = field(default=7, metadata={"help": "Of each way; the median is printed."})
     memory: bool = field(default=False, metadata={"help": "Measure memory instead of seconds."})
+    keep_freed_memory: bool = field(default=True, metadata={"help": "As the scripts of training/ do (memory.py)."})
     only: str = field(default="", metadata={"help": "One way, in this process; prints its figures as JSON."})
 
 
@@ -128,6 +130,8 @@ def main() -> None:
     """Reads the options, measures and prints a table."""
     (options,) = parse_options(Options, description=__doc__)
     torch.set_num_threads(options.threads)
+    if options.keep_freed_memory:
+        keep_freed_memory()
     inputs = Inputs(options)
     if options.only:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

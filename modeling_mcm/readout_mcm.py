@@ -100,9 +100,9 @@ class RunningReadout(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, z: torch.Tensor) -> torch.Tensor:
-        given, z = z.dtype, z.float() if z.dtype.itemsize < 4 else z
-        top = z.max()
+    def forward(ctx, z: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
+        given = z.dtype
+        z, top = (value.float() if given.itemsize < 4 else value for value in (z, top))
         n = torch.sub(z, top).exp_()
         s, n = _running_sum(n * z), _running_sum(n)
         s.div_(n)
@@ -110,12 +110,12 @@ class RunningReadout(torch.autograd.Function):
         return s.to(given)
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         z, s, n, top = ctx.saved_tensors
         g = gradient / n
         r = _running_sum(g * s, backwards=True)
         g = _running_sum(g, backwards=True)
-        return torch.addcmul(g, g, z).sub_(r).mul_(torch.sub(z, top).exp_()).to(gradient.dtype)
+        return torch.addcmul(g, g, z).sub_(r).mul_(torch.sub(z, top).exp_()).to(gradient.dtype), None
 
 
 def _running_sum(x: torch.Tensor, backwards: bool = False) -> torch.Tensor:
@@ -166,7 +166,7 @@ class WideRunningReadout(torch.autograd.Function):
 def running_readout(z: torch.Tensor) -> torch.Tensor:
     """[`RunningReadout`] where z allows it, [`WideRunningReadout`] otherwise."""
     low, top = torch.aminmax(z.detach())
-    return (RunningReadout if top - low < WIDEST else WideRunningReadout).apply(z)
+    return RunningReadout.apply(z, top) if top - low < WIDEST else WideRunningReadout.apply(z)
 
 
 def _by_labels(read, vectors: torch.Tensor, elements: int) -> torch.Tensor:

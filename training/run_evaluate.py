@@ -64,6 +64,7 @@ from modeling_mcm.evaluation.streaming import ranks_from_logits
 
 from arguments import parse_options
 from checkpoints import read_checkpoint
+from memory import keep_freed_memory
 
 BASELINES: dict[str, type[Baseline]] = {
     "most_popular": MostPopular,
@@ -324,6 +325,7 @@ def evaluate_offers(options: EvaluationOptions) -> tuple[list[list[str]], str, d
 
 def main() -> None:
     """Reads the options, evaluates, prints, and writes what was asked for."""
+    keep_freed_memory()
     (options,) = parse_options(EvaluationOptions, description=__doc__)
     if options.model is None or options.data is None:
         raise SystemExit("--model and --data are needed: a checkpoint and the folder of a prepared data set.")

@@ -36,6 +36,7 @@ from modeling_mcm.trainer import EpochCallback, last_whole_checkpoint
 
 from arguments import parse_options
 from checkpoints import read_checkpoint
+from memory import keep_freed_memory
 from run_pretrain import PretrainingArguments, check_launch, popularity
 
 logger = logging.get_logger("run_finetune")
@@ -168,6 +169,7 @@ def adapted(model: MCMForActionRecommendation, rank: int) -> Any:
 
 def main() -> None:
     """Reads the options, trains or goes on training, and saves the model with its feature extractor."""
+    keep_freed_memory()
     options, training = parse_options(FineTuningOptions, FineTuningArguments, description=__doc__)
     check_launch(training.world_size)
     if options.model is None or options.data is None or options.offers is None:

@@ -47,6 +47,7 @@ from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
 
 from arguments import parse_options
 from checkpoints import read_checkpoint
+from memory import keep_freed_memory
 from run_pretrain import check_launch
 
 IDENTITY_FILE, HISTORIES = "_predictions.json", "_histories"  # readers of a folder of Parquet pass over such names
@@ -252,6 +253,7 @@ def run(options: PredictionOptions) -> str:
 
 def main() -> None:
     """Reads the options, scores and says what was written."""
+    keep_freed_memory()
     (options,) = parse_options(PredictionOptions, description=__doc__)
     try:
         said = run(options)

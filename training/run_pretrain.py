@@ -39,6 +39,7 @@ from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.trainer import MCMTrainer, last_whole_checkpoint
 
 from arguments import parse_options
+from memory import keep_freed_memory
 
 logger = logging.get_logger("run_pretrain")
 
@@ -171,6 +172,7 @@ def popularity(data: str, config: MCMConfig) -> dict[str, torch.Tensor]:
 
 def main() -> None:
     """Reads the options, trains or goes on training, and saves the model with its feature extractor."""
+    keep_freed_memory()
     options, training = parse_options(ModelOptions, PretrainingArguments, description=__doc__)
     check_launch(training.world_size)
     if options.data is None:
