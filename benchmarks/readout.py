@@ -68,7 +68,7 @@ class Inputs:
 def in_parts(inputs: Inputs, all_prefixes: bool) -> torch.Tensor:
     """The loss as `MCMForMultiTaskRecommendation` takes it in training."""
 
-    def losses_of(part: slice, hidden: torch.Tensor) -> torch.Tensor:
+    def losses_of(part: list[int], hidden: torch.Tensor) -> torch.Tensor:
         ends = EVERY_UNIT if all_prefixes else None
         scores = attentional_readout(hidden, inputs.vectors, inputs.mask[part], ends)
         asked = (inputs.next[part], inputs.places[part]) if all_prefixes else (inputs.next[part, -1:], None)

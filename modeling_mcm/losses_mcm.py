@@ -65,8 +65,8 @@ class LossInParts(torch.autograd.Function):
     in the forward pass, and only one part's scores are ever held; nothing is computed twice. Backward multiplies the
     gradients that were kept by that of the total.
 
-    Forward takes `losses_of(part, *vectors)`, which gives a part's share of the task losses, `(T,)`; the parts, slices
-    of the customers; the number of the vectors; vectors with the customers first, of which it gets the part; and the
+    Forward takes `losses_of(part, *vectors)`, which gives a part's share of the task losses, `(T,)`; the parts, lists
+    of customers; the number of the vectors; vectors with the customers first, of which it gets the part; and the
     parameters that it reads. It gives the total, and the losses of the tasks without a gradient.
     """
 
@@ -99,13 +99,13 @@ class LossInParts(torch.autograd.Function):
         return None, None, None, *(None if value is None else value * gradient for value in ctx.saved_tensors)
 
 
-def customers_in_parts(costs: Sequence[int], most: int) -> list[slice]:
-    """Neighbouring customers together while their number times the highest cost of one of them is at most `most`."""
-    parts = [slice(0, 1)]
-    for customer in range(1, len(costs)):
-        start = parts[-1].start
-        fits = (customer + 1 - start) * max(costs[start : customer + 1]) <= most
-        parts[-1:] = [slice(start, customer + 1)] if fits else [parts[-1], slice(customer, customer + 1)]
+def customers_in_parts(costs: Sequence[int], most: int) -> list[list[int]]:
+    """Places of customers of similar cost together, while their number times the highest cost is at most `most`."""
+    parts: list[list[int]] = [[]]
+    for place in sorted(range(len(costs)), key=costs.__getitem__):
+        if parts[-1] and (len(parts[-1]) + 1) * costs[place] > most:
+            parts.append([])
+        parts[-1].append(place)
     return parts
 
 

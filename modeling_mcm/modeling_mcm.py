@@ -343,7 +343,7 @@ class MCMModel(MCMPreTrainedModel):
 
 
 # Scores that a training step holds at a time, about: on a GPU, and on a CPU, which is no faster with more.
-PART_ELEMENTS = (2**26, 2**22)
+PART_ELEMENTS = (2**26, 2**21)
 
 
 @auto_docstring(custom_intro="MCM with the task-aware readout: for every task, a score for every label.")
@@ -532,9 +532,9 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         units, lengths = batch["unit_mask"].sum(1).tolist(), batch["attention_mask"].sum(1).tolist()
         most = PART_ELEMENTS[hidden.device.type == "cpu"] // max(self.config.label_sizes.values())
 
-        def losses_of(part: slice, hidden: torch.Tensor, events: torch.Tensor) -> torch.Tensor:
+        def losses_of(part: list[int], hidden: torch.Tensor, events: torch.Tensor) -> torch.Tensor:
             cut: dict[str, Any] = {name: None if value is None else value[part] for name, value in batch.items()}
-            unit, event = slice(max(units[part])), slice(max(lengths[part]))
+            unit, event = (slice(max(sizes[place] for place in part)) for sizes in (units, lengths))
             cut["unit_mask"] = cut["unit_mask"][:, unit]
             for name in ("input_ids", "attention_mask", "visit_ids", "event_times"):
                 cut[name] = None if cut[name] is None else cut[name][:, event]

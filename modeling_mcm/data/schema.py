@@ -26,8 +26,8 @@ KINDS = (CATEGORICAL, NUMERIC, HOUR, WEEKDAY, DAYS_SINCE_VISIT)
 DERIVED_KINDS = (HOUR, WEEKDAY, DAYS_SINCE_VISIT)
 BINNED_KINDS = (NUMERIC, DAYS_SINCE_VISIT)
 HISTORY_START = "history_start"
-# A schema needs cutoffs; where nothing is split by time, no event reaches them.
 NO_CUTOFFS = {"validation": datetime(9999, 1, 1), "test": datetime(9999, 1, 2)}
+"""Cutoffs that no event reaches, for a schema by which nothing is split by time."""
 DEFAULT_BINS = 16
 REQUIRED_KEYS = ("customer", "time", "token_type", "features", "tasks", "cutoffs")
 
