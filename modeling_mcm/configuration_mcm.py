@@ -84,7 +84,8 @@ class MCMConfig(PreTrainedConfig):
     tie_label_embeddings (`bool`):
         e_w is the input embedding of the value (`True`) or a table of its own (`False`).
     repeat_half_lives_days (`list[float]`, *optional*):
-        Half-lives in days at which the repeat memory starts (it learns its own). See [`~readout_mcm.RepeatMemory`].
+        Half-lives in days at which the repeat memory starts, for it learns its own. See
+        [`~repeat_memory_mcm.RepeatMemory`].
     repeat_half_lives_units (`list[float]`, *optional*):
         The same in encoder units. Both empty: no repeat memory.
     repeat_network_size (`int`):

@@ -36,7 +36,8 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mcm import MCMConfig
 from .losses_mcm import FIRST_LABEL, LossInParts, customers_in_parts, prefix_cross_entropy, prefix_ranking_loss
-from .readout_mcm import EVERY_UNIT, READOUTS, RepeatMemory, attention_weights
+from .readout_mcm import EVERY_UNIT, READOUTS, attention_weights
+from .repeat_memory_mcm import RepeatMemory
 
 
 @auto_docstring(custom_intro="What [`MCMModel`] returns.")
@@ -477,7 +478,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         """Logits of all tasks, and the losses of the trained ones, of shape `(T,)` or `(0,)` without labels."""
         input_ids, attention_mask, unit_mask = batch["input_ids"], batch["attention_mask"], batch["unit_mask"]
         visit_ids, event_times, prefix_ends = batch["visit_ids"], batch["event_times"], batch["prefix_ends"]
-        labels, label_prefixes = batch["labels"], batch["label_prefixes"]
+        labels, answered = batch["labels"], batch["label_prefixes"]
         event_ends = attention_mask.sum(1, keepdim=True) - 1 if prefix_ends is None else prefix_ends
         event_units = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape[:2])
         # CODEPATH: units are visits in mcm-base and mcm-tiny, events in the paper's model, ablations/mcm-final.
@@ -485,11 +486,10 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             event_units = visit_ids
         unit_ends = event_units.gather(1, event_ends)
         asked: torch.Tensor | slice | None = None if prefix_ends is None else unit_ends
-        answered: torch.Tensor | None = label_prefixes
         if self.training and labels is not None and 2 * unit_ends.shape[1] > unit_mask.shape[1]:
             # Most units end a prefix: reading all of them costs less than picking the asked ones out.
-            if label_prefixes is not None:
-                answered = unit_ends.gather(1, label_prefixes)
+            if answered is not None:
+                answered = unit_ends.gather(1, answered)
                 unit_ends = torch.arange(unit_mask.shape[1], device=unit_ends.device).expand(unit_mask.shape)
                 asked = EVERY_UNIT
         readout = READOUTS[self.config.readout]

@@ -1,8 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The readout: equations 2 and 3, every prefix at once, and the repeat memory, each against plain loops."""
-
-from itertools import product
+"""The readout: equations 2 and 3, and every prefix at once, each against plain loops."""
 
 import pytest
 import torch
@@ -13,7 +11,6 @@ from modeling_mcm.readout_mcm import (
     READOUTS,
     WIDEST,
     MaskedReadout,
-    RepeatMemory,
     RunningReadout,
     WideRunningReadout,
     attention_weights,
@@ -212,173 +209,6 @@ def test_the_last_readout_is_the_last_hidden_vector(inputs, ends):
 
 
 # ------------------------------------------------------------------------------------------------------ repeat memory
-
-
-TASKS = [LABELS, 4]
-
-
-@pytest.fixture
-def memory():
-    torch.manual_seed(1)
-    memory = RepeatMemory(TASKS, HIDDEN, [2.0, 30.0], [3.0])
-    memory.reset_parameters()
-    with torch.no_grad():  # every term of the formula must count
-        for parameter in memory.parameters():
-            parameter += 0.5 * torch.randn_like(parameter)
-    return memory
-
-
-@pytest.fixture
-def history():
-    """Labels, the units that they are met in, vectors of the events; days of the units, last units of the prefixes."""
-    torch.manual_seed(2)
-    label_ids = torch.tensor([[2, 5, 5, 1, 0, 2, 10, 5], [1, 0, 7, 7, 0, 0, 0, 0], [0] * 8])
-    event_units = torch.tensor([[0, 1, 1, 1, 2, 2, 2, 3], [0, 1, 2, 3, 0, 0, 0, 0], [0] * 8])
-    unit_times = torch.tensor([[0, 1, 8, 20], [0, 2, 4, 4], [0, 0, 0, 0]]).float()
-    unit_ends = torch.tensor([[3, 1, 0], [3, 2, 1], [0, 0, 0]])
-    return label_ids, event_units, torch.randn(BATCH, 8, HIDDEN), unit_times, unit_ends
-
-
-def plain_counts(memory, label_ids, event_units, embeddings, unit_times, unit_ends):
-    """n of the docstring for every label, of shape (B, P, V, K), one unit at a time."""
-    result = torch.zeros(BATCH, unit_ends.shape[1], LABELS, len(memory.half_lives))
-    half_lives = memory.log_half_life.exp()
-    for b, p in product(range(BATCH), range(unit_ends.shape[1])):
-        end = int(unit_ends[b, p])
-        for w, u in product(range(2, LABELS), range(end + 1)):
-            votes = [
-                torch.exp(memory.vote.weight[0] @ e + memory.vote.bias[0])
-                for e, label, unit in zip(embeddings[b], label_ids[b], event_units[b], strict=True)
-                if label == w and unit == u
-            ]
-            if votes:
-                ages = [unit_times[b, end] - unit_times[b, u]] * 2 + [torch.tensor(float(end - u))]
-                result[b, p, w] += sum(votes) / len(votes) * 2 ** (-torch.stack(ages) / half_lives)
-    return result
-
-
-@torch.no_grad()
-def added(memory, task, history):
-    label_ids, event_units, embeddings, unit_times, unit_ends = history
-    scores = torch.randn(BATCH, unit_ends.shape[1], TASKS[task])
-    met = memory.votes(label_ids, event_units, embeddings, unit_times.shape[1])
-    decays = memory.decays(unit_times, unit_ends)
-    return memory(task, scores.clone(), decays, unit_times, unit_ends, *met) - scores
-
-
-@torch.no_grad()
-def test_a_memory_counts_as_a_plain_loop_does(memory, history):
-    label_ids, event_units, embeddings, unit_times, unit_ends = history
-    labels, votes = memory.votes(label_ids, event_units, embeddings, 4)
-    for b in range(BATCH):
-        known = [label for label in labels[b].tolist() if label]
-        assert sorted(known) == sorted({label for label in label_ids[b].tolist() if label > 1})
-    counts = torch.einsum("bsu,bupk->bpsk", votes, memory.decays(unit_times, unit_ends))
-    expected = plain_counts(memory, *history)
-    found = torch.zeros_like(expected)
-    for b, slot in product(range(BATCH), range(labels.shape[1])):
-        found[b, :, labels[b, slot]] += counts[b, :, slot]
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    assert (expected[0, 0, 5] > 0).all() and not expected[2].any()
-
-
-def sensitivity(memory, task):
-    """exp(b_k + f_k r_w), of shape (V, K)."""
-    return torch.exp(memory.log_sensitivity[task] + memory.rarity_weight[task] * memory.label_rarity[task].weight)
-
-
-@torch.no_grad()
-def test_a_memory_adds_what_its_docstring_says(memory, history):
-    n = plain_counts(memory, *history)
-    growth = memory.memory_growth[0] * torch.log(1 + history[-1])[:, :, None, None]
-    gains = memory.memory_gain[0] + memory.label_gains[0].weight + growth
-    expected = (torch.log(1 + n * sensitivity(memory, 0)) * gains).sum(-1)
-    torch.testing.assert_close(added(memory, 0, history), expected, atol=1e-5, rtol=1e-4)
-
-
-@torch.no_grad()
-def test_each_task_has_a_memory_of_its_own(memory, history):
-    history = (history[0].clamp(max=3), *history[1:])
-    n = plain_counts(memory, *history)[:, :, :4]
-    growth = memory.memory_growth[1] * torch.log(1 + history[-1])[:, :, None, None]
-    gains = memory.memory_gain[1] + memory.label_gains[1].weight + growth
-    expected = (torch.log(1 + n * sensitivity(memory, 1)) * gains).sum(-1)
-    torch.testing.assert_close(added(memory, 1, history), expected, atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(added(memory, 0, history)[..., :4], expected, atol=1e-2)
-
-
-def plain_habits(labels, units, days, end):
-    """log(1 + x) of what `habits` says, for each label that a prefix met: {label: six numbers}."""
-    result = {}
-    for w in {label for label, unit in zip(labels, units, strict=True) if label > 1 and unit <= end}:
-        met = sorted({unit for label, unit in zip(labels, units, strict=True) if label == w and unit <= end})
-        gap = (met[-1] - met[0]) / (len(met) - 1) if len(met) > 1 else 0.0
-        ages = [end - met[0], end - met[-1], gap, days[end] - days[met[0]], days[end] - days[met[-1]]]
-        result[w] = torch.tensor([len(met), *ages]).log1p()
-    return result
-
-
-@torch.no_grad()
-def test_habits_say_how_often_and_how_long_ago(memory, history):
-    label_ids, event_units, embeddings, unit_times, unit_ends = history
-    labels, votes = memory.votes(label_ids, event_units, embeddings, 4)
-    found = memory.habits(unit_times, unit_ends, votes)
-    seen = 0
-    for b, p in product(range(BATCH), range(unit_ends.shape[1])):
-        expected = plain_habits(label_ids[b].tolist(), event_units[b].tolist(), unit_times[b], int(unit_ends[b, p]))
-        for slot, label in enumerate(labels[b].tolist()):
-            torch.testing.assert_close(found[b, slot, p], expected.get(label, torch.zeros(6)))
-            seen += label in expected
-    assert seen == 8  # label 5 of three units among them, with a gap
-
-
-@pytest.mark.parametrize("task", [0, 1])
-@torch.no_grad()
-def test_the_network_adds_what_it_makes_of_terms_and_habits(history, task):
-    history = (history[0].clamp(max=TASKS[task] - 1), *history[1:])
-    torch.manual_seed(1)
-    memory = RepeatMemory(TASKS, HIDDEN, [2.0, 30.0], [3.0], network_size=5)
-    memory.reset_parameters()
-    for parameter in memory.parameters():
-        parameter += 0.5 * torch.randn_like(parameter)
-    with_network = added(memory, task, history)
-    n = plain_counts(memory, *history)[:, :, : TASKS[task]]
-    terms = torch.log(1 + n * sensitivity(memory, task))
-    first, second = memory.network_in[task], memory.network_out[task]
-    memory.network_in = torch.nn.ModuleList()
-    expected = added(memory, task, history)
-    for b, p in product(range(BATCH), range(3)):
-        end = int(history[-1][b, p])
-        habits = plain_habits(history[0][b].tolist(), history[1][b].tolist(), history[3][b], end)
-        for w, of_label in habits.items():
-            rarity = memory.label_rarity[task].weight[w] / 2
-            x = torch.cat([terms[b, p, w], of_label, torch.log(torch.tensor([1.0 + end])) / 3, rarity])
-            expected[b, p, w] += second(first(x).relu())[0]
-    torch.testing.assert_close(with_network, expected, atol=1e-5, rtol=1e-4)
-
-
-@torch.no_grad()
-def test_a_fresh_network_is_silent(history):
-    torch.manual_seed(0)
-    plain, fresh = (RepeatMemory(TASKS, HIDDEN, [2.0, 30.0], [3.0], network_size=size) for size in (0, 5))
-    for memory in (plain, fresh):
-        memory.reset_parameters()
-    assert fresh.network_in[0].weight.std() > 0.1
-    torch.testing.assert_close(added(fresh, 0, history), added(plain, 0, history))
-
-
-def test_a_fresh_memory_is_a_recency_weighted_frequency(history):
-    memory = RepeatMemory(TASKS, HIDDEN, [2.0, 30.0], [3.0])
-    memory.reset_parameters()
-    n = plain_counts(memory, *history)[0, 0, 5]  # label 5: units 1 and 3 of days 1 and 20, seen from unit 3
-    days, units = ([1 + 2 ** (-age / half_life) for half_life in of] for age, of in ((19, (2, 30)), (2, (3,))))
-    torch.testing.assert_close(n, torch.tensor([*days, *units]))
-    found = added(memory, 0, history)[0, 0]
-    assert found[5] > found[2] > found[10] > 0  # twice, the later time today; twice; once
-    torch.testing.assert_close(found[[3, 4, 6, 7, 8, 9]], torch.zeros(6))
-
-
-# ---------------------------------------------------------------------------------------------------------- every unit
 
 
 @pytest.mark.parametrize("name", READOUTS)
