@@ -14,8 +14,8 @@
 # limitations under the License.
 """The repeat memory: how often, and how long ago, the customer met a label, which a softmax average can't hold.
 
-Shapes: B customers, L events, U encoder units (events or visits), P prefixes, S labels that a customer met, V labels of
-a task, K half-lives.
+Shapes: B customers, L events, U encoder units (events or visits), P prefixes, S labels that a customer met, V labels
+of a task, K half-lives.
 """
 
 from collections.abc import Sequence
