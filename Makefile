@@ -18,7 +18,7 @@ test-slow: conformance test-oldest  ## what takes minutes, and downloads
 conformance: $(VENV)/test.done  ## transformers' own tests of a model, from its source distribution
 	$(RUN)/python -m pytest -m slow
 
-test-oldest:  ## the tests with the oldest versions that setup.py allows, in .venv-oldest; downloads some gigabytes
+test-oldest:  ## the tests with the oldest versions of what setup.py always installs, in .venv-oldest; downloads some gigabytes
 	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --constraint tests/oldest.txt \
 		--editable ".[test-oldest]"

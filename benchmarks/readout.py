@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 
+import psutil
 import torch
 
 from modeling_mcm.losses_mcm import LossInParts, customers_in_parts, prefix_cross_entropy
@@ -134,9 +135,9 @@ def main() -> None:
         keep_freed_memory()
     inputs = Inputs(options)
     if options.only:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = psutil.Process().memory_info().rss
         run(options.only, inputs)
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * KIBI / GIGA)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIBI - before) / GIGA)
         return
     if options.memory:
         for name in WAYS:

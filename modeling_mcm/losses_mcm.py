@@ -29,6 +29,7 @@ import torch.nn.functional as F
 FIRST_LABEL = 2
 # Places of a ranking whose order the ranking loss asks for, more than are ever shown, and labels sampled below them.
 RANKED_PLACES, SAMPLED_BELOW = 30, 64
+HALF_SCALE = 2.0**12  # of losses whose gradients float16 would round to 0
 GOLDEN_RATIO = 0.6180339887498949  # the fractions of its multiples fill (0, 1) evenly
 
 
@@ -74,18 +75,26 @@ class LossInParts(torch.autograd.Function):
     def forward(ctx, losses_of, parts, number, *inputs):
         vectors, parameters = inputs[:number], inputs[number:]
         kept, losses = [None] * len(inputs), []
+        device = inputs[0].device.type
+        computed = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs[0].dtype
+        scale = HALF_SCALE if computed == torch.half else 1  # a gradient scaler comes too late, in backward
         for part in parts:
             with torch.enable_grad():
                 cut = [value[part].detach().requires_grad_(value.requires_grad) for value in vectors]
                 read = [(place, value) for place, value in enumerate((*cut, *parameters)) if value.requires_grad]
                 losses.append(losses_of(part, *cut))
-                found = torch.autograd.grad(losses[-1].sum(), [value for _, value in read], allow_unused=True)
+                found = [None] * len(read)
+                if losses[-1].requires_grad:
+                    total = losses[-1].float().sum() * scale
+                    found = torch.autograd.grad(total, [value for _, value in read], allow_unused=True)
             losses[-1] = losses[-1].detach()
             for (place, _), gradient in zip(read, found, strict=True):
                 if gradient is None:  # of a task that is not trained: an optimizer must see none
                     continue
+                gradient = gradient if scale == 1 else gradient.float() / scale
                 if place < number:
-                    kept[place] = torch.zeros_like(inputs[place]) if kept[place] is None else kept[place]
+                    if kept[place] is None:
+                        kept[place] = torch.zeros_like(inputs[place], dtype=gradient.dtype)
                     kept[place][part] = gradient
                 else:
                     kept[place] = gradient.clone() if kept[place] is None else kept[place].add_(gradient)

@@ -486,8 +486,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             event_units = visit_ids
         unit_ends = event_units.gather(1, event_ends)
         asked: torch.Tensor | slice | None = None if prefix_ends is None else unit_ends
-        if self.training and labels is not None and 2 * unit_ends.shape[1] > unit_mask.shape[1]:
-            # Most units end a prefix: reading all of them costs less than picking the asked ones out.
+        most = 2 * unit_ends.shape[1] > unit_mask.shape[1]  # then reading all costs less than picking the asked ones
+        if most and self.training and labels is not None and torch.is_grad_enabled():
             if answered is not None:
                 answered = unit_ends.gather(1, answered)
                 unit_ends = torch.arange(unit_mask.shape[1], device=unit_ends.device).expand(unit_mask.shape)
@@ -534,7 +534,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
 
         def losses_of(part: list[int], hidden: torch.Tensor, events: torch.Tensor) -> torch.Tensor:
             cut: dict[str, Any] = {name: None if value is None else value[part] for name, value in batch.items()}
-            unit, event = (slice(max(sizes[place] for place in part)) for sizes in (units, lengths))
+            unit, event = (slice(max(1, *(sizes[place] for place in part))) for sizes in (units, lengths))
             cut["unit_mask"] = cut["unit_mask"][:, unit]
             for name in ("input_ids", "attention_mask", "visit_ids", "event_times"):
                 cut[name] = None if cut[name] is None else cut[name][:, event]

@@ -161,7 +161,9 @@ class WideRunningReadout(torch.autograd.Function):
 def running_readout(z: torch.Tensor) -> torch.Tensor:
     """[`RunningReadout`] where z allows it, [`WideRunningReadout`] otherwise."""
     low, top = torch.aminmax(z.detach())
-    return RunningReadout.apply(z, top) if top - low < WIDEST else WideRunningReadout.apply(z)
+    if top - low < WIDEST:
+        return RunningReadout.apply(z, top)
+    return WideRunningReadout.apply(z.float() if z.dtype.itemsize < 4 else z).to(z.dtype)
 
 
 def _by_labels(read, vectors: torch.Tensor, elements: int) -> torch.Tensor:

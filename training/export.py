@@ -187,19 +187,15 @@ def cost_in_ndcg(model: str, exported: str, data: str) -> tuple[list[list[str]],
     Args:
         model: checkpoint folder, or name on the Hub.
         exported: folder of the same checkpoint with int8 weights.
-        data: folder of a prepared data set.
-
-    Raises:
-        ValueError: if the data set has other vocabularies than the checkpoint.
+        data: folder of a prepared data set with the checkpoint's vocabularies.
     """
-    from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
+    from modeling_mcm.data import PreparedManifest, load_prepared
     from modeling_mcm.evaluation import bootstrap_interval, paired_difference
     from modeling_mcm.evaluation.cases import find_cases
 
     from run_evaluate import EvaluationOptions, evaluate_model
 
     extractor, rows = MCMFeatureExtractor.from_pretrained(model), load_prepared(data)
-    check_vocabularies(data, extractor)
     schema = PreparedManifest.load(data).event_schema
     cases = find_cases(rows, CUTOFF, schema.min_history, extractor.token_type_feature)
     options = EvaluationOptions(model=model, data=data, cutoff=CUTOFF, tasks=list(extractor.tasks), k=[10])
@@ -246,6 +242,10 @@ def run(options: ExportOptions) -> str:
     """Exports, checks and writes; returns what to say."""
     extractor = MCMFeatureExtractor.from_pretrained(options.model)
     if options.format == INT8:
+        if options.data:
+            from modeling_mcm.data import check_vocabularies
+
+            check_vocabularies(options.data, extractor)
         save_int8(options.model, options.what, options.output_dir)
         extractor.save_pretrained(options.output_dir)
         said = "the encoder's linear layers in 8 bits, everything else as it was"

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What every script here does with freed memory on Linux: it keeps it.
+"""What training and scoring do with freed memory on Linux: they keep it.
 
 glibc gives a large block back to the system as soon as it is freed. A training step frees and asks for dozens of
 blocks of some megabytes, and the system hands each out anew a page at a time, which costs more than much of the work

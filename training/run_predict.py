@@ -95,8 +95,16 @@ def model_digest(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        for part in plain_parts(value):
+            digest.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def plain_parts(value: Any) -> list[torch.Tensor]:
+    """The tensors that a weight is made of: itself, or numbers and scales of a quantised one."""
+    if not hasattr(value, "__tensor_flatten__"):
+        return [value]
+    return [part for name in value.__tensor_flatten__()[0] for part in plain_parts(getattr(value, name))]
 
 
 def prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor) -> str:
@@ -180,6 +188,14 @@ def is_whole(path: Path, rows: int) -> bool:
         return False
 
 
+def check_folder(folder: Path) -> None:
+    """Raises `ValueError` for a folder with something else in it than predictions or what a killed run left."""
+    own = (HISTORIES, f".{HISTORIES}.", f".{IDENTITY_FILE}.")
+    others = [path for path in folder.glob("*") if not path.name.startswith(own)] if folder.is_dir() else []
+    if others and not (folder / IDENTITY_FILE).is_file():
+        raise ValueError(f"{folder} is not empty and holds no predictions: choose another --output_dir.")
+
+
 def claim(folder: Path, identity: dict[str, Any]) -> None:
     """Says in the folder what its files are made of, or checks that those there are made of the same.
 
@@ -192,13 +208,12 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             found = {}
+        found = found if isinstance(found, dict) else {}
         if changed := sorted(name for name in identity if found.get(name) != identity[name]):
             raise ValueError(
                 f"{folder} holds predictions of another {', '.join(changed)}: choose another --output_dir, or remove "
                 "that one."
             )
-    elif folder.is_dir() and any(each.name != HISTORIES for each in folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and holds no predictions: choose another --output_dir.")
     folder.mkdir(parents=True, exist_ok=True)
     for partial in folder.glob(".*.partial"):  # of a run that was killed
         shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
@@ -225,6 +240,7 @@ def run(options: PredictionOptions) -> str:
         raise ValueError(f"No tasks {wrong}; the checkpoint has {', '.join(config.tasks)}.")
     tasks = (options.tasks or list(config.tasks)) if options.top_k else []
     model = read_checkpoint(MCMForMultiTaskRecommendation if tasks else MCMModel, options.model).eval()
+    check_folder(folder)
     with state.main_process_first():
         data = options.data or prepare_log(options, extractor)
         check_vocabularies(data, extractor)

@@ -176,7 +176,7 @@ def _split_and_count(events: ir.Table, schema: EventSchema) -> dict[str, int]:
         )
     )
     if schema.cutoffs == NO_CUTOFFS:
-        return counts
+        return {name: value for name, value in counts.items() if name not in ("first", "last")}
     span = f"the log runs from {counts.pop('first')} to {counts.pop('last')}"
     if not counts["target_events"]:
         raise ValueError(

@@ -43,11 +43,18 @@ def vocabularies_of(feature_extractor: MCMFeatureExtractor, schema: EventSchema)
     """What was fitted for a checkpoint, to encode another log for it.
 
     Raises:
-        ValueError: if the schema has other features, or reads them in another way.
+        ValueError: if the schema has other features, or reads events in another way.
     """
+    known = schema_of(feature_extractor)
+    for name in ("end_of_visit", "target_token_types", "time_zone"):
+        if getattr(schema, name) != getattr(known, name):
+            raise ValueError(
+                f"`{name}` is {getattr(schema, name)!r} in the schema and {getattr(known, name)!r} in the checkpoint: "
+                "take the schema that the checkpoint was trained with."
+            )
     ours, theirs = (
         [(spec.name, spec.kind, where) for where, specs in enumerate((read.features, read.profile)) for spec in specs]
-        for read in (schema, schema_of(feature_extractor))
+        for read in (schema, known)
     )
     if ours != theirs:
         found, expected = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))

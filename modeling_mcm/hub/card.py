@@ -180,10 +180,13 @@ class CardFacts:
 
     @classmethod
     def load(cls, path: str | Path) -> "CardFacts":
-        """What `save` wrote."""
+        """What `save` wrote; raises `ValueError` if the file holds something else."""
         found = read_json(Path(path), "the facts of a card")
-        found["exposure"] = found["exposure"] and Exposure(**found["exposure"])
-        return cls(**found | {"footprint": Footprint(**found["footprint"])})
+        try:
+            exposure = found["exposure"] and Exposure(**found["exposure"])
+            return cls(**found | {"exposure": exposure, "footprint": Footprint(**found["footprint"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} holds no facts of a card ({error!r}): write it with --card again.") from error
 
     def save(self, path: str | Path) -> None:
         """Writes a JSON file, from which the card can be rendered without the checkpoint."""

@@ -61,6 +61,11 @@ def test_the_floor_counts_the_arithmetic_of_the_encoder(benchmark):
     [
         ("readout", SMALL, ["floor: ", "one prefix, in parts", "all prefixes, whole"]),
         ("readout", [*SMALL, "--memory", "true"], ["one prefix, literal", "all prefixes, in parts"]),
+        (
+            "growth",
+            ["--customers", "40", "--units", "4", "--labels", "20", "--batch_size", "2", "--doublings", "1"],
+            ["customers from 40  preparing", "units from 4       seconds", "labels from 20     gigabytes"],
+        ),
         ("floor", ["--batch_size", "1", "--threads", "1"], ["training step", "scoring a customer", "machine"]),
     ],
 )

@@ -172,6 +172,16 @@ def test_int8_says_what_it_costs_in_ndcg(script, save, prepared, tmp_path):
     assert all(row[1] == row[2] and row[3] == "+0.00000 [+0.00000, +0.00000]" for row in same[1:])
 
 
+@needs_torchao
+def test_int8_for_another_data_set_is_refused_before_anything_is_written(script, save, extractor, prepared, tmp_path):
+    folder = save()
+    extractor.vocabularies["items"] = extractor.vocabularies["items"][::-1]
+    extractor.save_pretrained(folder)
+    with pytest.raises(ValueError, match="The vocabularies of the data set"):
+        script.run(options(script, folder, tmp_path, format="int8", data=str(prepared)))
+    assert not (tmp_path / "exported").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -118,11 +118,23 @@ def test_a_log_for_scoring_needs_no_period_and_keeps_the_vocabularies(extractor,
     one = event_log[event_log["who"] == "c07"].tail(3)
     manifest = prepare(one, schema_of(extractor), tmp_path / "data", profile=profile_file, feature_extractor=extractor)
     assert manifest.counts["customers"] == 1 and manifest.event_schema.cutoffs == NO_CUTOFFS
+    assert not {"first", "last"} & set(manifest.counts)
     (row,) = load_prepared(tmp_path / "data")
     encoded = extractor.encode({"events": one, "profile": {"age": "old"}})
     for name, values in encoded.items():
         if name.startswith("feature_"):
             assert list(row[name]) == list(values), name
+
+
+def test_a_log_prepared_for_another_checkpoint_is_not_reused(extractor, event_log, profile_file, tmp_path):
+    log = tmp_path / "log.parquet"
+    event_log.to_parquet(log)
+    options = {"profile": profile_file, "feature_extractor": extractor, "reuse": True}
+    first = prepare(log, schema_of(extractor), tmp_path / "data", **options)
+    assert prepare(log, schema_of(extractor), tmp_path / "data", **options) == first
+    extractor.vocabularies["items"] = extractor.vocabularies["items"][::-1]
+    with pytest.raises(FileExistsError, match="another options made it"):
+        prepare(log, schema_of(extractor), tmp_path / "data", **options)
 
 
 def test_a_schema_of_other_features_is_refused(extractor, event_log, profile_file, tmp_path):
@@ -142,8 +154,16 @@ def test_the_log_s_own_rules_come_from_its_schema(predict, save, event_log, prof
     options = ["--model", save(), "--events", tmp_path / "log.parquet", "--profile", profile_file]
     options += ["--output_dir", tmp_path / "out"]
     predict(*options, fails="Column 'who' is null in 1 of")
+    options += ["--schema", tmp_path / "schema.yaml"]
+    for changes, message in (
+        ({"end_of_visit": None}, "`end_of_visit` is None in the schema and 'end_of_visit' in the checkpoint"),
+        ({"target_token_types": ["click"]}, "`target_token_types` is ('click',) in the schema"),
+        ({"time_zone": "Europe/Rome"}, "`time_zone` is 'Europe/Rome' in the schema"),
+    ):
+        (tmp_path / "schema.yaml").write_text(yaml.safe_dump(SCHEMA | {"on_null": "drop"} | changes))
+        predict(*options, fails=message)
     (tmp_path / "schema.yaml").write_text(yaml.safe_dump(SCHEMA | {"on_null": "drop"}))
-    assert "34 customers" in predict(*options, "--schema", tmp_path / "schema.yaml")
+    assert "34 customers" in predict(*options)
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(predict, save, prepared, tmp_path):
@@ -208,11 +228,45 @@ def test_options_that_do_not_fit_are_named(predict, save, prepared, tmp_path, op
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_of_something_else_is_left_alone(predict, save, prepared, extractor, tmp_path):
+@pytest.mark.parametrize("left", ["._histories.123.partial/", "._predictions.json.partial", "_histories/"])
+def test_what_an_early_kill_leaves_is_in_nobody_s_way(predict, save, event_log, profile_file, tmp_path, left):
+    event_log.to_parquet(tmp_path / "log.parquet")
+    options = ["--model", save(), "--events", tmp_path / "log.parquet", "--profile", profile_file]
+    path = tmp_path / "out" / left
+    (path if left.endswith("/") else path.parent).mkdir(parents=True)
+    if not left.endswith("/"):
+        path.write_text("{")
+    assert "34 customers" in predict(*options, "--output_dir", tmp_path / "out")
+    assert sorted(each.suffix for each in (tmp_path / "out").iterdir()) == [".json", ".parquet"]
+
+
+def test_a_checkpoint_with_int8_weights_scores(predict, save, prepared, tmp_path, monkeypatch):
+    pytest.importorskip("torchao")
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    export = importlib.import_module("export")
+    folder = save(extended=True)
+    export.save_int8(folder, "scores", str(tmp_path / "int8"))
+    for name in ("preprocessor_config.json", "vocabularies.json"):
+        (tmp_path / "int8" / name).write_bytes((Path(folder) / name).read_bytes())
+    assert "34 customers" in predict(
+        "--model", tmp_path / "int8", "--data", prepared, "--output_dir", tmp_path / "out"
+    )
+
+
+def test_a_folder_of_something_else_is_left_alone(
+    predict, save, prepared, extractor, event_log, profile_file, tmp_path
+):
     options = ["--model", save(), "--data", prepared, "--output_dir", tmp_path / "out"]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
     predict(*options, fails="is not empty and holds no predictions")
+    event_log.to_parquet(tmp_path / "log.parquet")
+    raw = ["--events", tmp_path / "log.parquet", "--profile", profile_file, "--output_dir", tmp_path / "out"]
+    predict(*options[:2], *raw, fails="is not empty and holds no predictions")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
+    (tmp_path / "fourth").mkdir()
+    (tmp_path / "fourth" / "_predictions.json").write_text("[]")
+    predict(*options[:-1], tmp_path / "fourth", fails="holds predictions of another customers, data, model, options")
     predict(*options[:-1], tmp_path / "other")
     predict(*options[:-1], tmp_path / "other", "--top_k", 3, fails="holds predictions of another options")
     torch.manual_seed(5)

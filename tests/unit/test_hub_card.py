@@ -142,6 +142,9 @@ def test_facts_come_back_from_their_file(published, exposure, tmp_path):
     facts.save(tmp_path / "facts.json")
     assert CardFacts.load(tmp_path / "facts.json") == facts
     assert "/mnt/logs" not in (tmp_path / "facts.json").read_text()
+    (tmp_path / "facts.json").write_text("{}")
+    with pytest.raises(ValueError, match="facts.json holds no facts of a card"):
+        CardFacts.load(tmp_path / "facts.json")
 
 
 @pytest.mark.parametrize("name", ["model_card.md", "model_card_offers.md", "model_card_silent.md", "dataset_card.md"])

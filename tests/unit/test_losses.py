@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
-from modeling_mcm.losses_mcm import FIRST_LABEL, LabelSurprise, prefix_cross_entropy, prefix_ranking_loss
+from modeling_mcm.losses_mcm import (
+    FIRST_LABEL,
+    LabelSurprise,
+    LossInParts,
+    customers_in_parts,
+    prefix_cross_entropy,
+    prefix_ranking_loss,
+)
 
 
 def test_label_surprise_has_the_gradient_of_its_formula():
@@ -144,3 +151,51 @@ def test_huge_scores_and_bfloat16_stay_finite(asked):
     loss = prefix_ranking_loss(scores, *asked[1:])
     (gradient,) = torch.autograd.grad(loss, scores)
     assert loss.isfinite() and gradient.isfinite().all()
+
+
+def quadratic(vectors, weight):
+    """A `losses_of` of two tasks: a customer's squares, weighed."""
+    return lambda part, cut: torch.stack([(cut**2 * weight).sum(), (cut * weight**3).sum()])
+
+
+@pytest.mark.parametrize("parts", [[[0, 1, 2, 3]], [[2], [0, 3], [1]]], ids=["whole", "parts"])
+def test_losses_in_parts_have_the_gradients_of_their_sum_whatever_it_is_multiplied_by(parts):
+    torch.manual_seed(0)
+    vectors = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    weight, frozen = (torch.randn(3, dtype=torch.float64, requires_grad=grad) for grad in (True, False))
+    unused = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    losses_of = quadratic(vectors, weight)
+    total, losses = LossInParts.apply(losses_of, parts, 1, vectors, weight, frozen, unused)
+    each = sum(losses_of(part, vectors[part]) for part in parts)
+    whole = each.sum()
+    torch.testing.assert_close((total, losses), (whole, each.detach()))
+    assert not losses.requires_grad
+    found = torch.autograd.grad(0.25 * total, (vectors, weight, unused), allow_unused=True)
+    wanted = torch.autograd.grad(0.25 * whole, (vectors, weight))
+    torch.testing.assert_close(found[:2], wanted)
+    assert found[2] is None
+
+
+def test_losses_without_anything_to_train_are_only_losses():
+    vectors, weight = torch.ones(2, 3), torch.ones(3)
+    total, losses = LossInParts.apply(quadratic(vectors, weight), [[0], [1]], 1, vectors, weight)
+    assert losses.tolist() == [6.0, 6.0] and total.item() == 12 and not total.requires_grad
+
+
+def test_small_gradients_survive_half_precision():
+    vectors = torch.full((2, 3), 1e-4, dtype=torch.half, requires_grad=True)
+
+    def losses_of(part, cut):
+        return ((cut * 1e-3).half() * torch.tensor(1e-2, dtype=torch.half)).float().sum()[None]
+
+    total, _ = LossInParts.apply(losses_of, [[0], [1]], 1, vectors)
+    (scaled,) = torch.autograd.grad(total * 2.0**12, vectors)
+    torch.testing.assert_close(scaled.float(), torch.full((2, 3), 1e-5 * 2.0**12), rtol=0.01, atol=0)
+
+
+def test_customers_of_similar_cost_share_a_part_that_is_not_too_large():
+    costs = [7, 100, 3, 50, 4, 49, 1, 300]
+    parts = customers_in_parts(costs, 100)
+    assert parts == [[6, 2, 4, 0], [5, 3], [1], [7]]  # one customer is a part however much it costs
+    assert customers_in_parts(costs, 1) == [[6], [2], [4], [0], [5], [3], [1], [7]]
+    assert sorted(sum(customers_in_parts(costs, 10**6), [])) == list(range(8))

@@ -584,3 +584,21 @@ def test_preferences_end_with_the_labels_and_refuse_what_is_not_there(tiny_model
         model.preferences("colour", **inputs)
     with pytest.raises(ValueError, match="Only the attentional readout has weights"):
         model.preferences("aisle", return_weights=True, **inputs)
+
+
+@pytest.mark.parametrize("most", [1, 10**9], ids=["one by one", "all at once"])
+def test_a_customer_without_an_event_counts_and_adds_nothing(tiny_model, inputs, questions, most, monkeypatch):
+    monkeypatch.setattr(sys.modules[MCMModel.__module__], "PART_ELEMENTS", (most, most))
+    model = tiny_model(extended=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    inputs["attention_mask"][3] = 0
+    questions["prefix_ends"] = torch.tensor(
+        [visit_ends(inputs, row)[:1] * 2 if row < 3 else [0, 0] for row in range(4)]
+    )
+    questions["labels"][3] = -100
+    close(model.train()(**inputs, **questions).loss, model.eval()(**inputs, **questions).loss)
+
+
+def test_a_frozen_model_gives_its_losses_in_training(tiny_model, inputs, questions):
+    model = tiny_model(extended=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).requires_grad_(False)
+    questions["prefix_ends"] = torch.tensor([visit_ends(inputs, row)[:1] * 2 for row in range(4)])
+    close(model.train()(**inputs, **questions).loss, model.eval()(**inputs, **questions).loss)

@@ -70,12 +70,30 @@ def test_a_prefix_knows_nothing_of_later_units(inputs, ends):
 
 
 @pytest.mark.parametrize("long_row", [1, 10**6], ids=["rows", "columns"])
-@pytest.mark.parametrize("running", [RunningReadout, WideRunningReadout])
-def test_gradients_of_the_running_readout(running, long_row, monkeypatch):
+def test_gradients_of_the_running_readout(long_row, monkeypatch):
     monkeypatch.setattr(readout_mcm, "LONG_ROW", long_row)
     torch.manual_seed(0)
     z = (3 * torch.randn(6, 2, 3, dtype=torch.float64)).requires_grad_()
-    assert torch.autograd.gradcheck(running.apply, (z, z.detach().max()) if running is RunningReadout else (z,))
+    assert torch.autograd.gradcheck(RunningReadout.apply, (z, z.detach().max()))
+
+
+def test_gradients_of_the_wide_running_readout():
+    torch.manual_seed(0)
+    z = (3 * torch.randn(6, 2, 3, dtype=torch.float64)).requires_grad_()
+    assert torch.autograd.gradcheck(WideRunningReadout.apply, (z,))
+
+
+@pytest.mark.parametrize("outlier", [0.0, 2 * WIDEST], ids=["narrow", "wide"])
+def test_running_sums_of_half_precision_are_taken_in_float32(outlier):
+    torch.manual_seed(0)
+    z = torch.randn(400, 1, 50).bfloat16()
+    z[7, 0, 49] = outlier
+    found = running_readout(z)
+    assert found.dtype == torch.bfloat16
+    exact = z[..., :49].double()
+    expected = torch.stack([(exact[: t + 1].softmax(0) * exact[: t + 1]).sum(0) for t in range(400)])
+    # rounded once, at the end: three digits; sums of 400 terms in bfloat16 would be off by tenths
+    torch.testing.assert_close(found[..., :49].double(), expected, atol=0.005, rtol=0.005)
 
 
 def test_gradients_of_the_masked_readout():

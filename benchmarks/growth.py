@@ -1,0 +1,196 @@
+#!/usr/bin/env python
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""How seconds and memory grow: with customers (preparing, scoring), with length and with labels (a training step).
+
+    python benchmarks/growth.py --report_file benchmarks/README.md --picture docs/pictures/growth.png
+
+Every point is a process of its own. The exponent is that of the last doubling: 1 is linear. Models have the shape of
+--config and random weights; logs come from the synthetic shop.
+"""
+
+import json
+import math
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+from arguments import parse_options
+from memory import keep_freed_memory
+
+ROOT = Path(__file__).resolve().parents[1]
+KIBI, GIGA = 1024, 1e9
+STEPS = 5
+
+
+@dataclass
+class GrowthOptions:
+    """What grows, from where."""
+
+    config: str = field(default="configuration/mcm-tiny", metadata={"help": "Folder with a config.json."})
+    customers: int = field(default=500, metadata={"help": "Of the smallest log."})
+    units: int = field(default=64, metadata={"help": "Of the shortest histories."})
+    labels: int = field(default=1000, metadata={"help": "Of the smallest task."})
+    batch_size: int = field(default=16, metadata={"help": "Customers of a training step."})
+    doublings: int = field(default=3, metadata={"help": "How often each is doubled."})
+    report_file: str | None = field(
+        default=None, metadata={"help": "Markdown file for the table, as run_evaluate.py's."}
+    )
+    picture: str | None = field(default=None, metadata={"help": "PNG file for the plot; needs matplotlib."})
+    only: str = field(default="", metadata={"help": "One point, in this process; prints its figures as JSON."})
+
+
+def peak() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIBI
+
+
+def training_step(options: GrowthOptions, units: int, labels: int) -> dict[str, float]:
+    """Seconds and gigabytes of a training step on random histories of one event a visit."""
+    from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation
+
+    shape = json.loads((ROOT / options.config / "config.json").read_text(encoding="utf-8"))
+    del shape["model_type"]
+    of_data = {"features": ["token_type", "item"], "vocabulary_sizes": [5, labels + 2], "tasks": ["item"]}
+    torch.manual_seed(0)
+    model = MCMForMultiTaskRecommendation(MCMConfig(**shape | of_data | {"max_position_embeddings": units})).train()
+    grid = (options.batch_size, units)
+    items = torch.randint(2, labels + 2, grid)
+    places = torch.arange(units).expand(grid)
+    batch = {
+        "input_ids": torch.stack([torch.full(grid, 2), items], -1),
+        "attention_mask": torch.ones(grid, dtype=torch.long),
+        "visit_ids": places,
+        "event_times": places.float(),
+        "prefix_ends": places,
+        "labels": items.roll(-1, 1)[..., None],
+        "label_prefixes": places,
+    }
+    before, seconds = psutil.Process().memory_info().rss, []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        model(**batch).loss.backward()
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": median(seconds[1:]), "gigabytes": (peak() - before) / GIGA}
+
+
+def everyone(options: GrowthOptions, customers: int) -> dict[str, float]:
+    """Seconds of preparing a log and of scoring its customers, and gigabytes of the scoring."""
+    import pyarrow.parquet as pq
+    import run_predict
+
+    from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
+    from modeling_mcm.data import EventSchema, prepare
+    from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
+    from modeling_mcm.data.synthetic import make_click_log
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        pq.write_table(make_click_log(customers).events, folder / "log.parquet")
+        start = time.perf_counter()
+        schema = EventSchema.from_yaml(ROOT / "configuration" / "schemas" / "clickstream.yaml")
+        prepare(folder / "log.parquet", schema, folder / "data")
+        prepared = time.perf_counter() - start
+        extractor = MCMFeatureExtractor.from_pretrained(str(folder / "data" / FEATURE_EXTRACTOR_FOLDER))
+        shape = json.loads((ROOT / options.config / "config.json").read_text(encoding="utf-8"))
+        del shape["model_type"]
+        of_data: dict[str, Any] = {"features": extractor.feature_names, "tasks": extractor.tasks}
+        of_data |= {"vocabulary_sizes": extractor.vocabulary_sizes}
+        MCMForMultiTaskRecommendation(MCMConfig(**shape | of_data)).save_pretrained(folder / "model")
+        extractor.save_pretrained(folder / "model")
+        before = psutil.Process().memory_info().rss
+        start = time.perf_counter()
+        paths = {"model": str(folder / "model"), "data": str(folder / "data"), "output_dir": str(folder / "scores")}
+        run_predict.run(run_predict.PredictionOptions(**paths))
+        scored = time.perf_counter() - start
+    return {"preparing": prepared, "scoring": scored, "gigabytes": (peak() - before) / GIGA}
+
+
+def point(options: GrowthOptions, what: str, size: int) -> dict[str, float]:
+    """The figures of one point, from a process of its own."""
+    values = {**asdict(options), "only": f"{what} {size}", "report_file": "", "picture": ""}
+    flags = [word for key, value in values.items() if value != "" for word in (f"--{key}", str(value))]
+    done = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{what} {size} failed: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(options: GrowthOptions) -> dict[str, dict[int, dict[str, float]]]:
+    """Figures by what grows and its size."""
+    starts = {"customers": options.customers, "units": options.units, "labels": options.labels}
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for what, start in starts.items():
+        for size in (start * 2**doubling for doubling in range(options.doublings + 1)):
+            found.setdefault(what, {})[size] = point(options, what, size)
+            print(what, size, found[what][size], flush=True)
+    return found
+
+
+def table(found: dict[str, dict[int, dict[str, float]]]) -> list[list[str]]:
+    """Rows of text: what grows, what is measured, a figure a size, the exponent of the last doubling."""
+    sizes = len(next(iter(found.values())))
+    rows = [["what grows", "figure", *(f"{2**doubling}x" for doubling in range(sizes)), "exponent at the end"]]
+    for what, points in found.items():
+        for name in next(iter(points.values())):
+            values = [each[name] for each in points.values()]
+            exponent = math.log2(values[-1] / values[-2]) if min(values[-2:]) > 0 else math.nan
+            rows.append([f"{what} from {min(points)}", name, *(f"{v:.3g}" for v in values), f"{exponent:.2f}"])
+    return rows
+
+
+def plot(found: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
+    """A panel for each thing that grows, both axes logarithmic, each figure relative to its smallest size."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.5), layout="constrained")
+    for axes, (what, points) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
+        sizes = list(points)
+        for name in next(iter(points.values())):
+            first = max(points[sizes[0]][name], 1e-9)
+            axes.plot(sizes, [points[size][name] / first for size in sizes], marker="o", label=name)
+        axes.plot(sizes, [size / sizes[0] for size in sizes], color="grey", linestyle=":", label="linear")
+        axes.set(xscale="log", yscale="log", xlabel=what, ylabel="times the smallest")
+        axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Reads the options, measures, and writes what was asked for."""
+    (options,) = parse_options(GrowthOptions, description=__doc__)
+    if options.only:
+        keep_freed_memory()
+        what, size = options.only.split()
+        if what == "customers":
+            values = everyone(options, int(size))
+        else:
+            sizes = {"units": options.units, "labels": options.labels, what: int(size)}
+            values = training_step(options, sizes["units"], sizes["labels"])
+        print(json.dumps(values))
+        return
+    from run_evaluate import text_table, write_report
+
+    found = measure(options)
+    rows = table(found)
+    machine = f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}"
+    caption = f"Seconds, and gigabytes above what was there before; {options.config}, {machine}."
+    print(f"\n{caption}\n\n{text_table(rows)}")
+    if options.report_file:
+        write_report(rows, caption, Path(options.report_file))
+    if options.picture:
+        plot(found, Path(options.picture))
+
+
+if __name__ == "__main__":
+    main()
