@@ -161,7 +161,10 @@ def plot(found: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
             first = max(points[sizes[0]][name], 1e-9)
             axes.plot(sizes, [points[size][name] / first for size in sizes], marker="o", label=name)
         axes.plot(sizes, [size / sizes[0] for size in sizes], color="grey", linestyle=":", label="linear")
-        axes.set(xscale="log", yscale="log", xlabel=what, ylabel="times the smallest")
+        axes.set(xlabel=what, ylabel="times the smallest")
+        for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
+            scale("log", base=2)
+            axis.set_major_formatter("{x:g}")
         axes.legend()
     figure.savefig(path, dpi=110)
 

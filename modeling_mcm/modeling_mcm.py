@@ -486,12 +486,12 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             event_units = visit_ids
         unit_ends = event_units.gather(1, event_ends)
         asked: torch.Tensor | slice | None = None if prefix_ends is None else unit_ends
-        most = 2 * unit_ends.shape[1] > unit_mask.shape[1]  # then reading all costs less than picking the asked ones
-        if most and self.training and labels is not None and torch.is_grad_enabled():
-            if answered is not None:
-                answered = unit_ends.gather(1, answered)
-                unit_ends = torch.arange(unit_mask.shape[1], device=unit_ends.device).expand(unit_mask.shape)
-                asked = EVERY_UNIT
+        trains = self.training and labels is not None and torch.is_grad_enabled()
+        if trains and answered is not None and 2 * unit_ends.shape[1] > unit_mask.shape[1]:
+            # Most units end a prefix: reading all of them costs less than picking the asked ones out.
+            answered = unit_ends.gather(1, answered)
+            unit_ends = torch.arange(unit_mask.shape[1], device=unit_ends.device).expand(unit_mask.shape)
+            asked = EVERY_UNIT
         readout = READOUTS[self.config.readout]
 
         memory = self.repeat_memory
