@@ -44,6 +44,7 @@ from modeling_mcm.data import (
 )
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
+from modeling_mcm.processing_mcm import FIRST_VALUE_ID
 
 from arguments import parse_options
 from checkpoints import read_checkpoint
@@ -51,7 +52,6 @@ from memory import keep_freed_memory
 from run_pretrain import check_launch
 
 IDENTITY_FILE, HISTORIES = "_predictions.json", "_histories"  # readers of a folder of Parquet pass over such names
-FIRST_LABEL = 2
 
 
 @dataclass
@@ -143,7 +143,7 @@ class Scorer:
 
     def tops(self, task: str) -> int:
         """Labels of a task that are kept."""
-        return min(self.options.top_k, len(self.values[task]) - FIRST_LABEL)
+        return min(self.options.top_k, len(self.values[task]) - FIRST_VALUE_ID)
 
     def score(self, rows: list[dict[str, Any]], tell: Any) -> pa.Table:
         """The output of some customers, in their order; customers of similar length share a batch."""
