@@ -394,28 +394,30 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             unit_times = event_times.new_zeros(unit_mask.shape).scatter_reduce(1, event_units, event_times, "amax")
             decays = memory.decays(unit_times, unit_ends)
 
-        logits, losses = {}, {}
+        scores = []
         for place, task in enumerate(self.config.tasks):
-            scores = readout(
+            of_task = readout(
                 hidden,
                 self.label_embeddings(task),
                 unit_mask,
                 asked,
                 None if self.readout_scale is None else self.readout_scale[place],
             )
-            scores = scores[:, None] if prefix_ends is None else scores
-            scores = scores + self._label_offsets(place, scores)
-            if memory is not None:
-                label_ids = input_ids[..., self.task_features[place]]
-                met = memory.votes(label_ids, event_units, events, unit_mask.shape[1])
-                scores = memory(place, scores, decays, unit_times, unit_ends, *met)
+            of_task = of_task[:, None] if prefix_ends is None else of_task
+            scores.append(of_task + self._label_offsets(place, of_task))
+        if memory is not None:
+            met = memory.votes(input_ids[..., self.task_features], event_units, events, unit_mask.shape[1])
+            memory(scores, decays, unit_times, unit_ends, met)
+
+        logits, losses = {}, {}
+        for place, task in enumerate(self.config.tasks):
             if labels is not None and task in self.trained_tasks:
-                asked_for = (scores, labels[..., place], answered, batch["label_weights"])
+                asked_for = (scores[place], labels[..., place], answered, batch["label_weights"])
                 losses[task] = prefix_cross_entropy(*asked_for)
                 # CODEPATH: on in mcm-base and mcm-tiny, off in the paper's model, ablations/mcm-final.
                 if self.config.ranking_loss_weight:
                     losses[task] = losses[task] + self.config.ranking_loss_weight * prefix_ranking_loss(*asked_for)
-            logits[task] = scores[:, 0] if prefix_ends is None else scores
+            logits[task] = scores[place][:, 0] if prefix_ends is None else scores[place]
         return logits, torch.stack(list(losses.values())) if losses else hidden.new_zeros(0)
 
     def _losses_in_parts(

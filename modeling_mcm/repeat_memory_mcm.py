@@ -15,7 +15,7 @@
 """The repeat memory: how often, and how long ago, the customer met a label, which a softmax average can't hold.
 
 Shapes: B customers, L events, U encoder units (events or visits), P prefixes, S labels that a customer met, V labels
-of a task, K half-lives.
+of a task, T tasks, K half-lives.
 """
 
 from collections.abc import Sequence
@@ -114,11 +114,11 @@ class RepeatMemory(nn.Module):
 
     def votes(
         self, label_ids: torch.Tensor, event_units: torch.Tensor, event_embeddings: torch.Tensor, num_units: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The customer's distinct labels, and in which units they were met.
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """For each task the customer's distinct labels, and in which units they were met.
 
         Args:
-            label_ids: of shape `(B, L)`; ids 0 and 1 do not count.
+            label_ids: of all tasks, of shape `(B, L, T)`; ids 0 and 1 do not count.
             event_units: the unit of each event, of shape `(B, L)`.
             event_embeddings: e_i of shape `(B, L, H)`.
             num_units: U.
@@ -127,18 +127,23 @@ class RepeatMemory(nn.Module):
             labels of shape `(B, S)`, 0 where a customer has fewer than S, and m of shape `(B, S, U)`.
         """
         batch = label_ids.shape[0]
-        ordered, order = torch.where(label_ids > 1, label_ids, 0).sort(dim=1)
-        is_next = (ordered != ordered.roll(1, 1)) & (torch.arange(ordered.shape[1], device=ordered.device) > 0)
-        rank = is_next.cumsum(1)
-        count = cast(int, rank.max().item()) + 1  # not int(...), which an export can't follow
-        torch._check(count >= 1)  # so that an export knows it for a size
-        labels = label_ids.new_zeros(batch, count).scatter(1, rank, ordered)
-        cells = rank * num_units + event_units.gather(1, order)
-        vote = torch.where(ordered > 1, self.vote(event_embeddings)[..., 0].exp().gather(1, order), 0.0)
-        zeros = vote.new_zeros(batch, labels.shape[1] * num_units)
-        sums = zeros.scatter_add(1, cells, vote)
-        counts = zeros.scatter_add(1, cells, torch.ones_like(vote))
-        return labels, (sums / counts.clamp(min=1)).view(batch, labels.shape[1], num_units)
+        ids = label_ids.permute(2, 0, 1)
+        ordered, order = torch.where(ids > 1, ids, 0).sort(dim=2)  # (T, B, L)
+        is_next = (ordered != ordered.roll(1, 2)) & (torch.arange(ordered.shape[2], device=ordered.device) > 0)
+        rank = is_next.cumsum(2)
+        cells = rank * num_units + event_units.expand_as(order).gather(2, order)
+        vote = self.vote(event_embeddings)[..., 0].exp().expand(order.shape).gather(2, order)
+        vote = torch.where(ordered > 1, vote, 0.0)
+        result = []
+        for task, most in enumerate(rank.amax((1, 2)).unbind()):
+            count = cast(int, most.item()) + 1  # not int(...), which an export can't follow
+            torch._check(count >= 1)  # so that an export knows it for a size
+            labels = ids.new_zeros(batch, count).scatter(1, rank[task], ordered[task])
+            zeros = vote.new_zeros(batch, count * num_units)
+            sums = zeros.scatter_add(1, cells[task], vote[task])
+            counts = zeros.scatter_add(1, cells[task], torch.ones_like(vote[task]))
+            result.append((labels, (sums / counts.clamp(min=1)).view(batch, count, num_units)))
+        return result
 
     @staticmethod
     def habits(unit_times: torch.Tensor, unit_ends: torch.Tensor, votes: torch.Tensor) -> torch.Tensor:
@@ -177,43 +182,53 @@ class RepeatMemory(nn.Module):
 
     def forward(
         self,
-        task: int,
-        scores: torch.Tensor,
+        scores: Sequence[torch.Tensor],
         decays: torch.Tensor,
         unit_times: torch.Tensor,
         unit_ends: torch.Tensor,
-        labels: torch.Tensor,
-        votes: torch.Tensor,
-    ) -> torch.Tensor:
-        """Adds the memory of one task.
+        met: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    ) -> Sequence[torch.Tensor]:
+        """Adds the memory to the scores of every task; the labels of all tasks, S together, are counted at once.
 
         Args:
-            task: its place.
-            scores: of shape `(B, P, V)`; changed in place.
+            scores: of each task, of shape `(B, P, V)`; changed in place.
             decays: from `decays`, with the same `unit_times` and `unit_ends`.
             unit_times: days, of shape `(B, U)`.
             unit_ends: p of each prefix, of shape `(B, P)`.
-            labels, votes: from `votes`.
+            met: labels and votes of each task, from `votes`.
 
         Returns:
-            scores of shape `(B, P, V)`.
+            The scores.
         """
         batch, units, prefixes, kernels = decays.shape
+        sizes = [labels.shape[1] for labels, _ in met]
+
+        def of_slots(parameter: torch.Tensor) -> torch.Tensor:
+            """A task's row for each of its labels, of shape `(S, 1, K)`."""
+            return torch.cat([row.expand(size, 1, -1) for row, size in zip(parameter, sizes, strict=True)])
+
+        def of_labels(tables: nn.ModuleList) -> torch.Tensor:
+            """Each label's row of its task's table, of shape `(B, S, 1, ...)`."""
+            return torch.cat([table(labels) for table, (labels, _) in zip(tables, met, strict=True)], 1)[:, :, None]
+
+        votes = torch.cat([votes for _, votes in met], 1)
         counts = torch.bmm(votes.to(decays.dtype), decays.reshape(batch, units, -1))  # times are no half precision
         counts = counts.view(batch, -1, prefixes, kernels)  # n: (B, S, P, K)
         length = torch.log1p(unit_ends.to(counts.dtype))[:, None, :, None]
-        gains = self.memory_gain[task] + self.label_gains[task](labels)[:, :, None] + self.memory_growth[task] * length
-        rarity = self.label_rarity[task](labels)[:, :, None]  # (B, S, 1, 1)
-        sensitivity = (self.log_sensitivity[task] + self.rarity_weight[task] * rarity).exp()
-        terms = torch.log1p(counts * sensitivity)
+        gains = of_slots(self.memory_gain) + of_labels(self.label_gains) + of_slots(self.memory_growth) * length
+        rarity = of_labels(self.label_rarity)
+        terms = torch.log1p(counts * (of_slots(self.log_sensitivity) + of_slots(self.rarity_weight) * rarity).exp())
         added = (terms * gains).sum(-1)  # (B, S, P)
         # CODEPATH: a network in mcm-base and mcm-tiny, none where `repeat_network_size` is 0.
         if len(self.network_in):
             habits = self.habits(unit_times, unit_ends, votes)
             length, rarity = length.expand_as(terms[..., :1]), rarity.expand_as(terms[..., :1])
             inputs = torch.cat([terms, habits.to(terms.dtype), length / 3, rarity / 2], -1)  # all about 1 in size
-            first = self.network_in[task]
-            drawn = self.network_out[task](first(inputs.to(self.log_half_life.dtype)).relu_())[..., 0]
-            added = added + drawn * (habits[..., 0] > 0)
-        index = labels[:, None].expand(-1, prefixes, -1)
-        return scores.scatter_add_(2, index, added.transpose(1, 2).to(scores.dtype))
+            layers = zip(self.network_in, self.network_out, inputs.split(sizes, 1), strict=True)
+            dtype = self.log_half_life.dtype
+            drawn = [out(first(of_task.to(dtype)).relu_())[..., 0] for first, out, of_task in layers]
+            added = added + torch.cat(drawn, 1) * (habits[..., 0] > 0)
+        for of_task, more, (labels, _) in zip(scores, added.split(sizes, 1), met, strict=True):
+            index = labels[:, None].expand(-1, prefixes, -1)
+            of_task.scatter_add_(2, index, more.transpose(1, 2).to(of_task.dtype))
+        return scores

@@ -26,6 +26,7 @@ MODES = ("train", "evaluate", "predict")
 ONE_PREFIX = ("random_prefix", "last_prefix")
 IGNORED = -100
 SECONDS_PER_DAY = 86_400
+POOLED_GROUPS = 64  # groups of rows that are sorted by length together
 FADED = 4  # half-lives after which a target is not worth its prefix: it would weigh a sixteenth
 
 
@@ -35,7 +36,7 @@ class PreparedRows(Dataset):
     Args:
         rows: what `load_prepared` returns, or some of its columns.
         indices: the rows to keep, all by default. Each dict also has `row`, the place among all rows.
-        lengths: sequence length of each kept row, for [`LengthGroupedSampler`].
+        lengths: of each kept row, for [`LengthGroupedSampler`]; see `unit_counts`.
     """
 
     def __init__(self, rows: datasets.Dataset, indices: ArrayLike | None = None, lengths: ArrayLike | None = None):
@@ -66,6 +67,34 @@ class PreparedRows(Dataset):
         return batch
 
 
+def unit_counts(rows: datasets.Dataset, ends: ArrayLike, config: MCMConfig, max_events: int) -> NDArray[np.int64]:
+    """What the encoder has to read of each row: its length in events or visits, the start row included.
+
+    Args:
+        rows: what `load_prepared` returns.
+        ends: where the history of each row ends, of shape `(rows,)`.
+        config: of the model; `encoder_unit` is read.
+        max_events: rows of the longest input, start row included; of a longer history the latest count.
+
+    Returns:
+        Of shape `(rows,)`.
+    """
+    ends = np.asarray(ends)
+    if config.encoder_unit == "event":
+        return np.minimum(ends + 1, max_events)
+    counts, first = np.ones(len(ends), np.int64), 0
+    for table in rows.select_columns(["visits"]).with_format("arrow").iter(1024):
+        column = table["visits"].combine_chunks()
+        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        offsets, visits = column.offsets.to_numpy(), column.values.to_numpy()
+        places = first + np.flatnonzero(ends[first : first + len(table)] > 0)
+        start = offsets[places - first]
+        latest = visits[start + ends[places] - 1]
+        counts[places] += latest - visits[start + np.maximum(ends[places] - max_events + 1, 0)] + 1
+        first += len(table)
+    return counts
+
+
 class LengthGroupedSampler(Sampler):
     """Shuffled rows in groups of similar length, so that little of a batch is padding.
 
@@ -73,7 +102,7 @@ class LengthGroupedSampler(Sampler):
     see together what one process sees.
 
     Args:
-        lengths: sequence length of each row.
+        lengths: of each row, in whatever a batch is padded to.
         group_size: rows of a global batch.
         seed: of the order.
         epoch: the collator's `epoch`, which the training loop moves on.
@@ -88,7 +117,7 @@ class LengthGroupedSampler(Sampler):
     def __iter__(self):
         generator = np.random.default_rng([self.seed, int(self.epoch)])
         order = generator.permutation(len(self.lengths))
-        pool = 16 * self.group_size
+        pool = POOLED_GROUPS * self.group_size
         pools = [order[start : start + pool] for start in range(0, len(order), pool)]
         pools = [rows[np.argsort(self.lengths[rows], kind="stable")] for rows in pools]
         groups = [rows[at : at + self.group_size] for rows in pools for at in range(0, len(rows), self.group_size)]

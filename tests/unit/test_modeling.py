@@ -213,9 +213,9 @@ def test_the_memory_gets_the_units_that_the_encoder_reads(tiny_model, inputs, un
     half_lives = {"repeat_half_lives_days": [7.0], "repeat_half_lives_units": [3.0], "repeat_network_size": 4}
     model = tiny_model(encoder_unit=unit, encoder_attention="causal", **half_lives)
     ends = torch.tensor([[1, 14], [0, 1], [3, 31], [0, 0]])
-    found = model(**inputs, prefix_ends=ends).logits["items"]
+    found = model(**inputs, prefix_ends=ends).logits
     memory, model.repeat_memory = model.repeat_memory, None
-    without = model(**inputs, prefix_ends=ends).logits["items"]
+    without = model(**inputs, prefix_ends=ends).logits
     output = model.model(**{k: inputs[k] for k in ("input_ids", "attention_mask", "visit_ids")})
     for row in range(4):
         units = inputs["visit_ids"][row] if unit == "visit" else torch.arange(inputs["visit_ids"].shape[1])
@@ -225,14 +225,18 @@ def test_the_memory_gets_the_units_that_the_encoder_reads(tiny_model, inputs, un
             days[0, units[place]] = inputs["event_times"][row, place]
         decays = memory.decays(days, units[ends[row]][None])
         met = memory.votes(
-            inputs["input_ids"][row : row + 1, :, 1],
+            inputs["input_ids"][row : row + 1, :, model.task_features],
             units[None],
             output.event_embeddings[row : row + 1],
             days.shape[1],
         )
-        alone = without[row : row + 1].clone()
-        close(found[row], memory(0, alone, decays, days, units[ends[row]][None], *met)[0])
-    assert not torch.allclose(found, without, atol=1e-3)
+        alone = [without[task][row : row + 1].clone() for task in model.config.tasks]
+        for task, scores in zip(
+            model.config.tasks, memory(alone, decays, days, units[ends[row]][None], met), strict=True
+        ):
+            close(found[task][row], scores[0])
+    for task in model.config.tasks:
+        assert not torch.allclose(found[task], without[task], atol=1e-3)
 
 
 @pytest.mark.parametrize("tied", [True, False])

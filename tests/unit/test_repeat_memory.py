@@ -57,16 +57,18 @@ def plain_counts(memory, label_ids, event_units, embeddings, unit_times, unit_en
 @torch.no_grad()
 def added(memory, task, history):
     label_ids, event_units, embeddings, unit_times, unit_ends = history
-    scores = torch.randn(BATCH, unit_ends.shape[1], TASKS[task])
-    met = memory.votes(label_ids, event_units, embeddings, unit_times.shape[1])
+    scores = [torch.randn(BATCH, unit_ends.shape[1], size) for size in TASKS]
+    ids = torch.stack([label_ids.clamp(max=size - 1) for size in TASKS], -1)  # each task has labels, of its own size
+    met = memory.votes(ids, event_units, embeddings, unit_times.shape[1])
     decays = memory.decays(unit_times, unit_ends)
-    return memory(task, scores.clone(), decays, unit_times, unit_ends, *met) - scores
+    found = memory([each.clone() for each in scores], decays, unit_times, unit_ends, met)
+    return found[task] - scores[task]
 
 
 @torch.no_grad()
 def test_a_memory_counts_as_a_plain_loop_does(memory, history):
     label_ids, event_units, embeddings, unit_times, unit_ends = history
-    labels, votes = memory.votes(label_ids, event_units, embeddings, 4)
+    ((labels, votes),) = memory.votes(label_ids[..., None], event_units, embeddings, 4)
     for b in range(BATCH):
         known = [label for label in labels[b].tolist() if label]
         assert sorted(known) == sorted({label for label in label_ids[b].tolist() if label > 1})
@@ -118,7 +120,7 @@ def plain_habits(labels, units, days, end):
 @torch.no_grad()
 def test_habits_say_how_often_and_how_long_ago(memory, history):
     label_ids, event_units, embeddings, unit_times, unit_ends = history
-    labels, votes = memory.votes(label_ids, event_units, embeddings, 4)
+    ((labels, votes),) = memory.votes(label_ids[..., None], event_units, embeddings, 4)
     found = memory.habits(unit_times, unit_ends, votes)
     seen = 0
     for b, p in product(range(BATCH), range(unit_ends.shape[1])):
