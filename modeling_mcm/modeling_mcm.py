@@ -36,8 +36,16 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mcm import MCMConfig
 from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, grow
-from .losses_mcm import FIRST_LABEL, LossInParts, customers_in_parts, prefix_cross_entropy, prefix_ranking_loss
-from .readout_mcm import EVERY_UNIT, READOUTS, attention_weights
+from .losses_mcm import (
+    FIRST_LABEL,
+    LossInParts,
+    Targets,
+    customers_in_parts,
+    prefix_cross_entropy,
+    prefix_ranking_loss,
+    task_losses,
+)
+from .readout_mcm import READOUTS, PackedUnits, attention_weights
 from .repeat_memory_mcm import RepeatMemory
 
 
@@ -237,7 +245,7 @@ class MCMModel(MCMPreTrainedModel):
 
 
 # Scores that a training step holds at a time, about: on a GPU, and on a CPU, which is no faster with more.
-PART_ELEMENTS = (2**26, 2**21)
+PART_ELEMENTS = (2**26, 2**22)
 
 
 @auto_docstring(custom_intro="MCM with the task-aware readout: for every task, a score for every label.")
@@ -369,50 +377,27 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         self, hidden: torch.Tensor, events: torch.Tensor, batch: Mapping[str, Any]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Logits of all tasks, and the losses of the trained ones, of shape `(T,)` or `(0,)` without labels."""
-        input_ids, attention_mask, unit_mask = batch["input_ids"], batch["attention_mask"], batch["unit_mask"]
-        visit_ids, event_times, prefix_ends = batch["visit_ids"], batch["event_times"], batch["prefix_ends"]
-        labels, answered = batch["labels"], batch["label_prefixes"]
-        event_ends = attention_mask.sum(1, keepdim=True) - 1 if prefix_ends is None else prefix_ends
-        event_units = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape[:2])
-        # CODEPATH: units are visits in mcm-base and mcm-tiny, events in the paper's model, ablations/mcm-final.
-        if self.config.encoder_unit == "visit" and visit_ids is not None:  # without them the embeddings have raised
-            event_units = visit_ids
-        unit_ends = event_units.gather(1, event_ends)
-        asked: torch.Tensor | slice | None = None if prefix_ends is None else unit_ends
-        trains = self.training and labels is not None and torch.is_grad_enabled()
-        if trains and answered is not None and 2 * unit_ends.shape[1] > unit_mask.shape[1]:
-            # Most units end a prefix: reading all of them costs less than picking the asked ones out.
-            answered = unit_ends.gather(1, answered)
-            unit_ends = torch.arange(unit_mask.shape[1], device=unit_ends.device).expand(unit_mask.shape)
-            asked = EVERY_UNIT
-        readout = READOUTS[self.config.readout]
-
-        memory = self.repeat_memory
-        if memory is not None:
-            if event_times is None:
-                raise ValueError("The repeat memory needs `event_times`: MCMFeatureExtractor gives them.")
-            unit_times = event_times.new_zeros(unit_mask.shape).scatter_reduce(1, event_units, event_times, "amax")
-            decays = memory.decays(unit_times, unit_ends)
+        unit_mask, prefix_ends, labels = batch["unit_mask"], batch["prefix_ends"], batch["labels"]
+        event_ends = batch["attention_mask"].sum(1, keepdim=True) - 1 if prefix_ends is None else prefix_ends
+        unit_ends = self._event_units(batch).gather(1, event_ends)
+        asked = None if prefix_ends is None else unit_ends
 
         scores = []
         for place, task in enumerate(self.config.tasks):
-            of_task = readout(
-                hidden,
-                self.label_embeddings(task),
-                unit_mask,
-                asked,
-                None if self.readout_scale is None else self.readout_scale[place],
-            )
+            scale = None if self.readout_scale is None else self.readout_scale[place]
+            of_task = READOUTS[self.config.readout](hidden, self.label_embeddings(task), unit_mask, asked, scale)
             of_task = of_task[:, None] if prefix_ends is None else of_task
-            scores.append(of_task + self._label_offsets(place, of_task))
-        if memory is not None:
-            met = memory.votes(input_ids[..., self.task_features], event_units, events, unit_mask.shape[1])
-            memory(scores, decays, unit_times, unit_ends, met)
+            scores.append(of_task + self._label_offsets(place, of_task.dtype))
+        if self.repeat_memory is not None:
+            met, added = self._memory(range(len(scores)), events, batch, unit_ends)
+            parts = added.transpose(1, 2).split([ids.shape[1] for ids in met], 2)
+            for of_task, ids, more in zip(scores, met, parts, strict=True):
+                of_task.scatter_add_(2, ids[:, None].expand(more.shape), more.to(of_task.dtype))
 
         logits, losses = {}, {}
         for place, task in enumerate(self.config.tasks):
             if labels is not None and task in self.trained_tasks:
-                asked_for = (scores[place], labels[..., place], answered, batch["label_weights"])
+                asked_for = (scores[place], labels[..., place], batch["label_prefixes"], batch["label_weights"])
                 losses[task] = prefix_cross_entropy(*asked_for)
                 # CODEPATH: on in mcm-base and mcm-tiny, off in the paper's model, ablations/mcm-final.
                 if self.config.ranking_loss_weight:
@@ -420,12 +405,65 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             logits[task] = scores[place][:, 0] if prefix_ends is None else scores[place]
         return logits, torch.stack(list(losses.values())) if losses else hidden.new_zeros(0)
 
+    def _losses_of_every_prefix(
+        self, hidden: torch.Tensor, events: torch.Tensor, batch: Mapping[str, Any]
+    ) -> torch.Tensor:
+        """The losses of the trained tasks, of shape `(T,)`, from one row of scores for each real unit.
+
+        Where most units end a prefix that is asked for, reading all of them costs less than picking those out. Labels
+        of all tasks stand side by side in a row.
+        """
+        tasks = [place for place, task in enumerate(self.config.tasks) if task in self.trained_tasks]
+        sizes = [self.config.label_sizes[self.config.tasks[place]] for place in tasks]
+        units = PackedUnits.of(batch["unit_mask"])
+        vectors = [self.label_embeddings(self.config.tasks[place]) for place in tasks]
+        if self.readout_scale is not None:
+            vectors = [table * self.readout_scale[place] for place, table in zip(tasks, vectors, strict=True)]
+        scores = READOUTS[self.config.readout](hidden, torch.cat(vectors), batch["unit_mask"], units)
+        scores = scores + torch.cat([self._label_offsets(place, scores.dtype) for place in tasks])
+        if self.repeat_memory is not None:
+            every = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[:2])
+            met, added = self._memory(tasks, events, batch, every)
+            starts = [sum(sizes[:place]) for place in range(len(sizes))]
+            columns = torch.cat([ids + start for ids, start in zip(met, starts, strict=True)], 1)[units.customers]
+            cells = (torch.arange(len(columns), device=columns.device)[:, None], columns)
+            scores.index_put_(cells, added[units.customers, :, units.units].to(scores.dtype), accumulate=True)
+        unit_ends = self._event_units(batch).gather(1, batch["prefix_ends"])
+        rows = units.rows.gather(1, unit_ends.gather(1, batch["label_prefixes"]))
+        targets = Targets.find(batch["labels"][..., tasks], rows, batch["label_weights"], sizes)
+        return task_losses(scores, targets, self.config.ranking_loss_weight)
+
+    def _event_units(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """The unit of each event, of shape `(B, L)`."""
+        # CODEPATH: units are visits in mcm-base and mcm-tiny, events in the paper's model, ablations/mcm-final.
+        if self.config.encoder_unit == "visit" and batch["visit_ids"] is not None:  # else the embeddings have raised
+            return batch["visit_ids"]
+        shape = batch["input_ids"].shape[:2]
+        return torch.arange(shape[1], device=batch["input_ids"].device).expand(shape)
+
+    def _memory(
+        self, tasks: Sequence[int], events: torch.Tensor, batch: Mapping[str, Any], unit_ends: torch.Tensor
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Labels that the customers met, `(B, S)` for each task, and what the repeat memory adds to their scores,
+        `(B, S, P)` with the tasks' S one after the other."""
+        memory, unit_mask = cast(RepeatMemory, self.repeat_memory), batch["unit_mask"]
+        if batch["event_times"] is None:
+            raise ValueError("The repeat memory needs `event_times`: MCMFeatureExtractor gives them.")
+        times, event_units = batch["event_times"], self._event_units(batch)
+        unit_times = times.new_zeros(unit_mask.shape).scatter_reduce(1, event_units, times, "amax")
+        label_ids = batch["input_ids"][..., [self.task_features[place] for place in tasks]]
+        met = memory.votes(label_ids, event_units, events, unit_mask.shape[1])
+        added = memory(tasks, memory.decays(unit_times, unit_ends), unit_times, unit_ends, met)
+        return [ids for ids, _ in met], added
+
     def _losses_in_parts(
         self, hidden: torch.Tensor, events: torch.Tensor, batch: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The total and the task losses, of shape `(T,)`, of a batch whose scores would not fit at once."""
         units, lengths = batch["unit_mask"].sum(1).tolist(), batch["attention_mask"].sum(1).tolist()
-        most = PART_ELEMENTS[hidden.device.type == "cpu"] // max(self.config.label_sizes.values())
+        most = PART_ELEMENTS[hidden.device.type == "cpu"] // sum(self.config.label_sizes.values())
+        ends = batch["prefix_ends"]
+        every = ends is not None and batch["label_prefixes"] is not None and 2 * ends.shape[1] > hidden.shape[1]
 
         def losses_of(part: list[int], hidden: torch.Tensor, events: torch.Tensor) -> torch.Tensor:
             cut: dict[str, Any] = {name: None if value is None else value[part] for name, value in batch.items()}
@@ -433,7 +471,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             cut["unit_mask"] = cut["unit_mask"][:, unit]
             for name in ("input_ids", "attention_mask", "visit_ids", "event_times"):
                 cut[name] = None if cut[name] is None else cut[name][:, event]
-            _, losses = self._answers(hidden[:, unit], events[:, event], cut)
+            given = (hidden[:, unit], events[:, event], cut)
+            losses = self._losses_of_every_prefix(*given) if every else self._answers(*given)[1]
             return losses * (len(hidden) / len(units))  # a loss is a mean over customers
 
         parts = customers_in_parts(units, most)
@@ -444,13 +483,14 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         own = [value for name, value in self.named_parameters() if not name.startswith(f"{self.base_model_prefix}.")]
         return own if len(self.label_tables) else [*own, *(self.label_embeddings(task) for task in self.config.tasks)]
 
-    def _label_offsets(self, place: int, scores: torch.Tensor) -> torch.Tensor:
+    def _label_offsets(self, place: int, dtype: torch.dtype) -> torch.Tensor:
         """The labels' biases, of shape `(V,)`, with a number on the ids that are no labels which no score can lift."""
-        never = scores.new_full((FIRST_LABEL,), torch.finfo(scores.dtype).min / 2)
+        vectors = self.label_embeddings(self.config.tasks[place])
+        never = vectors.new_full((FIRST_LABEL,), torch.finfo(dtype).min / 2, dtype=dtype)
         # CODEPATH: biases in mcm-base and mcm-tiny, none in the paper's model, ablations/mcm-final.
         if len(self.readout_bias):
-            return torch.cat([never, self.readout_bias[place][FIRST_LABEL:].to(scores.dtype)])
-        return torch.cat([never, scores.new_zeros(scores.shape[-1] - FIRST_LABEL)])
+            return torch.cat([never, self.readout_bias[place][FIRST_LABEL:].to(dtype)])
+        return torch.cat([never, never.new_zeros(len(vectors) - FIRST_LABEL)])
 
     @torch.no_grad()
     def preferences(

@@ -182,34 +182,36 @@ class RepeatMemory(nn.Module):
 
     def forward(
         self,
-        scores: Sequence[torch.Tensor],
+        tasks: Sequence[int],
         decays: torch.Tensor,
         unit_times: torch.Tensor,
         unit_ends: torch.Tensor,
         met: Sequence[tuple[torch.Tensor, torch.Tensor]],
-    ) -> Sequence[torch.Tensor]:
-        """Adds the memory to the scores of every task; the labels of all tasks, S together, are counted at once.
+    ) -> torch.Tensor:
+        """What the memory adds to the scores of the labels met; those of all tasks, S together, are counted at once.
 
         Args:
-            scores: of each task, of shape `(B, P, V)`; changed in place.
+            tasks: their places.
             decays: from `decays`, with the same `unit_times` and `unit_ends`.
             unit_times: days, of shape `(B, U)`.
             unit_ends: p of each prefix, of shape `(B, P)`.
-            met: labels and votes of each task, from `votes`.
+            met: labels and votes of each of these tasks, from `votes`.
 
         Returns:
-            The scores.
+            Of shape `(B, S, P)`, one task after the other.
         """
         batch, units, prefixes, kernels = decays.shape
         sizes = [labels.shape[1] for labels, _ in met]
 
         def of_slots(parameter: torch.Tensor) -> torch.Tensor:
             """A task's row for each of its labels, of shape `(S, 1, K)`."""
-            return torch.cat([row.expand(size, 1, -1) for row, size in zip(parameter, sizes, strict=True)])
+            return torch.cat([parameter[task].expand(size, 1, -1) for task, size in zip(tasks, sizes, strict=True)])
 
         def of_labels(tables: nn.ModuleList) -> torch.Tensor:
             """Each label's row of its task's table, of shape `(B, S, 1, ...)`."""
-            return torch.cat([table(labels) for table, (labels, _) in zip(tables, met, strict=True)], 1)[:, :, None]
+            return torch.cat([tables[task](labels) for task, (labels, _) in zip(tasks, met, strict=True)], 1)[
+                :, :, None
+            ]
 
         votes = torch.cat([votes for _, votes in met], 1)
         counts = torch.bmm(votes.to(decays.dtype), decays.reshape(batch, units, -1))  # times are no half precision
@@ -224,11 +226,8 @@ class RepeatMemory(nn.Module):
             habits = self.habits(unit_times, unit_ends, votes)
             length, rarity = length.expand_as(terms[..., :1]), rarity.expand_as(terms[..., :1])
             inputs = torch.cat([terms, habits.to(terms.dtype), length / 3, rarity / 2], -1)  # all about 1 in size
-            layers = zip(self.network_in, self.network_out, inputs.split(sizes, 1), strict=True)
-            dtype = self.log_half_life.dtype
-            drawn = [out(first(of_task.to(dtype)).relu_())[..., 0] for first, out, of_task in layers]
+            drawn = []
+            for task, of_task in zip(tasks, inputs.to(self.log_half_life.dtype).split(sizes, 1), strict=True):
+                drawn.append(self.network_out[task](self.network_in[task](of_task).relu_())[..., 0])
             added = added + torch.cat(drawn, 1) * (habits[..., 0] > 0)
-        for of_task, more, (labels, _) in zip(scores, added.split(sizes, 1), met, strict=True):
-            index = labels[:, None].expand(-1, prefixes, -1)
-            of_task.scatter_add_(2, index, more.transpose(1, 2).to(of_task.dtype))
-        return scores
+        return added

@@ -290,10 +290,11 @@ class MCMCollator:
         """The next visit is a set: a label that a prefix has met already is ignored."""
         if self.config.target == "next_event":
             return labels
+        tasks = labels.shape[1]
+        met = (prefixes[:, None] * tasks + np.arange(tasks)) * (labels.max(initial=0) + 1) + labels
+        _, first = np.unique(met, return_index=True)  # the first event of each prefix, task and label
         result = np.full_like(labels, IGNORED)
-        for task in range(labels.shape[1]):
-            _, first = np.unique(np.stack([prefixes, labels[:, task]]), axis=1, return_index=True)
-            result[first, task] = labels[first, task]
+        result.flat[first] = labels.flat[first]
         return result
 
 
