@@ -389,10 +389,11 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             of_task = of_task[:, None] if prefix_ends is None else of_task
             scores.append(of_task + self._label_offsets(place, of_task.dtype))
         if self.repeat_memory is not None:
-            met, added = self._memory(range(len(scores)), events, batch, unit_ends)
-            parts = added.transpose(1, 2).split([ids.shape[1] for ids in met], 2)
-            for of_task, ids, more in zip(scores, met, parts, strict=True):
-                of_task.scatter_add_(2, ids[:, None].expand(more.shape), more.to(of_task.dtype))
+            remembered = self._memory(range(len(scores)), events, batch, unit_ends)
+            for place, (customers, prefixes, ids, added) in enumerate(remembered):
+                shape, flat = scores[place].shape, scores[place].flatten()
+                cells = (customers * shape[1] + prefixes) * shape[2] + ids
+                scores[place] = flat.scatter_add(0, cells, added.to(flat.dtype)).view(shape)
 
         logits, losses = {}, {}
         for place, task in enumerate(self.config.tasks):
@@ -423,11 +424,11 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         scores = scores + torch.cat([self._label_offsets(place, scores.dtype) for place in tasks])
         if self.repeat_memory is not None:
             every = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[:2])
-            met, added = self._memory(tasks, events, batch, every)
-            starts = [sum(sizes[:place]) for place in range(len(sizes))]
-            columns = torch.cat([ids + start for ids, start in zip(met, starts, strict=True)], 1)[units.customers]
-            cells = (torch.arange(len(columns), device=columns.device)[:, None], columns)
-            scores.index_put_(cells, added[units.customers, :, units.units].to(scores.dtype), accumulate=True)
+            remembered = self._memory(tasks, events, batch, every, batch["unit_mask"])
+            customers, ends, ids, added = (torch.cat(parts) for parts in zip(*remembered, strict=True))
+            starts = [torch.full_like(part[2], sum(sizes[:place])) for place, part in enumerate(remembered)]
+            cells = (units.rows[customers, ends], ids + torch.cat(starts))
+            scores.index_put_(cells, added.to(scores.dtype), accumulate=True)
         unit_ends = self._event_units(batch).gather(1, batch["prefix_ends"])
         rows = units.rows.gather(1, unit_ends.gather(1, batch["label_prefixes"]))
         targets = Targets.find(batch["labels"][..., tasks], rows, batch["label_weights"], sizes)
@@ -442,19 +443,22 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         return torch.arange(shape[1], device=batch["input_ids"].device).expand(shape)
 
     def _memory(
-        self, tasks: Sequence[int], events: torch.Tensor, batch: Mapping[str, Any], unit_ends: torch.Tensor
-    ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Labels that the customers met, `(B, S)` for each task, and what the repeat memory adds to their scores,
-        `(B, S, P)` with the tasks' S one after the other."""
-        memory, unit_mask = cast(RepeatMemory, self.repeat_memory), batch["unit_mask"]
+        self,
+        tasks: Sequence[int],
+        events: torch.Tensor,
+        batch: Mapping[str, Any],
+        unit_ends: torch.Tensor,
+        asked: torch.Tensor | None = None,
+    ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """What the repeat memory adds to the scores of these tasks: see [`RepeatMemory.forward`]."""
+        memory, shape = cast(RepeatMemory, self.repeat_memory), batch["unit_mask"].shape
         if batch["event_times"] is None:
             raise ValueError("The repeat memory needs `event_times`: MCMFeatureExtractor gives them.")
         times, event_units = batch["event_times"], self._event_units(batch)
-        unit_times = times.new_zeros(unit_mask.shape).scatter_reduce(1, event_units, times, "amax")
+        unit_times = times.new_zeros(shape).scatter_reduce(1, event_units, times, "amax")
         label_ids = batch["input_ids"][..., [self.task_features[place] for place in tasks]]
-        met = memory.votes(label_ids, event_units, events, unit_mask.shape[1])
-        added = memory(tasks, memory.decays(unit_times, unit_ends), unit_times, unit_ends, met)
-        return [ids for ids, _ in met], added
+        met = memory.votes(label_ids, event_units, events, shape[1])
+        return memory(tasks, unit_times, unit_ends, met, asked)
 
     def _losses_in_parts(
         self, hidden: torch.Tensor, events: torch.Tensor, batch: dict[str, Any]

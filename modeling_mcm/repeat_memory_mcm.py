@@ -25,7 +25,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-HABITS = 6  # what `RepeatMemory.habits` gives
+FIRST_VALUE = 2  # ids 0 (missing) and 1 (unknown) are not met
+HABITS = 6  # how often and how long ago, for the network: see `RepeatMemory.forward`
 
 
 class RepeatMemory(nn.Module):
@@ -47,8 +48,10 @@ class RepeatMemory(nn.Module):
     the rate (n + m q_w) / (N + m), whose logarithm is log(1 + n / (m q_w)) and a bias. f is learned.
 
     Counts that fade can't say that a purchase is due. With `network_size` hidden numbers a task has a network of one
-    hidden layer beside them, whose output is added to the score of every label met: it reads the terms
-    log(1 + n exp(b + f r)), how often and how long ago (see `habits`), log(1 + p) and r_w.
+    hidden layer beside them, whose output is added to the score of every label met. It reads the terms
+    log(1 + n exp(b + f r)), log(1 + p), r_w and, each as log(1 + x): the units with the label, the units since the
+    first and since the last of them, the mean gap between two of them in units, the days since the first and since
+    the last.
 
     Args:
         label_sizes: V of each task.
@@ -146,88 +149,93 @@ class RepeatMemory(nn.Module):
         return result
 
     @staticmethod
-    def habits(unit_times: torch.Tensor, unit_ends: torch.Tensor, votes: torch.Tensor) -> torch.Tensor:
-        """How often, and how long ago, each label was met; nothing is learned here.
+    def meetings(unit_ends: torch.Tensor, votes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """In how many units of each prefix each label was met, the first of them, the last of them.
 
         Args:
-            unit_times, unit_ends: as for `decays`.
-            votes: from `votes`.
+            unit_ends: last unit of each prefix, of shape `(B, P)`.
+            votes: from `votes`, of shape `(B, S, U)`.
 
         Returns:
-            Of shape `(B, S, P, 6)`, each as log(1 + x): the units with the label, the units since the first and since
-            the last of them, the mean gap between two of them in units, the days since the first and since the last.
-            Everything is 0 for a label that a prefix did not meet.
+            Each of shape `(B, S, P)`; the first and last of a label that a prefix did not meet mean nothing.
         """
         met, slots = votes > 0, votes.shape[1]
-        place = torch.arange(votes.shape[2], device=votes.device)
+        place = torch.arange(votes.shape[2], device=votes.device, dtype=torch.int32)
         ends = unit_ends[:, None].expand(-1, slots, -1)
         number = met.cumsum(2, dtype=torch.int32).gather(2, ends)
         if unit_ends.shape[1] == 1:  # the same without a running maximum, which ONNX does not have
-            last = torch.where(met & (place <= ends), place, -1).amax(2, keepdim=True).clamp(min=0)
+            last = torch.where(met & (place <= ends), place, -1).amax(2, keepdim=True)
         else:
-            last = torch.where(met, place, -1).cummax(2).values.gather(2, ends).clamp(min=0)
-        first = torch.where(met, place, votes.shape[2]).amin(2, keepdim=True).expand_as(last).minimum(last)
-        times = unit_times[:, None].expand(-1, slots, -1)
-        now = times.gather(2, ends)
-        since_first, since_last = (ends - first).to(times.dtype), (ends - last).to(times.dtype)
-        values = [
-            number.to(times.dtype),
-            since_first,
-            since_last,
-            (since_first - since_last) / (number - 1).clamp(min=1),
-            now - times.gather(2, first),
-            now - times.gather(2, last),
-        ]
-        return torch.stack(values, -1).clamp(min=0).log1p() * (number > 0)[..., None]
+            last = torch.where(met, place, -1).cummax(2).values.gather(2, ends)
+        first = torch.where(met, place, votes.shape[2] - 1).amin(2, keepdim=True).expand_as(last)
+        return number, first, last
 
     def forward(
         self,
         tasks: Sequence[int],
-        decays: torch.Tensor,
         unit_times: torch.Tensor,
         unit_ends: torch.Tensor,
         met: Sequence[tuple[torch.Tensor, torch.Tensor]],
-    ) -> torch.Tensor:
-        """What the memory adds to the scores of the labels met; those of all tasks, S together, are counted at once.
+        asked: torch.Tensor | None = None,
+    ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """What the memory adds to the scores: a number for each pair of a prefix and a label that it met.
+
+        The labels of all tasks, S together, are counted at once. Half of the pairs of a label and a prefix come before
+        the first meeting, or more; they are left out, and so is all work on them.
 
         Args:
             tasks: their places.
-            decays: from `decays`, with the same `unit_times` and `unit_ends`.
             unit_times: days, of shape `(B, U)`.
             unit_ends: p of each prefix, of shape `(B, P)`.
             met: labels and votes of each of these tasks, from `votes`.
+            asked: boolean, of shape `(B, P)`: prefixes that are wanted; all by default.
 
         Returns:
-            Of shape `(B, S, P)`, one task after the other.
+            Of each task: the pairs' customers, prefixes, labels, and what is added to their scores.
         """
-        batch, units, prefixes, kernels = decays.shape
         sizes = [labels.shape[1] for labels, _ in met]
-
-        def of_slots(parameter: torch.Tensor) -> torch.Tensor:
-            """A task's row for each of its labels, of shape `(S, 1, K)`."""
-            return torch.cat([parameter[task].expand(size, 1, -1) for task, size in zip(tasks, sizes, strict=True)])
-
-        def of_labels(tables: nn.ModuleList) -> torch.Tensor:
-            """Each label's row of its task's table, of shape `(B, S, 1, ...)`."""
-            return torch.cat([tables[task](labels) for task, (labels, _) in zip(tasks, met, strict=True)], 1)[
-                :, :, None
-            ]
-
-        votes = torch.cat([votes for _, votes in met], 1)
+        labels, votes = torch.cat([labels for labels, _ in met], 1), torch.cat([votes for _, votes in met], 1)
+        decays = self.decays(unit_times, unit_ends)
+        batch, units, prefixes, kernels = decays.shape
         counts = torch.bmm(votes.to(decays.dtype), decays.reshape(batch, units, -1))  # times are no half precision
-        counts = counts.view(batch, -1, prefixes, kernels)  # n: (B, S, P, K)
-        length = torch.log1p(unit_ends.to(counts.dtype))[:, None, :, None]
-        gains = of_slots(self.memory_gain) + of_labels(self.label_gains) + of_slots(self.memory_growth) * length
-        rarity = of_labels(self.label_rarity)
-        terms = torch.log1p(counts * (of_slots(self.log_sensitivity) + of_slots(self.rarity_weight) * rarity).exp())
-        added = (terms * gains).sum(-1)  # (B, S, P)
+        meetings = self.meetings(unit_ends, votes)
+
+        if torch.compiler.is_exporting():  # the number of pairs is data, which a graph does not follow: all of them
+            every = (torch.arange(size, device=votes.device) for size in (labels.shape[1], batch, prefixes))
+            slot, customer, prefix = (index.flatten() for index in torch.meshgrid(*every, indexing="ij"))
+            pairs = [size * batch * prefixes for size in sizes]
+        else:
+            known = meetings[0] > 0 if asked is None else (meetings[0] > 0) & asked[:, None]
+            known &= (labels >= FIRST_VALUE)[..., None]
+            slot, customer, prefix = known.transpose(0, 1).nonzero(as_tuple=True)  # task after task
+            pairs = [part.sum().item() for part in known.sum((0, 2)).split(sizes)]
+        cell = (customer * labels.shape[1] + slot) * prefixes + prefix
+        label, end = labels[customer, slot], unit_ends[customer, prefix]
+        number, first, last = (value.flatten()[cell] for value in meetings)
+        counts = counts.view(-1, kernels)[cell]  # n: (N, K)
+        length = torch.log1p(end.to(counts.dtype))[:, None]
+
+        def of_task(parameter: torch.Tensor) -> torch.Tensor:
+            """Each pair's row of its task."""
+            return torch.cat([parameter[task].expand(size, -1) for task, size in zip(tasks, pairs, strict=True)])
+
+        def of_label(tables: nn.ModuleList) -> torch.Tensor:
+            """Each pair's row of its task's table."""
+            return torch.cat([tables[task](ids) for task, ids in zip(tasks, label.split(pairs), strict=True)])
+
+        gains = of_task(self.memory_gain) + of_label(self.label_gains) + of_task(self.memory_growth) * length
+        rarity = of_label(self.label_rarity)
+        terms = torch.log1p(counts * (of_task(self.log_sensitivity) + of_task(self.rarity_weight) * rarity).exp())
+        added = (terms * gains).sum(-1)
         # CODEPATH: a network in mcm-base and mcm-tiny, none where `repeat_network_size` is 0.
         if len(self.network_in):
-            habits = self.habits(unit_times, unit_ends, votes)
-            length, rarity = length.expand_as(terms[..., :1]), rarity.expand_as(terms[..., :1])
+            since_first, since_last = end - first, end - last
+            gap = (since_first - since_last) / (number - 1).clamp(min=1)
+            days = [unit_times[customer, end] - unit_times[customer, unit.clamp(min=0)] for unit in (first, last)]
+            habits = torch.stack([number, since_first, since_last, gap, *days], -1).clamp(min=0).log1p()
             inputs = torch.cat([terms, habits.to(terms.dtype), length / 3, rarity / 2], -1)  # all about 1 in size
             drawn = []
-            for task, of_task in zip(tasks, inputs.to(self.log_half_life.dtype).split(sizes, 1), strict=True):
-                drawn.append(self.network_out[task](self.network_in[task](of_task).relu_())[..., 0])
-            added = added + torch.cat(drawn, 1) * (habits[..., 0] > 0)
-        return added
+            for task, part in zip(tasks, inputs.to(self.log_half_life.dtype).split(pairs), strict=True):
+                drawn.append(self.network_out[task](self.network_in[task](part).relu_())[..., 0])
+            added = added + torch.cat(drawn) * (number > 0)
+        return list(zip(*(value.split(pairs) for value in (customer, prefix, label, added)), strict=True))
