@@ -156,7 +156,7 @@ class RankingPairs:
         offset = (_total(ids, group, len(asked)).double() * GOLDEN_RATIO).frac()[:, None]
         best = scores.new_zeros(len(asked), places, dtype=torch.long)
         spread = best.new_zeros(len(asked), sampled)
-        self.lowest = scores.new_zeros(len(asked), 1)  # score of place k
+        self.lowest = torch.zeros(len(asked), 1, device=device)  # score of place k
         ranks = best.new_zeros(tasks, places + sampled)  # of the labels v, counted from 0
         share = scores.new_zeros(tasks, places + sampled, dtype=torch.float32)  # for how many labels each stands
         most = best.new_zeros(tasks)  # k, or fewer labels where the task has no more
@@ -166,7 +166,7 @@ class RankingPairs:
             of_task = (task == place).nonzero()[:, 0]
             top = scores[:, start + FIRST_LABEL : start + size].topk(k)
             best[of_task, :k] = top.indices[row[of_task]]
-            self.lowest[of_task] = top.values[row[of_task], k - 1 :]
+            self.lowest[of_task] = top.values[row[of_task], k - 1 :].float()
             drawn = ((torch.arange(m, device=device) + offset[of_task]) * (candidates / m)).long()
             spread[of_task, :m] = drawn.clamp(max=candidates - 1)
             ranks[place] = torch.cat([torch.arange(places, device=device), ranks.new_full((sampled,), k)]).clamp(max=k)

@@ -223,18 +223,17 @@ def test_the_memory_gets_the_units_that_the_encoder_reads(tiny_model, inputs, un
         days = torch.zeros(1, output.unit_mask.shape[1])  # a unit's time is that of its last event
         for place in real.nonzero()[:, 0]:
             days[0, units[place]] = inputs["event_times"][row, place]
-        decays = memory.decays(days, units[ends[row]][None])
         met = memory.votes(
             inputs["input_ids"][row : row + 1, :, model.task_features],
             units[None],
             output.event_embeddings[row : row + 1],
             days.shape[1],
         )
-        alone = [without[task][row : row + 1].clone() for task in model.config.tasks]
-        for task, scores in zip(
-            model.config.tasks, memory(alone, decays, days, units[ends[row]][None], met), strict=True
-        ):
-            close(found[task][row], scores[0])
+        remembered = memory(range(len(model.config.tasks)), days, units[ends[row]][None], met)
+        for task, (_, prefixes, labels, added) in zip(model.config.tasks, remembered, strict=True):
+            expected = without[task][row].clone()
+            expected[prefixes, labels] += added
+            close(found[task][row], expected)
     for task in model.config.tasks:
         assert not torch.allclose(found[task], without[task], atol=1e-3)
 
@@ -418,13 +417,12 @@ def test_training_asks_every_unit_and_gets_the_loss_of_the_asked_ones(tiny_model
     prefixes = torch.tensor([[0, 1, 1], [0, 0, 0], [0, 1, 1], [0, 0, 0]])  # two where a row has two
     batch = {**inputs, "prefix_ends": ends, "labels": labels, "label_prefixes": prefixes}
     asked = model.eval()(**batch)
-    seen, answer = [], model._answers
-    monkeypatch.setattr(model, "_answers", lambda *given: seen.append(answer(*given)) or seen[-1])
+    seen, losses = [], model._losses_of_every_prefix
+    monkeypatch.setattr(model, "_losses_of_every_prefix", lambda *given: seen.append(len(given[0])) or losses(*given))
     every = model.train()(**batch)
     close(every.loss, asked.loss)
     close(every.task_losses, asked.task_losses)
-    assert every.logits is None and len(seen) == (4 if most == 1 else 1)
-    assert most == 1 or seen[0][0]["items"].shape[1] != asked.logits["items"].shape[1]
+    assert every.logits is None and seen == ([1] * 4 if most == 1 else [4])
     found, expected = (torch.autograd.grad(loss, list(model.parameters())) for loss in (every.loss, asked.loss))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
 
