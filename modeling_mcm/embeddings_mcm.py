@@ -82,10 +82,12 @@ class HeterogeneousEmbedding(nn.Embedding):
             )
         if torch.compiler.is_exporting():  # the number of real events is data, which a graph does not follow
             return self._average(input_ids, [], self.read)
-        real = (input_ids != 0).any(-1)
+        ids = input_ids.flatten(0, -2)
+        real = (ids != 0).any(-1).nonzero()[:, 0]
         small = [j for j in self.read if len(self._table(j)) <= SMALL_TABLE]
-        events = self._average(input_ids[real], small, [j for j in self.read if j not in small])
-        return events.new_zeros(*real.shape, events.shape[-1]).index_put((real,), events)
+        events = self._average(ids.index_select(0, real), small, [j for j in self.read if j not in small])
+        every = events.new_zeros(len(ids), events.shape[-1]).index_copy(0, real, events)
+        return every.view(*input_ids.shape[:-1], -1)
 
     def _table(self, feature: int) -> torch.Tensor:
         return cast(ValueEmbedding, self.feature_tables[feature]).weight

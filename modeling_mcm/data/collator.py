@@ -203,21 +203,24 @@ class MCMCollator:
 
     def _train(self, row: Mapping[str, Any]):
         generator = np.random.default_rng([self.seed, int(self.epoch), row["row"]])
-        history = self._shuffled(_cut(row, 0, row["validation_end"]), generator)
+        history = _cut(row, 0, row["validation_end"])
+        order = self._shuffled(history, generator)
         if self.config.augmentation in ONE_PREFIX:
-            return self._one_prefix(history, generator)
+            return self._one_prefix(_pick(history, order), generator)
         start, end = self._window(history["visits"], generator)
-        window = _cut(history, start, end)
+        window = _pick(history, order[start:end])
         if self.config.augmentation == "masked_lm":
             return self._masked_events(window, generator)
         return self._all_prefixes(window, whole=start == 0)
 
-    def _shuffled(self, history: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
-        """Events of one visit and time are a set, so their order is drawn anew; the end of a visit stays its end."""
+    def _shuffled(self, history: dict[str, Any], generator: np.random.Generator) -> NDArray[np.int64]:
+        """Events of one visit and time are a set, so their order is drawn anew; the end of a visit stays its end.
+
+        No event leaves its visit.
+        """
         draw = generator.random(len(history["times"]))
         draw[history[self.token_column] == self.end_of_visit_id] = 2.0
-        order = np.lexsort((draw, history["times"], history["visits"]))
-        return {name: value[order] if isinstance(value, np.ndarray) else value for name, value in history.items()}
+        return np.lexsort((draw, history["times"], history["visits"]))
 
     def _window(self, visits: NDArray, generator: np.random.Generator) -> tuple[int, int]:
         """Start and end of the events that fit: all, or those before the end of a visit drawn at random."""
@@ -299,7 +302,11 @@ class MCMCollator:
 
 
 def _cut(row: Mapping[str, Any], start: int, end: int) -> dict[str, Any]:
-    return {name: value[start:end] if isinstance(value, np.ndarray) else value for name, value in row.items()}
+    return _pick(row, slice(start, end))
+
+
+def _pick(row: Mapping[str, Any], events: NDArray[np.int64] | slice) -> dict[str, Any]:
+    return {name: value[events] if isinstance(value, np.ndarray) else value for name, value in row.items()}
 
 
 def _stack(arrays: Sequence[NDArray], padding: int, dtype: DTypeLike = np.int64) -> torch.Tensor:
