@@ -22,6 +22,7 @@ every prefix of the sequence in one pass: under a causal encoder h_i knows event
 same sum over i <= t, and a running softmax gives it for all t.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -274,7 +275,7 @@ def last_readout(
         last = mask.sum(1, keepdim=True) - 1 if ends is None else ends
         vectors = hidden.gather(1, last[..., None].expand(-1, -1, hidden.shape[-1]))
     scaled = label_embeddings if scale is None else label_embeddings * scale
-    scores = _by_labels(lambda part: torch.matmul(vectors, part.T), scaled, vectors.shape[:-1].numel())
+    scores = _by_labels(lambda part: torch.matmul(vectors, part.T), scaled, math.prod(vectors.shape[:-1]))
     return scores[:, 0] if ends is None else scores
 
 

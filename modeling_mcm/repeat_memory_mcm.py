@@ -160,7 +160,7 @@ class RepeatMemory(nn.Module):
             Each of shape `(B, S, P)`; the first and last of a label that a prefix did not meet mean nothing.
         """
         met, slots = votes > 0, votes.shape[1]
-        place = torch.arange(votes.shape[2], device=votes.device, dtype=torch.int32)
+        place = torch.arange(votes.shape[2], device=votes.device)
         ends = unit_ends[:, None].expand(-1, slots, -1)
         number = met.cumsum(2, dtype=torch.int32).gather(2, ends)
         if unit_ends.shape[1] == 1:  # the same without a running maximum, which ONNX does not have
@@ -232,7 +232,8 @@ class RepeatMemory(nn.Module):
             since_first, since_last = end - first, end - last
             gap = (since_first - since_last) / (number - 1).clamp(min=1)
             days = [unit_times[customer, end] - unit_times[customer, unit.clamp(min=0)] for unit in (first, last)]
-            habits = torch.stack([number, since_first, since_last, gap, *days], -1).clamp(min=0).log1p()
+            values = [value.to(unit_times.dtype) for value in (number, since_first, since_last, gap, *days)]
+            habits = torch.stack(values, -1).clamp(min=0).log1p()
             inputs = torch.cat([terms, habits.to(terms.dtype), length / 3, rarity / 2], -1)  # all about 1 in size
             drawn = []
             for task, part in zip(tasks, inputs.to(self.log_half_life.dtype).split(pairs), strict=True):
