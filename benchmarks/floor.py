@@ -14,8 +14,10 @@ the machine's matrix product and bytes at its measured rate of copying. The othe
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.benchmark import Timer
@@ -65,9 +67,10 @@ def copy_rate(numbers: int = 2**26) -> float:
     return 2 * FLOAT * numbers / seconds.blocked_autorange(min_run_time=0.5).median
 
 
-def floor(shape: Shape) -> dict[str, dict[str, float]]:
-    """FLOPs, bytes and seconds of a training step and of scoring one customer."""
-    config = json.loads(Path(shape.config, "config.json").read_text(encoding="utf-8"))
+def floor(shape: Shape, config: Mapping[str, Any] | None = None) -> dict[str, dict[str, float]]:
+    """FLOPs, bytes and seconds of a training step and of scoring one customer; `config` is the shape's by default."""
+    if config is None:
+        config = json.loads(Path(shape.config, "config.json").read_text(encoding="utf-8"))
     hidden, layers, inner = config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"]
     labels = sum(shape.label_sizes)
     weights = layers * (4 * hidden**2 + 2 * hidden * inner) + labels * hidden

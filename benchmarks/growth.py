@@ -27,11 +27,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from arguments import parse_options
+from floor import Shape, floor
 from memory import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 KIBI, GIGA = 1024, 1e9
 STEPS = 5
+TIMES_THE_FLOOR = "times the floor"
 
 
 @dataclass
@@ -82,18 +84,21 @@ def training_step(options: GrowthOptions, units: int, labels: int) -> dict[str, 
         start = time.perf_counter()
         model(**batch).loss.backward()
         seconds.append(time.perf_counter() - start)
-    return {"seconds": median(seconds[1:]), "gigabytes": (peak() - before) / GIGA}
+    took = {"seconds": median(seconds[1:]), "gigabytes": (peak() - before) / GIGA}
+    floor_of = Shape(label_sizes=[labels + 2], features=2, batch_size=options.batch_size, events=units, units=units)
+    return took | {TIMES_THE_FLOOR: 1e3 * took["seconds"] / floor(floor_of, shape)["training step"]["floor_ms"]}
 
 
 def everyone(options: GrowthOptions, customers: int) -> dict[str, float]:
     """Seconds of preparing a log and of scoring its customers, and gigabytes of the scoring."""
     import pyarrow.parquet as pq
-    import run_predict
 
     from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
     from modeling_mcm.data import EventSchema, prepare
     from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
     from modeling_mcm.data.synthetic import make_click_log
+
+    import run_predict
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -158,6 +163,8 @@ def plot(found: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
     for axes, (what, points) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
         sizes = list(points)
         for name in next(iter(points.values())):
+            if name == TIMES_THE_FLOOR:
+                continue
             first = max(points[sizes[0]][name], 1e-9)
             axes.plot(sizes, [points[size][name] / first for size in sizes], marker="o", label=name)
         axes.plot(sizes, [size / sizes[0] for size in sizes], color="grey", linestyle=":", label="linear")

@@ -6,9 +6,10 @@ import time
 
 import numpy as np
 import torch
-from protocol import Clock, Task, run
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForMaskedLM
+
+from protocol import Clock, Task, run
 
 PADDING, MASK, FIRST_ITEM, MASKED, IGNORED = 0, 1, 2, 0.15, -100
 

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from protocol import Task, run
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
-from run_predict import PredictionOptions, Scorer
+from protocol import Task, run
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
 from memory import keep_freed_memory
+from run_predict import PredictionOptions, Scorer
 
 TRAINING = Path(__file__).resolve().parents[2] / "training"
 

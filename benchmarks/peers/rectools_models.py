@@ -6,11 +6,12 @@ import time
 
 import numpy as np
 import pandas as pd
-from protocol import Clock, Task, run
 from pytorch_lightning import Callback, Trainer
 from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.models import BERT4RecModel, SASRecModel
+
+from protocol import Clock, Task, run
 
 MODELS = {"RecTools BERT4Rec": BERT4RecModel, "RecTools SASRec": SASRecModel}
 

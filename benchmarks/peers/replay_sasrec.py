@@ -7,13 +7,14 @@ import time
 import lightning
 import numpy as np
 import torch
-from protocol import Clock, Task, run
 from replay.data import FeatureHint, FeatureSource, FeatureType
 from replay.data.nn import TensorFeatureInfo, TensorFeatureSource, TensorSchema
 from replay.nn.lightning import LightningModule
 from replay.nn.lightning.optimizer import OptimizerFactory
 from replay.nn.sequential import SasRec
 from torch.utils.data import DataLoader
+
+from protocol import Clock, Task, run
 
 
 class ClockCallback(lightning.Callback):

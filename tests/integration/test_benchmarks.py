@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -64,7 +65,7 @@ def test_the_floor_counts_the_arithmetic_of_the_encoder(benchmark):
         (
             "growth",
             ["--customers", "40", "--units", "4", "--labels", "20", "--batch_size", "2", "--doublings", "1"],
-            ["customers from 40  preparing", "units from 4       seconds", "labels from 20     gigabytes"],
+            ["customers from 40  preparing", "units from 4       seconds", "labels from 20     times the floor"],
         ),
         ("floor", ["--batch_size", "1", "--threads", "1"], ["training step", "scoring a customer", "machine"]),
     ],
@@ -75,3 +76,42 @@ def test_a_benchmark_prints_its_table(name, options, lines):
     assert done.returncode == 0, done.stderr[-3000:]
     for line in lines:
         assert sum(each.startswith(line) for each in done.stdout.splitlines()) == 1, done.stdout
+
+
+def test_a_step_is_measured_and_a_plain_bert_is_beside_mcm(prepared, tmp_path):
+    config = ["--config", "configuration/mcm-tiny", "--data", str(prepared)]
+    small = ["--config_overrides", "hidden_size=16", "--per_device_train_batch_size", "4", "--max_steps", "6"]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/step.py", *config, *small], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for line in ("6 steps", "seconds a step", "waiting for data", "padding, encoder", "padding, scores"):
+        assert sum(each.startswith(line) for each in done.stdout.splitlines()) == 1, done.stdout
+
+    page = tmp_path / "compare.md"
+    peers = ["--methods", "BERT of transformers", "MCM", "--reference", "BERT of transformers", "--hidden", "16"]
+    short = ["--rounds", "1", "--seconds", "1", "--reference_seconds", "1", "--steps_up", "1", "--length", "20"]
+    command = ["benchmarks/compare.py", "--data", str(prepared), "--task", "items", *peers, *short]
+    done = subprocess.run(
+        [sys.executable, *command, "--report_file", page], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [line.split(" | ") for line in page.read_text().splitlines() if line.startswith(("| BERT", "| MCM"))]
+    assert [row[0] for row in rows] == ["| BERT of transformers", "| MCM"] * 2
+    for row in rows[:2]:
+        assert float(row[1].replace(",", "")) > 0 and float(row[4].replace(",", "")) > 0, row
+
+
+def test_recommended_lists_get_the_ndcg_of_their_places(benchmark, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from modeling_mcm.evaluation.cases import EvaluationCases, TargetEvents
+
+    targets = TargetEvents(np.array([0, 2, 3, 4]), np.array([5, 7, 3, 4]))  # labels, of three cases
+    cases = EvaluationCases("validation", np.arange(3), ["a", "b", "c"], np.ones(3, int), {"item": targets})
+    lists = {"b": [9, 1, 8], "a": [5, 3, 0]}  # items are labels less 2; nothing was recommended to c
+    path = tmp_path / "lists.parquet"
+    pq.write_table(pa.table({"customer": list(lists), "items": list(lists.values())}), path)
+    found = benchmark("compare").accuracy(path, cases, "item", 12)
+    assert float(found.split()[0]) == pytest.approx((1 + 1 / np.log2(3)) / 3, abs=0.0006)
