@@ -97,15 +97,22 @@ def _reusable(output_dir: Path, wanted: dict[str, Any], overwrite: bool, reuse: 
     return None
 
 
-def _drop_and_count(events: ir.Table, schema: EventSchema) -> tuple[ir.Table, dict[str, int]]:
-    """Counts rows without customer or time and duplicates, and leaves out what the schema says."""
+def _drop_and_count(
+    events: ir.Table, schema: EventSchema, cache: Callable[[ir.Table], ir.Table]
+) -> tuple[ir.Table, dict[str, int]]:
+    """Counts rows without customer or time and duplicates, and leaves out what the schema says; cached."""
+    if schema.on_duplicate == "keep":
+        events = cache(events)
+    is_whole = events.customer_id.notnull() & events.second.notnull()
     counts = _one_row(
         events.aggregate(
             rows=events.count(),
             null_customer=events.customer_id.isnull().sum(),
             null_time=events.second.isnull().sum(),
+            whole=is_whole.sum(),
         )
     )
+    total = counts.pop("whole")
     if not counts["rows"]:
         raise ValueError("The event table is empty; it needs at least one row.")
     for key, column in (("null_customer", schema.customer), ("null_time", schema.time)):
@@ -114,13 +121,13 @@ def _drop_and_count(events: ir.Table, schema: EventSchema) -> tuple[ir.Table, di
                 f"Column {column!r} is null in {counts[key]} of {counts['rows']} events; correct them, or set "
                 "`on_null: drop` in the schema to leave them out."
             )
-    whole = events.filter(events.customer_id.notnull() & events.second.notnull())
+    whole = events.filter(is_whole)
     distinct = whole.distinct()
-    total, different = whole.count().to_pyarrow().as_py(), distinct.count().to_pyarrow().as_py()
-    counts |= {"dropped_null": counts["rows"] - total, "duplicates": total - different, "dropped_duplicates": 0}
     if schema.on_duplicate == "drop":
-        counts["dropped_duplicates"] = counts["duplicates"]
-        whole = distinct
+        whole = distinct = cache(distinct)  # once: it is the most expensive step of a large log
+    duplicates = total - distinct.count().to_pyarrow().as_py()
+    dropped = duplicates if schema.on_duplicate == "drop" else 0
+    counts |= {"dropped_null": counts["rows"] - total, "duplicates": duplicates, "dropped_duplicates": dropped}
     return whole, counts
 
 
@@ -200,9 +207,9 @@ def _split_and_count(events: ir.Table, schema: EventSchema) -> dict[str, int]:
     return counts
 
 
-def _number_shards(events: ir.Table, rows_per_shard: int) -> ir.Table:
+def _number_shards(visits: ir.Table, rows_per_shard: int) -> ir.Table:
     """customer_id and its shard: customers in the order of their id, `rows_per_shard` to a shard."""
-    customers = events.select("customer_id").distinct()
+    customers = visits.select("customer_id").distinct()
     place = ibis.row_number().over(ibis.window(order_by=customers.customer_id))
     return customers.mutate(shard=(place // rows_per_shard).cast("int64"))
 
@@ -320,8 +327,8 @@ def _run(
         bar.set_postfix_str(step)
         bar.update()
 
-    read = cache(normalise_events(open_table(events, connection, "event"), schema))
-    whole, counts = _drop_and_count(read, schema)
+    read = normalise_events(open_table(events, connection, "event"), schema)
+    whole, counts = _drop_and_count(read, schema, cache)
     checked = add_period(_add_target(whole, schema), schema)
     counts |= _split_and_count(checked, schema)
     profiles = None
@@ -337,8 +344,8 @@ def _run(
         fitted = vocabularies_of(known, schema)
         known.save_pretrained(target / FEATURE_EXTRACTOR_FOLDER)
         bar.update(len(schema.feature_names))
-    sharded = checked.inner_join(_number_shards(checked, rows_per_shard), "customer_id")
-    visits = visits.inner_join(_number_shards(checked, rows_per_shard), "customer_id")
+    numbers = cache(_number_shards(visits, rows_per_shard))
+    sharded, visits = (table.inner_join(numbers, "customer_id") for table in (checked, visits))
     # Sorted by shard, so that reading one shard skips the rest of the table.
     encoded = cache(encode_events(sharded, visits, fitted, schema).order_by("shard"))
     counts |= count_ids(encoded, schema)
