@@ -40,7 +40,7 @@ from modeling_mcm.data.events import (
     normalise_profile,
     open_table,
 )
-from modeling_mcm.data.rows import count_ids, customer_rows, popularity, write_shard
+from modeling_mcm.data.rows import count_ids, customer_rows, popularity, shard_table, write_shard
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.data.vocabulary import Vocabularies, encode_events, encode_profiles, fit, vocabularies_of
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -51,7 +51,7 @@ ROWS_PER_SHARD = 1024
 LIBRARIES = ("modeling-mcm", "ibis-framework", "duckdb", "pyarrow", "numpy", "transformers", "datasets")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -61,7 +61,7 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _describe(source: Any) -> dict[str, Any] | None:
+def describe(source: Any) -> dict[str, Any] | None:
     """Names and digests of the input's files; None for a table in memory, which cannot be told apart cheaply."""
     if not isinstance(source, str | Path) or not Path(source).exists():
         return None
@@ -71,7 +71,14 @@ def _describe(source: Any) -> dict[str, Any] | None:
 
 
 def _one_row(table: ir.Table) -> dict[str, Any]:
-    return table.to_pyarrow().to_pylist()[0]
+    """The values of an aggregate; sums over no row are 0."""
+    return {name: 0 if value is None else value for name, value in table.to_pyarrow().to_pylist()[0].items()}
+
+
+def digest_of(extractor: MCMFeatureExtractor) -> str:
+    """Hex digest of a feature extractor's vocabularies and bins."""
+    known = json.dumps([extractor.vocabularies, extractor.bins], sort_keys=True)
+    return hashlib.sha256(known.encode()).hexdigest()
 
 
 def _reusable(output_dir: Path, wanted: dict[str, Any], overwrite: bool, reuse: bool) -> PreparedManifest | None:
@@ -97,7 +104,7 @@ def _reusable(output_dir: Path, wanted: dict[str, Any], overwrite: bool, reuse: 
     return None
 
 
-def _drop_and_count(
+def drop_and_count(
     events: ir.Table, schema: EventSchema, cache: Callable[[ir.Table], ir.Table]
 ) -> tuple[ir.Table, dict[str, int]]:
     """Counts rows without customer or time and duplicates, and leaves out what the schema says; cached."""
@@ -113,8 +120,6 @@ def _drop_and_count(
         )
     )
     total = counts.pop("whole")
-    if not counts["rows"]:
-        raise ValueError("The event table is empty; it needs at least one row.")
     for key, column in (("null_customer", schema.customer), ("null_time", schema.time)):
         if counts[key] and schema.on_null == "error":
             raise ValueError(
@@ -131,14 +136,14 @@ def _drop_and_count(
     return whole, counts
 
 
-def _add_target(events: ir.Table, schema: EventSchema) -> ir.Table:
+def add_target(events: ir.Table, schema: EventSchema) -> ir.Table:
     token = events[f"f{schema.features.index(schema.token_feature)}"]
     is_target = token.isin(schema.target_token_types) if schema.target_token_types else ibis.literal(True)
     return events.mutate(is_target=ibis.coalesce(is_target, False).cast("int8"))
 
 
-def _split_and_count(events: ir.Table, schema: EventSchema) -> dict[str, int]:
-    """Events of each period and the evaluation cases; raises where a cutoff leaves nothing.
+def count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
+    """Events of each period, the evaluation cases, and the times of the first and the last event.
 
     For a case only target events count that have a label in a task besides the token type: of any other there is
     nothing to predict.
@@ -164,8 +169,6 @@ def _split_and_count(events: ir.Table, schema: EventSchema) -> dict[str, int]:
             last=events.second.max().as_timestamp("s").cast("string"),
         )
     )
-    if not counts["events"]:
-        raise ValueError("Every event was dropped for a missing customer or time; check `customer` and `time`.")
     if counts.pop("reserved"):
         raise ValueError(
             f"Column {schema.token_type!r} holds {' or '.join(map(repr, schema.reserved_token_types))}, token types "
@@ -182,9 +185,16 @@ def _split_and_count(events: ir.Table, schema: EventSchema) -> dict[str, int]:
             test_cases=((customers.before + customers.between >= enough) & (customers.after > 0)).sum(),
         )
     )
-    if schema.cutoffs == NO_CUTOFFS:
-        return {name: value for name, value in counts.items() if name not in ("first", "last")}
+    return counts
+
+
+def _check_periods(counts: dict[str, Any], schema: EventSchema) -> dict[str, int]:
+    """The counts without the times; raises where a cutoff leaves nothing."""
     span = f"the log runs from {counts.pop('first')} to {counts.pop('last')}"
+    if not counts["events"]:
+        raise ValueError("Every event was dropped for a missing customer or time; check `customer` and `time`.")
+    if schema.cutoffs == NO_CUTOFFS:
+        return counts
     if not counts["target_events"]:
         raise ValueError(
             f"No event has a token type of `target_token_types` ({', '.join(schema.target_token_types)}); "
@@ -201,8 +211,8 @@ def _split_and_count(events: ir.Table, schema: EventSchema) -> dict[str, int]:
     for cutoff in ("validation", "test"):
         if not counts[f"{cutoff}_cases"]:
             logger.warning(
-                f"No customer has {enough} target events before the {cutoff} cutoff and one after it: nothing can be "
-                "evaluated there. Move the cutoffs or lower `min_history`."
+                f"No customer has {schema.min_history} target events before the {cutoff} cutoff and one after it: "
+                "nothing can be evaluated there. Move the cutoffs or lower `min_history`."
             )
     return counts
 
@@ -285,12 +295,11 @@ def prepare(
     output_dir = Path(output_dir)
     wanted = {
         "schema": schema.to_dict(),
-        "input": {"events": _describe(events), "profile": _describe(profile) if schema.profile else None},
+        "input": {"events": describe(events), "profile": describe(profile) if schema.profile else None},
         "options": {"rows_per_shard": rows_per_shard},
     }
     if feature_extractor is not None:
-        known = json.dumps([feature_extractor.vocabularies, feature_extractor.bins], sort_keys=True)
-        wanted["options"]["vocabularies"] = hashlib.sha256(known.encode()).hexdigest()
+        wanted["options"]["vocabularies"] = digest_of(feature_extractor)
     existing = _reusable(output_dir, wanted, overwrite, reuse)
     if existing is not None:
         return existing
@@ -327,10 +336,12 @@ def _run(
         bar.set_postfix_str(step)
         bar.update()
 
-    read = normalise_events(open_table(events, connection, "event"), schema)
-    whole, counts = _drop_and_count(read, schema, cache)
-    checked = add_period(_add_target(whole, schema), schema)
-    counts |= _split_and_count(checked, schema)
+    read = normalise_events(open_table(events, connection, "event", schema.event_columns), schema)
+    whole, counts = drop_and_count(read, schema, cache)
+    if not counts["rows"]:
+        raise ValueError("The event table is empty; it needs at least one row.")
+    checked = add_period(add_target(whole, schema), schema)
+    counts |= _check_periods(count_periods(checked, schema), schema)
     profiles = None
     if schema.profile:
         profiles = cache(normalise_profile(open_table(profile, connection, "profile"), schema))
@@ -358,6 +369,6 @@ def _run(
     shards = []
     for k in range(number):
         rows = customer_rows(encoded.filter(encoded.shard == k), encoded_profiles, schema)
-        shards.append(write_shard(rows, schema, target / f"customers-{k:05d}-of-{number:05d}.parquet"))
+        shards.append(write_shard(shard_table(rows, schema), target / f"customers-{k:05d}-of-{number:05d}.parquet"))
         done(f"shard {k + 1} of {number}")
-    return PreparedManifest(counts=counts, seeds={}, versions=_versions(), shards=shards, **wanted)
+    return PreparedManifest(counts=counts, seeds={}, versions=versions(), shards=shards, **wanted)
