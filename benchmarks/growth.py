@@ -88,12 +88,13 @@ def training_step(options: GrowthOptions, units: int, labels: int) -> dict[str, 
 def everyone(options: GrowthOptions, customers: int) -> dict[str, float]:
     """Seconds of preparing a log and of scoring its customers, and gigabytes of the scoring."""
     import pyarrow.parquet as pq
-    import run_predict
 
     from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
     from modeling_mcm.data import EventSchema, prepare
     from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
     from modeling_mcm.data.synthetic import make_click_log
+
+    import run_predict
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

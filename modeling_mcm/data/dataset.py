@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling_mcm.data.schema import EventSchema
@@ -96,13 +97,18 @@ class PreparedManifest:
         partial.replace(path)
 
 
-def _check_shard(path: Path, expected: dict[str, Any], verify: bool) -> None:
+def check_shard(path: Path, expected: dict[str, Any], verify: bool) -> None:
+    """Raises `ValueError` where a shard is not what its entry of the manifest says; `verify` reads every byte."""
     advice = "the data set is damaged: prepare the data again."
     if not path.is_file():
         raise ValueError(f"{path} is missing, but the manifest lists it; {advice}")
     if path.stat().st_size != expected["bytes"]:
         raise ValueError(f"{path} has {path.stat().st_size} bytes and {expected['bytes']} were written; {advice}")
-    if pq.read_metadata(path).num_rows != expected["rows"]:
+    try:
+        rows = pq.read_metadata(path).num_rows
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"{path} is no whole Parquet file ({error}); {advice}") from error
+    if rows != expected["rows"]:
         raise ValueError(f"{path} does not have the {expected['rows']} rows that the manifest lists; {advice}")
     if verify and sha256_of(path) != expected["sha256"]:
         raise ValueError(f"{path} does not have the digest that the manifest lists; {advice}")
@@ -133,7 +139,7 @@ def load_prepared(
     directory = Path(directory)
     manifest = PreparedManifest.load(directory)
     for shard in manifest.shards:
-        _check_shard(directory / shard["file"], shard, verify)
+        check_shard(directory / shard["file"], shard, verify)
     files = [str(directory / shard["file"]) for shard in manifest.shards]
     kwargs: dict[str, Any] = {"columns": list(columns)} if columns is not None else {}
     return datasets.Dataset.from_parquet(files, cache_dir=str(cache_dir) if cache_dir else None, **kwargs)

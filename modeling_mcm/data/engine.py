@@ -70,3 +70,11 @@ def replacing(output_dir: Path) -> Iterator[tuple[Path, Path]]:
             replaced.rename(output_dir)
         shutil.rmtree(replaced, ignore_errors=True)
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def link(source: Path, target: Path) -> None:
+    """The same file under another name; a copy where there are no hard links. Files of a data set never change."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
