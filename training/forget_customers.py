@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Deletes customers from prepared data, predictions and the log, and proves that they are gone.
 
-    python training/forget_customers.py --customers ids.txt --data data/prepared --predictions scores --events log
+    python training/forget_customers.py --customers ids.txt --data data/prepared --events log profile.parquet
+    python training/forget_customers.py --customers ids.txt --predictions scores/monday scores/tuesday
     python training/forget_customers.py --customers ids.txt --data data/prepared --check_only true
 
 `ids.txt` has one id a line, as in the column `customer_id` of the prepared data. Without --events they come back with
@@ -41,8 +42,9 @@ class ForgetOptions:
         default_factory=list,
         metadata={"help": "Folders of run_predict.py, or other Parquet files with a column customer_id."},
     )
-    events: str | None = field(
-        default=None, metadata={"help": "Log that the data sets were made from: a Parquet file or a folder of them."}
+    events: list[str] = field(
+        default_factory=list,
+        metadata={"help": "What the data sets were made from, log and profile: Parquet files or folders of them."},
     )
     check_only: bool = field(default=False, metadata={"help": "Delete nothing; only look whether they are there."})
 
@@ -88,9 +90,10 @@ def run(options: ForgetOptions) -> dict[str, str]:
         )
     if not options.check_only:
         digests: dict[str, str] = {}
-        if options.events:
-            rows, digests = forget_in_log(Path(options.events), customers, *columns)
-            sys.stdout.write(f"{options.events}: {rows:,} events deleted from {len(digests)} files\n")
+        for folder in options.events:
+            rows, changed = forget_in_log(Path(folder), customers, *columns)
+            digests |= changed
+            sys.stdout.write(f"{folder}: {rows:,} rows deleted from {len(changed)} files\n")
         for folder in options.data:
             number = forget_in_prepared(Path(folder), customers, digests)
             sys.stdout.write(f"{folder}: {number:,} of {len(customers):,} customers deleted\n")
@@ -101,8 +104,8 @@ def run(options: ForgetOptions) -> dict[str, str]:
     found: dict[str, str] = {}
     for folder in [*options.data, *options.predictions]:
         found |= find_customers(Path(folder), customers)
-    if options.events:
-        found |= find_customers(Path(options.events), customers, *columns)
+    for folder in options.events:
+        found |= find_customers(Path(folder), customers, *columns)
     return found
 
 
