@@ -73,9 +73,11 @@ class PreparedManifest:
         """
         path = Path(directory) / MANIFEST_FILE
         if not path.is_file():
+            left = sorted(path.parent.parent.glob(f".{path.parent.name}.*.replaced"))
+            hint = f"a run was killed while it put a new one there: rename {left[-1]} to it" if left else ""
             raise FileNotFoundError(
                 f"{directory} holds no {MANIFEST_FILE}, so it is not a (finished) prepared data set; "
-                "run training/prepare_data.py, or check the path."
+                f"{hint or 'run training/prepare_data.py, or check the path'}."
             )
         try:
             given = json.loads(path.read_text(encoding="utf-8"))
@@ -142,7 +144,12 @@ def load_prepared(
         check_shard(directory / shard["file"], shard, verify)
     files = [str(directory / shard["file"]) for shard in manifest.shards]
     kwargs: dict[str, Any] = {"columns": list(columns)} if columns is not None else {}
-    return datasets.Dataset.from_parquet(files, cache_dir=str(cache_dir) if cache_dir else None, **kwargs)
+    try:
+        return datasets.Dataset.from_parquet(files, cache_dir=str(cache_dir) if cache_dir else None, **kwargs)
+    except datasets.exceptions.DatasetGenerationError:
+        for shard in manifest.shards:  # it does not say which file it could not read
+            check_shard(directory / shard["file"], shard, verify=True)
+        raise
 
 
 def check_vocabularies(directory: str | Path, extractor: MCMFeatureExtractor) -> None:

@@ -17,6 +17,7 @@ import math
 import operator
 import platform
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,11 @@ def count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
         raise ValueError(
             f"Column {schema.token_type!r} holds {' or '.join(map(repr, schema.reserved_token_types))}, token types "
             "that MCM adds itself; rename them in the log, or choose another `end_of_visit`."
+        )
+    if str(counts["last"]) > str(datetime.now(UTC) + timedelta(days=1)):
+        logger.warning(
+            f"The log has events of {counts['last']}, which is not yet: the clock of a source may be wrong. They count "
+            "as their customers' latest; correct them, or leave them out."
         )
     customers = events.group_by("customer_id").agg(
         before=targets(events, 0), between=targets(events, 1), after=targets(events, 2)
