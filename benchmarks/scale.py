@@ -4,6 +4,7 @@
 """Preparation of large logs on this machine: time, peak memory and disk, and what ten billion events would take.
 
     python benchmarks/scale.py --events 5e6 2e7 1e8 --folder /scratch --report_file docs/preparation.md
+    python benchmarks/scale.py --events 2e6 8e6 --files 730 --update true --report_file docs/operations.md
     python benchmarks/scale.py --events 1e7 --log_only true --folder /scratch    only writes /scratch/log
 
 Writes synthetic logs (modeling_mcm.data.synthetic_stream) and runs training/prepare_data.py on each.
@@ -26,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from modeling_mcm.data import PreparedManifest
@@ -57,6 +59,9 @@ class ScaleOptions:
         default=None, metadata={"help": "For logs, spilling and output; removed again. A temporary one if not given."}
     )
     log_only: bool = field(default=False, metadata={"help": "Write the first log into the folder and stop."})
+    update: bool = field(
+        default=False, metadata={"help": "Measure also what the log's last file costs as an update, and tell that."}
+    )
     report_file: str | None = field(default=None, metadata={"help": "Markdown file, as run_evaluate.py's."})
 
     def __post_init__(self) -> None:
@@ -67,9 +72,9 @@ class ScaleOptions:
 
 
 def write_log(folder: Path, events: float, options: ScaleOptions) -> int:
-    """Writes a log of about so many events; returns how many."""
+    """Writes a log of a few more events than asked for, as a rule; returns how many."""
     settings = StreamSettings()
-    customers = max(round(events / settings.mean_events), 1)
+    customers = math.ceil(1.02 * events / settings.mean_events)
     return write_event_log(folder, customers, settings, options.seed, options.files, lambda blocks: tqdm([*blocks]))
 
 
@@ -85,41 +90,79 @@ def held(folder: Path) -> int:
     return total
 
 
+@dataclass
+class Run:
+    """What a command took, in seconds and bytes, and what it said at the end."""
+
+    seconds: float
+    memory: int
+    disk: int
+    said: str
+
+
+def timed(script: str, options: dict[str, str], scratch: Path) -> Run:
+    """Runs a command of training/ that writes below `scratch`, and watches it."""
+    before, start, disk = held(scratch), time.perf_counter(), 0
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
+        command = [sys.executable, str(ROOT / "training" / script), *words]
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        while (done := os.wait4(process.pid, os.WNOHANG))[0] == 0:
+            disk = max(disk, held(scratch) - before)
+            time.sleep(0.5)
+        seconds, process.returncode = time.perf_counter() - start, os.waitstatus_to_exitcode(done[1])
+        output.seek(0)
+        said = output.read()
+    if process.returncode:
+        raise RuntimeError(f"{script} ended with {process.returncode}: {said[-2000:]}")
+    return Run(seconds, done[2].ru_maxrss * KIBI, disk, said)
+
+
 def measure(events: float, options: ScaleOptions, scratch: Path) -> dict[str, float]:
     """The figures of one size; leaves nothing in `scratch`."""
-    log, data = scratch / "log", scratch / "data"
-    start = time.perf_counter()
+    log, data, start = scratch / "log", scratch / "data", time.perf_counter()
     write_log(log, events, options)
-    written, log_bytes = time.perf_counter() - start, held(log)
-    command = [sys.executable, str(ROOT / "training" / "prepare_data.py"), "--events", str(log)]
-    command += ["--schema", str(SCHEMA), "--output_dir", str(data), "--memory_limit", options.memory_limit]
-    start, disk = time.perf_counter(), 0
-    said = scratch / "said.txt"
-    with open(said, "w", encoding="utf-8") as output:
-        process = subprocess.Popen(
-            [*command, "--rows_per_shard", str(options.rows_per_shard)], stdout=output, stderr=subprocess.STDOUT
-        )
-        while (done := os.wait4(process.pid, os.WNOHANG))[0] == 0:
-            disk = max(disk, held(scratch) - log_bytes)
-            time.sleep(0.5)
-    process.returncode = os.waitstatus_to_exitcode(done[1])
-    seconds = time.perf_counter() - start
-    if process.returncode:
-        raise RuntimeError(f"prepare_data.py ended with {process.returncode}: {said.read_text()[-2000:]}")
+    found = {"writing": time.perf_counter() - start, "log": held(log) / GIGA}
+    flags = {"events": str(log), "schema": str(SCHEMA), "output_dir": str(data), "memory_limit": options.memory_limit}
+    flags["rows_per_shard"] = str(options.rows_per_shard)
+    if options.update:
+        tomorrow = max(log.iterdir())
+        tomorrow.rename(scratch / tomorrow.name)
+        timed("prepare_data.py", flags, scratch)
+        (scratch / tomorrow.name).rename(tomorrow)
+        flags |= {"output_dir": str(scratch / "full")}
+        update = {"data": str(data), "events": str(log), "memory_limit": options.memory_limit}
+        updated = timed("update_data.py", update, scratch)
+        found |= {"update": updated.seconds, "update memory": updated.memory / GIGA}
+        found["prepared"] = len(pq.read_table(tomorrow, columns=["user_id"])["user_id"].unique())
+        found["new"] = pq.read_metadata(tomorrow).num_rows
+    run = timed("prepare_data.py", flags, scratch)
     counts = PreparedManifest.load(data).counts
-    found = {
-        "events": counts["rows"],
-        "customers": counts["customers"],
-        "writing": written,
-        "seconds": seconds,
-        "memory": done[2].ru_maxrss * KIBI / GIGA,
-        "log": log_bytes / GIGA,
-        "disk": disk / GIGA,
-        "output": held(data) / GIGA,
-    }
-    for path in (log, data):
+    found |= {"events": counts["rows"], "customers": counts["customers"], "seconds": run.seconds}
+    found |= {"memory": run.memory / GIGA, "disk": run.disk / GIGA, "output": held(data) / GIGA}
+    for path in scratch.iterdir():
         shutil.rmtree(path)
     return found
+
+
+def update_table(found: list[dict[str, float]]) -> list[list[str]]:
+    """Rows of text: a new file of the log in a data set, beside preparing everything."""
+    rows = [
+        [
+            "events",
+            "customers",
+            "new events",
+            "their customers",
+            "update, s",
+            "full preparation, s",
+            "ratio",
+            "memory, GB",
+        ]
+    ]
+    for each in found:
+        cells = [f"{each[name]:,.0f}" for name in ("events", "customers", "new", "prepared", "update", "seconds")]
+        rows.append([*cells, f"{each['update'] / each['seconds']:.2f}", f"{each['update memory']:.2f}"])
+    return rows
 
 
 def table(found: list[dict[str, float]]) -> list[list[str]]:
@@ -161,10 +204,11 @@ def main() -> None:
         for events in options.events:
             found.append(measure(events, options, Path(scratch)))
             print(json.dumps(found[-1]), flush=True)
-    rows = table(found)
+    rows = (update_table if options.update else table)(found)
     memory = psutil.virtual_memory().total / GIGA
+    what = f"An update by the last of {options.files} files" if options.update else "Preparation"
     caption = (
-        f"Preparation of synthetic logs, DuckDB {importlib.metadata.version('duckdb')} within {options.memory_limit}; "
+        f"{what} of synthetic logs, DuckDB {importlib.metadata.version('duckdb')} within {options.memory_limit}; "
         f"{os.cpu_count()} cores, {memory:.0f} GB, {platform.machine()}."
     )
     print(f"\n{caption}\n\n{text_table(rows)}")

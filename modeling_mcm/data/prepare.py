@@ -177,8 +177,8 @@ def count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
         )
     if str(counts["last"]) > str(datetime.now(UTC) + timedelta(days=1)):
         logger.warning(
-            f"The log has events of {counts['last']}, which is not yet: the clock of a source may be wrong. They count "
-            "as their customers' latest; correct them, or leave them out."
+            f"The log has events of {counts['last']}, which is not yet: the clock of a source may be wrong. They "
+            "count as their customers' latest; correct them, or leave them out."
         )
     customers = events.group_by("customer_id").agg(
         before=targets(events, 0), between=targets(events, 1), after=targets(events, 2)
