@@ -32,16 +32,13 @@ def epoch_seconds(time: datetime) -> int:
     return (time - EPOCH) // timedelta(seconds=1)
 
 
-def read_parquet(
-    files: Sequence[Path], connection: ibis.BaseBackend, what: str, columns: Sequence[str] = ()
-) -> ir.Table:
-    """Parquet files as one table.
+def check_files(files: Sequence[Path], what: str, columns: Sequence[str] = ()) -> bool:
+    """Whether Parquet files have the same columns, of the same types.
 
     Args:
-        files: To read, at least one.
-        connection: The engine.
+        files: To look at.
         what: The table's name in messages.
-        columns: Those that must be of the same type in every file that has one of them; all if none are given.
+        columns: Those that every file must have, in the same type, if one has it; all if none are given.
 
     Raises:
         ValueError: A damaged file, or a column that some files have in another type or not at all.
@@ -65,7 +62,14 @@ def read_parquet(
                 f"Column {name!r} of the {what} files is {ways}: the schema of the log has changed. Write all files "
                 "with the same columns and types."
             )
-    same = all(len(types) == 1 for types in found.values())
+    return all(len(types) == 1 for types in found.values())
+
+
+def read_parquet(
+    files: Sequence[Path], connection: ibis.BaseBackend, what: str, columns: Sequence[str] = ()
+) -> ir.Table:
+    """Parquet files, at least one, as one table; see `check_files`."""
+    same = check_files(files, what, columns)
     # Columns that are not read may differ; DuckDB looks at the first file alone unless it is told.
     options = {} if same or connection.name != "duckdb" else {"union_by_name": True}
     return connection.read_parquet([str(file) for file in files], **options)

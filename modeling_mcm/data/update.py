@@ -10,6 +10,7 @@ result has the rows of a full preparation with the same vocabularies and cutoffs
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from modeling_mcm.data.dataset import (
 from modeling_mcm.data.engine import caching, link, open_engine, replacing
 from modeling_mcm.data.events import (
     add_period,
+    check_files,
     find_visits,
     normalise_events,
     normalise_profile,
@@ -71,10 +73,9 @@ class Update:
 class _Files:
     """The log's files by what they are to the data set."""
 
-    now: list[Path]
-    before: list[Path]
+    same: list[Path]
     arrived: list[Path]
-    left: list[Path]
+    left: list[Path]  # in their earlier version
 
 
 def _compare(directory: Path, log: Path, manifest: PreparedManifest, corrected: Iterable[str | Path]) -> _Files:
@@ -98,8 +99,7 @@ def _compare(directory: Path, log: Path, manifest: PreparedManifest, corrected: 
             "prepared anew too, or prepare everything with `prepare`."
         )
     same = [log / name for name, digest in now.items() if then.get(name) == digest]
-    old = [earlier[then[name]] for name in left]
-    return _Files([log / name for name in now], same + old, [log / name for name in arrived], old)
+    return _Files(same, [log / name for name in arrived], [earlier[then[name]] for name in left])
 
 
 def _new_values(arrived: ir.Table, schema: EventSchema, extractor: MCMFeatureExtractor, least: int) -> dict[str, list]:
@@ -136,9 +136,8 @@ class _Part:
 
 
 def _encode(events: ir.Table, numbers: ir.Table, fitted: Vocabularies, schema: EventSchema, cache: Cache) -> _Part:
-    """The steps of preparation for the customers in `numbers`; rows without a customer are counted and left out."""
-    whole = events.semi_join(numbers, "customer_id").union(events.filter(events.customer_id.isnull()))
-    kept, counts = drop_and_count(whole, schema, cache)
+    """The steps of preparation for the customers in `numbers`."""
+    kept, counts = drop_and_count(events, schema, cache)
     checked = add_period(add_target(kept, schema), schema)
     counts |= count_periods(checked, schema)
     visits = cache(find_visits(checked))
@@ -226,6 +225,7 @@ def update(
     new_people = bool(schema.profile) and (people is None or people != manifest.input["profile"])
     if not files.arrived and not files.left and not new_people:
         return Update(manifest, [], 0, 0, {})
+    check_files([*files.same, *files.arrived, *files.left], "event", schema.event_columns)
     extractor = MCMFeatureExtractor.from_pretrained(str(directory / FEATURE_EXTRACTOR_FOLDER))
     for shard in manifest.shards:
         check_shard(directory / shard["file"], shard, verify=False)
@@ -238,27 +238,37 @@ def update(
         def read(paths: Sequence[Path]) -> ir.Table:
             return normalise_events(read_parquet(paths, connection, "event", schema.event_columns), schema)
 
-        now = read(files.now)
-        changed = [read(paths) for paths in (files.arrived, files.left) if paths]
+        # Rows of the log's new and corrected files, and of what stood there: their customers are prepared anew.
+        arrived, left = (cache(read(paths)) if paths else None for paths in (files.arrived, files.left))
+        same = read(files.same) if files.same else None
         old = vocabularies_of(extractor, schema)
         old = Vocabularies({name: list(values) for name, values in old.values.items()}, old.bins)
-        added = _new_values(changed[0], schema, extractor, grow_vocabularies) if grow_vocabularies and changed else {}
+        added = (
+            _new_values(arrived, schema, extractor, grow_vocabularies) if grow_vocabularies and files.arrived else {}
+        )
         for name, values in added.items():
             extractor.add_values(name, values)
         fitted = vocabularies_of(extractor, schema)
-        touched = [table.select("customer_id") for table in changed] + _with_values(now, schema, added)
+        touched = [table.select("customer_id") for table in (arrived, left) if table is not None]
+        touched += _with_values(same, schema, added) if same is not None else []
         ids: list[str] = []
         if touched:
-            everyone = ibis.union(*touched, distinct=True) if len(touched) > 1 else touched[0].distinct()
-            everyone = everyone.filter(everyone.customer_id.notnull())
+            everyone = functools.reduce(ir.Table.union, touched)
+            everyone = everyone.filter(everyone.customer_id.notnull()).distinct()
             ids = everyone.order_by("customer_id").customer_id.to_pyarrow().to_pylist()
         bounds = _first_customers(directory, manifest.shards)
         place = np.searchsorted(np.array(bounds[1:], object), np.array(ids, object), side="right")
         numbers = ibis.memtable(
             pa.table({"customer_id": pa.array(ids, pa.string()), "shard": pa.array(place, pa.int64())})
         )
-        after = _encode(now, numbers, fitted, schema, cache)
-        before = _encode(read(files.before), numbers, old, schema, cache)
+        same = cache(same.semi_join(numbers, "customer_id")) if same is not None else None  # the one pass over the log
+        after, before = (
+            _encode(functools.reduce(ir.Table.union, tables), numbers, vocabularies, schema, cache)
+            for vocabularies, tables in (
+                (fitted, [table for table in (same, arrived) if table is not None]),
+                (old, [table for table in (same, left) if table is not None]),
+            )
+        )
         profiles = None
         counts = _combined(manifest.counts, before.counts, after.counts)
         if schema.profile:

@@ -64,9 +64,7 @@ def content(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
-@pytest.mark.parametrize(
-    ("what", "moment"), [("prepare write", 3), ("prepare rename", 2), ("update write", 1), ("update rename", 1)]
-)
+@pytest.mark.parametrize(("what", "moment"), [("prepare write", 3), ("prepare rename", 2), ("update rename", 1)])
 def test_a_killed_run_leaves_the_old_data_set_and_is_run_again(shop, what, moment):
     before = content(shop / "data")
     shutil.move(shop / "tomorrow.parquet", shop / "log")
