@@ -130,7 +130,7 @@ def drop_and_count(
     whole = events.filter(is_whole)
     distinct = whole.distinct()
     if schema.on_duplicate == "drop":
-        whole = distinct = cache(distinct)  # once: it is the most expensive step of a large log
+        whole = distinct = cache(distinct)  # once: it is expensive
     duplicates = total - distinct.count().to_pyarrow().as_py()
     dropped = duplicates if schema.on_duplicate == "drop" else 0
     counts |= {"dropped_null": counts["rows"] - total, "duplicates": duplicates, "dropped_duplicates": dropped}
