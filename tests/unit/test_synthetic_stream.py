@@ -34,6 +34,7 @@ def test_the_seed_gives_the_bytes(tmp_path):
         write_event_log(tmp_path / name, 300, SETTINGS, seed=seed, files=3)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
     assert not set(digests(tmp_path / "a")) & set(digests(tmp_path / "c"))
+    assert (read(tmp_path / "a")["timestamp"].head(100) != read(tmp_path / "c")["timestamp"].head(100)).any()
 
 
 def test_customers_do_not_depend_on_the_files_or_on_who_comes_after_them(tmp_path):
@@ -82,6 +83,8 @@ def test_the_log_is_shaped_as_its_settings_say(tmp_path):
     assert log.groupby("item_id")["category_id"].nunique().eq(1).all()
     # seasons
     begins = sessions["timestamp"].min()
+    of = sessions["user_id"].first()
+    assert begins.groupby(of).is_monotonic_increasing.all()  # sessions are numbered in their order
     assert begins.between(SETTINGS.start, SETTINGS.end).all()
     hours, months = begins.dt.hour.value_counts(), begins.dt.month.value_counts()
     assert hours[16] > 5 * hours[4] and months[12] > 1.8 * months[6]
