@@ -121,11 +121,16 @@ def _with_digests(described: dict[str, Any] | None, digests: Mapping[str, str]) 
 def forget_in_cache(customers: Collection[str], cache: Path | None = None) -> int:
     """Removes the Arrow copies of prepared data that hold one of the customers; returns how many folders.
 
-    `datasets` makes a copy when a data set is loaded, and makes it again when it is needed.
+    `datasets` makes a copy when a data set is loaded, and makes it again when it is needed. A copy that can't be read,
+    as of a run that was killed, is removed too.
     """
     folders = set()
-    for path in (cache or Path(datasets.config.HF_DATASETS_CACHE)).rglob("*.arrow"):
-        if any(_count(path, CUSTOMER, customers)):
+    for path in (cache or Path(datasets.config.HF_DATASETS_CACHE)).joinpath("parquet").rglob("*.arrow"):
+        try:
+            holds = any(_count(path, CUSTOMER, customers))
+        except (OSError, pa.ArrowInvalid):
+            holds = True
+        if holds:
             folders.add(path.parent)
     for folder in folders:
         shutil.rmtree(folder)

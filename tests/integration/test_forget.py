@@ -84,13 +84,16 @@ def test_they_are_gone_from_data_predictions_log_and_cache(place, forget, save, 
         said = forget(*folder.split(), "--check_only", "=true", fails="not proven that they are gone")
         assert "1 rows of theirs" in said
     cached = list((place / "cache").rglob("*.arrow"))
+    broken = place / "cache" / "parquet" / "killed" / "x.arrow"
+    broken.parent.mkdir()
+    broken.write_bytes(b"cut")
     said = forget("--data", "data", "--predictions", "scores", "--events", "log", "profile.parquet")
     assert said.endswith("none of them is there\n") and said.count("2 of 3 customers deleted") == 2
     left = [name for name in everyone if name not in THEY]
     assert customers(place / "data").tolist() == left == customers(place / "scores").tolist()
     for raw in ("log", "profile.parquet"):
         assert set(pd.read_parquet(place / raw)["who"]) == set(left)
-    assert cached and not any(path.exists() for path in cached)
+    assert cached and not any(path.exists() for path in [*cached, broken])
     manifest = PreparedManifest.load(place / "data")
     assert (manifest.counts["customers"], manifest.counts["forgotten"]) == (len(left), 2)
     assert json.loads((place / "scores" / "_predictions.json").read_text())["customers"] == len(left)

@@ -2,9 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """An updated data set is the one that a full preparation of the same log gives, with the same vocabularies."""
 
+import importlib
 import os
 import shutil
+import sys
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -106,6 +109,8 @@ def test_shards_without_a_new_event_are_the_same_files(shop):
     ]
     assert same == [name for name in before if name != list(before)[0]]
     assert shop.update().files == []  # nothing new, nothing done
+    with pytest.raises(FileExistsError, match="another options made it"):  # a full preparation is something else
+        shop.prepare(reuse=True)
     shop.check()
 
 
@@ -206,3 +211,21 @@ def test_what_cannot_be_updated_is_refused_and_stays(shop):
     assert rows(shop.data) == before and os.listdir(shop.folder).count("data") == 1
     shop.update()
     shop.check()
+
+
+def test_the_command_says_what_it_did(shop, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "training"))
+    script = importlib.import_module("update_data")
+    log = make_log()
+    shop.write(log[log["at"] < START])
+    shop.prepare()
+    log[log["at"] >= START].assign(group="new").to_parquet(shop.log / "later.parquet")
+    words = ["update_data.py", "--data", str(shop.data), "--events", str(shop.log), "--profile", str(shop.profile)]
+    monkeypatch.setattr(sys, "argv", [*words, "--grow_vocabularies", "3"])
+    script.main()
+    said = capsys.readouterr().out
+    assert "12 customers and" in said and "1 new, changed or gone: later.parquet" in said
+    assert "Added       a.b: 1, such as 'new'" in said
+    (shop.log / "2024-01.parquet").unlink()
+    with pytest.raises(SystemExit, match="update_data: 2024-01.parquet of .* changed or is gone"):
+        script.main()
