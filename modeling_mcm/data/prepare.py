@@ -371,7 +371,7 @@ def _run(
     encoded_profiles = cache(encode_profiles(profiles, fitted, schema)) if profiles is not None else None
     number = math.ceil(counts["customers"] / rows_per_shard)
     done("counted")
-    bar.total += number
+    bar.total = len(schema.feature_names) + 3 + number  # set and not read: a bar that is off has no number
     shards = []
     for k in range(number):
         rows = customer_rows(encoded.filter(encoded.shard == k), encoded_profiles, schema)
