@@ -32,8 +32,8 @@ def epoch_seconds(time: datetime) -> int:
     return (time - EPOCH) // timedelta(seconds=1)
 
 
-def check_files(files: Sequence[Path], what: str, columns: Sequence[str] = ()) -> bool:
-    """Whether Parquet files have the same columns, of the same types.
+def check_files(files: Sequence[Path], what: str, columns: Sequence[str] = ()) -> None:
+    """Raises where Parquet files do not have the same columns, of the same types.
 
     Args:
         files: To look at.
@@ -62,17 +62,14 @@ def check_files(files: Sequence[Path], what: str, columns: Sequence[str] = ()) -
                 f"Column {name!r} of the {what} files is {ways}: the schema of the log has changed. Write all files "
                 "with the same columns and types."
             )
-    return all(len(types) == 1 for types in found.values())
 
 
 def read_parquet(
     files: Sequence[Path], connection: ibis.BaseBackend, what: str, columns: Sequence[str] = ()
 ) -> ir.Table:
     """Parquet files, at least one, as one table; see `check_files`."""
-    same = check_files(files, what, columns)
-    # Columns that are not read may differ; DuckDB looks at the first file alone unless it is told.
-    options = {} if same or connection.name != "duckdb" else {"union_by_name": True}
-    return connection.read_parquet([str(file) for file in files], **options)
+    check_files(files, what, columns)
+    return connection.read_parquet([str(file) for file in files])
 
 
 def _kind_of(kind: pa.DataType) -> str:

@@ -159,7 +159,7 @@ def test_a_schema_that_changes_between_files_is_refused(event_log, tmp_path, cha
 def test_columns_that_are_not_read_may_change(event_log, tmp_path):
     log = tmp_path / "log"
     log.mkdir()
-    event_log[::2].assign(note=1).to_parquet(log / "a.parquet")
+    event_log[::2].assign(note=1, gone=2).to_parquet(log / "a.parquet")
     event_log[1::2].assign(note="x", channel="app")[[*event_log.columns[::-1], "note", "channel"]].to_parquet(
         log / "b.parquet"
     )
