@@ -24,11 +24,12 @@ test-oldest:  ## the tests with the oldest versions of what setup.py always inst
 		--editable ".[test-oldest]"
 	$(VENV)-oldest/bin/python -m pytest -m "not slow"
 
-check: $(VENV)/check.done  ## style, types, and Hugging Face's linter for model folders
+check: $(VENV)/check.done  ## style, types, and linters of Hugging Face's model folders and of the Dockerfile
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	$(RUN)/mlinter --no-cache --enable-all-trf-rules modeling_mcm
+	$(RUN)/hadolint Dockerfile
 
 docs: $(VENV)/site.done  ## the pages and the API as a site, in build/site
 	$(RUN)/mkdocs build

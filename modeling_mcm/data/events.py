@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 
 import ibis
 import ibis.expr.types as ir
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling_mcm.data.schema import CATEGORICAL, NUMERIC, EventSchema, FeatureSpec
@@ -31,14 +32,61 @@ def epoch_seconds(time: datetime) -> int:
     return (time - EPOCH) // timedelta(seconds=1)
 
 
-def open_table(source: Any, connection: ibis.BaseBackend, what: str) -> ir.Table:
+def check_files(files: Sequence[Path], what: str, columns: Sequence[str] = ()) -> None:
+    """Raises where Parquet files do not have the same columns, of the same types.
+
+    Args:
+        files: To look at.
+        what: The table's name in messages.
+        columns: Those that every file must have, in the same type, if one has it; all if none are given.
+
+    Raises:
+        ValueError: A damaged file, or a column that some files have in another type or not at all.
+    """
+    found: dict[str, dict[str, Path]] = {}  # column -> type -> the first file that has it so
+    for file in files:
+        try:
+            schema = pq.read_schema(file)
+        except Exception as error:  # pyarrow raises ArrowInvalid or OSError, depending on where the file is cut
+            raise ValueError(
+                f"The {what} file {file} is not a whole Parquet file ({error}); it may be cut off: write it again."
+            ) from error
+        kinds = {name: _kind_of(schema.field(name).type) for name in schema.names}
+        for name in {*kinds, *found}:
+            known = found.setdefault(name, {} if file is files[0] else {"absent": files[0]})
+            known.setdefault(kinds.get(name, "absent"), file)
+    for name, types in sorted(found.items()):
+        if len(types) > 1 and (not columns or name in columns):
+            ways = " and ".join(f"{kind} in {file.name}" for kind, file in types.items())
+            raise ValueError(
+                f"Column {name!r} of the {what} files is {ways}: the schema of the log has changed. Write all files "
+                "with the same columns and types."
+            )
+
+
+def read_parquet(
+    files: Sequence[Path], connection: ibis.BaseBackend, what: str, columns: Sequence[str] = ()
+) -> ir.Table:
+    """Parquet files, at least one, as one table; see `check_files`."""
+    check_files(files, what, columns)
+    return connection.read_parquet([str(file) for file in files])
+
+
+def _kind_of(kind: pa.DataType) -> str:
+    """A type's name; those that hold the same text are the same."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return "string" if pa.types.is_large_string(kind) else str(kind)
+
+
+def open_table(source: Any, connection: ibis.BaseBackend, what: str, columns: Sequence[str] = ()) -> ir.Table:
     """Opens a Parquet or CSV file, a folder of Parquet files, a data frame, an Arrow table or an Ibis table.
 
     A CSV has no types, so each value is read as the text that stands in the file ("007" stays "007").
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: An unknown file type, an empty file or a damaged one.
+        ValueError: An unknown file type, an empty file or a damaged one; files of a folder that differ in `columns`.
     """
     if isinstance(source, ir.Table):
         return source
@@ -51,14 +99,7 @@ def open_table(source: Any, connection: ibis.BaseBackend, what: str) -> ir.Table
     if not files or any(file.stat().st_size == 0 for file in files):
         raise ValueError(f"The {what} file {path} is empty; it needs at least one row.")
     if files[0].suffix == ".parquet":
-        for file in files:
-            try:
-                pq.read_metadata(file)
-            except Exception as error:  # pyarrow raises ArrowInvalid or OSError, depending on where the file is cut
-                raise ValueError(
-                    f"The {what} file {file} is not a whole Parquet file ({error}); it may be cut off: write it again."
-                ) from error
-        return connection.read_parquet([str(file) for file in files])
+        return read_parquet(files, connection, what, columns)
     if {".csv", ".tsv"} & set(path.suffixes):
         return connection.read_csv(str(path), all_varchar=True, header=True)
     raise ValueError(f"The {what} file {path} is neither .parquet, .csv nor .tsv; convert it or pass an Ibis table.")
@@ -157,8 +198,7 @@ def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
         ValueError: A missing column, a column of the wrong type, times or numbers that cannot be read.
     """
     stored = [(i, spec) for i, spec in enumerate(schema.features) if not spec.is_derived]
-    wanted = [schema.customer, schema.time, *([schema.visit] if schema.visit else []), *(s.column for _, s in stored)]
-    check_columns(table, [column for column in wanted if column], "event")
+    check_columns(table, schema.event_columns, "event")
     columns = {
         "customer_id": as_text(table[schema.customer], schema.customer),
         "second": _seconds(table, schema),

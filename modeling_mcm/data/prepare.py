@@ -17,6 +17,7 @@ import math
 import operator
 import platform
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from modeling_mcm.data.events import (
     normalise_profile,
     open_table,
 )
-from modeling_mcm.data.rows import count_ids, customer_rows, popularity, write_shard
+from modeling_mcm.data.rows import count_ids, customer_rows, popularity, shard_table, write_shard
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.data.vocabulary import Vocabularies, encode_events, encode_profiles, fit, vocabularies_of
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -51,7 +52,7 @@ ROWS_PER_SHARD = 1024
 LIBRARIES = ("modeling-mcm", "ibis-framework", "duckdb", "pyarrow", "numpy", "transformers", "datasets")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -61,7 +62,7 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _describe(source: Any) -> dict[str, Any] | None:
+def describe(source: Any) -> dict[str, Any] | None:
     """Names and digests of the input's files; None for a table in memory, which cannot be told apart cheaply."""
     if not isinstance(source, str | Path) or not Path(source).exists():
         return None
@@ -71,7 +72,14 @@ def _describe(source: Any) -> dict[str, Any] | None:
 
 
 def _one_row(table: ir.Table) -> dict[str, Any]:
-    return table.to_pyarrow().to_pylist()[0]
+    """The values of an aggregate; sums over no row are 0."""
+    return {name: 0 if value is None else value for name, value in table.to_pyarrow().to_pylist()[0].items()}
+
+
+def digest_of(extractor: MCMFeatureExtractor) -> str:
+    """Hex digest of a feature extractor's vocabularies and bins."""
+    known = json.dumps([extractor.vocabularies, extractor.bins], sort_keys=True)
+    return hashlib.sha256(known.encode()).hexdigest()
 
 
 def _reusable(output_dir: Path, wanted: dict[str, Any], overwrite: bool, reuse: bool) -> PreparedManifest | None:
@@ -97,41 +105,46 @@ def _reusable(output_dir: Path, wanted: dict[str, Any], overwrite: bool, reuse: 
     return None
 
 
-def _drop_and_count(events: ir.Table, schema: EventSchema) -> tuple[ir.Table, dict[str, int]]:
-    """Counts rows without customer or time and duplicates, and leaves out what the schema says."""
+def drop_and_count(
+    events: ir.Table, schema: EventSchema, cache: Callable[[ir.Table], ir.Table]
+) -> tuple[ir.Table, dict[str, int]]:
+    """Counts rows without customer or time and duplicates, and leaves out what the schema says; cached."""
+    if schema.on_duplicate == "keep":
+        events = cache(events)
+    is_whole = events.customer_id.notnull() & events.second.notnull()
     counts = _one_row(
         events.aggregate(
             rows=events.count(),
             null_customer=events.customer_id.isnull().sum(),
             null_time=events.second.isnull().sum(),
+            whole=is_whole.sum(),
         )
     )
-    if not counts["rows"]:
-        raise ValueError("The event table is empty; it needs at least one row.")
+    total = counts.pop("whole")
     for key, column in (("null_customer", schema.customer), ("null_time", schema.time)):
         if counts[key] and schema.on_null == "error":
             raise ValueError(
                 f"Column {column!r} is null in {counts[key]} of {counts['rows']} events; correct them, or set "
                 "`on_null: drop` in the schema to leave them out."
             )
-    whole = events.filter(events.customer_id.notnull() & events.second.notnull())
+    whole = events.filter(is_whole)
     distinct = whole.distinct()
-    total, different = whole.count().to_pyarrow().as_py(), distinct.count().to_pyarrow().as_py()
-    counts |= {"dropped_null": counts["rows"] - total, "duplicates": total - different, "dropped_duplicates": 0}
     if schema.on_duplicate == "drop":
-        counts["dropped_duplicates"] = counts["duplicates"]
-        whole = distinct
+        whole = distinct = cache(distinct)  # once: it is expensive
+    duplicates = total - distinct.count().to_pyarrow().as_py()
+    dropped = duplicates if schema.on_duplicate == "drop" else 0
+    counts |= {"dropped_null": counts["rows"] - total, "duplicates": duplicates, "dropped_duplicates": dropped}
     return whole, counts
 
 
-def _add_target(events: ir.Table, schema: EventSchema) -> ir.Table:
+def add_target(events: ir.Table, schema: EventSchema) -> ir.Table:
     token = events[f"f{schema.features.index(schema.token_feature)}"]
     is_target = token.isin(schema.target_token_types) if schema.target_token_types else ibis.literal(True)
     return events.mutate(is_target=ibis.coalesce(is_target, False).cast("int8"))
 
 
-def _split_and_count(events: ir.Table, schema: EventSchema) -> dict[str, int]:
-    """Events of each period and the evaluation cases; raises where a cutoff leaves nothing.
+def count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
+    """Events of each period, the evaluation cases, and the times of the first and the last event.
 
     For a case only target events count that have a label in a task besides the token type: of any other there is
     nothing to predict.
@@ -157,12 +170,15 @@ def _split_and_count(events: ir.Table, schema: EventSchema) -> dict[str, int]:
             last=events.second.max().as_timestamp("s").cast("string"),
         )
     )
-    if not counts["events"]:
-        raise ValueError("Every event was dropped for a missing customer or time; check `customer` and `time`.")
     if counts.pop("reserved"):
         raise ValueError(
             f"Column {schema.token_type!r} holds {' or '.join(map(repr, schema.reserved_token_types))}, token types "
             "that MCM adds itself; rename them in the log, or choose another `end_of_visit`."
+        )
+    if str(counts["last"]) > str(datetime.now(UTC) + timedelta(days=1)):
+        logger.warning(
+            f"The log has events of {counts['last']}, which is not yet: the clock of a source may be wrong. They "
+            "count as their customers' latest; correct them, or leave them out."
         )
     customers = events.group_by("customer_id").agg(
         before=targets(events, 0), between=targets(events, 1), after=targets(events, 2)
@@ -175,9 +191,16 @@ def _split_and_count(events: ir.Table, schema: EventSchema) -> dict[str, int]:
             test_cases=((customers.before + customers.between >= enough) & (customers.after > 0)).sum(),
         )
     )
-    if schema.cutoffs == NO_CUTOFFS:
-        return {name: value for name, value in counts.items() if name not in ("first", "last")}
+    return counts
+
+
+def _check_periods(counts: dict[str, Any], schema: EventSchema) -> dict[str, int]:
+    """The counts without the times; raises where a cutoff leaves nothing."""
     span = f"the log runs from {counts.pop('first')} to {counts.pop('last')}"
+    if not counts["events"]:
+        raise ValueError("Every event was dropped for a missing customer or time; check `customer` and `time`.")
+    if schema.cutoffs == NO_CUTOFFS:
+        return counts
     if not counts["target_events"]:
         raise ValueError(
             f"No event has a token type of `target_token_types` ({', '.join(schema.target_token_types)}); "
@@ -194,15 +217,15 @@ def _split_and_count(events: ir.Table, schema: EventSchema) -> dict[str, int]:
     for cutoff in ("validation", "test"):
         if not counts[f"{cutoff}_cases"]:
             logger.warning(
-                f"No customer has {enough} target events before the {cutoff} cutoff and one after it: nothing can be "
-                "evaluated there. Move the cutoffs or lower `min_history`."
+                f"No customer has {schema.min_history} target events before the {cutoff} cutoff and one after it: "
+                "nothing can be evaluated there. Move the cutoffs or lower `min_history`."
             )
     return counts
 
 
-def _number_shards(events: ir.Table, rows_per_shard: int) -> ir.Table:
+def _number_shards(visits: ir.Table, rows_per_shard: int) -> ir.Table:
     """customer_id and its shard: customers in the order of their id, `rows_per_shard` to a shard."""
-    customers = events.select("customer_id").distinct()
+    customers = visits.select("customer_id").distinct()
     place = ibis.row_number().over(ibis.window(order_by=customers.customer_id))
     return customers.mutate(shard=(place // rows_per_shard).cast("int64"))
 
@@ -278,12 +301,11 @@ def prepare(
     output_dir = Path(output_dir)
     wanted = {
         "schema": schema.to_dict(),
-        "input": {"events": _describe(events), "profile": _describe(profile) if schema.profile else None},
+        "input": {"events": describe(events), "profile": describe(profile) if schema.profile else None},
         "options": {"rows_per_shard": rows_per_shard},
     }
     if feature_extractor is not None:
-        known = json.dumps([feature_extractor.vocabularies, feature_extractor.bins], sort_keys=True)
-        wanted["options"]["vocabularies"] = hashlib.sha256(known.encode()).hexdigest()
+        wanted["options"]["vocabularies"] = digest_of(feature_extractor)
     existing = _reusable(output_dir, wanted, overwrite, reuse)
     if existing is not None:
         return existing
@@ -320,10 +342,12 @@ def _run(
         bar.set_postfix_str(step)
         bar.update()
 
-    read = cache(normalise_events(open_table(events, connection, "event"), schema))
-    whole, counts = _drop_and_count(read, schema)
-    checked = add_period(_add_target(whole, schema), schema)
-    counts |= _split_and_count(checked, schema)
+    read = normalise_events(open_table(events, connection, "event", schema.event_columns), schema)
+    whole, counts = drop_and_count(read, schema, cache)
+    if not counts["rows"]:
+        raise ValueError("The event table is empty; it needs at least one row.")
+    checked = add_period(add_target(whole, schema), schema)
+    counts |= _check_periods(count_periods(checked, schema), schema)
     profiles = None
     if schema.profile:
         profiles = cache(normalise_profile(open_table(profile, connection, "profile"), schema))
@@ -337,8 +361,8 @@ def _run(
         fitted = vocabularies_of(known, schema)
         known.save_pretrained(target / FEATURE_EXTRACTOR_FOLDER)
         bar.update(len(schema.feature_names))
-    sharded = checked.inner_join(_number_shards(checked, rows_per_shard), "customer_id")
-    visits = visits.inner_join(_number_shards(checked, rows_per_shard), "customer_id")
+    numbers = cache(_number_shards(visits, rows_per_shard))
+    sharded, visits = (table.inner_join(numbers, "customer_id") for table in (checked, visits))
     # Sorted by shard, so that reading one shard skips the rest of the table.
     encoded = cache(encode_events(sharded, visits, fitted, schema).order_by("shard"))
     counts |= count_ids(encoded, schema)
@@ -347,10 +371,10 @@ def _run(
     encoded_profiles = cache(encode_profiles(profiles, fitted, schema)) if profiles is not None else None
     number = math.ceil(counts["customers"] / rows_per_shard)
     done("counted")
-    bar.total += number
+    bar.total = len(schema.feature_names) + 3 + number  # set and not read: a bar that is off has no number
     shards = []
     for k in range(number):
         rows = customer_rows(encoded.filter(encoded.shard == k), encoded_profiles, schema)
-        shards.append(write_shard(rows, schema, target / f"customers-{k:05d}-of-{number:05d}.parquet"))
+        shards.append(write_shard(shard_table(rows, schema), target / f"customers-{k:05d}-of-{number:05d}.parquet"))
         done(f"shard {k + 1} of {number}")
-    return PreparedManifest(counts=counts, seeds={}, versions=_versions(), shards=shards, **wanted)
+    return PreparedManifest(counts=counts, seeds={}, versions=versions(), shards=shards, **wanted)

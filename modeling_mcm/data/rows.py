@@ -66,10 +66,14 @@ def shard_schema(schema: EventSchema) -> tuple[list[str], pa.Schema]:
     return [internal for internal, _, _ in columns], pa.schema([(name, kind) for _, name, kind in columns])
 
 
-def write_shard(rows: ir.Table, schema: EventSchema, path: Path) -> dict[str, Any]:
-    """Writes rows of `customer_rows` to one Parquet file; returns its entry of the manifest."""
+def shard_table(rows: ir.Table, schema: EventSchema) -> pa.Table:
+    """Rows of `customer_rows` as they stand in a shard."""
     internal, arrow_schema = shard_schema(schema)
-    table = rows.to_pyarrow().select(internal).rename_columns(arrow_schema.names).cast(arrow_schema)
+    return rows.to_pyarrow().select(internal).rename_columns(arrow_schema.names).cast(arrow_schema)
+
+
+def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
+    """Writes one Parquet file; returns its entry of the manifest."""
     pq.write_table(table, path, compression="zstd", row_group_size=ROWS_PER_ROW_GROUP)
     return {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 

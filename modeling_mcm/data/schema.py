@@ -269,6 +269,12 @@ class EventSchema:
         return next(spec for spec in self.features if spec.column == self.token_type)
 
     @property
+    def event_columns(self) -> list[str]:
+        """Columns of the event table that are read."""
+        columns = [self.customer, self.time, self.visit, *(spec.column for spec in self.features)]
+        return [column for column in columns if column]
+
+    @property
     def reserved_token_types(self) -> list[str]:
         """Token types that preparation adds; they take the last ids of the token type's vocabulary."""
         return [HISTORY_START] + ([self.end_of_visit] if self.end_of_visit else [])

@@ -67,6 +67,7 @@ def test_the_floor_counts_the_arithmetic_of_the_encoder(benchmark):
             ["--customers", "40", "--units", "4", "--labels", "20", "--batch_size", "2", "--doublings", "1"],
             ["customers from 40  preparing", "units from 4       seconds", "labels from 20     times the floor"],
         ),
+        ("scale", ["--events", "20000"], ["events      ", "10,000,000,000, projected"]),
         ("floor", ["--batch_size", "1", "--threads", "1"], ["training step", "scoring a customer", "machine"]),
     ],
 )

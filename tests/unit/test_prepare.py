@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from synthetic_log import SCHEMA, TEST, VALIDATION, make_log, make_profile, of_customer, read_rows, run, schema_with
+from transformers.utils import logging
 
 from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -224,3 +225,11 @@ def test_a_customer_of_unknown_values_is_kept(tmp_path):
     row = read_rows(tmp_path)["500"]
     assert [row[f"feature_{name}"] for name in ("token_type", "type", "a.b", "Type")] == [[1], [1], [1], [0]]
     assert row["validation_end"] == row["test_end"] == 0
+
+
+def test_progress_bars_may_be_off(tmp_path):
+    logging.disable_progress_bar()
+    try:
+        assert len(run(tmp_path, rows_per_shard=5).shards) == 3
+    finally:
+        logging.enable_progress_bar()

@@ -1,0 +1,184 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What really goes wrong with data: kills, a full disk, damaged files, files that do not fit, wrong clocks."""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from conftest import SCHEMA
+
+from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared, prepare
+from modeling_mcm.data.synthetic_stream import StreamSettings, write_event_log
+from modeling_mcm.data.update import update
+
+ROOT = Path(__file__).resolve().parents[2]
+CLICKS = ROOT / "configuration" / "schemas" / "clickstream.yaml"
+# Prepares or updates, and is killed (-9) when the given file or folder would be made or renamed the given time.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import pyarrow.parquet as pq
+from modeling_mcm.data import EventSchema, prepare
+from modeling_mcm.data.update import update
+what, moment, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+done = {"write": 0, "rename": 0}
+def counted(name, call):
+    def wrapper(*args, **options):
+        done[name] += what.endswith(name)
+        if done[name] == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*args, **options)
+    return wrapper
+pq.write_table, Path.rename = counted("write", pq.write_table), counted("rename", Path.rename)
+schema = EventSchema.from_yaml(sys.argv[4])
+if what.startswith("prepare"):
+    prepare(folder / "log", schema, folder / "data", rows_per_shard=10, overwrite=True)
+else:
+    update(folder / "data", folder / "log")
+"""
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """A folder with a log of three files, and a data set of the first two."""
+    settings = StreamSettings(items=50, length_scale=20)
+    write_event_log(tmp_path / "log", 40, settings, files=3)
+    (tmp_path / "log" / "events-00002-of-00003.parquet").rename(tmp_path / "tomorrow.parquet")
+    schema = EventSchema.from_yaml(CLICKS)
+    changed = EventSchema.from_dict(schema.to_dict() | {"cutoffs": {"validation": "2023-06-01", "test": "2023-08-01"}})
+    path = tmp_path / "schema.yaml"
+    path.write_text(str(changed.to_dict()))  # JSON-like text is YAML
+    prepare(tmp_path / "log", changed, tmp_path / "data", rows_per_shard=10)
+    return tmp_path
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+@pytest.mark.parametrize(("what", "moment"), [("prepare write", 3), ("prepare rename", 2), ("update rename", 1)])
+def test_a_killed_run_leaves_the_old_data_set_and_is_run_again(shop, what, moment):
+    before = content(shop / "data")
+    shutil.move(shop / "tomorrow.parquet", shop / "log")
+    command = [sys.executable, "-c", KILLED, what, str(moment), str(shop), str(shop / "schema.yaml")]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    left = sorted(shop.glob(".data.*"))
+    assert left
+    if (what, moment) == ("prepare rename", 2):  # between the two renames: the error says what to do
+        with pytest.raises(FileNotFoundError, match="a run was killed .* rename .*replaced to it"):
+            PreparedManifest.load(shop / "data")
+        next(path for path in left if path.suffix == ".replaced").rename(shop / "data")
+    assert content(shop / "data") == before
+    customers = PreparedManifest.load(shop / "data").counts["customers"]
+    assert len(load_prepared(shop / "data", cache_dir=shop / "cache", verify=True)) == customers
+    assert update(shop / "data", shop / "log").customers > 0
+    assert content(shop / "data") != before
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a file system of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.name != "posix" or os.getuid() or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("only root may mount a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_said_and_leaves_what_was_there(shop, small_disk):
+    schema = EventSchema.from_yaml(shop / "schema.yaml")
+    data = small_disk / "data"
+    prepare(shop / "log", schema, data)
+    before = content(data)
+    # A shard that does not fit, and events that DuckDB wants to spill.
+    for customers, memory, message in (
+        (800, "1GB", "No space left on device"),
+        (4000, "60MB", "no more memory or disk"),
+    ):
+        write_event_log(shop / str(customers), customers, files=1)
+        with pytest.raises(OSError, match=message):
+            prepare(shop / str(customers), schema, data, overwrite=True, memory_limit=memory)
+        assert content(data) == before and [path.name for path in small_disk.iterdir()] == ["data"]
+
+
+def test_a_damaged_shard_in_the_middle_is_named(shop):
+    second = sorted((shop / "data").glob("customers-*"))[1]
+    damaged = bytearray(second.read_bytes())
+    damaged[200:400] = bytes(200)
+    second.write_bytes(bytes(damaged))
+    with pytest.raises(ValueError, match=f"{second.name} does not have the digest"):
+        load_prepared(shop / "data", cache_dir=shop / "cache")
+
+
+def test_a_damaged_file_of_the_log_is_an_error(shop):
+    path = sorted((shop / "log").glob("*"))[1]
+    damaged = bytearray(path.read_bytes())
+    damaged[100:2000] = bytes(1900)
+    path.write_bytes(bytes(damaged))
+    with pytest.raises(ValueError, match="DuckDB cannot read the input"):
+        prepare(shop / "log", EventSchema.from_yaml(shop / "schema.yaml"), shop / "other")
+    assert not (shop / "other").exists()
+
+
+CHANGES = {
+    "another type": (
+        lambda log: log.assign(price=log["price"].astype(str)),
+        "'price'.*double in .*a.* and .*string in .*b",
+    ),
+    "integers with a gap": (lambda log: log.assign(item=range(len(log))), "'item'.*string in .* and int64 in"),
+    "a column is gone": (
+        lambda log: log.drop(columns="aisle"),
+        "'aisle'.*string in a.parquet and absent in b.parquet",
+    ),
+    "a column is renamed": (lambda log: log.rename(columns={"basket": "cart"}), "'basket'.*absent in b.parquet"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES.values(), ids=CHANGES)
+def test_a_schema_that_changes_between_files_is_refused(event_log, tmp_path, change, message):
+    log = tmp_path / "log"
+    log.mkdir()
+    event_log[::2].to_parquet(log / "a.parquet")
+    change(event_log[1::2]).to_parquet(log / "b.parquet")
+    ages = pd.DataFrame({"who": ["c00"], "age": ["old"]})
+    with pytest.raises(ValueError, match=message):
+        prepare(log, EventSchema.from_dict(SCHEMA), tmp_path / "data", profile=ages)
+
+
+def test_columns_that_are_not_read_may_change(event_log, tmp_path):
+    log = tmp_path / "log"
+    log.mkdir()
+    event_log[::2].assign(note=1, gone=2).to_parquet(log / "a.parquet")
+    event_log[1::2].assign(note="x", channel="app")[[*event_log.columns[::-1], "note", "channel"]].to_parquet(
+        log / "b.parquet"
+    )
+    ages = pd.DataFrame({"who": ["c00"], "age": ["old"]})
+    schema = EventSchema.from_dict(SCHEMA)
+    shards = [
+        prepare(source, schema, tmp_path / name, profile=ages).shards
+        for source, name in ((log, "x"), (event_log, "y"))
+    ]
+    assert shards[0] == shards[1]
+
+
+def test_events_of_the_future_are_told(event_log, tmp_path, caplog):
+    logging.getLogger("transformers").propagate = True
+    ages, schema = pd.DataFrame({"who": ["c00"], "age": ["old"]}), EventSchema.from_dict(SCHEMA)
+    prepare(event_log, schema, tmp_path / "now", profile=ages)
+    assert "not yet" not in caplog.text
+    ahead = event_log.copy()
+    ahead.loc[3, "when"] = pd.Timestamp("2199-01-01")
+    prepare(ahead, schema, tmp_path / "ahead", profile=ages)
+    assert "events of 2199-01-01" in caplog.text and "which is not yet" in caplog.text
+    assert pq.read_table(next((tmp_path / "ahead").glob("customers*"))).num_rows == event_log["who"].nunique()

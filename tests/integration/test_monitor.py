@@ -1,0 +1,91 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Monitoring of predictions: drift between two runs and calibration are those of a plain count."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def monitor(monkeypatch, capsys, tmp_path):
+    """A function that runs the script and gives its report; `fails` is what it must say."""
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    script = importlib.import_module("run_monitor")
+
+    def call(*options, fails=None):
+        words = ["run_monitor.py", *map(str, options), "--report_file", str(tmp_path / "report.json")]
+        monkeypatch.setattr(sys, "argv", words)
+        if fails is None:
+            script.main()
+            return capsys.readouterr().out, json.loads((tmp_path / "report.json").read_text())
+        with pytest.raises(SystemExit) as caught:
+            script.main()
+        assert fails in f"{caught.value.code} {capsys.readouterr().err}"
+
+    return call
+
+
+def write(folder, rows, task="items"):
+    """Predictions in two files: customer, labels, scores."""
+    folder.mkdir()
+    frame = pd.DataFrame(rows, columns=["customer_id", task, f"{task}_scores"])
+    frame[: len(frame) // 2].to_parquet(folder / "customers-0.parquet")
+    frame[len(frame) // 2 :].to_parquet(folder / "customers-1.parquet")
+    return folder
+
+
+def test_drift_is_that_of_a_plain_count(monitor, tmp_path):
+    old = write(tmp_path / "old", [("a", ["x", "y"], [0.6, 0.2]), ("b", ["x", "y"], [0.4, 0.3]), ("c", ["y"], [0.9])])
+    new = write(
+        tmp_path / "new",
+        [("a", ["y", "x"], [0.5, 0.4]), ("b", ["x", "y"], [0.5, 0.3]), ("d", ["z"], [0.9]), ("e", ["z"], [0.9])],
+    )
+    text, report = monitor("--predictions", new, "--before", old)
+    assert {name: report["drift"][name] for name in ("customers", "new", "gone")} == {
+        "customers": 2,
+        "new": 2,
+        "gone": 1,
+    }
+    expected = {"moved": 0.5, "first_score": 0.5, "first_score_before": 0.5, "distance": 0.5}
+    assert report["drift"]["items"] == pytest.approx(expected) and "items  50.00%" in text
+    assert monitor("--predictions", new, "--before", new)[1]["drift"]["items"]["distance"] == 0
+
+
+def test_calibration_is_that_of_a_plain_count(monitor, prepared, event_log, tmp_path):
+    since = "2017-11-01"
+    rows, expected = [], []
+    generator = np.random.default_rng(0)
+    for who in sorted(event_log["who"].unique()):
+        labels = generator.choice([f"item {k:02}" for k in range(24)], 5, replace=False).tolist()
+        scores = np.sort(generator.random(5))[::-1].round(3).tolist()
+        rows.append((who, labels, scores))
+        later = event_log[(event_log["who"] == who) & (event_log["when"] >= since) & (event_log["action"] == "buy")]
+        if len(later):
+            visit = later[later["basket"] == later.sort_values("when")["basket"].iloc[0]]["item"]
+            expected += [(score, (visit == label).mean()) for label, score in zip(labels, scores, strict=True)]
+    folder = write(tmp_path / "scores", rows)
+    text, report = monitor("--predictions", folder, "--data", prepared, "--since", since)
+    expected = np.array(expected)
+    assert sum(each["labels"] for each in report["calibration"]["items"]) == len(expected) > 50
+    for each in report["calibration"]["items"]:
+        inside = expected[(expected[:, 0] >= each["from"]) & (expected[:, 0] < each["to"])]
+        assert each["labels"] == len(inside)
+        assert (each["predicted"], each["happened"]) == pytest.approx(inside.mean(axis=0))
+    assert any(each["happened"] > 0 for each in report["calibration"]["items"]) and "0.5 to 1" in text
+
+
+def test_what_cannot_be_compared_is_refused(monitor, prepared, tmp_path):
+    one, other = write(tmp_path / "one", [("a", ["x"], [0.5])] * 2), write(tmp_path / "two", [("b", ["x"], [0.5])] * 2)
+    monitor("--predictions", one, fails="Give --before, --data, or both")
+    monitor("--predictions", one, "--data", prepared, fails="belong together")
+    monitor("--predictions", one, "--before", other, fails="no customer in common")
+    monitor("--predictions", prepared, "--before", one, fails="holds no predictions with scores")
+    monitor("--predictions", one, "--data", prepared, "--since", "2018-05-01", fails="no target event from 2018-05-01")

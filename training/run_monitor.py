@@ -1,0 +1,182 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Watches predictions: how far they moved since another run, and whether what happened then bears them out.
+
+    python training/run_monitor.py --predictions scores/tuesday --before scores/monday
+    python training/run_monitor.py --predictions scores/monday --data data/prepared --since 2024-05-06
+
+With --before: per task the share of the customers whose first label is another one, the mean probability of the first
+label in both, and the distance of the first labels' distributions (total variation: 0 the same, 1 nothing in common).
+With --data, updated since the predictions were made: of each customer's first visit with a target from --since on, the
+share that each predicted label has of it, beside the probability that it was given. Both are alike where scores are
+calibrated. `--report_file` keeps the figures as JSON, for alarms.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import ibis
+import numpy as np
+import pyarrow.parquet as pq
+
+from modeling_mcm import MCMFeatureExtractor
+from modeling_mcm.data import PreparedManifest
+from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
+from modeling_mcm.data.events import epoch_seconds
+
+from arguments import parse_options
+from run_evaluate import text_table
+
+EDGES = np.array([0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0])
+SCORES = "_scores"
+
+
+@dataclass
+class MonitorOptions:
+    """What is compared with what."""
+
+    predictions: str = field(metadata={"help": "Folder of run_predict.py."})
+    before: str | None = field(default=None, metadata={"help": "Folder of an earlier run, for the drift."})
+    data: str | None = field(
+        default=None, metadata={"help": "Prepared data with what happened since, for calibration."}
+    )
+    since: str | None = field(
+        default=None, metadata={"help": "Last moment that the predictions knew of, such as 2024-05-06; with --data."}
+    )
+    report_file: str | None = field(default=None, metadata={"help": "JSON file for the figures."})
+
+    def __post_init__(self) -> None:
+        if not self.before and not self.data:
+            raise ValueError("Give --before, --data, or both: what the predictions are compared with.")
+        if bool(self.data) != bool(self.since):
+            raise ValueError("--data and --since belong together: what happened from when on.")
+
+
+def tasks_of(folder: str) -> list[str]:
+    """Tasks that a folder of predictions ranks; raises `ValueError` where it has none."""
+    files = sorted(Path(folder).glob("*.parquet"))
+    names = pq.read_schema(files[0]).names if files else []
+    if not (tasks := [name for name in names if name + SCORES in names]):
+        raise ValueError(
+            f"{folder} holds no predictions with scores: give a folder of run_predict.py with --top_k > 0."
+        )
+    return tasks
+
+
+def score_drift(folder: str, before: str) -> dict[str, Any]:
+    """How far the predictions of the customers in both folders moved, per task."""
+    tasks = [task for task in tasks_of(folder) if task in tasks_of(before)]
+    connection = ibis.duckdb.connect()
+    new, old = (connection.read_parquet(f"{path}/*.parquet") for path in (folder, before))
+    both = new.inner_join(old, "customer_id", rname="{name}_before")
+    number = both.count().to_pyarrow().as_py()
+    if not number:
+        raise ValueError(f"{folder} and {before} have no customer in common.")
+    found: dict[str, Any] = {"customers": number, "new": new.count().to_pyarrow().as_py() - number}
+    found["gone"] = old.count().to_pyarrow().as_py() - number
+    for task in tasks:
+        first, was = both[task][0], both[f"{task}_before"][0]
+        means = both.aggregate(
+            moved=(first != was).mean(),
+            first_score=both[task + SCORES][0].mean(),
+            first_score_before=both[f"{task}{SCORES}_before"][0].mean(),
+        )
+        counts = [both.group_by(label=label).agg(n=lambda t: t.count()) for label in (first, was)]
+        joined = counts[0].outer_join(counts[1], "label", rname="{name}_before")
+        apart = (joined.n.fill_null(0) - joined.n_before.fill_null(0)).abs().sum()
+        distance = joined.aggregate(apart=apart).to_pyarrow()["apart"][0].as_py() / (2 * number)
+        found[task] = means.to_pyarrow().to_pylist()[0] | {"distance": distance}
+    return found
+
+
+def what_happened(data: str, since: int, tasks: list[str]) -> Iterator[tuple[str, str, dict[str, float]]]:
+    """Customer, task, and each label's share of the targets in their first visit with one from a second on."""
+    extractor = MCMFeatureExtractor.from_pretrained(str(Path(data) / FEATURE_EXTRACTOR_FOLDER))
+    columns = ["customer_id", "times", "visits", *(f"task_{task}" for task in tasks)]
+    for shard in PreparedManifest.load(data).shards:
+        for row in pq.read_table(Path(data) / shard["file"], columns=columns).to_pylist():
+            if max(row["times"]) < since:
+                continue
+            later, visits = np.array(row["times"]) >= since, np.array(row["visits"])
+            for task in tasks:
+                labels = np.array(row[f"task_{task}"])
+                targets = later & (labels > 0)
+                if targets.any():
+                    labels = labels[targets & (visits == visits[targets.argmax()])]
+                    names, counts = np.unique(extractor.decode_labels(task, labels), return_counts=True)
+                    shares = zip(names.tolist(), (counts / counts.sum()).tolist(), strict=True)
+                    yield row["customer_id"], task, dict(shares)
+
+
+def calibration(folder: str, data: str, since: str) -> dict[str, list[dict[str, float]]]:
+    """Per task and range of the predicted probability: its mean, the mean share that happened, and how many."""
+    tasks = tasks_of(folder)
+    happened: dict[str, dict[str, dict[str, float]]] = {task: {} for task in tasks}
+    for customer, task, shares in what_happened(data, epoch_seconds(datetime.fromisoformat(since)), tasks):
+        happened[task][customer] = shares
+    if not any(happened.values()):
+        raise ValueError(f"{data} holds no target event from {since} on: update it first (training/update_data.py).")
+    sums = {task: np.zeros((3, len(EDGES) - 1)) for task in tasks}
+    for path in sorted(Path(folder).glob("*.parquet")):
+        rows = pq.read_table(path, columns=["customer_id", *tasks, *(task + SCORES for task in tasks)]).to_pylist()
+        for row in rows:
+            for task in tasks:
+                if shares := happened[task].get(row["customer_id"], {}):
+                    scores = np.array(row[task + SCORES])
+                    found = np.array([shares.get(label, 0.0) for label in row[task]])
+                    place = np.searchsorted(EDGES[1:-1], scores, side="right")
+                    for each, values in zip(sums[task], (np.ones_like(scores), scores, found), strict=True):
+                        np.add.at(each, place, values)
+    return {
+        task: [
+            {"from": low, "to": high, "labels": int(n), "predicted": p / n, "happened": h / n}
+            for low, high, n, p, h in zip(EDGES.tolist(), EDGES[1:].tolist(), *each.tolist(), strict=False)
+            if n
+        ]
+        for task, each in sums.items()
+    }
+
+
+def said(drift: dict[str, Any] | None, calibrated: dict[str, list[dict[str, float]]] | None) -> str:
+    """The figures as a person reads them."""
+    lines = []
+    if drift:
+        lines.append(f"{drift['customers']:,} customers in both, {drift['new']:,} new, {drift['gone']:,} gone\n")
+        rows = [["task", "first label moved", "first score", "before", "distance"]]
+        for task, each in drift.items():
+            if isinstance(each, dict):
+                scores = [f"{each[name]:.4f}" for name in ("first_score", "first_score_before", "distance")]
+                rows.append([task, f"{each['moved']:.2%}", *scores])
+        lines.append(text_table(rows))
+    if calibrated:
+        rows = [["task", "probability", "labels", "predicted", "happened"]]
+        for task, bins in calibrated.items():
+            for each in bins:
+                span = f"{each['from']:g} to {each['to']:g}"
+                rows.append([task, span, f"{each['labels']:,}", f"{each['predicted']:.4f}", f"{each['happened']:.4f}"])
+        lines.append(text_table(rows))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Reads the options, compares, and says what was found."""
+    (options,) = parse_options(MonitorOptions, description=__doc__)
+    try:
+        drift = score_drift(options.predictions, options.before) if options.before else None
+        calibrated = calibration(options.predictions, options.data, options.since) if options.data else None
+        if options.report_file:
+            path = Path(options.report_file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"drift": drift, "calibration": calibrated}, indent=1) + "\n", encoding="utf-8")
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"run_monitor: {error}")
+    sys.stdout.write(said(drift, calibrated) + "\n")
+
+
+if __name__ == "__main__":
+    main()
