@@ -213,7 +213,7 @@ def _running_forward(
         z = _products(own, vectors, unit, row > -2, label, known, SIZE, STEP, PRECISION)
         c, s = tl.associative_scan((z, z), 0, _join)
         c, s = _join(c_before[None, :], s_before[None, :], c, s)
-        to = scores + row[:, None] * labels + label[None, :]
+        to = scores + row[:, None].to(tl.int64) * labels + label[None, :]
         tl.store(to, s.to(scores.dtype.element_ty), mask=(row >= 0)[:, None] & known[None, :])
         last = tile * UNITS + UNITS - 1
         c_before, s_before = _row(c, unit, last), _row(s, unit, last)
@@ -257,7 +257,7 @@ def _running_backward(
         s_before = tl.load(at + labels, mask=known, other=0.0)
         c, s = tl.associative_scan((z, z), 0, _join)
         c, s = _join(c_before[None, :], s_before[None, :], c, s)
-        at = gradients + row[:, None] * labels + label[None, :]
+        at = gradients + row[:, None].to(tl.int64) * labels + label[None, :]
         gradient = tl.load(at, mask=(row >= 0)[:, None] & known[None, :], other=0.0).to(tl.float32)
         _, g, r = tl.associative_scan((c, gradient, gradient * s), 0, _owe, reverse=True)
         _, g, r = _owe(c_after[None, :], g_after[None, :], r_after[None, :], c, g, r)
@@ -337,7 +337,7 @@ class FusedRunningReadout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden: torch.Tensor, vectors: torch.Tensor, rows: torch.Tensor, number: int) -> torch.Tensor:
-        hidden, vectors, rows = hidden.contiguous(), vectors.contiguous(), rows.contiguous()
+        hidden, vectors, rows = hidden.contiguous(), vectors.contiguous(), rows.int().contiguous()
         batch, units, labels = *hidden.shape[:2], len(vectors)
         scores = hidden.new_empty(number, labels)
         starts = hidden.new_empty(batch, -(-units // UNIT_TILE), 2, labels, dtype=torch.float32)

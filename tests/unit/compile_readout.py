@@ -15,7 +15,7 @@ from triton.compiler import ASTSource
 from modeling_mcm import readout_triton_mcm as readout
 
 KERNELS = ["_whole_forward", "_whole_backward", "_running_forward", "_running_backward"]
-FIXED = {"mask": "*i8", "partitions": "*fp32", "rows": "*i64", "starts": "*fp32"}
+FIXED = {"mask": "*i8", "partitions": "*fp32", "rows": "*i32", "starts": "*fp32"}
 SIZES = {"SIZE": 256, "UNITS": readout.UNIT_TILE, "LABELS": readout.LABEL_TILE, "STEP": readout.HIDDEN_TILE}
 OF_INPUTS = ("hidden", "vectors", "scores", "gradients", "out")
 

@@ -108,6 +108,19 @@ def test_kernels_give_the_scores_and_gradients_of_plain_torch_and_of_float64(dev
         assert max(map(error, found, expected)) < (size if dtype == torch.float32 else 1) * tolerance
 
 
+@needs_triton
+def test_gradients_in_bfloat16_are_nearer_to_float64_than_those_of_plain_torch(device, monkeypatch):
+    hidden, vectors, mask = make_inputs(device, torch.bfloat16, 5.0)
+    exact = [value.detach().double().requires_grad_() for value in (hidden, vectors)]
+    expected = gradients(attentional_readout(*exact, mask), 1, *exact)
+    errors = []
+    for place in (device, "nowhere"):
+        monkeypatch.setattr(readout_mcm, "FUSED_ON", place)
+        found = gradients(attentional_readout(hidden, vectors, mask), 1, hidden, vectors)
+        errors.append(list(map(error, found, expected)))
+    assert all(ours < plain / 2 for ours, plain in zip(*errors, strict=True)), errors
+
+
 @pytest.mark.parametrize("mode", MODES)
 @needs_triton
 def test_what_stands_on_padding_changes_no_bit(device, mode):
