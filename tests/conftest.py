@@ -21,6 +21,9 @@ import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+if not torch.cuda.is_available():  # before transformers loads Triton: its kernels are interpreted then, with numpy
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation  # noqa: E402
 from modeling_mcm.data import EventSchema, prepare  # noqa: E402
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER  # noqa: E402

@@ -61,6 +61,13 @@ def test_the_floor_counts_the_arithmetic_of_the_encoder(benchmark):
     ("name", "options", "lines"),
     [
         ("readout", SMALL, ["floor: ", "one prefix, in parts", "all prefixes, whole"]),
+        ("readout", [*SMALL, "--bf16", "true"], ["floor: ", "one prefix, whole", "all prefixes, in parts"]),
+        pytest.param(
+            "readout",
+            [*SMALL, "--device", "cuda"],
+            ["floor: ", "one prefix, in parts", "one prefix, without kernels", "all prefixes, without kernels"],
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+        ),
         ("readout", [*SMALL, "--memory", "true"], ["one prefix, literal", "all prefixes, in parts"]),
         (
             "growth",

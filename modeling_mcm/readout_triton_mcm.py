@@ -1,0 +1,395 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The readout on a GPU: z is computed tile by tile in Triton kernels and never written down as a whole.
+
+Shapes: B customers, U encoder units, R prefixes of all customers, H hidden, V labels. A tile is some units of one
+customer by some labels; its z = h e^T stays on the chip, in float32 whatever the inputs are.
+
+Forward of one prefix is a softmax that runs over tiles of units. Forward of all prefixes is a scan along the units: a
+run of units is known by c, the log-sum-exp of its z, and s, their average under the softmax, and two runs that follow
+each other are one with
+
+    c = log(exp(c_1) + exp(c_2)),    s = s_1 + sigmoid(c_2 - c_1) (s_2 - s_1),
+
+where no exponent is ever positive, however far z spans. Backward makes z again; for all prefixes from c and s before
+each tile, which is all that forward keeps. With g_t the gradient of s_t, dz_i = exp(z_i - c_i) ((1 + z_i) G_i - R_i),
+
+    G_i = g_i + exp(c_i - c_{i+1}) G_{i+1},    R_i = g_i s_i + exp(c_i - c_{i+1}) R_{i+1}.
+
+dz is written once, for `CHUNK_ELEMENTS` at a time, and torch multiplies it with e and with h.
+
+Triton is optional: [`can_fuse`] says whether the kernels can run, and `attentional_readout` is what asks it. The sizes
+of tiles are fixed, not tuned, so that a label's score is the same bits however many labels there are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd.function import once_differentiable
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # the kernels below are defined and never run
+    triton = tl = None
+
+# Of a tile; Triton's product of matrices asks for 16 at least, and for powers of 2.
+UNIT_TILE, LABEL_TILE, HIDDEN_TILE = 32, 64, 32
+# Elements of dz (B * U * labels) that are held at a time: 64M are 256 MB in float32.
+CHUNK_ELEMENTS = 2**26
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# The first GPUs with a product of matrices in bfloat16.
+CAPABILITY = (8, 0)
+
+
+def _kernel(function):
+    return function if triton is None else triton.jit(function)
+
+
+@_kernel
+def _products(
+    hidden,
+    vectors,
+    unit,
+    real,
+    label,
+    known,
+    SIZE: tl.constexpr,
+    STEP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """z of a tile; 0 where a unit is not real, whatever stands there, or a label not known."""
+    z = tl.zeros([unit.shape[0], label.shape[0]], tl.float32)
+    for start in range(0, SIZE, STEP):
+        at = start + tl.arange(0, STEP)
+        inside = at < SIZE
+        h = tl.load(hidden + unit[:, None] * SIZE + at[None, :], mask=real[:, None] & inside[None, :], other=0.0)
+        e = tl.load(vectors + label[None, :] * SIZE + at[:, None], mask=known[None, :] & inside[:, None], other=0.0)
+        z = tl.dot(h, e, z, input_precision=PRECISION)
+    return z
+
+
+@_kernel
+def _join(c, s, c_next, s_next):
+    """Two runs of units as one."""
+    apart = c_next - c
+    small = tl.exp(-tl.abs(apart))
+    share = tl.where(apart > 0, 1.0, small) / (1.0 + small)
+    return tl.maximum(c, c_next) + tl.log(1.0 + small), s + share * (s_next - s)
+
+
+@_kernel
+def _owe(c, g, r, c_before, g_before, r_before):
+    """Two runs of units as one, from the right: what the units of the first owe to the scores of both."""
+    decay = tl.exp(c_before - c)
+    return c_before, g_before + decay * g, r_before + decay * r
+
+
+@_kernel
+def _row(values, unit, number):
+    """One row of a tile."""
+    return tl.sum(tl.where((unit == number)[:, None], values, 0.0), 0)
+
+
+@_kernel
+def _whole_forward(
+    hidden,
+    vectors,
+    mask,
+    scores,
+    partitions,
+    units,
+    labels,
+    SIZE: tl.constexpr,
+    UNITS: tl.constexpr,
+    LABELS: tl.constexpr,
+    STEP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """s and the log-sum-exp of z, both `(B, V)`, of some labels and one customer."""
+    customer = tl.program_id(1).to(tl.int64)
+    own = hidden + customer * units * SIZE
+    label = tl.program_id(0).to(tl.int64) * LABELS + tl.arange(0, LABELS)
+    known = label < labels
+    top = tl.full([LABELS], -1e38, tl.float32)  # finite, so that tiles of padding do no harm
+    n = tl.zeros([LABELS], tl.float32)
+    total = tl.zeros([LABELS], tl.float32)
+    for start in range(0, units, UNITS):
+        unit = start + tl.arange(0, UNITS)
+        real = tl.load(mask + customer * units + unit, mask=unit < units, other=0) != 0
+        z = _products(own, vectors, unit, real, label, known, SIZE, STEP, PRECISION)
+        attended = tl.where(real[:, None], z, float("-inf"))
+        highest = tl.maximum(top, tl.max(attended, 0))
+        weight = tl.exp(attended - highest[None, :])
+        decay = tl.exp(top - highest)
+        n = n * decay + tl.sum(weight, 0)
+        total = total * decay + tl.sum(weight * z, 0)
+        top = highest
+    place = customer * labels + label
+    tl.store(scores + place, total / n, mask=known)
+    tl.store(partitions + place, top + tl.log(n), mask=known)
+
+
+@_kernel
+def _whole_backward(
+    hidden,
+    vectors,
+    mask,
+    scores,
+    partitions,
+    gradients,
+    out,
+    units,
+    labels,
+    first,
+    width,
+    SIZE: tl.constexpr,
+    UNITS: tl.constexpr,
+    LABELS: tl.constexpr,
+    STEP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """dz of a tile, into `out` of shape `(B, U, width)`, whose first label is `first`."""
+    customer = tl.program_id(1).to(tl.int64)
+    own = hidden + customer * units * SIZE
+    column = tl.program_id(0) * LABELS + tl.arange(0, LABELS)
+    label = column.to(tl.int64) + first
+    known = column < width
+    unit = tl.program_id(2) * UNITS + tl.arange(0, UNITS)
+    inside = unit < units
+    real = tl.load(mask + customer * units + unit, mask=inside, other=0) != 0
+    z = _products(own, vectors, unit, real, label, known, SIZE, STEP, PRECISION)
+    place = customer * labels + label
+    s = tl.load(scores + place, mask=known, other=0.0)
+    partition = tl.load(partitions + place, mask=known, other=0.0)
+    gradient = tl.load(gradients + place, mask=known, other=0.0).to(tl.float32)
+    weight = tl.where(real[:, None], tl.exp(z - partition[None, :]), 0.0)
+    dz = gradient[None, :] * weight * (1.0 + z - s[None, :])
+    to = out + (customer * units + unit[:, None]) * width + column[None, :]
+    tl.store(to, dz.to(out.dtype.element_ty), mask=inside[:, None] & known[None, :])
+
+
+@_kernel
+def _running_forward(
+    hidden,
+    vectors,
+    rows,
+    scores,
+    starts,
+    units,
+    labels,
+    SIZE: tl.constexpr,
+    UNITS: tl.constexpr,
+    LABELS: tl.constexpr,
+    STEP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """s of the units that have a row, `(R, V)`, and c and s before each tile, `(B, tiles, 2, V)`."""
+    customer = tl.program_id(1).to(tl.int64)
+    own = hidden + customer * units * SIZE
+    label = tl.program_id(0).to(tl.int64) * LABELS + tl.arange(0, LABELS)
+    known = label < labels
+    c_before = tl.full([LABELS], float("-inf"), tl.float32)
+    s_before = tl.zeros([LABELS], tl.float32)
+    tiles = tl.cdiv(units, UNITS)
+    for tile in range(0, tiles):
+        to = starts + (customer * tiles + tile) * 2 * labels + label
+        tl.store(to, c_before, mask=known)
+        tl.store(to + labels, s_before, mask=known)
+        unit = tile * UNITS + tl.arange(0, UNITS)
+        row = tl.load(rows + customer * units + unit, mask=unit < units, other=-2)
+        z = _products(own, vectors, unit, row > -2, label, known, SIZE, STEP, PRECISION)
+        c, s = tl.associative_scan((z, z), 0, _join)
+        c, s = _join(c_before[None, :], s_before[None, :], c, s)
+        to = scores + row[:, None].to(tl.int64) * labels + label[None, :]
+        tl.store(to, s.to(scores.dtype.element_ty), mask=(row >= 0)[:, None] & known[None, :])
+        last = tile * UNITS + UNITS - 1
+        c_before, s_before = _row(c, unit, last), _row(s, unit, last)
+
+
+@_kernel
+def _running_backward(
+    hidden,
+    vectors,
+    rows,
+    starts,
+    gradients,
+    out,
+    units,
+    labels,
+    first,
+    width,
+    SIZE: tl.constexpr,
+    UNITS: tl.constexpr,
+    LABELS: tl.constexpr,
+    STEP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """dz of some labels and one customer, into `out` of shape `(B, U, width)`, whose first label is `first`."""
+    customer = tl.program_id(1).to(tl.int64)
+    own = hidden + customer * units * SIZE
+    column = tl.program_id(0) * LABELS + tl.arange(0, LABELS)
+    label = column.to(tl.int64) + first
+    known = column < width
+    c_after = tl.full([LABELS], float("inf"), tl.float32)
+    g_after = tl.zeros([LABELS], tl.float32)
+    r_after = tl.zeros([LABELS], tl.float32)
+    tiles = tl.cdiv(units, UNITS)
+    for step in range(0, tiles):
+        tile = tiles - 1 - step
+        unit = tile * UNITS + tl.arange(0, UNITS)
+        row = tl.load(rows + customer * units + unit, mask=unit < units, other=-2)
+        z = _products(own, vectors, unit, row > -2, label, known, SIZE, STEP, PRECISION)
+        at = starts + (customer * tiles + tile) * 2 * labels + label
+        c_before = tl.load(at, mask=known, other=0.0)
+        s_before = tl.load(at + labels, mask=known, other=0.0)
+        c, s = tl.associative_scan((z, z), 0, _join)
+        c, s = _join(c_before[None, :], s_before[None, :], c, s)
+        at = gradients + row[:, None].to(tl.int64) * labels + label[None, :]
+        gradient = tl.load(at, mask=(row >= 0)[:, None] & known[None, :], other=0.0).to(tl.float32)
+        _, g, r = tl.associative_scan((c, gradient, gradient * s), 0, _owe, reverse=True)
+        _, g, r = _owe(c_after[None, :], g_after[None, :], r_after[None, :], c, g, r)
+        dz = tl.exp(z - c) * ((1.0 + z) * g - r)
+        to = out + (customer * units + unit[:, None]) * width + column[None, :]
+        tl.store(to, dz.to(out.dtype.element_ty), mask=(unit < units)[:, None] & known[None, :])
+        left = tile * UNITS
+        c_after, g_after, r_after = _row(c, unit, left), _row(g, unit, left), _row(r, unit, left)
+
+
+def _launch(kernel, grid: tuple[int, ...], hidden: torch.Tensor, *arguments) -> None:
+    """Runs a kernel with what all kernels are told, on the GPU of `hidden`."""
+    tf32 = hidden.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    with torch.cuda.device_of(hidden):
+        kernel[grid](
+            hidden,
+            *arguments,
+            SIZE=hidden.shape[-1],
+            UNITS=UNIT_TILE,
+            LABELS=LABEL_TILE,
+            STEP=HIDDEN_TILE,
+            PRECISION="tf32" if tf32 else "ieee",
+        )
+
+
+def _through_products(ctx, hidden: torch.Tensor, vectors: torch.Tensor, write) -> tuple[torch.Tensor | None, ...]:
+    """Gradients of h and e. `write(dz, first)` fills dz of shape `(B, U, width)` for the labels from `first` on."""
+    batch, units, _ = hidden.shape
+    of_hidden = torch.zeros_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+    of_vectors = torch.empty_like(vectors) if ctx.needs_input_grad[1] else None
+    size = max(1, CHUNK_ELEMENTS // (batch * units))
+    for first in range(0, len(vectors), size):
+        part = vectors[first : first + size]
+        dz = hidden.new_empty(batch, units, len(part))
+        write(dz, first)
+        if of_hidden is not None:
+            of_hidden += dz @ part
+        if of_vectors is not None:
+            torch.mm(dz.flatten(0, 1).T, hidden.flatten(0, 1), out=of_vectors[first : first + size])
+    return None if of_hidden is None else of_hidden.to(hidden.dtype), of_vectors
+
+
+class FusedReadout(torch.autograd.Function):
+    """[`MaskedReadout`] of z = h e^T: h `(B, U, H)`, e `(V, H)` and a mask `(B, U)` give s `(B, V)`."""
+
+    @staticmethod
+    def forward(ctx, hidden: torch.Tensor, vectors: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        hidden, vectors, mask = hidden.contiguous(), vectors.contiguous(), mask.to(torch.int8).contiguous()
+        batch, units, labels = *hidden.shape[:2], len(vectors)
+        scores, partitions = hidden.new_empty(2, batch, labels, dtype=torch.float32)
+        grid = (-(-labels // LABEL_TILE), batch)
+        _launch(_whole_forward, grid, hidden, vectors, mask, scores, partitions, units, labels)
+        ctx.save_for_backward(hidden, vectors, mask, scores, partitions)
+        return scores.to(hidden.dtype, copy=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, vectors, mask, scores, partitions = ctx.saved_tensors
+        gradient = gradient.contiguous()
+
+        def write(dz: torch.Tensor, first: int) -> None:
+            batch, units, width = dz.shape
+            grid = (-(-width // LABEL_TILE), batch, -(-units // UNIT_TILE))
+            known = (vectors, mask, scores, partitions, gradient)
+            _launch(_whole_backward, grid, hidden, *known, dz, units, len(vectors), first, width)
+
+        return *_through_products(ctx, hidden, vectors, write), None
+
+
+class FusedRunningReadout(torch.autograd.Function):
+    """[`WideRunningReadout`] of z = h e^T, for the units that are asked.
+
+    Forward takes h `(B, U, H)`, e `(V, H)`, for each unit the row of its scores, `(B, U)`, -1 where none are wanted
+    and -2 for padding, and the number of rows, R. It gives s `(R, V)`; a row of no unit is left as it was.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: torch.Tensor, vectors: torch.Tensor, rows: torch.Tensor, number: int) -> torch.Tensor:
+        hidden, vectors, rows = hidden.contiguous(), vectors.contiguous(), rows.int().contiguous()
+        batch, units, labels = *hidden.shape[:2], len(vectors)
+        scores = hidden.new_empty(number, labels)
+        starts = hidden.new_empty(batch, -(-units // UNIT_TILE), 2, labels, dtype=torch.float32)
+        _launch(
+            _running_forward, (-(-labels // LABEL_TILE), batch), hidden, vectors, rows, scores, starts, units, labels
+        )
+        ctx.save_for_backward(hidden, vectors, rows, starts)
+        return scores
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, vectors, rows, starts = ctx.saved_tensors
+        gradient = gradient.contiguous()
+
+        def write(dz: torch.Tensor, first: int) -> None:
+            batch, units, width = dz.shape
+            grid = (-(-width // LABEL_TILE), batch)
+            known = (vectors, rows, starts, gradient)
+            _launch(_running_backward, grid, hidden, *known, dz, units, len(vectors), first, width)
+
+        return *_through_products(ctx, hidden, vectors, write), None, None
+
+
+def _computed(hidden: torch.Tensor, vectors: torch.Tensor) -> torch.dtype | None:
+    """What a product of the two is computed in; None for a mixture, which torch refuses."""
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device) and torch.float64 not in (hidden.dtype, vectors.dtype):
+        return torch.get_autocast_dtype(device)
+    return hidden.dtype if hidden.dtype == vectors.dtype else None
+
+
+def can_fuse(hidden: torch.Tensor, vectors: torch.Tensor) -> bool:
+    """Whether [`fused_readout`] can take these: Triton is there, the GPU and the numbers are of a kind it knows."""
+    if triton is None or torch.compiler.is_compiling() or _computed(hidden, vectors) not in DTYPES:
+        return False
+    return not hidden.is_cuda or torch.cuda.get_device_capability(hidden.device) >= CAPABILITY
+
+
+def fused_readout(hidden: torch.Tensor, vectors: torch.Tensor, mask: torch.Tensor, ends=None) -> torch.Tensor:
+    """`attentional_readout` in Triton kernels: the same arguments and shapes, `vectors` being scaled already.
+
+    Only where [`can_fuse`] says so, or on a CPU under Triton's interpreter (`TRITON_INTERPRET=1`), for tests.
+    """
+    dtype = _computed(hidden, vectors)
+    hidden, vectors, mask = hidden.to(dtype), vectors.to(dtype), mask.bool()
+    if ends is None:
+        return FusedReadout.apply(hidden, vectors, mask)
+    unasked = torch.where(mask, -1, -2)
+    if not isinstance(ends, torch.Tensor):  # packed units
+        return FusedRunningReadout.apply(hidden, vectors, torch.where(mask, ends.rows, unasked), len(ends.units))
+    asked = torch.zeros_like(mask).scatter(1, ends, True)
+    rows = torch.where(asked, asked.flatten().cumsum(0).view_as(asked) - 1, unasked)
+    scores = FusedRunningReadout.apply(hidden, vectors, rows, ends.numel())
+    return scores[rows.gather(1, ends)]  # several prefixes may end at one unit
