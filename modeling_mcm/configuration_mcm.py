@@ -105,6 +105,11 @@ class MCMConfig(PreTrainedConfig):
     ranking_loss_weight (`float`):
         Weight of [`~losses_mcm.prefix_ranking_loss`], what the order of the best labels costs in NDCG, beside the
         cross-entropy of equation 4. 0 (the paper): none.
+    sampled_labels (`int`, *optional*):
+        Labels of a task that a training step scores beside those that the batch's customers met or that followed: a
+        sample of the others, whose scores are corrected so that the partition function is that of all labels on
+        average (see [`~sampling_mcm.TaskLabels`]). Tasks with no more others than that are scored whole, as is
+        everything outside training. For tasks of very many labels; `None`: never.
     mask_probability (`float`):
         Share of the events that `"masked_lm"` hides.
     action_outcomes (`list[str]`, *optional*):
@@ -155,6 +160,7 @@ class MCMConfig(PreTrainedConfig):
     target: str = "next_event"
     target_half_life_days: float | int | None = None
     ranking_loss_weight: float | int = 0.0
+    sampled_labels: int | None = None
     mask_probability: float = 0.2
     action_outcomes: list[str] = field(default_factory=lambda: ["click", "conversion"])
     action_embedding: str = "features"
@@ -234,6 +240,10 @@ class MCMConfig(PreTrainedConfig):
             )
         if self.ranking_loss_weight < 0:
             raise ValueError(f"`ranking_loss_weight` must be 0 or more, got {self.ranking_loss_weight}: 0 is none.")
+        if self.sampled_labels is not None and self.sampled_labels < 1:
+            raise ValueError(
+                f"`sampled_labels` must be at least 1, got {self.sampled_labels}: None scores all labels in training."
+            )
         if self.repeat_network_size and not half_lives:
             raise ValueError(
                 f"repeat_network_size={self.repeat_network_size} is a part of the repeat memory, which is off: set "

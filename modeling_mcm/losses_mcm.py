@@ -93,27 +93,32 @@ class LabelSurprise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, scores, targets, weights, cells):
-        """Scores `(R, V)`, weights `(M,)`, cells: places in the flat scores. Returns `(T,)`, and the picked scores."""
-        partition = torch.stack([part.logsumexp(-1) for part in scores.split(targets.sizes, 1)], 1)
-        ctx.save_for_backward(scores, partition, weights, cells)
+    def forward(ctx, scores, targets, weights, cells, log_counts=None):
+        """Scores `(R, V)`, weights `(M,)`, cells: places in the flat scores, what is added to scores in the partition
+        functions `(V,)`. Returns `(T,)`, and the picked scores."""
+        counted = scores if log_counts is None else scores + log_counts
+        partition = torch.stack([part.logsumexp(-1) for part in counted.split(targets.sizes, 1)], 1).to(scores.dtype)
+        ctx.save_for_backward(scores, partition, weights, cells, log_counts)
         ctx.targets = targets
         surprise = weights * (partition[targets.rows, targets.tasks] - scores[targets.rows, targets.columns])
         return _total(surprise, targets.tasks, len(targets.sizes)), scores.flatten()[cells]
 
     @staticmethod
     def backward(ctx, gradient, of_picked):
-        scores, partition, weights, cells = ctx.saved_tensors
+        scores, partition, weights, cells, log_counts = ctx.saved_tensors
         targets = ctx.targets
         weights = weights * gradient[targets.tasks]
         of_row = torch.zeros_like(partition).index_put_((targets.rows, targets.tasks), weights, accumulate=True)
         out = torch.empty_like(scores)
         for place, (part, written) in enumerate(zip(*(x.split(targets.sizes, 1) for x in (scores, out)), strict=True)):
-            torch.sub(part, partition[:, place, None], out=written).exp_().mul_(of_row[:, place, None])
+            torch.sub(part, partition[:, place, None], out=written)
+            if log_counts is not None:
+                written.add_(log_counts.split(targets.sizes)[place])
+            written.exp_().mul_(of_row[:, place, None])
         flat = out.view(-1)
         flat.scatter_add_(0, targets.rows * scores.shape[1] + targets.columns, -weights)
         flat.scatter_add_(0, cells, of_picked)
-        return out, None, None, None
+        return out, None, None, None, None
 
 
 class RankingPairs:
@@ -129,11 +134,13 @@ class RankingPairs:
 
     v is each of the k best, and below them every (V / `sampled`)th label, which stands for as many. Without those
     the ranking breaks: what is pushed below place k is never held there. The first of them depends on the labels
-    that followed alone, so nothing is drawn and any number of processes asks the same.
+    that followed alone, so nothing is drawn and any number of processes asks the same. Where the labels are a sample
+    already, v stands for as many labels, in its pairs and in the rank of what is below it.
 
     Args:
         scores: of shape `(R, V)`; nothing is kept of them.
         targets: a prefix weighs as much as its labels do on average.
+        log_counts: as for [`task_losses`].
         places: k.
         sampled: labels that stand for those below place k.
 
@@ -142,7 +149,12 @@ class RankingPairs:
     """
 
     def __init__(
-        self, scores: torch.Tensor, targets: Targets, places: int = RANKED_PLACES, sampled: int = SAMPLED_BELOW
+        self,
+        scores: torch.Tensor,
+        targets: Targets,
+        log_counts: torch.Tensor | None = None,
+        places: int = RANKED_PLACES,
+        sampled: int = SAMPLED_BELOW,
     ):
         self.targets, tasks, device = targets, len(targets.sizes), scores.device
         asked, group, count = (targets.rows * tasks + targets.tasks).unique(return_inverse=True, return_counts=True)
@@ -157,7 +169,6 @@ class RankingPairs:
         best = scores.new_zeros(len(asked), places, dtype=torch.long)
         spread = best.new_zeros(len(asked), sampled)
         self.lowest = torch.zeros(len(asked), 1, device=device)  # score of place k
-        ranks = best.new_zeros(tasks, places + sampled)  # of the labels v, counted from 0
         share = scores.new_zeros(tasks, places + sampled, dtype=torch.float32)  # for how many labels each stands
         most = best.new_zeros(tasks)  # k, or fewer labels where the task has no more
         for place, (start, size) in enumerate(zip(starts.tolist(), targets.sizes, strict=True)):
@@ -169,7 +180,6 @@ class RankingPairs:
             self.lowest[of_task] = top.values[row[of_task], k - 1 :].float()
             drawn = ((torch.arange(m, device=device) + offset[of_task]) * (candidates / m)).long()
             spread[of_task, :m] = drawn.clamp(max=candidates - 1)
-            ranks[place] = torch.cat([torch.arange(places, device=device), ranks.new_full((sampled,), k)]).clamp(max=k)
             share[place, :k], share[place, places : places + m] = 1.0, candidates / m
             most[place] = k
         others = torch.cat([best, spread], 1) + starts[task, None] + FIRST_LABEL  # v, (G, places + sampled)
@@ -180,13 +190,17 @@ class RankingPairs:
 
         has_followed = torch.zeros(scores.numel(), dtype=torch.bool, device=device)
         has_followed[followed] = True
-        self.share = share[task] * ~has_followed[cells]
-        discount = 1 / torch.log2(torch.arange(2, places + 3, device=device))  # D of the places 1 to k + 1
+        counts = torch.ones_like(cells, dtype=torch.float32) if log_counts is None else log_counts.exp()[others]
+        self.share = share[task] * counts * ~has_followed[cells]
+        above = counts[:, :places].cumsum(1) - counts[:, :places]  # how many labels are above each of the best
+        above = F.pad(above, (0, sampled + 1), value=places).minimum(most[task, None])  # below those, always k
+        discount = 1 / torch.log2(2 + above)  # D of v; in the last column that of any label below place k
         met = others[group, :places] == targets.columns[:, None]
         met &= torch.arange(places, device=device) < most[targets.tasks, None]
-        rank = torch.where(met.any(1), met.int().argmax(1), most[targets.tasks])
-        self.ideal = discount.cumsum(0)[torch.minimum(count, most[task]) - 1]
-        self.differences = (discount[rank][:, None] - discount[ranks][targets.tasks]).abs()
+        at = torch.where(met.any(1), met.int().argmax(1), -1)
+        best_order = 1 / torch.log2(torch.arange(2, places + 2, device=device))
+        self.ideal = best_order.cumsum(0)[torch.minimum(count, most[task]) - 1]
+        self.differences = (discount[group, at][:, None] - discount[group, :-1]).abs()
         self.places, self.task = places, task
 
     def losses(self, picked: torch.Tensor) -> torch.Tensor:
@@ -204,21 +218,25 @@ class RankingPairs:
         return _total(self.weight * damped, self.task, len(self.targets.sizes))
 
 
-def task_losses(scores: torch.Tensor, targets: Targets, ranking_weight: float = 0.0) -> torch.Tensor:
+def task_losses(
+    scores: torch.Tensor, targets: Targets, ranking_weight: float = 0.0, log_counts: torch.Tensor | None = None
+) -> torch.Tensor:
     """Equation 4 of each task, and `ranking_weight` times its ranking loss, of shape `(T,)`.
 
     Args:
         scores: s of shape `(R, V)`, the labels of all tasks side by side.
         targets: what followed.
         ranking_weight: 0 for equation 4 alone.
+        log_counts: where labels are a sample, the log of how many each stands for, of shape `(V,)`; 0 for those that
+            followed.
 
     Returns:
         0 for a task of which no label followed.
     """
-    pairs = RankingPairs(scores.detach(), targets) if ranking_weight and len(targets.rows) else None
+    pairs = RankingPairs(scores.detach(), targets, log_counts) if ranking_weight and len(targets.rows) else None
     cells = targets.rows[:0] if pairs is None else pairs.cells
     shares = targets.shares(targets.weights, targets.customers, targets.tasks).to(scores.dtype)
-    losses, picked = LabelSurprise.apply(scores, targets, shares, cells)
+    losses, picked = LabelSurprise.apply(scores, targets, shares, cells, log_counts)
     return losses if pairs is None else losses + ranking_weight * pairs.losses(picked.float())
 
 
@@ -287,6 +305,7 @@ def prefix_cross_entropy(
     labels: torch.Tensor,
     label_prefixes: torch.Tensor | None = None,
     label_weights: torch.Tensor | None = None,
+    log_counts: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Equation 4: -log P(label | prefix), the mean over a customer's labels first and over the customers last.
 
@@ -295,11 +314,13 @@ def prefix_cross_entropy(
         labels: ids of shape `(B, N)`; under 2 is no target.
         label_prefixes: the prefix of each label, of shape `(B, N)`; the first by default.
         label_weights: of the mean over a customer's labels, of shape `(B, N)`; all the same by default.
+        log_counts: as for [`task_losses`].
 
     Returns:
         A scalar; 0 when no customer has a target.
     """
-    return task_losses(scores.flatten(0, 1), _of_one_task(scores, labels, label_prefixes, label_weights))[0]
+    targets = _of_one_task(scores, labels, label_prefixes, label_weights)
+    return task_losses(scores.flatten(0, 1), targets, log_counts=log_counts)[0]
 
 
 def prefix_ranking_loss(
@@ -307,20 +328,21 @@ def prefix_ranking_loss(
     labels: torch.Tensor,
     label_prefixes: torch.Tensor | None = None,
     label_weights: torch.Tensor | None = None,
+    log_counts: torch.Tensor | None = None,
     places: int = RANKED_PLACES,
     sampled: int = SAMPLED_BELOW,
 ) -> torch.Tensor:
     """The loss of [`RankingPairs`] of one task.
 
     Args:
-        scores, labels, label_prefixes, label_weights: as for [`prefix_cross_entropy`].
+        scores, labels, label_prefixes, label_weights, log_counts: as for [`prefix_cross_entropy`].
         places, sampled: as for [`RankingPairs`].
 
     Returns:
         A scalar; 0 when no customer has a target.
     """
     targets = _of_one_task(scores, labels, label_prefixes, label_weights)
-    pairs = RankingPairs(scores.detach().flatten(0, 1), targets, places, sampled)
+    pairs = RankingPairs(scores.detach().flatten(0, 1), targets, log_counts, places, sampled)
     return pairs.losses(scores.flatten()[pairs.cells].float())[0]
 
 

@@ -47,6 +47,7 @@ from .losses_mcm import (
 )
 from .readout_mcm import READOUTS, PackedUnits, attention_weights
 from .repeat_memory_mcm import RepeatMemory
+from .sampling_mcm import TaskLabels, joined_log_counts, places_of
 
 
 @auto_docstring(custom_intro="What [`MCMModel`] returns.")
@@ -362,7 +363,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         if self.training and labels is not None and torch.is_grad_enabled():
             logits, (total, losses) = None, self._losses_in_parts(*vectors, batch)
         else:
-            logits, losses = self._answers(*vectors, batch)
+            logits, losses = self._answers(*vectors, batch, self._all_labels())
             total = losses.sum()
         return MCMRecommendationOutput(
             loss=total if len(losses) else None,
@@ -374,7 +375,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         )
 
     def _answers(
-        self, hidden: torch.Tensor, events: torch.Tensor, batch: Mapping[str, Any]
+        self, hidden: torch.Tensor, events: torch.Tensor, batch: Mapping[str, Any], scored: Sequence[TaskLabels]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Logits of all tasks, and the losses of the trained ones, of shape `(T,)` or `(0,)` without labels."""
         unit_mask, prefix_ends, labels = batch["unit_mask"], batch["prefix_ends"], batch["labels"]
@@ -383,22 +384,23 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         asked = None if prefix_ends is None else unit_ends
 
         scores = []
-        for place, task in enumerate(self.config.tasks):
+        for place, rows in enumerate(scored):
             scale = None if self.readout_scale is None else self.readout_scale[place]
-            of_task = READOUTS[self.config.readout](hidden, self.label_embeddings(task), unit_mask, asked, scale)
+            of_task = READOUTS[self.config.readout](hidden, rows.vectors, unit_mask, asked, scale)
             of_task = of_task[:, None] if prefix_ends is None else of_task
-            scores.append(of_task + self._label_offsets(place, of_task.dtype))
+            scores.append(of_task + self._label_offsets(rows, of_task.dtype))
         if self.repeat_memory is not None:
-            remembered = self._memory(range(len(scores)), events, batch, unit_ends)
+            remembered = self._memory(range(len(scores)), scored, events, batch, unit_ends)
             for place, (customers, prefixes, ids, added) in enumerate(remembered):
                 shape, flat = scores[place].shape, scores[place].flatten()
                 cells = (customers * shape[1] + prefixes) * shape[2] + ids
                 scores[place] = flat.scatter_add(0, cells, added.to(flat.dtype)).view(shape)
 
         logits, losses = {}, {}
-        for place, task in enumerate(self.config.tasks):
+        for place, (task, rows) in enumerate(zip(self.config.tasks, scored, strict=True)):
             if labels is not None and task in self.trained_tasks:
-                asked_for = (scores[place], labels[..., place], batch["label_prefixes"], batch["label_weights"])
+                followed = rows.places(labels[..., place])
+                asked_for = (scores[place], followed, batch["label_prefixes"], batch["label_weights"], rows.log_counts)
                 losses[task] = prefix_cross_entropy(*asked_for)
                 # CODEPATH: on in mcm-base and mcm-tiny, off in the paper's model, ablations/mcm-final.
                 if self.config.ranking_loss_weight:
@@ -407,7 +409,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         return logits, torch.stack(list(losses.values())) if losses else hidden.new_zeros(0)
 
     def _losses_of_every_prefix(
-        self, hidden: torch.Tensor, events: torch.Tensor, batch: Mapping[str, Any]
+        self, hidden: torch.Tensor, events: torch.Tensor, batch: Mapping[str, Any], scored: Sequence[TaskLabels]
     ) -> torch.Tensor:
         """The losses of the trained tasks, of shape `(T,)`, from one row of scores for each real unit.
 
@@ -415,24 +417,26 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         of all tasks stand side by side in a row.
         """
         tasks = [place for place, task in enumerate(self.config.tasks) if task in self.trained_tasks]
-        sizes = [self.config.label_sizes[self.config.tasks[place]] for place in tasks]
+        scored = [scored[place] for place in tasks]
+        sizes = [len(rows.vectors) for rows in scored]
         units = PackedUnits.of(batch["unit_mask"])
-        vectors = [self.label_embeddings(self.config.tasks[place]) for place in tasks]
+        vectors = [rows.vectors for rows in scored]
         if self.readout_scale is not None:
             vectors = [table * self.readout_scale[place] for place, table in zip(tasks, vectors, strict=True)]
         scores = READOUTS[self.config.readout](hidden, torch.cat(vectors), batch["unit_mask"], units)
-        scores = scores + torch.cat([self._label_offsets(place, scores.dtype) for place in tasks])
+        scores = scores + torch.cat([self._label_offsets(rows, scores.dtype) for rows in scored])
         if self.repeat_memory is not None:
             every = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[:2])
-            remembered = self._memory(tasks, events, batch, every, batch["unit_mask"])
+            remembered = self._memory(tasks, scored, events, batch, every, batch["unit_mask"])
             customers, ends, ids, added = (torch.cat(parts) for parts in zip(*remembered, strict=True))
             starts = [torch.full_like(part[2], sum(sizes[:place])) for place, part in enumerate(remembered)]
             cells = (units.rows[customers, ends], ids + torch.cat(starts))
             scores.index_put_(cells, added.to(scores.dtype), accumulate=True)
         unit_ends = self._event_units(batch).gather(1, batch["prefix_ends"])
-        rows = units.rows.gather(1, unit_ends.gather(1, batch["label_prefixes"]))
-        targets = Targets.find(batch["labels"][..., tasks], rows, batch["label_weights"], sizes)
-        return task_losses(scores, targets, self.config.ranking_loss_weight)
+        ends = units.rows.gather(1, unit_ends.gather(1, batch["label_prefixes"]))
+        followed = places_of(scored, batch["labels"][..., tasks])
+        targets = Targets.find(followed, ends, batch["label_weights"], sizes)
+        return task_losses(scores, targets, self.config.ranking_loss_weight, joined_log_counts(scored))
 
     def _event_units(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """The unit of each event, of shape `(B, L)`."""
@@ -445,6 +449,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
     def _memory(
         self,
         tasks: Sequence[int],
+        scored: Sequence[TaskLabels],
         events: torch.Tensor,
         batch: Mapping[str, Any],
         unit_ends: torch.Tensor,
@@ -456,16 +461,22 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             raise ValueError("The repeat memory needs `event_times`: MCMFeatureExtractor gives them.")
         times, event_units = batch["event_times"], self._event_units(batch)
         unit_times = times.new_zeros(shape).scatter_reduce(1, event_units, times, "amax")
-        label_ids = batch["input_ids"][..., [self.task_features[place] for place in tasks]]
+        label_ids = places_of(scored, batch["input_ids"][..., [self.task_features[place] for place in tasks]])
         met = memory.votes(label_ids, event_units, events, shape[1])
-        return memory(tasks, unit_times, unit_ends, met, asked)
+        return memory(tasks, unit_times, unit_ends, met, asked, [rows.memory for rows in scored])
 
     def _losses_in_parts(
         self, hidden: torch.Tensor, events: torch.Tensor, batch: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The total and the task losses, of shape `(T,)`, of a batch whose scores would not fit at once."""
         units, lengths = batch["unit_mask"].sum(1).tolist(), batch["attention_mask"].sum(1).tolist()
-        most = PART_ELEMENTS[hidden.device.type == "cpu"] // sum(self.config.label_sizes.values())
+        scored = self._all_labels()
+        # CODEPATH: None in every shipped configuration; for tasks of very many labels.
+        if (number := self.config.sampled_labels) is not None:
+            met, followed = batch["input_ids"][..., self.task_features], batch["labels"]
+            certain = torch.cat([met, followed], 1).flatten(0, 1)  # (B (L + N), T)
+            scored = [rows.sample(certain[:, place], number) for place, rows in enumerate(scored)]
+        most = PART_ELEMENTS[hidden.device.type == "cpu"] // sum(len(rows.vectors) for rows in scored)
         ends = batch["prefix_ends"]
         every = ends is not None and batch["label_prefixes"] is not None and 2 * ends.shape[1] > hidden.shape[1]
 
@@ -475,26 +486,39 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             cut["unit_mask"] = cut["unit_mask"][:, unit]
             for name in ("input_ids", "attention_mask", "visit_ids", "event_times"):
                 cut[name] = None if cut[name] is None else cut[name][:, event]
-            given = (hidden[:, unit], events[:, event], cut)
+            given = (hidden[:, unit], events[:, event], cut, scored)
             losses = self._losses_of_every_prefix(*given) if every else self._answers(*given)[1]
             return losses * (len(hidden) / len(units))  # a loss is a mean over customers
 
         parts = customers_in_parts(units, most)
-        return LossInParts.apply(losses_of, parts, 2, hidden, events, *self._head_parameters())
+        return LossInParts.apply(losses_of, parts, 2, hidden, events, *self._head_parameters(scored))
 
-    def _head_parameters(self) -> Sequence[torch.Tensor]:
+    def _all_labels(self) -> list[TaskLabels]:
+        """What scores read of the labels of each task."""
+        return [
+            TaskLabels(
+                self.label_embeddings(task),
+                self.readout_bias[place] if len(self.readout_bias) else None,
+                None if self.repeat_memory is None else self.repeat_memory.of_labels(place),
+            )
+            for place, task in enumerate(self.config.tasks)
+        ]
+
+    def _head_parameters(self, scored: Sequence[TaskLabels]) -> list[torch.Tensor]:
         """What scores and losses read besides the encoder's vectors."""
-        own = [value for name, value in self.named_parameters() if not name.startswith(f"{self.base_model_prefix}.")]
-        return own if len(self.label_tables) else [*own, *(self.label_embeddings(task) for task in self.config.tasks)]
+        apart = {id(table) for rows in self._all_labels() for table in rows.tables}  # `scored` has them, or rows
+        apart |= {id(value) for value in self.model.parameters()}
+        own = [value for value in self.parameters() if id(value) not in apart]
+        return [*own, *(table for rows in scored for table in rows.tables)]
 
-    def _label_offsets(self, place: int, dtype: torch.dtype) -> torch.Tensor:
+    @staticmethod
+    def _label_offsets(rows: TaskLabels, dtype: torch.dtype) -> torch.Tensor:
         """The labels' biases, of shape `(V,)`, with a number on the ids that are no labels which no score can lift."""
-        vectors = self.label_embeddings(self.config.tasks[place])
-        never = vectors.new_full((FIRST_LABEL,), torch.finfo(dtype).min / 2, dtype=dtype)
+        never = rows.vectors.new_full((FIRST_LABEL,), torch.finfo(dtype).min / 2, dtype=dtype)
         # CODEPATH: biases in mcm-base and mcm-tiny, none in the paper's model, ablations/mcm-final.
-        if len(self.readout_bias):
-            return torch.cat([never, self.readout_bias[place][FIRST_LABEL:].to(dtype)])
-        return torch.cat([never, never.new_zeros(len(vectors) - FIRST_LABEL)])
+        if rows.bias is not None:
+            return torch.cat([never, rows.bias[FIRST_LABEL:].to(dtype)])
+        return torch.cat([never, never.new_zeros(len(rows.vectors) - FIRST_LABEL)])
 
     @torch.no_grad()
     def preferences(

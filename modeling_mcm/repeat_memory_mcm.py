@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
@@ -96,6 +97,11 @@ class RepeatMemory(nn.Module):
         for module in (self.vote, *self.label_gains, *self.label_rarity, *self.network_out):
             for parameter in module.parameters():
                 init.zeros_(parameter)
+
+    def of_labels(self, task: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """c of shape `(V, K)` and r of shape `(V, 1)`."""
+        gains, rarity = cast(nn.Embedding, self.label_gains[task]), cast(nn.Embedding, self.label_rarity[task])
+        return gains.weight, rarity.weight
 
     def decays(self, unit_times: torch.Tensor, unit_ends: torch.Tensor) -> torch.Tensor:
         """2^(-age / T) of each unit at each prefix, 0 for units after it.
@@ -177,6 +183,7 @@ class RepeatMemory(nn.Module):
         unit_ends: torch.Tensor,
         met: Sequence[tuple[torch.Tensor, torch.Tensor]],
         asked: torch.Tensor | None = None,
+        tables: Sequence[tuple[torch.Tensor, torch.Tensor]] | None = None,
     ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
         """What the memory adds to the scores: a number for each pair of a prefix and a label that it met.
 
@@ -189,6 +196,7 @@ class RepeatMemory(nn.Module):
             unit_ends: p of each prefix, of shape `(B, P)`.
             met: labels and votes of each of these tasks, from `votes`.
             asked: boolean, of shape `(B, P)`: prefixes that are wanted; all by default.
+            tables: of each of these tasks c `(V, K)` and r `(V, 1)`, where the labels are rows of others than its own.
 
         Returns:
             Of each task: the pairs' customers, prefixes, labels, and what is added to their scores.
@@ -219,12 +227,13 @@ class RepeatMemory(nn.Module):
             """Each pair's row of its task."""
             return torch.cat([parameter[task].expand(size, -1) for task, size in zip(tasks, pairs, strict=True)])
 
-        def of_label(tables: nn.ModuleList) -> torch.Tensor:
+        def of_label(tables: Sequence[torch.Tensor]) -> torch.Tensor:
             """Each pair's row of its task's table."""
-            return torch.cat([tables[task](ids) for task, ids in zip(tasks, label.split(pairs), strict=True)])
+            return torch.cat([F.embedding(ids, table) for ids, table in zip(label.split(pairs), tables, strict=True)])
 
-        gains = of_task(self.memory_gain) + of_label(self.label_gains) + of_task(self.memory_growth) * length
-        rarity = of_label(self.label_rarity)
+        label_gains, label_rarity = zip(*(tables or [self.of_labels(task) for task in tasks]), strict=True)
+        gains = of_task(self.memory_gain) + of_label(label_gains) + of_task(self.memory_growth) * length
+        rarity = of_label(label_rarity)
         terms = torch.log1p(counts * (of_task(self.log_sensitivity) + of_task(self.rarity_weight) * rarity).exp())
         added = (terms * gains).sum(-1)
         # CODEPATH: a network in mcm-base and mcm-tiny, none where `repeat_network_size` is 0.

@@ -279,7 +279,8 @@ class MCMTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        if self.weight_average is not None:  # a checkpoint: a resume needs the weights and their average
+        # A checkpoint: a resume needs the weights and their average. Every process comes here, and one of them writes.
+        if self.weight_average is not None and self.args.should_save:
             self.weight_average.save(str(output_dir or self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

@@ -156,6 +156,20 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint_and_ends_the_same(t
     assert all(not torch.equal(whole[name], earlier[name]) for name in whole if "position" in name or "query" in name)
 
 
+def test_two_processes_that_sample_labels_go_on_as_they_would_have(recipe, tmp_path):
+    """What is drawn depends on torch's generators alone, which a checkpoint has, one for each process."""
+    options = ["--config_overrides", *TINY, "sampled_labels=1", "--per_device_train_batch_size", 1, "--save_steps", 2]
+    options += ["--max_steps", 4, "--eval_strategy", "no", "--report_to", "none"]
+    launcher = [*TWO_PROCESSES, "--multi_gpu", "--main_process_port", "0"]
+    run(launcher, "run_pretrain", recipe, "--output_dir", tmp_path / "whole", *options)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
+    done = run(launcher, "run_pretrain", recipe, "--output_dir", tmp_path / "resumed", *options)
+    assert "going on from" in done.stderr
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
+    whole, resumed = (load_file(tmp_path / run_folder / "model.safetensors") for run_folder in ("whole", "resumed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 def test_only_whole_checkpoints_count(tmp_path):
     assert last_whole_checkpoint(tmp_path) == (None, [])
     for step, state in [(5, "{}"), (10, "{}"), (20, '{"half'), (100, None)]:

@@ -29,10 +29,12 @@ def test_a_save_keeps_names_and_their_order(tmp_path):
     config = make(
         trained_tasks=["type", "items"], repeat_half_lives_days=[7, 21.5], readout_scale=True, target="next_visit"
     )
+    config.sampled_labels = 64
     config.save_pretrained(tmp_path)
     for loaded in (MCMConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
         assert type(loaded) is MCMConfig
         assert list(zip(loaded.features, loaded.vocabulary_sizes, strict=True)) == list(FEATURES.items())
+        assert loaded.sampled_labels == 64
         assert loaded.tasks == ["items", "a.b", "type"] and loaded.trained_tasks == ["type", "items"]
         saved, found = ({**c.to_dict(), "_name_or_path": ""} for c in (config, loaded))
         assert found == saved
@@ -47,7 +49,7 @@ def test_the_defaults_are_the_papers_model():
     assert (config.encoder_attention, config.encoder_unit, config.readout) == ("bidirectional", "event", "attentional")
     assert (config.augmentation, config.target) == ("random_prefix", "next_event")
     assert (config.num_hidden_layers, config.num_attention_heads, config.max_position_embeddings) == (3, 4, 300)
-    assert config.tie_label_embeddings and config.embedding_layer_norm
+    assert config.tie_label_embeddings and config.embedding_layer_norm and config.sampled_labels is None
     assert not (config.readout_scale or config.readout_bias)
     assert not (config.repeat_half_lives_days or config.repeat_half_lives_units)
     assert config.tasks == ["product_line", "category", "subcategory", "brand"]
@@ -74,6 +76,7 @@ def test_the_defaults_are_the_papers_model():
         ({"repeat_half_lives_units": [-1]}, "must be positive"),
         ({"repeat_network_size": 4}, "part of the repeat memory, which is off: set"),
         ({"ranking_loss_weight": -1}, "must be 0 or more, got -1"),
+        ({"sampled_labels": 0}, "at least 1, got 0: None scores all"),
         (
             {"augmentation": "all_prefixes", "encoder_attention": "causal", "encoder_unit": "visit"},
             "target='next_visit'",

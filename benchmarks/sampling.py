@@ -1,0 +1,175 @@
+#!/usr/bin/env python
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What scoring a sample of the labels (`sampled_labels`) does to losses and gradients: bias, and scatter of one draw.
+
+    python benchmarks/sampling.py --report_file benchmarks/sampling.md
+
+Two models: the checkpoint of the quickstart on its training rows, for the task of most labels, and one of the same
+shape with random weights, on random histories and --labels labels. The same batch is asked whole once, and --draws
+times with samples of each size; there is no dropout. Errors are relative to the whole loss and to the norm of its
+gradient, that of all parameters. The bias of a gradient is the root of the product of the errors of two halves' means,
+which is right on average; 0 where the product is negative. `ranked` has the ranking loss beside equation 4. Whole, it
+asks every pair of labels there; `all` are the errors of that loss as it is, which asks some.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+import modeling_mcm.modeling_mcm as forward_pass
+from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
+from modeling_mcm.data import load_prepared
+from modeling_mcm.data.collator import MCMCollator, PreparedRows
+from modeling_mcm.losses_mcm import FIRST_LABEL, prefix_ranking_loss
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+from arguments import parse_options
+from run_evaluate import text_table, write_report
+
+ROOT = Path(__file__).resolve().parents[1]
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "event_dropout_prob": 0.0}
+HEADER = [
+    "scores",
+    "loss",
+    "labels",
+    "certain",
+    "drawn",
+    "bias of the loss",
+    "one draw",
+    "of the gradient",
+    "one draw",
+]
+
+
+@dataclass
+class SamplingOptions:
+    """What is sampled, and how often."""
+
+    model: str = field(default="runs/quickstart", metadata={"help": "Checkpoint; empty for random weights alone."})
+    data: str = field(default="data/complete_journey/prepared", metadata={"help": "Its prepared data set."})
+    config: str = field(default="configuration/mcm-tiny", metadata={"help": "Shape of the model with random weights."})
+    labels: int = field(default=20_000, metadata={"help": "Labels of that model."})
+    units: int = field(default=64, metadata={"help": "Events of a random history, each a visit."})
+    batch_size: int = field(default=16, metadata={"help": "Customers."})
+    drawn: list[int] = field(default_factory=lambda: [32, 128, 512, 2048], metadata={"help": "Labels drawn."})
+    draws: int = field(default=32, metadata={"help": "Samples of each size; an even number."})
+    threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Of torch."})
+    report_file: str | None = field(default=None, metadata={"help": "Markdown file for the table."})
+
+    def __post_init__(self) -> None:
+        if self.draws < 2 or self.draws % 2:
+            raise ValueError(f"--draws {self.draws} must be even, and at least 2: its halves are compared.")
+
+
+def trained(options: SamplingOptions) -> tuple[MCMForMultiTaskRecommendation, dict[str, torch.Tensor]]:
+    """The checkpoint, to be trained on its task of most labels, and a batch of its training rows."""
+    sizes = MCMConfig.from_pretrained(options.model).label_sizes
+    largest = max(sizes, key=sizes.__getitem__)
+    model = MCMForMultiTaskRecommendation.from_pretrained(options.model, trained_tasks=[largest], **STILL)
+    collator = MCMCollator(MCMFeatureExtractor.from_pretrained(options.model), model.config)
+    rows = PreparedRows(load_prepared(options.data))
+    places = torch.linspace(0, len(rows) - 1, options.batch_size).long().tolist()
+    return model, collator(rows.__getitems__(places))
+
+
+def untrained(options: SamplingOptions) -> tuple[MCMForMultiTaskRecommendation, dict[str, torch.Tensor]]:
+    """A model with random weights and random histories."""
+    shape = json.loads((ROOT / options.config / "config.json").read_text(encoding="utf-8"))
+    del shape["model_type"]
+    of_data: dict[str, Any] = {"features": ["token_type", "item"], "tasks": ["item"]}
+    of_data["vocabulary_sizes"] = [5, options.labels + FIRST_LABEL]
+    model = MCMForMultiTaskRecommendation(MCMConfig(**shape | of_data | STILL))
+    grid = (options.batch_size, options.units)
+    items, places = (
+        torch.randint(FIRST_LABEL, options.labels + FIRST_LABEL, grid),
+        torch.arange(options.units).expand(grid),
+    )
+    batch = {"input_ids": torch.stack([torch.full(grid, 2), items], -1), "visit_ids": places}
+    batch |= {"attention_mask": torch.ones(grid, dtype=torch.long), "event_times": places.float()}
+    batch |= {"prefix_ends": places, "label_prefixes": places, "labels": items.roll(-1, 1)[..., None]}
+    return model, batch
+
+
+def loss_and_gradient(
+    model: MCMForMultiTaskRecommendation, batch: dict[str, torch.Tensor]
+) -> tuple[float, torch.Tensor]:
+    """Of one training pass; the gradient is that of all parameters, one after the other."""
+    model.zero_grad()
+    loss = model(**batch).loss
+    loss.backward()
+    return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def errors(
+    model: MCMForMultiTaskRecommendation, batch: dict[str, torch.Tensor], drawn: list[int | None], draws: int
+) -> dict[int | None, list[float]]:
+    """For each number of labels drawn: bias of the loss, its standard deviation, bias of the gradient, and the root
+    of the mean squared error of one gradient."""
+    model.train()
+    model.config.sampled_labels = None
+    every_pair = partial(prefix_ranking_loss, sampled=max(model.config.label_sizes.values()))
+    with patch.object(forward_pass, "prefix_ranking_loss", every_pair):
+        whole, gradient = loss_and_gradient(model, batch)
+    found = {}
+    for number in drawn:
+        model.config.sampled_labels = number
+        losses, squares = [], 0.0
+        halves = [torch.zeros_like(gradient), torch.zeros_like(gradient)]  # errors of their means
+        for draw in range(draws):
+            loss, estimate = loss_and_gradient(model, batch)
+            error = estimate - gradient
+            losses.append(loss / whole - 1)
+            squares += error.square().sum().item() / draws
+            halves[draw % 2] += error / (draws / 2)
+        off = torch.tensor(losses, dtype=torch.float64)
+        square_of_bias = max(0.0, (halves[0] @ halves[1]).item())
+        norm = gradient.norm().item()
+        found[number] = [off.mean().item(), off.std().item(), square_of_bias**0.5 / norm, squares**0.5 / norm]
+    return found
+
+
+def measure(options: SamplingOptions) -> list[list[str]]:
+    """Rows of text."""
+    torch.manual_seed(0)
+    table = [HEADER]
+    for scores, make in (("random", untrained), ("trained", trained)):
+        if scores == "trained" and not options.model:
+            continue
+        model, batch = make(options)
+        task = model.trained_tasks[0]
+        met, followed = batch["input_ids"][..., model.config.features.index(task)], batch["labels"]
+        ids = torch.cat([met.flatten(), followed[..., model.config.tasks.index(task)].flatten()]).unique()
+        certain, labels = int((ids >= FIRST_LABEL).sum()), model.config.label_sizes[task] - FIRST_LABEL
+        drawn = [number for number in options.drawn if certain + number < labels]
+        for loss, weight in (("equation 4", 0.0), ("ranked", 1.0)):
+            model.config.ranking_loss_weight = weight
+            found = errors(model, batch, drawn, options.draws)
+            if weight:
+                found = errors(model, batch, [None], draws=2) | found
+            for number, values in found.items():
+                shown = [f"{values[0]:+.2%}", *(f"{value:.2%}" for value in values[1:])]
+                table.append([scores, loss, f"{labels:,}", f"{certain:,}", f"{number:,}" if number else "all", *shown])
+                print(*table[-1], flush=True)
+    return table
+
+
+def main() -> None:
+    """Reads the options, measures, and writes what was asked for."""
+    (options,) = parse_options(SamplingOptions, description=__doc__)
+    torch.set_num_threads(options.threads)
+    table = measure(options)
+    caption = f"{options.batch_size} customers, {options.draws} draws of each size."
+    print(f"\n{caption}\n\n{text_table(table)}")
+    if options.report_file:
+        write_report(table, caption, Path(options.report_file))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Samples of labels: what is drawn, that the estimate is right on average, and that a step holds no more than it."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation
+from modeling_mcm.losses_mcm import FIRST_LABEL, prefix_cross_entropy, prefix_ranking_loss
+from modeling_mcm.sampling_mcm import TaskLabels
+
+LABELS, CERTAIN = 60, torch.tensor([[9, 1, 0, 41], [-100, 9, 30, 59]])
+
+
+@pytest.fixture
+def labels():
+    """All labels of a task, with vectors that name them."""
+    return TaskLabels(torch.arange(LABELS)[:, None].double(), torch.arange(LABELS), None)
+
+
+def estimate(labels, scores, number):
+    """The partition function as a sample has it."""
+    sample = labels.sample(CERTAIN, number)
+    return (scores[sample.ids] + sample.log_counts).exp()[FIRST_LABEL:].sum()
+
+
+def test_a_sample_has_the_certain_labels_and_some_of_the_others(labels):
+    sample = labels.sample(CERTAIN, 10)
+    ids, counts = sample.ids.tolist(), sample.log_counts.exp()
+    assert ids == sorted(set(ids)) and ids[:FIRST_LABEL] == [0, 1]
+    assert {9, 30, 41, 59} < set(ids) and len(ids) == FIRST_LABEL + 4 + 10
+    certain = torch.isin(sample.ids, torch.tensor([0, 1, 9, 30, 41, 59]))
+    assert (counts[certain] == 1).all() and counts[~certain].sum().item() == pytest.approx(LABELS - FIRST_LABEL - 4)
+    assert sample.vectors[:, 0].tolist() == sample.bias.tolist() == ids
+    places = sample.places(CERTAIN)
+    assert sample.ids[places[CERTAIN >= FIRST_LABEL]].tolist() == [9, 41, 9, 30, 59]
+    assert (places[CERTAIN < FIRST_LABEL] < FIRST_LABEL).all()
+
+
+@pytest.mark.parametrize("number", [54, 1000])
+def test_a_task_with_no_more_others_is_scored_whole(labels, number):
+    sample = labels.sample(CERTAIN, number)
+    assert sample is labels and sample.ids is None and torch.equal(sample.places(CERTAIN), CERTAIN)
+    assert labels.sample(CERTAIN, 53).ids is not None
+
+
+@pytest.mark.parametrize("number", [1, 7, 53])
+def test_the_partition_function_is_right_on_average(labels, number, monkeypatch):
+    """Over every place that each stratum's draw may fall on; the sizes of the strata divide `steps`."""
+    torch.manual_seed(0)
+    scores, steps = 3 * torch.randn(LABELS, dtype=torch.float64), 54 * 7 * 8
+    found = []
+    for step in range(steps):
+        monkeypatch.setattr(torch, "rand", lambda size, device, step=step: torch.full((size,), (step + 0.5) / steps))
+        found.append(estimate(labels, scores, number))
+    assert torch.stack(found).mean().item() == pytest.approx(scores[FIRST_LABEL:].exp().sum().item(), rel=1e-6)
+    assert torch.stack(found).std() > 0
+
+
+def test_every_other_label_is_drawn_as_often_as_it_is_to(labels):
+    torch.manual_seed(0)
+    draws, number = 4000, 8
+    total = torch.zeros(LABELS)
+    for _ in range(draws):
+        sample = labels.sample(CERTAIN, number)
+        total[sample.ids] += sample.log_counts.exp() / draws
+    # a label of a stratum of 7 is drawn in a seventh of the draws, give or take 4 standard deviations
+    assert (total - 1).abs().max() < 4 * (6 / draws) ** 0.5
+
+
+def test_the_ranking_loss_counts_a_drawn_label_as_those_that_it_stands_for():
+    torch.manual_seed(0)
+    scores, labels = torch.randn(30, 1, 12), torch.randint(2, 6, (30, 2))
+    scores[..., :6] += 8  # the first places are those of labels that stand for themselves
+    twins = torch.cat([scores, scores[..., 6:]], -1)  # each label from 6 on twice
+    log_counts = torch.tensor([1.0] * 6 + [2.0] * 6).log()
+    for loss, every in ((prefix_cross_entropy, {}), (prefix_ranking_loss, {"places": 4, "sampled": 100})):
+        expected = loss(twins, labels, **every).item()
+        assert loss(scores, labels, log_counts=log_counts, **every).item() == pytest.approx(expected, rel=1e-5)
+        assert loss(scores, labels, **every).item() != pytest.approx(expected, rel=1e-4)
+
+
+def test_what_is_below_a_drawn_label_is_below_all_that_it_stands_for():
+    """40 labels fill the first places, so where the others stand below them costs nothing."""
+    scores = torch.tensor([[[0.0, 0, 5, 4, 3, 2, 1]]], requires_grad=True)
+    for count, paid in ((1.0, [2, 3, 4, 5, 6]), (40.0, [2, 4])):
+        log_counts = torch.tensor([1.0, 1, count, 1, 1, 1, 1]).log()
+        loss = prefix_ranking_loss(scores, torch.tensor([[4]]), log_counts=log_counts)
+        (gradient,) = torch.autograd.grad(loss, scores)
+        assert gradient[0, 0].nonzero()[:, 0].tolist() == paid
+
+
+# --------------------------------------------------------------------------------------------------------- the model
+
+
+def make(items=200, extended=True, **changes):
+    """A model without dropout whose every parameter has a say."""
+    from conftest import EXTENDED
+
+    torch.manual_seed(0)
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    data = {"features": ["token_type", "item"], "vocabulary_sizes": [5, items], "tasks": ["item", "token_type"]}
+    config = MCMConfig(**data | shape | no_dropout | (EXTENDED if extended else {}) | changes)
+    model = MCMForMultiTaskRecommendation(config).train()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        for table in [*model.model.embeddings.events.feature_tables, *model.label_tables]:
+            table.weight[0] = 0
+    return model
+
+
+def make_batch(items=200):
+    """Four customers, six visits of one event each, and a label after every visit."""
+    torch.manual_seed(1)
+    grid = (4, 6)
+    met = torch.randint(2, items, grid)
+    places = torch.arange(6).expand(grid)
+    label = torch.randint(2, items, grid)
+    label[0, 1], label[3] = 1, -100
+    return {
+        "input_ids": torch.stack([torch.randint(2, 5, grid), met], -1),
+        "attention_mask": torch.ones(grid, dtype=torch.long),
+        "visit_ids": places,
+        "event_times": 3.0 * places,
+        "prefix_ends": places,
+        "label_prefixes": places,
+        "labels": torch.stack([label, label.clamp(max=4)], -1),
+    }
+
+
+def end_of_the_history(batch):
+    """The same with the last label alone, asked from the whole history."""
+    return {**batch, "labels": batch["labels"][:, -1:], "prefix_ends": None, "label_prefixes": None}
+
+
+def step(model, batch):
+    """The losses, and the gradients by name, of one pass."""
+    model.zero_grad()
+    output = model(**batch)
+    output.loss.backward()
+    return output.task_losses, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_label_embeddings": False}, {"extended": False}], ids=str)
+@pytest.mark.parametrize("one_prefix", [False, True], ids=["all prefixes", "one prefix"])
+def test_rows_picked_out_give_the_losses_and_gradients_of_the_whole_tables(changes, one_prefix, monkeypatch):
+    batch = make_batch()
+    if one_prefix or "extended" in changes:
+        batch = end_of_the_history(batch)
+    model = make(**changes)
+    whole = step(model, batch)
+    close(step(make(sampled_labels=1000, **changes), batch), whole)
+
+    def all_of_them(labels, certain, number):
+        ids = torch.arange(len(labels.vectors))
+        memory = labels.memory and tuple(table.index_select(0, ids) for table in labels.memory)
+        bias = None if labels.bias is None else labels.bias.index_select(0, ids)
+        return TaskLabels(labels.vectors.index_select(0, ids), bias, memory, ids, torch.zeros(len(ids)))
+
+    monkeypatch.setattr(TaskLabels, "sample", all_of_them)
+    close(step(make(sampled_labels=8, **changes), batch), whole)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_labels_that_have_no_chance_need_not_be_drawn(tied):
+    """Then the loss is that of the certain ones, wherever these stand; in training alone labels are sampled."""
+    batch = make_batch()
+    models = [make(ranking_loss_weight=0, tie_label_embeddings=tied, sampled_labels=n) for n in (None, 8)]
+    certain = torch.cat([batch["input_ids"][..., 1], batch["labels"][..., 0]]).unique()
+    for model in models:
+        with torch.no_grad():
+            other = torch.ones(200, dtype=torch.bool)
+            other[certain.clamp(min=0)] = False
+            model.readout_bias[0][other] = -1e4
+    assert other.sum() > 100
+    whole, sampled = (step(model, batch) for model in models)
+    close(sampled, whole)
+    everything = [model.eval()(**batch) for model in models]
+    assert everything[1].logits["item"].shape == (4, 6, 200)
+    close(everything[1].loss, everything[0].loss)
+
+
+def test_losses_and_gradients_are_near_those_of_all_labels_on_average():
+    batch = make_batch()
+    expected, gradients = step(make(ranking_loss_weight=0), batch)
+    model = make(ranking_loss_weight=0, sampled_labels=32)
+    steps = [step(model, batch) for _ in range(60)]
+    losses = torch.stack([losses["item"] for losses, _ in steps])
+    assert losses.std() > 1e-3 and abs(losses.mean() - expected["item"]) < 0.03 * expected["item"]
+    for name, gradient in gradients.items():
+        mean = torch.stack([found[name] for _, found in steps]).mean(0)
+        assert (mean - gradient).norm() < 0.2 * gradient.norm() + 1e-6, name
+    assert all(losses["token_type"] == expected["token_type"] for losses, _ in steps)  # few labels: scored whole
+
+
+def test_gradients_reach_the_scored_labels_alone():
+    model, batch = make(sampled_labels=8, tie_label_embeddings=False), make_batch()
+    _, gradients = step(model, batch)
+    touched = gradients["label_tables.0.weight"].any(1).nonzero()[:, 0]
+    certain = torch.cat([batch["input_ids"][..., 1], batch["labels"][..., 0]]).clamp(min=0).unique()
+    certain = certain[certain >= FIRST_LABEL]
+    assert torch.isin(certain, touched).all() and len(touched) == len(certain) + 8
+
+
+def test_draws_come_from_torchs_generator_whatever_the_parts(monkeypatch):
+    """The same state gives the same sample, so a resumed run goes on as it would have; another state another one."""
+    model, batch = make(sampled_labels=8), make_batch()
+    state = torch.get_rng_state()
+    first, second = step(model, batch), step(model, batch)
+    assert abs(first[0]["item"] - second[0]["item"]) > 1e-4
+    for most in (2**21, 1):
+        monkeypatch.setattr("modeling_mcm.modeling_mcm.PART_ELEMENTS", (most, most))
+        torch.set_rng_state(state)
+        close([step(model, batch), step(model, batch)], [first, second])
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_a_batch_is_overfitted_with_samples(extended):
+    model, batch = make(extended=extended, sampled_labels=16), make_batch()
+    if not extended:
+        batch = end_of_the_history(batch)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    before = model.eval()(**batch).task_losses["item"]
+    model.train()
+    for _ in range(150):
+        step(model, batch)
+        optimizer.step()
+    after = model.eval()(**batch).task_losses["item"]  # against all labels
+    assert after < (0.3 if extended else 0.1) * before
+
+
+class Shapes(TorchDispatchMode):
+    """The shapes of all tensors that are made, forward and backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.seen |= {tuple(value.shape) for value in tree_leaves(result) if isinstance(value, torch.Tensor)}
+        return result
+
+
+def test_a_million_labels_take_no_scores_of_a_million():
+    """Of what a step makes, only gradients of tables have a million rows; nothing else is larger than the sample."""
+    many = 1_000_000
+    batch = make_batch(many)
+    with Shapes() as all_labels:
+        step(make(many, sampled_labels=None, repeat_network_size=0), {n: v[:1, :2] for n, v in batch.items()})
+    assert any(shape[-1] == many and len(shape) > 1 for shape in all_labels.seen if shape)
+    model = make(many, sampled_labels=512)
+    with Shapes() as shapes:
+        losses, _ = step(model, batch)
+    assert losses["item"].isfinite()
+    tables = {tuple(parameter.shape) for parameter in model.parameters() if len(parameter) == many}
+    assert len(tables) == 4
+    sampled = FIRST_LABEL + 48 + 512
+    assert max(torch.Size(shape).numel() for shape in shapes.seen - tables) <= sampled * 32  # vectors; scores: 4 * 6
