@@ -57,6 +57,15 @@ def test_the_floor_counts_the_arithmetic_of_the_encoder(benchmark):
     assert counter.get_total_flops() == benchmark("floor").encoder_flops(2, 16, 24, 11)
 
 
+def test_a_sample_that_is_all_labels_has_no_error(benchmark):
+    module = benchmark("sampling")
+    model, batch = module.untrained(module.SamplingOptions(labels=90, units=3, batch_size=2))
+    model.config.ranking_loss_weight = 0.0
+    found = module.errors(model, batch, [8, 90], draws=4)
+    assert found[90] == pytest.approx([0.0] * 4, abs=1e-6)
+    assert found[8][1] > 1e-4 and found[8][3] > 1e-3
+
+
 @pytest.mark.parametrize(
     ("name", "options", "lines"),
     [
@@ -75,6 +84,25 @@ def test_the_floor_counts_the_arithmetic_of_the_encoder(benchmark):
             ["customers from 40  preparing", "units from 4       seconds", "labels from 20     times the floor"],
         ),
         ("scale", ["--events", "20000"], ["events      ", "10,000,000,000, projected"]),
+        (
+            "sampling",
+            [
+                "--model",
+                "",
+                "--labels",
+                "90",
+                "--units",
+                "3",
+                "--batch_size",
+                "2",
+                "--draws",
+                "2",
+                "--drawn",
+                "8",
+                "85",
+            ],
+            ["scores  loss", "random  equation 4  90 "],
+        ),
         ("floor", ["--batch_size", "1", "--threads", "1"], ["training step", "scoring a customer", "machine"]),
     ],
 )
