@@ -23,11 +23,10 @@ from unittest.mock import patch
 
 import torch
 
-import modeling_mcm.modeling_mcm as forward_pass
-from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
+from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, losses_mcm
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
-from modeling_mcm.losses_mcm import FIRST_LABEL, prefix_ranking_loss
+from modeling_mcm.losses_mcm import FIRST_LABEL, RankingPairs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from arguments import parse_options
@@ -114,8 +113,8 @@ def errors(
     of the mean squared error of one gradient."""
     model.train()
     model.config.sampled_labels = None
-    every_pair = partial(prefix_ranking_loss, sampled=max(model.config.label_sizes.values()))
-    with patch.object(forward_pass, "prefix_ranking_loss", every_pair):
+    every_pair = partial(RankingPairs, sampled=max(model.config.label_sizes.values()))
+    with patch.object(losses_mcm, "RankingPairs", every_pair):
         whole, gradient = loss_and_gradient(model, batch)
     found = {}
     for number in drawn:
