@@ -82,6 +82,18 @@ def test_the_ranking_loss_counts_a_drawn_label_as_those_that_it_stands_for():
         assert loss(scores, labels, **every).item() != pytest.approx(expected, rel=1e-4)
 
 
+def test_the_gradient_on_a_sample_is_that_of_its_loss():
+    torch.manual_seed(0)
+    scores = torch.randn(3, 2, 9, dtype=torch.float64, requires_grad=True)
+    labels, prefixes = torch.randint(0, 5, (3, 4)), torch.randint(0, 2, (3, 4))
+    log_counts = torch.tensor([1.0, 1, 1, 1, 1, 3, 7, 20, 100], dtype=torch.float64).log()
+    found = prefix_cross_entropy(scores, labels, prefixes, log_counts=log_counts)
+    assert found.item() == pytest.approx(prefix_cross_entropy(scores + log_counts, labels, prefixes).item())
+    assert torch.autograd.gradcheck(
+        lambda scores: prefix_cross_entropy(scores, labels, prefixes, log_counts=log_counts), scores
+    )
+
+
 def test_what_is_below_a_drawn_label_is_below_all_that_it_stands_for():
     """40 labels fill the first places, so where the others stand below them costs nothing."""
     scores = torch.tensor([[[0.0, 0, 5, 4, 3, 2, 1]]], requires_grad=True)
@@ -220,6 +232,19 @@ def test_draws_come_from_torchs_generator_whatever_the_parts(monkeypatch):
         monkeypatch.setattr("modeling_mcm.modeling_mcm.PART_ELEMENTS", (most, most))
         torch.set_rng_state(state)
         close([step(model, batch), step(model, batch)], [first, second])
+
+
+@pytest.mark.parametrize("way", ["bfloat16", "autocast"])
+def test_half_precision_stays_near(way):
+    batch, model = make_batch(), make(sampled_labels=16)
+    state = torch.get_rng_state()
+    expected, _ = step(model, batch)
+    model = model.bfloat16() if way == "bfloat16" else model
+    torch.set_rng_state(state)
+    with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+        losses, gradients = step(model, batch)
+    assert losses["item"].item() == pytest.approx(expected["item"].item(), rel=0.05)
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
 
 
 @pytest.mark.parametrize("extended", [False, True])
