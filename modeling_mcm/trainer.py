@@ -201,6 +201,18 @@ class MCMTrainer(Trainer):
             self.weight_average = None
         return result
 
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.is_fsdp_enabled:
+            return super()._prepare_for_training(*args, **kwargs)
+        # accelerate shards the input embeddings apart from the rest, whole only while they run; the readout reads their
+        # tables after that, so they have to stay with the root
+        model: Any = self.model
+        model.get_input_embeddings = lambda: None
+        try:
+            return super()._prepare_for_training(*args, **kwargs)
+        finally:
+            del model.get_input_embeddings
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if not self.control.should_training_stop:  # a run that was ended early and is started again
             super()._run_epoch(*args, **kwargs)
