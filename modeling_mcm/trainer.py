@@ -21,7 +21,6 @@ import torch
 from safetensors import SafetensorError
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, PreTrainedModel, Trainer
-from transformers.trainer_utils import rotate_checkpoints
 
 from modeling_mcm.callbacks import EarlyStopping, EpochCallback, SameRun, TrainingClock, WeightAverage
 from modeling_mcm.data.collator import LengthGroupedSampler, MCMCollator
@@ -106,9 +105,10 @@ class MCMTrainer(Trainer):
         if patience is not None:
             self.add_callback(EarlyStopping(patience))
         facts: dict[str, Any] = {"data": data_version, "seed": self.args.seed, "batch size": self._group_size}
+        facts["streaming"] = None
         if isinstance(self.train_dataset, StreamedRows):
             order = self._streamed_order(self.train_dataset)
-            facts |= {"streaming": [order.parts, order.turns, order.window]}
+            facts["streaming"] = [order.parts, order.turns, order.window]
         self.add_callback(SameRun(facts))
 
     @property
@@ -136,8 +136,18 @@ class MCMTrainer(Trainer):
 
         Processes and accumulated batches are averaged as if they had as many customers each. The last batches of an
         epoch have not, and accelerate fills them up with customers of the first; those are cut off again.
+
+        Raises:
+            RuntimeError: a worker was killed.
         """
-        samples, number = super().get_batch_samples(*args, **kwargs)
+        try:
+            samples, number = super().get_batch_samples(*args, **kwargs)
+        except (ConnectionError, EOFError) as error:  # where torch does not say so itself
+            raise RuntimeError(
+                f"A DataLoader worker was killed while it handed over a batch ({error!r}), most often for want of "
+                "memory: have fewer (dataloader_num_workers), or a smaller window of streaming. Started again, the "
+                "run goes on from its last checkpoint."
+            ) from error
         batch, processes = self.args.train_batch_size, self.args.world_size
         loader = self.accelerator.gradient_state
         last = loader.remainder if loader.end_of_dataloader and loader.remainder > 0 else batch * processes
@@ -204,8 +214,8 @@ class MCMTrainer(Trainer):
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         if not self.is_fsdp_enabled:
             return super()._prepare_for_training(*args, **kwargs)
-        # accelerate shards the input embeddings apart from the rest, whole only while they run; the readout reads their
-        # tables after that, so they have to stay with the root
+        # accelerate shards the input embeddings apart from the rest, whole only while they run; the readout reads
+        # their tables after that, so they have to stay with the root
         model: Any = self.model
         model.get_input_embeddings = lambda: None
         try:
@@ -261,10 +271,12 @@ class MCMTrainer(Trainer):
                 self._is_saving = True
                 super()._save_checkpoint(model, trial)
             except (OSError, RuntimeError, SafetensorError) as error:
+                free = shutil.disk_usage(folder).free
                 shutil.rmtree(folder / INCOMPLETE, ignore_errors=True)
                 raise OSError(
-                    f"{folder / name} can't be written ({error}); checkpoints before it are whole. Make room on the "
-                    "disk, or keep fewer (save_total_limit), and start the run again: it goes on from the last one."
+                    f"{folder / name} can't be written ({error}; {free:,} bytes are free); checkpoints before it are "
+                    "whole. Make room on the disk, or keep fewer (save_total_limit), and start the run again: it goes "
+                    "on from the last one."
                 ) from error
             finally:
                 self._is_saving = False
@@ -274,10 +286,17 @@ class MCMTrainer(Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(folder / INCOMPLETE / name / "trainer_state.json"))
                 settle(folder / INCOMPLETE / name, folder / name)
-                rotate_checkpoints(
-                    str(folder), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
-                )
+                self._drop_old_checkpoints(folder, name)
             self.accelerator.wait_for_everyone()
+
+    def _drop_old_checkpoints(self, folder: Path, newest: str) -> None:
+        """Keeps `save_total_limit` checkpoints, the newest and the best among them; none is ever there in part."""
+        kept = {newest, Path(self.state.best_model_checkpoint or newest).name}
+        others = [path for path in checkpoints(folder) if path.name not in kept]
+        limit = self.args.save_total_limit or 0
+        for path in others[: max(len(others) + len(kept) - limit, 0)] if limit > 0 else ():
+            path.rename(folder / INCOMPLETE / path.name)
+        shutil.rmtree(folder / INCOMPLETE)
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         share = inputs.pop("share", 1.0)
@@ -335,7 +354,17 @@ def settle(written: Path, place: Path) -> None:
     if place.exists():
         place.rename(written.with_name(f"{written.name}-before"))
     written.rename(place)
-    shutil.rmtree(written.parent)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint folder, by its name."""
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """The checkpoint folders, by step."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit()]
+    return sorted(found, key=step_of)
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> tuple[str | None, list[str]]:
@@ -345,8 +374,7 @@ def last_whole_checkpoint(output_dir: str | Path) -> tuple[str | None, list[str]
     no JSON.
     """
     broken = []
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit()]
-    for folder in sorted(folders, key=lambda path: -int(path.name.rsplit("-", 1)[1])):
+    for folder in reversed(checkpoints(output_dir)):
         try:
             json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
