@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -149,8 +149,9 @@ class MCMTrainer(Trainer):
                 "run goes on from its last checkpoint."
             ) from error
         batch, processes = self.args.train_batch_size, self.args.world_size
-        loader = self.accelerator.gradient_state
-        last = loader.remainder if loader.end_of_dataloader and loader.remainder > 0 else batch * processes
+        last = batch * processes
+        if self.accelerator.gradient_state.end_of_dataloader and not self.args.dataloader_drop_last:
+            last = len(cast(Sized, self.train_dataset)) % last or last
         total = batch * processes * (len(samples) - 1) + last
         own = [batch] * (len(samples) - 1) + [min(max(last - batch * self.args.process_index, 0), batch)]
         cut = [
@@ -245,7 +246,7 @@ class MCMTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        if self.weight_average is not None:  # a checkpoint: a resume needs the weights and their average
+        if self.weight_average is not None and self.args.should_save:  # a resume needs weights and average
             self.weight_average.save(str(output_dir or self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

@@ -66,6 +66,11 @@ def test_the_floor_counts_the_arithmetic_of_the_encoder(benchmark):
             ["--customers", "40", "--units", "4", "--labels", "20", "--batch_size", "2", "--doublings", "1"],
             ["customers from 40  preparing", "units from 4       seconds", "labels from 20     gigabytes"],
         ),
+        (
+            "streaming",
+            ["--customers", "30", "--doublings", "1", "--rows_per_shard", "8"],
+            ["Memory above the start", "streamed    3", "streamed    6", "Arrow copy  3", "Arrow copy  6"],
+        ),
         ("floor", ["--batch_size", "1", "--threads", "1"], ["training step", "scoring a customer", "machine"]),
     ],
 )

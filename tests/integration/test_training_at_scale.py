@@ -142,6 +142,31 @@ def test_a_killed_worker_ends_the_run_which_goes_on_when_started_again(options, 
     assert_same_end(folder, undisturbed)
 
 
+def test_two_processes_of_which_one_is_killed_go_on_together(options, tmp_path):
+    """In the middle of an epoch, whose last step is of two customers for one process and of none for the other."""
+
+    def chosen(folder):
+        return [options(folder, "per_device_train_batch_size", 2, "save_total_limit", 100)] * 2
+
+    for process in forked_runs.start_two(chosen(tmp_path / "undisturbed"), tmp_path / "log"):
+        forked_runs.finish(process, log=tmp_path / "log.0")
+    folder = tmp_path / "run"
+    processes = forked_runs.start_two(chosen(folder), tmp_path / "first")
+    wait_for(lambda: (folder / "checkpoint-4").exists())
+    os.kill(processes[1].pid, signal.SIGKILL)
+    for process in processes:
+        process.join(60)
+        assert process.exitcode not in (0, None)
+    newest, broken = last_whole_checkpoint(folder)
+    assert newest and not broken
+    for later in folder.glob("checkpoint-*"):
+        if later.name not in ("checkpoint-2", "checkpoint-4"):
+            shutil.rmtree(later)
+    for process in forked_runs.start_two(chosen(folder), tmp_path / "again"):
+        forked_runs.finish(process, log=tmp_path / "again.0")
+    assert_same_end(folder, tmp_path / "undisturbed")
+
+
 # -------------------------------------------------------------------------------------------------- disks and shards
 
 

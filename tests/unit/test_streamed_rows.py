@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import synthetic_log
 import torch
-from accelerate.data_loader import BatchSamplerShard
-from torch.utils.data import BatchSampler
+from accelerate.data_loader import BatchSamplerShard, skip_first_batches
+from torch.utils.data import BatchSampler, DataLoader
 
 from modeling_mcm.data import PreparedManifest, load_prepared
 from modeling_mcm.data.collator import PreparedRows
@@ -71,6 +71,54 @@ def test_a_streamed_row_is_the_prepared_row(data, tmp_path):
     same(streamed[7], prepared[7])
     assert streamed.column("validation_end").tolist() == prepared.rows.with_format(None)["validation_end"][:]
     assert set(StreamedRows(data, columns=["times"])[0]) == {"row", "times"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_skips_without_reading(data, workers, monkeypatch):
+    rows = StreamedRows(data)
+    rows.keep(np.arange(CUSTOMERS), np.ones(CUSTOMERS))
+    rows.held_shards = 4
+    order = StreamedOrder(rows, 2, 1, max(1, workers), 2, 0, torch.tensor(0))
+    loader = DataLoader(rows, batch_size=2, sampler=order, num_workers=workers, collate_fn=lambda batch: batch)
+    whole = [[row["row"] for row in batch] for batch in loader]
+    assert sorted(sum(whole, [])) == list(range(CUSTOMERS))
+    late = StreamedRows(data)
+    late.keep(rows.indices, rows.lengths)
+    needed = {row // ROWS_PER_SHARD for batch in whole[12:] for row in batch}
+    read = late._read
+    monkeypatch.setattr(late, "_read", lambda shard: read(shard) if shard in needed else pytest.fail(f"read {shard}"))
+    resumed = DataLoader(late, batch_size=2, sampler=order, num_workers=workers, collate_fn=lambda batch: batch)
+    found = [[row["row"] for row in batch] for batch in skip_first_batches(resumed, 12)]
+    assert found == whole[12:] and len(needed) < 8
+
+
+def test_memory_does_not_grow_with_the_data_nor_over_an_epoch(tmp_path):
+    """Arrow's, which holds the shards, counted after every batch; the second data set has four times the shards."""
+    most = []
+    for shards in (10, 40):
+        values = pa.array(np.arange(shards * 8 * 5000, dtype=np.int32))
+        offsets = pa.array(np.arange(0, len(values) + 1, 5000, dtype=np.int32))
+        table = pa.table({"times": pa.ListArray.from_arrays(offsets, values)})
+        folder = tmp_path / str(shards)
+        folder.mkdir()
+        entries = []
+        for number in range(shards):
+            path = folder / f"{number}.parquet"
+            pq.write_table(table.slice(8 * number, 8), path)
+            entries.append({"file": path.name, "rows": 8, "bytes": path.stat().st_size, "sha256": sha256_of(path)})
+        PreparedManifest({}, {}, {}, {}, {}, {}, entries).save(folder)
+        rows = StreamedRows(folder, held_shards=4)
+        rows.keep(rows.indices, np.ones(len(rows)))
+        del table, values, offsets
+        before, seen = pa.total_allocated_bytes(), []
+        for batch in BatchSampler(StreamedOrder(rows, 4, 1, 1, 2, 0, torch.tensor(0)), 4, False):
+            rows.__getitems__(batch)
+            seen.append(pa.total_allocated_bytes() - before)
+        assert 4 * 8 * 5000 * 4 * 0.9 < max(seen) < 5 * 8 * 5000 * 4 * 1.1  # the shards that are held, and one
+        most.append(max(seen))
+        half = len(seen) // 2
+        assert max(seen[half:]) < 1.2 * max(seen[:half])
+    assert most[1] < 1.2 * most[0]
 
 
 # -------------------------------------------------------------------------------------------------------- the order
