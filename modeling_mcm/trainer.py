@@ -98,9 +98,7 @@ class MCMTrainer(Trainer):
         )
         if self.weight_average is not None:
             if self.is_fsdp_enabled:
-                raise ValueError(
-                    "ema_decay was found with FSDP, which keeps no whole weights to average; leave it out."
-                )
+                raise ValueError("Found ema_decay with FSDP, which keeps no whole weights; leave it out.")
             self.add_callback(self.weight_average)
         if patience is not None:
             self.add_callback(EarlyStopping(patience))
