@@ -179,11 +179,7 @@ class SameRun(TrainerCallback):
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """The Trainer's early stopping, whose patience is also that of a resumed run; a run that it ended stays ended.
-
-    Args:
-        early_stopping_patience: evaluations in a row without a better `metric_for_best_model`, after which it ends.
-    """
+    """The Trainer's early stopping, whose patience is also that of a resumed run; a run that it ended stays ended."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
