@@ -15,7 +15,7 @@ test: $(VENV)/test.done  ## everything that takes seconds; no GPU
 
 test-slow: conformance test-oldest  ## what takes minutes, and downloads
 
-conformance: $(VENV)/test.done  ## transformers' own tests of a model, from its source distribution
+conformance: $(VENV)/test.done  ## transformers' own tests of a model, from its source distribution; ours that take minutes
 	$(RUN)/python -m pytest -m slow
 
 test-oldest:  ## the tests with the oldest versions of what setup.py always installs, in .venv-oldest; downloads some gigabytes

@@ -1,161 +1,38 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The Hugging Face Trainer with the five things that MCM adds: rows grouped by length in an order that depends on
-(seed, epoch) alone, the epoch told to the collator, losses and ranks by task in the logs, a clock that can bound the
-training, and checkpoints told from halves of checkpoints.
+"""The Hugging Face Trainer with what MCM adds: rows grouped by length in an order that depends on (seed, epoch) alone,
+the epoch told to the collator, every customer of a step weighed alike on any number of processes, losses and ranks by
+task in the logs, a clock that can bound the training, and checkpoints that are there whole or not at all.
 
 Import it as `modeling_mcm.trainer`: inference does not need it.
 """
 
 import json
-import math
-import time
+import os
+import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from safetensors import SafetensorError
 from torch.utils.data import Sampler
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel, Trainer
 
+from modeling_mcm.callbacks import EarlyStopping, EpochCallback, SameRun, TrainingClock, WeightAverage
 from modeling_mcm.data.collator import LengthGroupedSampler, MCMCollator
+from modeling_mcm.data.streaming import StreamedOrder, StreamedRows
 from modeling_mcm.evaluation.metrics import FIRST_LABEL
 from modeling_mcm.evaluation.streaming import StreamingMetrics, ranks_from_logits
 
+INCOMPLETE = "_incomplete"  # folder in output_dir where a checkpoint is while it is written
+# What is compared for early stopping and the best model: the mean over the trained tasks.
+BEST_METRIC = "next_visit_ndcg@10"
 # Scalars on a logarithm or on all of a task's scores: steps that suit a matrix would leave them where they started.
 FAST_PARAMETERS = ("log_half_life", "log_sensitivity", "memory_gain", "rarity_weight", "readout_scale")
-
-
-class EpochCallback(TrainerCallback):
-    """Tells the training collator which epoch it is, also after a resume."""
-
-    def __init__(self, collator: MCMCollator):
-        self.collator = collator
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.collator.epoch.fill_(int((state.epoch or 0) + 1e-6))  # a resume may start inside an epoch
-
-
-class TrainingClock(TrainerCallback):
-    """Seconds of training and targets seen; neither evaluation nor saving counts. With a limit it ends the training.
-
-    A run under a limit takes as many steps as its machine manages, so it can't be resumed to the same end and is
-    refused. Any other run goes on counting where its checkpoint stood.
-
-    Args:
-        total: sums a tensor over the processes, so that all of them read the same time and stop at the same step.
-        max_seconds: training ends with the first step that reaches it; `None` for no limit.
-
-    Attributes:
-        seconds: of training so far, from reading a batch to the optimizer's step; the mean over the processes.
-        targets: labels of trained tasks that losses were computed on so far, in all processes.
-    """
-
-    STATE = "training_clock"
-
-    def __init__(self, total: Callable[[torch.Tensor], torch.Tensor], max_seconds: float | None = None):
-        if max_seconds is not None and not max_seconds > 0:
-            raise ValueError(f"Found max_seconds = {max_seconds}; expected a positive number of seconds, or none.")
-        self.total, self.max_seconds = total, max_seconds
-        self.seconds, self.targets = 0.0, 0
-        self._new_targets: list[torch.Tensor] = []
-        self._passed, self._since = 0.0, time.perf_counter()
-
-    def see(self, targets: torch.Tensor) -> None:
-        """Counts targets, a scalar, of the step that runs."""
-        self._new_targets.append(targets)
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """What happens inside takes no time."""
-        self._passed += time.perf_counter() - self._since
-        try:
-            yield
-        finally:
-            self._since = time.perf_counter()
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        earlier = state.stateful_callbacks.get(self.STATE, {}) if state.global_step else {}
-        limit = earlier.get("max_seconds") or self.max_seconds
-        if state.global_step and limit is not None:
-            raise ValueError(
-                f"A run bounded to {limit:g} seconds was found at step {state.global_step}; such a run can't be "
-                "resumed, because its learning rate and its end depend on the clock. Start anew in another output_dir."
-            )
-        self.seconds, self.targets = earlier.get("seconds", 0.0), earlier.get("targets", 0)
-        self._new_targets.clear()
-        self._passed, self._since = 0.0, time.perf_counter()
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        now = time.perf_counter()
-        targets = torch.stack(self._new_targets).sum()
-        added = self.total(torch.tensor([self._passed + now - self._since, targets.item()], device=targets.device))
-        self.seconds += added[0].item() / args.world_size
-        self.targets += int(added[1].item())
-        self._new_targets.clear()
-        self._passed, self._since = 0.0, now
-        state.stateful_callbacks[self.STATE] = {
-            "seconds": self.seconds,
-            "targets": self.targets,
-            "max_seconds": self.max_seconds,
-        }
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.max_seconds is not None and self.seconds >= self.max_seconds:
-            control.should_training_stop = control.should_log = True
-
-    def cosine(self, warmup: float) -> float:
-        """Factor on the learning rate: from 0 to 1 in the share `warmup` of the limit, then along a cosine to 0."""
-        passed = min(self.seconds / (self.max_seconds or math.inf), 1.0)
-        if passed < warmup:
-            return passed / warmup
-        return 0.5 * (1.0 + math.cos(math.pi * (passed - warmup) / (1.0 - warmup)))
-
-
-class WeightAverage(TrainerCallback):
-    """Exponential moving average of the weights: what a constant learning rate jitters about. It changes no step.
-
-    Args:
-        model: whose weights are averaged.
-        decay: share of the average that a step keeps, under 1; the first steps keep less, (1 + n) / (10 + n).
-    """
-
-    FILE = "average.safetensors"
-
-    def __init__(self, model: torch.nn.Module, decay: float):
-        if not 0 < decay < 1:
-            raise ValueError(f"Found ema_decay = {decay}; expected a number between 0 and 1, or none for no average.")
-        self.decay, self.model = decay, model
-        self.average = AveragedModel(model, multi_avg_fn=self._average)
-
-    def _average(self, averaged, current, seen):
-        decay = min(self.decay, (1 + int(seen)) / (10 + int(seen)))
-        get_ema_multi_avg_fn(decay)(averaged, current, seen)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.average.update_parameters(self.model)
-
-    def swap(self) -> None:
-        """The model gets the average, the average the model's weights; a second call undoes the first."""
-        for own, averaged in zip(self.model.parameters(), self.average.module.parameters(), strict=True):
-            own.data, averaged.data = averaged.data, own.data
-
-    def save(self, folder: str | Path) -> None:
-        save_file(self.average.state_dict(), Path(folder, self.FILE))
-
-    def load(self, folder: str | Path) -> None:
-        path = Path(folder, self.FILE)
-        if not path.is_file():
-            raise ValueError(
-                f"{folder} has no {self.FILE}: its run kept no average of the weights. Resume it without ema_decay, "
-                "or start anew in another output_dir."
-            )
-        self.average.load_state_dict(load_file(path))
 
 
 class MCMTrainer(Trainer):
@@ -170,7 +47,16 @@ class MCMTrainer(Trainer):
         ema_decay: of the average of the weights, which is what is evaluated and what training ends with; `None` for
             none. See `WeightAverage`.
         max_seconds: of training; then the learning rate follows the clock instead of the steps. See `TrainingClock`.
-        kwargs: as for `Trainer`; `train_dataset` is a `PreparedRows` with lengths.
+        patience: evaluations without a better `metric_for_best_model` after which training ends; `None` for no such
+            end.
+        data_version: what a resumed run and all processes must agree on, such as a digest of the data's manifest.
+        window: of a streamed order, in shards. See `StreamedOrder`.
+        lanes: parts and turns of a streamed order; by default one part for each process and accumulated batch, and
+            one turn for each worker.
+        kwargs: as for `Trainer`; `train_dataset` is a `PreparedRows` or a `StreamedRows` with lengths.
+
+    Raises:
+        ValueError: options that do not go together.
     """
 
     def __init__(
@@ -183,8 +69,13 @@ class MCMTrainer(Trainer):
         scalar_lr_factor: float = 20.0,
         ema_decay: float | None = None,
         max_seconds: float | None = None,
+        patience: int | None = None,
+        data_version: str | None = None,
+        window: int = 4,
+        lanes: Sequence[int] | None = None,
         **kwargs: Any,
     ):
+        self.window, self.lanes, self._is_saving = window, lanes, False
         self.eval_collator, self.scalar_lr_factor = eval_collator, scalar_lr_factor
         self.task_losses: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.clock = TrainingClock(lambda value: self.accelerator.reduce(value, "sum"), max_seconds)
@@ -195,7 +86,7 @@ class MCMTrainer(Trainer):
             model,
             args,
             data_collator=train_collator,
-            compute_metrics=TaskMetrics(tasks),
+            compute_metrics=TaskMetrics(tasks, trained),
             preprocess_logits_for_metrics=partial(task_ranks, tasks),  # type: ignore[arg-type]  # nested is fine too
             **kwargs,
         )
@@ -206,12 +97,67 @@ class MCMTrainer(Trainer):
             None if ema_decay is None else WeightAverage(cast(PreTrainedModel, self.model), ema_decay)
         )
         if self.weight_average is not None:
+            if self.is_fsdp_enabled:
+                raise ValueError("Found ema_decay with FSDP, which keeps no whole weights; leave it out.")
             self.add_callback(self.weight_average)
+        if patience is not None:
+            self.add_callback(EarlyStopping(patience))
+        facts: dict[str, Any] = {"data": data_version, "seed": self.args.seed, "batch size": self._group_size}
+        facts["streaming"] = None
+        if isinstance(self.train_dataset, StreamedRows):
+            order = self._streamed_order(self.train_dataset)
+            facts["streaming"] = [order.parts, order.turns, order.window]
+        self.add_callback(SameRun(facts))
+
+    @property
+    def _group_size(self) -> int:
+        """Customers of a step, in all processes."""
+        return self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+
+    def _streamed_order(self, rows: StreamedRows) -> StreamedOrder:
+        args = self.args
+        workers = max(1, args.dataloader_num_workers)
+        parts, turns = self.lanes or (args.world_size * args.gradient_accumulation_steps, workers)
+        order = StreamedOrder(rows, self._group_size, parts, turns, self.window, args.seed, self.train_collator.epoch)
+        # a window may begin and end inside a shard
+        rows.held_shards = (self.window + 2) * order.lanes_of_a_worker(args.train_batch_size, args.world_size, workers)
+        return order
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        group = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(dataset.lengths, group, self.args.seed, self.train_collator.epoch)
+        if isinstance(dataset, StreamedRows):
+            return self._streamed_order(dataset)
+        return LengthGroupedSampler(dataset.lengths, self._group_size, self.args.seed, self.train_collator.epoch)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The batches of a step, each with its share: what its mean loss has to be multiplied by.
+
+        Processes and accumulated batches are averaged as if they had as many customers each. The last batches of an
+        epoch have not, and accelerate fills them up with customers of the first; those are cut off again.
+
+        Raises:
+            RuntimeError: a worker was killed.
+        """
+        try:
+            samples, number = super().get_batch_samples(*args, **kwargs)
+        except (ConnectionError, EOFError) as error:  # where torch does not say so itself
+            raise RuntimeError(
+                f"A DataLoader worker was killed while it handed over a batch ({error!r}), most often for want of "
+                "memory: have fewer (dataloader_num_workers), or a smaller window of streaming. Started again, the "
+                "run goes on from its last checkpoint."
+            ) from error
+        batch, processes = self.args.train_batch_size, self.args.world_size
+        last = batch * processes
+        if self.accelerator.gradient_state.end_of_dataloader and not self.args.dataloader_drop_last:
+            last = len(cast(Sized, self.train_dataset)) % last or last
+        total = batch * processes * (len(samples) - 1) + last
+        own = [batch] * (len(samples) - 1) + [min(max(last - batch * self.args.process_index, 0), batch)]
+        cut = [
+            {name: value[: max(customers, 1)] for name, value in sample.items()}
+            | {"share": customers * processes * len(samples) / total}
+            for sample, customers in zip(samples, own, strict=True)
+        ]
+        return cut, number
 
     def get_eval_dataloader(self, eval_dataset: Any = None):
         if self.eval_collator is None:
@@ -254,12 +200,31 @@ class MCMTrainer(Trainer):
         return self.clock.cosine(warmup)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
+        if self.args.should_save:
+            shutil.rmtree(Path(str(self.args.output_dir), INCOMPLETE), ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         result = super().train(*args, **kwargs)
         if self.weight_average is not None:  # what training ends with is the average
             self.weight_average.swap()
             self.remove_callback(self.weight_average)
             self.weight_average = None
         return result
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.is_fsdp_enabled:
+            return super()._prepare_for_training(*args, **kwargs)
+        # accelerate shards the input embeddings apart from the rest, whole only while they run; the readout reads
+        # their tables after that, so they have to stay with the root
+        model: Any = self.model
+        model.get_input_embeddings = lambda: None
+        try:
+            return super()._prepare_for_training(*args, **kwargs)
+        finally:
+            del model.get_input_embeddings
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if not self.control.should_training_stop:  # a run that was ended early and is started again
+            super()._run_epoch(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         with self.clock.paused(), self._averaged():
@@ -279,8 +244,7 @@ class MCMTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        # A checkpoint: a resume needs the weights and their average. Every process comes here, and one of them writes.
-        if self.weight_average is not None and self.args.should_save:
+        if self.weight_average is not None and self.args.should_save:  # a resume needs weights and average
             self.weight_average.save(str(output_dir or self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -288,16 +252,59 @@ class MCMTrainer(Trainer):
         if self.weight_average is not None:
             self.weight_average.load(resume_from_checkpoint)
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.weight_average is not None:  # the average was evaluated, and `train` ends with it
+            self.weight_average.load(str(self.state.best_model_checkpoint))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, INCOMPLETE) if self._is_saving else folder
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Writes a checkpoint aside and renames it when all of it, from every process, is on the disk."""
         with self.clock.paused():
-            super()._save_checkpoint(*args, **kwargs)
+            folder = Path(self._get_output_dir(trial))
+            name = f"checkpoint-{self.state.global_step}"
+            try:
+                self._is_saving = True
+                super()._save_checkpoint(model, trial)
+            except (OSError, RuntimeError, SafetensorError) as error:
+                free = shutil.disk_usage(folder).free
+                shutil.rmtree(folder / INCOMPLETE, ignore_errors=True)
+                raise OSError(
+                    f"{folder / name} can't be written ({error}; {free:,} bytes are free); checkpoints before it are "
+                    "whole. Make room on the disk, or keep fewer (save_total_limit), and start the run again: it goes "
+                    "on from the last one."
+                ) from error
+            finally:
+                self._is_saving = False
+            if self.state.best_global_step == self.state.global_step:
+                self.state.best_model_checkpoint = str(folder / name)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self.state.save_to_json(str(folder / INCOMPLETE / name / "trainer_state.json"))
+                settle(folder / INCOMPLETE / name, folder / name)
+                self._drop_old_checkpoints(folder, name)
+            self.accelerator.wait_for_everyone()
+
+    def _drop_old_checkpoints(self, folder: Path, newest: str) -> None:
+        """Keeps `save_total_limit` checkpoints, the newest and the best among them; none is ever there in part."""
+        kept = {newest, Path(self.state.best_model_checkpoint or newest).name}
+        others = [path for path in checkpoints(folder) if path.name not in kept]
+        limit = self.args.save_total_limit or 0
+        for path in others[: max(len(others) + len(kept) - limit, 0)] if limit > 0 else ():
+            path.rename(folder / INCOMPLETE / path.name)
+        shutil.rmtree(folder / INCOMPLETE)
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        share = inputs.pop("share", 1.0)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        loss = loss * share
         if model.training:
-            self.clock.see((inputs["labels"][..., self.trained_places] >= FIRST_LABEL).sum())
+            self.clock.see((inputs["labels"][..., self.trained_places] >= FIRST_LABEL).sum() * (share > 0))
             for task, value in outputs.task_losses.items():
-                self.task_losses[task].append(value)
+                self.task_losses[task].append(value * share)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -313,15 +320,18 @@ class MCMTrainer(Trainer):
 
 
 class TaskMetrics:
-    """`compute_metrics` of the Trainer: ranks of all tasks in, next-visit and next-event metrics out."""
+    """`compute_metrics` of the Trainer: ranks of all tasks in; next-visit and next-event metrics out, and the mean
+    NDCG of the trained tasks."""
 
-    def __init__(self, tasks: Sequence[str]):
-        self.tasks, self.metrics = list(tasks), StreamingMetrics()
+    def __init__(self, tasks: Sequence[str], trained: Sequence[str]):
+        self.tasks, self.trained, self.metrics = list(tasks), list(trained), StreamingMetrics()
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         labels = torch.as_tensor(prediction.label_ids)
         by_task: Any = {task: labels[..., place] for place, task in enumerate(self.tasks)}
-        return self.metrics(EvalPrediction(prediction.predictions, by_task), compute_result)
+        found = self.metrics(EvalPrediction(prediction.predictions, by_task), compute_result)
+        compared = [found[name] for task in self.trained if (name := f"{task}_{BEST_METRIC}") in found]
+        return found | ({BEST_METRIC: sum(compared) / len(compared)} if compared else {})
 
 
 def task_ranks(
@@ -332,14 +342,38 @@ def task_ranks(
     return {task: ranks_from_logits(logits[task], labels[..., place]) for place, task in enumerate(tasks)}
 
 
+def settle(written: Path, place: Path) -> None:
+    """Moves a folder to its place in one step, once its files are on the disk; one that is there is replaced."""
+    for path in [*(path for path in written.rglob("*") if path.is_file()), written]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    if place.exists():
+        place.rename(written.with_name(f"{written.name}-before"))
+    written.rename(place)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint folder, by its name."""
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """The checkpoint folders, by step."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit()]
+    return sorted(found, key=step_of)
+
+
 def last_whole_checkpoint(output_dir: str | Path) -> tuple[str | None, list[str]]:
     """The newest checkpoint that was written to its end, and the newer ones that were not.
 
-    The Trainer writes trainer_state.json last, so a checkpoint without a readable one was interrupted.
+    MCMTrainer leaves none that was not. Where something else did, trainer_state.json, written last, is missing or is
+    no JSON.
     """
     broken = []
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit()]
-    for folder in sorted(folders, key=lambda path: -int(path.name.rsplit("-", 1)[1])):
+    for folder in reversed(checkpoints(output_dir)):
         try:
             json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -18,7 +18,7 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,12 +27,13 @@ from transformers import Trainer, set_seed
 from transformers.utils import logging
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation
+from modeling_mcm.callbacks import EarlyStopping, EpochCallback
 from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
 from modeling_mcm.data.collator import LengthGroupedSampler
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
 from modeling_mcm.data.offers import SPLITS, TEST, TRAIN, VALIDATION, load_offers
 from modeling_mcm.evaluation.offers import OfferMetrics
-from modeling_mcm.trainer import EpochCallback, last_whole_checkpoint
+from modeling_mcm.trainer import last_whole_checkpoint
 
 from arguments import parse_options
 from checkpoints import read_checkpoint
@@ -92,6 +93,7 @@ class FineTuningArguments(PretrainingArguments):
     learning_rate: float = field(default=1e-3, metadata={"help": "Highest learning rate of the head."})
     num_train_epochs: float = field(default=4.0, metadata={"help": "Passes over the groups of offers."})
     batch_eval_metrics: bool = field(default=False, metadata={"help": "Must stay off: metrics are of all groups."})
+    best_metric: ClassVar[str] = "loss"
 
 
 class OfferTrainer(Trainer):
@@ -102,6 +104,8 @@ class OfferTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.offer_collator: Any = kwargs["data_collator"]
         self.add_callback(EpochCallback(self.offer_collator))
+        if (patience := kwargs["args"].early_stopping_patience) is not None:
+            self.add_callback(EarlyStopping(patience))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset

@@ -7,6 +7,9 @@
     accelerate launch training/run_pretrain.py configuration/recipes/quickstart.yaml --output_dir runs/quickstart
     accelerate launch --multi_gpu --num_processes 2 training/run_pretrain.py ...        two processes, on CPUs too
 
+Data that do not fit are read from their shards as they are needed (`--streaming true`). Settings for one CPU, several
+GPUs and several machines are in configuration/accelerate/; docs/training_at_scale.md says more.
+
 Started again with the same options it goes on from its last whole checkpoint. All options of `TrainingArguments` work;
 a YAML file may hold any of them, and flags win over it.
 
@@ -21,22 +24,24 @@ import platform
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import torch
 import yaml
+from numpy.typing import NDArray
 from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, __version__
 from modeling_mcm.data import PreparedManifest, load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
-from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, POPULARITY_FILE
+from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, MANIFEST_FILE, POPULARITY_FILE, sha256_of
+from modeling_mcm.data.streaming import StreamedRows
 from modeling_mcm.evaluation.cases import find_cases
-from modeling_mcm.trainer import MCMTrainer, last_whole_checkpoint
+from modeling_mcm.trainer import BEST_METRIC, MCMTrainer, last_whole_checkpoint
 
 from arguments import parse_options
 from memory import keep_freed_memory
@@ -69,6 +74,25 @@ class ModelOptions:
     max_seconds: float | None = field(
         default=None, metadata={"help": "End after this many seconds of training; the learning rate follows them."}
     )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the Parquet shards while training instead of keeping an Arrow copy."}
+    )
+    streaming_window: int = field(default=4, metadata={"help": "Shards whose customers are mixed at a time."})
+    streaming_lanes: list[int] = field(
+        default_factory=list,
+        metadata={
+            "help": "Two numbers that, with seed and batch size, fix the order: parts of a step that come from shards "
+            "of their own, and steps in a row that do. Default: processes and dataloader workers; give the same two "
+            "when a run goes on with other numbers of those."
+        },
+    )
+    streaming_eval_shards: int = field(
+        default=16, metadata={"help": "Shards, spread evenly, whose customers are evaluated when streaming."}
+    )
+
+    def __post_init__(self):
+        if self.streaming_lanes and len(self.streaming_lanes) != 2:
+            raise ValueError(f"Found streaming_lanes {self.streaming_lanes}; expected two numbers, or none.")
 
 
 @dataclass
@@ -92,9 +116,27 @@ class PretrainingArguments(TrainingArguments):
     use_cpu: bool = field(
         default=not torch.cuda.is_available(), metadata={"help": "Train on CPUs; the default without a GPU."}
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "End after this many evaluations in a row without a better metric_for_best_model, and keep the "
+            f"best model; pre-training's is {BEST_METRIC}, the mean over its tasks."
+        },
+    )
+    best_metric: ClassVar[str] = BEST_METRIC  # where none is named
 
     def __post_init__(self):
         self.label_names = ["labels"]
+        if self.early_stopping_patience is not None:
+            if self.early_stopping_patience < 1 or self.eval_strategy == "no":
+                raise ValueError(
+                    f"Found early_stopping_patience {self.early_stopping_patience} with eval_strategy "
+                    f"{self.eval_strategy!r}; expected 1 or more, and evaluations: set eval_strategy and "
+                    "save_strategy to epoch or steps."
+                )
+            self.load_best_model_at_end = True
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = self.best_metric
         super().__post_init__()
 
 
@@ -141,20 +183,48 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor) -> MCMCon
     return MCMConfig(**(config | values))
 
 
-def training_rows(rows: Any, extractor: MCMFeatureExtractor, config: MCMConfig) -> PreparedRows:
-    """The customers with two events or more in the training period, with their lengths.
+def trainable(ends: NDArray) -> NDArray[np.int64]:
+    """The customers with two events or more in the training period.
 
     Raises:
         ValueError: if there are none.
     """
-    ends = np.asarray(rows["validation_end"])
     several = np.flatnonzero(ends > 1)
     if not len(several):
         raise ValueError(
             f"None of the {len(ends)} customers has two events before the validation cutoff, so there is nothing to "
             "train on: move the cutoff dates of the event schema."
         )
-    return PreparedRows(rows, several, unit_counts(rows, ends, config, extractor.max_events)[several])
+    return several
+
+
+def read_rows(
+    options: ModelOptions, config: MCMConfig, max_events: int, evaluate: bool, min_history: int
+) -> tuple[Any, Any]:
+    """The rows to train on, and those to evaluate on or None: all of them, or streamed and some."""
+    data = str(options.data)
+    train_rows: Any = None
+    shards: Any = None
+    if options.streaming:
+        train_rows = StreamedRows(data)
+        ends = train_rows.column("validation_end")
+        several = trainable(ends)
+        # In events, which one small column tells; visits would take a pass over all rows.
+        train_rows.keep(several, np.minimum(ends[several] + 1, max_events))
+        number = len(train_rows.shards)
+        shards = np.unique(np.linspace(0, number - 1, min(number, options.streaming_eval_shards)).astype(int))
+        if not evaluate:
+            return train_rows, None
+    rows: Any = load_prepared(data, shards=shards, verify=True)
+    ends = np.asarray(rows["validation_end"])
+    units = unit_counts(rows, ends, config, max_events)
+    if train_rows is None:
+        several = trainable(ends)
+        train_rows = PreparedRows(rows, several, units[several])
+    if not evaluate:
+        return train_rows, None
+    cases = find_cases(rows, "validation", min_history)
+    return train_rows, PreparedRows(rows, cases.rows[np.argsort(units[cases.rows], kind="stable")])  # pads little
 
 
 def popularity(data: str, config: MCMConfig) -> dict[str, torch.Tensor]:
@@ -186,13 +256,10 @@ def main() -> None:
     model = MCMForMultiTaskRecommendation(config)
     model.initialize_from_popularity(popularity(options.data, config))
 
-    rows = load_prepared(options.data)
-    train_rows = training_rows(rows, extractor, config)
-    eval_rows = None
-    if training.eval_strategy != "no":
-        cases = find_cases(rows, "validation", manifest.event_schema.min_history)
-        units = unit_counts(rows, rows["validation_end"], config, extractor.max_events)[cases.rows]
-        eval_rows = PreparedRows(rows, cases.rows[np.argsort(units, kind="stable")])  # pads little
+    evaluate = training.eval_strategy != "no"
+    train_rows, eval_rows = read_rows(
+        options, config, extractor.max_events, evaluate, manifest.event_schema.min_history
+    )
     trainer = MCMTrainer(
         model=model,
         args=training,
@@ -204,6 +271,10 @@ def main() -> None:
         scalar_lr_factor=options.scalar_lr_factor,
         ema_decay=options.ema_decay,
         max_seconds=options.max_seconds,
+        patience=training.early_stopping_patience,
+        data_version=sha256_of(Path(options.data) / MANIFEST_FILE),
+        window=options.streaming_window,
+        lanes=options.streaming_lanes,
     )
     checkpoint, broken = last_whole_checkpoint(training.output_dir)
     if broken:

@@ -52,19 +52,23 @@ class PreparedRows(Dataset):
 
     def __getitems__(self, places: list[int]) -> list[dict[str, Any]]:
         kept = self.indices[places]
-        table = self.rows[kept]
-        batch: list[dict[str, Any]] = [{"row": int(row)} for row in kept]
-        for name in table.column_names:
-            column = table[name].combine_chunks()
-            column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-            if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-                offsets, values = column.offsets.to_numpy(), column.values.to_numpy(zero_copy_only=False)
-                for row, start, end in zip(batch, offsets[:-1], offsets[1:], strict=True):
-                    row[name] = values[start:end]
-            else:
-                for row, value in zip(batch, column.to_pylist(), strict=True):
-                    row[name] = value
-        return batch
+        return numpy_rows(self.rows[kept], kept)
+
+
+def numpy_rows(table: pa.Table, numbers: Sequence[int] | NDArray) -> list[dict[str, Any]]:
+    """Prepared rows as dicts of numpy arrays, each with its number among all rows as `row`."""
+    batch: list[dict[str, Any]] = [{"row": int(number)} for number in numbers]
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+            offsets, values = column.offsets.to_numpy(), column.values.to_numpy(zero_copy_only=False)
+            for row, start, end in zip(batch, offsets[:-1], offsets[1:], strict=True):
+                row[name] = values[start:end]
+        else:
+            for row, value in zip(batch, column.to_pylist(), strict=True):
+                row[name] = value
+    return batch
 
 
 def unit_counts(rows: datasets.Dataset, ends: ArrayLike, config: MCMConfig, max_events: int) -> NDArray[np.int64]:

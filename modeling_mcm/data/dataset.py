@@ -99,21 +99,47 @@ class PreparedManifest:
         partial.replace(path)
 
 
-def check_shard(path: Path, expected: dict[str, Any], verify: bool) -> None:
-    """Raises `ValueError` where a shard is not what its entry of the manifest says; `verify` reads every byte."""
+def check_shard(path: Path, expected: dict[str, Any], verify: bool) -> pa.Schema:
+    """The columns of a shard, which is what its entry of the manifest says; `verify` reads every byte.
+
+    Raises:
+        ValueError: it is not.
+    """
     advice = "the data set is damaged: prepare the data again."
     if not path.is_file():
         raise ValueError(f"{path} is missing, but the manifest lists it; {advice}")
     if path.stat().st_size != expected["bytes"]:
         raise ValueError(f"{path} has {path.stat().st_size} bytes and {expected['bytes']} were written; {advice}")
     try:
-        rows = pq.read_metadata(path).num_rows
+        metadata = pq.read_metadata(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"{path} is no whole Parquet file ({error}); {advice}") from error
-    if rows != expected["rows"]:
+    if metadata.num_rows != expected["rows"]:
         raise ValueError(f"{path} does not have the {expected['rows']} rows that the manifest lists; {advice}")
     if verify and sha256_of(path) != expected["sha256"]:
         raise ValueError(f"{path} does not have the digest that the manifest lists; {advice}")
+    return metadata.schema.to_arrow_schema().remove_metadata()
+
+
+def check_shards(directory: str | Path, shards: Sequence[dict[str, Any]], verify: bool = False) -> None:
+    """Compares shards with the manifest (existence, bytes, rows, with `verify` digests) and with each other.
+
+    Raises:
+        ValueError: A shard is missing, differs from what the manifest lists, or has other columns than the first.
+    """
+    first: pa.Schema | None = None
+    for shard in shards:
+        path = Path(directory) / shard["file"]
+        found = check_shard(path, shard, verify)
+        first = found if first is None else first
+        if not found.equals(first):
+            names = sorted({field.name for field in set(found) ^ set(first)})
+            column = names[0] if names else "their order"
+            kinds = [str(each.field(column).type) if column in each.names else "absent" for each in (found, first)]
+            raise ValueError(
+                f"{path} and {shards[0]['file']} differ in column {column!r}: {kinds[0]} and {kinds[1]}. Shards of "
+                "a data set have one schema; prepare all of them with the same one."
+            )
 
 
 def load_prepared(
@@ -121,6 +147,7 @@ def load_prepared(
     columns: Sequence[str] | None = None,
     cache_dir: str | Path | None = None,
     verify: bool = False,
+    shards: Sequence[int] | None = None,
 ) -> datasets.Dataset:
     """Opens the shards as one memory-mapped data set, one row a customer, in the order of `customer_id`.
 
@@ -129,6 +156,7 @@ def load_prepared(
         columns (`Sequence[str]`, *optional*): Only these columns.
         cache_dir (`str` or `Path`, *optional*): Where `datasets` keeps its Arrow copy; its usual cache if not given.
         verify (`bool`): Also compare the digests of the shards, which reads every byte.
+        shards (`Sequence[int]`, *optional*): Only these, by their places in the manifest.
 
     Returns:
         `datasets.Dataset`: Columns customer_id, times (seconds since 1970), visits, feature_*, task_* (lists with one
@@ -136,18 +164,18 @@ def load_prepared(
 
     Raises:
         FileNotFoundError: No manifest.
-        ValueError: A shard is missing or differs from what the manifest lists.
+        ValueError: A shard is missing, or differs from what the manifest lists or from the first in its columns.
     """
     directory = Path(directory)
     manifest = PreparedManifest.load(directory)
-    for shard in manifest.shards:
-        check_shard(directory / shard["file"], shard, verify)
-    files = [str(directory / shard["file"]) for shard in manifest.shards]
+    opened = manifest.shards if shards is None else [manifest.shards[place] for place in shards]
+    check_shards(directory, opened, verify)
+    files = [str(directory / shard["file"]) for shard in opened]
     kwargs: dict[str, Any] = {"columns": list(columns)} if columns is not None else {}
     try:
         return datasets.Dataset.from_parquet(files, cache_dir=str(cache_dir) if cache_dir else None, **kwargs)
     except datasets.exceptions.DatasetGenerationError:
-        for shard in manifest.shards:  # it does not say which file it could not read
+        for shard in opened:  # it does not say which file it could not read
             check_shard(directory / shard["file"], shard, verify=True)
         raise
 

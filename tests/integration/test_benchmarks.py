@@ -105,6 +105,11 @@ def test_a_sample_that_is_all_labels_has_no_error(benchmark):
             ],
             ["scores  loss", "random  equation 4  90 "],
         ),
+        (
+            "streaming",
+            ["--customers", "30", "--doublings", "1", "--rows_per_shard", "8"],
+            ["Memory above the start", "streamed    31", "streamed    59", "Arrow copy  31", "Arrow copy  59"],
+        ),
         ("floor", ["--batch_size", "1", "--threads", "1"], ["training step", "scoring a customer", "machine"]),
     ],
 )

@@ -52,7 +52,8 @@ ROOMS = {
     "data": {"data", "action_inputs_mcm", "configuration_mcm", "events_mcm", "processing_mcm"},
     "evaluation": {"evaluation", "processing_mcm"},
     "hub": {"hub", "data", "evaluation", *SIBLINGS},
-    "trainer": {"data", "evaluation", *SIBLINGS},
+    "callbacks": {"data"},
+    "trainer": {"callbacks", "data", "evaluation", *SIBLINGS},
     "__init__": set(SIBLINGS),
 }
 LOADS_CODE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

@@ -1,0 +1,174 @@
+#!/usr/bin/env python
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The memory that reading an epoch takes as it goes on, streamed from the shards and from the Arrow copy.
+
+    python benchmarks/streaming.py --report_file docs/training_at_scale.md --picture docs/pictures/streaming.png
+
+Batches are made and thrown away; no model runs. Every line is a process of its own, on the first shards of one log of
+the synthetic shop. Memory is what the process holds above what it held before the first batch; of the Arrow copy it
+counts the pages that were touched, which the system may take back.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+from arguments import parse_options
+from memory import keep_freed_memory
+
+ROOT = Path(__file__).resolve().parents[1]
+MEGA = 1e6
+SAMPLES = 200
+WAYS = ("streamed", "Arrow copy")
+
+
+@dataclass
+class StreamingOptions:
+    """How much is read, and how."""
+
+    customers: int = field(default=2000, metadata={"help": "Of the smallest data set."})
+    doublings: int = field(default=3, metadata={"help": "How often they are doubled."})
+    rows_per_shard: int = field(default=128, metadata={"help": "Customers of a shard."})
+    window: int = field(default=4, metadata={"help": "Shards whose customers are mixed at a time."})
+    batch_size: int = field(default=16, metadata={"help": "Customers of a batch."})
+    config: str = field(default="configuration/mcm-tiny", metadata={"help": "Folder with a config.json."})
+    report_file: str | None = field(
+        default=None, metadata={"help": "Markdown file for the table, as run_evaluate.py's."}
+    )
+    picture: str | None = field(default=None, metadata={"help": "PNG file for the plot; needs matplotlib."})
+    data: str = field(default="", metadata={"help": "Prepared data of one line, read in this process; prints JSON."})
+    way: str = field(default=WAYS[0], metadata={"help": "Of that line.", "choices": list(WAYS)})
+
+
+def prepare_all(options: StreamingOptions, folder: Path) -> list[Path]:
+    """Data sets of 1, 2, 4 ... times the customers, the smaller ones being the first shards of the largest."""
+    import pyarrow.parquet as pq
+
+    from modeling_mcm.data import EventSchema, PreparedManifest, prepare
+    from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
+    from modeling_mcm.data.synthetic import make_click_log
+
+    pq.write_table(make_click_log(options.customers * 2**options.doublings).events, folder / "log.parquet")
+    schema = EventSchema.from_yaml(ROOT / "configuration" / "schemas" / "clickstream.yaml")
+    prepare(folder / "log.parquet", schema, folder / "all", rows_per_shard=options.rows_per_shard)
+    manifest = PreparedManifest.load(folder / "all")
+    made = []
+    for doubling in range(options.doublings + 1):
+        number = -(-len(manifest.shards) // 2 ** (options.doublings - doubling))
+        part = folder / f"part-{doubling}"
+        part.mkdir()
+        for name in (FEATURE_EXTRACTOR_FOLDER, *(shard["file"] for shard in manifest.shards[:number])):
+            (part / name).symlink_to(folder / "all" / name)
+        PreparedManifest(**{**asdict(manifest), "shards": manifest.shards[:number]}).save(part)
+        made.append(part)
+    return made
+
+
+def read_epoch(options: StreamingOptions) -> dict[str, Any]:
+    """Customers, and megabytes above those before the first batch, sampled over an epoch."""
+    from torch.utils.data import BatchSampler
+
+    from modeling_mcm import MCMFeatureExtractor
+    from modeling_mcm.data.collator import LengthGroupedSampler, MCMCollator
+    from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
+    from modeling_mcm.data.streaming import StreamedOrder
+
+    from run_pretrain import ModelOptions, read_config, read_rows
+
+    extractor = MCMFeatureExtractor.from_pretrained(str(Path(options.data) / FEATURE_EXTRACTOR_FOLDER))
+    streaming = options.way == WAYS[0]
+    chosen = ModelOptions(data=options.data, config=str(ROOT / options.config), streaming=streaming)
+    collator = MCMCollator(extractor, read_config(chosen, extractor))
+    rows, _ = read_rows(chosen, extractor.max_events, False, 0)
+    if streaming:
+        rows.held_shards = options.window + 2
+        order: Any = StreamedOrder(rows, options.batch_size, 1, 1, options.window, 0, collator.epoch)
+    else:
+        order = LengthGroupedSampler(rows.lengths, options.batch_size, 0, collator.epoch)
+    batches = BatchSampler(order, options.batch_size, False)
+    process, every = psutil.Process(), max(1, len(batches) // SAMPLES)
+    before, megabytes = process.memory_info().rss, []
+    for number, batch in enumerate(batches):
+        collator(rows.__getitems__(batch))
+        if number % every == 0:
+            megabytes.append((process.memory_info().rss - before) / MEGA)
+    return {"customers": len(rows), "megabytes": megabytes}
+
+
+def measure(options: StreamingOptions) -> dict[str, list[dict[str, Any]]]:
+    """What was found, by way of reading, for each size."""
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    with tempfile.TemporaryDirectory() as scratch:
+        for data in prepare_all(options, Path(scratch)):
+            for way in WAYS:
+                values = {**asdict(options), "data": data, "way": way, "report_file": None, "picture": None}
+                flags = [str(w) for key, value in values.items() if value is not None for w in (f"--{key}", value)]
+                done = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True)
+                if done.returncode:
+                    raise RuntimeError(f"{way} failed: {done.stderr[-2000:]}")
+                found[way].append(json.loads(done.stdout.splitlines()[-1]))
+    return found
+
+
+def table(found: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
+    """Rows of text: a line for each way and size."""
+    rows = [["read", "customers", "MB in the middle", "MB at most"]]
+    for way, points in found.items():
+        for point in points:
+            size = np.asarray(point["megabytes"])
+            cells = [f"{point['customers']:,}", f"{size[len(size) // 2]:.0f}", f"{size.max():.0f}"]
+            rows.append([way, *cells])
+    return rows
+
+
+def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """A panel for each way: memory over the epoch, a line for each size."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    for axes, (way, points) in zip(figure.subplots(1, len(found), sharey=True), found.items(), strict=True):
+        for point in points:
+            place = np.linspace(0, 1, len(point["megabytes"]))
+            axes.plot(place, point["megabytes"], label=f"{point['customers']:,} customers")
+        axes.set(title=way, xlabel="share of the epoch", ylabel="MB above the start", ylim=(0, None))
+        axes.legend(loc="center right")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Reads the options, measures, and writes what was asked for."""
+    (options,) = parse_options(StreamingOptions, description=__doc__)
+    torch.set_num_threads(1)
+    if options.data:
+        keep_freed_memory()
+        print(json.dumps(read_epoch(options)))
+        return
+    from run_evaluate import text_table, write_report
+
+    found = measure(options)
+    rows = table(found)
+    machine = f"one process, {platform.machine()}, torch {torch.__version__}"
+    caption = (
+        f"Memory above the start while an epoch is read, shards of {options.rows_per_shard} customers, a window of "
+        f"{options.window}; {machine}."
+    )
+    print(f"{caption}\n\n{text_table(rows)}")
+    if options.report_file:
+        write_report(rows, caption, Path(options.report_file))
+    if options.picture:
+        plot(found, Path(options.picture))
+
+
+if __name__ == "__main__":
+    main()

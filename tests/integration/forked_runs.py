@@ -1,0 +1,60 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Training runs as processes that can be killed, forked from one that has imported everything: they start at once."""
+
+import multiprocessing
+import os
+import socket
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "training"))
+
+import run_pretrain  # noqa: E402
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    ["modeling_mcm.trainer", "modeling_mcm.evaluation.cases", "pandas"]
+)  # what takes seconds
+
+
+def _pretrain(options, log, environment):
+    """What a process does: `run_pretrain.py` with these options, its output in a file."""
+    os.environ |= environment
+    os.chdir(ROOT)
+    multiprocessing.set_start_method("fork", force=True)  # of a data loader's workers, as in a run from a shell
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    sys.argv = ["run_pretrain.py", *map(str, options)]
+    run_pretrain.main()
+
+
+def start(options, log, **environment):
+    """A run that goes on beside the test; its `pid` is that of the training process."""
+    process = CONTEXT.Process(target=_pretrain, args=(options, str(log), environment))
+    process.start()
+    return process
+
+
+def finish(process, expect=0, log=None):
+    """Waits for a run to end, and checks how."""
+    process.join(180)
+    text = Path(log).read_text(errors="replace") if log else ""
+    assert process.exitcode == expect, (process.exitcode, text[-3000:])
+    return text
+
+
+def pretrain(options, log, expect=0):
+    """A run from its start to its end; gives its output."""
+    return finish(start(options, log), expect, log)
+
+
+def start_two(options, log):
+    """Two processes of one run, as torchrun would start them; `options` are a list for each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [start(options[k], f"{log}.{k}", RANK=str(k), LOCAL_RANK=str(k), **shared) for k in range(2)]

@@ -1,0 +1,381 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Long runs on many shards: what kills, full disks, damaged shards and other machines do to them, and early ends."""
+
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import forked_runs
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainingArguments
+
+from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
+from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared, prepare
+from modeling_mcm.data.collator import MCMCollator, PreparedRows
+from modeling_mcm.data.streaming import StreamedOrder, StreamedRows
+from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.trainer import INCOMPLETE, MCMTrainer, last_whole_checkpoint
+
+STEPS = 24  # in epochs of nine, the last of two customers
+
+
+@pytest.fixture(scope="module")
+def data(prepared, event_log, tmp_path_factory):
+    """The log of 34 customers in shards of three."""
+    folder = tmp_path_factory.mktemp("shards") / "data"
+    ages = pd.DataFrame({"who": sorted(event_log["who"].unique()), "age": "young"})
+    schema = EventSchema.from_dict(PreparedManifest.load(prepared).schema)
+    prepare(event_log, schema, folder, profile=ages, rows_per_shard=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(data):
+    """A function that gives the options of a run: streamed, with a worker, a checkpoint every second step."""
+    tiny = ["hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=32"]
+    choices = ["config", "configuration/mcm-tiny", "data", data, "max_steps", STEPS, "per_device_train_batch_size", 4]
+    choices += ["streaming", "true", "streaming_window", 2, "dataloader_num_workers", 1, "ema_decay", 0.9]
+    choices += ["save_strategy", "steps", "save_steps", 2, "save_total_limit", 3, "logging_steps", 1]
+    choices += ["report_to", "none", "disable_tqdm", "true"]
+
+    def make(output_dir, *overrides):
+        chosen = dict(zip(choices[::2], choices[1::2], strict=True)) | {"output_dir": output_dir}
+        chosen |= dict(zip(overrides[::2], overrides[1::2], strict=True))
+        words = [word for name, value in chosen.items() for word in (f"--{name}", value)]
+        return [*words, "--config_overrides", *tiny]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def undisturbed(options, tmp_path_factory):
+    """The folder of a run that nothing happened to, with all of its checkpoints."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    forked_runs.pretrain(options(folder / "run", "save_total_limit", 100), folder / "log")
+    return folder / "run"
+
+
+def weights(folder, name="model.safetensors"):
+    return load_file(folder / name)
+
+
+def logged(folder):
+    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+
+
+def assert_same_end(folder, undisturbed):
+    ours, theirs = weights(folder), weights(undisturbed)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    losses = [[(each["step"], each["loss"]) for each in logged(f) if "loss" in each] for f in (folder, undisturbed)]
+    assert losses[0] == losses[1] and len(losses[0]) == STEPS
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def whole(folder):
+    """A checkpoint that a run can go on from: everything is there and can be read."""
+    names = ["model.safetensors", "average.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
+    load_file(folder / "model.safetensors"), load_file(folder / "average.safetensors")
+    torch.load(folder / "optimizer.pt", weights_only=True)
+    state = json.loads((folder / "trainer_state.json").read_text())
+    return all((folder / name).is_file() for name in names) and state["global_step"] == int(folder.name[11:])
+
+
+# ------------------------------------------------------------------------------------------------------------- kills
+
+
+def test_ten_kills_lose_no_whole_checkpoint_and_change_no_weight(options, undisturbed, tmp_path):
+    """Every other one within the first second, the rest at any moment of a step or of the writing of a checkpoint."""
+    folder, log, generator = tmp_path / "run", tmp_path / "log", random.Random(7)
+    chosen = options(folder, "save_steps", 1, "dataloader_num_workers", 0)
+    reached = 0
+    for kill in range(10):
+        process = forked_runs.start(chosen, log)
+        if kill % 2:
+            time.sleep(generator.uniform(0, 1))
+        else:
+            wait_for(lambda: (folder / f"checkpoint-{reached + 1}").exists() or not process.is_alive())  # noqa: B023
+            time.sleep(generator.uniform(0, 0.1))
+        assert process.is_alive(), log.read_text(errors="replace")[-3000:]
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert all(whole(each) for each in folder.glob("checkpoint-*"))  # no half is ever in its place
+        newest, broken = last_whole_checkpoint(folder)
+        step = int(newest.rsplit("-", 1)[1]) if newest else 0
+        assert not broken and step >= reached
+        reached = step
+    assert 5 <= reached < STEPS
+    forked_runs.pretrain(chosen, log)
+    assert_same_end(folder, undisturbed)
+    assert not (folder / INCOMPLETE).exists()
+
+
+def test_a_killed_worker_ends_the_run_which_goes_on_when_started_again(options, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    process = forked_runs.start(options(folder), tmp_path / "log")
+    wait_for(lambda: (folder / "checkpoint-4").exists())
+    workers = psutil.Process(process.pid).children()
+    assert len(workers) == 1
+    workers[0].kill()
+    text = forked_runs.finish(process, 1, tmp_path / "log")
+    # torch's signal handler says so, unless the loss is met first
+    messages = ["worker .* is killed by signal: Killed", "worker was killed while", "worker .* exited unexpectedly"]
+    assert any(re.search(f"RuntimeError: .*DataLoader {message}", text) for message in messages)
+    assert "going on from" in forked_runs.pretrain(options(folder), tmp_path / "again")
+    assert_same_end(folder, undisturbed)
+
+
+def test_two_processes_of_which_one_is_killed_go_on_together(options, tmp_path):
+    """In the middle of an epoch, whose last step is of two customers for one process and of none for the other."""
+
+    def chosen(folder):
+        return [options(folder, "per_device_train_batch_size", 2, "save_total_limit", 100)] * 2
+
+    for process in forked_runs.start_two(chosen(tmp_path / "undisturbed"), tmp_path / "log"):
+        forked_runs.finish(process, log=tmp_path / "log.0")
+    folder = tmp_path / "run"
+    processes = forked_runs.start_two(chosen(folder), tmp_path / "first")
+    wait_for(lambda: (folder / "checkpoint-4").exists())
+    os.kill(processes[1].pid, signal.SIGKILL)
+    for process in processes:
+        process.join(60)
+        assert process.exitcode not in (0, None)
+    newest, broken = last_whole_checkpoint(folder)
+    assert newest and not broken
+    for later in folder.glob("checkpoint-*"):
+        if later.name not in ("checkpoint-2", "checkpoint-4"):
+            shutil.rmtree(later)
+    for process in forked_runs.start_two(chosen(folder), tmp_path / "again"):
+        forked_runs.finish(process, log=tmp_path / "again.0")
+    assert_same_end(folder, tmp_path / "undisturbed")
+
+
+# -------------------------------------------------------------------------------------------------- disks and shards
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that mounts a disk of a size in memory, or changes its size, and gives its folder."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = []
+
+    def size(size):
+        how = f"remount,size={size}" if mounted else f"size={size}"
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", how, "tmpfs", folder], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
+        mounted.append(size)
+        return folder
+
+    yield size
+    if mounted:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_loses_no_checkpoint_and_the_run_goes_on_when_there_is_room(
+    options, undisturbed, small_disk, tmp_path
+):
+    of_one = sum(path.stat().st_size for path in (undisturbed / "checkpoint-2").iterdir())
+    folder = small_disk(int(2.6 * of_one)) / "run"
+    text = forked_runs.pretrain(options(folder), tmp_path / "log", expect=1)
+    message = (
+        r"checkpoint-6 can't be written \(.*; [\d,]+ bytes are free\); checkpoints before it are whole. Make room"
+    )
+    assert re.search(message, text)
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+    assert all(whole(each) for each in folder.iterdir())
+    small_disk("64m")
+    assert "going on from" in forked_runs.pretrain(options(folder), tmp_path / "again")
+    assert_same_end(folder, undisturbed)
+
+
+def test_a_damaged_shard_in_the_middle_ends_the_run_which_goes_on_when_it_is_back(
+    options, undisturbed, data, tmp_path
+):
+    copy, folder = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(data, copy)
+    rows = StreamedRows(copy)
+    rows.keep(np.arange(len(rows)), np.ones(len(rows)))
+    order = np.fromiter(StreamedOrder(rows, 4, 1, 1, 2, TrainingArguments.seed, torch.tensor(0)), int)
+    shards = np.searchsorted(rows.starts, order, side="right") - 1
+    late = next(shard for shard in shards[20:] if shard not in shards[:20])  # not read in five steps
+    shard = copy / rows.shards[late]["file"]
+    content = shard.read_bytes()
+    shard.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    text = forked_runs.pretrain(options(folder, "data", copy), tmp_path / "log", expect=1)
+    assert f"{shard} does not have the digest that the manifest lists" in text
+    assert (folder / "checkpoint-4").exists() and not (folder / "model.safetensors").exists()
+    shard.write_bytes(content)
+    assert "going on from" in forked_runs.pretrain(options(folder, "data", copy), tmp_path / "again")
+    assert_same_end(folder, undisturbed)
+
+
+# ---------------------------------------------------------------------------------------------- versions of the data
+
+
+@pytest.fixture(scope="module")
+def other_data(data, event_log, tmp_path_factory):
+    """The same log with an event more."""
+    folder = tmp_path_factory.mktemp("other") / "data"
+    log = pd.concat([event_log, event_log.tail(1).assign(when=event_log["when"].min())])
+    ages = pd.DataFrame({"who": sorted(event_log["who"].unique()), "age": "young"})
+    prepare(log, EventSchema.from_dict(PreparedManifest.load(data).schema), folder, profile=ages, rows_per_shard=3)
+    return folder
+
+
+def test_processes_with_other_data_train_nothing(options, data, other_data, tmp_path):
+    choices = [options(tmp_path / "run", "data", folder) for folder in (data, other_data)]
+    for process, log in zip(forked_runs.start_two(choices, tmp_path / "log"), ("log.0", "log.1"), strict=True):
+        text = forked_runs.finish(process, 1, tmp_path / log)
+        assert re.search(r"Process 1 has data \w{64} and process 0 has \w{64}.*Give every machine the same data", text)
+    assert not list(tmp_path.glob("run/checkpoint-*"))
+
+
+@pytest.mark.parametrize(
+    "change, found",
+    [
+        (["data", "other"], r"data \w{64} and this run has \w{64}"),
+        (["per_device_train_batch_size", 3], "batch size 4 and this run has 3"),
+        (["streaming_window", 3], r"streaming \[1, 1, 2\] and this run has \[1, 1, 3\]"),
+        (["streaming", "false"], r"streaming \[1, 1, 2\] and this run has None"),
+    ],
+)
+def test_a_run_does_not_go_on_in_another_order(options, undisturbed, other_data, tmp_path, change, found):
+    shutil.copytree(undisturbed / "checkpoint-4", tmp_path / "run" / "checkpoint-4")
+    chosen = options(tmp_path / "run", *(other_data if each == "other" else each for each in change))
+    text = forked_runs.pretrain(chosen, tmp_path / "log", expect=1)
+    assert re.search(f"The checkpoint of step 4 was trained with {found}: it would repeat some customers", text)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-4"]
+
+
+def test_a_run_goes_on_with_other_numbers_of_processes_and_workers(options, tmp_path):
+    """Two processes with workers, stopped after five steps, then one without: as one alone would have done."""
+    no_dropout = [f"{name}_prob=0.0" for name in ("hidden_dropout", "attention_probs_dropout", "event_dropout")]
+    lanes = ["streaming_lanes", [2, 2]]
+    folders = [tmp_path / "alone", tmp_path / "changing"]
+
+    def chosen(folder, *more):
+        words = options(folder, "dataloader_num_workers", 0, "save_steps", 5, *more)
+        place = words.index("--streaming_lanes") + 1
+        return [*words[:place], *words[place], *words[place + 1 :], *no_dropout]
+
+    forked_runs.pretrain(chosen(folders[0], *lanes), tmp_path / "log")
+    both = chosen(folders[1], *lanes, "per_device_train_batch_size", 2, "dataloader_num_workers", 2)
+    processes = forked_runs.start_two([both, both], tmp_path / "log")
+    wait_for(lambda: (folders[1] / "checkpoint-5").exists())
+    for process in processes:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    for later in folders[1].glob("checkpoint-1?"):
+        shutil.rmtree(later)
+    assert "going on from" in forked_runs.pretrain(chosen(folders[1], *lanes), tmp_path / "again")
+    losses = [[each["loss"] for each in logged(folder) if "loss" in each] for folder in folders]
+    assert len(losses[0]) == STEPS and losses[1] == pytest.approx(losses[0], rel=1e-5)
+    ours, theirs = weights(folders[1]), weights(folders[0])
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+
+
+# ------------------------------------------------------------------------------------------------ schedules and ends
+
+
+def test_the_learning_rate_follows_the_schedule_of_the_recipe(options, undisturbed, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 0.0005}\nwarmup_steps: 6\n"
+    )
+    forked_runs.pretrain([recipe, *options(tmp_path / "run", "save_strategy", "no")], tmp_path / "log")
+    for folder, warmup, lowest in ((undisturbed, math.ceil(0.05 * STEPS), 0.0), (tmp_path / "run", 6, 0.25)):
+        rates = [each["learning_rate"] for each in logged(folder) if "learning_rate" in each]
+        falling = [(1 + math.cos(math.pi * k / (STEPS - warmup))) / 2 for k in range(STEPS - warmup)]
+        factors = [step / warmup for step in range(warmup)] + [lowest + (1 - lowest) * each for each in falling]
+        assert rates == pytest.approx([2e-3 * factor for factor in factors])
+
+
+@pytest.fixture(scope="module")
+def stopping(options, tmp_path_factory):
+    """Options of a run that learns too fast, evaluates every third step and may end early; and its folder."""
+    folder = tmp_path_factory.mktemp("stopping")
+    choices = ["early_stopping_patience", 3, "eval_strategy", "steps", "eval_steps", 3, "save_steps", 3]
+    choices += ["learning_rate", 0.05, "max_steps", 300, "ema_decay", 0.5, "save_total_limit", 100]
+
+    def chosen(name):
+        return options(folder / name, *choices)
+
+    forked_runs.pretrain(chosen("run"), folder / "log")
+    return chosen, folder / "run"
+
+
+def test_a_run_ends_early_with_the_average_that_was_evaluated_best(stopping, data):
+    _, folder = stopping
+    state = json.loads((folder / "trainer_state.json").read_text())
+    found = {each["step"]: each["eval_next_visit_ndcg@10"] for each in logged(folder) if "eval_loss" in each}
+    best = max(found, key=found.get)
+    assert best < state["global_step"] == best + 9 < 300  # three evaluations later
+    assert state["best_metric"] == found[best] and state["best_model_checkpoint"].endswith(f"checkpoint-{best}")
+    model = weights(folder)
+    average = weights(folder / f"checkpoint-{best}", "average.safetensors")
+    assert all(torch.equal(value, average[f"module.{name}"]) for name, value in model.items())
+    own = weights(folder / f"checkpoint-{best}")
+    assert any(not torch.equal(value, own[name]) for name, value in model.items())
+
+    saved = MCMForMultiTaskRecommendation.from_pretrained(folder)
+    extractor = MCMFeatureExtractor.from_pretrained(str(folder))
+    rows = load_prepared(data)
+    arguments = TrainingArguments(str(folder), remove_unused_columns=False, batch_eval_metrics=True, use_cpu=True)
+    arguments.label_names = ["labels"]
+    trainer = MCMTrainer(
+        saved,
+        arguments,
+        train_collator=MCMCollator(extractor, saved.config, "train"),
+        eval_collator=MCMCollator(extractor, saved.config, "evaluate"),
+        eval_dataset=PreparedRows(rows, find_cases(rows, "validation", 3, "type").rows),
+    )
+    assert trainer.evaluate()["eval_next_visit_ndcg@10"] == pytest.approx(found[best], rel=1e-6)
+    tasks = [f"eval_{task}_next_visit_ndcg@10" for task in ("items", "aisle", "type")]
+    entry = next(each for each in logged(folder) if each["step"] == best and "eval_loss" in each)
+    assert entry["eval_next_visit_ndcg@10"] == pytest.approx(np.mean([entry[task] for task in tasks]))
+
+
+def test_patience_outlives_a_kill_and_an_early_end_stays_the_end(stopping, tmp_path):
+    chosen, folder = stopping
+    end = json.loads((folder / "trainer_state.json").read_text())["global_step"]
+    killed = folder.with_name("killed")
+    shutil.copytree(folder / f"checkpoint-{end - 3}", killed / f"checkpoint-{end - 3}")
+    best = json.loads((folder / "trainer_state.json").read_text())["best_global_step"]
+    for path in (killed, folder):
+        if path == killed:
+            shutil.copytree(folder / f"checkpoint-{best}", killed / f"checkpoint-{best}")
+            rewrite(killed / f"checkpoint-{end - 3}" / "trainer_state.json", str(folder), str(killed))
+        before = weights(folder)
+        assert f"checkpoint-{end - 3 if path == killed else end}" in forked_runs.pretrain(
+            chosen(path.name), tmp_path / path.name
+        )
+        assert json.loads((path / "trainer_state.json").read_text())["global_step"] == end
+        assert all(torch.equal(value, before[name]) for name, value in weights(path).items())
+
+
+def rewrite(path, old, new):
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_early_stopping_without_evaluation_is_refused(options, tmp_path):
+    text = forked_runs.pretrain(options(tmp_path, "early_stopping_patience", 2), tmp_path / "log", expect=2)
+    assert "Found early_stopping_patience 2 with eval_strategy 'no'; expected 1 or more, and evaluations" in text
