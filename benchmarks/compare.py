@@ -3,12 +3,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """MCM beside RecTools, RePlay and a plain BERT of transformers, on the same customers and the same histories.
 
-    python benchmarks/compare.py --report_file benchmarks/compare.md
+    python benchmarks/compare.py --reference_seconds 0 --report_file benchmarks/compare.md          speed
+    python benchmarks/compare.py --rounds 0 --report_file benchmarks/time_to_accuracy.md            accuracy
 
 The peers are installed into environments of their own under build/peers (some gigabytes). Each reads one task's labels
 as its items; MCM reads the same histories with all their features and trains and ranks all tasks. Runs alternate:
-every method once, then every method again. Then the time to a given accuracy: the peer named by --reference trains for
---reference_seconds, and MCM is trained for longer and longer until it ranks as well, each time from nothing.
+every method once, then every method again. For the time to a given accuracy the peer named by --reference trains for
+--reference_seconds, and MCM is trained for longer and longer until it ranks as well, each time from nothing. Without
+further options both are done.
 """
 
 import json
@@ -16,7 +18,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -83,7 +84,7 @@ class CompareOptions:
     data: str = field(default="data/complete_journey/prepared", metadata={"help": "Folder of a prepared data set."})
     task: str = field(default="product_type", metadata={"help": "Whose labels are the peers' items."})
     methods: list[str] = field(default_factory=lambda: list(METHODS), metadata={"help": "Rows of the table."})
-    rounds: int = field(default=3, metadata={"help": "Runs of each; medians are printed."})
+    rounds: int = field(default=3, metadata={"help": "Runs of each; medians are printed. 0 to leave this out."})
     seconds: float = field(default=20.0, metadata={"help": "Of training in each run."})
     length: int = field(default=100, metadata={"help": "Latest events of each customer."})
     batch_size: int = field(default=32, metadata={"help": "Customers of a training step."})
@@ -173,6 +174,8 @@ def accuracy(path: Path, cases: EvaluationCases, task: str, labels: int) -> str:
 def speed_table(found: dict[str, list[dict[str, float]]]) -> list[list[str]]:
     """Medians, and how they stand to the first method's."""
     rows = [["method", "training: sequences/s", "of the first", "targets/s", "inference: customers/s", "of the first"]]
+    if not all(found.values()):
+        return rows
     middle = {name: {key: median(run[key] for run in runs) for key in runs[0]} for name, runs in found.items()}
     first = next(iter(middle.values()))
     for name, values in middle.items():
@@ -214,28 +217,24 @@ def compare(options: CompareOptions, scratch: Path) -> tuple[list[list[str]], li
     return speed_table(found), reached
 
 
-def markdown(table: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown."""
-    lines = [f"| {' | '.join(row)} |" for row in table]
-    return "\n".join([lines[0], "|" + " --- |" * len(table[0]), *lines[1:]])
-
-
 def main() -> None:
     """Reads the options, compares, prints and writes the tables."""
     (options,) = parse_options(CompareOptions, description=__doc__)
     with tempfile.TemporaryDirectory() as scratch:
         speed, reached = compare(options, Path(scratch))
-    caption = (
-        f"Medians of {options.rounds} runs of {options.seconds:g} s; the latest {options.length} events, batches of "
-        f"{options.batch_size} in training and {options.inference_batch_size} in inference, width {options.hidden}, "
-        f"{options.threads} threads, torch {torch.__version__}."
+    shape = (
+        f"the latest {options.length} events, batches of {options.batch_size} in training and "
+        f"{options.inference_batch_size} in inference, width {options.hidden}, {options.threads} threads, torch "
+        f"{torch.__version__}."
     )
-    print(f"\n{caption}\n\n{text_table(speed)}\n\n{text_table(reached)}")
-    if options.report_file:
-        write_report(speed, caption, Path(options.report_file))
-        if len(reached) > 1:
-            with Path(options.report_file).open("a", encoding="utf-8") as page:
-                page.write(f"\n{markdown(reached)}\n")
+    for table, caption in (
+        (speed, f"Medians of {options.rounds} runs of {options.seconds:g} s; {shape}"),
+        (reached, f"From nothing, seconds of preparing and starting not counted; {shape}"),
+    ):
+        if len(table) > 1:
+            print(f"\n{caption}\n\n{text_table(table)}")
+            if options.report_file:
+                write_report(table, caption, Path(options.report_file))
 
 
 if __name__ == "__main__":

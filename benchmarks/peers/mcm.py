@@ -46,7 +46,7 @@ def method(task: Task) -> dict[str, float]:
             "save_strategy": "no",
             "report_to": "none",
             "disable_tqdm": "true",
-            "dataloader_num_workers": 1,
+            "dataloader_num_workers": 0,  # no process beside it, as with the peers
             "output_dir": folder,
         }
         flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]

@@ -1,0 +1,250 @@
+#!/usr/bin/env python
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What more customers and more parameters bring, and what 40 million customers would cost.
+
+    python benchmarks/scaling.py --data data/complete_journey/prepared --report_file docs/scaling.md \
+        --picture docs/pictures/scaling.png
+
+The study trains on an eighth, a quarter, half and all of the customers, at one, two and four times the width, each run
+with the recipe in a process of its own, and evaluates all of them on the same validation cases. Through the losses goes
+the curve of Hoffmann et al. (2022), L = E + A / N^a + B / D^b, N parameters and D customers.
+
+The cost model is arithmetic: products of matrices of a training step (benchmarks/floor.py) times customers and epochs,
+at the GPU's peak and at the share of the floor that a step reaches on this machine; bytes of the prepared data and of
+the gradients' all-reduce; and how many customers a second one core makes batches of, here.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+from modeling_mcm.trainer import MCMTrainer
+
+import run_pretrain
+from arguments import parse_options
+from floor import FORWARD_AND_BACKWARD, encoder_flops, matmul_rate, readout_flops
+from run_evaluate import text_table, write_report
+
+FLOAT, LONG, INT = 4, 8, 4
+SHARES, WIDTHS = (0.125, 0.25, 0.5, 1.0), (1, 2, 4)
+
+
+@dataclass
+class ScalingOptions:
+    """The study, and the business that is planned for."""
+
+    data: str = field(default="data/complete_journey/prepared", metadata={"help": "Prepared data set of the study."})
+    recipe: str = field(default="configuration/recipes/quickstart.yaml", metadata={"help": "Of every run."})
+    max_events: int = field(default=256, metadata={"help": "Window of the study, in events."})
+    hidden: int = field(default=64, metadata={"help": "Width of the smallest encoder."})
+    customers: float = field(default=40e6, metadata={"help": "Of the business."})
+    events: float = field(default=10e9, metadata={"help": "Of the business."})
+    events_a_visit: float = field(default=10.0, metadata={"help": "Of the business; the encoder reads visits."})
+    labels: list[int] = field(default_factory=lambda: [30_000, 2_000, 300, 30], metadata={"help": "V of its tasks."})
+    config: str = field(default="configuration/mcm-base", metadata={"help": "Its model."})
+    epochs: float = field(default=2.0, metadata={"help": "Over its customers."})
+    gpus: int = field(default=8, metadata={"help": "How many."})
+    teraflops: float = field(default=989.0, metadata={"help": "Peak of one in bf16; an H100's by default."})
+    gigabytes_a_second: float = field(default=450.0, metadata={"help": "Between GPUs, one way; NVLink of an H100."})
+    batch_size: int = field(default=512, metadata={"help": "Customers of a step and GPU."})
+    dollars: float = field(default=3.0, metadata={"help": "A GPU and hour."})
+    report_file: str = field(default="", metadata={"help": "Markdown file for the tables."})
+    picture: str = field(default="", metadata={"help": "PNG file for the plot; needs matplotlib."})
+    only: str = field(default="", metadata={"help": "One run: share and width; prints its figures as JSON."})
+
+
+class LastTrainer(MCMTrainer):
+    """Keeps itself in reach."""
+
+    last: "LastTrainer"
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        LastTrainer.last = self
+
+
+def one_run(options: ScalingOptions, share: float, times: int) -> dict[str, float]:
+    """Trains on a share of the customers at so many times the width, in this process."""
+    read = run_pretrain.read_rows
+
+    def some(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        rows, evaluated = read(*args, **kwargs)
+        order = np.random.default_rng(0).permutation(len(rows))[: round(share * len(rows))]
+        rows.indices, rows.lengths = rows.indices[np.sort(order)], rows.lengths[np.sort(order)]
+        return rows, evaluated
+
+    run_pretrain.read_rows, run_pretrain.MCMTrainer = some, LastTrainer  # type: ignore[misc]
+    hidden = options.hidden * times
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = [f"hidden_size={hidden}", f"intermediate_size={4 * hidden}"]
+        flags = {"data": options.data, "max_events": options.max_events, "output_dir": folder, "save_strategy": "no"}
+        flags |= {"eval_strategy": "epoch", "report_to": "none", "disable_tqdm": "true"}
+        words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+        sys.argv = ["run_pretrain.py", options.recipe, *words, "--config_overrides", *sizes]
+        run_pretrain.main()
+    trainer = LastTrainer.last
+    trained: Any = trainer.optimizer  # a table of a feature that is not read is no parameter
+    found = [line for line in trainer.state.log_history if "eval_loss" in line][-1]
+    ndcg = [value for name, value in found.items() if name.endswith("next_visit_ndcg@10")]
+    rows: Any = trainer.train_dataset
+    start = time.perf_counter()
+    trainer.train_collator(rows.__getitems__(list(range(min(64, len(rows))))))
+    collated = min(64, len(rows)) / (time.perf_counter() - start)
+    config: Any = trainer.train_collator.config
+    label_sizes, units = config.label_sizes.values(), round(float(np.mean(rows.lengths)))
+    of_customer = encoder_flops(config.num_hidden_layers, hidden, 4 * hidden, units)
+    of_customer += readout_flops(hidden, units, sum(label_sizes))
+    flops = of_customer * len(rows) * trainer.args.num_train_epochs
+    least = FORWARD_AND_BACKWARD * flops / matmul_rate(1024, hidden, max(label_sizes))
+    return {
+        "customers": len(rows),
+        "parameters": sum(parameter.numel() for parameter in trained.state),
+        "seconds": trainer.clock.seconds,
+        "loss": found["eval_loss"],
+        "ndcg": float(np.mean(ndcg)),
+        "of_floor": least / trainer.clock.seconds,
+        "collated": collated,
+    }
+
+
+def run(options: ScalingOptions, share: float, times: int) -> dict[str, float]:
+    """The figures of one run, from a process of its own."""
+    values = {**asdict(options), "only": f"{share} {times}", "report_file": "", "picture": ""}
+    flags: list[str] = []
+    for name, value in values.items():
+        if value != "":
+            flags += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    done = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{share} of the customers at {times} times the width failed: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def curve(sizes: Any, floor: float, a: float, alpha: float, b: float, beta: float) -> Any:
+    """E + A / N^a + B / D^b, both sizes relative to the smallest."""
+    parameters, customers = sizes
+    return floor + a * parameters**-alpha + b * customers**-beta
+
+
+def fitted(runs: list[dict[str, float]]) -> list[float]:
+    """E, A, a, B, b of the runs' losses."""
+    from scipy.optimize import curve_fit
+
+    sizes = np.array([[each["parameters"] for each in runs], [each["customers"] for each in runs]])
+    losses = np.array([each["loss"] for each in runs])
+    start = [losses.min(), 0.1, 0.3, losses.max() - losses.min(), 0.3]
+    bounds = ([0, 0, 0, 0, 0], [np.inf, np.inf, 3, np.inf, 3])
+    values, _ = curve_fit(curve, sizes / sizes.min(1, keepdims=True), losses, start, bounds=bounds, maxfev=20_000)
+    return values.tolist()
+
+
+def cost_model(options: ScalingOptions, of_floor: float, collated: float) -> list[list[str]]:
+    """Rows of text: what it is, how much, how it comes about."""
+    config = json.loads(Path(options.config, "config.json").read_text(encoding="utf-8"))
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    units = options.events / options.customers / options.events_a_visit
+    encoder = encoder_flops(layers, hidden, config["intermediate_size"], round(units))
+    readout = readout_flops(hidden, round(units), sum(options.labels))
+    whole = FORWARD_AND_BACKWARD * (encoder + readout) * options.customers * options.epochs
+    peak = options.gpus * options.teraflops * 1e12
+    parameters = layers * (4 * hidden**2 + 2 * hidden * config["intermediate_size"]) + sum(options.labels) * hidden
+    steps = options.customers * options.epochs / (options.batch_size * options.gpus)
+    reduced = 2 * FLOAT * parameters * steps / (options.gigabytes_a_second * 1e9)
+    rate = options.customers * options.epochs / (whole / peak / of_floor)
+    dollars = whole / peak / of_floor / 3600 * options.gpus * options.dollars
+    bytes_an_event = 17 * INT + LONG + INT
+
+    def hours(seconds: float) -> str:
+        return f"{seconds / 3600:,.2f} h"
+
+    return [
+        ["what", "how much", "how it comes about"],
+        ["a customer", f"{units:.0f} visits of {options.events_a_visit:g} events", "events / customers"],
+        ["FLOPs, encoder", f"{encoder / 1e9:,.2f} GFLOP a customer, forward", "benchmarks/floor.py"],
+        ["FLOPs, readout", f"{readout / 1e9:,.2f} GFLOP a customer, forward", f"{sum(options.labels):,} labels"],
+        ["FLOPs, all", f"{whole / 1e18:,.2f} EFLOP", f"3 times forward, {options.epochs:g} epochs"],
+        ["hours at the peak", hours(whole / peak), f"{options.gpus} GPUs of {options.teraflops:g} TFLOP/s"],
+        ["hours at this machine's share", hours(whole / peak / of_floor), f"{of_floor:.0%} of the floor, as here"],
+        ["dollars", f"{dollars:,.0f}", f"{options.dollars:g} a GPU and hour"],
+        ["all-reduce", hours(reduced), f"{parameters / 1e6:.0f} M parameters in float32, {steps:,.0f} steps"],
+        ["prepared data", f"{options.events * bytes_an_event / 1e12:,.2f} TB decoded", "17 features, time, visit"],
+        ["optimizer, a GPU", f"{4 * FLOAT * parameters / 1e9:,.2f} GB", "weights, gradients, two averages"],
+        ["customers a second", f"{rate:,.0f}", "at this machine's share"],
+        [
+            "cores that make batches",
+            f"{rate / collated:,.0f}",
+            f"one makes {collated:,.0f} customers a second, as here",
+        ],
+    ]
+
+
+def plot(runs: list[dict[str, float]], values: list[float], path: Path) -> None:
+    """Losses over customers, a line of the curve for each size of the model."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    least = [min(each[name] for each in runs) for name in ("parameters", "customers")]
+    for parameters in sorted({each["parameters"] for each in runs}):
+        own = sorted((each["customers"], each["loss"]) for each in runs if each["parameters"] == parameters)
+        x = np.geomspace(own[0][0], 4 * own[-1][0], 50)
+        line = axes.plot(x, curve((parameters / least[0], x / least[1]), *values), linewidth=1)[0]
+        label = f"{parameters / 1e6:.2f} M parameters"
+        axes.scatter(*zip(*own, strict=True), color=line.get_color(), label=label)
+    axes.set(xscale="log", xlabel="customers", ylabel="validation loss, sum of the tasks")
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Reads the options, trains, fits, and writes what was asked for."""
+    (options,) = parse_options(ScalingOptions, description=__doc__)
+    if options.only:
+        share, times = options.only.split()
+        print(json.dumps(one_run(options, float(share), int(times))))
+        return
+    runs = []
+    for times in WIDTHS:
+        for share in SHARES:
+            runs.append(run(options, share, times))
+            print({name: round(value, 4) for name, value in runs[-1].items()}, flush=True)
+    table = [["customers", "parameters", "seconds", "validation loss", "mean NDCG@10"]]
+    for each in runs:
+        cells = (f"{each['customers']:,}", f"{each['parameters']:,}", f"{each['seconds']:.0f}")
+        table.append([*cells, f"{each['loss']:.3f}", f"{each['ndcg']:.4f}"])
+    values = fitted(runs)
+    names = ("E", "A", "a", "B", "b")
+    fit = ", ".join(f"{name} = {value:.3g}" for name, value in zip(names, values, strict=True))
+    least = {name: min(each[name] for each in runs) for name in ("parameters", "customers")}
+    errors = [each["loss"] - curve([each[name] / least[name] for name in least], *values) for each in runs]
+    caption = (
+        f"{options.recipe} with a window of {options.max_events} events, {torch.get_num_threads()} threads, "
+        f"{platform.machine()}, torch {torch.__version__}. The curve, sizes relative to the smallest: {fit}; it "
+        f"misses the losses by {np.abs(errors).max():.3f} at most."
+    )
+    costs = cost_model(
+        options, *(float(np.median([each[name] for each in runs])) for name in ("of_floor", "collated"))
+    )
+    print(f"\n{caption}\n\n{text_table(table)}\n\n{text_table(costs)}")
+    if options.report_file:
+        lines = [f"| {' | '.join(row)} |" for row in costs]
+        lines.insert(1, "| --- | --- | --- |")
+        caption = "\n".join(lines) + "\n\n" + caption
+        write_report(table, caption, Path(options.report_file))
+    if options.picture:
+        plot(runs, values, Path(options.picture))
+
+
+if __name__ == "__main__":
+    main()
