@@ -6,9 +6,9 @@
     python benchmarks/scaling.py --data data/complete_journey/prepared --report_file docs/scaling.md \
         --picture docs/pictures/scaling.png
 
-The study trains on an eighth, a quarter, half and all of the customers, at one, two and four times the width, each run
-with the recipe in a process of its own, and evaluates all of them on the same validation cases. Through the losses goes
-the curve of Hoffmann et al. (2022), L = E + A / N^a + B / D^b, N parameters and D customers.
+The study trains on an eighth, a quarter, half and all of the customers, at one, two and four times the width, each
+with the recipe in a process of its own, and evaluates all of them on the same validation cases. Through the losses
+goes the curve of Hoffmann et al. (2022), L = E + A / N^a + B / D^b, N parameters and D customers.
 
 The cost model is arithmetic: products of matrices of a training step (benchmarks/floor.py) times customers and epochs,
 at the GPU's peak and at the share of the floor that a step reaches on this machine; bytes of the prepared data and of
