@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import functools
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling_mcm.data.dataset import sha256_of
+from modeling_mcm.data.engine import each_group
 from modeling_mcm.data.events import epoch_seconds
 from modeling_mcm.data.schema import CATEGORICAL, EventSchema
 from modeling_mcm.data.vocabulary import Vocabularies
@@ -22,7 +26,7 @@ ROWS_PER_ROW_GROUP = 256
 
 
 def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSchema) -> ir.Table:
-    """Table before: one row an event (see `encode_events`). After: one row a customer, sorted by customer_id.
+    """Table before: one row an event (see `encode_events`). After: one row a customer, and its shard.
 
     Events are ordered by visit, then time, then ids: nothing depends on the order of the input. The structs are sorted
     after collecting, because an ordered collect does not exist in every engine.
@@ -30,7 +34,7 @@ def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSch
     names = [f"f{i}" for i in range(len(schema.features))]
     order = ("visit", "closes_visit", "second", *names, "is_target")
     test, validation = (epoch_seconds(schema.cutoffs[key]) for key in ("test", "validation"))
-    rows = encoded.group_by("customer_id").agg(
+    rows = encoded.group_by("customer_id", "shard").agg(
         events=ibis.struct({name: encoded[name] for name in order}).collect(),
         validation_end=(encoded.second < validation).sum().cast("int32"),
         test_end=(encoded.second < test).sum().cast("int32"),
@@ -38,6 +42,7 @@ def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSch
     rows = rows.mutate(events=rows.events.sort())
     columns: dict[str, ir.Value] = {
         "customer_id": rows.customer_id,
+        "shard": rows.shard,
         "times": rows.events.map(lambda event: event["second"]),
         "visits": rows.events.map(lambda event: event["visit"]),
     }
@@ -51,7 +56,7 @@ def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSch
         joined = rows.left_join(profiles, "customer_id")
         filled = {f"p{i}": ibis.coalesce(joined[f"p{i}"], MISSING_ID) for i in range(len(schema.profile))}
         rows = joined.mutate(**filled).select(*rows.columns, *filled)
-    return rows.order_by("customer_id")
+    return rows
 
 
 def shard_schema(schema: EventSchema) -> tuple[list[str], pa.Schema]:
@@ -66,12 +71,34 @@ def shard_schema(schema: EventSchema) -> tuple[list[str], pa.Schema]:
     return [internal for internal, _, _ in columns], pa.schema([(name, kind) for _, name, kind in columns])
 
 
-def write_shard(rows: ir.Table, schema: EventSchema, path: Path) -> dict[str, Any]:
-    """Writes rows of `customer_rows` to one Parquet file; returns its entry of the manifest."""
+def write_shard(place: int, rows: pa.Table, schema: EventSchema, directory: Path, number: int) -> dict[str, Any]:
+    """Writes the rows of one shard, of `customer_rows`, to a Parquet file; returns its entry of the manifest."""
     internal, arrow_schema = shard_schema(schema)
-    table = rows.to_pyarrow().select(internal).rename_columns(arrow_schema.names).cast(arrow_schema)
-    pq.write_table(table, path, compression="zstd", row_group_size=ROWS_PER_ROW_GROUP)
+    table = rows.sort_by("customer_id").select(internal).rename_columns(arrow_schema.names).cast(arrow_schema)
+    path = directory / f"customers-{place:05d}-of-{number:05d}.parquet"
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # a worker that is lost leaves no half shard
+    pq.write_table(table.combine_chunks(), partial, compression="zstd", row_group_size=ROWS_PER_ROW_GROUP)
+    partial.replace(path)
     return {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def write_shards(
+    encoded: ir.Table, profiles: ir.Table | None, schema: EventSchema, directory: Path, number: int
+) -> Iterator[dict[str, Any]]:
+    """Writes all shards into a folder, and gives their entries of the manifest in their order.
+
+    Raises:
+        OSError: The disk is full, or workers of Spark write to another disk than this process reads.
+    """
+    rows = functools.partial(customer_rows, profiles=profiles, schema=schema)
+    write = functools.partial(write_shard, schema=schema, directory=directory, number=number)
+    for entry in each_group(rows, encoded, "shard", number, write):
+        if not (directory / entry["file"]).is_file():
+            raise OSError(
+                f"{entry['file']} was written by a worker and is not in {directory.parent.parent}: give an output "
+                "folder on storage that all machines of the cluster share."
+            )
+        yield entry
 
 
 def popularity(encoded: ir.Table, fitted: Vocabularies, schema: EventSchema) -> pa.Table:
