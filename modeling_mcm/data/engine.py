@@ -8,6 +8,7 @@ spills to disk what does not fit in memory. On Spark its workers do, and write t
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 
-from modeling_mcm.data.files import InputFiles, find_files, is_files, is_local
+from modeling_mcm.data.files import SUFFIXES, InputFiles, find_files, is_files, is_local, merged
 
 SPARK = "pyspark"  # Ibis' name of the backend
 # Times are read in UTC; names differ where their case does; parts of a path are text, as DuckDB is told too; overflow
@@ -173,8 +174,7 @@ def open_table(source: Any, connection: ibis.BaseBackend, what: str) -> ir.Table
     elif connection.name == SPARK:
         return _open_on_spark(source, connection, what)
     else:
-        tables = [_open_on_duckdb(files, connection) for files in find_files(source, what)]
-        return ibis.union(*tables) if len(tables) > 1 else tables[0]
+        table = _together([_open_on_duckdb(files, connection) for files in merged(find_files(source, what))], what)
     if connection.name == SPARK and isinstance(table.op(), ibis.expr.operations.InMemoryTable):
         return connection.create_view(ibis.util.gen_name("mcm"), table)  # so that the table knows its engine
     return table
@@ -192,34 +192,41 @@ def _open_on_duckdb(files: InputFiles, connection: Any) -> ir.Table:
 
 def _open_on_spark(source: Any, connection: Any, what: str) -> ir.Table:
     """Spark reaches stores by itself (through Hadoop), so it is given their addresses as they are."""
-    given = [str(part) for part in (source if isinstance(source, list | tuple) else [source])]
-    frames = []
-    for address in given:
-        reader = _session(connection).read
-        if "://" in address and not address.startswith("file://"):
-            suffixes = Path(address).suffixes
-            kind = "tsv" if ".tsv" in suffixes else "csv" if ".csv" in suffixes else "parquet"
-            files = InputFiles(address, (address,), kind, None)
+    found = []
+    for address in map(str, source if isinstance(source, list | tuple) else [source]):
+        if "://" not in address or address.startswith("file://"):
+            found += find_files(address, what)
         else:
-            (files,) = find_files(address, what)
-            if files.partitioned:
-                reader = reader.option("basePath", files.root)
+            kind = next((kind for suffix, kind in SUFFIXES.items() if suffix in Path(address).suffixes), "parquet")
+            found.append(InputFiles(address, (address,), kind, None))
+    tables = []
+    for files in merged(found):
+        reader = _session(connection).read
+        if files.partitioned:
+            reader = reader.option("basePath", files.root)
         try:
-            if files.kind == "parquet":
-                frames.append(reader.parquet(*files.paths))
-            else:
-                frames.append(_read_csv(reader, files))
+            read = reader.parquet(*files.paths) if files.kind == "parquet" else _read_csv(reader, files)
         except Exception as error:  # of the Java side: pyspark's errors have no common class that is not Exception
+            reason = next(line for line in str(error).splitlines() if line.strip())
             raise ValueError(
-                f"Spark can't read the {what} file {address} ({str(error).splitlines()[0]}); check the path, or give "
-                "what Hadoop needs for such an address (--spark_config spark.jars.packages=..., docs/spark.md)."
+                f"Spark can't read the {what} file {files.root} ({reason}); check the path, write times in microseconds "
+                "where it says NANOS, or give what Hadoop needs for such an address (--spark_config "
+                "spark.jars.packages=..., docs/spark.md)."
             ) from error
-    frame = frames[0]
-    for other in frames[1:]:
-        frame = frame.unionByName(other)
-    name = ibis.util.gen_name("mcm")
-    frame.createOrReplaceTempView(name)
-    return connection.table(name)
+        name = ibis.util.gen_name("mcm")
+        read.createOrReplaceTempView(name)
+        tables.append(connection.table(name))
+    return _together(tables, what)
+
+
+def _together(tables: list[ir.Table], what: str) -> ir.Table:
+    try:
+        return functools.reduce(lambda table, other: table.union(other), tables)
+    except ibis.common.exceptions.RelationError as error:
+        raise ValueError(
+            f"The {what} files have different columns or types ({' '.join(str(error).split())}): write them alike, or "
+            "pass an Ibis table."
+        ) from error
 
 
 def _read_csv(reader: Any, files: InputFiles) -> Any:

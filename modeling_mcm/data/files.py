@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -126,6 +126,16 @@ def _find(address: str, what: str) -> InputFiles:
     partitioned = any("=" in part for parts in kept.values() for part in parts[:-1])
     paths = tuple(_address(filesystem, each) for each in kept)
     return InputFiles(_address(filesystem, root), paths, "parquet", filesystem, partitioned)
+
+
+def merged(found: list[InputFiles]) -> list[InputFiles]:
+    """The same files, with those that have no columns in their paths as one, for an engine reads them at once."""
+    merged: dict[Any, InputFiles] = {}
+    for place, files in enumerate(found):
+        key = place if files.partitioned else (files.kind, id(files.filesystem))
+        earlier = merged.get(key)
+        merged[key] = replace(earlier, paths=earlier.paths + files.paths) if earlier else files
+    return list(merged.values())
 
 
 def _address(filesystem: Any, path: str) -> str:

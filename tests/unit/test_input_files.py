@@ -24,7 +24,7 @@ def write_months(log, folder, mkdir=True):
     for month, part in log.groupby(log["at"].dt.month):
         if mkdir:
             (folder / f"month={month:02}").mkdir(parents=True)
-        part.to_parquet(f"{folder}/month={month:02}/part.parquet")
+        part.to_parquet(f"{folder}/month={month:02}/part.parquet", index=False)
 
 
 def test_folders_lists_and_addresses_give_the_same_rows(store, tmp_path):
@@ -55,7 +55,8 @@ def test_a_part_of_a_path_is_a_column_of_text(tmp_path):
     expected = log.assign(month=log["at"].dt.strftime("%m"))
     run(tmp_path, expected, changed, name="frame")
     assert read_rows(tmp_path) == read_rows(tmp_path, "frame")
-    assert max(row["feature_month"][0] for row in read_rows(tmp_path).values()) >= 2
+    vocabularies = "feature_extractor/vocabularies.json"  # "01" and not "1"
+    assert (tmp_path / "out" / vocabularies).read_bytes() == (tmp_path / "frame" / vocabularies).read_bytes()
 
 
 def test_what_is_wrong_with_one_file_of_many_is_named(store, tmp_path):
@@ -75,6 +76,13 @@ def test_what_is_wrong_with_one_file_of_many_is_named(store, tmp_path):
     ):
         with pytest.raises(error, match=message):
             find_files(source, "event")
+
+
+def test_files_of_other_columns_do_not_make_one_table(tmp_path):
+    write_months(make_log(), tmp_path / "log")
+    make_log().drop(columns="price").to_parquet(tmp_path / "more.parquet", index=False)
+    with pytest.raises(ValueError, match="files have different columns or types .*price.*write them alike"):
+        run(tmp_path, [tmp_path / "log", tmp_path / "more.parquet"])
 
 
 def test_what_was_read_is_told_apart(store, tmp_path):

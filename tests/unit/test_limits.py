@@ -19,9 +19,9 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 
 def bot(number, seed=0):
-    """Events of one customer, many at the same second."""
+    """Events of one customer, all of a month at the same second."""
     log = make_log(seed=seed, customers=1, visits=number)
-    return log.assign(user=99, at=log["at"].dt.normalize())
+    return log.assign(user=99, at=log["at"].dt.to_period("M").dt.to_timestamp())
 
 
 def test_a_bot_is_cut_to_its_latest_events_of_each_period(tmp_path):
@@ -46,7 +46,7 @@ def test_the_cut_depends_neither_on_the_order_nor_on_what_comes_later(tmp_path):
     run(tmp_path, log, schema, name="a")
     run(tmp_path, log.sample(frac=1, random_state=1), schema, name="b")
     assert read_rows(tmp_path, "a") == read_rows(tmp_path, "b")
-    later = bot(500, seed=1)
+    later = bot(200, seed=1)
     run(tmp_path, pd.concat([log, later[later["at"] >= VALIDATION]]), schema, name="c")
     before, after = (read_rows(tmp_path, name)["99"] for name in "ac")
     end = before["validation_end"]

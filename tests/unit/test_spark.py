@@ -46,7 +46,7 @@ def connection(spark, tmp_path):
 
 
 def test_spark_writes_what_duckdb_writes(spark, tmp_path):
-    awkward_log().to_parquet(tmp_path / "log.parquet")
+    awkward_log().astype({"at": "datetime64[us]"}).to_parquet(tmp_path / "log.parquet")
     profile = make_profile()[:3].assign(user=["\uff5e", "B", "5"])
     profile.to_parquet(tmp_path / "profile.parquet")
     schema = schema_with(on_null="drop", on_duplicate="drop", max_events=20, max_events_per_customer=20)
@@ -91,7 +91,7 @@ def test_partitions_lists_and_frames_are_read(connection, tmp_path):
     for month, part in log.groupby(log["at"].dt.month):
         folder = tmp_path / "log" / "year=2024" / f"month={month:02}"
         folder.mkdir(parents=True)
-        part.to_parquet(folder / "part.parquet")
+        part.to_parquet(folder / "part.parquet", index=False)
     (tmp_path / "log" / "_SUCCESS").touch()
     more = make_log(seed=1).assign(year="2025", month="01")
     more.to_parquet(tmp_path / "more.parquet")
@@ -107,9 +107,12 @@ def test_partitions_lists_and_frames_are_read(connection, tmp_path):
     assert frame.num_rows == len(log) and frame["f4"].null_count == log["price"].isna().sum()
 
 
-def test_an_address_that_spark_cannot_read_is_named(connection):
+def test_what_spark_cannot_read_is_named(connection, tmp_path):
     with pytest.raises(ValueError, match="Spark can't read the event file memory://log.*spark.jars.packages"):
         open_table("memory://log", connection, "event")
+    make_log().astype({"at": "datetime64[ns]"}).to_parquet(tmp_path / "log.parquet")
+    with pytest.raises(ValueError, match="log.parquet .*NANOS.* write times in microseconds"):
+        open_table(tmp_path / "log.parquet", connection, "event")
 
 
 def test_what_a_worker_raises_is_told_in_a_line(connection):
