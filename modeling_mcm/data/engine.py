@@ -209,8 +209,8 @@ def _open_on_spark(source: Any, connection: Any, what: str) -> ir.Table:
         except Exception as error:  # of the Java side: pyspark's errors have no common class that is not Exception
             reason = next(line for line in str(error).splitlines() if line.strip())
             raise ValueError(
-                f"Spark can't read the {what} file {files.root} ({reason}); check the path, write times in microseconds "
-                "where it says NANOS, or give what Hadoop needs for such an address (--spark_config "
+                f"Spark can't read the {what} file {files.root} ({reason}); check the path, write times in "
+                "microseconds where it says NANOS, or give what Hadoop needs for such an address (--spark_config "
                 "spark.jars.packages=..., docs/spark.md)."
             ) from error
         name = ibis.util.gen_name("mcm")
