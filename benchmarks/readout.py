@@ -24,9 +24,9 @@ from statistics import median
 import psutil
 import torch
 
-from modeling_mcm.losses_mcm import LossInParts, customers_in_parts, prefix_cross_entropy
+from modeling_mcm.losses_mcm import LossInParts, Targets, customers_in_parts, task_losses
 from modeling_mcm.modeling_mcm import PART_ELEMENTS
-from modeling_mcm.readout_mcm import EVERY_UNIT, attentional_readout, reference_readout
+from modeling_mcm.readout_mcm import PackedUnits, attentional_readout, reference_readout
 
 from floor import FORWARD_AND_BACKWARD, matmul_rate, readout_flops
 
@@ -63,18 +63,18 @@ class Inputs:
         self.vectors = vectors.requires_grad_()
         self.mask = torch.ones(shape, dtype=torch.bool)
         self.next = torch.randint(2, options.labels, shape)
-        self.places = torch.arange(options.units).expand(shape)
 
 
 def in_parts(inputs: Inputs, all_prefixes: bool) -> torch.Tensor:
     """The loss as `MCMForMultiTaskRecommendation` takes it in training."""
 
     def losses_of(part: list[int], hidden: torch.Tensor) -> torch.Tensor:
-        ends = EVERY_UNIT if all_prefixes else None
-        scores = attentional_readout(hidden, inputs.vectors, inputs.mask[part], ends)
-        asked = (inputs.next[part], inputs.places[part]) if all_prefixes else (inputs.next[part, -1:], None)
-        loss = prefix_cross_entropy(scores if all_prefixes else scores[:, None], *asked)
-        return loss[None] * (len(hidden) / len(inputs.hidden))
+        units = PackedUnits.of(inputs.mask[part]) if all_prefixes else None
+        scores = attentional_readout(hidden, inputs.vectors, inputs.mask[part], units)
+        rows = torch.arange(len(part))[:, None] if units is None else units.rows
+        labels = inputs.next[part, -1:] if units is None else inputs.next[part]
+        loss = task_losses(scores, Targets.find(labels[..., None], rows, None, [len(inputs.vectors)]))
+        return loss * (len(hidden) / len(inputs.hidden))
 
     batch, units, _ = inputs.hidden.shape
     parts = customers_in_parts([units] * batch, PART_ELEMENTS[True] // len(inputs.vectors))

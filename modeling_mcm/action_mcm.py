@@ -36,7 +36,8 @@ from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mcm import MCMConfig
-from .modeling_mcm import FIRST_LABEL, MCMForMultiTaskRecommendation, ValueEmbedding
+from .embeddings_mcm import ValueEmbedding
+from .modeling_mcm import FIRST_LABEL, MCMForMultiTaskRecommendation
 
 
 @auto_docstring(custom_intro="What [`MCMForActionRecommendation`] returns.")

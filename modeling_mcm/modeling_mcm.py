@@ -35,8 +35,17 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mcm import MCMConfig
-from .losses_mcm import FIRST_LABEL, LossInParts, customers_in_parts, prefix_cross_entropy, prefix_ranking_loss
-from .readout_mcm import EVERY_UNIT, READOUTS, attention_weights
+from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, grow
+from .losses_mcm import (
+    FIRST_LABEL,
+    LossInParts,
+    Targets,
+    customers_in_parts,
+    prefix_cross_entropy,
+    prefix_ranking_loss,
+    task_losses,
+)
+from .readout_mcm import READOUTS, PackedUnits, attention_weights
 from .repeat_memory_mcm import RepeatMemory
 
 
@@ -95,114 +104,6 @@ class MCMRecommendationOutput(ModelOutput):
     pooler_output: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
-
-
-class ValueEmbedding(nn.Embedding):
-    """A vector for every value of a feature, or for every label of a task; the missing value's is 0.
-
-    A class of its own, because `from_pretrained` and `post_init` initialise only modules that hold parameters
-    themselves.
-    """
-
-    def __init__(self, size: int, hidden_size: int):
-        super().__init__(size, hidden_size, padding_idx=0)
-
-
-def _grow(module: nn.Module, number: int, like: int | slice) -> None:
-    """New rows of a table: the row, or the mean of the rows, that `like` names; zeros where it names none."""
-    table = cast(nn.Embedding, module)
-    rows = table.weight[like].reshape(-1, table.embedding_dim)
-    row = rows.mean(0) if len(rows) else torch.zeros_like(table.weight[0])
-    table.weight = nn.Parameter(torch.cat([table.weight, row.expand(number, -1)]))
-    table.num_embeddings += number
-
-
-class HeterogeneousEmbedding(nn.Embedding):
-    """Heterogeneous embedding module (equation 1): e of an interaction is the average over its features' values.
-
-    It takes the place of a language model's token embedding, which transformers asks to be an `nn.Embedding`, and has
-    no weight of its own: one table a feature, so that a single vocabulary can grow, in a list, so that a feature may
-    have any name.
-    """
-
-    def __init__(self, config: MCMConfig):
-        nn.Module.__init__(self)
-        self.embedding_dim = config.hidden_size
-        read = config.input_features or config.features
-        self.read = [place for place, name in enumerate(config.features) if name in read]
-        self.feature_tables = nn.ModuleList(
-            ValueEmbedding(size, config.hidden_size) for size in config.vocabulary_sizes
-        )
-
-    def extra_repr(self) -> str:
-        return f"{len(self.feature_tables)} features, {self.embedding_dim}"
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """e_i of shape `(B, L, H)`: the average of the embeddings of the features that are present."""
-        if input_ids.shape[-1] != len(self.feature_tables):
-            raise ValueError(
-                f"`input_ids` has {input_ids.shape[-1]} features, this checkpoint reads {len(self.feature_tables)}: "
-                "make the inputs with the checkpoint's own feature extractor."
-            )
-        total = sum(self.feature_tables[j](input_ids[..., j]) for j in self.read)
-        return total / (input_ids[..., self.read] != 0).sum(-1, keepdim=True).clamp(min=1)
-
-
-class MCMEmbeddings(nn.Module):
-    """The encoder's input: H = E + P, equation 1 and positions."""
-
-    def __init__(self, config: MCMConfig):
-        super().__init__()
-        self.encoder_unit, self.event_dropout = config.encoder_unit, config.event_dropout_prob
-        self.events = HeterogeneousEmbedding(config)
-        self.position_embeddings: nn.Embedding | None = None
-        if config.use_position_embeddings:  # CODEPATH: on in every shipped configuration
-            self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.norm: nn.Module = nn.Identity()
-        self.dropout: nn.Module = nn.Identity()
-        # CODEPATH: on in every shipped configuration; off is equation 1 to the letter.
-        if config.embedding_layer_norm:
-            self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-            self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def units(
-        self, events: torch.Tensor, attention_mask: torch.Tensor, visit_ids: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The encoder's units and their mask: the events themselves, or each visit's sum over the root of its size.
-
-        The root keeps the scale of a visit's vector whatever its size: a mean would shrink with it. In training,
-        events are dropped whole: the encoder must not know a customer by heart. The repeat memory still counts them.
-        """
-        weight = attention_mask.to(events.dtype)
-        if self.training and self.event_dropout > 0:
-            weight = weight * (torch.rand_like(weight) >= self.event_dropout)
-        if self.encoder_unit == "event":
-            return events * weight[..., None], attention_mask.bool()
-        if visit_ids is None:
-            raise ValueError("encoder_unit='visit' needs `visit_ids`: MCMFeatureExtractor and the collator give them.")
-        batch, length, hidden = events.shape
-        count = cast(int, visit_ids.max().item()) + 1  # not int(...), which an export can't follow
-        torch._check(count >= 1)  # so that an export knows it for a size
-        flat = (visit_ids + count * torch.arange(batch, device=events.device)[:, None]).flatten()
-        sizes = events.new_zeros(batch * count).index_add(0, flat, attention_mask.to(events.dtype).flatten())
-        sums = events.new_zeros(batch * count, hidden).index_add(0, flat, (events * weight[..., None]).flatten(0, 1))
-        visits = (sums / sizes.clamp(min=1).sqrt()[:, None]).view(batch, count, hidden)
-        return visits, (sizes > 0).view(batch, count)
-
-    def forward(self, input_ids, attention_mask, visit_ids=None):
-        events = self.events(input_ids)
-        units, unit_mask = self.units(events, attention_mask, visit_ids)
-        if self.position_embeddings is not None:
-            length, longest = units.shape[1], self.position_embeddings.num_embeddings
-            torch._check_value(  # an `if` on the number of visits, which is data, would stop an export
-                length <= longest,
-                lambda: (
-                    f"A sequence has {length} {self.encoder_unit}s, this checkpoint reads {longest} "
-                    "(max_position_embeddings): keep the latest."
-                ),
-            )
-            units = units + self.position_embeddings.weight[:length]
-        return self.dropout(self.norm(units)), unit_mask, events
 
 
 @auto_docstring(custom_intro="Weight initialisation and what the library may assume of an MCM model.")
@@ -273,7 +174,7 @@ class MCMPreTrainedModel(PreTrainedModel):
         feature_extractor.add_values(feature, values)
         sizes[feature] += len(values)
         tables = cast(MCMModel, self.base_model).embeddings.events.feature_tables
-        _grow(tables[self.config.features.index(feature)], len(values), FIRST_LABEL - 1)  # like the unknown value
+        grow(tables[self.config.features.index(feature)], len(values), FIRST_LABEL - 1)  # like the unknown value
         self._resize_labels(feature, len(values))
         self.config.vocabulary_sizes = list(sizes.values())
 
@@ -344,7 +245,7 @@ class MCMModel(MCMPreTrainedModel):
 
 
 # Scores that a training step holds at a time, about: on a GPU, and on a CPU, which is no faster with more.
-PART_ELEMENTS = (2**26, 2**21)
+PART_ELEMENTS = (2**26, 2**22)
 
 
 @auto_docstring(custom_intro="MCM with the task-aware readout: for every task, a score for every label.")
@@ -401,14 +302,14 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             return
         place = self.config.tasks.index(feature)
         if len(self.label_tables):
-            _grow(self.label_tables[place], number, slice(FIRST_LABEL, None))
+            grow(self.label_tables[place], number, slice(FIRST_LABEL, None))
         if len(self.readout_bias):
             bias = self.readout_bias[place]
             self.readout_bias[place] = nn.Parameter(torch.cat([bias, bias[FIRST_LABEL:].min().expand(number)]))
         if self.repeat_memory is not None:
             rarity = cast(nn.Embedding, self.repeat_memory.label_rarity[place])
-            _grow(rarity, number, FIRST_LABEL + int(rarity.weight[FIRST_LABEL:].argmax()))
-            _grow(self.repeat_memory.label_gains[place], number, slice(0, 0))
+            grow(rarity, number, FIRST_LABEL + int(rarity.weight[FIRST_LABEL:].argmax()))
+            grow(self.repeat_memory.label_gains[place], number, slice(0, 0))
 
     @can_return_tuple
     @auto_docstring(custom_intro="From interactions to scores, and to the loss when `labels` are given.\n")
@@ -476,61 +377,97 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         self, hidden: torch.Tensor, events: torch.Tensor, batch: Mapping[str, Any]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Logits of all tasks, and the losses of the trained ones, of shape `(T,)` or `(0,)` without labels."""
-        input_ids, attention_mask, unit_mask = batch["input_ids"], batch["attention_mask"], batch["unit_mask"]
-        visit_ids, event_times, prefix_ends = batch["visit_ids"], batch["event_times"], batch["prefix_ends"]
-        labels, answered = batch["labels"], batch["label_prefixes"]
-        event_ends = attention_mask.sum(1, keepdim=True) - 1 if prefix_ends is None else prefix_ends
-        event_units = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape[:2])
-        # CODEPATH: units are visits in mcm-base and mcm-tiny, events in the paper's model, ablations/mcm-final.
-        if self.config.encoder_unit == "visit" and visit_ids is not None:  # without them the embeddings have raised
-            event_units = visit_ids
-        unit_ends = event_units.gather(1, event_ends)
-        asked: torch.Tensor | slice | None = None if prefix_ends is None else unit_ends
-        trains = self.training and labels is not None and torch.is_grad_enabled()
-        if trains and answered is not None and 2 * unit_ends.shape[1] > unit_mask.shape[1]:
-            # Most units end a prefix: reading all of them costs less than picking the asked ones out.
-            answered = unit_ends.gather(1, answered)
-            unit_ends = torch.arange(unit_mask.shape[1], device=unit_ends.device).expand(unit_mask.shape)
-            asked = EVERY_UNIT
-        readout = READOUTS[self.config.readout]
+        unit_mask, prefix_ends, labels = batch["unit_mask"], batch["prefix_ends"], batch["labels"]
+        event_ends = batch["attention_mask"].sum(1, keepdim=True) - 1 if prefix_ends is None else prefix_ends
+        unit_ends = self._event_units(batch).gather(1, event_ends)
+        asked = None if prefix_ends is None else unit_ends
 
-        memory = self.repeat_memory
-        if memory is not None:
-            if event_times is None:
-                raise ValueError("The repeat memory needs `event_times`: MCMFeatureExtractor gives them.")
-            unit_times = event_times.new_zeros(unit_mask.shape).scatter_reduce(1, event_units, event_times, "amax")
-            decays = memory.decays(unit_times, unit_ends)
+        scores = []
+        for place, task in enumerate(self.config.tasks):
+            scale = None if self.readout_scale is None else self.readout_scale[place]
+            of_task = READOUTS[self.config.readout](hidden, self.label_embeddings(task), unit_mask, asked, scale)
+            of_task = of_task[:, None] if prefix_ends is None else of_task
+            scores.append(of_task + self._label_offsets(place, of_task.dtype))
+        if self.repeat_memory is not None:
+            remembered = self._memory(range(len(scores)), events, batch, unit_ends)
+            for place, (customers, prefixes, ids, added) in enumerate(remembered):
+                shape, flat = scores[place].shape, scores[place].flatten()
+                cells = (customers * shape[1] + prefixes) * shape[2] + ids
+                scores[place] = flat.scatter_add(0, cells, added.to(flat.dtype)).view(shape)
 
         logits, losses = {}, {}
         for place, task in enumerate(self.config.tasks):
-            scores = readout(
-                hidden,
-                self.label_embeddings(task),
-                unit_mask,
-                asked,
-                None if self.readout_scale is None else self.readout_scale[place],
-            )
-            scores = scores[:, None] if prefix_ends is None else scores
-            scores = scores + self._label_offsets(place, scores)
-            if memory is not None:
-                label_ids = input_ids[..., self.task_features[place]]
-                met = memory.votes(label_ids, event_units, events, unit_mask.shape[1])
-                scores = memory(place, scores, decays, unit_times, unit_ends, *met)
             if labels is not None and task in self.trained_tasks:
-                asked_for = (scores, labels[..., place], answered, batch["label_weights"])
+                asked_for = (scores[place], labels[..., place], batch["label_prefixes"], batch["label_weights"])
                 losses[task] = prefix_cross_entropy(*asked_for)
                 # CODEPATH: on in mcm-base and mcm-tiny, off in the paper's model, ablations/mcm-final.
                 if self.config.ranking_loss_weight:
                     losses[task] = losses[task] + self.config.ranking_loss_weight * prefix_ranking_loss(*asked_for)
-            logits[task] = scores[:, 0] if prefix_ends is None else scores
+            logits[task] = scores[place][:, 0] if prefix_ends is None else scores[place]
         return logits, torch.stack(list(losses.values())) if losses else hidden.new_zeros(0)
+
+    def _losses_of_every_prefix(
+        self, hidden: torch.Tensor, events: torch.Tensor, batch: Mapping[str, Any]
+    ) -> torch.Tensor:
+        """The losses of the trained tasks, of shape `(T,)`, from one row of scores for each real unit.
+
+        Where most units end a prefix that is asked for, reading all of them costs less than picking those out. Labels
+        of all tasks stand side by side in a row.
+        """
+        tasks = [place for place, task in enumerate(self.config.tasks) if task in self.trained_tasks]
+        sizes = [self.config.label_sizes[self.config.tasks[place]] for place in tasks]
+        units = PackedUnits.of(batch["unit_mask"])
+        vectors = [self.label_embeddings(self.config.tasks[place]) for place in tasks]
+        if self.readout_scale is not None:
+            vectors = [table * self.readout_scale[place] for place, table in zip(tasks, vectors, strict=True)]
+        scores = READOUTS[self.config.readout](hidden, torch.cat(vectors), batch["unit_mask"], units)
+        scores = scores + torch.cat([self._label_offsets(place, scores.dtype) for place in tasks])
+        if self.repeat_memory is not None:
+            every = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[:2])
+            remembered = self._memory(tasks, events, batch, every, batch["unit_mask"])
+            customers, ends, ids, added = (torch.cat(parts) for parts in zip(*remembered, strict=True))
+            starts = [torch.full_like(part[2], sum(sizes[:place])) for place, part in enumerate(remembered)]
+            cells = (units.rows[customers, ends], ids + torch.cat(starts))
+            scores.index_put_(cells, added.to(scores.dtype), accumulate=True)
+        unit_ends = self._event_units(batch).gather(1, batch["prefix_ends"])
+        rows = units.rows.gather(1, unit_ends.gather(1, batch["label_prefixes"]))
+        targets = Targets.find(batch["labels"][..., tasks], rows, batch["label_weights"], sizes)
+        return task_losses(scores, targets, self.config.ranking_loss_weight)
+
+    def _event_units(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """The unit of each event, of shape `(B, L)`."""
+        # CODEPATH: units are visits in mcm-base and mcm-tiny, events in the paper's model, ablations/mcm-final.
+        if self.config.encoder_unit == "visit" and batch["visit_ids"] is not None:  # else the embeddings have raised
+            return batch["visit_ids"]
+        shape = batch["input_ids"].shape[:2]
+        return torch.arange(shape[1], device=batch["input_ids"].device).expand(shape)
+
+    def _memory(
+        self,
+        tasks: Sequence[int],
+        events: torch.Tensor,
+        batch: Mapping[str, Any],
+        unit_ends: torch.Tensor,
+        asked: torch.Tensor | None = None,
+    ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """What the repeat memory adds to the scores of these tasks: see [`RepeatMemory.forward`]."""
+        memory, shape = cast(RepeatMemory, self.repeat_memory), batch["unit_mask"].shape
+        if batch["event_times"] is None:
+            raise ValueError("The repeat memory needs `event_times`: MCMFeatureExtractor gives them.")
+        times, event_units = batch["event_times"], self._event_units(batch)
+        unit_times = times.new_zeros(shape).scatter_reduce(1, event_units, times, "amax")
+        label_ids = batch["input_ids"][..., [self.task_features[place] for place in tasks]]
+        met = memory.votes(label_ids, event_units, events, shape[1])
+        return memory(tasks, unit_times, unit_ends, met, asked)
 
     def _losses_in_parts(
         self, hidden: torch.Tensor, events: torch.Tensor, batch: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The total and the task losses, of shape `(T,)`, of a batch whose scores would not fit at once."""
         units, lengths = batch["unit_mask"].sum(1).tolist(), batch["attention_mask"].sum(1).tolist()
-        most = PART_ELEMENTS[hidden.device.type == "cpu"] // max(self.config.label_sizes.values())
+        most = PART_ELEMENTS[hidden.device.type == "cpu"] // sum(self.config.label_sizes.values())
+        ends = batch["prefix_ends"]
+        every = ends is not None and batch["label_prefixes"] is not None and 2 * ends.shape[1] > hidden.shape[1]
 
         def losses_of(part: list[int], hidden: torch.Tensor, events: torch.Tensor) -> torch.Tensor:
             cut: dict[str, Any] = {name: None if value is None else value[part] for name, value in batch.items()}
@@ -538,7 +475,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             cut["unit_mask"] = cut["unit_mask"][:, unit]
             for name in ("input_ids", "attention_mask", "visit_ids", "event_times"):
                 cut[name] = None if cut[name] is None else cut[name][:, event]
-            _, losses = self._answers(hidden[:, unit], events[:, event], cut)
+            given = (hidden[:, unit], events[:, event], cut)
+            losses = self._losses_of_every_prefix(*given) if every else self._answers(*given)[1]
             return losses * (len(hidden) / len(units))  # a loss is a mean over customers
 
         parts = customers_in_parts(units, most)
@@ -549,13 +487,14 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         own = [value for name, value in self.named_parameters() if not name.startswith(f"{self.base_model_prefix}.")]
         return own if len(self.label_tables) else [*own, *(self.label_embeddings(task) for task in self.config.tasks)]
 
-    def _label_offsets(self, place: int, scores: torch.Tensor) -> torch.Tensor:
+    def _label_offsets(self, place: int, dtype: torch.dtype) -> torch.Tensor:
         """The labels' biases, of shape `(V,)`, with a number on the ids that are no labels which no score can lift."""
-        never = scores.new_full((FIRST_LABEL,), torch.finfo(scores.dtype).min / 2)
+        vectors = self.label_embeddings(self.config.tasks[place])
+        never = vectors.new_full((FIRST_LABEL,), torch.finfo(dtype).min / 2, dtype=dtype)
         # CODEPATH: biases in mcm-base and mcm-tiny, none in the paper's model, ablations/mcm-final.
         if len(self.readout_bias):
-            return torch.cat([never, self.readout_bias[place][FIRST_LABEL:].to(scores.dtype)])
-        return torch.cat([never, scores.new_zeros(scores.shape[-1] - FIRST_LABEL)])
+            return torch.cat([never, self.readout_bias[place][FIRST_LABEL:].to(dtype)])
+        return torch.cat([never, never.new_zeros(len(vectors) - FIRST_LABEL)])
 
     @torch.no_grad()
     def preferences(

@@ -14,7 +14,7 @@
 # limitations under the License.
 """The readout: from hidden vectors to one score a label.
 
-Shapes: B customers, U encoder units (events or visits), P prefixes, H hidden, V labels.
+Shapes: B customers, U encoder units (events or visits), R real units of all customers, P prefixes, H hidden, V labels.
 
 `reference_readout` is equations 2 and 3 as the paper writes them. `attentional_readout` gives the same numbers and
 never forms r_w: with z_{w,i} = e_w . h_i, equation 3 is s(w) = sum_i softmax_i(z_w)_i z_{w,i}. With `ends` it scores
@@ -22,7 +22,9 @@ every prefix of the sequence in one pass: under a causal encoder h_i knows event
 same sum over i <= t, and a running softmax gives it for all t.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +38,34 @@ WIDEST = 60.0
 LONG_ROW = 2048
 # Labels of one piece where there are no gradients.
 LABELS_AT_ONCE = 128
-# As `ends` of a readout: every unit ends a prefix. Nothing has to be picked out then, forward or backward.
-EVERY_UNIT = slice(None)
+
+
+class PackedUnits(NamedTuple):
+    """The real units of a batch, the first of all customers before the second of all, and no padding.
+
+    As `ends` of a readout: every real unit ends a prefix.
+
+    Attributes:
+        customers: of each unit, of shape `(R,)`; those with the longest history come first.
+        units: place in its customer's history, of shape `(R,)`.
+        sizes: how many customers have a first unit, a second and so on; they sum up to R.
+        rows: where each unit is, of shape `(B, U)`; 0 for padding.
+    """
+
+    customers: torch.Tensor
+    units: torch.Tensor
+    sizes: list[int]
+    rows: torch.Tensor
+
+    @classmethod
+    def of(cls, mask: torch.Tensor) -> "PackedUnits":
+        """Packs the units of a boolean mask of shape `(B, U)`, padding on the right."""
+        longest_first = mask.sum(1).argsort(descending=True, stable=True)
+        units, places = mask[longest_first].T.nonzero(as_tuple=True)
+        customers = longest_first[places]
+        rows = torch.zeros(mask.shape, dtype=torch.long, device=mask.device)
+        rows[customers, units] = torch.arange(len(units), device=mask.device)
+        return cls(customers, units, [size for size in mask.sum(0).tolist() if size], rows)
 
 
 def reference_readout(hidden: torch.Tensor, label_embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -83,9 +111,10 @@ class MaskedReadout(torch.autograd.Function):
 
 
 class RunningReadout(torch.autograd.Function):
-    """s_t(w) = sum_{i<=t} exp(z_i) z_i / sum_{i<=t} exp(z_i) for every t, along the first axis of z.
+    """s_t(w) = sum_{i<=t} exp(z_i) z_i / sum_{i<=t} exp(z_i) for every t.
 
-    Forward divides two running sums, of exp(z_i - m) z_i and of exp(z_i - m), m being the largest z of all. Backward:
+    Forward takes z of packed units, `(R, V)`, its largest number and the sizes of [`PackedUnits`]. It divides two
+    running sums, of exp(z_i - m) z_i and of exp(z_i - m), m being the largest z of all. Backward:
     ds_t/dz_i = exp(z_i - m) / n_t (1 + z_i - s_t) with n_t = sum_{i<=t} exp(z_i - m), so with the running sums from
     the right G_i = sum_{t>=i} g_t / n_t and R_i = sum_{t>=i} g_t s_t / n_t the gradient is
     exp(z_i - m) ((1 + z_i) G_i - R_i).
@@ -95,32 +124,41 @@ class RunningReadout(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, z: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
+    def forward(ctx, z: torch.Tensor, top: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         given = z.dtype
         z, top = (value.float() if given.itemsize < 4 else value for value in (z, top))
         n = torch.sub(z, top).exp_()
-        s, n = _running_sum(n * z), _running_sum(n)
+        s, n = _running_sum(n * z, sizes), _running_sum(n, sizes)
         s.div_(n)
         ctx.save_for_backward(z, s, n, top)
+        ctx.sizes = sizes
         return s.to(given)
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         z, s, n, top = ctx.saved_tensors
         g = gradient / n
-        r = _running_sum(g * s, backwards=True)
-        g = _running_sum(g, backwards=True)
-        return torch.addcmul(g, g, z).sub_(r).mul_(torch.sub(z, top).exp_()).to(gradient.dtype), None
+        r = _running_sum(g * s, ctx.sizes, backwards=True)
+        g = _running_sum(g, ctx.sizes, backwards=True)
+        return torch.addcmul(g, g, z).sub_(r).mul_(torch.sub(z, top).exp_()).to(gradient.dtype), None, None
 
 
-def _running_sum(x: torch.Tensor, backwards: bool = False) -> torch.Tensor:
-    """Along the first axis, in place where that is faster."""
-    if x.device.type != "cpu" or x[0].numel() < LONG_ROW:
-        return x.flip(0).cumsum(0).flip(0) if backwards else x.cumsum(0)
-    rows = x.unbind(0)[::-1] if backwards else x.unbind(0)  # a cumsum along another axis than the last is slow there
-    for before, row in pairwise(rows):
-        row.add_(before)
-    return x
+def _running_sum(x: torch.Tensor, sizes: Sequence[int], backwards: bool = False) -> torch.Tensor:
+    """Along each customer's units; x, of shape `(R, V)`, may be overwritten."""
+    if x.device.type == "cpu" and x.numel() >= LONG_ROW * len(sizes):
+        steps = x.split(list(sizes))
+        if backwards:
+            for after, step in pairwise(steps[::-1]):
+                step[: len(after)].add_(after)
+        else:  # a cumsum along another axis than the last is slow there
+            for before, step in pairwise(steps):
+                step.add_(before[: len(step)])
+        return x
+    customers = torch.arange(sizes[0], device=x.device)
+    real = customers < torch.tensor(sizes, device=x.device)[:, None]
+    padded = x.new_zeros(*real.shape, x.shape[1])
+    padded[real] = x
+    return (padded.flip(0).cumsum(0).flip(0) if backwards else padded.cumsum(0))[real]
 
 
 class WideRunningReadout(torch.autograd.Function):
@@ -133,37 +171,34 @@ class WideRunningReadout(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, z: torch.Tensor) -> torch.Tensor:
-        s, c = torch.empty_like(z), torch.empty_like(z)
-        s[0], c[0] = z[0], z[0]
-        for t in range(1, z.shape[0]):
-            torch.logaddexp(c[t - 1], z[t], out=c[t])
-            torch.lerp(s[t - 1], z[t], (z[t] - c[t]).exp_(), out=s[t])
+    def forward(ctx, z: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        s, c = z.clone(), z.clone()
+        steps = zip(*(x.split(list(sizes)) for x in (z, s, c)), strict=True)
+        for (_, s_before, c_before), (z_t, s_t, c_t) in pairwise(steps):
+            torch.logaddexp(c_before[: len(c_t)], z_t, out=c_t)
+            torch.lerp(s_before[: len(s_t)], z_t, (z_t - c_t).exp_(), out=s_t)
         ctx.save_for_backward(z, s, c)
+        ctx.sizes = sizes
         return s
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         z, s, c = ctx.saved_tensors
-        out = torch.empty_like(z)
-        last = z.shape[0] - 1
-        g_sum, r_sum = torch.zeros_like(z[0]), torch.zeros_like(z[0])
-        for i in range(last, -1, -1):
-            if i < last:
-                decay = (c[i] - c[i + 1]).exp_()
-                g_sum, r_sum = g_sum.mul_(decay), r_sum.mul_(decay)
-            g_sum, r_sum = g_sum.add_(gradient[i]), torch.addcmul(r_sum, gradient[i], s[i], out=r_sum)
-            torch.mul(g_sum, z[i] + 1, out=out[i])
-            out[i].sub_(r_sum).mul_((z[i] - c[i]).exp_())
-        return out
+        g, r = gradient.clone(), gradient * s
+        steps = list(zip(*(x.split(list(ctx.sizes)) for x in (g, r, c)), strict=True))
+        for (g_after, r_after, c_after), (g_t, r_t, c_t) in pairwise(steps[::-1]):
+            fade = (c_t[: len(c_after)] - c_after).exp_()
+            g_t[: len(fade)].addcmul_(g_after, fade)
+            r_t[: len(fade)].addcmul_(r_after, fade)
+        return torch.addcmul(g, g, z).sub_(r).mul_((z - c).exp_()), None
 
 
-def running_readout(z: torch.Tensor) -> torch.Tensor:
+def running_readout(z: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     """[`RunningReadout`] where z allows it, [`WideRunningReadout`] otherwise."""
     low, top = torch.aminmax(z.detach())
     if top - low < WIDEST:
-        return RunningReadout.apply(z, top)
-    return WideRunningReadout.apply(z.float() if z.dtype.itemsize < 4 else z).to(z.dtype)
+        return RunningReadout.apply(z, top, sizes)
+    return WideRunningReadout.apply(z.float() if z.dtype.itemsize < 4 else z, sizes).to(z.dtype)
 
 
 def _by_labels(read, vectors: torch.Tensor, elements: int) -> torch.Tensor:
@@ -187,7 +222,7 @@ def attentional_readout(
     hidden: torch.Tensor,
     label_embeddings: torch.Tensor,
     mask: torch.Tensor,
-    ends: torch.Tensor | slice | None = None,
+    ends: torch.Tensor | PackedUnits | None = None,
     scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Equations 2 and 3 for the whole sequence, or for the prefixes that end at `ends`.
@@ -199,40 +234,47 @@ def attentional_readout(
         hidden: h of shape `(B, U, H)`; padding on the right.
         label_embeddings: e of shape `(V, H)`.
         mask: boolean, of shape `(B, U)`, True where a unit is real.
-        ends: last unit of each prefix, of shape `(B, P)`, or `EVERY_UNIT`, for which P = U. Only for causal encoders.
+        ends: last unit of each prefix, of shape `(B, P)`, or the mask's units packed. Only for causal encoders.
         scale: one factor on z.
 
     Returns:
-        s of shape `(B, V)`, or `(B, P, V)` with `ends`.
+        s of shape `(B, V)`; `(B, P, V)` with `ends`, `(R, V)` with packed units.
     """
+    vectors = label_embeddings if scale is None else label_embeddings * scale
+    units, width = hidden.shape[0] * hidden.shape[1], hidden.shape[1]
 
     def whole(vectors: torch.Tensor) -> torch.Tensor:
         return MaskedReadout.apply(torch.matmul(hidden, vectors.T), mask)
 
-    def prefixes(vectors: torch.Tensor) -> torch.Tensor:
-        s = running_readout(torch.matmul(hidden.transpose(0, 1), vectors.T))  # (U, B, V): a step is contiguous
-        if isinstance(ends, slice):
-            return s.transpose(0, 1)
-        return s[ends, torch.arange(s.shape[1], device=s.device)[:, None]]
+    if ends is None:
+        return _by_labels(whole, vectors, units)
+    if isinstance(ends, PackedUnits):
+        packed, sizes = hidden[ends.customers, ends.units], ends.sizes
+        return _by_labels(lambda part: running_readout(torch.matmul(packed, part.T), sizes), vectors, len(packed))
+    steps = hidden.transpose(0, 1).flatten(0, 1)
+    customers = torch.arange(len(hidden), device=hidden.device)[:, None]
 
-    vectors = label_embeddings if scale is None else label_embeddings * scale
-    return _by_labels(whole if ends is None else prefixes, vectors, hidden.shape[0] * hidden.shape[1])
+    def prefixes(vectors: torch.Tensor) -> torch.Tensor:
+        return running_readout(torch.matmul(steps, vectors.T), [len(hidden)] * width)[ends * len(hidden) + customers]
+
+    return _by_labels(prefixes, vectors, units)
 
 
 def last_readout(
     hidden: torch.Tensor,
     label_embeddings: torch.Tensor,
     mask: torch.Tensor,
-    ends: torch.Tensor | slice | None = None,
+    ends: torch.Tensor | PackedUnits | None = None,
     scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """BERT4Rec's readout: e_w . h_t with the last hidden vector. Arguments, shapes: as in [`attentional_readout`]."""
-    vectors = hidden
-    if not isinstance(ends, slice):
+    if isinstance(ends, PackedUnits):
+        vectors = hidden[ends.customers, ends.units]
+    else:
         last = mask.sum(1, keepdim=True) - 1 if ends is None else ends
         vectors = hidden.gather(1, last[..., None].expand(-1, -1, hidden.shape[-1]))
     scaled = label_embeddings if scale is None else label_embeddings * scale
-    scores = _by_labels(lambda part: torch.matmul(vectors, part.T), scaled, hidden.shape[0] * vectors.shape[1])
+    scores = _by_labels(lambda part: torch.matmul(vectors, part.T), scaled, vectors.shape[:-1].numel())
     return scores[:, 0] if ends is None else scores
 
 

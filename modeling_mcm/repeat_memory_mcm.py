@@ -15,7 +15,7 @@
 """The repeat memory: how often, and how long ago, the customer met a label, which a softmax average can't hold.
 
 Shapes: B customers, L events, U encoder units (events or visits), P prefixes, S labels that a customer met, V labels
-of a task, K half-lives.
+of a task, T tasks, K half-lives.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-HABITS = 6  # what `RepeatMemory.habits` gives
+FIRST_VALUE = 2  # ids 0 (missing) and 1 (unknown) are not met
+HABITS = 6  # how often and how long ago, for the network: see `RepeatMemory.forward`
 
 
 class RepeatMemory(nn.Module):
@@ -47,8 +48,10 @@ class RepeatMemory(nn.Module):
     the rate (n + m q_w) / (N + m), whose logarithm is log(1 + n / (m q_w)) and a bias. f is learned.
 
     Counts that fade can't say that a purchase is due. With `network_size` hidden numbers a task has a network of one
-    hidden layer beside them, whose output is added to the score of every label met: it reads the terms
-    log(1 + n exp(b + f r)), how often and how long ago (see `habits`), log(1 + p) and r_w.
+    hidden layer beside them, whose output is added to the score of every label met. It reads the terms
+    log(1 + n exp(b + f r)), log(1 + p), r_w and, each as log(1 + x): the units with the label, the units since the
+    first and since the last of them, the mean gap between two of them in units, the days since the first and since
+    the last.
 
     Args:
         label_sizes: V of each task.
@@ -114,11 +117,11 @@ class RepeatMemory(nn.Module):
 
     def votes(
         self, label_ids: torch.Tensor, event_units: torch.Tensor, event_embeddings: torch.Tensor, num_units: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The customer's distinct labels, and in which units they were met.
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """For each task the customer's distinct labels, and in which units they were met.
 
         Args:
-            label_ids: of shape `(B, L)`; ids 0 and 1 do not count.
+            label_ids: of all tasks, of shape `(B, L, T)`; ids 0 and 1 do not count.
             event_units: the unit of each event, of shape `(B, L)`.
             event_embeddings: e_i of shape `(B, L, H)`.
             num_units: U.
@@ -127,93 +130,112 @@ class RepeatMemory(nn.Module):
             labels of shape `(B, S)`, 0 where a customer has fewer than S, and m of shape `(B, S, U)`.
         """
         batch = label_ids.shape[0]
-        ordered, order = torch.where(label_ids > 1, label_ids, 0).sort(dim=1)
-        is_next = (ordered != ordered.roll(1, 1)) & (torch.arange(ordered.shape[1], device=ordered.device) > 0)
-        rank = is_next.cumsum(1)
-        count = cast(int, rank.max().item()) + 1  # not int(...), which an export can't follow
-        torch._check(count >= 1)  # so that an export knows it for a size
-        labels = label_ids.new_zeros(batch, count).scatter(1, rank, ordered)
-        cells = rank * num_units + event_units.gather(1, order)
-        vote = torch.where(ordered > 1, self.vote(event_embeddings)[..., 0].exp().gather(1, order), 0.0)
-        zeros = vote.new_zeros(batch, labels.shape[1] * num_units)
-        sums = zeros.scatter_add(1, cells, vote)
-        counts = zeros.scatter_add(1, cells, torch.ones_like(vote))
-        return labels, (sums / counts.clamp(min=1)).view(batch, labels.shape[1], num_units)
+        ids = label_ids.permute(2, 0, 1)
+        ordered, order = torch.where(ids > 1, ids, 0).sort(dim=2)  # (T, B, L)
+        is_next = (ordered != ordered.roll(1, 2)) & (torch.arange(ordered.shape[2], device=ordered.device) > 0)
+        rank = is_next.cumsum(2)
+        cells = rank * num_units + event_units.expand_as(order).gather(2, order)
+        vote = self.vote(event_embeddings)[..., 0].exp().expand(order.shape).gather(2, order)
+        vote = torch.where(ordered > 1, vote, 0.0)
+        result = []
+        for task, most in enumerate(rank.amax((1, 2)).unbind()):
+            count = cast(int, most.item()) + 1  # not int(...), which an export can't follow
+            torch._check(count >= 1)  # so that an export knows it for a size
+            labels = ids.new_zeros(batch, count).scatter(1, rank[task], ordered[task])
+            zeros = vote.new_zeros(batch, count * num_units)
+            sums = zeros.scatter_add(1, cells[task], vote[task])
+            counts = zeros.scatter_add(1, cells[task], torch.ones_like(vote[task]))
+            result.append((labels, (sums / counts.clamp(min=1)).view(batch, count, num_units)))
+        return result
 
     @staticmethod
-    def habits(unit_times: torch.Tensor, unit_ends: torch.Tensor, votes: torch.Tensor) -> torch.Tensor:
-        """How often, and how long ago, each label was met; nothing is learned here.
+    def meetings(unit_ends: torch.Tensor, votes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """In how many units of each prefix each label was met, the first of them, the last of them.
 
         Args:
-            unit_times, unit_ends: as for `decays`.
-            votes: from `votes`.
+            unit_ends: last unit of each prefix, of shape `(B, P)`.
+            votes: from `votes`, of shape `(B, S, U)`.
 
         Returns:
-            Of shape `(B, S, P, 6)`, each as log(1 + x): the units with the label, the units since the first and since
-            the last of them, the mean gap between two of them in units, the days since the first and since the last.
-            Everything is 0 for a label that a prefix did not meet.
+            Each of shape `(B, S, P)`; the first and last of a label that a prefix did not meet mean nothing.
         """
         met, slots = votes > 0, votes.shape[1]
-        place = torch.arange(votes.shape[2], device=votes.device)
+        place = torch.arange(votes.shape[2], device=votes.device, dtype=torch.int32)
         ends = unit_ends[:, None].expand(-1, slots, -1)
         number = met.cumsum(2, dtype=torch.int32).gather(2, ends)
         if unit_ends.shape[1] == 1:  # the same without a running maximum, which ONNX does not have
-            last = torch.where(met & (place <= ends), place, -1).amax(2, keepdim=True).clamp(min=0)
+            last = torch.where(met & (place <= ends), place, -1).amax(2, keepdim=True)
         else:
-            last = torch.where(met, place, -1).cummax(2).values.gather(2, ends).clamp(min=0)
-        first = torch.where(met, place, votes.shape[2]).amin(2, keepdim=True).expand_as(last).minimum(last)
-        times = unit_times[:, None].expand(-1, slots, -1)
-        now = times.gather(2, ends)
-        since_first, since_last = (ends - first).to(times.dtype), (ends - last).to(times.dtype)
-        values = [
-            number.to(times.dtype),
-            since_first,
-            since_last,
-            (since_first - since_last) / (number - 1).clamp(min=1),
-            now - times.gather(2, first),
-            now - times.gather(2, last),
-        ]
-        return torch.stack(values, -1).clamp(min=0).log1p() * (number > 0)[..., None]
+            last = torch.where(met, place, -1).cummax(2).values.gather(2, ends)
+        first = torch.where(met, place, votes.shape[2] - 1).amin(2, keepdim=True).expand_as(last)
+        return number, first, last
 
     def forward(
         self,
-        task: int,
-        scores: torch.Tensor,
-        decays: torch.Tensor,
+        tasks: Sequence[int],
         unit_times: torch.Tensor,
         unit_ends: torch.Tensor,
-        labels: torch.Tensor,
-        votes: torch.Tensor,
-    ) -> torch.Tensor:
-        """Adds the memory of one task.
+        met: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        asked: torch.Tensor | None = None,
+    ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """What the memory adds to the scores: a number for each pair of a prefix and a label that it met.
+
+        The labels of all tasks, S together, are counted at once. Half of the pairs of a label and a prefix come before
+        the first meeting, or more; they are left out, and so is all work on them.
 
         Args:
-            task: its place.
-            scores: of shape `(B, P, V)`; changed in place.
-            decays: from `decays`, with the same `unit_times` and `unit_ends`.
+            tasks: their places.
             unit_times: days, of shape `(B, U)`.
             unit_ends: p of each prefix, of shape `(B, P)`.
-            labels, votes: from `votes`.
+            met: labels and votes of each of these tasks, from `votes`.
+            asked: boolean, of shape `(B, P)`: prefixes that are wanted; all by default.
 
         Returns:
-            scores of shape `(B, P, V)`.
+            Of each task: the pairs' customers, prefixes, labels, and what is added to their scores.
         """
+        sizes = [labels.shape[1] for labels, _ in met]
+        labels, votes = torch.cat([labels for labels, _ in met], 1), torch.cat([votes for _, votes in met], 1)
+        decays = self.decays(unit_times, unit_ends)
         batch, units, prefixes, kernels = decays.shape
         counts = torch.bmm(votes.to(decays.dtype), decays.reshape(batch, units, -1))  # times are no half precision
-        counts = counts.view(batch, -1, prefixes, kernels)  # n: (B, S, P, K)
-        length = torch.log1p(unit_ends.to(counts.dtype))[:, None, :, None]
-        gains = self.memory_gain[task] + self.label_gains[task](labels)[:, :, None] + self.memory_growth[task] * length
-        rarity = self.label_rarity[task](labels)[:, :, None]  # (B, S, 1, 1)
-        sensitivity = (self.log_sensitivity[task] + self.rarity_weight[task] * rarity).exp()
-        terms = torch.log1p(counts * sensitivity)
-        added = (terms * gains).sum(-1)  # (B, S, P)
+        meetings = self.meetings(unit_ends, votes)
+
+        if torch.compiler.is_exporting():  # the number of pairs is data, which a graph does not follow: all of them
+            every = (torch.arange(size, device=votes.device) for size in (labels.shape[1], batch, prefixes))
+            slot, customer, prefix = (index.flatten() for index in torch.meshgrid(*every, indexing="ij"))
+            pairs = [size * batch * prefixes for size in sizes]
+        else:
+            known = meetings[0] > 0 if asked is None else (meetings[0] > 0) & asked[:, None]
+            known &= (labels >= FIRST_VALUE)[..., None]
+            slot, customer, prefix = known.transpose(0, 1).nonzero(as_tuple=True)  # task after task
+            pairs = [part.sum().item() for part in known.sum((0, 2)).split(sizes)]
+        cell = (customer * labels.shape[1] + slot) * prefixes + prefix
+        label, end = labels[customer, slot], unit_ends[customer, prefix]
+        number, first, last = (value.flatten()[cell] for value in meetings)
+        counts = counts.view(-1, kernels)[cell]  # n: (N, K)
+        length = torch.log1p(end.to(counts.dtype))[:, None]
+
+        def of_task(parameter: torch.Tensor) -> torch.Tensor:
+            """Each pair's row of its task."""
+            return torch.cat([parameter[task].expand(size, -1) for task, size in zip(tasks, pairs, strict=True)])
+
+        def of_label(tables: nn.ModuleList) -> torch.Tensor:
+            """Each pair's row of its task's table."""
+            return torch.cat([tables[task](ids) for task, ids in zip(tasks, label.split(pairs), strict=True)])
+
+        gains = of_task(self.memory_gain) + of_label(self.label_gains) + of_task(self.memory_growth) * length
+        rarity = of_label(self.label_rarity)
+        terms = torch.log1p(counts * (of_task(self.log_sensitivity) + of_task(self.rarity_weight) * rarity).exp())
+        added = (terms * gains).sum(-1)
         # CODEPATH: a network in mcm-base and mcm-tiny, none where `repeat_network_size` is 0.
         if len(self.network_in):
-            habits = self.habits(unit_times, unit_ends, votes)
-            length, rarity = length.expand_as(terms[..., :1]), rarity.expand_as(terms[..., :1])
+            since_first, since_last = end - first, end - last
+            gap = (since_first - since_last) / (number - 1).clamp(min=1)
+            days = [unit_times[customer, end] - unit_times[customer, unit.clamp(min=0)] for unit in (first, last)]
+            habits = torch.stack([number, since_first, since_last, gap, *days], -1).clamp(min=0).log1p()
             inputs = torch.cat([terms, habits.to(terms.dtype), length / 3, rarity / 2], -1)  # all about 1 in size
-            first = self.network_in[task]
-            drawn = self.network_out[task](first(inputs.to(self.log_half_life.dtype)).relu_())[..., 0]
-            added = added + drawn * (habits[..., 0] > 0)
-        index = labels[:, None].expand(-1, prefixes, -1)
-        return scores.scatter_add_(2, index, added.transpose(1, 2).to(scores.dtype))
+            drawn = []
+            for task, part in zip(tasks, inputs.to(self.log_half_life.dtype).split(pairs), strict=True):
+                drawn.append(self.network_out[task](self.network_in[task](part).relu_())[..., 0])
+            added = added + torch.cat(drawn) * (number > 0)
+        return list(zip(*(value.split(pairs) for value in (customer, prefix, label, added)), strict=True))

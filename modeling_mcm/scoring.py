@@ -131,7 +131,9 @@ class Scorer:
         embeddings = np.zeros((number, self.model.config.hidden_size), np.float32)
         labels = {task: np.zeros((number, self.tops(task)), np.int64) for task in self.job.tasks}
         scores = {task: np.zeros((number, self.tops(task)), np.float32) for task in self.job.tasks}
-        order = np.argsort([len(row["times"]) for row in rows], kind="stable")
+        read = [row["visits"][1 - self.collator.max_events :] for row in rows]
+        by_visit = self.model.config.encoder_unit == "visit"
+        order = np.argsort([len(np.unique(each)) if by_visit else len(each) for each in read], kind="stable")
         for start in range(0, number, self.job.batch_size):
             batch = order[start : start + self.job.batch_size]
             inputs = self.collator([rows[place] for place in batch])

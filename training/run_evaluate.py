@@ -35,7 +35,7 @@ from modeling_mcm import (
     MCMForMultiTaskRecommendation,
 )
 from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
-from modeling_mcm.data.collator import MCMCollator, PreparedRows
+from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
 from modeling_mcm.data.offers import SPLITS, TEST, load_offers
 from modeling_mcm.evaluation.baselines import (
@@ -163,7 +163,9 @@ def evaluate_model(
     values = {task: ["", "", *extractor.vocabularies[task]] for task in options.tasks}
     writer = PredictionsWriter(options.predictions_file) if options.predictions_file else None
     with writer or torch.no_grad():
-        cases_rows = PreparedRows(rows, cases.rows, cases.history_end)
+        ends = rows[f"{cases.cutoff}_end"]
+        units = unit_counts(rows, ends, model.config, extractor.max_events)[cases.rows]
+        cases_rows = PreparedRows(rows, cases.rows, units)
         for batch, logits in model_scores(model, collator, cases_rows, options.batch_size):
             for task, (labels, _) in targets.items():
                 greater, ties = ranks_from_logits(logits[task], torch.from_numpy(labels[batch]))

@@ -33,7 +33,7 @@ from transformers.utils import logging
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, __version__
 from modeling_mcm.data import PreparedManifest, load_prepared
-from modeling_mcm.data.collator import MCMCollator, PreparedRows
+from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, POPULARITY_FILE
 from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.trainer import MCMTrainer, last_whole_checkpoint
@@ -154,7 +154,7 @@ def training_rows(rows: Any, extractor: MCMFeatureExtractor, config: MCMConfig) 
             f"None of the {len(ends)} customers has two events before the validation cutoff, so there is nothing to "
             "train on: move the cutoff dates of the event schema."
         )
-    return PreparedRows(rows, several, np.minimum(ends[several] + 1, extractor.max_events))
+    return PreparedRows(rows, several, unit_counts(rows, ends, config, extractor.max_events)[several])
 
 
 def popularity(data: str, config: MCMConfig) -> dict[str, torch.Tensor]:
@@ -191,7 +191,8 @@ def main() -> None:
     eval_rows = None
     if training.eval_strategy != "no":
         cases = find_cases(rows, "validation", manifest.event_schema.min_history)
-        eval_rows = PreparedRows(rows, cases.rows[np.argsort(cases.history_end, kind="stable")])  # pads little
+        units = unit_counts(rows, rows["validation_end"], config, extractor.max_events)[cases.rows]
+        eval_rows = PreparedRows(rows, cases.rows[np.argsort(units, kind="stable")])  # pads little
     trainer = MCMTrainer(
         model=model,
         args=training,

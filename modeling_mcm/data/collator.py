@@ -26,6 +26,7 @@ MODES = ("train", "evaluate", "predict")
 ONE_PREFIX = ("random_prefix", "last_prefix")
 IGNORED = -100
 SECONDS_PER_DAY = 86_400
+POOLED_GROUPS = 64  # groups of rows that are sorted by length together
 FADED = 4  # half-lives after which a target is not worth its prefix: it would weigh a sixteenth
 
 
@@ -35,7 +36,7 @@ class PreparedRows(Dataset):
     Args:
         rows: what `load_prepared` returns, or some of its columns.
         indices: the rows to keep, all by default. Each dict also has `row`, the place among all rows.
-        lengths: sequence length of each kept row, for [`LengthGroupedSampler`].
+        lengths: of each kept row, for [`LengthGroupedSampler`]; see `unit_counts`.
     """
 
     def __init__(self, rows: datasets.Dataset, indices: ArrayLike | None = None, lengths: ArrayLike | None = None):
@@ -66,6 +67,34 @@ class PreparedRows(Dataset):
         return batch
 
 
+def unit_counts(rows: datasets.Dataset, ends: ArrayLike, config: MCMConfig, max_events: int) -> NDArray[np.int64]:
+    """What the encoder has to read of each row: its length in events or visits, the start row included.
+
+    Args:
+        rows: what `load_prepared` returns.
+        ends: where the history of each row ends, of shape `(rows,)`.
+        config: of the model; `encoder_unit` is read.
+        max_events: rows of the longest input, start row included; of a longer history the latest count.
+
+    Returns:
+        Of shape `(rows,)`.
+    """
+    ends = np.asarray(ends)
+    if config.encoder_unit == "event":
+        return np.minimum(ends + 1, max_events)
+    counts, first = np.ones(len(ends), np.int64), 0
+    for table in rows.select_columns(["visits"]).with_format("arrow").iter(1024):
+        column = table["visits"].combine_chunks()
+        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        offsets, visits = column.offsets.to_numpy(), column.values.to_numpy()
+        places = first + np.flatnonzero(ends[first : first + len(table)] > 0)
+        start = offsets[places - first]
+        latest = visits[start + ends[places] - 1]
+        counts[places] += latest - visits[start + np.maximum(ends[places] - max_events + 1, 0)] + 1
+        first += len(table)
+    return counts
+
+
 class LengthGroupedSampler(Sampler):
     """Shuffled rows in groups of similar length, so that little of a batch is padding.
 
@@ -73,7 +102,7 @@ class LengthGroupedSampler(Sampler):
     see together what one process sees.
 
     Args:
-        lengths: sequence length of each row.
+        lengths: of each row, in whatever a batch is padded to.
         group_size: rows of a global batch.
         seed: of the order.
         epoch: the collator's `epoch`, which the training loop moves on.
@@ -88,7 +117,7 @@ class LengthGroupedSampler(Sampler):
     def __iter__(self):
         generator = np.random.default_rng([self.seed, int(self.epoch)])
         order = generator.permutation(len(self.lengths))
-        pool = 16 * self.group_size
+        pool = POOLED_GROUPS * self.group_size
         pools = [order[start : start + pool] for start in range(0, len(order), pool)]
         pools = [rows[np.argsort(self.lengths[rows], kind="stable")] for rows in pools]
         groups = [rows[at : at + self.group_size] for rows in pools for at in range(0, len(rows), self.group_size)]
@@ -174,21 +203,24 @@ class MCMCollator:
 
     def _train(self, row: Mapping[str, Any]):
         generator = np.random.default_rng([self.seed, int(self.epoch), row["row"]])
-        history = self._shuffled(_cut(row, 0, row["validation_end"]), generator)
+        history = _cut(row, 0, row["validation_end"])
+        order = self._shuffled(history, generator)
         if self.config.augmentation in ONE_PREFIX:
-            return self._one_prefix(history, generator)
+            return self._one_prefix(_pick(history, order), generator)
         start, end = self._window(history["visits"], generator)
-        window = _cut(history, start, end)
+        window = _pick(history, order[start:end])
         if self.config.augmentation == "masked_lm":
             return self._masked_events(window, generator)
         return self._all_prefixes(window, whole=start == 0)
 
-    def _shuffled(self, history: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
-        """Events of one visit and time are a set, so their order is drawn anew; the end of a visit stays its end."""
+    def _shuffled(self, history: dict[str, Any], generator: np.random.Generator) -> NDArray[np.int64]:
+        """Events of one visit and time are a set, so their order is drawn anew; the end of a visit stays its end.
+
+        No event leaves its visit.
+        """
         draw = generator.random(len(history["times"]))
         draw[history[self.token_column] == self.end_of_visit_id] = 2.0
-        order = np.lexsort((draw, history["times"], history["visits"]))
-        return {name: value[order] if isinstance(value, np.ndarray) else value for name, value in history.items()}
+        return np.lexsort((draw, history["times"], history["visits"]))
 
     def _window(self, visits: NDArray, generator: np.random.Generator) -> tuple[int, int]:
         """Start and end of the events that fit: all, or those before the end of a visit drawn at random."""
@@ -261,15 +293,20 @@ class MCMCollator:
         """The next visit is a set: a label that a prefix has met already is ignored."""
         if self.config.target == "next_event":
             return labels
+        tasks = labels.shape[1]
+        met = (prefixes[:, None] * tasks + np.arange(tasks)) * (labels.max(initial=0) + 1) + labels
+        _, first = np.unique(met, return_index=True)  # the first event of each prefix, task and label
         result = np.full_like(labels, IGNORED)
-        for task in range(labels.shape[1]):
-            _, first = np.unique(np.stack([prefixes, labels[:, task]]), axis=1, return_index=True)
-            result[first, task] = labels[first, task]
+        result.flat[first] = labels.flat[first]
         return result
 
 
 def _cut(row: Mapping[str, Any], start: int, end: int) -> dict[str, Any]:
-    return {name: value[start:end] if isinstance(value, np.ndarray) else value for name, value in row.items()}
+    return _pick(row, slice(start, end))
+
+
+def _pick(row: Mapping[str, Any], events: NDArray[np.int64] | slice) -> dict[str, Any]:
+    return {name: value[events] if isinstance(value, np.ndarray) else value for name, value in row.items()}
 
 
 def _stack(arrays: Sequence[NDArray], padding: int, dtype: DTypeLike = np.int64) -> torch.Tensor:

@@ -26,10 +26,11 @@ SIBLINGS = {
     "readout_mcm": {"configuration_mcm"},
     "losses_mcm": set(),
     "repeat_memory_mcm": set(),
-    "modeling_mcm": {"configuration_mcm", "losses_mcm", "readout_mcm", "repeat_memory_mcm"},
+    "embeddings_mcm": {"configuration_mcm"},
+    "modeling_mcm": {"configuration_mcm", "embeddings_mcm", "losses_mcm", "readout_mcm", "repeat_memory_mcm"},
     "events_mcm": set(),
     "processing_mcm": {"configuration_mcm", "events_mcm"},
-    "action_mcm": {"configuration_mcm", "modeling_mcm"},
+    "action_mcm": {"configuration_mcm", "embeddings_mcm", "modeling_mcm"},
     "action_inputs_mcm": {"configuration_mcm", "events_mcm", "processing_mcm"},
     "pipeline_mcm": {"action_inputs_mcm", "configuration_mcm", "events_mcm", "modeling_mcm", "processing_mcm"},
 }

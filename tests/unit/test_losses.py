@@ -11,24 +11,61 @@ from modeling_mcm.losses_mcm import (
     FIRST_LABEL,
     LabelSurprise,
     LossInParts,
+    Targets,
     customers_in_parts,
     prefix_cross_entropy,
     prefix_ranking_loss,
+    task_losses,
 )
 
 
-def test_label_surprise_has_the_gradient_of_its_formula():
+@pytest.fixture
+def two_tasks():
+    """Scores of 4 rows, 7 labels and 40; labels of 3 customers, their rows and weights."""
     torch.manual_seed(0)
-    scores = torch.randn(4, 2, 7, dtype=torch.float64, requires_grad=True)
-    labels, prefixes = torch.randint(0, 7, (2, 5)), torch.randint(0, 4, (2, 5))
-    weights = torch.rand(2, 5, dtype=torch.float64)
+    labels = torch.stack([torch.randint(0, 7, (3, 6)), torch.randint(0, 40, (3, 6))], -1)
+    labels[2] = -100
+    rows = torch.tensor([[0, 0, 0, 2, 2, 2], [1, 1, 3, 3, 3, 3], [0] * 6])
+    scores = torch.randn(4, 47, dtype=torch.float64, requires_grad=True)
+    return scores, labels, rows, torch.rand(3, 6) + 0.1
 
-    def surprise(scores):  # (P, B, V) in memory, as the running readout leaves it
-        return LabelSurprise.apply(scores.transpose(0, 1), labels, prefixes, weights)
 
-    surprises = -scores.transpose(0, 1).log_softmax(-1)[torch.arange(2)[:, None], prefixes, labels]
-    torch.testing.assert_close(surprise(scores), (weights * surprises).sum())
-    assert torch.autograd.gradcheck(surprise, scores)
+def test_label_surprise_has_the_gradient_of_its_formula(two_tasks):
+    scores, labels, rows, weights = two_tasks
+    targets = Targets.find(labels, rows, weights, [7, 40])
+    shares = targets.shares(targets.weights, targets.customers, targets.tasks).double()
+    cells = torch.tensor([3, 3, 100, 187])
+
+    def both(scores):
+        losses, picked = LabelSurprise.apply(scores, targets, shares, cells)
+        return losses, picked.square().sum()
+
+    losses, squares = both(scores)
+    for task, (part, size) in enumerate(zip(scores.split([7, 40], 1), [7, 40], strict=True)):
+        expected = 0.0
+        for customer in range(2):  # the third has no target
+            of = [(n, w) for n, w in enumerate(labels[customer, :, task].tolist()) if 2 <= w < size]
+            total = sum(weights[customer, n].item() for n, _ in of)
+            for n, w in of:
+                surprise = -part.log_softmax(1)[rows[customer, n], w]
+                expected = expected + weights[customer, n].item() / total * surprise / 3
+        torch.testing.assert_close(losses[task], expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(squares, scores.flatten()[cells].square().sum())
+    assert torch.autograd.gradcheck(both, scores)
+
+
+def test_tasks_together_lose_what_each_loses_alone(two_tasks):
+    scores, labels, rows, weights = two_tasks
+    together = task_losses(scores, Targets.find(labels, rows, weights, [7, 40]), 0.5)
+    alone = [
+        task_losses(part, Targets.find(labels[..., [task]], rows, weights, [part.shape[1]]), 0.5)
+        for task, part in enumerate(scores.split([7, 40], 1))
+    ]
+    torch.testing.assert_close(together, torch.cat(alone))
+    found = torch.autograd.grad(together.sum(), scores)[0]
+    torch.testing.assert_close(found, torch.autograd.grad(torch.cat(alone).sum(), scores)[0])
+    nothing = Targets.find(torch.full_like(labels, -100), rows, weights, [7, 40])
+    assert task_losses(scores, nothing, 0.5).tolist() == [0.0, 0.0]
 
 
 # -------------------------------------------------------------------------------------------------------- ranking loss

@@ -213,9 +213,9 @@ def test_the_memory_gets_the_units_that_the_encoder_reads(tiny_model, inputs, un
     half_lives = {"repeat_half_lives_days": [7.0], "repeat_half_lives_units": [3.0], "repeat_network_size": 4}
     model = tiny_model(encoder_unit=unit, encoder_attention="causal", **half_lives)
     ends = torch.tensor([[1, 14], [0, 1], [3, 31], [0, 0]])
-    found = model(**inputs, prefix_ends=ends).logits["items"]
+    found = model(**inputs, prefix_ends=ends).logits
     memory, model.repeat_memory = model.repeat_memory, None
-    without = model(**inputs, prefix_ends=ends).logits["items"]
+    without = model(**inputs, prefix_ends=ends).logits
     output = model.model(**{k: inputs[k] for k in ("input_ids", "attention_mask", "visit_ids")})
     for row in range(4):
         units = inputs["visit_ids"][row] if unit == "visit" else torch.arange(inputs["visit_ids"].shape[1])
@@ -223,16 +223,19 @@ def test_the_memory_gets_the_units_that_the_encoder_reads(tiny_model, inputs, un
         days = torch.zeros(1, output.unit_mask.shape[1])  # a unit's time is that of its last event
         for place in real.nonzero()[:, 0]:
             days[0, units[place]] = inputs["event_times"][row, place]
-        decays = memory.decays(days, units[ends[row]][None])
         met = memory.votes(
-            inputs["input_ids"][row : row + 1, :, 1],
+            inputs["input_ids"][row : row + 1, :, model.task_features],
             units[None],
             output.event_embeddings[row : row + 1],
             days.shape[1],
         )
-        alone = without[row : row + 1].clone()
-        close(found[row], memory(0, alone, decays, days, units[ends[row]][None], *met)[0])
-    assert not torch.allclose(found, without, atol=1e-3)
+        remembered = memory(range(len(model.config.tasks)), days, units[ends[row]][None], met)
+        for task, (_, prefixes, labels, added) in zip(model.config.tasks, remembered, strict=True):
+            expected = without[task][row].clone()
+            expected[prefixes, labels] += added
+            close(found[task][row], expected)
+    for task in model.config.tasks:
+        assert not torch.allclose(found[task], without[task], atol=1e-3)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -414,13 +417,12 @@ def test_training_asks_every_unit_and_gets_the_loss_of_the_asked_ones(tiny_model
     prefixes = torch.tensor([[0, 1, 1], [0, 0, 0], [0, 1, 1], [0, 0, 0]])  # two where a row has two
     batch = {**inputs, "prefix_ends": ends, "labels": labels, "label_prefixes": prefixes}
     asked = model.eval()(**batch)
-    seen, answer = [], model._answers
-    monkeypatch.setattr(model, "_answers", lambda *given: seen.append(answer(*given)) or seen[-1])
+    seen, losses = [], model._losses_of_every_prefix
+    monkeypatch.setattr(model, "_losses_of_every_prefix", lambda *given: seen.append(len(given[0])) or losses(*given))
     every = model.train()(**batch)
     close(every.loss, asked.loss)
     close(every.task_losses, asked.task_losses)
-    assert every.logits is None and len(seen) == (4 if most == 1 else 1)
-    assert most == 1 or seen[0][0]["items"].shape[1] != asked.logits["items"].shape[1]
+    assert every.logits is None and seen == ([1] * 4 if most == 1 else [4])
     found, expected = (torch.autograd.grad(loss, list(model.parameters())) for loss in (every.loss, asked.loss))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
 

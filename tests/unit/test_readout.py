@@ -7,10 +7,10 @@ import torch
 
 from modeling_mcm import readout_mcm
 from modeling_mcm.readout_mcm import (
-    EVERY_UNIT,
     READOUTS,
     WIDEST,
     MaskedReadout,
+    PackedUnits,
     RunningReadout,
     WideRunningReadout,
     attention_weights,
@@ -69,26 +69,40 @@ def test_a_prefix_knows_nothing_of_later_units(inputs, ends):
     assert not hidden.grad[0, 4:].any() and not hidden.grad[1:].any()
 
 
+SIZES = [3, 3, 2, 1, 1]  # customers of 5, 3 and 2 units
+
+
 @pytest.mark.parametrize("long_row", [1, 10**6], ids=["rows", "columns"])
 def test_gradients_of_the_running_readout(long_row, monkeypatch):
     monkeypatch.setattr(readout_mcm, "LONG_ROW", long_row)
     torch.manual_seed(0)
-    z = (3 * torch.randn(6, 2, 3, dtype=torch.float64)).requires_grad_()
-    assert torch.autograd.gradcheck(RunningReadout.apply, (z, z.detach().max()))
+    z = (3 * torch.randn(10, 3, dtype=torch.float64)).requires_grad_()
+    assert torch.autograd.gradcheck(RunningReadout.apply, (z, z.detach().max(), SIZES))
 
 
 def test_gradients_of_the_wide_running_readout():
     torch.manual_seed(0)
-    z = (3 * torch.randn(6, 2, 3, dtype=torch.float64)).requires_grad_()
-    assert torch.autograd.gradcheck(WideRunningReadout.apply, (z,))
+    z = (3 * torch.randn(10, 3, dtype=torch.float64)).requires_grad_()
+    assert torch.autograd.gradcheck(WideRunningReadout.apply, (z, SIZES))
+
+
+def test_units_are_packed_step_by_step_and_found_again():
+    mask = torch.arange(5) < torch.tensor([2, 5, 0, 3])[:, None]
+    units = PackedUnits.of(mask)
+    assert units.sizes == SIZES
+    assert units.customers.tolist() == [1, 3, 0, 1, 3, 0, 1, 3, 1, 1]
+    assert units.units.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3, 4]
+    places = torch.arange(20).view(4, 5)
+    assert torch.equal(places[units.customers, units.units][units.rows][mask], places[mask])
+    assert not units.rows[~mask].any()
 
 
 @pytest.mark.parametrize("outlier", [0.0, 2 * WIDEST], ids=["narrow", "wide"])
 def test_running_sums_of_half_precision_are_taken_in_float32(outlier):
     torch.manual_seed(0)
-    z = torch.randn(400, 1, 50).bfloat16()
-    z[7, 0, 49] = outlier
-    found = running_readout(z)
+    z = torch.randn(400, 50).bfloat16()
+    z[7, 49] = outlier
+    found = running_readout(z, [1] * 400)
     assert found.dtype == torch.bfloat16
     exact = z[..., :49].double()
     expected = torch.stack([(exact[: t + 1].softmax(0) * exact[: t + 1]).sum(0) for t in range(400)])
@@ -106,9 +120,9 @@ def test_gradients_of_the_masked_readout():
 @pytest.mark.parametrize("size", [3.0, 0.49 * WIDEST])
 def test_both_running_readouts_give_the_same(size):
     torch.manual_seed(0)
-    z = (size * torch.empty(400, 1, 3000).uniform_(-1, 1)).requires_grad_()
-    weight = torch.randn(400, 1, 3000)
-    scores = [RunningReadout.apply(z, z.detach().max()), WideRunningReadout.apply(z)]
+    z = (size * torch.empty(400, 3000).uniform_(-1, 1)).requires_grad_()
+    weight, sizes = torch.randn(400, 3000), [1] * 400
+    scores = [RunningReadout.apply(z, z.detach().max(), sizes), WideRunningReadout.apply(z, sizes)]
     gradients = [torch.autograd.grad((s * weight).sum(), z)[0] for s in scores]
     for found, expected in (scores, gradients):
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
@@ -142,8 +156,8 @@ def test_bfloat16_stays_near_float32(inputs, ends, with_ends):
 def test_long_sequences_and_huge_scores_stay_finite_and_right(size):
     torch.manual_seed(0)
     steps = 2000
-    z = (size * torch.empty(steps, 1, 5).uniform_(-1, 1)).requires_grad_()
-    s = running_readout(z)
+    z = (size * torch.empty(steps, 5).uniform_(-1, 1)).requires_grad_()
+    s = running_readout(z, [1] * steps)
     assert s.grad_fn.name().startswith("Wide") == (size > WIDEST)
     (gradient,) = torch.autograd.grad(s.sum(), z)
     assert s.isfinite().all() and gradient.isfinite().all()
@@ -152,7 +166,7 @@ def test_long_sequences_and_huge_scores_stay_finite_and_right(size):
         expected = (exact[: t + 1].softmax(0) * exact[: t + 1]).sum(0)
         torch.testing.assert_close(s[t].detach().double(), expected, atol=1e-3 * size, rtol=1e-3)
     # a common shift of all z of a label shifts s by as much, so the gradients of a column sum to the number of steps
-    torch.testing.assert_close(gradient.sum(0), torch.full((1, 5), float(steps)), atol=0, rtol=1e-2)
+    torch.testing.assert_close(gradient.sum(0), torch.full((5,), float(steps)), atol=0, rtol=1e-2)
 
 
 def test_chunks_of_labels_change_nothing(inputs, ends, monkeypatch):
@@ -160,7 +174,7 @@ def test_chunks_of_labels_change_nothing(inputs, ends, monkeypatch):
     scale = torch.tensor(0.7, requires_grad=True)
     seen = []
     plain = readout_mcm.running_readout
-    monkeypatch.setattr(readout_mcm, "running_readout", lambda z: seen.append(z.shape[-1]) or plain(z))
+    monkeypatch.setattr(readout_mcm, "running_readout", lambda z, sizes: seen.append(z.shape[-1]) or plain(z, sizes))
 
     def run():
         seen.clear()
@@ -226,13 +240,18 @@ def test_the_last_readout_is_the_last_hidden_vector(inputs, ends):
     torch.testing.assert_close(last_readout(hidden, labels, mask, ends), expected)
 
 
-# ------------------------------------------------------------------------------------------------------ repeat memory
-
-
+@pytest.mark.parametrize("size", [1.0, 60.0], ids=["narrow", "wide"])
 @pytest.mark.parametrize("name", READOUTS)
-def test_every_unit_is_what_all_ends_give(name):
-    torch.manual_seed(0)
-    hidden, embeddings = torch.randn(2, 5, 8), torch.randn(6, 8)
-    mask, ends, scale = torch.ones(2, 5, dtype=torch.bool), torch.arange(5).expand(2, 5), torch.tensor(0.7)
-    every = READOUTS[name](hidden, embeddings, mask, EVERY_UNIT, scale)
-    torch.testing.assert_close(every, READOUTS[name](hidden, embeddings, mask, ends, scale))
+def test_packed_units_give_what_all_ends_give(inputs, name, size):
+    hidden, embeddings, mask = inputs
+    hidden, embeddings = (size * hidden).requires_grad_(), embeddings.requires_grad_()
+    scale, units = torch.tensor(0.7, requires_grad=True), PackedUnits.of(mask)
+    every = torch.arange(UNITS).expand(BATCH, UNITS)
+    packed = READOUTS[name](hidden, embeddings, mask, units, scale)
+    assert packed.shape == (sum(LENGTHS), LABELS)
+    padded = READOUTS[name](hidden, embeddings, mask, every, scale)[units.customers, units.units]
+    torch.testing.assert_close(packed, padded, atol=1e-4, rtol=1e-4)
+    weight = torch.randn_like(packed)
+    gradients = (torch.autograd.grad((s * weight).sum(), (hidden, embeddings, scale)) for s in (packed, padded))
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-2 * size, rtol=1e-3)

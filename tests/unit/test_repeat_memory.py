@@ -57,16 +57,19 @@ def plain_counts(memory, label_ids, event_units, embeddings, unit_times, unit_en
 @torch.no_grad()
 def added(memory, task, history):
     label_ids, event_units, embeddings, unit_times, unit_ends = history
-    scores = torch.randn(BATCH, unit_ends.shape[1], TASKS[task])
-    met = memory.votes(label_ids, event_units, embeddings, unit_times.shape[1])
-    decays = memory.decays(unit_times, unit_ends)
-    return memory(task, scores.clone(), decays, unit_times, unit_ends, *met) - scores
+    ids = torch.stack([label_ids.clamp(max=size - 1) for size in TASKS], -1)  # each task has labels, of its own size
+    met = memory.votes(ids, event_units, embeddings, unit_times.shape[1])
+    customers, prefixes, labels, values = memory(range(len(TASKS)), unit_times, unit_ends, met)[task]
+    found = torch.zeros(BATCH, unit_ends.shape[1], TASKS[task])
+    found[customers, prefixes, labels] = values  # a pair comes once
+    assert found.count_nonzero() <= len(values)
+    return found
 
 
 @torch.no_grad()
 def test_a_memory_counts_as_a_plain_loop_does(memory, history):
     label_ids, event_units, embeddings, unit_times, unit_ends = history
-    labels, votes = memory.votes(label_ids, event_units, embeddings, 4)
+    ((labels, votes),) = memory.votes(label_ids[..., None], event_units, embeddings, 4)
     for b in range(BATCH):
         known = [label for label in labels[b].tolist() if label]
         assert sorted(known) == sorted({label for label in label_ids[b].tolist() if label > 1})
@@ -116,17 +119,33 @@ def plain_habits(labels, units, days, end):
 
 
 @torch.no_grad()
-def test_habits_say_how_often_and_how_long_ago(memory, history):
+def test_the_pairs_are_the_labels_that_each_prefix_met(memory, history):
     label_ids, event_units, embeddings, unit_times, unit_ends = history
-    labels, votes = memory.votes(label_ids, event_units, embeddings, 4)
-    found = memory.habits(unit_times, unit_ends, votes)
-    seen = 0
-    for b, p in product(range(BATCH), range(unit_ends.shape[1])):
-        expected = plain_habits(label_ids[b].tolist(), event_units[b].tolist(), unit_times[b], int(unit_ends[b, p]))
-        for slot, label in enumerate(labels[b].tolist()):
-            torch.testing.assert_close(found[b, slot, p], expected.get(label, torch.zeros(6)))
-            seen += label in expected
-    assert seen == 8  # label 5 of three units among them, with a gap
+    met = memory.votes(label_ids[..., None], event_units, embeddings, 4)
+    asked = torch.tensor([[True, False, True]] * BATCH)
+    for wanted, kept in ((None, torch.ones_like(asked)), (asked, asked)):
+        ((customers, prefixes, labels, _),) = memory([0], unit_times, unit_ends, met, wanted)
+        found = list(zip(customers.tolist(), prefixes.tolist(), labels.tolist(), strict=True))
+        expected = {
+            (b, p, label)
+            for b, p in product(range(BATCH), range(unit_ends.shape[1]))
+            for label, unit in zip(label_ids[b].tolist(), event_units[b].tolist(), strict=True)
+            if label > 1 and unit <= unit_ends[b, p] and kept[b, p]
+        }
+        assert len(found) == len(set(found)) and set(found) == expected
+
+
+@torch.no_grad()
+def test_meetings_are_counted_and_dated(memory, history):
+    label_ids, event_units, embeddings, _, unit_ends = history
+    ((labels, votes),) = memory.votes(label_ids[..., None], event_units, embeddings, 4)
+    for ends in (unit_ends, unit_ends[:, :1]):  # one prefix has a way of its own
+        number, first, last = memory.meetings(ends, votes)
+        for b, slot, p in product(range(BATCH), range(labels.shape[1]), range(ends.shape[1])):
+            units = [u for i, u in zip(label_ids[b], event_units[b], strict=True) if i == labels[b, slot] and i > 1]
+            units = sorted({int(unit) for unit in units if unit <= ends[b, p]})
+            assert number[b, slot, p] == len(units)
+            assert not units or [first[b, slot, p], last[b, slot, p]] == [units[0], units[-1]]
 
 
 @pytest.mark.parametrize("task", [0, 1])

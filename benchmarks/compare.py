@@ -1,0 +1,240 @@
+#!/usr/bin/env python
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""MCM beside RecTools, RePlay and a plain BERT of transformers, on the same customers and the same histories.
+
+    python benchmarks/compare.py --report_file benchmarks/compare.md
+
+The peers are installed into environments of their own under build/peers (some gigabytes). Each reads one task's labels
+as its items; MCM reads the same histories with all their features and trains and ranks all tasks. Runs alternate:
+every method once, then every method again. Then the time to a given accuracy: the peer named by --reference trains for
+--reference_seconds, and MCM is trained for longer and longer until it ranks as well, each time from nothing.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from modeling_mcm.data import PreparedManifest, load_prepared
+from modeling_mcm.evaluation.cases import EvaluationCases, find_cases, task_histories
+from modeling_mcm.evaluation.metrics import (
+    FIRST_LABEL,
+    bootstrap_interval,
+    customer_metrics,
+    distinct_targets,
+    tie_ranks,
+)
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+from arguments import parse_options
+from run_evaluate import text_table, write_report
+
+ROOT = Path(__file__).resolve().parents[1]
+PEERS = ROOT / "benchmarks" / "peers"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table.
+
+    Attributes:
+        script: of benchmarks/peers, without its ending.
+        packages: that its own environment needs; none for this one.
+        more: what only this script reads.
+    """
+
+    script: str
+    packages: tuple[str, ...] = ()
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+EVENTS_AS_UNITS = ["encoder_unit=event"]
+PAPER = ["augmentation=all_prefixes", "encoder_attention=causal"]
+METHODS = {
+    "RecTools BERT4Rec": Method("rectools_models", ("rectools[torch]==0.19.0", "pyarrow==20.0.0")),
+    "RecTools SASRec": Method("rectools_models", ("rectools[torch]==0.19.0", "pyarrow==20.0.0")),
+    "RePlay SASRec": Method("replay_sasrec", ("replay-rec[torch]==0.22.0", "pyarrow")),
+    "BERT of transformers": Method("hf_bert"),
+    "MCM": Method("mcm", more={"config": "configuration/mcm-tiny"}),
+    "MCM, every event a unit": Method("mcm", more={"config": "configuration/mcm-tiny", "overrides": EVENTS_AS_UNITS}),
+    "MCM as in the paper, random prefix": Method("mcm", more={"config": "configuration/ablations/mcm-final"}),
+    "MCM as in the paper, all prefixes": Method(
+        "mcm", more={"config": "configuration/ablations/mcm-final", "overrides": PAPER}
+    ),
+}
+
+
+@dataclass
+class CompareOptions:
+    """What is compared."""
+
+    data: str = field(default="data/complete_journey/prepared", metadata={"help": "Folder of a prepared data set."})
+    task: str = field(default="product_type", metadata={"help": "Whose labels are the peers' items."})
+    methods: list[str] = field(default_factory=lambda: list(METHODS), metadata={"help": "Rows of the table."})
+    rounds: int = field(default=3, metadata={"help": "Runs of each; medians are printed."})
+    seconds: float = field(default=20.0, metadata={"help": "Of training in each run."})
+    length: int = field(default=100, metadata={"help": "Latest events of each customer."})
+    batch_size: int = field(default=32, metadata={"help": "Customers of a training step."})
+    inference_batch_size: int = field(default=256, metadata={"help": "Customers of a step of inference."})
+    hidden: int = field(default=128, metadata={"help": "Width of the encoder."})
+    threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Of torch."})
+    reference: str = field(default="RecTools BERT4Rec", metadata={"help": "Whose accuracy MCM is to reach."})
+    reference_seconds: float = field(default=420.0, metadata={"help": "Of its training; 0 to leave this out."})
+    steps_up: list[float] = field(
+        default_factory=lambda: [5.0, 15.0, 30.0, 60.0], metadata={"help": "Seconds that MCM is given, one by one."}
+    )
+    environments: str = field(default="build/peers", metadata={"help": "Where the peers are installed."})
+    report_file: str | None = field(default=None, metadata={"help": "Markdown file for the tables."})
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in [*self.methods, self.reference] if name not in METHODS]:
+            raise ValueError(f"No methods {unknown}; there are {', '.join(METHODS)}.")
+
+
+def install(method: Method, folder: Path) -> str:
+    """The Python of the method's environment, which is made where it is missing."""
+    if not method.packages:
+        return sys.executable
+    python = folder / method.script / "bin" / "python"
+    done = folder / method.script / "installed.json"
+    if not done.is_file() or json.loads(done.read_text(encoding="utf-8")) != list(method.packages):
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder / method.script)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *method.packages], check=True)
+        done.write_text(json.dumps(method.packages), encoding="utf-8")
+    return str(python)
+
+
+def write_sequences(rows: Any, task: str, length: int, path: Path) -> None:
+    """Items of every customer before the validation cutoff, ids from 0, the latest `length` + 1."""
+    customers: list[str] = []
+    items: list[np.ndarray] = []
+    for history in task_histories(rows, task, "validation"):
+        counts = np.bincount(history.customer, minlength=len(history))
+        found = np.split(history.label - FIRST_LABEL, np.cumsum(counts)[:-1])
+        kept = [place for place, labels in enumerate(found) if len(labels) > 1]
+        customers += [history.customer_ids[place] for place in kept]
+        items += [found[place][-length - 1 :] for place in kept]
+    pq.write_table(pa.table({"customer": customers, "items": pa.array(items, pa.list_(pa.int64()))}), path)
+
+
+def run(name: str, seconds: float, options: CompareOptions, sequences: Path, items: int) -> dict[str, float]:
+    """One run of a method; its figures, and what it recommends beside the sequences as recommended.parquet."""
+    method = METHODS[name]
+    task = {
+        "method": name,
+        "sequences": str(sequences),
+        "items": items,
+        "seconds": seconds,
+        "recommend_to": str(sequences.with_name("recommended.parquet")),
+        "batch_size": options.batch_size,
+        "inference_batch_size": options.inference_batch_size,
+        "length": options.length,
+        "hidden": options.hidden,
+        "threads": options.threads,
+        "more": {"data": options.data, "task": options.task, **method.more},
+    }
+    python = install(method, ROOT / options.environments)
+    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
+    command = [python, str(PEERS / f"{method.script}.py"), json.dumps(task)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    if done.returncode:
+        raise RuntimeError(f"{name} failed: {done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def accuracy(path: Path, cases: EvaluationCases, task: str, labels: int) -> str:
+    """Next-visit NDCG@10 of recommended lists on validation cases, ± half its interval; without a list it is 0."""
+    table = pq.read_table(path)
+    lists = dict(zip(table["customer"].to_pylist(), table["items"].to_pylist(), strict=True))
+    scores = np.zeros((len(cases), labels), np.float32)
+    for row, customer in zip(scores, cases.customer_ids, strict=True):
+        best = np.asarray(lists.get(customer, []), int)
+        row[best + FIRST_LABEL] = np.arange(len(best), 0, -1)
+    found, counts = distinct_targets(cases.targets[task].offsets, cases.targets[task].labels)
+    values = customer_metrics(*tie_ranks(scores, found), counts)["next_visit_ndcg@10"]
+    interval = bootstrap_interval(values)
+    return f"{interval.mean:.3f} ±{(interval.high - interval.low) / 2:.3f}"
+
+
+def speed_table(found: dict[str, list[dict[str, float]]]) -> list[list[str]]:
+    """Medians, and how they stand to the first method's."""
+    rows = [["method", "training: sequences/s", "of the first", "targets/s", "inference: customers/s", "of the first"]]
+    middle = {name: {key: median(run[key] for run in runs) for key in runs[0]} for name, runs in found.items()}
+    first = next(iter(middle.values()))
+    for name, values in middle.items():
+        cells = [name]
+        for key in ("training", "targets", "inference"):
+            cells.append(f"{values[key]:,.0f}" if key in values else "")
+            if key != "targets":
+                cells.append(f"{values[key] / first[key]:.2f}x")
+        rows.append(cells)
+    return rows
+
+
+def compare(options: CompareOptions, scratch: Path) -> tuple[list[list[str]], list[list[str]]]:
+    """Both tables."""
+    rows, manifest = load_prepared(options.data), PreparedManifest.load(options.data)
+    cases = find_cases(rows, "validation", manifest.event_schema.min_history)
+    sequences = scratch / "sequences.parquet"
+    write_sequences(rows, options.task, options.length, sequences)
+    labels = 1 + max(int(np.max(row, initial=0)) for row in rows.with_format("numpy")[f"task_{options.task}"])
+    given = (options, sequences, labels - FIRST_LABEL)
+
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in options.methods}
+    for _ in range(options.rounds):
+        for name, runs in found.items():
+            runs.append(run(name, options.seconds, *given))
+            print(name, runs[-1], flush=True)
+    reached = [["method", "seconds of training", f"next-visit NDCG@10 of {options.task}, validation"]]
+    if options.reference_seconds:
+        run(options.reference, options.reference_seconds, *given)
+        recommended = sequences.with_name("recommended.parquet")
+        goal = accuracy(recommended, cases, options.task, labels)
+        reached.append([options.reference, f"{options.reference_seconds:g}", goal])
+        for seconds in options.steps_up:
+            run("MCM", seconds, *given)
+            reached.append(["MCM", f"{seconds:g}", accuracy(recommended, cases, options.task, labels)])
+            print(reached[-1], flush=True)
+            if float(reached[-1][2].split()[0]) >= float(goal.split()[0]):
+                break
+    return speed_table(found), reached
+
+
+def markdown(table: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown."""
+    lines = [f"| {' | '.join(row)} |" for row in table]
+    return "\n".join([lines[0], "|" + " --- |" * len(table[0]), *lines[1:]])
+
+
+def main() -> None:
+    """Reads the options, compares, prints and writes the tables."""
+    (options,) = parse_options(CompareOptions, description=__doc__)
+    with tempfile.TemporaryDirectory() as scratch:
+        speed, reached = compare(options, Path(scratch))
+    caption = (
+        f"Medians of {options.rounds} runs of {options.seconds:g} s; the latest {options.length} events, batches of "
+        f"{options.batch_size} in training and {options.inference_batch_size} in inference, width {options.hidden}, "
+        f"{options.threads} threads, torch {torch.__version__}."
+    )
+    print(f"\n{caption}\n\n{text_table(speed)}\n\n{text_table(reached)}")
+    if options.report_file:
+        write_report(speed, caption, Path(options.report_file))
+        if len(reached) > 1:
+            with Path(options.report_file).open("a", encoding="utf-8") as page:
+                page.write(f"\n{markdown(reached)}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""MCM, through training/run_pretrain.py and what training/run_predict.py scores with; it reads the prepared data set.
+
+All tasks are trained and all are ranked; the items that are written are those of one.
+"""
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from protocol import Task, run
+
+from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
+from modeling_mcm.data import load_prepared
+from modeling_mcm.data.collator import PreparedRows
+from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
+from run_predict import PredictionOptions, Scorer
+
+from memory import keep_freed_memory
+
+TRAINING = Path(__file__).resolve().parents[2] / "training"
+
+
+def method(task: Task) -> dict[str, float]:
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = [f"hidden_size={task.hidden}", f"num_hidden_layers={task.layers}"]
+        sizes += [f"num_attention_heads={task.heads}", f"intermediate_size={4 * task.hidden}"]
+        options = {
+            "data": task.more["data"],
+            "config": task.more["config"],
+            "max_events": task.length + 1,
+            "max_seconds": task.seconds,
+            "num_train_epochs": 10**4,
+            "per_device_train_batch_size": task.batch_size,
+            "learning_rate": task.learning_rate,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": "true",
+            "dataloader_num_workers": 1,
+            "output_dir": folder,
+        }
+        flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        flags += ["--config_overrides", *sizes, *task.more.get("overrides", []), *task.more.get("flags", [])]
+        command = [sys.executable, str(TRAINING / "run_pretrain.py"), *flags]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr[-3000:])
+        facts = json.loads(Path(folder, "pretraining.json").read_text(encoding="utf-8"))
+        model = MCMForMultiTaskRecommendation.from_pretrained(folder).eval()
+    steps = math.ceil(facts["customers"] / task.batch_size)  # of an epoch; its last batch is smaller
+    training = facts["steps"] / steps * facts["customers"] / facts["seconds"]
+    return {"training": training, "targets": facts["targets"] / facts["seconds"], **predict(task, model)}
+
+
+def before_validation(row: dict[str, Any]) -> dict[str, Any]:
+    """The history that the peers are given too."""
+    end = row["validation_end"]
+    return {name: value[:end] if isinstance(value, np.ndarray) else value for name, value in row.items()}
+
+
+def predict(task: Task, model: MCMForMultiTaskRecommendation) -> dict[str, float]:
+    """Customers a second, from prepared rows to the best labels of every task."""
+    extractor = MCMFeatureExtractor.from_pretrained(Path(task.more["data"]) / FEATURE_EXTRACTOR_FOLDER)
+    extractor.max_events = task.length + 1
+    options = PredictionOptions(
+        model="", output_dir="", data="-", top_k=task.top, batch_size=task.inference_batch_size, embeddings=False
+    )
+    scorer = Scorer(model, extractor, list(model.config.tasks), options)
+    rows, wanted = PreparedRows(load_prepared(task.more["data"])), set(task.read()[0])
+    start = time.perf_counter()
+    found = scorer.score([before_validation(row) for row in rows.__getitems__(range(len(rows)))], lambda number: None)
+    inference = len(rows) / (time.perf_counter() - start)
+    names = {name: place for place, name in enumerate(extractor.vocabularies[task.more["task"]])}
+    lists = zip(found["customer_id"].to_pylist(), found[task.more["task"]].to_pylist(), strict=True)
+    best = {customer: [names[name] for name in labels] for customer, labels in lists if customer in wanted}
+    task.write(list(best), np.array(list(best.values())))
+    return {"inference": inference}
+
+
+if __name__ == "__main__":
+    run(method)

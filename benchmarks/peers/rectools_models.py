@@ -1,0 +1,75 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""BERT4Rec and SASRec of RecTools, through `fit` and `recommend`."""
+
+import time
+
+import numpy as np
+import pandas as pd
+from protocol import Clock, Task, run
+from pytorch_lightning import Callback, Trainer
+from rectools import Columns
+from rectools.dataset import Dataset
+from rectools.models import BERT4RecModel, SASRecModel
+
+MODELS = {"RecTools BERT4Rec": BERT4RecModel, "RecTools SASRec": SASRecModel}
+
+
+class ClockCallback(Callback):
+    """Ends the training when the clock says so."""
+
+    def __init__(self, clock: Clock):
+        self.clock = clock
+
+    def on_train_start(self, trainer, module):
+        self.clock.__init__(self.clock.limit)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if self.clock.step(len(batch["x"])):
+            self.rate = self.clock.rate()
+            trainer.should_stop = True
+
+
+def method(task: Task) -> dict[str, float]:
+    customers, items = task.read()
+    user = np.repeat(np.arange(len(items)), [len(one) for one in items])
+    order = np.concatenate([np.arange(len(one)) for one in items])
+    log = pd.DataFrame({Columns.User: user, Columns.Item: np.concatenate(items), Columns.Weight: 1.0})
+    log[Columns.Datetime] = pd.Timestamp("2020-01-01") + pd.to_timedelta(order, unit="min")
+    dataset = Dataset.construct(log)
+
+    def trainer() -> Trainer:
+        return Trainer(
+            max_epochs=10**6,
+            min_epochs=0,
+            callbacks=[ClockCallback(Clock(task.seconds))],
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+    model = MODELS[task.method](
+        n_blocks=task.layers,
+        n_heads=task.heads,
+        n_factors=task.hidden,
+        dropout_rate=task.dropout,
+        session_max_len=task.length,
+        lr=task.learning_rate,
+        batch_size=task.batch_size,
+        get_trainer_func=trainer,
+        recommend_batch_size=task.inference_batch_size,
+    )
+    model.fit(dataset)
+    clock = next(one for one in model.fit_trainer.callbacks if isinstance(one, ClockCallback))
+    start = time.perf_counter()
+    found = model.recommend(np.arange(len(items)), dataset, k=task.top, filter_viewed=False)
+    inference = len(items) / (time.perf_counter() - start)
+    best = found[Columns.Item].to_numpy().reshape(-1, task.top)
+    task.write([customers[place] for place in found[Columns.User].to_numpy()[:: task.top]], best)
+    return {"training": clock.rate, "inference": inference}
+
+
+if __name__ == "__main__":
+    run(method)

@@ -1,0 +1,164 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""From ids to what the encoder reads: equation 1, visits, positions.
+
+Shapes: B customers, L events, J features, U encoder units (events or visits), H hidden.
+"""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .configuration_mcm import MCMConfig
+
+# Rows up to which a table is copied beside the others in every pass, so that all are read at once.
+SMALL_TABLE = 2**16
+
+
+class ValueEmbedding(nn.Embedding):
+    """A vector for every value of a feature, or for every label of a task; the missing value's is 0.
+
+    A class of its own, because `from_pretrained` and `post_init` initialise only modules that hold parameters
+    themselves.
+    """
+
+    def __init__(self, size: int, hidden_size: int):
+        super().__init__(size, hidden_size, padding_idx=0)
+
+
+def grow(module: nn.Module, number: int, like: int | slice) -> None:
+    """New rows of a table: the row, or the mean of the rows, that `like` names; zeros where it names none."""
+    table = cast(nn.Embedding, module)
+    rows = table.weight[like].reshape(-1, table.embedding_dim)
+    row = rows.mean(0) if len(rows) else torch.zeros_like(table.weight[0])
+    table.weight = nn.Parameter(torch.cat([table.weight, row.expand(number, -1)]))
+    table.num_embeddings += number
+
+
+class HeterogeneousEmbedding(nn.Embedding):
+    """Heterogeneous embedding module (equation 1): e of an interaction is the average over its features' values.
+
+    It takes the place of a language model's token embedding, which transformers asks to be an `nn.Embedding`, and has
+    no weight of its own: one table a feature, so that a single vocabulary can grow, in a list, so that a feature may
+    have any name.
+    """
+
+    def __init__(self, config: MCMConfig):
+        nn.Module.__init__(self)
+        self.embedding_dim = config.hidden_size
+        read = config.input_features or config.features
+        self.read = [place for place, name in enumerate(config.features) if name in read]
+        self.feature_tables = nn.ModuleList(
+            ValueEmbedding(size, config.hidden_size) for size in config.vocabulary_sizes
+        )
+
+    def extra_repr(self) -> str:
+        return f"{len(self.feature_tables)} features, {self.embedding_dim}"
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """e_i of shape `(B, L, H)`: the average of the embeddings of the features that are present.
+
+        Events that are padding are passed over. Small tables are read as one, each event's rows added up at once: J
+        passes over memory become one.
+        """
+        if input_ids.shape[-1] != len(self.feature_tables):
+            raise ValueError(
+                f"`input_ids` has {input_ids.shape[-1]} features, this checkpoint reads {len(self.feature_tables)}: "
+                "make the inputs with the checkpoint's own feature extractor."
+            )
+        if torch.compiler.is_exporting():  # the number of real events is data, which a graph does not follow
+            return self._average(input_ids, [], self.read)
+        ids = input_ids.flatten(0, -2)
+        real = (ids != 0).any(-1).nonzero()[:, 0]
+        small = [j for j in self.read if len(self._table(j)) <= SMALL_TABLE]
+        events = self._average(ids.index_select(0, real), small, [j for j in self.read if j not in small])
+        every = events.new_zeros(len(ids), events.shape[-1]).index_copy(0, real, events)
+        return every.view(*input_ids.shape[:-1], -1)
+
+    def _table(self, feature: int) -> torch.Tensor:
+        return cast(ValueEmbedding, self.feature_tables[feature]).weight
+
+    def _average(self, ids: torch.Tensor, together: list[int], alone: list[int]) -> torch.Tensor:
+        """The average over features of ids of shape `(..., J)`; the features of `together` are read as one table."""
+        total: torch.Tensor | int = 0
+        if together:
+            tables = [self._table(j) for j in together]
+            starts = torch.tensor([0, *(len(table) for table in tables[:-1])], device=ids.device).cumsum(0)
+            rows = ids[:, together]
+            # A missing value's row, 0 in every table, is the first of the first here: it has no gradient.
+            total = F.embedding_bag(
+                torch.where(rows == 0, 0, rows + starts), torch.cat(tables), mode="sum", padding_idx=0
+            )
+        total = sum((self.feature_tables[j](ids[..., j]) for j in alone), total)
+        return cast(torch.Tensor, total) / (ids[..., self.read] != 0).sum(-1, keepdim=True).clamp(min=1)
+
+
+class MCMEmbeddings(nn.Module):
+    """The encoder's input: H = E + P, equation 1 and positions."""
+
+    def __init__(self, config: MCMConfig):
+        super().__init__()
+        self.encoder_unit, self.event_dropout = config.encoder_unit, config.event_dropout_prob
+        self.events = HeterogeneousEmbedding(config)
+        self.position_embeddings: nn.Embedding | None = None
+        if config.use_position_embeddings:  # CODEPATH: on in every shipped configuration
+            self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.norm: nn.Module = nn.Identity()
+        self.dropout: nn.Module = nn.Identity()
+        # CODEPATH: on in every shipped configuration; off is equation 1 to the letter.
+        if config.embedding_layer_norm:
+            self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def units(
+        self, events: torch.Tensor, attention_mask: torch.Tensor, visit_ids: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The encoder's units and their mask: the events themselves, or each visit's sum over the root of its size.
+
+        The root keeps the scale of a visit's vector whatever its size: a mean would shrink with it. In training,
+        events are dropped whole: the encoder must not know a customer by heart. The repeat memory still counts them.
+        """
+        weight = attention_mask.to(events.dtype)
+        if self.training and self.event_dropout > 0:
+            weight = weight * (torch.rand_like(weight) >= self.event_dropout)
+        if self.encoder_unit == "event":
+            return events * weight[..., None], attention_mask.bool()
+        if visit_ids is None:
+            raise ValueError("encoder_unit='visit' needs `visit_ids`: MCMFeatureExtractor and the collator give them.")
+        batch, length, hidden = events.shape
+        count = cast(int, visit_ids.max().item()) + 1  # not int(...), which an export can't follow
+        torch._check(count >= 1)  # so that an export knows it for a size
+        flat = (visit_ids + count * torch.arange(batch, device=events.device)[:, None]).flatten()
+        sizes = events.new_zeros(batch * count).index_add(0, flat, attention_mask.to(events.dtype).flatten())
+        sums = events.new_zeros(batch * count, hidden).index_add(0, flat, (events * weight[..., None]).flatten(0, 1))
+        visits = (sums / sizes.clamp(min=1).sqrt()[:, None]).view(batch, count, hidden)
+        return visits, (sizes > 0).view(batch, count)
+
+    def forward(self, input_ids, attention_mask, visit_ids=None):
+        events = self.events(input_ids)
+        units, unit_mask = self.units(events, attention_mask, visit_ids)
+        if self.position_embeddings is not None:
+            length, longest = units.shape[1], self.position_embeddings.num_embeddings
+            torch._check_value(  # an `if` on the number of visits, which is data, would stop an export
+                length <= longest,
+                lambda: (
+                    f"A sequence has {length} {self.encoder_unit}s, this checkpoint reads {longest} "
+                    "(max_position_embeddings): keep the latest."
+                ),
+            )
+            units = units + self.position_embeddings.weight[:length]
+        return self.dropout(self.norm(units)), unit_mask, events
