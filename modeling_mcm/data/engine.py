@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from modeling_mcm.data.files import SUFFIXES, InputFiles, find_files, is_files, is_local, merged
 
-SPARK = "pyspark"  # Ibis' name of the backend
+SPARK = "pyspark"  # Ibis' name of the backend, and that of the package
 # Times are read in UTC; names differ where their case does; parts of a path are text, as DuckDB is told too; overflow
 # is an error; frames travel as Arrow; a vocabulary is sorted by all workers and not in the memory of one.
 SPARK_SETTINGS = {
@@ -50,10 +50,10 @@ def open_engine(
         workspace: folder for what DuckDB spills.
         memory_limit: of DuckDB.
         spark_config: of the Spark session, such as `{"spark.master": "local[2]"}`. A session that runs already is
-            used; it keeps what can't be changed any more, such as its master.
+            used and left running.
 
     Raises:
-        ValueError: for another name.
+        ValueError: for another name, or an option that the running session can't change any more.
         ImportError: where Spark is not installed.
     """
     if spark_config and engine != "spark":
@@ -82,12 +82,20 @@ def open_engine(
 def spark_session(config: Mapping[str, str]) -> Iterator[Any]:
     """The Spark session that runs in this process, or a new one, which is stopped at the end."""
     try:
+        from pyspark.errors import PySparkException
         from pyspark.sql import SparkSession
     except ImportError as error:
         raise ImportError("Spark is not installed: pip install 'modeling-mcm[spark]' (and Java 17).") from error
     running = SparkSession.getActiveSession()
     if running is not None:
-        yield running.newSession()  # with settings and views of its own
+        session = running.newSession()  # with settings and views of its own
+        for key, value in config.items():
+            if session.conf.get(key, None) != value:
+                try:
+                    session.conf.set(key, value)
+                except PySparkException as error:
+                    raise ValueError(f"A Spark session runs already, and {key} can't be changed any more.") from error
+        yield session
         return
     builder = SparkSession.builder.appName("MCM")
     for key, value in config.items():

@@ -32,7 +32,7 @@ from modeling_mcm.data.dataset import (
     POPULARITY_FILE,
     PreparedManifest,
 )
-from modeling_mcm.data.engine import caching, open_engine, open_table, replacing
+from modeling_mcm.data.engine import SPARK, caching, open_engine, open_table, replacing
 from modeling_mcm.data.events import add_period, find_visits, keep_latest, normalise_events, normalise_profile
 from modeling_mcm.data.files import describe
 from modeling_mcm.data.rows import count_ids, popularity, write_shards
@@ -43,12 +43,12 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 logger = logging.get_logger(__name__)
 
 ROWS_PER_SHARD = 1024
-LIBRARIES = ("modeling-mcm", "ibis-framework", "duckdb", "pyspark", "pyarrow", "numpy", "transformers", "datasets")
+LIBRARIES = ("modeling-mcm", "ibis-framework", "duckdb", "pyarrow", "numpy", "transformers", "datasets")
 
 
-def _versions() -> dict[str, str]:
+def _versions(connection: ibis.BaseBackend) -> dict[str, str]:
     versions = {"python": platform.python_version()}
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *([SPARK] if connection.name == SPARK else [])):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
@@ -316,6 +316,8 @@ def _run(
     whole, counts = _drop_and_count(read, schema)
     checked, excess = keep_latest(add_period(_add_target(whole, schema), schema), schema.max_events_per_customer)
     counts |= excess
+    if excess["dropped_excess"]:
+        checked = cache(checked)  # every step reads it
     counts |= _split_and_count(checked, schema)
     profiles = None
     if schema.profile:
@@ -330,8 +332,8 @@ def _run(
         fitted = vocabularies_of(known, schema)
         known.save_pretrained(target / FEATURE_EXTRACTOR_FOLDER)
         bar.update(len(schema.feature_names))
-    sharded = checked.inner_join(_number_shards(checked, rows_per_shard), "customer_id")
-    visits = visits.inner_join(_number_shards(checked, rows_per_shard), "customer_id")
+    numbers = cache(_number_shards(checked, rows_per_shard))
+    sharded, visits = (table.inner_join(numbers, "customer_id") for table in (checked, visits))
     # Near each other by shard, so that reading one shard skips the rest of the table.
     encoded = cache(encode_events(sharded, visits, fitted, schema), near="shard")
     counts |= count_ids(encoded, schema)
@@ -345,4 +347,4 @@ def _run(
     for entry in write_shards(encoded, encoded_profiles, schema, target, number):
         shards.append(entry)
         done(f"shard {len(shards)} of {number}")
-    return PreparedManifest(counts=counts, seeds={}, versions=_versions(), shards=shards, **wanted)
+    return PreparedManifest(counts=counts, seeds={}, versions=_versions(connection), shards=shards, **wanted)

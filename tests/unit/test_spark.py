@@ -51,7 +51,7 @@ def test_spark_writes_what_duckdb_writes(spark, tmp_path):
     profile.to_parquet(tmp_path / "profile.parquet")
     schema = schema_with(on_null="drop", on_duplicate="drop", max_events=20, max_events_per_customer=20)
     duckdb, other = prepare_twice(tmp_path, tmp_path / "log.parquet", tmp_path / "profile.parquet", schema)
-    assert other == duckdb and len(duckdb.shards) == 3
+    assert other.versions.pop("pyspark") and other == duckdb and len(duckdb.shards) == 3
     assert min(duckdb.counts[name] for name in ("dropped_null", "dropped_duplicates", "dropped_excess")) > 0
     for name in (*FITTED, *(shard["file"] for shard in duckdb.shards)):
         assert (tmp_path / "spark" / name).read_bytes() == (tmp_path / "duckdb" / name).read_bytes(), name
@@ -124,6 +124,19 @@ def test_what_a_worker_raises_is_told_in_a_line(connection):
     table = connection.create_view("few", ibis.memtable({"shard": [0, 1], "value": [1, 2]}))
     with pytest.raises(OSError, match="A worker of Spark failed: OSError: .Errno 28. No space left on device"):
         list(each_group(lambda rows: rows, table, "shard", 2, fail))
+
+
+def test_a_session_that_runs_keeps_its_master(spark, tmp_path):
+    with open_engine(
+        "spark", tmp_path, spark_config={"spark.master": "local[2]", "spark.sql.maxPlanStringLength": "9"}
+    ):
+        pass
+    assert spark.conf.get("spark.sql.maxPlanStringLength") != "9"
+    with (
+        pytest.raises(ValueError, match="A Spark session runs already, and spark.master can't be changed"),
+        open_engine("spark", tmp_path, spark_config={"spark.master": "local[9]"}),
+    ):
+        pass
 
 
 def test_spark_s_options_belong_to_spark(tmp_path):
