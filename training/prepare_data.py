@@ -84,8 +84,8 @@ def summary(manifest: PreparedManifest, output_dir: str) -> str:
             f"Data set    {output_dir}: {len(manifest.shards)} shards",
             f"Read        {counts['rows']:,} rows; dropped {counts['dropped_null']:,} without customer or time and "
             f"{counts['dropped_duplicates']:,} of {counts['duplicates']:,} duplicates",
-            f"Too long    {counts.get('customers_with_excess', 0):,} customers, less {counts.get('dropped_excess', 0):,} "
-            "events (max_events_per_customer)",
+            f"Too long    {counts.get('customers_with_excess', 0):,} customers, who lost "
+            f"{counts.get('dropped_excess', 0):,} events to `max_events_per_customer`",
             f"Customers   {counts['customers']:,}, profiles {counts.get('profiles', 0):,}",
             f"Events      {counts['events']:,}, of them {counts['target_events']:,} targets; "
             f"{counts['ends_of_visit']:,} ends of visit added",
