@@ -82,7 +82,6 @@ def open_engine(
 def spark_session(config: Mapping[str, str]) -> Iterator[Any]:
     """The Spark session that runs in this process, or a new one, which is stopped at the end."""
     try:
-        from pyspark.errors import PySparkException
         from pyspark.sql import SparkSession
     except ImportError as error:
         raise ImportError("Spark is not installed: pip install 'modeling-mcm[spark]' (and Java 17).") from error
@@ -93,14 +92,17 @@ def spark_session(config: Mapping[str, str]) -> Iterator[Any]:
             if session.conf.get(key, None) != value:
                 try:
                     session.conf.set(key, value)
-                except PySparkException as error:
+                except _spark_errors() as error:
                     raise ValueError(f"A Spark session runs already, and {key} can't be changed any more.") from error
         yield session
         return
     builder = SparkSession.builder.appName("MCM")
     for key, value in config.items():
         builder = builder.config(key, value)
-    session = builder.getOrCreate()
+    try:
+        session = builder.getOrCreate()
+    except _spark_errors() as error:
+        raise OSError(f"Spark did not start ({_reason(error)}); check its options, and JAVA_HOME: Java 17.") from error
     try:
         yield session
     finally:
@@ -214,10 +216,9 @@ def _open_on_spark(source: Any, connection: Any, what: str) -> ir.Table:
             reader = reader.option("basePath", files.root)
         try:
             read = reader.parquet(*files.paths) if files.kind == "parquet" else _read_csv(reader, files)
-        except Exception as error:  # of the Java side: pyspark's errors have no common class that is not Exception
-            reason = next(line for line in str(error).splitlines() if line.strip())
+        except _spark_errors() as error:
             raise ValueError(
-                f"Spark can't read the {what} file {files.root} ({reason}); check the path, write times in "
+                f"Spark can't read the {what} file {files.root} ({_reason(error)}); check the path, write times in "
                 "microseconds where it says NANOS, or give what Hadoop needs for such an address (--spark_config "
                 "spark.jars.packages=..., docs/spark.md)."
             ) from error
@@ -303,14 +304,24 @@ def each_group(
 @contextmanager
 def worker_errors() -> Iterator[None]:
     """Turns what a worker of Spark raises into an `OSError` with the reason, without pages of Java."""
-    from pyspark.errors import PySparkException
-
     try:
         yield
-    except PySparkException as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        reason = next((line for line in lines if "Error: " in line), lines[0])  # of the worker's traceback
-        raise OSError(f"A worker of Spark failed: {reason.strip()}") from error
+    except _spark_errors() as error:
+        raise OSError(f"A worker of Spark failed: {_reason(error)}") from error
+
+
+def _spark_errors() -> tuple[type[Exception], ...]:
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    return PySparkException, Py4JError
+
+
+def _reason(error: Exception) -> str:
+    """The line that says it, of a message that holds the traces of a worker and of Java."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for mark in ("Error: ", "Exception: ") for line in lines if mark in line]
+    return (telling or lines)[0]
 
 
 @contextmanager

@@ -2,7 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Preparation on Spark: to the byte what DuckDB writes, from every form of a log."""
 
+import os
+import subprocess
+import sys
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -108,7 +112,7 @@ def test_partitions_lists_and_frames_are_read(connection, tmp_path):
 
 
 def test_what_spark_cannot_read_is_named(connection, tmp_path):
-    with pytest.raises(ValueError, match="Spark can't read the event file memory://log.*spark.jars.packages"):
+    with pytest.raises(ValueError, match="Spark can't read the event file memory://log .*No FileSystem for scheme"):
         open_table("memory://log", connection, "event")
     make_log().astype({"at": "datetime64[ns]"}).to_parquet(tmp_path / "log.parquet")
     with pytest.raises(ValueError, match="log.parquet .*NANOS.* write times in microseconds"):
@@ -137,6 +141,14 @@ def test_a_session_that_runs_keeps_its_master(spark, tmp_path):
         open_engine("spark", tmp_path, spark_config={"spark.master": "local[9]"}),
     ):
         pass
+
+
+def test_spark_without_java_says_what_is_missing(tmp_path):
+    pytest.importorskip("pyspark", reason="Spark not installed")
+    code = "from modeling_mcm.data.engine import spark_session as s; s({}).__enter__()"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "JAVA_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert "OSError: Spark did not start" in done.stderr and "JAVA_HOME: Java 17" in done.stderr
 
 
 def test_spark_s_options_belong_to_spark(tmp_path):
