@@ -154,7 +154,8 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
         raise ValueError(f"No tasks {wrong}; the checkpoint has {', '.join(config.tasks)}.")
     kept: dict[str, Any] = {"tasks": (options.tasks or list(config.tasks)) if options.top_k else []}
     kept |= {name: getattr(options, name) for name in ("top_k", "embeddings", "batch_size", "rows_per_file")}
-    job = ScoringJob(options.model, options.data or str(folder / HISTORIES), str(folder), **kept)
+    data = options.data or str(folder / HISTORIES)
+    job = ScoringJob(options.model, data, str(folder), **kept | {"tasks": tuple(kept["tasks"])})
     model = read_checkpoint(job.model_class, options.model)
     digest = model_digest(model)
     check_folder(folder)

@@ -90,10 +90,9 @@ def spark_session(config: Mapping[str, str]) -> Iterator[Any]:
         session = running.newSession()  # with settings and views of its own
         for key, value in config.items():
             if session.conf.get(key, None) != value:
-                try:
-                    session.conf.set(key, value)
-                except _spark_errors() as error:
-                    raise ValueError(f"A Spark session runs already, and {key} can't be changed any more.") from error
+                if not session.conf.isModifiable(key):
+                    raise ValueError(f"A Spark session runs already, and {key} can't be changed any more.")
+                session.conf.set(key, value)
         yield session
         return
     builder = SparkSession.builder.appName("MCM")
@@ -120,7 +119,7 @@ def _spark_settings(connection: ibis.BaseBackend) -> Iterator[None]:
         settings.set(key, value)
     from pyspark.sql.functions import udf
 
-    text = udf(lambda number: None if number is None else repr(number), "string", useArrow=True)
+    text = udf(lambda number: None if number is None else repr(float(number)), "string", useArrow=True)
     _session(connection).udf.register(shortest_text.__name__, text)
     try:
         yield
