@@ -25,14 +25,13 @@ from modeling_mcm.data.files import SUFFIXES, InputFiles, find_files, is_files, 
 
 SPARK = "pyspark"  # Ibis' name of the backend, and that of the package
 # Times are read in UTC; names differ where their case does; parts of a path are text, as DuckDB is told too; overflow
-# is an error; frames travel as Arrow; a vocabulary is sorted by all workers and not in the memory of one.
+# is an error; frames travel as Arrow.
 SPARK_SETTINGS = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.caseSensitive": "true",
     "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
     "spark.sql.ansi.enabled": "true",
     "spark.sql.execution.arrow.pyspark.enabled": "true",
-    "spark.sql.execution.topKSortFallbackThreshold": "10000",
 }
 
 

@@ -112,10 +112,11 @@ def popularity(encoded: ir.Table, fitted: Vocabularies, schema: EventSchema) -> 
     for i, spec in enumerate(schema.features):
         if spec.kind == CATEGORICAL:
             seen = training.filter(training[f"f{i}"] >= FIRST_VALUE_ID).group_by(id=training[f"f{i}"])
-            table = seen.agg(count=lambda t: t.count(), target_count=lambda t: t.is_target.sum()).order_by("id")
+            table = seen.agg(count=lambda t: t.count(), target_count=lambda t: t.is_target.sum())
             found = table.to_pyarrow().cast(
                 pa.schema([("id", pa.int32()), ("count", pa.int64()), ("target_count", pa.int64())])
             )
+            found = found.sort_by("id")
             values = [fitted.values[spec.name][k - FIRST_VALUE_ID] for k in found["id"].to_pylist()]
             columns = {"feature": pa.array([spec.name] * len(values), pa.string()), "id": found["id"]}
             columns |= {"value": pa.array(values, pa.string()), "count": found["count"]}

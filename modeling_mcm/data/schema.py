@@ -61,7 +61,8 @@ class FeatureSpec:
             `days_since_visit` (start of this visit minus start of the visit before, in days; binned).
         column (`str`, *optional*): Column of the log; the name if not given. Derived kinds have none.
         min_count (`int`): Values seen less often in the training period become the unknown id (categorical).
-        max_values (`int`, *optional*): Only so many values are kept, the most frequent (categorical).
+        max_values (`int`, *optional*): Most values that are kept, the most frequent; values as frequent as each
+            other stay or go together (categorical).
         bins (`int`): Number of quantile bins (numeric, days_since_visit).
     """
 

@@ -76,20 +76,28 @@ def vocabularies_of(feature_extractor: MCMFeatureExtractor, schema: EventSchema)
 def fit_values(column: ir.Value, spec: FeatureSpec) -> list[str]:
     """Values seen at least `min_count` times, the most frequent first, equals by their text, `max_values` at most.
 
+    An engine may leave out values and does not put them in order: on Spark a limit after a sort is not safe in a query
+    of a query.
+
     Raises:
         ValueError: More values are left than one process should hold.
     """
     table = column.name("value").as_table()
-    counts = table.filter(table.value.notnull()).group_by("value").agg(count=lambda t: t.count())
-    most = spec.max_values or MOST_VALUES + 1
-    kept = counts.filter(counts["count"] >= spec.min_count).order_by(ibis.desc("count"), ibis.asc("value")).limit(most)
-    values = kept.value.to_pyarrow().to_pylist()
-    if len(values) > MOST_VALUES:
+    counts = table.filter(table.value.notnull()).group_by("value").agg(number=lambda t: t.count())
+    least = spec.min_count
+    if spec.max_values:
+        sizes = (
+            counts.group_by("number").agg(values=lambda t: t.count()).to_pyarrow().sort_by([("number", "descending")])
+        )
+        too_many = np.cumsum(sizes["values"].to_numpy()) > spec.max_values
+        least = max(least, 1 + max(sizes["number"].to_numpy()[too_many], default=0))
+    found = counts.filter(counts.number >= least).limit(MOST_VALUES + 1).to_pyarrow()
+    if len(found) > MOST_VALUES:
         raise ValueError(
             f"Feature {spec.name!r} has more than {MOST_VALUES:,} values (min_count: {spec.min_count}); set "
             "`max_values` to keep the most frequent, or a higher `min_count`."
         )
-    return values
+    return found.sort_by([("number", "descending"), ("value", "ascending")])["value"].to_pylist()
 
 
 def fit_bins(column: ir.Value, bins: int) -> list[float]:

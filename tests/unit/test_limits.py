@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 from synthetic_log import SCHEMA, TEST, VALIDATION, make_log, make_profile, read_rows, run, schema_with
 
-from modeling_mcm.data import EventSchema, prepare
+from modeling_mcm.data import EventSchema, FeatureSpec, prepare
 from modeling_mcm.data import vocabulary as vocabulary_module
-from modeling_mcm.data.vocabulary import fit_bins
+from modeling_mcm.data.vocabulary import fit_bins, fit_values
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 
@@ -63,17 +63,19 @@ def test_a_window_of_events_is_always_left():
 
 def test_only_the_most_frequent_values_are_kept(tmp_path):
     features = [{**spec, "max_values": 3} if spec["name"] == "type" else spec for spec in SCHEMA["features"]]
-    run(tmp_path, name="all")
-    run(tmp_path, schema=schema_with(features=features), name="few")
-    every, few = (
-        MCMFeatureExtractor.from_pretrained(tmp_path / name / "feature_extractor").vocabularies["type"]
-        for name in ("all", "few")
-    )
-    assert few == every[:3] != every
-    rows, kept = read_rows(tmp_path, "all"), read_rows(tmp_path, "few")
-    for customer, row in rows.items():
-        rare_unknown = [1 if value > 4 else value for value in row["feature_type"]]
-        assert sorted(kept[customer]["feature_type"]) == sorted(rare_unknown)  # ids decide the order of equal times
+    run(tmp_path, schema=schema_with(features=features))
+    vocabularies = MCMFeatureExtractor.from_pretrained(tmp_path / "out" / "feature_extractor").vocabularies
+    assert 1 <= len(vocabularies["type"]) <= 3
+    ids = [value for row in read_rows(tmp_path).values() for value in row["feature_type"]]
+    assert set(ids) == set(range(2 + len(vocabularies["type"])))
+
+
+def test_values_as_frequent_as_each_other_stay_or_go_together():
+    column = ibis.memtable(pa.table({"value": [*"aaabbbcdde", None, None, None, None]})).value
+    kept = {most: fit_values(column, FeatureSpec("x", max_values=most)) for most in (1, 2, 3, 4, 5, 9)}
+    assert kept == {1: [], 2: ["a", "b"], 3: [*"abd"], 4: [*"abd"], 5: [*"abdce"], 9: [*"abdce"]}
+    assert fit_values(column, FeatureSpec("x", min_count=2)) == [*"abd"]
+    assert fit_values(column, FeatureSpec("x", min_count=3, max_values=4)) == [*"ab"]
 
 
 def test_more_values_than_a_process_should_hold_are_an_error(tmp_path, monkeypatch):
