@@ -76,8 +76,7 @@ def vocabularies_of(feature_extractor: MCMFeatureExtractor, schema: EventSchema)
 def fit_values(column: ir.Value, spec: FeatureSpec) -> list[str]:
     """Values seen at least `min_count` times, the most frequent first, equals by their text, `max_values` at most.
 
-    An engine may leave out values and does not put them in order: on Spark a limit after a sort is not safe in a query
-    of a query.
+    The engine leaves out values, by their counts alone, and the order is made here: no engine has to sort them all.
 
     Raises:
         ValueError: More values are left than one process should hold.
