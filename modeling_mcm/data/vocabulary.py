@@ -169,7 +169,9 @@ def fit(
 
 def _bin_id(column: ir.NumericValue, edges: Sequence[float]) -> ir.IntegerValue:
     """2 + the number of edges at or below the value: numpy's `searchsorted(edges, x, side="right")`."""
-    above = sum(((column >= edge).cast("int32") for edge in edges), ibis.literal(FIRST_VALUE_ID))
+    # Edges go as text: a number with a point is a decimal in SQL, and Spark rounds it on its way to a float.
+    exact = [ibis.literal(repr(edge)).cast("float64") for edge in edges]
+    above = sum(((column >= edge).cast("int32") for edge in exact), ibis.literal(FIRST_VALUE_ID))
     return ibis.ifelse(column.isnull(), MISSING_ID, above).cast("int32")
 
 
