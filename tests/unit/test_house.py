@@ -45,6 +45,7 @@ ROOMS = {
     "evaluation": {"evaluation", "processing_mcm"},
     "hub": {"hub", "data", "evaluation", *SIBLINGS},
     "trainer": {"data", "evaluation", *SIBLINGS},
+    "scoring": {"data", *SIBLINGS},
     "__init__": set(SIBLINGS),
 }
 LOADS_CODE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
