@@ -6,7 +6,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-DATA = ["ibis-framework[duckdb]>=12"]
+DATA = ["ibis-framework[duckdb]>=12", "fsspec>=2024.2"]
+SPARK = [*DATA, "pyspark>=4"]
 EVALUATION = ["scipy>=1.13"]
 LORA = ["peft>=0.18"]
 GBDT = ["lightgbm>=4.6", "scikit-learn>=1.5", *EVALUATION]
@@ -16,7 +17,7 @@ SITE = ["mkdocs>=1.6", "mkdocstrings[python]>=1.0"]
 EXPORT = ["torch>=2.11", "onnx>=1.21", "onnxscript>=0.7", "onnxruntime>=1.24", "torchao>=0.18"]
 TEST_OLDEST = [*DEMO, *DOCS, *LORA, *GBDT, *SITE, "faiss-cpu>=1.12", "pandas>=2.2", "torchmetrics>=1.6"]
 TEST_OLDEST += ["pytest>=8", "parameterized>=0.9"]
-TEST = [*TEST_OLDEST, *EXPORT]
+TEST = [*TEST_OLDEST, *EXPORT, *SPARK]
 # The kernels run interpreted in the tests; where there is a GPU, torch brings its own Triton.
 TEST += ["triton>=3.7; platform_system == 'Linux' and platform_machine == 'x86_64'"]
 CHECK = ["ruff>=0.14", "mypy>=1.18", "transformers-mlinter>=0.1.5", "types-PyYAML", "types-psutil", "types-tqdm"]
@@ -61,6 +62,7 @@ setup(
         "gbdt": GBDT,
         "lora": LORA,
         "site": SITE,
+        "spark": SPARK,
         "test": TEST,
         "test-oldest": TEST_OLDEST,
         "check": CHECK,

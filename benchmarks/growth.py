@@ -117,7 +117,7 @@ def everyone(options: GrowthOptions, customers: int) -> dict[str, float]:
         before = psutil.Process().memory_info().rss
         start = time.perf_counter()
         paths = {"model": str(folder / "model"), "data": str(folder / "data"), "output_dir": str(folder / "scores")}
-        run_predict.run(run_predict.PredictionOptions(**paths))
+        run_predict.run(run_predict.PredictionOptions(**paths), run_predict.EngineOptions())
         scored = time.perf_counter() - start
     return {"preparing": prepared, "scoring": scored, "gigabytes": (peak() - before) / GIGA}
 

@@ -4,6 +4,7 @@
 
 import atexit
 import os
+import shutil
 import tempfile
 
 CACHE = tempfile.TemporaryDirectory(prefix="mcm-tests-")
@@ -27,6 +28,7 @@ if not torch.cuda.is_available():  # before transformers loads Triton: its kerne
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation  # noqa: E402
 from modeling_mcm.data import EventSchema, prepare  # noqa: E402
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER  # noqa: E402
+from modeling_mcm.data.engine import spark_session  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -184,3 +186,15 @@ def save(tiny_model, extractor, tmp_path):
         return str(tmp_path / "checkpoint")
 
     return run
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory):
+    """A Spark session with two workers, one for all tests: it starts slowly. `engine="spark"` then finds it."""
+    pytest.importorskip("pyspark", reason="Spark not installed")
+    if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
+        pytest.skip("no Java")
+    few = {"spark.sql.shuffle.partitions": "2", "spark.sql.adaptive.enabled": "false", "spark.ui.enabled": "false"}
+    few |= {"spark.log.level": "ERROR", "spark.local.dir": str(tmp_path_factory.mktemp("spark"))}
+    with spark_session({"spark.master": "local[2]", **few}) as session:
+        yield session

@@ -8,13 +8,45 @@ import difflib
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
 
+ENGINES = ["duckdb", "spark"]
 YAML_BOOL = "tag:yaml.org,2002:bool"
+
+
+@dataclass
+class EngineOptions:
+    """Where the work is done."""
+
+    engine: str = field(
+        default="duckdb",
+        metadata={"help": "duckdb: this process; spark: a Spark session (docs/spark.md).", "choices": ENGINES},
+    )
+    spark_master: str | None = field(
+        default=None, metadata={"help": "Spark's master, such as local[2]; that of the environment by default."}
+    )
+    spark_config: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Spark's options as KEY=VALUE ..., such as spark.executor.memory=8g."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.engine != "spark" and (self.spark_master or self.spark_config):
+            raise ValueError("--spark_master and --spark_config are for --engine spark.")
+        for pair in self.spark_config:
+            if not pair.partition("=")[2]:
+                raise ValueError(f"--spark_config has {pair!r}; write KEY=VALUE.")
+
+    @property
+    def spark(self) -> dict[str, str]:
+        """Options of the Spark session."""
+        master = {"spark.master": self.spark_master} if self.spark_master else {}
+        return master | {key: value for key, _, value in (pair.partition("=") for pair in self.spark_config)}
 
 
 class RecipeLoader(yaml.SafeLoader):

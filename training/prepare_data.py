@@ -5,6 +5,7 @@
     python training/prepare_data.py --demo complete_journey --output_dir data/prepared
     python training/prepare_data.py --demo complete_journey --offers ...        and the demo's offers (docs/offers.md)
     python training/prepare_data.py --events log.parquet --schema schema.yaml --output_dir data/prepared
+    python training/prepare_data.py --engine spark --spark_master local[2] ...      on Spark (docs/spark.md)
     python training/prepare_data.py prepare.yaml --overwrite        # options as keys of one YAML file; flags win
 
 The schema is explained in docs/event_schema.md. A finished data set is replaced only with --overwrite, and kept as it
@@ -19,7 +20,7 @@ from modeling_mcm.data import EventSchema, PreparedManifest, prepare
 from modeling_mcm.data.complete_journey import build_complete_journey, build_complete_journey_offers
 from modeling_mcm.data.prepare import ROWS_PER_SHARD
 
-from arguments import parse_options
+from arguments import EngineOptions, parse_options
 
 SCHEMAS = Path(__file__).resolve().parent.parent / "configuration" / "schemas"
 DEMOS = {"complete_journey": build_complete_journey}
@@ -30,8 +31,9 @@ class PrepareOptions:
     """Options of the preparation."""
 
     output_dir: str = field(metadata={"help": "Folder to make; it must not exist, see --overwrite and --reuse."})
-    events: str | None = field(
-        default=None, metadata={"help": "Event log: a .parquet, .csv or .tsv file, or a folder of Parquet files."}
+    events: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Event log: .parquet, .csv or .tsv files, folders of Parquet files, addresses (gs://...)."},
     )
     profile: str | None = field(
         default=None, metadata={"help": "Table with one row a customer; needed if the schema has `profile`."}
@@ -82,6 +84,8 @@ def summary(manifest: PreparedManifest, output_dir: str) -> str:
             f"Data set    {output_dir}: {len(manifest.shards)} shards",
             f"Read        {counts['rows']:,} rows; dropped {counts['dropped_null']:,} without customer or time and "
             f"{counts['dropped_duplicates']:,} of {counts['duplicates']:,} duplicates",
+            f"Too long    {counts.get('customers_with_excess', 0):,} customers, who lost "
+            f"{counts.get('dropped_excess', 0):,} events to `max_events_per_customer`",
             f"Customers   {counts['customers']:,}, profiles {counts.get('profiles', 0):,}",
             f"Events      {counts['events']:,}, of them {counts['target_events']:,} targets; "
             f"{counts['ends_of_visit']:,} ends of visit added",
@@ -96,8 +100,9 @@ def summary(manifest: PreparedManifest, output_dir: str) -> str:
 
 def main() -> None:
     """Reads the options, prepares the data set and says what it holds."""
-    (options,) = parse_options(PrepareOptions, description=__doc__)
-    events, profile, schema = options.events, options.profile, options.schema
+    options, engine = parse_options(PrepareOptions, EngineOptions, description=__doc__)
+    events: str | list[str] = options.events[0] if len(options.events) == 1 else options.events
+    profile, schema = options.profile, options.schema
     try:
         if options.demo:
             raw = Path(options.output_dir).parent / "raw"
@@ -114,6 +119,8 @@ def main() -> None:
             event_schema,
             options.output_dir,
             profile=profile,
+            engine=engine.engine,
+            spark_config=engine.spark,
             rows_per_shard=options.rows_per_shard,
             overwrite=options.overwrite,
             reuse=options.reuse,

@@ -21,8 +21,8 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 
-from modeling_mcm.data.engine import open_engine
-from modeling_mcm.data.events import normalise_events, normalise_profile, open_table
+from modeling_mcm.data.engine import open_engine, open_table
+from modeling_mcm.data.events import normalise_events, normalise_profile
 from modeling_mcm.data.schema import CATEGORICAL, EventSchema, FeatureSpec, schema_of
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 

@@ -1,49 +1,92 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where preparation runs and writes: an engine, tables that are kept in it, a folder that appears when whole."""
+"""Where preparation runs and writes: DuckDB or Spark, tables that are kept there, a folder that appears when whole.
+
+Everything that differs between engines is here; all else are Ibis expressions. On DuckDB one process does the work and
+spills to disk what does not fit in memory. On Spark its workers do, and write the shards themselves.
+"""
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import ibis
 import ibis.expr.types as ir
+import pyarrow as pa
+
+from modeling_mcm.data.files import SUFFIXES, InputFiles, check_files, find_files, is_files, is_local, merged
+
+SPARK = "pyspark"  # Ibis' name of the backend, and that of the package
+# Times are read in UTC; names differ where their case does; parts of a path are text, as DuckDB is told too; overflow
+# is an error; frames travel as Arrow.
+SPARK_SETTINGS = {
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.caseSensitive": "true",
+    "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
+    "spark.sql.ansi.enabled": "true",
+    "spark.sql.execution.arrow.pyspark.enabled": "true",
+}
 
 
 @contextmanager
-def open_engine(engine: str | ibis.BaseBackend, workspace: Path, memory_limit: str) -> Iterator[ibis.BaseBackend]:
-    """A connection to DuckDB that spills into `workspace` beyond `memory_limit`, or the given connection as it is.
+def open_engine(
+    engine: str | ibis.BaseBackend,
+    workspace: Path,
+    memory_limit: str = "1GB",
+    spark_config: Mapping[str, str] | None = None,
+) -> Iterator[ibis.BaseBackend]:
+    """A connection to DuckDB that spills into `workspace` beyond `memory_limit`, to Spark, or the one that is given.
+
+    Args:
+        engine: `duckdb`, `spark` or an Ibis connection.
+        workspace: folder for what DuckDB spills.
+        memory_limit: of DuckDB.
+        spark_config: of the Spark session, such as `{"spark.master": "local[2]"}`. A session that runs already is
+            used and left running.
 
     Raises:
-        ValueError: for another name than `duckdb`, and where DuckDB finds input damaged.
-        OSError: where DuckDB finds no more memory or disk.
+        ValueError: for another name, an option that the running session can't change any more, and where DuckDB finds
+            input damaged.
+        OSError: where DuckDB finds no more memory or disk, and where Spark does not start.
+        ImportError: where Spark is not installed.
     """
+    if spark_config and engine != "spark":
+        raise ValueError(f"Spark's options are given ({', '.join(spark_config)}) and the engine is {engine!r}.")
     if not isinstance(engine, str):
-        yield engine
-        return
-    if engine != "duckdb":
-        raise ValueError(f"`engine` is {engine!r}; give 'duckdb' or an Ibis connection.")
-    connection = ibis.duckdb.connect(
-        str(workspace / "engine.duckdb"), memory_limit=memory_limit, temp_directory=str(workspace / "spill")
-    )
-    try:
-        yield connection
-    except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
-        raise OSError(
-            f"DuckDB found no more memory or disk ({_first_line(error)}). It may use {memory_limit} of memory, and "
-            f"the disk of {workspace}: free some there, or give it another memory limit."
-        ) from error
-    except duckdb.Error as error:
-        raise ValueError(
-            f"DuckDB cannot read the input ({_first_line(error)}). If a file is damaged, write it again."
-        ) from error
-    finally:
-        connection.disconnect()
+        with _spark_settings(engine):
+            yield engine
+    elif engine == "duckdb":
+        connection = ibis.duckdb.connect(
+            str(workspace / "engine.duckdb"), memory_limit=memory_limit, temp_directory=str(workspace / "spill")
+        )
+        try:
+            yield connection
+        except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+            raise OSError(
+                f"DuckDB found no more memory or disk ({_first_line(error)}). It may use {memory_limit} of memory, "
+                f"and the disk of {workspace}: free some there, or give it another memory limit."
+            ) from error
+        except duckdb.Error as error:
+            raise ValueError(
+                f"DuckDB cannot read the input ({_first_line(error)}). If a file is damaged, write it again."
+            ) from error
+        finally:
+            connection.disconnect()
+    elif engine == "spark":
+        with spark_session(spark_config or {}) as session:
+            connection = ibis.pyspark.connect(session)
+            with _spark_settings(connection):
+                yield connection
+    else:
+        raise ValueError(f"`engine` is {engine!r}; give 'duckdb', 'spark' or an Ibis connection.")
 
 
 def _first_line(error: Exception) -> str:
@@ -51,19 +94,257 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def caching(connection: ibis.BaseBackend) -> Iterator[Callable[[ir.Table], ir.Table]]:
-    """Gives a function that keeps a table in the engine; the tables are dropped at the end."""
+def spark_session(config: Mapping[str, str]) -> Iterator[Any]:
+    """The Spark session that runs in this process, or a new one, which is stopped at the end."""
+    try:
+        from pyspark.sql import SparkSession
+    except ImportError as error:
+        raise ImportError("Spark is not installed: pip install 'modeling-mcm[spark]' (and Java 17).") from error
+    running = SparkSession.getActiveSession()
+    if running is not None:
+        session = running.newSession()  # with settings and views of its own
+        for key, value in config.items():
+            if session.conf.get(key, None) != value:
+                if not session.conf.isModifiable(key):
+                    raise ValueError(f"A Spark session runs already, and {key} can't be changed any more.")
+                session.conf.set(key, value)
+        yield session
+        return
+    builder = SparkSession.builder.appName("MCM")
+    for key, value in config.items():
+        builder = builder.config(key, value)
+    try:
+        session = builder.getOrCreate()
+    except _spark_errors() as error:
+        raise OSError(f"Spark did not start ({_reason(error)}); check its options, and JAVA_HOME: Java 17.") from error
+    try:
+        yield session
+    finally:
+        session.stop()
+
+
+@contextmanager
+def _spark_settings(connection: ibis.BaseBackend) -> Iterator[None]:
+    if connection.name != SPARK:
+        yield
+        return
+    settings = _session(connection).conf
+    before = {key: settings.get(key, None) for key in SPARK_SETTINGS}
+    for key, value in SPARK_SETTINGS.items():
+        settings.set(key, value)
+    from pyspark.sql.functions import udf
+
+    text = udf(lambda number: None if number is None else repr(float(number)), "string", useArrow=True)
+    _session(connection).udf.register(shortest_text.__name__, text)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            settings.unset(key) if value is None else settings.set(key, value)
+
+
+def _session(connection: Any) -> Any:
+    return connection._session  # Ibis has no other way to its session
+
+
+@contextmanager
+def caching(connection: ibis.BaseBackend) -> Iterator[Callable[..., ir.Table]]:
+    """Gives a function that keeps a table in the engine; the tables are dropped at the end.
+
+    The function takes the table and, as `near`, a column whose equal rows should lie together. Spark needs no such
+    order: it brings them together when they are asked for.
+    """
     names: list[str] = []
 
-    def cache(table: ir.Table) -> ir.Table:
-        names.append(ibis.util.gen_name("mcm"))
-        return connection.create_table(names[-1], table, temp=True)
+    def cache(table: ir.Table, near: str | None = None) -> ir.Table:
+        name = ibis.util.gen_name("mcm")
+        if connection.name == SPARK:
+            kept = connection.create_view(name, table)
+            _session(connection).catalog.cacheTable(name)
+        else:
+            kept = connection.create_table(name, table.order_by(near) if near else table, temp=True)
+        names.append(name)
+        return kept
 
     try:
         yield cache
     finally:
-        for name in names:
-            connection.raw_sql(f"DROP TABLE {name}")
+        for name in reversed(names):
+            if connection.name == SPARK:
+                _session(connection).catalog.uncacheTable(name)
+                _session(connection).catalog.dropTempView(name)
+            else:
+                connection.raw_sql(f"DROP TABLE {name}")
+
+
+def open_table(source: Any, connection: ibis.BaseBackend, what: str, columns: Sequence[str] = ()) -> ir.Table:
+    """Opens Parquet or CSV files, a folder of Parquet files, a data frame, an Arrow table or an Ibis table.
+
+    A CSV has no types, so each value is read as the text that stands in the file ("007" stays "007").
+
+    Args:
+        source: the table; files are a path, an address such as `gs://bucket/log`, or a list of these.
+        connection: from `open_engine`.
+        what: `event` or `profile`, for messages.
+        columns: those that are read, and must be the same in all files; all if none are given.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: An unknown file type, an empty file or a damaged one, files that differ in `columns`, an address
+            that the engine can't read.
+    """
+    if isinstance(source, ir.Table):
+        table = source
+    elif not is_files(source):
+        table = ibis.memtable(source)
+    elif connection.name == SPARK:
+        return _open_on_spark(source, connection, what, columns)
+    else:
+        found = find_files(source, what)
+        check_files(found, what, columns)
+        table = _together([read_files(files, connection) for files in merged(found)], what, columns)
+    if connection.name == SPARK and isinstance(table.op(), ibis.expr.operations.InMemoryTable):
+        return connection.create_view(ibis.util.gen_name("mcm"), table)  # so that the table knows its engine
+    return table
+
+
+def read_files(files: InputFiles, connection: Any) -> ir.Table:
+    """Files of one kind as a table of DuckDB's."""
+    names = files.filesystem.protocol
+    name = names if isinstance(names, str) else names[0]
+    if not is_local(files.filesystem) and not connection.con.filesystem_is_registered(name):
+        connection.register_filesystem(files.filesystem)
+    if files.kind != "parquet":
+        return connection.read_csv(list(files.paths), all_varchar=True, header=True)
+    return connection.read_parquet(list(files.paths), hive_partitioning=files.partitioned, hive_types_autocast=False)
+
+
+def _open_on_spark(source: Any, connection: Any, what: str, columns: Sequence[str]) -> ir.Table:
+    """Spark reaches stores by itself (through Hadoop), so it is given their addresses as they are, unchecked."""
+    addresses = [str(part) for part in (source if isinstance(source, list | tuple) else [source])]
+    local = [address for address in addresses if "://" not in address or address.startswith("file://")]
+    found = find_files(local, what) if local else []
+    if found:
+        check_files(found, what, columns)
+    for address in addresses:
+        if address not in local:
+            kind = next((kind for suffix, kind in SUFFIXES.items() if suffix in Path(address).suffixes), "parquet")
+            found.append(InputFiles(address, (address,), kind, None))
+    tables = []
+    for files in merged(found):
+        reader = _session(connection).read
+        if files.partitioned:
+            reader = reader.option("basePath", files.root)
+        try:
+            read = reader.parquet(*files.paths) if files.kind == "parquet" else _read_csv(reader, files)
+        except _spark_errors() as error:
+            raise ValueError(
+                f"Spark can't read the {what} file {files.root} ({_reason(error)}); check the path, write times in "
+                "microseconds where it says NANOS, or give what Hadoop needs for such an address (--spark_config "
+                "spark.jars.packages=..., docs/spark.md)."
+            ) from error
+        name = ibis.util.gen_name("mcm")
+        read.createOrReplaceTempView(name)
+        tables.append(connection.table(name))
+    return _together(tables, what, columns)
+
+
+def _together(tables: list[ir.Table], what: str, columns: Sequence[str]) -> ir.Table:
+    if len(tables) > 1 and columns:
+        tables = [table.select([name for name in table.columns if name in columns]) for table in tables]
+    try:
+        return functools.reduce(lambda table, other: table.union(other), tables)
+    except ibis.common.exceptions.RelationError as error:
+        raise ValueError(
+            f"The {what} files have different columns or types ({' '.join(str(error).split())}): write them alike, or "
+            "pass an Ibis table."
+        ) from error
+
+
+def _read_csv(reader: Any, files: InputFiles) -> Any:
+    """As DuckDB reads one: quotes are doubled inside quotes, a quoted field may have several lines, empty is null."""
+    import pyspark.sql.functions as F
+
+    separator = "\t" if files.kind == "tsv" else ","
+    frame = reader.csv(list(files.paths), header=True, sep=separator, escape='"', multiLine=True)
+    return frame.select([F.nullif(F.col(f"`{name}`"), F.lit("")).alias(name) for name in frame.columns])
+
+
+@ibis.udf.scalar.builtin
+def shortest_text(number: float) -> str:  # type: ignore[empty-body]
+    """The function that `_spark_settings` registers."""
+
+
+def text_of_float(number: ir.FloatingValue) -> ir.StringValue:
+    """The shortest text that reads back to the same number, as DuckDB writes it; Java 17 has another form."""
+    return shortest_text(number) if number.get_backend().name == SPARK else number.cast("string")
+
+
+def each_group(
+    rows: Callable[[ir.Table], ir.Table],
+    table: ir.Table,
+    key: str,
+    number: int,
+    use: Callable[[int, pa.Table], dict[str, Any]],
+) -> Iterator[dict[str, Any]]:
+    """Gives what `use` makes of each group of rows, in the order of the groups.
+
+    On DuckDB one group after the other comes into this process. On Spark each goes to a worker, and only what `use`
+    returns comes here.
+
+    Args:
+        rows: expression over `table`, whose result has the column `key` too.
+        table: cached.
+        key: column with the numbers of the groups, from 0.
+        number: of groups.
+        use: takes the number and the rows of a group and gives values that JSON can hold.
+
+    Raises:
+        OSError: A worker of Spark failed.
+    """
+    connection = table.get_backend()
+    if connection.name != SPARK:
+        for group in range(number):
+            yield use(group, rows(table.filter(table[key] == group)).to_pyarrow())
+        return
+
+    def used(group: pa.Table) -> pa.Table:
+        place = group[key][0].as_py()
+        return pa.table({"group": pa.array([place], pa.int64()), "made": [json.dumps(use(place, group))]})
+
+    name = ibis.util.gen_name("mcm")
+    connection.create_view(name, rows(table))
+    try:
+        with worker_errors():
+            frame = _session(connection).table(name).groupBy(key)
+            made = frame.applyInArrow(used, "`group` long, made string").toArrow().sort_by("group")
+    finally:
+        _session(connection).catalog.dropTempView(name)
+    for text in made["made"].to_pylist():
+        yield json.loads(text)
+
+
+@contextmanager
+def worker_errors() -> Iterator[None]:
+    """Turns what a worker of Spark raises into an `OSError` with the reason, without pages of Java."""
+    try:
+        yield
+    except _spark_errors() as error:
+        raise OSError(f"A worker of Spark failed: {_reason(error)}") from error
+
+
+def _spark_errors() -> tuple[type[Exception], ...]:
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    return PySparkException, Py4JError
+
+
+def _reason(error: Exception) -> str:
+    """The line that says it, of a message that holds the traces of a worker and of Java."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for mark in ("Error: ", "Exception: ") for line in lines if mark in line]
+    return (telling or lines)[0]
 
 
 @contextmanager

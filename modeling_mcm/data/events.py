@@ -11,98 +11,24 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import ibis
 import ibis.expr.types as ir
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from modeling_mcm.data.engine import text_of_float
 from modeling_mcm.data.schema import CATEGORICAL, NUMERIC, EventSchema, FeatureSpec
 from modeling_mcm.events_mcm import EPOCH, EXACT_FLOAT, SECONDS_PER_DAY
 
 # An offset can only follow a clock time: the end of "2017-10-01" is a day, not a zone.
 OFFSET_PATTERN = r":\d\d(\.\d+)?\s*([Zz]|[+-]\d\d(:?\d\d)?)$"
+# What Spark would also read: "2017" and "12:30" as times, "5d" and "5f" as numbers.
+DATE_PATTERN, JAVA_NUMBER = r"^\s*\d{4,}\D\d+\D\d", r"\d\.?[dDfF]\s*$"
 
 
 def epoch_seconds(time: datetime) -> int:
     """Whole seconds from 1970-01-01 to a time without a zone."""
     return (time - EPOCH) // timedelta(seconds=1)
-
-
-def check_files(files: Sequence[Path], what: str, columns: Sequence[str] = ()) -> None:
-    """Raises where Parquet files do not have the same columns, of the same types.
-
-    Args:
-        files: To look at.
-        what: The table's name in messages.
-        columns: Those that every file must have, in the same type, if one has it; all if none are given.
-
-    Raises:
-        ValueError: A damaged file, or a column that some files have in another type or not at all.
-    """
-    found: dict[str, dict[str, Path]] = {}  # column -> type -> the first file that has it so
-    for file in files:
-        try:
-            schema = pq.read_schema(file)
-        except Exception as error:  # pyarrow raises ArrowInvalid or OSError, depending on where the file is cut
-            raise ValueError(
-                f"The {what} file {file} is not a whole Parquet file ({error}); it may be cut off: write it again."
-            ) from error
-        kinds = {name: _kind_of(schema.field(name).type) for name in schema.names}
-        for name in {*kinds, *found}:
-            known = found.setdefault(name, {} if file is files[0] else {"absent": files[0]})
-            known.setdefault(kinds.get(name, "absent"), file)
-    for name, types in sorted(found.items()):
-        if len(types) > 1 and (not columns or name in columns):
-            ways = " and ".join(f"{kind} in {file.name}" for kind, file in types.items())
-            raise ValueError(
-                f"Column {name!r} of the {what} files is {ways}: the schema of the log has changed. Write all files "
-                "with the same columns and types."
-            )
-
-
-def read_parquet(
-    files: Sequence[Path], connection: ibis.BaseBackend, what: str, columns: Sequence[str] = ()
-) -> ir.Table:
-    """Parquet files, at least one, as one table; see `check_files`."""
-    check_files(files, what, columns)
-    return connection.read_parquet([str(file) for file in files])
-
-
-def _kind_of(kind: pa.DataType) -> str:
-    """A type's name; those that hold the same text are the same."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return "string" if pa.types.is_large_string(kind) else str(kind)
-
-
-def open_table(source: Any, connection: ibis.BaseBackend, what: str, columns: Sequence[str] = ()) -> ir.Table:
-    """Opens a Parquet or CSV file, a folder of Parquet files, a data frame, an Arrow table or an Ibis table.
-
-    A CSV has no types, so each value is read as the text that stands in the file ("007" stays "007").
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: An unknown file type, an empty file or a damaged one; files of a folder that differ in `columns`.
-    """
-    if isinstance(source, ir.Table):
-        return source
-    if not isinstance(source, str | Path):
-        return ibis.memtable(source)
-    path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"The {what} file {path} does not exist; check the path.")
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    if not files or any(file.stat().st_size == 0 for file in files):
-        raise ValueError(f"The {what} file {path} is empty; it needs at least one row.")
-    if files[0].suffix == ".parquet":
-        return read_parquet(files, connection, what, columns)
-    if {".csv", ".tsv"} & set(path.suffixes):
-        return connection.read_csv(str(path), all_varchar=True, header=True)
-    raise ValueError(f"The {what} file {path} is neither .parquet, .csv nor .tsv; convert it or pass an Ibis table.")
 
 
 def check_columns(table: ir.Table, wanted: Sequence[str], what: str) -> None:
@@ -123,7 +49,7 @@ def as_text(column: ir.Value, name: str) -> ir.StringValue:
         number = column.cast("float64")
         integer = number.try_cast("int64")  # null where it is out of range, so that such a number stays a float
         whole = (integer.cast("float64") == number) & (number.abs() < EXACT_FLOAT)
-        text = ibis.ifelse(whole, integer.cast("string"), number.cast("string"))
+        text = ibis.ifelse(whole, integer.cast("string"), text_of_float(number))
         return ibis.ifelse(number.isnan(), ibis.null("string"), text)
     if kind.is_string() or kind.is_integer() or kind.is_temporal() or kind.is_boolean() or kind.is_uuid():
         return column.cast("string")
@@ -134,6 +60,8 @@ def _as_number(column: ir.Value, name: str) -> ir.FloatingValue:
     kind = column.type()
     if not (kind.is_numeric() or kind.is_string() or kind.is_boolean() or kind.is_null()):
         raise ValueError(f"Column {name!r} has type {kind}, and the schema says numeric; make it a number.")
+    if kind.is_string():
+        column = ibis.ifelse(column.re_search(JAVA_NUMBER), ibis.null("string"), column)
     number = column.try_cast("float64") if kind.is_string() else column.cast("float64")
     return ibis.ifelse(number.isnan(), ibis.null("float64"), number)
 
@@ -170,7 +98,8 @@ def _seconds(table: ir.Table, schema: EventSchema) -> ir.IntegerValue:
         column, kind = column.cast("timestamp"), ibis.dtype("timestamp")
     if kind.is_string():
         has_zone = column.re_search(OFFSET_PATTERN)
-        instant = column.try_cast(ibis.dtype("timestamp('UTC')")).cast("timestamp")
+        dated = ibis.ifelse(column.re_search(DATE_PATTERN), column, ibis.null("string"))
+        instant = dated.try_cast(ibis.dtype("timestamp('UTC')")).cast("timestamp")
     elif kind.is_timestamp():
         has_zone, instant = ibis.literal(kind.timezone is not None), column.cast("timestamp")
     else:
@@ -259,6 +188,33 @@ def add_period(table: ir.Table, schema: EventSchema, second: str = "second") -> 
     """Adds `period`: 0 before the validation cutoff, 1 before the test cutoff, 2 from there on."""
     cutoffs = [epoch_seconds(schema.cutoffs[key]) for key in ("validation", "test")]
     return table.mutate(period=sum((table[second] >= cutoff).cast("int8") for cutoff in cutoffs))
+
+
+def keep_latest(events: ir.Table, most: int) -> tuple[ir.Table, dict[str, int]]:
+    """Leaves out all but the latest `most` events of a customer in each period; also returns what was left out.
+
+    Each period is cut by itself, so that what is kept before a cutoff never depends on what comes after it.
+
+    Args:
+        events: normalised events with `period`.
+        most: events of a customer and period that are kept.
+    """
+    long = events.group_by("customer_id", "period").agg(number=events.count())
+    long = long.filter(long.number > most)
+    found = long.aggregate(events=(long.number - most).sum(), customers=long.customer_id.nunique())
+    counts = found.to_pyarrow().to_pylist()[0]
+    if not counts["customers"]:
+        return events, {"dropped_excess": 0, "customers_with_excess": 0}
+    keys = ["customer_id", "period"]
+    cut = events.semi_join(long, keys)
+    # Every column has a say, so that the same events go whatever the order of the input.
+    latest = [ibis.desc("second"), *(ibis.asc(name) for name in cut.columns if name not in (*keys, "second"))]
+    place = ibis.row_number().over(ibis.window(group_by=keys, order_by=latest))
+    cut = cut.mutate(place=place).filter(lambda table: table.place < most).drop("place")
+    return (
+        events.anti_join(long, keys).union(cut),
+        {"dropped_excess": counts["events"], "customers_with_excess": counts["customers"]},
+    )
 
 
 def find_visits(events: ir.Table) -> ir.Table:

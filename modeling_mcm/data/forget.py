@@ -58,13 +58,13 @@ def forget_in_file(path: Path, customers: Collection[str], column: str = CUSTOME
 
 
 def forget_in_log(log: Path, customers: Collection[str], column: str) -> tuple[int, dict[str, str]]:
-    """Takes customers out of a Parquet file or a folder of them.
+    """Takes customers out of a Parquet file or a folder of them, at any depth.
 
     Returns:
         How many rows they had, and the digests of changed files, old to new.
     """
     rows, digests = 0, {}
-    for path in sorted(log.glob("*.parquet")) if log.is_dir() else [log]:
+    for path in sorted(log.rglob("*.parquet")) if log.is_dir() else [log]:
         old = sha256_of(path)
         if number := forget_in_file(path, customers, column):
             rows += number

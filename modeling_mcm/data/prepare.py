@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From an event log to a prepared data set: check, split by time, fit on the training period, write customers.
 
-All steps on events are Ibis expressions without a construct of one engine; DuckDB runs them by default and spills to
-disk what does not fit in memory. The data set is written into a folder beside its place and renamed at the end, so
-that a full disk or a kill leaves nothing that looks whole (after a kill, a hidden folder that ends in `.partial`).
+All steps on events are Ibis expressions without a construct of one engine (engine.py): DuckDB runs them by default and
+spills to disk what does not fit in memory, Spark runs the same on many machines. The data set is written into a folder
+beside its place and renamed at the end, so that a full disk or a kill leaves nothing that looks whole (after a kill, a
+hidden folder that ends in `.partial`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import math
 import operator
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -31,17 +32,11 @@ from modeling_mcm.data.dataset import (
     MANIFEST_FILE,
     POPULARITY_FILE,
     PreparedManifest,
-    sha256_of,
 )
-from modeling_mcm.data.engine import caching, open_engine, replacing
-from modeling_mcm.data.events import (
-    add_period,
-    find_visits,
-    normalise_events,
-    normalise_profile,
-    open_table,
-)
-from modeling_mcm.data.rows import count_ids, customer_rows, popularity, shard_table, write_shard
+from modeling_mcm.data.engine import SPARK, caching, open_engine, open_table, replacing
+from modeling_mcm.data.events import add_period, find_visits, keep_latest, normalise_events, normalise_profile
+from modeling_mcm.data.files import describe
+from modeling_mcm.data.rows import count_ids, popularity, write_shards
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.data.vocabulary import Vocabularies, encode_events, encode_profiles, fit, vocabularies_of
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -52,23 +47,15 @@ ROWS_PER_SHARD = 1024
 LIBRARIES = ("modeling-mcm", "ibis-framework", "duckdb", "pyarrow", "numpy", "transformers", "datasets")
 
 
-def versions() -> dict[str, str]:
+def versions(connection: ibis.BaseBackend) -> dict[str, str]:
+    """Versions of Python and of the libraries that made a data set."""
     versions = {"python": platform.python_version()}
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *([SPARK] if connection.name == SPARK else [])):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
             versions[name] = "not installed"
     return versions
-
-
-def describe(source: Any) -> dict[str, Any] | None:
-    """Names and digests of the input's files; None for a table in memory, which cannot be told apart cheaply."""
-    if not isinstance(source, str | Path) or not Path(source).exists():
-        return None
-    path = Path(source)
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    return {"name": path.name, "files": {file.name: sha256_of(file) for file in files}}
 
 
 def _one_row(table: ir.Table) -> dict[str, Any]:
@@ -91,7 +78,9 @@ def _reusable(output_dir: Path, wanted: dict[str, Any], overwrite: bool, reuse: 
     differs = "it was not asked to be reused"
     if reuse:
         manifest = PreparedManifest.load(output_dir)
-        changed = [key for key, value in wanted.items() if getattr(manifest, key) != value]
+        # The schema is read first, for an older one lacks what has been added since, with its default.
+        found = {"schema": manifest.event_schema.to_dict(), "input": manifest.input, "options": manifest.options}
+        changed = [key for key, value in wanted.items() if found[key] != value]
         if wanted["input"]["events"] is None:
             changed.append("input")
         if not changed:
@@ -105,8 +94,8 @@ def _reusable(output_dir: Path, wanted: dict[str, Any], overwrite: bool, reuse: 
     return None
 
 
-def drop_and_count(
-    events: ir.Table, schema: EventSchema, cache: Callable[[ir.Table], ir.Table]
+def _drop_and_count(
+    events: ir.Table, schema: EventSchema, cache: Callable[..., ir.Table]
 ) -> tuple[ir.Table, dict[str, int]]:
     """Counts rows without customer or time and duplicates, and leaves out what the schema says; cached."""
     if schema.on_duplicate == "keep":
@@ -137,13 +126,13 @@ def drop_and_count(
     return whole, counts
 
 
-def add_target(events: ir.Table, schema: EventSchema) -> ir.Table:
+def _add_target(events: ir.Table, schema: EventSchema) -> ir.Table:
     token = events[f"f{schema.features.index(schema.token_feature)}"]
     is_target = token.isin(schema.target_token_types) if schema.target_token_types else ibis.literal(True)
     return events.mutate(is_target=ibis.coalesce(is_target, False).cast("int8"))
 
 
-def count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
+def _count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
     """Events of each period, the evaluation cases, and the times of the first and the last event.
 
     For a case only target events count that have a label in a task besides the token type: of any other there is
@@ -192,6 +181,23 @@ def count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
         )
     )
     return counts
+
+
+def check_events(
+    events: ir.Table, schema: EventSchema, cache: Callable[..., ir.Table]
+) -> tuple[ir.Table, dict[str, Any]]:
+    """The events that are kept, with `is_target` and `period`, and what was counted on the way.
+
+    Args:
+        events: of `normalise_events`.
+        schema: says what is left out.
+        cache: of `caching`.
+    """
+    whole, counts = _drop_and_count(events, schema, cache)
+    kept, excess = keep_latest(add_period(_add_target(whole, schema), schema), schema.max_events_per_customer)
+    if excess["dropped_excess"]:
+        kept = cache(kept)  # every step reads it
+    return kept, counts | excess | _count_periods(kept, schema)
 
 
 def _check_periods(counts: dict[str, Any], schema: EventSchema) -> dict[str, int]:
@@ -264,23 +270,27 @@ def prepare(
     overwrite: bool = False,
     reuse: bool = False,
     memory_limit: str = "1GB",
+    spark_config: Mapping[str, str] | None = None,
     progress: Callable[..., Any] | None = None,
 ) -> PreparedManifest:
     """Prepares an event log: `manifest.json`, `feature_extractor/`, `popularity.parquet` and shards of customers.
 
     Args:
-        events: Parquet or CSV file, folder of Parquet files, data frame, Arrow table or Ibis table; one row an event.
+        events: Parquet or CSV file, folder of Parquet files, an address that fsspec knows, a list of these, a data
+            frame, an Arrow table or an Ibis table; one row an event.
         schema (`EventSchema`): What the columns mean. With the cutoffs `NO_CUTOFFS`, as those of `schema_of`, nothing
             is split by time and no period needs an event: such a data set is only scored.
         output_dir (`str` or `Path`): Folder to make.
         profile (*optional*): The profile table in any of the same forms; needed if the schema has `profile`.
         feature_extractor ([`MCMFeatureExtractor`], *optional*): Of a checkpoint whose vocabularies and bins are used
             in the place of those of the training period, so that it can read the result.
-        engine (`str` or Ibis connection): `duckdb`, or a connection; an Ibis table of a database runs there.
+        engine (`str` or Ibis connection): `duckdb`, `spark` (docs/spark.md), or a connection; an Ibis table of a
+            database runs there.
         rows_per_shard (`int`): Most customers in one shard.
         overwrite (`bool`): Replace a prepared data set that is there.
         reuse (`bool`): Return at once if the data set there was made from the same files, schema and options.
         memory_limit (`str`): Memory that DuckDB may use before it spills to disk.
+        spark_config (*optional*): Options of the Spark session, such as `{"spark.master": "local[2]"}`.
         progress (*optional*): A class like `tqdm`; that of transformers if not given.
 
     Returns:
@@ -314,7 +324,7 @@ def prepare(
     tqdm = progress or logging.tqdm
     with (
         replacing(output_dir) as (target, scratch),
-        open_engine(engine, scratch, memory_limit) as connection,
+        open_engine(engine, scratch, memory_limit, spark_config) as connection,
         tqdm(total=len(schema.feature_names) + 3, desc="Preparing", unit="step") as bar,
     ):
         with caching(connection) as cache:
@@ -330,7 +340,7 @@ def _run(
     schema: EventSchema,
     known: MCMFeatureExtractor | None,
     connection: ibis.BaseBackend,
-    cache: Callable[[ir.Table], ir.Table],
+    cache: Callable[..., ir.Table],
     target: Path,
     rows_per_shard: int,
     bar: Any,
@@ -343,11 +353,10 @@ def _run(
         bar.update()
 
     read = normalise_events(open_table(events, connection, "event", schema.event_columns), schema)
-    whole, counts = drop_and_count(read, schema, cache)
+    checked, counts = check_events(read, schema, cache)
     if not counts["rows"]:
         raise ValueError("The event table is empty; it needs at least one row.")
-    checked = add_period(add_target(whole, schema), schema)
-    counts |= _check_periods(count_periods(checked, schema), schema)
+    counts = _check_periods(counts, schema)
     profiles = None
     if schema.profile:
         profiles = cache(normalise_profile(open_table(profile, connection, "profile"), schema))
@@ -363,8 +372,8 @@ def _run(
         bar.update(len(schema.feature_names))
     numbers = cache(_number_shards(visits, rows_per_shard))
     sharded, visits = (table.inner_join(numbers, "customer_id") for table in (checked, visits))
-    # Sorted by shard, so that reading one shard skips the rest of the table.
-    encoded = cache(encode_events(sharded, visits, fitted, schema).order_by("shard"))
+    # Near each other by shard, so that reading one shard skips the rest of the table.
+    encoded = cache(encode_events(sharded, visits, fitted, schema), near="shard")
     counts |= count_ids(encoded, schema)
     done("encoded")
     pq.write_table(popularity(encoded, fitted, schema), target / POPULARITY_FILE)
@@ -373,8 +382,7 @@ def _run(
     done("counted")
     bar.total = len(schema.feature_names) + 3 + number  # set and not read: a bar that is off has no number
     shards = []
-    for k in range(number):
-        rows = customer_rows(encoded.filter(encoded.shard == k), encoded_profiles, schema)
-        shards.append(write_shard(shard_table(rows, schema), target / f"customers-{k:05d}-of-{number:05d}.parquet"))
-        done(f"shard {k + 1} of {number}")
-    return PreparedManifest(counts=counts, seeds={}, versions=versions(), shards=shards, **wanted)
+    for entry in write_shards(encoded, encoded_profiles, schema, target, number):
+        shards.append(entry)
+        done(f"shard {len(shards)} of {number}")
+    return PreparedManifest(counts=counts, seeds={}, versions=versions(connection), shards=shards, **wanted)

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import functools
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling_mcm.data.dataset import sha256_of
+from modeling_mcm.data.engine import each_group
 from modeling_mcm.data.events import epoch_seconds
 from modeling_mcm.data.schema import CATEGORICAL, EventSchema
 from modeling_mcm.data.vocabulary import Vocabularies
@@ -22,7 +26,7 @@ ROWS_PER_ROW_GROUP = 256
 
 
 def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSchema) -> ir.Table:
-    """Table before: one row an event (see `encode_events`). After: one row a customer, sorted by customer_id.
+    """Table before: one row an event (see `encode_events`). After: one row a customer, and its shard.
 
     Events are ordered by visit, then time, then ids: nothing depends on the order of the input. The structs are sorted
     after collecting, because an ordered collect does not exist in every engine.
@@ -30,7 +34,7 @@ def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSch
     names = [f"f{i}" for i in range(len(schema.features))]
     order = ("visit", "closes_visit", "second", *names, "is_target")
     test, validation = (epoch_seconds(schema.cutoffs[key]) for key in ("test", "validation"))
-    rows = encoded.group_by("customer_id").agg(
+    rows = encoded.group_by("customer_id", "shard").agg(
         events=ibis.struct({name: encoded[name] for name in order}).collect(),
         validation_end=(encoded.second < validation).sum().cast("int32"),
         test_end=(encoded.second < test).sum().cast("int32"),
@@ -38,6 +42,7 @@ def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSch
     rows = rows.mutate(events=rows.events.sort())
     columns: dict[str, ir.Value] = {
         "customer_id": rows.customer_id,
+        "shard": rows.shard,
         "times": rows.events.map(lambda event: event["second"]),
         "visits": rows.events.map(lambda event: event["visit"]),
     }
@@ -51,7 +56,7 @@ def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSch
         joined = rows.left_join(profiles, "customer_id")
         filled = {f"p{i}": ibis.coalesce(joined[f"p{i}"], MISSING_ID) for i in range(len(schema.profile))}
         rows = joined.mutate(**filled).select(*rows.columns, *filled)
-    return rows.order_by("customer_id")
+    return rows
 
 
 def shard_schema(schema: EventSchema) -> tuple[list[str], pa.Schema]:
@@ -66,16 +71,42 @@ def shard_schema(schema: EventSchema) -> tuple[list[str], pa.Schema]:
     return [internal for internal, _, _ in columns], pa.schema([(name, kind) for _, name, kind in columns])
 
 
-def shard_table(rows: ir.Table, schema: EventSchema) -> pa.Table:
+def shard_table(rows: pa.Table, schema: EventSchema) -> pa.Table:
     """Rows of `customer_rows` as they stand in a shard."""
     internal, arrow_schema = shard_schema(schema)
-    return rows.to_pyarrow().select(internal).rename_columns(arrow_schema.names).cast(arrow_schema)
+    return rows.sort_by("customer_id").select(internal).rename_columns(arrow_schema.names).cast(arrow_schema)
 
 
 def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
-    """Writes one Parquet file; returns its entry of the manifest."""
-    pq.write_table(table, path, compression="zstd", row_group_size=ROWS_PER_ROW_GROUP)
+    """Writes a Parquet file, which appears when it is whole; returns its entry of the manifest."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # a worker that is lost leaves no half shard
+    pq.write_table(table.combine_chunks(), partial, compression="zstd", row_group_size=ROWS_PER_ROW_GROUP)
+    partial.replace(path)
     return {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def write_shards(
+    encoded: ir.Table, profiles: ir.Table | None, schema: EventSchema, directory: Path, number: int
+) -> Iterator[dict[str, Any]]:
+    """Writes all shards into a folder, and gives their entries of the manifest in their order.
+
+    Raises:
+        OSError: The disk is full, or workers of Spark write to another disk than this process reads.
+    """
+    rows = functools.partial(customer_rows, profiles=profiles, schema=schema)
+
+    def write(place: int, found: pa.Table) -> dict[str, Any]:
+        return write_shard(shard_table(found, schema), directory / f"customers-{place:05d}-of-{number:05d}.parquet")
+
+    for entry in each_group(rows, encoded, "shard", number, write):
+        if not (directory / entry["file"]).is_file():
+            raise OSError(
+                f"{entry['file']} was written by a worker and is not in {directory.parent.parent}: give an output "
+                "folder on storage that all machines of the cluster share."
+            )
+        yield entry
+    for partial in directory.glob(".*.partial"):  # of a worker that was lost, and whose shard another one wrote
+        partial.unlink()
 
 
 def popularity(encoded: ir.Table, fitted: Vocabularies, schema: EventSchema) -> pa.Table:
@@ -89,10 +120,11 @@ def popularity(encoded: ir.Table, fitted: Vocabularies, schema: EventSchema) -> 
     for i, spec in enumerate(schema.features):
         if spec.kind == CATEGORICAL:
             seen = training.filter(training[f"f{i}"] >= FIRST_VALUE_ID).group_by(id=training[f"f{i}"])
-            table = seen.agg(count=lambda t: t.count(), target_count=lambda t: t.is_target.sum()).order_by("id")
+            table = seen.agg(count=lambda t: t.count(), target_count=lambda t: t.is_target.sum())
             found = table.to_pyarrow().cast(
                 pa.schema([("id", pa.int32()), ("count", pa.int64()), ("target_count", pa.int64())])
             )
+            found = found.sort_by("id")
             values = [fitted.values[spec.name][k - FIRST_VALUE_ID] for k in found["id"].to_pylist()]
             columns = {"feature": pa.array([spec.name] * len(values), pa.string()), "id": found["id"]}
             columns |= {"value": pa.array(values, pa.string()), "count": found["count"]}

@@ -29,6 +29,7 @@ HISTORY_START = "history_start"
 NO_CUTOFFS = {"validation": datetime(9999, 1, 1), "test": datetime(9999, 1, 2)}
 """Cutoffs that no event reaches, for a schema by which nothing is split by time."""
 DEFAULT_BINS = 16
+MOST_EVENTS = 100_000  # of a customer in a period; no person has more, and one row of a shard must fit in memory
 REQUIRED_KEYS = ("customer", "time", "token_type", "features", "tasks", "cutoffs")
 
 
@@ -60,6 +61,8 @@ class FeatureSpec:
             `days_since_visit` (start of this visit minus start of the visit before, in days; binned).
         column (`str`, *optional*): Column of the log; the name if not given. Derived kinds have none.
         min_count (`int`): Values seen less often in the training period become the unknown id (categorical).
+        max_values (`int`, *optional*): Most values that are kept, the most frequent; values as frequent as each
+            other stay or go together (categorical).
         bins (`int`): Number of quantile bins (numeric, days_since_visit).
     """
 
@@ -68,6 +71,7 @@ class FeatureSpec:
     column: str | None = None
     min_count: int = 1
     bins: int = DEFAULT_BINS
+    max_values: int | None = None
 
     @property
     def is_derived(self) -> bool:
@@ -89,12 +93,15 @@ class FeatureSpec:
             raise ValueError(f"{where}: `kind` is {kind!r}; choose one of {', '.join(KINDS)}.")
         if kind in DERIVED_KINDS and "column" in given:
             raise ValueError(f"{where}: kind {kind!r} is computed from the time; remove `column`.")
-        if "min_count" in given and kind != CATEGORICAL:
-            raise ValueError(f"{where}: `min_count` is for categorical features; remove it from this {kind} feature.")
+        for key in ("min_count", "max_values"):
+            if key in given and kind != CATEGORICAL:
+                raise ValueError(f"{where}: `{key}` is for categorical features; remove it from this {kind} feature.")
         if "bins" in given and kind not in BINNED_KINDS:
             raise ValueError(f"{where}: `bins` is for {' and '.join(BINNED_KINDS)} features; remove it here.")
         _check_integer(given.get("min_count", 1), f"{where}: min_count", 1)
         _check_integer(given.get("bins", DEFAULT_BINS), f"{where}: bins", 2)
+        if given.get("max_values") is not None:
+            _check_integer(given["max_values"], f"{where}: max_values", 1)
         column = None if kind in DERIVED_KINDS else given.get("column", given["name"])
         if column is not None:
             _check_text(column, f"{where}: column")
@@ -106,7 +113,7 @@ class FeatureSpec:
         if not self.is_derived:
             out["column"] = self.column
         if self.kind == CATEGORICAL:
-            out["min_count"] = self.min_count
+            out |= {"min_count": self.min_count, "max_values": self.max_values}
         if self.kind in BINNED_KINDS:
             out["bins"] = self.bins
         return out
@@ -146,6 +153,7 @@ class EventSchema:
         min_history (`int`): Target events before a cutoff that an evaluation case needs.
         on_null (`str`): `error` or `drop`: rows without a customer or time.
         on_duplicate (`str`): `keep` or `drop`: rows that are equal in every column of the schema.
+        max_events_per_customer (`int`): Latest events of a customer in each period that are kept; guards against bots.
         time_zone (`str`): Zone that times with a zone are converted to; times without one are left as they are.
     """
 
@@ -164,6 +172,7 @@ class EventSchema:
     min_history: int = 5
     on_null: str = "error"
     on_duplicate: str = "keep"
+    max_events_per_customer: int = MOST_EVENTS
     time_zone: str = "UTC"
 
     @classmethod
@@ -217,6 +226,7 @@ class EventSchema:
                 _check_text(getattr(self, key), key)
         _check_integer(self.max_events, "max_events", 2)
         _check_integer(self.min_history, "min_history", 1)
+        _check_integer(self.max_events_per_customer, "max_events_per_customer", self.max_events)
         for key, choices in (("on_null", ("error", "drop")), ("on_duplicate", ("keep", "drop"))):
             if getattr(self, key) not in choices:
                 raise ValueError(f"`{key}` is {getattr(self, key)!r}; choose {' or '.join(choices)}.")
@@ -240,10 +250,11 @@ class EventSchema:
             if spec.is_derived:
                 raise ValueError(f"`profile` feature {spec.name!r} is {spec.kind}; only categorical and numeric work.")
         tokens = [spec for spec in self.features if spec.column == self.token_type]
-        if len(tokens) != 1 or tokens[0].kind != CATEGORICAL or tokens[0].min_count != 1:
+        whole = [spec for spec in tokens if (spec.kind, spec.min_count, spec.max_values) == (CATEGORICAL, 1, None)]
+        if len(tokens) != 1 or not whole:
             raise ValueError(
-                f"`features` needs exactly one categorical feature without `min_count` for the token type column; "
-                f"add {{name: token_type, column: {self.token_type}}}."
+                "`features` needs exactly one categorical feature without `min_count` and `max_values` for the token "
+                f"type column; add {{name: token_type, column: {self.token_type}}}."
             )
         categorical = [spec.name for spec in self.features if spec.kind == CATEGORICAL]
         if not self.tasks:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +31,16 @@ from modeling_mcm.data.dataset import (
     check_shard,
     sha256_of,
 )
-from modeling_mcm.data.engine import caching, link, open_engine, replacing
-from modeling_mcm.data.events import (
-    add_period,
-    check_files,
-    find_visits,
-    normalise_events,
-    normalise_profile,
-    open_table,
-    read_parquet,
-)
-from modeling_mcm.data.prepare import add_target, count_periods, describe, digest_of, drop_and_count, versions
+from modeling_mcm.data.engine import caching, link, open_engine, open_table, read_files, replacing
+from modeling_mcm.data.events import find_visits, normalise_events, normalise_profile
+from modeling_mcm.data.files import InputFiles, check_files, describe, find_files
+from modeling_mcm.data.prepare import check_events, digest_of, versions
 from modeling_mcm.data.rows import count_ids, customer_rows, popularity, shard_table, write_shard
 from modeling_mcm.data.schema import CATEGORICAL, EventSchema
 from modeling_mcm.data.vocabulary import Vocabularies, encode_events, encode_profiles, vocabularies_of
 from modeling_mcm.processing_mcm import MISSING_ID, MCMFeatureExtractor
 
-Cache = Callable[[ir.Table], ir.Table]
+Cache = Callable[..., ir.Table]
 
 
 @dataclass(frozen=True)
@@ -71,11 +64,13 @@ class Update:
 
 @dataclass(frozen=True)
 class _Files:
-    """The log's files by what they are to the data set."""
+    """The log's files by what they are to the data set, the names of those that changed, and the log's description."""
 
-    same: list[Path]
-    arrived: list[Path]
-    left: list[Path]  # in their earlier version
+    same: InputFiles
+    arrived: InputFiles
+    left: InputFiles  # in their earlier version
+    names: list[str]
+    log: dict[str, Any]
 
 
 def _compare(directory: Path, log: Path, manifest: PreparedManifest, corrected: Iterable[str | Path]) -> _Files:
@@ -85,11 +80,10 @@ def _compare(directory: Path, log: Path, manifest: PreparedManifest, corrected: 
             f"{log} is no folder, or {directory} was not prepared from files: an update needs a log that is a folder "
             "of Parquet files, the old ones among them."
         )
-    if not any(log.glob("*.parquet")):
-        raise ValueError(f"{log} holds no Parquet file; give the folder of the whole log.")
-    then, now = manifest.input["events"]["files"], (describe(log) or {})["files"]
-    given = [path for each in map(Path, corrected) for path in (each.glob("*.parquet") if each.is_dir() else [each])]
-    earlier = {sha256_of(path): path for path in given}
+    (found,) = find_files(log, "event")
+    then, now = manifest.input["events"]["files"], found.digests()
+    given = [path for each in map(Path, corrected) for path in (each.rglob("*.parquet") if each.is_dir() else [each])]
+    earlier = {sha256_of(path): str(path) for path in given}
     arrived = [name for name, digest in now.items() if then.get(name) != digest]
     left = [name for name, digest in then.items() if now.get(name) != digest]
     if unknown := [name for name in left if then[name] not in earlier]:
@@ -98,12 +92,21 @@ def _compare(directory: Path, log: Path, manifest: PreparedManifest, corrected: 
             "that was read then as `corrected` (--corrected), so that customers who are in that one alone are "
             "prepared anew too, or prepare everything with `prepare`."
         )
-    same = [log / name for name, digest in now.items() if then.get(name) == digest]
-    return _Files(same, [log / name for name in arrived], [earlier[then[name]] for name in left])
+    paths = dict(zip(now, found.paths, strict=True))
+    return _Files(
+        same=replace(found, paths=tuple(path for name, path in paths.items() if name not in arrived)),
+        arrived=replace(found, paths=tuple(paths[name] for name in arrived)),
+        left=replace(found, paths=tuple(earlier[then[name]] for name in left)),
+        names=sorted({*arrived, *left}),
+        log={"name": found.name, "files": now},
+    )
 
 
 def _new_values(arrived: ir.Table, schema: EventSchema, extractor: MCMFeatureExtractor, least: int) -> dict[str, list]:
-    """Per categorical event feature the unknown values with `least` new events, most frequent first, then by text."""
+    """Per categorical event feature the unknown values with `least` new events, most frequent first, then by text.
+
+    Where the schema has `max_values`, as many as there is still room for.
+    """
     added = {}
     for i, spec in enumerate(schema.features):
         if spec.kind == CATEGORICAL:
@@ -111,6 +114,8 @@ def _new_values(arrived: ir.Table, schema: EventSchema, extractor: MCMFeatureExt
             seen = arrived.filter(arrived[f"f{i}"].length() > 0).group_by(value=arrived[f"f{i}"])
             counts = seen.agg(number=lambda t: t.count()).anti_join(known, ibis._.value == known.known)
             kept = counts.filter(counts.number >= least).order_by(ibis.desc("number"), ibis.asc("value"))
+            if spec.max_values:
+                kept = kept.limit(max(spec.max_values - len(extractor.vocabularies[spec.name]), 0))
             if values := kept.value.to_pyarrow().to_pylist():
                 added[spec.name] = values
     return added
@@ -137,12 +142,10 @@ class _Part:
 
 def _encode(events: ir.Table, numbers: ir.Table, fitted: Vocabularies, schema: EventSchema, cache: Cache) -> _Part:
     """The steps of preparation for the customers in `numbers`."""
-    kept, counts = drop_and_count(events, schema, cache)
-    checked = add_period(add_target(kept, schema), schema)
-    counts |= count_periods(checked, schema)
+    checked, counts = check_events(events, schema, cache)
     visits = cache(find_visits(checked))
     sharded, visits = (table.inner_join(numbers, "customer_id") for table in (checked, visits))
-    encoded = cache(encode_events(sharded, visits, fitted, schema).order_by("shard"))
+    encoded = cache(encode_events(sharded, visits, fitted, schema), near="shard")
     counts |= count_ids(encoded, schema)
     return _Part(encoded, counts, popularity(encoded, fitted, schema))
 
@@ -201,7 +204,8 @@ def update(
         corrected (`Iterable`): Of files of the log that changed or are gone, the versions that were read before, or
             folders with them. They are found by their digest; their names do not matter.
         grow_vocabularies (`int`): Values with at least so many events in the new files join the vocabularies of the
-            event features, after those that are there; 0 leaves the vocabularies as they are. Bins stay.
+            event features, after those that are there, up to `max_values`; 0 leaves the vocabularies as they are.
+            Bins stay.
         memory_limit (`str`): Memory that DuckDB may use before it spills to disk.
 
     Returns:
@@ -223,9 +227,10 @@ def update(
     files = _compare(directory, log, manifest, corrected)
     people = describe(profile) if schema.profile else None
     new_people = bool(schema.profile) and (people is None or people != manifest.input["profile"])
-    if not files.arrived and not files.left and not new_people:
+    if not files.names and not new_people:
         return Update(manifest, [], 0, 0, {})
-    check_files([*files.same, *files.arrived, *files.left], "event", schema.event_columns)
+    read = [each for each in (files.same, files.arrived, files.left) if each.paths]
+    check_files(read, "event", schema.event_columns)
     extractor = MCMFeatureExtractor.from_pretrained(str(directory / FEATURE_EXTRACTOR_FOLDER))
     for shard in manifest.shards:
         check_shard(directory / shard["file"], shard, verify=False)
@@ -234,18 +239,16 @@ def update(
         open_engine("duckdb", scratch, memory_limit) as connection,
         caching(connection) as cache,
     ):
-
-        def read(paths: Sequence[Path]) -> ir.Table:
-            return normalise_events(read_parquet(paths, connection, "event", schema.event_columns), schema)
-
+        same, arrived, left = (
+            normalise_events(read_files(each, connection), schema) if each.paths else None
+            for each in (files.same, files.arrived, files.left)
+        )
         # Rows of the log's new and corrected files, and of what stood there: their customers are prepared anew.
-        arrived, left = (cache(read(paths)) if paths else None for paths in (files.arrived, files.left))
-        same = read(files.same) if files.same else None
+        arrived, left = (cache(table) if table is not None else None for table in (arrived, left))
         old = vocabularies_of(extractor, schema)
         old = Vocabularies({name: list(values) for name, values in old.values.items()}, old.bins)
-        added = (
-            _new_values(arrived, schema, extractor, grow_vocabularies) if grow_vocabularies and files.arrived else {}
-        )
+        growing = grow_vocabularies and arrived is not None
+        added = _new_values(arrived, schema, extractor, grow_vocabularies) if growing else {}
         for name, values in added.items():
             extractor.add_values(name, values)
         fitted = vocabularies_of(extractor, schema)
@@ -291,7 +294,7 @@ def update(
             if new_people and profiles is not None:
                 table = _refresh_profiles(table, profiles, schema)
             rows = customer_rows(after.encoded.filter(after.encoded.shard == k), profiles, schema)
-            table = pa.concat_tables([table, shard_table(rows, schema)]).sort_by("customer_id").combine_chunks()
+            table = pa.concat_tables([table, shard_table(rows.to_pyarrow(), schema)]).sort_by("customer_id")
             parts = max(len(table) // manifest.options["rows_per_shard"], min(len(table), 1))
             for start, end in (
                 (len(table) * part // parts, len(table) * (part + 1) // parts) for part in range(parts)
@@ -305,16 +308,15 @@ def update(
         pq.write_table(_combined_popularity(*popular, schema), target / POPULARITY_FILE)
         options = manifest.options | {"updates": manifest.options.get("updates", 0) + 1}
         options |= {"vocabularies": digest_of(extractor)} if "vocabularies" in options or added else {}
-        source = {"events": describe(log), "profile": people}
+        source = {"events": files.log, "profile": people}
         result = PreparedManifest(
             schema=manifest.schema,
             input=source,
             options=options,
             counts=counts,
             seeds={},
-            versions=versions(),
+            versions=versions(connection),
             shards=pieces,
         )
         result.save(target)
-    names = sorted({path.name for path in files.arrived + files.left})
-    return Update(result, names, len(ids), len(manifest.shards) if new_people else len(written), added)
+    return Update(result, files.names, len(ids), len(manifest.shards) if new_people else len(written), added)

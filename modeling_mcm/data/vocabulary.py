@@ -7,8 +7,12 @@ Ids of every feature: 0 missing, 1 unknown (never seen in training, or too rarel
 
 from __future__ import annotations
 
+import functools
+import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import ibis
 import ibis.expr.types as ir
@@ -24,6 +28,10 @@ from modeling_mcm.processing_mcm import (
     SECONDS_PER_HOUR,
     UNKNOWN_ID,
     MCMFeatureExtractor,
+)
+
+MOST_VALUES = (
+    10_000_000  # of one feature: they go through the memory of one process, and are rows of a table of weights
 )
 
 
@@ -65,21 +73,60 @@ def vocabularies_of(feature_extractor: MCMFeatureExtractor, schema: EventSchema)
     return Vocabularies(dict(feature_extractor.vocabularies), dict(feature_extractor.bins))
 
 
-def fit_values(column: ir.Value, min_count: int) -> list[str]:
-    """Values seen at least `min_count` times, the most frequent first, equals by their text."""
+def fit_values(column: ir.Value, spec: FeatureSpec) -> list[str]:
+    """Values seen at least `min_count` times, the most frequent first, equals by their text, `max_values` at most.
+
+    The engine leaves out values, by their counts alone, and the order is made here: no engine has to sort them all.
+
+    Raises:
+        ValueError: More values are left than one process should hold.
+    """
     table = column.name("value").as_table()
-    counts = table.filter(table.value.notnull()).group_by("value").agg(count=lambda t: t.count())
-    kept = counts.filter(counts["count"] >= min_count).order_by(ibis.desc("count"), ibis.asc("value"))
-    return kept.value.to_pyarrow().to_pylist()
+    counts = table.filter(table.value.notnull()).group_by("value").agg(number=lambda t: t.count())
+    least = spec.min_count
+    if spec.max_values:
+        sizes = (
+            counts.group_by("number").agg(values=lambda t: t.count()).to_pyarrow().sort_by([("number", "descending")])
+        )
+        too_many = np.cumsum(sizes["values"].to_numpy()) > spec.max_values
+        least = max(least, 1 + max(sizes["number"].to_numpy()[too_many], default=0))
+    found = counts.filter(counts.number >= least).limit(MOST_VALUES + 1).to_pyarrow()
+    if len(found) > MOST_VALUES:
+        raise ValueError(
+            f"Feature {spec.name!r} has more than {MOST_VALUES:,} values (min_count: {spec.min_count}); set "
+            "`max_values` to keep the most frequent, or a higher `min_count`."
+        )
+    return found.sort_by([("number", "descending"), ("value", "ascending")])["value"].to_pylist()
 
 
 def fit_bins(column: ir.Value, bins: int) -> list[float]:
-    """Inner edges of quantile bins, strictly increasing; fewer than `bins` - 1 where values repeat."""
+    """Inner edges of quantile bins, strictly increasing; fewer than `bins` - 1 where values repeat.
+
+    A quantile lies between the two neighbours of its rank, as numpy's does. They are found by counting, which an
+    engine can spill to disk, and not by its own quantile: that holds the column in memory and rounds in its own way.
+    """
     table = column.name("value").as_table()
-    finite = table.filter(table.value.notnull() & ~table.value.isinf())
-    levels = [k / bins for k in range(1, bins)]
-    edges = finite.value.quantile(levels).to_pyarrow().as_py()
-    return [] if edges is None else np.unique(np.asarray(edges, dtype=np.float64)).tolist()
+    finite = table.filter(table.value.abs() < float("inf"))  # `isinf` is always false in Ibis' PySpark backend
+    counts = finite.group_by("value").agg(number=lambda t: t.count())
+    # The events with a value have the ranks `first` to `last`.
+    through = counts.mutate(last=counts.number.sum().over(ibis.cumulative_window(order_by=counts.value)) - 1)
+    total = finite.count().to_pyarrow().as_py()
+    if not total:
+        return []
+    ranks = [(total - 1) * (k / bins) for k in range(1, bins)]
+    wanted = sorted({neighbour for rank in ranks for neighbour in (math.floor(rank), math.ceil(rank))})
+    first = through.last - through.number + 1
+    hits = functools.reduce(operator.or_, [(first <= rank) & (rank <= through.last) for rank in wanted])
+    found = through.filter(hits).select("value", "last").to_pyarrow().sort_by("last")
+    lasts, values = found["last"].to_numpy(), found["value"].to_numpy()
+    edges = []
+    for rank in ranks:
+        low, high = values[np.searchsorted(lasts, [math.floor(rank), math.ceil(rank)])]
+        share = rank - math.floor(rank)
+        # Rounded twice and not three times, as DuckDB does with a fused multiply and add: edges that were fitted by
+        # its quantile stay what they are.
+        edges.append(float(Fraction(low) * Fraction(1 - share) + Fraction(high * share)))
+    return np.unique(np.asarray(edges, dtype=np.float64)).tolist()
 
 
 def fit(
@@ -102,7 +149,7 @@ def fit(
     training = events.filter(events.period == 0)
     for i, spec in enumerate(schema.features):
         if spec.kind == CATEGORICAL:
-            fitted.values[spec.name] = fit_values(training[f"f{i}"], spec.min_count)
+            fitted.values[spec.name] = fit_values(training[f"f{i}"], spec)
         elif not spec.is_derived:
             fitted.bins[spec.name] = fit_bins(training[f"f{i}"], spec.bins)
         elif spec.kind not in (HOUR, WEEKDAY):
@@ -113,7 +160,7 @@ def fit(
         seen = profiles.semi_join(training.select("customer_id").distinct(), "customer_id")
         for i, spec in enumerate(schema.profile):
             if spec.kind == CATEGORICAL:
-                fitted.values[spec.name] = fit_values(seen[f"p{i}"], spec.min_count)
+                fitted.values[spec.name] = fit_values(seen[f"p{i}"], spec)
             else:
                 fitted.bins[spec.name] = fit_bins(seen[f"p{i}"], spec.bins)
             on_feature(spec.name)
@@ -122,7 +169,9 @@ def fit(
 
 def _bin_id(column: ir.NumericValue, edges: Sequence[float]) -> ir.IntegerValue:
     """2 + the number of edges at or below the value: numpy's `searchsorted(edges, x, side="right")`."""
-    above = sum(((column >= edge).cast("int32") for edge in edges), ibis.literal(FIRST_VALUE_ID))
+    # Edges go as text: a number with a point is a decimal in SQL, and its way to a float need not be exact.
+    exact = [ibis.literal(repr(edge)).cast("float64") for edge in edges]
+    above = sum(((column >= edge).cast("int32") for edge in exact), ibis.literal(FIRST_VALUE_ID))
     return ibis.ifelse(column.isnull(), MISSING_ID, above).cast("int32")
 
 

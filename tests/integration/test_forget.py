@@ -25,8 +25,8 @@ THEY = ["c05", "c21"]
 @pytest.fixture
 def place(tmp_path, event_log, monkeypatch):
     """A folder with a log of two files, its data set, a loaded copy in the cache, and a list of two customers."""
-    (tmp_path / "log").mkdir()
-    for name, part in (("a", event_log["when"] < "2017-06-01"), ("b", event_log["when"] >= "2017-06-01")):
+    (tmp_path / "log" / "late").mkdir(parents=True)
+    for name, part in (("a", event_log["when"] < "2017-06-01"), ("late/b", event_log["when"] >= "2017-06-01")):
         event_log[part].to_parquet(tmp_path / "log" / f"{name}.parquet")
     who = sorted(event_log["who"].unique())
     ages = pd.DataFrame({"who": who, "age": [("young", "old")[int(name[1:]) % 2] for name in who]})
@@ -73,7 +73,7 @@ def rows(folder):
 def score(place, model, monkeypatch):
     script = importlib.import_module("run_predict")
     options = {"model": model, "data": str(place / "data"), "output_dir": str(place / "scores"), "rows_per_file": 5}
-    script.run(script.PredictionOptions(**options))
+    script.run(script.PredictionOptions(**options), script.EngineOptions())
 
 
 def test_they_are_gone_from_data_predictions_log_and_cache(place, forget, save, monkeypatch):
@@ -121,9 +121,13 @@ def test_an_update_does_not_bring_them_back(place, forget, event_log):
         ),
         (lambda place: (place / "data" / "x.parquet").write_bytes(b"PAR1 cut"), "x.parquet: can't be read"),
         (lambda place: (place / ".data.77.partial").mkdir(), ".data.77.partial: left by a run that was killed"),
+        (
+            lambda place: (place / "data" / ".customers-0.parquet.7.partial").touch(),
+            "7.partial: left by a run that was",
+        ),
         (lambda place: (place / "data" / "backup.zip").write_bytes(b"x"), "backup.zip: neither Parquet"),
     ],
-    ids=["a copy", "a damaged file", "a killed run", "another file"],
+    ids=["a copy", "a damaged file", "a killed run", "a killed worker", "another file"],
 )
 def test_what_is_left_is_named(place, forget, spoil, found):
     shutil.copy(next((place / "data").glob("customers-00000*")), place / "old.parquet")

@@ -19,6 +19,7 @@ from test_training import TWO_PROCESSES, run
 from transformers import pipeline
 
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, load_prepared, prepare, schema_of
+from modeling_mcm.scoring import ScoringJob, score_on_spark
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--rows_per_file", "5", "--batch_size", "3"]
@@ -220,6 +221,8 @@ def test_no_more_than_a_batch_is_ever_scored(predict, save, prepared, tmp_path, 
         (["--top_k", "0", "--embeddings", "false"], "leaves nothing to write"),
         (["--top_k", "0", "--tasks", "items"], "--top_k 0 ranks nothing"),
         (["--batch_size", "0"], "--batch_size and --rows_per_file at least 1"),
+        (["--spark_master", "local[2]"], "--spark_master and --spark_config are for --engine spark"),
+        (["--engine", "spark", "--spark_config", "spark.cores"], "has 'spark.cores'; write KEY=VALUE"),
         (["--tasks", "brand"], "No tasks ['brand']; the checkpoint has items, aisle, type"),
     ],
 )
@@ -275,3 +278,31 @@ def test_a_folder_of_something_else_is_left_alone(
     extractor.vocabularies["items"] = extractor.vocabularies["items"][::-1]
     extractor.save_pretrained(options[1])
     predict(*options[:-1], tmp_path / "third", fails="The vocabularies of the data set")
+
+
+def test_spark_writes_what_one_process_does_and_goes_on(spark, predict, save, prepared, tmp_path):
+    options = ["--model", save(extended=True), "--data", prepared, *SMALL, "--output_dir"]
+    predict(*options, tmp_path / "one")
+    out = tmp_path / "spark"
+    assert "34 customers, 7 files written" in predict(*options, out, "--engine", "spark")
+    assert files(out) == files(tmp_path / "one")
+    first, second, *others = sorted(out.glob("*.parquet"))
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-7])
+    times = [path.stat().st_mtime_ns for path in others]
+    assert "34 customers, 2 files written" in predict(*options, out, "--engine", "spark")
+    assert files(out) == files(tmp_path / "one") and times == [path.stat().st_mtime_ns for path in others]
+
+
+def test_spark_reads_a_raw_log_and_names_a_worker_s_fault(spark, predict, save, event_log, profile_file, tmp_path):
+    event_log.to_parquet(tmp_path / "log.parquet")
+    model = save(extended=True)
+    options = ["--model", model, "--events", tmp_path / "log.parquet", "--profile", profile_file, "--output_dir"]
+    predict(*options, tmp_path / "one")
+    predict(*options, tmp_path / "spark", "--engine", "spark")
+    assert (files(tmp_path / "spark") | {"_predictions.json": 0}) == (
+        files(tmp_path / "one") | {"_predictions.json": 0}
+    )
+    job = ScoringJob(model, str(tmp_path / "none"), str(tmp_path / "three"), (), 0, True, 3, 5)
+    with pytest.raises(OSError, match="A worker of Spark failed: ValueError: A worker finds another model at"):
+        score_on_spark(spark, job, "of another model", job.parts(8))

@@ -54,6 +54,7 @@ ROOMS = {
     "hub": {"hub", "data", "evaluation", *SIBLINGS},
     "callbacks": {"data"},
     "trainer": {"callbacks", "data", "evaluation", *SIBLINGS},
+    "scoring": {"data", *SIBLINGS},
     "__init__": set(SIBLINGS),
 }
 LOADS_CODE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

@@ -116,6 +116,18 @@ def test_full_disk_leaves_no_data_set(tmp_path, monkeypatch):
     assert len(written) == 3 and not list(tmp_path.iterdir())
 
 
+def test_what_a_lost_worker_left_is_not_in_the_data_set(tmp_path, monkeypatch):
+    write = rows_module.write_shard
+
+    def after_another(table, path):
+        path.with_name(f".{path.name}.7.partial").touch()
+        return write(table, path)
+
+    monkeypatch.setattr(rows_module, "write_shard", after_another)
+    run(tmp_path)
+    assert not list((tmp_path / "out").glob(".*"))
+
+
 def test_killed_preparation_leaves_no_data_set_and_keeps_the_old_one(tmp_path, monkeypatch):
     run(tmp_path)
     before = digests(tmp_path / "out")

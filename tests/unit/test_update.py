@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from synthetic_log import TEST, make_log, make_profile, schema_with
+from synthetic_log import SCHEMA, TEST, make_log, make_profile, schema_with
 
 from modeling_mcm.data import PreparedManifest, load_prepared, prepare
 from modeling_mcm.data.update import update
@@ -38,7 +38,9 @@ class Shop:
 
     def write(self, events, name="{:%Y-%m}.parquet"):
         for month, part in events.groupby(events["at"].dt.to_period("M")):
-            part.to_parquet(self.log / name.format(month.to_timestamp()))
+            path = self.log / name.format(month.to_timestamp())
+            path.parent.mkdir(exist_ok=True)
+            part.to_parquet(path)
 
     def prepare(self, schema=None, **options):
         self.schema = schema or schema_with()
@@ -66,6 +68,7 @@ class Shop:
         assert files == {path.name for path in self.data.glob("customers-*")}
         assert all(0 < shard["rows"] < 10 for shard in found.shards)
         assert sorted(path.name for path in self.folder.glob(".*")) == []
+        return expected.counts
 
 
 def rows(folder):
@@ -74,7 +77,8 @@ def rows(folder):
     return [row for shard in shards for row in shard.to_pylist()]
 
 
-CHOICES = [{}, {"visit": None, "end_of_visit": None, "on_duplicate": "drop"}]
+FEW = {"max_events": 6, "max_events_per_customer": 6}
+CHOICES = [{}, {"visit": None, "end_of_visit": None, "on_duplicate": "drop"} | FEW]
 
 
 @pytest.mark.parametrize(("seed", "choices"), enumerate(CHOICES))
@@ -92,7 +96,7 @@ def test_updates_give_the_rows_of_a_full_preparation(shop, seed, choices):
     assert done.customers <= 14 and done.added == {} and done.files == sorted(p.name for p in shop.log.glob("late*"))
     shop.write(log[~first & (log["at"] >= TEST)], "later-{:%Y-%m}.parquet")
     assert shop.update().manifest.options == {"rows_per_shard": 5, "updates": 2}
-    shop.check()
+    assert bool(shop.check()["dropped_excess"]) == ("max_events_per_customer" in choices)
     assert len(rows(shop.data)) == 14
 
 
@@ -168,6 +172,35 @@ def test_vocabularies_grow_when_asked(shop):
     assert done.manifest.counts["unknown"]["type"] < PreparedManifest.load(frozen).counts["unknown"]["type"]
 
 
+def test_a_vocabulary_grows_up_to_its_bound(shop):
+    log = make_log()
+    shop.write(log[log["at"] < START])
+    of_items = [{**spec, "max_values": 13} if spec["name"] == "type" else spec for spec in SCHEMA["features"]]
+    shop.prepare(schema_with(features=of_items))
+    assert len(shop.extractor().vocabularies["type"]) == 12
+    new = log[log["at"] >= START].head(5).assign(item=[777.0, 777.0, 888.0, 888.0, 888.0])
+    new.to_parquet(shop.log / "new.parquet")
+    assert shop.update(grow_vocabularies=1).added == {"type": ["888"]}
+    shop.check()
+
+
+def test_a_log_in_folders_is_followed(shop, tmp_path):
+    log = make_log()
+    shop.write(log[log["at"] < START], "month={:%m}/a.parquet")
+    shop.prepare(schema_with(features=[*SCHEMA["features"], {"name": "month"}]))
+    shop.write(log[log["at"] >= START], "month={:%m}/b.parquet")
+    assert shop.update().files == ["month=04/b.parquet", "month=05/b.parquet"]
+    shop.check()
+    old = tmp_path / "old" / "month=02"
+    old.mkdir(parents=True)
+    moved = shutil.move(shop.log / "month=02" / "a.parquet", tmp_path)
+    with pytest.raises(ValueError, match="'month' of the event files is string in .* and absent in .*/a.parquet"):
+        shop.update(corrected=[moved])
+    shutil.move(moved, old)
+    assert shop.update(corrected=[old.parent]).files == ["month=02/a.parquet"]
+    shop.check()
+
+
 def test_a_new_profile_table_reaches_everyone(shop):
     log = make_log()
     shop.write(log[log["at"] < START])
@@ -189,7 +222,7 @@ def test_what_cannot_be_updated_is_refused_and_stays(shop):
     for bad, message in (
         (new.assign(kind="end_of_visit"), "rename them in the log"),
         (new.assign(item="text"), "Column 'item' of the event files is .*schema of the log has changed"),
-        (new.drop(columns="price"), "'price' of the event files is .*absent in new"),
+        (new.drop(columns="price"), "'price' of the event files is .*absent in .*new"),
         (new.assign(user=None), "'user'"),
     ):
         bad.to_parquet(shop.log / "new.parquet")

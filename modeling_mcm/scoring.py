@@ -1,0 +1,204 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Scoring everyone: prepared customers in, files of embeddings and best labels out, in this process or by Spark.
+
+The customers are cut into parts, a file each. A part is read, scored a batch at a time and written by whoever takes
+it, so a part's bytes do not depend on how many share the work, and no scores of all customers ever exist together.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from modeling_mcm.data.collator import MCMCollator, PreparedRows
+from modeling_mcm.data.dataset import PreparedManifest
+from modeling_mcm.data.engine import worker_errors
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
+from modeling_mcm.processing_mcm import FIRST_VALUE_ID, MCMFeatureExtractor
+
+
+@dataclass(frozen=True)
+class ScoringJob:
+    """What is scored by what, and what is kept of it; all that a worker on another machine needs to know.
+
+    Args:
+        model: checkpoint folder, or name on the Hub.
+        data: folder of a prepared data set.
+        output_dir: folder for the files.
+        tasks: that are ranked; none where only embeddings are wanted.
+        top_k: labels a task that are kept.
+        embeddings: whether customer embeddings are kept.
+        batch_size: customers a step.
+        rows_per_file: customers in one file.
+    """
+
+    model: str
+    data: str
+    output_dir: str
+    tasks: tuple[str, ...]
+    top_k: int
+    embeddings: bool
+    batch_size: int
+    rows_per_file: int
+
+    @property
+    def model_class(self) -> type[MCMModel] | type[MCMForMultiTaskRecommendation]:
+        """The model, with its head where something is ranked."""
+        return MCMForMultiTaskRecommendation if self.tasks else MCMModel
+
+    def parts(self, customers: int) -> list[tuple[Path, range]]:
+        """The files and the customers of each."""
+        number = math.ceil(customers / self.rows_per_file)
+        files = [Path(self.output_dir, f"customers-{place:05d}-of-{number:05d}.parquet") for place in range(number)]
+        starts = range(0, customers, self.rows_per_file)
+        return [
+            (path, range(start, min(customers, start + self.rows_per_file)))
+            for path, start in zip(files, starts, strict=True)
+        ]
+
+
+def model_digest(model: torch.nn.Module) -> str:
+    """Hex digest of names and bytes of all weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        for part in _plain_parts(value):
+            digest.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _plain_parts(value: Any) -> list[torch.Tensor]:
+    """The tensors that a weight is made of: itself, or numbers and scales of a quantised one."""
+    if not hasattr(value, "__tensor_flatten__"):
+        return [value]
+    return [part for name in value.__tensor_flatten__()[0] for part in _plain_parts(getattr(value, name))]
+
+
+class Scorer:
+    """From prepared rows to the columns of the output.
+
+    Args:
+        model: of the job's class.
+        extractor: of the checkpoint.
+        job: what is kept.
+    """
+
+    def __init__(self, model: Any, extractor: MCMFeatureExtractor, job: ScoringJob):
+        self.model, self.job = model.eval(), job
+        self.collator = MCMCollator(extractor, model.config, "predict")
+        self.values = {task: pa.array([None, None, *extractor.vocabularies[task]], pa.string()) for task in job.tasks}
+        self.shards = PreparedManifest.load(job.data).shards
+
+    def tops(self, task: str) -> int:
+        """Labels of a task that are kept."""
+        return min(self.job.top_k, len(self.values[task]) - FIRST_VALUE_ID)
+
+    def write(self, path: Path, kept: range, tell: Callable[[int], Any] = bool) -> None:
+        """Scores some customers into a file, which appears when it is whole; `tell` hears how many are done."""
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        pq.write_table(self.score(self.read(kept), tell), partial, compression="zstd")
+        partial.replace(path)
+
+    def read(self, kept: range) -> list[dict[str, Any]]:
+        """The rows of some customers, by their place in the data set."""
+        tables, start = [], 0
+        for shard in self.shards:
+            end = start + shard["rows"]
+            if start < kept.stop and kept.start < end:
+                table = pq.read_table(Path(self.job.data, shard["file"]))
+                first = max(kept.start - start, 0)
+                tables.append(table.slice(first, min(kept.stop, end) - start - first))
+            start = end
+        rows = datasets.Dataset(datasets.table.InMemoryTable(pa.concat_tables(tables).combine_chunks()))
+        return PreparedRows(rows).__getitems__(list(range(len(rows))))
+
+    def score(self, rows: list[dict[str, Any]], tell: Callable[[int], Any] = bool) -> pa.Table:
+        """The output of some customers, in their order; customers of similar length share a batch."""
+        number = len(rows)
+        embeddings = np.zeros((number, self.model.config.hidden_size), np.float32)
+        labels = {task: np.zeros((number, self.tops(task)), np.int64) for task in self.job.tasks}
+        scores = {task: np.zeros((number, self.tops(task)), np.float32) for task in self.job.tasks}
+        read = [row["visits"][1 - self.collator.max_events :] for row in rows]
+        by_visit = self.model.config.encoder_unit == "visit"
+        order = np.argsort([len(np.unique(each)) if by_visit else len(each) for each in read], kind="stable")
+        for start in range(0, number, self.job.batch_size):
+            batch = order[start : start + self.job.batch_size]
+            inputs = self.collator([rows[place] for place in batch])
+            if not self.job.tasks:
+                inputs.pop("event_times", None)
+            with torch.inference_mode():
+                outputs = self.model(**{name: value.to(self.model.device) for name, value in inputs.items()})
+                embeddings[batch] = outputs.pooler_output.float().cpu().numpy()
+                for task in self.job.tasks:
+                    logits = outputs.logits[task].float()
+                    best = logits.topk(self.tops(task))
+                    labels[task][batch] = best.indices.cpu().numpy()
+                    scores[task][batch] = (best.values - logits.logsumexp(-1, keepdim=True)).exp().cpu().numpy()
+            tell(len(batch))
+        columns: dict[str, Any] = {"customer_id": pa.array([row["customer_id"] for row in rows], pa.string())}
+        if self.job.embeddings:
+            columns["embedding"] = _lists(pa.array(embeddings.reshape(-1)), number)
+        for task in self.job.tasks:
+            columns[task] = _lists(self.values[task].take(pa.array(labels[task].reshape(-1))), number)
+            columns[f"{task}_scores"] = _lists(pa.array(scores[task].reshape(-1)), number)
+        return pa.table(columns)
+
+
+def _lists(values: pa.Array, number: int) -> pa.ListArray:
+    offsets = np.linspace(0, len(values), number + 1).round().astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+def score_on_spark(session: Any, job: ScoringJob, digest: str, parts: Sequence[tuple[Path, range]]) -> None:
+    """Scores parts on the workers of a Spark session, a task each.
+
+    Args:
+        session: of Spark; its workers reach the model, the data and the output folder by the same names.
+        job: what is scored.
+        digest: `model_digest` of the model; a worker that finds another one says so.
+        parts: of `job.parts`.
+
+    Raises:
+        OSError: A worker failed, or writes to another disk than this process reads.
+    """
+    if not parts:
+        return
+    write = functools.partial(_write_parts, job, digest, parts)
+    with worker_errors():
+        session.range(0, len(parts), 1, len(parts)).mapInArrow(write, "part long").toArrow()
+    if absent := [path.name for path, _ in parts if not path.is_file()]:
+        raise OSError(
+            f"{absent[0]} was written by a worker and is not in {job.output_dir}: give an output folder on storage "
+            "that all machines of the cluster share."
+        )
+
+
+@functools.lru_cache(maxsize=1)
+def _scorer(job: ScoringJob, digest: str) -> Scorer:
+    """The worker's model: it is read for the first of its parts and kept for the others."""
+    model = job.model_class.from_pretrained(job.model)
+    if model_digest(model) != digest:
+        raise ValueError(f"A worker finds another model at {job.model}: give a folder that all machines share.")
+    return Scorer(model, MCMFeatureExtractor.from_pretrained(job.model), job)
+
+
+def _write_parts(
+    job: ScoringJob, digest: str, parts: Sequence[tuple[Path, range]], batches: Iterable[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        for place in batch.column(0).to_pylist():
+            _scorer(job, digest).write(*parts[place])
+        yield pa.RecordBatch.from_arrays([batch.column(0)], ["part"])
