@@ -165,8 +165,9 @@ def accuracy(path: Path, cases: EvaluationCases, task: str, labels: int) -> str:
         row[best + FIRST_LABEL] = np.arange(len(best), 0, -1)
     found, counts = distinct_targets(cases.targets[task].offsets, cases.targets[task].labels)
     greater, ties = tie_ranks(scores, found)
-    greater[np.take_along_axis(scores, found, 1) == 0] = labels  # not recommended: out of every list
-    values = customer_metrics(greater, np.where(greater == labels, 1, ties), counts)["next_visit_ndcg@10"]
+    outside = np.take_along_axis(scores, found, 1) == 0  # not recommended: out of every list, each at its own place
+    greater = np.where(outside, labels + np.arange(found.shape[1]), greater)
+    values = customer_metrics(greater, np.where(outside, 1, ties), counts)["next_visit_ndcg@10"]
     interval = bootstrap_interval(values)
     return f"{interval.mean:.3f} ±{(interval.high - interval.low) / 2:.3f}"
 

@@ -150,7 +150,7 @@ def test_recommended_lists_get_the_ndcg_of_their_places(benchmark, tmp_path):
 
     from modeling_mcm.evaluation.cases import EvaluationCases, TargetEvents
 
-    targets = TargetEvents(np.array([0, 2, 3, 4]), np.array([5, 7, 3, 4]))  # labels, of three cases
+    targets = TargetEvents(np.array([0, 2, 3, 5]), np.array([5, 7, 3, 4, 6]))  # labels, of three cases
     cases = EvaluationCases("validation", np.arange(3), ["a", "b", "c"], np.ones(3, int), {"item": targets})
     lists = {"b": [9, 1, 8], "a": [5, 3, 0]}  # items are labels less 2; nothing was recommended to c
     path = tmp_path / "lists.parquet"
