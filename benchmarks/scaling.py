@@ -37,7 +37,6 @@ from floor import FORWARD_AND_BACKWARD, encoder_flops, matmul_rate, readout_flop
 from run_evaluate import text_table, write_report
 
 FLOAT, LONG, INT = 4, 8, 4
-SHARES, WIDTHS = (0.125, 0.25, 0.5, 1.0), (1, 2, 4)
 
 
 @dataclass
@@ -47,6 +46,10 @@ class ScalingOptions:
     data: str = field(default="data/complete_journey/prepared", metadata={"help": "Prepared data set of the study."})
     recipe: str = field(default="configuration/recipes/quickstart.yaml", metadata={"help": "Of every run."})
     max_events: int = field(default=256, metadata={"help": "Window of the study, in events."})
+    shares: list[float] = field(
+        default_factory=lambda: [0.125, 0.25, 0.5, 1.0], metadata={"help": "Of the customers, to train on."}
+    )
+    widths: list[int] = field(default_factory=lambda: [1, 2, 4], metadata={"help": "Times --hidden."})
     hidden: int = field(default=64, metadata={"help": "Width of the smallest encoder."})
     customers: float = field(default=40e6, metadata={"help": "Of the business."})
     events: float = field(default=10e9, metadata={"help": "Of the business."})
@@ -215,8 +218,8 @@ def main() -> None:
         print(json.dumps(one_run(options, float(share), int(times))))
         return
     runs = []
-    for times in WIDTHS:
-        for share in SHARES:
+    for times in options.widths:
+        for share in options.shares:
             runs.append(run(options, share, times))
             print({name: round(value, 4) for name, value in runs[-1].items()}, flush=True)
     table = [["customers", "parameters", "seconds", "validation loss", "mean NDCG@10"]]

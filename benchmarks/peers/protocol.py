@@ -84,6 +84,35 @@ class Clock:
         return self.sequences / (time.perf_counter() - self.begun)
 
 
+class ClockHooks:
+    """What a callback of Lightning does with a clock; `counted` names what a batch has one of a sequence."""
+
+    counted: str
+
+    def __init__(self, seconds: float):
+        self.clock, self.rate = Clock(seconds), 0.0
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        self.clock = Clock(self.clock.limit)
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.clock.step(len(batch[self.counted])):
+            self.rate = self.clock.rate()
+            trainer.should_stop = True
+
+
+# Of a trainer of Lightning that trains until its callback ends it, and does nothing else.
+TRAINER = {
+    "max_epochs": 10**6,
+    "min_epochs": 0,
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
 def run(method: Callable[[Task], dict[str, float]]) -> None:
     """Reads the task, runs the method on so many threads and prints its figures."""
     import torch

@@ -11,24 +11,15 @@ from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.models import BERT4RecModel, SASRecModel
 
-from protocol import Clock, Task, run
+from protocol import TRAINER, ClockHooks, Task, run
 
 MODELS = {"RecTools BERT4Rec": BERT4RecModel, "RecTools SASRec": SASRecModel}
 
 
-class ClockCallback(Callback):
+class ClockCallback(ClockHooks, Callback):
     """Ends the training when the clock says so."""
 
-    def __init__(self, clock: Clock):
-        self.clock = clock
-
-    def on_train_start(self, trainer, module):
-        self.clock.__init__(self.clock.limit)
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if self.clock.step(len(batch["x"])):
-            self.rate = self.clock.rate()
-            trainer.should_stop = True
+    counted = "x"
 
 
 def method(task: Task) -> dict[str, float]:
@@ -40,16 +31,7 @@ def method(task: Task) -> dict[str, float]:
     dataset = Dataset.construct(log)
 
     def trainer() -> Trainer:
-        return Trainer(
-            max_epochs=10**6,
-            min_epochs=0,
-            callbacks=[ClockCallback(Clock(task.seconds))],
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        return Trainer(callbacks=[ClockCallback(task.seconds)], **TRAINER)
 
     model = MODELS[task.method](
         n_blocks=task.layers,

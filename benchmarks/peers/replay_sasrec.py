@@ -14,22 +14,13 @@ from replay.nn.lightning.optimizer import OptimizerFactory
 from replay.nn.sequential import SasRec
 from torch.utils.data import DataLoader
 
-from protocol import Clock, Task, run
+from protocol import TRAINER, ClockHooks, Task, run
 
 
-class ClockCallback(lightning.Callback):
+class ClockCallback(ClockHooks, lightning.Callback):
     """Ends the training when the clock says so."""
 
-    def __init__(self, clock: Clock):
-        self.clock = clock
-
-    def on_train_start(self, trainer, module):
-        self.clock.__init__(self.clock.limit)
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if self.clock.step(len(batch["padding_mask"])):
-            self.rate = self.clock.rate()
-            trainer.should_stop = True
+    counted = "padding_mask"
 
 
 def left_padded(items: list[np.ndarray], length: int, padding: int) -> torch.Tensor:
@@ -63,17 +54,8 @@ def method(task: Task) -> dict[str, float]:
         inputs = {"feature_tensors": {"item_id": read}, "padding_mask": read != task.items}
         return inputs | {"positive_labels": asked, "target_padding_mask": asked != task.items}
 
-    callback = ClockCallback(Clock(task.seconds))
-    trainer = lightning.Trainer(
-        max_epochs=10**6,
-        min_epochs=0,
-        callbacks=[callback],
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    callback = ClockCallback(task.seconds)
+    trainer = lightning.Trainer(callbacks=[callback], **TRAINER)
     sizes = {"embedding_dim": task.hidden, "num_heads": task.heads, "num_blocks": task.layers}
     model = SasRec.from_params(schema, max_sequence_length=task.length, dropout=task.dropout, **sizes)
     module = LightningModule(model, OptimizerFactory(learning_rate=task.learning_rate))

@@ -3,6 +3,7 @@
 """The benchmarks measure what they say: the same loss in every way, and no less arithmetic than there is."""
 
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -142,6 +143,46 @@ def test_a_step_is_measured_and_a_plain_bert_is_beside_mcm(prepared, tmp_path):
     assert [row[0] for row in rows] == ["BERT of transformers", "MCM"] * 2
     for row in rows[:2]:
         assert float(row[1].replace(",", "")) > 0 and float(row[-2].replace(",", "")) > 0, row
+
+
+@pytest.mark.slow
+def test_a_plan_and_a_study_of_scaling(prepared, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("config: configuration/mcm-tiny\nnum_train_epochs: 1\n")
+    small = [
+        "--recipe",
+        tmp_path / "recipe.yaml",
+        "--hidden",
+        "8",
+        "--shares",
+        "0.25",
+        "0.5",
+        "1",
+        "--widths",
+        "1",
+        "2",
+    ]
+    command = [
+        sys.executable,
+        "benchmarks/scaling.py",
+        "--data",
+        prepared,
+        *small,
+        "--report_file",
+        tmp_path / "page.md",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = [json.loads(line.replace("'", '"')) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [each["customers"] for each in runs[:3]] == [each["customers"] for each in runs[3:]]
+    assert runs[0]["customers"] < runs[1]["customers"] < runs[2]["customers"]
+    assert runs[3]["parameters"] > 1.5 * runs[0]["parameters"]
+    page = (tmp_path / "page.md").read_text()
+    assert "| a customer | 25 visits of 10 events |" in page and "E = " in page
+    flops = [
+        float(re.search(rf"FLOPs, {part} \| ([\d.,]+)", page)[1].replace(",", "")) for part in ("encoder", "readout")
+    ]
+    whole = float(re.search(r"FLOPs, all \| ([\d.,]+)", page)[1])
+    assert whole == pytest.approx(3 * sum(flops) * 40e6 * 2 / 1e9, rel=0.02)  # in EFLOP, of two epochs
 
 
 def test_recommended_lists_get_the_ndcg_of_their_places(benchmark, tmp_path):
