@@ -14,9 +14,10 @@ test: $(VENV)/test.done  ## everything that takes seconds; no GPU
 	$(RUN)/python -m pytest -m "not slow"
 
 test-slow: conformance test-oldest  ## what takes minutes, and downloads
+	$(RUN)/python -m pytest -m slow --ignore tests/conformance
 
-conformance: $(VENV)/test.done  ## transformers' own tests of a model, from its source distribution; ours that take minutes
-	$(RUN)/python -m pytest -m slow
+conformance: $(VENV)/test.done  ## transformers' own tests of a model, from its source distribution
+	$(RUN)/python -m pytest -m slow tests/conformance
 
 test-oldest:  ## the tests with the oldest versions of what setup.py always installs, in .venv-oldest; downloads some gigabytes
 	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest

@@ -89,8 +89,9 @@ def read_epoch(options: StreamingOptions) -> dict[str, Any]:
     extractor = MCMFeatureExtractor.from_pretrained(str(Path(options.data) / FEATURE_EXTRACTOR_FOLDER))
     streaming = options.way == WAYS[0]
     chosen = ModelOptions(data=options.data, config=str(ROOT / options.config), streaming=streaming)
-    collator = MCMCollator(extractor, read_config(chosen, extractor))
-    rows, _ = read_rows(chosen, extractor.max_events, False, 0)
+    config = read_config(chosen, extractor)
+    collator = MCMCollator(extractor, config)
+    rows, _ = read_rows(chosen, config, extractor.max_events, False, 0)
     if streaming:
         rows.held_shards = options.window + 2
         order: Any = StreamedOrder(rows, options.batch_size, 1, 1, options.window, 0, collator.epoch)

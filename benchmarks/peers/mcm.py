@@ -20,12 +20,12 @@ from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
+from modeling_mcm.scoring import Scorer, ScoringJob
 
 from protocol import Task, run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
 from memory import keep_freed_memory
-from run_predict import PredictionOptions, Scorer
 
 TRAINING = Path(__file__).resolve().parents[2] / "training"
 
@@ -72,13 +72,20 @@ def predict(task: Task, model: MCMForMultiTaskRecommendation) -> dict[str, float
     """Customers a second, from prepared rows to the best labels of every task."""
     extractor = MCMFeatureExtractor.from_pretrained(Path(task.more["data"]) / FEATURE_EXTRACTOR_FOLDER)
     extractor.max_events = task.length + 1
-    options = PredictionOptions(
-        model="", output_dir="", data="-", top_k=task.top, batch_size=task.inference_batch_size, embeddings=False
+    job = ScoringJob(
+        model="",
+        data=task.more["data"],
+        output_dir="",
+        tasks=tuple(model.config.tasks),
+        top_k=task.top,
+        embeddings=False,
+        batch_size=task.inference_batch_size,
+        rows_per_file=1,
     )
-    scorer = Scorer(model, extractor, list(model.config.tasks), options)
+    scorer = Scorer(model, extractor, job)
     rows, wanted = PreparedRows(load_prepared(task.more["data"])), set(task.read()[0])
     start = time.perf_counter()
-    found = scorer.score([before_validation(row) for row in rows.__getitems__(range(len(rows)))], lambda number: None)
+    found = scorer.score([before_validation(row) for row in rows.__getitems__(range(len(rows)))])
     inference = len(rows) / (time.perf_counter() - start)
     names = {name: place for place, name in enumerate(extractor.vocabularies[task.more["task"]])}
     lists = zip(found["customer_id"].to_pylist(), found[task.more["task"]].to_pylist(), strict=True)

@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 from synthetic_log import TEST, make_log, make_profile, run, schema_with
 
-from modeling_mcm.data import prepare
+from modeling_mcm.data import FeatureSpec, prepare
 from modeling_mcm.data.engine import each_group, open_engine, open_table
 from modeling_mcm.data.events import normalise_events
+from modeling_mcm.data.vocabulary import fit_bins, fit_values
 
 FITTED = ("feature_extractor/vocabularies.json", "feature_extractor/preprocessor_config.json", "popularity.parquet")
 
@@ -49,6 +50,7 @@ def connection(spark, tmp_path):
         yield connection
 
 
+@pytest.mark.slow
 def test_spark_writes_what_duckdb_writes(spark, tmp_path):
     awkward_log().astype({"at": "datetime64[us]"}).to_parquet(tmp_path / "log.parquet")
     profile = make_profile()[:3].assign(user=["\uff5e", "B", "5"])
@@ -60,6 +62,15 @@ def test_spark_writes_what_duckdb_writes(spark, tmp_path):
     for name in (*FITTED, *(shard["file"] for shard in duckdb.shards)):
         assert (tmp_path / "spark" / name).read_bytes() == (tmp_path / "duckdb" / name).read_bytes(), name
     assert not spark.catalog.listTables() and spark.conf.get("spark.sql.caseSensitive") == "false"
+
+
+def test_vocabularies_and_bins_are_those_of_duckdb(connection, tmp_path):
+    fitted = []
+    for engine in ("duckdb", connection):
+        with open_engine(engine, tmp_path) as opened:
+            log = open_table(awkward_log()[["group", "price"]], opened, "event")
+            fitted.append((fit_values(log.group, FeatureSpec("x", max_values=4)), fit_bins(log.price, 7)))
+    assert fitted[0] == fitted[1] and len(fitted[0][0]) == 4 and len(fitted[0][1]) == 6
 
 
 def test_the_text_of_a_csv_is_read_alike(connection, tmp_path):
