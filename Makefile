@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-slow conformance test-oldest check docs clean
+.PHONY: quickstart test test-slow slow conformance test-oldest check docs clean
 
 quickstart: $(VENV)/demo.done  ## real data, a trained model, its results; REPORT=file.md writes the table there
 	PATH="$(CURDIR)/$(RUN):$$PATH" REPORT="$(REPORT)" bash training/runs/quickstart.sh
@@ -13,8 +13,10 @@ quickstart: $(VENV)/demo.done  ## real data, a trained model, its results; REPOR
 test: $(VENV)/test.done  ## everything that takes seconds; no GPU
 	$(RUN)/python -m pytest -m "not slow"
 
-test-slow: conformance test-oldest  ## what takes minutes, and downloads
-	$(RUN)/python -m pytest -m slow --ignore tests/conformance
+test-slow: slow test-oldest  ## what takes minutes, and downloads
+
+slow: $(VENV)/test.done  ## the tests that take minutes
+	$(RUN)/python -m pytest -m slow
 
 conformance: $(VENV)/test.done  ## transformers' own tests of a model, from its source distribution
 	$(RUN)/python -m pytest -m slow tests/conformance

@@ -70,25 +70,29 @@ def test_a_sample_that_is_all_labels_has_no_error(benchmark):
     assert module.errors(model, batch, [None], draws=2)[None][3] > 1e-4
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "lines"),
     [
         ("readout", SMALL, ["floor: ", "one prefix, in parts", "all prefixes, whole"]),
-        ("readout", [*SMALL, "--bf16", "true"], ["floor: ", "one prefix, whole", "all prefixes, in parts"]),
+        slow("readout", [*SMALL, "--bf16", "true"], ["floor: ", "one prefix, whole", "all prefixes, in parts"]),
         pytest.param(
             "readout",
             [*SMALL, "--device", "cuda"],
             ["floor: ", "one prefix, in parts", "one prefix, without kernels", "all prefixes, without kernels"],
             marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
         ),
-        ("readout", [*SMALL, "--memory", "true"], ["one prefix, literal", "all prefixes, in parts"]),
-        (
+        slow("readout", [*SMALL, "--memory", "true"], ["one prefix, literal", "all prefixes, in parts"]),
+        slow(
             "growth",
             ["--customers", "40", "--units", "4", "--labels", "20", "--batch_size", "2", "--doublings", "1"],
             ["customers from 40  preparing", "units from 4       seconds", "labels from 20     times the floor"],
         ),
-        ("scale", ["--events", "20000"], ["events      ", "10,000,000,000, projected"]),
-        (
+        slow("scale", ["--events", "20000"], ["events      ", "10,000,000,000, projected"]),
+        slow(
             "sampling",
             [
                 "--model",
@@ -107,7 +111,7 @@ def test_a_sample_that_is_all_labels_has_no_error(benchmark):
             ],
             ["scores  loss", "random  equation 4  90 "],
         ),
-        (
+        slow(
             "streaming",
             ["--customers", "30", "--doublings", "1", "--rows_per_shard", "8"],
             ["Memory above the start", "streamed    31", "streamed    59", "Arrow copy  31", "Arrow copy  59"],
@@ -123,6 +127,7 @@ def test_a_benchmark_prints_its_table(name, options, lines):
         assert sum(each.startswith(line) for each in done.stdout.splitlines()) == 1, done.stdout
 
 
+@pytest.mark.slow
 def test_a_step_is_measured_and_a_plain_bert_is_beside_mcm(prepared, tmp_path):
     config = ["--config", "configuration/mcm-tiny", "--data", str(prepared)]
     small = ["--config_overrides", "hidden_size=16", "--per_device_train_batch_size", "4", "--max_steps", "6"]
