@@ -12,6 +12,7 @@ import functools
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,6 +111,8 @@ def spark_session(config: Mapping[str, str]) -> Iterator[Any]:
                 session.conf.set(key, value)
         yield session
         return
+    if config.get("spark.master", "local").startswith("local"):  # workers of this machine have this Python's packages
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = SparkSession.builder.appName("MCM")
     for key, value in config.items():
         builder = builder.config(key, value)
