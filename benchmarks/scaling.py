@@ -169,20 +169,20 @@ def cost_model(options: ScalingOptions, of_floor: float, collated: float) -> lis
     bytes_an_event = 17 * INT + LONG + INT
 
     def hours(seconds: float) -> str:
-        return f"{seconds / 3600:,.2f} h"
+        return f"{seconds / 3600:,.3g} h"
 
     return [
         ["what", "how much", "how it comes about"],
         ["a customer", f"{units:.0f} visits of {options.events_a_visit:g} events", "events / customers"],
-        ["FLOPs, encoder", f"{encoder / 1e9:,.2f} GFLOP a customer, forward", "benchmarks/floor.py"],
-        ["FLOPs, readout", f"{readout / 1e9:,.2f} GFLOP a customer, forward", f"{sum(options.labels):,} labels"],
-        ["FLOPs, all", f"{whole / 1e18:,.2f} EFLOP", f"3 times forward, {options.epochs:g} epochs"],
+        ["FLOPs, encoder", f"{encoder / 1e9:,.3g} GFLOP a customer, forward", "benchmarks/floor.py"],
+        ["FLOPs, readout", f"{readout / 1e9:,.3g} GFLOP a customer, forward", f"{sum(options.labels):,} labels"],
+        ["FLOPs, all", f"{whole / 1e18:,.3g} EFLOP", f"3 times forward, {options.epochs:g} epochs"],
         ["hours at the peak", hours(whole / peak), f"{options.gpus} GPUs of {options.teraflops:g} TFLOP/s"],
         ["hours at this machine's share", hours(whole / peak / of_floor), f"{of_floor:.0%} of the floor, as here"],
         ["dollars", f"{dollars:,.0f}", f"{options.dollars:g} a GPU and hour"],
         ["all-reduce", hours(reduced), f"{parameters / 1e6:.0f} M parameters in float32, {steps:,.0f} steps"],
-        ["prepared data", f"{options.events * bytes_an_event / 1e12:,.2f} TB decoded", "17 features, time, visit"],
-        ["optimizer, a GPU", f"{4 * FLOAT * parameters / 1e9:,.2f} GB", "weights, gradients, two averages"],
+        ["prepared data", f"{options.events * bytes_an_event / 1e12:,.3g} TB decoded", "17 features, time, visit"],
+        ["optimizer, a GPU", f"{4 * FLOAT * parameters / 1e9:,.3g} GB", "weights, gradients, two averages"],
         ["customers a second", f"{rate:,.0f}", "at this machine's share"],
         [
             "cores that make batches",
