@@ -223,12 +223,8 @@ def test_the_memory_gets_the_units_that_the_encoder_reads(tiny_model, inputs, un
         days = torch.zeros(1, output.unit_mask.shape[1])  # a unit's time is that of its last event
         for place in real.nonzero()[:, 0]:
             days[0, units[place]] = inputs["event_times"][row, place]
-        met = memory.votes(
-            inputs["input_ids"][row : row + 1, :, model.task_features],
-            units[None],
-            output.event_embeddings[row : row + 1],
-            days.shape[1],
-        )
+        label_ids = inputs["input_ids"][row, :, model.task_features][None]
+        met = memory.votes(label_ids, units[None], output.event_embeddings[row][None], days.shape[1])
         remembered = memory(range(len(model.config.tasks)), days, units[ends[row]][None], met)
         for task, (_, prefixes, labels, added) in zip(model.config.tasks, remembered, strict=True):
             expected = without[task][row].clone()
