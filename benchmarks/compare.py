@@ -173,20 +173,24 @@ def accuracy(path: Path, cases: EvaluationCases, task: str, labels: int) -> str:
 
 
 def speed_table(found: dict[str, list[dict[str, float]]]) -> list[list[str]]:
-    """Medians, and how they stand to the first method's."""
-    rows = [["method", "training: sequences/s", "of the first", "targets/s", "inference: customers/s", "of the first"]]
+    """Medians, how they stand to the first method's, and which share of the time is the floor's (floor.py)."""
+    rows = [["method", "training: sequences/s", "of the first", "floor", "targets/s"]]
+    rows[0] += ["inference: customers/s", "of the first", "floor"]
     if not all(found.values()):
         return rows
     middle = {name: {key: median(run[key] for run in runs) for key in runs[0]} for name, runs in found.items()}
     first = next(iter(middle.values()))
     for name, values in middle.items():
-        cells = [name]
-        for key in ("training", "targets", "inference"):
-            cells.append(f"{values[key]:,.0f}" if key in values else "")
-            if key != "targets":
-                cells.append(f"{values[key] / first[key]:.2f}x")
-        rows.append(cells)
+        training, inference = (
+            [f"{values[key]:,.0f}", f"{values[key] / first[key]:.2f}x", _text(values, f"{key}_of_floor", ".0%")]
+            for key in ("training", "inference")
+        )
+        rows.append([name, *training, _text(values, "targets", ",.0f"), *inference])
     return rows
+
+
+def _text(values: dict[str, float], key: str, form: str) -> str:
+    return format(values[key], form) if key in values else "-"
 
 
 def compare(options: CompareOptions, scratch: Path) -> tuple[list[list[str]], list[list[str]]]:

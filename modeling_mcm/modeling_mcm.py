@@ -408,34 +408,37 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             logits[task] = scores[place][:, 0] if prefix_ends is None else scores[place]
         return logits, torch.stack(list(losses.values())) if losses else hidden.new_zeros(0)
 
-    def _losses_of_every_prefix(
+    def _losses_of_prefixes(
         self, hidden: torch.Tensor, events: torch.Tensor, batch: Mapping[str, Any], scored: Sequence[TaskLabels]
     ) -> torch.Tensor:
-        """The losses of the trained tasks, of shape `(T,)`, from one row of scores for each real unit.
+        """The losses of the trained tasks, of shape `(T,)`, from one row of scores for each unit that a label followed.
 
-        Where most units end a prefix that is asked for, reading all of them costs less than picking those out. Labels
-        of all tasks stand side by side in a row.
+        Labels of all tasks stand side by side in a row.
         """
         tasks = [place for place, task in enumerate(self.config.tasks) if task in self.trained_tasks]
         scored = [scored[place] for place in tasks]
         sizes = [len(rows.vectors) for rows in scored]
-        units = PackedUnits.of(batch["unit_mask"])
+        unit_ends = self._event_units(batch).gather(1, batch["prefix_ends"])
+        ends = unit_ends.gather(1, batch["label_prefixes"])  # of each label: (B, N)
+        followed = places_of(scored, batch["labels"][..., tasks])
+        counted = (followed >= FIRST_LABEL).any(-1)
+        asked = torch.zeros_like(batch["unit_mask"]).long().scatter_add(1, ends, counted.long()) > 0
+
+        units = PackedUnits.of(batch["unit_mask"], asked)
         vectors = [rows.vectors for rows in scored]
         if self.readout_scale is not None:
             vectors = [table * self.readout_scale[place] for place, table in zip(tasks, vectors, strict=True)]
         scores = READOUTS[self.config.readout](hidden, torch.cat(vectors), batch["unit_mask"], units)
         scores = scores + torch.cat([self._label_offsets(rows, scores.dtype) for rows in scored])
         if self.repeat_memory is not None:
-            every = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[:2])
-            remembered = self._memory(tasks, scored, events, batch, every, batch["unit_mask"])
-            customers, ends, ids, added = (torch.cat(parts) for parts in zip(*remembered, strict=True))
+            most = int(asked.sum(1).max())
+            in_order = (~asked).byte().argsort(dim=1, stable=True)[:, :most]  # each customer's asked units
+            remembered = self._memory(tasks, scored, events, batch, in_order, asked.gather(1, in_order))
+            customers, places, ids, added = (torch.cat(parts) for parts in zip(*remembered, strict=True))
             starts = [torch.full_like(part[2], sum(sizes[:place])) for place, part in enumerate(remembered)]
-            cells = (units.rows[customers, ends], ids + torch.cat(starts))
+            cells = (units.rows[customers, in_order[customers, places]], ids + torch.cat(starts))
             scores.index_put_(cells, added.to(scores.dtype), accumulate=True)
-        unit_ends = self._event_units(batch).gather(1, batch["prefix_ends"])
-        ends = units.rows.gather(1, unit_ends.gather(1, batch["label_prefixes"]))
-        followed = places_of(scored, batch["labels"][..., tasks])
-        targets = Targets.find(followed, ends, batch["label_weights"], sizes)
+        targets = Targets.find(followed, units.rows.gather(1, ends), batch["label_weights"], sizes)
         return task_losses(scores, targets, self.config.ranking_loss_weight, joined_log_counts(scored))
 
     def _event_units(self, batch: Mapping[str, Any]) -> torch.Tensor:
@@ -477,8 +480,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             certain = torch.cat([met, followed], 1).flatten(0, 1)  # (B (L + N), T)
             scored = [rows.sample(certain[:, place], number) for place, rows in enumerate(scored)]
         most = PART_ELEMENTS[hidden.device.type == "cpu"] // sum(len(rows.vectors) for rows in scored)
-        ends = batch["prefix_ends"]
-        every = ends is not None and batch["label_prefixes"] is not None and 2 * ends.shape[1] > hidden.shape[1]
+        several = batch["prefix_ends"] is not None and batch["label_prefixes"] is not None
 
         def losses_of(part: list[int], hidden: torch.Tensor, events: torch.Tensor) -> torch.Tensor:
             cut: dict[str, Any] = {name: None if value is None else value[part] for name, value in batch.items()}
@@ -487,7 +489,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             for name in ("input_ids", "attention_mask", "visit_ids", "event_times"):
                 cut[name] = None if cut[name] is None else cut[name][:, event]
             given = (hidden[:, unit], events[:, event], cut, scored)
-            losses = self._losses_of_every_prefix(*given) if every else self._answers(*given)[1]
+            packed = several and bool(cut["unit_mask"].any())
+            losses = self._losses_of_prefixes(*given) if packed else self._answers(*given)[1]
             return losses * (len(hidden) / len(units))  # a loss is a mean over customers
 
         parts = customers_in_parts(units, most)

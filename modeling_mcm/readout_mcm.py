@@ -14,7 +14,8 @@
 # limitations under the License.
 """The readout: from hidden vectors to one score a label.
 
-Shapes: B customers, U encoder units (events or visits), R real units of all customers, P prefixes, H hidden, V labels.
+Shapes: B customers, U encoder units (events or visits), R real units of all customers, A of them that are asked, P
+prefixes, H hidden, V labels.
 
 `reference_readout` is equations 2 and 3 as the paper writes them. `attentional_readout` gives the same numbers and
 never forms r_w: with z_{w,i} = e_w . h_i, equation 3 is s(w) = sum_i softmax_i(z_w)_i z_{w,i}. With `ends` it scores
@@ -41,34 +42,43 @@ LONG_ROW = 2048
 LABELS_AT_ONCE = 128
 # Where the attentional readout runs as Triton kernels, if they can (readout_triton_mcm.py): plain torch elsewhere.
 FUSED_ON = "cuda"
+# Share of the units from which on all are scored: picking those out that are asked costs as much as it saves.
+NEARLY_ALL = 0.75
 
 
 class PackedUnits(NamedTuple):
     """The real units of a batch, the first of all customers before the second of all, and no padding.
 
-    As `ends` of a readout: every real unit ends a prefix.
+    As `ends` of a readout: the units that end a prefix, and all that came before them.
 
     Attributes:
         customers: of each unit, of shape `(R,)`; those with the longest history come first.
         units: place in its customer's history, of shape `(R,)`.
         sizes: how many customers have a first unit, a second and so on; they sum up to R.
-        rows: where each unit is, of shape `(B, U)`; 0 for padding.
+        asked: places of the units that are scored, of shape `(A,)`; `None` for all of them.
+        rows: where each unit's scores are, of shape `(B, U)`; -1 for those without.
     """
 
     customers: torch.Tensor
     units: torch.Tensor
     sizes: list[int]
+    asked: torch.Tensor | None
     rows: torch.Tensor
 
     @classmethod
-    def of(cls, mask: torch.Tensor) -> "PackedUnits":
-        """Packs the units of a boolean mask of shape `(B, U)`, padding on the right."""
+    def of(cls, mask: torch.Tensor, asked: torch.Tensor | None = None) -> "PackedUnits":
+        """Packs the units of a boolean mask of shape `(B, U)`, padding on the right; scored are those of `asked`, of
+        the same shape, or a few more."""
         longest_first = mask.sum(1).argsort(descending=True, stable=True)
         units, places = mask[longest_first].T.nonzero(as_tuple=True)
         customers = longest_first[places]
-        rows = torch.zeros(mask.shape, dtype=torch.long, device=mask.device)
-        rows[customers, units] = torch.arange(len(units), device=mask.device)
-        return cls(customers, units, [size for size in mask.sum(0).tolist() if size], rows)
+        wanted = None if asked is None else asked[customers, units].nonzero()[:, 0]
+        if wanted is not None and len(wanted) >= NEARLY_ALL * len(units):
+            wanted = None
+        scored = (customers, units) if wanted is None else (customers[wanted], units[wanted])
+        rows = torch.full(mask.shape, -1, device=mask.device)
+        rows[scored] = torch.arange(len(scored[0]), device=mask.device)
+        return cls(customers, units, [size for size in mask.sum(0).tolist() if size], wanted, rows)
 
 
 def reference_readout(hidden: torch.Tensor, label_embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -114,36 +124,41 @@ class MaskedReadout(torch.autograd.Function):
 
 
 class RunningReadout(torch.autograd.Function):
-    """s_t(w) = sum_{i<=t} exp(z_i) z_i / sum_{i<=t} exp(z_i) for every t.
+    """s_t(w) = sum_{i<=t} exp(z_i) z_i / sum_{i<=t} exp(z_i) for every t that is asked.
 
-    Forward takes z of packed units, `(R, V)`, its largest number and the sizes of [`PackedUnits`]. It divides two
-    running sums, of exp(z_i - m) z_i and of exp(z_i - m), m being the largest z of all. Backward:
+    Forward takes z of packed units, `(R, V)`, its largest number, and the sizes and what is asked of [`PackedUnits`];
+    it gives s of shape `(A, V)`. It divides two running sums, of exp(z_i - m) z_i and of exp(z_i - m), m being the largest z of all. Backward:
     ds_t/dz_i = exp(z_i - m) / n_t (1 + z_i - s_t) with n_t = sum_{i<=t} exp(z_i - m), so with the running sums from
     the right G_i = sum_{t>=i} g_t / n_t and R_i = sum_{t>=i} g_t s_t / n_t the gradient is
-    exp(z_i - m) ((1 + z_i) G_i - R_i).
+    exp(z_i - m) ((1 + z_i) G_i - R_i); g_t is 0 for what was not asked.
 
     One m for all labels and prefixes holds while exp(z_i - m) stays within float32: where z spans more than
     `WIDEST`, [`WideRunningReadout`] takes more steps. Half precision is computed in float32.
     """
 
     @staticmethod
-    def forward(ctx, z: torch.Tensor, top: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    def forward(ctx, z, top, sizes, asked=None):
         given = z.dtype
         z, top = (value.float() if given.itemsize < 4 else value for value in (z, top))
         n = torch.sub(z, top).exp_()
         s, n = _running_sum(n * z, sizes), _running_sum(n, sizes)
+        if asked is not None:
+            s, n = s[asked], n[asked]
         s.div_(n)
-        ctx.save_for_backward(z, s, n, top)
+        ctx.save_for_backward(z, s, n, top, asked)
         ctx.sizes = sizes
         return s.to(given)
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        z, s, n, top = ctx.saved_tensors
+    def backward(ctx, gradient):
+        z, s, n, top, asked = ctx.saved_tensors
         g = gradient / n
-        r = _running_sum(g * s, ctx.sizes, backwards=True)
+        r = g * s
+        if asked is not None:
+            g, r = (torch.zeros_like(z).index_copy_(0, asked, value) for value in (g, r))
+        r = _running_sum(r, ctx.sizes, backwards=True)
         g = _running_sum(g, ctx.sizes, backwards=True)
-        return torch.addcmul(g, g, z).sub_(r).mul_(torch.sub(z, top).exp_()).to(gradient.dtype), None, None
+        return torch.addcmul(g, g, z).sub_(r).mul_(torch.sub(z, top).exp_()).to(gradient.dtype), None, None, None
 
 
 def _running_sum(x: torch.Tensor, sizes: Sequence[int], backwards: bool = False) -> torch.Tensor:
@@ -196,12 +211,13 @@ class WideRunningReadout(torch.autograd.Function):
         return torch.addcmul(g, g, z).sub_(r).mul_((z - c).exp_()), None
 
 
-def running_readout(z: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+def running_readout(z: torch.Tensor, sizes: Sequence[int], asked: torch.Tensor | None = None) -> torch.Tensor:
     """[`RunningReadout`] where z allows it, [`WideRunningReadout`] otherwise."""
     low, top = torch.aminmax(z.detach())
     if top - low < WIDEST:
-        return RunningReadout.apply(z, top, sizes)
-    return WideRunningReadout.apply(z.float() if z.dtype.itemsize < 4 else z, sizes).to(z.dtype)
+        return RunningReadout.apply(z, top, sizes, asked)
+    every = WideRunningReadout.apply(z.float() if z.dtype.itemsize < 4 else z, sizes).to(z.dtype)
+    return every if asked is None else every[asked]
 
 
 def _by_labels(read, vectors: torch.Tensor, elements: int) -> torch.Tensor:
@@ -241,7 +257,7 @@ def attentional_readout(
         scale: one factor on z.
 
     Returns:
-        s of shape `(B, V)`; `(B, P, V)` with `ends`, `(R, V)` with packed units.
+        s of shape `(B, V)`; `(B, P, V)` with `ends`, `(A, V)` with packed units.
     """
     vectors = label_embeddings if scale is None else label_embeddings * scale
     if hidden.device.type == FUSED_ON:
@@ -257,8 +273,8 @@ def attentional_readout(
     if ends is None:
         return _by_labels(whole, vectors, units)
     if isinstance(ends, PackedUnits):
-        packed, sizes = hidden[ends.customers, ends.units], ends.sizes
-        return _by_labels(lambda part: running_readout(torch.matmul(packed, part.T), sizes), vectors, len(packed))
+        packed, given = hidden[ends.customers, ends.units], (ends.sizes, ends.asked)
+        return _by_labels(lambda part: running_readout(torch.matmul(packed, part.T), *given), vectors, len(packed))
     steps = hidden.transpose(0, 1).flatten(0, 1)
     customers = torch.arange(len(hidden), device=hidden.device)[:, None]
 
@@ -277,7 +293,8 @@ def last_readout(
 ) -> torch.Tensor:
     """BERT4Rec's readout: e_w . h_t with the last hidden vector. Arguments, shapes: as in [`attentional_readout`]."""
     if isinstance(ends, PackedUnits):
-        vectors = hidden[ends.customers, ends.units]
+        every = slice(None) if ends.asked is None else ends.asked
+        vectors = hidden[ends.customers[every], ends.units[every]]
     else:
         last = mask.sum(1, keepdim=True) - 1 if ends is None else ends
         vectors = hidden.gather(1, last[..., None].expand(-1, -1, hidden.shape[-1]))

@@ -388,7 +388,8 @@ def fused_readout(hidden: torch.Tensor, vectors: torch.Tensor, mask: torch.Tenso
         return FusedReadout.apply(hidden, vectors, mask)
     unasked = torch.where(mask, -1, -2)
     if not isinstance(ends, torch.Tensor):  # packed units
-        return FusedRunningReadout.apply(hidden, vectors, torch.where(mask, ends.rows, unasked), len(ends.units))
+        number = len(ends.units) if ends.asked is None else len(ends.asked)
+        return FusedRunningReadout.apply(hidden, vectors, torch.where(ends.rows >= 0, ends.rows, unasked), number)
     asked = torch.zeros_like(mask).scatter(1, ends, True)
     rows = torch.where(asked, asked.flatten().cumsum(0).view_as(asked) - 1, unasked)
     scores = FusedRunningReadout.apply(hidden, vectors, rows, ends.numel())

@@ -18,13 +18,15 @@ import numpy as np
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.data import load_prepared
-from modeling_mcm.data.collator import PreparedRows
+from modeling_mcm.data.collator import PreparedRows, unit_counts
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
 from modeling_mcm.scoring import Scorer, ScoringJob
 
 from protocol import Task, run
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
+from floor import Shape, floor
 from memory import keep_freed_memory
 
 TRAINING = Path(__file__).resolve().parents[2] / "training"
@@ -59,7 +61,25 @@ def method(task: Task) -> dict[str, float]:
         model = MCMForMultiTaskRecommendation.from_pretrained(folder).eval()
     steps = math.ceil(facts["customers"] / task.batch_size)  # of an epoch; its last batch is smaller
     training = facts["steps"] / steps * facts["customers"] / facts["seconds"]
-    return {"training": training, "targets": facts["targets"] / facts["seconds"], **predict(task, model)}
+    found = {"training": training, "targets": facts["targets"] / facts["seconds"], **predict(task, model)}
+    least = fewest_seconds(task, model)
+    return found | {f"{name}_of_floor": seconds * found[name] for name, seconds in least.items()}
+
+
+def fewest_seconds(task: Task, model: MCMForMultiTaskRecommendation) -> dict[str, float]:
+    """The floor of training and of inference, a customer."""
+    rows, config = load_prepared(task.more["data"]), model.config
+    ends = np.asarray(rows["validation_end"])
+    shape = Shape(
+        label_sizes=list(config.label_sizes.values()),
+        features=len(config.features),
+        batch_size=task.batch_size,
+        events=round(np.minimum(ends + 1, task.length + 1).mean()),
+        units=round(unit_counts(rows, ends, config, task.length + 1).mean()),
+    )
+    least = floor(shape, config.to_dict())
+    training = least["training step"]["floor_ms"] / task.batch_size
+    return {"training": training / 1e3, "inference": least["scoring a customer"]["floor_ms"] / 1e3}
 
 
 def before_validation(row: dict[str, Any]) -> dict[str, Any]:

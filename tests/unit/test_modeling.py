@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
+from modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, readout_mcm
 from modeling_mcm.losses_mcm import FIRST_LABEL, prefix_cross_entropy, prefix_ranking_loss
 
 LAYOUTS = {
@@ -403,18 +403,21 @@ def test_a_step_leaves_padding_at_0(tiny_model, inputs, questions):
         assert not table.weight[0].any()
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0], ids=["what is asked", "every unit"])
 @pytest.mark.parametrize("most", [1, 10**9], ids=["one by one", "all at once"])
-def test_training_asks_every_unit_and_gets_the_loss_of_the_asked_ones(tiny_model, inputs, most, monkeypatch):
+def test_training_scores_units_and_gets_the_loss_of_the_asked_ones(tiny_model, inputs, most, share, monkeypatch):
+    monkeypatch.setattr(readout_mcm, "NEARLY_ALL", 1.01 - share)
     monkeypatch.setattr(sys.modules[MCMModel.__module__], "PART_ELEMENTS", (most, most))
     model = tiny_model(extended=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     ends = torch.stack([inputs["attention_mask"].sum(1) - 1, torch.zeros(4, dtype=torch.long)], dim=1)
-    ends = ends.repeat(1, int(inputs["visit_ids"].max()))  # more prefixes than half the units
+    ends = ends.repeat(1, 2)  # several prefixes may end at one unit
     labels = torch.stack([torch.randint(2, size, (4, 3)) for size in model.config.label_sizes.values()], dim=-1)
-    prefixes = torch.tensor([[0, 1, 1], [0, 0, 0], [0, 1, 1], [0, 0, 0]])  # two where a row has two
+    prefixes = torch.tensor([[0, 1, 1], [0, 0, 0], [0, 3, 3], [2, 2, 2]])
+    labels[2, 0], labels[1] = -100, -100  # prefixes that are asked for nothing
     batch = {**inputs, "prefix_ends": ends, "labels": labels, "label_prefixes": prefixes}
     asked = model.eval()(**batch)
-    seen, losses = [], model._losses_of_every_prefix
-    monkeypatch.setattr(model, "_losses_of_every_prefix", lambda *given: seen.append(len(given[0])) or losses(*given))
+    seen, losses = [], model._losses_of_prefixes
+    monkeypatch.setattr(model, "_losses_of_prefixes", lambda *given: seen.append(len(given[0])) or losses(*given))
     every = model.train()(**batch)
     close(every.loss, asked.loss)
     close(every.task_losses, asked.task_losses)
@@ -435,7 +438,7 @@ def test_a_customer_without_an_event_counts_and_adds_nothing(tiny_model, inputs,
 
 def test_a_frozen_model_gives_its_losses_in_training(tiny_model, inputs, questions):
     model = tiny_model(extended=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).requires_grad_(False)
-    questions["prefix_ends"] = torch.tensor([visit_ends(inputs, row)[:1] * 2 for row in range(4)])
+    questions["prefix_ends"] = torch.tensor([[0, visit_ends(inputs, row)[-1]] for row in range(4)])
     found = model.train()(**inputs, **questions).loss
     assert not found.requires_grad
     assert found.item() == pytest.approx(model.eval()(**inputs, **questions).loss.item(), rel=1e-5)

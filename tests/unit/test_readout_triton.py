@@ -29,7 +29,7 @@ DEVICES = [
 # Three tiles of units, two of labels, two steps along the hidden vectors, none of them full.
 BATCH, UNITS, HIDDEN, LABELS = 2, 33, 20, 17
 LENGTHS = [33, 18]
-MODES = ["whole", "ends", "packed"]
+MODES = ["whole", "ends", "packed", "asked"]
 
 
 @pytest.fixture(params=DEVICES)
@@ -72,6 +72,8 @@ def make_inputs(device, dtype=torch.float32, size=1.0):
 def make_ends(mode, mask):
     if mode == "packed":
         return PackedUnits.of(mask)
+    if mode == "asked":
+        return PackedUnits.of(mask, mask & (torch.arange(UNITS, device=mask.device) % 3 == 1))
     return torch.tensor([[32, 0, 7, 7, 16], [17, 3, 0, 15, 1]], device=mask.device) if mode == "ends" else None
 
 
