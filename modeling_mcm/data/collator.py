@@ -158,6 +158,9 @@ class MCMCollator:
         if mode not in MODES:
             raise ValueError(f"Found mode {mode!r}; expected one of {MODES}.")
         self.extractor, self.config, self.mode, self.seed = extractor, config, mode, seed
+        # a config looks an attribute up slowly, and these are asked for every row
+        self.augmentation, self.target = config.augmentation, config.target
+        self.half_life = config.target_half_life_days
         self.end_column = f"{cutoff}_end"
         self.max_events = extractor.max_events if max_events is None else max_events
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -174,17 +177,18 @@ class MCMCollator:
         and `label_prefixes` `(B, N)`, `prefix_ends` `(B, P)` where there are several prefixes or masked events, and
         `label_weights` `(B, N)` with `config.target_half_life_days`."""
         make = {"train": self._train, "evaluate": self._evaluate, "predict": self._predict}[self.mode]
-        made = [make(self.extractor.readable(row, self.config.input_features)) for row in rows]
-        masked = self.config.augmentation == "masked_lm"
+        features = self.config.input_features
+        made = [make(self.extractor.readable(row, features)) for row in rows]
+        masked = self.augmentation == "masked_lm"
         histories = [history for history, *_ in made]
         batch = dict(self.extractor.pad(histories, self.max_events, mask_next=masked and self.mode != "train"))
         if self.mode == "predict":
             return batch
         _, ends, prefixes, labels = zip(*made, strict=True)
-        if self.mode == "train" and self.config.target_half_life_days is not None:
+        if self.mode == "train" and self.half_life is not None:
             weights = [self._weights(history, end[prefix]) for history, end, prefix, _ in made]
             batch["label_weights"] = _stack(weights, 0, np.float32)
-        if self.mode == "train" and self.config.augmentation not in ONE_PREFIX:
+        if self.mode == "train" and self.augmentation not in ONE_PREFIX:
             batch["prefix_ends"] = _stack(ends, 0)
             batch["label_prefixes"] = _stack(prefixes, 0)
         batch["labels"] = _stack(labels, IGNORED)
@@ -208,23 +212,28 @@ class MCMCollator:
     def _train(self, row: Mapping[str, Any]):
         generator = np.random.default_rng([self.seed, int(self.epoch), row["row"]])
         history = _cut(row, 0, row["validation_end"])
-        order = self._shuffled(history, generator)
-        if self.config.augmentation in ONE_PREFIX:
-            return self._one_prefix(_pick(history, order), generator)
+        number = len(history["times"])
+        draw = generator.random(number)
+        if self.augmentation in ONE_PREFIX:
+            return self._one_prefix(_pick(history, self._shuffled(history, draw, 0, number)), generator)
         start, end = self._window(history["visits"], generator)
-        window = _pick(history, order[start:end])
-        if self.config.augmentation == "masked_lm":
+        window = _pick(history, self._shuffled(history, draw, start, end))
+        if self.augmentation == "masked_lm":
             return self._masked_events(window, generator)
         return self._all_prefixes(window, whole=start == 0)
 
-    def _shuffled(self, history: dict[str, Any], generator: np.random.Generator) -> NDArray[np.int64]:
-        """Events of one visit and time are a set, so their order is drawn anew; the end of a visit stays its end.
+    def _shuffled(self, history: dict[str, Any], draw: NDArray, start: int, end: int) -> NDArray[np.int64]:
+        """Events from `start` to `end`, the end of a visit, of a history whose order is drawn anew.
 
-        No event leaves its visit.
+        Events of one visit and time are a set; the end of a visit stays its end. No event leaves its visit, so only
+        the visits of those events are sorted.
         """
-        draw = generator.random(len(history["times"]))
+        visits = history["visits"]
+        first = int(np.searchsorted(visits, visits[start])) if start else 0
+        sorted_part = slice(first, end)
         draw[history[self.token_column] == self.end_of_visit_id] = 2.0
-        return np.lexsort((draw, history["times"], history["visits"]))
+        order = np.lexsort((draw[sorted_part], history["times"][sorted_part], visits[sorted_part]))
+        return first + order[start - first :]
 
     def _window(self, visits: NDArray, generator: np.random.Generator) -> tuple[int, int]:
         """Start and end of the events that fit: all, or those before the end of a visit drawn at random."""
@@ -238,7 +247,7 @@ class MCMCollator:
     def _prefix_before(self, history: Mapping[str, Any]) -> NDArray:
         """End of the prefix that each event is asked from: the event before it, or the end of the visit before."""
         events = np.arange(len(history["visits"]))
-        if self.config.target == "next_event" or not len(events):
+        if self.target == "next_event" or not len(events):
             return events
         opens = np.append(True, np.diff(history["visits"]) != 0)
         return events[opens][np.cumsum(opens) - 1]
@@ -246,9 +255,9 @@ class MCMCollator:
     def _one_prefix(self, history: dict[str, Any], generator: np.random.Generator):
         ends = self._prefix_before(history)
         is_target = self._is_target(history)
-        choices = ends[is_target] if self.config.target == "next_event" else np.unique(ends[is_target])
+        choices = ends[is_target] if self.target == "next_event" else np.unique(ends[is_target])
         choices = choices[choices > 0] if (choices > 0).any() else choices  # empty only where there is no other
-        if self.config.augmentation == "last_prefix":
+        if self.augmentation == "last_prefix":
             choices = choices[-1:]
         end = int(generator.choice(choices)) if len(choices) else 0
         labels = self._labels(history)[is_target & (ends == end)]
@@ -259,9 +268,9 @@ class MCMCollator:
         ends = self._prefix_before(window)
         # Where the window cuts the history, the start row alone is not what came before its first visit.
         asked = self._is_target(window) & (whole | (ends > 0))
-        if self.config.target_half_life_days is not None:
+        if self.half_life is not None:
             days = self._days_before_latest(window["times"], window["times"][asked])
-            asked &= days <= FADED * self.config.target_half_life_days
+            asked &= days <= FADED * self.half_life
         used, prefixes = np.unique(ends[asked], return_inverse=True)
         return window, used, prefixes, self._distinct(prefixes, self._labels(window)[asked])
 
@@ -280,7 +289,7 @@ class MCMCollator:
         """One a label, after the prefix that ends at `ends`: halved for every half-life between it and the latest."""
         times = window["times"][np.minimum(ends, len(window["times"]) - 1)]
         days = self._days_before_latest(times, times)
-        return np.exp2(-days / (self.config.target_half_life_days or np.inf)).astype(np.float32)
+        return np.exp2(-days / (self.half_life or np.inf)).astype(np.float32)
 
     @staticmethod
     def _days_before_latest(times: NDArray, targets: NDArray) -> NDArray[np.float64]:
@@ -295,7 +304,7 @@ class MCMCollator:
 
     def _distinct(self, prefixes: NDArray, labels: NDArray) -> NDArray:
         """The next visit is a set: a label that a prefix has met already is ignored."""
-        if self.config.target == "next_event":
+        if self.target == "next_event":
             return labels
         tasks = labels.shape[1]
         met = (prefixes[:, None] * tasks + np.arange(tasks)) * (labels.max(initial=0) + 1) + labels
