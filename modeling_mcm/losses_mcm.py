@@ -195,12 +195,12 @@ class RankingPairs:
         above = counts[:, :places].cumsum(1) - counts[:, :places]  # how many labels are above each of the best
         above = F.pad(above, (0, sampled + 1), value=places).minimum(most[task, None])  # below those, always k
         discount = 1 / torch.log2(2 + above)  # D of v; in the last column that of any label below place k
-        met = others[group, :places] == targets.columns[:, None]
+        met = others[:, :places].index_select(0, group) == targets.columns[:, None]
         met &= torch.arange(places, device=device) < most[targets.tasks, None]
         at = torch.where(met.any(1), met.int().argmax(1), -1)
         best_order = 1 / torch.log2(torch.arange(2, places + 2, device=device))
         self.ideal = best_order.cumsum(0)[torch.minimum(count, most[task]) - 1]
-        self.differences = (discount[group, at][:, None] - discount[group, :-1]).abs()
+        self.differences = (discount[group, at][:, None] - discount[:, :-1].index_select(0, group)).abs_()
         self.places, self.task = places, task
 
     def losses(self, picked: torch.Tensor) -> torch.Tensor:
@@ -210,8 +210,8 @@ class RankingPairs:
         other_scores, label_scores = picked[:number].view(self.others), picked[number:]
         share = self.share.clone()
         share[:, self.places :] *= other_scores.detach()[:, self.places :] < self.lowest
-        gain = self.differences * (share / self.ideal[:, None])[group]
-        lead = other_scores[group] - label_scores[:, None]  # (M, places + sampled)
+        gain = self.differences * (share / self.ideal[:, None]).index_select(0, group)
+        lead = other_scores.index_select(0, group) - label_scores[:, None]  # (M, places + sampled)
         cost = _total((F.softplus(lead) * gain).sum(1), group, asked)
         size_of_gradient = 2 * _total((lead.detach().sigmoid() * gain).sum(1), group, asked)
         damped = cost * torch.log2(1 + size_of_gradient) / size_of_gradient.clamp(min=1e-6)
@@ -278,8 +278,8 @@ class LossInParts(torch.autograd.Function):
                     if kept[place] is None:
                         kept[place] = torch.zeros_like(inputs[place], dtype=gradient.dtype)
                     kept[place][part] = gradient
-                else:
-                    kept[place] = gradient.clone() if kept[place] is None else kept[place].add_(gradient)
+                else:  # not in place: gradients of two parameters may share their memory
+                    kept[place] = gradient if kept[place] is None else kept[place] + gradient
         ctx.save_for_backward(*kept)
         losses = torch.stack(losses).sum(0)
         ctx.mark_non_differentiable(losses)
@@ -287,7 +287,9 @@ class LossInParts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient, _):
-        return None, None, None, *(None if value is None else value * gradient for value in ctx.saved_tensors)
+        found = [value for value in ctx.saved_tensors if value is not None]
+        scaled = iter(torch._foreach_mul(found, gradient))
+        return None, None, None, *(None if value is None else next(scaled) for value in ctx.saved_tensors)
 
 
 def customers_in_parts(costs: Sequence[int], most: int) -> list[list[int]]:
