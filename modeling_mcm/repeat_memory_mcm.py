@@ -166,15 +166,13 @@ class RepeatMemory(nn.Module):
             Each of shape `(B, S, P)`; the first and last of a label that a prefix did not meet mean nothing.
         """
         met, slots = votes > 0, votes.shape[1]
-        place = torch.arange(votes.shape[2], device=votes.device)
-        ends = unit_ends[:, None].expand(-1, slots, -1)
-        number = met.cumsum(2, dtype=torch.int32).gather(2, ends)
-        if unit_ends.shape[1] == 1:  # the same without a running maximum, which ONNX does not have
-            last = torch.where(met & (place <= ends), place, -1).amax(2, keepdim=True)
-        else:
-            last = torch.where(met, place, -1).cummax(2).values.gather(2, ends)
-        first = torch.where(met, place, votes.shape[2] - 1).amin(2, keepdim=True).expand_as(last)
-        return number, first, last
+        numbers = met.cumsum(2)  # of the meetings up to each unit
+        place = torch.arange(votes.shape[2], device=votes.device).expand_as(numbers)
+        shape = (*numbers.shape[:2], numbers.shape[2] + 1)
+        units = numbers.new_zeros(shape).scatter(2, torch.where(met, numbers, 0), place)  # of each meeting, from 1
+        number = numbers.gather(2, unit_ends[:, None].expand(-1, slots, -1))
+        last = units.gather(2, number)
+        return number, units[..., 1:2].expand_as(last), last
 
     def forward(
         self,
@@ -227,20 +225,17 @@ class RepeatMemory(nn.Module):
             """Each pair's row of its task."""
             return torch.cat([parameter[task].expand(size, -1) for task, size in zip(tasks, pairs, strict=True)])
 
-        def of_label(tables: Sequence[torch.Tensor]) -> torch.Tensor:
-            """Each pair's row of its task's table."""
-            return torch.cat([F.embedding(ids, table) for ids, table in zip(label.split(pairs), tables, strict=True)])
-
-        label_gains, label_rarity = zip(*(tables or [self.of_labels(task) for task in tasks]), strict=True)
-        gains = of_task(self.memory_gain) + of_label(label_gains) + of_task(self.memory_growth) * length
-        rarity = of_label(label_rarity)
+        tables = tables or [self.of_labels(task) for task in tasks]
+        both = [F.embedding(ids, torch.cat(pair, 1)) for ids, pair in zip(label.split(pairs), tables, strict=True)]
+        label_gains, rarity = torch.cat(both).split([kernels, 1], 1)
+        gains = of_task(self.memory_gain) + label_gains + of_task(self.memory_growth) * length
         terms = torch.log1p(counts * (of_task(self.log_sensitivity) + of_task(self.rarity_weight) * rarity).exp())
         added = (terms * gains).sum(-1)
         # CODEPATH: a network in mcm-base and mcm-tiny, none where `repeat_network_size` is 0.
         if len(self.network_in):
             since_first, since_last = end - first, end - last
             gap = (since_first - since_last) / (number - 1).clamp(min=1)
-            days = [unit_times[customer, end] - unit_times[customer, unit.clamp(min=0)] for unit in (first, last)]
+            days = [unit_times[customer, end] - unit_times[customer, unit] for unit in (first, last)]
             values = [value.to(unit_times.dtype) for value in (number, since_first, since_last, gap, *days)]
             habits = torch.stack(values, -1).clamp(min=0).log1p()
             inputs = torch.cat([terms, habits.to(terms.dtype), length / 3, rarity / 2], -1)  # all about 1 in size
