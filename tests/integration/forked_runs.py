@@ -58,3 +58,9 @@ def start_two(options, log):
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [start(options[k], f"{log}.{k}", RANK=str(k), LOCAL_RANK=str(k), **shared) for k in range(2)]
+
+
+def pretrain_two(options, log):
+    """A run of two processes from its start to its end; gives the first one's output."""
+    processes = start_two([options, options], log)
+    return [finish(process, log=f"{log}.{k}") for k, process in enumerate(processes)][0]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked_runs
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -160,11 +161,10 @@ def test_two_processes_that_sample_labels_go_on_as_they_would_have(recipe, tmp_p
     """What is drawn depends on torch's generators alone, which a checkpoint has, one for each process."""
     options = ["--config_overrides", *TINY, "sampled_labels=1", "--per_device_train_batch_size", 1, "--save_steps", 2]
     options += ["--max_steps", 4, "--eval_strategy", "no", "--report_to", "none"]
-    launcher = [*TWO_PROCESSES, "--multi_gpu", "--main_process_port", "0"]
-    run(launcher, "run_pretrain", recipe, "--output_dir", tmp_path / "whole", *options)
+    forked_runs.pretrain_two([recipe, "--output_dir", tmp_path / "whole", *options], tmp_path / "first")
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
-    done = run(launcher, "run_pretrain", recipe, "--output_dir", tmp_path / "resumed", *options)
-    assert "going on from" in done.stderr
+    text = forked_runs.pretrain_two([recipe, "--output_dir", tmp_path / "resumed", *options], tmp_path / "second")
+    assert "going on from" in text
     assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
     whole, resumed = (load_file(tmp_path / run_folder / "model.safetensors") for run_folder in ("whole", "resumed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -192,13 +192,11 @@ def test_batches_in_parts_give_the_losses_of_whole_ones(recipe, tmp_path, way, b
     if way.endswith("streaming"):
         options += ["--streaming", "true", "--streaming_lanes", 2, 1]
     options += ["--per_device_train_batch_size"]
-    whole, launcher, parts = tmp_path / "whole", ONE_PROCESS, [batch // 2]
-    if way.startswith("two processes"):
-        launcher = [*TWO_PROCESSES, "--multi_gpu", "--main_process_port", "0"]
-    else:
-        parts += ["--gradient_accumulation_steps", 2]
-    run(ONE_PROCESS, "run_pretrain", recipe, "--output_dir", whole, *options, batch)
-    run(launcher, "run_pretrain", recipe, "--output_dir", tmp_path / "parts", *options, *parts)
+    whole, pretrain, parts = tmp_path / "whole", forked_runs.pretrain_two, [batch // 2]
+    if way == "accumulation":
+        pretrain, parts = forked_runs.pretrain, [*parts, "--gradient_accumulation_steps", 2]
+    forked_runs.pretrain([recipe, "--output_dir", whole, *options, batch], tmp_path / "log of one")
+    pretrain([recipe, "--output_dir", tmp_path / "parts", *options, *parts], tmp_path / "log of parts")
     logs = [[entry for entry in logged(folder) if "loss" in entry] for folder in (whole, tmp_path / "parts")]
     assert len(logs[0]) == 10
     for alone, together in zip(*logs, strict=True):

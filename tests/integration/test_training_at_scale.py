@@ -146,12 +146,11 @@ def test_two_processes_of_which_one_is_killed_go_on_together(options, tmp_path):
     """In the middle of an epoch, whose last step is of two customers for one process and of none for the other."""
 
     def chosen(folder):
-        return [options(folder, "per_device_train_batch_size", 2, "save_total_limit", 100)] * 2
+        return options(folder, "per_device_train_batch_size", 2, "save_total_limit", 100)
 
-    for process in forked_runs.start_two(chosen(tmp_path / "undisturbed"), tmp_path / "log"):
-        forked_runs.finish(process, log=tmp_path / "log.0")
+    forked_runs.pretrain_two(chosen(tmp_path / "undisturbed"), tmp_path / "log")
     folder = tmp_path / "run"
-    processes = forked_runs.start_two(chosen(folder), tmp_path / "first")
+    processes = forked_runs.start_two([chosen(folder)] * 2, tmp_path / "first")
     wait_for(lambda: (folder / "checkpoint-4").exists())
     os.kill(processes[1].pid, signal.SIGKILL)
     for process in processes:
@@ -162,8 +161,7 @@ def test_two_processes_of_which_one_is_killed_go_on_together(options, tmp_path):
     for later in folder.glob("checkpoint-*"):
         if later.name not in ("checkpoint-2", "checkpoint-4"):
             shutil.rmtree(later)
-    for process in forked_runs.start_two(chosen(folder), tmp_path / "again"):
-        forked_runs.finish(process, log=tmp_path / "again.0")
+    forked_runs.pretrain_two(chosen(folder), tmp_path / "again")
     assert_same_end(folder, tmp_path / "undisturbed")
 
 
