@@ -1,13 +1,18 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The ablation from a prepared data set to its page: every model trains for a second, on one task."""
+"""The ablation from a prepared data set to its page: every model trains for a second, on one task.
+
+Training starts in processes that have imported everything; run_pretrain.py from a shell is tested elsewhere.
+"""
 
 import importlib
 import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import forked_runs
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -20,18 +25,24 @@ MODELS |= {"MCM_final": "mcm-final", "ours": "mcm-tiny"}
 
 @pytest.fixture(scope="module")
 def ablation(prepared, tmp_path_factory):
-    """A function that runs the ablation, training in subprocesses; the folder of its runs; its page."""
+    """A function that runs the ablation; the folder of its runs; its page."""
     folder = tmp_path_factory.mktemp("ablation")
     page = folder / "docs" / "results.md"
     words = ["--data", prepared, "--tasks", TASK, "--seeds", 3, "--max_seconds", 1]
     words += ["--output_dir", folder / "runs", "--report", page]
+
+    def train(command, check):
+        assert check and command[:2] == [sys.executable, str(ROOT / "training" / "run_pretrain.py")]
+        forked_runs.pretrain(command[2:], folder / "log")
+
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "training"))
-        patch.setenv("PYTHONPATH", str(ROOT))
         patch.setattr(sys, "argv", ["run_ablation.py", *map(str, words)])
-        run = importlib.import_module("run_ablation").main
-        run()
-        yield run, folder / "runs", page
+        module = importlib.import_module("run_ablation")
+        with patch.context() as starting:
+            starting.setattr(module, "subprocess", SimpleNamespace(run=train))
+            module.main()
+        yield module.main, folder / "runs", page
 
 
 @pytest.fixture(scope="module")
