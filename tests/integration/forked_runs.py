@@ -1,7 +1,8 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Training runs as processes that can be killed, forked from one that has imported everything: they start at once."""
+"""Scripts as processes that can be killed, forked from one that has imported everything: they start at once."""
 
+import importlib
 import multiprocessing
 import os
 import socket
@@ -9,9 +10,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "training"))
-
-import run_pretrain  # noqa: E402
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
@@ -19,21 +17,22 @@ CONTEXT.set_forkserver_preload(
 )  # what takes seconds
 
 
-def _pretrain(options, log, environment):
-    """What a process does: `run_pretrain.py` with these options, its output in a file."""
+def _run(script, options, log, environment):
+    """What a process does: a script of training/ with these options, its output in a file."""
     os.environ |= environment
     os.chdir(ROOT)
     multiprocessing.set_start_method("fork", force=True)  # of a data loader's workers, as in a run from a shell
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    sys.argv = ["run_pretrain.py", *map(str, options)]
-    run_pretrain.main()
+    sys.argv = [f"{script}.py", *map(str, options)]
+    sys.path.insert(0, str(ROOT / "training"))
+    importlib.import_module(script).main()
 
 
-def start(options, log, **environment):
-    """A run that goes on beside the test; its `pid` is that of the training process."""
-    process = CONTEXT.Process(target=_pretrain, args=(options, str(log), environment))
+def start(options, log, script="run_pretrain", **environment):
+    """A run that goes on beside the test; its `pid` is that of the script's process."""
+    process = CONTEXT.Process(target=_run, args=(script, options, str(log), environment))
     process.start()
     return process
 
@@ -49,6 +48,11 @@ def finish(process, expect=0, log=None):
 def pretrain(options, log, expect=0):
     """A run from its start to its end; gives its output."""
     return finish(start(options, log), expect, log)
+
+
+def evaluate(options, log, expect=0):
+    """`run_evaluate.py` from its start to its end; gives its output."""
+    return finish(start(options, log, "run_evaluate"), expect, log)
 
 
 def start_two(options, log):

@@ -246,6 +246,7 @@ def test_mistakes_are_refused(call, options, offers, pretrained, prepare_log, ev
 # ----------------------------------------------------------------------------------------- the comparison's script
 
 
+@pytest.mark.slow
 def test_the_comparison_writes_its_page_and_keeps_what_is_finished(
     call, prepared, offers, pretrained, tmp_path, monkeypatch
 ):

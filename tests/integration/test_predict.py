@@ -280,6 +280,7 @@ def test_a_folder_of_something_else_is_left_alone(
     predict(*options[:-1], tmp_path / "third", fails="The vocabularies of the data set")
 
 
+@pytest.mark.slow
 def test_spark_writes_what_one_process_does_and_goes_on(spark, predict, save, prepared, tmp_path):
     options = ["--model", save(extended=True), "--data", prepared, *SMALL, "--output_dir"]
     predict(*options, tmp_path / "one")
@@ -294,6 +295,7 @@ def test_spark_writes_what_one_process_does_and_goes_on(spark, predict, save, pr
     assert files(out) == files(tmp_path / "one") and times == [path.stat().st_mtime_ns for path in others]
 
 
+@pytest.mark.slow
 def test_spark_reads_a_raw_log_and_names_a_worker_s_fault(spark, predict, save, event_log, profile_file, tmp_path):
     event_log.to_parquet(tmp_path / "log.parquet")
     model = save(extended=True)

@@ -218,24 +218,25 @@ def test_one_process_where_two_were_asked_for_is_refused(recipe, tmp_path):
 def test_evaluation_prints_a_table_and_writes_predictions_and_numbers(trained, prepared, tmp_path):
     predictions, numbers = tmp_path / "predictions.parquet", tmp_path / "out" / "numbers.json"
     options = ["--model", trained, "--data", prepared, "--tasks", "items", "aisle", "--shown", 2]
-    done = run(ONE_PROCESS, "run_evaluate", *options, "--predictions_file", predictions, "--output_file", numbers)
+    files = ["--predictions_file", predictions, "--output_file", numbers]
+    said = forked_runs.evaluate([*options, *files], tmp_path / "log")
     cases = find_cases(load_prepared(prepared), "test", 3, "type")
-    assert f"{len(cases)} test cases of corner_shop" in done.stdout
-    lines = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
+    assert f"{len(cases)} test cases of corner_shop" in said
+    lines = [line.split()[0] for line in said.splitlines() if line.strip()]
     for method in ("most_popular", "personal_frequency", "recency_weighted_frequency", "MCM"):
         assert lines.count(method) == 1
     assert lines.count("Customer") == 2
     page = tmp_path / "page.md"
     options += ["--baselines", "none", "--report_file", page]
-    run(ONE_PROCESS, "run_evaluate", *options, "--table", "hr@1", "ndcg@3")
+    forked_runs.evaluate([*options, "--table", "hr@1", "ndcg@3"], tmp_path / "log of the page")
     head, _, row = [line for line in page.read_text().splitlines() if line.startswith("|")]
     assert head == "| method | items hr@1 | items ndcg@3 | aisle hr@1 | aisle ndcg@3 |"
     report = json.loads(numbers.read_text())
     for metric, cell in zip(head.split(" | ")[1:], row.split(" | ")[1:], strict=True):
         task, name = metric.removesuffix(" |").split()
         assert cell.startswith(f"{report['results']['MCM'][task][f'next_visit_{name}']['mean']:.3f} ±")
-    refused = run(ONE_PROCESS, "run_evaluate", *options, "--table", "hr@2", expect=1)
-    assert "No metrics ['hr@2'] for the table; measured were" in refused.stderr
+    refused = forked_runs.evaluate([*options, "--table", "hr@2"], tmp_path / "log of hr@2", expect=1)
+    assert "No metrics ['hr@2'] for the table; measured were" in refused
     assert report["cases"] == len(cases) and set(report["results"]["MCM"]) == {"items", "aisle"}
     ndcg = report["results"]["MCM"]["items"]["next_visit_ndcg@10"]
     assert 0 < ndcg["low"] <= ndcg["mean"] <= ndcg["high"] <= 1

@@ -230,6 +230,7 @@ def test_the_file_loads_without_triton(monkeypatch):
     assert not module.can_fuse(torch.ones(2, 3), torch.ones(4, 3))
 
 
+@pytest.mark.slow
 @needs_triton
 def test_a_compiler_takes_the_kernels(tmp_path):
     script = Path(__file__).with_name("compile_readout.py")
