@@ -411,7 +411,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
     def _losses_of_prefixes(
         self, hidden: torch.Tensor, events: torch.Tensor, batch: Mapping[str, Any], scored: Sequence[TaskLabels]
     ) -> torch.Tensor:
-        """The losses of the trained tasks, of shape `(T,)`, from one row of scores for each unit that a label followed.
+        """The losses of the trained tasks, of shape `(T,)`, from a row of scores for each unit that a label followed.
 
         Labels of all tasks stand side by side in a row.
         """

@@ -127,9 +127,9 @@ class RunningReadout(torch.autograd.Function):
     """s_t(w) = sum_{i<=t} exp(z_i) z_i / sum_{i<=t} exp(z_i) for every t that is asked.
 
     Forward takes z of packed units, `(R, V)`, its largest number, and the sizes and what is asked of [`PackedUnits`];
-    it gives s of shape `(A, V)`. It divides two running sums, of exp(z_i - m) z_i and of exp(z_i - m), m being the largest z of all. Backward:
-    ds_t/dz_i = exp(z_i - m) / n_t (1 + z_i - s_t) with n_t = sum_{i<=t} exp(z_i - m), so with the running sums from
-    the right G_i = sum_{t>=i} g_t / n_t and R_i = sum_{t>=i} g_t s_t / n_t the gradient is
+    it gives s of shape `(A, V)`. It divides two running sums, of exp(z_i - m) z_i and of exp(z_i - m), m being the
+    largest z of all. Backward: ds_t/dz_i = exp(z_i - m) / n_t (1 + z_i - s_t) with n_t = sum_{i<=t} exp(z_i - m), so
+    with the running sums from the right G_i = sum_{t>=i} g_t / n_t and R_i = sum_{t>=i} g_t s_t / n_t the gradient is
     exp(z_i - m) ((1 + z_i) G_i - R_i); g_t is 0 for what was not asked.
 
     One m for all labels and prefixes holds while exp(z_i - m) stays within float32: where z spans more than
