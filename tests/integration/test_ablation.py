@@ -17,6 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 TASK = "aisle"  # of few labels, so that the most popular ones are hard to tell from the best
 MODELS = {"BERT4Rec": "bert4rec-aisle", "MCM_Single": "mcm-single-aisle", "MCM_MTL": "mcm-mtl"}

@@ -77,7 +77,7 @@ def slow(*values):
 @pytest.mark.parametrize(
     ("name", "options", "lines"),
     [
-        ("readout", SMALL, ["floor: ", "one prefix, in parts", "all prefixes, whole"]),
+        slow("readout", SMALL, ["floor: ", "one prefix, in parts", "all prefixes, whole"]),
         slow("readout", [*SMALL, "--bf16", "true"], ["floor: ", "one prefix, whole", "all prefixes, in parts"]),
         pytest.param(
             "readout",
@@ -116,7 +116,7 @@ def slow(*values):
             ["--customers", "30", "--doublings", "1", "--rows_per_shard", "8"],
             ["Memory above the start", "streamed    31", "streamed    59", "Arrow copy  31", "Arrow copy  59"],
         ),
-        ("floor", ["--batch_size", "1", "--threads", "1"], ["training step", "scoring a customer", "machine"]),
+        slow("floor", ["--batch_size", "1", "--threads", "1"], ["training step", "scoring a customer", "machine"]),
     ],
 )
 def test_a_benchmark_prints_its_table(name, options, lines):

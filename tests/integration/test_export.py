@@ -25,7 +25,13 @@ MODELS = {
     "last": {"readout": "last"},
 }
 SHAPES = [(1, 1), (1, 2), (2, 1), (7, 5), (2, 40), (4, 23)]  # customers, events
-every_model = pytest.mark.parametrize("choices", MODELS.values(), ids=MODELS.keys())
+every_model = pytest.mark.parametrize(
+    "choices",
+    [
+        pytest.param(choices, id=name, marks=[pytest.mark.slow] if name == "events and memory" else [])
+        for name, choices in MODELS.items()
+    ],
+)
 
 
 def needs(*packages):

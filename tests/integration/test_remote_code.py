@@ -58,8 +58,15 @@ def customers(event_log):
     return [{"events": events, "profile": {"age": "old"}} for events in histories] + [{"events": []}]
 
 
-@pytest.mark.parametrize("actions", [[], ACTIONS], ids=["preferences", "actions"])
-@pytest.mark.parametrize("extended", [False, True], ids=["paper", "extended"])
+@pytest.mark.parametrize(
+    ("extended", "actions"),
+    [
+        pytest.param(False, [], id="paper-preferences", marks=pytest.mark.slow),
+        pytest.param(False, ACTIONS, id="paper-actions"),
+        pytest.param(True, [], id="extended-preferences"),
+        pytest.param(True, ACTIONS, id="extended-actions", marks=pytest.mark.slow),
+    ],
+)
 def test_a_published_folder_gives_the_same_numbers_without_the_package(
     actions, extended, tiny_model, extractor, customers, tmp_path
 ):
