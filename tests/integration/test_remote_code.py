@@ -31,7 +31,7 @@ def read_elsewhere(source, customers, actions, folder, **environment):
     return json.loads((folder / "numbers.json").read_text())
 
 
-def close(found, expected, tolerance=1e-6):
+def assert_close(found, expected, tolerance=1e-6):
     """Raises if two nests of lists, dicts, texts and numbers differ."""
     if isinstance(expected, dict):
         assert list(found) == list(expected)
@@ -39,7 +39,7 @@ def close(found, expected, tolerance=1e-6):
     if isinstance(expected, list):
         assert len(found) == len(expected)
         for one, other in zip(found, expected, strict=True):
-            close(one, other, tolerance)
+            assert_close(one, other, tolerance)
     elif isinstance(expected, float):
         assert found == pytest.approx(expected, rel=tolerance, abs=tolerance)
     else:
@@ -92,7 +92,7 @@ def test_a_published_folder_gives_the_same_numbers_without_the_package(
     expected["preferences"] = pipeline("preference-scores", model=source)(customers)
     if actions:
         expected["actions"] = pipeline("action-scores", model=source)(customers, actions=actions)
-    close(read_elsewhere(folder, customers, actions, tmp_path / "elsewhere"), expected)
+    assert_close(read_elsewhere(folder, customers, actions, tmp_path / "elsewhere"), expected)
 
 
 def test_where_the_package_is_installed_its_own_classes_read_the_folder(tiny_model, extractor, customers, tmp_path):

@@ -296,6 +296,17 @@ def test_a_long_history_is_cut_at_the_end_of_a_visit_and_asks_nothing_that_it_lo
     assert len(starts) > 5 and (min(starts) == 0) == (size == 13)
 
 
+def test_what_a_window_keeps_of_a_visit_that_it_cuts_is_drawn(collator):
+    history = row(0, LONG)  # of a visit's four events three are a set, and its end comes last
+    kept = {}
+    for epoch in range(200):
+        read, _ = questions(collator(epoch=epoch, max_events=15, **MODES["all visits"])([history]), 0)
+        cut = max(event[0] for event in read) - 4 - 3
+        if cut >= 2:
+            kept.setdefault(cut, set()).add(tuple(read[1]))
+    assert kept and all(len(events) == 3 for events in kept.values()), kept
+
+
 def test_a_long_random_prefix_keeps_its_latest_events(collator):
     history = row(0, LONG, same_time=False)
     for epoch in range(20):

@@ -89,7 +89,7 @@ def published(tiny_model, extractor, tmp_path):
 
 
 @pytest.fixture
-def compare(request):
+def assert_stored(request):
     """A function that compares a card with a stored one, or stores it."""
 
     def check(card, name):
@@ -105,36 +105,36 @@ def card(*facts):
     return model_card(CardFacts.gather(*facts))
 
 
-def test_the_whole_card_of_a_pretrained_checkpoint(published, exposure, compare):
-    compare(card(published(), "org/mcm-corner-shop", TRAINING, EVALUATION, exposure), "model_card.md")
+def test_the_whole_card_of_a_pretrained_checkpoint(published, exposure, assert_stored):
+    assert_stored(card(published(), "org/mcm-corner-shop", TRAINING, EVALUATION, exposure), "model_card.md")
 
 
-def test_the_whole_card_of_a_checkpoint_for_offers(published, exposure, compare):
+def test_the_whole_card_of_a_checkpoint_for_offers(published, exposure, assert_stored):
     facts = {"seconds": 8000.0, "groups": 60, "steps": 8, "seed": 1, "command": "run_finetune.py --lora 8"}
-    compare(
+    assert_stored(
         card(published(offers=True), "shop/offers", facts, OFFERS, replace(exposure, hidden=True)),
         "model_card_offers.md",
     )
 
 
-def test_the_whole_card_of_a_checkpoint_of_which_nothing_is_known(published, compare):
-    compare(card(published(), "org/mcm-silent"), "model_card_silent.md")
+def test_the_whole_card_of_a_checkpoint_of_which_nothing_is_known(published, assert_stored):
+    assert_stored(card(published(), "org/mcm-silent"), "model_card_silent.md")
 
 
-def test_the_whole_card_of_a_prepared_data_set(prepared, exposure, compare):
+def test_the_whole_card_of_a_prepared_data_set(prepared, exposure, assert_stored):
     manifest = PreparedManifest.load(prepared)
-    compare(dataset_card(replace(manifest, versions={"python": "3.11.7"}), exposure), "dataset_card.md")
+    assert_stored(dataset_card(replace(manifest, versions={"python": "3.11.7"}), exposure), "dataset_card.md")
 
 
 @pytest.mark.parametrize("name", ["mcm-tiny", "mcm-base"])
-def test_the_card_of_a_trained_checkpoint_is_what_the_template_makes_of_its_facts(name, compare):
+def test_the_card_of_a_trained_checkpoint_is_what_the_template_makes_of_its_facts(name, assert_stored):
     facts = CardFacts.load(CARDS / f"{name}.json")
     shape = json.loads((CARDS.parent / "configuration" / name / "config.json").read_text())
     shape |= {"max_position_embeddings": facts.extractor["max_events"]}  # training fits it to the data's window
     assert {key: facts.config[key] for key in shape} == shape
     assert facts.training["seconds"] > 0 and facts.evaluation["cases"] > 0 and facts.exposure is not None
     assert {row["method"] for row in facts.results} >= {"most_popular", "MCM"}
-    compare(model_card(facts), CARDS / f"{name}.md")
+    assert_stored(model_card(facts), CARDS / f"{name}.md")
 
 
 def test_facts_come_back_from_their_file(published, exposure, tmp_path):

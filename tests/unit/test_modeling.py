@@ -64,7 +64,7 @@ def score(model, inputs, **others):
     return flat(model(**inputs, **others))
 
 
-def close(found, expected):
+def assert_close(found, expected):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -76,18 +76,18 @@ def test_padding_changes_nothing(tiny_model, inputs, choices):
         name: torch.cat([value, value.new_zeros(value.shape[0], 3, *value.shape[2:])], 1)
         for name, value in inputs.items()
     }
-    close(score(model, longer), scores)
+    assert_close(score(model, longer), scores)
     embeddings = model.model(**{k: inputs[k] for k in ("input_ids", "attention_mask", "visit_ids")}).pooler_output
     for place, length in enumerate(inputs["attention_mask"].sum(1).tolist()):
         alone = events(rows(inputs, place), slice(length))
-        close(score(model, alone)[0], scores[place])
-        close(model(**alone).pooler_output[0], embeddings[place])
+        assert_close(score(model, alone)[0], scores[place])
+        assert_close(model(**alone).pooler_output[0], embeddings[place])
 
 
 @every_switch
 def test_the_order_of_a_batch_changes_nothing(tiny_model, inputs, choices):
     model = tiny_model(**choices)
-    close(score(model, rows(inputs, 2, 3, 0, 1)), score(model, inputs)[[2, 3, 0, 1]])
+    assert_close(score(model, rows(inputs, 2, 3, 0, 1)), score(model, inputs)[[2, 3, 0, 1]])
 
 
 @every_switch
@@ -101,7 +101,7 @@ def test_a_save_and_a_load_change_nothing(tiny_model, inputs, choices, tmp_path)
     assert {n: v.tolist() for n, v in loaded.state_dict().items()} == {
         n: v.tolist() for n, v in model.state_dict().items()
     }
-    close(score(loaded.eval(), inputs), score(model, inputs))
+    assert_close(score(loaded.eval(), inputs), score(model, inputs))
 
 
 @pytest.mark.parametrize("choices", [*SWITCHES.values()][:4], ids=[*SWITCHES][:4])
@@ -132,7 +132,7 @@ def test_all_prefixes_of_one_pass_equal_each_prefix_alone(tiny_model, inputs, ch
     together = score(model, rows(inputs, 2), prefix_ends=torch.tensor([ends]))[0]
     assert together.shape[0] == len(ends) > 5
     for place, end in enumerate(ends):
-        close(together[place], score(model, events(rows(inputs, 2), slice(end + 1)))[0])
+        assert_close(together[place], score(model, events(rows(inputs, 2), slice(end + 1)))[0])
 
 
 @every_causal
@@ -146,7 +146,7 @@ def test_later_events_have_no_effect_on_earlier_prefixes(tiny_model, inputs, cho
     prefixes = {"prefix_ends": torch.tensor([ends])}
     found, expected = score(model, changed, **prefixes)[0], score(model, rows(inputs, 2), **prefixes)[0]
     middle = ends.index(before) + 1
-    close(found[:middle], expected[:middle])
+    assert_close(found[:middle], expected[:middle])
     assert all(not torch.allclose(found[place], expected[place], atol=1e-4) for place in range(middle, len(ends)))
 
 
@@ -156,7 +156,7 @@ def test_the_order_inside_a_visit_changes_nothing(tiny_model, inputs, choices):
     visits = inputs["visit_ids"][2].tolist()
     turned = sorted(range(len(visits)), key=lambda place: (visits[place], -place))
     assert turned != list(range(len(visits)))
-    close(score(model, events(rows(inputs, 2), turned)), score(model, rows(inputs, 2)))
+    assert_close(score(model, events(rows(inputs, 2), turned)), score(model, rows(inputs, 2)))
     by_event = tiny_model()
     difference = score(by_event, events(rows(inputs, 2), turned)) - score(by_event, rows(inputs, 2))
     assert difference.abs().max() > 1e-3  # an encoder of events does see it
@@ -165,7 +165,7 @@ def test_the_order_inside_a_visit_changes_nothing(tiny_model, inputs, choices):
 def test_attention_goes_through_the_fused_kernel_by_default(tiny_model, inputs):
     fused, plain = tiny_model(), tiny_model(attn_implementation="eager")
     assert fused.config._attn_implementation == "sdpa" and plain.config._attn_implementation == "eager"
-    close(score(fused, inputs), score(plain, inputs))
+    assert_close(score(fused, inputs), score(plain, inputs))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -191,7 +191,7 @@ def test_equation_1_to_the_letter(tiny_model, inputs):
         present = [tables[j][value] for j, value in enumerate(ids) if value != 0]
         assert 0 < len(present) < len(ids)  # some features are missing, and the average is over the others
         expected = sum(present) / len(present) + model.embeddings.position_embeddings.weight[place]
-        close(hidden[0][0, place], expected)
+        assert_close(hidden[0][0, place], expected)
 
 
 def test_a_visit_is_the_sum_of_its_events_over_the_root_of_their_number(tiny_model, inputs):
@@ -204,7 +204,7 @@ def test_a_visit_is_the_sum_of_its_events_over_the_root_of_their_number(tiny_mod
         assert mask[row].tolist() == [unit <= int(visits.max()) for unit in range(units.shape[1])]
         for visit in visits.unique().tolist():
             of_visit = e[row][real][visits == visit]
-            close(units[row, visit], of_visit.sum(0) / math.sqrt(len(of_visit)))
+            assert_close(units[row, visit], of_visit.sum(0) / math.sqrt(len(of_visit)))
 
 
 @pytest.mark.parametrize("unit", ["event", "visit"])
@@ -229,7 +229,7 @@ def test_the_memory_gets_the_units_that_the_encoder_reads(tiny_model, inputs, un
         for task, (_, prefixes, labels, added) in zip(model.config.tasks, remembered, strict=True):
             expected = without[task][row].clone()
             expected[prefixes, labels] += added
-            close(found[task][row], expected)
+            assert_close(found[task][row], expected)
     for task in model.config.tasks:
         assert not torch.allclose(found[task], without[task], atol=1e-3)
 
@@ -258,14 +258,14 @@ def test_only_the_input_features_are_read(tiny_model, inputs):
     assert not torch.allclose(score(tiny_model(), changed), score(tiny_model(), inputs), atol=1e-3)
     tables = model.model.embeddings.events.feature_tables
     start = inputs["input_ids"][0, 0]
-    close(model.model.embeddings.events(inputs["input_ids"])[0, 0], tables[6].weight[start[6]])
+    assert_close(model.model.embeddings.events(inputs["input_ids"])[0, 0], tables[6].weight[start[6]])
 
 
 def test_without_positions_the_order_of_events_is_not_known(tiny_model, inputs):
     model = tiny_model(use_position_embeddings=False)
     turned = rows(inputs, 2)
     turned["input_ids"] = turned["input_ids"].flip(1)
-    close(score(model, turned), score(model, rows(inputs, 2)))
+    assert_close(score(model, turned), score(model, rows(inputs, 2)))
     assert "position" not in " ".join(model.state_dict())
 
 
@@ -302,8 +302,8 @@ def test_the_customer_embedding(tiny_model, inputs):
     mean = tiny_model().model(**model_inputs)
     last = tiny_model(encoder_attention="causal").model(**model_inputs)
     for row, length in enumerate(lengths.tolist()):
-        close(mean.pooler_output[row], mean.last_hidden_state[row, :length].mean(0))
-        close(last.pooler_output[row], last.last_hidden_state[row, length - 1])
+        assert_close(mean.pooler_output[row], mean.last_hidden_state[row, :length].mean(0))
+        assert_close(last.pooler_output[row], last.last_hidden_state[row, length - 1])
 
 
 # ---------------------------------------------------------------------------------------------------------- mistakes
@@ -357,13 +357,14 @@ def test_equation_4_against_a_plain_loop(questions):
     torch.manual_seed(0)
     scores, labels = torch.randn(4, 2, 8), questions["labels"][..., 0]
     found = prefix_cross_entropy(scores, labels, questions["label_prefixes"])
-    close(found, plain_loss(scores, labels, questions["label_prefixes"]))
-    close(prefix_cross_entropy(scores, labels), plain_loss(scores, labels, torch.zeros_like(labels)))
+    assert_close(found, plain_loss(scores, labels, questions["label_prefixes"]))
+    assert_close(prefix_cross_entropy(scores, labels), plain_loss(scores, labels, torch.zeros_like(labels)))
     weights = 0.5 + torch.rand(labels.shape)
     weighted = prefix_cross_entropy(scores, labels, questions["label_prefixes"], weights)
     assert abs(weighted - found) > 1e-4
-    close(weighted, plain_loss(scores, labels, questions["label_prefixes"], weights))
-    close(prefix_cross_entropy(scores, labels, questions["label_prefixes"], torch.full(labels.shape, 0.2)), found)
+    assert_close(weighted, plain_loss(scores, labels, questions["label_prefixes"], weights))
+    alike = prefix_cross_entropy(scores, labels, questions["label_prefixes"], torch.full(labels.shape, 0.2))
+    assert_close(alike, found)
     assert prefix_cross_entropy(scores, labels, label_weights=torch.zeros(labels.shape)).item() == 0
     assert prefix_cross_entropy(scores, torch.full_like(labels, -100)).item() == 0
 
@@ -374,7 +375,7 @@ def test_the_ranking_loss_stands_beside_equation_4(tiny_model, inputs, questions
     for place, (task, loss) in enumerate(plain.task_losses.items()):
         ranking = prefix_ranking_loss(plain.logits[task], questions["labels"][..., place], questions["label_prefixes"])
         assert ranking > 0.1
-        close(ranked.task_losses[task], loss + 0.5 * ranking)
+        assert_close(ranked.task_losses[task], loss + 0.5 * ranking)
 
 
 @pytest.mark.parametrize("trained", [None, ["type", "items"]])
@@ -385,11 +386,11 @@ def test_the_loss_is_the_sum_over_the_trained_tasks(tiny_model, inputs, question
     assert set(output.task_losses) == set(trained or output.logits)
     for place, task in enumerate(output.logits):
         if task in output.task_losses:
-            close(
+            assert_close(
                 output.task_losses[task],
                 plain_loss(output.logits[task], questions["labels"][..., place], questions["label_prefixes"]),
             )
-    close(output.loss, sum(output.task_losses.values()))
+    assert_close(output.loss, sum(output.task_losses.values()))
     assert model(**inputs).loss is None and model(**inputs).task_losses is None
 
 
@@ -409,8 +410,7 @@ def test_training_scores_units_and_gets_the_loss_of_the_asked_ones(tiny_model, i
     monkeypatch.setattr(readout_mcm, "NEARLY_ALL", 1.01 - share)
     monkeypatch.setattr(sys.modules[MCMModel.__module__], "PART_ELEMENTS", (most, most))
     model = tiny_model(extended=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    ends = torch.stack([inputs["attention_mask"].sum(1) - 1, torch.zeros(4, dtype=torch.long)], dim=1)
-    ends = ends.repeat(1, 2)  # several prefixes may end at one unit
+    ends = torch.stack([inputs["attention_mask"].sum(1) - 1, torch.zeros(4, dtype=torch.long)] * 2, dim=1)
     labels = torch.stack([torch.randint(2, size, (4, 3)) for size in model.config.label_sizes.values()], dim=-1)
     prefixes = torch.tensor([[0, 1, 1], [0, 0, 0], [0, 3, 3], [2, 2, 2]])
     labels[2, 0], labels[1] = -100, -100  # prefixes that are asked for nothing
@@ -419,8 +419,7 @@ def test_training_scores_units_and_gets_the_loss_of_the_asked_ones(tiny_model, i
     seen, losses = [], model._losses_of_prefixes
     monkeypatch.setattr(model, "_losses_of_prefixes", lambda *given: seen.append(len(given[0])) or losses(*given))
     every = model.train()(**batch)
-    close(every.loss, asked.loss)
-    close(every.task_losses, asked.task_losses)
+    assert_close((every.loss, every.task_losses), (asked.loss, asked.task_losses))
     assert every.logits is None and seen == ([1] * 4 if most == 1 else [4])
     found, expected = (torch.autograd.grad(loss, list(model.parameters())) for loss in (every.loss, asked.loss))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
@@ -512,7 +511,7 @@ def test_popularity_is_where_the_bias_starts(tiny_config, inputs):
     model.initialize_from_popularity(counts)
     shares = counts["aisle"][FIRST_LABEL:] + 1.0
     expected = torch.log(shares / shares.sum())
-    close(model(**inputs).logits["aisle"][:, FIRST_LABEL:], before[:, FIRST_LABEL:] + expected)
+    assert_close(model(**inputs).logits["aisle"][:, FIRST_LABEL:], before[:, FIRST_LABEL:] + expected)
     assert expected.exp().sum().item() == pytest.approx(1)
 
 
@@ -520,7 +519,7 @@ def test_popularity_gives_the_memory_its_rarities(tiny_model):
     model = tiny_model(extended=True)
     rarity, bias = model.repeat_memory.label_rarity[1].weight, model.readout_bias[1]
     model.initialize_from_popularity({task: torch.ones(size) for task, size in model.config.label_sizes.items()})
-    close(rarity[FIRST_LABEL:], torch.zeros_like(rarity[FIRST_LABEL:]))  # V share is 1
+    assert_close(rarity[FIRST_LABEL:], torch.zeros_like(rarity[FIRST_LABEL:]))  # V share is 1
     counts = {task: torch.full((size,), 10.0) for task, size in model.config.label_sizes.items()}
     counts["aisle"][FIRST_LABEL] = 1000
     model.initialize_from_popularity(counts)
@@ -538,8 +537,8 @@ def test_what_a_checkpoint_lacks_starts_as_in_a_fresh_model(tiny_model, tiny_con
     memory = model.repeat_memory
     assert torch.equal(memory.log_half_life, torch.tensor([7.0, 60.0, 3.0]).log())
     assert torch.equal(memory.log_sensitivity, torch.ones(3, 3))
-    close(memory.memory_gain, torch.full((3, 3), 0.4))
-    close(memory.rarity_weight, torch.full((3, 3), 0.3))
+    assert_close(memory.memory_gain, torch.full((3, 3), 0.4))
+    assert_close(memory.rarity_weight, torch.full((3, 3), 0.3))
     silent = (memory.vote, *memory.label_gains, *memory.label_rarity, *memory.network_out)
     assert len(memory.network_in) == 3
     assert not any(parameter.any() for module in silent for parameter in module.parameters())
@@ -578,22 +577,22 @@ def test_preferences_are_the_best_labels_and_the_events_that_spoke_for_them(tiny
     shares = model(**inputs).logits["items"].softmax(-1)
     expected = shares.sort(dim=-1, descending=True)
     assert torch.equal(found["labels"], expected.indices[:, :4])
-    close(found["scores"], expected.values[:, :4])
+    assert_close(found["scores"], expected.values[:, :4])
     weights, mask = found["weights"], found["unit_mask"]
     assert weights.shape == (4, 4, mask.shape[1])
-    close(weights.sum(-1), torch.ones(4, 4))
+    assert_close(weights.sum(-1), torch.ones(4, 4))
     assert not weights.masked_select(~mask[:, None]).any()
     hidden = model.model(**{k: inputs[k] for k in ("input_ids", "attention_mask", "visit_ids")}).last_hidden_state
     scale = 1 if model.readout_scale is None else model.readout_scale[0]
     z = scale * hidden[2] @ model.label_embeddings("items")[found["labels"][2, 1]]  # equation 2 by hand, for one label
-    close(weights[2, 1], z.masked_fill(~mask[2], -torch.inf).softmax(0))
+    assert_close(weights[2, 1], z.masked_fill(~mask[2], -torch.inf).softmax(0))
 
 
 def test_preferences_end_with_the_labels_and_refuse_what_is_not_there(tiny_model, inputs):
     model = tiny_model(readout="last")
     found = model.preferences("aisle", k=100, **inputs)
     assert sorted(found["labels"][0].tolist()) == list(range(FIRST_LABEL, model.config.label_sizes["aisle"]))
-    close(found["scores"].sum(-1), torch.ones(4))
+    assert_close(found["scores"].sum(-1), torch.ones(4))
     assert set(found) == {"labels", "scores"}
     with pytest.raises(ValueError, match="No task 'colour'.*'items', 'aisle', 'type'"):
         model.preferences("colour", **inputs)

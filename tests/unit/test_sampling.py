@@ -157,7 +157,7 @@ def step(model, batch):
     return output.task_losses, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def close(found, expected):
+def assert_close(found, expected):
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
@@ -169,7 +169,7 @@ def test_rows_picked_out_give_the_losses_and_gradients_of_the_whole_tables(chang
         batch = end_of_the_history(batch)
     model = make(**changes)
     whole = step(model, batch)
-    close(step(make(sampled_labels=1000, **changes), batch), whole)
+    assert_close(step(make(sampled_labels=1000, **changes), batch), whole)
 
     def all_of_them(labels, certain, number):
         ids = torch.arange(len(labels.vectors))
@@ -178,7 +178,7 @@ def test_rows_picked_out_give_the_losses_and_gradients_of_the_whole_tables(chang
         return TaskLabels(labels.vectors.index_select(0, ids), bias, memory, ids, torch.zeros(len(ids)))
 
     monkeypatch.setattr(TaskLabels, "sample", all_of_them)
-    close(step(make(sampled_labels=8, **changes), batch), whole)
+    assert_close(step(make(sampled_labels=8, **changes), batch), whole)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -194,10 +194,10 @@ def test_labels_that_have_no_chance_need_not_be_drawn(tied):
             model.readout_bias[0][other] = -1e4
     assert other.sum() > 100
     whole, sampled = (step(model, batch) for model in models)
-    close(sampled, whole)
+    assert_close(sampled, whole)
     everything = [model.eval()(**batch) for model in models]
     assert everything[1].logits["item"].shape == (4, 6, 200)
-    close(everything[1].loss, everything[0].loss)
+    assert_close(everything[1].loss, everything[0].loss)
 
 
 def test_losses_and_gradients_are_near_those_of_all_labels_on_average():
@@ -231,7 +231,7 @@ def test_draws_come_from_torchs_generator_whatever_the_parts(monkeypatch):
     for most in (2**21, 1):
         monkeypatch.setattr("modeling_mcm.modeling_mcm.PART_ELEMENTS", (most, most))
         torch.set_rng_state(state)
-        close([step(model, batch), step(model, batch)], [first, second])
+        assert_close([step(model, batch), step(model, batch)], [first, second])
 
 
 @pytest.mark.parametrize("way", ["bfloat16", "autocast"])
