@@ -17,7 +17,7 @@ import torch
 from hub_server import Account, HubServer, Refusal
 from huggingface_hub import ModelCard
 from safetensors import safe_open
-from test_remote_code import close, read_elsewhere
+from test_remote_code import assert_close, read_elsewhere
 from transformers import TrainingArguments, pipeline
 
 from modeling_mcm.hub import CardFacts, model_card
@@ -148,9 +148,9 @@ def test_what_was_pushed_is_read_back_by_every_way(push, hub, checkpoint, event_
     events = log.assign(when=log["when"].astype(str)).drop(columns="who").to_dict("list")
     customers = [{"events": events, "profile": {"age": "old"}}, {"events": []}]
     numbers = read_elsewhere(REPO, customers, [], tmp_path / "elsewhere", **home)
-    close(numbers["preferences"], pipeline("preference-scores", model=str(checkpoint))(customers))
+    assert_close(numbers["preferences"], pipeline("preference-scores", model=str(checkpoint))(customers))
     embedded = pipeline("customer-embedding", model=str(checkpoint))(customers)
-    close(numbers["embedding"], [row.tolist() for row in embedded])
+    assert_close(numbers["embedding"], [row.tolist() for row in embedded])
 
     code = (
         f"from huggingface_hub import snapshot_download as s; print(s({REPO!r}, cache_dir={str(tmp_path / 'snap')!r}))"
