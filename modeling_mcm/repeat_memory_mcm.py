@@ -19,6 +19,7 @@ of a task, T tasks, K half-lives.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -28,6 +29,38 @@ from transformers import initialization as init
 
 FIRST_VALUE = 2  # ids 0 (missing) and 1 (unknown) are not met
 HABITS = 6  # how often and how long ago, for the network: see `RepeatMemory.forward`
+
+
+class FadingCounts(torch.autograd.Function):
+    """n_u = f_u n_{u-1} + m_u: of a label's votes a share of what was left at the unit before, and those of unit u.
+
+    It walks over the units once, so its work grows with their number; a sum of its own for every prefix grows with
+    the square. Backward walks the other way: a_u = g_u + f_{u+1} a_{u+1}, dm_u = sum_k a_u, df_u = sum_w a_u n_{u-1}.
+
+    Forward takes m of shape `(B, S, U)`, f of shape `(U, K, B)` and the customers, units and places of labels of N
+    pairs, each of which comes once; it gives n of these, of shape `(N, K)`.
+    """
+
+    @staticmethod
+    def forward(ctx, votes, fades, customers, units, slots):
+        m, f = votes.permute(2, 0, 1).contiguous(), fades[..., None]
+        n = m.new_empty(*fades.shape, m.shape[2])  # labels last: the operations of a unit run along them
+        n[0] = m[0]
+        for before, unit in pairwise(range(len(n))):
+            torch.addcmul(m[unit], n[before], f[unit], out=n[unit])
+        ctx.save_for_backward(n, f, customers, units, slots)
+        return n[units, :, customers, slots]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        n, f, customers, units, slots = ctx.saved_tensors
+        a = torch.zeros_like(n)
+        a[units, :, customers, slots] = gradient
+        for after, unit in pairwise(range(len(n) - 1, -1, -1)):
+            a[unit].addcmul_(a[after], f[after])
+        of_fades = torch.zeros_like(f)
+        of_fades[1:] = (a[1:, ..., None, :] @ n[:-1, ..., None])[..., 0]
+        return a.sum(1).permute(1, 2, 0), of_fades[..., 0], None, None, None
 
 
 class RepeatMemory(nn.Module):
@@ -102,6 +135,14 @@ class RepeatMemory(nn.Module):
         """c of shape `(V, K)` and r of shape `(V, 1)`."""
         gains, rarity = cast(nn.Embedding, self.label_gains[task]), cast(nn.Embedding, self.label_rarity[task])
         return gains.weight, rarity.weight
+
+    def fades(self, unit_times: torch.Tensor) -> torch.Tensor:
+        """2^(-age / T) of each unit at the next one, of shape `(U, K, B)`; 1 for the first."""
+        days = F.pad(unit_times.diff(dim=1).clamp(min=0), (1, 0)).T
+        units = torch.ones_like(days)
+        units[0] = 0
+        ages = [days] * self.num_days + [units] * (len(self.half_lives) - self.num_days)
+        return torch.exp2(-torch.stack(ages, 1) * torch.exp(-self.log_half_life)[:, None])
 
     def decays(self, unit_times: torch.Tensor, unit_ends: torch.Tensor) -> torch.Tensor:
         """2^(-age / T) of each unit at each prefix, 0 for units after it.
@@ -201,13 +242,11 @@ class RepeatMemory(nn.Module):
         """
         sizes = [labels.shape[1] for labels, _ in met]
         labels, votes = torch.cat([labels for labels, _ in met], 1), torch.cat([votes for _, votes in met], 1)
-        decays = self.decays(unit_times, unit_ends)
-        batch, units, prefixes, kernels = decays.shape
-        counts = torch.bmm(votes.to(decays.dtype), decays.reshape(batch, units, -1))  # times are no half precision
+        batch, slots, prefixes = len(labels), labels.shape[1], unit_ends.shape[1]
         meetings = self.meetings(unit_ends, votes)
 
         if torch.compiler.is_exporting():  # the number of pairs is data, which a graph does not follow: all of them
-            every = (torch.arange(size, device=votes.device) for size in (labels.shape[1], batch, prefixes))
+            every = (torch.arange(size, device=votes.device) for size in (slots, batch, prefixes))
             slot, customer, prefix = (index.flatten() for index in torch.meshgrid(*every, indexing="ij"))
             pairs = [size * batch * prefixes for size in sizes]
         else:
@@ -215,10 +254,16 @@ class RepeatMemory(nn.Module):
             known &= (labels >= FIRST_VALUE)[..., None]
             slot, customer, prefix = known.transpose(0, 1).nonzero(as_tuple=True)  # task after task
             pairs = [part.sum().item() for part in known.sum((0, 2)).split(sizes)]
-        cell = (customer * labels.shape[1] + slot) * prefixes + prefix
+        cell = (customer * slots + slot) * prefixes + prefix
         label, end = labels[customer, slot], unit_ends[customer, prefix]
         number, first, last = (value.flatten()[cell] for value in meetings)
-        counts = counts.view(-1, kernels)[cell]  # n: (N, K)
+        votes = votes.to(unit_times.dtype)  # times are no half precision
+        # n, of shape (N, K). A GPU has no use for a walk along the units, and few prefixes do not need one.
+        if asked is not None and votes.device.type == "cpu":
+            counts = FadingCounts.apply(votes, self.fades(unit_times), customer, end, slot)
+        else:
+            decays = self.decays(unit_times, unit_ends)
+            counts = torch.bmm(votes, decays.flatten(2)).view(-1, decays.shape[3])[cell]
         length = torch.log1p(end.to(counts.dtype))[:, None]
 
         def of_task(parameter: torch.Tensor) -> torch.Tensor:
@@ -227,7 +272,7 @@ class RepeatMemory(nn.Module):
 
         tables = tables or [self.of_labels(task) for task in tasks]
         both = [F.embedding(ids, torch.cat(pair, 1)) for ids, pair in zip(label.split(pairs), tables, strict=True)]
-        label_gains, rarity = torch.cat(both).split([kernels, 1], 1)
+        label_gains, rarity = torch.cat(both).split([counts.shape[1], 1], 1)
         gains = of_task(self.memory_gain) + label_gains + of_task(self.memory_growth) * length
         terms = torch.log1p(counts * (of_task(self.log_sensitivity) + of_task(self.rarity_weight) * rarity).exp())
         added = (terms * gains).sum(-1)

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch.utils.data import Sampler
 from transformers import Trainer, set_seed
 from transformers.utils import logging
@@ -240,6 +241,7 @@ def main() -> None:
             "threads": torch.get_num_threads(),
         }
         Path(training.output_dir, "finetuning.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    PartialState().destroy_process_group()  # whose threads would now and then abort the process at its end
 
 
 def first_output(outputs: Any, labels: torch.Tensor) -> torch.Tensor:

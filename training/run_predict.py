@@ -194,6 +194,7 @@ def main() -> None:
         sys.exit(f"run_predict: {error}")
     if PartialState().is_main_process:
         sys.stdout.write(said + "\n")
+    PartialState().destroy_process_group()  # whose threads would now and then abort the process at its end
 
 
 if __name__ == "__main__":

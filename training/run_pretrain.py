@@ -31,6 +31,7 @@ import psutil
 import pyarrow.parquet as pq
 import torch
 import yaml
+from accelerate import PartialState
 from numpy.typing import NDArray
 from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
@@ -318,6 +319,7 @@ def main() -> None:
             },
         }
         Path(training.output_dir, "pretraining.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    PartialState().destroy_process_group()  # whose threads would now and then abort the process at its end
 
 
 if __name__ == "__main__":

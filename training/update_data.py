@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Brings a prepared data set up to its log: only customers in new files are prepared again.
+"""Brings a prepared data set up to its log: only visits that new files change, and later ones, are prepared again.
 
     python training/update_data.py --data data/prepared --events log
     python training/update_data.py --data data/prepared --events log --grow_vocabularies 20
@@ -54,7 +54,7 @@ def summary(done: Update, options: UpdateOptions) -> str:
     lines = [
         f"Data set    {options.data}: {held} in {len(shards)} shards",
         f"Files       {len(done.files)} new, changed or gone{': ' if done.files else ''}{', '.join(done.files[:5])}",
-        f"Prepared    {done.customers:,} customers, {done.shards} shards written",
+        f"Prepared    {done.events:,} events of {done.customers:,} customers, {done.shards} shards written",
     ]
     lines += [f"Added       {name}: {len(values):,}, such as {values[0]!r}" for name, values in done.added.items()]
     return "\n".join(lines)

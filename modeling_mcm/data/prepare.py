@@ -126,7 +126,8 @@ def _drop_and_count(
     return whole, counts
 
 
-def _add_target(events: ir.Table, schema: EventSchema) -> ir.Table:
+def add_target(events: ir.Table, schema: EventSchema) -> ir.Table:
+    """Adds `is_target`: 1 where the token type is one of `target_token_types`, or there are none."""
     token = events[f"f{schema.features.index(schema.token_feature)}"]
     is_target = token.isin(schema.target_token_types) if schema.target_token_types else ibis.literal(True)
     return events.mutate(is_target=ibis.coalesce(is_target, False).cast("int8"))
@@ -194,7 +195,7 @@ def check_events(
         cache: of `caching`.
     """
     whole, counts = _drop_and_count(events, schema, cache)
-    kept, excess = keep_latest(add_period(_add_target(whole, schema), schema), schema.max_events_per_customer)
+    kept, excess = keep_latest(add_period(add_target(whole, schema), schema), schema.max_events_per_customer)
     if excess["dropped_excess"]:
         kept = cache(kept)  # every step reads it
     return kept, counts | excess | _count_periods(kept, schema)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,11 @@ from typing import Any
 
 import ibis
 import ibis.expr.types as ir
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from modeling_mcm.data.dataset import sha256_of
 from modeling_mcm.data.engine import each_group
@@ -23,6 +27,7 @@ from modeling_mcm.data.vocabulary import Vocabularies
 from modeling_mcm.processing_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 
 ROWS_PER_ROW_GROUP = 256
+ENDS = ("validation_end", "test_end")  # how many events come before each cutoff
 
 
 def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSchema) -> ir.Table:
@@ -67,7 +72,7 @@ def shard_schema(schema: EventSchema) -> tuple[list[str], pa.Schema]:
     columns += [(f"f{i}", f"feature_{spec.name}", ids) for i, spec in enumerate(schema.features)]
     columns += [(f"t{k}", f"task_{task}", ids) for k, task in enumerate(schema.tasks)]
     columns += [(f"p{i}", f"profile_{spec.name}", pa.int32()) for i, spec in enumerate(schema.profile)]
-    columns += [(name, name, pa.int32()) for name in ("validation_end", "test_end")]
+    columns += [(name, name, pa.int32()) for name in ENDS]
     return [internal for internal, _, _ in columns], pa.schema([(name, kind) for _, name, kind in columns])
 
 
@@ -75,6 +80,66 @@ def shard_table(rows: pa.Table, schema: EventSchema) -> pa.Table:
     """Rows of `customer_rows` as they stand in a shard."""
     internal, arrow_schema = shard_schema(schema)
     return rows.sort_by("customer_id").select(internal).rename_columns(arrow_schema.names).cast(arrow_schema)
+
+
+def continued(rows: pa.Table, kept: NDArray[np.int64], others: pa.Table) -> pa.Table:
+    """Rows of a shard with their first `kept` visits, then the events of `others`, which has new customers too.
+
+    Customers of whom no event is left are left out.
+    """
+    lengths = pc.list_value_length(rows["visits"]).to_numpy()
+    owners = np.repeat(np.arange(len(rows)), lengths)
+    stays = pc.list_flatten(rows["visits"]).to_numpy() < kept[owners]
+    lengths = np.bincount(owners[stays], minlength=len(rows))
+    mask = pa.array(stays)
+    for place, column in enumerate(rows.schema):
+        if pa.types.is_list(column.type):
+            values = pc.list_flatten(rows[column.name]).filter(mask)
+            rows = rows.set_column(place, column, _lists(values, lengths, column.type))
+        elif column.name in ENDS:  # events lie in the order of their periods
+            rows = rows.set_column(place, column, pa.array(np.minimum(rows[column.name], lengths), column.type))
+    both = pa.concat_tables([rows, others])
+    both = both.take(pc.sort_indices(both, [("customer_id", "ascending")]))  # stable: a customer's new events are last
+    lengths = pc.list_value_length(both["visits"]).to_numpy()
+    both = both.filter(pa.array(lengths > 0))
+    if not len(both):
+        return both
+    ids = both["customer_id"].to_numpy()
+    first = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
+    lengths = np.add.reduceat(lengths[lengths > 0], first)
+    columns = []
+    for column in both.schema:
+        found = both[column.name]
+        if pa.types.is_list(column.type):
+            columns.append(_lists(pc.list_flatten(found), lengths, column.type))
+        elif column.name in ENDS:
+            columns.append(pa.array(np.add.reduceat(found.to_numpy(), first), column.type))
+        else:  # a profile is the newest one
+            columns.append(found.take(np.append(first[1:], len(both)) - 1))
+    return pa.table(columns, both.schema)
+
+
+def _lists(values: pa.ChunkedArray, lengths: NDArray[np.int64], kind: pa.ListType) -> pa.ListArray:
+    offsets = pa.array(np.append(0, lengths.cumsum()), pa.int32())
+    return pa.ListArray.from_arrays(offsets, values.combine_chunks()).cast(kind)
+
+
+def cases_among(rows: pa.Table, schema: EventSchema) -> dict[str, int]:
+    """The evaluation cases of both cutoffs among customers, from their rows of a shard; as preparation counts them."""
+    others = [task for task in schema.tasks if task != schema.token_feature.name]
+    labels = [pc.list_flatten(rows[f"task_{task}"]).to_numpy() for task in others or schema.tasks]
+    targets = functools.reduce(operator.or_, [of_task != MISSING_ID for of_task in labels])
+    if not others and not schema.target_token_types:  # every event of the log is one
+        targets |= pc.list_flatten(rows[f"feature_{schema.token_feature.name}"]).to_numpy() == MISSING_ID
+    until = np.append(0, targets.cumsum())
+    starts = np.append(0, pc.list_value_length(rows["visits"]).to_numpy().cumsum())
+    ends = [starts[:-1] + rows[name].to_numpy() for name in ENDS]
+    before, until_test = (until[end] - until[starts[:-1]] for end in ends)
+    after, enough = until[starts[1:]] - until[ends[1]], schema.min_history
+    return {
+        "validation_cases": int(((before >= enough) & (until_test > before)).sum()),
+        "test_cases": int(((until_test >= enough) & (after > 0)).sum()),
+    }
 
 
 def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:

@@ -3,44 +3,44 @@
 """Tomorrow's events in a prepared data set, without preparing all customers again.
 
 The log is a folder of Parquet files, one or more a day, and stays what is true: an update finds the files that it has
-not seen, reads the whole history of the customers in them, and replaces their rows. All other rows, and shards without
-such a customer, stay as they are. So a late event, or a visit that goes on after midnight, is like any other: the
-result has the rows of a full preparation with the same vocabularies and cutoffs, in the same order.
+not seen, and the first visit of each customer in them that they change. What comes before it stays as it is in the
+customer's row, and the visits from there on are read from the log again. All other rows, and shards without such a
+customer, stay as they are. So a late event, or a visit that goes on after midnight, is like any other: the result has
+the rows of a full preparation with the same vocabularies and cutoffs, in the same order.
 """
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ibis
 import ibis.expr.types as ir
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from modeling_mcm.data.dataset import (
-    FEATURE_EXTRACTOR_FOLDER,
-    POPULARITY_FILE,
-    PreparedManifest,
-    check_shard,
-    sha256_of,
-)
+from modeling_mcm.data.changes import Cache, Changes, compare_files, find_changes, new_values, together
+from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, POPULARITY_FILE, PreparedManifest, check_shard
 from modeling_mcm.data.engine import caching, link, open_engine, open_table, read_files, replacing
 from modeling_mcm.data.events import find_visits, normalise_events, normalise_profile
-from modeling_mcm.data.files import InputFiles, check_files, describe, find_files
+from modeling_mcm.data.files import check_files, describe
 from modeling_mcm.data.prepare import check_events, digest_of, versions
-from modeling_mcm.data.rows import count_ids, customer_rows, popularity, shard_table, write_shard
-from modeling_mcm.data.schema import CATEGORICAL, EventSchema
+from modeling_mcm.data.rows import (
+    cases_among,
+    continued,
+    count_ids,
+    customer_rows,
+    popularity,
+    shard_table,
+    write_shard,
+)
+from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.data.vocabulary import Vocabularies, encode_events, encode_profiles, vocabularies_of
 from modeling_mcm.processing_mcm import MISSING_ID, MCMFeatureExtractor
-
-Cache = Callable[..., ir.Table]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Update:
     Attributes:
         manifest: As written.
         files: Names of the log's files that were new, changed or gone.
-        customers: How many were prepared anew.
+        customers: How many have rows that changed.
+        events: How many events of theirs were prepared anew.
         shards: How many were written anew; the others are the same files.
         added: Per feature the values that joined its vocabulary.
     """
@@ -58,96 +59,34 @@ class Update:
     manifest: PreparedManifest
     files: list[str]
     customers: int
+    events: int
     shards: int
     added: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
-class _Files:
-    """The log's files by what they are to the data set, the names of those that changed, and the log's description."""
-
-    same: InputFiles
-    arrived: InputFiles
-    left: InputFiles  # in their earlier version
-    names: list[str]
-    log: dict[str, Any]
-
-
-def _compare(directory: Path, log: Path, manifest: PreparedManifest, corrected: Iterable[str | Path]) -> _Files:
-    """Finds what is new by name and digest; raises where a file changed whose earlier version is not given."""
-    if not log.is_dir() or not manifest.input["events"]:
-        raise ValueError(
-            f"{log} is no folder, or {directory} was not prepared from files: an update needs a log that is a folder "
-            "of Parquet files, the old ones among them."
-        )
-    (found,) = find_files(log, "event")
-    then, now = manifest.input["events"]["files"], found.digests()
-    given = [path for each in map(Path, corrected) for path in (each.rglob("*.parquet") if each.is_dir() else [each])]
-    earlier = {sha256_of(path): str(path) for path in given}
-    arrived = [name for name, digest in now.items() if then.get(name) != digest]
-    left = [name for name, digest in then.items() if now.get(name) != digest]
-    if unknown := [name for name in left if then[name] not in earlier]:
-        raise ValueError(
-            f"{', '.join(unknown[:5])} of {log} changed or is gone since {directory} was prepared. Give the version "
-            "that was read then as `corrected` (--corrected), so that customers who are in that one alone are "
-            "prepared anew too, or prepare everything with `prepare`."
-        )
-    paths = dict(zip(now, found.paths, strict=True))
-    return _Files(
-        same=replace(found, paths=tuple(path for name, path in paths.items() if name not in arrived)),
-        arrived=replace(found, paths=tuple(paths[name] for name in arrived)),
-        left=replace(found, paths=tuple(earlier[then[name]] for name in left)),
-        names=sorted({*arrived, *left}),
-        log={"name": found.name, "files": now},
-    )
-
-
-def _new_values(arrived: ir.Table, schema: EventSchema, extractor: MCMFeatureExtractor, least: int) -> dict[str, list]:
-    """Per categorical event feature the unknown values with `least` new events, most frequent first, then by text.
-
-    Where the schema has `max_values`, as many as there is still room for.
-    """
-    added = {}
-    for i, spec in enumerate(schema.features):
-        if spec.kind == CATEGORICAL:
-            known = ibis.memtable(pa.table({"known": pa.array(extractor.vocabularies[spec.name], pa.string())}))
-            seen = arrived.filter(arrived[f"f{i}"].length() > 0).group_by(value=arrived[f"f{i}"])
-            counts = seen.agg(number=lambda t: t.count()).anti_join(known, ibis._.value == known.known)
-            kept = counts.filter(counts.number >= least).order_by(ibis.desc("number"), ibis.asc("value"))
-            if spec.max_values:
-                kept = kept.limit(max(spec.max_values - len(extractor.vocabularies[spec.name]), 0))
-            if values := kept.value.to_pyarrow().to_pylist():
-                added[spec.name] = values
-    return added
-
-
-def _with_values(events: ir.Table, schema: EventSchema, added: dict[str, list[str]]) -> list[ir.Table]:
-    """Customers with an event that had an unknown value and now has a known one."""
-    found = []
-    for i, spec in enumerate(schema.features):
-        if spec.name in added:
-            values = ibis.memtable(pa.table({"value": pa.array(added[spec.name], pa.string())}))
-            found.append(events.semi_join(values, events[f"f{i}"] == values.value).select("customer_id"))
-    return found
-
-
-@dataclass(frozen=True)
 class _Part:
-    """Some customers' events, encoded, with what a manifest counts of them."""
+    """Some customers' last events, encoded, with what a manifest counts of them."""
 
     encoded: ir.Table
     counts: dict[str, Any]
     popularity: pa.Table
+    cases: Counter[str]  # among the whole histories
 
 
-def _encode(events: ir.Table, numbers: ir.Table, fitted: Vocabularies, schema: EventSchema, cache: Cache) -> _Part:
-    """The steps of preparation for the customers in `numbers`."""
+def _encode(events: ir.Table, changes: Changes, fitted: Vocabularies, schema: EventSchema, cache: Cache) -> _Part:
+    """The steps of preparation for the visits from `kept` on of the customers in `changes`.
+
+    The events begin one visit earlier, so that the first of these has one before it.
+    """
     checked, counts = check_events(events, schema, cache)
-    visits = cache(find_visits(checked))
-    sharded, visits = (table.inner_join(numbers, "customer_id") for table in (checked, visits))
+    visits = find_visits(checked).inner_join(changes.table(), "customer_id")
+    visits = visits.mutate(visit=(visits.visit + ibis.greatest(visits.kept - 1, 0)).cast("int32"))
+    visits = cache(visits.filter(visits.visit >= visits.kept))
+    sharded = checked.inner_join(changes.table(), "customer_id")
     encoded = cache(encode_events(sharded, visits, fitted, schema), near="shard")
     counts |= count_ids(encoded, schema)
-    return _Part(encoded, counts, popularity(encoded, fitted, schema))
+    return _Part(encoded, counts, popularity(encoded, fitted, schema), Counter())
 
 
 def _combined(old: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
@@ -224,11 +163,11 @@ def update(
         raise ValueError(
             "The schema has `profile` features, but no profile table is given; pass `profile` (--profile)."
         )
-    files = _compare(directory, log, manifest, corrected)
+    files = compare_files(directory, log, manifest, corrected)
     people = describe(profile) if schema.profile else None
     new_people = bool(schema.profile) and (people is None or people != manifest.input["profile"])
     if not files.names and not new_people:
-        return Update(manifest, [], 0, 0, {})
+        return Update(manifest, [], 0, 0, 0, {})
     read = [each for each in (files.same, files.arrived, files.left) if each.paths]
     check_files(read, "event", schema.event_columns)
     extractor = MCMFeatureExtractor.from_pretrained(str(directory / FEATURE_EXTRACTOR_FOLDER))
@@ -243,58 +182,45 @@ def update(
             normalise_events(read_files(each, connection), schema) if each.paths else None
             for each in (files.same, files.arrived, files.left)
         )
-        # Rows of the log's new and corrected files, and of what stood there: their customers are prepared anew.
+        # Rows of the log's new and corrected files, and of what stood there.
         arrived, left = (cache(table) if table is not None else None for table in (arrived, left))
         old = vocabularies_of(extractor, schema)
         old = Vocabularies({name: list(values) for name, values in old.values.items()}, old.bins)
         growing = grow_vocabularies and arrived is not None
-        added = _new_values(arrived, schema, extractor, grow_vocabularies) if growing else {}
+        added = new_values(arrived, schema, extractor, grow_vocabularies) if growing else {}
         for name, values in added.items():
             extractor.add_values(name, values)
         fitted = vocabularies_of(extractor, schema)
-        touched = [table.select("customer_id") for table in (arrived, left) if table is not None]
-        touched += _with_values(same, schema, added) if same is not None else []
-        ids: list[str] = []
-        if touched:
-            everyone = functools.reduce(ir.Table.union, touched)
-            everyone = everyone.filter(everyone.customer_id.notnull()).distinct()
-            ids = everyone.order_by("customer_id").customer_id.to_pyarrow().to_pylist()
         bounds = _first_customers(directory, manifest.shards)
-        place = np.searchsorted(np.array(bounds[1:], object), np.array(ids, object), side="right")
-        numbers = ibis.memtable(
-            pa.table({"customer_id": pa.array(ids, pa.string()), "shard": pa.array(place, pa.int64())})
-        )
-        same = cache(same.semi_join(numbers, "customer_id")) if same is not None else None  # the one pass over the log
-        after, before = (
-            _encode(functools.reduce(ir.Table.union, tables), numbers, vocabularies, schema, cache)
-            for vocabularies, tables in (
-                (fitted, [table for table in (same, arrived) if table is not None]),
-                (old, [table for table in (same, left) if table is not None]),
-            )
-        )
+        changes = find_changes(same, arrived, left, added, bounds[1:], schema, cache)
+        after = _encode(together(changes.same, arrived), changes, fitted, schema, cache)
+        before = _encode(together(changes.same, left), changes, old, schema, cache)
         profiles = None
-        counts = _combined(manifest.counts, before.counts, after.counts)
         if schema.profile:
             raw = cache(normalise_profile(open_table(profile, connection, "profile"), schema))
             profiles = cache(encode_profiles(raw, fitted, schema))
-            counts["profiles"] = raw.count().to_pyarrow().as_py()
+        rows = cache(customer_rows(after.encoded, profiles, schema), near="shard")
 
         pieces: list[dict[str, Any]] = []
-        written = Counter(place.tolist())
+        written = {*range(len(manifest.shards))} if new_people else {*changes.shards.tolist()}
         for k, shard in enumerate(manifest.shards):
             path = directory / shard["file"]
-            if k not in written and not new_people:
+            if k not in written:
                 link(path, target / f"{len(pieces)}.parquet")
                 pieces.append(dict(shard))
                 continue
             check_shard(path, shard, verify=True)
             table = pq.read_table(path)
-            here = pa.array([ids[i] for i in np.flatnonzero(place == k)], pa.string())
-            table = table.filter(pc.invert(pc.is_in(table["customer_id"], here)))
             if new_people and profiles is not None:
                 table = _refresh_profiles(table, profiles, schema)
-            rows = customer_rows(after.encoded.filter(after.encoded.shard == k), profiles, schema)
-            table = pa.concat_tables([table, shard_table(rows.to_pyarrow(), schema)]).sort_by("customer_id")
+            customers, kept = changes.of_shard(k)
+            is_changed = pc.is_in(table["customer_id"], customers)
+            stood = table.filter(is_changed)
+            kept = kept[pc.index_in(stood["customer_id"], customers).to_numpy()]
+            stand = continued(stood, kept, shard_table(rows.filter(rows.shard == k).to_pyarrow(), schema))
+            before.cases.update(cases_among(stood, schema))
+            after.cases.update(cases_among(stand, schema))
+            table = pa.concat_tables([table.filter(pc.invert(is_changed)), stand]).sort_by("customer_id")
             parts = max(len(table) // manifest.options["rows_per_shard"], min(len(table), 1))
             for start, end in (
                 (len(table) * part // parts, len(table) * (part + 1) // parts) for part in range(parts)
@@ -306,6 +232,9 @@ def update(
         extractor.save_pretrained(target / FEATURE_EXTRACTOR_FOLDER)
         popular = (pq.read_table(directory / POPULARITY_FILE), before.popularity, after.popularity)
         pq.write_table(_combined_popularity(*popular, schema), target / POPULARITY_FILE)
+        counts = _combined(manifest.counts, before.counts | before.cases, after.counts | after.cases)
+        if profiles is not None:
+            counts["profiles"] = profiles.count().to_pyarrow().as_py()
         options = manifest.options | {"updates": manifest.options.get("updates", 0) + 1}
         options |= {"vocabularies": digest_of(extractor)} if "vocabularies" in options or added else {}
         source = {"events": files.log, "profile": people}
@@ -319,4 +248,4 @@ def update(
             shards=pieces,
         )
         result.save(target)
-    return Update(result, files.names, len(ids), len(manifest.shards) if new_people else len(written), added)
+    return Update(result, files.names, len(changes.customers), after.counts["events"], len(written), added)

@@ -53,6 +53,15 @@ def outputs(source, customers, head):
     return found
 
 
+def assert_close(found, expected, what):
+    """Weights of another file may lie elsewhere in memory, which a matrix product's last bits can tell."""
+    if isinstance(expected, dict):
+        assert list(found) == list(expected), what
+        found, expected = (sum(each.values(), []) for each in (found, expected))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.tensor(one), torch.tensor(other), atol=1e-6, rtol=1e-6, msg=what)
+
+
 def main(source, customers_file, folder):
     given = json.loads(open(customers_file, encoding="utf-8").read())
     customers, actions = given["customers"], given["actions"]
@@ -71,10 +80,11 @@ def main(source, customers_file, folder):
         head.from_pretrained(source, **TRUST).save_pretrained(saved)
         AutoFeatureExtractor.from_pretrained(source, **TRUST).save_pretrained(saved)
         again = outputs(saved, customers, head if head is AutoModelForPreTraining and not actions else None)
-        assert all(numbers[name] == value for name, value in again.items()), head.__name__
+        for name, value in again.items():
+            assert_close(value, numbers[name], head.__name__)
     embedding.save_pretrained(f"{folder}/pipeline")
     reloaded = pipeline("customer-embedding", model=f"{folder}/pipeline", **TRUST)
-    assert [row.tolist() for row in reloaded(customers)] == numbers["pipeline embedding"]
+    assert_close([row.tolist() for row in reloaded(customers)], numbers["pipeline embedding"], "pipeline")
     with open(f"{folder}/numbers.json", "w", encoding="utf-8") as file:
         json.dump(numbers, file)
 

@@ -79,12 +79,15 @@ def rows(folder):
 
 FEW = {"max_events": 6, "max_events_per_customer": 6}
 CHOICES = [{}, {"visit": None, "end_of_visit": None, "on_duplicate": "drop"} | FEW]
+CHOICES += [{"tasks": ["token_type"], "target_token_types": []}]
 
 
 @pytest.mark.parametrize(("seed", "choices"), enumerate(CHOICES))
 def test_updates_give_the_rows_of_a_full_preparation(shop, seed, choices):
     generator = np.random.default_rng(seed)
     log = make_log(seed=seed, customers=14)
+    log["at"] += pd.to_timedelta(generator.integers(0, 1 + 400_000 * seed, len(log)), unit="s")  # visits that overlap
+    log.loc[generator.random(len(log)) < 0.05, "kind"] = None
     log = pd.concat([log, log.sample(20, random_state=seed)])  # duplicates, some of them days apart in the files
     late = generator.random(len(log)) < 0.1  # arrives after its day
     newcomer = log["user"].isin([3, 13])
@@ -115,6 +118,20 @@ def test_shards_without_a_new_event_are_the_same_files(shop):
     assert shop.update().files == []  # nothing new, nothing done
     with pytest.raises(FileExistsError, match="another options made it"):  # a full preparation is something else
         shop.prepare(reuse=True)
+    shop.check()
+
+
+def test_a_day_is_read_from_the_last_visit_before_it(shop):
+    log = make_log()
+    is_new = log["at"] >= START
+    shop.write(log[~is_new])
+    shop.prepare()
+    before = rows(shop.data)
+    shop.write(log[is_new], "new-{:%Y-%m}.parquet")
+    done = shop.update()
+    assert done.customers == 12 and is_new.sum() < done.events < is_new.sum() + 12 * 5  # visits have at most 4 events
+    for old, new in zip(before, rows(shop.data), strict=True):
+        assert new["times"][: len(old["times"])] == old["times"]
     shop.check()
 
 
