@@ -335,7 +335,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         visit_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             As in [`MCMModel.forward`].
         event_times (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Days since the customer's first event. Read by the repeat memory.
+            Days since the customer's first event, none less than the one before. Read by the repeat memory.
         prefix_ends (`torch.LongTensor` of shape `(batch_size, prefixes)`, *optional*):
             Index of the last event of each prefix that is asked for; needs a causal encoder, or a masked event to read
             from. Default: the whole sequence is the one prefix.

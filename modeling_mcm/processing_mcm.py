@@ -425,8 +425,9 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
 
         Returns:
             `BatchFeature`: padded on the right with 0, the start row first: `input_ids` int64 `(B, L, J)`;
-            `attention_mask` int64 `(B, L)`; `event_times` float32 `(B, L)`, days since the first kept event, 0 in the
-            start row; `visit_ids` int64 `(B, L)`, 0 in the start row, the kept visits from 1.
+            `attention_mask` int64 `(B, L)`; `event_times` float32 `(B, L)`, days from the first kept event to the
+            latest one so far (visits may overlap), 0 in the start row; `visit_ids` int64 `(B, L)`, 0 in the start
+            row, the kept visits from 1.
 
         Raises:
             ValueError: if there are no rows, a row lacks a column, or ids do not fit the vocabularies.
@@ -474,6 +475,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         if mask_next:
             event_times[last] = event_times[last[0], lengths]
             visit_ids[last] = visit_ids[last[0], lengths] + 1
+        event_times = np.maximum.accumulate(event_times, axis=1) * attention_mask.astype(np.float32)
         arrays = (input_ids, attention_mask, visit_ids, event_times)
         return BatchFeature(dict(zip(self.model_input_names, arrays, strict=True)), tensor_type=return_tensors)
 

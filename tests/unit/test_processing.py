@@ -120,7 +120,7 @@ def test_the_model_input_has_the_start_row_with_the_profile_then_the_events(extr
     for place, feature in enumerate(extractor.feature_names[:6]):
         assert batch["input_ids"][0, 1:, place].tolist() == row[f"feature_{feature}"].tolist()
     assert not batch["input_ids"][0, 1:, 6:].any()
-    days = (row["times"] - row["times"][0]) / 86400
+    days = np.maximum.accumulate(row["times"] - row["times"][0]) / 86400  # visit 2 begins before visit 1 ends
     assert torch.equal(batch["event_times"][0], torch.tensor([0.0, *days], dtype=torch.float32))
     assert batch["visit_ids"][0].tolist() == [0, *(row["visits"] + 1)]
     assert list(batch) == extractor.model_input_names
@@ -252,6 +252,13 @@ def test_of_a_long_history_the_latest_events_and_the_start_row_are_kept(extracto
     assert whole["event_times"][0].tolist() == [0.0, *range(7)]
     assert extractor.pad([row], max_events=1)["input_ids"].shape[1] == 1
     assert extractor.pad([row], max_events=100)["input_ids"].shape[1] == 1 + len(events)
+
+
+def test_times_do_not_fall_where_visits_overlap(extractor):
+    row = extractor.encode({"events": [event(f"2017-01-0{day}", "click") for day in (1, 3, 5, 6)]})
+    row["times"][1:3] = row["times"][2:0:-1].copy()  # the second visit ends after the third one
+    batch = extractor.pad([row, extractor.encode({"events": []})])
+    assert batch["event_times"].tolist() == [[0.0, 0.0, 4.0, 4.0, 5.0], [0.0] * 5]
 
 
 def test_a_batch_gives_what_single_customers_give_and_zeros(extractor):

@@ -135,6 +135,21 @@ def test_the_pairs_are_the_labels_that_each_prefix_met(memory, history):
         assert len(found) == len(set(found)) and set(found) == expected
 
 
+def test_a_walk_over_the_units_counts_as_a_sum_for_every_prefix_does(memory, history):
+    label_ids, event_units, embeddings, unit_times, _ = history
+    ends = torch.arange(4).expand(BATCH, 4)
+    found = []
+    for asked in (torch.ones_like(ends).bool(), None):  # asked for by unit they are walked to
+        met = memory.votes(label_ids[..., None], event_units, embeddings, 4)
+        (customers, prefixes, labels, values), *_ = memory([0], unit_times, ends, met, asked)
+        weights = torch.cos(torch.arange(len(values)))
+        gradients = torch.autograd.grad((values * weights).sum(), [memory.log_half_life, *memory.vote.parameters()])
+        found.append((customers, prefixes, labels, values, *gradients))
+    for walked, summed in zip(*found, strict=True):
+        torch.testing.assert_close(walked, summed, atol=1e-5, rtol=1e-5)
+    assert found[0][4].all()
+
+
 @torch.no_grad()
 def test_meetings_are_counted_and_dated(memory, history):
     label_ids, event_units, embeddings, _, unit_ends = history
