@@ -179,7 +179,7 @@ def cost_model(options: ScalingOptions, of_floor: float, collated: float) -> lis
         ["FLOPs, all", f"{whole / 1e18:,.3g} EFLOP", f"3 times forward, {options.epochs:g} epochs"],
         ["hours at the peak", hours(whole / peak), f"{options.gpus} GPUs of {options.teraflops:g} TFLOP/s"],
         ["hours at this machine's share", hours(whole / peak / of_floor), f"{of_floor:.0%} of the floor, as here"],
-        ["dollars", f"{dollars:,.0f}", f"{options.dollars:g} a GPU and hour"],
+        ["dollars", f"{dollars:,.2f}", f"{options.dollars:g} a GPU and hour"],
         ["all-reduce", hours(reduced), f"{parameters / 1e6:.0f} M parameters in float32, {steps:,.0f} steps"],
         ["prepared data", f"{options.events * bytes_an_event / 1e12:,.3g} TB decoded", "17 features, time, visit"],
         ["optimizer, a GPU", f"{4 * FLOAT * parameters / 1e9:,.3g} GB", "weights, gradients, two averages"],
