@@ -242,7 +242,7 @@ class RepeatMemory(nn.Module):
         """
         sizes = [labels.shape[1] for labels, _ in met]
         labels, votes = torch.cat([labels for labels, _ in met], 1), torch.cat([votes for _, votes in met], 1)
-        batch, slots, prefixes = len(labels), labels.shape[1], unit_ends.shape[1]
+        (batch, slots), prefixes = labels.shape, unit_ends.shape[1]  # not len(...), which an export can't follow
         meetings = self.meetings(unit_ends, votes)
 
         if torch.compiler.is_exporting():  # the number of pairs is data, which a graph does not follow: all of them
