@@ -65,16 +65,17 @@ def matmul_rate(
         some = max(rows // share, 1)
         h, e = (torch.randn(number, hidden, device=device, dtype=dtype) for number in (some, columns))
         names = {"torch": torch, "h": h, "e": e, "out": h.new_empty(some, columns)}
-        seconds = Timer("torch.mm(h, e.T, out=out)", globals=names).blocked_autorange(min_run_time=0.3).median
-        rates.append(2 * some * hidden * columns / seconds)
+        timer = Timer("torch.mm(h, e.T, out=out)", globals=names, num_threads=torch.get_num_threads())  # 1 if not told
+        rates.append(2 * some * hidden * columns / timer.blocked_autorange(min_run_time=0.3).median)
     return max(rates)
 
 
 def copy_rate(numbers: int = 2**26) -> float:
     """Bytes a second, read and written, of a copy that fits no cache."""
     source, target = torch.randn(numbers), torch.empty(numbers)
-    seconds = Timer("target.copy_(source)", globals={"target": target, "source": source})
-    return 2 * FLOAT * numbers / seconds.blocked_autorange(min_run_time=0.5).median
+    names = {"target": target, "source": source}
+    timer = Timer("target.copy_(source)", globals=names, num_threads=torch.get_num_threads())
+    return 2 * FLOAT * numbers / timer.blocked_autorange(min_run_time=0.5).median
 
 
 def floor(shape: Shape, config: Mapping[str, Any] | None = None) -> dict[str, dict[str, float]]:
