@@ -137,7 +137,7 @@ class RepeatMemory(nn.Module):
         return gains.weight, rarity.weight
 
     def fades(self, unit_times: torch.Tensor) -> torch.Tensor:
-        """2^(-age / T) of each unit at the next one, of shape `(U, K, B)`; 1 for the first."""
+        """2^(-age / T) of the unit before at each unit, of shape `(U, K, B)`; the first has none before it, and 1."""
         days = F.pad(unit_times.diff(dim=1).clamp(min=0), (1, 0)).T
         units = torch.ones_like(days)
         units[0] = 0

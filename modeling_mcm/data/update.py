@@ -51,7 +51,7 @@ class Update:
         manifest: As written.
         files: Names of the log's files that were new, changed or gone.
         customers: How many have rows that changed.
-        events: How many events of theirs were prepared anew.
+        events: How many events of theirs were read and prepared anew, those of the last visit that is kept included.
         shards: How many were written anew; the others are the same files.
         added: Per feature the values that joined its vocabulary.
     """

@@ -59,6 +59,24 @@ def test_the_floor_counts_the_arithmetic_of_the_encoder(benchmark):
     assert counter.get_total_flops() == benchmark("floor").encoder_flops(2, 16, 24, 11)
 
 
+def test_the_rates_of_the_floor_are_those_of_all_threads(benchmark, monkeypatch):
+    module, seen = benchmark("floor"), []
+    timer = module.Timer
+
+    def noted(statement, globals, **options):
+        names = globals | {"seen": seen, "torch": torch}
+        return timer(f"seen.append(torch.get_num_threads()); {statement}", globals=names, **options)
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(module, "Timer", noted)
+    try:
+        torch.set_num_threads(2)
+        assert module.matmul_rate(16, 4, 8) > 0 and module.copy_rate(64) > 0
+    finally:
+        torch.set_num_threads(threads)
+    assert set(seen) == {2}
+
+
 def test_a_sample_that_is_all_labels_has_no_error(benchmark):
     module = benchmark("sampling")
     model, batch = module.untrained(module.SamplingOptions(labels=90, units=3, batch_size=2))
