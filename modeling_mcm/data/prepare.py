@@ -27,6 +27,7 @@ import ibis.expr.types as ir
 import pyarrow.parquet as pq
 from transformers.utils import logging
 
+from modeling_mcm.data.counts import FOLLOWERS_FILE, count_followers, measure
 from modeling_mcm.data.dataset import (
     FEATURE_EXTRACTOR_FOLDER,
     MANIFEST_FILE,
@@ -378,6 +379,10 @@ def _run(
     counts |= count_ids(encoded, schema)
     done("encoded")
     pq.write_table(popularity(encoded, fitted, schema), target / POPULARITY_FILE)
+    measures = {}
+    if schema.cutoffs != NO_CUTOFFS:  # else nobody will train on it
+        measures = measure(encoded, schema)
+        pq.write_table(count_followers(encoded, schema, measures), target / FOLLOWERS_FILE)
     encoded_profiles = cache(encode_profiles(profiles, fitted, schema)) if profiles is not None else None
     number = math.ceil(counts["customers"] / rows_per_shard)
     done("counted")
@@ -386,4 +391,7 @@ def _run(
     for entry in write_shards(encoded, encoded_profiles, schema, target, number):
         shards.append(entry)
         done(f"shard {len(shards)} of {number}")
-    return PreparedManifest(counts=counts, seeds={}, versions=versions(connection), shards=shards, **wanted)
+    made_with = versions(connection)
+    return PreparedManifest(
+        counts=counts, seeds={}, versions=made_with, shards=shards, measures=measures, **wanted
+    )
