@@ -81,7 +81,7 @@ class BaselineCache:
             finally:
                 partial.unlink(missing_ok=True)
             for other in self.folder.glob("*.parquet"):
-                if not other.name.startswith(path.name[:17]):
+                if not other.name.startswith(f"{self.data[:16]}-"):
                     other.unlink(missing_ok=True)
         except OSError as error:
             logger.debug("Values of a baseline are not kept in %s: %s.", self.folder, error)

@@ -11,8 +11,8 @@ from modeling_mcm.evaluation.metrics import Interval, paired_difference
 
 LONGER = "train longer (`--num_train_epochs`, `--max_seconds`)"
 MEMORY = (
-    "turn on the repeat memory where it is off (`repeat_half_lives_units`, `repeat_half_lives_days` and `repeat_network_size`, as "
-    "configuration/mcm-base has them)"
+    "turn on the repeat memory where it is off (`repeat_half_lives_units`, `repeat_half_lives_days` and "
+    "`repeat_network_size`, as mcm-base has them)"
 )
 NOT_LEARNED = (
     f"the model has hardly learned yet: look whether the training loss falls, {LONGER}, change the learning rate"

@@ -66,17 +66,22 @@ def default_baselines(cases: EvaluationCases, label_sizes: Mapping[str, int]) ->
         cases: that are evaluated.
         label_sizes: task -> number of labels V.
     """
-    names = [*FIRST_BASELINES, *STRONG_BASELINES]
+    names, left_out = [*FIRST_BASELINES, *STRONG_BASELINES], []
+    if cases.met is not None:
+        names.remove("visit_frequency")
+        left_out.append("visit_frequency is left out: it counts what the customer met, which is not ranked.")
     seconds = sum(expected_seconds(len(cases), size) for size in label_sizes.values())
     if not_installed(["lightgbm"]):
-        return names, ["lightgbm is left out, for it is not installed: `pip install modeling-mcm[gbdt]` adds it."]
-    if seconds > MOST_SECONDS:
-        return names, [
+        left_out.append("lightgbm is left out, for it is not installed: `pip install modeling-mcm[gbdt]` adds it.")
+    elif seconds > MOST_SECONDS:
+        left_out.append(
             f"lightgbm is left out: with {max(label_sizes.values()):,} labels and {len(cases):,} cases it would take "
             f"about {seconds / 60:.0f} minutes, more than {MOST_SECONDS / 60:.0f}. Ask for it by name: "
             f"`--baselines {' '.join([*names, 'lightgbm'])}`."
-        ]
-    return [*names, "lightgbm"], []
+        )
+    else:
+        names.append("lightgbm")
+    return names, left_out
 
 
 def counting_baselines(
