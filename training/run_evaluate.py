@@ -338,7 +338,10 @@ def main() -> None:
     if options.baselines:
         names, left_out = [name for name in options.baselines if name != "none"], []
     cache = BaselineCache(Path(options.data) / FOLDER, sha256_of(Path(options.data) / MANIFEST_FILE))
-    results = counting_baselines(rows, cases, label_sizes, names, options.k, cache)
+    try:
+        results = counting_baselines(rows, cases, label_sizes, names, options.k, cache)
+    except ImportError as error:  # it names the extra
+        raise SystemExit(f"{error} Or evaluate with --baselines none.") from error
     results["MCM"] = evaluate_model(model, extractor, rows, cases, options)
 
     schema, target = manifest.event_schema, target_of(results)

@@ -71,15 +71,19 @@ def dense(visits: list[Visit], until: int) -> list[np.ndarray]:
     return [np.where(np.arange(LABELS) >= 2, count, 0) for count in counts if count[2:].any()]
 
 
+@pytest.mark.parametrize("cutoff", ["validation", "test"])
 @pytest.mark.parametrize("kind", BASELINES)
-def test_nothing_after_the_cutoff_moves_a_score(kind: type[Baseline], customers: dict[str, list[Visit]]) -> None:
+def test_nothing_after_the_cutoff_moves_a_score(
+    kind: type[Baseline], cutoff: str, customers: dict[str, list[Visit]]
+) -> None:
+    until = {"validation": VALIDATION, "test": TEST}[cutoff]
     changed = {
-        name: [(day, labels if day < TEST else [2, 2, 3]) for day, labels in visits] + [(400, [5])]
+        name: [(day, labels if day < until else [2, 2, 3]) for day, labels in visits] + [(400, [5])]
         for name, visits in customers.items()
     }
     baseline, other = (kind().fit(prepared_rows(rows), "brand", LABELS) for rows in (customers, changed))
-    expected = baseline.scores(prepared_rows(customers), "test")
-    np.testing.assert_array_equal(other.scores(prepared_rows(changed), "test"), expected)
+    expected = baseline.scores(prepared_rows(customers), cutoff)
+    np.testing.assert_array_equal(other.scores(prepared_rows(changed), cutoff), expected)
 
 
 @pytest.mark.parametrize("kind", BASELINES)
