@@ -378,10 +378,10 @@ def _resampled_means(values: NDArray[np.float64], seed: int, resamples: int) -> 
     """Means of `values` (rows, B) over resampled customers, the same customers in every row: (rows, resamples)."""
     generator, customers = np.random.default_rng(seed), values.shape[1]
     at_once = max(1, 2**22 // customers)  # 32 MiB of indices
-    chunks = [
-        values[:, generator.integers(customers, size=(min(at_once, resamples - start), customers))].mean(axis=-1)
-        for start in range(0, resamples, at_once)
-    ]
+    chunks = []
+    for start in range(0, resamples, at_once):
+        drawn = generator.integers(customers, size=(min(at_once, resamples - start), customers))
+        chunks.append(np.stack([row.take(drawn).mean(axis=-1) for row in values]))  # far faster than values[:, drawn]
     return np.concatenate(chunks, axis=1)
 
 
