@@ -94,6 +94,7 @@ class Transitions(Baseline):
         self._together = scipy_sparse().csr_array((number_of_labels, number_of_labels))
         self._count = np.zeros(number_of_labels)
         self._lot = np.random.default_rng(0).permutation(number_of_labels)
+        self._label_of_lot = np.argsort(self._lot)
         return super().fit(rows, task, number_of_labels, cutoff)
 
     def _moments(self, history: TaskHistory, ordered: NDArray) -> tuple[sp.csr_array, NDArray[np.int64]]:
@@ -111,7 +112,7 @@ class Transitions(Baseline):
         moment, lot = np.divmod(pairs, self.number_of_labels)
         place = np.arange(len(moment)) - np.searchsorted(moment, moment)
         kept = place < self.moment_labels
-        label = np.argsort(self._lot)[lot[kept]]
+        label = self._label_of_lot[lot[kept]]
         shape = (int(starts.sum()), self.number_of_labels)
         moments = scipy_sparse().coo_array((np.ones(len(label)), (moment[kept], label)), shape=shape).tocsr()
         return moments, customer[starts]
