@@ -250,7 +250,7 @@ def run(options: ExportOptions) -> str:
         extractor.save_pretrained(options.output_dir)
         said = "the encoder's linear layers in 8 bits, everything else as it was"
         if options.data:
-            from run_evaluate import text_table, write_report
+            from modeling_mcm.evaluation.tables import text_table, write_report
 
             table, caption = cost_in_ndcg(options.model, options.output_dir, options.data)
             said += f"\n\n{caption}\n\n{text_table(table)}"

@@ -28,9 +28,9 @@ from modeling_mcm import MCMFeatureExtractor
 from modeling_mcm.data import PreparedManifest
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
 from modeling_mcm.data.events import epoch_seconds
+from modeling_mcm.evaluation.tables import text_table
 
 from arguments import parse_options
-from run_evaluate import text_table
 
 EDGES = np.array([0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0])
 SCORES = "_scores"
