@@ -92,6 +92,33 @@ def to_text(value: Any) -> str | None:
     raise ValueError(f"found {value!r} ({type(value).__name__}), expected text, a number or a boolean; convert it")
 
 
+def split_path(value: Any, separator: str, level: int) -> str | None:
+    """The first `level` levels of a path such as "appliances.kitchen.kettle"; None where it has fewer.
+
+    A path ends before its first empty level. `ValueError` for what `to_text` refuses.
+    """
+    text = to_text(value)
+    parts = [] if text is None else text.split(separator)[:level]
+    return separator.join(parts) if len(parts) == level and all(parts) else None
+
+
+def split_values(value: Any, separator: str | None) -> set[str]:
+    """The texts of an event's several values: of one text with separators, or of a list; empty ones are none.
+
+    Raises:
+        ValueError: if the value is a list where `separator` is given, or none where it is not, or holds what
+            `to_text` refuses.
+    """
+    if separator is not None:
+        text = to_text(value)
+        return set() if text is None else set(text.split(separator)) - {""}
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
+        if is_missing(value):
+            return set()
+        raise ValueError(f"found {value!r} ({type(value).__name__}), expected a list of values; make it one")
+    return {text for text in map(to_text, as_list(value)) if text}
+
+
 def to_number(value: Any) -> float:
     """The double that stands for a numeric value, also one in text; NaN if missing. `ValueError` for the rest."""
     if is_missing(value):

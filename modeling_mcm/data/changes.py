@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 
 from modeling_mcm.data.dataset import PreparedManifest, sha256_of
 from modeling_mcm.data.events import add_period, find_visits
+from modeling_mcm.data.features import CATEGORICAL, raw_places
 from modeling_mcm.data.files import InputFiles, find_files
 from modeling_mcm.data.prepare import add_target
-from modeling_mcm.data.schema import CATEGORICAL, EventSchema
+from modeling_mcm.data.schema import EventSchema
+from modeling_mcm.data.vocabulary import each_value
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 VISIT = ["customer_id", "period", "visit_key"]
@@ -77,27 +79,34 @@ def new_values(arrived: ir.Table, schema: EventSchema, extractor: MCMFeatureExtr
 
     Where the schema has `max_values`, as many as there is still room for.
     """
-    added = {}
+    added: dict[str, list] = {}
+    places = raw_places(schema.features)
     for i, spec in enumerate(schema.features):
-        if spec.kind == CATEGORICAL:
+        if places[i] != i:  # it shares the values of a column
+            if shared := added.get(schema.features[places[i]].name):
+                added[spec.name] = list(shared)
+        elif spec.kind == CATEGORICAL and not spec.is_constant:
             known = ibis.memtable(pa.table({"known": pa.array(extractor.vocabularies[spec.name], pa.string())}))
-            seen = arrived.filter(arrived[f"f{i}"].length() > 0).group_by(value=arrived[f"f{i}"])
+            values = arrived.select(value=each_value(arrived[f"f{i}"], spec))
+            seen = values.filter(values.value.length() > 0).group_by("value")
             counts = seen.agg(number=lambda t: t.count()).anti_join(known, ibis._.value == known.known)
             kept = counts.filter(counts.number >= least).order_by(ibis.desc("number"), ibis.asc("value"))
             if spec.max_values:
                 kept = kept.limit(max(spec.max_values - len(extractor.vocabularies[spec.name]), 0))
-            if values := kept.value.to_pyarrow().to_pylist():
-                added[spec.name] = values
+            if found := kept.value.to_pyarrow().to_pylist():
+                added[spec.name] = found
     return added
 
 
 def _with_values(events: ir.Table, schema: EventSchema, added: dict[str, list[str]]) -> list[ir.Table]:
     """Events that had an unknown value and now have a known one."""
     found = []
+    places = raw_places(schema.features)
     for i, spec in enumerate(schema.features):
-        if spec.name in added:
+        if spec.name in added and places[i] == i:
             values = ibis.memtable(pa.table({"value": pa.array(added[spec.name], pa.string())}))
-            found.append(events.semi_join(values, events[f"f{i}"] == values.value))
+            each = events.mutate(value_=each_value(events[f"f{i}"], spec))
+            found.append(each.semi_join(values, each.value_ == values.value).drop("value_"))
     return found
 
 

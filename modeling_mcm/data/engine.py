@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -276,6 +277,11 @@ def _read_csv(reader: Any, files: InputFiles) -> Any:
 @ibis.udf.scalar.builtin
 def shortest_text(number: float) -> str:  # type: ignore[empty-body]
     """The function that `_spark_settings` registers."""
+
+
+def split_text(text: ir.StringValue, separator: str) -> ir.ArrayValue:
+    """The parts of a text between separators; Spark takes a separator for a regular expression."""
+    return text.split(re.escape(separator) if text.get_backend().name == SPARK else separator)
 
 
 def text_of_float(number: ir.FloatingValue) -> ir.StringValue:

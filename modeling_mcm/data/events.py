@@ -16,9 +16,11 @@ from zoneinfo import ZoneInfo
 import ibis
 import ibis.expr.types as ir
 
-from modeling_mcm.data.engine import text_of_float
-from modeling_mcm.data.schema import CATEGORICAL, NUMERIC, EventSchema, FeatureSpec
+from modeling_mcm.data.engine import split_text, text_of_float
+from modeling_mcm.data.features import CATEGORICAL, NUMERIC, FeatureSpec, raw_places
+from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.events_mcm import EPOCH, EXACT_FLOAT, SECONDS_PER_DAY
+from modeling_mcm.processing_mcm import ONE_TOKEN_TYPE
 
 # An offset can only follow a clock time: the end of "2017-10-01" is a day, not a zone.
 OFFSET_PATTERN = r":\d\d(\.\d+)?\s*([Zz]|[+-]\d\d(:?\d\d)?)$"
@@ -66,8 +68,68 @@ def _as_number(column: ir.Value, name: str) -> ir.FloatingValue:
     return ibis.ifelse(number.isnan(), ibis.null("float64"), number)
 
 
-def _as_feature(column: ir.Value, spec: FeatureSpec) -> ir.Value:
-    return as_text(column, spec.column or spec.name) if spec.kind == CATEGORICAL else _as_number(column, spec.name)
+def _as_values(column: ir.Value, spec: FeatureSpec) -> ir.ArrayValue:
+    """The different values of an event in the order of their text, null where there is none; empty text is none."""
+    kind, name = column.type(), spec.column or spec.name
+    if spec.separator is not None:
+        if kind.is_array():
+            raise ValueError(
+                f"Column {name!r} has type {kind}, which needs no `separator`; remove it from the schema."
+            )
+        values = split_text(as_text(column, name), spec.separator)
+    elif kind.is_array():
+        of_value = kind.value_type
+        if not (of_value.is_string() or of_value.is_integer() or of_value.is_boolean() or of_value.is_null()):
+            raise ValueError(
+                f"Column {name!r} has type {kind}; write its lists of values as text, whole numbers or booleans."
+            )
+        values = column.map(lambda value: value.cast("string"))
+    elif kind.is_null():
+        return ibis.null("array<string>")
+    else:
+        raise ValueError(
+            f"Column {name!r} has type {kind}, and feature {spec.name!r} reads several values of an event; give the "
+            "schema the `separator` between them, or make the column one of lists."
+        )
+    values = values.filter(lambda value: value.notnull() & (value != "")).unique().sort()
+    return ibis.ifelse(values.length() > 0, values, ibis.null("array<string>"))
+
+
+def _as_path(column: ir.Value, spec: FeatureSpec) -> ir.StringValue:
+    """The first levels of a path, null where it has fewer; a path ends before its first empty level."""
+    separator, level = str(spec.separator), int(spec.level or 1)
+    parts = split_text(as_text(column, spec.column or spec.name), separator)[:level]
+    is_whole = (parts.length() == level) & (parts.filter(lambda part: part == "").length() == 0)
+    return ibis.ifelse(is_whole, parts.join(separator), ibis.null("string"))
+
+
+def _as_feature(table: ir.Table, spec: FeatureSpec) -> ir.Value:
+    if spec.is_constant:
+        return ibis.literal(ONE_TOKEN_TYPE)
+    column = table[spec.column]
+    if spec.kind != CATEGORICAL:
+        return _as_number(column, spec.name)
+    if spec.item is not None:
+        return _as_values(column, spec)
+    if spec.level is not None:
+        return _as_path(column, spec)
+    return as_text(column, spec.column or spec.name)
+
+
+def _raw_features(table: ir.Table, specs: Sequence[FeatureSpec], letter: str) -> dict[str, ir.Value]:
+    """The columns that are stored for features: none for those from the time, one for the values of one column."""
+    places = raw_places(specs)
+    return {
+        f"{letter}{i}": _as_feature(table, spec)
+        for i, spec in enumerate(specs)
+        if not spec.is_derived and places[i] == i
+    }
+
+
+def has_value(table: ir.Table, specs: Sequence[FeatureSpec], place: int) -> ir.BooleanValue:
+    """Whether an event has a value of the categorical feature at a place among the event features."""
+    column, item = table[f"f{raw_places(specs)[place]}"], specs[place].item
+    return column.notnull() if item is None else ibis.coalesce(column.length() >= item, False)
 
 
 def _offset_steps(zone: ZoneInfo, first: int, last: int) -> list[tuple[int, int]]:
@@ -121,12 +183,12 @@ def _seconds(table: ir.Table, schema: EventSchema) -> ir.IntegerValue:
 def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
     """Table before: the log. After: customer_id, second, visit_key, f0, f1 ... (text or number per stored feature).
 
+    Of a column with several values there is one list of texts, at the place of the first feature that reads it.
     `visit_key` is "v" and the visit column's text, or "t" where the events of one time make a visit.
 
     Raises:
         ValueError: A missing column, a column of the wrong type, times or numbers that cannot be read.
     """
-    stored = [(i, spec) for i, spec in enumerate(schema.features) if not spec.is_derived]
     check_columns(table, schema.event_columns, "event")
     columns = {
         "customer_id": as_text(table[schema.customer], schema.customer),
@@ -135,7 +197,7 @@ def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
     }
     if schema.visit:
         columns["visit_key"] = ibis.coalesce(ibis.literal("v") + as_text(table[schema.visit], schema.visit), "t")
-    columns |= {f"f{i}": _as_feature(table[spec.column], spec) for i, spec in stored}
+    columns |= _raw_features(table, schema.features, "f")
     _check_readable(table, columns, schema)
     out = table.select(**columns)
     # Events without a visit share their time: the time belongs to the key of the visit.
@@ -171,7 +233,7 @@ def normalise_profile(table: ir.Table, schema: EventSchema) -> ir.Table:
     """
     columns = [spec.column for spec in schema.profile if spec.column]
     check_columns(table, [schema.customer, *columns], "profile")
-    values = {f"p{i}": _as_feature(table[spec.column], spec) for i, spec in enumerate(schema.profile)}
+    values = _raw_features(table, schema.profile, "p")
     out = table.select(customer_id=as_text(table[schema.customer], schema.customer), **values)
     out = out.filter(out.customer_id.notnull())
     twice = out.group_by("customer_id").agg(rows=out.count())

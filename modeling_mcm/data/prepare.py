@@ -34,7 +34,14 @@ from modeling_mcm.data.dataset import (
     PreparedManifest,
 )
 from modeling_mcm.data.engine import SPARK, caching, open_engine, open_table, replacing
-from modeling_mcm.data.events import add_period, find_visits, keep_latest, normalise_events, normalise_profile
+from modeling_mcm.data.events import (
+    add_period,
+    find_visits,
+    has_value,
+    keep_latest,
+    normalise_events,
+    normalise_profile,
+)
 from modeling_mcm.data.files import describe
 from modeling_mcm.data.rows import count_ids, popularity, write_shards
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
@@ -141,7 +148,7 @@ def _count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
     """
     token_place = schema.features.index(schema.token_feature)
     task_places = [i for i, spec in enumerate(schema.features) if spec.name in schema.tasks and i != token_place]
-    has_label = [events[f"f{i}"].notnull() for i in task_places] or [ibis.literal(True)]
+    has_label = [has_value(events, schema.features, i) for i in task_places] or [ibis.literal(True)]
     events = events.mutate(to_predict=(events.is_target == 1) & functools.reduce(operator.or_, has_label))
 
     def targets(table: ir.Table, *periods: int) -> ir.Value:
@@ -239,7 +246,7 @@ def _number_shards(visits: ir.Table, rows_per_shard: int) -> ir.Table:
 
 def _save_feature_extractor(fitted: Vocabularies, schema: EventSchema, directory: Path) -> None:
     features = [
-        {"name": spec.name, "kind": spec.kind, "column": spec.column, "profile": spec in schema.profile}
+        {"name": spec.name, "kind": spec.kind, "column": spec.column, "profile": spec in schema.profile} | spec.part
         for spec in (*schema.features, *schema.profile)
     ]
     MCMFeatureExtractor(

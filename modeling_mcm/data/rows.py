@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from modeling_mcm.data.dataset import sha256_of
 from modeling_mcm.data.engine import each_group
 from modeling_mcm.data.events import epoch_seconds
-from modeling_mcm.data.schema import CATEGORICAL, EventSchema
+from modeling_mcm.data.features import CATEGORICAL
+from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.data.vocabulary import Vocabularies
 from modeling_mcm.processing_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 
