@@ -31,9 +31,7 @@ def main(events, schema_file, folder, *options):
     command = [sys.executable, script, "--data", f"{folder}/data", "--config", config, "--output_dir", folder]
     subprocess.run([*map(str, command), *options], check=True)
 
-    known = [spec.column for spec in schema.features if spec.column]
-    columns = [schema.customer, schema.time, *([schema.visit] if schema.visit else []), *known]
-    log = pd.read_parquet(events, columns=list(dict.fromkeys(columns)))
+    log = pd.read_parquet(events, columns=schema.event_columns)
     first = log[log[schema.customer] == log[schema.customer].iloc[0]]
     best = pipeline("preference-scores", model=folder)({"events": first}, top_k=3)
     for task, labels in best.items():

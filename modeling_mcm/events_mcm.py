@@ -21,6 +21,7 @@ what it does not know, with a message that its caller completes with the custome
 
 import difflib
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -155,6 +156,15 @@ def to_seconds(value: Any, zone: tzinfo) -> int:
         value = value.astimezone(zone).replace(tzinfo=None)
     elapsed = value - EPOCH
     return elapsed.days * SECONDS_PER_DAY + elapsed.seconds
+
+
+def to_place(value: Any) -> int:
+    """The whole number that puts an event in order, also one in text; `ValueError` for the rest."""
+    if isinstance(value, Integral) and not isinstance(value, bool | np.bool_):
+        return int(value)
+    if isinstance(value, str) and re.fullmatch("[+-]?[0-9]+", value):
+        return int(value)
+    raise ValueError(f"found {value!r} ({type(value).__name__}), expected a whole number; give each event its place")
 
 
 def read_zone(name: str) -> tzinfo:

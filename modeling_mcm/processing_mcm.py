@@ -52,12 +52,14 @@ from .events_mcm import (
     split_path,
     split_values,
     to_number,
+    to_place,
     to_text,
 )
 
 VOCABULARIES_NAME = "vocabularies.json"
 HISTORY_START, TOKEN_TYPE = "history_start", "token_type"
 ONE_TOKEN_TYPE = "event"  # of a log without a token type
+ROWS = "rows"  # a log without times may have its events in the order of its rows
 MISSING_ID, UNKNOWN_ID, FIRST_VALUE_ID = 0, 1, 2
 MISSING_LABEL, UNKNOWN_LABEL = "[missing]", "[unknown]"
 
@@ -88,6 +90,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         bins (`dict[str, list[float]]`): Strictly increasing inner edges of each numeric and days_since_visit feature.
             A value on an edge belongs to the bin above it.
         customer (`str`), time (`str`): Columns of the event log.
+        order (`str`, *optional*): Instead of `time` a column of whole numbers by which a customer's events are in
+            order, or "rows" for the order in which they are given. Each visit is then a day after the one before.
         token_type (`str`, *optional*): Column of the token type; without it, that of every event is "event".
         visit (`str`, *optional*): Column whose equal values make one visit. Without it, or where it is missing, events
             of one time are one visit.
@@ -111,7 +115,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         vocabularies: Mapping[str, Sequence[str]] = MappingProxyType({TOKEN_TYPE: (HISTORY_START,)}),
         bins: Mapping[str, Sequence[float]] = MappingProxyType({}),
         customer: str = "customer_id",
-        time: str = "time",
+        time: str | None = "time",
         token_type: str | None = TOKEN_TYPE,
         visit: str | None = None,
         time_zone: str = "UTC",
@@ -121,13 +125,16 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         max_events: int = 300,
         min_history: int = 5,
         name: str = "event_log",
+        order: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.features, self.name = [dict(feature) for feature in features], name
         self.vocabularies = {feature: list(values) for feature, values in vocabularies.items()}
         self.bins = {feature: [float(edge) for edge in edges] for feature, edges in bins.items()}
-        self.customer, self.time, self.token_type, self.visit = customer, time, token_type, visit
+        self.time: str | None = time if order is None else None
+        self.order: str | None = order
+        self.customer, self.token_type, self.visit = customer, token_type, visit
         self.time_zone, self.tasks, self.target_token_types = time_zone, list(tasks), list(target_token_types)
         self.end_of_visit, self.max_events, self.min_history = end_of_visit, max_events, min_history
 
@@ -149,7 +156,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         }
         event_columns = [self._columns[feature] for feature in self._event_features if feature in self._columns]
         profile_columns = [self._columns[feature] for feature in self._profile_features if feature in self._columns]
-        known = [customer, time, *(column for column in (visit, token_type) if column), *event_columns]
+        place = None if order == ROWS else self.order
+        known = [customer, *(column for column in (self.time, place, visit, token_type) if column), *event_columns]
         self._known_columns = list(dict.fromkeys(known))
         self._known_profile = list(dict.fromkeys([customer, *profile_columns]))
         self._ids = {
@@ -165,6 +173,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"Names of features are not unique: {self.feature_names}; give each its own.")
         for feature, kind in self._kinds.items():
             allowed = RAW_KINDS if feature in self._profile_features else KINDS
+            if self.order is not None and kind in DERIVED_KINDS:
+                raise ValueError(f"Feature {feature!r} has kind {kind!r}, and the log has no times but `order`.")
             if kind not in allowed:
                 raise ValueError(f"Feature {feature!r} has kind {kind!r}; expected one of {', '.join(allowed)}.")
         for what, kinds in (("vocabularies", (CATEGORICAL,)), ("bins", BINNED_KINDS)):
@@ -325,9 +335,10 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         """Encodes one customer's whole history; the start row is left to `pad`.
 
         Args:
-            customer (`dict`): `events`, a list of dicts, a DataFrame or a dict of columns, in any order; optionally
-                `profile`, a dict, and `customer_id`. Keys of an event are columns of the log; one that is absent, None
-                or NaN is a missing feature. Columns of a DataFrame that MCM does not know are ignored with a warning.
+            customer (`dict`): `events`, a list of dicts, a DataFrame or a dict of columns, in any order (only with
+                `order="rows"` does their order count); optionally `profile`, a dict, and `customer_id`. Keys of an
+                event are columns of the log; one that is absent, None or NaN is a missing feature. Columns of a
+                DataFrame that MCM does not know are ignored with a warning.
 
         Returns:
             `dict`: a row as a prepared data set has it, events oldest first and end-of-visit interactions added (n in
@@ -367,8 +378,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         return next(iter(found), None)
 
     def _encode_events(self, columns: Mapping[str, Any], count: int) -> dict[str, NDArray[Any]]:
-        with naming(f"column {self.time!r}"):
-            seconds = read_times(columns[self.time], self._zone)
+        moments = self._read_moments(columns, count)
         ranks = np.full(count, NO_VISIT)
         if self.visit:
             with naming(f"column {self.visit!r}"):
@@ -384,10 +394,11 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
                 with naming(f"column {column!r}"):
                     ids[feature] = self._feature_ids(feature, columns[column])
 
-        timeline = arrange(seconds, ranks, list(ids.values()), is_target, bool(self.end_of_visit))
+        timeline = arrange(moments, ranks, list(ids.values()), is_target, bool(self.end_of_visit))
         order, ends = timeline.order, timeline.ends
         closing_id = self._ids[self.token_type_feature].get(self.end_of_visit or "", MISSING_ID)
-        row: dict[str, NDArray[Any]] = {"times": timeline.times, "visits": timeline.visits}
+        times = timeline.times if self.order is None else timeline.visits.astype(np.int64) * SECONDS_PER_DAY
+        row: dict[str, NDArray[Any]] = {"times": times, "visits": timeline.visits}
         for feature in self._event_features:
             if feature in ids:
                 added = closing_id if feature == self.token_type_feature else MISSING_ID
@@ -400,6 +411,16 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         for task in self.tasks:
             row[f"task_{task}"] = np.insert(np.where(is_target, ids[task], MISSING_ID)[order], ends, MISSING_ID)
         return row
+
+    def _read_moments(self, columns: Mapping[str, Any], count: int) -> NDArray[np.int64]:
+        """What puts the events in order: seconds since 1970-01-01, or their places."""
+        if self.order == ROWS:
+            return np.arange(count)
+        column = self.time or str(self.order)
+        with naming(f"column {column!r}"):
+            if self.order is None:
+                return read_times(columns[column], self._zone)
+            return np.array([to_place(value) for value in as_list(columns[column])], np.int64)
 
     def _derived_ids(self, feature: str, timeline: Timeline) -> NDArray[np.int32]:
         if self._kinds[feature] == HOUR:
@@ -440,7 +461,11 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         Raises:
             ValueError: naming the column that is unknown, or what was found in it.
         """
-        known = [column for column in self._known_columns if column not in (self.customer, self.time, self.visit)]
+        known = [
+            column
+            for column in self._known_columns
+            if column not in (self.customer, self.time, self.order, self.visit)
+        ]
         columns, count = read_columns(actions, known)
         ids = np.zeros((count, len(self.features)), np.int64)
         for index, feature in enumerate(self.feature_names):

@@ -20,10 +20,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from modeling_mcm.data.dataset import PreparedManifest, sha256_of
-from modeling_mcm.data.events import add_period, find_visits
+from modeling_mcm.data.events import find_visits
 from modeling_mcm.data.features import CATEGORICAL, raw_places
 from modeling_mcm.data.files import InputFiles, find_files
-from modeling_mcm.data.prepare import add_target
+from modeling_mcm.data.periods import add_period, add_target
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.data.vocabulary import each_value
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -161,7 +161,8 @@ def find_changes(
 
     Visits are numbered by their period, start and key. So all that come before the first changed one are numbered as
     they were, and a day's events change a customer's last visits. Where a period may have more events than
-    `max_events_per_customer`, no visit is kept: which events stay may change.
+    `max_events_per_customer`, no visit is kept: which events stay may change. Nor with `leave_one_out`: a new visit
+    moves the customer's cutoffs.
 
     Args:
         same: Normalised events of the files that are as they were.
@@ -192,11 +193,11 @@ def find_changes(
     firsts = [each.semi_join(moved, VISIT).select("customer_id", kept=ibis._.visit.cast("int64")) for each in visits]
     for state in states:
         sizes = state.group_by("customer_id", "period").agg(number=state.count())
-        long = sizes.filter(sizes.number > schema.max_events_per_customer)
+        long = sizes if schema.leaves_one_out else sizes.filter(sizes.number > schema.max_events_per_customer)
         firsts.append(long.select("customer_id", kept=ibis.literal(0, "int64")))
     least = together(*firsts).group_by("customer_id").agg(kept=ibis._.kept.min()).to_pyarrow()
     found.kept[np.searchsorted(names, np.array(least["customer_id"].to_pylist(), object))] = least["kept"].to_numpy()
-    if same is not None:
+    if same is not None and not schema.leaves_one_out:  # else all visits of these customers are read again
         late = visits[0].inner_join(found.table(), "customer_id")
         late = late.filter(late.visit >= late.kept - 1)
         same = cache(_dated(same, schema).semi_join(late, VISIT).select(*same.columns))

@@ -22,7 +22,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 
 from modeling_mcm.data.engine import open_engine, open_table
-from modeling_mcm.data.events import normalise_events, normalise_profile
+from modeling_mcm.data.events import moment_text, normalise_events, normalise_profile, open_events
 from modeling_mcm.data.features import CATEGORICAL, FeatureSpec, raw_places
 from modeling_mcm.data.schema import EventSchema, schema_of
 from modeling_mcm.data.vocabulary import each_value
@@ -81,7 +81,7 @@ class DriftReport:
     Attributes:
         events: events that were read.
         left_out: events without customer or time, which were not.
-        first, last: times of the first and the last event.
+        first, last: times of the first and the last event, or their places in a log without times.
         features: one entry for each feature that has a column, in the model's order; of features that share the
             values of a column, the first one.
         not_read: profile features, where no profile table was given.
@@ -129,7 +129,7 @@ def feature_drift(
     if isinstance(events, ir.Table) and not isinstance(events.op(), ibis.expr.operations.InMemoryTable):
         engine = events.get_backend()
     with tempfile.TemporaryDirectory() as folder, open_engine(engine, Path(folder), memory_limit) as connection:
-        table = open_table(events, connection, "event", schema.event_columns)
+        table = open_events(events, connection, schema)
         _check_columns(table, schema.event_columns, "event")
         read = normalise_events(table, schema)
         whole = read.filter(read.customer_id.notnull() & read.second.notnull())
@@ -137,7 +137,7 @@ def feature_drift(
         if not counts["events"]:
             raise ValueError(
                 f"The event table has {counts['rows']} rows and none with a customer and a time (columns "
-                f"{schema.customer!r} and {schema.time!r}): give a log with at least one event."
+                f"{schema.customer!r} and {schema.order_column!r}): give a log with at least one event."
             )
         if counts["reserved"]:
             raise ValueError(
@@ -185,8 +185,8 @@ def _count(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
     found = events.aggregate(
         events=events.count(),
         reserved=token.isin(schema.reserved_token_types).sum(),
-        first=events.second.min().as_timestamp("s").cast("string"),
-        last=events.second.max().as_timestamp("s").cast("string"),
+        first=moment_text(events.second.min(), schema),
+        last=moment_text(events.second.max(), schema),
     )
     return found.to_pyarrow().to_pylist()[0]
 

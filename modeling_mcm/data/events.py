@@ -11,16 +11,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import ibis
 import ibis.expr.types as ir
 
-from modeling_mcm.data.engine import split_text, text_of_float
+from modeling_mcm.data.engine import number_rows, open_table, split_text, text_of_float
 from modeling_mcm.data.features import CATEGORICAL, NUMERIC, FeatureSpec, raw_places
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.events_mcm import EPOCH, EXACT_FLOAT, SECONDS_PER_DAY
-from modeling_mcm.processing_mcm import ONE_TOKEN_TYPE
+from modeling_mcm.processing_mcm import ONE_TOKEN_TYPE, ROWS
 
 # An offset can only follow a clock time: the end of "2017-10-01" is a day, not a zone.
 OFFSET_PATTERN = r":\d\d(\.\d+)?\s*([Zz]|[+-]\d\d(:?\d\d)?)$"
@@ -28,9 +29,19 @@ OFFSET_PATTERN = r":\d\d(\.\d+)?\s*([Zz]|[+-]\d\d(:?\d\d)?)$"
 DATE_PATTERN, JAVA_NUMBER = r"^\s*\d{4,}\D\d+\D\d", r"\d\.?[dDfF]\s*$"
 
 
+WHOLE_NUMBER = r"^[+-]?\d+$"
+ROW_NUMBER = "number of the row"  # column that a log gets whose rows are in order
+
+
 def epoch_seconds(time: datetime) -> int:
     """Whole seconds from 1970-01-01 to a time without a zone."""
     return (time - EPOCH) // timedelta(seconds=1)
+
+
+def open_events(source: Any, connection: ibis.BaseBackend, schema: EventSchema) -> ir.Table:
+    """The log as `open_table` opens it, with the number of each row where the schema needs it."""
+    table = open_table(source, connection, "event", schema.event_columns)
+    return number_rows(table, source, connection, ROW_NUMBER) if schema.order == ROWS else table
 
 
 def check_columns(table: ir.Table, wanted: Sequence[str], what: str) -> None:
@@ -152,9 +163,22 @@ def _offset_steps(zone: ZoneInfo, first: int, last: int) -> list[tuple[int, int]
     return steps
 
 
-def _seconds(table: ir.Table, schema: EventSchema) -> ir.IntegerValue:
+def _moments(table: ir.Table, schema: EventSchema) -> ir.IntegerValue:
+    """What puts events in order: whole seconds of the time column, or the numbers of a log without times."""
+    if schema.order is None:
+        return _seconds(table, str(schema.time), schema.time_zone)
+    column = table[schema.order_column or ROW_NUMBER]
+    kind = column.type()
+    if kind.is_string():
+        return ibis.ifelse(column.re_search(WHOLE_NUMBER), column, ibis.null("string")).try_cast("int64")
+    if not kind.is_integer():
+        raise ValueError(f"Column {schema.order!r} (order) has type {kind}; it needs whole numbers. Make it integers.")
+    return column.cast("int64")
+
+
+def _seconds(table: ir.Table, name: str, time_zone: str) -> ir.IntegerValue:
     """Whole seconds of the time column: times with a zone go to the schema's zone, others stay as they are."""
-    column, name = table[schema.time], schema.time
+    column = table[name]
     kind = column.type()
     if kind.is_date():
         column, kind = column.cast("timestamp"), ibis.dtype("timestamp")
@@ -170,12 +194,12 @@ def _seconds(table: ir.Table, schema: EventSchema) -> ir.IntegerValue:
             "Convert numbers to timestamps first."
         )
     seconds = instant.truncate("s").epoch_seconds().cast("int64")
-    if schema.time_zone == "UTC" or (kind.is_timestamp() and kind.timezone is None):
+    if time_zone == "UTC" or (kind.is_timestamp() and kind.timezone is None):
         return seconds
     limits = table.aggregate(first=seconds.min(), last=seconds.max()).to_pyarrow().to_pylist()[0]
     if limits["first"] is None:
         return seconds
-    steps = _offset_steps(ZoneInfo(schema.time_zone), limits["first"], limits["last"])
+    steps = _offset_steps(ZoneInfo(time_zone), limits["first"], limits["last"])
     shift = sum(((seconds >= start).cast("int64") * change for start, change in steps[1:]), ibis.literal(steps[0][1]))
     return ibis.ifelse(has_zone, seconds + shift, seconds)
 
@@ -184,7 +208,8 @@ def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
     """Table before: the log. After: customer_id, second, visit_key, f0, f1 ... (text or number per stored feature).
 
     Of a column with several values there is one list of texts, at the place of the first feature that reads it.
-    `visit_key` is "v" and the visit column's text, or "t" where the events of one time make a visit.
+    `visit_key` is "v" and the visit column's text, or "t" where the events of one time make a visit. In a log without
+    times `second` is what puts the events in order.
 
     Raises:
         ValueError: A missing column, a column of the wrong type, times or numbers that cannot be read.
@@ -192,7 +217,7 @@ def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
     check_columns(table, schema.event_columns, "event")
     columns = {
         "customer_id": as_text(table[schema.customer], schema.customer),
-        "second": _seconds(table, schema),
+        "second": _moments(table, schema),
         "visit_key": ibis.literal("t"),
     }
     if schema.visit:
@@ -207,7 +232,8 @@ def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
 
 
 def _check_readable(table: ir.Table, columns: dict[str, ir.Value], schema: EventSchema) -> None:
-    read = {schema.time: (columns["second"], "a time; write ISO 8601 such as 2017-10-01T12:30:00")}
+    wanted = "a whole number" if schema.order else "a time; write ISO 8601 such as 2017-10-01T12:30:00"
+    read = {schema.order_column or ROW_NUMBER: (columns["second"], wanted)}
     for i, spec in enumerate(schema.features):
         if spec.kind == NUMERIC and spec.column:
             read[spec.column] = (
@@ -246,10 +272,9 @@ def normalise_profile(table: ir.Table, schema: EventSchema) -> ir.Table:
     return out
 
 
-def add_period(table: ir.Table, schema: EventSchema, second: str = "second") -> ir.Table:
-    """Adds `period`: 0 before the validation cutoff, 1 before the test cutoff, 2 from there on."""
-    cutoffs = [epoch_seconds(schema.cutoffs[key]) for key in ("validation", "test")]
-    return table.mutate(period=sum((table[second] >= cutoff).cast("int8") for cutoff in cutoffs))
+def moment_text(moment: ir.IntegerValue, schema: EventSchema) -> ir.StringValue:
+    """A time as text, or the place of an event in a log without times."""
+    return (moment.as_timestamp("s") if schema.order is None else moment).cast("string")
 
 
 def keep_latest(events: ir.Table, most: int) -> tuple[ir.Table, dict[str, int]]:

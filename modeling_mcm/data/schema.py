@@ -28,13 +28,14 @@ from modeling_mcm.data.features import (
     raw_places,
     read_features,
 )
-from modeling_mcm.processing_mcm import HISTORY_START, ONE_TOKEN_TYPE, TOKEN_TYPE, MCMFeatureExtractor
+from modeling_mcm.processing_mcm import HISTORY_START, ONE_TOKEN_TYPE, ROWS, TOKEN_TYPE, MCMFeatureExtractor
 
 NO_CUTOFFS = {"validation": datetime(9999, 1, 1), "test": datetime(9999, 1, 2)}
 """Cutoffs that no event reaches, for a schema by which nothing is split by time."""
 DEFAULT_BINS = 16
 MOST_EVENTS = 100_000  # of a customer in a period; no person has more, and one row of a shard must fit in memory
-REQUIRED_KEYS = ("customer", "time", "features", "tasks", "cutoffs")
+LEAVE_ONE_OUT = "leave_one_out"
+REQUIRED_KEYS = ("customer", "features", "tasks", "cutoffs")
 
 
 def _read_cutoff(value: Any, key: str) -> datetime:
@@ -52,18 +53,34 @@ def _read_cutoff(value: Any, key: str) -> datetime:
     return value
 
 
+def _read_cutoffs(given: Any) -> dict[str, datetime] | str:
+    if given == LEAVE_ONE_OUT:
+        return LEAVE_ONE_OUT
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f"`cutoffs` is {given!r}, which is not a mapping; write {{validation: 2017-10-01, test: 2017-11-01}}, or "
+            f"{LEAVE_ONE_OUT}."
+        )
+    check_keys(given, ("validation", "test"), "`cutoffs`")
+    for key in ("validation", "test"):
+        if key not in given:
+            raise ValueError(f"`cutoffs` has no `{key}`; add its date.")
+    return {key: _read_cutoff(given[key], f"cutoffs: {key}") for key in ("validation", "test")}
+
+
 @dataclass(frozen=True)
 class EventSchema:
     """Maps a table of events, and optionally one of profiles, to MCM.
 
     Args:
         customer (`str`): Column of the log that says who.
-        time (`str`): Column that says when.
+        time (`str`, *optional*): Column that says when; a log without times has `order` instead.
         token_type (`str`, *optional*): Column that says what was done. Without it all events have the token type
             "event", and the feature `token_type` is added before the others.
         features (`tuple[FeatureSpec]`): Event features in the model's order, the token type among them.
         tasks (`tuple[str]`): Categorical event features to predict.
-        cutoffs (`dict[str, datetime]`): `validation` and `test`; everything fitted comes from before `validation`.
+        cutoffs (`dict[str, datetime]` or `str`): `validation` and `test`; everything fitted comes from before
+            `validation`. Or `leave_one_out`: each customer's last visit is the test, the one before the validation.
         visit (`str`, *optional*): Column whose equal values make one visit; events of one time are one otherwise.
         profile (`tuple[FeatureSpec]`): Features of the profile table; its customer column is `customer` too.
         target_token_types (`tuple[str]`): Token types to predict; empty means all.
@@ -74,14 +91,16 @@ class EventSchema:
         on_duplicate (`str`): `keep` or `drop`: rows that are equal in every column of the schema.
         max_events_per_customer (`int`): Latest events of a customer in each period that are kept; guards against bots.
         time_zone (`str`): Zone that times with a zone are converted to; times without one are left as they are.
+        order (`str`, *optional*): In the place of `time` a column of whole numbers that puts a customer's events in
+            order, or `rows`: they are in the order of the log's rows.
     """
 
     customer: str
-    time: str
+    time: str | None
     token_type: str | None
     features: tuple[FeatureSpec, ...]
     tasks: tuple[str, ...]
-    cutoffs: dict[str, datetime]
+    cutoffs: dict[str, datetime] | str
     name: str = "event_log"
     visit: str | None = None
     profile: tuple[FeatureSpec, ...] = ()
@@ -93,6 +112,7 @@ class EventSchema:
     on_duplicate: str = "keep"
     max_events_per_customer: int = MOST_EVENTS
     time_zone: str = "UTC"
+    order: str | None = None
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> EventSchema:
@@ -121,24 +141,16 @@ class EventSchema:
             if not isinstance(values.get(key, []), list | tuple):
                 raise ValueError(f"`{key}` is {values[key]!r}; write it as a list.")
         values |= {key: read_features(values.get(key, ()), key) for key in ("features", "profile")}
-        values.setdefault("token_type", None)
+        values = {"time": None, "token_type": None} | values
         values["tasks"] = tuple(values["tasks"])
         values["target_token_types"] = tuple(str(value) for value in values.get("target_token_types", ()))
-        if not isinstance(values["cutoffs"], Mapping):
-            raise ValueError("`cutoffs` is not a mapping; write {validation: 2017-10-01, test: 2017-11-01}.")
-        check_keys(values["cutoffs"], ("validation", "test"), "`cutoffs`")
-        for key in ("validation", "test"):
-            if key not in values["cutoffs"]:
-                raise ValueError(f"`cutoffs` has no `{key}`; add its date.")
-        values["cutoffs"] = {
-            key: _read_cutoff(values["cutoffs"][key], f"cutoffs: {key}") for key in ("validation", "test")
-        }
+        values["cutoffs"] = _read_cutoffs(values["cutoffs"])
         return cls(**values)
 
     def __post_init__(self) -> None:
-        for key in ("name", "customer", "time", "time_zone"):
+        for key in ("name", "customer", "time_zone"):
             check_text(getattr(self, key), key)
-        for key in ("token_type", "visit", "end_of_visit"):
+        for key in ("time", "order", "token_type", "visit", "end_of_visit"):
             if getattr(self, key) is not None:
                 check_text(getattr(self, key), key)
         check_integer(self.max_events, "max_events", 2)
@@ -151,14 +163,64 @@ class EventSchema:
             ZoneInfo(self.time_zone)
         except Exception:  # zoneinfo raises KeyError, ValueError or OSError, depending on what is wrong with the name
             raise ValueError(f"`time_zone` is {self.time_zone!r}; give an IANA name such as Europe/Berlin.") from None
-        if self.cutoffs["validation"] >= self.cutoffs["test"]:
+        if not self.leaves_one_out and self.cutoff("validation") >= self.cutoff("test"):
             raise ValueError(
-                f"`cutoffs`: validation ({self.cutoffs['validation']}) is not before test ({self.cutoffs['test']}); "
+                f"`cutoffs`: validation ({self.cutoff('validation')}) is not before test ({self.cutoff('test')}); "
                 "move one of them."
             )
+        self._check_order()
         if self.token_type is None:
             self._add_token_type()
         self._check_features()
+
+    def _check_order(self) -> None:
+        """Whether there is one of `time` and `order`, and nothing that needs times where there are none."""
+        if self.time is None and self.order is None:
+            raise ValueError(
+                "The event schema has no `time`; add it, or for a log without times `order`: a column of whole "
+                f"numbers, or `{ROWS}` for the order of its rows."
+            )
+        if self.time is not None and self.order is not None:
+            raise ValueError("The event schema has `time` and `order`; `order` is for logs without times: keep one.")
+        if self.order is None:
+            return
+        if not self.leaves_one_out and self.cutoffs != NO_CUTOFFS:
+            raise ValueError(
+                f"`order` is for logs without times, so `cutoffs` can't be dates; write `cutoffs: {LEAVE_ONE_OUT}`."
+            )
+        for spec in self.features:
+            if spec.is_derived:
+                raise ValueError(
+                    f"Feature {spec.name!r} has kind {spec.kind!r}, which is computed from the time, and the log has "
+                    "`order` instead; remove the feature."
+                )
+        if self.order == ROWS and self.on_duplicate == "drop":
+            raise ValueError(
+                f"`on_duplicate: drop` with `order: {ROWS}`: rows at two places are two events; remove one of them."
+            )
+
+    @property
+    def leaves_one_out(self) -> bool:
+        """Whether each customer's last visits are held out, and not what comes after a date."""
+        return self.cutoffs == LEAVE_ONE_OUT
+
+    def cutoff(self, key: str) -> datetime:
+        """The date of a cutoff, `validation` or `test`.
+
+        Raises:
+            ValueError: There is none, as each customer's last visits are held out.
+        """
+        if isinstance(self.cutoffs, str):
+            raise ValueError(
+                f"The log was split by `cutoffs: {self.cutoffs}`, and this needs the date of the {key} cutoff; "
+                "prepare the log with dates."
+            )
+        return self.cutoffs[key]
+
+    @property
+    def order_column(self) -> str | None:
+        """The column by which a customer's events are in order; None where it is the order of the rows."""
+        return self.time if self.order is None else None if self.order == ROWS else self.order
 
     def _add_token_type(self) -> None:
         """The feature of a log without a token type, unless it is there."""
@@ -226,7 +288,7 @@ class EventSchema:
     @property
     def event_columns(self) -> list[str]:
         """Columns of the event table that are read."""
-        columns = [self.customer, self.time, self.visit, *(spec.column for spec in self.features)]
+        columns = [self.customer, self.order_column, self.visit, *(spec.column for spec in self.features)]
         return [column for column in dict.fromkeys(columns) if column]
 
     @property
@@ -242,7 +304,8 @@ class EventSchema:
             out[entry.name] = list(value) if isinstance(value, tuple) else value
         out["features"] = [spec.to_dict() for spec in self.features if not spec.is_constant]
         out["profile"] = [spec.to_dict() for spec in self.profile]
-        out["cutoffs"] = {key: value.isoformat() for key, value in self.cutoffs.items()}
+        if not isinstance(self.cutoffs, str):
+            out["cutoffs"] = {key: value.isoformat() for key, value in self.cutoffs.items()}
         return {"name": out.pop("name"), **out}
 
 
@@ -271,6 +334,7 @@ def schema_of(feature_extractor: MCMFeatureExtractor) -> EventSchema:
         visit=feature_extractor.visit,
         time_zone=feature_extractor.time_zone,
         name=feature_extractor.name,
+        order=feature_extractor.order,
         max_events=feature_extractor.max_events,
         min_history=feature_extractor.min_history,
         cutoffs=NO_CUTOFFS,

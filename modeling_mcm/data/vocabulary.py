@@ -55,6 +55,11 @@ def vocabularies_of(feature_extractor: MCMFeatureExtractor, schema: EventSchema)
         ValueError: if the schema has other features, or reads events in another way.
     """
     known = schema_of(feature_extractor)
+    if (schema.order is None) != (known.order is None):
+        raise ValueError(
+            f"`order` is {schema.order!r} in the schema and {known.order!r} in the checkpoint, and only one of them "
+            "reads times: take the schema that the checkpoint was trained with."
+        )
     for name in ("end_of_visit", "target_token_types", "time_zone"):
         if getattr(schema, name) != getattr(known, name):
             raise ValueError(
@@ -281,7 +286,7 @@ def encode_events(events: ir.Table, visits: ir.Table, fitted: Vocabularies, sche
     """Ids of all events and of the interactions that close visits.
 
     Table before: normalised events (customer_id, shard, second, period, visit_key, is_target, raw f0 ...). After:
-    customer_id, shard, visit, closes_visit, second, f0, f1 ... as ids, is_target.
+    customer_id, shard, visit, period, closes_visit, second, f0, f1 ... as ids, is_target.
     """
     joined = events.inner_join(
         visits.select("customer_id", "period", "visit_key", "visit", "days"), ["customer_id", "period", "visit_key"]
@@ -291,7 +296,7 @@ def encode_events(events: ir.Table, visits: ir.Table, fitted: Vocabularies, sche
         if spec.is_derived:
             joined = joined.mutate(**{f"f{i}": _derived(joined, spec, fitted, "second")})
     names = [f"f{i}" for i in range(len(schema.features))]
-    order = ("customer_id", "shard", "visit", "closes_visit", "second", *names, "is_target")
+    order = ("customer_id", "shard", "visit", "period", "closes_visit", "second", *names, "is_target")
     encoded = joined.mutate(closes_visit=ibis.literal(0, "int8")).select(*order)
     if schema.end_of_visit is None:
         return encoded
