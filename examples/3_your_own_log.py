@@ -4,7 +4,7 @@
 
     python examples/3_your_own_log.py log.parquet schema.yaml runs/mine --max_seconds 300
 
-The schema says what the columns mean (docs/event_schema.md; configuration/schemas/ has two to start from). Options
+The schema says what the columns mean (docs/event_schema.md; configuration/schemas/ has some to start from). Options
 after the folder go to training/run_pretrain.py. Run again, it goes on where it was.
 """
 
