@@ -202,6 +202,23 @@ def test_old_features_are_written_as_before():
     assert schema.to_dict()["features"][0] == plain and "part" not in schema.to_dict()
 
 
+def test_an_old_extractor_and_an_old_manifest_read_as_before(tmp_path):
+    log = make_log()[["user", "at", "kind", "item"]]
+    features = [{"name": "token_type", "column": "kind"}, {"name": "item"}]
+    schema = schema_with(features=features, token_type="kind", tasks=["item"], profile=[])
+    prepare(log, schema, tmp_path / "out")
+    extractor = load_extractor(tmp_path)
+    path = tmp_path / "out" / "feature_extractor" / "preprocessor_config.json"
+    stored = json.loads(path.read_text())
+    assert stored.pop("order") is None and set(stored["features"][1]) == {"name", "kind", "column", "profile"}
+    path.write_text(json.dumps(stored))
+    again = load_extractor(tmp_path)
+    assert again.to_dict() == extractor.to_dict() and again.time == "at"
+    assert schema_of(again) == schema_of(extractor)
+    old = schema.to_dict()
+    assert old.pop("order") is None and EventSchema.from_dict(old) == schema
+
+
 @pytest.mark.parametrize("grow", [0, 2])
 def test_an_update_gives_the_rows_of_a_full_preparation(tmp_path, grow):
     log, schema = make_films(), schema_with(profile=[])
