@@ -18,7 +18,7 @@ from pathlib import Path
 
 from modeling_mcm import MCMFeatureExtractor
 from modeling_mcm.data.drift import DriftReport, FeatureDrift, feature_drift
-from modeling_mcm.data.schema import CATEGORICAL
+from modeling_mcm.data.features import CATEGORICAL
 
 from arguments import parse_options
 

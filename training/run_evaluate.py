@@ -252,7 +252,7 @@ def evaluate_offers(options: EvaluationOptions) -> tuple[list[list[str]], str, d
     extractor = MCMFeatureExtractor.from_pretrained(str(options.model))
     check_vocabularies(str(options.data), extractor)
     groups = offers.groups([options.offers_split])
-    training_end = int(np.datetime64(schema.cutoffs["validation"], "s").astype(np.int64))
+    training_end = int(np.datetime64(schema.cutoff("validation"), "s").astype(np.int64))
     offers.check_times(training_end, [], groups)
     collator = OfferCollator(extractor, model.config, offers, groups)
     cases = OfferGroups(load_prepared(str(options.data)), offers, groups)

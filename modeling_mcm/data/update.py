@@ -40,7 +40,7 @@ from modeling_mcm.data.rows import (
 )
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.data.vocabulary import Vocabularies, encode_events, encode_profiles, vocabularies_of
-from modeling_mcm.processing_mcm import MISSING_ID, MCMFeatureExtractor
+from modeling_mcm.processing_mcm import MISSING_ID, ROWS, MCMFeatureExtractor
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,11 @@ def update(
     directory, log = Path(directory), Path(events)
     manifest = PreparedManifest.load(directory)
     schema = manifest.event_schema
+    if schema.order == ROWS:
+        raise ValueError(
+            f"{directory} was prepared with `order: {ROWS}`, and rows of other files have no place among those "
+            "before; prepare everything, or number the events of a customer in a column and name it as `order`."
+        )
     if schema.profile and profile is None:
         raise ValueError(
             "The schema has `profile` features, but no profile table is given; pass `profile` (--profile)."
