@@ -91,8 +91,8 @@ class MCMConfig(PreTrainedConfig):
     repeat_network_size (`int`):
         Hidden numbers of a network that reads, beside the memory's counts, how long ago and how regularly a label was
         met. 0: none.
-    follower_sources (`list[str]`, *optional*):
-        The features of whose values the counted memory knows the followers, what came next. Empty: none. See
+    follower_tasks (`list[str]`, *optional*):
+        The tasks of whose labels the counted memory knows the followers, what came next. Empty: none. See
         [`~counted_memory_mcm.CountedMemory`].
     related_tasks (`list[str]`, *optional*):
         The tasks of whose labels the counted memory knows which go together. Empty: none.
@@ -161,7 +161,7 @@ class MCMConfig(PreTrainedConfig):
     repeat_half_lives_days: list[float | int] = field(default_factory=list)
     repeat_half_lives_units: list[float | int] = field(default_factory=list)
     repeat_network_size: int = 0
-    follower_sources: list[str] = field(default_factory=list)
+    follower_tasks: list[str] = field(default_factory=list)
     related_tasks: list[str] = field(default_factory=list)
     augmentation: str = "random_prefix"
     target: str = "next_event"
@@ -209,10 +209,9 @@ class MCMConfig(PreTrainedConfig):
             raise ValueError(
                 f"The tasks {missing} are no features; a task is the next value of one of {self.features}."
             )
-        if missing := [name for name in self.follower_sources if name not in self.features]:
-            raise ValueError(f"`follower_sources` names {missing}, which are not among the features {self.features}.")
-        if missing := [task for task in self.related_tasks if task not in self.tasks]:
-            raise ValueError(f"`related_tasks` names {missing}, which are not among the tasks {self.tasks}.")
+        for name in ("follower_tasks", "related_tasks"):
+            if missing := [task for task in getattr(self, name) if task not in self.tasks]:
+                raise ValueError(f"`{name}` names {missing}, which are not among the tasks {self.tasks}.")
         if missing := [task for task in self.trained_tasks or [] if task not in self.tasks]:
             raise ValueError(f"`trained_tasks` names {missing}, which are not among the tasks {self.tasks}.")
 

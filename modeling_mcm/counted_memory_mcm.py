@@ -17,11 +17,11 @@
 The tables say which labels followed which values, and which labels go together. They are counted over the training
 customers and are no parameters; only how much they are worth is learned, by `modeling_mcm.counting`.
 
-Shapes: B customers, L events, R rows of scores (prefixes), V labels of a task, S sources (features whose values have
-followers), A latest values of a source, K followers of a value.
+Shapes: B customers, L events, R rows of scores (prefixes), V labels of a task, A latest labels of a customer, K
+followers of a label.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -30,18 +30,23 @@ from torch import nn
 from transformers import initialization as init
 
 FIRST_LABEL = 2  # ids 0 (missing) and 1 (unknown) have no followers
-FOLLOWERS = 50  # K: followers of a value that are kept, the most frequent
+FOLLOWERS = 50  # K: followers of a label that are kept, the most frequent
 RELATED = 100  # related labels of a label that are kept, those with the largest weights
 HABIT_VISITS = 15.0  # half-life, in visits with a label, of a customer's habits
 # Where the logarithms of related labels start: a habit's smoothed rate, and a new label's sum of weights.
 LEAST_RATE, LEAST_WEIGHT = 0.003, 0.01
-FOLLOWER_GAINS = ("follower_gain", "follower_sensitivity", "follower_rarity", "position_decay", "log_rate")
-TASK_GAINS = ("met_gain", "habit_gain", "new_gain", "new_offset")
+# Of followers, where they start on most logs, and of related labels, which are off until they are learned.
+FOLLOWER_GAINS = {"follower_gain": 2.2, "follower_sensitivity": 2.4, "follower_rarity": 0.35, "position_decay": 0.4}
+FOLLOWER_GAINS |= {"log_rate": -6.0, "met_gain": 0.0}
+GAINS = FOLLOWER_GAINS | {"habit_gain": 0.0, "new_gain": 0.0, "new_offset": 0.0}
 TIE_SHARE = 0.01  # of the other parts, so that new labels without a related label are ranked by them
-LATEST = 8  # A: values of a source that are looked up, the customer's latest
-# Weight of a pair by the number of moments between its two events; what is further apart does not count.
-LAG_WEIGHTS = (1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6)
-SHRINKAGE = 0.3  # exponent on how often a value occurs: a rare value's few followers count for more
+LATEST = 8  # A: labels whose followers are looked up, the customer's latest
+# Weight of a pair by the number of moments from its label to its follower, in parts of 240; what is further apart does
+# not count. What came before counts a quarter, for it goes with the label too. Whole numbers, so that a customer's own
+# pairs can be taken off to the last bit.
+LAG_UNIT = 240
+LAG_WEIGHTS = {1: 240, 2: 120, 3: 80, 4: 60, 5: 48, 6: 40} | {-1: 60, -2: 30, -3: 20, -4: 15, -5: 12, -6: 10}
+SHRINKAGE = 0.4  # exponent on how often a label occurs: a rare label's few followers count for more
 
 
 class Histories(NamedTuple):
@@ -70,13 +75,13 @@ class Histories(NamedTuple):
 
 
 class Followers(NamedTuple):
-    """Which labels followed the latest values of each row, and how often, as the tables say.
+    """Which labels followed the latest labels of each row, and how often, as the table says.
 
     Attributes:
-        labels (`torch.LongTensor` of shape `(R, A, K + L)`): ids; the last L take a customer's own pairs off again.
-        counts (`torch.FloatTensor` of shape `(R, A, K + L)`): weighted number of customers' pairs, shrunk by how often
-            the value occurs; negative in the last L. 0 where a row has no such value or follower.
-        ages (`torch.FloatTensor` of shape `(R, A)`): days between the value's event and the row's last event.
+        labels (`torch.LongTensor` of shape `(R, A, K)`): ids.
+        counts (`torch.FloatTensor` of shape `(R, A, K)`): weighted number of pairs, shrunk by how often the earlier
+            label occurs; 0 where a row has no such label or follower.
+        ages (`torch.FloatTensor` of shape `(R, A)`): days between the earlier label's event and the row's last event.
     """
 
     labels: torch.Tensor
@@ -85,84 +90,77 @@ class Followers(NamedTuple):
 
 
 class FollowerTable(nn.Module):
-    """The K most frequent followers of every value of a source, among the labels of a task.
+    """The K most frequent followers of every label of a task.
 
     Args:
-        values (`int`): number of ids of the source.
+        labels (`int`): V.
 
     Attributes:
-        followers (`torch.IntTensor` of shape `(values, K)`): label ids, ascending in a row; 0 where there are fewer.
-        counts (`torch.FloatTensor` of shape `(values, K)`): sum of the lag weights of the pairs.
-        totals (`torch.FloatTensor` of shape `(values,)`): in how many training events the value occurs.
+        followers (`torch.IntTensor` of shape `(V, K)`): label ids, ascending in a row; 0 where there are fewer.
+        counts (`torch.FloatTensor` of shape `(V, K)`): sum of the pairs' `LAG_WEIGHTS`.
+        totals (`torch.FloatTensor` of shape `(V,)`): in how many training events the label occurs.
     """
 
     followers: torch.Tensor
     counts: torch.Tensor
     totals: torch.Tensor
 
-    def __init__(self, values: int):
+    def __init__(self, labels: int):
         super().__init__()
-        self.register_buffer("followers", torch.zeros(values, FOLLOWERS, dtype=torch.int32))
-        self.register_buffer("counts", torch.zeros(values, FOLLOWERS))
-        self.register_buffer("totals", torch.zeros(values))
+        self.register_buffer("followers", torch.zeros(labels, FOLLOWERS, dtype=torch.int32))
+        self.register_buffer("counts", torch.zeros(labels, FOLLOWERS))
+        self.register_buffer("totals", torch.zeros(labels))
 
     @torch.no_grad()
-    def look_up(
-        self, values: torch.Tensor, labels: torch.Tensor, histories: Histories, without_own: bool
-    ) -> Followers:
-        """Followers of the A latest values of each row.
+    def look_up(self, labels: torch.Tensor, histories: Histories, without_own: bool) -> Followers:
+        """Followers of the A latest labels of each row.
 
         Args:
-            values (`torch.LongTensor` of shape `(B, L)`): the source's ids of all events.
-            labels (`torch.LongTensor` of shape `(B, L)`): the task's label ids of all events.
+            labels (`torch.LongTensor` of shape `(B, L)`): ids of the events' labels.
             histories: the events' moments, and the rows.
-            without_own: take the pairs of the customer itself out of the counts. In training they are in the tables,
-                and with them what the customer did next.
+            without_own (`bool`): Take the pairs of the customer itself out of the counts. In training they are in the
+                table, and with them what the customer did next.
         """
         customers, ends = histories.customers[:, None], histories.ends[:, None]
-        known = values >= FIRST_LABEL
+        known = labels >= FIRST_LABEL
         number = known.cumsum(1)
-        of_number = _places(known, number)
-        wanted = number[customers, ends] - 1 - torch.arange(LATEST, device=values.device)  # (R, A)
+        wanted = number[customers, ends] - 1 - torch.arange(LATEST, device=labels.device)  # (R, A)
         exists = wanted >= 0
-        places = of_number[customers, wanted.clamp(min=0)]
-        sources = torch.where(exists, values[customers, places], 0)
+        places = _places(known, number)[customers, wanted.clamp(min=0)]
+        latest = torch.where(exists, labels[customers, places], 0)
         ages = histories.times[customers, ends] - histories.times[customers, places]
-        found, counts = self.followers[sources].long(), self.counts[sources]
-        totals = self.totals[sources]
+        found, counts, totals = self.followers[latest].long(), self.counts[latest], self.totals[latest]
         if without_own:
-            own, own_totals = self._own_pairs(values, labels, histories.moments)
+            own, own_totals = self._own_pairs(labels, histories.moments)
+            counts = counts - own[customers, places]
             totals = totals - own_totals[customers, places]
-            taken = -own[customers, places]  # (R, A, L)
-            found = torch.cat([found, labels[histories.customers][:, None].expand_as(taken)], -1)
-            counts = torch.cat([counts, taken], -1)
-        shrunk = (totals.clamp(min=0) + 1) ** -SHRINKAGE * exists
-        return Followers(found.clamp(min=0), counts * shrunk[..., None], ages.clamp(min=0))
+        shrunk = (totals.clamp(min=0) + 1) ** -SHRINKAGE * exists / LAG_UNIT
+        return Followers(found, counts * shrunk[..., None], ages.clamp(min=0))
 
-    def _own_pairs(
-        self, values: torch.Tensor, labels: torch.Tensor, moments: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a customer's own pairs add to the table's counts.
+    def _own_pairs(self, labels: torch.Tensor, moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a customer's own pairs add to the table's row of each event's label.
 
         Returns:
-            Of each event's value and each event's label, of shape `(B, L, L)`, 0 on all but the first event of a
-            label; and how often the customer has the value, of shape `(B, L)`.
+            Of shape `(B, L, K)`, at most what the table says; and how often the customer has the label, of shape
+            `(B, L)`.
         """
-        lag = moments[:, None] - moments[..., None]
-        weights = torch.tensor([0.0, *LAG_WEIGHTS, 0.0], device=values.device)
-        weight = weights[lag.clamp(0, len(LAG_WEIGHTS) + 1)]
-        known = (values >= FIRST_LABEL)[..., None] & (labels >= FIRST_LABEL)[:, None]
-        same_value = (values[..., None] == values[:, None]).float()
-        same_label = (labels[..., None] == labels[:, None]).float()
-        pairs = same_value @ (weight * known) @ same_label
-        is_first = same_label.tril(-1).sum(-1) == 0
-        pairs = pairs * known * is_first[:, None]
-        found = self.followers[values.clamp(min=0)]  # a pair that is not in the table is not in the counts
-        place = torch.searchsorted(found, labels.int()[:, None].expand(*values.shape, -1).contiguous())
-        place = place.clamp(max=FOLLOWERS - 1)
-        there = found.gather(2, place) == labels[:, None]
-        counted = self.counts[values.clamp(min=0)].gather(2, place) * there
-        return torch.minimum(pairs, counted), same_value.sum(-1)
+        furthest = max(LAG_WEIGHTS) + 1
+        weights = [LAG_WEIGHTS.get(lag, 0) for lag in range(-furthest, furthest + 1)]
+        lag = (moments[:, None] - moments[..., None]).clamp(-furthest, furthest)
+        weight = torch.tensor(weights, dtype=torch.float32, device=labels.device)[lag + furthest]
+        known = labels >= FIRST_LABEL
+        known = known[..., None] & known[:, None]
+        same = (labels[..., None] == labels[:, None]).float()
+        pairs = same @ (weight * known)  # of each event's label and each other event's
+        found, counts = self.followers[labels.clamp(min=0)], self.counts[labels.clamp(min=0)]
+        wanted = labels.int()[:, None].expand(*labels.shape, -1).contiguous()
+        place = torch.searchsorted(found, wanted).clamp(max=FOLLOWERS - 1)
+        there = found.gather(2, place) == wanted  # a pair that is not in the table is not in the counts
+        own = torch.zeros(found.shape, device=labels.device).scatter_add(2, place, pairs * there * known)
+        # A full row has only its most frequent followers. One that would not be there without this customer is taken
+        # out whole: what is left of its count would tell that the customer has it.
+        only_by_own = (own > 0) & (counts - own < counts.amin(-1, keepdim=True))
+        return torch.where(only_by_own, counts, own.minimum(counts)), same.sum(-1)
 
 
 def _places(known: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
@@ -209,15 +207,14 @@ class RelatedTable(nn.Module):
 class CountedMemory(nn.Module):
     """What all customers did, as an addition to the scores of a customer's labels.
 
-    **Followers.** A label w that followed the customer's latest values of a source s gets
+    **Followers.** A label w that followed the customer's latest labels gets
 
-        sum_s g_s log(1 + n_s(w) exp(b_s + f_s r_w)),
-        n_s(w) = sum_{j < 8} d_s^j exp(-age_j / T_s) c_s(h_j, w) / (count(h_j) + 1)^.3
+        g log(1 + n(w) exp(b + f r_w)),    n(w) = sum_{j < 8} d^j exp(-age_j / T) c(h_j, w) / (count(h_j) + 1)^.4
 
-    with h_j the customer's j-th latest value of s, c_s(h, w) the weighted number of training pairs of h and w, and r_w
-    the rarity of w, as in the repeat memory. A label that was met gets `met_gain` as well. These gains are learned by
-    a loss of their own, on counts without the customer's own pairs, before the encoder is trained. Beside an encoder
-    that knows the training customers by heart they would turn negative.
+    with h_j the customer's j-th latest label, c(h, w) the weighted number of training pairs of h and w, and r_w the
+    rarity of w, as in the repeat memory. Without a repeat memory, a label that was met gets `met_gain` as well. These
+    gains are learned by a loss of their own, on counts without the customer's own pairs, before the encoder is
+    trained. Beside an encoder that knows the training customers by heart they would turn negative.
 
     **Habits and new labels.** Of a task with related labels, a label that the customer has met gets
     `habit_gain` log(x S + .003), where x is how often each label was met a visit, newer visits weighing more, and S a
@@ -228,33 +225,28 @@ class CountedMemory(nn.Module):
 
     Args:
         label_sizes: V of each task.
-        sources: for each task the numbers of ids of its sources.
+        followers: for each task whether it has followers.
         related: for each task whether it has related labels.
     """
 
-    follower_gain: torch.Tensor
-    follower_sensitivity: torch.Tensor
-    follower_rarity: torch.Tensor
-    position_decay: torch.Tensor
-    log_rate: torch.Tensor
-    met_gain: torch.Tensor
     habit_gain: torch.Tensor
     new_gain: torch.Tensor
     new_offset: torch.Tensor
+    met_gain: torch.Tensor
 
-    def __init__(self, label_sizes: Sequence[int], sources: Sequence[Sequence[int]], related: Sequence[bool]):
+    def __init__(self, label_sizes: Sequence[int], followers: Sequence[bool], related: Sequence[bool]):
         super().__init__()
-        tasks, most = len(label_sizes), max(map(len, sources))
-        self.follower_tables = nn.ModuleList(nn.ModuleList(map(FollowerTable, of_task)) for of_task in sources)
-        tables = [[RelatedTable(size)] if wanted else [] for size, wanted in zip(label_sizes, related, strict=True)]
-        self.habit_tables = nn.ModuleList(map(nn.ModuleList, tables))
-        tables = [[RelatedTable(size)] if wanted else [] for size, wanted in zip(label_sizes, related, strict=True)]
-        self.new_tables = nn.ModuleList(map(nn.ModuleList, tables))
 
-        for name in FOLLOWER_GAINS:
-            self.register_buffer(name, torch.zeros(tasks, most))
-        for name in TASK_GAINS:
-            self.register_buffer(name, torch.zeros(tasks))
+        def tables(kind: type[nn.Module], wanted: Sequence[bool]) -> nn.ModuleDict:
+            """By the place of the task."""
+            sizes = enumerate(label_sizes)
+            return nn.ModuleDict({str(place): kind(size) for place, size in sizes if wanted[place]})
+
+        self.follower_tables = tables(FollowerTable, followers)
+        self.habit_tables, self.new_tables = tables(RelatedTable, related), tables(RelatedTable, related)
+
+        for name in GAINS:
+            self.register_buffer(name, torch.zeros(len(label_sizes)))
         for place, size in enumerate(label_sizes):
             self.register_buffer(f"label_rarity_{place}", torch.zeros(size))
 
@@ -263,83 +255,74 @@ class CountedMemory(nn.Module):
         return self.get_buffer(f"label_rarity_{task}")
 
     def reset_parameters(self):
-        """Starts where many logs end: a label's own followers count most, nearer ones more. Related labels are off."""
-        init.constant_(self.follower_gain, 0.3)
-        init.zeros_(self.follower_sensitivity)
-        if self.follower_gain.shape[1]:
-            init.constant_(self.follower_gain[:, 0], 2.2)
-            init.constant_(self.follower_sensitivity[:, 0], 2.4)
-        init.constant_(self.follower_rarity, 0.35)
-        init.constant_(self.position_decay, 0.4)
-        init.constant_(self.log_rate, -6.0)
-        for name in TASK_GAINS:
-            init.zeros_(self.get_buffer(name))
-        for name, table in self.named_buffers():
-            if name.startswith("label_rarity_") or "_tables." in name:
-                init.zeros_(table)
+        """Empty tables, and gains as they start."""
+        for name, value in self.named_buffers():
+            init.constant_(value, GAINS.get(name, 0))
 
     def has_followers(self, task: int) -> bool:
-        """Whether followers are counted for a task."""
-        return len(cast(nn.ModuleList, self.follower_tables[task])) > 0
+        """Whether a task, by its place, has followers."""
+        return str(task) in self.follower_tables
 
     def has_related(self, task: int) -> bool:
-        """Whether a task has related labels."""
-        return len(cast(nn.ModuleList, self.habit_tables[task])) > 0
+        """Whether a task, by its place, has related labels."""
+        return str(task) in self.habit_tables
 
-    def position_weights(self, task: int, source: int, ages: torch.Tensor) -> torch.Tensor:
-        """d^j exp(-age_j / T) of each row's latest values, of shape `(R, A)`."""
-        places = torch.arange(LATEST, device=ages.device)
-        decay = torch.sigmoid(self.position_decay[task, source]) ** places
-        return decay * torch.exp(-self.log_rate[task, source].exp() * ages)
+    @staticmethod
+    def position_weights(gains: Mapping[str, torch.Tensor], ages: torch.Tensor) -> torch.Tensor:
+        """d^j exp(-age_j / T) of each row's latest labels, of shape `(R, A)`.
 
-    def added_by(self, task: int, source: int, counts: torch.Tensor, rarity: torch.Tensor) -> torch.Tensor:
-        """g log(1 + n exp(b + f r)) of counts n and rarities r of one shape."""
-        sensitivity = self.follower_sensitivity[task, source] + self.follower_rarity[task, source] * rarity
-        return self.follower_gain[task, source] * torch.log1p(counts * sensitivity.exp())
+        Args:
+            gains: those of the task, by the names of `FOLLOWER_GAINS`; d = sigmoid(`position_decay`).
+            ages: days, of shape `(R, A)`.
+        """
+        decay = torch.sigmoid(gains["position_decay"]) ** torch.arange(LATEST, device=ages.device)
+        return decay * torch.exp(-gains["log_rate"].exp() * ages)
+
+    @staticmethod
+    def added(gains: Mapping[str, torch.Tensor], counts: torch.Tensor, rarity: torch.Tensor) -> torch.Tensor:
+        """g log(1 + n exp(b + f r)) of counts n and rarities r of one shape.
+
+        Args:
+            gains: those of the task, by the names of `FOLLOWER_GAINS`.
+            counts: n.
+            rarity: r.
+        """
+        sensitivity = gains["follower_sensitivity"] + gains["follower_rarity"] * rarity
+        return gains["follower_gain"] * torch.log1p(counts * sensitivity.exp())
+
+    def gains(self, task: int) -> dict[str, torch.Tensor]:
+        """The gains of a task's followers, by name."""
+        return {name: self.get_buffer(name)[task] for name in FOLLOWER_GAINS}
 
     @torch.no_grad()
     def followers(
         self,
         task: int,
-        sources: Sequence[torch.Tensor],
         labels: torch.Tensor,
         histories: Histories,
         rows: torch.Tensor | None = None,
-        number: int | None = None,
         without_own: bool = False,
     ) -> torch.Tensor:
-        """What followers add to the scores of a task.
+        """What followers add to the scores of a task, of shape `(R, V)`.
 
         Args:
             task (`int`): its place.
-            sources: ids of the events' values of each source, of shape `(B, L)`.
             labels (`torch.LongTensor` of shape `(B, L)`): ids of the events' labels.
             histories: the rows, and the moments of events.
-            rows (`torch.LongTensor` of shape `(number,)`, *optional*): ids of the labels that are scored, ascending,
-                where these are a sample.
-            number (`int`, *optional*): how many labels are scored; all by default.
+            rows (`torch.LongTensor` of shape `(V,)`, *optional*): ids of the labels that are scored, ascending, where
+                these are a sample.
             without_own (`bool`): as for [`FollowerTable.look_up`].
-
-        Returns:
-            Of shape `(R, number)`.
         """
-        rarity = self.label_rarity(task)
-        number = len(rarity) if number is None else number
-        added = rarity.new_zeros(len(histories.ends), number)
-        tables = cast(nn.ModuleList, self.follower_tables[task])
-        for source, (table, values) in enumerate(zip(tables, sources, strict=True)):
-            found = cast(FollowerTable, table).look_up(values, labels, histories, without_own)
-            weights = self.position_weights(task, source, found.ages)
-            counts = (found.counts * weights[..., None]).flatten(1)
-            places = found.labels
-            if rows is not None:  # those that are not in the sample go to the first place, which is no label
-                places = torch.searchsorted(rows, found.labels).clamp(max=number - 1)
-                places = torch.where(rows[places] == found.labels, places, 0)
-            n = torch.zeros_like(added).scatter_add(1, places.flatten(1), counts).clamp(min=0)
-            kept, ids = places[..., :FOLLOWERS].flatten(1), found.labels[..., :FOLLOWERS].flatten(1)
-            gained = self.added_by(task, source, n.gather(1, kept), rarity[ids])
-            added = added + torch.zeros_like(added).scatter(1, kept, gained)
-        return added
+        rarity, gains = self.label_rarity(task), self.gains(task)
+        found = cast(FollowerTable, self.follower_tables[str(task)]).look_up(labels, histories, without_own)
+        counts = (found.counts * self.position_weights(gains, found.ages)[..., None]).flatten(1)
+        ids = places = found.labels.flatten(1)
+        if rows is not None:  # those that are not in the sample go to the first place, which is no label
+            places = torch.searchsorted(rows, ids).clamp(max=len(rows) - 1)
+            places = torch.where(rows[places] == ids, places, 0)
+        n = rarity.new_zeros(len(ids), len(rarity) if rows is None else len(rows)).scatter_add_(1, places, counts)
+        gained = self.added(gains, n.gather(1, places), rarity[ids])
+        return n.zero_().scatter_(1, places, gained)
 
     @torch.no_grad()
     def met(self, task: int, labels: torch.Tensor, histories: Histories) -> torch.Tensor:
@@ -380,11 +363,11 @@ class CountedMemory(nn.Module):
 
     def habits(self, task: int, rates: torch.Tensor) -> torch.Tensor:
         """log(x S + .003) of rates x, of shape `(R, V)`."""
-        return (cast(nn.ModuleList, self.habit_tables[task])[0](rates) + LEAST_RATE).log()
+        return (self.habit_tables[str(task)](rates) + LEAST_RATE).log()
 
     def new(self, task: int, met: torch.Tensor) -> torch.Tensor:
         """log(1 + m B / .01) of the labels met m, of shape `(R, V)`."""
-        return torch.log1p(cast(nn.ModuleList, self.new_tables[task])[0](met.float()) / LEAST_WEIGHT)
+        return torch.log1p(self.new_tables[str(task)](met.float()) / LEAST_WEIGHT)
 
 
 def _first_of_group(keys: torch.Tensor) -> torch.Tensor:

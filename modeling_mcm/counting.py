@@ -9,6 +9,7 @@ are learned at the end on validation cases, which no table and no weight has see
 Shapes: B customers, L events, R rows (prefixes with one target, or validation cases), V labels, A latest values.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,22 +25,22 @@ from torch import nn
 
 from modeling_mcm.counted_memory_mcm import (
     FIRST_LABEL,
-    FOLLOWER_GAINS,
     FOLLOWERS,
     RELATED,
     CountedMemory,
+    Followers,
     FollowerTable,
     Histories,
     RelatedTable,
 )
 from modeling_mcm.modeling_mcm import PARTS, MCMForMultiTaskRecommendation
 
-LAG_UNIT = 60  # weight of a pair of neighbours in the file of followers
 # Ridge of the regressions, as a multiple of the mean of the diagonal: of new labels on sets, of habits on rates.
 NEW_RIDGE, HABIT_RIDGE = 6.0, 3.0
 MOST_WORK = 2e12  # multiplications of a regression, which bounds the customers it is made of
 FIT_ROWS, ROWS_A_CUSTOMER = 6000, 4  # prefixes that followers' gains are learned on
 CASES, MOST_SCORES = 4000, 2**27  # validation cases, and scores of theirs held at once, that scales are learned on
+STEPS, LEAST_GAIN = (0.5, 0.2, 0.1), 1e-4  # of the grid that scales are moved along, and of NDCG for a move
 SETTLED = 1e-3  # weight of the squared distance of scales and gains from where they start
 IDEAL_PLACES = 10
 
@@ -50,26 +51,26 @@ def fill_followers(model: MCMForMultiTaskRecommendation, followers: pa.Table, po
 
     Args:
         model: with a counted memory.
-        followers: columns source, value, task, label and weight; see `count_followers`.
+        followers: columns task, label, follower and weight; see `count_followers`.
         popularity: columns feature, id and count.
     """
-    memory, config = cast(CountedMemory, model.counted_memory), model.config
-    for place, (task, sources) in enumerate(zip(config.tasks, model.sources, strict=True)):
-        tables = cast(nn.ModuleList, memory.follower_tables[place])
-        for source, table in zip(sources, cast(Iterable[FollowerTable], tables), strict=True):
-            name = config.features[source]
-            of_both = followers.filter(pc.and_(pc.equal(followers["task"], task), pc.equal(followers["source"], name)))
-            values, labels = (of_both[column].to_numpy() for column in ("value", "label"))
-            first = np.flatnonzero(np.append(True, values[1:] != values[:-1])) if len(values) else np.zeros(0, int)
-            place_in_row = np.arange(len(values)) - np.repeat(first, np.diff(np.append(first, len(values))))
-            sizes = np.bincount(values, minlength=len(table.totals))
-            column = FOLLOWERS - sizes[values] + place_in_row  # zeros first, so that a row ascends
-            table.followers[values, column] = torch.as_tensor(labels, dtype=torch.int32)
-            weights = torch.as_tensor(of_both["weight"].to_numpy() / LAG_UNIT, dtype=torch.float32)
-            table.counts[values, column] = weights
-            known = popularity.filter(pc.equal(popularity["feature"], name))
-            totals = torch.as_tensor(known["count"].to_numpy().copy(), dtype=torch.float32)
-            table.totals[torch.as_tensor(known["id"].to_numpy().copy()).long()] = totals
+    memory = cast(CountedMemory, model.counted_memory)
+    for place, task in enumerate(model.config.tasks):
+        if not memory.has_followers(place):
+            continue
+        table = cast(FollowerTable, memory.follower_tables[str(place)])
+        of_task = followers.filter(pc.equal(followers["task"], task)).sort_by(
+            [("label", "ascending"), ("follower", "ascending")]
+        )
+        labels, ids, weights = (of_task[name].to_numpy().copy() for name in ("label", "follower", "weight"))
+        sizes = np.bincount(labels, minlength=len(table.totals))
+        # Zeros first, so that a row ascends.
+        column = FOLLOWERS - sizes[labels] + np.arange(len(labels)) - (np.cumsum(sizes) - sizes)[labels]
+        table.followers[labels, column] = torch.as_tensor(ids, dtype=torch.int32)
+        table.counts[labels, column] = torch.as_tensor(weights, dtype=torch.float32)
+        known = popularity.filter(pc.equal(popularity["feature"], task))
+        totals = torch.as_tensor(known["count"].to_numpy().copy(), dtype=torch.float32)
+        table.totals[torch.as_tensor(known["id"].to_numpy().copy()).long()] = totals
 
 
 @torch.no_grad()
@@ -100,8 +101,8 @@ def fill_related(
                 break
         kind = torch.float64 if size < 5000 else torch.float32
         for gram, ridge, table in (
-            (habits, HABIT_RIDGE, memory.habit_tables[place]),
-            (sets, NEW_RIDGE, memory.new_tables[place]),
+            (habits, HABIT_RIDGE, memory.habit_tables[str(place)]),
+            (sets, NEW_RIDGE, memory.new_tables[str(place)]),
         ):
             strength = ridge * gram.diagonal()[FIRST_LABEL:].mean().clamp(min=1e-8)
             inverse = torch.linalg.inv(gram.to(kind) + strength * torch.eye(size, dtype=kind))
@@ -110,7 +111,7 @@ def fill_related(
             else:  # EASE
                 weights = -inverse / inverse.diagonal()
                 weights.fill_diagonal_(0)
-            _keep_largest(cast(RelatedTable, cast(nn.ModuleList, table)[0]), weights.float())
+            _keep_largest(cast(RelatedTable, table), weights.float())
 
 
 def _keep_largest(table: RelatedTable, weights: torch.Tensor) -> None:
@@ -127,7 +128,10 @@ class _Rows:
     Attributes:
         cells: row and label of each pair of which something is known, as row * V + label, ascending.
         targets: the cell of each row's target, as a place in `cells`, of shape `(R,)`.
-        pairs: of each source the rows, positions, places in `cells`, counts, and ages `(R, A)` of its followers.
+        rows, positions, places: of each count above 0 its row, which of the latest labels it is a follower of, and
+            its place in `cells`.
+        counts: those counts.
+        ages: of the latest labels, of shape `(R, A)`.
         popularity: what the customer's own events take off the log of the label's count, a number a cell.
         met: whether the row has met the label, a number a cell.
         own: how often, newer meetings weighing more, a number a cell.
@@ -135,7 +139,11 @@ class _Rows:
 
     cells: torch.Tensor
     targets: torch.Tensor
-    pairs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
+    rows: torch.Tensor
+    positions: torch.Tensor
+    places: torch.Tensor
+    counts: torch.Tensor
+    ages: torch.Tensor
     popularity: torch.Tensor
     met: torch.Tensor
     own: torch.Tensor
@@ -167,19 +175,16 @@ def _rows_of(
     histories = Histories.of(batch["event_times"], batch["visit_ids"], customers, ends)
 
     rows = torch.arange(len(customers))
-    found = []
-    tables = cast(nn.ModuleList, memory.follower_tables[place])
-    for source, table in zip(model.sources[place], cast(Iterable[FollowerTable], tables), strict=True):
-        known = table.look_up(ids[..., source], labels, histories, without_own=True)
-        where = known.counts.nonzero(as_tuple=True)
-        cells = where[0] * size + known.labels[where]
-        found.append((where[0], where[1], cells, known.counts[where], known.ages))
+    table = cast(FollowerTable, memory.follower_tables[str(place)])
+    found: Followers = table.look_up(labels, histories, without_own=True)
+    row, position, k = found.counts.nonzero(as_tuple=True)
+    follower_cells = row * size + found.labels[row, position, k]
     own = labels[customers].clamp(min=0)  # (R, L)
     times = (own[..., None] == own[:, None]).sum(-1).float()  # how often the customer has the label
     real = own >= FIRST_LABEL
     own_cells = (rows[:, None] * size + own)[real]
     target_cells = rows * size + wanted
-    cells = torch.cat([target_cells, own_cells, *(each[2] for each in found)]).unique()
+    cells = torch.cat([target_cells, own_cells, follower_cells]).unique()
     at_own = torch.searchsorted(cells, own_cells)
     of_label = counts[own]
     less = torch.log((of_label - times).clamp(min=0) + 1) - torch.log(of_label + 1)
@@ -189,9 +194,17 @@ def _rows_of(
     zeros = torch.zeros(len(cells))
     met = zeros.scatter_reduce(0, at_own, seen[real].float(), "amax")
     met_weight = zeros.index_add(0, at_own, (OWN_DECAY**ago * seen)[real])
-    pairs = [(row, j, torch.searchsorted(cells, cell), n, ages) for row, j, cell, n, ages in found]
     return _Rows(
-        cells, torch.searchsorted(cells, target_cells), pairs, zeros.scatter(0, at_own, less[real]), met, met_weight
+        cells=cells,
+        targets=torch.searchsorted(cells, target_cells),
+        rows=row,
+        positions=position,
+        places=torch.searchsorted(cells, follower_cells),
+        counts=found.counts[row, position, k],
+        ages=found.ages,
+        popularity=zeros.scatter(0, at_own, less[real]),
+        met=met,
+        own=met_weight,
     )
 
 
@@ -210,7 +223,7 @@ def fit_followers(
         seed: of the draw of targets.
 
     Returns:
-        For each task with followers the loss a target before and after, beside that of popularity and repeats alone.
+        For each task with followers the loss a target before and after learning.
     """
     memory = cast(CountedMemory, model.counted_memory)
     places = [place for place in range(len(model.config.tasks)) if memory.has_followers(place)]
@@ -236,64 +249,49 @@ def _fit_task(
     model: MCMForMultiTaskRecommendation, place: int, rows: Sequence[_Rows], counts: torch.Tensor
 ) -> dict[str, float]:
     memory = cast(CountedMemory, model.counted_memory)
-    size, log_counts = len(counts), torch.log(counts + 1)
-    gains = {name: memory.get_buffer(name).clone().requires_grad_() for name in FOLLOWER_GAINS}
-    slope, met_gain, own_gain = (torch.tensor(value, requires_grad=True) for value in (0.6, 0.0, 0.5))
-    rarity = memory.label_rarity(place)
+    size, log_counts, rarity = len(counts), torch.log(counts + 1), memory.label_rarity(place)
+    gains = {name: value.clone().requires_grad_() for name, value in memory.gains(place).items()}
+    slope = torch.tensor(0.6, requires_grad=True)
+    # Where a repeat memory will count a customer's own labels, they are counted here too, and not learned as followers.
+    own_gain = torch.tensor(0.5, requires_grad=True) if model.repeat_memory is not None else None
 
-    def added(source: int, counted: torch.Tensor, of_label: torch.Tensor) -> torch.Tensor:
-        stored = {name: memory.get_buffer(name) for name in FOLLOWER_GAINS}
-        for name, value in gains.items():
-            setattr(memory, name, value)
-        try:
-            return memory.added_by(place, source, counted, of_label)
-        finally:
-            for name, value in stored.items():
-                setattr(memory, name, value)
-
-    def weights(source: int, ages: torch.Tensor) -> torch.Tensor:
-        decay = torch.sigmoid(gains["position_decay"][place, source]) ** torch.arange(ages.shape[1])
-        return decay * torch.exp(-gains["log_rate"][place, source].exp() * ages)
-
-    def loss(with_followers: bool = True) -> torch.Tensor:
+    def loss() -> torch.Tensor:
         total, number = torch.zeros(()), 0
         everywhere = torch.logsumexp(slope * log_counts[FIRST_LABEL:], 0)
         for part in rows:
             label = part.cells % size
             prior = slope * log_counts[label]
-            scores = prior + slope * part.popularity + met_gain * part.met + own_gain * torch.log1p(part.own)
-            if with_followers:
-                for source, (row, position, at, counted, ages) in enumerate(part.pairs):
-                    weighted = counted * weights(source, ages)[row, position]
-                    n = torch.zeros(len(part.cells)).index_add(0, at, weighted).clamp(min=0)
-                    scores = scores + added(source, n, rarity[label])
+            scores = prior + slope * part.popularity
+            if own_gain is not None:
+                scores = scores + own_gain * torch.log1p(part.own)
+            weighted = part.counts * memory.position_weights(gains, part.ages)[part.rows, part.positions]
+            n = torch.zeros(len(part.cells)).index_add(0, part.places, weighted)
+            scores = scores + memory.added(gains, n, rarity[label]) + gains["met_gain"] * part.met
             # The sum over all labels is that of popularity alone, but for the cells of which more is known.
             change = torch.where(label >= FIRST_LABEL, (scores - everywhere).exp() - (prior - everywhere).exp(), 0.0)
             partition = 1 + torch.zeros(len(part.targets)).index_add(0, part.cells // size, change)
-            log_partition = everywhere + partition.clamp(min=1e-6).log()
-            total = total + (log_partition - scores[part.targets]).sum()
+            total = total + (everywhere + partition.clamp(min=1e-6).log() - scores[part.targets]).sum()
             number += len(part.targets)
         return total / number
 
-    learned = [*gains.values(), slope, met_gain, own_gain]
+    start = {name: value.detach().clone() for name, value in gains.items()}
     with torch.no_grad():
         before = loss().item()
-    optimizer = torch.optim.LBFGS(learned, max_iter=40, line_search_fn="strong_wolfe")
+    learned = [*gains.values(), slope, *([] if own_gain is None else [own_gain])]
+    optimizer = torch.optim.LBFGS(learned, max_iter=60, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        value = loss()
+        distance = sum((value - start[name]) ** 2 for name, value in gains.items() if name != "met_gain")
+        value = loss() + SETTLED * distance
         value.backward()
         return value
 
     optimizer.step(closure)
     with torch.no_grad():
-        after = loss().item()
-        optimum = {"before": before, "after": after}
         for name, value in gains.items():
-            memory.get_buffer(name)[place] = value[place]
-        memory.met_gain[place] = met_gain
-    return optimum
+            memory.get_buffer(name)[place] = value
+        return {"before": before, "after": loss().item()}
 
 
 @torch.no_grad()
@@ -323,8 +321,9 @@ def fit_scales(
 ) -> dict[str, dict[str, float]]:
     """Learns how much each part of a score counts, and what habits and new labels are worth, on validation cases.
 
-    A few numbers a task, by the cross-entropy of the labels that followed. A case weighs as much as its labels do in
-    NDCG: each 1 over the best DCG of so many.
+    A few numbers a task, first by the cross-entropy of the labels that followed, of which each weighs 1 over the best
+    DCG of so many. Of a task without related labels the weights of the parts are then moved along a grid as long as
+    NDCG@10 grows, and all of them are scaled by one factor, so that the scores stay log-probabilities.
 
     Args:
         model: trained.
@@ -337,61 +336,97 @@ def fit_scales(
     parts, followed = _validation_parts(model, batches)
     result = {}
     for place, task in enumerate(model.config.tasks):
-        followed[place][:, :FIRST_LABEL] = 0
-        if followed[place].sum() and task in model.trained_tasks:
-            result[task] = _fit_scales_of_task(model, place, parts[place], followed[place])
+        wanted = followed[place][:, FIRST_LABEL:]
+        known = wanted.sum(1) > 0
+        if not known.any() or task not in model.trained_tasks:
+            continue
+        cases = {name: part[known][:, FIRST_LABEL:] for name, part in parts[place].items()}
+        if "met" in cases:
+            result[task] = _fit_related(model, place, cases, wanted[known])
+        else:
+            result[task] = _fit_parts(model, place, cases, wanted[known])
     return result
 
 
-def _fit_scales_of_task(
-    model: MCMForMultiTaskRecommendation, place: int, parts: Mapping[str, torch.Tensor], followed: torch.Tensor
-) -> dict[str, float]:
-    own = [name for name in PARTS if name in parts]
-    related = "met" in parts
-    if related:  # one scale for all: habits say again what the others do
-        names = ["all", "habit_gain", "new_gain", "new_offset"]
-        terms = [sum(parts[name] for name in own)]
-        met, habits, new = (parts[name][:, FIRST_LABEL:] for name in ("met", "habits", "new"))
-        start = torch.tensor([1.0, 0.0, 1.0, -8.0])
-    else:
-        names, terms, start = own, [parts[name] for name in own], torch.ones(len(own))
-    terms = [cast(torch.Tensor, term)[:, FIRST_LABEL:] for term in terms]
-    followed = followed[:, FIRST_LABEL:]
-    known = followed.sum(1) > 0
+def _ideal(followed: torch.Tensor) -> torch.Tensor:
+    """The best DCG at 10 of each case, of shape `(R,)`."""
     discounts = 1 / torch.log2(torch.arange(IDEAL_PLACES) + 2.0)
-    ideal = discounts.cumsum(0)[(followed.sum(1).long() - 1).clamp(0, IDEAL_PLACES - 1)]
-    weights = followed / ideal[:, None] / known.sum()
+    return discounts.cumsum(0)[(followed.sum(1).long() - 1).clamp(0, IDEAL_PLACES - 1)]
+
+
+def _ndcg(scores: torch.Tensor, followed: torch.Tensor) -> float:
+    """The mean NDCG@10 of scores `(R, V)`."""
+    best = scores.topk(min(IDEAL_PLACES, scores.shape[1])).indices
+    discounts = 1 / torch.log2(torch.arange(best.shape[1]) + 2.0)
+    return ((followed.gather(1, best) * discounts).sum(1) / _ideal(followed)).mean().item()
+
+
+def _likeliest(
+    scores: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, followed: torch.Tensor
+) -> torch.Tensor:
+    """The numbers under which the labels that followed are likeliest; `scores` makes scores `(R, V)` of them."""
+    weights = followed / _ideal(followed)[:, None] / len(followed)
     learned = start.clone().requires_grad_()
-
-    def loss() -> torch.Tensor:
-        if related:
-            scores = learned[0] * terms[0]
-            scores = torch.where(met, scores + learned[1] * habits, learned[2] * new + learned[3])
-        else:
-            scores = cast(torch.Tensor, sum(scale * term for scale, term in zip(learned, terms, strict=True)))
-        distance = ((learned - start)[: len(names) - 1 if related else None] ** 2).sum()
-        return -(weights * F.log_softmax(scores, -1)).sum() + SETTLED * distance
-
     optimizer = torch.optim.LBFGS([learned], max_iter=40, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        value = loss()
-        value.backward()
-        return value
+        loss = -(weights * F.log_softmax(scores(learned), -1)).sum() + SETTLED * ((learned - start) ** 2).sum()
+        loss.backward()
+        return loss
 
     optimizer.step(closure)
-    values = dict(zip(names, learned.tolist(), strict=True))
-    with torch.no_grad():
-        if related:
-            memory = cast(CountedMemory, model.counted_memory)
-            model.score_scales[place] = values["all"]
-            for name in names[1:]:
-                memory.get_buffer(name)[place] = values[name]
-        else:
-            for name in own:
-                model.score_scales[place, PARTS.index(name)] = values[name]
-    return values
+    return learned.detach()
+
+
+def _fit_related(
+    model: MCMForMultiTaskRecommendation, place: int, cases: Mapping[str, torch.Tensor], followed: torch.Tensor
+) -> dict[str, float]:
+    """One scale for all parts, for habits say again what they do, and the gains of habits and new labels."""
+    memory = cast(CountedMemory, model.counted_memory)
+    own = cast(torch.Tensor, sum(part for name, part in cases.items() if name in PARTS))
+
+    def scores(learned: torch.Tensor) -> torch.Tensor:
+        known = learned[0] * own + learned[1] * cases["habits"]
+        return torch.where(cases["met"], known, learned[2] * cases["new"] + learned[3])
+
+    values = _likeliest(scores, torch.tensor([1.0, 0.0, 1.0, -8.0]), followed).tolist()
+    model.score_scales[place] = values[0]
+    names = ("habit_gain", "new_gain", "new_offset")
+    for name, value in zip(names, values[1:], strict=True):
+        memory.get_buffer(name)[place] = value
+    return dict(zip(("all", *names), values, strict=True))
+
+
+def _fit_parts(
+    model: MCMForMultiTaskRecommendation, place: int, cases: Mapping[str, torch.Tensor], followed: torch.Tensor
+) -> dict[str, float]:
+    """A scale for each part."""
+    names = [name for name in PARTS if name in cases]
+
+    def scores(scales: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, sum(scale * cases[name] for scale, name in zip(scales, names, strict=True)))
+
+    scales = _likeliest(scores, torch.ones(len(names)), followed)
+    scales, best = max(
+        ((start, _ndcg(scores(start), followed)) for start in (scales, torch.ones(len(names)))),
+        key=lambda each: each[1],
+    )
+    for step in STEPS:
+        improved = True
+        while improved:
+            improved = False
+            for place_of, factor in itertools.product(range(len(names)), (1 - step, 1 + step)):
+                moved = scales.clone()
+                moved[place_of] *= factor
+                found = _ndcg(scores(moved), followed)
+                if found > best + LEAST_GAIN:
+                    scales, best, improved = moved, found, True
+    factor = _likeliest(lambda learned: learned * scores(scales), torch.ones(1), followed).clamp(min=0.1)
+    scales = scales * factor
+    for name, value in zip(names, scales.tolist(), strict=True):
+        model.score_scales[place, PARTS.index(name)] = value
+    return dict(zip(names, scales.tolist(), strict=True))
 
 
 def training_labels(
@@ -417,7 +452,10 @@ def training_labels(
             last = ends[np.sort(chosen)] - 1
             padded = [
                 nn.utils.rnn.pad_sequence(
-                    [torch.as_tensor(values[: end + 1].astype(np.int64)) for values, end in zip(found[name], last, strict=True)],
+                    [
+                        torch.as_tensor(values[: end + 1].astype(np.int64))
+                        for values, end in zip(found[name], last, strict=True)
+                    ],
                     batch_first=True,
                 )
                 for name in columns

@@ -286,17 +286,12 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         self.repeat_memory = RepeatMemory(*memory) if any(half_lives) else None
         # How much each of `PARTS` counts; learned on validation cases when all else has been.
         self.register_buffer("score_scales", torch.ones(len(sizes), len(PARTS)))
-        self.sources = [
-            [feature, *(place for name in config.follower_sources if (place := config.features.index(name)) != feature)]
-            if config.features[feature] in config.follower_sources
-            else []
-            for feature in self.task_features
-        ]
-        values = [[config.vocabulary_sizes[place] for place in of_task] for of_task in self.sources]
-        related = [task in config.related_tasks for task in config.tasks]
         # CODEPATH: chosen by the data in pre-training (recipe.py), none in the paper's model, ablations/mcm-final.
-        has_counts = bool(config.follower_sources or config.related_tasks)
-        self.counted_memory = CountedMemory(list(sizes.values()), values, related) if has_counts else None
+        counted = [
+            [task in chosen for task in config.tasks] for chosen in (config.follower_tasks, config.related_tasks)
+        ]
+        has_counts = config.follower_tasks or config.related_tasks
+        self.counted_memory = CountedMemory(list(sizes.values()), *counted) if has_counts else None
         self.post_init()
 
     def label_embeddings(self, task: str) -> torch.Tensor:
@@ -479,11 +474,10 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         self, place: int, rows: TaskLabels, batch: Mapping[str, Any], histories: Histories, without_own: bool = False
     ) -> dict[str, torch.Tensor]:
         """What the counted memory knows of a task's labels, each of shape `(R, V)`."""
-        memory, ids = cast(CountedMemory, self.counted_memory), batch["input_ids"]
-        labels, parts = ids[..., self.task_features[place]], {}
+        memory, parts = cast(CountedMemory, self.counted_memory), {}
+        labels = batch["input_ids"][..., self.task_features[place]]
         if memory.has_followers(place):
-            sources = [ids[..., source] for source in self.sources[place]]
-            added = memory.followers(place, sources, labels, histories, rows.ids, len(rows.vectors), without_own)
+            added = memory.followers(place, labels, histories, rows.ids, without_own)
             if self.repeat_memory is None:
                 met = memory.met(place, labels, histories)
                 met = met if rows.ids is None else met.index_select(1, rows.ids)
@@ -516,7 +510,10 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         batch |= {"unit_mask": outputs.unit_mask.bool(), "prefix_ends": None}
         found = self._score_parts(outputs.last_hidden_state, outputs.event_embeddings, batch, self._all_labels())
         return {
-            task: {name: part[:, 0] if part.dim() == 3 else part.expand(len(batch["input_ids"]), -1) for name, part in parts.items()}
+            task: {
+                name: part[:, 0] if part.dim() == 3 else part.expand(len(batch["input_ids"]), -1)
+                for name, part in parts.items()
+            }
             for task, parts in zip(self.config.tasks, found, strict=True)
         }
 

@@ -278,7 +278,7 @@ def main() -> None:
         window=options.streaming_window,
         lanes=options.streaming_lanes,
     )
-    if config.follower_sources:
+    if config.follower_tasks:
         from modeling_mcm.counting import fill_followers, fit_followers, read_counts
         import time; t0 = time.time()
         fill_followers(model, *read_counts(options.data, "followers.parquet", POPULARITY_FILE))

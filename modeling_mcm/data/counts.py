@@ -16,24 +16,23 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 
-from modeling_mcm.data.events import epoch_seconds
-from modeling_mcm.data.schema import CATEGORICAL, EventSchema
+from modeling_mcm.counted_memory_mcm import FOLLOWERS as MOST_FOLLOWERS
+from modeling_mcm.counted_memory_mcm import LAG_WEIGHTS
+from modeling_mcm.data.rows import ENDS
+from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.processing_mcm import FIRST_VALUE_ID
 
 FOLLOWERS_FILE = "followers.parquet"
-# Weight of a pair by the moments between its events, times the least common multiple: whole numbers have one sum.
-LAG_WEIGHTS = {1: 60, 2: 30, 3: 20, 4: 15, 5: 12, 6: 10}
-MOST_FOLLOWERS = 50  # of a value that are kept
 # Target events of one visit and time on average, above which the order of a visit's events says nothing.
 SETS = 2.0
 FOLLOWERS = pa.schema(
-    [("source", pa.string()), ("value", pa.int32()), ("task", pa.string()), ("label", pa.int32())]
+    [("task", pa.string()), ("label", pa.int32()), ("follower", pa.int32())]
     + [("weight", pa.int64()), ("customers", pa.int64())]
 )
 
 
 def shard_events(connection: ibis.BaseBackend, paths: Sequence[Path], schema: EventSchema) -> ir.Table:
-    """The events of shards as [`encode_events`] makes them: customer_id, visit, second, f0, f1 ..., is_target.
+    """The events of shards as [`encode_events`] makes them: customer_id, visit, period, second, f0 ..., is_target.
 
     Args:
         connection: DuckDB's.
@@ -44,14 +43,17 @@ def shard_events(connection: ibis.BaseBackend, paths: Sequence[Path], schema: Ev
     lists = {"second": table.times, "visit": table.visits}
     lists |= {f"f{i}": table[f"feature_{spec.name}"] for i, spec in enumerate(schema.features)}
     lists |= {f"t{k}": table[f"task_{task}"] for k, task in enumerate(schema.tasks)}
-    events = table.select(table.customer_id, **{name: values.unnest() for name, values in lists.items()})
+    lists["place"] = ibis.range(table.times.length())
+    ends = {name: table[name] for name in ENDS}
+    events = table.select(table.customer_id, **ends, **{name: values.unnest() for name, values in lists.items()})
     is_target = ibis.or_(*(events[f"t{k}"] > 0 for k in range(len(schema.tasks))))
-    return events.mutate(is_target=is_target.cast("int8"))
+    period = sum((events.place >= events[name]).cast("int8") for name in ENDS)
+    return events.mutate(is_target=is_target.cast("int8"), period=period).drop("place", *ENDS)
 
 
-def _training_events(events: ir.Table, schema: EventSchema) -> ir.Table:
+def _training_events(events: ir.Table) -> ir.Table:
     """Training events with `moment`: the number of the event's moment, which all events of a visit and time share."""
-    training = events.filter(events.second < epoch_seconds(schema.cutoffs["validation"]))
+    training = events.filter(events.period == 0)
     order = ibis.window(group_by="customer_id", order_by=[training.visit, training.second])
     return training.mutate(moment=ibis.dense_rank().over(order))
 
@@ -75,9 +77,11 @@ def measure(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
         target), `targets` (events), and for each task `labels` (distinct ones), `met` (visits in which a label was
         met; once a visit) and `repeats` (how many of those were not the customer's first).
     """
-    training = _training_events(events, schema)
+    training = _training_events(events)
     tasks = _label_tasks(schema)
-    targets = training.filter(training.is_target == 1, ibis.or_(*(training[f] >= FIRST_VALUE_ID for f in tasks.values())))
+    targets = training.filter(
+        training.is_target == 1, ibis.or_(*(training[f] >= FIRST_VALUE_ID for f in tasks.values()))
+    )
     by_customer = targets.group_by("customer_id").agg(
         visits=targets.visit.nunique(), moments=targets.moment.nunique(), targets=targets.count()
     )
@@ -93,19 +97,17 @@ def measure(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
     for task, column in tasks.items():
         known = targets.filter(targets[column] >= FIRST_VALUE_ID)
         pairs = known.group_by("customer_id", label=known[column]).agg(visits=known.visit.nunique())
-        found = pairs.aggregate(
-            labels=pairs.label.nunique(), met=pairs.visits.sum(), repeats=(pairs.visits - 1).sum()
-        )
+        found = pairs.aggregate(labels=pairs.label.nunique(), met=pairs.visits.sum(), repeats=(pairs.visits - 1).sum())
         result["tasks"][task] = {name: int(value or 0) for name, value in found.to_pyarrow().to_pylist()[0].items()}
     return result
 
 
 def count_followers(events: ir.Table, schema: EventSchema, measures: dict[str, Any]) -> pa.Table:
-    """Counts which labels of a task came within six moments after a value of a feature, in the training period.
+    """Counts which labels of a task came within six moments of which, in the training period.
 
-    Two events of a customer whose moments are 1 to 6 apart make a pair, of which nearer ones weigh more
-    (`LAG_WEIGHTS`). The second is a target event. Events of one moment make none, for their order says nothing. Where
-    most moments hold several target events, as baskets do, nothing is counted.
+    Two target events of a customer whose moments are 1 to 6 apart make a pair each way, of which near ones weigh more
+    and those after more than those before (`LAG_WEIGHTS`). Events of one moment make none, for their order says nothing. Where most moments hold several
+    target events, as baskets do, nothing is counted.
 
     Args:
         events: as [`encode_events`] or [`shard_events`] makes them.
@@ -113,35 +115,32 @@ def count_followers(events: ir.Table, schema: EventSchema, measures: dict[str, A
         measures: of [`measure`].
 
     Returns:
-        Columns source (a feature), value (its id), task, label (its id), weight (sum over the pairs) and customers
-        (how many have such a pair): for each value the 50 heaviest labels, by source, value, task and label.
+        Columns task, label (the id of the earlier), follower (of the later), weight (sum over the pairs) and customers
+        (how many have such a pair): for each label its 50 heaviest followers, by task, label and follower.
     """
     if measures["targets"] > SETS * measures["moments"]:
         return FOLLOWERS.empty_table()
-    training = _training_events(events, schema)
+    training = _training_events(events)
     lags = ibis.memtable(
-        pa.table({"lag": pa.array(LAG_WEIGHTS, pa.int64()), "lag_weight": pa.array(LAG_WEIGHTS.values(), pa.int64())})
+        pa.table(
+            {"lag": pa.array(list(LAG_WEIGHTS), pa.int64()), "lag_weight": pa.array(LAG_WEIGHTS.values(), pa.int64())}
+        )
     )
     parts = []
     for task, column in _label_tasks(schema).items():
         targets = training.filter(training.is_target == 1, training[column] >= FIRST_VALUE_ID)
-        targets = targets.select("customer_id", label=targets[column], moment=targets.moment.cast("int64"))
-        for i, spec in enumerate(schema.features):
-            if spec.kind != CATEGORICAL or (spec is schema.token_feature and spec.name != task):
-                continue
-            sources = training.filter(training[f"f{i}"] >= FIRST_VALUE_ID)
-            sources = sources.select("customer_id", value=sources[f"f{i}"], since=sources.moment.cast("int64"))
-            sources = sources.cross_join(lags)
-            sources = sources.mutate(moment=sources.since + sources.lag)
-            pairs = sources.inner_join(targets, ["customer_id", "moment"])
-            counted = pairs.group_by("value", "label").agg(
-                weight=pairs.lag_weight.sum(), customers=pairs.customer_id.nunique()
-            )
-            order = [ibis.desc(counted.weight), counted.label]
-            place = ibis.row_number().over(ibis.window(group_by=counted.value, order_by=order))
-            kept = counted.mutate(place=place).filter(lambda table: table.place < MOST_FOLLOWERS).drop("place")
-            found = kept.to_pyarrow().sort_by([("value", "ascending"), ("label", "ascending")])
-            named = {"source": [spec.name] * len(found), "task": [task] * len(found)}
-            columns = {name: named[name] if name in named else found[name] for name in FOLLOWERS.names}
-            parts.append(pa.table(columns, FOLLOWERS))
-    return pa.concat_tables(parts) if parts else FOLLOWERS.empty_table()
+        moment = targets.moment.cast("int64")
+        earlier = targets.select("customer_id", label=targets[column], since=moment).cross_join(lags)
+        earlier = earlier.mutate(moment=earlier.since + earlier.lag)
+        later = targets.select("customer_id", follower=targets[column], moment=moment)
+        pairs = earlier.inner_join(later, ["customer_id", "moment"])
+        counted = pairs.group_by("label", "follower").agg(
+            weight=pairs.lag_weight.sum(), customers=pairs.customer_id.nunique()
+        )
+        order = [ibis.desc(counted.weight), counted.follower]
+        place = ibis.row_number().over(ibis.window(group_by=counted.label, order_by=order))
+        kept = counted.mutate(place=place).filter(lambda table: table.place < MOST_FOLLOWERS).drop("place")
+        found = kept.to_pyarrow().sort_by([("label", "ascending"), ("follower", "ascending")])
+        columns = {name: [task] * len(found) if name == "task" else found[name] for name in FOLLOWERS.names}
+        parts.append(pa.table(columns, FOLLOWERS))
+    return pa.concat_tables(parts)
