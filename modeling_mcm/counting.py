@@ -12,13 +12,11 @@ Shapes: B customers, L events, R rows (prefixes with one target, or validation c
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -252,7 +250,8 @@ def _fit_task(
     size, log_counts, rarity = len(counts), torch.log(counts + 1), memory.label_rarity(place)
     gains = {name: value.clone().requires_grad_() for name, value in memory.gains(place).items()}
     slope = torch.tensor(0.6, requires_grad=True)
-    # Where a repeat memory will count a customer's own labels, they are counted here too, and not learned as followers.
+    # Where a repeat memory will count a customer's own labels, they are counted here too, else followers would stand
+    # for them.
     own_gain = torch.tensor(0.5, requires_grad=True) if model.repeat_memory is not None else None
 
     def loss() -> torch.Tensor:
@@ -463,8 +462,3 @@ def training_labels(
             yield padded[0], padded[1], torch.as_tensor(last)
 
     return batches
-
-
-def read_counts(directory: str | Path, followers_file: str, popularity_file: str) -> tuple[pa.Table, pa.Table]:
-    """The tables of followers and of popularity that preparation wrote."""
-    return pq.read_table(Path(directory) / followers_file), pq.read_table(Path(directory) / popularity_file)

@@ -30,9 +30,9 @@ from modeling_mcm.evaluation.cases import EvaluationCases, find_cases
 from modeling_mcm.evaluation.counting import BASELINES, NEEDS, counting_baselines, not_installed
 from modeling_mcm.evaluation.tables import write_values
 
-from ablation_report import FinishedRun, draw_bars, draw_curves, summarize, write_page
+from ablation_report import FinishedRun, draw_bars, draw_curves, summarize, write_pagefrom modeling_mcm.model_evaluation import model_values
+
 from arguments import parse_options
-from run_evaluate import EvaluationOptions, evaluate_model
 
 logger = logging.getLogger("run_ablation")
 ROOT = Path(__file__).resolve().parents[1]
@@ -154,7 +154,7 @@ def evaluate_run(run: FinishedRun, identity: dict[str, Any], rows: Any, cases: E
         return
     model = MCMForMultiTaskRecommendation.from_pretrained(run.folder).eval()
     extractor = MCMFeatureExtractor.from_pretrained(str(run.folder))
-    found = evaluate_model(model, extractor, rows, cases, EvaluationOptions(tasks=run.tasks, k=LENGTHS))
+    found = model_values(model, extractor, rows, cases, run.tasks, LENGTHS)
     write_values(run.values_file(cases.cutoff), cases.customer_ids, {run.model: found})
     write_record(record, evaluated)
 

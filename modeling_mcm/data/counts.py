@@ -106,8 +106,8 @@ def count_followers(events: ir.Table, schema: EventSchema, measures: dict[str, A
     """Counts which labels of a task came within six moments of which, in the training period.
 
     Two target events of a customer whose moments are 1 to 6 apart make a pair each way, of which near ones weigh more
-    and those after more than those before (`LAG_WEIGHTS`). Events of one moment make none, for their order says nothing. Where most moments hold several
-    target events, as baskets do, nothing is counted.
+    and those after more than those before (`LAG_WEIGHTS`). Events of one moment make none, for their order says
+    nothing. Where most moments hold several target events, as baskets do, nothing is counted.
 
     Args:
         events: as [`encode_events`] or [`shard_events`] makes them.

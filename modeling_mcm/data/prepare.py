@@ -394,6 +394,4 @@ def _run(
         shards.append(entry)
         done(f"shard {len(shards)} of {number}")
     made_with = versions(connection)
-    return PreparedManifest(
-        counts=counts, seeds={}, versions=made_with, shards=shards, measures=measures, **wanted
-    )
+    return PreparedManifest(counts=counts, seeds={}, versions=made_with, shards=shards, measures=measures, **wanted)
