@@ -34,7 +34,7 @@ from modeling_mcm.counted_memory_mcm import (
 from modeling_mcm.modeling_mcm import PARTS, MCMForMultiTaskRecommendation
 
 # Ridge of the regressions, as a multiple of the mean of the diagonal: of new labels on sets, of habits on rates.
-NEW_RIDGE, HABIT_RIDGE = 6.0, 3.0
+NEW_RIDGE, HABIT_RIDGE = 6.0, 1.0
 MOST_WORK = 2e12  # multiplications of a regression, which bounds the customers it is made of
 FIT_ROWS, ROWS_A_CUSTOMER = 6000, 4  # prefixes that followers' gains are learned on
 CASES, MOST_SCORES = 4000, 2**27  # validation cases, and scores of theirs held at once, that scales are learned on
@@ -116,7 +116,7 @@ def _keep_largest(table: RelatedTable, weights: torch.Tensor) -> None:
     weights[:, :FIRST_LABEL] = 0
     largest = weights.abs().topk(min(RELATED, len(weights)), dim=1).indices
     table.related[:, : largest.shape[1]] = largest.int()
-    table.weights[:, : largest.shape[1]] = weights.gather(1, largest)
+    table.weights[:, : largest.shape[1]] = weights.gather(1, largest).half()
 
 
 @dataclass
@@ -386,7 +386,7 @@ def _fit_related(
     own = cast(torch.Tensor, sum(part for name, part in cases.items() if name in PARTS))
 
     def scores(learned: torch.Tensor) -> torch.Tensor:
-        known = learned[0] * own + learned[1] * cases["habits"]
+        known = F.log_softmax(learned[0] * own, -1) + learned[1] * cases["habits"]
         return torch.where(cases["met"], known, learned[2] * cases["new"] + learned[3])
 
     values = _likeliest(scores, torch.tensor([1.0, 0.0, 1.0, -8.0]), followed).tolist()
@@ -421,8 +421,7 @@ def _fit_parts(
                 found = _ndcg(scores(moved), followed)
                 if found > best + LEAST_GAIN:
                     scales, best, improved = moved, found, True
-    factor = _likeliest(lambda learned: learned * scores(scales), torch.ones(1), followed).clamp(min=0.1)
-    scales = scales * factor
+    scales = scales * _likeliest(lambda factor: factor * scores(scales), torch.ones(1), followed).clamp(min=0.1)
     for name, value in zip(names, scales.tolist(), strict=True):
         model.score_scales[place, PARTS.index(name)] = value
     return dict(zip(names, scales.tolist(), strict=True))

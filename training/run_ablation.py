@@ -29,9 +29,9 @@ from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, MANIFEST_FILE, s
 from modeling_mcm.evaluation.cases import EvaluationCases, find_cases
 from modeling_mcm.evaluation.counting import BASELINES, NEEDS, counting_baselines, not_installed
 from modeling_mcm.evaluation.tables import write_values
+from modeling_mcm.model_evaluation import model_values
 
-from ablation_report import FinishedRun, draw_bars, draw_curves, summarize, write_pagefrom modeling_mcm.model_evaluation import model_values
-
+from ablation_report import FinishedRun, draw_bars, draw_curves, summarize, write_page
 from arguments import parse_options
 
 logger = logging.getLogger("run_ablation")

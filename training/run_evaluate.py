@@ -247,7 +247,7 @@ def cases_of(options: EvaluationOptions, manifest: PreparedManifest, rows: Any, 
     """The cases that the options ask for; tasks of which no target is left leave the options."""
     schema = manifest.event_schema
     enough = options.min_history or schema.min_history
-    horizon = Horizon.of(options.horizon_days, schema.cutoffs[options.cutoff]) if options.horizon_days else None
+    horizon = Horizon.of(options.horizon_days, schema.cutoff(options.cutoff)) if options.horizon_days else None
     try:
         cases = find_cases(rows, options.cutoff, enough, token_type, horizon=horizon)
         if options.filter_seen or options.only_new:

@@ -38,7 +38,7 @@ from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, __version__
-from modeling_mcm.counting import fill_followers, fill_related, fit_followers, fit_scales, training_labels
+from modeling_mcm.counting import CASES, fill_followers, fill_related, fit_followers, fit_scales, training_labels
 from modeling_mcm.data import PreparedManifest, load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
 from modeling_mcm.data.counts import FOLLOWERS_FILE
@@ -289,7 +289,7 @@ def popularity(data: str, config: MCMConfig) -> dict[str, torch.Tensor]:
 def sampled_rows(options: ModelOptions) -> Any:
     """The rows that tables and gains are learned from: all, or when streaming those of some shards."""
     number = len(PreparedManifest.load(str(options.data)).shards)
-    shards = np.unique(np.linspace(0, number - 1, min(number, options.streaming_eval_shards)).astype(int))
+    shards = np.unique(np.linspace(0, number - 1, min(number, options.streaming_eval_shards)).astype(int)).tolist()
     return load_prepared(str(options.data), shards=shards if options.streaming else None)
 
 
@@ -321,10 +321,10 @@ def count(model: MCMForMultiTaskRecommendation, options: ModelOptions, seed: int
 
 def weigh(model: MCMForMultiTaskRecommendation, collator: MCMCollator, rows: PreparedRows) -> None:
     """Learns on validation cases how much each part of a score counts, and says so."""
-    order = np.random.default_rng(0).permutation(len(rows)).tolist()
-    batches = (
-        collator(rows.__getitems__(order[at : at + 2 * FIT_BATCH])) for at in range(0, len(order), 2 * FIT_BATCH)
-    )
+    order = np.sort(
+        np.random.default_rng(0).permutation(len(rows))[:CASES]
+    ).tolist()  # rows are by length: pads little
+    batches = (collator(rows.__getitems__(order[at : at + FIT_BATCH])) for at in range(0, len(order), FIT_BATCH))
     for task, scales in fit_scales(model, batches).items():
         named = ", ".join(f"{name} {value:.3g}" for name, value in scales.items())
         logger.warning(f"What the scores of {task} are made of, learned on validation cases: {named}.")
@@ -340,9 +340,7 @@ def compare(
     sizes = {task: model.config.label_sizes[task] for task in tasks}
     cache = None
     if not options.streaming:
-        cache = BaselineCache(
-            Path(str(options.data)) / BASELINES_FOLDER, sha256_of(Path(str(options.data)) / MANIFEST_FILE)
-        )
+        cache = BaselineCache(data / BASELINES_FOLDER, sha256_of(data / MANIFEST_FILE))
     try:
         results = counting_baselines(rows, cases, sizes, [*FIRST_BASELINES, *STRONG_BASELINES], cache=cache)
     except ImportError as error:
@@ -424,7 +422,7 @@ def main() -> None:
             "seconds, before the learning rate had come down: raise --num_train_epochs."
         )
     if eval_rows is not None and not trainer.is_fsdp_enabled:
-        weigh(model, trainer.eval_collator, eval_rows)
+        weigh(model, MCMCollator(extractor, config, "evaluate", cutoff="validation"), eval_rows)
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():

@@ -92,8 +92,8 @@ def measure(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
         moments=by_customer.moments.sum(),
         targets=by_customer.targets.sum(),
     )
-    result = {name: int(value or 0) for name, value in total.to_pyarrow().to_pylist()[0].items()}
-    result["tasks"] = {}
+    result: dict[str, Any] = {"tasks": {}}
+    result |= {name: int(value or 0) for name, value in total.to_pyarrow().to_pylist()[0].items()}
     for task, column in tasks.items():
         known = targets.filter(targets[column] >= FIRST_VALUE_ID)
         pairs = known.group_by("customer_id", label=known[column]).agg(visits=known.visit.nunique())
