@@ -249,13 +249,14 @@ def _fit_task(
     memory = cast(CountedMemory, model.counted_memory)
     size, log_counts, rarity = len(counts), torch.log(counts + 1), memory.label_rarity(place)
     gains = {name: value.clone().requires_grad_() for name, value in memory.gains(place).items()}
-    slope = torch.tensor(0.6, requires_grad=True)
+    # Of popularity, and never under 0: a customer's own labels have lost a count each, which would tell them.
+    raw_slope = torch.tensor(0.0, requires_grad=True)
     # Where a repeat memory will count a customer's own labels, they are counted here too, else followers would stand
     # for them.
     own_gain = torch.tensor(0.5, requires_grad=True) if model.repeat_memory is not None else None
 
     def loss() -> torch.Tensor:
-        total, number = torch.zeros(()), 0
+        total, number, slope = torch.zeros(()), 0, F.softplus(raw_slope)
         everywhere = torch.logsumexp(slope * log_counts[FIRST_LABEL:], 0)
         for part in rows:
             label = part.cells % size
@@ -276,7 +277,7 @@ def _fit_task(
     start = {name: value.detach().clone() for name, value in gains.items()}
     with torch.no_grad():
         before = loss().item()
-    learned = [*gains.values(), slope, *([] if own_gain is None else [own_gain])]
+    learned = [*gains.values(), raw_slope, *([] if own_gain is None else [own_gain])]
     optimizer = torch.optim.LBFGS(learned, max_iter=60, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
