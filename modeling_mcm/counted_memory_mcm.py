@@ -261,6 +261,23 @@ class CountedMemory(nn.Module):
         for name, value in self.named_buffers():
             init.constant_(value, GAINS.get(name, 0))
 
+    @torch.no_grad()
+    def grow(self, task: int, number: int) -> None:
+        """Gives a task as many new labels: without followers or related labels, and as rare as its rarest label.
+
+        Args:
+            task (`int`): its place.
+            number (`int`): of new labels, after those that are there.
+        """
+        rarity = self.label_rarity(task)
+        rarest = rarity[FIRST_LABEL:].max().expand(number)
+        self.register_buffer(f"label_rarity_{task}", torch.cat([rarity, rarest]))
+        for tables in (self.follower_tables, self.habit_tables, self.new_tables):
+            if str(task) in tables:
+                for name, table in list(tables[str(task)].named_buffers()):
+                    rows = table.new_zeros(number, *table.shape[1:])
+                    tables[str(task)].register_buffer(name, torch.cat([table, rows]))
+
     def has_followers(self, task: int) -> bool:
         """Whether a task, by its place, has followers."""
         return str(task) in self.follower_tables

@@ -156,7 +156,9 @@ class MCMPreTrainedModel(PreTrainedModel):
         unknown value, which is what it was read as until now, so visits with it are read as they were (events of one
         time are ordered by their ids, which encoder units of single events may notice). As a label it starts as the
         rarest does: its bias is the smallest of the labels, its rarity the largest, its gains are 0; a label
-        embedding of its own is the mean of the labels'. Fine-tuning tells the new values apart; make the optimizer
+        embedding of its own is the mean of the labels'. It follows no label and goes with none; where related labels
+        have been learned, the scores of labels met all move by one small number, for new labels get a share of the
+        probability. Fine-tuning tells the new values apart; make the optimizer
         after this call. Model, config and feature extractor change together: save both.
 
         Args:
@@ -335,6 +337,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             rarity = cast(nn.Embedding, self.repeat_memory.label_rarity[place])
             grow(rarity, number, FIRST_LABEL + int(rarity.weight[FIRST_LABEL:].argmax()))
             grow(self.repeat_memory.label_gains[place], number, slice(0, 0))
+        if self.counted_memory is not None:
+            self.counted_memory.grow(place, number)
 
     @can_return_tuple
     @auto_docstring(custom_intro="From interactions to scores, and to the loss when `labels` are given.\n")

@@ -232,6 +232,22 @@ def test_padding_changes_nothing(counting_model, histories):
     assert_close(model(**padded).logits["item"], model(**histories).logits["item"])
 
 
+def test_new_labels_follow_nothing_and_are_as_rare_as_the_rarest(counting_model, histories):
+    model = counting_model(related_tasks=[])
+    memory = model.counted_memory
+    before = model.score_parts(**histories)["item"]["followers"]
+    memory.grow(0, 3)
+    assert (
+        memory.label_rarity(0).shape == (LABELS + 3,)
+        and memory.label_rarity(0)[-1] == memory.label_rarity(0)[FIRST:].max()
+    )
+    rows = (torch.arange(3), torch.tensor([6] * 3))
+    whole = Histories.of(histories["event_times"], histories["visit_ids"], *rows)
+    found = memory.followers(0, histories["input_ids"][..., 1], whole)
+    assert found.shape == (3, LABELS + 3) and not found[:, LABELS:].any()
+    assert torch.equal(found[:, :LABELS] + memory.met_gain[0], before + memory.met_gain[0])
+
+
 def test_a_save_and_a_load_change_nothing(counting_model, histories, tmp_path):
     model = counting_model()
     model.save_pretrained(tmp_path)
