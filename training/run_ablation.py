@@ -137,7 +137,7 @@ def train(model: AblatedModel, run: FinishedRun, options: AblationOptions, data:
         evaluated.unlink()
     flags = {"data": options.data, "config": ROOT / model.config, "output_dir": run.folder, **chosen}
     flags |= {"num_train_epochs": UNBOUNDED, "save_strategy": "no", "logging_steps": 10, "logging_first_step": True}
-    flags |= {"report_to": "none", "disable_tqdm": True}
+    flags |= {"report_to": "none", "disable_tqdm": True, "recipe": "none"}
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     words += ["--config_overrides", *overrides] if overrides else []
     logger.info("%s trains for %g seconds.", run.folder, options.max_seconds)

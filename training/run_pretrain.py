@@ -38,6 +38,7 @@ from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, __version__
+from modeling_mcm.callbacks import FirstComparison
 from modeling_mcm.counting import CASES, fill_followers, fill_related, fit_followers, fit_scales, training_labels
 from modeling_mcm.data import PreparedManifest, load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
@@ -191,10 +192,13 @@ def chosen_recipe(options: ModelOptions, given: Collection[str]) -> Recipe:
         return Recipe()
     extractor = MCMFeatureExtractor.from_pretrained(Path(str(options.data)) / FEATURE_EXTRACTOR_FOLDER)
     sizes = dict(zip(extractor.feature_names, extractor.vocabulary_sizes, strict=True))
-    measures = PreparedManifest.load(str(options.data)).measures
-    recipe = recipe_for(measures, {task: sizes[task] for task in extractor.tasks})
+    manifest = PreparedManifest.load(str(options.data))
+    recipe = recipe_for(manifest.measures, {task: sizes[task] for task in extractor.tasks})
     training = {name: value for name, value in recipe.training.items() if name not in given}
-    if any(name in given for name in WHEN | HOW_LONG):
+    nothing_to_evaluate = manifest.counts.get("validation_cases") == 0
+    if nothing_to_evaluate:
+        logger.warning(f"{options.data} has no validation case, so nothing is evaluated and no epoch is the best.")
+    if nothing_to_evaluate or any(name in given for name in WHEN | HOW_LONG):
         training = {name: value for name, value in training.items() if name not in WHEN}
     if "max_seconds" in given:
         training.pop("lr_scheduler_type", None)
@@ -280,8 +284,8 @@ def popularity(data: str, config: MCMConfig) -> dict[str, torch.Tensor]:
     for task, size in config.label_sizes.items():
         of_task = table[table["feature"] == task]
         counts[task] = torch.zeros(size)
-        counts[task][torch.as_tensor(of_task["id"].to_numpy())] = torch.as_tensor(
-            of_task["target_count"].to_numpy(), dtype=torch.float32
+        counts[task][torch.as_tensor(of_task["id"].to_numpy().copy())] = torch.as_tensor(
+            of_task["target_count"].to_numpy().copy(), dtype=torch.float32
         )
     return counts
 
@@ -330,27 +334,44 @@ def weigh(model: MCMForMultiTaskRecommendation, collator: MCMCollator, rows: Pre
         logger.warning(f"What the scores of {task} are made of, learned on validation cases: {named}.")
 
 
-def compare(
-    model: MCMForMultiTaskRecommendation, extractor: MCMFeatureExtractor, options: ModelOptions, min_history: int
-) -> dict[str, Any]:
-    """Compares the trained model with counting on validation cases; warns where it is under, and returns the means."""
+def counted(config: MCMConfig, extractor: MCMFeatureExtractor, options: ModelOptions, min_history: int, names: Any):
+    """Rows, validation cases, and the values of counting baselines on them; none where SciPy is missing."""
     rows, data = sampled_rows(options), Path(str(options.data))
-    tasks = list(model.config.trained_tasks or model.config.tasks)
     cases = find_cases(rows, "validation", min_history, extractor.token_type_feature)
-    sizes = {task: model.config.label_sizes[task] for task in tasks}
+    sizes = {task: config.label_sizes[task] for task in config.trained_tasks or config.tasks}
     cache = None
     if not options.streaming:
         cache = BaselineCache(data / BASELINES_FOLDER, sha256_of(data / MANIFEST_FILE))
     try:
-        results = counting_baselines(rows, cases, sizes, [*FIRST_BASELINES, *STRONG_BASELINES], cache=cache)
+        return rows, cases, counting_baselines(rows, cases, sizes, names, cache=cache)
     except ImportError as error:
-        logger.warning(f"The model was not compared with counting: {error}")
-        return {}
-    results["MCM"] = model_values(model.eval(), extractor, rows, cases, tasks)
-    means = {
-        method: {task: float(np.nanmean(found[BEST_METRIC])) for task, found in by_task.items()}
+        logger.warning(f"The model is not compared with counting: {error}")
+        return rows, cases, {}
+
+
+def means_of(results: Any) -> dict[str, dict[str, float]]:
+    """Of each method and task the mean of `BEST_METRIC`, of tasks in which a case has a target."""
+    return {
+        method: {
+            task: float(np.nanmean(found[BEST_METRIC]))
+            for task, found in by_task.items()
+            if not np.isnan(found[BEST_METRIC]).all()
+        }
         for method, by_task in results.items()
     }
+
+
+def compare(
+    model: MCMForMultiTaskRecommendation, extractor: MCMFeatureExtractor, options: ModelOptions, min_history: int
+) -> dict[str, Any]:
+    """Compares the trained model with counting on validation cases; warns where it is under, and returns the means."""
+    names = [*FIRST_BASELINES, *STRONG_BASELINES]
+    rows, cases, results = counted(model.config, extractor, options, min_history, names)
+    if not results:
+        return {}
+    tasks = list(model.config.trained_tasks or model.config.tasks)
+    results["MCM"] = model_values(model.eval(), extractor, rows, cases, tasks)
+    means = means_of(results)
     for method, by_task in means.items():
         logger.warning(
             f"{BEST_METRIC} on validation, {method}: " + ", ".join(f"{t} {v:.4f}" for t, v in by_task.items())
@@ -410,6 +431,10 @@ def main() -> None:
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_rows):,} customers, "
         + (f"going on from {checkpoint}" if checkpoint else "starting anew")
     )
+    if eval_rows is not None and trainer.is_world_process_zero():
+        found = counted(config, extractor, options, manifest.event_schema.min_history, FIRST_BASELINES)[2]
+        for popular in means_of(found).values():
+            trainer.add_callback(FirstComparison(popular, BEST_METRIC, logger.warning))
     if checkpoint is None and model.counted_memory is not None:
         count(model, options, training.seed)
     trainer.train(resume_from_checkpoint=checkpoint)
