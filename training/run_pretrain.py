@@ -446,7 +446,8 @@ def main() -> None:
             f"num_train_epochs or max_steps ended the run after {clock.seconds:.0f} of {options.max_seconds:g} "
             "seconds, before the learning rate had come down: raise --num_train_epochs."
         )
-    if eval_rows is not None and not trainer.is_fsdp_enabled:
+    is_weighed = options.recipe == AUTO or model.counted_memory is not None
+    if is_weighed and eval_rows is not None and not trainer.is_fsdp_enabled:
         weigh(model, MCMCollator(extractor, config, "evaluate", cutoff="validation"), eval_rows)
     trainer.save_model()
     trainer.save_state()
