@@ -25,7 +25,6 @@ import torch
 
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.data.dataset import PreparedManifest
-from modeling_mcm.data.engine import worker_errors
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.processing_mcm import FIRST_VALUE_ID, MCMFeatureExtractor
 
@@ -174,6 +173,8 @@ def score_on_spark(session: Any, job: ScoringJob, digest: str, parts: Sequence[t
     Raises:
         OSError: A worker failed, or writes to another disk than this process reads.
     """
+    from modeling_mcm.data.engine import worker_errors
+
     if not parts:
         return
     write = functools.partial(_write_parts, job, digest, parts)

@@ -20,13 +20,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from modeling_mcm.data import PreparedManifest
-from modeling_mcm.data.forget import (
-    find_customers,
-    forget_in_cache,
-    forget_in_file,
-    forget_in_log,
-    forget_in_prepared,
-)
 
 from arguments import parse_options
 from run_predict import IDENTITY_FILE
@@ -68,6 +61,8 @@ def forget_in_predictions(folder: Path, customers: set[str]) -> int:
     files = sorted(folder.glob("*.parquet")) if folder.is_dir() else [folder]
     if not files:
         raise ValueError(f"{folder} holds no Parquet file.")
+    from modeling_mcm.data.forget import forget_in_file
+
     rows = sum(forget_in_file(path, customers) for path in files)
     identity = folder / IDENTITY_FILE
     if rows and identity.is_file():
@@ -82,6 +77,8 @@ def forget_in_predictions(folder: Path, customers: set[str]) -> int:
 
 def run(options: ForgetOptions) -> dict[str, str]:
     """Forgets, says what was done, and returns what was found afterwards."""
+    from modeling_mcm.data.forget import find_customers, forget_in_cache, forget_in_log, forget_in_prepared
+
     customers = read_ids(options.customers)
     columns = {PreparedManifest.load(folder).event_schema.customer for folder in options.data}
     if options.events and len(columns) > 1:
@@ -114,7 +111,7 @@ def main() -> None:
     (options,) = parse_options(ForgetOptions, description=__doc__)
     try:
         found = run(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"forget_customers: {error}")
     if found:
         told = "\n".join(f"  {path}: {what}" for path, what in found.items())

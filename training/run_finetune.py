@@ -34,6 +34,7 @@ from modeling_mcm.data.collator import LengthGroupedSampler
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
 from modeling_mcm.data.offers import SPLITS, TEST, TRAIN, VALIDATION, load_offers
 from modeling_mcm.evaluation.offers import OfferMetrics
+from modeling_mcm.extras import needs
 from modeling_mcm.trainer import last_whole_checkpoint
 
 from arguments import parse_options
@@ -157,10 +158,8 @@ def adapted(model: MCMForActionRecommendation, rank: int) -> Any:
     Raises:
         ImportError: if `peft` is not installed.
     """
-    try:
+    with needs("lora"):
         from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ImportError("--lora needs peft; run `pip install modeling-mcm[lora]`.") from error
     whole = [name for name in TRAINED_WHOLE if getattr(model, name) is not None]
     low_rank = LoraConfig(
         r=rank,

@@ -20,17 +20,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import ibis
 import numpy as np
 import pyarrow.parquet as pq
 
 from modeling_mcm import MCMFeatureExtractor
 from modeling_mcm.data import PreparedManifest
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
-from modeling_mcm.data.events import epoch_seconds
+from modeling_mcm.extras import needs
 
 from arguments import parse_options
-from run_evaluate import text_table
 
 EDGES = np.array([0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0])
 SCORES = "_scores"
@@ -70,6 +68,9 @@ def tasks_of(folder: str) -> list[str]:
 
 def score_drift(folder: str, before: str) -> dict[str, Any]:
     """How far the predictions of the customers in both folders moved, per task."""
+    with needs("data"):
+        import duckdb  # noqa: F401  by the name that Ibis connects to
+        import ibis
     tasks = [task for task in tasks_of(folder) if task in tasks_of(before)]
     connection = ibis.duckdb.connect()
     new, old = (connection.read_parquet(f"{path}/*.parquet") for path in (folder, before))
@@ -115,6 +116,8 @@ def what_happened(data: str, since: int, tasks: list[str]) -> Iterator[tuple[str
 
 def calibration(folder: str, data: str, since: str) -> dict[str, list[dict[str, float]]]:
     """Per task and range of the predicted probability: its mean, the mean share that happened, and how many."""
+    with needs("data"):
+        from modeling_mcm.data.events import epoch_seconds
     tasks = tasks_of(folder)
     happened: dict[str, dict[str, dict[str, float]]] = {task: {} for task in tasks}
     for customer, task, shares in what_happened(data, epoch_seconds(datetime.fromisoformat(since)), tasks):
@@ -144,6 +147,8 @@ def calibration(folder: str, data: str, since: str) -> dict[str, list[dict[str, 
 
 def said(drift: dict[str, Any] | None, calibrated: dict[str, list[dict[str, float]]] | None) -> str:
     """The figures as a person reads them."""
+    with needs("evaluation"):
+        from run_evaluate import text_table
     lines = []
     if drift:
         lines.append(f"{drift['customers']:,} customers in both, {drift['new']:,} new, {drift['gone']:,} gone\n")

@@ -20,7 +20,7 @@ histories and one batch's scores, however many customers there are. `pandas.read
 import json
 import shutil
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,9 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor
-from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest, check_vocabularies, prepare, schema_of
+from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest, check_vocabularies, schema_of
 from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
-from modeling_mcm.data.engine import spark_session
+from modeling_mcm.extras import needs
 from modeling_mcm.scoring import Scorer, ScoringJob, model_digest, score_on_spark
 
 from arguments import EngineOptions, parse_options
@@ -83,6 +83,8 @@ class PredictionOptions:
 
 def prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, engine: EngineOptions) -> None:
     """Histories of a raw log, as the checkpoint reads them; kept until all are scored, so that a rerun has them."""
+    from modeling_mcm.data import prepare
+
     schema = schema_of(extractor)
     if options.schema:
         schema = replace(EventSchema.from_yaml(options.schema), cutoffs=NO_CUTOFFS)
@@ -142,6 +144,15 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
     partial.replace(path)
 
 
+def _session(engine: EngineOptions) -> AbstractContextManager[Any]:
+    """Spark's session where that is the engine."""
+    if engine.engine != "spark":
+        return nullcontext()
+    with needs("spark"):
+        from modeling_mcm.data.engine import spark_session
+    return spark_session(engine.spark)
+
+
 def run(options: PredictionOptions, engine: EngineOptions) -> str:
     """Scores this process's share of the files that are missing; returns what to say."""
     state, folder = PartialState(cpu=not torch.cuda.is_available()), Path(options.output_dir)
@@ -159,7 +170,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     model = read_checkpoint(job.model_class, options.model)
     digest = model_digest(model)
     check_folder(folder)
-    with spark_session(engine.spark) if engine.engine == "spark" else nullcontext() as session:
+    with _session(engine) as session:
         with state.main_process_first():
             if options.events:
                 prepare_log(options, extractor, engine)

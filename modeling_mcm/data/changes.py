@@ -13,18 +13,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ibis
-import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from modeling_mcm.data.dataset import PreparedManifest, sha256_of
-from modeling_mcm.data.events import add_period, find_visits
 from modeling_mcm.data.files import InputFiles, find_files
-from modeling_mcm.data.prepare import add_target
 from modeling_mcm.data.schema import CATEGORICAL, EventSchema
+from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+with needs("data"):
+    import ibis
+    import ibis.expr.types as ir
+
+    from modeling_mcm.data.events import add_period, find_visits
+    from modeling_mcm.data.prepare import add_target
 
 VISIT = ["customer_id", "period", "visit_key"]
 ALL_VISITS = 2**31  # more than a customer has

@@ -17,14 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ibis
-import ibis.expr.types as ir
 import pyarrow as pa
 
-from modeling_mcm.data.engine import open_engine, open_table
-from modeling_mcm.data.events import normalise_events, normalise_profile
 from modeling_mcm.data.schema import CATEGORICAL, EventSchema, FeatureSpec, schema_of
+from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+with needs("data"):
+    import ibis
+    import ibis.expr.types as ir
+
+    from modeling_mcm.data.engine import open_engine, open_table
+    from modeling_mcm.data.events import normalise_events, normalise_profile
 
 MOST_FREQUENT = 10
 

@@ -20,9 +20,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from modeling_mcm.data.dataset import MANIFEST_FILE, PreparedManifest, check_shard, sha256_of
-from modeling_mcm.data.engine import link, replacing
-from modeling_mcm.data.rows import write_shard
 from modeling_mcm.events_mcm import to_text
+from modeling_mcm.extras import needs
+
+with needs("data"):
+    from modeling_mcm.data.engine import link, replacing
+    from modeling_mcm.data.rows import write_shard
 
 CUSTOMER = "customer_id"
 

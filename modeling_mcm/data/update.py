@@ -17,30 +17,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ibis
-import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from modeling_mcm.data.changes import Cache, Changes, compare_files, find_changes, new_values, together
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, POPULARITY_FILE, PreparedManifest, check_shard
-from modeling_mcm.data.engine import caching, link, open_engine, open_table, read_files, replacing
-from modeling_mcm.data.events import find_visits, normalise_events, normalise_profile
 from modeling_mcm.data.files import check_files, describe
-from modeling_mcm.data.prepare import check_events, digest_of, versions
-from modeling_mcm.data.rows import (
-    cases_among,
-    continued,
-    count_ids,
-    customer_rows,
-    popularity,
-    shard_table,
-    write_shard,
-)
 from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.data.vocabulary import Vocabularies, encode_events, encode_profiles, vocabularies_of
+from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import MISSING_ID, MCMFeatureExtractor
+
+with needs("data"):
+    import ibis
+    import ibis.expr.types as ir
+
+    from modeling_mcm.data.changes import Cache, Changes, compare_files, find_changes, new_values, together
+    from modeling_mcm.data.engine import caching, link, open_engine, open_table, read_files, replacing
+    from modeling_mcm.data.events import find_visits, normalise_events, normalise_profile
+    from modeling_mcm.data.prepare import check_events, digest_of, versions
+    from modeling_mcm.data.rows import (
+        cases_among,
+        continued,
+        count_ids,
+        customer_rows,
+        popularity,
+        shard_table,
+        write_shard,
+    )
+    from modeling_mcm.data.vocabulary import Vocabularies, encode_events, encode_profiles, vocabularies_of
 
 
 @dataclass(frozen=True)

@@ -49,9 +49,10 @@ FLAT_LIBRARIES = {"torch", "numpy", "transformers", "huggingface_hub"}
 OPTIONAL = {"readout_triton_mcm": {"triton"}}
 # What the rooms of the package may read of the package.
 ROOMS = {
-    "data": {"data", "action_inputs_mcm", "configuration_mcm", "events_mcm", "processing_mcm"},
-    "evaluation": {"evaluation", "processing_mcm"},
+    "data": {"data", "extras", "action_inputs_mcm", "configuration_mcm", "events_mcm", "processing_mcm"},
+    "evaluation": {"evaluation", "extras", "processing_mcm"},
     "hub": {"hub", "data", "evaluation", *SIBLINGS},
+    "extras": set(),
     "callbacks": {"data"},
     "trainer": {"callbacks", "data", "evaluation", *SIBLINGS},
     "scoring": {"data", *SIBLINGS},
