@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, POPULARITY_FILE, PreparedManifest, check_shard
 from modeling_mcm.data.files import check_files, describe
+from modeling_mcm.data.locks import locked
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import MISSING_ID, MCMFeatureExtractor
@@ -160,7 +161,18 @@ def update(
         FileNotFoundError: No such data set or log.
         OSError: The disk is full or not writable; the data set is as it was.
     """
-    directory, log = Path(directory), Path(events)
+    with locked(directory := Path(directory).resolve()):  # of a symbolic link, the folder that it names
+        return _update(directory, Path(events), profile, corrected, grow_vocabularies, memory_limit)
+
+
+def _update(
+    directory: Path,
+    log: Path,
+    profile: Any,
+    corrected: Iterable[str | Path],
+    grow_vocabularies: int,
+    memory_limit: str,
+) -> Update:
     manifest = PreparedManifest.load(directory)
     schema = manifest.event_schema
     if schema.profile and profile is None:
