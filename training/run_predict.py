@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
@@ -43,6 +44,9 @@ from memory import keep_freed_memory
 from run_pretrain import check_launch
 
 IDENTITY_FILE, HISTORIES = "_predictions.json", "_histories"  # readers of a folder of Parquet pass over such names
+
+
+UNTIL = "until"  # the second of the latest event that the predictions knew of; earlier versions did not say it
 
 
 @dataclass
@@ -102,6 +106,15 @@ def prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, engi
     )
 
 
+def last_event(data: Path) -> int:
+    """The second of the latest event of a prepared data set, since 1970."""
+    latest = [
+        pc.max(pq.read_table(data / shard["file"], columns=["times"])["times"].combine_chunks().flatten()).as_py()
+        for shard in PreparedManifest.load(data).shards
+    ]
+    return max((second for second in latest if second is not None), default=0)
+
+
 def is_whole(path: Path, rows: int) -> bool:
     """Whether a file of an earlier run can stay."""
     try:
@@ -131,7 +144,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
         except ValueError:
             found = {}
         found = found if isinstance(found, dict) else {}
-        if changed := sorted(name for name in identity if found.get(name) != identity[name]):
+        if changed := sorted(name for name in {*identity} - {UNTIL} if found.get(name) != identity[name]):
             raise ValueError(
                 f"{folder} holds predictions of another {', '.join(changed)}: choose another --output_dir, or remove "
                 "that one."
@@ -178,7 +191,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
             customers = sum(shard["rows"] for shard in PreparedManifest.load(job.data).shards)
             if state.is_main_process:
                 digests = {"model": digest, "data": sha256_of(Path(job.data) / MANIFEST_FILE)}
-                claim(folder, digests | {"options": kept, "customers": customers})
+                claim(folder, digests | {"options": kept, "customers": customers, UNTIL: last_event(Path(job.data))})
         missing = [part for part in job.parts(customers) if not is_whole(part[0], len(part[1]))]
         state.wait_for_everyone()  # all have looked before one writes, so all divide the same list
         if session is not None:
