@@ -171,7 +171,10 @@ def load_prepared(
     opened = manifest.shards if shards is None else [manifest.shards[place] for place in shards]
     check_shards(directory, opened, verify)
     files = [str(directory / shard["file"]) for shard in opened]
-    kwargs: dict[str, Any] = {"columns": list(columns)} if columns is not None else {}
+    # `datasets` knows its copy by path and time; other data with the same ones must not be answered with that copy.
+    digest = hashlib.sha256("".join(shard["sha256"] for shard in opened).encode()).hexdigest()
+    kwargs: dict[str, Any] = {"config_name": f"prepared-{digest[:32]}"}
+    kwargs |= {"columns": list(columns)} if columns is not None else {}
     try:
         return datasets.Dataset.from_parquet(files, cache_dir=str(cache_dir) if cache_dir else None, **kwargs)
     except datasets.exceptions.DatasetGenerationError:
