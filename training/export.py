@@ -35,7 +35,7 @@ from transformers import TorchAoConfig
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
 
 from arguments import parse_options
-from checkpoints import read_checkpoint
+from checkpoints import check_files, read_checkpoint
 from export_folder import check_writable, export_folder
 
 ONNX, TORCH, INT8 = FORMATS = ("onnx", "torch", "int8")
@@ -241,6 +241,7 @@ def _outputs(outputs: Mapping[str, Any], what: str) -> dict[str, torch.Tensor]:
 
 def run(options: ExportOptions) -> str:
     """Exports, checks and writes; returns what to say."""
+    check_files(options.model)
     extractor = MCMFeatureExtractor.from_pretrained(options.model)
     if options.data:
         from modeling_mcm.data import check_vocabularies

@@ -38,7 +38,7 @@ from modeling_mcm.extras import needs
 from modeling_mcm.trainer import last_whole_checkpoint
 
 from arguments import parse_options
-from checkpoints import read_checkpoint
+from checkpoints import check_files, read_checkpoint
 from memory import keep_freed_memory
 from run_pretrain import PretrainingArguments, check_launch, popularity
 
@@ -180,6 +180,7 @@ def main() -> None:
         raise SystemExit("--model, --data and --offers are needed: see --help.")
     set_seed(training.seed)
     schema = PreparedManifest.load(options.data).event_schema
+    check_files(options.model)
     extractor = MCMFeatureExtractor.from_pretrained(options.model)
     check_vocabularies(options.data, extractor)
     if options.max_events is not None:

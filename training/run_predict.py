@@ -39,7 +39,7 @@ from modeling_mcm.extras import needs
 from modeling_mcm.scoring import Scorer, ScoringJob, model_digest, score_on_spark
 
 from arguments import EngineOptions, parse_options
-from checkpoints import read_checkpoint
+from checkpoints import check_files, read_checkpoint
 from memory import keep_freed_memory
 from run_pretrain import check_launch
 
@@ -172,6 +172,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     check_launch(state.num_processes)
     if engine.engine == "spark" and state.num_processes > 1:
         raise ValueError("--engine spark divides the work by itself: start one process, without accelerate launch.")
+    check_files(options.model)
     extractor = MCMFeatureExtractor.from_pretrained(options.model)
     config = MCMConfig.from_pretrained(options.model)
     if wrong := [task for task in options.tasks if task not in config.tasks]:

@@ -35,7 +35,7 @@ from modeling_mcm.extras import needs
 
 from ablation_report import _interval, _markdown
 from arguments import parse_options
-from checkpoints import read_checkpoint
+from checkpoints import check_files, read_checkpoint
 
 SECONDS_PER_DAY = 86_400
 WHOLE_HISTORY = 10**6
@@ -65,6 +65,7 @@ class ProbeOptions:
 
 def read_customers(options: ProbeOptions) -> tuple[dict[str, NDArray], dict[str, NDArray], str]:
     """Inputs `(customers, F)` by name, targets `(customers,)` by name (NaN or "" where unknown), and a caption."""
+    check_files(str(options.model))
     schema = PreparedManifest.load(str(options.data)).event_schema
     model = read_checkpoint(MCMModel, str(options.model)).eval()
     extractor = MCMFeatureExtractor.from_pretrained(str(options.model))
