@@ -66,6 +66,7 @@ SCHEMA: dict[str, Any] = {
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/fixtures/golden_loss.json anew")
     parser.addoption("--update-cards", action="store_true", help="write the cards of tests/fixtures/ anew")
+    parser.addoption("--update-faults", action="store_true", help="write docs/faults.md anew")
     parser.addoption("--mount", action="store_true", help="mount small disks in memory, to fill them; needs root")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from faults import AREAS, expected, pattern
 from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
@@ -50,39 +51,27 @@ def cut(name, left):
 
 QUERY = "model.encoder.layer.0.attention.self.query.weight"
 DAMAGED = {
-    "no encoder": (config(num_hidden_layers=0), r"has 16 weights that MCM\w+ has no place for .*encoder\.layer\.0"),
-    "a weight more": (weights(lambda each: each.update({"model.new": torch.ones(2)})), "1 weights that .*: model.new"),
-    "a layer more": (config(num_hidden_layers=2), r"lacks 16 weights of MCM\w+, which would start at random"),
-    "a weight less": (weights(lambda each: each.pop(QUERY)), "lacks 1 weights .*query.weight"),
-    "other sizes": (
-        config(hidden_size=32),
-        r"weights of .* have other sizes .*config.json says: .* is \[.*16\] and \[.*32\] was",
-    ),
-    "NaN": (weights(lambda each: each[QUERY].fill_(float("nan"))), "NaN or infinite numbers in 1 weights: .*query"),
-    "infinity": (weights(lambda each: each[QUERY][0].fill_(float("inf"))), "NaN or infinite numbers in 1 weights"),
-    "an unknown activation": (
-        config(hidden_act="nope"),
-        "config.json has hidden_act 'nope', which is no activation; .*gelu",
-    ),
-    "a field of another type": (config(hidden_size="x"), "can't be read as MCM.*'hidden_size' expected int, got str"),
-    "cut weights": (cut("model.safetensors", 5000), r"model.safetensors has 5,000 bytes and is cut or damaged"),
-    "empty weights": (cut("model.safetensors", 0), r"model.safetensors has 0 bytes and is cut or damaged"),
-    "no weights": (
-        lambda folder: (folder / "model.safetensors").unlink(),
-        "has no model.safetensors: give the folder",
-    ),
-    "a cut config": (cut("config.json", 40), "config.json can't be read .*: copy it again"),
-    "no config": (lambda folder: (folder / "config.json").unlink(), "config.json can't be read .*No such file"),
-    "a cut extractor": (cut("preprocessor_config.json", 40), "preprocessor_config.json can't be read .*copy it again"),
-    "an extractor that is a list": (
-        lambda folder: (folder / "preprocessor_config.json").write_text("[]"),
-        "preprocessor_config.json holds list, and a JSON object was expected",
-    ),
+    "no encoder": config(num_hidden_layers=0),
+    "a weight more": weights(lambda each: each.update({"model.new": torch.ones(2)})),
+    "a layer more": config(num_hidden_layers=2),
+    "a weight less": weights(lambda each: each.pop(QUERY)),
+    "other sizes": config(hidden_size=32),
+    "NaN": weights(lambda each: each[QUERY].fill_(float("nan"))),
+    "infinity": weights(lambda each: each[QUERY][0].fill_(float("inf"))),
+    "an unknown activation": config(hidden_act="nope"),
+    "a field of another type": config(hidden_size="x"),
+    "cut weights": cut("model.safetensors", 5000),
+    "empty weights": cut("model.safetensors", 0),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "a cut config": cut("config.json", 40),
+    "no config": lambda folder: (folder / "config.json").unlink(),
+    "a cut extractor": cut("preprocessor_config.json", 40),
+    "an extractor that is a list": lambda folder: (folder / "preprocessor_config.json").write_text("[]"),
 }
 
 
 @pytest.mark.parametrize("model_class", [MCMModel, MCMForMultiTaskRecommendation])
-@pytest.mark.parametrize(("change", "message"), DAMAGED.values(), ids=DAMAGED)
+@pytest.mark.parametrize(("change", "message"), expected("Checkpoints", DAMAGED))
 def test_a_damaged_checkpoint_is_named(read, save, model_class, change, message):
     folder = Path(save(extended=True))
     read(model_class, str(folder))
@@ -90,17 +79,14 @@ def test_a_damaged_checkpoint_is_named(read, save, model_class, change, message)
     with pytest.raises(SystemExit) as refused:
         read(model_class, str(folder))
     said = str(refused.value.code)
-    assert re.search(message, said, re.DOTALL) and str(folder) in said and "ignore_mismatched" not in said
+    assert re.search(message, said) and str(folder) in said and "ignore_mismatched" not in said
+
+
+ABSENT = ("./absent", "/absent/checkpoint", "runs/absent/checkpoint-5", "runs/absent")
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("./absent", "./absent is no folder: give a checkpoint folder"),
-        ("/absent/checkpoint", "/absent/checkpoint is no folder"),
-        ("runs/absent/checkpoint-5", "is no folder: give a checkpoint folder"),
-        ("runs/absent", "It is no folder here either: check the path or the name"),
-    ],
+    ("name", "message"), expected("Folders of checkpoints that are not there", {name: name for name in ABSENT})
 )
 def test_a_folder_that_is_not_there_is_named(read, name, message):
     with pytest.raises(SystemExit, match=message) as refused:
@@ -113,8 +99,8 @@ def test_a_folder_that_is_not_there_is_named(read, name, message):
 def test_scripts_say_it_before_they_write(save, prepared, tmp_path, monkeypatch, name, case):
     monkeypatch.syspath_prepend(str(ROOT / "training"))
     folder = save(extended=True)
-    change, message = DAMAGED[case]
-    change(Path(folder))
+    DAMAGED[case](Path(folder))
+    message = pattern(AREAS["Checkpoints"]["faults"][case])
     words = ["--model", folder, "--output_dir", str(tmp_path / "out")]
     words += ["--data", str(prepared)] if name == "run_predict" else []
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
