@@ -29,7 +29,8 @@ import pyarrow.parquet as pq
 import torch
 
 from modeling_mcm.data import PreparedManifest, load_prepared
-from modeling_mcm.evaluation.cases import EvaluationCases, find_cases, task_histories
+from modeling_mcm.evaluation.cases import EvaluationCases, find_cases
+from modeling_mcm.evaluation.histories import task_histories
 from modeling_mcm.evaluation.metrics import (
     FIRST_LABEL,
     bootstrap_interval,
@@ -39,8 +40,9 @@ from modeling_mcm.evaluation.metrics import (
 )
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+from modeling_mcm.evaluation.tables import text_table, write_report
+
 from arguments import parse_options
-from run_evaluate import text_table, write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "benchmarks" / "peers"

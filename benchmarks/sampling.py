@@ -29,8 +29,9 @@ from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.losses_mcm import FIRST_LABEL, RankingPairs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+from modeling_mcm.evaluation.tables import text_table, write_report
+
 from arguments import parse_options
-from run_evaluate import text_table, write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "event_dropout_prob": 0.0}

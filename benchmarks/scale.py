@@ -195,7 +195,7 @@ def main() -> None:
         folder = Path(options.folder) / "log"
         print(f"{folder}: {write_log(folder, options.events[0], options):,} events")
         return
-    from run_evaluate import text_table, write_report
+    from modeling_mcm.evaluation.tables import text_table, write_report
 
     if options.folder:
         Path(options.folder).mkdir(parents=True, exist_ok=True)

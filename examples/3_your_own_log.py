@@ -4,7 +4,7 @@
 
     python examples/3_your_own_log.py log.parquet schema.yaml runs/mine --max_seconds 300
 
-The schema says what the columns mean (docs/event_schema.md; configuration/schemas/ has two to start from). Options
+The schema says what the columns mean (docs/event_schema.md; configuration/schemas/ has some to start from). Options
 after the folder go to training/run_pretrain.py. Run again, it goes on where it was.
 """
 
@@ -31,9 +31,7 @@ def main(events, schema_file, folder, *options):
     command = [sys.executable, script, "--data", f"{folder}/data", "--config", config, "--output_dir", folder]
     subprocess.run([*map(str, command), *options], check=True)
 
-    known = [spec.column for spec in schema.features if spec.column]
-    columns = [schema.customer, schema.time, *([schema.visit] if schema.visit else []), *known]
-    log = pd.read_parquet(events, columns=list(dict.fromkeys(columns)))
+    log = pd.read_parquet(events, columns=schema.event_columns)
     first = log[log[schema.customer] == log[schema.customer].iloc[0]]
     best = pipeline("preference-scores", model=folder)({"events": first}, top_k=3)
     for task, labels in best.items():

@@ -91,6 +91,11 @@ class MCMConfig(PreTrainedConfig):
     repeat_network_size (`int`):
         Hidden numbers of a network that reads, beside the memory's counts, how long ago and how regularly a label was
         met. 0: none.
+    follower_tasks (`list[str]`, *optional*):
+        The tasks of whose labels the counted memory knows the followers, what came next. Empty: none. See
+        [`~counted_memory_mcm.CountedMemory`].
+    related_tasks (`list[str]`, *optional*):
+        The tasks of whose labels the counted memory knows which go together. Empty: none.
     augmentation (`str`):
         What a training row asks: `"random_prefix"` (the paper), `"last_prefix"` (no augmentation: the end of the
         history), `"all_prefixes"` (needs a causal encoder) or `"masked_lm"` (BERT4Rec; needs the `"last"` readout and
@@ -156,6 +161,8 @@ class MCMConfig(PreTrainedConfig):
     repeat_half_lives_days: list[float | int] = field(default_factory=list)
     repeat_half_lives_units: list[float | int] = field(default_factory=list)
     repeat_network_size: int = 0
+    follower_tasks: list[str] = field(default_factory=list)
+    related_tasks: list[str] = field(default_factory=list)
     augmentation: str = "random_prefix"
     target: str = "next_event"
     target_half_life_days: float | int | None = None
@@ -202,6 +209,9 @@ class MCMConfig(PreTrainedConfig):
             raise ValueError(
                 f"The tasks {missing} are no features; a task is the next value of one of {self.features}."
             )
+        for name in ("follower_tasks", "related_tasks"):
+            if missing := [task for task in getattr(self, name) if task not in self.tasks]:
+                raise ValueError(f"`{name}` names {missing}, which are not among the tasks {self.tasks}.")
         if missing := [task for task in self.trained_tasks or [] if task not in self.tasks]:
             raise ValueError(f"`trained_tasks` names {missing}, which are not among the tasks {self.tasks}.")
 

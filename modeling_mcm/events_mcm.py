@@ -21,6 +21,7 @@ what it does not know, with a message that its caller completes with the custome
 
 import difflib
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -92,6 +93,33 @@ def to_text(value: Any) -> str | None:
     raise ValueError(f"found {value!r} ({type(value).__name__}), expected text, a number or a boolean; convert it")
 
 
+def split_path(value: Any, separator: str, level: int) -> str | None:
+    """The first `level` levels of a path such as "appliances.kitchen.kettle"; None where it has fewer.
+
+    A path ends before its first empty level. `ValueError` for what `to_text` refuses.
+    """
+    text = to_text(value)
+    parts = [] if text is None else text.split(separator)[:level]
+    return separator.join(parts) if len(parts) == level and all(parts) else None
+
+
+def split_values(value: Any, separator: str | None) -> set[str]:
+    """The texts of an event's several values: of one text with separators, or of a list; empty ones are none.
+
+    Raises:
+        ValueError: if the value is a list where `separator` is given, or none where it is not, or holds what
+            `to_text` refuses.
+    """
+    if separator is not None:
+        text = to_text(value)
+        return set() if text is None else set(text.split(separator)) - {""}
+    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
+        if is_missing(value):
+            return set()
+        raise ValueError(f"found {value!r} ({type(value).__name__}), expected a list of values; make it one")
+    return {text for text in map(to_text, as_list(value)) if text}
+
+
 def to_number(value: Any) -> float:
     """The double that stands for a numeric value, also one in text; NaN if missing. `ValueError` for the rest."""
     if is_missing(value):
@@ -128,6 +156,15 @@ def to_seconds(value: Any, zone: tzinfo) -> int:
         value = value.astimezone(zone).replace(tzinfo=None)
     elapsed = value - EPOCH
     return elapsed.days * SECONDS_PER_DAY + elapsed.seconds
+
+
+def to_place(value: Any) -> int:
+    """The whole number that puts an event in order, also one in text; `ValueError` for the rest."""
+    if isinstance(value, Integral) and not isinstance(value, bool | np.bool_):
+        return int(value)
+    if isinstance(value, str) and re.fullmatch("[+-]?[0-9]+", value):
+        return int(value)
+    raise ValueError(f"found {value!r} ({type(value).__name__}), expected a whole number; give each event its place")
 
 
 def read_zone(name: str) -> tzinfo:

@@ -35,6 +35,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mcm import MCMConfig
+from .counted_memory_mcm import TIE_SHARE, CountedMemory, Histories
 from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, grow
 from .losses_mcm import (
     FIRST_LABEL,
@@ -131,11 +132,15 @@ class MCMPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, RepeatMemory):
             module.reset_parameters()
+        elif isinstance(module, CountedMemory):
+            module.reset_parameters()
         elif isinstance(module, nn.ParameterList):
             for bias in module:
                 init.zeros_(bias)
-        elif isinstance(module, MCMForMultiTaskRecommendation) and module.readout_scale is not None:
-            init.ones_(module.readout_scale)
+        elif isinstance(module, MCMForMultiTaskRecommendation):
+            init.ones_(module.score_scales)
+            if module.readout_scale is not None:
+                init.ones_(module.readout_scale)
 
     def get_input_embeddings(self) -> nn.Module:
         return cast(MCMModel, self.base_model).embeddings.events
@@ -189,7 +194,13 @@ class MCMPreTrainedModel(PreTrainedModel):
 @auto_docstring(custom_intro="The customer model without a head: hidden states and a customer embedding.")
 class MCMModel(MCMPreTrainedModel):
     # The head's own parameters, in a checkpoint that was saved with it.
-    _keys_to_ignore_on_load_unexpected = [r"^readout_", r"^repeat_memory\.", r"^label_tables\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^readout_",
+        r"^score_scales$",
+        r"^repeat_memory\.",
+        r"^counted_memory\.",
+        r"^label_tables\.",
+    ]
 
     def __init__(self, config: MCMConfig):
         super().__init__(config)
@@ -245,12 +256,15 @@ class MCMModel(MCMPreTrainedModel):
         return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
+# What a score is a sum of, in the order of `score_scales`.
+PARTS = ("readout", "bias", "repeats", "followers")
 # Scores that a training step holds at a time, about: on a GPU, and on a CPU, which is no faster with more.
 PART_ELEMENTS = (2**26, 2**22)
 
 
 @auto_docstring(custom_intro="MCM with the task-aware readout: for every task, a score for every label.")
 class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
+    score_scales: torch.Tensor
     accepts_loss_kwargs = False  # the loss is a mean over customers, so micro-batches of equal size average exactly
 
     def __init__(self, config: MCMConfig):
@@ -270,6 +284,14 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         half_lives = (config.repeat_half_lives_days, config.repeat_half_lives_units)
         memory = (list(sizes.values()), config.hidden_size, *half_lives, config.repeat_network_size)
         self.repeat_memory = RepeatMemory(*memory) if any(half_lives) else None
+        # How much each of `PARTS` counts; learned on validation cases when all else has been.
+        self.register_buffer("score_scales", torch.ones(len(sizes), len(PARTS)))
+        # CODEPATH: chosen by the data in pre-training (recipe.py), none in the paper's model, ablations/mcm-final.
+        counted = [
+            [task in chosen for task in config.tasks] for chosen in (config.follower_tasks, config.related_tasks)
+        ]
+        has_counts = config.follower_tasks or config.related_tasks
+        self.counted_memory = CountedMemory(list(sizes.values()), *counted) if has_counts else None
         self.post_init()
 
     def label_embeddings(self, task: str) -> torch.Tensor:
@@ -294,9 +316,11 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             log_shares = torch.log(shares / shares[FIRST_LABEL:].sum())
             if len(self.readout_bias):
                 self.readout_bias[place].copy_(log_shares)
+            rarity = -(log_shares + math.log(size - FIRST_LABEL))
             if self.repeat_memory is not None:
-                rarity = cast(nn.Embedding, self.repeat_memory.label_rarity[place]).weight
-                rarity.copy_(-(log_shares + math.log(size - FIRST_LABEL))[:, None])
+                cast(nn.Embedding, self.repeat_memory.label_rarity[place]).weight.copy_(rarity[:, None])
+            if self.counted_memory is not None:
+                self.counted_memory.label_rarity(place).copy_(rarity)
 
     def _resize_labels(self, feature: str, number: int) -> None:
         if feature not in self.config.tasks:  # CODEPATH: the token type where it is no task, as in the paper
@@ -378,35 +402,120 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         self, hidden: torch.Tensor, events: torch.Tensor, batch: Mapping[str, Any], scored: Sequence[TaskLabels]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Logits of all tasks, and the losses of the trained ones, of shape `(T,)` or `(0,)` without labels."""
-        unit_mask, prefix_ends, labels = batch["unit_mask"], batch["prefix_ends"], batch["labels"]
-        event_ends = batch["attention_mask"].sum(1, keepdim=True) - 1 if prefix_ends is None else prefix_ends
-        unit_ends = self._event_units(batch).gather(1, event_ends)
-        asked = None if prefix_ends is None else unit_ends
-
-        scores = []
-        for place, rows in enumerate(scored):
-            scale = None if self.readout_scale is None else self.readout_scale[place]
-            of_task = READOUTS[self.config.readout](hidden, rows.vectors, unit_mask, asked, scale)
-            of_task = of_task[:, None] if prefix_ends is None else of_task
-            scores.append(of_task + self._label_offsets(rows, of_task.dtype))
-        if self.repeat_memory is not None:
-            remembered = self._memory(range(len(scores)), scored, events, batch, unit_ends)
-            for place, (customers, prefixes, ids, added) in enumerate(remembered):
-                shape, flat = scores[place].shape, scores[place].flatten()
-                cells = (customers * shape[1] + prefixes) * shape[2] + ids
-                scores[place] = flat.scatter_add(0, cells, added.to(flat.dtype)).view(shape)
-
-        logits, losses = {}, {}
+        labels, logits, losses = batch["labels"], {}, {}
+        parts = self._score_parts(hidden, events, batch, scored)
         for place, (task, rows) in enumerate(zip(self.config.tasks, scored, strict=True)):
+            scores = self._joined_scores(place, parts[place])
             if labels is not None and task in self.trained_tasks:
                 followed = rows.places(labels[..., place])
-                asked_for = (scores[place], followed, batch["label_prefixes"], batch["label_weights"], rows.log_counts)
+                asked_for = (scores, followed, batch["label_prefixes"], batch["label_weights"], rows.log_counts)
                 losses[task] = prefix_cross_entropy(*asked_for)
                 # CODEPATH: on in mcm-base and mcm-tiny, off in the paper's model, ablations/mcm-final.
                 if self.config.ranking_loss_weight:
                     losses[task] = losses[task] + self.config.ranking_loss_weight * prefix_ranking_loss(*asked_for)
-            logits[task] = scores[place][:, 0] if prefix_ends is None else scores[place]
+            logits[task] = scores[:, 0] if batch["prefix_ends"] is None else scores
         return logits, torch.stack(list(losses.values())) if losses else hidden.new_zeros(0)
+
+    def _score_parts(
+        self, hidden: torch.Tensor, events: torch.Tensor, batch: Mapping[str, Any], scored: Sequence[TaskLabels]
+    ) -> list[dict[str, torch.Tensor]]:
+        """Of each task what its scores are made of: those of `PARTS` that the model has, of shape `(B, P, V)` or, for
+        the bias, `(V,)`; of a task with related labels also `met` (boolean), `habits` and `new`."""
+        unit_mask, prefix_ends = batch["unit_mask"], batch["prefix_ends"]
+        event_ends = batch["attention_mask"].sum(1, keepdim=True) - 1 if prefix_ends is None else prefix_ends
+        unit_ends = self._event_units(batch).gather(1, event_ends)
+        asked = None if prefix_ends is None else unit_ends
+        parts = []
+        for place, rows in enumerate(scored):
+            scale = None if self.readout_scale is None else self.readout_scale[place]
+            of_task = READOUTS[self.config.readout](hidden, rows.vectors, unit_mask, asked, scale)
+            of_task = of_task[:, None] if prefix_ends is None else of_task
+            parts.append({"readout": of_task, "bias": self._label_offsets(rows, of_task.dtype)})
+        if self.repeat_memory is not None:
+            remembered = self._memory(range(len(parts)), scored, events, batch, unit_ends)
+            for of_task, (customers, prefixes, ids, added) in zip(parts, remembered, strict=True):
+                shape = of_task["readout"].shape
+                cells = (customers * shape[1] + prefixes) * shape[2] + ids
+                zeros = torch.zeros_like(of_task["readout"]).flatten()
+                of_task["repeats"] = zeros.scatter_add(0, cells, added.to(zeros.dtype)).view(shape)
+        if self.counted_memory is not None:
+            customers = torch.arange(event_ends.shape[0], device=event_ends.device)[:, None].expand_as(event_ends)
+            histories = self._histories(batch, customers.flatten(), event_ends.flatten())
+            for place, rows in enumerate(scored):
+                shape = parts[place]["readout"].shape
+                found = self._counted_parts(place, rows, batch, histories)
+                parts[place] |= {name: part.view(shape) for name, part in found.items()}
+        return parts
+
+    def _joined_scores(self, place: int, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The scores of a task from its parts, of shape `(B, P, V)`; ids 0 and 1 are masked with a large negative
+        value."""
+        scales = self.score_scales[place]
+        scores = sum(parts[name] * scales[k].to(parts[name].dtype) for k, name in enumerate(PARTS) if name in parts)
+        scores = cast(torch.Tensor, scores)
+        if self.counted_memory is not None and "met" in parts:
+            memory = self.counted_memory
+            known = scores + memory.habit_gain[place] * parts["habits"]
+            new = scores * TIE_SHARE + memory.new_gain[place] * parts["new"] + memory.new_offset[place]
+            # CODEPATH: off until the gains are learned, at the end of pre-training.
+            is_learned = (memory.new_gain[place] != 0) | (memory.habit_gain[place] != 0)
+            scores = torch.where(is_learned, torch.where(parts["met"], known, new), scores).to(scores.dtype)
+        never = torch.finfo(scores.dtype).min / 2
+        return torch.where(torch.arange(scores.shape[-1], device=scores.device) < FIRST_LABEL, never, scores)
+
+    def _histories(self, batch: Mapping[str, Any], customers: torch.Tensor, ends: torch.Tensor) -> Histories:
+        """What rows of scores look back on: the rows of these customers that may see events up to these ends."""
+        if batch["event_times"] is None:
+            raise ValueError("The counted memory needs `event_times`: MCMFeatureExtractor gives them.")
+        visits = torch.zeros_like(batch["attention_mask"]) if batch["visit_ids"] is None else batch["visit_ids"]
+        return Histories.of(batch["event_times"], visits, customers, ends)
+
+    def _counted_parts(
+        self, place: int, rows: TaskLabels, batch: Mapping[str, Any], histories: Histories, without_own: bool = False
+    ) -> dict[str, torch.Tensor]:
+        """What the counted memory knows of a task's labels, each of shape `(R, V)`."""
+        memory, parts = cast(CountedMemory, self.counted_memory), {}
+        labels = batch["input_ids"][..., self.task_features[place]]
+        if memory.has_followers(place):
+            added = memory.followers(place, labels, histories, rows.ids, without_own)
+            if self.repeat_memory is None:
+                met = memory.met(place, labels, histories)
+                met = met if rows.ids is None else met.index_select(1, rows.ids)
+                added = added + memory.met_gain[place] * met
+            parts["followers"] = added
+        if memory.has_related(place) and not self.training:
+            visits = torch.zeros_like(labels) if batch["visit_ids"] is None else batch["visit_ids"]
+            parts["met"] = memory.met(place, labels, histories)
+            parts["habits"] = memory.habits(place, memory.rates(place, labels, visits, histories))
+            parts["new"] = memory.new(place, parts["met"])
+        return parts
+
+    @torch.no_grad()
+    def score_parts(self, **inputs: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
+        """What the scores of the whole history are a sum of.
+
+        Args:
+            inputs: what the feature extractor returns.
+
+        Returns:
+            For each task its parts, each of shape `(B, V)`: `readout`, `bias` and, where the model has them,
+            `repeats` (the repeat memory) and `followers` (the counted memory), before `score_scales`; of a task with
+            related labels also `met`, `habits` and `new`. See [`CountedMemory`].
+        """
+        batch: dict[str, Any] = {"visit_ids": None, "event_times": None} | inputs
+        if batch.get("attention_mask") is None:
+            batch["attention_mask"] = (batch["input_ids"] != 0).any(-1).long()
+        names = ("input_ids", "attention_mask", "visit_ids")
+        outputs = self.model(**{name: batch[name] for name in names})
+        batch |= {"unit_mask": outputs.unit_mask.bool(), "prefix_ends": None}
+        found = self._score_parts(outputs.last_hidden_state, outputs.event_embeddings, batch, self._all_labels())
+        return {
+            task: {
+                name: part[:, 0] if part.dim() == 3 else part.expand(len(batch["input_ids"]), -1)
+                for name, part in parts.items()
+            }
+            for task, parts in zip(self.config.tasks, found, strict=True)
+        }
 
     def _losses_of_prefixes(
         self, hidden: torch.Tensor, events: torch.Tensor, batch: Mapping[str, Any], scored: Sequence[TaskLabels]
@@ -418,7 +527,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         tasks = [place for place, task in enumerate(self.config.tasks) if task in self.trained_tasks]
         scored = [scored[place] for place in tasks]
         sizes = [len(rows.vectors) for rows in scored]
-        unit_ends = self._event_units(batch).gather(1, batch["prefix_ends"])
+        event_units = self._event_units(batch)
+        unit_ends = event_units.gather(1, batch["prefix_ends"])
         ends = unit_ends.gather(1, batch["label_prefixes"])  # of each label: (B, N)
         followed = places_of(scored, batch["labels"][..., tasks])
         counted = (followed >= FIRST_LABEL).any(-1)
@@ -429,17 +539,52 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         if self.readout_scale is not None:
             vectors = [table * self.readout_scale[place] for place, table in zip(tasks, vectors, strict=True)]
         scores = READOUTS[self.config.readout](hidden, torch.cat(vectors), batch["unit_mask"], units)
-        scores = scores + torch.cat([self._label_offsets(rows, scores.dtype) for rows in scored])
+        biases = torch.cat([self._label_offsets(rows, scores.dtype) for rows in scored])
+        scales = self.score_scales[tasks].to(scores.dtype)
+        if is_scaled := bool((scales != 1).any()):
+            columns = scales.repeat_interleave(torch.tensor(sizes, device=scales.device), 0)  # (V, parts)
+            scores, biases = scores * columns[:, 0], biases * columns[:, 1]
+        scores = scores + biases
         if self.repeat_memory is not None:
             most = int(asked.sum(1).max())
             in_order = (~asked).byte().argsort(dim=1, stable=True)[:, :most]  # each customer's asked units
             remembered = self._memory(tasks, scored, events, batch, in_order, asked.gather(1, in_order))
             customers, places, ids, added = (torch.cat(parts) for parts in zip(*remembered, strict=True))
             starts = [torch.full_like(part[2], sum(sizes[:place])) for place, part in enumerate(remembered)]
-            cells = (units.rows[customers, in_order[customers, places]], ids + torch.cat(starts))
+            columns_met = ids + torch.cat(starts)
+            if is_scaled:
+                added = added * columns[columns_met, 2]
+            cells = (units.rows[customers, in_order[customers, places]], columns_met)
             scores.index_put_(cells, added.to(scores.dtype), accumulate=True)
+        if self.counted_memory is not None and any(map(self.counted_memory.has_followers, tasks)):
+            scores = scores + self._followers_of_units(tasks, scored, batch, event_units, units).to(scores.dtype)
+        for start in (sum(sizes[:place]) for place in range(len(sizes))):
+            scores[:, start : start + FIRST_LABEL] = torch.finfo(scores.dtype).min / 2
         targets = Targets.find(followed, units.rows.gather(1, ends), batch["label_weights"], sizes)
         return task_losses(scores, targets, self.config.ranking_loss_weight, joined_log_counts(scored))
+
+    def _followers_of_units(
+        self,
+        tasks: Sequence[int],
+        scored: Sequence[TaskLabels],
+        batch: Mapping[str, Any],
+        event_units: torch.Tensor,
+        units: PackedUnits,
+    ) -> torch.Tensor:
+        """What followers add to the scores of packed units, without the customers' own pairs: they are trained on."""
+        chosen = slice(None) if units.asked is None else units.asked
+        customers, places = units.customers[chosen], units.units[chosen]
+        event = torch.arange(event_units.shape[1], device=places.device).expand_as(event_units)
+        event = event * batch["attention_mask"]
+        last = torch.zeros_like(batch["unit_mask"]).long().scatter_reduce(1, event_units, event, "amax")
+        histories = self._histories(batch, customers, last[customers, places])
+        added = []
+        for place, rows in zip(tasks, scored, strict=True):
+            found = self._counted_parts(place, rows, batch, histories, without_own=True)
+            part = found.get("followers")
+            part = rows.vectors.new_zeros(len(places), len(rows.vectors)) if part is None else part
+            added.append(part * self.score_scales[place, PARTS.index("followers")])
+        return torch.cat(added, 1)
 
     def _event_units(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """The unit of each event, of shape `(B, L)`."""
@@ -516,12 +661,9 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
 
     @staticmethod
     def _label_offsets(rows: TaskLabels, dtype: torch.dtype) -> torch.Tensor:
-        """The labels' biases, of shape `(V,)`, with a number on the ids that are no labels which no score can lift."""
-        never = rows.vectors.new_full((FIRST_LABEL,), torch.finfo(dtype).min / 2, dtype=dtype)
+        """The labels' biases, of shape `(V,)`; 0 where the model has none."""
         # CODEPATH: biases in mcm-base and mcm-tiny, none in the paper's model, ablations/mcm-final.
-        if rows.bias is not None:
-            return torch.cat([never, rows.bias[FIRST_LABEL:].to(dtype)])
-        return torch.cat([never, never.new_zeros(len(rows.vectors) - FIRST_LABEL)])
+        return rows.vectors.new_zeros(len(rows.vectors), dtype=dtype) if rows.bias is None else rows.bias.to(dtype)
 
     @torch.no_grad()
     def preferences(

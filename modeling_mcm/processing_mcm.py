@@ -49,12 +49,17 @@ from .events_mcm import (
     read_columns,
     read_times,
     read_zone,
+    split_path,
+    split_values,
     to_number,
+    to_place,
     to_text,
 )
 
 VOCABULARIES_NAME = "vocabularies.json"
 HISTORY_START, TOKEN_TYPE = "history_start", "token_type"
+ONE_TOKEN_TYPE = "event"  # of a log without a token type
+ROWS = "rows"  # a log without times may have its events in the order of its rows
 MISSING_ID, UNKNOWN_ID, FIRST_VALUE_ID = 0, 1, 2
 MISSING_LABEL, UNKNOWN_LABEL = "[missing]", "[unknown]"
 
@@ -77,11 +82,17 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     Args:
         features (`list[dict]`): One entry for each feature, in the model's order: `name`, `kind` (`categorical`,
             `numeric`, `hour`, `weekday` or `days_since_visit`), `column` (the name if not given), `profile` (whether
-            it describes the customer, not the event). Other keys are kept. Without any, only `token_type` is read.
+            it describes the customer, not the event). A feature may read a part of its column: with `item` (from 1)
+            one of several values, the smallest id first, of text with a `separator` between them or of a list; with
+            `level` and `separator` the first levels of a path. Other keys are kept. Without any feature, only
+            `token_type` is read.
         vocabularies (`dict[str, list[str]]`): Values of each categorical feature; the first one has id 2.
         bins (`dict[str, list[float]]`): Strictly increasing inner edges of each numeric and days_since_visit feature.
             A value on an edge belongs to the bin above it.
-        customer (`str`), time (`str`), token_type (`str`): Columns of the event log.
+        customer (`str`), time (`str`): Columns of the event log.
+        order (`str`, *optional*): Instead of `time` a column of whole numbers by which a customer's events are in
+            order, or "rows" for the order in which they are given. Each visit is then a day after the one before.
+        token_type (`str`, *optional*): Column of the token type; without it, that of every event is "event".
         visit (`str`, *optional*): Column whose equal values make one visit. Without it, or where it is missing, events
             of one time are one visit.
         time_zone (`str`): Zone that times with a zone are converted to; times without one are left as they are.
@@ -104,8 +115,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         vocabularies: Mapping[str, Sequence[str]] = MappingProxyType({TOKEN_TYPE: (HISTORY_START,)}),
         bins: Mapping[str, Sequence[float]] = MappingProxyType({}),
         customer: str = "customer_id",
-        time: str = "time",
-        token_type: str = TOKEN_TYPE,
+        time: str | None = "time",
+        token_type: str | None = TOKEN_TYPE,
         visit: str | None = None,
         time_zone: str = "UTC",
         tasks: Sequence[str] = (),
@@ -114,13 +125,16 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         max_events: int = 300,
         min_history: int = 5,
         name: str = "event_log",
+        order: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.features, self.name = [dict(feature) for feature in features], name
         self.vocabularies = {feature: list(values) for feature, values in vocabularies.items()}
         self.bins = {feature: [float(edge) for edge in edges] for feature, edges in bins.items()}
-        self.customer, self.time, self.token_type, self.visit = customer, time, token_type, visit
+        self.time: str | None = time if order is None else None
+        self.order: str | None = order
+        self.customer, self.token_type, self.visit = customer, token_type, visit
         self.time_zone, self.tasks, self.target_token_types = time_zone, list(tasks), list(target_token_types)
         self.end_of_visit, self.max_events, self.min_history = end_of_visit, max_events, min_history
 
@@ -133,9 +147,17 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             for feature in self.features
             if self._kinds[feature["name"]] in RAW_KINDS
         }
+        if token_type is None:
+            self._columns.pop(TOKEN_TYPE, None)
+        self._parts = {
+            feature["name"]: (feature.get("separator"), feature.get("item"), feature.get("level"))
+            for feature in self.features
+            if self._kinds[feature["name"]] == CATEGORICAL
+        }
         event_columns = [self._columns[feature] for feature in self._event_features if feature in self._columns]
         profile_columns = [self._columns[feature] for feature in self._profile_features if feature in self._columns]
-        known = [customer, time, *([visit] if visit else []), token_type, *event_columns]
+        place = None if order == ROWS else self.order
+        known = [customer, *(column for column in (self.time, place, visit, token_type) if column), *event_columns]
         self._known_columns = list(dict.fromkeys(known))
         self._known_profile = list(dict.fromkeys([customer, *profile_columns]))
         self._ids = {
@@ -151,6 +173,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"Names of features are not unique: {self.feature_names}; give each its own.")
         for feature, kind in self._kinds.items():
             allowed = RAW_KINDS if feature in self._profile_features else KINDS
+            if self.order is not None and kind in DERIVED_KINDS:
+                raise ValueError(f"Feature {feature!r} has kind {kind!r}, and the log has no times but `order`.")
             if kind not in allowed:
                 raise ValueError(f"Feature {feature!r} has kind {kind!r}; expected one of {', '.join(allowed)}.")
         for what, kinds in (("vocabularies", (CATEGORICAL,)), ("bins", BINNED_KINDS)):
@@ -160,10 +184,11 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         for feature, values in self.vocabularies.items():
             if not all(isinstance(value, str) for value in values) or len(self._ids[feature]) < len(values):
                 raise ValueError(f"The vocabulary of {feature!r} is not a list of distinct texts; {fix}.")
+        self._check_shared_vocabularies()
         for feature, edges in self._edges.items():
             if not np.isfinite(edges).all() or (np.diff(edges) <= 0).any():
                 raise ValueError(f"The bin edges of {feature!r} are not finite and strictly increasing; {fix}.")
-        for reserved in self._reserved_token_types:
+        for reserved in self._own_token_types:
             if reserved not in self.vocabularies[self.token_type_feature]:
                 raise ValueError(f"The vocabulary of {self.token_type_feature!r} has no {reserved!r}; {fix}.")
         choices = [feature for feature in self._event_features if self._kinds[feature] == CATEGORICAL]
@@ -172,6 +197,14 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
                 raise ValueError(f"Task {task!r} is no categorical event feature; choose from {', '.join(choices)}.")
         if self.max_events < 1:
             raise ValueError(f"`max_events` is {self.max_events}; give at least 1, the start row.")
+
+    def _check_shared_vocabularies(self) -> None:
+        for feature, other in self.shared_vocabularies.items():
+            if self.vocabularies[feature] != self.vocabularies[other]:
+                raise ValueError(
+                    f"Features {other!r} and {feature!r} share the values of column {self._columns[feature]!r}, but "
+                    "their vocabularies differ; add new values to each of them."
+                )
 
     # ---------------------------------------------------------------------------------------------- features, labels
 
@@ -189,8 +222,20 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         return [FIRST_VALUE_ID + sizes[feature] for feature in self.feature_names]
 
     @property
+    def shared_vocabularies(self) -> dict[str, str]:
+        """Of each categorical feature the one whose vocabulary it has: itself, or the first `item` of its column."""
+        first: dict[tuple[bool, str], str] = {}
+        shared = {}
+        for feature, (_, item, _) in self._parts.items():
+            key = (feature in self._profile_features, self._columns.get(feature, feature))
+            shared[feature] = feature if item is None else first.setdefault(key, feature)
+        return shared
+
+    @property
     def token_type_feature(self) -> str:
         """Name of the feature that holds the token type."""
+        if self.token_type is None and TOKEN_TYPE in self._event_features:
+            return TOKEN_TYPE
         for feature in self._event_features:
             if self._kinds[feature] == CATEGORICAL and self._columns[feature] == self.token_type:
                 return feature
@@ -200,6 +245,11 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     def _reserved_token_types(self) -> list[str]:
         return [HISTORY_START] + ([self.end_of_visit] if self.end_of_visit else [])
 
+    @property
+    def _own_token_types(self) -> list[str]:
+        """Token types that no column of the log holds."""
+        return self._reserved_token_types + ([] if self.token_type else [ONE_TOKEN_TYPE])
+
     def label_ids(self, task: str, values: Sequence[Any]) -> NDArray[np.int64]:
         """Ids of a task's values, of shape `(len(values),)`: 0 for a missing value, 1 for one not seen in training.
 
@@ -207,7 +257,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             ValueError: if there is no such task, or a value is neither text nor number nor boolean.
         """
         with naming(f"Task {task!r}"):
-            return self._feature_ids(self._check_task(task), as_column(values)).astype(np.int64)
+            return self._value_ids(self._check_task(task), as_column(values)).astype(np.int64)
 
     def decode_labels(self, task: str, ids: Any) -> list[str]:
         """Values of a task's label ids (any flat sequence or tensor); "[missing]" for 0, "[unknown]" for 1.
@@ -224,6 +274,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
 
     def add_values(self, feature: str, values: Sequence[str]) -> None:
         """New values of a categorical feature, after those that it has; a model needs `resize_feature_vocabulary`.
+
+        Features that share the values of a column (`item`) take them one after the other, all the same ones.
 
         Raises:
             ValueError: if there is no such feature, or a value is there already, is repeated or is no text. Nothing
@@ -251,13 +303,27 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             if isinstance(column, np.ndarray) and column.dtype.kind in "iufb":
                 return self._bin(feature, column.astype(np.float64))
             return self._bin(feature, map_distinct(column, to_number, np.float64))
-        ids = self._ids[feature]
+        separator, item, level = self._parts[feature]
+        if level is not None:
+            return map_distinct(
+                column, lambda value: self._id_of(feature, split_path(value, str(separator), level)), np.int32
+            )
+        if item is not None:
+            texts = [split_values(value, separator) for value in as_list(column)]
+            return np.array([self._id_of_item(feature, each, item) for each in texts], np.int32)
+        return self._value_ids(feature, column)
 
-        def to_id(value: Any) -> int:
-            text = to_text(value)
-            return MISSING_ID if text is None else ids.get(text, UNKNOWN_ID)
+    def _value_ids(self, feature: str, column: Any) -> NDArray[np.int32]:
+        """Ids of whole values of a categorical feature, as they stand in its vocabulary."""
+        return map_distinct(column, lambda value: self._id_of(feature, to_text(value)), np.int32)
 
-        return map_distinct(column, to_id, np.int32)
+    def _id_of(self, feature: str, text: str | None) -> int:
+        return MISSING_ID if text is None else self._ids[feature].get(text, UNKNOWN_ID)
+
+    def _id_of_item(self, feature: str, texts: set[str], item: int) -> int:
+        """The id at a place, from 1, among several values: known ones by their ids, then the unknown ones."""
+        ids = sorted((self._id_of(feature, text) for text in texts), key=lambda label: (label == UNKNOWN_ID, label))
+        return ids[item - 1] if item <= len(ids) else MISSING_ID
 
     def _bin(self, feature: str, numbers: NDArray[np.float64]) -> NDArray[np.int32]:
         ids = FIRST_VALUE_ID + np.searchsorted(self._edges[feature], numbers, side="right")
@@ -269,9 +335,10 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         """Encodes one customer's whole history; the start row is left to `pad`.
 
         Args:
-            customer (`dict`): `events`, a list of dicts, a DataFrame or a dict of columns, in any order; optionally
-                `profile`, a dict, and `customer_id`. Keys of an event are columns of the log; one that is absent, None
-                or NaN is a missing feature. Columns of a DataFrame that MCM does not know are ignored with a warning.
+            customer (`dict`): `events`, a list of dicts, a DataFrame or a dict of columns, in any order (only with
+                `order="rows"` does their order count); optionally `profile`, a dict, and `customer_id`. Keys of an
+                event are columns of the log; one that is absent, None or NaN is a missing feature. Columns of a
+                DataFrame that MCM does not know are ignored with a warning.
 
         Returns:
             `dict`: a row as a prepared data set has it, events oldest first and end-of-visit interactions added (n in
@@ -311,24 +378,27 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         return next(iter(found), None)
 
     def _encode_events(self, columns: Mapping[str, Any], count: int) -> dict[str, NDArray[Any]]:
-        with naming(f"column {self.time!r}"):
-            seconds = read_times(columns[self.time], self._zone)
+        moments = self._read_moments(columns, count)
         ranks = np.full(count, NO_VISIT)
         if self.visit:
             with naming(f"column {self.visit!r}"):
                 ranks = rank_visits(columns[self.visit])
-        with naming(f"column {self.token_type!r}"):
-            is_target = map_distinct(columns[self.token_type], self._is_target, np.bool_)
-        ids = {}
+        ids, is_target = {}, np.ones(count, bool)
+        if self.token_type is None:
+            ids[TOKEN_TYPE] = np.full(count, self._ids[TOKEN_TYPE][ONE_TOKEN_TYPE], np.int32)
+        else:
+            with naming(f"column {self.token_type!r}"):
+                is_target = map_distinct(columns[self.token_type], self._is_target, np.bool_)
         for feature in self._event_features:
             if column := self._columns.get(feature):
                 with naming(f"column {column!r}"):
                     ids[feature] = self._feature_ids(feature, columns[column])
 
-        timeline = arrange(seconds, ranks, list(ids.values()), is_target, bool(self.end_of_visit))
+        timeline = arrange(moments, ranks, list(ids.values()), is_target, bool(self.end_of_visit))
         order, ends = timeline.order, timeline.ends
         closing_id = self._ids[self.token_type_feature].get(self.end_of_visit or "", MISSING_ID)
-        row: dict[str, NDArray[Any]] = {"times": timeline.times, "visits": timeline.visits}
+        times = timeline.times if self.order is None else timeline.visits.astype(np.int64) * SECONDS_PER_DAY
+        row: dict[str, NDArray[Any]] = {"times": times, "visits": timeline.visits}
         for feature in self._event_features:
             if feature in ids:
                 added = closing_id if feature == self.token_type_feature else MISSING_ID
@@ -341,6 +411,16 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         for task in self.tasks:
             row[f"task_{task}"] = np.insert(np.where(is_target, ids[task], MISSING_ID)[order], ends, MISSING_ID)
         return row
+
+    def _read_moments(self, columns: Mapping[str, Any], count: int) -> NDArray[np.int64]:
+        """What puts the events in order: seconds since 1970-01-01, or their places."""
+        if self.order == ROWS:
+            return np.arange(count)
+        column = self.time or str(self.order)
+        with naming(f"column {column!r}"):
+            if self.order is None:
+                return read_times(columns[column], self._zone)
+            return np.array([to_place(value) for value in as_list(columns[column])], np.int64)
 
     def _derived_ids(self, feature: str, timeline: Timeline) -> NDArray[np.int32]:
         if self._kinds[feature] == HOUR:
@@ -381,7 +461,11 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         Raises:
             ValueError: naming the column that is unknown, or what was found in it.
         """
-        known = [column for column in self._known_columns if column not in (self.customer, self.time, self.visit)]
+        known = [
+            column
+            for column in self._known_columns
+            if column not in (self.customer, self.time, self.order, self.visit)
+        ]
         columns, count = read_columns(actions, known)
         ids = np.zeros((count, len(self.features)), np.int64)
         for index, feature in enumerate(self.feature_names):
@@ -389,6 +473,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             if feature in self._event_features and column in columns:
                 with naming(f"column {column!r}"):
                     ids[:, index] = self._feature_ids(feature, columns[column])
+            elif self.token_type is None and feature == TOKEN_TYPE:
+                ids[:, index] = self._ids[TOKEN_TYPE][ONE_TOKEN_TYPE]
         return ids
 
     # --------------------------------------------------------------------------------------------- rows -> model input
@@ -501,7 +587,12 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
-        """Writes preprocessor_config.json and vocabularies.json; returns their paths."""
+        """Writes preprocessor_config.json and vocabularies.json; returns their paths.
+
+        Raises:
+            ValueError: if features that share the values of a column no longer have the same vocabulary.
+        """
+        self._check_shared_vocabularies()
         folder = Path(save_directory)
         saved = super().save_pretrained(folder)
         path = folder / VOCABULARIES_NAME

@@ -27,18 +27,12 @@ from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedManifest, load_prepared
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, MANIFEST_FILE, sha256_of
 from modeling_mcm.evaluation.cases import EvaluationCases, find_cases
+from modeling_mcm.evaluation.counting import BASELINES, NEEDS, counting_baselines, not_installed
+from modeling_mcm.evaluation.tables import write_values
 
 from ablation_report import FinishedRun, draw_bars, draw_curves, summarize, write_page
 from arguments import parse_options
-from run_evaluate import (
-    BASELINES,
-    NEEDS,
-    EvaluationOptions,
-    evaluate_baselines,
-    evaluate_model,
-    not_installed,
-    write_values,
-)
+from run_evaluate import EvaluationOptions, evaluate_model
 
 logger = logging.getLogger("run_ablation")
 ROOT = Path(__file__).resolve().parents[1]
@@ -179,7 +173,7 @@ def evaluate_counting(
         return
     label_sizes = dict(zip(extractor.feature_names, extractor.vocabulary_sizes, strict=True))
     chosen = {task: label_sizes[task] for task in tasks}
-    found = evaluate_baselines(baselines, rows, cases, chosen, LENGTHS)
+    found = counting_baselines(rows, cases, chosen, baselines, LENGTHS)
     write_values(folder / f"values-{cases.cutoff}.parquet", cases.customer_ids, found)
     write_record(record, evaluated)
 

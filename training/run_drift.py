@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modeling_mcm import MCMFeatureExtractor
-from modeling_mcm.data.schema import CATEGORICAL
+from modeling_mcm.data.features import CATEGORICAL
 
 from arguments import parse_options
 

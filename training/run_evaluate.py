@@ -4,26 +4,26 @@
 """Evaluates a checkpoint on a prepared data set, beside counting baselines.
 
     python training/run_evaluate.py --model runs/quickstart --data data/complete_journey/prepared
+    python training/run_evaluate.py --model runs/mine --data data/prepared --horizon_days 30 --only_new
     python training/run_evaluate.py --model runs/offers --data data/offers/prepared --offers data/offers/raw
 
 A case is a customer with enough history before the cutoff and a visit after it; the history runs up to the cutoff,
-the target is the first visit on or after it. Everything is ranked, nothing is filtered. Baselines count the training
-period (popularity) and the customer's own history up to the cutoff. Prints a table of means over customers with their
-95% bootstrap half-widths, and what three customers did last and are expected to do next.
+the target is the first visit on or after it. Everything is ranked, nothing is filtered, unless --filter_seen,
+--only_new or --horizon_days ask for something else, of the model and of all baselines alike (docs/evaluation.md).
+Baselines count the training period and the customer's own history up to the cutoff; their values are kept in the data
+set's folder. Prints means over customers with their 95% bootstrap half-widths, the same by length of history, where
+MCM is under a baseline, and what three customers did last and are expected to do next.
 
 With --offers the cases are groups of offers (docs/offers.md): who takes any, and which one.
 """
 
-import importlib.util
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
@@ -36,21 +36,19 @@ from modeling_mcm import (
 )
 from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
+from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
 from modeling_mcm.data.offers import SPLITS, TEST, load_offers
-from modeling_mcm.evaluation.baselines import (
-    Baseline,
-    Markov,
-    MostPopular,
-    NearestHouseholds,
-    PersonalFrequency,
-    RecencyWeightedFrequency,
-    RecentPopular,
-    evaluate_baseline,
+from modeling_mcm.evaluation.baseline_cache import FOLDER, BaselineCache
+from modeling_mcm.evaluation.cases import EvaluationCases, Horizon, find_cases, unmet_only
+from modeling_mcm.evaluation.comparison import baseline_warnings, title_of, values_of
+from modeling_mcm.evaluation.counting import (
+    BASELINES,
+    NEEDS,
+    counting_baselines,
+    default_baselines,
+    not_installed,
 )
-from modeling_mcm.evaluation.cases import EvaluationCases, find_cases
-from modeling_mcm.evaluation.gbdt import LightGBMRanker
-from modeling_mcm.evaluation.metrics import bootstrap_interval, customer_metrics, distinct_targets
 from modeling_mcm.evaluation.offers import (
     OfferTruth,
     expected_takes,
@@ -60,27 +58,21 @@ from modeling_mcm.evaluation.offers import (
     score_offers,
 )
 from modeling_mcm.evaluation.predictions import PredictionsWriter
-from modeling_mcm.evaluation.streaming import ranks_from_logits
+from modeling_mcm.evaluation.ranking import TargetRanks, mask_met
+from modeling_mcm.evaluation.tables import (
+    by_history,
+    history_table,
+    metric_table,
+    summary,
+    target_of,
+    text_table,
+    write_report,
+    write_values,
+)
 
 from arguments import parse_options
 from checkpoints import read_checkpoint
 from memory import keep_freed_memory
-
-BASELINES: dict[str, type[Baseline]] = {
-    "most_popular": MostPopular,
-    "recent_popular": RecentPopular,
-    "markov": Markov,
-    "personal_frequency": PersonalFrequency,
-    "recency_weighted_frequency": RecencyWeightedFrequency,
-    "nearest_households": NearestHouseholds,
-    "lightgbm": LightGBMRanker,
-}
-NEEDS = {"lightgbm": "gbdt"}  # baselines by another package, of the same name -> the extra that installs it
-
-Results = dict[str, dict[str, dict[str, NDArray]]]  # method -> task -> metric -> one value a case
-VALUES_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("method", "task", "metric", "customer_id")] + [("value", pa.float64())]
-)
 
 
 @dataclass
@@ -101,8 +93,37 @@ class EvaluationOptions:
         metadata={"help": "Metrics of the table, such as hr@1 ndcg@3; NDCG at the largest k by default."},
     )
     baselines: list[str] = field(
-        default_factory=lambda: ["most_popular", "personal_frequency", "recency_weighted_frequency"],
-        metadata={"help": f"Any of {', '.join(BASELINES)} (needs the extra `gbdt`); `none` for none."},
+        default_factory=list,
+        metadata={
+            "help": f"Any of {', '.join(BASELINES)} (needs the extra `gbdt`); `none` for none. By default the strong "
+            "ones: most_popular visit_frequency nearest_households transitions, and lightgbm where it is "
+            "installed and takes less than about five minutes."
+        },
+    )
+    filter_seen: bool = field(
+        default=False,
+        metadata={
+            "help": "Labels that the customer met in the task before the cutoff leave the ranking and the targets, "
+            "the protocol of catalogues without repeats."
+        },
+    )
+    only_new: bool = field(
+        default=False,
+        metadata={
+            "help": "Targets and ranking are the labels that the customer never met before the cutoff. The same "
+            "ranking as with --filter_seen; with --horizon_days it asks what new a customer will take to."
+        },
+    )
+    horizon_days: float | None = field(
+        default=None,
+        metadata={
+            "help": "Targets are the labels of all target events within so many days from the cutoff, each once, "
+            "instead of the next visit's; cases are customers with at least one. The metrics are then "
+            "named horizon_..."
+        },
+    )
+    min_history: int | None = field(
+        default=None, metadata={"help": "Target events that a case needs before the cutoff; the schema's by default."}
     )
     batch_size: int = field(default=64, metadata={"help": "Customers a step."})
     shown: int = field(default=3, metadata={"help": "Customers whose past and expected next visit are printed."})
@@ -129,10 +150,23 @@ class EvaluationOptions:
         },
     )
 
+    def __post_init__(self) -> None:
+        if self.horizon_days is not None and not 0 < self.horizon_days < np.inf:
+            raise ValueError(f"--horizon_days is {self.horizon_days:g}; give a positive number of days, such as 30.")
+        if self.shown < 0 or min(self.k) < 1 or self.batch_size < 1:
+            raise ValueError("--shown must be at least 0, --k and --batch_size at least 1.")
+        if self.min_history is not None and self.min_history < 1:
+            raise ValueError(f"--min_history is {self.min_history}; a case needs at least 1 event before the cutoff.")
+        if self.offers and (self.filter_seen or self.only_new or self.horizon_days):
+            raise ValueError("--filter_seen, --only_new and --horizon_days are not for --offers.")
 
-def not_installed(baselines: Sequence[str]) -> list[str]:
-    """Those baselines whose package is missing."""
-    return [name for name in baselines if name in NEEDS and importlib.util.find_spec(name) is None]
+    @property
+    def asked(self) -> str:
+        """What is ranked and what the target is, where it is not the whole next visit, in words."""
+        words = "everything is ranked, nothing is filtered"
+        if self.filter_seen or self.only_new:
+            words = "what the customer met before the cutoff is neither ranked nor a target"
+        return words + (f"; the targets are those of {self.horizon_days:g} days" if self.horizon_days else "")
 
 
 def model_scores(
@@ -155,11 +189,9 @@ def evaluate_model(
     cases: EvaluationCases,
     options: EvaluationOptions,
 ) -> dict[str, dict[str, NDArray]]:
-    """For each task every metric, one value a case; writes the predictions file on the way."""
+    """For each task every metric, one value a case; writes the predictions file on the way, of what is ranked."""
     collator = MCMCollator(extractor, model.config, "evaluate", cutoff=cases.cutoff)
-    chosen = {task: cases.targets[task] for task in options.tasks}
-    targets = {task: distinct_targets(found.offsets, found.labels) for task, found in chosen.items()}
-    ranks = {task: (np.zeros_like(labels), np.ones_like(labels)) for task, (labels, _) in targets.items()}
+    ranks = {task: TargetRanks(cases, task) for task in options.tasks}
     values = {task: ["", "", *extractor.vocabularies[task]] for task in options.tasks}
     writer = PredictionsWriter(options.predictions_file) if options.predictions_file else None
     with writer or torch.no_grad():
@@ -167,88 +199,12 @@ def evaluate_model(
         units = unit_counts(rows, ends, model.config, extractor.max_events)[cases.rows]
         cases_rows = PreparedRows(rows, cases.rows, units)
         for batch, logits in model_scores(model, collator, cases_rows, options.batch_size):
-            for task, (labels, _) in targets.items():
-                greater, ties = ranks_from_logits(logits[task], torch.from_numpy(labels[batch]))
-                ranks[task][0][batch], ranks[task][1][batch] = greater.cpu().numpy(), ties.cpu().numpy()
+            for task in options.tasks:
+                ranked = ranks[task].add(batch, logits[task])
                 if writer:
-                    scores = logits[task].float().softmax(-1).cpu().numpy()
+                    scores = ranked.float().softmax(-1).where(ranked > -torch.inf, -torch.inf).cpu().numpy()
                     writer.write(task, [cases.customer_ids[case] for case in batch], scores, values[task])
-    return {task: customer_metrics(*ranks[task], targets[task][1], options.k) for task in options.tasks}
-
-
-def evaluate_baselines(
-    names: Sequence[str],
-    rows: Any,
-    cases: EvaluationCases,
-    label_sizes: Mapping[str, int],
-    ks: Sequence[int],
-) -> Results:
-    """Fits each baseline on the training period; for each of them and each task of `label_sizes` what a model gets."""
-    results: Results = {}
-    for name in names:
-        results[name] = {}
-        for task, size in tqdm(label_sizes.items(), desc=name, unit="task"):
-            results[name][task] = evaluate_baseline(BASELINES[name]().fit(rows, task, size), rows, cases, ks)
-    return results
-
-
-def write_values(path: Path, customer_ids: Sequence[str], results: Results) -> None:
-    """Writes one row a method, task, metric and customer; `value` is NaN for a customer without a target in the task.
-
-    The file appears under its name only when it is complete.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with pq.ParquetWriter(partial, VALUES_SCHEMA) as writer:
-        for method, by_task in results.items():
-            for task, metrics in by_task.items():
-                for metric, values in metrics.items():
-                    repeated = [pa.repeat(name, len(values)) for name in (method, task, metric)]
-                    columns = [*repeated, pa.array(customer_ids, pa.string()), pa.array(values, pa.float64())]
-                    writer.write_table(pa.Table.from_arrays(columns, schema=VALUES_SCHEMA))
-    partial.replace(path)
-
-
-def metric_table(results: Results, tasks: list[str], metrics: list[str]) -> list[list[str]]:
-    """Rows of text: a method; by task and metric the next visit's with its half-width, the next event's in brackets.
-
-    Raises:
-        SystemExit: with a message, for a metric that was not measured.
-    """
-    known = {name.removeprefix("next_visit_") for name in next(iter(results.values()))[tasks[0]] if "visit" in name}
-    if wrong := [metric for metric in metrics if metric not in known]:
-        raise SystemExit(f"No metrics {wrong} for the table; measured were {', '.join(sorted(known))}. See --k.")
-    table = [["method", *(f"{task} {metric}" if len(metrics) > 1 else task for task in tasks for metric in metrics)]]
-    for method, by_task in results.items():
-        cells = [method]
-        for values, metric in ((by_task[task], metric) for task in tasks for metric in metrics):
-            visit = bootstrap_interval(values[f"next_visit_{metric}"])
-            cell = f"{visit.mean:.3f} ±{(visit.high - visit.low) / 2:.3f}"
-            if f"next_event_{metric}" in values:
-                cell += f" ({bootstrap_interval(values[f'next_event_{metric}']).mean:.3f})"
-            cells.append(cell)
-        table.append(cells)
-    return table
-
-
-def text_table(table: list[list[str]]) -> str:
-    """Rows of text in columns, to print."""
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
-
-
-def write_report(table: list[list[str]], caption: str, path: Path) -> None:
-    """Writes the table as Markdown, between the markers of a file that has them, else as the whole file."""
-    lines = [" | ".join(["", *row, ""]).strip() for row in table]
-    lines.insert(1, "|" + " --- |" * len(table[0]))
-    text = f"{caption}\n\n" + "\n".join(lines) + "\n"
-    start, end = "<!-- results -->\n", "<!-- /results -->"
-    old = path.read_text(encoding="utf-8") if path.exists() else ""
-    if start in old and end in old:
-        text = old[: old.index(start)] + start + text + old[old.index(end) :]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    return {task: ranks[task].metrics(options.k) for task in options.tasks}
 
 
 def print_customers(
@@ -269,7 +225,8 @@ def print_customers(
         for task in options.tasks:
             past = row[f"task_{task}"][:end][row["visits"][:end] == row["visits"][end - 1]]
             happened = set(cases.targets[task][case].tolist())
-            best = scores[0][task][place].softmax(-1).topk(5)
+            ranked = mask_met(scores[0][task][place : place + 1], cases, task, np.array([case]))[0]
+            best = ranked.softmax(-1).topk(min(5, int(ranked.isfinite().sum())))
             names = extractor.decode_labels(task, best.indices)
             expected = [
                 f"{name} {score:.1%}{' ✓' if label in happened else ''}"
@@ -278,7 +235,7 @@ def print_customers(
             last = list(dict.fromkeys(extractor.decode_labels(task, past[past > 0])))
             print(f"  {task}: last visit {', '.join(last[:5]) or '-'}{' ...' if len(last) > 5 else ''}")
             print(f"  {' ' * len(task)}  expected   {', '.join(expected)}")
-    print("\n✓ = in the visit that followed.")
+    print(f"\n✓ = {'within the horizon' if cases.horizon_days else 'in the visit that followed'}.")
 
 
 def evaluate_offers(options: EvaluationOptions) -> tuple[list[list[str]], str, dict[str, Any]]:
@@ -295,7 +252,7 @@ def evaluate_offers(options: EvaluationOptions) -> tuple[list[list[str]], str, d
     extractor = MCMFeatureExtractor.from_pretrained(str(options.model))
     check_vocabularies(str(options.data), extractor)
     groups = offers.groups([options.offers_split])
-    training_end = int(np.datetime64(schema.cutoffs["validation"], "s").astype(np.int64))
+    training_end = int(np.datetime64(schema.cutoff("validation"), "s").astype(np.int64))
     offers.check_times(training_end, [], groups)
     collator = OfferCollator(extractor, model.config, offers, groups)
     cases = OfferGroups(load_prepared(str(options.data)), offers, groups)
@@ -325,6 +282,21 @@ def evaluate_offers(options: EvaluationOptions) -> tuple[list[list[str]], str, d
     return table, caption, results
 
 
+def cases_of(options: EvaluationOptions, manifest: PreparedManifest, rows: Any, token_type: str) -> EvaluationCases:
+    """The cases that the options ask for; tasks of which no target is left leave the options."""
+    schema = manifest.event_schema
+    enough = options.min_history or schema.min_history
+    horizon = Horizon.of(options.horizon_days, schema.cutoffs[options.cutoff]) if options.horizon_days else None
+    try:
+        cases = find_cases(rows, options.cutoff, enough, token_type, horizon=horizon)
+        if options.filter_seen or options.only_new:
+            cases = unmet_only(rows, cases, options.tasks)
+            options.tasks = list(cases.targets)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    return cases
+
+
 def main() -> None:
     """Reads the options, evaluates, prints, and writes what was asked for."""
     keep_freed_memory()
@@ -337,8 +309,6 @@ def main() -> None:
         raise SystemExit(
             f"{name} is not installed: `pip install modeling-mcm[{NEEDS[name]}]`, or name other baselines."
         )
-    if options.shown < 0 or min(options.k) < 1 or options.batch_size < 1:
-        raise SystemExit("--shown must be at least 0, --k and --batch_size at least 1.")
     architectures = MCMConfig.from_pretrained(options.model).architectures or []
     if "MCMForActionRecommendation" in architectures and not options.offers:
         raise SystemExit(f"{options.model} is fine-tuned to offers: give them with --offers.")
@@ -362,22 +332,38 @@ def main() -> None:
     options.tasks = options.tasks or list(model.config.trained_tasks or model.config.tasks)
 
     rows = load_prepared(options.data)
-    schema = manifest.event_schema
-    cases = find_cases(rows, options.cutoff, schema.min_history, extractor.token_type_feature)
-    baselines = [name for name in options.baselines if name != "none"]
+    cases = cases_of(options, manifest, rows, extractor.token_type_feature)
     label_sizes = {task: model.config.label_sizes[task] for task in options.tasks}
-    results = evaluate_baselines(baselines, rows, cases, label_sizes, options.k)
+    names, left_out = default_baselines(cases, label_sizes)
+    if options.baselines:
+        names, left_out = [name for name in options.baselines if name != "none"], []
+    cache = BaselineCache(Path(options.data) / FOLDER, sha256_of(Path(options.data) / MANIFEST_FILE))
+    try:
+        results = counting_baselines(rows, cases, label_sizes, names, options.k, cache)
+    except ImportError as error:  # it names the extra
+        raise SystemExit(f"{error} Or evaluate with --baselines none.") from error
     results["MCM"] = evaluate_model(model, extractor, rows, cases, options)
 
+    schema, target = manifest.event_schema, target_of(results)
     metrics = options.table or [f"ndcg@{max(options.k)}"]
-    table = metric_table(results, options.tasks, metrics)
+    try:
+        table = metric_table(results, options.tasks, metrics)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     named = ", ".join(metric.upper() for metric in metrics)
-    caption = (
-        f"{len(cases):,} {options.cutoff} cases of {schema.name}: next-visit {named}, mean over customers, ± half of "
-        f"its 95% bootstrap interval; in brackets next-event {named}."
-    )
+    caption = f"{len(cases):,} {options.cutoff} cases of {schema.name}: {target.replace('_', '-')} {named}"
+    caption += ", mean over customers, ± half of its 95% bootstrap interval"
+    caption += "." if options.horizon_days else f"; in brackets next-event {named}."
+    if cases.met is not None or options.horizon_days:
+        caption += f" {options.asked[0].upper()}{options.asked[1:]}."
     print(f"\n{caption}\n")
     print(text_table(table))
+    main_metric = f"{target}_{metrics[0]}"
+    histories = by_history(results, cases, [f"{target}_{metric}" for metric in metrics])
+    print(f"\nBy visits before the cutoff: {title_of(main_metric)}.\n")
+    print(text_table(history_table(histories, options.tasks, main_metric)))
+    for sentence in [*left_out, *baseline_warnings(values_of(results, main_metric), main_metric)]:
+        print(f"\n{sentence}")
     if options.shown:
         print_customers(model, extractor, rows, cases, options)
     if options.values_file:
@@ -385,14 +371,9 @@ def main() -> None:
     if options.report_file:
         write_report(table, caption, Path(options.report_file))
     if options.output_file:
-        summary = {
-            method: {
-                task: {name: bootstrap_interval(values)._asdict() for name, values in metrics.items()}
-                for task, metrics in by_task.items()
-            }
-            for method, by_task in results.items()
-        }
-        report = {"data": schema.name, "cutoff": options.cutoff, "cases": len(cases), "results": summary}
+        report = {"data": schema.name, "cutoff": options.cutoff, "cases": len(cases), "asked": options.asked}
+        report |= {"horizon_days": options.horizon_days, "filter_seen": options.filter_seen}
+        report |= {"only_new": options.only_new, "results": summary(results), "by_history": histories}
         Path(options.output_file).parent.mkdir(parents=True, exist_ok=True)
         Path(options.output_file).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 

@@ -189,7 +189,7 @@ def main() -> None:
     outcomes = list(offers.outcomes)
     groups = offers.groups(options.train_splits)
     evaluated = offers.groups([options.eval_split]) if training.eval_strategy != "no" else groups[:0]
-    training_end = int(np.datetime64(schema.cutoffs["validation"], "s").astype(np.int64))
+    training_end = int(np.datetime64(schema.cutoff("validation"), "s").astype(np.int64))
     offers.check_times(training_end, groups, evaluated)
     if options.label_share < 1:
         kept = np.random.default_rng(training.seed).permutation(len(groups))[

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from modeling_mcm import MCMFeatureExtractor
 from modeling_mcm.data import PreparedManifest
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
+from modeling_mcm.evaluation.tables import text_table
 from modeling_mcm.extras import needs
 from modeling_mcm.scoring import SCORES
 
@@ -200,8 +201,6 @@ def calibration(folder: str, data: str, since: str) -> dict[str, list[dict[str, 
 
 def said(drift: dict[str, Any] | None, calibrated: dict[str, list[dict[str, float]]] | None) -> str:
     """The figures as a person reads them."""
-    with needs("evaluation"):
-        from run_evaluate import text_table
     lines = []
     if drift:
         lines.append(f"{drift['customers']:,} customers in both, {drift['new']:,} new, {drift['gone']:,} gone\n")

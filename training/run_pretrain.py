@@ -255,7 +255,8 @@ def main() -> None:
         extractor.max_events = options.max_events
     config = read_config(options, extractor)
     model = MCMForMultiTaskRecommendation(config)
-    model.initialize_from_popularity(popularity(options.data, config))
+    counts = popularity(options.data, config)
+    model.initialize_from_popularity(counts)
 
     evaluate = training.eval_strategy != "no"
     train_rows, eval_rows = read_rows(
@@ -277,6 +278,20 @@ def main() -> None:
         window=options.streaming_window,
         lanes=options.streaming_lanes,
     )
+    if config.follower_tasks:
+        from modeling_mcm.counting import fill_followers, fit_followers, read_counts
+        import time; t0 = time.time()
+        fill_followers(model, *read_counts(options.data, "followers.parquet", POPULARITY_FILE))
+        draw = np.random.default_rng(training.seed).permutation(len(train_rows))
+        batches = (trainer.train_collator(train_rows.__getitems__(draw[at : at + 32].tolist())) for at in range(0, len(draw), 32))
+        print(fit_followers(model, batches, counts, training.seed), time.time() - t0)
+        m = model.counted_memory
+        print({n: getattr(m, n) for n in ("follower_gain", "follower_sensitivity", "follower_rarity", "position_decay", "log_rate", "met_gain")})
+    if config.related_tasks:
+        from modeling_mcm.counting import fill_related, training_labels
+        import time; t0 = time.time()
+        fill_related(model, training_labels(load_prepared(str(options.data)), config.tasks))
+        print("related", time.time() - t0)
     checkpoint, broken = last_whole_checkpoint(training.output_dir)
     if broken:
         logger.warning(f"Interrupted while they were written, so not used: {', '.join(broken)}.")
@@ -293,6 +308,11 @@ def main() -> None:
             f"num_train_epochs or max_steps ended the run after {clock.seconds:.0f} of {options.max_seconds:g} "
             "seconds, before the learning rate had come down: raise --num_train_epochs."
         )
+    if eval_rows is not None:
+        from modeling_mcm.counting import fit_scales
+        print({n: v for n, v in trainer.evaluate().items() if "visit_ndcg" in n})
+        print(fit_scales(model, trainer.get_eval_dataloader()))
+        print({n: v for n, v in trainer.evaluate().items() if "visit_ndcg" in n})
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():

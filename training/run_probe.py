@@ -77,7 +77,7 @@ def read_customers(options: ProbeOptions) -> tuple[dict[str, NDArray], dict[str,
         raise SystemExit(
             f"No numeric feature {options.spend!r} to sum; there are {', '.join(extractor.bins) or 'none'}."
         )
-    cutoff = int(np.datetime64(schema.cutoffs["validation"], "s").astype(np.int64))
+    cutoff = int(np.datetime64(schema.cutoff("validation"), "s").astype(np.int64))
     rows = load_prepared(str(options.data))
     kept = np.flatnonzero(np.asarray(rows["validation_end"]) >= options.min_events)
     customers = PreparedRows(rows, kept)
@@ -114,7 +114,7 @@ def read_customers(options: ProbeOptions) -> tuple[dict[str, NDArray], dict[str,
     targets |= {f"spend in {options.days} days": np.array(spend), f"churn in {options.days} days": np.array(churn)}
     caption = (
         f"{len(kept):,} customers of {schema.name} with at least {options.min_events} events before "
-        f"{schema.cutoffs['validation']:%Y-%m-%d}; {counted.shape[1]} counts, {embedded.shape[1]} numbers of "
+        f"{schema.cutoff('validation'):%Y-%m-%d}; {counted.shape[1]} counts, {embedded.shape[1]} numbers of "
         "embedding."
     )
     return inputs_by_name, targets, caption

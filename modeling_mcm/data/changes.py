@@ -18,9 +18,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from modeling_mcm.data.dataset import PreparedManifest, sha256_of
+from modeling_mcm.data.features import CATEGORICAL, raw_places
 from modeling_mcm.data.files import InputFiles, find_files
 from modeling_mcm.data.locks import note_of
-from modeling_mcm.data.schema import CATEGORICAL, EventSchema
+from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -28,8 +29,9 @@ with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-    from modeling_mcm.data.events import add_period, find_visits
-    from modeling_mcm.data.prepare import add_target
+    from modeling_mcm.data.events import find_visits
+    from modeling_mcm.data.periods import add_period, add_target
+    from modeling_mcm.data.vocabulary import each_value
 
 VISIT = ["customer_id", "period", "visit_key"]
 ALL_VISITS = 2**31  # more than a customer has
@@ -88,27 +90,34 @@ def new_values(arrived: ir.Table, schema: EventSchema, extractor: MCMFeatureExtr
 
     Where the schema has `max_values`, as many as there is still room for.
     """
-    added = {}
+    added: dict[str, list] = {}
+    places = raw_places(schema.features)
     for i, spec in enumerate(schema.features):
-        if spec.kind == CATEGORICAL:
+        if places[i] != i:  # it shares the values of a column
+            if shared := added.get(schema.features[places[i]].name):
+                added[spec.name] = list(shared)
+        elif spec.kind == CATEGORICAL and not spec.is_constant:
             known = ibis.memtable(pa.table({"known": pa.array(extractor.vocabularies[spec.name], pa.string())}))
-            seen = arrived.filter(arrived[f"f{i}"].length() > 0).group_by(value=arrived[f"f{i}"])
+            values = arrived.select(value=each_value(arrived[f"f{i}"], spec))
+            seen = values.filter(values.value.length() > 0).group_by("value")
             counts = seen.agg(number=lambda t: t.count()).anti_join(known, ibis._.value == known.known)
             kept = counts.filter(counts.number >= least).order_by(ibis.desc("number"), ibis.asc("value"))
             if spec.max_values:
                 kept = kept.limit(max(spec.max_values - len(extractor.vocabularies[spec.name]), 0))
-            if values := kept.value.to_pyarrow().to_pylist():
-                added[spec.name] = values
+            if found := kept.value.to_pyarrow().to_pylist():
+                added[spec.name] = found
     return added
 
 
 def _with_values(events: ir.Table, schema: EventSchema, added: dict[str, list[str]]) -> list[ir.Table]:
     """Events that had an unknown value and now have a known one."""
     found = []
+    places = raw_places(schema.features)
     for i, spec in enumerate(schema.features):
-        if spec.name in added:
+        if spec.name in added and places[i] == i:
             values = ibis.memtable(pa.table({"value": pa.array(added[spec.name], pa.string())}))
-            found.append(events.semi_join(values, events[f"f{i}"] == values.value))
+            each = events.mutate(value_=each_value(events[f"f{i}"], spec))
+            found.append(each.semi_join(values, each.value_ == values.value).drop("value_"))
     return found
 
 
@@ -163,7 +172,8 @@ def find_changes(
 
     Visits are numbered by their period, start and key. So all that come before the first changed one are numbered as
     they were, and a day's events change a customer's last visits. Where a period may have more events than
-    `max_events_per_customer`, no visit is kept: which events stay may change.
+    `max_events_per_customer`, no visit is kept: which events stay may change. Nor with `leave_one_out`: a new visit
+    moves the customer's cutoffs.
 
     Args:
         same: Normalised events of the files that are as they were.
@@ -194,11 +204,11 @@ def find_changes(
     firsts = [each.semi_join(moved, VISIT).select("customer_id", kept=ibis._.visit.cast("int64")) for each in visits]
     for state in states:
         sizes = state.group_by("customer_id", "period").agg(number=state.count())
-        long = sizes.filter(sizes.number > schema.max_events_per_customer)
+        long = sizes if schema.leaves_one_out else sizes.filter(sizes.number > schema.max_events_per_customer)
         firsts.append(long.select("customer_id", kept=ibis.literal(0, "int64")))
     least = together(*firsts).group_by("customer_id").agg(kept=ibis._.kept.min()).to_pyarrow()
     found.kept[np.searchsorted(names, np.array(least["customer_id"].to_pylist(), object))] = least["kept"].to_numpy()
-    if same is not None:
+    if same is not None and not schema.leaves_one_out:  # else all visits of these customers are read again
         late = visits[0].inner_join(found.table(), "customer_id")
         late = late.filter(late.visit >= late.kept - 1)
         same = cache(_dated(same, schema).semi_join(late, VISIT).select(*same.columns))

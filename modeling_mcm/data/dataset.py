@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class PreparedManifest:
         seeds (`dict`): Random seeds; preparation draws no random number, so it is empty.
         versions (`dict`): Versions of the libraries that wrote it.
         shards (`list[dict]`): Per shard `file`, `rows`, `bytes`, `sha256`.
+        measures (`dict`): What kind of log it is, as `counts.measure` says; empty where nothing is trained on it.
         format_version (`int`): Version of this layout.
     """
 
@@ -56,6 +57,7 @@ class PreparedManifest:
     seeds: dict[str, int]
     versions: dict[str, str]
     shards: list[dict[str, Any]]
+    measures: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     @property

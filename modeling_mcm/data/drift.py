@@ -19,7 +19,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from modeling_mcm.data.schema import CATEGORICAL, EventSchema, FeatureSpec, schema_of
+from modeling_mcm.data.features import CATEGORICAL, FeatureSpec, raw_places
+from modeling_mcm.data.schema import EventSchema, schema_of
 from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -28,7 +29,8 @@ with needs("data"):
     import ibis.expr.types as ir
 
     from modeling_mcm.data.engine import open_engine, open_table
-    from modeling_mcm.data.events import normalise_events, normalise_profile
+    from modeling_mcm.data.events import moment_text, normalise_events, normalise_profile, open_events
+    from modeling_mcm.data.vocabulary import each_value
 
 MOST_FREQUENT = 10
 
@@ -41,6 +43,7 @@ class FeatureDrift:
         feature, kind, column: the feature, `categorical` or `numeric`, and the column that it reads.
         rows: events of the log, or rows of the profile table.
         missing, unknown: rows without a value, and with a value that is not in the vocabulary.
+            Of a column with several values in an event, rows with one at least that is not.
         unknown_values: how many different values that are.
         most_frequent_unknown: the most frequent of them with their counts, at most 10; equals by their text.
         below, above: share of the rows with a number below the first inner edge, or on or above the last (numeric).
@@ -82,8 +85,9 @@ class DriftReport:
     Attributes:
         events: events that were read.
         left_out: events without customer or time, which were not.
-        first, last: times of the first and the last event.
-        features: one entry for each feature that has a column, in the model's order.
+        first, last: times of the first and the last event, or their places in a log without times.
+        features: one entry for each feature that has a column, in the model's order; of features that share the
+            values of a column, the first one.
         not_read: profile features, where no profile table was given.
     """
 
@@ -129,7 +133,7 @@ def feature_drift(
     if isinstance(events, ir.Table) and not isinstance(events.op(), ibis.expr.operations.InMemoryTable):
         engine = events.get_backend()
     with tempfile.TemporaryDirectory() as folder, open_engine(engine, Path(folder), memory_limit) as connection:
-        table = open_table(events, connection, "event", schema.event_columns)
+        table = open_events(events, connection, schema)
         _check_columns(table, schema.event_columns, "event")
         read = normalise_events(table, schema)
         whole = read.filter(read.customer_id.notnull() & read.second.notnull())
@@ -137,7 +141,7 @@ def feature_drift(
         if not counts["events"]:
             raise ValueError(
                 f"The event table has {counts['rows']} rows and none with a customer and a time (columns "
-                f"{schema.customer!r} and {schema.time!r}): give a log with at least one event."
+                f"{schema.customer!r} and {schema.order_column!r}): give a log with at least one event."
             )
         if counts["reserved"]:
             raise ValueError(
@@ -156,7 +160,7 @@ def feature_drift(
             _drift(values.select(value=values[f"{letter}{place}"]), spec, feature_extractor)
             for values, letter, specs in tables
             for place, spec in enumerate(specs)
-            if not spec.is_derived
+            if spec.column and raw_places(specs)[place] == place
         ]
     return DriftReport(
         events=counts["events"],
@@ -185,18 +189,18 @@ def _count(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
     found = events.aggregate(
         events=events.count(),
         reserved=token.isin(schema.reserved_token_types).sum(),
-        first=events.second.min().as_timestamp("s").cast("string"),
-        last=events.second.max().as_timestamp("s").cast("string"),
+        first=moment_text(events.second.min(), schema),
+        last=moment_text(events.second.max(), schema),
     )
     return found.to_pyarrow().to_pylist()[0]
 
 
 def _drift(table: ir.Table, spec: FeatureSpec, feature_extractor: MCMFeatureExtractor) -> FeatureDrift:
-    """The drift of one feature; `table` has the one column `value`, text or number."""
+    """The drift of one feature; `table` has the one column `value`, text, a list of texts, or a number."""
     counts = table.aggregate(rows=table.count(), missing=table.value.isnull().sum()).to_pyarrow().to_pylist()[0]
     common = FeatureDrift(spec.name, spec.kind, spec.column or "", counts["rows"], counts["missing"] or 0)
     if spec.kind == CATEGORICAL:
-        return dataclasses.replace(common, **_unknown(table, feature_extractor.vocabularies[spec.name]))
+        return dataclasses.replace(common, **_unknown(table, feature_extractor.vocabularies[spec.name], spec))
     edges = feature_extractor.bins[spec.name]
     if not edges:
         return common
@@ -205,12 +209,18 @@ def _drift(table: ir.Table, spec: FeatureSpec, feature_extractor: MCMFeatureExtr
     return dataclasses.replace(common, **outside, expected_outside=1 / (len(edges) + 1))
 
 
-def _unknown(table: ir.Table, vocabulary: Sequence[str]) -> dict[str, Any]:
+def _unknown(table: ir.Table, vocabulary: Sequence[str], spec: FeatureSpec) -> dict[str, Any]:
     known = ibis.memtable(pa.table({"known": pa.array(vocabulary, pa.string())}))
-    seen = table.filter(table.value.notnull()).group_by("value").agg(number=lambda t: t.count())
+    each = table.select(value=each_value(table.value, spec))
+    seen = each.filter(each.value.notnull()).group_by("value").agg(number=lambda t: t.count())
     unknown = seen.anti_join(known, seen.value == known.known)
     sums = unknown.aggregate(unknown=unknown.number.sum(), unknown_values=unknown.count()).to_pyarrow().to_pylist()[0]
     most = unknown.order_by(ibis.desc("number"), ibis.asc("value")).limit(MOST_FREQUENT).to_pyarrow().to_pylist()
+    if spec.item is not None:  # a row may have several
+        lists = table.group_by("value").agg(number=lambda t: t.count())
+        each = lists.mutate(each=lists.value.unnest()).semi_join(unknown, ibis._.each == unknown.value)
+        each = each.select("value", "number").distinct()
+        sums["unknown"] = each.number.sum().to_pyarrow().as_py()
     return {
         "unknown": sums["unknown"] or 0,
         "unknown_values": sums["unknown_values"],

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -211,6 +212,31 @@ def open_table(source: Any, connection: ibis.BaseBackend, what: str, columns: Se
     return table
 
 
+def number_rows(table: ir.Table, source: Any, connection: Any, column: str) -> ir.Table:
+    """Adds a column with the place of each row in the files, the data frame or the Arrow table, from 0.
+
+    Files are in the order in which they are given, those of a folder in the order of their names.
+
+    Args:
+        table: of `open_table`.
+        source: what it was opened from.
+        connection: from `open_engine`.
+        column: name of the new column.
+
+    Raises:
+        ValueError: The rows have no order that would be the same next time.
+    """
+    if connection.name != "duckdb" or isinstance(source, ir.Table):
+        raise ValueError(
+            f"`order: rows` needs files, a data frame or an Arrow table that DuckDB reads: the rows of a table of "
+            f"{connection.name} have no order of their own. Number the events of a customer in a column, and name it "
+            "as `order`."
+        )
+    if connection.raw_sql("SELECT current_setting('preserve_insertion_order')").fetchall() != [(True,)]:
+        raise ValueError("`order: rows` needs DuckDB's setting preserve_insertion_order, which is off; turn it on.")
+    return table.mutate(**{column: ibis.row_number()})
+
+
 def read_files(files: InputFiles, connection: Any) -> ir.Table:
     """Files of one kind as a table of DuckDB's."""
     names = files.filesystem.protocol
@@ -276,6 +302,11 @@ def _read_csv(reader: Any, files: InputFiles) -> Any:
 @ibis.udf.scalar.builtin
 def shortest_text(number: float) -> str:  # type: ignore[empty-body]
     """The function that `_spark_settings` registers."""
+
+
+def split_text(text: ir.StringValue, separator: str) -> ir.ArrayValue:
+    """The parts of a text between separators; Spark takes a separator for a regular expression."""
+    return text.split(re.escape(separator) if text.get_backend().name == SPARK else separator)
 
 
 def text_of_float(number: ir.FloatingValue) -> ir.StringValue:

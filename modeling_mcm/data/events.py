@@ -11,14 +11,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import ibis
 import ibis.expr.types as ir
 
-from modeling_mcm.data.engine import text_of_float
-from modeling_mcm.data.schema import CATEGORICAL, NUMERIC, EventSchema, FeatureSpec
+from modeling_mcm.data.engine import number_rows, open_table, split_text, text_of_float
+from modeling_mcm.data.features import CATEGORICAL, NUMERIC, FeatureSpec, raw_places
+from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.events_mcm import EPOCH, EXACT_FLOAT, SECONDS_PER_DAY
+from modeling_mcm.processing_mcm import ONE_TOKEN_TYPE, ROWS
 
 # An offset can only follow a clock time: the end of "2017-10-01" is a day, not a zone.
 OFFSET_PATTERN = r":\d\d(\.\d+)?\s*([Zz]|[+-]\d\d(:?\d\d)?)$"
@@ -26,9 +29,19 @@ OFFSET_PATTERN = r":\d\d(\.\d+)?\s*([Zz]|[+-]\d\d(:?\d\d)?)$"
 DATE_PATTERN, JAVA_NUMBER = r"^\s*\d{4,}\D\d+\D\d", r"\d\.?[dDfF]\s*$"
 
 
+WHOLE_NUMBER = r"^[+-]?\d+$"
+ROW_NUMBER = "number of the row"  # column that a log gets whose rows are in order
+
+
 def epoch_seconds(time: datetime) -> int:
     """Whole seconds from 1970-01-01 to a time without a zone."""
     return (time - EPOCH) // timedelta(seconds=1)
+
+
+def open_events(source: Any, connection: ibis.BaseBackend, schema: EventSchema) -> ir.Table:
+    """The log as `open_table` opens it, with the number of each row where the schema needs it."""
+    table = open_table(source, connection, "event", schema.event_columns)
+    return number_rows(table, source, connection, ROW_NUMBER) if schema.order == ROWS else table
 
 
 def check_columns(table: ir.Table, wanted: Sequence[str], what: str) -> None:
@@ -66,8 +79,68 @@ def _as_number(column: ir.Value, name: str) -> ir.FloatingValue:
     return ibis.ifelse(number.isnan(), ibis.null("float64"), number)
 
 
-def _as_feature(column: ir.Value, spec: FeatureSpec) -> ir.Value:
-    return as_text(column, spec.column or spec.name) if spec.kind == CATEGORICAL else _as_number(column, spec.name)
+def _as_values(column: ir.Value, spec: FeatureSpec) -> ir.ArrayValue:
+    """The different values of an event in the order of their text, null where there is none; empty text is none."""
+    kind, name = column.type(), spec.column or spec.name
+    if spec.separator is not None:
+        if kind.is_array():
+            raise ValueError(
+                f"Column {name!r} has type {kind}, which needs no `separator`; remove it from the schema."
+            )
+        values = split_text(as_text(column, name), spec.separator)
+    elif kind.is_array():
+        of_value = kind.value_type
+        if not (of_value.is_string() or of_value.is_integer() or of_value.is_boolean() or of_value.is_null()):
+            raise ValueError(
+                f"Column {name!r} has type {kind}; write its lists of values as text, whole numbers or booleans."
+            )
+        values = column.map(lambda value: value.cast("string"))
+    elif kind.is_null():
+        return ibis.null("array<string>")
+    else:
+        raise ValueError(
+            f"Column {name!r} has type {kind}, and feature {spec.name!r} reads several values of an event; give the "
+            "schema the `separator` between them, or make the column one of lists."
+        )
+    values = values.filter(lambda value: value.notnull() & (value != "")).unique().sort()
+    return ibis.ifelse(values.length() > 0, values, ibis.null("array<string>"))
+
+
+def _as_path(column: ir.Value, spec: FeatureSpec) -> ir.StringValue:
+    """The first levels of a path, null where it has fewer; a path ends before its first empty level."""
+    separator, level = str(spec.separator), int(spec.level or 1)
+    parts = split_text(as_text(column, spec.column or spec.name), separator)[:level]
+    is_whole = (parts.length() == level) & (parts.filter(lambda part: part == "").length() == 0)
+    return ibis.ifelse(is_whole, parts.join(separator), ibis.null("string"))
+
+
+def _as_feature(table: ir.Table, spec: FeatureSpec) -> ir.Value:
+    if spec.is_constant:
+        return ibis.literal(ONE_TOKEN_TYPE)
+    column = table[spec.column]
+    if spec.kind != CATEGORICAL:
+        return _as_number(column, spec.name)
+    if spec.item is not None:
+        return _as_values(column, spec)
+    if spec.level is not None:
+        return _as_path(column, spec)
+    return as_text(column, spec.column or spec.name)
+
+
+def _raw_features(table: ir.Table, specs: Sequence[FeatureSpec], letter: str) -> dict[str, ir.Value]:
+    """The columns that are stored for features: none for those from the time, one for the values of one column."""
+    places = raw_places(specs)
+    return {
+        f"{letter}{i}": _as_feature(table, spec)
+        for i, spec in enumerate(specs)
+        if not spec.is_derived and places[i] == i
+    }
+
+
+def has_value(table: ir.Table, specs: Sequence[FeatureSpec], place: int) -> ir.BooleanValue:
+    """Whether an event has a value of the categorical feature at a place among the event features."""
+    column, item = table[f"f{raw_places(specs)[place]}"], specs[place].item
+    return column.notnull() if item is None else ibis.coalesce(column.length() >= item, False)
 
 
 def _offset_steps(zone: ZoneInfo, first: int, last: int) -> list[tuple[int, int]]:
@@ -90,9 +163,22 @@ def _offset_steps(zone: ZoneInfo, first: int, last: int) -> list[tuple[int, int]
     return steps
 
 
-def _seconds(table: ir.Table, schema: EventSchema) -> ir.IntegerValue:
+def _moments(table: ir.Table, schema: EventSchema) -> ir.IntegerValue:
+    """What puts events in order: whole seconds of the time column, or the numbers of a log without times."""
+    if schema.order is None:
+        return _seconds(table, str(schema.time), schema.time_zone)
+    column = table[schema.order_column or ROW_NUMBER]
+    kind = column.type()
+    if kind.is_string():
+        return ibis.ifelse(column.re_search(WHOLE_NUMBER), column, ibis.null("string")).try_cast("int64")
+    if not kind.is_integer():
+        raise ValueError(f"Column {schema.order!r} (order) has type {kind}; it needs whole numbers. Make it integers.")
+    return column.cast("int64")
+
+
+def _seconds(table: ir.Table, name: str, time_zone: str) -> ir.IntegerValue:
     """Whole seconds of the time column: times with a zone go to the schema's zone, others stay as they are."""
-    column, name = table[schema.time], schema.time
+    column = table[name]
     kind = column.type()
     if kind.is_date():
         column, kind = column.cast("timestamp"), ibis.dtype("timestamp")
@@ -108,12 +194,12 @@ def _seconds(table: ir.Table, schema: EventSchema) -> ir.IntegerValue:
             "Convert numbers to timestamps first."
         )
     seconds = instant.truncate("s").epoch_seconds().cast("int64")
-    if schema.time_zone == "UTC" or (kind.is_timestamp() and kind.timezone is None):
+    if time_zone == "UTC" or (kind.is_timestamp() and kind.timezone is None):
         return seconds
     limits = table.aggregate(first=seconds.min(), last=seconds.max()).to_pyarrow().to_pylist()[0]
     if limits["first"] is None:
         return seconds
-    steps = _offset_steps(ZoneInfo(schema.time_zone), limits["first"], limits["last"])
+    steps = _offset_steps(ZoneInfo(time_zone), limits["first"], limits["last"])
     shift = sum(((seconds >= start).cast("int64") * change for start, change in steps[1:]), ibis.literal(steps[0][1]))
     return ibis.ifelse(has_zone, seconds + shift, seconds)
 
@@ -121,21 +207,22 @@ def _seconds(table: ir.Table, schema: EventSchema) -> ir.IntegerValue:
 def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
     """Table before: the log. After: customer_id, second, visit_key, f0, f1 ... (text or number per stored feature).
 
-    `visit_key` is "v" and the visit column's text, or "t" where the events of one time make a visit.
+    Of a column with several values there is one list of texts, at the place of the first feature that reads it.
+    `visit_key` is "v" and the visit column's text, or "t" where the events of one time make a visit. In a log without
+    times `second` is what puts the events in order.
 
     Raises:
         ValueError: A missing column, a column of the wrong type, times or numbers that cannot be read.
     """
-    stored = [(i, spec) for i, spec in enumerate(schema.features) if not spec.is_derived]
     check_columns(table, schema.event_columns, "event")
     columns = {
         "customer_id": as_text(table[schema.customer], schema.customer),
-        "second": _seconds(table, schema),
+        "second": _moments(table, schema),
         "visit_key": ibis.literal("t"),
     }
     if schema.visit:
         columns["visit_key"] = ibis.coalesce(ibis.literal("v") + as_text(table[schema.visit], schema.visit), "t")
-    columns |= {f"f{i}": _as_feature(table[spec.column], spec) for i, spec in stored}
+    columns |= _raw_features(table, schema.features, "f")
     _check_readable(table, columns, schema)
     out = table.select(**columns)
     # Events without a visit share their time: the time belongs to the key of the visit.
@@ -145,7 +232,8 @@ def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
 
 
 def _check_readable(table: ir.Table, columns: dict[str, ir.Value], schema: EventSchema) -> None:
-    read = {schema.time: (columns["second"], "a time; write ISO 8601 such as 2017-10-01T12:30:00")}
+    wanted = "a whole number" if schema.order else "a time; write ISO 8601 such as 2017-10-01T12:30:00"
+    read = {schema.order_column or ROW_NUMBER: (columns["second"], wanted)}
     for i, spec in enumerate(schema.features):
         if spec.kind == NUMERIC and spec.column:
             read[spec.column] = (
@@ -171,7 +259,7 @@ def normalise_profile(table: ir.Table, schema: EventSchema) -> ir.Table:
     """
     columns = [spec.column for spec in schema.profile if spec.column]
     check_columns(table, [schema.customer, *columns], "profile")
-    values = {f"p{i}": _as_feature(table[spec.column], spec) for i, spec in enumerate(schema.profile)}
+    values = _raw_features(table, schema.profile, "p")
     out = table.select(customer_id=as_text(table[schema.customer], schema.customer), **values)
     out = out.filter(out.customer_id.notnull())
     twice = out.group_by("customer_id").agg(rows=out.count())
@@ -184,10 +272,9 @@ def normalise_profile(table: ir.Table, schema: EventSchema) -> ir.Table:
     return out
 
 
-def add_period(table: ir.Table, schema: EventSchema, second: str = "second") -> ir.Table:
-    """Adds `period`: 0 before the validation cutoff, 1 before the test cutoff, 2 from there on."""
-    cutoffs = [epoch_seconds(schema.cutoffs[key]) for key in ("validation", "test")]
-    return table.mutate(period=sum((table[second] >= cutoff).cast("int8") for cutoff in cutoffs))
+def moment_text(moment: ir.IntegerValue, schema: EventSchema) -> ir.StringValue:
+    """A time as text, or the place of an event in a log without times."""
+    return (moment.as_timestamp("s") if schema.order is None else moment).cast("string")
 
 
 def keep_latest(events: ir.Table, most: int) -> tuple[ir.Table, dict[str, int]]:

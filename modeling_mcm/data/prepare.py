@@ -10,12 +10,10 @@ hidden folder that ends in `.partial`).
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib.metadata
 import json
 import math
-import operator
 import platform
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -27,6 +25,7 @@ import ibis.expr.types as ir
 import pyarrow.parquet as pq
 from transformers.utils import logging
 
+from modeling_mcm.data.counts import FOLLOWERS_FILE, count_followers, measure
 from modeling_mcm.data.dataset import (
     FEATURE_EXTRACTOR_FOLDER,
     MANIFEST_FILE,
@@ -34,8 +33,16 @@ from modeling_mcm.data.dataset import (
     PreparedManifest,
 )
 from modeling_mcm.data.engine import SPARK, caching, open_engine, open_table, replacing
-from modeling_mcm.data.events import add_period, find_visits, keep_latest, normalise_events, normalise_profile
+from modeling_mcm.data.events import (
+    find_visits,
+    keep_latest,
+    moment_text,
+    normalise_events,
+    normalise_profile,
+    open_events,
+)
 from modeling_mcm.data.files import describe
+from modeling_mcm.data.periods import LEAST_TARGET_VISITS, add_period, add_target, to_predict
 from modeling_mcm.data.rows import count_ids, popularity, write_shards
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.data.vocabulary import Vocabularies, encode_events, encode_profiles, fit, vocabularies_of
@@ -110,7 +117,7 @@ def _drop_and_count(
         )
     )
     total = counts.pop("whole")
-    for key, column in (("null_customer", schema.customer), ("null_time", schema.time)):
+    for key, column in (("null_customer", schema.customer), ("null_time", schema.order_column)):
         if counts[key] and schema.on_null == "error":
             raise ValueError(
                 f"Column {column!r} is null in {counts[key]} of {counts['rows']} events; correct them, or set "
@@ -126,23 +133,10 @@ def _drop_and_count(
     return whole, counts
 
 
-def add_target(events: ir.Table, schema: EventSchema) -> ir.Table:
-    """Adds `is_target`: 1 where the token type is one of `target_token_types`, or there are none."""
-    token = events[f"f{schema.features.index(schema.token_feature)}"]
-    is_target = token.isin(schema.target_token_types) if schema.target_token_types else ibis.literal(True)
-    return events.mutate(is_target=ibis.coalesce(is_target, False).cast("int8"))
-
-
 def _count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
-    """Events of each period, the evaluation cases, and the times of the first and the last event.
-
-    For a case only target events count that have a label in a task besides the token type: of any other there is
-    nothing to predict.
-    """
+    """Events of each period, the evaluation cases, and the times of the first and the last event."""
     token_place = schema.features.index(schema.token_feature)
-    task_places = [i for i, spec in enumerate(schema.features) if spec.name in schema.tasks and i != token_place]
-    has_label = [events[f"f{i}"].notnull() for i in task_places] or [ibis.literal(True)]
-    events = events.mutate(to_predict=(events.is_target == 1) & functools.reduce(operator.or_, has_label))
+    events = events.mutate(to_predict=to_predict(events, schema))
 
     def targets(table: ir.Table, *periods: int) -> ir.Value:
         return (table.to_predict & table.period.isin(periods)).sum()
@@ -156,8 +150,8 @@ def _count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
             test_events=(events.period == 2).sum(),
             target_events=events.is_target.sum(),
             reserved=events[f"f{token_place}"].isin(schema.reserved_token_types).sum(),
-            first=events.second.min().as_timestamp("s").cast("string"),
-            last=events.second.max().as_timestamp("s").cast("string"),
+            first=moment_text(events.second.min(), schema),
+            last=moment_text(events.second.max(), schema),
         )
     )
     if counts.pop("reserved"):
@@ -165,7 +159,7 @@ def _count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
             f"Column {schema.token_type!r} holds {' or '.join(map(repr, schema.reserved_token_types))}, token types "
             "that MCM adds itself; rename them in the log, or choose another `end_of_visit`."
         )
-    if str(counts["last"]) > str(datetime.now(UTC) + timedelta(days=1)):
+    if schema.order is None and str(counts["last"]) > str(datetime.now(UTC) + timedelta(days=1)):
         logger.warning(
             f"The log has events of {counts['last']}, which is not yet: the clock of a source may be wrong. They "
             "count as their customers' latest; correct them, or leave them out."
@@ -195,7 +189,10 @@ def check_events(
         cache: of `caching`.
     """
     whole, counts = _drop_and_count(events, schema, cache)
-    kept, excess = keep_latest(add_period(add_target(whole, schema), schema), schema.max_events_per_customer)
+    dated = add_period(add_target(whole, schema), schema)
+    if schema.leaves_one_out:
+        dated = cache(dated)  # it takes a join
+    kept, excess = keep_latest(dated, schema.max_events_per_customer)
     if excess["dropped_excess"]:
         kept = cache(kept)  # every step reads it
     return kept, counts | excess | _count_periods(kept, schema)
@@ -213,13 +210,18 @@ def _check_periods(counts: dict[str, Any], schema: EventSchema) -> dict[str, int
             f"No event has a token type of `target_token_types` ({', '.join(schema.target_token_types)}); "
             f"check them against column {schema.token_type!r}."
         )
+    if schema.leaves_one_out and not counts["test_events"]:
+        raise ValueError(
+            f"No customer has {LEAST_TARGET_VISITS} visits with a label to predict, and `cutoffs: {schema.cutoffs}` "
+            "holds out the last two; check `tasks` and `visit`, or set dates as `cutoffs`."
+        )
     for key, where in (
         ("training_targets", "No target event is before `cutoffs: validation`"),
         ("validation_events", "No event is between `cutoffs: validation` and `cutoffs: test`"),
         ("test_events", "No event is on or after `cutoffs: test`"),
     ):
         if not counts[key]:
-            cutoffs = ", ".join(f"{name} {time}" for name, time in schema.cutoffs.items())
+            cutoffs = ", ".join(f"{name} {schema.cutoff(name)}" for name in ("validation", "test"))
             raise ValueError(f"{where} ({cutoffs}), and {span}; move the cutoffs.")
     for cutoff in ("validation", "test"):
         if not counts[f"{cutoff}_cases"]:
@@ -239,7 +241,7 @@ def _number_shards(visits: ir.Table, rows_per_shard: int) -> ir.Table:
 
 def _save_feature_extractor(fitted: Vocabularies, schema: EventSchema, directory: Path) -> None:
     features = [
-        {"name": spec.name, "kind": spec.kind, "column": spec.column, "profile": spec in schema.profile}
+        {"name": spec.name, "kind": spec.kind, "column": spec.column, "profile": spec in schema.profile} | spec.part
         for spec in (*schema.features, *schema.profile)
     ]
     MCMFeatureExtractor(
@@ -248,6 +250,7 @@ def _save_feature_extractor(fitted: Vocabularies, schema: EventSchema, directory
         bins=fitted.bins,
         customer=schema.customer,
         time=schema.time,
+        order=schema.order,
         token_type=schema.token_type,
         visit=schema.visit,
         time_zone=schema.time_zone,
@@ -353,7 +356,7 @@ def _run(
         bar.set_postfix_str(step)
         bar.update()
 
-    read = normalise_events(open_table(events, connection, "event", schema.event_columns), schema)
+    read = normalise_events(open_events(events, connection, schema), schema)
     checked, counts = check_events(read, schema, cache)
     if not counts["rows"]:
         raise ValueError("The event table is empty; it needs at least one row.")
@@ -378,6 +381,10 @@ def _run(
     counts |= count_ids(encoded, schema)
     done("encoded")
     pq.write_table(popularity(encoded, fitted, schema), target / POPULARITY_FILE)
+    measures = {}
+    if schema.cutoffs != NO_CUTOFFS:  # else nobody will train on it
+        measures = measure(encoded, schema)
+        pq.write_table(count_followers(encoded, schema, measures), target / FOLLOWERS_FILE)
     encoded_profiles = cache(encode_profiles(profiles, fitted, schema)) if profiles is not None else None
     number = math.ceil(counts["customers"] / rows_per_shard)
     done("counted")
@@ -386,4 +393,7 @@ def _run(
     for entry in write_shards(encoded, encoded_profiles, schema, target, number):
         shards.append(entry)
         done(f"shard {len(shards)} of {number}")
-    return PreparedManifest(counts=counts, seeds={}, versions=versions(connection), shards=shards, **wanted)
+    made_with = versions(connection)
+    return PreparedManifest(
+        counts=counts, seeds={}, versions=made_with, shards=shards, measures=measures, **wanted
+    )

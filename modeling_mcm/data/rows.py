@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from modeling_mcm.data.dataset import sha256_of
 from modeling_mcm.data.engine import each_group
-from modeling_mcm.data.events import epoch_seconds
-from modeling_mcm.data.schema import CATEGORICAL, EventSchema
+from modeling_mcm.data.features import CATEGORICAL
+from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.data.vocabulary import Vocabularies
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.processing_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 
 ROWS_PER_ROW_GROUP = 256
@@ -38,17 +39,16 @@ def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSch
     """
     names = [f"f{i}" for i in range(len(schema.features))]
     order = ("visit", "closes_visit", "second", *names, "is_target")
-    test, validation = (epoch_seconds(schema.cutoffs[key]) for key in ("test", "validation"))
     rows = encoded.group_by("customer_id", "shard").agg(
         events=ibis.struct({name: encoded[name] for name in order}).collect(),
-        validation_end=(encoded.second < validation).sum().cast("int32"),
-        test_end=(encoded.second < test).sum().cast("int32"),
+        validation_end=(encoded.period < 1).sum().cast("int32"),
+        test_end=(encoded.period < 2).sum().cast("int32"),
     )
     rows = rows.mutate(events=rows.events.sort())
     columns: dict[str, ir.Value] = {
         "customer_id": rows.customer_id,
         "shard": rows.shard,
-        "times": rows.events.map(lambda event: event["second"]),
+        "times": rows.events.map(lambda event: _time(event, schema)),
         "visits": rows.events.map(lambda event: event["visit"]),
     }
     columns |= {name: rows.events.map(lambda event, name=name: event[name]) for name in names}
@@ -62,6 +62,11 @@ def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSch
         filled = {f"p{i}": ibis.coalesce(joined[f"p{i}"], MISSING_ID) for i in range(len(schema.profile))}
         rows = joined.mutate(**filled).select(*rows.columns, *filled)
     return rows
+
+
+def _time(event: ir.StructValue, schema: EventSchema) -> ir.IntegerValue:
+    """Seconds since 1970-01-01; in a log without times each visit is a day after the one before."""
+    return event["second"] if schema.order is None else event["visit"].cast("int64") * SECONDS_PER_DAY
 
 
 def shard_schema(schema: EventSchema) -> tuple[list[str], pa.Schema]:
@@ -180,7 +185,7 @@ def popularity(encoded: ir.Table, fitted: Vocabularies, schema: EventSchema) -> 
     Returns:
         `pa.Table`: Columns feature, id, value, count (events), target_count (target events), by feature and id.
     """
-    training = encoded.filter(encoded.second < epoch_seconds(schema.cutoffs["validation"]))
+    training = encoded.filter(encoded.period == 0)
     parts = []
     for i, spec in enumerate(schema.features):
         if spec.kind == CATEGORICAL:

@@ -8,9 +8,8 @@ here, before any data is read. `docs/event_schema.md` explains each key with a w
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -18,105 +17,25 @@ from zoneinfo import ZoneInfo
 
 import yaml
 
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.data.features import (
+    CATEGORICAL,
+    DERIVED_KINDS,
+    PART_KEYS,
+    FeatureSpec,
+    check_integer,
+    check_keys,
+    check_text,
+    raw_places,
+    read_features,
+)
+from modeling_mcm.processing_mcm import HISTORY_START, ONE_TOKEN_TYPE, ROWS, TOKEN_TYPE, MCMFeatureExtractor
 
-CATEGORICAL, NUMERIC = "categorical", "numeric"
-HOUR, WEEKDAY, DAYS_SINCE_VISIT = "hour", "weekday", "days_since_visit"
-KINDS = (CATEGORICAL, NUMERIC, HOUR, WEEKDAY, DAYS_SINCE_VISIT)
-DERIVED_KINDS = (HOUR, WEEKDAY, DAYS_SINCE_VISIT)
-BINNED_KINDS = (NUMERIC, DAYS_SINCE_VISIT)
-HISTORY_START = "history_start"
 NO_CUTOFFS = {"validation": datetime(9999, 1, 1), "test": datetime(9999, 1, 2)}
 """Cutoffs that no event reaches, for a schema by which nothing is split by time."""
 DEFAULT_BINS = 16
 MOST_EVENTS = 100_000  # of a customer in a period; no person has more, and one row of a shard must fit in memory
-REQUIRED_KEYS = ("customer", "time", "token_type", "features", "tasks", "cutoffs")
-
-
-def _check_keys(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    for key in given:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}."
-            raise ValueError(f"{where} has the unknown key {key!r}; {hint}")
-
-
-def _check_integer(value: Any, key: str, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"`{key}` is {value!r}; give a whole number of at least {least}.")
-
-
-def _check_text(value: Any, key: str) -> None:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"`{key}` is {value!r}; give a name in quotes.")
-
-
-@dataclass(frozen=True)
-class FeatureSpec:
-    """One feature of an event or of a customer's profile.
-
-    Args:
-        name (`str`): Name of the feature, unique in the schema.
-        kind (`str`): `categorical`; `numeric` (quantile bins); or derived from the time: `hour`, `weekday`,
-            `days_since_visit` (start of this visit minus start of the visit before, in days; binned).
-        column (`str`, *optional*): Column of the log; the name if not given. Derived kinds have none.
-        min_count (`int`): Values seen less often in the training period become the unknown id (categorical).
-        max_values (`int`, *optional*): Most values that are kept, the most frequent; values as frequent as each
-            other stay or go together (categorical).
-        bins (`int`): Number of quantile bins (numeric, days_since_visit).
-    """
-
-    name: str
-    kind: str = CATEGORICAL
-    column: str | None = None
-    min_count: int = 1
-    bins: int = DEFAULT_BINS
-    max_values: int | None = None
-
-    @property
-    def is_derived(self) -> bool:
-        """Whether the feature is computed from the time and so has no column of its own."""
-        return self.kind in DERIVED_KINDS
-
-    @classmethod
-    def from_dict(cls, given: Mapping[str, Any], where: str) -> FeatureSpec:
-        """Reads one entry of `features` or `profile`; raises `ValueError` naming the entry and the key."""
-        if not isinstance(given, Mapping):
-            raise ValueError(f"{where} is {given!r}; write it as a mapping such as {{name: brand}}.")
-        _check_keys(given, [f.name for f in fields(cls)], where)
-        if "name" not in given:
-            raise ValueError(f"{where} has no `name`; add one.")
-        _check_text(given["name"], f"{where}: name")
-        where = f"{where} ({given['name']})"
-        kind = given.get("kind", CATEGORICAL)
-        if kind not in KINDS:
-            raise ValueError(f"{where}: `kind` is {kind!r}; choose one of {', '.join(KINDS)}.")
-        if kind in DERIVED_KINDS and "column" in given:
-            raise ValueError(f"{where}: kind {kind!r} is computed from the time; remove `column`.")
-        for key in ("min_count", "max_values"):
-            if key in given and kind != CATEGORICAL:
-                raise ValueError(f"{where}: `{key}` is for categorical features; remove it from this {kind} feature.")
-        if "bins" in given and kind not in BINNED_KINDS:
-            raise ValueError(f"{where}: `bins` is for {' and '.join(BINNED_KINDS)} features; remove it here.")
-        _check_integer(given.get("min_count", 1), f"{where}: min_count", 1)
-        _check_integer(given.get("bins", DEFAULT_BINS), f"{where}: bins", 2)
-        if given.get("max_values") is not None:
-            _check_integer(given["max_values"], f"{where}: max_values", 1)
-        column = None if kind in DERIVED_KINDS else given.get("column", given["name"])
-        if column is not None:
-            _check_text(column, f"{where}: column")
-        return cls(**{**given, "kind": kind, "column": column})
-
-    def to_dict(self) -> dict[str, Any]:
-        """The keys that mean something for this kind; `from_dict` reads them back to an equal feature."""
-        out: dict[str, Any] = {"name": self.name, "kind": self.kind}
-        if not self.is_derived:
-            out["column"] = self.column
-        if self.kind == CATEGORICAL:
-            out |= {"min_count": self.min_count, "max_values": self.max_values}
-        if self.kind in BINNED_KINDS:
-            out["bins"] = self.bins
-        return out
+LEAVE_ONE_OUT = "leave_one_out"
+REQUIRED_KEYS = ("customer", "features", "tasks", "cutoffs")
 
 
 def _read_cutoff(value: Any, key: str) -> datetime:
@@ -134,17 +53,34 @@ def _read_cutoff(value: Any, key: str) -> datetime:
     return value
 
 
+def _read_cutoffs(given: Any) -> dict[str, datetime] | str:
+    if given == LEAVE_ONE_OUT:
+        return LEAVE_ONE_OUT
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f"`cutoffs` is {given!r}, which is not a mapping; write {{validation: 2017-10-01, test: 2017-11-01}}, or "
+            f"{LEAVE_ONE_OUT}."
+        )
+    check_keys(given, ("validation", "test"), "`cutoffs`")
+    for key in ("validation", "test"):
+        if key not in given:
+            raise ValueError(f"`cutoffs` has no `{key}`; add its date.")
+    return {key: _read_cutoff(given[key], f"cutoffs: {key}") for key in ("validation", "test")}
+
+
 @dataclass(frozen=True)
 class EventSchema:
     """Maps a table of events, and optionally one of profiles, to MCM.
 
     Args:
         customer (`str`): Column of the log that says who.
-        time (`str`): Column that says when.
-        token_type (`str`): Column that says what was done.
+        time (`str`, *optional*): Column that says when; a log without times has `order` instead.
+        token_type (`str`, *optional*): Column that says what was done. Without it all events have the token type
+            "event", and the feature `token_type` is added before the others.
         features (`tuple[FeatureSpec]`): Event features in the model's order, the token type among them.
         tasks (`tuple[str]`): Categorical event features to predict.
-        cutoffs (`dict[str, datetime]`): `validation` and `test`; everything fitted comes from before `validation`.
+        cutoffs (`dict[str, datetime]` or `str`): `validation` and `test`; everything fitted comes from before
+            `validation`. Or `leave_one_out`: each customer's last visit is the test, the one before the validation.
         visit (`str`, *optional*): Column whose equal values make one visit; events of one time are one otherwise.
         profile (`tuple[FeatureSpec]`): Features of the profile table; its customer column is `customer` too.
         target_token_types (`tuple[str]`): Token types to predict; empty means all.
@@ -155,14 +91,16 @@ class EventSchema:
         on_duplicate (`str`): `keep` or `drop`: rows that are equal in every column of the schema.
         max_events_per_customer (`int`): Latest events of a customer in each period that are kept; guards against bots.
         time_zone (`str`): Zone that times with a zone are converted to; times without one are left as they are.
+        order (`str`, *optional*): In the place of `time` a column of whole numbers that puts a customer's events in
+            order, or `rows`: they are in the order of the log's rows.
     """
 
     customer: str
-    time: str
-    token_type: str
+    time: str | None
+    token_type: str | None
     features: tuple[FeatureSpec, ...]
     tasks: tuple[str, ...]
-    cutoffs: dict[str, datetime]
+    cutoffs: dict[str, datetime] | str
     name: str = "event_log"
     visit: str | None = None
     profile: tuple[FeatureSpec, ...] = ()
@@ -174,6 +112,7 @@ class EventSchema:
     on_duplicate: str = "keep"
     max_events_per_customer: int = MOST_EVENTS
     time_zone: str = "UTC"
+    order: str | None = None
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> EventSchema:
@@ -193,7 +132,7 @@ class EventSchema:
         if not isinstance(given, Mapping):
             raise ValueError("The event schema is not a mapping; it needs keys such as `customer: household_id`.")
         known = [f.name for f in fields(cls)]
-        _check_keys(given, known, "The event schema")
+        check_keys(given, known, "The event schema")
         for key in REQUIRED_KEYS:
             if given.get(key) is None:
                 raise ValueError(f"The event schema has no `{key}`; add it.")
@@ -201,32 +140,22 @@ class EventSchema:
         for key in ("features", "profile", "tasks", "target_token_types"):
             if not isinstance(values.get(key, []), list | tuple):
                 raise ValueError(f"`{key}` is {values[key]!r}; write it as a list.")
-        for key in ("features", "profile"):
-            values[key] = tuple(
-                FeatureSpec.from_dict(entry, f"Entry {i} of `{key}`") for i, entry in enumerate(values.get(key, ()))
-            )
+        values |= {key: read_features(values.get(key, ()), key) for key in ("features", "profile")}
+        values = {"time": None, "token_type": None} | values
         values["tasks"] = tuple(values["tasks"])
         values["target_token_types"] = tuple(str(value) for value in values.get("target_token_types", ()))
-        if not isinstance(values["cutoffs"], Mapping):
-            raise ValueError("`cutoffs` is not a mapping; write {validation: 2017-10-01, test: 2017-11-01}.")
-        _check_keys(values["cutoffs"], ("validation", "test"), "`cutoffs`")
-        for key in ("validation", "test"):
-            if key not in values["cutoffs"]:
-                raise ValueError(f"`cutoffs` has no `{key}`; add its date.")
-        values["cutoffs"] = {
-            key: _read_cutoff(values["cutoffs"][key], f"cutoffs: {key}") for key in ("validation", "test")
-        }
+        values["cutoffs"] = _read_cutoffs(values["cutoffs"])
         return cls(**values)
 
     def __post_init__(self) -> None:
-        for key in ("name", "customer", "time", "token_type", "time_zone"):
-            _check_text(getattr(self, key), key)
-        for key in ("visit", "end_of_visit"):
+        for key in ("name", "customer", "time_zone"):
+            check_text(getattr(self, key), key)
+        for key in ("time", "order", "token_type", "visit", "end_of_visit"):
             if getattr(self, key) is not None:
-                _check_text(getattr(self, key), key)
-        _check_integer(self.max_events, "max_events", 2)
-        _check_integer(self.min_history, "min_history", 1)
-        _check_integer(self.max_events_per_customer, "max_events_per_customer", self.max_events)
+                check_text(getattr(self, key), key)
+        check_integer(self.max_events, "max_events", 2)
+        check_integer(self.min_history, "min_history", 1)
+        check_integer(self.max_events_per_customer, "max_events_per_customer", self.max_events)
         for key, choices in (("on_null", ("error", "drop")), ("on_duplicate", ("keep", "drop"))):
             if getattr(self, key) not in choices:
                 raise ValueError(f"`{key}` is {getattr(self, key)!r}; choose {' or '.join(choices)}.")
@@ -234,28 +163,104 @@ class EventSchema:
             ZoneInfo(self.time_zone)
         except Exception:  # zoneinfo raises KeyError, ValueError or OSError, depending on what is wrong with the name
             raise ValueError(f"`time_zone` is {self.time_zone!r}; give an IANA name such as Europe/Berlin.") from None
-        if self.cutoffs["validation"] >= self.cutoffs["test"]:
+        if not self.leaves_one_out and self.cutoff("validation") >= self.cutoff("test"):
             raise ValueError(
-                f"`cutoffs`: validation ({self.cutoffs['validation']}) is not before test ({self.cutoffs['test']}); "
+                f"`cutoffs`: validation ({self.cutoff('validation')}) is not before test ({self.cutoff('test')}); "
                 "move one of them."
             )
+        self._check_order()
+        if self.token_type is None:
+            self._add_token_type()
         self._check_features()
+
+    def _check_order(self) -> None:
+        """Whether there is one of `time` and `order`, and nothing that needs times where there are none."""
+        if self.time is None and self.order is None:
+            raise ValueError(
+                "The event schema has no `time`; add it, or for a log without times `order`: a column of whole "
+                f"numbers, or `{ROWS}` for the order of its rows."
+            )
+        if self.time is not None and self.order is not None:
+            raise ValueError("The event schema has `time` and `order`; `order` is for logs without times: keep one.")
+        if self.order is None:
+            return
+        if not self.leaves_one_out and self.cutoffs != NO_CUTOFFS:
+            raise ValueError(
+                f"`order` is for logs without times, so `cutoffs` can't be dates; write `cutoffs: {LEAVE_ONE_OUT}`."
+            )
+        for spec in self.features:
+            if spec.is_derived:
+                raise ValueError(
+                    f"Feature {spec.name!r} has kind {spec.kind!r}, which is computed from the time, and the log has "
+                    "`order` instead; remove the feature."
+                )
+        if self.order == ROWS and self.on_duplicate == "drop":
+            raise ValueError(
+                f"`on_duplicate: drop` with `order: {ROWS}`: rows at two places are two events; remove one of them."
+            )
+
+    @property
+    def leaves_one_out(self) -> bool:
+        """Whether each customer's last visits are held out, and not what comes after a date."""
+        return self.cutoffs == LEAVE_ONE_OUT
+
+    def cutoff(self, key: str) -> datetime:
+        """The date of a cutoff, `validation` or `test`.
+
+        Raises:
+            ValueError: There is none, as each customer's last visits are held out.
+        """
+        if isinstance(self.cutoffs, str):
+            raise ValueError(
+                f"The log was split by `cutoffs: {self.cutoffs}`, and this needs the date of the {key} cutoff; "
+                "prepare the log with dates."
+            )
+        return self.cutoffs[key]
+
+    @property
+    def order_column(self) -> str | None:
+        """The column by which a customer's events are in order; None where it is the order of the rows."""
+        return self.time if self.order is None else None if self.order == ROWS else self.order
+
+    def _add_token_type(self) -> None:
+        """The feature of a log without a token type, unless it is there."""
+        if self.target_token_types:
+            raise ValueError(
+                "`target_token_types` chooses among the values of `token_type`, and the schema has none; add "
+                "`token_type: COLUMN`, or remove `target_token_types`."
+            )
+        if TOKEN_TYPE in self.tasks:
+            raise ValueError(
+                f"`tasks` names {TOKEN_TYPE!r}, which is the same for every event of a log without `token_type`; add "
+                "`token_type: COLUMN`, or remove the task."
+            )
+        if any(spec.name == TOKEN_TYPE and not spec.is_constant for spec in (*self.features, *self.profile)):
+            raise ValueError(
+                f"A feature is named {TOKEN_TYPE!r}, and the schema has no `token_type`, so MCM adds a feature of "
+                "this name; add `token_type: COLUMN`, or rename the feature."
+            )
+        if not any(spec.is_constant for spec in self.features):
+            object.__setattr__(self, "features", (FeatureSpec(TOKEN_TYPE), *self.features))
 
     def _check_features(self) -> None:
         names = self.feature_names
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"Two features are named {name!r}; names of `features` and `profile` must be unique.")
+                raise ValueError(
+                    f"Two features are named {name!r}; names of `features` and `profile` must be unique, those among "
+                    "them that `levels` gives and that `max_items` gives (NAME, NAME_2, NAME_3 ...)."
+                )
         for spec in self.profile:
             if spec.is_derived:
                 raise ValueError(f"`profile` feature {spec.name!r} is {spec.kind}; only categorical and numeric work.")
-        tokens = [spec for spec in self.features if spec.column == self.token_type]
-        whole = [spec for spec in tokens if (spec.kind, spec.min_count, spec.max_values) == (CATEGORICAL, 1, None)]
-        if len(tokens) != 1 or not whole:
+        tokens = [spec for spec in self.features if not spec.is_derived and spec.column == self.token_type]
+        if len(tokens) != 1 or tokens[0] != FeatureSpec(tokens[0].name, CATEGORICAL, self.token_type):
             raise ValueError(
-                "`features` needs exactly one categorical feature without `min_count` and `max_values` for the token "
-                f"type column; add {{name: token_type, column: {self.token_type}}}."
+                "`features` needs exactly one categorical feature without other keys for the token type column; add "
+                f"{{name: token_type, column: {self.token_type}}}."
             )
+        for specs in (self.features, self.profile):
+            raw_places(specs)
         categorical = [spec.name for spec in self.features if spec.kind == CATEGORICAL]
         if not self.tasks:
             raise ValueError("`tasks` is empty; name at least one categorical event feature to predict.")
@@ -266,7 +271,8 @@ class EventSchema:
                 )
             if self.tasks.count(task) > 1:
                 raise ValueError(f"`tasks` names {task!r} twice; remove one.")
-        if self.end_of_visit in (HISTORY_START, *self.target_token_types):
+        own = [] if self.token_type else [ONE_TOKEN_TYPE]
+        if self.end_of_visit in (HISTORY_START, *own, *self.target_token_types):
             raise ValueError(f"`end_of_visit` is {self.end_of_visit!r}, which has another meaning; choose another.")
 
     @property
@@ -277,13 +283,13 @@ class EventSchema:
     @property
     def token_feature(self) -> FeatureSpec:
         """The feature that holds the token type."""
-        return next(spec for spec in self.features if spec.column == self.token_type)
+        return next(spec for spec in self.features if not spec.is_derived and spec.column == self.token_type)
 
     @property
     def event_columns(self) -> list[str]:
         """Columns of the event table that are read."""
-        columns = [self.customer, self.time, self.visit, *(spec.column for spec in self.features)]
-        return [column for column in columns if column]
+        columns = [self.customer, self.order_column, self.visit, *(spec.column for spec in self.features)]
+        return [column for column in dict.fromkeys(columns) if column]
 
     @property
     def reserved_token_types(self) -> list[str]:
@@ -296,9 +302,10 @@ class EventSchema:
         for entry in fields(self):
             value = getattr(self, entry.name)
             out[entry.name] = list(value) if isinstance(value, tuple) else value
-        out["features"] = [spec.to_dict() for spec in self.features]
+        out["features"] = [spec.to_dict() for spec in self.features if not spec.is_constant]
         out["profile"] = [spec.to_dict() for spec in self.profile]
-        out["cutoffs"] = {key: value.isoformat() for key, value in self.cutoffs.items()}
+        if not isinstance(self.cutoffs, str):
+            out["cutoffs"] = {key: value.isoformat() for key, value in self.cutoffs.items()}
         return {"name": out.pop("name"), **out}
 
 
@@ -310,9 +317,11 @@ def schema_of(feature_extractor: MCMFeatureExtractor) -> EventSchema:
     """
     specs: dict[bool, list[FeatureSpec]] = {False: [], True: []}
     for feature in feature_extractor.features:
-        kind = feature.get("kind", CATEGORICAL)
-        column = None if kind in DERIVED_KINDS else feature.get("column") or feature["name"]
-        specs[bool(feature.get("profile"))].append(FeatureSpec(feature["name"], kind, column))
+        name, kind, profile = feature["name"], feature.get("kind", CATEGORICAL), bool(feature.get("profile"))
+        added = feature_extractor.token_type is None and not profile and name == TOKEN_TYPE
+        column = None if kind in DERIVED_KINDS or added else feature.get("column") or name
+        spec = FeatureSpec(name, kind, column)
+        specs[profile].append(replace(spec, **{key: feature[key] for key in PART_KEYS if key in feature}))
     return EventSchema(
         customer=feature_extractor.customer,
         time=feature_extractor.time,
@@ -325,6 +334,7 @@ def schema_of(feature_extractor: MCMFeatureExtractor) -> EventSchema:
         visit=feature_extractor.visit,
         time_zone=feature_extractor.time_zone,
         name=feature_extractor.name,
+        order=feature_extractor.order,
         max_events=feature_extractor.max_events,
         min_history=feature_extractor.min_history,
         cutoffs=NO_CUTOFFS,

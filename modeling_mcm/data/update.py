@@ -26,7 +26,7 @@ from modeling_mcm.data.files import check_files, describe
 from modeling_mcm.data.locks import locked
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.extras import needs
-from modeling_mcm.processing_mcm import MISSING_ID, MCMFeatureExtractor
+from modeling_mcm.processing_mcm import MISSING_ID, ROWS, MCMFeatureExtractor
 
 with needs("data"):
     import ibis
@@ -175,6 +175,11 @@ def _update(
 ) -> Update:
     manifest = PreparedManifest.load(directory)
     schema = manifest.event_schema
+    if schema.order == ROWS:
+        raise ValueError(
+            f"{directory} was prepared with `order: {ROWS}`, and rows of other files have no place among those "
+            "before; prepare everything, or number the events of a customer in a column and name it as `order`."
+        )
     if schema.profile and profile is None:
         raise ValueError(
             "The schema has `profile` features, but no profile table is given; pass `profile` (--profile)."

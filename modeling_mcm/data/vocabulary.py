@@ -19,7 +19,8 @@ import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 
-from modeling_mcm.data.schema import CATEGORICAL, HOUR, WEEKDAY, EventSchema, FeatureSpec, schema_of
+from modeling_mcm.data.features import CATEGORICAL, HOUR, WEEKDAY, FeatureSpec, raw_places
+from modeling_mcm.data.schema import EventSchema, schema_of
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.processing_mcm import (
     EPOCH_WEEKDAY,
@@ -54,6 +55,11 @@ def vocabularies_of(feature_extractor: MCMFeatureExtractor, schema: EventSchema)
         ValueError: if the schema has other features, or reads events in another way.
     """
     known = schema_of(feature_extractor)
+    if (schema.order is None) != (known.order is None):
+        raise ValueError(
+            f"`order` is {schema.order!r} in the schema and {known.order!r} in the checkpoint, and only one of them "
+            "reads times: take the schema that the checkpoint was trained with."
+        )
     for name in ("end_of_visit", "target_token_types", "time_zone"):
         if getattr(schema, name) != getattr(known, name):
             raise ValueError(
@@ -61,9 +67,18 @@ def vocabularies_of(feature_extractor: MCMFeatureExtractor, schema: EventSchema)
                 "take the schema that the checkpoint was trained with."
             )
     ours, theirs = (
-        [(spec.name, spec.kind, where) for where, specs in enumerate((read.features, read.profile)) for spec in specs]
+        [
+            (spec.name, spec.kind, where, *spec.part.items())
+            for where, specs in enumerate((read.features, read.profile))
+            for spec in specs
+        ]
         for read in (schema, known)
     )
+    if (schema.token_type is None) != (known.token_type is None):
+        raise ValueError(
+            f"`token_type` is {schema.token_type!r} in the schema and {known.token_type!r} in the checkpoint, and "
+            "only one of them has token types: take the schema that the checkpoint was trained with."
+        )
     if ours != theirs:
         found, expected = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
         raise ValueError(
@@ -97,6 +112,11 @@ def fit_values(column: ir.Value, spec: FeatureSpec) -> list[str]:
             "`max_values` to keep the most frequent, or a higher `min_count`."
         )
     return found.sort_by([("number", "descending"), ("value", "ascending")])["value"].to_pylist()
+
+
+def each_value(column: ir.Value, spec: FeatureSpec) -> ir.Value:
+    """The column itself, or each of an event's several values as a row of its own."""
+    return column if spec.item is None else column.unnest()
 
 
 def fit_bins(column: ir.Value, bins: int) -> list[float]:
@@ -147,9 +167,12 @@ def fit(
     """
     fitted = Vocabularies()
     training = events.filter(events.period == 0)
+    places = raw_places(schema.features)
     for i, spec in enumerate(schema.features):
-        if spec.kind == CATEGORICAL:
-            fitted.values[spec.name] = fit_values(training[f"f{i}"], spec)
+        if places[i] != i:  # it shares the values of a column
+            fitted.values[spec.name] = list(fitted.values[schema.features[places[i]].name])
+        elif spec.kind == CATEGORICAL:
+            fitted.values[spec.name] = fit_values(each_value(training[f"f{i}"], spec), spec)
         elif not spec.is_derived:
             fitted.bins[spec.name] = fit_bins(training[f"f{i}"], spec.bins)
         elif spec.kind not in (HOUR, WEEKDAY):
@@ -158,9 +181,12 @@ def fit(
     fitted.values[schema.token_feature.name] += schema.reserved_token_types
     if profiles is not None:
         seen = profiles.semi_join(training.select("customer_id").distinct(), "customer_id")
+        places = raw_places(schema.profile)
         for i, spec in enumerate(schema.profile):
-            if spec.kind == CATEGORICAL:
-                fitted.values[spec.name] = fit_values(seen[f"p{i}"], spec)
+            if places[i] != i:
+                fitted.values[spec.name] = list(fitted.values[schema.profile[places[i]].name])
+            elif spec.kind == CATEGORICAL:
+                fitted.values[spec.name] = fit_values(each_value(seen[f"p{i}"], spec), spec)
             else:
                 fitted.bins[spec.name] = fit_bins(seen[f"p{i}"], spec.bins)
             on_feature(spec.name)
@@ -201,14 +227,51 @@ def _look_up(table: ir.Table, column: str, values: Sequence[str]) -> ir.Table:
     return replaced.drop(f"{column}_value", f"{column}_id")
 
 
+def _look_up_items(table: ir.Table, column: str, items: dict[str, int], values: Sequence[str]) -> ir.Table:
+    """Replaces a column of lists of texts by the ids of features, each at its place (from 1) in the list.
+
+    Known values come first, in the order of their ids, then the unknown ones.
+
+    Args:
+        table: with the column.
+        column: name; it is null where a list would be empty.
+        items: per internal name of a feature its place.
+        values: the vocabulary that the features share.
+    """
+    lists, ids = f"{column}_list", f"{column}_ids"
+    each = table.select(**{lists: table[column]}).distinct().mutate(**{column: ibis._[lists].unnest()})
+    each = _look_up(each.filter(each[column].notnull()), column, values)
+    last = FIRST_VALUE_ID + len(values)  # so that the unknown ones are sorted behind
+    each = each.mutate(**{column: ibis.ifelse(each[column] == UNKNOWN_ID, last, each[column]).cast("int32")})
+    found = each.group_by(lists).agg(**{ids: each[column].collect()})
+    found = found.mutate(**{ids: found[ids].sort()})
+    joined = table.left_join(found, table[column] == found[lists])
+    features = {}
+    for name, item in items.items():
+        label = ibis.ifelse(joined[ids].length() >= item, joined[ids][item - 1], MISSING_ID)
+        features[name] = ibis.ifelse(label == last, UNKNOWN_ID, ibis.coalesce(label, MISSING_ID)).cast("int32")
+    return joined.mutate(**features).drop(lists, ids)
+
+
+def _encode_raw(table: ir.Table, specs: Sequence[FeatureSpec], letter: str, fitted: Vocabularies) -> ir.Table:
+    """Replaces the raw columns of features by ids; those from the time are left out."""
+    places = raw_places(specs)
+    for i, spec in enumerate(specs):
+        name = f"{letter}{i}"
+        if spec.item is not None:
+            if places[i] == i:
+                items = {f"{letter}{k}": other.item or 1 for k, other in enumerate(specs) if places[k] == i}
+                table = _look_up_items(table, name, items, fitted.values[spec.name])
+        elif spec.kind == CATEGORICAL:
+            table = _look_up(table, name, fitted.values[spec.name])
+        elif not spec.is_derived:
+            table = table.mutate(**{name: _bin_id(table[name], fitted.bins[spec.name])})
+    return table
+
+
 def encode_profiles(profiles: ir.Table, fitted: Vocabularies, schema: EventSchema) -> ir.Table:
     """Table before: customer_id and raw p0, p1 ... After: the same with ids."""
-    for i, spec in enumerate(schema.profile):
-        if spec.kind == CATEGORICAL:
-            profiles = _look_up(profiles, f"p{i}", fitted.values[spec.name])
-        else:
-            profiles = profiles.mutate(**{f"p{i}": _bin_id(profiles[f"p{i}"], fitted.bins[spec.name])})
-    return profiles
+    return _encode_raw(profiles, schema.profile, "p", fitted)
 
 
 def _derived(table: ir.Table, spec: FeatureSpec, fitted: Vocabularies, second: str) -> ir.IntegerValue:
@@ -223,20 +286,17 @@ def encode_events(events: ir.Table, visits: ir.Table, fitted: Vocabularies, sche
     """Ids of all events and of the interactions that close visits.
 
     Table before: normalised events (customer_id, shard, second, period, visit_key, is_target, raw f0 ...). After:
-    customer_id, shard, visit, closes_visit, second, f0, f1 ... as ids, is_target.
+    customer_id, shard, visit, period, closes_visit, second, f0, f1 ... as ids, is_target.
     """
     joined = events.inner_join(
         visits.select("customer_id", "period", "visit_key", "visit", "days"), ["customer_id", "period", "visit_key"]
     )
+    joined = _encode_raw(joined, schema.features, "f", fitted)
     for i, spec in enumerate(schema.features):
-        if spec.kind == CATEGORICAL:
-            joined = _look_up(joined, f"f{i}", fitted.values[spec.name])
-        elif spec.is_derived:
+        if spec.is_derived:
             joined = joined.mutate(**{f"f{i}": _derived(joined, spec, fitted, "second")})
-        else:
-            joined = joined.mutate(**{f"f{i}": _bin_id(joined[f"f{i}"], fitted.bins[spec.name])})
     names = [f"f{i}" for i in range(len(schema.features))]
-    order = ("customer_id", "shard", "visit", "closes_visit", "second", *names, "is_target")
+    order = ("customer_id", "shard", "visit", "period", "closes_visit", "second", *names, "is_target")
     encoded = joined.mutate(closes_visit=ibis.literal(0, "int8")).select(*order)
     if schema.end_of_visit is None:
         return encoded

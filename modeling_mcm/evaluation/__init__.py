@@ -1,9 +1,9 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation: cases and targets, ranking metrics, baselines, predictions.
+"""Evaluation: cases and targets, ranking metrics, baselines and where a model is under them, predictions.
 
-This file imports the metrics only, which need numpy alone. `streaming` needs torch, `cases` and `predictions` pyarrow,
-and `baselines` scipy (the extra `evaluation`): import those where they are used.
+This file imports the metrics only, which need numpy alone. Every module here can be imported with what is always
+installed; fitting a baseline needs SciPy (the extra `evaluation`), LightGBM the extra `gbdt`.
 """
 
 from modeling_mcm.evaluation.metrics import (

@@ -3,31 +3,55 @@
 """Counting baselines over prepared rows: what a model has to beat before it is worth its price.
 
 Each baseline is fitted on the training period, the events before the validation cutoff, also when it is tested
-later; scoring then reads each customer's history up to the asked cutoff. Scores have shape `(customers, V)`, float32,
-V labels with ids 0 (pad) and 1 (unknown) included, whose scores stay 0. The personal baselines add a tiny multiple of
-the popularity, so that equal or absent counts are ranked by it.
+later; scoring then reads each customer's history up to the asked cutoff. Nothing after it has a say. `transitions.py`
+and `gbdt.py` have more of them, `counting.py` their names and a cache. They need SciPy, the extra `evaluation`.
+Scores have shape `(customers, V)`, float32, V labels with ids 0 (pad) and 1 (unknown) included, whose scores stay 0.
+The personal baselines add a tiny multiple of the popularity, so that equal or absent counts are ranked by it.
 
     baseline = PersonalFrequency().fit(rows, "product_type", number_of_labels)
     values = evaluate_baseline(baseline, rows, find_cases(rows, "test"))   # metric -> one value a customer
 """
 
+from __future__ import annotations
+
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Self, TypeVar
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import scipy.sparse as sp
+import torch
 from numpy.typing import NDArray
 
-from modeling_mcm.evaluation.cases import SECONDS_PER_DAY, EvaluationCases, TaskHistory, select_rows, task_histories
-from modeling_mcm.evaluation.metrics import FIRST_LABEL, customer_metrics, distinct_targets, tie_ranks
+from modeling_mcm.evaluation.cases import EvaluationCases
+from modeling_mcm.evaluation.histories import SECONDS_PER_DAY, TaskHistory, select_rows, task_histories
+from modeling_mcm.evaluation.metrics import FIRST_LABEL, distinct_targets, ndcg_at_k, tie_ranks
+from modeling_mcm.evaluation.ranking import TargetRanks
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
 
 POPULARITY_SHARE = 1e-3  # weight of the most popular label beside one personal event
 MAX_DENSE = 2**25  # elements of a dense block, 256 MiB in double precision
 
 
+def scipy_sparse() -> ModuleType:
+    """SciPy's sparse arrays, imported where they are used.
+
+    Raises:
+        ImportError: if SciPy is not installed; it names the extra.
+    """
+    try:
+        import scipy.sparse
+    except ImportError as error:
+        raise ImportError("Counting baselines need SciPy; run `pip install modeling-mcm[evaluation]`.") from error
+    return scipy.sparse
+
+
 def label_sums(history: TaskHistory, weights: NDArray, number_of_labels: int) -> sp.csr_array:
     """Sums the events' weights by customer and label: a sparse array of shape `(B, V)`."""
+    sp = scipy_sparse()
     shape = (len(history), number_of_labels)
     return sp.coo_array((np.asarray(weights, np.float64), (history.customer, history.label)), shape=shape).tocsr()
 
@@ -35,8 +59,16 @@ def label_sums(history: TaskHistory, weights: NDArray, number_of_labels: int) ->
 class Baseline(ABC):
     """What all baselines share: fitting popularity on the training period, and scoring in batches.
 
-    A subclass says in `_observe` what else it counts, in `_finish` what it makes of it, in `_score` how it scores.
+    A subclass says in `_observe` what else it counts, in `_finish` what it makes of it, in `_score` how it scores, and
+    raises `VERSION` when it scores otherwise than before, so that values which were kept are not taken for its own.
     """
+
+    VERSION = 1
+
+    def identity(self) -> dict[str, Any]:
+        """What its scores depend on besides the data: class, version and the arguments that it was made with."""
+        made_with = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {"class": type(self).__name__, "version": self.VERSION, **made_with}
 
     def fit(self, rows: Any, task: str, number_of_labels: int, cutoff: str = "validation") -> Self:
         """Counts the events before the cutoff.
@@ -156,7 +188,7 @@ class RecencyWeightedFrequency(Baseline):
     """Each customer's own counts, an event weighing half as much for every half-life that it is old.
 
     Args:
-        half_life: in the unit; choose it on validation with `choose_on_validation`.
+        half_life: in the unit.
         unit: "days" or "visits".
     """
 
@@ -172,36 +204,58 @@ class RecencyWeightedFrequency(Baseline):
         return label_sums(history, 0.5 ** (age / self.half_life), self.number_of_labels).toarray()
 
 
-class Markov(Baseline):
-    """From the labels of the last visit to the labels of the next: mean of P(b in the next visit | a in the last)."""
+class VisitFrequency(Baseline):
+    """In how many of a customer's visits each label was, a visit weighing half as much for every half-life it is old.
+
+    A label counts once a visit, however often it is on the receipt. The half-life is chosen where the baseline is
+    fitted: the one whose scores rank the labels of the last training visit best from the visits before it, by the mean
+    NDCG@10 over customers. So the choice, as the counts, knows nothing after the training period.
+
+    Args:
+        half_lives: in visits, to choose from; the first one where none is better.
+        customers: on how many the choice is made at most, evenly spaced among all.
+    """
+
+    def __init__(self, half_lives: Sequence[float] = (20.0, 5.0, 10.0, 40.0, 80.0), customers: int = 2000):
+        if not half_lives or not all(0 < half_life < np.inf for half_life in half_lives) or customers < 1:
+            raise ValueError(
+                f"Found half_lives {half_lives!r} and {customers} customers; expected positive numbers of visits and "
+                f"at "
+                "least one customer."
+            )
+        self.half_lives, self.customers = tuple(half_lives), customers
 
     def fit(self, rows: Any, task: str, number_of_labels: int, cutoff: str = "validation") -> Self:
-        """As `Baseline.fit`."""
-        self._together = sp.csr_array((number_of_labels, number_of_labels))
-        self._before = np.zeros(number_of_labels)
-        return super().fit(rows, task, number_of_labels, cutoff)
+        """As `Baseline.fit`; `half_life` is then what was chosen."""
+        super().fit(rows, task, number_of_labels, cutoff)
+        self.half_life = self.half_lives[0]
+        if len(self.half_lives) > 1:
+            places = np.unique(np.linspace(0, len(rows) - 1, min(self.customers, len(rows))).round().astype(np.int64))
+            sums = np.zeros(len(self.half_lives))
+            for history in task_histories(select_rows(rows, places), task, cutoff, batch_size=256):
+                sums += self._last_visit_ndcg(history)
+            self.half_life = self.half_lives[int(np.argmax(np.round(sums, 9)))]
+        return self
 
-    def _observe(self, history: TaskHistory) -> None:
-        # One sparse row a visit, the latest of a customer first, so the visit before v is the row after it.
-        last_visit = np.zeros(len(history), dtype=np.int64)
-        np.maximum.at(last_visit, history.customer, history.visits_ago)
-        first_row = np.concatenate([[0], np.cumsum(last_visit + 1)])
-        visit = first_row[history.customer] + history.visits_ago
-        shape = (int(first_row[-1]), self.number_of_labels)
-        visits = sp.coo_array((np.ones(len(visit)), (visit, history.label)), shape=shape).tocsr()
-        visits.data[:] = 1.0
-        has_before = np.ones(shape[0], dtype=bool)
-        has_before[first_row[1:] - 1] = False
-        after = np.flatnonzero(has_before)
-        self._together += visits[after + 1].T @ visits[after]
-        self._before += visits[after + 1].sum(axis=0)
+    def _last_visit_ndcg(self, history: TaskHistory) -> list[float]:
+        """Of each half-life the sum over customers of the NDCG@10 of their last visit; 0 for a first visit."""
+        last = history.visits_ago == 0
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(history.customer[last], minlength=len(history)))])
+        labels, counts = distinct_targets(offsets, history.label[last])
+        before = history.before_last_visit()
+        counts[np.bincount(before.customer, minlength=len(history)) == 0] = 0
+        found = []
+        for half_life in self.half_lives:
+            scores = self._decayed(before, half_life) + POPULARITY_SHARE * self.popularity / np.max(self.popularity)
+            found.append(float(np.nansum(ndcg_at_k(*tie_ranks(scores, labels), counts, k=10))))
+        return found
 
-    def _finish(self) -> None:
-        self._transition = sp.diags_array(1 / np.maximum(self._before, 1)) @ self._together
+    def _decayed(self, history: TaskHistory, half_life: float) -> NDArray:
+        weights = 0.5 ** (history.visits_ago / half_life) * history.once_a_visit()
+        return label_sums(history, weights, self.number_of_labels).toarray()
 
     def _score(self, history: TaskHistory) -> NDArray:
-        last = label_sums(history, (history.visits_ago == 0) & history.once_a_visit(), self.number_of_labels)
-        return (last @ self._transition).toarray() / np.maximum(last.sum(axis=1), 1)[:, None]
+        return self._decayed(history, self.half_life)
 
 
 class NearestHouseholds(Baseline):
@@ -223,6 +277,7 @@ class NearestHouseholds(Baseline):
         group_visits: visits in a group.
         within_decay: at most 1.
         group_decay: at most 1.
+        pool: among how many customers neighbours are sought at most, evenly spaced among all.
     """
 
     def __init__(
@@ -232,22 +287,28 @@ class NearestHouseholds(Baseline):
         group_visits: int = 1,
         within_decay: float = 1.0,
         group_decay: float = 0.955,
+        pool: int = 50_000,
     ):
         self.neighbours, self.alpha = neighbours, alpha
         self.group_visits, self.within_decay, self.group_decay = group_visits, within_decay, group_decay
+        self.pool = pool
 
     def fit(self, rows: Any, task: str, number_of_labels: int, cutoff: str = "validation") -> Self:
         """As `Baseline.fit`."""
         self._pool_parts: list[sp.csr_array] = []
         self._pool_ids: list[NDArray] = []
+        self._rows_read, self._row_step = 0, max(1, -(-len(rows) // self.pool))
         return super().fit(rows, task, number_of_labels, cutoff)
 
     def _observe(self, history: TaskHistory) -> None:
         known = np.flatnonzero(np.bincount(history.customer, minlength=len(history)))
+        known = known[(self._rows_read + known) % self._row_step == 0]
+        self._rows_read += len(history)
         self._pool_parts.append(self._vectors(history)[known])
         self._pool_ids.append(history.customer_ids[known])
 
     def _finish(self) -> None:
+        sp = scipy_sparse()
         self._pool = sp.csr_array(sp.vstack(self._pool_parts))
         self._pool_directions = _unit_rows(self._pool)
         self._place = {customer: place for place, customer in enumerate(np.concatenate(self._pool_ids))}
@@ -266,29 +327,36 @@ class NearestHouseholds(Baseline):
         own = self._vectors(history)
         scores = self.alpha * own.toarray()
         directions = _unit_rows(own)
-        at_once = max(1, MAX_DENSE // self._pool.shape[0])
+        at_once = max(1, MAX_DENSE // max(1, self._pool.shape[0]))
         for start in range(0, len(history), at_once):
             chunk = slice(start, start + at_once)
-            similar = (directions[chunk] @ self._pool_directions.T).toarray()
-            for row, customer in enumerate(history.customer_ids[chunk]):
-                if customer in self._place:
-                    similar[row, self._place[customer]] = -np.inf
-            scores[chunk] += (1 - self.alpha) * (self._nearest(similar) @ self._pool).toarray()
+            similar = (directions[chunk] @ self._pool_directions.T).tocsr()
+            weights = self._nearest(similar, history.customer_ids[chunk])
+            scores[chunk] += (1 - self.alpha) * (weights @ self._pool).toarray()
         return scores
 
-    def _nearest(self, similar: NDArray) -> sp.csr_array:
+    def _nearest(self, similar: sp.csr_array, customer_ids: NDArray) -> sp.csr_array:
         """Averaging weights over the nearest pool members, of shape `(chunk, pool)`; without any in common: none."""
         count = min(self.neighbours, similar.shape[1])
-        nearest = np.argpartition(-similar, count - 1, axis=1)[:, :count]
-        weights = (np.take_along_axis(similar, nearest, axis=1) > 0) / count
-        row = np.repeat(np.arange(len(similar)), count)
-        return sp.coo_array((weights.reshape(-1), (row, nearest.reshape(-1))), shape=similar.shape).tocsr()
+        rows, members = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for place, customer in enumerate(customer_ids):
+            of_row = slice(similar.indptr[place], similar.indptr[place + 1])
+            member, value = similar.indices[of_row], similar.data[of_row]
+            other = member != self._place.get(customer, -1)
+            member, value = member[other], value[other]
+            if len(member) > count:
+                member = member[np.argpartition(-value, count - 1)[:count]]
+            members.append(member)
+            rows.append(np.full(len(member), place))
+        row, member = np.concatenate(rows), np.concatenate(members)
+        return scipy_sparse().coo_array((np.full(len(row), 1 / count), (row, member)), shape=similar.shape).tocsr()
 
     def _fallback(self) -> float:
         return POPULARITY_SHARE**2  # these vectors are decayed and averaged: far smaller than counts
 
 
 def _unit_rows(vectors: sp.csr_array) -> sp.csr_array:
+    sp = scipy_sparse()
     lengths = np.sqrt(vectors.multiply(vectors).sum(axis=1))
     return sp.csr_array(sp.diags_array(1 / np.where(lengths > 0, lengths, 1)) @ vectors)
 
@@ -301,49 +369,15 @@ def evaluate_baseline(
     Args:
         baseline: fitted.
         rows: the prepared rows in which the cases were found.
-        cases: from `find_cases`.
+        cases: from `find_cases`, and `unmet_only` where what was met is not ranked.
         ks: lengths of the list.
 
     Returns:
-        As `customer_metrics`, arrays of shape `(cases,)`.
+        As `TargetRanks.metrics`, arrays of shape `(cases,)`.
     """
-    events = cases.targets[baseline.task]
-    labels, counts = distinct_targets(events.offsets, events.labels)
-    greater, ties = np.zeros_like(labels), np.ones_like(labels)
+    ranks = TargetRanks(cases, baseline.task)
     start = 0
     for scores in baseline.score_batches(select_rows(rows, cases.rows), cases.cutoff):
-        batch = slice(start, start + len(scores))
-        greater[batch], ties[batch] = tie_ranks(scores, labels[batch])
-        start = batch.stop
-    return customer_metrics(greater, ties, counts, ks)
-
-
-Candidate = TypeVar("Candidate", bound=Baseline)
-
-
-def choose_on_validation(
-    candidates: Iterable[Candidate],
-    rows: Any,
-    task: str,
-    number_of_labels: int,
-    cases: EvaluationCases,
-    metric: str = "next_visit_ndcg@10",
-) -> Candidate:
-    """Fits each candidate on the training period and returns the one with the best mean on the validation cases.
-
-    Raises:
-        ValueError: if the cases are of the test cutoff, which is for testing only, or there is no candidate.
-    """
-    if cases.cutoff != "validation":
-        raise ValueError(
-            f"Found cases of the {cases.cutoff} cutoff; expected validation cases: nothing is chosen on test."
-        )
-    best: tuple[float, Candidate] | None = None
-    for candidate in candidates:
-        candidate.fit(rows, task, number_of_labels)
-        mean = float(np.nanmean(evaluate_baseline(candidate, rows, cases)[metric]))
-        if best is None or mean > best[0]:
-            best = mean, candidate
-    if best is None:
-        raise ValueError("Found no candidates; expected at least one baseline to choose from.")
-    return best[1]
+        ranks.add(np.arange(start, start + len(scores)), torch.from_numpy(scores))
+        start += len(scores)
+    return ranks.metrics(ks)

@@ -7,22 +7,34 @@ target is the first such visit: its events on or after the cutoff, for the valid
 cutoff. Of a visit that straddles a cutoff only the events on the asked side count. A target event is one with a label
 in any task besides the token type: an event of which nothing else is known is nothing to predict.
 
+Two changes of what is asked are kept here, so that a model and every baseline get the same: a `Horizon` makes the set
+of labels of all target events within some days the target, and `unmet_only` takes the labels that a customer has met
+before the cutoff out of the targets and out of the ranking.
+
 Everything is computed on the flat Arrow columns of prepared rows, a batch of customers at a time.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 from numpy.typing import NDArray
 
-from modeling_mcm.evaluation.metrics import FIRST_LABEL
+from modeling_mcm.evaluation.histories import (
+    SECONDS_PER_DAY,
+    arrow_batches,
+    check_cutoff,
+    flat_values,
+    list_lengths,
+    select_rows,
+    task_histories,
+)
 
-SECONDS_PER_DAY = 86400.0
-CUTOFFS = ("validation", "test")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,35 @@ class TargetEvents:
 
 
 @dataclass(frozen=True)
+class Horizon:
+    """The days after a cutoff whose labels are the target, instead of those of the next visit.
+
+    Attributes:
+        days (float): how many.
+        start (int): the cutoff, in seconds since 1970 as the `times` of prepared rows.
+    """
+
+    days: float
+    start: int
+
+    @classmethod
+    def of(cls, days: float, cutoff: datetime) -> Self:
+        """The horizon of some days from the time of a cutoff, as an event schema has it.
+
+        Raises:
+            ValueError: if the days are not a positive finite number.
+        """
+        if not 0 < days < np.inf:
+            raise ValueError(f"Found a horizon of {days:g} days; expected a positive number of days, such as 30.")
+        return cls(days, int(np.datetime64(cutoff, "s").astype(np.int64)))
+
+    @property
+    def end(self) -> float:
+        """The first moment after the horizon, in seconds since 1970."""
+        return self.start + self.days * SECONDS_PER_DAY
+
+
+@dataclass(frozen=True)
 class EvaluationCases:
     """The cases at one cutoff, in the order of the rows.
 
@@ -54,6 +95,10 @@ class EvaluationCases:
         customer_ids: of shape `(cases,)`.
         history_end: number of stored events before the cutoff, of shape `(cases,)`.
         targets: task -> `TargetEvents` of length `cases`.
+        history_visits: number of visits with a target event before the cutoff, of shape `(cases,)`.
+        horizon_days: length of the horizon; None where the target is the next visit.
+        met: task -> distinct labels that each case's customer met before the cutoff, which are not ranked; None where
+            everything is ranked.
     """
 
     cutoff: str
@@ -61,63 +106,21 @@ class EvaluationCases:
     customer_ids: list[str]
     history_end: NDArray[np.int64]
     targets: dict[str, TargetEvents]
+    history_visits: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    horizon_days: float | None = None
+    met: dict[str, TargetEvents] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
 
-def arrow_batches(rows: Any, columns: Sequence[str], batch_size: int = 1024) -> Iterator[pa.Table]:
-    """Reads some columns of prepared rows in batches of customers.
-
-    Args:
-        rows: a `datasets.Dataset`, as `load_prepared` returns it, or a `pyarrow.Table`.
-        columns: names to read.
-        batch_size: customers a batch.
-
-    Raises:
-        ValueError: if a column is missing.
-    """
-    missing = [name for name in columns if name not in rows.column_names]
-    if missing:
-        raise ValueError(
-            f"The rows have no column {missing[0]!r}; their columns are {', '.join(rows.column_names)}. Expected "
-            "prepared rows; check the name of the task, or prepare the data again with a schema that has it."
-        )
-    if isinstance(rows, pa.Table):
-        table = rows.select(list(columns))
-        yield from (table.slice(start, batch_size) for start in range(0, len(table), batch_size))
-    else:
-        yield from rows.select_columns(list(columns)).with_format("arrow").iter(batch_size)
-
-
-def select_rows(rows: Any, places: NDArray[np.int64]) -> Any:
-    """Some of the prepared rows, a `datasets.Dataset` or a `pyarrow.Table`, as the same."""
-    return rows.take(places) if isinstance(rows, pa.Table) else rows.select(places)
-
-
-def check_cutoff(cutoff: str) -> str:
-    """Returns the name of the column with the end of the history, or raises a ValueError for an unknown cutoff."""
-    if cutoff not in CUTOFFS:
-        raise ValueError(f"Found cutoff {cutoff!r}; expected one of {', '.join(map(repr, CUTOFFS))}.")
-    return f"{cutoff}_end"
-
-
-def flat_values(table: pa.Table, column: str) -> NDArray:
-    """All values of a list column, one row after the other, or the values of a scalar column."""
-    array = pa.concat_arrays(table[column].chunks) if table[column].num_chunks else pa.array([], table[column].type)
-    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-        array = array.flatten()
-    return array.to_numpy(zero_copy_only=False)
-
-
-def list_lengths(table: pa.Table, column: str) -> NDArray[np.int64]:
-    """Length of each row's list; a null list is empty."""
-    lengths = [pa.compute.fill_null(pa.compute.list_value_length(chunk), 0) for chunk in table[column].chunks]
-    return np.concatenate([np.zeros(0, np.int64), *(chunk.to_numpy(zero_copy_only=False) for chunk in lengths)])
-
-
 def find_cases(
-    rows: Any, cutoff: str, min_history: int = 5, token_type: str = "token_type", batch_size: int = 1024
+    rows: Any,
+    cutoff: str,
+    min_history: int = 5,
+    token_type: str = "token_type",
+    batch_size: int = 1024,
+    horizon: Horizon | None = None,
 ) -> EvaluationCases:
     """Finds the evaluation cases at a cutoff and the target events of all tasks.
 
@@ -127,6 +130,9 @@ def find_cases(
         min_history: target events that a case needs before the cutoff.
         token_type: name of the token type feature. As a task it makes no target event, unless it is the only task.
         batch_size: customers read at a time.
+        horizon: if given, the targets are the labels of all target events from the cutoff to its end, each label once,
+            and a case has at least one such event. Events that the rows don't hold can't be seen: a horizon that ends
+            more than a day after the last event that counts is warned of.
 
     Raises:
         ValueError: if the cutoff is unknown, the rows have no task or lack a column, or no customer is a case.
@@ -139,29 +145,57 @@ def find_cases(
             "with columns such as task_product_type."
         )
     deciding = [name for name in tasks if name != f"task_{token_type}"] or tasks
-    found, first_row = [], 0
-    for table in arrow_batches(rows, ["customer_id", "visits", "validation_end", "test_end", *tasks], batch_size):
-        found.append(_cases_of_batch(table, end_column, tasks, deciding, min_history, first_row))
+    columns = ["customer_id", "visits", "validation_end", "test_end", *tasks, *(["times"] if horizon else [])]
+    parts, first_row = [], 0
+    latest = -np.inf
+    for table in arrow_batches(rows, columns, batch_size):
+        part, until = _cases_of_batch(table, end_column, tasks, deciding, min_history, first_row, horizon)
+        parts.append(part)
+        latest = max(latest, until)
         first_row += len(table)
+
+    def joined(name: str) -> NDArray[np.int64]:
+        return np.concatenate([np.zeros(0, np.int64), *(getattr(part, name) for part in parts)])
+
     cases = EvaluationCases(
         cutoff=cutoff,
-        rows=np.concatenate([batch.rows for batch in found]) if found else np.zeros(0, np.int64),
-        customer_ids=[customer for batch in found for customer in batch.customer_ids],
-        history_end=np.concatenate([batch.history_end for batch in found]) if found else np.zeros(0, np.int64),
-        targets={name.removeprefix("task_"): _joined([batch.targets[name] for batch in found]) for name in tasks},
+        rows=joined("rows"),
+        customer_ids=[customer for part in parts for customer in part.customer_ids],
+        history_end=joined("history_end"),
+        targets={name.removeprefix("task_"): _joined([part.targets[name] for part in parts]) for name in tasks},
+        history_visits=joined("history_visits"),
+        horizon_days=horizon.days if horizon else None,
     )
     if not len(cases):
+        what = f"one within {horizon.days:g} days from it" if horizon else "a target visit after it"
         raise ValueError(
             f"No evaluation case at the {cutoff} cutoff among {first_row} customers; expected customers with at least "
-            f"{min_history} target events before it and a target visit after it. Check the cutoff dates and "
-            "min_history."
+            f"{min_history} target events before it and {what}. Check the cutoff dates and min_history"
+            f"{', or take a longer horizon' if horizon else ''}."
+        )
+    if horizon and horizon.end > latest + SECONDS_PER_DAY:
+        logger.warning(
+            "The horizon of %g days from the %s cutoff is longer than the data: the last event that counts is %.1f "
+            "days "
+            "after the cutoff%s. The targets are what happened until then; a shorter horizon is seen whole.",
+            horizon.days,
+            cutoff,
+            (latest - horizon.start) / SECONDS_PER_DAY,
+            ", for the test cutoff ends what validation sees" if cutoff == "validation" else "",
         )
     return cases
 
 
 def _cases_of_batch(
-    table: pa.Table, end_column: str, tasks: Sequence[str], deciding: Sequence[str], min_history: int, first_row: int
-) -> EvaluationCases:
+    table: pa.Table,
+    end_column: str,
+    tasks: Sequence[str],
+    deciding: Sequence[str],
+    min_history: int,
+    first_row: int,
+    horizon: Horizon | None,
+) -> tuple[EvaluationCases, float]:
+    """The cases of a batch, and with a horizon the time of the last event that counts."""
     lengths = list_lengths(table, "visits")
     starts = np.cumsum(lengths) - lengths
     row = np.repeat(np.arange(len(table)), lengths)
@@ -172,103 +206,93 @@ def _cases_of_batch(
     stop = flat_values(table, "test_end") if end_column == "validation_end" else lengths
 
     is_target = np.any([labels[name] > 0 for name in deciding], axis=0)
-    history = np.bincount(row[is_target & (place < ends[row])], minlength=len(table))
-    candidates = np.flatnonzero(is_target & (place >= ends[row]) & (place < stop[row]))
-    owner, first = np.unique(row[candidates], return_index=True)
-    target_visit = np.full(len(table), -1, dtype=np.int64)
-    target_visit[owner] = visit[candidates[first]]
-    is_case = (history >= min_history) & (target_visit >= 0)
+    past = np.flatnonzero(is_target & (place < ends[row]))
+    history = np.bincount(row[past], minlength=len(table))
+    new_visit = np.append(True, (row[past][1:] != row[past][:-1]) | (visit[past][1:] != visit[past][:-1]))[: len(past)]
+    history_visits = np.bincount(row[past][new_visit], minlength=len(table))
+    counts_for = place < stop[row]
+    candidates = np.flatnonzero(is_target & (place >= ends[row]) & counts_for)
+    latest = -np.inf
+    if horizon:
+        times = flat_values(table, "times")
+        latest = float(np.max(times[counts_for], initial=np.iinfo(np.int64).min))
+        chosen = candidates[times[candidates] < horizon.end]
+    else:
+        owner, first = np.unique(row[candidates], return_index=True)
+        target_visit = np.full(len(table), -1, dtype=np.int64)
+        target_visit[owner] = visit[candidates[first]]
+        chosen = candidates[visit[candidates] == target_visit[row[candidates]]]
+    is_case = (history >= min_history) & (np.bincount(row[chosen], minlength=len(table)) > 0)
 
-    chosen = candidates[(visit[candidates] == target_visit[row[candidates]]) & is_case[row[candidates]]]
+    chosen = chosen[is_case[row[chosen]]]
     rows = np.flatnonzero(is_case)
     case_of_row = np.cumsum(is_case) - 1
     targets = {}
     for name, label in labels.items():
         with_label = chosen[label[chosen] > 0]
-        counts = np.bincount(case_of_row[row[with_label]], minlength=len(rows))
-        targets[name] = TargetEvents(np.concatenate([[0], np.cumsum(counts)]), label[with_label].astype(np.int64))
+        case, of_case = case_of_row[row[with_label]], label[with_label].astype(np.int64)
+        if horizon:
+            case, of_case = _distinct(case, of_case)
+        targets[name] = _ragged(case, of_case, len(rows))
     customer_ids = table["customer_id"].take(rows).to_pylist()
-    return EvaluationCases(end_column.removesuffix("_end"), first_row + rows, customer_ids, ends[rows], targets)
+    cases = EvaluationCases(
+        end_column.removesuffix("_end"), first_row + rows, customer_ids, ends[rows], targets, history_visits[rows]
+    )
+    return cases, latest
 
 
-def _joined(batches: Sequence[TargetEvents]) -> TargetEvents:
-    counts = [np.zeros(0, np.int64), *(np.diff(batch.offsets) for batch in batches)]
-    labels = [np.zeros(0, np.int64), *(batch.labels for batch in batches)]
+def _distinct(case: NDArray[np.int64], label: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs of case and label, each once, in order."""
+    size = int(np.max(label, initial=0)) + 1
+    pairs = np.unique(case * size + label)
+    return pairs // size, pairs % size
+
+
+def _ragged(case: NDArray[np.int64], label: NDArray[np.int64], cases: int) -> TargetEvents:
+    """Labels of ascending cases as ragged arrays."""
+    return TargetEvents(np.concatenate([[0], np.cumsum(np.bincount(case, minlength=cases))]), label)
+
+
+def _joined(parts: Sequence[TargetEvents]) -> TargetEvents:
+    counts = [np.zeros(0, np.int64), *(np.diff(part.offsets) for part in parts)]
+    labels = [np.zeros(0, np.int64), *(part.labels for part in parts)]
     return TargetEvents(np.concatenate([[0], np.cumsum(np.concatenate(counts))]), np.concatenate(labels))
 
 
-@dataclass(frozen=True)
-class TaskHistory:
-    """The labelled events of one task before a cutoff, of a batch of customers, flat and oldest first.
+def unmet_only(rows: Any, cases: EvaluationCases, tasks: Sequence[str] | None = None) -> EvaluationCases:
+    """The same cases asked for the labels that their customers have not met: the others leave targets and ranking.
 
-    Attributes:
-        customer_ids: of shape `(B,)`.
-        customer: place of the event's customer in the batch, of shape `(events,)`.
-        label: label ids, at least 2, of shape `(events,)`.
-        time: seconds since the epoch, of shape `(events,)`.
-        events_ago: how many labelled events the customer has after this one, of shape `(events,)`.
-        visits_ago: how many visits with a label the customer has after this one's, of shape `(events,)`.
-    """
+    A customer has met the labels of a task on all its events before the cutoff, also those before a model's window.
+    The unknown id stays a target, which no ranking hits: whether it is a value that the customer met can't be told.
 
-    customer_ids: NDArray
-    customer: NDArray[np.int64]
-    label: NDArray[np.int64]
-    time: NDArray[np.int64]
-    events_ago: NDArray[np.int64]
-    visits_ago: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.customer_ids)
-
-    @property
-    def days_ago(self) -> NDArray[np.float64]:
-        """Days from the event to its customer's last one; the time since then would scale all its weights alike."""
-        latest = np.full(len(self), np.iinfo(np.int64).min)
-        np.maximum.at(latest, self.customer, self.time)
-        return (latest[self.customer] - self.time) / SECONDS_PER_DAY
-
-    def first_of_visit(self) -> NDArray[np.bool_]:
-        """True on the first event of each visit, of shape `(events,)`."""
-        first = np.ones(len(self.label), dtype=bool)
-        first[1:] = (self.customer[1:] != self.customer[:-1]) | (self.visits_ago[1:] != self.visits_ago[:-1])
-        return first
-
-    def once_a_visit(self) -> NDArray[np.bool_]:
-        """True on the first event of each label within a visit, of shape `(events,)`."""
-        keys = np.stack([self.customer, self.visits_ago, self.label])
-        first = np.zeros(len(self.label), dtype=bool)
-        first[np.unique(keys, axis=1, return_index=True)[1]] = True
-        return first
-
-
-def task_histories(rows: Any, task: str, cutoff: str, batch_size: int = 1024) -> Iterator[TaskHistory]:
-    """Reads the labelled events of a task before a cutoff ("validation" or "test"), a batch of customers at a time.
+    Args:
+        rows: the prepared rows in which the cases were found.
+        cases: from `find_cases`.
+        tasks: those of the result, all by default. A task of which no case keeps a target is warned of and left out.
 
     Raises:
-        ValueError: if the cutoff is unknown or the rows lack the task.
+        ValueError: if no case keeps a target in any task.
     """
-    end_column = check_cutoff(cutoff)
-    for table in arrow_batches(rows, ["customer_id", "times", "visits", end_column, f"task_{task}"], batch_size):
-        yield _task_history(table, f"task_{task}", end_column)
-
-
-def _task_history(table: pa.Table, task_column: str, end_column: str) -> TaskHistory:
-    lengths = list_lengths(table, "visits")
-    row = np.repeat(np.arange(len(table)), lengths)
-    place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    label = flat_values(table, task_column)
-    kept = (place < flat_values(table, end_column)[row]) & (label >= FIRST_LABEL)
-    row, visit = row[kept], flat_values(table, "visits")[kept]
-    counts = np.bincount(row, minlength=len(table))
-    last = np.repeat(np.cumsum(counts) - 1, counts)  # each event's customer's last event
-    starts = np.ones(len(row), dtype=np.int64)
-    starts[1:] = (row[1:] != row[:-1]) | (visit[1:] != visit[:-1])
-    number = np.cumsum(starts)
-    return TaskHistory(
-        customer_ids=np.array(table["customer_id"].to_pylist(), dtype=object),
-        customer=row,
-        label=label[kept].astype(np.int64),
-        time=flat_values(table, "times")[kept].astype(np.int64),
-        events_ago=last - np.arange(len(row)),
-        visits_ago=number[last] - number,
-    )
+    history_rows = select_rows(rows, cases.rows)
+    targets, met = {}, {}
+    for task in cases.targets if tasks is None else tasks:
+        parts = []
+        for history in task_histories(history_rows, task, cases.cutoff):
+            parts.append(_ragged(*_distinct(history.customer, history.label), len(history)))
+        known, events = _joined(parts), cases.targets[task]
+        case = np.repeat(np.arange(len(cases)), np.diff(events.offsets))
+        size = int(max(np.max(known.labels, initial=0), np.max(events.labels, initial=0))) + 1
+        owner = np.repeat(np.arange(len(cases)), np.diff(known.offsets))
+        kept = ~np.isin(case * size + events.labels, owner * size + known.labels)
+        if kept.any():
+            targets[task], met[task] = _ragged(case[kept], events.labels[kept], len(cases)), known
+        else:
+            logger.warning("Task %r is left out: its customers had met all labels of its targets before.", task)
+    if not targets:
+        raise ValueError(
+            f"None of {len(cases)} cases has a target that its customer had not met before the {cases.cutoff} cutoff; "
+            "expected at least one. Evaluate without --filter_seen and --only_new, choose other tasks, or take a "
+            "longer "
+            "horizon."
+        )
+    return replace(cases, targets=targets, met=met)

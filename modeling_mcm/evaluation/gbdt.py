@@ -23,17 +23,29 @@ from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
-import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from modeling_mcm.evaluation.baselines import Baseline
-from modeling_mcm.evaluation.cases import SECONDS_PER_DAY, TaskHistory
+from modeling_mcm.evaluation.baselines import Baseline, scipy_sparse
+from modeling_mcm.evaluation.histories import SECONDS_PER_DAY, TaskHistory
 from modeling_mcm.evaluation.metrics import FIRST_LABEL
 
 HALF_LIVES_VISITS = (5, 10, 20, 40, 80)
 PERIOD_DAYS, MAX_PERIODS, RECENT_PERIODS = 7, 52, 4
 POPULARITY_WEIGHT = 1e-6  # orders what is no candidate, far below every candidate
 COUNTED = ("visits", "share")  # features that begin so are 0 for a label that the customer never met, others NaN
+
+
+SECONDS_TO_FIT = 40.0  # of one core of 2024, for the most cases that are trained on
+SECONDS_A_SCORE = 4e-8  # of a label of a case, its rank and its place in the label statistics included
+
+
+class NothingToLearnError(ValueError):
+    """No customer has two visits, so there is no next visit to learn from."""
+
+
+def expected_seconds(cases: int, number_of_labels: int) -> float:
+    """About how long fitting and scoring take: measured on two data sets, to tell seconds from hours."""
+    return SECONDS_TO_FIT + SECONDS_A_SCORE * cases * number_of_labels
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,8 @@ class LabelStatistics:
         again = ~_starts(customer, label)
         gap_visits = np.diff(visit, prepend=0) * again
         gap_days = np.diff(visits.day[visit], prepend=0) * again
+
+        sp = scipy_sparse()
 
         def known_by(weights: NDArray) -> NDArray[np.float64]:
             """Sums by period and label, up to and without each period: of shape `(periods + 1, V)`."""
@@ -254,12 +268,17 @@ class LightGBMRanker(Baseline):
         self.trees, self.learning_rate, self.leaves, self.min_rows = trees, learning_rate, leaves, min_rows
         self.seed = seed
 
+    def identity(self) -> dict[str, Any]:
+        """As `Baseline.identity`, with the version of LightGBM, which decides the trees."""
+        return super().identity() | {"lightgbm": _import_lightgbm().__version__}
+
     def fit(self, rows: Any, task: str, number_of_labels: int, cutoff: str = "validation") -> Self:
         """As `Baseline.fit`.
 
         Raises:
             ImportError: if LightGBM is not installed.
-            ValueError: as `Baseline.fit`, or if no customer has two visits to learn from.
+            ValueError: as `Baseline.fit`.
+            NothingToLearnError: a ValueError too, if no customer has two visits to learn from.
         """
         self._lightgbm = _import_lightgbm()
         self._parts: list[VisitSets] = []
@@ -302,7 +321,7 @@ class LightGBMRanker(Baseline):
         customer = np.repeat(np.arange(len(visits.first_visit) - 1), np.diff(visits.first_visit))
         later = np.flatnonzero(np.arange(len(visits.day)) > visits.first_visit[customer])
         if not len(later):
-            raise ValueError(
+            raise NothingToLearnError(
                 f"No customer has two visits with a label of task {self.task!r} in the training period; LightGBM "
                 "learns the next visit from the visits before it. Check the cutoff dates and the visit column."
             )

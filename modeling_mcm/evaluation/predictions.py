@@ -80,7 +80,7 @@ class PredictionsWriter:
         Args:
             task: name of the task.
             customer_ids: of length B.
-            scores: of shape `(B, V)`.
+            scores: of shape `(B, V)`; a label at minus infinity is not written.
             values: the label strings by id, of length V; the first two, pad and unknown, are not used.
 
         Raises:
@@ -93,14 +93,15 @@ class PredictionsWriter:
                 f"{len(customer_ids)} customers and one column for each of {len(values)} labels."
             )
         best = top_labels(scores, self.top)
-        offsets = pa.array(np.arange(len(best) + 1, dtype=np.int32) * best.shape[1])
-        labels = pa.array(values, pa.string()).take(pa.array(best.reshape(-1)))
-        best_scores = pa.array(np.take_along_axis(scores, best, axis=1).reshape(-1))
+        best_scores = np.take_along_axis(scores, best, axis=1)
+        ranked = best_scores > -np.inf
+        offsets = pa.array(np.concatenate([[0], np.cumsum(ranked.sum(axis=1))]).astype(np.int32))
+        labels = pa.array(values, pa.string()).take(pa.array(best[ranked]))
         columns = [
             pa.array(customer_ids, pa.string()),
             pa.array([task] * len(best), pa.string()),
             pa.ListArray.from_arrays(offsets, labels),
-            pa.ListArray.from_arrays(offsets, best_scores),
+            pa.ListArray.from_arrays(offsets, pa.array(best_scores[ranked])),
         ]
         self._writer.write_table(pa.Table.from_arrays(columns, schema=PREDICTIONS_SCHEMA))
 

@@ -33,6 +33,7 @@ SECRETS = ("token", "secret", "password", "key")
 HIDDEN = "..."
 # What the metadata say of a task; the page's table shows the same.
 HEADLINES = ("next_visit_ndcg", "next_visit_recall", "next_visit_mrr", "next_event_ndcg")
+HORIZON_HEADLINES = ("horizon_ndcg", "horizon_recall", "horizon_mrr")
 OFFER_HEADLINES = ("average_precision", "roc_auc", "ndcg", "recall")
 CONFIDENCE = 0.95
 MINUTE, HOUR, DIGITS = 60, 3600, 4
@@ -120,7 +121,8 @@ class CardFacts:
         bins (`Mapping[str, int]`): Of each numeric feature, how many it has.
         training (`Mapping[str, Any]`): What pretraining.json or finetuning.json holds, its command without what is
             private; empty if nothing is known.
-        evaluation (`Mapping[str, Any]`): `data`, `cutoff`, `cases` and whether it is of `offers`; empty without one.
+        evaluation (`Mapping[str, Any]`): `data`, `cutoff`, `cases`, what was `asked` and whether it is of `offers`;
+            empty without one.
         results (`Sequence[Mapping[str, Any]]`): As `result_rows` gives them.
         exposure (`Exposure`, *optional*): How many values are rare; without it the card says that it was not counted.
         footprint (`Footprint`): Assumptions of the emissions' estimate.
@@ -164,7 +166,7 @@ class CardFacts:
         training, known = dict(training or {}), evaluation or {}
         if training.get("command"):
             training["command"] = scrub_command(training["command"])
-        described = {name: known[name] for name in ("data", "cutoff", "cases") if name in known}
+        described = {name: known[name] for name in ("data", "cutoff", "cases", "asked") if name in known}
         return cls(
             repo_id=repo_id,
             config=read_json(Path(folder) / CONFIG_NAME, "the model's config"),
@@ -233,8 +235,9 @@ def result_rows(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         return []
     try:
         if "results" in evaluation:
+            headlines: Sequence[str] = HEADLINES + HORIZON_HEADLINES
             found = [
-                (method, task, metrics, HEADLINES)
+                (method, task, metrics, headlines)
                 for method, by_task in evaluation["results"].items()
                 for task, metrics in by_task.items()
             ]

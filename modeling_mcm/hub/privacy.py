@@ -21,6 +21,8 @@ BATCH = 1024
 def customers_per_value(rows: Any, extractor: MCMFeatureExtractor) -> dict[str, NDArray[np.int64]]:
     """How many customers have each value of each categorical feature in the training period.
 
+    Features that share the values of a column count together: the customer has the value, whatever its place.
+
     Args:
         rows: what `load_prepared` gives of the data set that the checkpoint was trained on.
         extractor: the checkpoint's feature extractor.
@@ -36,10 +38,12 @@ def customers_per_value(rows: Any, extractor: MCMFeatureExtractor) -> dict[str, 
     }
     profile = {feature["name"] for feature in extractor.features if feature.get("profile")}
     columns = {name: f"profile_{name}" if name in profile else f"feature_{name}" for name in counts}
+    shared = extractor.shared_vocabularies
     if missing := [column for column in columns.values() if column not in rows.column_names]:
         raise ValueError(f"The data set has no columns {missing}: give the one that the checkpoint was trained on.")
     for batch in rows.with_format("arrow").iter(batch_size=BATCH):
         ends = batch["validation_end"].to_numpy()
+        pairs: dict[str, list[NDArray[np.int64]]] = {}
         for name, column in columns.items():
             values = batch[column].combine_chunks()
             if name in profile:
@@ -55,9 +59,12 @@ def customers_per_value(rows: Any, extractor: MCMFeatureExtractor) -> dict[str, 
                     f"Feature {name!r} has id {ids.max()} in the data set and {len(counts[name])} ids in the "
                     "checkpoint: give the data set that the checkpoint was trained on."
                 )
-            pairs = np.unique(owner.astype(np.int64) * len(counts[name]) + ids)
-            counts[name] += np.bincount(pairs % len(counts[name]), minlength=len(counts[name]))
-    return {name: found[FIRST_VALUE_ID:] for name, found in counts.items()}
+            pairs.setdefault(shared[name], []).append(owner.astype(np.int64) * len(counts[name]) + ids)
+        for name, found in pairs.items():
+            counts[name] += np.bincount(
+                np.unique(np.concatenate(found)) % len(counts[name]), minlength=len(counts[name])
+            )
+    return {name: counts[shared[name]][FIRST_VALUE_ID:] for name in counts}
 
 
 def rare_values(

@@ -9,16 +9,16 @@ import pytest
 from modeling_mcm.evaluation import customer_metrics, distinct_targets, tie_ranks
 from modeling_mcm.evaluation.baselines import (
     Baseline,
-    Markov,
     MostPopular,
     NearestHouseholds,
     PersonalFrequency,
     RecencyWeightedFrequency,
     RecentPopular,
-    choose_on_validation,
+    VisitFrequency,
     evaluate_baseline,
 )
 from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.evaluation.transitions import Markov, Transitions
 
 VALIDATION, TEST = 100, 200  # days
 LABELS = 12
@@ -27,7 +27,9 @@ BASELINES = [
     RecentPopular,
     PersonalFrequency,
     RecencyWeightedFrequency,
+    VisitFrequency,
     Markov,
+    Transitions,
     NearestHouseholds,
 ]
 
@@ -69,15 +71,19 @@ def dense(visits: list[Visit], until: int) -> list[np.ndarray]:
     return [np.where(np.arange(LABELS) >= 2, count, 0) for count in counts if count[2:].any()]
 
 
+@pytest.mark.parametrize("cutoff", ["validation", "test"])
 @pytest.mark.parametrize("kind", BASELINES)
-def test_nothing_after_the_cutoff_moves_a_score(kind: type[Baseline], customers: dict[str, list[Visit]]) -> None:
+def test_nothing_after_the_cutoff_moves_a_score(
+    kind: type[Baseline], cutoff: str, customers: dict[str, list[Visit]]
+) -> None:
+    until = {"validation": VALIDATION, "test": TEST}[cutoff]
     changed = {
-        name: [(day, labels if day < TEST else [2, 2, 3]) for day, labels in visits] + [(400, [5])]
+        name: [(day, labels if day < until else [2, 2, 3]) for day, labels in visits] + [(400, [5])]
         for name, visits in customers.items()
     }
     baseline, other = (kind().fit(prepared_rows(rows), "brand", LABELS) for rows in (customers, changed))
-    expected = baseline.scores(prepared_rows(customers), "test")
-    np.testing.assert_array_equal(other.scores(prepared_rows(changed), "test"), expected)
+    expected = baseline.scores(prepared_rows(customers), cutoff)
+    np.testing.assert_array_equal(other.scores(prepared_rows(changed), cutoff), expected)
 
 
 @pytest.mark.parametrize("kind", BASELINES)
@@ -177,6 +183,13 @@ def test_a_household_is_not_its_own_neighbour() -> None:
     assert np.round(scores[:, 2:], 3).tolist() == [[1, 0, 1], [1, 1, 0]]
 
 
+def test_neighbours_are_sought_among_a_bounded_number_of_customers(customers: dict[str, list[Visit]]) -> None:
+    rows = prepared_rows(customers)
+    baseline = NearestHouseholds(pool=4).fit(rows, "brand", LABELS)
+    assert 0 < len(baseline._place) <= 4
+    assert baseline.scores(rows, "test").shape == (len(customers), LABELS)
+
+
 @pytest.mark.parametrize("cutoff", ["validation", "test"])
 def test_evaluation_by_batches_is_that_of_all_scores(cutoff: str) -> None:
     generator = np.random.default_rng(1)
@@ -199,17 +212,72 @@ def test_evaluation_by_batches_is_that_of_all_scores(cutoff: str) -> None:
         np.testing.assert_array_equal(values, expected[name], err_msg=name)
 
 
-def test_the_choice_is_made_on_validation_only() -> None:
-    # Everyone returns to what the last visit had, so the shortest half-life is best.
-    rows = prepared_rows({str(n): [(1, [2] * 5), (9, [3 + n % 3] * 4), (120, [3 + n % 3])] for n in range(9)})
-    cases = find_cases(rows, "validation")
-    candidates = [RecencyWeightedFrequency(half_life=days) for days in (1000, 1, 500)]
-    assert choose_on_validation(candidates, rows, "brand", 6, cases, "next_visit_mrr") is candidates[1]
-    later = prepared_rows({"a": [(1, [2] * 5), (210, [3])]})
-    with pytest.raises(ValueError, match="nothing is chosen on test"):
-        choose_on_validation(candidates, later, "brand", 6, find_cases(later, "test"))
-    with pytest.raises(ValueError, match="no candidates"):
-        choose_on_validation([], rows, "brand", 6, cases)
+def test_visit_frequency_counts_a_label_once_a_visit() -> None:
+    rows = prepared_rows({"a": [(10, [2, 2, 2]), (30, [3, 2]), (50, [4])]})
+    scores = VisitFrequency(half_lives=[2]).fit(rows, "brand", 5).scores(rows, "test")
+    np.testing.assert_allclose(scores[0, 2:], [0.5 + 2**-0.5, 2**-0.5, 1], atol=2e-3)
+
+
+def test_the_half_life_that_ranks_the_last_training_visit_best_is_chosen() -> None:
+    """What was last is met again by the first, what was often by the second, whatever happens after the cutoff."""
+    latest = {str(n): [(1, [2]), (2, [2]), (3, [3 + n % 3]), (4, [3 + n % 3]), (150, [2])] for n in range(9)}
+    most = {str(n): [(1, [3 + n % 3]), (2, [3 + n % 3]), (3, [2]), (4, [3 + n % 3]), (150, [2])] for n in range(9)}
+    half_lives = [50, 0.1, 70]
+    chosen = [VisitFrequency(half_lives).fit(prepared_rows(log), "brand", 6).half_life for log in (latest, most)]
+    assert chosen == [0.1, 50]
+    one_visit = prepared_rows({"a": [(1, [2, 3])], "b": [(150, [3])]})
+    assert VisitFrequency(half_lives).fit(one_visit, "brand", 6).half_life == 50
+
+
+def slow_transitions(customers: dict[str, list[Visit]], until: int) -> np.ndarray:
+    """The scores by their definition, one pair after the other."""
+    weights, moments = [1, 0.5, 0.33, 0.25, 0.2, 0.17], {}
+    together, count = np.zeros((LABELS, LABELS)), np.zeros(LABELS)
+    for name, visits in customers.items():
+        sets = [(day, sorted({label for label in labels if label >= 2})) for day, labels in visits]
+        moments[name] = [(day, labels) for day, labels in sets if labels]
+        training = [labels for day, labels in moments[name] if day < VALIDATION]
+        for place, labels in enumerate(training):
+            for label in labels:
+                count[label] += 1
+                for lag, weight in enumerate(weights, start=1):
+                    for later in training[place + lag] if place + lag < len(training) else []:
+                        together[label, later] += weight
+    scores = np.zeros((len(customers), LABELS))
+    for row, name in enumerate(customers):
+        history = [labels for day, labels in moments[name] if day < until][::-1]
+        for ago, labels in enumerate(history[:8]):
+            for label in labels:
+                scores[row] += 0.6**ago * together[label] / (count[label] + 1) ** 0.3
+    return scores
+
+
+@pytest.mark.parametrize("at_once", [2**24, 20])
+def test_transitions_follow_their_definition(
+    at_once: int, customers: dict[str, list[Visit]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modeling_mcm.evaluation.transitions.PAIRS_AT_ONCE", at_once)
+    rows = prepared_rows(customers)
+    scores = Transitions().fit(rows, "brand", LABELS).scores(rows, "test")
+    np.testing.assert_allclose(scores, slow_transitions(customers, TEST), atol=1e-5)
+
+
+def test_a_moment_is_one_time_of_a_visit() -> None:
+    """Two times of one visit are two moments, and events of one time in two visits are two as well."""
+    rows = prepared_rows({"a": [(1, [2, 3]), (2, [4])], "b": [(1, [5]), (1, [6])]})
+    one_visit = rows.set_column(rows.column_names.index("visits"), "visits", [[[0, 0, 0], [0, 1]]])
+    scores = Transitions(rarity=0).fit(one_visit, "brand", 7)._together.toarray()
+    assert scores[2, 4] == scores[3, 4] == scores[5, 6] == 1 and scores.sum() == 3
+
+
+def test_long_baskets_and_many_pairs_are_bounded(customers: dict[str, list[Visit]]) -> None:
+    rows = prepared_rows(customers)
+    whole = Transitions().fit(rows, "brand", LABELS)._together
+    bounded = Transitions(max_pairs=40).fit(rows, "brand", LABELS)._together
+    assert bounded.nnz <= 40 < whole.nnz
+    few = Transitions(moment_labels=1).fit(rows, "brand", LABELS)
+    visits = sum(len(dense(each, VALIDATION)) for each in customers.values())
+    assert few._count.sum() == visits
 
 
 def test_misuse_is_named() -> None:
@@ -222,3 +290,5 @@ def test_misuse_is_named() -> None:
         PersonalFrequency().scores(rows, "test")
     with pytest.raises(ValueError, match="'weeks'; expected a positive number of 'days' or 'visits'"):
         RecencyWeightedFrequency(unit="weeks")
+    with pytest.raises(ValueError, match="half_lives \\[0\\] and 2000 customers; expected positive numbers of visits"):
+        VisitFrequency(half_lives=[0])

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from modeling_mcm.evaluation.cases import arrow_batches, find_cases, select_rows, task_histories
+from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.evaluation.histories import arrow_batches, select_rows, task_histories
 
 VALIDATION, TEST = 100, 200  # days
 

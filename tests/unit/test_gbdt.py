@@ -11,8 +11,9 @@ import pytest
 from test_baselines import LABELS, TEST, VALIDATION, Visit, prepared_rows
 
 from modeling_mcm.evaluation.baselines import PersonalFrequency, evaluate_baseline
-from modeling_mcm.evaluation.cases import find_cases, task_histories
+from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.evaluation.gbdt import LabelStatistics, LightGBMRanker, VisitSets, find_candidates
+from modeling_mcm.evaluation.histories import task_histories
 
 pytest.importorskip("lightgbm")
 

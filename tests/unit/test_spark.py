@@ -5,6 +5,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 from synthetic_log import TEST, make_log, make_profile, run, schema_with
 
-from modeling_mcm.data import FeatureSpec, prepare
+from modeling_mcm.data import EventSchema, FeatureSpec, prepare
 from modeling_mcm.data.engine import each_group, open_engine, open_table
 from modeling_mcm.data.events import normalise_events
 from modeling_mcm.data.vocabulary import fit_bins, fit_values
@@ -62,6 +63,36 @@ def test_spark_writes_what_duckdb_writes(spark, tmp_path):
     for name in (*FITTED, *(shard["file"] for shard in duckdb.shards)):
         assert (tmp_path / "spark" / name).read_bytes() == (tmp_path / "duckdb" / name).read_bytes(), name
     assert not spark.catalog.listTables() and spark.conf.get("spark.sql.caseSensitive") == "false"
+
+
+@pytest.mark.slow
+def test_parts_of_columns_and_order_are_read_alike(spark, tmp_path):
+    log = awkward_log()[["user", "item", "group"]].dropna(subset=["user"]).reset_index(drop=True)
+    log["place"] = log.index // 2
+    log["path"] = [("a.b.c", "a", "b..c", ".", None, "\uff5e.[x]+\\d")[place % 6] for place in log.index]
+    genres = [("x^|y", "y^|new^|", "", None, "^|z^|x", '\uff5e"^|\\')[place % 6] for place in log.index]
+    log["genres"], log["tags"] = genres, [None if text is None else [*text.split("^|"), None] for text in genres]
+    log.to_parquet(tmp_path / "log.parquet")
+    schema = EventSchema.from_dict(
+        {
+            "customer": "user",
+            "order": "place",
+            "features": [
+                {"name": "item"},
+                {"name": "genres", "max_items": 2, "min_count": 20, "separator": "^|"},
+                {"name": "tags", "max_items": 2},
+                {"name": "path", "separator": ".", "levels": ["top", "middle"]},
+            ],
+            "tasks": ["item", "genres", "middle"],
+            "cutoffs": "leave_one_out",
+        }
+    )
+    duckdb, other = prepare_twice(tmp_path, tmp_path / "log.parquet", None, schema)
+    assert other.versions.pop("pyspark") and other == duckdb and duckdb.counts["test_cases"] > 5
+    for name in (*FITTED, *(shard["file"] for shard in duckdb.shards)):
+        assert (tmp_path / "spark" / name).read_bytes() == (tmp_path / "duckdb" / name).read_bytes(), name
+    with pytest.raises(ValueError, match="the rows of a table of pyspark have no order"):
+        prepare(tmp_path / "log.parquet", replace(schema, order="rows"), tmp_path / "rows", engine="spark")
 
 
 def test_vocabularies_and_bins_are_those_of_duckdb(connection, tmp_path):

@@ -1,0 +1,146 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What is counted once over all training customers: which labels followed which values, and what kind of log it is.
+
+Both are Ibis expressions over encoded events, so they run in any engine, and come out the same from a log and from
+the shards that preparation made of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+
+from modeling_mcm.counted_memory_mcm import FOLLOWERS as MOST_FOLLOWERS
+from modeling_mcm.counted_memory_mcm import LAG_WEIGHTS
+from modeling_mcm.data.rows import ENDS
+from modeling_mcm.data.schema import EventSchema
+from modeling_mcm.processing_mcm import FIRST_VALUE_ID
+
+FOLLOWERS_FILE = "followers.parquet"
+# Target events of one visit and time on average, above which the order of a visit's events says nothing.
+SETS = 2.0
+FOLLOWERS = pa.schema(
+    [("task", pa.string()), ("label", pa.int32()), ("follower", pa.int32())]
+    + [("weight", pa.int64()), ("customers", pa.int64())]
+)
+
+
+def shard_events(connection: ibis.BaseBackend, paths: Sequence[Path], schema: EventSchema) -> ir.Table:
+    """The events of shards as [`encode_events`] makes them: customer_id, visit, period, second, f0 ..., is_target.
+
+    Args:
+        connection: DuckDB's.
+        paths: of the shards.
+        schema: that they were prepared with.
+    """
+    table = connection.read_parquet([str(path) for path in paths])
+    lists = {"second": table.times, "visit": table.visits}
+    lists |= {f"f{i}": table[f"feature_{spec.name}"] for i, spec in enumerate(schema.features)}
+    lists |= {f"t{k}": table[f"task_{task}"] for k, task in enumerate(schema.tasks)}
+    lists["place"] = ibis.range(table.times.length())
+    ends = {name: table[name] for name in ENDS}
+    events = table.select(table.customer_id, **ends, **{name: values.unnest() for name, values in lists.items()})
+    is_target = ibis.or_(*(events[f"t{k}"] > 0 for k in range(len(schema.tasks))))
+    period = sum((events.place >= events[name]).cast("int8") for name in ENDS)
+    return events.mutate(is_target=is_target.cast("int8"), period=period).drop("place", *ENDS)
+
+
+def _training_events(events: ir.Table) -> ir.Table:
+    """Training events with `moment`: the number of the event's moment, which all events of a visit and time share."""
+    training = events.filter(events.period == 0)
+    order = ibis.window(group_by="customer_id", order_by=[training.visit, training.second])
+    return training.mutate(moment=ibis.dense_rank().over(order))
+
+
+def _label_tasks(schema: EventSchema) -> dict[str, str]:
+    """Tasks that say what a target event is, and their columns; the token type counts only where it is alone."""
+    columns = {spec.name: f"f{i}" for i, spec in enumerate(schema.features)}
+    others = {task: columns[task] for task in schema.tasks if task != schema.token_feature.name}
+    return others or {task: columns[task] for task in schema.tasks}
+
+
+def measure(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
+    """What kind of log it is, by its training events; the recipe of pre-training reads it.
+
+    Args:
+        events: as [`encode_events`] or [`shard_events`] makes them.
+        schema: of the log.
+
+    Returns:
+        `customers`, `one_visit` (how many of them have a single visit with a target), `visits` and `moments` (with a
+        target), `targets` (events), and for each task `labels` (distinct ones), `met` (visits in which a label was
+        met; once a visit) and `repeats` (how many of those were not the customer's first).
+    """
+    training = _training_events(events)
+    tasks = _label_tasks(schema)
+    targets = training.filter(
+        training.is_target == 1, ibis.or_(*(training[f] >= FIRST_VALUE_ID for f in tasks.values()))
+    )
+    by_customer = targets.group_by("customer_id").agg(
+        visits=targets.visit.nunique(), moments=targets.moment.nunique(), targets=targets.count()
+    )
+    total = by_customer.aggregate(
+        customers=by_customer.count(),
+        one_visit=(by_customer.visits == 1).sum(),
+        visits=by_customer.visits.sum(),
+        moments=by_customer.moments.sum(),
+        targets=by_customer.targets.sum(),
+    )
+    result = {name: int(value or 0) for name, value in total.to_pyarrow().to_pylist()[0].items()}
+    result["tasks"] = {}
+    for task, column in tasks.items():
+        known = targets.filter(targets[column] >= FIRST_VALUE_ID)
+        pairs = known.group_by("customer_id", label=known[column]).agg(visits=known.visit.nunique())
+        found = pairs.aggregate(labels=pairs.label.nunique(), met=pairs.visits.sum(), repeats=(pairs.visits - 1).sum())
+        result["tasks"][task] = {name: int(value or 0) for name, value in found.to_pyarrow().to_pylist()[0].items()}
+    return result
+
+
+def count_followers(events: ir.Table, schema: EventSchema, measures: dict[str, Any]) -> pa.Table:
+    """Counts which labels of a task came within six moments of which, in the training period.
+
+    Two target events of a customer whose moments are 1 to 6 apart make a pair each way, of which near ones weigh more
+    and those after more than those before (`LAG_WEIGHTS`). Events of one moment make none, for their order says nothing. Where most moments hold several
+    target events, as baskets do, nothing is counted.
+
+    Args:
+        events: as [`encode_events`] or [`shard_events`] makes them.
+        schema: of the log.
+        measures: of [`measure`].
+
+    Returns:
+        Columns task, label (the id of the earlier), follower (of the later), weight (sum over the pairs) and customers
+        (how many have such a pair): for each label its 50 heaviest followers, by task, label and follower.
+    """
+    if measures["targets"] > SETS * measures["moments"]:
+        return FOLLOWERS.empty_table()
+    training = _training_events(events)
+    lags = ibis.memtable(
+        pa.table(
+            {"lag": pa.array(list(LAG_WEIGHTS), pa.int64()), "lag_weight": pa.array(LAG_WEIGHTS.values(), pa.int64())}
+        )
+    )
+    parts = []
+    for task, column in _label_tasks(schema).items():
+        targets = training.filter(training.is_target == 1, training[column] >= FIRST_VALUE_ID)
+        moment = targets.moment.cast("int64")
+        earlier = targets.select("customer_id", label=targets[column], since=moment).cross_join(lags)
+        earlier = earlier.mutate(moment=earlier.since + earlier.lag)
+        later = targets.select("customer_id", follower=targets[column], moment=moment)
+        pairs = earlier.inner_join(later, ["customer_id", "moment"])
+        counted = pairs.group_by("label", "follower").agg(
+            weight=pairs.lag_weight.sum(), customers=pairs.customer_id.nunique()
+        )
+        order = [ibis.desc(counted.weight), counted.follower]
+        place = ibis.row_number().over(ibis.window(group_by=counted.label, order_by=order))
+        kept = counted.mutate(place=place).filter(lambda table: table.place < MOST_FOLLOWERS).drop("place")
+        found = kept.to_pyarrow().sort_by([("label", "ascending"), ("follower", "ascending")])
+        columns = {name: [task] * len(found) if name == "task" else found[name] for name in FOLLOWERS.names}
+        parts.append(pa.table(columns, FOLLOWERS))
+    return pa.concat_tables(parts)

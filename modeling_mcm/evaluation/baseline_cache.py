@@ -1,0 +1,92 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Values of baselines that were computed before: a baseline of the same data and cases has the same values.
+
+A file holds the values of one baseline and task, one row a case, without the customers' ids; the key that they belong
+to stands in the file in full. What is damaged or has another key counts as absent, so it is computed and written
+again.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from modeling_mcm.evaluation.cases import EvaluationCases
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "baselines"  # within a prepared data set's folder
+FORMAT = 1  # raise it where the metrics or the cases change their meaning
+KEY = b"key"
+
+
+def digest_of_cases(cases: EvaluationCases, task: str) -> str:
+    """Hex digest of who is asked what in a task: customers, histories, targets, and what is not ranked."""
+    digest = hashlib.sha256("\0".join(cases.customer_ids).encode())
+    ragged = [cases.targets[task], *([cases.met[task]] if cases.met is not None else [])]
+    arrays = [cases.rows, cases.history_end, *(array for each in ragged for array in (each.offsets, each.labels))]
+    for array in arrays:
+        digest.update(f"{len(array)}:".encode())
+        digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
+    return digest.hexdigest()
+
+
+class BaselineCache:
+    """Reads and writes values of baselines in a folder, in Parquet.
+
+    Args:
+        folder (str or path): where the files are; usually `FOLDER` within the prepared data set's own.
+        data (str): digest of the prepared data's manifest, which names the digests of the shards. When values of other
+            data are written, those of this one before it changed go.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], data: str):
+        self.folder, self.data = Path(folder), data
+
+    def read(self, key: Mapping[str, Any], cases: int) -> dict[str, NDArray[np.float64]] | None:
+        """The values that were written under the key, by metric and of shape `(cases,)`; None where there are none."""
+        path, text = self._place(key)
+        try:
+            with pa.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+                if file.schema_arrow.metadata.get(KEY) != text.encode() or file.metadata.num_rows != cases:
+                    raise ValueError("it belongs to something else")
+                table = file.read()
+            return {name: table[name].to_numpy().astype(np.float64, copy=False) for name in table.column_names}
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, AttributeError) as error:  # Arrow's errors are among these
+            logger.debug("%s is not used (%s): the values are computed again.", path, error)
+            return None
+
+    def write(self, key: Mapping[str, Any], values: Mapping[str, NDArray[np.float64]]) -> None:
+        """Keeps values under a key; a folder that can't be written to is passed over."""
+        path, text = self._place(key)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        table = pa.table({name: pa.array(column, pa.float64()) for name, column in values.items()})
+        try:
+            self.folder.mkdir(exist_ok=True)
+            try:
+                table = table.replace_schema_metadata({KEY: text.encode()})
+                pa.parquet.write_table(table, partial, write_page_checksum=True)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+            for other in self.folder.glob("*.parquet"):
+                if not other.name.startswith(f"{self.data[:16]}-"):
+                    other.unlink(missing_ok=True)
+        except OSError as error:
+            logger.debug("Values of a baseline are not kept in %s: %s.", self.folder, error)
+
+    def _place(self, key: Mapping[str, Any]) -> tuple[Path, str]:
+        text = json.dumps({"format": FORMAT, "data": self.data, **key}, sort_keys=True)
+        name = f"{self.data[:16]}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.parquet"
+        return self.folder / name, text

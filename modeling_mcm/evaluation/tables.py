@@ -1,0 +1,168 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Results as text, Markdown and Parquet: means over customers with intervals, also by the length of the history."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from modeling_mcm.evaluation.cases import EvaluationCases
+from modeling_mcm.evaluation.metrics import bootstrap_interval
+
+Results = Mapping[str, Mapping[str, Mapping[str, NDArray]]]  # method -> task -> metric -> one value a case
+VALUES_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("method", "task", "metric", "customer_id")] + [("value", pa.float64())]
+)
+HISTORY_GROUPS = {"1-2": (0, 2), "3-5": (3, 5), "6-20": (6, 20), "more": (21, np.inf)}  # visits before the cutoff
+
+
+def metric_table(results: Results, tasks: Sequence[str], metrics: Sequence[str]) -> list[list[str]]:
+    """Rows of text: a method; by task and metric the mean with half its interval, of a visit's event in brackets.
+
+    Args:
+        results: by method, task and metric; a method without a task has "-" there.
+        tasks: the columns.
+        metrics: without the target, such as `ndcg@10`: that of the horizon where it was measured, else of the visit.
+
+    Raises:
+        ValueError: for a metric that was not measured.
+    """
+    measured = {name for by_task in results.values() for values in by_task.values() for name in values}
+    known = {name.removeprefix(f"{target}_") for target in ("next_visit", "horizon") for name in measured}
+    known -= measured
+    if wrong := [metric for metric in metrics if metric not in known]:
+        raise ValueError(f"No metrics {wrong} for the table; measured were {', '.join(sorted(known))}. See --k.")
+    target = target_of(results)
+    table = [["method", *(f"{task} {metric}" if len(metrics) > 1 else task for task in tasks for metric in metrics)]]
+    for method, by_task in results.items():
+        cells = [method]
+        for task, metric in ((task, metric) for task in tasks for metric in metrics):
+            values = by_task.get(task, {})
+            cell = _mean(values.get(f"{target}_{metric}"))
+            if f"next_event_{metric}" in values:
+                cell += f" ({bootstrap_interval(values[f'next_event_{metric}']).mean:.3f})"
+            cells.append(cell)
+        table.append(cells)
+    return table
+
+
+def target_of(results: Results) -> str:
+    """What was asked for: "horizon" or "next_visit"."""
+    names = (name for by_task in results.values() for values in by_task.values() for name in values)
+    return "horizon" if any(name.startswith("horizon_") for name in names) else "next_visit"
+
+
+def history_groups(cases: EvaluationCases) -> dict[str, NDArray[np.bool_]]:
+    """Which cases have how many visits with a target event before the cutoff; groups without a case are left out."""
+    visits = cases.history_visits
+    groups = {name: (visits >= low) & (visits <= high) for name, (low, high) in HISTORY_GROUPS.items()}
+    return {name: chosen for name, chosen in groups.items() if chosen.any()}
+
+
+def by_history(results: Results, cases: EvaluationCases, metrics: Sequence[str]) -> dict[str, Any]:
+    """Means and intervals by the length of the history.
+
+    Args:
+        results: by method, task and metric.
+        cases: that they are of.
+        metrics: names with the target, such as `next_visit_ndcg@10`.
+
+    Returns:
+        group -> `cases`, their number, and `results`: method -> task -> metric -> mean, low, high, customers; without
+        what no customer of the group has a value of.
+    """
+    found: dict[str, Any] = {}
+    for group, chosen in history_groups(cases).items():
+        by_method: dict[str, Any] = {}
+        for method, by_task in results.items():
+            by_method[method] = {
+                task: {
+                    metric: bootstrap_interval(values[metric][chosen])._asdict()
+                    for metric in metrics
+                    if metric in values and not np.isnan(values[metric][chosen]).all()
+                }
+                for task, values in by_task.items()
+            }
+        found[group] = {"cases": int(chosen.sum()), "results": by_method}
+    return found
+
+
+def history_table(found: Mapping[str, Any], tasks: Sequence[str], metric: str) -> list[list[str]]:
+    """Rows of text from `by_history`: a task and group, its customers with a target, and each method's mean."""
+    methods = list(next(iter(found.values()))["results"])
+    table = [["task", "visits before", "customers", *methods]]
+    for task in tasks:
+        for group, of_group in found.items():
+            measured = {name: of_group["results"][name].get(task, {}).get(metric) for name in methods}
+            customers = max((each["customers"] for each in measured.values() if each), default=0)
+            if customers:
+                cells = [
+                    f"{each['mean']:.3f} ±{(each['high'] - each['low']) / 2:.3f}" if each else "-"
+                    for each in measured.values()
+                ]
+                table.append([task, group, f"{customers:,}", *cells])
+    return table
+
+
+def summary(results: Results) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """Method -> task -> metric -> mean, low, high, customers, as JSON takes it; without what no customer has."""
+    return {
+        method: {
+            task: {
+                name: bootstrap_interval(values)._asdict()
+                for name, values in metrics.items()
+                if not np.isnan(values).all()
+            }
+            for task, metrics in by_task.items()
+        }
+        for method, by_task in results.items()
+    }
+
+
+def text_table(table: list[list[str]]) -> str:
+    """Rows of text in columns, to print."""
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def write_report(table: list[list[str]], caption: str, path: Path) -> None:
+    """Writes the table as Markdown, between the markers of a file that has them, else as the whole file."""
+    lines = [" | ".join(["", *row, ""]).strip() for row in table]
+    lines.insert(1, "|" + " --- |" * len(table[0]))
+    text = f"{caption}\n\n" + "\n".join(lines) + "\n"
+    start, end = "<!-- results -->\n", "<!-- /results -->"
+    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    if start in old and end in old:
+        text = old[: old.index(start)] + start + text + old[old.index(end) :]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def write_values(path: Path, customer_ids: Sequence[str], results: Results) -> None:
+    """Writes one row a method, task, metric and customer; `value` is NaN for a customer without a target in the task.
+
+    The file appears under its name only when it is complete.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with pq.ParquetWriter(partial, VALUES_SCHEMA) as writer:
+        for method, by_task in results.items():
+            for task, metrics in by_task.items():
+                for metric, values in metrics.items():
+                    repeated = [pa.repeat(name, len(values)) for name in (method, task, metric)]
+                    columns = [*repeated, pa.array(customer_ids, pa.string()), pa.array(values, pa.float64())]
+                    writer.write_table(pa.Table.from_arrays(columns, schema=VALUES_SCHEMA))
+    partial.replace(path)
+
+
+def _mean(values: NDArray | None) -> str:
+    if values is None or np.isnan(values).all():
+        return "-"
+    found = bootstrap_interval(values)
+    return f"{found.mean:.3f} ±{(found.high - found.low) / 2:.3f}"

@@ -1,0 +1,61 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Tables hold what was measured, in the groups of history that it was measured in."""
+
+import numpy as np
+import pytest
+
+from modeling_mcm.evaluation import bootstrap_interval
+from modeling_mcm.evaluation.cases import EvaluationCases
+from modeling_mcm.evaluation.tables import by_history, history_groups, history_table, metric_table, summary, target_of
+
+VISITS = np.array([1, 2, 2, 3, 5, 6, 20, 21, 400, 4])
+
+
+def cases(visits: np.ndarray) -> EvaluationCases:
+    names = [str(number) for number in range(len(visits))]
+    return EvaluationCases("test", np.arange(len(visits)), names, visits, {}, visits)
+
+
+def test_each_case_is_in_the_group_of_its_visits() -> None:
+    groups = {name: np.flatnonzero(chosen).tolist() for name, chosen in history_groups(cases(VISITS)).items()}
+    assert groups == {"1-2": [0, 1, 2], "3-5": [3, 4, 9], "6-20": [5, 6], "more": [7, 8]}
+    assert list(history_groups(cases(np.array([1, 30])))) == ["1-2", "more"]
+
+
+def test_means_by_history_are_those_of_the_groups() -> None:
+    values = np.arange(10.0)
+    partly = np.where(VISITS > 20, np.nan, values)
+    results = {"one": {"a": {"next_visit_mrr": values}}, "other": {"a": {"next_visit_mrr": partly}}}
+    found = by_history(results, cases(VISITS), ["next_visit_mrr"])
+    for group, chosen in history_groups(cases(VISITS)).items():
+        expected = bootstrap_interval(values[chosen])._asdict()
+        assert found[group]["cases"] == chosen.sum()
+        assert found[group]["results"]["one"]["a"]["next_visit_mrr"] == expected
+    assert found["more"]["results"]["other"]["a"] == {}
+    head, *lines = history_table(found, ["a"], "next_visit_mrr")
+    assert head == ["task", "visits before", "customers", "one", "other"]
+    assert [line[:3] for line in lines] == [
+        ["a", "1-2", "3"],
+        ["a", "3-5", "3"],
+        ["a", "6-20", "2"],
+        ["a", "more", "2"],
+    ]
+    assert lines[0][3] == lines[0][4] == "1.000 ±1.000" and lines[3][4] == "-"
+
+
+def test_a_table_shows_what_was_measured() -> None:
+    visit = {"next_visit_mrr": np.array([0.5, 1.0]), "next_event_mrr": np.array([0.25, 0.25])}
+    table = metric_table({"one": {"a": visit, "b": visit}, "other": {"b": visit}}, ["a", "b"], ["mrr"])
+    assert [row[0] for row in table] == ["method", "one", "other"] and table[2][1] == "-"
+    assert table[1][1].endswith("(0.250)") and table[1][1].startswith("0.750 ±")
+    days = {"one": {"a": {"horizon_ndcg@3": np.array([0.5, np.nan])}}}
+    assert target_of(days) == "horizon" and metric_table(days, ["a"], ["ndcg@3"])[1][1] == "0.500 ±0.000"
+    with pytest.raises(ValueError, match=r"No metrics \['ndcg@2'\] for the table; measured were ndcg@3. See --k"):
+        metric_table(days, ["a"], ["ndcg@2"])
+
+
+def test_a_summary_leaves_out_what_nobody_has() -> None:
+    of_task = {"next_visit_mrr": np.array([0.5, np.nan]), "next_event_mrr": np.array([np.nan, np.nan])}
+    found = summary({"one": {"a": of_task}})
+    assert found == {"one": {"a": {"next_visit_mrr": {"mean": 0.5, "low": 0.5, "high": 0.5, "customers": 1}}}}
