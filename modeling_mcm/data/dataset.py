@@ -25,6 +25,7 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 MANIFEST_FILE = "manifest.json"
 FEATURE_EXTRACTOR_FOLDER = "feature_extractor"
 POPULARITY_FILE = "popularity.parquet"
+FOLLOWERS_FILE = "followers.parquet"
 FORMAT_VERSION = 1
 
 

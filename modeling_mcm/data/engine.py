@@ -19,12 +19,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import duckdb
-import ibis
-import ibis.expr.types as ir
 import pyarrow as pa
 
 from modeling_mcm.data.files import SUFFIXES, InputFiles, check_files, find_files, is_files, is_local, merged
+from modeling_mcm.extras import needs
+
+with needs("data"):
+    import duckdb
+    import ibis
+    import ibis.expr.types as ir
 
 SPARK = "pyspark"  # Ibis' name of the backend, and that of the package
 # Times are read in UTC; names differ where their case does; parts of a path are text, as DuckDB is told too; overflow

@@ -26,9 +26,7 @@ ALWAYS = ["modeling_mcm", "modeling_mcm.trainer", "modeling_mcm.callbacks", "mod
 ALWAYS += ["modeling_mcm.pipeline_mcm", "modeling_mcm.data", "modeling_mcm.evaluation", "modeling_mcm.hub"]
 ALWAYS += [f"modeling_mcm.data.{name}" for name in ("collator", "dataset", "schema", "streaming", "offer_collator")]
 # Modules that import a package of an extra and do not name the extra yet, and the scripts that they stop.
-NOT_YET = {f"modeling_mcm.data.{name}" for name in ("engine", "events", "prepare", "rows", "vocabulary")}
-NOT_YET |= {"modeling_mcm.evaluation.baselines", "modeling_mcm.evaluation.gbdt"}
-NOT_YET |= {"run_ablation.py", "run_evaluate.py", "run_offers.py"}
+NOT_YET: set[str] = set()
 
 
 def optional_packages():
