@@ -20,13 +20,14 @@ from modeling_mcm.counted_memory_mcm import LAG_WEIGHTS
 from modeling_mcm.data.dataset import FOLLOWERS_FILE
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.extras import needs
-from modeling_mcm.processing_mcm import FIRST_VALUE_ID
+from modeling_mcm.processing_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 
 with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
     from modeling_mcm.data.rows import ENDS
+    from modeling_mcm.data.vocabulary import Vocabularies
 
 # Target events of one visit and time on average, above which the order of a visit's events says nothing.
 SETS = 2.0
@@ -54,6 +55,25 @@ def shard_events(connection: ibis.BaseBackend, paths: Sequence[Path], schema: Ev
     is_target = ibis.or_(*(events[f"t{k}"] > 0 for k in range(len(schema.tasks))))
     period = sum((events.place >= events[name]).cast("int8") for name in ENDS)
     return events.mutate(is_target=is_target.cast("int8"), period=period).drop("place", *ENDS)
+
+
+def mark_targets(events: ir.Table, fitted: Vocabularies, schema: EventSchema) -> ir.Table:
+    """Marks as targets also those events of shards that have no label in any task, as in the log.
+
+    Where the token type is unknown, such an event stays unmarked, for nothing in a shard tells what it was.
+
+    Args:
+        events: as [`shard_events`] makes them.
+        fitted: the values of features.
+        schema: that the shards were prepared with.
+    """
+    token = schema.token_feature
+    column, values = events[f"f{schema.features.index(token)}"], fitted.values[token.name]
+    kinds = [value for value in schema.target_token_types or values if value in values]
+    ids = [fitted.id_of(token.name, value) for value in kinds if value not in schema.reserved_token_types]
+    if not schema.target_token_types:
+        ids += [MISSING_ID, UNKNOWN_ID]  # every event of the log is a target
+    return events.mutate(is_target=((events.is_target == 1) | column.isin(ids)).cast("int8"))
 
 
 def _training_events(events: ir.Table, schema: EventSchema) -> ir.Table:

@@ -76,7 +76,8 @@ class PreparedManifest:
         """
         path = Path(directory) / MANIFEST_FILE
         if not path.is_file():
-            left = sorted(path.parent.parent.glob(f".{path.parent.name}.*.replaced"))
+            place = path.parent.resolve()
+            left = sorted(place.parent.glob(f".{place.name}.*.replaced"))
             hint = f"a run was killed while it put a new one there: rename {left[-1]} to it" if left else ""
             raise FileNotFoundError(
                 f"{directory} holds no {MANIFEST_FILE}, so it is not a (finished) prepared data set; "

@@ -387,6 +387,7 @@ def _reason(error: Exception) -> str:
 @contextmanager
 def replacing(output_dir: Path) -> Iterator[tuple[Path, Path]]:
     """Gives a folder to fill and one for scratch; the first takes the place of `output_dir` when all went well."""
+    output_dir = output_dir.resolve()  # of a symbolic link, which stays, the folder that it names
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     partial = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.partial")
     replaced = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.replaced")

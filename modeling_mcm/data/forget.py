@@ -4,7 +4,8 @@
 
 `deletion.py` makes one step of all of it. What is written takes its place when it is whole, so a killed run leaves a
 file or a data set as it was, or done. A symbolic link is followed: the file that it names is written, and it stays.
-Counts of the manifest besides `customers`, and `popularity.parquet`, stay those of the preparation: sums over many.
+What is counted over training customers is counted anew: `followers.parquet`, `popularity.parquet` and the manifest's
+`measures`. Its other counts besides `customers` stay those of the preparation: sums over many.
 """
 
 from __future__ import annotations
@@ -21,17 +22,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from modeling_mcm.data.dataset import MANIFEST_FILE, PreparedManifest, check_shard, sha256_of
+from modeling_mcm.data.dataset import (
+    FEATURE_EXTRACTOR_FOLDER,
+    MANIFEST_FILE,
+    POPULARITY_FILE,
+    PreparedManifest,
+    check_shard,
+    sha256_of,
+)
 from modeling_mcm.data.files import SUFFIXES
 from modeling_mcm.data.locks import LOCK_SUFFIX, note_of
 from modeling_mcm.events_mcm import to_text
 from modeling_mcm.extras import needs
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 with needs("data"):
-    from modeling_mcm.data.engine import link, replacing
-    from modeling_mcm.data.rows import write_shard
+    from modeling_mcm.data.counts import mark_targets, recount
+    from modeling_mcm.data.engine import link, open_engine, replacing
+    from modeling_mcm.data.rows import popularity, write_shard
+    from modeling_mcm.data.vocabulary import vocabularies_of
 
 CUSTOMER = "customer_id"
+# Folders in a data set of what was computed of its customers and is computed again where it is needed.
+CACHES = {"baselines"}
 
 
 def _is_theirs(column: pa.ChunkedArray, customers: Collection[str]) -> pa.ChunkedArray:
@@ -188,8 +201,10 @@ def forget_in_prepared(directory: Path, customers: Collection[str], digests: Map
     if not forgotten and source == manifest.input:
         return 0
     shards = []
-    with replacing(directory) as (target, _):
+    with replacing(directory) as (target, scratch):
         for path in directory.iterdir():
+            if path.name in CACHES:
+                continue
             if path.is_dir():
                 shutil.copytree(path, target / path.name)
             elif path.name != MANIFEST_FILE and path.name not in theirs:
@@ -204,8 +219,24 @@ def forget_in_prepared(directory: Path, customers: Collection[str], digests: Map
                 shards.append(write_shard(kept, target / path.name))
         counts = manifest.counts | {"customers": manifest.counts["customers"] - forgotten}
         counts["forgotten"] = manifest.counts.get("forgotten", 0) + forgotten
-        replace(manifest, shards=shards, counts=counts, input=source).save(target)
+        changed = replace(manifest, shards=shards, counts=counts, input=source)
+        if forgotten:
+            changed = replace(changed, measures=_count_again(target, scratch, changed))
+        changed.save(target)
     return forgotten
+
+
+def _count_again(directory: Path, scratch: Path, manifest: PreparedManifest) -> dict[str, Any]:
+    """Writes what is counted over training customers by those who are left, and gives the measures."""
+    schema = manifest.event_schema
+    extractor = MCMFeatureExtractor.from_pretrained(str(directory / FEATURE_EXTRACTOR_FOLDER))
+    fitted = vocabularies_of(extractor, schema)
+    with open_engine("duckdb", scratch) as connection:
+        shards = [directory / shard["file"] for shard in manifest.shards]
+        measures, training = recount(connection, directory, shards, schema)
+        table = popularity(mark_targets(training, fitted, schema), fitted, schema)
+    pq.write_table(table, directory / POPULARITY_FILE)
+    return measures
 
 
 def _with_digests(described: dict[str, Any] | None, digests: Mapping[str, str]) -> dict[str, Any] | None:

@@ -33,6 +33,7 @@ with needs("data"):
     import ibis.expr.types as ir
 
     from modeling_mcm.data.changes import Cache, Changes, compare_files, find_changes, new_values, together
+    from modeling_mcm.data.counts import recount
     from modeling_mcm.data.engine import caching, link, open_engine, open_table, read_files, replacing
     from modeling_mcm.data.events import find_visits, normalise_events, normalise_profile
     from modeling_mcm.data.prepare import check_events, digest_of, versions
@@ -253,6 +254,7 @@ def _update(
         extractor.save_pretrained(target / FEATURE_EXTRACTOR_FOLDER)
         popular = (pq.read_table(directory / POPULARITY_FILE), before.popularity, after.popularity)
         pq.write_table(_combined_popularity(*popular, schema), target / POPULARITY_FILE)
+        measures, _ = recount(connection, target, [target / piece["file"] for piece in pieces], schema)
         counts = _combined(manifest.counts, before.counts | before.cases, after.counts | after.cases)
         if profiles is not None:
             counts["profiles"] = profiles.count().to_pyarrow().as_py()
@@ -267,6 +269,7 @@ def _update(
             seeds={},
             versions=versions(connection),
             shards=pieces,
+            measures=measures,
         )
         result.save(target)
     return Update(result, files.names, len(changes.customers), after.counts["events"], len(written), added)
