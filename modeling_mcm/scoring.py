@@ -22,12 +22,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.data.dataset import PreparedManifest
-from modeling_mcm.data.engine import worker_errors
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.processing_mcm import FIRST_VALUE_ID, MCMFeatureExtractor
+
+CUSTOMER, EMBEDDING, SCORES = "customer_id", "embedding", "_scores"  # columns; a task has two
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,15 @@ class ScoringJob:
     embeddings: bool
     batch_size: int
     rows_per_file: int
+
+    def __post_init__(self) -> None:
+        columns = [CUSTOMER, EMBEDDING, *self.tasks, *(task + SCORES for task in self.tasks)]
+        if twice := sorted({name for name in columns if columns.count(name) > 1}):
+            raise ValueError(
+                f"The predictions would have two columns {twice[0]!r}: each task makes TASK and TASK{SCORES}, beside "
+                f"{CUSTOMER} and {EMBEDDING}. Give the feature another name in the event schema, or leave the task "
+                "out (--tasks)."
+            )
 
     @property
     def model_class(self) -> type[MCMModel] | type[MCMForMultiTaskRecommendation]:
@@ -147,14 +158,27 @@ class Scorer:
                     best = logits.topk(self.tops(task))
                     labels[task][batch] = best.indices.cpu().numpy()
                     scores[task][batch] = (best.values - logits.logsumexp(-1, keepdim=True)).exp().cpu().numpy()
+            self._check_finite(
+                [rows[place] for place in batch], embeddings[batch], *(scores[t][batch] for t in scores)
+            )
             tell(len(batch))
-        columns: dict[str, Any] = {"customer_id": pa.array([row["customer_id"] for row in rows], pa.string())}
+        columns: dict[str, Any] = {CUSTOMER: pa.array([row["customer_id"] for row in rows], pa.string())}
         if self.job.embeddings:
-            columns["embedding"] = _lists(pa.array(embeddings.reshape(-1)), number)
+            columns[EMBEDDING] = _lists(pa.array(embeddings.reshape(-1)), number)
         for task in self.job.tasks:
             columns[task] = _lists(self.values[task].take(pa.array(labels[task].reshape(-1))), number)
-            columns[f"{task}_scores"] = _lists(pa.array(scores[task].reshape(-1)), number)
+            columns[task + SCORES] = _lists(pa.array(scores[task].reshape(-1)), number)
         return pa.table(columns)
+
+    def _check_finite(self, rows: Sequence[dict[str, Any]], *found: NDArray[np.float32]) -> None:
+        """Raises `ValueError` where a number of a customer's output is NaN or infinite; arrays are `(rows, ...)`."""
+        bad = ~np.all([np.isfinite(values).all(axis=1) for values in found], axis=0)
+        if bad.any():
+            raise ValueError(
+                f"{self.job.model} gives NaN or infinite numbers for {bad.sum()} of {len(rows)} customers, the first "
+                f"{rows[int(bad.argmax())][CUSTOMER]!r}: its training has diverged, or its weights are damaged. Give "
+                "an earlier checkpoint."
+            )
 
 
 def _lists(values: pa.Array, number: int) -> pa.ListArray:
@@ -174,6 +198,8 @@ def score_on_spark(session: Any, job: ScoringJob, digest: str, parts: Sequence[t
     Raises:
         OSError: A worker failed, or writes to another disk than this process reads.
     """
+    from modeling_mcm.data.engine import worker_errors
+
     if not parts:
         return
     write = functools.partial(_write_parts, job, digest, parts)

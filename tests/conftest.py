@@ -21,6 +21,11 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from ci_skips import (  # noqa: E402, F401
+    pytest_make_collect_report,
+    pytest_runtest_makereport,
+    pytest_terminal_summary,
+)
 
 if not torch.cuda.is_available():  # before transformers loads Triton: its kernels are interpreted then, with numpy
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -61,6 +66,8 @@ SCHEMA: dict[str, Any] = {
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/fixtures/golden_loss.json anew")
     parser.addoption("--update-cards", action="store_true", help="write the cards of tests/fixtures/ anew")
+    parser.addoption("--update-faults", action="store_true", help="write docs/faults.md anew")
+    parser.addoption("--mount", action="store_true", help="mount small disks in memory, to fill them; needs root")
 
 
 def make_log(customers: int = 34, seed: int = 0) -> pd.DataFrame:

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from modeling_mcm.evaluation.metrics import average_relative_difference, bootstrap_interval, paired_difference
+from modeling_mcm.extras import needs
 
 METRICS = {
     "next_visit_ndcg@10": "next visit NDCG@10",
@@ -244,11 +244,17 @@ def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> 
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def _figure(width: float, height: float) -> Any:
+    with needs("docs"):
+        from matplotlib.figure import Figure
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def draw_bars(results: dict[str, Any], path: Path) -> None:
     """Draws next-visit NDCG@10 of all methods with its 95% intervals, a panel a task."""
     methods, tasks = [*results["baselines"], *results["models"]], results["tasks"]
     colours = ["0.65"] * len(results["baselines"]) + [f"C{place}" for place in range(len(results["models"]))]
-    figure = Figure(figsize=(4.5 * len(tasks) + 1.5, 0.32 * len(methods) + 1.2), layout="constrained")
+    figure = _figure(4.5 * len(tasks) + 1.5, 0.32 * len(methods) + 1.2)
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for panel, task in zip(panels, tasks, strict=True):
         found = [results["methods"][method][task]["next_visit_ndcg@10"] for method in methods]
@@ -263,7 +269,7 @@ def draw_bars(results: dict[str, Any], path: Path) -> None:
 def draw_curves(runs: Sequence[FinishedRun], tasks: Sequence[str], path: Path) -> None:
     """Draws each run's training loss of each task against its seconds, a panel a task, a colour a model."""
     colours = {model: f"C{place}" for place, model in enumerate(dict.fromkeys(run.model for run in runs))}
-    figure = Figure(figsize=(4.5 * len(tasks) + 1.5, 3.8), layout="constrained")
+    figure = _figure(4.5 * len(tasks) + 1.5, 3.8)
     panels = figure.subplots(1, len(tasks), squeeze=False)[0]
     for run in runs:
         entries = [entry for entry in run.read("trainer_state.json")["log_history"] if "seconds" in entry]

@@ -2,19 +2,75 @@
 # SPDX-License-Identifier: Apache-2.0
 """How every script here reads a checkpoint: whole, or not at all.
 
-`from_pretrained` warns of weights that a checkpoint lacks and draws them at random. That is right for a new head, and
-wrong for everything else: an evaluation of a half-random model looks like a bad model.
+`from_pretrained` warns of weights that a checkpoint lacks and draws them at random, and leaves out those that have no
+place in it. That is right for a new head, and wrong for everything else: an evaluation of a half-random model
+looks like a bad model.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
 
 SHOWN = 3
+CONFIG, EXTRACTOR = "config.json", "preprocessor_config.json"
+HEADS = ("action_head.", "action_vectors.")  # what a model without the head for offers may leave out
+
+
+def check_files(folder: str) -> None:
+    """Looks at the files of a checkpoint folder; a name on the Hub is left to the reader.
+
+    Args:
+        folder: checkpoint folder, or name on the Hub.
+
+    Raises:
+        SystemExit: with a message, if the folder is not there, or a file of it is not, or is cut, or is damaged.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        if path.exists() or folder.startswith((".", "/", "~")) or folder.count("/") > 1:
+            raise SystemExit(
+                f"{folder} is no folder: give a checkpoint folder, or a name on the Hub such as org/name."
+            )
+        return
+    config = _read_json(path / CONFIG)
+    if (path / EXTRACTOR).exists():
+        _read_json(path / EXTRACTOR)
+    if (choice := config.get("hidden_act", "gelu")) not in ACT2FN:
+        raise SystemExit(
+            f"{path / CONFIG} has hidden_act {choice!r}, which is no activation; one of {', '.join(sorted(ACT2FN))}."
+        )
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights and not [*path.glob("pytorch_model*.bin"), *path.glob("adapter_model*")]:
+        raise SystemExit(f"{folder} has no model.safetensors: give the folder that a training wrote.")
+    for file in weights:
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise SystemExit(
+                f"{file} has {file.stat().st_size:,} bytes and is cut or damaged ({error}): copy it again, or give an "
+                "earlier checkpoint."
+            ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path} can't be read ({error}): copy it again, or give an earlier checkpoint.") from error
+    if not isinstance(found, dict):
+        raise SystemExit(f"{path} holds {type(found).__name__}, and a JSON object was expected: copy it again.")
+    return found
 
 
 def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[str, ...] = (), **options: Any) -> Any:
-    """A model with every weight of its checkpoint.
+    """A model with every weight of its checkpoint, and a checkpoint with no weight that the model has no place for.
 
     Args:
         model_class: what is read.
@@ -23,15 +79,46 @@ def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[
         options: of `from_pretrained`.
 
     Raises:
-        SystemExit: with a message, if a weight is not there or has another shape.
+        SystemExit: with a message, if a file is not there or damaged, or a weight is missing, left over, of another
+            shape, or no number.
     """
-    loaded: Any = model_class.from_pretrained(folder, output_loading_info=True, **options)
-    model, found = loaded
-    missing = [name for name in sorted(found["missing_keys"]) if not name.startswith(new)]
+    check_files(folder)
+    name = model_class.__name__
+    try:
+        read: Any = model_class.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, StrictDataclassError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        place = "" if Path(folder).is_dir() else " It is no folder here either: check the path or the name."
+        raise SystemExit(f"{folder} can't be read as {name} ({type(error).__name__}: {reason}).{place}") from error
+    model, found = read
+    missing = [key for key in sorted(found["missing_keys"]) if not key.startswith(new)]
     if missing:
         raise SystemExit(
-            f"{folder} lacks {len(missing)} weights of {model_class.__name__}, which would start at random: "
-            f"{', '.join(missing[:SHOWN])}{' ...' if len(missing) > SHOWN else ''}. It was saved as another class or "
-            "by another version: give the folder that a training of this version wrote."
+            f"{folder} lacks {len(missing)} weights of {name}, which would start at random: {_some(missing)}. It was "
+            "saved as another class or by another version: give the folder that a training of this version wrote."
+        )
+    if mismatched := sorted(found["mismatched_keys"]):
+        sizes = [f"{key} is {list(stored)} and {list(wanted)} was expected" for key, stored, wanted in mismatched]
+        raise SystemExit(
+            f"{len(mismatched)} weights of {folder} have other sizes than {CONFIG} says: {_some(sizes)}. Take both "
+            "from one and the same save."
+        )
+    other = () if hasattr(model, HEADS[0].rstrip(".")) else HEADS
+    if unexpected := [key for key in sorted(found["unexpected_keys"]) if not key.startswith(other)]:
+        raise SystemExit(
+            f"{folder} has {len(unexpected)} weights that {name} has no place for by {CONFIG}, and would leave out: "
+            f"{_some(unexpected)}. Take both from one and the same save."
+        )
+    plain = {key: value for key, value in model.state_dict().items() if not hasattr(value, "__tensor_flatten__")}
+    if bad := [key for key, value in plain.items() if value.is_floating_point() and not torch.isfinite(value).all()]:
+        raise SystemExit(
+            f"{folder} has NaN or infinite numbers in {len(bad)} weights: {_some(bad)}. Its training diverged: give "
+            "an earlier checkpoint."
         )
     return model
+
+
+def _some(names: list[str]) -> str:
+    return f"{', '.join(names[:SHOWN])}{' ...' if len(names) > SHOWN else ''}"

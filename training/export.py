@@ -35,7 +35,8 @@ from transformers import TorchAoConfig
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
 
 from arguments import parse_options
-from checkpoints import read_checkpoint
+from checkpoints import check_files, read_checkpoint
+from export_folder import check_writable, export_folder
 
 ONNX, TORCH, INT8 = FORMATS = ("onnx", "torch", "int8")
 SCORES, EMBEDDINGS = CONTENTS = ("scores", "embeddings")
@@ -54,7 +55,7 @@ class ExportOptions:
     """What is exported, and where to."""
 
     model: str = field(metadata={"help": "Checkpoint folder, or name on the Hub."})
-    output_dir: str = field(metadata={"help": "Folder to write; not the checkpoint's own."})
+    output_dir: str = field(metadata={"help": "Folder to write: a new one, an empty one or an earlier export."})
     format: str = field(default=ONNX, metadata={"help": "What is written.", "choices": FORMATS})
     what: str = field(default=SCORES, metadata={"help": "Preference scores, or embeddings.", "choices": CONTENTS})
     data: str | None = field(
@@ -239,35 +240,43 @@ def _outputs(outputs: Mapping[str, Any], what: str) -> dict[str, torch.Tensor]:
 
 def run(options: ExportOptions) -> str:
     """Exports, checks and writes; returns what to say."""
+    check_files(options.model)
     extractor = MCMFeatureExtractor.from_pretrained(options.model)
-    if options.format == INT8:
-        if options.data:
-            from modeling_mcm.data import check_vocabularies
+    if options.data:
+        from modeling_mcm.data import check_vocabularies
 
-            check_vocabularies(options.data, extractor)
-        save_int8(options.model, options.what, options.output_dir)
-        extractor.save_pretrained(options.output_dir)
-        said = "the encoder's linear layers in 8 bits, everything else as it was"
-        if options.data:
-            from modeling_mcm.evaluation.tables import text_table, write_report
-
-            table, caption = cost_in_ndcg(options.model, options.output_dir, options.data)
-            said += f"\n\n{caption}\n\n{text_table(table)}"
-            if options.report_file:
-                write_report(table, caption, Path(options.report_file))
-    else:
-        model = load(options.model, options.what, attn_implementation="eager")
-        exported = export(model, options.what, options.format)
-        difference = largest_difference(model, exported, options.what)
-        if not difference <= TOLERANCE:
-            raise ValueError(
-                f"The export differs from the model by {difference:.1e}, expected at most {TOLERANCE:.0e}: nothing "
-                "was written; try another version of torch or onnxruntime."
-            )
-        exported.save_pretrained(options.output_dir)
-        extractor.save_pretrained(options.output_dir)
-        said = f"equal to the model to {difference:.1e}"
+        check_vocabularies(options.data, extractor)
+    if options.report_file:
+        check_writable(Path(options.report_file))
+    with export_folder(Path(options.output_dir).resolve(), format=options.format, what=options.what) as folder:
+        if options.format == INT8:
+            save_int8(options.model, options.what, str(folder))
+            extractor.save_pretrained(folder)
+            said = "the encoder's linear layers in 8 bits, everything else as it was"
+            if options.data:
+                said += _said_of_cost(options, folder)
+        else:
+            model = load(options.model, options.what, attn_implementation="eager")
+            exported = export(model, options.what, options.format)
+            difference = largest_difference(model, exported, options.what)
+            if not difference <= TOLERANCE:
+                raise ValueError(
+                    f"The export differs from the model by {difference:.1e}, expected at most {TOLERANCE:.0e}: "
+                    "nothing was written; try another version of torch or onnxruntime."
+                )
+            exported.save_pretrained(folder)
+            extractor.save_pretrained(folder)
+            said = f"equal to the model to {difference:.1e}"
     return f"{options.output_dir}: {options.what} as {options.format}, {said}"
+
+
+def _said_of_cost(options: ExportOptions, folder: Path) -> str:
+    from modeling_mcm.evaluation.tables import text_table, write_report
+
+    table, caption = cost_in_ndcg(options.model, str(folder), str(options.data))
+    if options.report_file:
+        write_report(table, caption, Path(options.report_file))
+    return f"\n\n{caption}\n\n{text_table(table)}"
 
 
 def main() -> None:

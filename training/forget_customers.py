@@ -6,37 +6,44 @@
     python training/forget_customers.py --customers ids.txt --predictions scores/monday scores/tuesday
     python training/forget_customers.py --customers ids.txt --data data/prepared --check_only true
 
-`ids.txt` has one id a line, as in the column `customer_id` of the prepared data. Without --events they come back with
-the next preparation or update. After the deletion every file is read again; if anything of theirs is found, or a file
-can't be read, the files are named and the exit status is 1. Arrow copies of `datasets` that hold them are removed too.
-Not touched: model weights, vocabularies (docs/operations.md says what that means), backups, and other copies.
+`ids.txt` is read as CSV: ids one a line, or separated by commas, in double quotes where they have a comma, a quote or
+a line break. Everything is read first, and nothing is touched where something is wrong. An id that is found nowhere is
+named, and the exit status is 1, though the others are deleted. Without --events they come back with the next
+preparation or update. After the deletion every file is read again; if anything of theirs is found, or a file can't be
+read, the files are named and the exit status is 1. A run that was killed is finished by the same command. Symbolic
+links are followed. Arrow copies of `datasets` that hold them are removed too. Not touched: model weights, vocabularies
+(docs/operations.md says what that means), backups, and other copies.
 """
 
+from __future__ import annotations
+
+import codecs
+import csv
+import io
 import json
 import sys
+from collections.abc import Collection
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
-from modeling_mcm.data import PreparedManifest
-from modeling_mcm.data.forget import (
-    find_customers,
-    forget_in_cache,
-    forget_in_file,
-    forget_in_log,
-    forget_in_prepared,
-)
-
 from arguments import parse_options
 from run_predict import IDENTITY_FILE
+
+if TYPE_CHECKING:
+    from modeling_mcm.data.deletion import Places, Whereabouts
+
+CUSTOMER = "customer_id"  # of prepared data and of predictions
 
 
 @dataclass
 class ForgetOptions:
     """Who, and where."""
 
-    customers: str = field(metadata={"help": "Text file, one customer id a line."})
+    customers: str = field(metadata={"help": "CSV file of customer ids, one a line or separated by commas."})
     data: list[str] = field(default_factory=list, metadata={"help": "Folders of prepared data sets."})
     predictions: list[str] = field(
         default_factory=list,
@@ -55,19 +62,38 @@ class ForgetOptions:
             raise ValueError("--events needs --data: its schema says which column holds the customers.")
 
 
-def read_ids(path: str) -> set[str]:
-    """The ids of a text file; raises `ValueError` where there is none."""
-    ids = {line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()} - {""}
+def read_ids(path: str) -> list[str]:
+    """The ids of a CSV file of UTF-8 or UTF-16, with or without a byte order mark, in their order.
+
+    Raises:
+        OSError: The file can't be read.
+        ValueError: It is no such file, or holds no id.
+    """
+    content = Path(path).read_bytes()
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}); save it as UTF-8, one id a line.") from error
+    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
+    try:
+        ids = [name for row in reader for name in row if name.strip()]
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {reader.line_num}: {error}. Write ids one a line, or separated by commas; one with a "
+            'quote, a comma or a line break in double quotes, and its quotes doubled ("").'
+        ) from error
     if not ids:
         raise ValueError(f"{path} holds no id; write one a line.")
-    return ids
+    return list(dict.fromkeys(ids))
 
 
-def forget_in_predictions(folder: Path, customers: set[str]) -> int:
+def forget_in_predictions(folder: Path, customers: Collection[str]) -> int:
     """Takes customers out of a folder of predictions and of the number that it says it has."""
-    files = sorted(folder.glob("*.parquet")) if folder.is_dir() else [folder]
-    if not files:
-        raise ValueError(f"{folder} holds no Parquet file.")
+    from modeling_mcm.data.deletion import predictions_files
+    from modeling_mcm.data.forget import forget_in_file
+
+    files = predictions_files(folder)
     rows = sum(forget_in_file(path, customers) for path in files)
     identity = folder / IDENTITY_FILE
     if rows and identity.is_file():
@@ -80,33 +106,52 @@ def forget_in_predictions(folder: Path, customers: set[str]) -> int:
     return rows
 
 
-def run(options: ForgetOptions) -> dict[str, str]:
-    """Forgets, says what was done, and returns what was found afterwards."""
-    customers = read_ids(options.customers)
-    columns = {PreparedManifest.load(folder).event_schema.customer for folder in options.data}
-    if options.events and len(columns) > 1:
-        raise ValueError(
-            f"The data sets read the customers from the columns {', '.join(sorted(columns))}: one at a time."
-        )
-    if not options.check_only:
-        digests: dict[str, str] = {}
-        for folder in options.events:
-            rows, changed = forget_in_log(Path(folder), customers, *columns)
-            digests |= changed
-            sys.stdout.write(f"{folder}: {rows:,} rows deleted from {len(changed)} files\n")
-        for folder in options.data:
-            number = forget_in_prepared(Path(folder), customers, digests)
-            sys.stdout.write(f"{folder}: {number:,} of {len(customers):,} customers deleted\n")
-        for folder in options.predictions:
-            number = forget_in_predictions(Path(folder), customers)
-            sys.stdout.write(f"{folder}: {number:,} of {len(customers):,} customers deleted\n")
-        sys.stdout.write(f"{forget_in_cache(customers)} Arrow copies removed\n")
-    found: dict[str, str] = {}
-    for folder in [*options.data, *options.predictions]:
-        found |= find_customers(Path(folder), customers)
-    for folder in options.events:
-        found |= find_customers(Path(folder), customers, *columns)
-    return found
+def delete(ids: list[str], places: Places) -> tuple[Whereabouts, bool]:
+    """Forgets and says what was done; returns who was where, and whether this finished a run that was killed."""
+    from modeling_mcm.data.deletion import DeletionNote, check_deletion, delete_from_log_and_data, look_for
+    from modeling_mcm.data.forget import forget_in_cache
+
+    notes = [DeletionNote(folder) for folder in places.data]
+    is_resumed = any([note.resume() for note in notes])
+    column = places.customer_column()
+    seen = look_for(ids, places, column)
+    check_deletion(seen.there, places)
+    for path, number, files in delete_from_log_and_data(seen.there, places, column, notes):
+        of_log = f"{number:,} rows deleted from {files} files"
+        said = of_log if path in places.events else f"{number:,} of {len(ids):,} customers deleted"
+        sys.stdout.write(f"{path}: {said}\n")
+    for path in places.predictions:
+        number = forget_in_predictions(path, seen.there)
+        sys.stdout.write(f"{path}: {number:,} of {len(ids):,} customers deleted\n")
+    sys.stdout.write(f"{forget_in_cache(seen.there | {*ids})} Arrow copies removed\n")
+    for note in notes:
+        note.close()
+    if is_resumed:
+        sys.stdout.write("A run that was killed is finished; who is nowhere now was deleted by it, or is misspelt\n")
+    return seen, is_resumed
+
+
+def run(options: ForgetOptions) -> list[str]:
+    """Forgets, says what was done, and returns what speaks against it that they are forgotten."""
+    from modeling_mcm.data.deletion import Places, look_for
+    from modeling_mcm.data.forget import find_customers
+    from modeling_mcm.data.locks import locked
+
+    ids = read_ids(options.customers)
+    places = Places.resolved(options.data, options.predictions, options.events)
+    if absent := [path for path in [*places.predictions, *places.events] if not path.exists()]:
+        raise FileNotFoundError(f"{absent[0]} does not exist; check the path.")
+    with nullcontext() if options.check_only else locked(*places.all()):
+        if options.check_only:
+            seen, may_be_gone = look_for(ids, places, places.customer_column()), True
+        else:
+            seen, may_be_gone = delete(ids, places)
+        left = [f"found nowhere: {line}" for line in seen.said_of_absent(only_near=may_be_gone)]
+        for place in places.all():
+            column = places.customer_column() if place in places.events else CUSTOMER
+            found = find_customers(place, seen.there | {*seen.absent}, column)
+            left += [f"{path}: {what}" for path, what in found.items()]
+    return left
 
 
 def main() -> None:
@@ -114,11 +159,11 @@ def main() -> None:
     (options,) = parse_options(ForgetOptions, description=__doc__)
     try:
         found = run(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"forget_customers: {error}")
     if found:
-        told = "\n".join(f"  {path}: {what}" for path, what in found.items())
-        sys.exit(f"forget_customers: not proven that they are gone:\n{told}")
+        told = "".join(f"\n  {line}" for line in found)
+        sys.exit(f"forget_customers: not proven that they are gone:{told}")
     sys.stdout.write("Read again: none of them is there\n")
 
 

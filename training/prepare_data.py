@@ -16,14 +16,12 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modeling_mcm.data import EventSchema, PreparedManifest, prepare
-from modeling_mcm.data.complete_journey import build_complete_journey, build_complete_journey_offers
-from modeling_mcm.data.prepare import ROWS_PER_SHARD
+from modeling_mcm.data import EventSchema, PreparedManifest
 
 from arguments import EngineOptions, parse_options
 
 SCHEMAS = Path(__file__).resolve().parent.parent / "configuration" / "schemas"
-DEMOS = {"complete_journey": build_complete_journey}
+DEMOS = ("complete_journey",)
 
 
 @dataclass
@@ -56,7 +54,9 @@ class PrepareOptions:
         default=False,
         metadata={"help": "Also write the demo's offers.parquet and actions.parquet into raw/ (docs/offers.md)."},
     )
-    rows_per_shard: int = field(default=ROWS_PER_SHARD, metadata={"help": "Most customers in one Parquet shard."})
+    rows_per_shard: int | None = field(
+        default=None, metadata={"help": "Most customers in one Parquet shard; that of `prepare` by default."}
+    )
     memory_limit: str = field(default="1GB", metadata={"help": "Memory DuckDB may use before it spills to disk."})
     overwrite: bool = field(default=False, metadata={"help": "Replace a data set that is there."})
     reuse: bool = field(
@@ -104,9 +104,13 @@ def main() -> None:
     events: str | list[str] = options.events[0] if len(options.events) == 1 else options.events
     profile, schema = options.profile, options.schema
     try:
+        from modeling_mcm.data import prepare
+
         if options.demo:
+            from modeling_mcm.data.complete_journey import build_complete_journey, build_complete_journey_offers
+
             raw = Path(options.output_dir).parent / "raw"
-            events, profile = (str(path) for path in DEMOS[options.demo](raw))
+            events, profile = (str(path) for path in build_complete_journey(raw))
             if options.offers:
                 build_complete_journey_offers(raw)
             schema = schema or SCHEMAS / f"{options.demo}.yaml"
@@ -121,10 +125,10 @@ def main() -> None:
             profile=profile,
             engine=engine.engine,
             spark_config=engine.spark,
-            rows_per_shard=options.rows_per_shard,
             overwrite=options.overwrite,
             reuse=options.reuse,
             memory_limit=options.memory_limit,
+            **({} if options.rows_per_shard is None else {"rows_per_shard": options.rows_per_shard}),
         )
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"prepare_data: {error}")

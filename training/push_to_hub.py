@@ -5,7 +5,7 @@
 
     python training/push_to_hub.py --model runs/quickstart --repo_id org/mcm-base --dry_run --output_dir published
     python training/push_to_hub.py --model runs/quickstart --repo_id org/mcm-base --data data/prepared
-    ... --min_customers 5       values of fewer customers become placeholders (needs --data)
+    ... --min_customers 5       values of fewer customers become placeholders, pairs of labels go (needs --data)
     bash training/runs/model_cards.sh           the cards in model_cards/
     python training/push_to_hub.py --data data/prepared --dataset_card data/prepared/README.md
 
@@ -19,11 +19,14 @@ repository that exists gets one new commit, or none if nothing changed; README.m
 import json
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from modeling_mcm import MCMFeatureExtractor
+from modeling_mcm.data.dataset import FOLLOWERS_FILE
 from modeling_mcm.hub import (
     CardFacts,
     Exposure,
@@ -35,6 +38,7 @@ from modeling_mcm.hub import (
     model_card,
     publish,
     rare_values,
+    shared_pairs,
     write_upload_folder,
 )
 
@@ -58,7 +62,7 @@ class PublishingOptions:
         default=None, metadata={"help": "Prepared data set of the training, to count the customers of each value."}
     )
     min_customers: int | None = field(
-        default=None, metadata={"help": "Publish placeholders for values that fewer customers have; needs --data."}
+        default=None, metadata={"help": "Hide values and pairs of labels that fewer customers have; needs --data."}
     )
     private: bool = field(default=False, metadata={"help": "Make the repository private; it must not be public yet."})
     create_only: bool = field(default=False, metadata={"help": "Refuse a repository that exists."})
@@ -129,11 +133,19 @@ def write_dataset_card(options: PublishingOptions) -> None:
 def fill_folder(options: PublishingOptions, folder: Path) -> None:
     """Writes all that is sent."""
     checkpoint = Path(str(options.model))
-    hidden, exposure = None, None
+    hidden, shared, exposure = None, None, None
     if options.data:
         rare, exposure = count_rare(options, MCMFeatureExtractor.from_pretrained(str(checkpoint)))
-        hidden = rare if exposure.hidden else None
-    write_upload_folder(checkpoint, folder, hidden or {})
+        if exposure.hidden:
+            hidden, counted = rare, Path(options.data, FOLLOWERS_FILE)
+            shared = shared_pairs(pq.read_table(counted), exposure.min_customers) if counted.is_file() else None
+    pairs = write_upload_folder(checkpoint, folder, hidden, shared).hidden_pairs
+    if exposure and exposure.hidden:
+        exposure = replace(exposure, pairs=pairs.followers)
+        print(
+            f"Of fewer than {exposure.min_customers} customers: {sum(exposure.rare.values()):,} values are hidden, "
+            f"{pairs.followers:,} pairs of labels, and {pairs.related:,} weights from or to hidden values"
+        )
     evaluation = stored(Path(options.evaluation or checkpoint / "evaluation.json"), needed=bool(options.evaluation))
     training = [facts for name in TRAINING_FILES if (facts := stored(checkpoint / name, needed=False))]
     told = CardFacts.gather(

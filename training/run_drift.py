@@ -11,16 +11,21 @@ edge of the bins; training had about the share in brackets in each. A part of th
 schema had a `min_count`.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modeling_mcm import MCMFeatureExtractor
-from modeling_mcm.data.drift import DriftReport, FeatureDrift, feature_drift
 from modeling_mcm.data.features import CATEGORICAL
 
 from arguments import parse_options
+
+if TYPE_CHECKING:
+    from modeling_mcm.data.drift import DriftReport, FeatureDrift
 
 HEADINGS = ("feature", "column", "rows", "unknown", "missing", "below", "above")
 
@@ -70,6 +75,8 @@ def main() -> None:
     """Reads the options, counts, and says what was found."""
     (options,) = parse_options(DriftOptions, description=__doc__)
     try:
+        from modeling_mcm.data.drift import feature_drift
+
         extractor = MCMFeatureExtractor.from_pretrained(options.model)
         report = feature_drift(options.events, extractor, options.profile, options.memory_limit)
         if options.report_file:

@@ -34,10 +34,11 @@ from modeling_mcm.data.collator import LengthGroupedSampler
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
 from modeling_mcm.data.offers import SPLITS, TEST, TRAIN, VALIDATION, load_offers
 from modeling_mcm.evaluation.offers import OfferMetrics
+from modeling_mcm.extras import needs
 from modeling_mcm.trainer import last_whole_checkpoint
 
 from arguments import parse_options
-from checkpoints import read_checkpoint
+from checkpoints import check_files, read_checkpoint
 from memory import keep_freed_memory
 from run_pretrain import PretrainingArguments, check_launch, popularity
 
@@ -157,10 +158,8 @@ def adapted(model: MCMForActionRecommendation, rank: int) -> Any:
     Raises:
         ImportError: if `peft` is not installed.
     """
-    try:
+    with needs("lora"):
         from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ImportError("--lora needs peft; run `pip install modeling-mcm[lora]`.") from error
     whole = [name for name in TRAINED_WHOLE if getattr(model, name) is not None]
     low_rank = LoraConfig(
         r=rank,
@@ -181,6 +180,7 @@ def main() -> None:
         raise SystemExit("--model, --data and --offers are needed: see --help.")
     set_seed(training.seed)
     schema = PreparedManifest.load(options.data).event_schema
+    check_files(options.model)
     extractor = MCMFeatureExtractor.from_pretrained(options.model)
     check_vocabularies(options.data, extractor)
     if options.max_events is not None:

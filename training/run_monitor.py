@@ -13,27 +13,29 @@ calibrated. `--report_file` keeps the figures as JSON, for alarms.
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import ibis
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from modeling_mcm import MCMFeatureExtractor
 from modeling_mcm.data import PreparedManifest
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
-from modeling_mcm.data.events import epoch_seconds
 from modeling_mcm.evaluation.tables import text_table
+from modeling_mcm.extras import needs
+from modeling_mcm.scoring import SCORES
 
 from arguments import parse_options
+from run_predict import IDENTITY_FILE, UNTIL
 
 EDGES = np.array([0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0])
-SCORES = "_scores"
 
 
 @dataclass
@@ -68,8 +70,63 @@ def tasks_of(folder: str) -> list[str]:
     return tasks
 
 
+def check_predictions(folder: str, since: str | None = None) -> None:
+    """Raises `ValueError` where predictions are not whole, hold no numbers, or know what is to be compared with them.
+
+    Args:
+        folder: of run_predict.py; one that does not say what it holds is only looked through.
+        since: from when on events are compared, as `--since`.
+    """
+    files = sorted(Path(folder).glob("*.parquet"))
+    numbered = [re.fullmatch(r"(.+)-(\d+)-of-(\d+)\.parquet", path.name) for path in files]
+    if all(numbered) and (absent := int(numbered[0][3]) - len(files) if numbered else 0):  # type: ignore[index]
+        raise ValueError(f"{absent} of the files of {folder} are missing: run run_predict.py again, which adds them.")
+    rows = 0
+    for path in files:
+        for name in [task + SCORES for task in tasks_of(folder)]:
+            column = pq.read_table(path, columns=[name])[name]
+            is_whole = not column.null_count and np.isfinite(pc.list_flatten(column).to_numpy()).all()
+            if not is_whole:
+                raise ValueError(
+                    f"{path} has NaN, infinite or missing numbers in {name!r}: no figure would mean anything. Score "
+                    "again with a checkpoint whose weights are whole."
+                )
+        rows += len(column)
+    if not (path := Path(folder, IDENTITY_FILE)).is_file():
+        return
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        expected, until = said["customers"], said.get(UNTIL)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} can't be read ({error}): score again into another folder.") from error
+    if rows != expected:
+        raise ValueError(
+            f"{folder} holds {rows:,} customers and says it has {expected:,}: run run_predict.py again, or score into "
+            "another folder."
+        )
+    if since is not None and until is not None and seconds_of(since) <= until:
+        known = datetime.fromtimestamp(until, UTC).replace(tzinfo=None)
+        raise ValueError(
+            f"--since is {since}, and the predictions of {folder} know events until {known}: what they are compared "
+            "with must be later. Give the moment at which they were made."
+        )
+
+
+def seconds_of(moment: str) -> int:
+    """Seconds since 1970 of `--since`; raises `ValueError` where that is no moment."""
+    with needs("data"):
+        from modeling_mcm.data.events import epoch_seconds
+    try:
+        return epoch_seconds(datetime.fromisoformat(moment))
+    except ValueError:
+        raise ValueError(f"--since is {moment!r}; give a moment such as 2024-05-06.") from None
+
+
 def score_drift(folder: str, before: str) -> dict[str, Any]:
     """How far the predictions of the customers in both folders moved, per task."""
+    with needs("data"):
+        import duckdb  # noqa: F401  by the name that Ibis connects to
+        import ibis
     tasks = [task for task in tasks_of(folder) if task in tasks_of(before)]
     connection = ibis.duckdb.connect()
     new, old = (connection.read_parquet(f"{path}/*.parquet") for path in (folder, before))
@@ -117,7 +174,7 @@ def calibration(folder: str, data: str, since: str) -> dict[str, list[dict[str, 
     """Per task and range of the predicted probability: its mean, the mean share that happened, and how many."""
     tasks = tasks_of(folder)
     happened: dict[str, dict[str, dict[str, float]]] = {task: {} for task in tasks}
-    for customer, task, shares in what_happened(data, epoch_seconds(datetime.fromisoformat(since)), tasks):
+    for customer, task, shares in what_happened(data, seconds_of(since), tasks):
         happened[task][customer] = shares
     if not any(happened.values()):
         raise ValueError(f"{data} holds no target event from {since} on: update it first (training/update_data.py).")
@@ -167,6 +224,9 @@ def main() -> None:
     """Reads the options, compares, and says what was found."""
     (options,) = parse_options(MonitorOptions, description=__doc__)
     try:
+        check_predictions(options.predictions, options.since)
+        if options.before:
+            check_predictions(options.before)
         drift = score_drift(options.predictions, options.before) if options.before else None
         calibrated = calibration(options.predictions, options.data, options.since) if options.data else None
         if options.report_file:

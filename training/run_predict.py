@@ -20,29 +20,33 @@ histories and one batch's scores, however many customers there are. `pandas.read
 import json
 import shutil
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor
-from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest, check_vocabularies, prepare, schema_of
+from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest, check_vocabularies, schema_of
 from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
-from modeling_mcm.data.engine import spark_session
+from modeling_mcm.extras import needs
 from modeling_mcm.scoring import Scorer, ScoringJob, model_digest, score_on_spark
 
 from arguments import EngineOptions, parse_options
-from checkpoints import read_checkpoint
+from checkpoints import check_files, read_checkpoint
 from memory import keep_freed_memory
 from run_pretrain import check_launch
 
 IDENTITY_FILE, HISTORIES = "_predictions.json", "_histories"  # readers of a folder of Parquet pass over such names
+
+
+UNTIL = "until"  # the second of the latest event that the predictions knew of; earlier versions did not say it
 
 
 @dataclass
@@ -83,6 +87,8 @@ class PredictionOptions:
 
 def prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, engine: EngineOptions) -> None:
     """Histories of a raw log, as the checkpoint reads them; kept until all are scored, so that a rerun has them."""
+    from modeling_mcm.data import prepare
+
     schema = schema_of(extractor)
     if options.schema:
         schema = replace(EventSchema.from_yaml(options.schema), cutoffs=NO_CUTOFFS)
@@ -98,6 +104,15 @@ def prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, engi
         overwrite=True,
         reuse=True,
     )
+
+
+def last_event(data: Path) -> int:
+    """The second of the latest event of a prepared data set, since 1970."""
+    latest = [
+        pc.max(pq.read_table(data / shard["file"], columns=["times"])["times"].combine_chunks().flatten()).as_py()
+        for shard in PreparedManifest.load(data).shards
+    ]
+    return max((second for second in latest if second is not None), default=0)
 
 
 def is_whole(path: Path, rows: int) -> bool:
@@ -129,7 +144,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
         except ValueError:
             found = {}
         found = found if isinstance(found, dict) else {}
-        if changed := sorted(name for name in identity if found.get(name) != identity[name]):
+        if changed := sorted(name for name in {*identity} - {UNTIL} if found.get(name) != identity[name]):
             raise ValueError(
                 f"{folder} holds predictions of another {', '.join(changed)}: choose another --output_dir, or remove "
                 "that one."
@@ -142,12 +157,22 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
     partial.replace(path)
 
 
+def _session(engine: EngineOptions) -> AbstractContextManager[Any]:
+    """Spark's session where that is the engine."""
+    if engine.engine != "spark":
+        return nullcontext()
+    with needs("spark"):
+        from modeling_mcm.data.engine import spark_session
+    return spark_session(engine.spark)
+
+
 def run(options: PredictionOptions, engine: EngineOptions) -> str:
     """Scores this process's share of the files that are missing; returns what to say."""
     state, folder = PartialState(cpu=not torch.cuda.is_available()), Path(options.output_dir)
     check_launch(state.num_processes)
     if engine.engine == "spark" and state.num_processes > 1:
         raise ValueError("--engine spark divides the work by itself: start one process, without accelerate launch.")
+    check_files(options.model)
     extractor = MCMFeatureExtractor.from_pretrained(options.model)
     config = MCMConfig.from_pretrained(options.model)
     if wrong := [task for task in options.tasks if task not in config.tasks]:
@@ -159,7 +184,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     model = read_checkpoint(job.model_class, options.model)
     digest = model_digest(model)
     check_folder(folder)
-    with spark_session(engine.spark) if engine.engine == "spark" else nullcontext() as session:
+    with _session(engine) as session:
         with state.main_process_first():
             if options.events:
                 prepare_log(options, extractor, engine)
@@ -167,7 +192,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
             customers = sum(shard["rows"] for shard in PreparedManifest.load(job.data).shards)
             if state.is_main_process:
                 digests = {"model": digest, "data": sha256_of(Path(job.data) / MANIFEST_FILE)}
-                claim(folder, digests | {"options": kept, "customers": customers})
+                claim(folder, digests | {"options": kept, "customers": customers, UNTIL: last_event(Path(job.data))})
         missing = [part for part in job.parts(customers) if not is_whole(part[0], len(part[1]))]
         state.wait_for_everyone()  # all have looked before one writes, so all divide the same list
         if session is not None:

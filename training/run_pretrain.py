@@ -42,8 +42,13 @@ from modeling_mcm.callbacks import FirstComparison
 from modeling_mcm.counting import CASES, fill_followers, fill_related, fit_followers, fit_scales, training_labels
 from modeling_mcm.data import PreparedManifest, load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
-from modeling_mcm.data.counts import FOLLOWERS_FILE
-from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, MANIFEST_FILE, POPULARITY_FILE, sha256_of
+from modeling_mcm.data.dataset import (
+    FEATURE_EXTRACTOR_FOLDER,
+    FOLLOWERS_FILE,
+    MANIFEST_FILE,
+    POPULARITY_FILE,
+    sha256_of,
+)
 from modeling_mcm.data.streaming import StreamedRows
 from modeling_mcm.evaluation.baseline_cache import FOLDER as BASELINES_FOLDER
 from modeling_mcm.evaluation.baseline_cache import BaselineCache

@@ -20,15 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lightgbm
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.model_selection import KFold, StratifiedKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from tqdm.auto import tqdm
 
 from modeling_mcm import MCMFeatureExtractor, MCMModel
@@ -37,10 +31,11 @@ from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.offer_collator import events_before
 from modeling_mcm.evaluation.offers import resample_customers, weighted_ranking
 from modeling_mcm.evaluation.offers_gbdt import HistoryFeatures
+from modeling_mcm.extras import needs
 
 from ablation_report import _interval, _markdown
 from arguments import parse_options
-from checkpoints import read_checkpoint
+from checkpoints import check_files, read_checkpoint
 
 SECONDS_PER_DAY = 86_400
 WHOLE_HISTORY = 10**6
@@ -70,6 +65,7 @@ class ProbeOptions:
 
 def read_customers(options: ProbeOptions) -> tuple[dict[str, NDArray], dict[str, NDArray], str]:
     """Inputs `(customers, F)` by name, targets `(customers,)` by name (NaN or "" where unknown), and a caption."""
+    check_files(str(options.model))
     schema = PreparedManifest.load(str(options.data)).event_schema
     model = read_checkpoint(MCMModel, str(options.model)).eval()
     extractor = MCMFeatureExtractor.from_pretrained(str(options.model))
@@ -128,6 +124,9 @@ def out_of_fold(
     features: NDArray, target: NDArray, learner: str, classes: NDArray | None, options: ProbeOptions
 ) -> NDArray[np.float64]:
     """Predictions of customers by models that have not seen them, the mean over repetitions, `(customers, C)`."""
+    from scipy.stats import rankdata
+    from sklearn.model_selection import KFold, StratifiedKFold
+
     total = np.zeros((len(target), 1 if classes is None else len(classes)))
     for repeat in range(options.repeats):
         splitter = (KFold if classes is None else StratifiedKFold)(options.folds, shuffle=True, random_state=repeat)
@@ -146,6 +145,11 @@ def out_of_fold(
 
 
 def _learner(name: str, kind: str) -> Any:
+    import lightgbm
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
     if name == "linear":
         return make_pipeline(
             FunctionTransformer(signed_log),
@@ -167,6 +171,8 @@ def signed_log(features: NDArray) -> NDArray:
 def metric(target: NDArray, predicted: NDArray, classes: NDArray | None, weights: NDArray) -> NDArray[np.float64]:
     """AUC, the mean over classes (the second of two), or rank correlation; of shape `(resamples,)`."""
     if classes is None:
+        from scipy.stats import rankdata
+
         first, second = rankdata(target), rankdata(predicted[:, 0])
         shares = weights / weights.sum(1, keepdims=True)
         mean = [shares @ ranks for ranks in (first, second)]
@@ -244,7 +250,14 @@ def main() -> None:
     (options,) = parse_options(ProbeOptions, description=__doc__)
     if options.model is None or options.data is None:
         raise SystemExit("--model and --data are needed: see --help.")
-    results = probe(options)
+    try:
+        with needs("gbdt"):  # before minutes of embedding
+            import lightgbm  # noqa: F401
+            import scipy  # noqa: F401
+            import sklearn  # noqa: F401
+        results = probe(options)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"run_probe: {error}")
     write_page(results, Path(options.report))
     if options.output_file:
         Path(options.output_file).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

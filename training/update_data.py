@@ -12,12 +12,16 @@ special: they are in a new file. A file that was written again, or removed, need
 docs/preparation.md says what an update costs, and when to prepare everything instead.
 """
 
+from __future__ import annotations
+
 import sys
 from dataclasses import dataclass, field
-
-from modeling_mcm.data.update import Update, update
+from typing import TYPE_CHECKING
 
 from arguments import parse_options
+
+if TYPE_CHECKING:
+    from modeling_mcm.data.update import Update
 
 
 @dataclass
@@ -64,6 +68,8 @@ def main() -> None:
     """Reads the options, updates the data set and says what was done."""
     (options,) = parse_options(UpdateOptions, description=__doc__)
     try:
+        from modeling_mcm.data.update import update
+
         done = update(
             options.data,
             options.events,

@@ -13,20 +13,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ibis
-import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from modeling_mcm.data.dataset import PreparedManifest, sha256_of
-from modeling_mcm.data.events import find_visits
 from modeling_mcm.data.features import CATEGORICAL, raw_places
 from modeling_mcm.data.files import InputFiles, find_files
-from modeling_mcm.data.periods import add_period, add_target
+from modeling_mcm.data.locks import note_of
 from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.data.vocabulary import each_value
+from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+with needs("data"):
+    import ibis
+    import ibis.expr.types as ir
+
+    from modeling_mcm.data.events import find_visits
+    from modeling_mcm.data.periods import add_period, add_target
+    from modeling_mcm.data.vocabulary import each_value
 
 VISIT = ["customer_id", "period", "visit_key"]
 ALL_VISITS = 2**31  # more than a customer has
@@ -58,7 +63,13 @@ def compare_files(directory: Path, log: Path, manifest: PreparedManifest, correc
     earlier = {sha256_of(path): str(path) for path in given}
     arrived = [name for name, digest in now.items() if then.get(name) != digest]
     left = [name for name, digest in then.items() if now.get(name) != digest]
-    if unknown := [name for name in left if then[name] not in earlier]:
+    unknown = [name for name in left if then[name] not in earlier]
+    if unknown and (note := note_of(directory)).is_file():
+        raise ValueError(
+            f"{', '.join(unknown[:5])} of {log} changed, and {note} says that a run of forget_customers.py was killed "
+            f"between the log and {directory}: run it again with the same options, which finishes it."
+        )
+    if unknown:
         raise ValueError(
             f"{', '.join(unknown[:5])} of {log} changed or is gone since {directory} was prepared. Give the version "
             "that was read then as `corrected` (--corrected), so that customers who are in that one alone are "

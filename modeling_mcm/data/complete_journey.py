@@ -11,8 +11,11 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-import ibis
-import ibis.expr.types as ir
+from modeling_mcm.extras import needs
+
+with needs("data"):
+    import ibis
+    import ibis.expr.types as ir
 
 EVENT_COLUMNS = (
     "household_id", "time", "basket_id", "token_type", "department", "product_category", "product_type", "brand",

@@ -12,17 +12,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ibis
-import ibis.expr.types as ir
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from modeling_mcm.counted_memory_mcm import FOLLOWERS as MOST_FOLLOWERS
 from modeling_mcm.counted_memory_mcm import LAG_WEIGHTS
-from modeling_mcm.data.rows import ENDS
-from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.processing_mcm import FIRST_VALUE_ID
+from modeling_mcm.data.dataset import FOLLOWERS_FILE
+from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
+from modeling_mcm.extras import needs
+from modeling_mcm.processing_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 
-FOLLOWERS_FILE = "followers.parquet"
+with needs("data"):
+    import ibis
+    import ibis.expr.types as ir
+
+    from modeling_mcm.data.rows import ENDS
+    from modeling_mcm.data.vocabulary import Vocabularies
+
 # Target events of one visit and time on average, above which the order of a visit's events says nothing.
 SETS = 2.0
 FOLLOWERS = pa.schema(
@@ -51,11 +57,57 @@ def shard_events(connection: ibis.BaseBackend, paths: Sequence[Path], schema: Ev
     return events.mutate(is_target=is_target.cast("int8"), period=period).drop("place", *ENDS)
 
 
-def _training_events(events: ir.Table) -> ir.Table:
-    """Training events with `moment`: the number of the event's moment, which all events of a visit and time share."""
+def mark_targets(events: ir.Table, fitted: Vocabularies, schema: EventSchema) -> ir.Table:
+    """Marks as targets also those events of shards that have no label in any task, as in the log.
+
+    Where the token type is unknown, such an event stays unmarked, for nothing in a shard tells what it was.
+
+    Args:
+        events: as [`shard_events`] makes them.
+        fitted: the values of features.
+        schema: that the shards were prepared with.
+    """
+    token = schema.token_feature
+    column, values = events[f"f{schema.features.index(token)}"], fitted.values[token.name]
+    kinds = [value for value in schema.target_token_types or values if value in values]
+    ids = [fitted.id_of(token.name, value) for value in kinds if value not in schema.reserved_token_types]
+    if not schema.target_token_types:
+        ids += [MISSING_ID, UNKNOWN_ID]  # every event of the log is a target
+    return events.mutate(is_target=((events.is_target == 1) | column.isin(ids)).cast("int8"))
+
+
+def _training_events(events: ir.Table, schema: EventSchema) -> ir.Table:
+    """Training events with `moment`: the number of the event's moment, which all events of a visit and time share.
+
+    In a log without times a visit has one moment, as for the model: a shard has no more of its order than that.
+    """
     training = events.filter(events.period == 0)
-    order = ibis.window(group_by="customer_id", order_by=[training.visit, training.second])
+    order_by = [training.visit, *([training.second] if schema.order is None else [])]
+    order = ibis.window(group_by="customer_id", order_by=order_by)
     return training.mutate(moment=ibis.dense_rank().over(order))
+
+
+def recount(
+    connection: ibis.BaseBackend, directory: Path, paths: Sequence[Path], schema: EventSchema
+) -> tuple[dict[str, Any], ir.Table]:
+    """Counts anew, from the shards, what the customers of a data set did that has changed; writes `FOLLOWERS_FILE`.
+
+    Args:
+        connection: DuckDB's, with a folder to spill into.
+        directory: where the file is written.
+        paths: of all shards.
+        schema: that they were prepared with.
+
+    Returns:
+        The measures for the manifest, empty where nothing is split by time, and the training events.
+    """
+    events = shard_events(connection, paths, schema)
+    training = connection.create_table(ibis.util.gen_name("mcm"), events.filter(events.period == 0), temp=True)
+    if schema.cutoffs == NO_CUTOFFS:  # nobody will train on it
+        return {}, training
+    measures = measure(training, schema)
+    pq.write_table(count_followers(training, schema, measures), directory / FOLLOWERS_FILE)
+    return measures, training
 
 
 def _label_tasks(schema: EventSchema) -> dict[str, str]:
@@ -77,7 +129,7 @@ def measure(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
         target), `targets` (events), and for each task `labels` (distinct ones), `met` (visits in which a label was
         met; once a visit) and `repeats` (how many of those were not the customer's first).
     """
-    training = _training_events(events)
+    training = _training_events(events, schema)
     tasks = _label_tasks(schema)
     targets = training.filter(
         training.is_target == 1, ibis.or_(*(training[f] >= FIRST_VALUE_ID for f in tasks.values()))
@@ -120,7 +172,7 @@ def count_followers(events: ir.Table, schema: EventSchema, measures: dict[str, A
     """
     if measures["targets"] > SETS * measures["moments"]:
         return FOLLOWERS.empty_table()
-    training = _training_events(events)
+    training = _training_events(events, schema)
     lags = ibis.memtable(
         pa.table(
             {"lag": pa.array(list(LAG_WEIGHTS), pa.int64()), "lag_weight": pa.array(LAG_WEIGHTS.values(), pa.int64())}

@@ -25,6 +25,7 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 MANIFEST_FILE = "manifest.json"
 FEATURE_EXTRACTOR_FOLDER = "feature_extractor"
 POPULARITY_FILE = "popularity.parquet"
+FOLLOWERS_FILE = "followers.parquet"
 FORMAT_VERSION = 1
 
 
@@ -75,7 +76,8 @@ class PreparedManifest:
         """
         path = Path(directory) / MANIFEST_FILE
         if not path.is_file():
-            left = sorted(path.parent.parent.glob(f".{path.parent.name}.*.replaced"))
+            place = path.parent.resolve()
+            left = sorted(place.parent.glob(f".{place.name}.*.replaced"))
             hint = f"a run was killed while it put a new one there: rename {left[-1]} to it" if left else ""
             raise FileNotFoundError(
                 f"{directory} holds no {MANIFEST_FILE}, so it is not a (finished) prepared data set; "
@@ -173,7 +175,10 @@ def load_prepared(
     opened = manifest.shards if shards is None else [manifest.shards[place] for place in shards]
     check_shards(directory, opened, verify)
     files = [str(directory / shard["file"]) for shard in opened]
-    kwargs: dict[str, Any] = {"columns": list(columns)} if columns is not None else {}
+    # `datasets` knows its copy by path and time; other data with the same ones must not be answered with that copy.
+    digest = hashlib.sha256("".join(shard["sha256"] for shard in opened).encode()).hexdigest()
+    kwargs: dict[str, Any] = {"config_name": f"prepared-{digest[:32]}"}
+    kwargs |= {"columns": list(columns)} if columns is not None else {}
     try:
         return datasets.Dataset.from_parquet(files, cache_dir=str(cache_dir) if cache_dir else None, **kwargs)
     except datasets.exceptions.DatasetGenerationError:

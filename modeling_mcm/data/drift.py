@@ -17,16 +17,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ibis
-import ibis.expr.types as ir
 import pyarrow as pa
 
-from modeling_mcm.data.engine import open_engine, open_table
-from modeling_mcm.data.events import moment_text, normalise_events, normalise_profile, open_events
 from modeling_mcm.data.features import CATEGORICAL, FeatureSpec, raw_places
 from modeling_mcm.data.schema import EventSchema, schema_of
-from modeling_mcm.data.vocabulary import each_value
+from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+with needs("data"):
+    import ibis
+    import ibis.expr.types as ir
+
+    from modeling_mcm.data.engine import open_engine, open_table
+    from modeling_mcm.data.events import moment_text, normalise_events, normalise_profile, open_events
+    from modeling_mcm.data.vocabulary import each_value
 
 MOST_FREQUENT = 10
 

@@ -19,12 +19,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import duckdb
-import ibis
-import ibis.expr.types as ir
 import pyarrow as pa
 
 from modeling_mcm.data.files import SUFFIXES, InputFiles, check_files, find_files, is_files, is_local, merged
+from modeling_mcm.extras import needs
+
+with needs("data"):
+    import duckdb
+    import ibis
+    import ibis.expr.types as ir
 
 SPARK = "pyspark"  # Ibis' name of the backend, and that of the package
 # Times are read in UTC; names differ where their case does; parts of a path are text, as DuckDB is told too; overflow
@@ -384,6 +387,7 @@ def _reason(error: Exception) -> str:
 @contextmanager
 def replacing(output_dir: Path) -> Iterator[tuple[Path, Path]]:
     """Gives a folder to fill and one for scratch; the first takes the place of `output_dir` when all went well."""
+    output_dir = output_dir.resolve()  # of a symbolic link, which stays, the folder that it names
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     partial = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.partial")
     replaced = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.replaced")

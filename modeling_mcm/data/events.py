@@ -14,14 +14,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import ibis
-import ibis.expr.types as ir
-
-from modeling_mcm.data.engine import number_rows, open_table, split_text, text_of_float
 from modeling_mcm.data.features import CATEGORICAL, NUMERIC, FeatureSpec, raw_places
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.events_mcm import EPOCH, EXACT_FLOAT, SECONDS_PER_DAY
+from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import ONE_TOKEN_TYPE, ROWS
+
+with needs("data"):
+    import ibis
+    import ibis.expr.types as ir
+
+    from modeling_mcm.data.engine import number_rows, open_table, split_text, text_of_float
 
 # An offset can only follow a clock time: the end of "2017-10-01" is a day, not a zone.
 OFFSET_PATTERN = r":\d\d(\.\d+)?\s*([Zz]|[+-]\d\d(:?\d\d)?)$"

@@ -10,11 +10,14 @@ from __future__ import annotations
 import functools
 import operator
 
-import ibis
-import ibis.expr.types as ir
-
-from modeling_mcm.data.events import epoch_seconds, has_value
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
+from modeling_mcm.extras import needs
+
+with needs("data"):
+    import ibis
+    import ibis.expr.types as ir
+
+    from modeling_mcm.data.events import epoch_seconds, has_value
 
 LEAST_TARGET_VISITS = 3  # one each to train, to validate and to test on
 

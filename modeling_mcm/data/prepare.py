@@ -20,33 +20,38 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import ibis
-import ibis.expr.types as ir
 import pyarrow.parquet as pq
 from transformers.utils import logging
 
-from modeling_mcm.data.counts import FOLLOWERS_FILE, count_followers, measure
 from modeling_mcm.data.dataset import (
     FEATURE_EXTRACTOR_FOLDER,
+    FOLLOWERS_FILE,
     MANIFEST_FILE,
     POPULARITY_FILE,
     PreparedManifest,
 )
-from modeling_mcm.data.engine import SPARK, caching, open_engine, open_table, replacing
-from modeling_mcm.data.events import (
-    find_visits,
-    keep_latest,
-    moment_text,
-    normalise_events,
-    normalise_profile,
-    open_events,
-)
 from modeling_mcm.data.files import describe
-from modeling_mcm.data.periods import LEAST_TARGET_VISITS, add_period, add_target, to_predict
-from modeling_mcm.data.rows import count_ids, popularity, write_shards
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
-from modeling_mcm.data.vocabulary import Vocabularies, encode_events, encode_profiles, fit, vocabularies_of
+from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+with needs("data"):
+    import ibis
+    import ibis.expr.types as ir
+
+    from modeling_mcm.data.counts import count_followers, measure
+    from modeling_mcm.data.engine import SPARK, caching, open_engine, open_table, replacing
+    from modeling_mcm.data.events import (
+        find_visits,
+        keep_latest,
+        moment_text,
+        normalise_events,
+        normalise_profile,
+        open_events,
+    )
+    from modeling_mcm.data.periods import LEAST_TARGET_VISITS, add_period, add_target, to_predict
+    from modeling_mcm.data.rows import count_ids, popularity, write_shards
+    from modeling_mcm.data.vocabulary import Vocabularies, encode_events, encode_profiles, fit, vocabularies_of
 
 logger = logging.get_logger(__name__)
 

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ibis
-import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,12 +18,18 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from modeling_mcm.data.dataset import sha256_of
-from modeling_mcm.data.engine import each_group
 from modeling_mcm.data.features import CATEGORICAL
 from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.data.vocabulary import Vocabularies
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
+from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
+
+with needs("data"):
+    import ibis
+    import ibis.expr.types as ir
+
+    from modeling_mcm.data.engine import each_group
+    from modeling_mcm.data.vocabulary import Vocabularies
 
 ROWS_PER_ROW_GROUP = 256
 ENDS = ("validation_end", "test_end")  # how many events come before each cutoff

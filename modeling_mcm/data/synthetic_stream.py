@@ -22,7 +22,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modeling_mcm.data.engine import replacing
+from modeling_mcm.extras import needs
+
+with needs("data"):
+    from modeling_mcm.data.engine import replacing
+
 
 CUSTOMERS_A_BLOCK = 4096
 LEAST_GAP, MOST_GAP = 5, 300  # seconds between two events of a session

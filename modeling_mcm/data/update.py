@@ -17,30 +17,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ibis
-import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from modeling_mcm.data.changes import Cache, Changes, compare_files, find_changes, new_values, together
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, POPULARITY_FILE, PreparedManifest, check_shard
-from modeling_mcm.data.engine import caching, link, open_engine, open_table, read_files, replacing
-from modeling_mcm.data.events import find_visits, normalise_events, normalise_profile
 from modeling_mcm.data.files import check_files, describe
-from modeling_mcm.data.prepare import check_events, digest_of, versions
-from modeling_mcm.data.rows import (
-    cases_among,
-    continued,
-    count_ids,
-    customer_rows,
-    popularity,
-    shard_table,
-    write_shard,
-)
+from modeling_mcm.data.locks import locked
 from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.data.vocabulary import Vocabularies, encode_events, encode_profiles, vocabularies_of
+from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import MISSING_ID, ROWS, MCMFeatureExtractor
+
+with needs("data"):
+    import ibis
+    import ibis.expr.types as ir
+
+    from modeling_mcm.data.changes import Cache, Changes, compare_files, find_changes, new_values, together
+    from modeling_mcm.data.counts import recount
+    from modeling_mcm.data.engine import caching, link, open_engine, open_table, read_files, replacing
+    from modeling_mcm.data.events import find_visits, normalise_events, normalise_profile
+    from modeling_mcm.data.prepare import check_events, digest_of, versions
+    from modeling_mcm.data.rows import (
+        cases_among,
+        continued,
+        count_ids,
+        customer_rows,
+        popularity,
+        shard_table,
+        write_shard,
+    )
+    from modeling_mcm.data.vocabulary import Vocabularies, encode_events, encode_profiles, vocabularies_of
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,18 @@ def update(
         FileNotFoundError: No such data set or log.
         OSError: The disk is full or not writable; the data set is as it was.
     """
-    directory, log = Path(directory), Path(events)
+    with locked(directory := Path(directory).resolve()):  # of a symbolic link, the folder that it names
+        return _update(directory, Path(events), profile, corrected, grow_vocabularies, memory_limit)
+
+
+def _update(
+    directory: Path,
+    log: Path,
+    profile: Any,
+    corrected: Iterable[str | Path],
+    grow_vocabularies: int,
+    memory_limit: str,
+) -> Update:
     manifest = PreparedManifest.load(directory)
     schema = manifest.event_schema
     if schema.order == ROWS:
@@ -237,6 +254,7 @@ def update(
         extractor.save_pretrained(target / FEATURE_EXTRACTOR_FOLDER)
         popular = (pq.read_table(directory / POPULARITY_FILE), before.popularity, after.popularity)
         pq.write_table(_combined_popularity(*popular, schema), target / POPULARITY_FILE)
+        measures, _ = recount(connection, target, [target / piece["file"] for piece in pieces], schema)
         counts = _combined(manifest.counts, before.counts | before.cases, after.counts | after.cases)
         if profiles is not None:
             counts["profiles"] = profiles.count().to_pyarrow().as_py()
@@ -251,6 +269,7 @@ def update(
             seeds={},
             versions=versions(connection),
             shards=pieces,
+            measures=measures,
         )
         result.save(target)
     return Update(result, files.names, len(changes.customers), after.counts["events"], len(written), added)

@@ -14,14 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-import ibis
-import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 
 from modeling_mcm.data.features import CATEGORICAL, HOUR, WEEKDAY, FeatureSpec, raw_places
 from modeling_mcm.data.schema import EventSchema, schema_of
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
+from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import (
     EPOCH_WEEKDAY,
     FIRST_VALUE_ID,
@@ -30,6 +29,10 @@ from modeling_mcm.processing_mcm import (
     UNKNOWN_ID,
     MCMFeatureExtractor,
 )
+
+with needs("data"):
+    import ibis
+    import ibis.expr.types as ir
 
 MOST_VALUES = (
     10_000_000  # of one feature: they go through the memory of one process, and are rows of a table of weights

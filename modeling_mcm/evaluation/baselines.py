@@ -28,6 +28,7 @@ from modeling_mcm.evaluation.cases import EvaluationCases
 from modeling_mcm.evaluation.histories import SECONDS_PER_DAY, TaskHistory, select_rows, task_histories
 from modeling_mcm.evaluation.metrics import FIRST_LABEL, distinct_targets, ndcg_at_k, tie_ranks
 from modeling_mcm.evaluation.ranking import TargetRanks
+from modeling_mcm.extras import needs
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -42,10 +43,8 @@ def scipy_sparse() -> ModuleType:
     Raises:
         ImportError: if SciPy is not installed; it names the extra.
     """
-    try:
+    with needs("evaluation"):
         import scipy.sparse
-    except ImportError as error:
-        raise ImportError("Counting baselines need SciPy; run `pip install modeling-mcm[evaluation]`.") from error
     return scipy.sparse
 
 

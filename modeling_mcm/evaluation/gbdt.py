@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from modeling_mcm.evaluation.baselines import Baseline, scipy_sparse
 from modeling_mcm.evaluation.histories import SECONDS_PER_DAY, TaskHistory
 from modeling_mcm.evaluation.metrics import FIRST_LABEL
+from modeling_mcm.extras import needs
 
 HALF_LIVES_VISITS = (5, 10, 20, 40, 80)
 PERIOD_DAYS, MAX_PERIODS, RECENT_PERIODS = 7, 52, 4
@@ -350,10 +351,8 @@ class LightGBMRanker(Baseline):
 
 
 def _import_lightgbm() -> ModuleType:
-    try:
+    with needs("gbdt"):
         import lightgbm
-    except ImportError as error:
-        raise ImportError("LightGBM is not installed; run `pip install modeling-mcm[gbdt]`.") from error
     return lightgbm
 
 

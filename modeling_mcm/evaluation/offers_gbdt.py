@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from modeling_mcm.evaluation.offers import OfferTruth, expected_takes, offer_metrics
+from modeling_mcm.extras import needs
 
 DECAYS = {"all": np.inf, "30": 30.0, "120": 120.0}  # half-lives in days
 COARSE = 48  # a customer's events are counted by each value of a feature that has fewer
@@ -350,8 +351,6 @@ class LightGBMOffers:
 
 
 def _import_lightgbm() -> ModuleType:
-    try:
+    with needs("gbdt"):
         import lightgbm
-    except ImportError as error:
-        raise ImportError("LightGBM is not installed; run `pip install modeling-mcm[gbdt]`.") from error
     return lightgbm

@@ -3,21 +3,24 @@
 """Publishing: the folder with remote code, the cards, the push."""
 
 from modeling_mcm.hub.card import CardFacts, Exposure, Footprint, dataset_card, model_card
-from modeling_mcm.hub.folder import write_upload_folder
-from modeling_mcm.hub.privacy import customers_per_value, rare_values
+from modeling_mcm.hub.folder import UploadFolder, write_upload_folder
+from modeling_mcm.hub.privacy import HiddenPairs, customers_per_value, rare_values, shared_pairs
 from modeling_mcm.hub.publish import Published, PublishingError, files_to_publish, publish
 
 __all__ = [
     "CardFacts",
     "Exposure",
     "Footprint",
+    "HiddenPairs",
     "Published",
     "PublishingError",
+    "UploadFolder",
     "customers_per_value",
     "dataset_card",
     "files_to_publish",
     "model_card",
     "publish",
     "rare_values",
+    "shared_pairs",
     "write_upload_folder",
 ]

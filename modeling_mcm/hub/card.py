@@ -70,11 +70,13 @@ class Exposure:
         min_customers (`int`): k, below which a value counts as rare.
         rare (`Mapping[str, int]`): Of each categorical feature, its values with fewer customers.
         hidden (`bool`): Whether they are published as placeholders.
+        pairs (`int`): How many pairs of labels with fewer customers were left out of the weights.
     """
 
     min_customers: int
     rare: Mapping[str, int]
     hidden: bool
+    pairs: int = 0
 
 
 def scrub_command(command: str) -> str:

@@ -14,12 +14,15 @@ import shutil
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from modeling_mcm.configuration_mcm import MCMConfig
-from modeling_mcm.hub.privacy import hide_values
-from modeling_mcm.processing_mcm import VOCABULARIES_NAME, MCMFeatureExtractor
+from modeling_mcm.hub.privacy import COUNTED, HiddenPairs, hide_pairs, hide_values
+from modeling_mcm.processing_mcm import FIRST_VALUE_ID, VOCABULARIES_NAME, MCMFeatureExtractor
 
 CONFIG_NAME, PREPROCESSOR_NAME, CARD_NAME = "config.json", "preprocessor_config.json", "README.md"
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
@@ -130,23 +133,74 @@ def check_weights(path: Path) -> None:
         raise ValueError(f"{path} has notes {extra} in its header, which would be public; save the model again.")
 
 
+class UploadFolder(NamedTuple):
+    """What was written to be published.
+
+    Attributes:
+        files (`list[Path]`): Sorted by name.
+        hidden_pairs (`HiddenPairs`): What of the counted memory was left out of the weights.
+    """
+
+    files: list[Path]
+    hidden_pairs: HiddenPairs
+
+
+def _hide_pairs(
+    weights: Sequence[Path],
+    target: Path,
+    tasks: Sequence[str],
+    shared: Mapping[str, torch.Tensor] | None,
+    ids: Mapping[str, Sequence[int]],
+) -> HiddenPairs:
+    """Copies files of weights, without pairs of labels that too few customers have."""
+    tables: dict[str, torch.Tensor] = {}
+    for path in weights:
+        with safe_open(path, framework="pt") as file:
+            tables |= {name: file.get_tensor(name) for name in file.keys() if COUNTED.fullmatch(name)}
+    if tables and shared is None:
+        raise ValueError(
+            "The weights hold which labels came together, and it is not known how many customers have each pair: give "
+            "the data set that the checkpoint was trained on, with its followers.parquet, or prepare it again."
+        )
+    changed, number = hide_pairs(tables, tasks, shared or {}, ids)
+    for path in weights:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys()) & set(changed)
+        if names:
+            save_file(
+                load_file(path) | {name: changed[name].contiguous() for name in names},
+                target / path.name,
+                metadata={"format": "pt"},
+            )
+        else:
+            shutil.copyfile(path, target / path.name)
+    return number
+
+
 def write_upload_folder(
-    checkpoint: str | Path, folder: str | Path, hidden: Mapping[str, Sequence[str]] = MappingProxyType({})
-) -> list[Path]:
+    checkpoint: str | Path,
+    folder: str | Path,
+    hidden: Mapping[str, Sequence[str]] | None = None,
+    shared: Mapping[str, torch.Tensor] | None = None,
+) -> UploadFolder:
     """Writes what is published of a checkpoint, all but the card.
 
     Args:
         checkpoint: folder that a training or `save_pretrained` wrote; nothing in it changes.
         folder: made if it is not there; must be empty.
-        hidden: of each feature the values that are published as placeholders, as `rare_values` finds them.
+        hidden: of each feature the values that are published as placeholders, as `rare_values` finds them. Where it
+            is given, the weights are published without pairs of labels that too few customers have.
+        shared: the pairs that stay, as `shared_pairs` finds them; needed with `hidden` for a checkpoint with a
+            counted memory.
 
     Returns:
-        The files, sorted by name.
+        The files, and how many pairs were hidden.
 
     Raises:
         FileNotFoundError: if the checkpoint lacks weights, config or feature extractor.
         FileExistsError: if the folder is not empty.
-        ValueError: if a file is damaged, of another model, or would publish customer ids.
+        ValueError: if a file is damaged, of another model, or would publish customer ids, or pairs of labels of which
+            it is not known how many customers have them.
     """
     source, target = Path(checkpoint), Path(folder)
     weights = sorted(path for path in source.glob("*") if WEIGHTS.fullmatch(path.name))
@@ -161,13 +215,21 @@ def write_upload_folder(
     stored = read_json(source / VOCABULARIES_NAME, "the values of the features")
     if missing := {"vocabularies", "bins"} - set(stored):
         raise ValueError(f"{source / VOCABULARIES_NAME} has no {sorted(missing)}; save the feature extractor again.")
-    vocabularies = {"vocabularies": hide_values(stored["vocabularies"], hidden), "bins": stored["bins"]}
+    known = stored["vocabularies"]
+    vocabularies = {"vocabularies": hide_values(known, hidden or {}), "bins": stored["bins"]}
     if target.exists() and any(target.iterdir()):
         raise FileExistsError(f"{target} is not empty, and everything in it would be published; give a new folder.")
     target.mkdir(parents=True, exist_ok=True)
     for path in weights:
         check_weights(path)
-        shutil.copyfile(path, target / path.name)
+    number = HiddenPairs(0, 0)
+    if hidden is None:
+        for path in weights:
+            shutil.copyfile(path, target / path.name)
+    else:
+        places = {name: {value: place for place, value in enumerate(known[name])} for name in hidden}
+        ids = {name: [FIRST_VALUE_ID + places[name][value] for value in hidden[name]] for name in hidden}
+        number = _hide_pairs(weights, target, config["tasks"], shared, ids)
     if len(weights) > 1:
         index = read_json(source / WEIGHTS_INDEX, "which names the file of each weight")
         _write_json(target / WEIGHTS_INDEX, {key: index[key] for key in ("metadata", "weight_map")})
@@ -178,7 +240,7 @@ def write_upload_folder(
         shutil.copyfile(path, target / path.name)
     # Once from the written files: what would not load is not published.
     MCMFeatureExtractor.from_pretrained(str(target))
-    return sorted(target.iterdir())
+    return UploadFolder(sorted(target.iterdir()), number)
 
 
 def _write_json(path: Path, values: dict[str, Any], indent: int = 2, sort_keys: bool = True) -> None:
@@ -186,4 +248,4 @@ def _write_json(path: Path, values: dict[str, Any], indent: int = 2, sort_keys: 
     path.write_text(json.dumps(values, indent=indent, sort_keys=sort_keys) + "\n", encoding="utf-8")
 
 
-__all__ = ["write_upload_folder"]
+__all__ = ["UploadFolder", "write_upload_folder"]

@@ -1,21 +1,30 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a published vocabulary reveals: values that few customers have, counted, and hidden where one wants that.
+"""What is published reveals values, and pairs of them, that few customers have: counted, and hidden if one wants that.
 
 A checkpoint holds no customer, but it lists every value that it knows: a brand that one household buys, a town that
 one customer lives in. `min_count` of the event schema counts events, and one customer can make many; what protects a
-customer is how many others share the value (k-anonymity), which only the prepared data set can tell.
+customer is how many others share the value (k-anonymity), which only the prepared data set can tell. The counted
+memory lists which labels came together, so a pair of values that many have may tell of one customer too.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
 from numpy.typing import NDArray
 
 from modeling_mcm.processing_mcm import FIRST_VALUE_ID, MCMFeatureExtractor
 
 BATCH = 1024
+PAIR = 2**32  # a pair of ids as one number: the first times this, plus the second
+FOLLOWERS = re.compile(r"((?:.+\.)?counted_memory\.follower_tables\.(\d+)\.)followers")
+RELATED = re.compile(r"((?:.+\.)?counted_memory\.(?:habit|new)_tables\.(\d+)\.)related")
+COUNTED = re.compile(r"(?:.+\.)?counted_memory\.(?:follower|habit|new)_tables\..+")
 
 
 def customers_per_value(rows: Any, extractor: MCMFeatureExtractor) -> dict[str, NDArray[np.int64]]:
@@ -109,4 +118,79 @@ def hide_values(
     return result
 
 
-__all__ = ["customers_per_value", "hide_values", "rare_values"]
+def shared_pairs(followers: pa.Table, min_customers: int) -> dict[str, torch.Tensor]:
+    """Of each task the pairs of labels that at least `min_customers` customers have, as numbers of `PAIR`.
+
+    Args:
+        followers: `followers.parquet` of the data set that the checkpoint was trained on.
+        min_customers: k of k-anonymity.
+    """
+    kept = followers.filter(pc.greater_equal(followers["customers"], min_customers))
+    pairs = torch.as_tensor(kept["label"].to_numpy().astype(np.int64) * PAIR + kept["follower"].to_numpy())
+    tasks = np.asarray(kept["task"].to_pylist(), object)
+    return {task: pairs[torch.as_tensor(tasks == task)] for task in sorted(set(tasks))}
+
+
+class HiddenPairs(NamedTuple):
+    """How many entries of the counted memory are not published.
+
+    Attributes:
+        followers (`int`): Pairs of a label and one that came with it, each way.
+        related (`int`): Weights of related labels that are from or to a hidden value.
+    """
+
+    followers: int
+    related: int
+
+
+def hide_pairs(
+    tables: Mapping[str, torch.Tensor],
+    tasks: Sequence[str],
+    shared: Mapping[str, torch.Tensor],
+    hidden: Mapping[str, Sequence[int]],
+) -> tuple[dict[str, torch.Tensor], HiddenPairs]:
+    """The tables of the counted memory without pairs that too few customers have.
+
+    A hidden pair leaves no id and no count, and rows ascend as before.
+
+    Args:
+        tables: by their names in a checkpoint; see `CountedMemory`.
+        tasks: of the model, in their order.
+        shared: what `shared_pairs` gives.
+        hidden: of each feature the ids of hidden values.
+
+    Returns:
+        The tables that changed, by name, and how much was hidden.
+    """
+    changed: dict[str, torch.Tensor] = {}
+    pairs = related = 0
+
+    def is_hidden(task: str, size: int) -> torch.Tensor:
+        mask = torch.zeros(size, dtype=torch.bool)
+        mask[torch.as_tensor(list(hidden.get(task, ())), dtype=torch.long)] = True
+        return mask
+
+    for name, table in tables.items():
+        if match := FOLLOWERS.fullmatch(name):
+            task, of_counts = tasks[int(match[2])], f"{match[1]}counts"
+            ids, label = table.long(), torch.arange(len(table))[:, None]
+            mask = is_hidden(task, len(table))
+            kept = torch.isin(label * PAIR + ids, shared.get(task, torch.zeros(0, dtype=torch.long)))
+            kept &= (ids >= FIRST_VALUE_ID) & ~mask[ids] & ~mask[label]
+            number = int(((ids >= FIRST_VALUE_ID) & ~kept).sum())
+            if number:
+                order = torch.where(kept, ids, 0).argsort(dim=1, stable=True)
+                changed[name] = torch.where(kept, table, 0).gather(1, order)
+                changed[of_counts] = torch.where(kept, tables[of_counts], 0).gather(1, order)
+            pairs += number
+        elif match := RELATED.fullmatch(name):
+            of_weights = f"{match[1]}weights"
+            mask = is_hidden(tasks[int(match[2])], len(table))
+            gone = (mask[:, None] | mask[table.long()]) & (tables[of_weights] != 0)
+            if gone.any():
+                changed[name], changed[of_weights] = (tables[each].masked_fill(gone, 0) for each in (name, of_weights))
+            related += int(gone.sum())
+    return changed, HiddenPairs(pairs, related)
+
+
+__all__ = ["HiddenPairs", "customers_per_value", "hide_pairs", "hide_values", "rare_values", "shared_pairs"]

@@ -5,6 +5,7 @@
 import importlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -245,5 +246,78 @@ def test_the_script_as_a_person_runs_it(script, save, tmp_path, monkeypatch):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "scores as torch, equal to the model to" in done.stdout, done.stderr
     monkeypatch.setattr(sys, "argv", [*command[1:], "--model", str(tmp_path / "none")])
-    with pytest.raises(SystemExit, match="export: .*none"):
+    with pytest.raises(SystemExit, match="none is no folder: give a checkpoint folder"):
         script.main()
+
+
+@pytest.fixture
+def quick(script, monkeypatch):
+    """The script, with an exporter that writes a file that says the format and takes no time; asked how often."""
+    calls = []
+
+    class Exported:
+        def __init__(self, name):
+            self.name = name
+
+        def save_pretrained(self, folder):
+            Path(folder, f"model.{self.name}").write_text("exported")
+
+    monkeypatch.setattr(script, "export", lambda model, what, name: calls.append(name) or Exported(name))
+    monkeypatch.setattr(script, "largest_difference", lambda *_: 0.0)
+    script.calls = calls
+    return script
+
+
+def content(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["onnx", "torch", "int8"])
+def test_a_folder_of_something_else_is_refused_before_the_work(quick, save, tmp_path, monkeypatch, name):
+    checkpoint = Path(save())
+    monkeypatch.setattr(quick, "save_int8", lambda *_: quick.calls.append("int8"))
+    other, notes = tmp_path / "other", tmp_path / "notes"
+    shutil.copytree(checkpoint, other)
+    notes.mkdir()
+    (notes / "notes.txt").write_text("mine")
+    for folder, holds in ((other, "config.json"), (notes, "notes.txt")):
+        before = content(folder)
+        changed = quick.ExportOptions(model=str(checkpoint), output_dir=str(folder), format=name)
+        with pytest.raises(ValueError, match=f"not empty and holds more than an earlier export .*{holds}"):
+            quick.run(changed)
+        assert content(folder) == before and quick.calls == []
+
+
+def test_an_earlier_export_is_replaced_as_a_whole(quick, save, tmp_path):
+    checkpoint, folder = save(), tmp_path / "exported"
+    folder.mkdir()  # empty
+    quick.run(options(quick, checkpoint, tmp_path, format="torch"))
+    assert (folder / "model.torch").is_file()
+    quick.run(options(quick, checkpoint, tmp_path))
+    assert (folder / "model.onnx").is_file() and not (folder / "model.torch").exists()
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    (folder / "mine.txt").write_text("kept")
+    with pytest.raises(ValueError, match="mine.txt"):
+        quick.run(options(quick, checkpoint, tmp_path))
+
+
+def test_an_export_that_fails_leaves_the_earlier_one(quick, save, tmp_path, monkeypatch):
+    quick.run(options(quick, checkpoint := save(), tmp_path))
+    before = content(tmp_path / "exported")
+    monkeypatch.setattr(quick, "largest_difference", lambda *_: float("nan"))
+    with pytest.raises(ValueError, match="nothing was written"):
+        quick.run(options(quick, checkpoint, tmp_path))
+    assert content(tmp_path / "exported") == before
+
+
+def test_a_path_that_cannot_be_written_is_found_before_the_work(quick, save, prepared, tmp_path):
+    (tmp_path / "file").write_text("x")
+    nowhere = str(tmp_path / "file" / "folder")
+    with pytest.raises(OSError, match="can't be written .*choose another --output_dir"):
+        quick.run(quick.ExportOptions(model=save(), output_dir=nowhere))
+    with pytest.raises(ValueError, match="is a file; give a folder"):
+        quick.run(quick.ExportOptions(model=save(), output_dir=str(tmp_path / "file")))
+    costs = {"format": "int8", "data": str(prepared), "report_file": f"{nowhere}/report.md"}
+    with pytest.raises(OSError, match="report.md can't be written"):
+        quick.run(options(quick, save(), tmp_path, **costs))
+    assert quick.calls == [] and not (tmp_path / "exported").exists()

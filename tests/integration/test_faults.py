@@ -86,8 +86,10 @@ def test_a_killed_run_leaves_the_old_data_set_and_is_run_again(shop, what, momen
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def small_disk(tmp_path, request):
     """A folder on a file system of one megabyte."""
+    if not request.config.getoption("--mount"):
+        pytest.skip("mounts a disk: give --mount")
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]

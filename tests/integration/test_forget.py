@@ -4,8 +4,13 @@
 
 import importlib
 import json
+import os
+import re
 import shutil
+import signal
+import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import datasets
@@ -14,8 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import SCHEMA
+from faults import expected
 
 from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared, prepare
+from modeling_mcm.data.locks import locked
 from modeling_mcm.data.update import update
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +42,7 @@ def place(tmp_path, event_log, monkeypatch):
     prepare(tmp_path / "log", schema, tmp_path / "data", profile=people, rows_per_shard=20)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     load_prepared(tmp_path / "data", cache_dir=tmp_path / "cache")
-    (tmp_path / "ids.txt").write_text("\n".join([*THEY, "nobody", ""]))
+    (tmp_path / "ids.txt").write_text("\n".join([*THEY, ""]))
     return tmp_path
 
 
@@ -84,23 +91,27 @@ def test_they_are_gone_from_data_predictions_log_and_cache(place, forget, save, 
         said = forget(*folder.split(), "--check_only", "=true", fails="not proven that they are gone")
         assert "1 rows of theirs" in said
     cached = list((place / "cache").rglob("*.arrow"))
+    (place / "data" / "baselines").mkdir()
+    pq.write_table(pa.table({"ndcg": [0.5]}), place / "data" / "baselines" / "x.parquet")
     broken = place / "cache" / "parquet" / "killed" / "x.arrow"
     broken.parent.mkdir()
     broken.write_bytes(b"cut")
     said = forget("--data", "data", "--predictions", "scores", "--events", "log", "profile.parquet")
-    assert said.endswith("none of them is there\n") and said.count("2 of 3 customers deleted") == 2
+    assert said.endswith("none of them is there\n") and said.count("2 of 2 customers deleted") == 2
     left = [name for name in everyone if name not in THEY]
     assert customers(place / "data").tolist() == left == customers(place / "scores").tolist()
     for raw in ("log", "profile.parquet"):
         assert set(pd.read_parquet(place / raw)["who"]) == set(left)
     assert cached and not any(path.exists() for path in [*cached, broken])
+    assert not (place / "data" / "baselines").exists()
     manifest = PreparedManifest.load(place / "data")
     assert (manifest.counts["customers"], manifest.counts["forgotten"]) == (len(left), 2)
     assert json.loads((place / "scores" / "_predictions.json").read_text())["customers"] == len(left)
     assert load_prepared(place / "data", cache_dir=place / "cache", verify=True)["customer_id"][:] == left
     assert rows(place / "data") == [row for row in before if row["customer_id"] not in THEY]
-    again = forget("--data", "data", "--predictions", "scores", "--events", "log", "profile.parquet")
-    assert "log: 0 rows deleted" in again and again.count(": 0 of 3 customers deleted") == 2
+    again = ("--data", "data", "--predictions", "scores", "--events", "log", "profile.parquet")
+    assert "found nowhere: 'c21'" in forget(*again, fails="found nowhere: 'c05'")
+    assert forget(*again, "--check_only", "=true").endswith("none of them is there\n")
 
 
 def test_an_update_does_not_bring_them_back(place, forget, event_log):
@@ -159,3 +170,205 @@ def test_numbers_are_found_as_their_text(tmp_path):
         pq.write_table(pa.table({"user": values, "x": [0, 1, 2]}), tmp_path / "log.parquet")
         assert module.forget_in_log(tmp_path / "log.parquet", {"1"}, "user")[0] == 1
         assert pq.read_table(tmp_path / "log.parquet")["x"].to_pylist() == [1, 2]
+
+
+def bytes_of(place):
+    """Every file of the log, the data set and the profile, with links followed."""
+    names = ("log", "data", "profile.parquet", "scores")
+    files = [path for name in names for path in [place / name, *(place / name).rglob("*")] if path.is_file()]
+    return {path: path.read_bytes() for path in files}
+
+
+EVERYWHERE = ("--data", "data", "--events", "log", "profile.parquet")
+IDS_FILES = {
+    "a byte order mark": b"\xef\xbb\xbfc05\nc21\n",
+    "UTF-16": "c05\nc21\n".encode("utf-16"),
+    "quotes": b'"c05"\r\n"c21"\r\n',
+    "commas": b"c05,c21",
+    "spaces around": b"  c05 \n\tc21\t\n",
+    "quoted with a space": b'" c05"\n"c21 "\n',
+    "empty lines and cells": b"\n\nc05,,\n ,c21,\n",
+}
+
+
+@pytest.mark.parametrize("content", IDS_FILES.values(), ids=IDS_FILES)
+def test_ids_are_read_however_they_are_written(place, forget, content):
+    (place / "ids.txt").write_bytes(content)
+    assert "2 of 2 customers deleted" in forget(*EVERYWHERE)
+    assert not {*THEY} & {*customers(place / "data"), *pd.read_parquet(place / "log")["who"]}
+
+
+def test_an_id_with_spaces_and_commas_of_its_own_is_found(tmp_path, forget):
+    rows = {"customer_id": [" a, b", "a, b", 'say "c"', "d"]}
+    pq.write_table(pa.table(rows), tmp_path / "scores.parquet")
+    (tmp_path / "ids.txt").write_text('" a, b","say ""c"""\n')
+    assert "2 of 2 customers deleted" in forget("--predictions", "scores.parquet")
+    assert pq.read_table(tmp_path / "scores.parquet")["customer_id"].to_pylist() == ["a, b", "d"]
+
+
+NOWHERE = {
+    "an unknown id": "nobody\nc05",
+    "another case": "C21\nc05",
+    "semicolons": "c21;c22\nc05",
+    "a heading": "customer_id\nc05",
+    "a null byte": "c21\0\nc05",
+}
+
+
+@pytest.mark.parametrize(("content", "said"), expected("Ids that are found nowhere", NOWHERE))
+def test_an_id_that_is_nowhere_is_named_and_the_others_go(place, forget, content, said):
+    (place / "ids.txt").write_text(content)
+    told = forget(*EVERYWHERE, fails="not proven that they are gone")
+    assert re.search(said + "$", told.strip())
+    left = {*customers(place / "data")}
+    assert "c05" not in left and "c21" in left
+
+
+def test_a_look_names_an_id_that_differs_in_its_case(place, forget):
+    (place / "ids.txt").write_text("C21")
+    forget("--data", "data", "--check_only", "=true", fails="'C21'; is 'c21' meant?")
+
+
+UNREADABLE = {
+    "an open quote": b'"c05\nc21\n',
+    "after a quote": b'"c05"x\n',
+    "Latin-1": b"Zo\xeb\n",
+    "nothing": b" ,\n\n",
+}
+
+
+@pytest.mark.parametrize(("content", "said"), expected("Files of ids for a deletion", UNREADABLE))
+def test_an_ids_file_that_cannot_be_read_is_refused(place, forget, content, said):
+    before = bytes_of(place)
+    (place / "ids.txt").write_bytes(content)
+    assert re.search(said, forget(*EVERYWHERE, fails="forget_customers: "))
+    assert bytes_of(place) == before
+
+
+LINKED = ["data", "log", "profile.parquet", "log/a.parquet", "log/late", "scores", "scores/customers-0.parquet"]
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_symbolic_links_stay_and_what_they_name_is_changed(place, forget, name):
+    (place / "scores").mkdir()
+    pq.write_table(pa.table({"customer_id": ["c05", "c06"]}), place / "scores" / "customers-0.parquet")
+    (place / "elsewhere").mkdir()
+    real = place / "elsewhere" / Path(name).name
+    (place / name).rename(real)
+    (place / name).symlink_to(real)
+    assert "none of them is there" in forget(*EVERYWHERE, "--predictions", "scores")
+    assert (place / name).is_symlink() and (place / name).resolve() == real
+    for path in [*place.rglob("*.parquet"), *real.rglob("*.parquet")]:
+        table = pq.read_table(path)
+        for column in {"customer_id", "who"} & {*table.column_names}:
+            assert not {*THEY} & {*table[column].to_pylist()}, path
+    assert not [*place.rglob(".*.lock")]
+    if name == "log/late":  # preparation follows links to files, and not to folders inside a log
+        return
+    new = pd.read_parquet(place / "log").tail(5).assign(when=pd.Timestamp("2018-01-01"))
+    new.to_parquet(place / "log" / "c.parquet")
+    update(place / "data", place / "log", place / "profile.parquet")
+    assert (place / name).is_symlink() and (place / name).resolve() == real
+
+
+def damage_a_shard(place):
+    shard = sorted((place / "data").glob("customers*"))[-1]
+    content = bytearray(shard.read_bytes())
+    content[60:80] = bytes(20)
+    shard.write_bytes(bytes(content))
+
+
+def link_a_shard(place):
+    shard = next((place / "data").glob("customers*"))
+    shard.rename(place / "shard.parquet")
+    shard.symlink_to(place / "shard.parquet")
+
+
+SPOILED = {
+    "a CSV log": lambda place: pd.read_parquet(place / "log").to_csv(place / "log.csv"),
+    "a CSV in the log": lambda place: pd.read_parquet(place / "log").to_csv(place / "log" / "more.csv.gz"),
+    "everyone": lambda place: (place / "ids.txt").write_text("\n".join(sorted(customers(place / "data")))),
+    "a cut file of the log": lambda place: (place / "log" / "late" / "z.parquet").write_bytes(b"PAR1 cut"),
+    "a damaged shard": damage_a_shard,
+    "a file without the customers' column": lambda place: pq.write_table(
+        pa.table({"other": [1]}), place / "log" / "z.parquet"
+    ),
+    "a shard that is a link": link_a_shard,
+}
+
+
+@pytest.mark.parametrize(("spoil", "said"), expected("Places of a deletion", SPOILED))
+def test_what_stands_against_a_deletion_is_said_before_anything_is_touched(place, forget, spoil, said):
+    spoil(place)
+    before = bytes_of(place)
+    more = ["log.csv"] if (place / "log.csv").exists() else []
+    assert re.search(said, forget(*EVERYWHERE, *more, fails="forget_customers: "))
+    assert bytes_of(place) == before
+    assert [path.name for path in place.glob(".*")] == []
+
+
+KILLED = """
+import os, runpy, signal, sys
+from pathlib import Path
+moment, done = int(sys.argv.pop(1)), 0
+def counted(call):
+    def wrapper(*args, **options):
+        global done
+        done += 1
+        if done == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*args, **options)
+    return wrapper
+Path.replace, Path.rename = counted(Path.replace), counted(Path.rename)
+sys.path.insert(0, "training")
+sys.argv[0] = "training/forget_customers.py"
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def command(place, ids, *before):
+    words = ["--customers", ids, "--data", "data", "--events", "log", "profile.parquet"]
+    words = [word if word.startswith("--") else str(place / word) for word in words]
+    return [sys.executable, *before, *words], {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(place / "home")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(1, 13))
+def test_a_killed_deletion_is_finished_by_the_same_command(place, forget, moment):
+    words, environment = command(place, "ids.txt", "-c", KILLED, str(moment))
+    killed = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    if (place / "data").is_dir() and killed.stdout.count("deleted") == 2:  # the log is done, the data set is not
+        with pytest.raises(ValueError, match="forget_customers.py was killed .*: run it again"):
+            update(place / "data", place / "log", place / "profile.parquet")
+    said = forget(*EVERYWHERE)
+    assert "none of them is there" in said
+    assert not {*THEY} & {*customers(place / "data"), *pd.read_parquet(place / "log")["who"]}
+    assert len(customers(place / "data")) == 32
+    assert update(place / "data", place / "log", place / "profile.parquet").files == []
+    assert [path.name for path in place.glob(".*")] == []
+
+
+def test_a_deletion_waits_for_whoever_changes_the_same(place, forget):
+    runs = threading.Thread(target=forget, args=EVERYWHERE)
+    with locked(place / "data"):
+        runs.start()
+        runs.join(1)
+        assert runs.is_alive() and "c05" in {*pd.read_parquet(place / "log")["who"]}
+    runs.join(60)
+    assert "c05" not in {*pd.read_parquet(place / "log")["who"]} and not [*place.rglob(".*.lock")]
+
+
+@pytest.mark.slow
+def test_no_deletion_of_many_at_once_is_lost(place):
+    names = [f"c{number:02}" for number in range(3, 6)]
+    runs = []
+    for name in names:
+        (place / f"{name}.txt").write_text(name)
+        words, environment = command(place, f"{name}.txt", "training/forget_customers.py")
+        runs.append(subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    assert [run.communicate()[1].decode() and run.returncode for run in runs] == [0] * len(names)
+    assert not {*names} & {*customers(place / "data"), *pd.read_parquet(place / "log")["who"]}
+    counts = PreparedManifest.load(place / "data").counts
+    assert len(customers(place / "data")) == counts["customers"] == 34 - counts["forgotten"] == 34 - len(names)
+    assert update(place / "data", place / "log", place / "profile.parquet").files == []

@@ -4,12 +4,14 @@
 
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from faults import expected
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,3 +93,61 @@ def test_what_cannot_be_compared_is_refused(monitor, capsys, prepared, tmp_path)
             monitor(*options)
         assert message in f"{refused.value.code} {capsys.readouterr().err}"
         assert not (tmp_path / "report.json").exists()
+
+
+def spoil(folder, change):
+    """Rewrites the second file of predictions."""
+    path = sorted(folder.glob("*.parquet"))[1]
+    change(pd.read_parquet(path)).to_parquet(path)
+
+
+def with_scores(*scores):
+    return lambda rows: rows.assign(items_scores=[list(scores)] * len(rows))
+
+
+SPOILED = {
+    "NaN": lambda folder: spoil(folder, with_scores(0.5, float("nan"))),
+    "infinite": lambda folder: spoil(folder, with_scores(float("inf"), 0.1)),
+    "null": lambda folder: spoil(folder, lambda rows: rows.assign(items_scores=None)),
+    "a file is missing": lambda folder: sorted(folder.glob("*.parquet"))[1].unlink(),
+    "a row is missing": lambda folder: spoil(folder, lambda rows: rows[1:]),
+    "no identity": lambda folder: (folder / "_predictions.json").write_text("{"),
+}
+
+
+@pytest.fixture
+def scores(save, prepared, tmp_path, monkeypatch):
+    """Predictions of run_predict.py in three files or more."""
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    script = importlib.import_module("run_predict")
+    options = {"model": save(), "data": str(prepared), "output_dir": str(tmp_path / "scores"), "rows_per_file": 10}
+    script.run(script.PredictionOptions(**options), script.EngineOptions())
+    return tmp_path / "scores"
+
+
+@pytest.mark.parametrize(("change", "message"), expected("Predictions that are watched", SPOILED))
+def test_predictions_that_are_not_whole_are_refused(monitor, scores, prepared, tmp_path, change, message):
+    whole = shutil.copytree(scores, tmp_path / "whole")
+    assert monitor("--predictions", scores, "--before", whole)[1]["drift"]["items"]["distance"] == 0
+    (tmp_path / "report.json").unlink()
+    change(scores)
+    for options in (
+        ["--predictions", scores, "--before", whole],
+        ["--predictions", whole, "--before", scores],
+        ["--predictions", scores, "--data", prepared, "--since", "2018-01-05"],
+    ):
+        with pytest.raises(SystemExit, match=message):
+            monitor(*options)
+        assert not (tmp_path / "report.json").exists()
+
+
+def test_events_that_the_predictions_knew_are_no_proof_of_them(monitor, scores, prepared, event_log, capsys):
+    latest = event_log["when"].max()
+    for since in ("2017-03-01", str(latest)):
+        with pytest.raises(SystemExit, match=f"know events until {latest}: what they are compared with must be later"):
+            monitor("--predictions", scores, "--data", prepared, "--since", since)
+    after = str(latest + pd.Timedelta(seconds=1))
+    with pytest.raises(SystemExit, match="holds no target event from"):  # a moment that is late enough
+        monitor("--predictions", scores, "--data", prepared, "--since", after)
+    with pytest.raises(SystemExit, match="--since is 'last week'; give a moment"):
+        monitor("--predictions", scores, "--data", prepared, "--since", "last week")

@@ -18,6 +18,7 @@ import yaml
 from test_training import TWO_PROCESSES, run
 from transformers import pipeline
 
+from modeling_mcm import scoring
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, load_prepared, prepare, schema_of
 from modeling_mcm.scoring import ScoringJob, score_on_spark
 
@@ -308,3 +309,35 @@ def test_spark_reads_a_raw_log_and_names_a_worker_s_fault(spark, predict, save, 
     job = ScoringJob(model, str(tmp_path / "none"), str(tmp_path / "three"), (), 0, True, 3, 5)
     with pytest.raises(OSError, match="A worker of Spark failed: ValueError: A worker finds another model at"):
         score_on_spark(spark, job, "of another model", job.parts(8))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_scores_that_are_no_numbers_are_not_written(predict, save, prepared, tmp_path, monkeypatch, number):
+    folder = save(extended=True)
+    make = scoring.MCMForMultiTaskRecommendation.forward
+
+    def forward(model, **inputs):
+        outputs = make(model, **inputs)
+        outputs.logits["items"][-1, 5] = number
+        return outputs
+
+    monkeypatch.setattr(scoring.MCMForMultiTaskRecommendation, "forward", forward)
+    options = ["--model", folder, "--data", prepared, "--output_dir", tmp_path / "scores", *SMALL]
+    said = predict(*options, fails="gives NaN or infinite numbers for 1 of 3 customers, the first 'c")
+    assert said.startswith("run_predict: ") and not list((tmp_path / "scores").glob("*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "twice"),
+    [
+        (("customer_id",), "customer_id"),
+        (("item", "embedding"), "embedding"),
+        (("item", "item_scores"), "item_scores"),
+        (("embedding_scores", "embedding"), "embedding"),
+    ],
+)
+def test_a_task_that_would_overwrite_a_column_is_refused(tasks, twice):
+    kept = {"top_k": 1, "embeddings": False, "batch_size": 1, "rows_per_file": 1}
+    with pytest.raises(ValueError, match=f"two columns '{twice}'.*another name"):
+        ScoringJob("model", "data", "scores", tasks=tasks, **kept)
+    assert ScoringJob("model", "data", "scores", tasks=("item", "items_scores"), **kept)

@@ -180,8 +180,10 @@ def test_two_processes_of_which_one_is_killed_go_on_together(options, tmp_path):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def small_disk(tmp_path, request):
     """A function that mounts a disk of a size in memory, or changes its size, and gives its folder."""
+    if not request.config.getoption("--mount"):
+        pytest.skip("mounts a disk: give --mount")
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = []

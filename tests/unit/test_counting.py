@@ -211,7 +211,7 @@ except ImportError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "pip install modeling-mcm[evaluation]" in done.stdout, done.stderr[-2000:]
+    assert "pip install 'modeling-mcm[evaluation]'" in done.stdout, done.stderr[-2000:]
 
 
 def test_identity_says_what_scores_depend_on() -> None:

@@ -53,14 +53,16 @@ OPTIONAL = {"readout_triton_mcm": {"triton"}}
 ROOMS = {
     "data": {
         "data",
+        "extras",
         "action_inputs_mcm",
         "configuration_mcm",
         "counted_memory_mcm",
         "events_mcm",
         "processing_mcm",
     },
-    "evaluation": {"evaluation", "processing_mcm"},
+    "evaluation": {"evaluation", "extras", "processing_mcm"},
     "hub": {"hub", "data", "evaluation", *SIBLINGS},
+    "extras": set(),
     "callbacks": {"data"},
     "counting": set(SIBLINGS),
     "model_evaluation": {"data", "evaluation", *SIBLINGS},

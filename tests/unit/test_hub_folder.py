@@ -33,7 +33,7 @@ def test_only_named_files_and_keys_are_copied_and_the_checkpoint_stays_as_it_was
     edit(checkpoint / "config.json", lambda values: values.update(_name_or_path="/x", owner="ann", _commit_hash="1"))
     edit(checkpoint / "preprocessor_config.json", lambda values: values.update(owner="ann"))
     before = {path: path.read_bytes() for path in checkpoint.iterdir()}
-    names = {path.name for path in write_upload_folder(checkpoint, tmp_path / "out")}
+    names = {path.name for path in write_upload_folder(checkpoint, tmp_path / "out").files}
     assert {path: path.read_bytes() for path in checkpoint.iterdir()} == before
     code = {name for name in names if name.endswith("_mcm.py")}
     fixed = {"model.safetensors", "config.json", "preprocessor_config.json", "vocabularies.json"}
@@ -63,11 +63,11 @@ def test_weights_in_several_files_are_published_with_their_index(checkpoint, tmp
     model = MCMForMultiTaskRecommendation.from_pretrained(checkpoint)
     (checkpoint / "model.safetensors").unlink()
     model.save_pretrained(checkpoint, max_shard_size="5KB")
-    names = {path.name for path in write_upload_folder(checkpoint, tmp_path / "out")}
+    names = {path.name for path in write_upload_folder(checkpoint, tmp_path / "out").files}
     assert "model.safetensors.index.json" in names and len([n for n in names if n.startswith("model-")]) > 1
     again = MCMForMultiTaskRecommendation.from_pretrained(tmp_path / "out")
     save_file({"old": torch.zeros(1)}, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    kept = {path.name for path in write_upload_folder(checkpoint, tmp_path / "whole")}
+    kept = {path.name for path in write_upload_folder(checkpoint, tmp_path / "whole").files}
     assert "model.safetensors" in kept and not [name for name in kept if name.startswith("model-") or "index" in name]
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 

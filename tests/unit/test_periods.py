@@ -265,9 +265,10 @@ def test_updates_give_the_rows_of_a_full_preparation(tmp_path, seed, kind):
     full = prepare(tmp_path / "log", schema, tmp_path / "full", feature_extractor=extractor)
     assert read_rows(tmp_path) == read_rows(tmp_path, "full")
     found = PreparedManifest.load(tmp_path / "out")
-    assert found.counts == full.counts
-    popularity = [pq.read_table(tmp_path / name / "popularity.parquet") for name in ("out", "full")]
-    assert popularity[0].equals(popularity[1])
+    assert found.counts == full.counts and found.measures == full.measures
+    for name in ("popularity.parquet", "followers.parquet"):
+        counted = [pq.read_table(tmp_path / folder / name) for folder in ("out", "full")]
+        assert counted[0].equals(counted[1])
 
 
 def test_rows_in_order_are_not_updated(tmp_path):

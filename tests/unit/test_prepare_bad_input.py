@@ -194,6 +194,19 @@ def test_existing_data_set_is_reused_or_replaced_only_when_asked(tmp_path):
     assert replaced.shards != manifest.shards and PreparedManifest.load(out) == replaced
 
 
+@pytest.mark.parametrize("is_there", [True, False], ids=["a data set", "nothing yet"])
+def test_a_symbolic_link_stays_and_what_it_names_is_replaced(tmp_path, is_there):
+    real = tmp_path / "disk" / "out"
+    if is_there:
+        run(tmp_path / "disk")
+    (tmp_path / "out").symlink_to(real)
+    made = run(tmp_path, make_log(seed=1), overwrite=True)
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "out").resolve() == real
+    assert PreparedManifest.load(real) == made
+    left = [path for folder in (tmp_path, tmp_path / "disk") for path in folder.iterdir() if path.name != "out"]
+    assert left == [tmp_path / "disk"]
+
+
 def test_demo_log_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"modeling-mcm\[demo\]"):

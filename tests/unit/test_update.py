@@ -61,8 +61,10 @@ class Shop:
         found = PreparedManifest.load(self.data)
         assert rows(self.data) == rows(full)
         assert found.counts == expected.counts and found.input == expected.input
-        popularity = [pq.read_table(folder / "popularity.parquet") for folder in (self.data, full)]
-        assert popularity[0].equals(popularity[1])
+        for name in ("popularity.parquet", "followers.parquet"):
+            counted = [pq.read_table(folder / name) for folder in (self.data, full)]
+            assert counted[0].equals(counted[1])
+        assert found.measures == expected.measures
         load_prepared(self.data, cache_dir=self.folder / "cache", verify=True)
         files = {shard["file"] for shard in found.shards}
         assert files == {path.name for path in self.data.glob("customers-*")}

@@ -1,0 +1,127 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint that is not whole, or not what its config says, is named: the file, what it holds, what to do."""
+
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from faults import AREAS, expected, pattern
+from safetensors.torch import load_file, save_file
+from transformers import pipeline
+
+from modeling_mcm import MCMForActionRecommendation, MCMForMultiTaskRecommendation, MCMModel
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def read(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    return importlib.import_module("checkpoints").read_checkpoint
+
+
+def config(**changes):
+    def change(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def weights(edit):
+    def change(folder):
+        tensors = load_file(folder / "model.safetensors")
+        edit(tensors)
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+    return change
+
+
+def cut(name, left):
+    def change(folder):
+        (folder / name).write_bytes((folder / name).read_bytes()[:left])
+
+    return change
+
+
+QUERY = "model.encoder.layer.0.attention.self.query.weight"
+DAMAGED = {
+    "no encoder": config(num_hidden_layers=0),
+    "a weight more": weights(lambda each: each.update({"model.new": torch.ones(2)})),
+    "a layer more": config(num_hidden_layers=2),
+    "a weight less": weights(lambda each: each.pop(QUERY)),
+    "other sizes": config(hidden_size=32),
+    "NaN": weights(lambda each: each[QUERY].fill_(float("nan"))),
+    "infinity": weights(lambda each: each[QUERY][0].fill_(float("inf"))),
+    "an unknown activation": config(hidden_act="nope"),
+    "a field of another type": config(hidden_size="x"),
+    "cut weights": cut("model.safetensors", 5000),
+    "empty weights": cut("model.safetensors", 0),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "a cut config": cut("config.json", 40),
+    "no config": lambda folder: (folder / "config.json").unlink(),
+    "a cut extractor": cut("preprocessor_config.json", 40),
+    "an extractor that is a list": lambda folder: (folder / "preprocessor_config.json").write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("model_class", [MCMModel, MCMForMultiTaskRecommendation])
+@pytest.mark.parametrize(("change", "message"), expected("Checkpoints", DAMAGED))
+def test_a_damaged_checkpoint_is_named(read, save, model_class, change, message):
+    folder = Path(save(extended=True))
+    read(model_class, str(folder))
+    change(folder)
+    with pytest.raises(SystemExit) as refused:
+        read(model_class, str(folder))
+    said = str(refused.value.code)
+    assert re.search(message, said) and str(folder) in said and "ignore_mismatched" not in said
+
+
+ABSENT = ("./absent", "/absent/checkpoint", "runs/absent/checkpoint-5", "runs/absent")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), expected("Folders of checkpoints that are not there", {name: name for name in ABSENT})
+)
+def test_a_folder_that_is_not_there_is_named(read, name, message):
+    with pytest.raises(SystemExit, match=message) as refused:
+        read(MCMModel, name)
+    assert "Repo id must" not in str(refused.value.code)
+
+
+@pytest.mark.parametrize("name", ["run_predict", "export"])
+@pytest.mark.parametrize("case", ["a cut extractor", "no encoder", "cut weights", "NaN"])
+def test_scripts_say_it_before_they_write(save, prepared, tmp_path, monkeypatch, name, case):
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    folder = save(extended=True)
+    DAMAGED[case](Path(folder))
+    message = pattern(AREAS["Checkpoints"]["faults"][case])
+    words = ["--model", folder, "--output_dir", str(tmp_path / "out")]
+    words += ["--data", str(prepared)] if name == "run_predict" else []
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
+    with pytest.raises(SystemExit) as refused:
+        importlib.import_module(name).main()
+    assert re.search(message, str(refused.value.code)) and not (tmp_path / "out").exists()
+
+
+def test_the_head_for_offers_may_be_left_out(read, save, tmp_path):
+    model = read(MCMForActionRecommendation, save(extended=True), ("action_head.",))
+    model.save_pretrained(tmp_path / "offers")
+    for model_class in (MCMModel, MCMForMultiTaskRecommendation, MCMForActionRecommendation):
+        read(model_class, str(tmp_path / "offers"))
+
+
+def test_scores_of_actions_need_a_trained_head(save, extractor, tmp_path):
+    folder = save(extended=True)
+    with pytest.raises(ValueError, match="checkpoint has no trained head for actions: .*run_finetune.py"):
+        pipeline("action-scores", model=folder)
+    model = MCMForActionRecommendation.from_pretrained(folder)
+    torch.nn.init.normal_(model.action_head.output.weight)
+    model.save_pretrained(tmp_path / "offers")
+    extractor.save_pretrained(tmp_path / "offers")
+    assert pipeline("action-scores", model=str(tmp_path / "offers")).model.config.tasks

@@ -1,0 +1,117 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What `pip install modeling-mcm` alone can do: everything but what an extra is for, and that says which extra."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import import_without
+import pytest
+from conftest import TINY
+
+ROOT = Path(__file__).resolve().parents[2]
+# What setup.py always installs, and what that brings with it.
+BASE = {"torch", "transformers", "datasets", "accelerate", "huggingface_hub", "evaluate", "jinja2", "numpy", "yaml"}
+BASE |= {"pandas", "pyarrow", "fsspec", "filelock", "psutil", "safetensors", "tqdm"}
+OWN = {"modeling_mcm", *(path.stem for path in (ROOT / "training").glob("*.py"))}
+EXTRAS = set(re.findall(r'^        "([a-z-]+)": [A-Z]', (ROOT / "setup.py").read_text(), flags=re.MULTILINE))
+SENTENCE = re.compile(r"\w+ is not installed, which comes with an extra: pip install 'modeling-mcm\[(\S+)\]'\.")
+# What needs no extra, whatever is missing: training, fine-tuning, scoring of prepared data, the pipelines.
+ALWAYS = ["modeling_mcm", "modeling_mcm.trainer", "modeling_mcm.callbacks", "modeling_mcm.scoring"]
+ALWAYS += ["modeling_mcm.pipeline_mcm", "modeling_mcm.data", "modeling_mcm.evaluation", "modeling_mcm.hub"]
+ALWAYS += [f"modeling_mcm.data.{name}" for name in ("collator", "dataset", "schema", "streaming", "offer_collator")]
+# Modules that import a package of an extra and do not name the extra yet, and the scripts that they stop.
+NOT_YET: set[str] = set()
+
+
+def optional_packages():
+    """Every package that the library or a script imports and the base install lacks."""
+    found = set()
+    for path in [*(ROOT / "modeling_mcm").rglob("*.py"), *(ROOT / "training").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                found.add(node.module.partition(".")[0])
+    return sorted(found - BASE - OWN - set(sys.stdlib_module_names))
+
+
+CASES = [*optional_packages(), ",".join(optional_packages())]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """What came of every module and script, by what is hidden."""
+    path = tmp_path_factory.mktemp("installing") / "report.json"
+    command = [sys.executable, str(ROOT / "tests" / "unit" / "import_without.py"), str(path), *CASES]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(path.read_text())
+
+
+def speechless(outcomes):
+    """Modules that neither work nor say which extra they need, and scripts that do not show their help."""
+    found = {}
+    for name, outcome in outcomes.items():
+        words = SENTENCE.fullmatch(outcome[1]) if outcome and outcome[0] == "ImportError" else None
+        if outcome and (name.endswith(".py") or not words or words[1] not in EXTRAS):
+            found[name] = outcome
+    return found
+
+
+def test_the_packages_of_the_extras_are_found():
+    assert {"ibis", "duckdb", "scipy", "lightgbm", "peft", "pyspark", "matplotlib"} <= set(CASES)
+    assert {"data", "spark", "evaluation", "gbdt", "lora", "docs", "export"} <= EXTRAS
+
+
+@pytest.mark.parametrize("hidden", CASES, ids=[*CASES[:-1], "all"])
+def test_without_a_package_it_works_or_names_the_extra(report, hidden):
+    assert {name: what for name, what in speechless(report[hidden]).items() if name not in NOT_YET} == {}
+    assert not [name for name in ALWAYS if report[hidden][name]]
+
+
+def test_the_list_of_what_does_not_name_its_extra_is_true(report):
+    assert {name for outcomes in report.values() for name in speechless(outcomes)} == NOT_YET
+
+
+def test_what_works_without_extras_is_not_slowed_by_them():
+    code = "import sys, modeling_mcm.trainer, modeling_mcm.scoring, modeling_mcm.data.collator\n"
+    code += "print(sorted({'ibis', 'duckdb', 'pyspark', 'lightgbm'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_prepare_is_the_function_where_the_module_of_its_name_came_first():
+    code = "import modeling_mcm.data.update\nfrom modeling_mcm.data import prepare\nprint(type(prepare).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "function"
+
+
+def test_a_module_of_ours_that_is_missing_is_no_extra():
+    from modeling_mcm.extras import needs
+
+    with pytest.raises(ModuleNotFoundError, match="modeling_mcm.nowhere"), needs("data"):
+        import modeling_mcm.nowhere  # noqa: F401
+
+
+@pytest.mark.slow
+def test_training_and_scoring_run_without_any_extra(prepared, tmp_path):
+    code = (
+        "import runpy, sys\nfrom import_without import hide\nhide(sys.argv.pop(1))\nsys.path.insert(0, 'training')\n"
+    )
+    code += "sys.argv.pop(0)\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(import_without.__file__).parent)])}
+    (tmp_path / "config.json").write_text('{"model_type": "mcm"}')
+    sizes = [f"{name}={value}" for name, value in TINY.items()]
+    pretrain = ["--config", tmp_path, "--config_overrides", *sizes, "--max_steps", 2, "--output_dir", tmp_path / "run"]
+    predict = ["--model", tmp_path / "run", "--output_dir", tmp_path / "scores"]
+    for script, options in (("run_pretrain", pretrain), ("run_predict", predict)):
+        command = [sys.executable, "-c", code, CASES[-1], f"training/{script}.py", "--data", prepared, *options]
+        done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert list((tmp_path / "scores").glob("*.parquet"))

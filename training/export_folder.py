@@ -1,0 +1,83 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The folder that export.py writes: its own, empty or an earlier export, and filled when the export is whole."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+MARKER = "mcm_export.json"  # says that a folder is an export, of which format, and which files are its own
+PARTIAL = ".export.partial"
+
+
+def check_folder(folder: Path) -> None:
+    """Raises `ValueError` for a folder that holds anything but an earlier export."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give a folder as --output_dir.")
+    try:
+        own = json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        own = []
+    if others := sorted(path.name for path in folder.iterdir() if path.name not in (*own, MARKER, PARTIAL)):
+        raise ValueError(
+            f"{folder} is not empty and holds more than an earlier export ({', '.join(others[:3])}"
+            f"{' ...' if len(others) > 3 else ''}): choose another --output_dir, or empty that one."
+        )
+
+
+def check_writable(path: Path) -> None:
+    """Raises `OSError` where a file can't be written, and leaves no trace."""
+    existed = path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise OSError(f"{path} can't be written ({error.strerror}); choose another place for it.") from error
+    if not existed:
+        path.unlink()
+
+
+@contextmanager
+def export_folder(folder: Path, **facts: str) -> Iterator[Path]:
+    """Gives an empty folder inside of `folder`, whose files take their places when all went well.
+
+    Args:
+        folder: that of the export, which is made if it is not there.
+        facts: what the export is, for its marker.
+
+    Raises:
+        ValueError: The folder holds something else.
+        OSError: It can't be written.
+    """
+    check_folder(folder)
+    existed, partial = folder.exists(), folder / PARTIAL
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise OSError(f"{folder} can't be written ({error.strerror}); choose another --output_dir.") from error
+    try:
+        yield partial
+        earlier = {path.name for path in folder.iterdir()} - {PARTIAL, MARKER}
+        files = sorted(path.name for path in partial.iterdir())
+        _mark(folder, partial, facts, [*files, *earlier])  # a run that is killed now leaves a folder that is its own
+        for name in files:
+            (partial / name).replace(folder / name)
+        for name in earlier.difference(files):
+            (folder / name).unlink()
+        _mark(folder, partial, facts, files)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not existed and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _mark(folder: Path, partial: Path, facts: dict[str, str], names: list[str]) -> None:
+    text = json.dumps({**facts, "files": sorted(set(names))}, indent=1) + "\n"
+    (partial / MARKER).write_text(text, encoding="utf-8")
+    (partial / MARKER).replace(folder / MARKER)
