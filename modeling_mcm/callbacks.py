@@ -147,6 +147,9 @@ class WeightAverage(TrainerCallback):
         self.average.load_state_dict(load_file(path))
 
 
+NOISE = 0.02  # share by which a first evaluation may be under popularity without a word
+
+
 class FirstComparison(TrainerCallback):
     """After the first evaluation says where the model is under popularity, which no model should be for long.
 
@@ -165,7 +168,7 @@ class FirstComparison(TrainerCallback):
         self.has_compared = True
         for task, theirs in self.popularity.items():
             ours = (metrics or {}).get(f"eval_{task}_{self.metric}")
-            if ours is not None and ours < theirs:
+            if ours is not None and ours < theirs * (1 - NOISE):
                 self.tell(
                     f"After the first evaluation the model is under popularity on {task}: {self.metric} {ours:.4f} "
                     f"and {theirs:.4f}. If the next evaluations do not change that, look whether the training loss "
