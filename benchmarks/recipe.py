@@ -6,13 +6,14 @@
     python benchmarks/recipe.py --report_file docs/results_recipe.md
     python benchmarks/recipe.py --toys toys.parquet --seeds 0 1 2 --report_file docs/results_recipe.md
 
-Logs: the Complete Journey (the demo), the synthetic shop, and, where its path is given, Toys and Games in the form that
-S3-Rec published: a Parquet file with the columns user, time, event, item and attribute_1 to attribute_4, a row an event,
-of which a customer's last is at 2024-04-01, the second last at 2024-03-01 and the others before. It is made from
-RUCAIBox/CIKM2020-S3Rec, data/Toys_and_Games.txt (a customer's items in their order) and Toys_and_Games_item2attributes.json.
+Logs: the Complete Journey (the demo), the synthetic shop, and, where its path is given, Toys and Games in the form
+that S3-Rec published: a Parquet file with the columns user, time, event, item and attribute_1 to attribute_4, a row an
+event, of which a customer's last is at 2024-04-01, the second last at 2024-03-01 and the others before. It is made
+from data/Toys_and_Games.txt (a customer's items in their order) and data/Toys_and_Games_item2attributes.json of the
+repository RUCAIBox/CIKM2020-S3Rec.
 
-Each log is prepared, trained on once a seed, and evaluated at the test cutoff. What is there already is not made again,
-so a run that was stopped goes on.
+Each log is prepared, trained on once a seed, and evaluated at the test cutoff. What is there already is not made
+again, so a run that was stopped goes on.
 """
 
 import subprocess
@@ -30,9 +31,10 @@ import yaml
 from modeling_mcm.data.synthetic import make_click_log
 from modeling_mcm.evaluation.metrics import bootstrap_interval, paired_difference
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "training"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from arguments import parse_options
+
+ROOT = Path(__file__).resolve().parents[1]
 
 TOYS = {
     "name": "toys",
@@ -145,7 +147,7 @@ def values_of(path: Path, metric: str) -> dict[str, dict[str, np.ndarray]]:
 
 
 def rows_of(log: Log, question: Question, files: Sequence[Path]) -> list[list[str]]:
-    """The table's rows of a question: each method's mean and half its interval, and MCM beside the best of counting."""
+    """The table's rows of a question: each method's mean and half its interval, and MCM beside the best of them."""
     runs = [values_of(path, question.metric) for path in files]
     ours = {task: np.mean([run["MCM"][task] for run in runs], axis=0) for task in log.tasks}  # over seeds, by customer
     methods = {name: values for name, values in runs[0].items() if name != "MCM"} | {"MCM": ours}
@@ -177,11 +179,12 @@ def page(rows: Sequence[Sequence[str]], options: Options, chosen: Sequence[Log])
         [
             "# By the defaults, on several logs",
             "",
-            f"Written by `{command} --report_file docs/results_recipe.md`. Every model is `configuration/mcm-tiny` with what "
-            "[the recipe](recipe.md) chose, without other options; Complete Journey is the quickstart. Test cases, mean over "
-            f"customers ± half of its 95% bootstrap interval; MCM is the mean of {len(options.seeds)} "
-            f"seed{'s' * (len(options.seeds) > 1)}. The last row of a question is the difference in pairs of customers "
-            f"to the best of the other methods, with its 95% interval. Tasks, in this order: {tasks}.",
+            f"Written by `{command} --report_file docs/results_recipe.md`. Every model is `configuration/mcm-tiny` with "
+            "what [the recipe](recipe.md) chose, without other options; Complete Journey is the quickstart. Test cases, "
+            "mean over customers ± half of its 95% bootstrap interval; MCM is the mean of "
+            f"{len(options.seeds)} seed{'s' * (len(options.seeds) > 1)}. The last row of a question is the difference in "
+            "pairs of customers to the best of the other methods, with its 95% interval. Tasks, in this order: "
+            f"{tasks}.",
             "",
             *lines,
             "",
