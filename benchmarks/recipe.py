@@ -179,11 +179,11 @@ def page(rows: Sequence[Sequence[str]], options: Options, chosen: Sequence[Log])
         [
             "# By the defaults, on several logs",
             "",
-            f"Written by `{command} --report_file docs/results_recipe.md`. Every model is `configuration/mcm-tiny` with "
-            "what [the recipe](recipe.md) chose, without other options; Complete Journey is the quickstart. Test cases, "
-            "mean over customers ± half of its 95% bootstrap interval; MCM is the mean of "
-            f"{len(options.seeds)} seed{'s' * (len(options.seeds) > 1)}. The last row of a question is the difference in "
-            "pairs of customers to the best of the other methods, with its 95% interval. Tasks, in this order: "
+            f"Written by `{command} --report_file docs/results_recipe.md`. Every model is `configuration/mcm-tiny` "
+            "with what [the recipe](recipe.md) chose, without other options; Complete Journey is the quickstart. Test "
+            "cases, mean over customers ± half of its 95% bootstrap interval; MCM is the mean of "
+            f"{len(options.seeds)} seed{'s' * (len(options.seeds) > 1)}. The last row of a question is the difference "
+            "in pairs of customers to the best of the other methods, with its 95% interval. Tasks, in this order: "
             f"{tasks}.",
             "",
             *lines,

@@ -91,6 +91,9 @@ class MCMConfig(PreTrainedConfig):
     repeat_network_size (`int`):
         Hidden numbers of a network that reads, beside the memory's counts, how long ago and how regularly a label was
         met. 0: none.
+    label_features (`list[str]`, *optional*):
+        Features of an interaction that its label decides, such as an item's category: e_w is then the average of the
+        label's own embedding and those of its usual values, as e of an interaction is. Empty: its own alone.
     follower_tasks (`list[str]`, *optional*):
         The tasks of whose labels the counted memory knows the followers, what came next. Empty: none. See
         [`~counted_memory_mcm.CountedMemory`].
@@ -161,6 +164,7 @@ class MCMConfig(PreTrainedConfig):
     repeat_half_lives_days: list[float | int] = field(default_factory=list)
     repeat_half_lives_units: list[float | int] = field(default_factory=list)
     repeat_network_size: int = 0
+    label_features: list[str] = field(default_factory=list)
     follower_tasks: list[str] = field(default_factory=list)
     related_tasks: list[str] = field(default_factory=list)
     augmentation: str = "random_prefix"
@@ -209,6 +213,8 @@ class MCMConfig(PreTrainedConfig):
             raise ValueError(
                 f"The tasks {missing} are no features; a task is the next value of one of {self.features}."
             )
+        if missing := [name for name in self.label_features if name not in self.features]:
+            raise ValueError(f"`label_features` names {missing}, which are not among the features {self.features}.")
         for name in ("follower_tasks", "related_tasks"):
             if missing := [task for task in getattr(self, name) if task not in self.tasks]:
                 raise ValueError(f"`{name}` names {missing}, which are not among the tasks {self.tasks}.")

@@ -35,6 +35,7 @@ from modeling_mcm.modeling_mcm import PARTS, MCMForMultiTaskRecommendation
 
 # Ridge of the regressions, as a multiple of the mean of the diagonal: of new labels on sets, of habits on rates.
 NEW_RIDGE, HABIT_RIDGE = 6.0, 1.0
+DECIDED = 0.9  # share of events with their label's usual value, from which on the label decides a feature
 MOST_WORK = 2e12  # multiplications of a regression, which bounds the customers it is made of
 FIT_ROWS, ROWS_A_CUSTOMER = 6000, 4  # prefixes that followers' gains are learned on
 CASES, MOST_SCORES = 4000, 2**27  # validation cases, and scores of theirs held at once, that scales are learned on
@@ -117,6 +118,56 @@ def _keep_largest(table: RelatedTable, weights: torch.Tensor) -> None:
     largest = weights.abs().topk(min(RELATED, len(weights)), dim=1).indices
     table.related[:, : largest.shape[1]] = largest.int()
     table.weights[:, : largest.shape[1]] = weights.gather(1, largest).half()
+
+
+@torch.no_grad()
+def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any, batch_size: int = 1024) -> dict[str, list[str]]:
+    """Finds which of `label_features` a task's labels decide, and each label's usual value, in the training period.
+
+    A label decides a feature where nine in ten of its events, counted over all labels, have the label's most frequent
+    value; what it does not decide stays out of its embedding.
+
+    Args:
+        model: with `label_features`.
+        rows: what `load_prepared` gives.
+        batch_size (`int`): customers read at a time.
+
+    Returns:
+        For each task the features that its labels decide.
+    """
+    config = model.config
+    decided: dict[str, list[str]] = {}
+    for place, task in enumerate(config.tasks):
+        size, decided[task] = config.label_sizes[task], []
+        for column, name in enumerate(config.label_features):
+            if name == task:
+                continue
+            values = config.vocabulary_sizes[config.features.index(name)]
+            pairs, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+            wanted = rows.select_columns([f"task_{task}", f"feature_{name}", "validation_end"]).with_format("arrow")
+            for table in wanted.iter(batch_size):
+                lengths = pc.list_value_length(table[f"task_{task}"]).to_numpy()
+                place_in_row = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+                trained = place_in_row < np.repeat(table["validation_end"].to_numpy(), lengths)
+                label, value = (
+                    pc.list_flatten(table[each]).to_numpy() for each in (f"task_{task}", f"feature_{name}")
+                )
+                kept = trained & (label >= FIRST_LABEL) & (value >= FIRST_LABEL)
+                keys = np.concatenate([pairs, label[kept].astype(np.int64) * values + value[kept]])
+                weights = np.concatenate([counts, np.ones(kept.sum(), np.int64)])
+                pairs, where = np.unique(keys, return_inverse=True)
+                counts = np.bincount(where, weights, len(pairs)).astype(np.int64)
+            if not len(pairs):
+                continue
+            order = np.lexsort((pairs, -counts, pairs // values))  # of each label the most frequent value first
+            labels = (pairs // values)[order]
+            first = order[np.append(True, labels[1:] != labels[:-1])]
+            if counts[first].sum() >= DECIDED * counts.sum():
+                decided[task].append(name)
+                usual = torch.zeros(size, dtype=torch.int32)
+                usual[torch.as_tensor(pairs[first] // values)] = torch.as_tensor(pairs[first] % values).int()
+                model.label_values(place)[:, column] = usual
+    return decided
 
 
 @dataclass

@@ -139,6 +139,8 @@ class MCMPreTrainedModel(PreTrainedModel):
                 init.zeros_(bias)
         elif isinstance(module, MCMForMultiTaskRecommendation):
             init.ones_(module.score_scales)
+            for place in range(len(module.task_features) if module.config.label_features else 0):
+                init.zeros_(module.label_values(place))
             if module.readout_scale is not None:
                 init.ones_(module.readout_scale)
 
@@ -201,6 +203,7 @@ class MCMModel(MCMPreTrainedModel):
         r"^score_scales$",
         r"^repeat_memory\.",
         r"^counted_memory\.",
+        r"^label_values_",
         r"^label_tables\.",
     ]
 
@@ -288,6 +291,10 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         self.repeat_memory = RepeatMemory(*memory) if any(half_lives) else None
         # How much each of `PARTS` counts; learned on validation cases when all else has been.
         self.register_buffer("score_scales", torch.ones(len(sizes), len(PARTS)))
+        # The usual value of each of `label_features` for each label, 0 where there is none; `counting` fills them.
+        for place, size in enumerate(sizes.values() if config.label_features else ()):
+            values = torch.zeros(size, len(config.label_features), dtype=torch.int32)
+            self.register_buffer(f"label_values_{place}", values)
         # CODEPATH: chosen by the data in pre-training (recipe.py), none in the paper's model, ablations/mcm-final.
         counted = [
             [task in chosen for task in config.tasks] for chosen in (config.follower_tasks, config.related_tasks)
@@ -297,13 +304,26 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         self.post_init()
 
     def label_embeddings(self, task: str) -> torch.Tensor:
-        """e_w of the task's labels, of shape `(V, H)`; row = id."""
+        """e_w of the task's labels, of shape `(V, H)`; row = id. With `label_features` it is equation 1: the average
+        over the label and its usual values."""
         place = self.config.tasks.index(task)
         if len(self.label_tables):
             table = self.label_tables[place]
         else:
             table = self.model.embeddings.events.feature_tables[self.task_features[place]]
-        return cast(ValueEmbedding, table).weight
+        vectors = cast(ValueEmbedding, table).weight
+        # CODEPATH: chosen by the data in pre-training (recipe.py), none in the paper's model, ablations/mcm-final.
+        if not self.config.label_features:
+            return vectors
+        values = self.label_values(place).long()
+        for name, ids in zip(self.config.label_features, values.unbind(1), strict=True):
+            feature = self.model.embeddings.events.feature_tables[self.config.features.index(name)]
+            vectors = vectors + cast(ValueEmbedding, feature)(ids)
+        return vectors / (1 + (values > 0).sum(1, keepdim=True))
+
+    def label_values(self, task: int) -> torch.Tensor:
+        """The usual values of a task's labels, by its place, of shape `(V, features)`; 0 where there is none."""
+        return self.get_buffer(f"label_values_{task}")
 
     @torch.no_grad()
     def initialize_from_popularity(self, counts: Mapping[str, torch.Tensor]):
@@ -339,6 +359,10 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             grow(self.repeat_memory.label_gains[place], number, slice(0, 0))
         if self.counted_memory is not None:
             self.counted_memory.grow(place, number)
+        if self.config.label_features:
+            values = self.label_values(place)
+            values = torch.cat([values, values.new_zeros(number, values.shape[1])])
+            self.register_buffer(f"label_values_{place}", values)
 
     @can_return_tuple
     @auto_docstring(custom_intro="From interactions to scores, and to the loss when `labels` are given.\n")

@@ -7,7 +7,7 @@ measured once, in preparation (`modeling_mcm.data.counts.measure`), and this fil
 choice comes with the sentence that `run_pretrain` prints, and can be overridden there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,13 +46,14 @@ class Recipe:
     reasons: list[str] = field(default_factory=list)
 
 
-def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int]) -> Recipe:
+def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], features: Sequence[str] = ()) -> Recipe:
     """Chooses by the measures of a data set.
 
     Args:
         measures: of the manifest, as `measure` in `modeling_mcm.data.counts` says; empty for a data set that was
             prepared before there were measures, for which nothing is chosen.
         label_sizes: for each task its number of label ids.
+        features: categorical features of events besides the token type, which labels may decide.
 
     Returns:
         The choices, with a sentence for each group of them.
@@ -111,6 +112,9 @@ def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int]) -> R
         )
     if config["related_tasks"]:
         reasons.append(f"Habits and what goes together are solved for {_named(config['related_tasks'])}.")
+    if features and not rules:
+        config["label_features"] = list(features)
+        reasons.append("A label's embedding also has what it decides, such as an item's category.")
     if labels > MANY_LABELS and not rules:
         config["sampled_labels"] = SAMPLE
         reasons.append(f"{labels:,} labels: a training step scores those that matter and {SAMPLE:,} others.")

@@ -39,7 +39,15 @@ from transformers.utils import logging
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, __version__
 from modeling_mcm.callbacks import FirstComparison
-from modeling_mcm.counting import CASES, fill_followers, fill_related, fit_followers, fit_scales, training_labels
+from modeling_mcm.counting import (
+    CASES,
+    fill_followers,
+    fill_label_values,
+    fill_related,
+    fit_followers,
+    fit_scales,
+    training_labels,
+)
 from modeling_mcm.data import PreparedManifest, load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
 from modeling_mcm.data.dataset import (
@@ -198,7 +206,11 @@ def chosen_recipe(options: ModelOptions, given: Collection[str]) -> Recipe:
     extractor = MCMFeatureExtractor.from_pretrained(Path(str(options.data)) / FEATURE_EXTRACTOR_FOLDER)
     sizes = dict(zip(extractor.feature_names, extractor.vocabulary_sizes, strict=True))
     manifest = PreparedManifest.load(str(options.data))
-    recipe = recipe_for(manifest.measures, {task: sizes[task] for task in extractor.tasks})
+    own = {feature["name"] for feature in extractor.features if feature.get("profile")} | {
+        extractor.token_type_feature
+    }
+    features = [name for name in extractor.feature_names if name in extractor.vocabularies and name not in own]
+    recipe = recipe_for(manifest.measures, {task: sizes[task] for task in extractor.tasks}, features)
     training = {name: value for name, value in recipe.training.items() if name not in given}
     nothing_to_evaluate = manifest.counts.get("validation_cases") == 0
     if nothing_to_evaluate:
@@ -306,6 +318,9 @@ def count(model: MCMForMultiTaskRecommendation, options: ModelOptions, seed: int
     """Fills the counted memory's tables, and learns what followers are worth."""
     config, data = model.config, Path(str(options.data))
     rows = sampled_rows(options)
+    if config.label_features:
+        for task, decided in fill_label_values(model, rows).items():
+            logger.warning(f"Labels of {task} decide: {', '.join(decided) or 'no other feature'}.")
     if config.related_tasks:
         logger.warning(f"Solving what goes together, of {', '.join(config.related_tasks)}.")
         fill_related(model, training_labels(rows, config.tasks))
@@ -440,7 +455,7 @@ def main() -> None:
         found = counted(config, extractor, options, manifest.event_schema.min_history, FIRST_BASELINES)[2]
         for popular in means_of(found).values():
             trainer.add_callback(FirstComparison(popular, BEST_METRIC, logger.warning))
-    if checkpoint is None and model.counted_memory is not None:
+    if checkpoint is None and (model.counted_memory is not None or config.label_features):
         count(model, options, training.seed)
     trainer.train(resume_from_checkpoint=checkpoint)
     # those that a gradient reached: a task or a feature that is not in use has tables too

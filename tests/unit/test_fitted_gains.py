@@ -12,6 +12,7 @@ from modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.counting import (
     NEW_RIDGE,
     fill_followers,
+    fill_label_values,
     fill_related,
     fit_followers,
     fit_scales,
@@ -162,3 +163,27 @@ def test_preparation_writes_followers_of_the_training_period_alone(event_log, pr
     assert first.equals(second)
     first, second = (json.loads((folder / "manifest.json").read_text())["measures"] for folder in folders)
     assert first == second and first["targets"] > 0
+
+
+def test_labels_decide_the_features_that_never_change_with_them(prepared, tiny_model):
+    model = tiny_model(extended=True, label_features=["aisle", "type"])
+    rows = load_prepared(prepared)
+    decided = fill_label_values(model, rows)
+    tasks, place = model.config.tasks, model.config.tasks.index("items")
+    assert "aisle" in decided["items"] and "aisle" not in decided["aisle"]  # an item has one aisle in the log
+    usual = {}
+    for row in rows:
+        for label, aisle in zip(row["task_items"][: row["validation_end"]], row["feature_aisle"], strict=False):
+            if label >= 2 and aisle >= 2:
+                usual[label] = aisle
+    found = model.label_values(place)[:, 0]
+    assert {label: int(found[label]) for label in usual} == usual and found[:2].tolist() == [0, 0]
+    tables = dict(zip(model.config.features, model.model.embeddings.events.feature_tables, strict=True))
+    label, vectors = next(iter(usual)), model.label_embeddings("items")
+    others = [
+        tables[name].weight[int(model.label_values(place)[label, k])] for k, name in enumerate(["aisle", "type"])
+    ]
+    known = [vector for k, vector in enumerate(others) if model.label_values(place)[label, k] > 0]
+    wanted = (tables["items"].weight[label] + sum(known)) / (1 + len(known))
+    torch.testing.assert_close(vectors[label], wanted)
+    assert tasks[place] == "items"

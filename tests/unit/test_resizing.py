@@ -14,6 +14,7 @@ CHOICES = {
     "untied": {"extended": True, "tie_label_embeddings": False},
     "last": {"readout": "last"},
     "counted": {"extended": True, "follower_tasks": ["items", "type"], "related_tasks": ["items"]},
+    "label features": {"extended": True, "label_features": ["aisle"]},
 }
 NEW = ["kiwi", "plum", "fig"]
 
