@@ -1,0 +1,64 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Pre-training by its defaults: what the data decide is said, kept, and can be overridden."""
+
+import json
+import re
+
+import forked_runs
+import pytest
+from safetensors.torch import load_file
+
+TINY = ["hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=32"]
+
+
+@pytest.fixture(scope="module")
+def options(prepared):
+    """A function that gives the options of a short run by the recipe."""
+
+    def make(folder, *more, overrides=()):
+        words = ["--data", prepared, "--config", "configuration/mcm-tiny", "--output_dir", folder]
+        words += ["--num_train_epochs", 2, "--report_to", "none", "--disable_tqdm", "true", *more]
+        return [*words, "--config_overrides", *TINY, *overrides]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def chosen(options, tmp_path_factory):
+    """The folder of a run by the recipe, and what it said."""
+    folder = tmp_path_factory.mktemp("chosen")
+    forked_runs.pretrain(options(folder / "run"), folder / "log")
+    return folder / "run", (folder / "log").read_text()
+
+
+def test_what_the_data_decide_is_said_and_kept(chosen):
+    folder, said = chosen
+    facts = json.loads((folder / "pretraining.json").read_text())
+    assert len(facts["recipe"]) >= 4 and all(reason in said for reason in facts["recipe"])
+    config = json.loads((folder / "config.json").read_text())
+    assert config["follower_tasks"] or config["related_tasks"]
+    assert set(facts["validation"]) >= {"MCM", "most_popular", "visit_frequency", "nearest_households", "transitions"}
+    assert re.search(r"What the scores of items are made of, learned on validation cases: ", said)
+    weights = load_file(folder / "model.safetensors")
+    assert (weights["score_scales"] != 1).any()
+
+
+def test_an_option_wins_over_the_recipe(chosen, options, tmp_path):
+    more = ("--max_steps", 2, "--learning_rate", 0.003)
+    forked_runs.pretrain(options(tmp_path / "run", *more, overrides=["readout=last"]), tmp_path / "log")
+    facts = json.loads((tmp_path / "run" / "pretraining.json").read_text())
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["readout"] == "last"
+    assert facts["learning_rate"] == 0.003 and facts["steps"] == 2
+    assert facts["validation"] == {}  # who says how long says when it is evaluated, too
+
+
+def test_without_a_recipe_the_config_is_as_it_is(options, tmp_path):
+    forked_runs.pretrain(options(tmp_path / "run", "--recipe", "none", "--max_steps", 1), tmp_path / "log")
+    given = json.loads(open("configuration/mcm-tiny/config.json", encoding="utf-8").read())
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert {name: kept[name] for name in given if name in ("encoder_unit", "target", "readout_scale")} == {
+        name: given[name] for name in given if name in ("encoder_unit", "target", "readout_scale")
+    }
+    assert kept["follower_tasks"] == kept["related_tasks"] == []
+    assert (load_file(tmp_path / "run" / "model.safetensors")["score_scales"] == 1).all()
