@@ -25,7 +25,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
@@ -70,8 +69,8 @@ class Histories(NamedTuple):
         cls, times: torch.Tensor, visit_ids: torch.Tensor, customers: torch.Tensor, ends: torch.Tensor
     ) -> "Histories":
         """Finds the moments of events from their times and visits, both of shape `(B, L)`."""
-        changes = (times.diff(dim=1) != 0) | (visit_ids.diff(dim=1) != 0)
-        return cls(F.pad(changes.cumsum(1), (1, 0)), times, customers, ends)
+        changes = _differs_from_before(times) | _differs_from_before(visit_ids)
+        return cls(changes.cumsum(1), times, customers, ends)
 
 
 class Followers(NamedTuple):
@@ -339,7 +338,7 @@ class CountedMemory(nn.Module):
         if rows is not None:  # those that are not in the sample go to the first place, which is no label
             places = torch.searchsorted(rows, ids).clamp(max=len(rows) - 1)
             places = torch.where(rows[places] == ids, places, 0)
-        n = rarity.new_zeros(len(ids), len(rarity) if rows is None else len(rows)).scatter_add_(1, places, counts)
+        n = rarity.new_zeros(ids.shape[0], len(rarity) if rows is None else len(rows)).scatter_add_(1, places, counts)
         gained = self.added(gains, n.gather(1, places), rarity[ids])
         return n.zero_().scatter_(1, places, gained)
 
@@ -354,7 +353,7 @@ class CountedMemory(nn.Module):
         """
         seen = torch.arange(labels.shape[1], device=labels.device) <= histories.ends[:, None]
         ids = torch.where(seen, labels[histories.customers].clamp(min=0), 0)
-        met = torch.zeros(len(ids), len(self.label_rarity(task)), dtype=torch.bool, device=ids.device)
+        met = torch.zeros(ids.shape[0], len(self.label_rarity(task)), dtype=torch.bool, device=ids.device)
         met = met.scatter(1, ids, torch.ones_like(ids, dtype=torch.bool))
         return met & (torch.arange(met.shape[1], device=met.device) >= FIRST_LABEL)
 
@@ -378,7 +377,7 @@ class CountedMemory(nn.Module):
         decay = 2.0 ** (-1 / HABIT_VISITS)
         weights = torch.where(seen, decay ** (total - number[customers]).clamp(min=0).float(), 0.0)
         weights = weights * (1 - decay) / (1 - decay ** total.clamp(min=1).float())
-        return weights.new_zeros(len(ends), size).scatter_add(1, labels[customers].clamp(min=0), weights)
+        return weights.new_zeros(ends.shape[0], size).scatter_add(1, labels[customers].clamp(min=0), weights)
 
     def habits(self, task: int, rates: torch.Tensor) -> torch.Tensor:
         """log(x S + .003) of rates x, of shape `(R, V)`."""
@@ -389,8 +388,13 @@ class CountedMemory(nn.Module):
         return torch.log1p(self.new_tables[str(task)](met.float()) / LEAST_WEIGHT)
 
 
+def _differs_from_before(values: torch.Tensor) -> torch.Tensor:
+    """Whether an element of `(B, L)` is another than the one before it, which the first has not."""
+    return (values != values.roll(1, 1)) & (torch.arange(values.shape[1], device=values.device) > 0)
+
+
 def _first_of_group(keys: torch.Tensor) -> torch.Tensor:
     """Whether an element of `(B, L)` is the first of its row with its key."""
     ordered, order = keys.sort(dim=1, stable=True)
-    is_first = torch.cat([torch.ones_like(ordered[:, :1], dtype=torch.bool), ordered.diff(dim=1) != 0], 1)
+    is_first = _differs_from_before(ordered) | (torch.arange(ordered.shape[1], device=ordered.device) == 0)
     return torch.zeros_like(is_first).scatter(1, order, is_first)

@@ -46,12 +46,14 @@ def shard_events(connection: ibis.BaseBackend, paths: Sequence[Path], schema: Ev
         schema: that they were prepared with.
     """
     table = connection.read_parquet([str(path) for path in paths])
-    lists = {"second": table.times, "visit": table.visits}
-    lists |= {f"f{i}": table[f"feature_{spec.name}"] for i, spec in enumerate(schema.features)}
-    lists |= {f"t{k}": table[f"task_{task}"] for k, task in enumerate(schema.tasks)}
-    lists["place"] = ibis.range(table.times.length())
-    ends = {name: table[name] for name in ENDS}
-    events = table.select(table.customer_id, **ends, **{name: values.unnest() for name, values in lists.items()})
+    # By their places, for the engine takes "Type" and "type" for one name and calls one of them otherwise.
+    column = dict(zip(pq.read_schema(paths[0]).names, (table[name] for name in table.columns), strict=True))
+    lists = {"second": column["times"], "visit": column["visits"]}
+    lists |= {f"f{i}": column[f"feature_{spec.name}"] for i, spec in enumerate(schema.features)}
+    lists |= {f"t{k}": column[f"task_{task}"] for k, task in enumerate(schema.tasks)}
+    lists["place"] = ibis.range(column["times"].length())
+    whole = {name: column[name] for name in ("customer_id", *ENDS)}
+    events = table.select(**whole, **{name: values.unnest() for name, values in lists.items()})
     is_target = ibis.or_(*(events[f"t{k}"] > 0 for k in range(len(schema.tasks))))
     period = sum((events.place >= events[name]).cast("int8") for name in ENDS)
     return events.mutate(is_target=is_target.cast("int8"), period=period).drop("place", *ENDS)

@@ -155,9 +155,9 @@ def test_misuse_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def without(name: str, *args: Any, **options: Any) -> Any:
         if name == "lightgbm":
-            raise ImportError(name)
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return found(name, *args, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"pip install modeling-mcm\[gbdt\]"):
+    with pytest.raises(ImportError, match=r"pip install 'modeling-mcm\[gbdt\]'"):
         small().fit(rows, "brand", LABELS)
