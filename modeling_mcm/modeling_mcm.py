@@ -290,11 +290,13 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         memory = (list(sizes.values()), config.hidden_size, *half_lives, config.repeat_network_size)
         self.repeat_memory = RepeatMemory(*memory) if any(half_lives) else None
         # How much each of `PARTS` counts; learned on validation cases when all else has been.
-        self.register_buffer("score_scales", torch.ones(len(sizes), len(PARTS)))
+        self.score_scales = nn.Buffer(torch.ones(len(sizes), len(PARTS)))
         # The usual value of each of `label_features` for each label, 0 where there is none; `counting` fills them.
-        for place, size in enumerate(sizes.values() if config.label_features else ()):
-            values = torch.zeros(size, len(config.label_features), dtype=torch.int32)
-            self.register_buffer(f"label_values_{place}", values)
+        # CODEPATH: chosen by the data in pre-training (recipe.py), none in the paper's model, ablations/mcm-final.
+        if config.label_features:
+            for place, size in enumerate(sizes.values()):
+                values = torch.zeros(size, len(config.label_features), dtype=torch.int32)
+                setattr(self, f"label_values_{place}", nn.Buffer(values))
         # CODEPATH: chosen by the data in pre-training (recipe.py), none in the paper's model, ablations/mcm-final.
         counted = [
             [task in chosen for task in config.tasks] for chosen in (config.follower_tasks, config.related_tasks)
@@ -359,10 +361,10 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             grow(self.repeat_memory.label_gains[place], number, slice(0, 0))
         if self.counted_memory is not None:
             self.counted_memory.grow(place, number)
-        if self.config.label_features:
+        if self.config.label_features:  # CODEPATH: chosen by the data in pre-training, none in the paper's model
             values = self.label_values(place)
             values = torch.cat([values, values.new_zeros(number, values.shape[1])])
-            self.register_buffer(f"label_values_{place}", values)
+            setattr(self, f"label_values_{place}", nn.Buffer(values))
 
     @can_return_tuple
     @auto_docstring(custom_intro="From interactions to scores, and to the loss when `labels` are given.\n")
