@@ -2,13 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What counts are worth: the gains that training prefixes and validation cases give them."""
 
+import json
+from collections import Counter
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import SCHEMA
 
-from modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation
+from modeling_mcm.counted_memory_mcm import LAG_WEIGHTS
 from modeling_mcm.counting import (
     NEW_RIDGE,
     fill_followers,
@@ -41,10 +46,6 @@ def chain(customers=80, length=12, labels=20, seed=0):
 
 
 def followers_table(rows):
-    from collections import Counter
-
-    from modeling_mcm.counted_memory_mcm import LAG_WEIGHTS
-
     counts = Counter()
     for row in rows:
         for place, label in enumerate(row):
@@ -75,8 +76,6 @@ def batches_of(rows, size=16):
 
 @pytest.fixture
 def chain_model():
-    from modeling_mcm import MCMConfig
-
     torch.manual_seed(0)
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     choices = {"encoder_attention": "causal", "augmentation": "all_prefixes", "readout": "last", "readout_bias": True}
@@ -119,8 +118,7 @@ def test_related_labels_are_those_of_the_textbook(prepared, tiny_model):
     table = model.counted_memory.new_tables[str(place)]
     found = torch.zeros(weights.shape).scatter_add(1, table.related.long(), table.weights.float())
     assert np.abs(found.numpy() - weights).max() < 1e-3
-    met = model.counted_memory.met
-    assert met is not None and np.abs(weights).max() > 0.01
+    assert np.abs(weights).max() > 0.01
 
 
 def test_scales_make_validation_cases_likelier(prepared, tiny_model, extractor):
@@ -149,10 +147,6 @@ def test_scales_make_validation_cases_likelier(prepared, tiny_model, extractor):
 
 def test_preparation_writes_followers_of_the_training_period_alone(event_log, prepare_log):
     """Events after the validation cutoff change neither the followers nor the measures."""
-    import json
-
-    from conftest import SCHEMA
-
     cutoff = np.datetime64(SCHEMA["cutoffs"]["validation"])
     is_late = event_log["when"].to_numpy().astype("datetime64[s]") >= cutoff
     changed = event_log.copy()
@@ -169,7 +163,7 @@ def test_labels_decide_the_features_that_never_change_with_them(prepared, tiny_m
     model = tiny_model(extended=True, label_features=["aisle", "type"])
     rows = load_prepared(prepared)
     decided = fill_label_values(model, rows)
-    tasks, place = model.config.tasks, model.config.tasks.index("items")
+    place = model.config.tasks.index("items")
     assert "aisle" in decided["items"] and "aisle" not in decided["aisle"]  # an item has one aisle in the log
     usual = {}
     for row in rows:
@@ -186,4 +180,3 @@ def test_labels_decide_the_features_that_never_change_with_them(prepared, tiny_m
     known = [vector for k, vector in enumerate(others) if model.label_values(place)[label, k] > 0]
     wanted = (tables["items"].weight[label] + sum(known)) / (1 + len(known))
     torch.testing.assert_close(vectors[label], wanted)
-    assert tasks[place] == "items"
