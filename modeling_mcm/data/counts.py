@@ -26,7 +26,7 @@ with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-    from modeling_mcm.data.rows import ENDS
+    from modeling_mcm.data.rows import ENDS, shard_schema
     from modeling_mcm.data.vocabulary import Vocabularies
 
 # Target events of one visit and time on average, above which the order of a visit's events says nothing.
@@ -46,12 +46,14 @@ def shard_events(connection: ibis.BaseBackend, paths: Sequence[Path], schema: Ev
         schema: that they were prepared with.
     """
     table = connection.read_parquet([str(path) for path in paths])
-    lists = {"second": table.times, "visit": table.visits}
-    lists |= {f"f{i}": table[f"feature_{spec.name}"] for i, spec in enumerate(schema.features)}
-    lists |= {f"t{k}": table[f"task_{task}"] for k, task in enumerate(schema.tasks)}
-    lists["place"] = ibis.range(table.times.length())
-    ends = {name: table[name] for name in ENDS}
-    events = table.select(table.customer_id, **ends, **{name: values.unnest() for name, values in lists.items()})
+    # By place: for DuckDB "feature_type" and "feature_Type" are one name, and it gives one of them another.
+    column = dict(zip(shard_schema(schema)[0], (table[name] for name in table.columns), strict=True))
+    lists = {"second": column["times"], "visit": column["visits"]}
+    lists |= {f"f{i}": column[f"f{i}"] for i in range(len(schema.features))}
+    lists |= {f"t{k}": column[f"t{k}"] for k in range(len(schema.tasks))}
+    lists["place"] = ibis.range(column["times"].length())
+    ends = {name: column[name] for name in ENDS}
+    events = table.select(column["customer_id"], **ends, **{name: values.unnest() for name, values in lists.items()})
     is_target = ibis.or_(*(events[f"t{k}"] > 0 for k in range(len(schema.tasks))))
     period = sum((events.place >= events[name]).cast("int8") for name in ENDS)
     return events.mutate(is_target=is_target.cast("int8"), period=period).drop("place", *ENDS)
