@@ -6,7 +6,7 @@ early stopping, and what processes and resumed runs have to agree on.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,32 @@ class WeightAverage(TrainerCallback):
                 "or start anew in another output_dir."
             )
         self.average.load_state_dict(load_file(path))
+
+
+class FirstComparison(TrainerCallback):
+    """After the first evaluation says where the model is under popularity, which no model should be for long.
+
+    Args:
+        popularity (`dict[str, float]`): of each task the metric of the most popular labels, on the same cases.
+        metric (`str`): its name, without `eval_` and the task.
+        tell: takes a sentence, such as the `warning` of a logger.
+    """
+
+    def __init__(self, popularity: Mapping[str, float], metric: str, tell: Callable[[str], Any]):
+        self.popularity, self.metric, self.tell, self.has_compared = popularity, metric, tell, False
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if self.has_compared or not state.is_world_process_zero:
+            return
+        self.has_compared = True
+        for task, theirs in self.popularity.items():
+            ours = (metrics or {}).get(f"eval_{task}_{self.metric}")
+            if ours is not None and ours < theirs:
+                self.tell(
+                    f"After the first evaluation the model is under popularity on {task}: {self.metric} {ours:.4f} "
+                    f"and {theirs:.4f}. If the next evaluations do not change that, look whether the training loss "
+                    "falls, and try another learning rate (--learning_rate) or more epochs (--num_train_epochs)."
+                )
 
 
 class SameRun(TrainerCallback):

@@ -31,7 +31,7 @@ from transformers import initialization as init
 
 FIRST_LABEL = 2  # ids 0 (missing) and 1 (unknown) have no followers
 FOLLOWERS = 50  # K: followers of a label that are kept, the most frequent
-RELATED = 100  # related labels of a label that are kept, those with the largest weights
+RELATED = 200  # related labels of a label that are kept, those with the largest weights
 HABIT_VISITS = 15.0  # half-life, in visits with a label, of a customer's habits
 # Where the logarithms of related labels start: a habit's smoothed rate, and a new label's sum of weights.
 LEAST_RATE, LEAST_WEIGHT = 0.003, 0.01
@@ -179,7 +179,7 @@ class RelatedTable(nn.Module):
 
     Attributes:
         related (`torch.IntTensor` of shape `(V, RELATED)`): of each label, the labels that it speaks for or against.
-        weights (`torch.FloatTensor` of shape `(V, RELATED)`): how much; 0 where there are fewer.
+        weights (`torch.HalfTensor` of shape `(V, RELATED)`): how much; 0 where there are fewer.
     """
 
     related: torch.Tensor
@@ -188,18 +188,20 @@ class RelatedTable(nn.Module):
     def __init__(self, labels: int):
         super().__init__()
         self.register_buffer("related", torch.zeros(labels, RELATED, dtype=torch.int32))
-        self.register_buffer("weights", torch.zeros(labels, RELATED))
+        self.register_buffer("weights", torch.zeros(labels, RELATED, dtype=torch.float16))
 
     @torch.no_grad()
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Inputs of shape `(R, V)` times the weights; what is below 0 becomes 0."""
         if torch.compiler.is_exporting():  # the number of labels met is data, which a graph does not follow
             size = self.weights.shape[0]
-            whole = torch.zeros(size, size, device=inputs.device).scatter_add(1, self.related.long(), self.weights)
+            whole = torch.zeros(size, size, device=inputs.device).scatter_add(
+                1, self.related.long(), self.weights.float()
+            )
             return (inputs @ whole).clamp(min=0)
         rows, labels = inputs.nonzero(as_tuple=True)
         cells = rows[:, None] * inputs.shape[1] + self.related[labels]
-        values = self.weights[labels] * inputs[rows, labels][:, None]
+        values = self.weights[labels].float() * inputs[rows, labels][:, None]
         total = inputs.new_zeros(inputs.numel()).index_add_(0, cells.flatten(), values.flatten())
         return total.view(inputs.shape).clamp_(min=0)
 
@@ -258,6 +260,23 @@ class CountedMemory(nn.Module):
         """Empty tables, and gains as they start."""
         for name, value in self.named_buffers():
             init.constant_(value, GAINS.get(name, 0))
+
+    @torch.no_grad()
+    def grow(self, task: int, number: int) -> None:
+        """Gives a task as many new labels: without followers or related labels, and as rare as its rarest label.
+
+        Args:
+            task (`int`): its place.
+            number (`int`): of new labels, after those that are there.
+        """
+        rarity = self.label_rarity(task)
+        rarest = rarity[FIRST_LABEL:].max().expand(number)
+        self.register_buffer(f"label_rarity_{task}", torch.cat([rarity, rarest]))
+        for tables in (self.follower_tables, self.habit_tables, self.new_tables):
+            if str(task) in tables:
+                for name, table in list(tables[str(task)].named_buffers()):
+                    rows = table.new_zeros(number, *table.shape[1:])
+                    tables[str(task)].register_buffer(name, torch.cat([table, rows]))
 
     def has_followers(self, task: int) -> bool:
         """Whether a task, by its place, has followers."""

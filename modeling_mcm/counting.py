@@ -12,13 +12,11 @@ Shapes: B customers, L events, R rows (prefixes with one target, or validation c
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -36,7 +34,7 @@ from modeling_mcm.counted_memory_mcm import (
 from modeling_mcm.modeling_mcm import PARTS, MCMForMultiTaskRecommendation
 
 # Ridge of the regressions, as a multiple of the mean of the diagonal: of new labels on sets, of habits on rates.
-NEW_RIDGE, HABIT_RIDGE = 6.0, 3.0
+NEW_RIDGE, HABIT_RIDGE = 6.0, 1.0
 MOST_WORK = 2e12  # multiplications of a regression, which bounds the customers it is made of
 FIT_ROWS, ROWS_A_CUSTOMER = 6000, 4  # prefixes that followers' gains are learned on
 CASES, MOST_SCORES = 4000, 2**27  # validation cases, and scores of theirs held at once, that scales are learned on
@@ -118,7 +116,7 @@ def _keep_largest(table: RelatedTable, weights: torch.Tensor) -> None:
     weights[:, :FIRST_LABEL] = 0
     largest = weights.abs().topk(min(RELATED, len(weights)), dim=1).indices
     table.related[:, : largest.shape[1]] = largest.int()
-    table.weights[:, : largest.shape[1]] = weights.gather(1, largest)
+    table.weights[:, : largest.shape[1]] = weights.gather(1, largest).half()
 
 
 @dataclass
@@ -251,12 +249,14 @@ def _fit_task(
     memory = cast(CountedMemory, model.counted_memory)
     size, log_counts, rarity = len(counts), torch.log(counts + 1), memory.label_rarity(place)
     gains = {name: value.clone().requires_grad_() for name, value in memory.gains(place).items()}
-    slope = torch.tensor(0.6, requires_grad=True)
-    # Where a repeat memory will count a customer's own labels, they are counted here too, and not learned as followers.
+    # Of popularity, and never under 0: a customer's own labels have lost a count each, which would tell them.
+    raw_slope = torch.tensor(0.0, requires_grad=True)
+    # Where a repeat memory will count a customer's own labels, they are counted here too, else followers would stand
+    # for them.
     own_gain = torch.tensor(0.5, requires_grad=True) if model.repeat_memory is not None else None
 
     def loss() -> torch.Tensor:
-        total, number = torch.zeros(()), 0
+        total, number, slope = torch.zeros(()), 0, F.softplus(raw_slope)
         everywhere = torch.logsumexp(slope * log_counts[FIRST_LABEL:], 0)
         for part in rows:
             label = part.cells % size
@@ -277,7 +277,7 @@ def _fit_task(
     start = {name: value.detach().clone() for name, value in gains.items()}
     with torch.no_grad():
         before = loss().item()
-    learned = [*gains.values(), slope, *([] if own_gain is None else [own_gain])]
+    learned = [*gains.values(), raw_slope, *([] if own_gain is None else [own_gain])]
     optimizer = torch.optim.LBFGS(learned, max_iter=60, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
@@ -387,7 +387,7 @@ def _fit_related(
     own = cast(torch.Tensor, sum(part for name, part in cases.items() if name in PARTS))
 
     def scores(learned: torch.Tensor) -> torch.Tensor:
-        known = learned[0] * own + learned[1] * cases["habits"]
+        known = F.log_softmax(learned[0] * own, -1) + learned[1] * cases["habits"]
         return torch.where(cases["met"], known, learned[2] * cases["new"] + learned[3])
 
     values = _likeliest(scores, torch.tensor([1.0, 0.0, 1.0, -8.0]), followed).tolist()
@@ -422,8 +422,7 @@ def _fit_parts(
                 found = _ndcg(scores(moved), followed)
                 if found > best + LEAST_GAIN:
                     scales, best, improved = moved, found, True
-    factor = _likeliest(lambda learned: learned * scores(scales), torch.ones(1), followed).clamp(min=0.1)
-    scales = scales * factor
+    scales = scales * _likeliest(lambda factor: factor * scores(scales), torch.ones(1), followed).clamp(min=0.1)
     for name, value in zip(names, scales.tolist(), strict=True):
         model.score_scales[place, PARTS.index(name)] = value
     return dict(zip(names, scales.tolist(), strict=True))
@@ -463,8 +462,3 @@ def training_labels(
             yield padded[0], padded[1], torch.as_tensor(last)
 
     return batches
-
-
-def read_counts(directory: str | Path, followers_file: str, popularity_file: str) -> tuple[pa.Table, pa.Table]:
-    """The tables of followers and of popularity that preparation wrote."""
-    return pq.read_table(Path(directory) / followers_file), pq.read_table(Path(directory) / popularity_file)

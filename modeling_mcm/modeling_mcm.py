@@ -156,7 +156,9 @@ class MCMPreTrainedModel(PreTrainedModel):
         unknown value, which is what it was read as until now, so visits with it are read as they were (events of one
         time are ordered by their ids, which encoder units of single events may notice). As a label it starts as the
         rarest does: its bias is the smallest of the labels, its rarity the largest, its gains are 0; a label
-        embedding of its own is the mean of the labels'. Fine-tuning tells the new values apart; make the optimizer
+        embedding of its own is the mean of the labels'. It follows no label and goes with none; where related labels
+        have been learned, the scores of labels met all move by one small number, for new labels get a share of the
+        probability. Fine-tuning tells the new values apart; make the optimizer
         after this call. Model, config and feature extractor change together: save both.
 
         Args:
@@ -335,6 +337,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             rarity = cast(nn.Embedding, self.repeat_memory.label_rarity[place])
             grow(rarity, number, FIRST_LABEL + int(rarity.weight[FIRST_LABEL:].argmax()))
             grow(self.repeat_memory.label_gains[place], number, slice(0, 0))
+        if self.counted_memory is not None:
+            self.counted_memory.grow(place, number)
 
     @can_return_tuple
     @auto_docstring(custom_intro="From interactions to scores, and to the loss when `labels` are given.\n")
@@ -428,9 +432,9 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         parts = []
         for place, rows in enumerate(scored):
             scale = None if self.readout_scale is None else self.readout_scale[place]
-            of_task = READOUTS[self.config.readout](hidden, rows.vectors, unit_mask, asked, scale)
-            of_task = of_task[:, None] if prefix_ends is None else of_task
-            parts.append({"readout": of_task, "bias": self._label_offsets(rows, of_task.dtype)})
+            read = READOUTS[self.config.readout](hidden, rows.vectors, unit_mask, asked, scale)
+            read = read[:, None] if prefix_ends is None else read
+            parts.append({"readout": read, "bias": self._label_offsets(rows, read.dtype)})
         if self.repeat_memory is not None:
             remembered = self._memory(range(len(parts)), scored, events, batch, unit_ends)
             for of_task, (customers, prefixes, ids, added) in zip(parts, remembered, strict=True):
@@ -455,8 +459,9 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         scores = cast(torch.Tensor, scores)
         if self.counted_memory is not None and "met" in parts:
             memory = self.counted_memory
-            known = scores + memory.habit_gain[place] * parts["habits"]
-            new = scores * TIE_SHARE + memory.new_gain[place] * parts["new"] + memory.new_offset[place]
+            whole = scores[..., FIRST_LABEL:].logsumexp(-1, keepdim=True)  # of one level for all customers
+            known = scores - whole + memory.habit_gain[place] * parts["habits"]
+            new = (scores - whole) * TIE_SHARE + memory.new_gain[place] * parts["new"] + memory.new_offset[place]
             # CODEPATH: off until the gains are learned, at the end of pre-training.
             is_learned = (memory.new_gain[place] != 0) | (memory.habit_gain[place] != 0)
             scores = torch.where(is_learned, torch.where(parts["met"], known, new), scores).to(scores.dtype)
@@ -491,7 +496,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         return parts
 
     @torch.no_grad()
-    def score_parts(self, **inputs: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
+    def score_parts(self, **inputs: Any) -> dict[str, dict[str, torch.Tensor]]:
         """What the scores of the whole history are a sum of.
 
         Args:
@@ -502,7 +507,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             `repeats` (the repeat memory) and `followers` (the counted memory), before `score_scales`; of a task with
             related labels also `met`, `habits` and `new`. See [`CountedMemory`].
         """
-        batch: dict[str, Any] = {"visit_ids": None, "event_times": None} | inputs
+        batch: dict[str, Any] = {"visit_ids": None, "event_times": None, **inputs}
         if batch.get("attention_mask") is None:
             batch["attention_mask"] = (batch["input_ids"] != 0).any(-1).long()
         names = ("input_ids", "attention_mask", "visit_ids")

@@ -81,6 +81,8 @@ class MCMTrainer(Trainer):
         self.clock = TrainingClock(lambda value: self.accelerator.reduce(value, "sum"), max_seconds)
         tasks = train_collator.config.tasks
         trained = train_collator.config.trained_tasks or tasks
+        # A sum of two losses is not called by the name of one.
+        self.loss_name = "loss_with_ranking" if train_collator.config.ranking_loss_weight else "loss"
         self.trained_places = [place for place, task in enumerate(tasks) if task in trained]
         super().__init__(
             model,
@@ -310,7 +312,7 @@ class MCMTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
             for task, values in self.task_losses.items():
-                logs[f"loss_{task}"] = self._mean_over_processes(torch.stack(values).mean())
+                logs[f"{self.loss_name}_{task}"] = self._mean_over_processes(torch.stack(values).mean())
             self.task_losses.clear()
             logs |= {"seconds": self.clock.seconds, "targets": self.clock.targets}
         super().log(logs, *args, **kwargs)

@@ -277,7 +277,7 @@ def draw_curves(runs: Sequence[FinishedRun], tasks: Sequence[str], path: Path) -
         for panel, task in zip(panels, tasks, strict=True):
             if task in run.tasks:
                 first = run.seed == min(other.seed for other in runs if other.model == run.model)
-                losses = [entry[f"loss_{task}"] for entry in entries]
+                losses = [entry.get(f"loss_{task}", entry.get(f"loss_with_ranking_{task}")) for entry in entries]
                 label = run.model if first else None
                 panel.plot(seconds, losses, ".-", color=colours[run.model], linewidth=0.8, markersize=2, label=label)
                 panel.set(title=task, xlabel="seconds of training", ylabel="training loss of the task")

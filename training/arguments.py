@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,21 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Shows defaults, and the commands of a script's docstring as they are written."""
 
 
+def given_options(arguments: Sequence[str] | None = None) -> set[str]:
+    """The names of the options that a command line gives, in its YAML file or as flags; see [`parse_options`]."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    names = {word.lstrip("-").partition("=")[0] for word in words if word.startswith("--")}
+    if words and words[0].endswith((".yaml", ".yml")):
+        values = yaml.load(Path(words[0]).read_text(encoding="utf-8"), RecipeLoader)
+        names |= {name for name, value in values.items() if value is not None}
+    return names
+
+
 def parse_options(
-    *option_classes: Any, description: str | None, arguments: Sequence[str] | None = None
+    *option_classes: Any,
+    description: str | None,
+    arguments: Sequence[str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> tuple[Any, ...]:
     """Fills one instance of each dataclass from the command line.
 
@@ -72,6 +85,7 @@ def parse_options(
         description: shown by `--help`, line by line.
         arguments: the command line after the script's name; that of this process by default. If the first one ends in
             .yaml, the file's entries are the defaults of the flags that follow.
+        defaults (*optional*): values of options that neither the file nor a flag gives.
 
     Raises:
         SystemExit: with a message, for unknown or missing options and values that do not fit.
@@ -98,6 +112,7 @@ def parse_options(
                 parser.error(f"{recipe} has an unknown option {name!r}{_hint(str(name), known)}")
         # Through the same door as flags, so that types and choices are checked alike; a later flag wins.
         words = [word for name, value in values.items() for word in _as_flags(name, value)] + words
+    words = [word for name, value in (defaults or {}).items() for word in _as_flags(name, value)] + words
     _, unknown = parser.parse_known_args(words)
     if unknown:
         parser.error(f"unknown option {unknown[0]!r}{_hint(unknown[0].lstrip('-').partition('=')[0], known)}")

@@ -193,17 +193,16 @@ def cost_in_ndcg(model: str, exported: str, data: str) -> tuple[list[list[str]],
     from modeling_mcm.data import PreparedManifest, load_prepared
     from modeling_mcm.evaluation import bootstrap_interval, paired_difference
     from modeling_mcm.evaluation.cases import find_cases
-
-    from run_evaluate import EvaluationOptions, evaluate_model
+    from modeling_mcm.model_evaluation import model_values
 
     extractor, rows = MCMFeatureExtractor.from_pretrained(model), load_prepared(data)
     schema = PreparedManifest.load(data).event_schema
     cases = find_cases(rows, CUTOFF, schema.min_history, extractor.token_type_feature)
-    options = EvaluationOptions(model=model, data=data, cutoff=CUTOFF, tasks=list(extractor.tasks), k=[10])
+    tasks = list(extractor.tasks)
     models: Any = [load(each, SCORES) for each in (model, exported)]
-    before, after = (evaluate_model(each, extractor, rows, cases, options) for each in models)
+    before, after = (model_values(each, extractor, rows, cases, tasks) for each in models)
     table = [["task", "float32", "int8", "difference, 95% interval"]]
-    for task in options.tasks:
+    for task in tasks:
         values = [found[task]["next_visit_ndcg@10"] for found in (before, after)]
         change = paired_difference(values[1], values[0]).absolute
         means = [f"{bootstrap_interval(each).mean:.5f}" for each in values]

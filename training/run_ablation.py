@@ -29,10 +29,10 @@ from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, MANIFEST_FILE, s
 from modeling_mcm.evaluation.cases import EvaluationCases, find_cases
 from modeling_mcm.evaluation.counting import BASELINES, NEEDS, counting_baselines, not_installed
 from modeling_mcm.evaluation.tables import write_values
+from modeling_mcm.model_evaluation import model_values
 
 from ablation_report import FinishedRun, draw_bars, draw_curves, summarize, write_page
 from arguments import parse_options
-from run_evaluate import EvaluationOptions, evaluate_model
 
 logger = logging.getLogger("run_ablation")
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,7 +137,7 @@ def train(model: AblatedModel, run: FinishedRun, options: AblationOptions, data:
         evaluated.unlink()
     flags = {"data": options.data, "config": ROOT / model.config, "output_dir": run.folder, **chosen}
     flags |= {"num_train_epochs": UNBOUNDED, "save_strategy": "no", "logging_steps": 10, "logging_first_step": True}
-    flags |= {"report_to": "none", "disable_tqdm": True}
+    flags |= {"report_to": "none", "disable_tqdm": True, "recipe": "none"}
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     words += ["--config_overrides", *overrides] if overrides else []
     logger.info("%s trains for %g seconds.", run.folder, options.max_seconds)
@@ -154,7 +154,7 @@ def evaluate_run(run: FinishedRun, identity: dict[str, Any], rows: Any, cases: E
         return
     model = MCMForMultiTaskRecommendation.from_pretrained(run.folder).eval()
     extractor = MCMFeatureExtractor.from_pretrained(str(run.folder))
-    found = evaluate_model(model, extractor, rows, cases, EvaluationOptions(tasks=run.tasks, k=LENGTHS))
+    found = model_values(model, extractor, rows, cases, run.tasks, LENGTHS)
     write_values(run.values_file(cases.cutoff), cases.customer_ids, {run.model: found})
     write_record(record, evaluated)
 

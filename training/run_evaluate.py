@@ -17,16 +17,14 @@ MCM is under a baseline, and what three customers did last and are expected to d
 With --offers the cases are groups of offers (docs/offers.md): who takes any, and which one.
 """
 
+import contextlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from modeling_mcm import (
     MCMConfig,
@@ -35,7 +33,7 @@ from modeling_mcm import (
     MCMForMultiTaskRecommendation,
 )
 from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
-from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
+from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
 from modeling_mcm.data.offers import SPLITS, TEST, load_offers
@@ -58,7 +56,7 @@ from modeling_mcm.evaluation.offers import (
     score_offers,
 )
 from modeling_mcm.evaluation.predictions import PredictionsWriter
-from modeling_mcm.evaluation.ranking import TargetRanks, mask_met
+from modeling_mcm.evaluation.ranking import mask_met
 from modeling_mcm.evaluation.tables import (
     by_history,
     history_table,
@@ -69,6 +67,7 @@ from modeling_mcm.evaluation.tables import (
     write_report,
     write_values,
 )
+from modeling_mcm.model_evaluation import model_scores, model_values
 
 from arguments import parse_options
 from checkpoints import read_checkpoint
@@ -169,44 +168,6 @@ class EvaluationOptions:
         return words + (f"; the targets are those of {self.horizon_days:g} days" if self.horizon_days else "")
 
 
-def model_scores(
-    model: MCMForMultiTaskRecommendation, collator: MCMCollator, rows: PreparedRows, batch_size: int
-) -> Iterator[tuple[NDArray[np.int64], dict[str, torch.Tensor]]]:
-    """Places and logits of all tasks, a batch of cases at a time; by length where it is known, to pad little."""
-    order = np.arange(len(rows)) if rows.lengths is None else np.argsort(rows.lengths, kind="stable")
-    for start in tqdm(range(0, len(rows), batch_size), desc="MCM", unit="batch"):
-        batch = order[start : start + batch_size]
-        inputs = collator(rows.__getitems__(batch.tolist()))
-        inputs.pop("labels")
-        with torch.inference_mode():
-            yield batch, model(**{name: value.to(model.device) for name, value in inputs.items()}).logits
-
-
-def evaluate_model(
-    model: MCMForMultiTaskRecommendation,
-    extractor: MCMFeatureExtractor,
-    rows: Any,
-    cases: EvaluationCases,
-    options: EvaluationOptions,
-) -> dict[str, dict[str, NDArray]]:
-    """For each task every metric, one value a case; writes the predictions file on the way, of what is ranked."""
-    collator = MCMCollator(extractor, model.config, "evaluate", cutoff=cases.cutoff)
-    ranks = {task: TargetRanks(cases, task) for task in options.tasks}
-    values = {task: ["", "", *extractor.vocabularies[task]] for task in options.tasks}
-    writer = PredictionsWriter(options.predictions_file) if options.predictions_file else None
-    with writer or torch.no_grad():
-        ends = rows[f"{cases.cutoff}_end"]
-        units = unit_counts(rows, ends, model.config, extractor.max_events)[cases.rows]
-        cases_rows = PreparedRows(rows, cases.rows, units)
-        for batch, logits in model_scores(model, collator, cases_rows, options.batch_size):
-            for task in options.tasks:
-                ranked = ranks[task].add(batch, logits[task])
-                if writer:
-                    scores = ranked.float().softmax(-1).where(ranked > -torch.inf, -torch.inf).cpu().numpy()
-                    writer.write(task, [cases.customer_ids[case] for case in batch], scores, values[task])
-    return {task: ranks[task].metrics(options.k) for task in options.tasks}
-
-
 def print_customers(
     model: MCMForMultiTaskRecommendation,
     extractor: MCMFeatureExtractor,
@@ -286,7 +247,7 @@ def cases_of(options: EvaluationOptions, manifest: PreparedManifest, rows: Any, 
     """The cases that the options ask for; tasks of which no target is left leave the options."""
     schema = manifest.event_schema
     enough = options.min_history or schema.min_history
-    horizon = Horizon.of(options.horizon_days, schema.cutoffs[options.cutoff]) if options.horizon_days else None
+    horizon = Horizon.of(options.horizon_days, schema.cutoff(options.cutoff)) if options.horizon_days else None
     try:
         cases = find_cases(rows, options.cutoff, enough, token_type, horizon=horizon)
         if options.filter_seen or options.only_new:
@@ -342,7 +303,11 @@ def main() -> None:
         results = counting_baselines(rows, cases, label_sizes, names, options.k, cache)
     except ImportError as error:  # it names the extra
         raise SystemExit(f"{error} Or evaluate with --baselines none.") from error
-    results["MCM"] = evaluate_model(model, extractor, rows, cases, options)
+    writer = PredictionsWriter(options.predictions_file) if options.predictions_file else None
+    with writer or contextlib.nullcontext():
+        results["MCM"] = model_values(
+            model, extractor, rows, cases, options.tasks, options.k, options.batch_size, writer
+        )
 
     schema, target = manifest.event_schema, target_of(results)
     metrics = options.table or [f"ndcg@{max(options.k)}"]

@@ -22,6 +22,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -37,17 +38,32 @@ from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, __version__
+from modeling_mcm.callbacks import FirstComparison
+from modeling_mcm.counting import CASES, fill_followers, fill_related, fit_followers, fit_scales, training_labels
 from modeling_mcm.data import PreparedManifest, load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
+from modeling_mcm.data.counts import FOLLOWERS_FILE
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, MANIFEST_FILE, POPULARITY_FILE, sha256_of
 from modeling_mcm.data.streaming import StreamedRows
+from modeling_mcm.evaluation.baseline_cache import FOLDER as BASELINES_FOLDER
+from modeling_mcm.evaluation.baseline_cache import BaselineCache
 from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.evaluation.comparison import baseline_warnings, values_of
+from modeling_mcm.evaluation.counting import FIRST_BASELINES, STRONG_BASELINES, counting_baselines
+from modeling_mcm.model_evaluation import model_values
+from modeling_mcm.recipe import Recipe, recipe_for
 from modeling_mcm.trainer import BEST_METRIC, MCMTrainer, last_whole_checkpoint
 
-from arguments import parse_options
+from arguments import given_options, parse_options
 from memory import keep_freed_memory
 
 logger = logging.get_logger("run_pretrain")
+
+AUTO, NONE = "auto", "none"
+# Options that belong together: where one is given, the recipe says nothing about the others.
+WHEN = {"eval_strategy", "save_strategy", "early_stopping_patience", "save_total_limit", "load_best_model_at_end"}
+HOW_LONG = {"max_seconds", "max_steps", "eval_steps", "save_steps", "eval_delay", "metric_for_best_model"}
+FIT_BATCH = 32  # customers of a batch that gains are learned on
 
 
 @dataclass
@@ -61,6 +77,14 @@ class ModelOptions:
     )
     config_overrides: list[str] = field(
         default_factory=list, metadata={"help": "Fields of the config, as name=value: hidden_size=64 readout=last."}
+    )
+    recipe: str = field(
+        default=AUTO,
+        metadata={
+            "help": "auto: what preparation measured decides about units, target, losses, memories, sampling and "
+            "epochs, where no option or config_overrides does, and the log says why; none: the config as it is.",
+            "choices": [AUTO, NONE],
+        },
     )
     max_events: int | None = field(
         default=None, metadata={"help": "Longest input in events, start row included. Default: the event schema's."}
@@ -162,8 +186,29 @@ def check_launch(world_size: int) -> None:
         )
 
 
-def read_config(options: ModelOptions, extractor: MCMFeatureExtractor) -> MCMConfig:
-    """The chosen config with the data's features, and the overrides on top.
+def chosen_recipe(options: ModelOptions, given: Collection[str]) -> Recipe:
+    """What the data decide, less what the options say about how long and when."""
+    if options.recipe == NONE:
+        return Recipe()
+    extractor = MCMFeatureExtractor.from_pretrained(Path(str(options.data)) / FEATURE_EXTRACTOR_FOLDER)
+    sizes = dict(zip(extractor.feature_names, extractor.vocabulary_sizes, strict=True))
+    manifest = PreparedManifest.load(str(options.data))
+    recipe = recipe_for(manifest.measures, {task: sizes[task] for task in extractor.tasks})
+    training = {name: value for name, value in recipe.training.items() if name not in given}
+    nothing_to_evaluate = manifest.counts.get("validation_cases") == 0
+    if nothing_to_evaluate:
+        logger.warning(f"{options.data} has no validation case, so nothing is evaluated and no epoch is the best.")
+    if nothing_to_evaluate or any(name in given for name in WHEN | HOW_LONG):
+        training = {name: value for name, value in training.items() if name not in WHEN}
+    if "max_seconds" in given:
+        training.pop("lr_scheduler_type", None)
+    if "fsdp" in given or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        training.pop("ema_decay", None)
+    return Recipe(recipe.config, training, recipe.reasons)
+
+
+def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: Recipe | None = None) -> MCMConfig:
+    """The chosen config with the data's features, what the recipe chose, and the overrides on top.
 
     Raises:
         ValueError: for an override that is no field of the config.
@@ -175,12 +220,16 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor) -> MCMCon
         if not separator or name not in known:
             raise ValueError(f"config_overrides: {override!r} is not name=value with a field of MCMConfig.")
         values[name] = yaml.safe_load(value)
-    config = MCMConfig.get_config_dict(options.config)[0] | {
-        "features": extractor.feature_names,
-        "vocabulary_sizes": extractor.vocabulary_sizes,
-        "tasks": extractor.tasks,
-        "max_position_embeddings": extractor.max_events,  # the window decides
-    }
+    config = (
+        MCMConfig.get_config_dict(options.config)[0]
+        | (recipe.config if recipe else {})
+        | {
+            "features": extractor.feature_names,
+            "vocabulary_sizes": extractor.vocabulary_sizes,
+            "tasks": extractor.tasks,
+            "max_position_embeddings": extractor.max_events,  # the window decides
+        }
+    )
     return MCMConfig(**(config | values))
 
 
@@ -235,10 +284,101 @@ def popularity(data: str, config: MCMConfig) -> dict[str, torch.Tensor]:
     for task, size in config.label_sizes.items():
         of_task = table[table["feature"] == task]
         counts[task] = torch.zeros(size)
-        counts[task][torch.as_tensor(of_task["id"].to_numpy())] = torch.as_tensor(
-            of_task["target_count"].to_numpy(), dtype=torch.float32
+        counts[task][torch.as_tensor(of_task["id"].to_numpy().copy())] = torch.as_tensor(
+            of_task["target_count"].to_numpy().copy(), dtype=torch.float32
         )
     return counts
+
+
+def sampled_rows(options: ModelOptions) -> Any:
+    """The rows that tables and gains are learned from: all, or when streaming those of some shards."""
+    number = len(PreparedManifest.load(str(options.data)).shards)
+    shards = np.unique(np.linspace(0, number - 1, min(number, options.streaming_eval_shards)).astype(int)).tolist()
+    return load_prepared(str(options.data), shards=shards if options.streaming else None)
+
+
+def count(model: MCMForMultiTaskRecommendation, options: ModelOptions, seed: int) -> None:
+    """Fills the counted memory's tables, and learns what followers are worth."""
+    config, data = model.config, Path(str(options.data))
+    rows = sampled_rows(options)
+    if config.related_tasks:
+        logger.warning(f"Solving what goes together, of {', '.join(config.related_tasks)}.")
+        fill_related(model, training_labels(rows, config.tasks))
+    if config.follower_tasks:
+        if not (data / FOLLOWERS_FILE).is_file():
+            raise SystemExit(
+                f"{data} has no {FOLLOWERS_FILE}: prepare it again (training/prepare_data.py --overwrite)."
+            )
+        fill_followers(model, pq.read_table(data / FOLLOWERS_FILE), pq.read_table(data / POPULARITY_FILE))
+        extractor = MCMFeatureExtractor.from_pretrained(data / FEATURE_EXTRACTOR_FOLDER)
+        extractor.max_events = options.max_events or extractor.max_events
+        collator = MCMCollator(extractor, config, "train", seed=seed)
+        customers = PreparedRows(rows, trainable(np.asarray(rows["validation_end"])))
+        order = np.random.default_rng(seed).permutation(len(customers)).tolist()
+        batches = (
+            collator(customers.__getitems__(order[at : at + FIT_BATCH])) for at in range(0, len(order), FIT_BATCH)
+        )
+        for task, losses in fit_followers(model, batches, popularity(str(data), config), seed).items():
+            words = f"{losses['before']:.3f} before and {losses['after']:.3f} after their gains were learned"
+            logger.warning(f"Followers of {task}: {words} (loss a target).")
+
+
+def weigh(model: MCMForMultiTaskRecommendation, collator: MCMCollator, rows: PreparedRows) -> None:
+    """Learns on validation cases how much each part of a score counts, and says so."""
+    order = np.sort(
+        np.random.default_rng(0).permutation(len(rows))[:CASES]
+    ).tolist()  # rows are by length: pads little
+    batches = (collator(rows.__getitems__(order[at : at + FIT_BATCH])) for at in range(0, len(order), FIT_BATCH))
+    for task, scales in fit_scales(model, batches).items():
+        named = ", ".join(f"{name} {value:.3g}" for name, value in scales.items())
+        logger.warning(f"What the scores of {task} are made of, learned on validation cases: {named}.")
+
+
+def counted(config: MCMConfig, extractor: MCMFeatureExtractor, options: ModelOptions, min_history: int, names: Any):
+    """Rows, validation cases, and the values of counting baselines on them; none where SciPy is missing."""
+    rows, data = sampled_rows(options), Path(str(options.data))
+    cases = find_cases(rows, "validation", min_history, extractor.token_type_feature)
+    sizes = {task: config.label_sizes[task] for task in config.trained_tasks or config.tasks}
+    cache = None
+    if not options.streaming:
+        cache = BaselineCache(data / BASELINES_FOLDER, sha256_of(data / MANIFEST_FILE))
+    try:
+        return rows, cases, counting_baselines(rows, cases, sizes, names, cache=cache)
+    except ImportError as error:
+        logger.warning(f"The model is not compared with counting: {error}")
+        return rows, cases, {}
+
+
+def means_of(results: Any) -> dict[str, dict[str, float]]:
+    """Of each method and task the mean of `BEST_METRIC`, of tasks in which a case has a target."""
+    return {
+        method: {
+            task: float(np.nanmean(found[BEST_METRIC]))
+            for task, found in by_task.items()
+            if not np.isnan(found[BEST_METRIC]).all()
+        }
+        for method, by_task in results.items()
+    }
+
+
+def compare(
+    model: MCMForMultiTaskRecommendation, extractor: MCMFeatureExtractor, options: ModelOptions, min_history: int
+) -> dict[str, Any]:
+    """Compares the trained model with counting on validation cases; warns where it is under, and returns the means."""
+    names = [*FIRST_BASELINES, *STRONG_BASELINES]
+    rows, cases, results = counted(model.config, extractor, options, min_history, names)
+    if not results:
+        return {}
+    tasks = list(model.config.trained_tasks or model.config.tasks)
+    results["MCM"] = model_values(model.eval(), extractor, rows, cases, tasks)
+    means = means_of(results)
+    for method, by_task in means.items():
+        logger.warning(
+            f"{BEST_METRIC} on validation, {method}: " + ", ".join(f"{t} {v:.4f}" for t, v in by_task.items())
+        )
+    for warning in baseline_warnings(values_of(results, BEST_METRIC)):
+        logger.warning(warning)
+    return means
 
 
 def main() -> None:
@@ -248,12 +388,18 @@ def main() -> None:
     check_launch(training.world_size)
     if options.data is None:
         raise SystemExit("--data is missing: the folder that training/prepare_data.py wrote.")
+    recipe = chosen_recipe(options, given_options())
+    options, training = parse_options(
+        ModelOptions, PretrainingArguments, description=__doc__, defaults=recipe.training
+    )
     set_seed(training.seed)
     manifest = PreparedManifest.load(options.data)
     extractor = MCMFeatureExtractor.from_pretrained(Path(options.data) / FEATURE_EXTRACTOR_FOLDER)
     if options.max_events is not None:
         extractor.max_events = options.max_events
-    config = read_config(options, extractor)
+    config = read_config(options, extractor, recipe)
+    for reason in recipe.reasons:
+        logger.warning(reason)
     model = MCMForMultiTaskRecommendation(config)
     counts = popularity(options.data, config)
     model.initialize_from_popularity(counts)
@@ -278,20 +424,6 @@ def main() -> None:
         window=options.streaming_window,
         lanes=options.streaming_lanes,
     )
-    if config.follower_tasks:
-        from modeling_mcm.counting import fill_followers, fit_followers, read_counts
-        import time; t0 = time.time()
-        fill_followers(model, *read_counts(options.data, "followers.parquet", POPULARITY_FILE))
-        draw = np.random.default_rng(training.seed).permutation(len(train_rows))
-        batches = (trainer.train_collator(train_rows.__getitems__(draw[at : at + 32].tolist())) for at in range(0, len(draw), 32))
-        print(fit_followers(model, batches, counts, training.seed), time.time() - t0)
-        m = model.counted_memory
-        print({n: getattr(m, n) for n in ("follower_gain", "follower_sensitivity", "follower_rarity", "position_decay", "log_rate", "met_gain")})
-    if config.related_tasks:
-        from modeling_mcm.counting import fill_related, training_labels
-        import time; t0 = time.time()
-        fill_related(model, training_labels(load_prepared(str(options.data)), config.tasks))
-        print("related", time.time() - t0)
     checkpoint, broken = last_whole_checkpoint(training.output_dir)
     if broken:
         logger.warning(f"Interrupted while they were written, so not used: {', '.join(broken)}.")
@@ -299,6 +431,12 @@ def main() -> None:
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_rows):,} customers, "
         + (f"going on from {checkpoint}" if checkpoint else "starting anew")
     )
+    if eval_rows is not None and trainer.is_world_process_zero():
+        found = counted(config, extractor, options, manifest.event_schema.min_history, FIRST_BASELINES)[2]
+        for popular in means_of(found).values():
+            trainer.add_callback(FirstComparison(popular, BEST_METRIC, logger.warning))
+    if checkpoint is None and model.counted_memory is not None:
+        count(model, options, training.seed)
     trainer.train(resume_from_checkpoint=checkpoint)
     # those that a gradient reached: a task or a feature that is not in use has tables too
     trained_parameters: Any = trainer.optimizer.state if trainer.optimizer else ()
@@ -308,15 +446,18 @@ def main() -> None:
             f"num_train_epochs or max_steps ended the run after {clock.seconds:.0f} of {options.max_seconds:g} "
             "seconds, before the learning rate had come down: raise --num_train_epochs."
         )
-    if eval_rows is not None:
-        from modeling_mcm.counting import fit_scales
-        print({n: v for n, v in trainer.evaluate().items() if "visit_ndcg" in n})
-        print(fit_scales(model, trainer.get_eval_dataloader()))
-        print({n: v for n, v in trainer.evaluate().items() if "visit_ndcg" in n})
+    is_weighed = options.recipe == AUTO or model.counted_memory is not None
+    if is_weighed and eval_rows is not None and not trainer.is_fsdp_enabled:
+        weigh(model, MCMCollator(extractor, config, "evaluate", cutoff="validation"), eval_rows)
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
+        compared = {}
+        if eval_rows is not None and not trainer.is_fsdp_enabled:
+            compared = compare(model, extractor, options, manifest.event_schema.min_history)
         facts = {
+            "recipe": recipe.reasons,
+            "validation": compared,
             "seconds": clock.seconds,
             "max_seconds": options.max_seconds,
             "customers": len(train_rows),

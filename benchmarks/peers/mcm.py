@@ -40,6 +40,7 @@ def method(task: Task) -> dict[str, float]:
         options = {
             "data": task.more["data"],
             "config": task.more["config"],
+            "recipe": "none",
             "max_events": task.length + 1,
             "max_seconds": task.seconds,
             "num_train_epochs": 10**4,

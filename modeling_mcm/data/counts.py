@@ -3,14 +3,14 @@
 """What is counted once over all training customers: which labels followed which values, and what kind of log it is.
 
 Both are Ibis expressions over encoded events, so they run in any engine, and come out the same from a log and from
-the shards that preparation made of it.
+the shards that preparation made of it. Counting needs the extra `data`, and reading what was counted does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,11 +22,10 @@ from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 
-with needs("data"):
+if TYPE_CHECKING:
     import ibis
     import ibis.expr.types as ir
 
-    from modeling_mcm.data.rows import ENDS, shard_schema
     from modeling_mcm.data.vocabulary import Vocabularies
 
 # Target events of one visit and time on average, above which the order of a visit's events says nothing.
@@ -45,6 +44,10 @@ def shard_events(connection: ibis.BaseBackend, paths: Sequence[Path], schema: Ev
         paths: of the shards.
         schema: that they were prepared with.
     """
+    with needs("data"):
+        import ibis
+
+        from modeling_mcm.data.rows import ENDS, shard_schema
     table = connection.read_parquet([str(path) for path in paths])
     # By place: for DuckDB "feature_type" and "feature_Type" are one name, and it gives one of them another.
     column = dict(zip(shard_schema(schema)[0], (table[name] for name in table.columns), strict=True))
@@ -83,6 +86,8 @@ def _training_events(events: ir.Table, schema: EventSchema) -> ir.Table:
 
     In a log without times a visit has one moment, as for the model: a shard has no more of its order than that.
     """
+    with needs("data"):
+        import ibis
     training = events.filter(events.period == 0)
     order_by = [training.visit, *([training.second] if schema.order is None else [])]
     order = ibis.window(group_by="customer_id", order_by=order_by)
@@ -103,6 +108,8 @@ def recount(
     Returns:
         The measures for the manifest, empty where nothing is split by time, and the training events.
     """
+    with needs("data"):
+        import ibis
     events = shard_events(connection, paths, schema)
     training = connection.create_table(ibis.util.gen_name("mcm"), events.filter(events.period == 0), temp=True)
     if schema.cutoffs == NO_CUTOFFS:  # nobody will train on it
@@ -131,6 +138,8 @@ def measure(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
         target), `targets` (events), and for each task `labels` (distinct ones), `met` (visits in which a label was
         met; once a visit) and `repeats` (how many of those were not the customer's first).
     """
+    with needs("data"):
+        import ibis
     training = _training_events(events, schema)
     tasks = _label_tasks(schema)
     targets = training.filter(
@@ -146,8 +155,8 @@ def measure(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
         moments=by_customer.moments.sum(),
         targets=by_customer.targets.sum(),
     )
-    result: dict[str, Any] = {name: int(value or 0) for name, value in total.to_pyarrow().to_pylist()[0].items()}
-    result["tasks"] = {}
+    result: dict[str, Any] = {"tasks": {}}
+    result |= {name: int(value or 0) for name, value in total.to_pyarrow().to_pylist()[0].items()}
     for task, column in tasks.items():
         known = targets.filter(targets[column] >= FIRST_VALUE_ID)
         pairs = known.group_by("customer_id", label=known[column]).agg(visits=known.visit.nunique())
@@ -172,6 +181,8 @@ def count_followers(events: ir.Table, schema: EventSchema, measures: dict[str, A
         Columns task, label (the id of the earlier), follower (of the later), weight (sum over the pairs) and customers
         (how many have such a pair): for each label its 50 heaviest followers, by task, label and follower.
     """
+    with needs("data"):
+        import ibis
     if measures["targets"] > SETS * measures["moments"]:
         return FOLLOWERS.empty_table()
     training = _training_events(events, schema)

@@ -69,6 +69,7 @@ def recipe(prepared, tmp_path_factory):
     options = {
         "data": str(prepared),
         "config": str(path.parent),
+        "recipe": "none",
         "config_overrides": TINY,
         "max_steps": 3,
         "per_device_train_batch_size": 4,
@@ -130,11 +131,11 @@ def test_tensorboard_holds_losses_and_ranks_of_every_task(trained):
     events = EventAccumulator(str(files[0])).Reload()
     scalars = {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     for task in ("items", "aisle", "type"):
-        assert len(scalars[f"train/loss_{task}"]) == STEPS
+        assert len(scalars[f"train/loss_with_ranking_{task}"]) == STEPS
         for metric in ("next_visit_ndcg@10", "next_event_mrr"):
             found = scalars[f"eval/{task}_{metric}"]
             assert len(found) > 1 and all(0 < value <= 1 for value in found)
-    per_task = np.sum([scalars[f"train/loss_{task}"] for task in ("items", "aisle", "type")], axis=0)
+    per_task = np.sum([scalars[f"train/loss_with_ranking_{task}"] for task in ("items", "aisle", "type")], axis=0)
     np.testing.assert_allclose(per_task, scalars["train/loss"], rtol=1e-3)
 
 
@@ -200,7 +201,7 @@ def test_batches_in_parts_give_the_losses_of_whole_ones(recipe, tmp_path, way, b
     logs = [[entry for entry in logged(folder) if "loss" in entry] for folder in (whole, tmp_path / "parts")]
     assert len(logs[0]) == 10
     for alone, together in zip(*logs, strict=True):
-        for name in ("loss", "loss_items", "loss_aisle", "loss_type", "grad_norm"):
+        for name in ("loss", *(f"loss_with_ranking_{task}" for task in ("items", "aisle", "type")), "grad_norm"):
             assert together[name] == pytest.approx(alone[name], abs=1e-6, rel=1e-6), name
         assert together["targets"] == alone["targets"]
     weights = [load_file(folder / "model.safetensors") for folder in (whole, tmp_path / "parts")]

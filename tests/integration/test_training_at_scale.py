@@ -45,7 +45,18 @@ def data(prepared, event_log, tmp_path_factory):
 def options(data):
     """A function that gives the options of a run: streamed, with a worker, a checkpoint every second step."""
     tiny = ["hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=32"]
-    choices = ["config", "configuration/mcm-tiny", "data", data, "max_steps", STEPS, "per_device_train_batch_size", 4]
+    choices = [
+        "config",
+        "configuration/mcm-tiny",
+        "recipe",
+        "none",
+        "data",
+        data,
+        "max_steps",
+        STEPS,
+        "per_device_train_batch_size",
+        4,
+    ]
     choices += ["streaming", "true", "streaming_window", 2, "dataloader_num_workers", 1, "ema_decay", 0.9]
     choices += ["save_strategy", "steps", "save_steps", 2, "save_total_limit", 3, "logging_steps", 1]
     choices += ["report_to", "none", "disable_tqdm", "true"]

@@ -24,6 +24,7 @@ FLAT = [path for path in LIBRARY if path.name.endswith("_mcm.py")]
 # The files that travel with a checkpoint, and the siblings that each may read.
 SIBLINGS = {
     "configuration_mcm": set(),
+    "counted_memory_mcm": set(),
     "readout_mcm": {"configuration_mcm", "readout_triton_mcm"},
     "readout_triton_mcm": set(),
     "losses_mcm": set(),
@@ -32,6 +33,7 @@ SIBLINGS = {
     "embeddings_mcm": {"configuration_mcm"},
     "modeling_mcm": {
         "configuration_mcm",
+        "counted_memory_mcm",
         "embeddings_mcm",
         "losses_mcm",
         "readout_mcm",
@@ -49,11 +51,22 @@ FLAT_LIBRARIES = {"torch", "numpy", "transformers", "huggingface_hub"}
 OPTIONAL = {"readout_triton_mcm": {"triton"}}
 # What the rooms of the package may read of the package.
 ROOMS = {
-    "data": {"data", "extras", "action_inputs_mcm", "configuration_mcm", "events_mcm", "processing_mcm"},
+    "data": {
+        "data",
+        "extras",
+        "action_inputs_mcm",
+        "configuration_mcm",
+        "counted_memory_mcm",
+        "events_mcm",
+        "processing_mcm",
+    },
     "evaluation": {"evaluation", "extras", "processing_mcm"},
     "hub": {"hub", "data", "evaluation", *SIBLINGS},
     "extras": set(),
     "callbacks": {"data"},
+    "counting": set(SIBLINGS),
+    "model_evaluation": {"data", "evaluation", *SIBLINGS},
+    "recipe": set(),
     "trainer": {"callbacks", "data", "evaluation", *SIBLINGS},
     "scoring": {"data", *SIBLINGS},
     "__init__": set(SIBLINGS),

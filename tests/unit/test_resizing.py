@@ -13,6 +13,7 @@ CHOICES = {
     "extended": {"extended": True},
     "untied": {"extended": True, "tie_label_embeddings": False},
     "last": {"readout": "last"},
+    "counted": {"extended": True, "follower_tasks": ["items", "type"], "related_tasks": ["items"]},
 }
 NEW = ["kiwi", "plum", "fig"]
 

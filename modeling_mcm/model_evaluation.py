@@ -1,0 +1,73 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""MCM on evaluation cases: its scores a batch at a time, and every metric of every case."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
+from modeling_mcm.evaluation.cases import EvaluationCases
+from modeling_mcm.evaluation.predictions import PredictionsWriter
+from modeling_mcm.evaluation.ranking import TargetRanks
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+
+def model_scores(
+    model: MCMForMultiTaskRecommendation, collator: MCMCollator, rows: PreparedRows, batch_size: int
+) -> Iterator[tuple[NDArray[np.int64], dict[str, torch.Tensor]]]:
+    """Places and logits of all tasks, a batch of cases at a time; by length where it is known, to pad little.
+
+    Args:
+        model: in evaluation mode.
+        collator: in the mode "evaluate".
+        rows: the cases.
+        batch_size (`int`): customers a step.
+    """
+    order = np.arange(len(rows)) if rows.lengths is None else np.argsort(rows.lengths, kind="stable")
+    for start in tqdm(range(0, len(rows), batch_size), desc="MCM", unit="batch"):
+        batch = order[start : start + batch_size]
+        inputs = collator(rows.__getitems__(batch.tolist()))
+        inputs.pop("labels")
+        with torch.inference_mode():
+            yield batch, model(**{name: value.to(model.device) for name, value in inputs.items()}).logits
+
+
+def model_values(
+    model: MCMForMultiTaskRecommendation,
+    extractor: MCMFeatureExtractor,
+    rows: Any,
+    cases: EvaluationCases,
+    tasks: Sequence[str],
+    ks: Sequence[int] = (10,),
+    batch_size: int = 64,
+    writer: PredictionsWriter | None = None,
+) -> dict[str, dict[str, NDArray]]:
+    """For each task every metric, one value a case, in the order of the cases.
+
+    Args:
+        model: in evaluation mode.
+        extractor: of the checkpoint.
+        rows: what `load_prepared` gives.
+        cases: those of `find_cases`, perhaps without labels that were met (`unmet_only`).
+        tasks: of the model.
+        ks: lengths of the ranked list.
+        batch_size (`int`): customers a step.
+        writer (*optional*): gets the scores of what is ranked on the way.
+    """
+    collator = MCMCollator(extractor, model.config, "evaluate", cutoff=cases.cutoff)
+    ranks = {task: TargetRanks(cases, task) for task in tasks}
+    names: Mapping[str, list[str]] = {task: ["", "", *extractor.vocabularies[task]] for task in tasks}
+    units = unit_counts(rows, rows[f"{cases.cutoff}_end"], model.config, extractor.max_events)[cases.rows]
+    for batch, logits in model_scores(model, collator, PreparedRows(rows, cases.rows, units), batch_size):
+        for task in tasks:
+            ranked = ranks[task].add(batch, logits[task])
+            if writer:
+                scores = ranked.float().softmax(-1).where(ranked > -torch.inf, -torch.inf).cpu().numpy()
+                writer.write(task, [cases.customer_ids[case] for case in batch], scores, names[task])
+    return {task: ranks[task].metrics(ks) for task in tasks}
