@@ -70,7 +70,7 @@ from modeling_mcm.evaluation.tables import (
 from modeling_mcm.model_evaluation import model_scores, model_values
 
 from arguments import parse_options
-from checkpoints import read_checkpoint
+from checkpoints import check_files, read_checkpoint
 from memory import keep_freed_memory
 
 
@@ -270,6 +270,7 @@ def main() -> None:
         raise SystemExit(
             f"{name} is not installed: `pip install modeling-mcm[{NEEDS[name]}]`, or name other baselines."
         )
+    check_files(options.model)
     architectures = MCMConfig.from_pretrained(options.model).architectures or []
     if "MCMForActionRecommendation" in architectures and not options.offers:
         raise SystemExit(f"{options.model} is fine-tuned to offers: give them with --offers.")

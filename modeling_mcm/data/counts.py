@@ -3,14 +3,14 @@
 """What is counted once over all training customers: which labels followed which values, and what kind of log it is.
 
 Both are Ibis expressions over encoded events, so they run in any engine, and come out the same from a log and from
-the shards that preparation made of it.
+the shards that preparation made of it. Counting needs the extra `data`, and reading what was counted does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,11 +22,10 @@ from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 
-with needs("data"):
+if TYPE_CHECKING:
     import ibis
     import ibis.expr.types as ir
 
-    from modeling_mcm.data.rows import ENDS
     from modeling_mcm.data.vocabulary import Vocabularies
 
 # Target events of one visit and time on average, above which the order of a visit's events says nothing.
@@ -45,15 +44,19 @@ def shard_events(connection: ibis.BaseBackend, paths: Sequence[Path], schema: Ev
         paths: of the shards.
         schema: that they were prepared with.
     """
+    with needs("data"):
+        import ibis
+
+        from modeling_mcm.data.rows import ENDS, shard_schema
     table = connection.read_parquet([str(path) for path in paths])
-    # By their places, for the engine takes "Type" and "type" for one name and calls one of them otherwise.
-    column = dict(zip(pq.read_schema(paths[0]).names, (table[name] for name in table.columns), strict=True))
+    # By place: for DuckDB "feature_type" and "feature_Type" are one name, and it gives one of them another.
+    column = dict(zip(shard_schema(schema)[0], (table[name] for name in table.columns), strict=True))
     lists = {"second": column["times"], "visit": column["visits"]}
-    lists |= {f"f{i}": column[f"feature_{spec.name}"] for i, spec in enumerate(schema.features)}
-    lists |= {f"t{k}": column[f"task_{task}"] for k, task in enumerate(schema.tasks)}
+    lists |= {f"f{i}": column[f"f{i}"] for i in range(len(schema.features))}
+    lists |= {f"t{k}": column[f"t{k}"] for k in range(len(schema.tasks))}
     lists["place"] = ibis.range(column["times"].length())
-    whole = {name: column[name] for name in ("customer_id", *ENDS)}
-    events = table.select(**whole, **{name: values.unnest() for name, values in lists.items()})
+    ends = {name: column[name] for name in ENDS}
+    events = table.select(column["customer_id"], **ends, **{name: values.unnest() for name, values in lists.items()})
     is_target = ibis.or_(*(events[f"t{k}"] > 0 for k in range(len(schema.tasks))))
     period = sum((events.place >= events[name]).cast("int8") for name in ENDS)
     return events.mutate(is_target=is_target.cast("int8"), period=period).drop("place", *ENDS)
@@ -83,6 +86,8 @@ def _training_events(events: ir.Table, schema: EventSchema) -> ir.Table:
 
     In a log without times a visit has one moment, as for the model: a shard has no more of its order than that.
     """
+    with needs("data"):
+        import ibis
     training = events.filter(events.period == 0)
     order_by = [training.visit, *([training.second] if schema.order is None else [])]
     order = ibis.window(group_by="customer_id", order_by=order_by)
@@ -103,6 +108,8 @@ def recount(
     Returns:
         The measures for the manifest, empty where nothing is split by time, and the training events.
     """
+    with needs("data"):
+        import ibis
     events = shard_events(connection, paths, schema)
     training = connection.create_table(ibis.util.gen_name("mcm"), events.filter(events.period == 0), temp=True)
     if schema.cutoffs == NO_CUTOFFS:  # nobody will train on it
@@ -131,6 +138,8 @@ def measure(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
         target), `targets` (events), and for each task `labels` (distinct ones), `met` (visits in which a label was
         met; once a visit) and `repeats` (how many of those were not the customer's first).
     """
+    with needs("data"):
+        import ibis
     training = _training_events(events, schema)
     tasks = _label_tasks(schema)
     targets = training.filter(
@@ -172,6 +181,8 @@ def count_followers(events: ir.Table, schema: EventSchema, measures: dict[str, A
         Columns task, label (the id of the earlier), follower (of the later), weight (sum over the pairs) and customers
         (how many have such a pair): for each label its 50 heaviest followers, by task, label and follower.
     """
+    with needs("data"):
+        import ibis
     if measures["targets"] > SETS * measures["moments"]:
         return FOLLOWERS.empty_table()
     training = _training_events(events, schema)

@@ -94,15 +94,15 @@ def test_a_folder_that_is_not_there_is_named(read, name, message):
     assert "Repo id must" not in str(refused.value.code)
 
 
-@pytest.mark.parametrize("name", ["run_predict", "export"])
-@pytest.mark.parametrize("case", ["a cut extractor", "no encoder", "cut weights", "NaN"])
+@pytest.mark.parametrize("name", ["run_predict", "run_evaluate", "export"])
+@pytest.mark.parametrize("case", ["a cut config", "a cut extractor", "no encoder", "cut weights", "NaN"])
 def test_scripts_say_it_before_they_write(save, prepared, tmp_path, monkeypatch, name, case):
     monkeypatch.syspath_prepend(str(ROOT / "training"))
     folder = save(extended=True)
     DAMAGED[case](Path(folder))
     message = pattern(AREAS["Checkpoints"]["faults"][case])
-    words = ["--model", folder, "--output_dir", str(tmp_path / "out")]
-    words += ["--data", str(prepared)] if name == "run_predict" else []
+    words = ["--model", folder, "--output_file" if name == "run_evaluate" else "--output_dir", str(tmp_path / "out")]
+    words += ["--data", str(prepared)] if name != "export" else []
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
     with pytest.raises(SystemExit) as refused:
         importlib.import_module(name).main()
