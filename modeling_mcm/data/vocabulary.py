@@ -300,7 +300,9 @@ def encode_events(events: ir.Table, visits: ir.Table, fitted: Vocabularies, sche
             joined = joined.mutate(**{f"f{i}": _derived(joined, spec, fitted, "second")})
     names = [f"f{i}" for i in range(len(schema.features))]
     order = ("customer_id", "shard", "visit", "period", "closes_visit", "second", *names, "is_target")
-    encoded = joined.mutate(closes_visit=ibis.literal(0, "int8")).select(*order)
+    # Of one type in both: an engine may have widened one of them.
+    of_event = {"period": joined.period.cast("int8"), "closes_visit": ibis.literal(0, "int8")}
+    encoded = joined.mutate(**of_event).select(*order)
     if schema.end_of_visit is None:
         return encoded
     closing = visits.filter(visits.has_target == 1)
@@ -312,7 +314,6 @@ def encode_events(events: ir.Table, visits: ir.Table, fitted: Vocabularies, sche
             ids[f"f{i}"] = ibis.literal(fitted.id_of(spec.name, schema.end_of_visit), "int32")
         else:
             ids[f"f{i}"] = ibis.literal(MISSING_ID, "int32")
-    ends = closing.mutate(
-        **ids, closes_visit=ibis.literal(1, "int8"), second=closing.end, is_target=ibis.literal(0, "int8")
-    )
+    of_visit = {"period": closing.period.cast("int8"), "closes_visit": ibis.literal(1, "int8")}
+    ends = closing.mutate(**ids, **of_visit, second=closing.end, is_target=ibis.literal(0, "int8"))
     return encoded.union(ends.select(*order))

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 def command(settings, prepared, folder, *options, script="training/run_pretrain.py", launch=()):
     words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", settings, *launch, script]
     words += ["--data", prepared, "--config", "configuration/mcm-tiny", "--output_dir", folder, "--max_steps", 4]
+    words += ["--recipe", "none"]  # which keeps no average of the weights under FSDP
     words += ["--per_device_train_batch_size", 4, "--logging_steps", 1, "--save_strategy", "steps", "--save_steps", 2]
     words += ["--eval_strategy", "steps", "--eval_steps", 2, "--report_to", "none", "--disable_tqdm", "true", *options]
     words += ["--config_overrides", "hidden_size=16", "num_hidden_layers=2", "num_attention_heads=2"]
