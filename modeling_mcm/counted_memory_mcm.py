@@ -38,6 +38,7 @@ LEAST_RATE, LEAST_WEIGHT = 0.003, 0.01
 FOLLOWER_GAINS = {"follower_gain": 2.2, "follower_sensitivity": 2.4, "follower_rarity": 0.35, "position_decay": 0.4}
 FOLLOWER_GAINS |= {"log_rate": -6.0, "met_gain": 0.0}
 GAINS = FOLLOWER_GAINS | {"habit_gain": 0.0, "new_gain": 0.0, "new_offset": 0.0}
+NEVER = -1e4  # a score that no label has, in half precision too
 TIE_SHARE = 0.01  # of the other parts, so that new labels without a related label are ranked by them
 LATEST = 8  # A: labels whose followers are looked up, the customer's latest
 # Weight of a pair by the number of moments from its label to its follower, in parts of 240; what is further apart does
@@ -217,12 +218,12 @@ class CountedMemory(nn.Module):
     gains are learned by a loss of their own, on counts without the customer's own pairs, before the encoder is
     trained. Beside an encoder that knows the training customers by heart they would turn negative.
 
-    **Habits and new labels.** Of a task with related labels, a label that the customer has met gets
-    `habit_gain` log(x S + .003), where x is how often each label was met a visit, newer visits weighing more, and S a
-    ridge regression of such rates on themselves: what the customer does, seen through what all do. A label that the
-    customer has not met is scored by `new_offset` + `new_gain` log(1 + m B / .01) alone, where m marks the labels met
-    and B is EASE (Steck, WWW 2019), a ridge regression of each label on all others. These gains are learned on
-    validation cases at the end of training.
+    **Habits and new labels.** The other parts of the scores say how likely it is that a label comes that the customer
+    has met. Which one of these it is they say together with `habit_gain` log(x S + .003), where x is how often each
+    label was met a visit, newer visits weighing more, and S a ridge regression of such rates on themselves: what the
+    customer does, seen through what all do. Which new label it is says `new_gain` log(1 + m B / .01) alone, where m
+    marks the labels met and B is EASE (Steck, WWW 2019), a ridge regression of each label on all others;
+    `new_offset` moves all new labels. These gains are learned on validation cases at the end of training.
 
     Args:
         label_sizes: V of each task.
@@ -378,6 +379,33 @@ class CountedMemory(nn.Module):
         weights = torch.where(seen, decay ** (total - number[customers]).clamp(min=0).float(), 0.0)
         weights = weights * (1 - decay) / (1 - decay ** total.clamp(min=1).float())
         return weights.new_zeros(ends.shape[0], size).scatter_add(1, labels[customers].clamp(min=0), weights)
+
+    @staticmethod
+    def joined(
+        scores: torch.Tensor,
+        parts: Mapping[str, torch.Tensor],
+        habit_gain: torch.Tensor,
+        new_gain: torch.Tensor,
+        new_offset: torch.Tensor,
+    ) -> torch.Tensor:
+        """Log-probabilities of a task with related labels, of shape `(..., V)`; those of ids 0 and 1 mean nothing.
+
+        Args:
+            scores: what the other parts say, of shape `(..., V)`.
+            parts: `met`, `habits` and `new`, of the same shape.
+            habit_gain, new_gain, new_offset: scalars.
+        """
+        real = torch.arange(scores.shape[-1], device=scores.device) >= FIRST_LABEL
+        met, unmet = parts["met"] & real, ~parts["met"] & real
+
+        def total(values: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
+            return torch.where(among, values, NEVER).logsumexp(-1, keepdim=True)
+
+        known = scores + habit_gain * parts["habits"]
+        new = scores * TIE_SHARE + new_gain * parts["new"]
+        known = known - total(known, met) + total(scores, met)
+        new = new - total(new, unmet) + total(scores, unmet) + new_offset
+        return torch.where(met, known, new)
 
     def habits(self, task: int, rates: torch.Tensor) -> torch.Tensor:
         """log(x S + .003) of rates x, of shape `(R, V)`."""

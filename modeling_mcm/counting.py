@@ -391,10 +391,11 @@ def fit_scales(
         known = wanted.sum(1) > 0
         if not known.any() or task not in model.trained_tasks:
             continue
-        cases = {name: part[known][:, FIRST_LABEL:] for name, part in parts[place].items()}
+        cases = {name: part[known] for name, part in parts[place].items()}
         if "met" in cases:
             result[task] = _fit_related(model, place, cases, wanted[known])
         else:
+            cases = {name: part[:, FIRST_LABEL:] for name, part in cases.items()}
             result[task] = _fit_parts(model, place, cases, wanted[known])
     return result
 
@@ -438,10 +439,9 @@ def _fit_related(
     own = cast(torch.Tensor, sum(part for name, part in cases.items() if name in PARTS))
 
     def scores(learned: torch.Tensor) -> torch.Tensor:
-        known = F.log_softmax(learned[0] * own, -1) + learned[1] * cases["habits"]
-        return torch.where(cases["met"], known, learned[2] * cases["new"] + learned[3])
+        return memory.joined(learned[0] * own, cases, *learned[1:])[:, FIRST_LABEL:]
 
-    values = _likeliest(scores, torch.tensor([1.0, 0.0, 1.0, -8.0]), followed).tolist()
+    values = _likeliest(scores, torch.tensor([1.0, 0.0, 1.0, 0.0]), followed).tolist()
     model.score_scales[place] = values[0]
     names = ("habit_gain", "new_gain", "new_offset")
     for name, value in zip(names, values[1:], strict=True):

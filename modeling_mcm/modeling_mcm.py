@@ -35,7 +35,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mcm import MCMConfig
-from .counted_memory_mcm import TIE_SHARE, CountedMemory, Histories
+from .counted_memory_mcm import CountedMemory, Histories
 from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, grow
 from .losses_mcm import (
     FIRST_LABEL,
@@ -485,12 +485,11 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         scores = cast(torch.Tensor, scores)
         if self.counted_memory is not None and "met" in parts:
             memory = self.counted_memory
-            whole = scores[..., FIRST_LABEL:].logsumexp(-1, keepdim=True)  # of one level for all customers
-            known = scores - whole + memory.habit_gain[place] * parts["habits"]
-            new = (scores - whole) * TIE_SHARE + memory.new_gain[place] * parts["new"] + memory.new_offset[place]
+            gains = [gain[place] for gain in (memory.habit_gain, memory.new_gain, memory.new_offset)]
+            related = memory.joined(scores, parts, *gains)
             # CODEPATH: off until the gains are learned, at the end of pre-training.
             is_learned = (memory.new_gain[place] != 0) | (memory.habit_gain[place] != 0)
-            scores = torch.where(is_learned, torch.where(parts["met"], known, new), scores).to(scores.dtype)
+            scores = torch.where(is_learned, related, scores).to(scores.dtype)
         never = torch.finfo(scores.dtype).min / 2
         return torch.where(torch.arange(scores.shape[-1], device=scores.device) < FIRST_LABEL, never, scores)
 
