@@ -21,7 +21,8 @@ SKIPPED = {
 def run(folder, text, ci):
     (folder / "test_it.py").write_text(f"import pytest\n{text}\n")
     (folder / "test_other.py").write_text("def test_other(): pass\n")
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "CI": ci}
+    # Not the options of the run that this test is part of: --mount is known to tests/conftest.py alone.
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "CI": ci, "PYTEST_ADDOPTS": ""}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "ci_skips", "-p", "no:cacheprovider", str(folder)]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
