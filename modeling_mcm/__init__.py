@@ -14,7 +14,12 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .action_mcm import MCMForActionRecommendation
 from .configuration_mcm import MCMConfig
 from .modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
-from .pipeline_mcm import ActionScoresPipeline, CustomerEmbeddingPipeline, PreferenceScoresPipeline
+from .pipeline_mcm import (
+    ActionScoresPipeline,
+    CustomerEmbeddingPipeline,
+    CustomerForecastPipeline,
+    PreferenceScoresPipeline,
+)
 from .processing_mcm import MCMFeatureExtractor
 
 __version__ = "0.1.0"
@@ -27,6 +32,9 @@ AutoModelForSequenceClassification.register(MCMConfig, MCMForActionRecommendatio
 AutoFeatureExtractor.register(MCMConfig, MCMFeatureExtractor, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline(
     "customer-embedding", pipeline_class=CustomerEmbeddingPipeline, pt_model=AutoModel, type="multimodal"
+)
+PIPELINE_REGISTRY.register_pipeline(
+    "customer-forecast", pipeline_class=CustomerForecastPipeline, pt_model=AutoModel, type="multimodal"
 )
 PIPELINE_REGISTRY.register_pipeline(
     "preference-scores",
@@ -45,6 +53,7 @@ PIPELINE_REGISTRY.register_pipeline(
 __all__ = [
     "ActionScoresPipeline",
     "CustomerEmbeddingPipeline",
+    "CustomerForecastPipeline",
     "MCMConfig",
     "MCMFeatureExtractor",
     "MCMForActionRecommendation",

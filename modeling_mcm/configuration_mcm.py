@@ -28,6 +28,8 @@ CHOICES = {
     "target": ("next_event", "next_visit"),
     "action_embedding": ("features", "learned", "both"),
 }
+# Values of a feature that the customer state counts at every half-life, and of one that it counts at all, at most.
+FEW_VALUES, MOST_VALUES = 64, 2**14
 # The paper's features and, for want of its numbers, vocabularies that make about 30K values; ids 0 and 1 included.
 PAPER_FEATURES = {"token_type": 8, "product_line": 42, "category": 502, "subcategory": 4002, "brand": 25002}
 
@@ -99,6 +101,20 @@ class MCMConfig(PreTrainedConfig):
         [`~counted_memory_mcm.CountedMemory`].
     related_tasks (`list[str]`, *optional*):
         The tasks of whose labels the counted memory knows which go together. Empty: none.
+    state_size (`int`):
+        Numbers of the customer state, which is the customer embedding. 0 (the paper): none, and the embedding is the
+        encoder's. See [`~state_mcm.CustomerState`].
+    state_half_lives_days (`list[float]`, *optional*):
+        How fast the counts of the state forget, in days, beside counts that never do.
+    state_features (`list[str]`, *optional*):
+        Features whose values the state counts at every half-life. Default: those of up to 64 values.
+    taste_features (`list[str]`, *optional*):
+        Features of many values that the state counts at one half-life and without forgetting. Default: tasks of 65 to
+        16,384 labels.
+    summed_features (`list[str]`, *optional*):
+        Numeric features that the state and the forecasts sum, such as the price, in the order of `event_values`.
+    forecast_days (`list[float]`, *optional*):
+        Horizons of the forecasts. See [`~state_mcm.Forecasts`].
     augmentation (`str`):
         What a training row asks: `"random_prefix"` (the paper), `"last_prefix"` (no augmentation: the end of the
         history), `"all_prefixes"` (needs a causal encoder) or `"masked_lm"` (BERT4Rec; needs the `"last"` readout and
@@ -167,6 +183,12 @@ class MCMConfig(PreTrainedConfig):
     label_features: list[str] = field(default_factory=list)
     follower_tasks: list[str] = field(default_factory=list)
     related_tasks: list[str] = field(default_factory=list)
+    state_size: int = 0
+    state_half_lives_days: list[float | int] = field(default_factory=lambda: [7.0, 30.0, 90.0])
+    state_features: list[str] | None = None
+    taste_features: list[str] | None = None
+    summed_features: list[str] = field(default_factory=list)
+    forecast_days: list[float | int] = field(default_factory=lambda: [7.0, 30.0, 90.0])
     augmentation: str = "random_prefix"
     target: str = "next_event"
     target_half_life_days: float | int | None = None
@@ -188,6 +210,12 @@ class MCMConfig(PreTrainedConfig):
             self.features = list(PAPER_FEATURES)
             self.vocabulary_sizes = self.vocabulary_sizes or list(PAPER_FEATURES.values())
         self.tasks = self.tasks or [name for name in self.features if name != "token_type"]
+        sizes = dict(zip(self.features, self.vocabulary_sizes, strict=False))  # the lengths are checked later
+        if self.state_size and self.state_features is None:
+            self.state_features = [name for name, size in sizes.items() if size <= FEW_VALUES]
+        if self.state_size and self.taste_features is None:
+            known = {name: sizes[name] for name in self.tasks if name in sizes}
+            self.taste_features = [name for name, size in known.items() if FEW_VALUES < size <= MOST_VALUES]
         super().__post_init__(**kwargs)
 
     @property
@@ -215,6 +243,11 @@ class MCMConfig(PreTrainedConfig):
             )
         if missing := [name for name in self.label_features if name not in self.features]:
             raise ValueError(f"`label_features` names {missing}, which are not among the features {self.features}.")
+        for name in ("state_features", "taste_features", "summed_features"):
+            if missing := [feature for feature in getattr(self, name) or [] if feature not in self.features]:
+                raise ValueError(f"`{name}` names {missing}, which are not among the features {self.features}.")
+        if twice := sorted(set(self.state_features or []) & set(self.taste_features or [])):
+            raise ValueError(f"`state_features` and `taste_features` both name {twice}: leave them out of one.")
         for name in ("follower_tasks", "related_tasks"):
             if missing := [task for task in getattr(self, name) if task not in self.tasks]:
                 raise ValueError(f"`{name}` names {missing}, which are not among the tasks {self.tasks}.")
@@ -254,6 +287,13 @@ class MCMConfig(PreTrainedConfig):
                 f"target_half_life_days={self.target_half_life_days} must be positive and weighs the prefixes of one "
                 f"pass against each other: set augmentation='all_prefixes' (found {self.augmentation!r}), or None."
             )
+        if self.state_size < 0:
+            raise ValueError(f"`state_size` must be 0 or more, got {self.state_size}: 0 is no customer state.")
+        for name in ("state_half_lives_days", "forecast_days"):
+            if any(not 0 < days < float("inf") for days in getattr(self, name)):
+                raise ValueError(f"`{name}` must be positive numbers of days, got {getattr(self, name)}.")
+        if self.state_size and not self.forecast_days:
+            raise ValueError("`forecast_days` is empty, and the state is trained on what follows: name a horizon.")
         if self.ranking_loss_weight < 0:
             raise ValueError(f"`ranking_loss_weight` must be 0 or more, got {self.ranking_loss_weight}: 0 is none.")
         if self.sampled_labels is not None and self.sampled_labels < 1:

@@ -49,6 +49,7 @@ from .losses_mcm import (
 from .readout_mcm import READOUTS, PackedUnits, attention_weights
 from .repeat_memory_mcm import RepeatMemory
 from .sampling_mcm import TaskLabels, joined_log_counts, places_of
+from .state_mcm import CustomerState, Forecasts
 
 
 @auto_docstring(custom_intro="What [`MCMModel`] returns.")
@@ -57,9 +58,13 @@ class MCMModelOutput(ModelOutput):
     r"""
     last_hidden_state (`torch.FloatTensor` of shape `(batch_size, units, hidden_size)`):
         h of the last layer; a unit is an event or a visit (`config.encoder_unit`).
-    pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
-        The customer embedding: the last unit's h under a causal encoder, which has read everything before it; the mean
-        of all units' h under a bidirectional one.
+    pooler_output (`torch.FloatTensor` of shape `(batch_size, embedding_size)`):
+        The customer embedding: the customer state at `now`, of `config.state_size` numbers. Without a state it is of
+        `config.hidden_size` numbers: the last unit's h under a causal encoder, which has read everything before it;
+        the mean of all units' h under a bidirectional one.
+    forecasts (`dict[str, torch.FloatTensor]`, *optional*):
+        What is to be expected of the customer from `now` on, each of shape `(batch_size,)`, where it has been learned.
+        See [`~state_mcm.Forecasts`].
     unit_mask (`torch.LongTensor` of shape `(batch_size, units)`):
         1 where a unit is real.
     event_embeddings (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
@@ -73,6 +78,7 @@ class MCMModelOutput(ModelOutput):
 
     last_hidden_state: torch.Tensor | None = None
     pooler_output: torch.Tensor | None = None
+    forecasts: dict[str, torch.Tensor] | None = None
     unit_mask: torch.Tensor | None = None
     event_embeddings: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
@@ -91,8 +97,10 @@ class MCMRecommendationOutput(ModelOutput):
         `labels`: there the scores are taken a few customers at a time, and never held.
     task_losses (`dict[str, torch.FloatTensor]`, *optional*, returned when `labels` is given):
         Equation 4 of each trained task, detached.
-    pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
-        The customer embedding.
+    pooler_output (`torch.FloatTensor` of shape `(batch_size, embedding_size)`):
+        The customer embedding, as in [`MCMModelOutput`].
+    forecasts (`dict[str, torch.FloatTensor]`, *optional*):
+        As in [`MCMModelOutput`].
     hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
         With `output_hidden_states=True`: what the first layer reads and what each layer gives, of shape
         `(batch_size, units, hidden_size)`.
@@ -104,6 +112,7 @@ class MCMRecommendationOutput(ModelOutput):
     logits: dict[str, torch.Tensor] | None = None
     task_losses: dict[str, torch.Tensor] | None = None
     pooler_output: torch.Tensor | None = None
+    forecasts: dict[str, torch.Tensor] | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
@@ -132,7 +141,7 @@ class MCMPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, RepeatMemory):
             module.reset_parameters()
-        elif isinstance(module, CountedMemory):
+        elif isinstance(module, CountedMemory | CustomerState | Forecasts):
             module.reset_parameters()
         elif isinstance(module, nn.ParameterList):
             for bias in module:
@@ -184,7 +193,11 @@ class MCMPreTrainedModel(PreTrainedModel):
         feature_extractor.add_values(feature, values)
         sizes[feature] += len(values)
         tables = cast(MCMModel, self.base_model).embeddings.events.feature_tables
-        grow(tables[self.config.features.index(feature)], len(values), FIRST_LABEL - 1)  # like the unknown value
+        place = self.config.features.index(feature)
+        grow(tables[place], len(values), FIRST_LABEL - 1)  # like the unknown value
+        state = cast(MCMModel, self.base_model).state
+        if state is not None:
+            state.grow(place, len(values))
         self._resize_labels(feature, len(values))
         self.config.vocabulary_sizes = list(sizes.values())
 
@@ -213,6 +226,10 @@ class MCMModel(MCMPreTrainedModel):
         self.encoder = BertEncoder(config)
         for layer in self.encoder.layer:  # a batch without padding has no mask: the kernels then ask the layer
             layer.attention.self.is_causal = config.encoder_attention == "causal"
+        # CODEPATH: a state in mcm-base and mcm-tiny, none in the paper's model, ablations/mcm-final.
+        self.state = CustomerState(config) if config.state_size else None
+        # CODEPATH: as the line above.
+        self.forecasts = Forecasts(config) if config.state_size else None
         self.post_init()
 
     @merge_with_config_defaults
@@ -223,6 +240,9 @@ class MCMModel(MCMPreTrainedModel):
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
         visit_ids: torch.LongTensor | None = None,
+        event_times: torch.FloatTensor | None = None,
+        event_values: torch.FloatTensor | None = None,
+        now: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MCMModelOutput:
         r"""
@@ -232,6 +252,14 @@ class MCMModel(MCMPreTrainedModel):
             1 where an interaction is real. Default: where any feature is present.
         visit_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             Which visit an interaction belongs to, counted from 0 a customer. Read when a unit is a visit.
+        event_times (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Days since the customer's first event, none less than the one before. Read by the customer state.
+        event_values (`torch.FloatTensor` of shape `(batch_size, sequence_length, num_values)`, *optional*):
+            Values of `config.summed_features`, 0 where one is missing. Read by the customer state.
+        now (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
+            The moment of the question, in days on the clock of `event_times`. The customer state and the forecasts are
+            those of this moment and know no later event; the encoder reads all events. Default: the time of the last
+            event.
 
         Returns:
             [`MCMModelOutput`].
@@ -245,12 +273,44 @@ class MCMModel(MCMPreTrainedModel):
         else:
             mask = create_bidirectional_mask(self.config, hidden, unit_mask.long())
         hidden = self.encoder(hidden, attention_mask=mask, **kwargs).last_hidden_state
+        state, forecasts = self._pool(hidden, unit_mask), None
+        # CODEPATH: a state in mcm-base and mcm-tiny, none in the paper's model, ablations/mcm-final.
+        if self.state is not None and self.forecasts is not None:
+            state = self.customer_state(input_ids, attention_mask, visit_ids, event_times, event_values, now)
+            forecasts = self.forecasts(state) or None
         return MCMModelOutput(
             last_hidden_state=hidden,
-            pooler_output=self._pool(hidden, unit_mask),
+            pooler_output=state,
+            forecasts=forecasts,
             unit_mask=unit_mask.long(),
             event_embeddings=events,
         )
+
+    def customer_state(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        visit_ids: torch.Tensor | None,
+        event_times: torch.Tensor | None,
+        event_values: torch.Tensor | None,
+        now: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The customer state at `now`, of shape `(B, state_size)`; the encoder is not needed for it.
+
+        Args:
+            input_ids, attention_mask, visit_ids, event_times, event_values, now: as in `forward`.
+
+        Raises:
+            ValueError: if the model has no state, or `event_times` are missing.
+        """
+        if self.state is None:
+            raise ValueError("This checkpoint has no customer state (state_size is 0): pre-train one with a state.")
+        if event_times is None:
+            raise ValueError("The customer state needs `event_times`: MCMFeatureExtractor gives them.")
+        if now is None:
+            now = event_times.amax(1)
+        counts = self.state.counts(input_ids, attention_mask, visit_ids, event_times, event_values, now[:, None])
+        return self.state(counts)[:, 0]
 
     def _pool(self, hidden, unit_mask):
         # CODEPATH: causal in mcm-base and mcm-tiny, bidirectional in the paper's model, ablations/mcm-final.
@@ -378,6 +438,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         labels: torch.LongTensor | None = None,
         label_prefixes: torch.LongTensor | None = None,
         label_weights: torch.FloatTensor | None = None,
+        event_values: torch.FloatTensor | None = None,
+        now: torch.FloatTensor | None = None,
         encoder_outputs: MCMModelOutput | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MCMRecommendationOutput:
@@ -399,6 +461,10 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             Which prefix (an index into `prefix_ends`) each label followed. Default: the first.
         label_weights (`torch.FloatTensor` of shape `(batch_size, num_labels)`, *optional*):
             How much each label counts in its customer's mean loss. Default: all the same.
+        event_values (`torch.FloatTensor` of shape `(batch_size, sequence_length, num_values)`, *optional*):
+            As in [`MCMModel.forward`].
+        now (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
+            As in [`MCMModel.forward`].
         encoder_outputs (`MCMModelOutput`, *optional*):
             What [`MCMModel`] gave for these inputs, where it is known already.
 
@@ -409,7 +475,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             attention_mask = (input_ids != 0).any(-1).long()
         outputs: Any = encoder_outputs
         if outputs is None:
-            outputs = self.model(input_ids, attention_mask=attention_mask, visit_ids=visit_ids, **kwargs)
+            moment = {"event_times": event_times, "event_values": event_values, "now": now}
+            outputs = self.model(input_ids, attention_mask=attention_mask, visit_ids=visit_ids, **moment, **kwargs)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "unit_mask": outputs.unit_mask.bool()}
         batch |= {"visit_ids": visit_ids, "event_times": event_times, "prefix_ends": prefix_ends}
         batch |= {"labels": labels, "label_prefixes": label_prefixes, "label_weights": label_weights}
@@ -424,6 +491,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             logits=logits,
             task_losses=dict(zip(self.trained_tasks, losses.detach(), strict=True)) if len(losses) else None,
             pooler_output=outputs.pooler_output,
+            forecasts=outputs.forecasts,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -535,8 +603,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         batch: dict[str, Any] = {"visit_ids": None, "event_times": None, **inputs}
         if batch.get("attention_mask") is None:
             batch["attention_mask"] = (batch["input_ids"] != 0).any(-1).long()
-        names = ("input_ids", "attention_mask", "visit_ids")
-        outputs = self.model(**{name: batch[name] for name in names})
+        names = ("input_ids", "attention_mask", "visit_ids", "event_times", "event_values", "now")
+        outputs = self.model(**{name: batch[name] for name in names if name in batch})
         batch |= {"unit_mask": outputs.unit_mask.bool(), "prefix_ends": None}
         found = self._score_parts(outputs.last_hidden_state, outputs.event_embeddings, batch, self._all_labels())
         return {
@@ -723,7 +791,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         scores, labels = self(**inputs).logits[task].softmax(-1).topk(count)
         result = {"labels": labels, "scores": scores}
         if return_weights:
-            names = ("input_ids", "attention_mask", "visit_ids")
+            names = ("input_ids", "attention_mask", "visit_ids", "event_times", "event_values", "now")
             outputs = self.model(**{name: inputs[name] for name in names if name in inputs})
             embeddings = self.label_embeddings(task)
             if self.readout_scale is not None:

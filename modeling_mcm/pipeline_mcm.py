@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The pipelines: a customer's raw events in; an embedding, preference scores or scores of offered actions out.
+"""The pipelines: a customer's raw events in; an embedding, forecasts, preference scores or scores of offers out.
 
 A customer is a dict with `events` (list of dicts, dict of columns or DataFrame) and, if wanted, `profile` and
 `customer_id`; a list of customers is a batch. An empty history is no error: the profile and the start row speak alone.
@@ -47,12 +47,27 @@ class _CustomerPipeline(Pipeline):
         row = self.feature_extractor.encode(input_)
         return {"rows": self.feature_extractor.readable(row, self.model.config.input_features)}
 
-    def model_inputs(self, model_inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Padded tensors from what `preprocess` gave: one row, or the list of rows of a batch."""
+    def model_inputs(self, model_inputs: dict[str, Any], now: int | None = None) -> dict[str, torch.Tensor]:
+        """Padded tensors from what `preprocess` gave: one row, or the list of rows of a batch.
+
+        Args:
+            model_inputs (`dict`): what `preprocess` gave.
+            now (`int`, *optional*): the moment of the question, in seconds since 1970; by default each customer's
+                last event.
+        """
         rows = model_inputs["rows"]
+        rows = rows if isinstance(rows, list) else [rows]
         mask_next = self.model.config.augmentation == "masked_lm"
-        batch = self.feature_extractor.pad(rows if isinstance(rows, list) else [rows], mask_next=mask_next)
+        moments = None if now is None else [now] * len(rows)
+        batch = self.feature_extractor.pad(rows, mask_next=mask_next, now=moments)
         return {name: value.to(self.device) for name, value in batch.items()}
+
+    def _read_now(self, now: Any) -> int | None:
+        """Seconds since 1970 of a moment: text, a date, or None."""
+        if now is None:
+            return None
+        with naming("`now`"):
+            return to_seconds(now, read_zone(self.feature_extractor.time_zone))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Saves model and feature extractor; where they are remote code, the pipelines' code as well."""
@@ -62,20 +77,54 @@ class _CustomerPipeline(Pipeline):
 
 
 class CustomerEmbeddingPipeline(_CustomerPipeline):
-    """`pipeline("customer-embedding", model=checkpoint)(customer)`: the customer embedding, a float32 array `(H,)`."""
+    """`pipeline("customer-embedding", model=checkpoint)(customer)`: the customer embedding, a float32 array `(S,)`.
 
-    def _sanitize_parameters(self, **parameters: Any):
-        if parameters:
-            raise ValueError(f"Unknown options {sorted(parameters)}: customer-embedding has none.")
-        return {}, {}, {}
+    `now` is the moment of the question, as the log writes its times; by default each customer's last event. Later
+    events are not read.
+    """
+
+    def _sanitize_parameters(self, now: Any = None, **unknown: Any):
+        if unknown:
+            raise ValueError(f"Unknown options {sorted(unknown)}: customer-embedding has `now`.")
+        return {}, {} if now is None else {"now": self._read_now(now)}, {}
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
-        inputs = self.model_inputs(input_tensors)
-        inputs = {name: inputs[name] for name in ("input_ids", "attention_mask", "visit_ids")}
+        inputs = self.model_inputs(input_tensors, forward_parameters.get("now"))
         return ModelOutput({"embedding": self.model(**inputs).pooler_output})
 
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> NDArray[np.float32]:
         return model_outputs["embedding"][0].float().cpu().numpy()
+
+
+class CustomerForecastPipeline(_CustomerPipeline):
+    """`pipeline("customer-forecast", model=checkpoint)(customer)`: what is to be expected of the customer.
+
+    `now` is the moment from which on it is told, as the log writes its times; by default each customer's last event.
+    Gives a dict: `visits_7d`, `events_7d` and, for each numeric feature such as `price`, `price_7d` are expected
+    numbers and sums of the next 7 days, `visit_probability_7d` is the chance of a visit in them, and so for each
+    horizon; `days_to_next_visit` is the number of days by which half of such customers have come.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        heads = getattr(self.model, "forecasts", None)
+        if heads is None or not heads.is_learned.any():
+            raise ValueError(
+                f"{self.model.name_or_path or 'The model'} has no trained forecasts: they would be made up. Pre-train "
+                "a checkpoint with a customer state (training/run_pretrain.py, state_size)."
+            )
+
+    def _sanitize_parameters(self, now: Any = None, **unknown: Any):
+        if unknown:
+            raise ValueError(f"Unknown options {sorted(unknown)}: customer-forecast has `now`.")
+        return {}, {} if now is None else {"now": self._read_now(now)}, {}
+
+    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
+        inputs = self.model_inputs(input_tensors, forward_parameters.get("now"))
+        return ModelOutput(self.model(**inputs).forecasts)
+
+    def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> dict[str, float]:
+        return {name: value[0].item() for name, value in model_outputs.items()}
 
 
 class PreferenceScoresPipeline(_CustomerPipeline):
@@ -175,4 +224,9 @@ class ActionScoresPipeline(_CustomerPipeline):
         return [{"action_id": name} | dict(zip(outcomes, chances, strict=True)) for name, chances in rows]
 
 
-__all__ = ["ActionScoresPipeline", "CustomerEmbeddingPipeline", "PreferenceScoresPipeline"]
+__all__ = [
+    "ActionScoresPipeline",
+    "CustomerEmbeddingPipeline",
+    "CustomerForecastPipeline",
+    "PreferenceScoresPipeline",
+]

@@ -45,6 +45,8 @@ class ScoringJob:
         embeddings: whether customer embeddings are kept.
         batch_size: customers a step.
         rows_per_file: customers in one file.
+        forecasts: names of the forecasts that are kept, a column each; see [`~state_mcm.Forecasts`].
+        now: the moment of the question, in seconds since 1970; by default each customer's last event.
     """
 
     model: str
@@ -55,14 +57,16 @@ class ScoringJob:
     embeddings: bool
     batch_size: int
     rows_per_file: int
+    forecasts: tuple[str, ...] = ()
+    now: int | None = None
 
     def __post_init__(self) -> None:
-        columns = [CUSTOMER, EMBEDDING, *self.tasks, *(task + SCORES for task in self.tasks)]
+        columns = [CUSTOMER, EMBEDDING, *self.tasks, *(task + SCORES for task in self.tasks), *self.forecasts]
         if twice := sorted({name for name in columns if columns.count(name) > 1}):
             raise ValueError(
                 f"The predictions would have two columns {twice[0]!r}: each task makes TASK and TASK{SCORES}, beside "
-                f"{CUSTOMER} and {EMBEDDING}. Give the feature another name in the event schema, or leave the task "
-                "out (--tasks)."
+                f"{CUSTOMER}, {EMBEDDING} and the forecasts. Give the feature another name in the event schema, or "
+                "leave the task out (--tasks)."
             )
 
     @property
@@ -109,7 +113,7 @@ class Scorer:
 
     def __init__(self, model: Any, extractor: MCMFeatureExtractor, job: ScoringJob):
         self.model, self.job = model.eval(), job
-        self.collator = MCMCollator(extractor, model.config, "predict")
+        self.collator = MCMCollator(extractor, model.config, "predict", now=job.now)
         self.values = {task: pa.array([None, None, *extractor.vocabularies[task]], pa.string()) for task in job.tasks}
         self.shards = PreparedManifest.load(job.data).shards
 
@@ -139,7 +143,9 @@ class Scorer:
     def score(self, rows: list[dict[str, Any]], tell: Callable[[int], Any] = bool) -> pa.Table:
         """The output of some customers, in their order; customers of similar length share a batch."""
         number = len(rows)
-        embeddings = np.zeros((number, self.model.config.hidden_size), np.float32)
+        size = self.model.config.state_size or self.model.config.hidden_size
+        embeddings = np.zeros((number, size), np.float32)
+        forecasts = np.zeros((number, len(self.job.forecasts)), np.float32)
         labels = {task: np.zeros((number, self.tops(task)), np.int64) for task in self.job.tasks}
         scores = {task: np.zeros((number, self.tops(task)), np.float32) for task in self.job.tasks}
         read = [row["visits"][1 - self.collator.max_events :] for row in rows]
@@ -148,23 +154,28 @@ class Scorer:
         for start in range(0, number, self.job.batch_size):
             batch = order[start : start + self.job.batch_size]
             inputs = self.collator([rows[place] for place in batch])
-            if not self.job.tasks:
-                inputs.pop("event_times", None)
             with torch.inference_mode():
                 outputs = self.model(**{name: value.to(self.model.device) for name, value in inputs.items()})
                 embeddings[batch] = outputs.pooler_output.float().cpu().numpy()
+                for column, name in enumerate(self.job.forecasts):
+                    forecasts[batch, column] = outputs.forecasts[name].float().cpu().numpy()
                 for task in self.job.tasks:
                     logits = outputs.logits[task].float()
                     best = logits.topk(self.tops(task))
                     labels[task][batch] = best.indices.cpu().numpy()
                     scores[task][batch] = (best.values - logits.logsumexp(-1, keepdim=True)).exp().cpu().numpy()
             self._check_finite(
-                [rows[place] for place in batch], embeddings[batch], *(scores[t][batch] for t in scores)
+                [rows[place] for place in batch],
+                embeddings[batch],
+                forecasts[batch],
+                *(scores[t][batch] for t in scores),
             )
             tell(len(batch))
         columns: dict[str, Any] = {CUSTOMER: pa.array([row["customer_id"] for row in rows], pa.string())}
         if self.job.embeddings:
             columns[EMBEDDING] = _lists(pa.array(embeddings.reshape(-1)), number)
+        for column, name in enumerate(self.job.forecasts):
+            columns[name] = pa.array(forecasts[:, column])
         for task in self.job.tasks:
             columns[task] = _lists(self.values[task].take(pa.array(labels[task].reshape(-1))), number)
             columns[task + SCORES] = _lists(pa.array(scores[task].reshape(-1)), number)

@@ -8,8 +8,8 @@
     python training/run_predict.py --engine spark ...                           as a Spark job (docs/spark.md)
     accelerate launch --multi_gpu --num_processes 2 training/run_predict.py ...        two processes, on CPUs too
 
-One row a customer: `customer_id`, `embedding`, and for each task the labels, best first, with their probabilities
-among the task's labels (`TASK`, `TASK_scores`). The whole history is read, the window's latest events of a long one.
+One row a customer: `customer_id`, `embedding`, a column for each forecast (`visits_30d`), and for each task the labels,
+best first, with their probabilities among the task's labels (`TASK`, `TASK_scores`). The whole history is read, the window's latest events of a long one.
 A raw log is read with the checkpoint's vocabularies; `training/run_drift.py` counts what is unknown to them.
 
 Files hold --rows_per_file customers each and appear when they are whole. Run again after an interruption it goes on
@@ -23,7 +23,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,9 +32,10 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from modeling_mcm import MCMConfig, MCMFeatureExtractor
+from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest, check_vocabularies, schema_of
 from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
+from modeling_mcm.events_mcm import naming, read_zone, to_seconds
 from modeling_mcm.extras import needs
 from modeling_mcm.scoring import Scorer, ScoringJob, model_digest, score_on_spark
 
@@ -68,6 +69,17 @@ class PredictionOptions:
     tasks: list[str] = field(default_factory=list, metadata={"help": "Tasks that are kept; all by default."})
     top_k: int = field(default=10, metadata={"help": "Labels a task that are kept; 0 for embeddings alone."})
     embeddings: bool = field(default=True, metadata={"help": "Keep customer embeddings."})
+    forecasts: bool = field(
+        default=True,
+        metadata={"help": "Keep the checkpoint's forecasts, such as visits_30d, a column each."},
+    )
+    now: str | None = field(
+        default=None,
+        metadata={
+            "help": "The moment of the question, such as 2017-11-01: events until then are read, and embeddings and "
+            "forecasts are those of this moment. Default: each customer's last event."
+        },
+    )
     batch_size: int = field(default=64, metadata={"help": "Customers a step."})
     rows_per_file: int = field(default=2048, metadata={"help": "Customers in one file."})
     memory_limit: str = field(default="1GB", metadata={"help": "Memory DuckDB may use on a raw log before it spills."})
@@ -180,8 +192,16 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     kept: dict[str, Any] = {"tasks": (options.tasks or list(config.tasks)) if options.top_k else []}
     kept |= {name: getattr(options, name) for name in ("top_k", "embeddings", "batch_size", "rows_per_file")}
     data = options.data or str(folder / HISTORIES)
-    job = ScoringJob(options.model, data, str(folder), **kept | {"tasks": tuple(kept["tasks"])})
-    model = read_checkpoint(job.model_class, options.model)
+    kept["now"] = None
+    if options.now is not None:
+        with naming("--now"):
+            kept["now"] = to_seconds(options.now, read_zone(extractor.time_zone))
+    model_class = MCMForMultiTaskRecommendation if kept["tasks"] else MCMModel
+    model = read_checkpoint(model_class, options.model)
+    heads = cast(MCMModel, model.base_model).forecasts
+    kept["forecasts"] = heads.names() if options.forecasts and heads is not None else []
+    sequences = {name: tuple(kept[name]) for name in ("tasks", "forecasts")}
+    job = ScoringJob(options.model, data, str(folder), **kept | sequences)
     digest = model_digest(model)
     check_folder(folder)
     with _session(engine) as session:

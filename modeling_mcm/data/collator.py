@@ -141,6 +141,8 @@ class MCMCollator:
             validation cutoff.
         seed: of every draw.
         max_events: rows of the longest input, start row included; the extractor's by default.
+        now (`int`, *optional*): the moment of the question in "predict", in seconds since 1970; by default each
+            customer's last event.
 
     Attributes:
         epoch: shared-memory integer that the training loop sets, so that workers of any process follow.
@@ -154,10 +156,11 @@ class MCMCollator:
         cutoff: str = "validation",
         seed: int = 0,
         max_events: int | None = None,
+        now: int | None = None,
     ):
         if mode not in MODES:
             raise ValueError(f"Found mode {mode!r}; expected one of {MODES}.")
-        self.extractor, self.config, self.mode, self.seed = extractor, config, mode, seed
+        self.extractor, self.config, self.mode, self.seed, self.now = extractor, config, mode, seed, now
         # a config looks an attribute up slowly, and these are asked for every row
         self.augmentation, self.target = config.augmentation, config.target
         self.half_life = config.target_half_life_days
@@ -181,7 +184,9 @@ class MCMCollator:
         made = [make(self.extractor.readable(row, features)) for row in rows]
         masked = self.augmentation == "masked_lm"
         histories = [history for history, *_ in made]
-        batch = dict(self.extractor.pad(histories, self.max_events, mask_next=masked and self.mode != "train"))
+        moments = None if self.now is None or self.mode != "predict" else [self.now] * len(rows)
+        masked = masked and self.mode != "train"
+        batch = dict(self.extractor.pad(histories, self.max_events, mask_next=masked, now=moments))
         if self.mode == "predict":
             return batch
         _, ends, prefixes, labels = zip(*made, strict=True)

@@ -1,0 +1,316 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What trains the customer state: moments of the training period, and what followed them.
+
+A moment is a customer and a time t. The state at t knows the events until t. From it linear heads tell the visits,
+events and sums of values of the next days, when the next visit comes, which labels of small tasks follow, and the
+counts that the state was made of. The heads but the forecasts are thrown away. Nothing after the validation cutoff is
+read, and a horizon that reaches past it is no target.
+
+At the end the forecasts are learned anew on states that stay as they are, with a penalty: heads that are trained
+together with the state know the training customers by heart.
+
+Shapes: B customers, M moments a customer, R = B M moments, D horizons, Q quantities, I intervals of hazards.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+from transformers.utils import logging
+
+from modeling_mcm.configuration_mcm import MCMConfig
+from modeling_mcm.data.collator import LengthGroupedSampler
+from modeling_mcm.modeling_mcm import MCMModel
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.state_mcm import CustomerState, Forecasts
+
+SECONDS_PER_DAY = 86_400
+MOMENTS, BATCH, PASSES, LEAST_STEPS, MOST_STEPS = 16, 32, 3, 40, 4000  # a customer; customers a step; over them all
+LEARNING_RATE, WEIGHT_DECAY, WARM_UP, LONGEST_GRADIENT = 4e-3, 0.01, 0.1, 1.0
+RECONSTRUCTION, FUTURE, HAZARD, SETS = 3.0, 0.3, 0.1, 6.0  # weights of the losses
+MOST_SET_LABELS = 512  # of a task whose labels of the next days are told
+STANDARD_CUSTOMERS = 512  # by whose moments counts are standardised
+FORECAST_CUSTOMERS, FORECAST_MOMENTS, PENALTY = 2048, 4, 1e-2  # that forecasts are learned on anew
+UNSEEN = 2**62  # seconds; of a visit that did not come
+
+
+@dataclass
+class Moments:
+    """Moments and what followed them.
+
+    Args:
+        counts (`(R, numbers)`): of [`CustomerState.counts`].
+        amounts (`(R, D, Q)`): visits, events and sums of values from one horizon to the next.
+        is_observed (`(R, D)`): whether the days up to a horizon lie in the training period.
+        next_visit (`(R,)`): days to the next visit, infinite where none was seen.
+        observed (`(R,)`): days from the moment to the end of what was seen.
+        followed (`(R, labels)`): 1 for each label of small tasks that came before the middle horizon.
+    """
+
+    counts: torch.Tensor
+    amounts: torch.Tensor
+    is_observed: torch.Tensor
+    next_visit: torch.Tensor
+    observed: torch.Tensor
+    followed: torch.Tensor
+
+
+class MomentSampler:
+    """Draws moments of customers, with what followed.
+
+    Args:
+        model (`MCMModel`): with a customer state.
+        extractor (`MCMFeatureExtractor`): of the model.
+        cutoff (`float`, *optional*): seconds since 1970 at which the training period ends for everybody. Without it,
+            where each customer's last visits are held out, it ends with the customer's last training event.
+        seed (`int`): of the draws.
+    """
+
+    def __init__(self, model: MCMModel, extractor: MCMFeatureExtractor, cutoff: float | None, seed: int = 0):
+        config = model.config
+        self.state, self.extractor, self.cutoff = cast(CustomerState, model.state), extractor, cutoff
+        self.read, self.sums = config.input_features, config.summed_features
+        self.days = cast(Forecasts, model.forecasts).days
+        self.generator = np.random.default_rng(seed)
+        tasks = [f"task_{task}" for task in config.tasks]
+        token = f"task_{extractor.token_type_feature}"
+        self.deciding = [column for column in tasks if column != token] or tasks
+        sizes = config.label_sizes
+        self.set_tasks = [task for task in config.tasks if sizes[task] <= MOST_SET_LABELS and f"task_{task}" != token]
+        self.set_sizes = [sizes[task] for task in self.set_tasks]
+
+    def draw(self, rows: Sequence[Mapping[str, Any]], number: int, latest: bool = False) -> Moments:
+        """Moments of some customers.
+
+        Args:
+            rows: prepared rows, as `PreparedRows` gives them, each with an event before its `validation_end`.
+            number: moments a customer, half of them in the second half of the training period.
+            latest: whether all are in the second half.
+        """
+        histories = [_before(row) for row in rows]
+        times, followed = [], []
+        for history in histories:
+            seconds = history["times"]
+            end = float(seconds[-1]) if self.cutoff is None else self.cutoff
+            first = float(seconds[0])
+            late = max(first, end - (end - first) / 2)
+            starts = np.where(np.arange(number) < (0 if latest else number // 2), first, late)
+            moments = self.generator.uniform(starts, max(end, first + 1))
+            times.append(moments)
+            followed.append(self._followed(history, moments, end))
+        batch = self.extractor.pad([self.extractor.readable(history, self.read) for history in histories])
+        starts = np.array([h["times"][max(0, len(h["times"]) - self.extractor.max_events + 1)] for h in histories])
+        now = torch.from_numpy(((np.stack(times) - starts[:, None]) / SECONDS_PER_DAY).astype(np.float32))
+        names = ("input_ids", "attention_mask", "visit_ids", "event_times", "event_values")
+        counts = self.state.counts(**{name: batch.get(name) for name in names}, now=now)  # type: ignore[arg-type]
+        columns = [torch.from_numpy(np.concatenate(column)) for column in zip(*followed, strict=True)]
+        return Moments(counts.flatten(0, 1), *columns)
+
+    def _followed(self, history: Mapping[str, Any], moments: NDArray, end: float) -> tuple[NDArray, ...]:
+        """What followed moments of one customer, the fields of `Moments` after the counts."""
+        is_target = np.any([history[column] > 0 for column in self.deciding], axis=0)
+        times, visits = history["times"][is_target], history["visits"][is_target]
+        _, opening = np.unique(visits, return_index=True)
+        visit_times = np.sort(times[opening])
+        ends = moments[:, None] + np.array([0.0, *self.days]) * SECONDS_PER_DAY  # (M, D + 1)
+        amounts = [np.diff(np.searchsorted(each, ends, "right"), axis=1) for each in (visit_times, times)]
+        for name in self.sums:
+            values, at = history[f"value_{name}"], history["times"]
+            total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+            amounts.append(np.diff(total[np.searchsorted(at, ends, "right")], axis=1))
+        number = np.searchsorted(visit_times, moments, "right")
+        following = np.append(visit_times, UNSEEN)[number].astype(np.float64)
+        to_next = np.where(following < UNSEEN, (following - moments) / SECONDS_PER_DAY, np.inf)
+        middle = len(self.days) // 2
+        from_event, to_event = (np.searchsorted(times, ends[:, place], "right") for place in (0, middle + 1))
+        sets = np.zeros((len(moments), sum(self.set_sizes)), np.float32)
+        start = 0
+        for task, size in zip(self.set_tasks, self.set_sizes, strict=True):
+            labels = history[f"task_{task}"][is_target]
+            for row, (first, last) in enumerate(zip(from_event, to_event, strict=True)):
+                sets[row, start + labels[first:last]] = 1
+            sets[:, start] = 0  # a missing label
+            start += size
+        return (
+            np.stack(amounts, -1).clip(min=0).astype(np.float32),
+            ends[:, 1:] <= end,
+            to_next.astype(np.float32),
+            ((end - moments) / SECONDS_PER_DAY).astype(np.float32),
+            sets,
+        )
+
+
+def _before(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The events before the validation cutoff."""
+    end = row["validation_end"]
+    return {name: value[:end] if isinstance(value, np.ndarray) else value for name, value in row.items()}
+
+
+def _amounts_loss(log_amounts: torch.Tensor, moments: Moments) -> torch.Tensor:
+    """Smooth L1 between logarithms of the expected and the found amounts up to each horizon, the mean."""
+    weights = moments.is_observed.float()[..., None].expand_as(log_amounts)
+    expected = log_amounts.clamp(max=20).exp().cumsum(1).log1p()
+    found = moments.amounts.cumsum(1).log1p()
+    losses = F.smooth_l1_loss(expected, found, reduction="none") * weights
+    return losses.sum() / weights.sum().clamp(min=1)
+
+
+def _counts_loss(log_amounts: torch.Tensor, moments: Moments, sizes: torch.Tensor) -> torch.Tensor:
+    """The negative log-likelihood of a Poisson law of amounts in units of `sizes` `(D, Q)`: its mean is right even
+    where the law is another."""
+    weights = moments.is_observed.float()[..., None]
+    losses = F.poisson_nll_loss(log_amounts - sizes.log(), moments.amounts / sizes, reduction="none") * weights
+    return losses.sum() / weights.sum().clamp(min=1)
+
+
+def _hazard_loss(hazards: torch.Tensor, moments: Moments, edges: Sequence[float]) -> torch.Tensor:
+    """The cross-entropy of a visit within each interval, among those without one before it; summed over intervals."""
+    ends = torch.tensor(edges)
+    starts = torch.cat([torch.zeros(1), ends[:-1]])
+    days = moments.next_visit[:, None]
+    comes = (days > starts) & (days <= ends)
+    at_risk = (days > starts) & (comes | (moments.observed[:, None] >= ends))
+    losses = F.binary_cross_entropy_with_logits(hazards, comes.float(), reduction="none") * at_risk
+    return losses.sum() / len(hazards)
+
+
+def train_state(
+    model: MCMModel,
+    extractor: MCMFeatureExtractor,
+    rows: Any,
+    cutoff: float | None,
+    seed: int = 0,
+    progress: Callable[..., Any] | None = None,
+) -> dict[str, float]:
+    """Trains the customer state and its forecasts; nothing else of the model changes.
+
+    Args:
+        model (`MCMModel`): with a customer state.
+        extractor (`MCMFeatureExtractor`): of the model.
+        rows: customers as `PreparedRows`, each with an event in the training period.
+        cutoff (`float`, *optional*): see [`MomentSampler`].
+        seed (`int`): of moments, dropout and the order of customers.
+        progress (*optional*): a class like `tqdm`; that of transformers if not given.
+
+    Returns:
+        The mean losses of the last tenth of the steps, by name.
+    """
+    state, forecasts = cast(CustomerState, model.state), cast(Forecasts, model.forecasts)
+    device = state.taste.weight.device
+    state.cpu(), forecasts.cpu()  # the counts of a moment are cheap, and fit no GPU kernel
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        losses = _train(
+            model.config, state, forecasts, MomentSampler(model, extractor, cutoff, seed), rows, seed, progress
+        )
+        _learn_forecasts(forecasts, state, MomentSampler(model, extractor, cutoff, seed + 1), rows, seed)
+    state.to(device), forecasts.to(device)
+    return losses
+
+
+def _batches(rows: Any, size: int, seed: int) -> Iterator[list[dict[str, Any]]]:
+    """Customers in a random order, again and again; those of a batch have histories of similar length, which pads
+    little."""
+    lengths = np.ones(len(rows)) if rows.lengths is None else rows.lengths
+    epoch = torch.zeros((), dtype=torch.int64)
+    sampler = LengthGroupedSampler(lengths, size, seed, epoch)
+    while True:
+        order = list(sampler)
+        for start in range(0, len(order), size):
+            yield rows.__getitems__(order[start : start + size])
+        epoch += 1
+
+
+def _train(
+    config: MCMConfig,
+    state: CustomerState,
+    forecasts: Forecasts,
+    sampler: MomentSampler,
+    rows: Any,
+    seed: int,
+    progress: Callable[..., Any] | None,
+) -> dict[str, float]:
+    batches = _batches(rows, BATCH, seed)
+    first = torch.cat([sampler.draw(next(batches), MOMENTS).counts for _ in range(_standard_batches(len(rows)))])
+    state.mean.copy_(first.mean(0))
+    state.spread.copy_(first.std(0))
+    heads = nn.ModuleDict({"counts": nn.Linear(config.state_size, first.shape[1])})
+    if sampler.set_sizes:
+        heads["sets"] = nn.Linear(config.state_size, sum(sampler.set_sizes))
+    parameters = [value for module in (state, forecasts, heads) for value in module.parameters()]
+    steps = min(max(math.ceil(PASSES * len(rows) / BATCH), LEAST_STEPS), MOST_STEPS)
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=WARM_UP)
+    state.train()
+    history: list[dict[str, float]] = []
+    bar = (progress or logging.tqdm)(range(steps), desc="Customer state", unit="step")
+    for _ in bar:
+        moments = sampler.draw(next(batches), MOMENTS)
+        found = state(moments.counts)
+        losses = {
+            "amounts": FUTURE * _amounts_loss(forecasts.log_amounts(found), moments),
+            "hazards": HAZARD * _hazard_loss(forecasts.hazards(found), moments, forecasts.edges),
+            "counts": RECONSTRUCTION * F.mse_loss(heads["counts"](found), state.standardised(moments.counts)),
+        }
+        if "sets" in heads:
+            is_observed = moments.is_observed[:, len(forecasts.days) // 2, None].float()
+            wrong = F.binary_cross_entropy_with_logits(heads["sets"](found), moments.followed, reduction="none")
+            losses["sets"] = SETS * (wrong * is_observed).mean()
+        optimizer.zero_grad()
+        cast(torch.Tensor, sum(losses.values())).backward()
+        nn.utils.clip_grad_norm_(parameters, LONGEST_GRADIENT)
+        optimizer.step()
+        schedule.step()
+        history.append({name: value.item() for name, value in losses.items()})
+    state.eval()
+    last = history[-max(1, steps // 10) :]
+    return {name: float(np.mean([each[name] for each in last])) for name in history[0]}
+
+
+def _standard_batches(customers: int) -> int:
+    return math.ceil(min(customers, STANDARD_CUSTOMERS) / BATCH)
+
+
+def _learn_forecasts(forecasts: Forecasts, state: CustomerState, sampler: MomentSampler, rows: Any, seed: int) -> None:
+    """Learns the forecasts on states that stay as they are, late in the training period."""
+    batches = _batches(rows, BATCH, seed + 1)
+    drawn = []
+    for _ in range(math.ceil(min(len(rows), FORECAST_CUSTOMERS) / BATCH)):
+        moments = sampler.draw(next(batches), FORECAST_MOMENTS, latest=True)
+        with torch.no_grad():
+            moments.counts = state(moments.counts)
+        drawn.append(moments)
+    joined = Moments(*(torch.cat([getattr(each, name) for each in drawn]) for name in Moments.__dataclass_fields__))
+    forecasts.is_learned.copy_(joined.is_observed.any(0))
+    if not forecasts.is_learned.any():
+        return
+    weights = joined.is_observed.float()[..., None]
+    sizes = ((joined.amounts * weights).sum(0) / weights.sum(0).clamp(min=1)).clamp(min=1e-6)  # (D, Q)
+    with torch.no_grad():
+        forecasts.amounts.bias.copy_(sizes.log().flatten())
+        for layer in (forecasts.amounts, forecasts.hazards):
+            layer.weight.zero_()
+        forecasts.hazards.bias.fill_(-1.0)
+    parameters = list(forecasts.parameters())
+    optimizer = torch.optim.LBFGS(parameters, max_iter=100, line_search_fn="strong_wolfe")
+    spread = joined.counts.std(0).clamp(min=1e-6)  # the penalty is the same for every number of the state
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        penalty = sum(((layer.weight * spread) ** 2).sum() for layer in (forecasts.amounts, forecasts.hazards))
+        loss = _counts_loss(forecasts.log_amounts(joined.counts), joined, sizes)
+        loss = loss + _hazard_loss(forecasts.hazards(joined.counts), joined, forecasts.edges) + PENALTY * penalty
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+
+
+__all__ = ["MomentSampler", "Moments", "train_state"]

@@ -1,0 +1,263 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The customer state: what a customer is like at a moment, and what is to be expected of them from then on.
+
+A state is a function of fading counts: how many visits, events and values of each kind a customer had, and how long
+ago. Counts of events say who somebody is better than the encoder's last vector does, and they can be told for any
+moment `now`, also long after the last event. The state is trained on what followed such moments and on the counts
+themselves (`modeling_mcm.moments`).
+
+Shapes: B customers, L events, J features, M moments a customer, N summed features, K half-lives, V values of a
+feature, S the size of the state.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+
+from .configuration_mcm import MCMConfig
+
+FIRST_VALUE = 1  # id 0 is a missing value, which is not counted
+TASTE_HALF_LIFE = 30.0  # days at which features of many values are counted, beside counts that do not fade
+TASTE_SIZE, HIDDEN = 128, 256
+DROPOUT = 0.3
+LEAST_SPREAD, FARTHEST = 0.05, 8.0  # of counts when they are standardised
+GAPS = ("days since the last event", "days since the first", "the ratio to the mean gap", "the mean gap")
+
+
+class CustomerState(nn.Module):
+    """The state of a customer at a moment t:
+
+        n_{x,k} = sum over events i until t of  x_i 2^(-(t - t_i) / T_k)
+        z = (log(1 + n) - mean) / spread
+        state = A z' + C gelu(D z'),  z' = [z of few values, P z of many values]
+
+    x_i is 1 for an event, 1 for the first event of a visit, the value of a summed feature, or 1 where a feature has a
+    certain value. One of the T_k is infinite: a count that does not fade. `state_features`, which have few values, are
+    counted at every half-life; `taste_features`, which have many, at one and without fading. To z belong the
+    logarithms of `GAPS` too. The start row is no event, so a profile is no part of the state.
+
+    Args:
+        config: the model's.
+    """
+
+    def __init__(self, config: MCMConfig):
+        super().__init__()
+        self.sizes = list(config.vocabulary_sizes)
+        self.half_lives = [float(days) for days in config.state_half_lives_days]
+        self.num_sums = len(config.summed_features)
+        self.few = [config.features.index(name) for name in config.state_features or []]
+        self.many = [config.features.index(name) for name in config.taste_features or []]
+        self.mean = nn.Buffer(torch.zeros(self.num_few + self.num_many))
+        self.spread = nn.Buffer(torch.ones(self.num_few + self.num_many))
+        self.taste = nn.Linear(self.num_many, TASTE_SIZE, bias=False)
+        self.direct = nn.Linear(self.num_few + TASTE_SIZE, config.state_size)
+        self.bent_in = nn.Linear(self.num_few + TASTE_SIZE, HIDDEN)
+        self.bent_out = nn.Linear(HIDDEN, config.state_size, bias=False)
+
+    def reset_parameters(self) -> None:
+        """The start of the buffers; weights start as the library's linear layers do."""
+        init.zeros_(self.mean)
+        init.ones_(self.spread)
+
+    @property
+    def num_few(self) -> int:
+        """Numbers of z but those of features with many values."""
+        channels = 2 + self.num_sums + sum(self.sizes[j] for j in self.few)
+        return (len(self.half_lives) + 1) * channels + len(GAPS)
+
+    @property
+    def num_many(self) -> int:
+        """Numbers of z of features with many values."""
+        return 2 * sum(self.sizes[j] for j in self.many)
+
+    @torch.no_grad()
+    def counts(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        visit_ids: torch.Tensor | None,
+        event_times: torch.Tensor,
+        event_values: torch.Tensor | None,
+        now: torch.Tensor,
+    ) -> torch.Tensor:
+        """log(1 + n) and the gaps, before they are standardised.
+
+        Args:
+            input_ids (`(B, L, J)`): ids, the start row first.
+            attention_mask (`(B, L)`): 1 where an event is real.
+            visit_ids (`(B, L)`): the visit of each event; without them every event is a visit.
+            event_times (`(B, L)`): days.
+            event_values (`(B, L, N)`): values of the summed features; may be left out where there are none.
+            now (`(B, M)`): moments, in days on the same clock. Events after a moment are not counted.
+
+        Returns:
+            Of shape `(B, M, numbers)`.
+        """
+        batch, length, moments = *input_ids.shape[:2], now.shape[1]
+        is_event = attention_mask.bool() & (torch.arange(length, device=now.device) > 0)
+        opens = is_event
+        if visit_ids is not None:
+            opens = is_event & (visit_ids != F.pad(visit_ids, (1, 0), value=-1)[:, :-1])
+        ages = now[:, None, :] - event_times[..., None]  # (B, L, M)
+        past = (ages >= 0) & is_event[..., None]
+        half_lives = torch.tensor([*self.half_lives, math.inf], device=now.device)
+        weights = torch.exp2(-ages.clamp(min=0)[..., None] / half_lives) * past[..., None]  # (B, L, M, K)
+        kernels = len(half_lives)
+        if self.num_sums and event_values is None:
+            raise ValueError("The customer state sums values: `event_values` of MCMFeatureExtractor are missing.")
+        numbers = [is_event.to(weights.dtype), opens.to(weights.dtype)]
+        numbers += [] if event_values is None else list(event_values[..., : self.num_sums].unbind(-1))
+        found = [torch.einsum("blmk,bl->bmk", weights, each) for each in numbers]
+
+        def by_value(feature: int, rows: torch.Tensor) -> torch.Tensor:
+            """Sums of weights by the feature's value, of shape `(B, M, V k)`; rows is `(B, L, M, k)`."""
+            values = self.sizes[feature]
+            ids = input_ids[..., feature] + values * torch.arange(batch, device=now.device)[:, None]
+            sums = rows.new_zeros(batch * values, rows.shape[2] * rows.shape[3])
+            sums = sums.index_add(0, ids.flatten(), rows.flatten(2).flatten(0, 1)).view(batch, values, *rows.shape[2:])
+            sums = sums * (torch.arange(values, device=now.device) >= FIRST_VALUE)[:, None, None]
+            return sums.permute(0, 2, 1, 3).flatten(2)
+
+        found += [by_value(feature, weights) for feature in self.few]
+        counted = torch.cat(found, -1).clamp(min=0).log1p()
+        if self.many:
+            nearest = min(range(kernels), key=lambda k: abs(float(half_lives[k]) - TASTE_HALF_LIFE))
+            slow = weights[..., [nearest, kernels - 1]]
+            taste = torch.cat([by_value(feature, slow) for feature in self.many], -1).log1p()
+        else:
+            taste = counted[..., :0]
+        visits = found[1][..., -1]  # what does not fade
+        last = torch.where(past, event_times[..., None], -math.inf).amax(1)
+        first = torch.where(past, event_times[..., None], math.inf).amin(1)
+        is_known = past.any(1)
+        since_last, since_first = (torch.where(is_known, now - time, 0.0) for time in (last, first))
+        gap = (since_first - since_last) / (visits - 1).clamp(min=1)
+        gaps = torch.stack([since_last, since_first, since_last / (gap + 0.5), gap], -1).clamp(min=0).log1p()
+        return torch.cat([counted, gaps, taste], -1).view(batch, moments, -1)
+
+    def standardised(self, counts: torch.Tensor) -> torch.Tensor:
+        """z, of the shape of the counts."""
+        return ((counts - self.mean) / self.spread.clamp(min=LEAST_SPREAD)).clamp(-FARTHEST, FARTHEST)
+
+    def forward(self, counts: torch.Tensor) -> torch.Tensor:
+        """The state of shape `(..., S)`, from counts of shape `(..., numbers)`."""
+        few, many = self.standardised(counts).to(self.taste.weight.dtype).split([self.num_few, self.num_many], -1)
+        few, many = (F.dropout(part, DROPOUT, self.training) for part in (few, many))
+        joined = torch.cat([few, self.taste(many)], -1)
+        return self.direct(joined) + self.bent_out(F.gelu(self.bent_in(joined)))
+
+    @torch.no_grad()
+    def grow(self, feature: int, number: int) -> None:
+        """New values of a feature, by its place, after those that it has: the state does not look at them yet."""
+        if feature not in (*self.few, *self.many):
+            self.sizes[feature] += number
+            return
+        kernels, is_few = len(self.half_lives) + 1, feature in self.few
+        counted, width = (self.few, kernels) if is_few else (self.many, 2)
+        # The place after the last of the feature's values: the numbers of a value stand together.
+        values = sum(self.sizes[j] for j in counted[: counted.index(feature) + 1])
+        place = width * values + (kernels * (2 + self.num_sums) if is_few else self.num_few)
+        columns = width * number
+        self.mean = nn.Buffer(_inserted(self.mean, place, columns, 0.0))
+        self.spread = nn.Buffer(_inserted(self.spread, place, columns, 1.0))
+        layers = (self.direct, self.bent_in) if is_few else (self.taste,)
+        place -= 0 if is_few else self.num_few
+        for layer in layers:
+            layer.weight = nn.Parameter(_inserted(layer.weight, place, columns, 0.0))
+            layer.in_features += columns
+        self.sizes[feature] += number
+
+
+def _inserted(values: torch.Tensor, place: int, number: int, value: float) -> torch.Tensor:
+    """The values with so many new ones at a place of the last axis."""
+    new = values.new_full((*values.shape[:-1], number), value)
+    return torch.cat([values[..., :place], new, values[..., place:]], -1)
+
+
+class Forecasts(nn.Module):
+    """What is to be expected of a customer from a moment on, linear in the state.
+
+    For each quantity (visits, events, sums of values) the expected number between one horizon and the next is
+    exp(a . state + b), and a forecast is the sum up to its horizon. The chance of a visit comes from hazards: of
+    customers without a visit up to the start of an interval, the share that has one within it is
+    sigmoid(c . state + d).
+
+    Args:
+        config: the model's.
+    """
+
+    def __init__(self, config: MCMConfig):
+        super().__init__()
+        self.days = sorted(float(day) for day in config.forecast_days)
+        self.quantities = ["visits", "events", *config.summed_features]
+        self.edges = interval_edges(self.days)
+        self.amounts = nn.Linear(config.state_size, len(self.days) * len(self.quantities))
+        self.hazards = nn.Linear(config.state_size, len(self.edges))
+        self.is_learned = nn.Buffer(torch.zeros(len(self.days), dtype=torch.bool))
+
+    def reset_parameters(self) -> None:
+        """No horizon has been learned."""
+        init.zeros_(self.is_learned)
+
+    def names(self) -> list[str]:
+        """Names of the forecasts that have been learned, in the order of `forward`."""
+        return list(self(torch.zeros(1, self.amounts.in_features, device=self.amounts.weight.device)))
+
+    def log_amounts(self, state: torch.Tensor) -> torch.Tensor:
+        """The logarithm of what is expected between horizons, of shape `(..., horizons, quantities)`."""
+        return self.amounts(state).unflatten(-1, (len(self.days), len(self.quantities)))
+
+    def forward(self, state: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Forecasts by name, each of shape `(...)`: `visits_7d`, `events_7d` and so on with each horizon and quantity,
+        `visit_probability_7d`, and `days_to_next_visit`, the number of days by which half of such customers have come.
+
+        Horizons that the training data were too short for are left out.
+        """
+        amounts = self.log_amounts(state.float()).clamp(max=30).exp().cumsum(-2)
+        absent = torch.cumsum(F.logsigmoid(-self.hazards(state.float())), -1).exp()  # (..., intervals)
+        result = {}
+        for place, day in enumerate(self.days):
+            if not self.is_learned[place]:
+                continue
+            for column, quantity in enumerate(self.quantities):
+                result[f"{quantity}_{day:g}d"] = amounts[..., place, column]
+            result[f"visit_probability_{day:g}d"] = 1 - absent[..., self.edges.index(day)]
+        if result:
+            result["days_to_next_visit"] = self._median_days(absent)
+        return result
+
+    def _median_days(self, absent: torch.Tensor) -> torch.Tensor:
+        """Where the share without a visit falls to a half, on a line between edges; at most the last edge."""
+        edges = torch.tensor([0.0, *self.edges], device=absent.device)
+        shares = torch.cat([torch.ones_like(absent[..., :1]), absent], -1)
+        place = (shares > 0.5).sum(-1).clamp(max=len(self.edges))[..., None]  # the first edge at a half or less
+        high, low = shares.gather(-1, place - 1)[..., 0], shares.gather(-1, place)[..., 0]
+        start, end = edges[place[..., 0] - 1], edges[place[..., 0]]
+        part = ((high - 0.5) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+        return start + part * (end - start)
+
+
+def interval_edges(days: Sequence[float]) -> list[float]:
+    """Ends, in days, of the intervals that hazards are told for: each about a third longer, horizons among them."""
+    grid = [1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 14.0, 21.0, 30.0, 45.0, 60.0, 90.0, 135.0, 180.0, 270.0, 365.0]
+    return sorted({*(edge for edge in grid if edge < max(days)), *map(float, days)})
+
+
+__all__ = ["CustomerState", "Forecasts"]
