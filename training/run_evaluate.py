@@ -68,9 +68,9 @@ from modeling_mcm.evaluation.tables import (
     write_values,
 )
 from modeling_mcm.model_evaluation import model_scores, model_values
+from modeling_mcm.training.checkpoints import check_files, read_checkpoint
 
 from arguments import parse_options
-from checkpoints import check_files, read_checkpoint
 from memory import keep_freed_memory
 
 

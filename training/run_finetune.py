@@ -28,17 +28,17 @@ from transformers import Trainer, set_seed
 from transformers.utils import logging
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation
-from modeling_mcm.callbacks import EarlyStopping, EpochCallback
 from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
 from modeling_mcm.data.collator import LengthGroupedSampler
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
 from modeling_mcm.data.offers import SPLITS, TEST, TRAIN, VALIDATION, load_offers
 from modeling_mcm.evaluation.offers import OfferMetrics
 from modeling_mcm.extras import needs
-from modeling_mcm.trainer import last_whole_checkpoint
+from modeling_mcm.training.callbacks import EarlyStopping, EpochCallback
+from modeling_mcm.training.checkpoints import check_files, read_checkpoint
+from modeling_mcm.training.trainer import last_whole_checkpoint
 
 from arguments import parse_options
-from checkpoints import check_files, read_checkpoint
 from memory import keep_freed_memory
 from run_pretrain import PretrainingArguments, check_launch, popularity
 

@@ -37,9 +37,9 @@ from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest, check_v
 from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
 from modeling_mcm.extras import needs
 from modeling_mcm.scoring import Scorer, ScoringJob, model_digest, score_on_spark
+from modeling_mcm.training.checkpoints import check_files, read_checkpoint
 
 from arguments import EngineOptions, parse_options
-from checkpoints import check_files, read_checkpoint
 from memory import keep_freed_memory
 from run_pretrain import check_launch
 

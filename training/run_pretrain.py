@@ -38,7 +38,6 @@ from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, __version__
-from modeling_mcm.callbacks import FirstComparison
 from modeling_mcm.counting import (
     CASES,
     fill_followers,
@@ -65,7 +64,8 @@ from modeling_mcm.evaluation.comparison import baseline_warnings, values_of
 from modeling_mcm.evaluation.counting import FIRST_BASELINES, STRONG_BASELINES, counting_baselines
 from modeling_mcm.model_evaluation import model_values
 from modeling_mcm.recipe import Recipe, recipe_for
-from modeling_mcm.trainer import BEST_METRIC, MCMTrainer, last_whole_checkpoint
+from modeling_mcm.training.callbacks import FirstComparison
+from modeling_mcm.training.trainer import BEST_METRIC, MCMTrainer, last_whole_checkpoint
 
 from arguments import given_options, parse_options
 from memory import keep_freed_memory

@@ -32,10 +32,10 @@ from modeling_mcm.data.offer_collator import events_before
 from modeling_mcm.evaluation.offers import resample_customers, weighted_ranking
 from modeling_mcm.evaluation.offers_gbdt import HistoryFeatures
 from modeling_mcm.extras import needs
+from modeling_mcm.training.checkpoints import check_files, read_checkpoint
 
 from ablation_report import _interval, _markdown
 from arguments import parse_options
-from checkpoints import check_files, read_checkpoint
 
 SECONDS_PER_DAY = 86_400
 WHOLE_HISTORY = 10**6

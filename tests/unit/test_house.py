@@ -63,11 +63,10 @@ ROOMS = {
     "evaluation": {"evaluation", "extras", "processing_mcm"},
     "hub": {"hub", "data", "evaluation", *SIBLINGS},
     "extras": set(),
-    "callbacks": {"data"},
     "counting": set(SIBLINGS),
     "model_evaluation": {"data", "evaluation", *SIBLINGS},
     "recipe": set(),
-    "trainer": {"callbacks", "data", "evaluation", *SIBLINGS},
+    "training": {"training", "data", "evaluation", "extras", *SIBLINGS},
     "scoring": {"data", *SIBLINGS},
     "__init__": set(SIBLINGS),
 }
