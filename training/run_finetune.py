@@ -14,7 +14,6 @@ run_evaluate.py --offers. Started again with the same options it goes on from it
 `TrainingArguments` work; a YAML file may hold any of them, and flags win over it.
 """
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +33,7 @@ from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
 from modeling_mcm.data.offers import SPLITS, TEST, TRAIN, VALIDATION, load_offers
 from modeling_mcm.evaluation.offers import OfferMetrics
 from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import write_json
 from modeling_mcm.training.callbacks import EarlyStopping, EpochCallback
 from modeling_mcm.training.checkpoints import check_files, read_checkpoint
 from modeling_mcm.training.trainer import last_whole_checkpoint
@@ -240,7 +240,7 @@ def main() -> None:
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "threads": torch.get_num_threads(),
         }
-        Path(training.output_dir, "finetuning.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        write_json(Path(training.output_dir, "finetuning.json"), facts)
     PartialState().destroy_process_group()  # whose threads would now and then abort the process at its end
 
 
