@@ -30,7 +30,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from modeling_mcm.evaluation.tables import text_table, write_report
-from modeling_mcm.trainer import MCMTrainer
+from modeling_mcm.training.trainer import MCMTrainer
 
 import run_pretrain
 from arguments import parse_options

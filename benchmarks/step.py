@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-from modeling_mcm.trainer import MCMTrainer
+from modeling_mcm.training.trainer import MCMTrainer
 
 import run_pretrain
 from floor import Shape, floor

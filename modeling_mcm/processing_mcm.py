@@ -55,6 +55,7 @@ from .events_mcm import (
     to_place,
     to_text,
 )
+from .files_mcm import write_json
 
 VOCABULARIES_NAME = "vocabularies.json"
 HISTORY_START, TOKEN_TYPE = "history_start", "token_type"
@@ -596,10 +597,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         folder = Path(save_directory)
         saved = super().save_pretrained(folder)
         path = folder / VOCABULARIES_NAME
-        unfinished = path.with_suffix(".tmp")
-        stored = {"vocabularies": self.vocabularies, "bins": self.bins}
-        unfinished.write_text(json.dumps(stored, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)  # a file that is half written never carries the name
+        write_json(path, {"vocabularies": self.vocabularies, "bins": self.bins}, indent=1, allow_nan=False)
         if push_to_hub:  # not in the base class, which would upload before the vocabularies are written
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
         return [*saved, str(path)]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.data.dataset import PreparedManifest
+from modeling_mcm.files_mcm import atomic_write
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.processing_mcm import FIRST_VALUE_ID, MCMFeatureExtractor
 
@@ -123,9 +123,9 @@ class Scorer:
 
     def write(self, path: Path, kept: range, tell: Callable[[int], Any] = bool) -> None:
         """Scores some customers into a file, which appears when it is whole; `tell` hears how many are done."""
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        pq.write_table(self.score(self.read(kept), tell), partial, compression="zstd")
-        partial.replace(path)
+        scores = self.score(self.read(kept), tell)
+        with atomic_write(path) as partial:
+            pq.write_table(scores, partial, compression="zstd")
 
     def read(self, kept: range) -> list[dict[str, Any]]:
         """The rows of some customers, by their place in the data set."""

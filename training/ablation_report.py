@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from modeling_mcm.evaluation.metrics import average_relative_difference, bootstrap_interval, paired_difference
 from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import write_text
 
 METRICS = {
     "next_visit_ndcg@10": "next visit NDCG@10",
@@ -241,7 +242,7 @@ def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> 
     lines += [f"- {', '.join(f'{name} {version}' for name, version in each.items())}" for each in results["versions"]]
     lines += [f"- {', '.join(f'{name}: {value}' for name, value in each.items())}" for each in results["machines"]]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def _figure(width: float, height: float) -> Any:

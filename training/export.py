@@ -33,9 +33,9 @@ from safetensors.torch import save_file
 from transformers import TorchAoConfig
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
+from modeling_mcm.training.checkpoints import check_files, read_checkpoint
 
 from arguments import parse_options
-from checkpoints import check_files, read_checkpoint
 from export_folder import check_writable, export_folder
 
 ONNX, TORCH, INT8 = FORMATS = ("onnx", "torch", "int8")

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from modeling_mcm.files_mcm import write_json
+
 MARKER = "mcm_export.json"  # says that a folder is an export, of which format, and which files are its own
 PARTIAL = ".export.partial"
 
@@ -65,19 +67,17 @@ def export_folder(folder: Path, **facts: str) -> Iterator[Path]:
         yield partial
         earlier = {path.name for path in folder.iterdir()} - {PARTIAL, MARKER}
         files = sorted(path.name for path in partial.iterdir())
-        _mark(folder, partial, facts, [*files, *earlier])  # a run that is killed now leaves a folder that is its own
+        _mark(folder, facts, [*files, *earlier])  # a run that is killed now leaves a folder that is its own
         for name in files:
             (partial / name).replace(folder / name)
         for name in earlier.difference(files):
             (folder / name).unlink()
-        _mark(folder, partial, facts, files)
+        _mark(folder, facts, files)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if not existed and not any(folder.iterdir()):
             folder.rmdir()
 
 
-def _mark(folder: Path, partial: Path, facts: dict[str, str], names: list[str]) -> None:
-    text = json.dumps({**facts, "files": sorted(set(names))}, indent=1) + "\n"
-    (partial / MARKER).write_text(text, encoding="utf-8")
-    (partial / MARKER).replace(folder / MARKER)
+def _mark(folder: Path, facts: dict[str, str], names: list[str]) -> None:
+    write_json(folder / MARKER, {**facts, "files": sorted(set(names))}, indent=1)

@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
+from modeling_mcm.files_mcm import write_json
+
 from arguments import parse_options
 from run_predict import IDENTITY_FILE
 
@@ -100,9 +102,7 @@ def forget_in_predictions(folder: Path, customers: Collection[str]) -> int:
         said = json.loads(identity.read_text(encoding="utf-8"))
         # Of other data than the data set is now: run_predict.py will not go on with this folder.
         said["customers"] = sum(pq.read_metadata(path).num_rows for path in files)
-        partial = identity.with_name(f".{IDENTITY_FILE}.partial")
-        partial.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
-        partial.replace(identity)
+        write_json(identity, said, indent=1)
     return rows
 
 

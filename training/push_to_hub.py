@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from modeling_mcm import MCMFeatureExtractor
 from modeling_mcm.data.dataset import FOLLOWERS_FILE
+from modeling_mcm.files_mcm import write_text
 from modeling_mcm.hub import (
     CardFacts,
     Exposure,
@@ -126,7 +127,7 @@ def write_dataset_card(options: PublishingOptions) -> None:
     extractor = MCMFeatureExtractor.from_pretrained(str(Path(str(options.data), FEATURE_EXTRACTOR_FOLDER)))
     _, exposure = count_rare(options, extractor)
     card = dataset_card(PreparedManifest.load(str(options.data)), exposure)
-    Path(str(options.dataset_card)).write_text(f"{card}\n", encoding="utf-8")
+    write_text(str(options.dataset_card), f"{card}\n")
     print(f"{options.dataset_card}: the card of {options.data}; the data set stays where it is")
 
 
@@ -157,7 +158,7 @@ def fill_folder(options: PublishingOptions, folder: Path) -> None:
         Footprint(options.watts, options.grams_per_kwh),
     )
     for path in (folder / "README.md", *([Path(options.card)] if options.card else [])):
-        path.write_text(f"{model_card(told)}\n", encoding="utf-8")
+        write_text(path, f"{model_card(told)}\n")
     if options.card:
         told.save(Path(options.card).with_suffix(".json"))
 

@@ -29,6 +29,7 @@ from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, MANIFEST_FILE, s
 from modeling_mcm.evaluation.cases import EvaluationCases, find_cases
 from modeling_mcm.evaluation.counting import BASELINES, NEEDS, counting_baselines, not_installed
 from modeling_mcm.evaluation.tables import write_values
+from modeling_mcm.files_mcm import write_json
 from modeling_mcm.model_evaluation import model_values
 
 from ablation_report import FinishedRun, draw_bars, draw_curves, summarize, write_page
@@ -113,7 +114,7 @@ def is_finished(record: Path, options: dict[str, Any]) -> bool:
 def write_record(record: Path, options: dict[str, Any]) -> None:
     """Says that a step was finished with these options; written last."""
     record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
+    write_json(record, options)
 
 
 def train(model: AblatedModel, run: FinishedRun, options: AblationOptions, data: str) -> dict[str, Any]:
@@ -202,7 +203,7 @@ def main() -> None:
     results = summarize(runs, counting, options.cutoff, options.tasks, ours=OURS, reference=BERT4REC)
     results["command"] = shlex.join(["python", "training/run_ablation.py", *sys.argv[1:]])
     results["data"] = schema.name
-    Path(options.output_dir, "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_json(Path(options.output_dir, "results.json"), results)
     page = Path(options.report)
     pictures = page.parent / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)

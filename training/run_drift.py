@@ -13,7 +13,6 @@ schema had a `min_count`.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from modeling_mcm import MCMFeatureExtractor
 from modeling_mcm.data.features import CATEGORICAL
+from modeling_mcm.files_mcm import write_json
 
 from arguments import parse_options
 
@@ -82,7 +82,7 @@ def main() -> None:
         if options.report_file:
             path = Path(options.report_file)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+            write_json(path, report.to_dict(), indent=1)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"run_drift: {error}")
     sys.stdout.write(table(report) + "\n")

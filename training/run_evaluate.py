@@ -18,7 +18,6 @@ With --offers the cases are groups of offers (docs/offers.md): who takes any, an
 """
 
 import contextlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,10 +66,11 @@ from modeling_mcm.evaluation.tables import (
     write_report,
     write_values,
 )
+from modeling_mcm.files_mcm import write_json
 from modeling_mcm.model_evaluation import model_scores, model_values
+from modeling_mcm.training.checkpoints import check_files, read_checkpoint
 
 from arguments import parse_options
-from checkpoints import check_files, read_checkpoint
 from memory import keep_freed_memory
 
 
@@ -282,7 +282,7 @@ def main() -> None:
             write_report(table, caption, Path(options.report_file))
         if options.output_file:
             Path(options.output_file).parent.mkdir(parents=True, exist_ok=True)
-            Path(options.output_file).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            write_json(options.output_file, found)
         return
     manifest = PreparedManifest.load(options.data)
     model = read_checkpoint(MCMForMultiTaskRecommendation, options.model).eval()
@@ -341,7 +341,7 @@ def main() -> None:
         report |= {"horizon_days": options.horizon_days, "filter_seen": options.filter_seen}
         report |= {"only_new": options.only_new, "results": summary(results), "by_history": histories}
         Path(options.output_file).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.output_file).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_json(options.output_file, report)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ run_evaluate.py --offers. Started again with the same options it goes on from it
 `TrainingArguments` work; a YAML file may hold any of them, and flags win over it.
 """
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,17 +27,18 @@ from transformers import Trainer, set_seed
 from transformers.utils import logging
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation
-from modeling_mcm.callbacks import EarlyStopping, EpochCallback
 from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
 from modeling_mcm.data.collator import LengthGroupedSampler
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
 from modeling_mcm.data.offers import SPLITS, TEST, TRAIN, VALIDATION, load_offers
 from modeling_mcm.evaluation.offers import OfferMetrics
 from modeling_mcm.extras import needs
-from modeling_mcm.trainer import last_whole_checkpoint
+from modeling_mcm.files_mcm import write_json
+from modeling_mcm.training.callbacks import EarlyStopping, EpochCallback
+from modeling_mcm.training.checkpoints import check_files, read_checkpoint
+from modeling_mcm.training.trainer import last_whole_checkpoint
 
 from arguments import parse_options
-from checkpoints import check_files, read_checkpoint
 from memory import keep_freed_memory
 from run_pretrain import PretrainingArguments, check_launch, popularity
 
@@ -240,7 +240,7 @@ def main() -> None:
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "threads": torch.get_num_threads(),
         }
-        Path(training.output_dir, "finetuning.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        write_json(Path(training.output_dir, "finetuning.json"), facts)
     PartialState().destroy_process_group()  # whose threads would now and then abort the process at its end
 
 

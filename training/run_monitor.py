@@ -30,6 +30,7 @@ from modeling_mcm.data import PreparedManifest
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
 from modeling_mcm.evaluation.tables import text_table
 from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import write_json
 from modeling_mcm.scoring import SCORES
 
 from arguments import parse_options
@@ -232,7 +233,7 @@ def main() -> None:
         if options.report_file:
             path = Path(options.report_file)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"drift": drift, "calibration": calibrated}, indent=1) + "\n", encoding="utf-8")
+            write_json(path, {"drift": drift, "calibration": calibrated}, indent=1)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"run_monitor: {error}")
     sys.stdout.write(said(drift, calibrated) + "\n")

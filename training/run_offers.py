@@ -46,6 +46,7 @@ from modeling_mcm.evaluation.offers import (
     score_offers,
 )
 from modeling_mcm.evaluation.offers_gbdt import SEARCH, TREES, LightGBMOffers, OfferTable, offer_features
+from modeling_mcm.files_mcm import write_json, write_text
 
 from ablation_report import _interval, _markdown
 from arguments import parse_options
@@ -214,7 +215,7 @@ class Comparison:
                 "group_features": everything.group_names,
                 "offer_features": everything.offer_names,
             }
-            (folder / "chosen.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            write_json(folder / "chosen.json", facts)
             return found
 
         facts = {"seeds": self.options.seeds, "shares": shares, "trials": self.options.trials}
@@ -375,7 +376,7 @@ def write_page(results: dict[str, Any], path: Path) -> None:
         found = results["lightgbm"][kind]
         lines += [f"{kind.replace('_', ' ').capitalize()} ({len(found)}): {', '.join(found)}.", ""]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    write_text(path, "\n".join(lines).rstrip() + "\n")
 
 
 def main() -> None:
@@ -385,7 +386,7 @@ def main() -> None:
     if options.data is None or options.offers is None:
         raise SystemExit("--data and --offers are needed: see --help.")
     results = compare(options)
-    Path(options.output_dir, "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_json(Path(options.output_dir, "results.json"), results)
     write_page(results, Path(options.report))
     logger.info("%s is written.", options.report)
 

@@ -37,10 +37,11 @@ from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest, check_v
 from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
 from modeling_mcm.events_mcm import naming, read_zone, to_seconds
 from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import write_json
 from modeling_mcm.scoring import Scorer, ScoringJob, model_digest, score_on_spark
+from modeling_mcm.training.checkpoints import check_files, read_checkpoint
 
 from arguments import EngineOptions, parse_options
-from checkpoints import check_files, read_checkpoint
 from memory import keep_freed_memory
 from run_pretrain import check_launch
 
@@ -164,9 +165,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for partial in folder.glob(".*.partial"):  # of a run that was killed
         shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
-    partial = folder / f".{IDENTITY_FILE}.partial"
-    partial.write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_json(path, identity, indent=1)
 
 
 def _session(engine: EngineOptions) -> AbstractContextManager[Any]:

@@ -18,7 +18,6 @@ learning rate follows the clock instead of the steps, and `--num_train_epochs` o
 depends on the machine, so it can't be resumed to the same bits, and trying to is an error: start it anew.
 """
 
-import json
 import os
 import platform
 import sys
@@ -38,7 +37,6 @@ from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, __version__
-from modeling_mcm.callbacks import FirstComparison
 from modeling_mcm.counting import (
     CASES,
     fill_followers,
@@ -63,9 +61,11 @@ from modeling_mcm.evaluation.baseline_cache import BaselineCache
 from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.evaluation.comparison import baseline_warnings, values_of
 from modeling_mcm.evaluation.counting import FIRST_BASELINES, STRONG_BASELINES, counting_baselines
+from modeling_mcm.files_mcm import write_json
 from modeling_mcm.model_evaluation import model_values
 from modeling_mcm.recipe import Recipe, recipe_for
-from modeling_mcm.trainer import BEST_METRIC, MCMTrainer, last_whole_checkpoint
+from modeling_mcm.training.callbacks import FirstComparison
+from modeling_mcm.training.trainer import BEST_METRIC, MCMTrainer, last_whole_checkpoint
 
 from arguments import given_options, parse_options
 from memory import keep_freed_memory
@@ -499,7 +499,7 @@ def main() -> None:
                 "device": torch.cuda.get_device_name() if training.device.type == "cuda" else training.device.type,
             },
         }
-        Path(training.output_dir, "pretraining.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        write_json(Path(training.output_dir, "pretraining.json"), facts)
     PartialState().destroy_process_group()  # whose threads would now and then abort the process at its end
 
 

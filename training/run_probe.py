@@ -13,7 +13,6 @@ classes (one against the rest, the mean over classes), rank correlation for spen
 over repetitions, intervals resample customers in pairs. Needs the extra `gbdt`.
 """
 
-import json
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -32,10 +31,11 @@ from modeling_mcm.data.offer_collator import events_before
 from modeling_mcm.evaluation.offers import resample_customers, weighted_ranking
 from modeling_mcm.evaluation.offers_gbdt import HistoryFeatures
 from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import write_json, write_text
+from modeling_mcm.training.checkpoints import check_files, read_checkpoint
 
 from ablation_report import _interval, _markdown
 from arguments import parse_options
-from checkpoints import check_files, read_checkpoint
 
 SECONDS_PER_DAY = 86_400
 WHOLE_HISTORY = 10**6
@@ -242,7 +242,7 @@ def write_page(results: dict[str, Any], path: Path) -> None:
         lines += [f"## {learner}", ""]
         lines += _markdown(["target", "customers", *INPUTS, "embedding beside counts"], rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    write_text(path, "\n".join(lines).rstrip() + "\n")
 
 
 def main() -> None:
@@ -260,7 +260,7 @@ def main() -> None:
         sys.exit(f"run_probe: {error}")
     write_page(results, Path(options.report))
     if options.output_file:
-        Path(options.output_file).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_json(options.output_file, results)
 
 
 if __name__ == "__main__":

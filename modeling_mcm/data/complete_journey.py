@@ -12,6 +12,7 @@ import importlib.util
 from pathlib import Path
 
 from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import atomic_write
 
 with needs("data"):
     import ibis
@@ -96,9 +97,8 @@ def _redemptions(redemptions: ir.Table, transactions: ir.Table) -> ir.Table:
 
 def _write(table: ir.Table, path: Path) -> None:
     """In one order, so that building again gives the same bytes; under its name only when it is whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    table.order_by(*table.columns).to_parquet(partial)
-    partial.replace(path)
+    with atomic_write(path) as partial:
+        table.order_by(*table.columns).to_parquet(partial)
 
 
 def build_complete_journey(output_dir: str | Path) -> tuple[Path, Path]:

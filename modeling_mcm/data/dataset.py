@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling_mcm.data.schema import EventSchema
+from modeling_mcm.files_mcm import write_json
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 MANIFEST_FILE = "manifest.json"
@@ -93,14 +93,7 @@ class PreparedManifest:
 
     def save(self, directory: str | Path) -> None:
         """Writes `manifest.json` in one step: another process sees the whole file or none."""
-        path = Path(directory) / MANIFEST_FILE
-        partial = path.with_name(f".{MANIFEST_FILE}.partial")
-        with open(partial, "w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, indent=2, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_json(Path(directory) / MANIFEST_FILE, asdict(self), ensure_ascii=False)
 
 
 def check_shard(path: Path, expected: dict[str, Any], verify: bool) -> pa.Schema:

@@ -26,6 +26,7 @@ from modeling_mcm.data.dataset import PreparedManifest, check_shard, sha256_of
 from modeling_mcm.data.forget import CUSTOMER, forget_in_log, forget_in_prepared, log_files, open_parquet
 from modeling_mcm.data.locks import note_of
 from modeling_mcm.events_mcm import to_text
+from modeling_mcm.files_mcm import write_json
 
 
 @dataclass
@@ -210,12 +211,7 @@ class DeletionNote:
         """Notes that files of the log are about to be others; the digests are old to new."""
         settled = {old: digests.get(new, new) for old, new in self.digests.items()}
         self.digests = settled | digests
-        partial = self.path.with_suffix(".partial")
-        with open(partial, "w", encoding="utf-8") as file:
-            json.dump({"process": os.getpid(), "files": self.digests}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
+        write_json(self.path, {"process": os.getpid(), "files": self.digests})
 
     def close(self) -> None:
         """All is deleted, and the data set fits its log."""

@@ -34,6 +34,7 @@ from modeling_mcm.data.files import SUFFIXES
 from modeling_mcm.data.locks import LOCK_SUFFIX, note_of
 from modeling_mcm.events_mcm import to_text
 from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import atomic_write
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 with needs("data"):
@@ -134,13 +135,12 @@ def forget_in_file(
         theirs = _is_theirs(file.read([column])[column], customers)
         if not (number := pc.sum(theirs).as_py() or 0):
             return 0
-        partial = path.with_name(f".{path.name}.partial")
-        sizes = {"row_group_size": file.metadata.row_group(0).num_rows, "compression": "zstd"}
-        pq.write_table(file.read().filter(pc.invert(theirs)), partial, **sizes)
-    shutil.copymode(path, partial)
-    if before_replacing is not None:
-        before_replacing(partial)
-    partial.replace(path)
+        left = file.read().filter(pc.invert(theirs))
+        rows = file.metadata.row_group(0).num_rows
+    with atomic_write(path) as partial:
+        pq.write_table(left, partial, row_group_size=rows, compression="zstd")
+        if before_replacing is not None:
+            before_replacing(partial)
     return number
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import functools
 import operator
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from modeling_mcm.data.features import CATEGORICAL
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import atomic_write
 from modeling_mcm.processing_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 
 with needs("data"):
@@ -153,9 +153,8 @@ def cases_among(rows: pa.Table, schema: EventSchema) -> dict[str, int]:
 
 def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
     """Writes a Parquet file, which appears when it is whole; returns its entry of the manifest."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # a worker that is lost leaves no half shard
-    pq.write_table(table.combine_chunks(), partial, compression="zstd", row_group_size=ROWS_PER_ROW_GROUP)
-    partial.replace(path)
+    with atomic_write(path) as partial:  # a worker that is lost leaves no half shard
+        pq.write_table(table.combine_chunks(), partial, compression="zstd", row_group_size=ROWS_PER_ROW_GROUP)
     return {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 

@@ -21,6 +21,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from modeling_mcm.evaluation.cases import EvaluationCases
+from modeling_mcm.files_mcm import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -70,16 +71,12 @@ class BaselineCache:
     def write(self, key: Mapping[str, Any], values: Mapping[str, NDArray[np.float64]]) -> None:
         """Keeps values under a key; a folder that can't be written to is passed over."""
         path, text = self._place(key)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         table = pa.table({name: pa.array(column, pa.float64()) for name, column in values.items()})
         try:
             self.folder.mkdir(exist_ok=True)
-            try:
-                table = table.replace_schema_metadata({KEY: text.encode()})
+            table = table.replace_schema_metadata({KEY: text.encode()})
+            with atomic_write(path) as partial:
                 pa.parquet.write_table(table, partial, write_page_checksum=True)
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
             for other in self.folder.glob("*.parquet"):
                 if not other.name.startswith(f"{self.data[:16]}-"):
                     other.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ customer and task. The file appears under its name only when it is complete.
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -18,6 +19,7 @@ import pyarrow.parquet
 from numpy.typing import ArrayLike, NDArray
 
 from modeling_mcm.evaluation.metrics import FIRST_LABEL
+from modeling_mcm.files_mcm import atomic_write
 
 PREDICTIONS_SCHEMA = pa.schema(
     [
@@ -67,11 +69,13 @@ class PredictionsWriter:
             raise ValueError(f"Found top = {top}; expected at least one label for each customer.")
         self.path = Path(path)
         self.top = top
-        self._partial = self.path.with_name(f".{self.path.name}.partial")
 
     def __enter__(self) -> "PredictionsWriter":
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = pa.parquet.ParquetWriter(self._partial, PREDICTIONS_SCHEMA)
+        with ExitStack() as stack:
+            partial = stack.enter_context(atomic_write(self.path))
+            self._writer = stack.enter_context(pa.parquet.ParquetWriter(partial, PREDICTIONS_SCHEMA))
+            self._open = stack.pop_all()
         return self
 
     def write(self, task: str, customer_ids: Sequence[str], scores: ArrayLike, values: Sequence[str]) -> None:
@@ -108,12 +112,7 @@ class PredictionsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            self._writer.close()
-            if kind is None:
-                self._partial.replace(self.path)
-        finally:
-            self._partial.unlink(missing_ok=True)
+        self._open.__exit__(kind, error, traceback)
 
 
 def read_predictions(path: str | os.PathLike[str], task: str | None = None) -> pa.Table:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from modeling_mcm.evaluation.cases import EvaluationCases
 from modeling_mcm.evaluation.metrics import bootstrap_interval
+from modeling_mcm.files_mcm import atomic_write, write_text
 
 Results = Mapping[str, Mapping[str, Mapping[str, NDArray]]]  # method -> task -> metric -> one value a case
 VALUES_SCHEMA = pa.schema(
@@ -141,7 +142,7 @@ def write_report(table: list[list[str]], caption: str, path: Path) -> None:
     if start in old and end in old:
         text = old[: old.index(start)] + start + text + old[old.index(end) :]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def write_values(path: Path, customer_ids: Sequence[str], results: Results) -> None:
@@ -150,15 +151,13 @@ def write_values(path: Path, customer_ids: Sequence[str], results: Results) -> N
     The file appears under its name only when it is complete.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with pq.ParquetWriter(partial, VALUES_SCHEMA) as writer:
+    with atomic_write(path) as partial, pq.ParquetWriter(partial, VALUES_SCHEMA) as writer:
         for method, by_task in results.items():
             for task, metrics in by_task.items():
                 for metric, values in metrics.items():
                     repeated = [pa.repeat(name, len(values)) for name in (method, task, metric)]
                     columns = [*repeated, pa.array(customer_ids, pa.string()), pa.array(values, pa.float64())]
                     writer.write_table(pa.Table.from_arrays(columns, schema=VALUES_SCHEMA))
-    partial.replace(path)
 
 
 def _mean(values: NDArray | None) -> str:

@@ -6,7 +6,6 @@ The words are in `templates/`; what they say of this checkpoint comes from its u
 and the evaluation stored, and from counts of the prepared data set.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
+from modeling_mcm.files_mcm import write_json
 from modeling_mcm.hub.folder import (
     ACTION_HEAD,
     CONFIG_NAME,
@@ -194,7 +194,7 @@ class CardFacts:
 
     def save(self, path: str | Path) -> None:
         """Writes a JSON file, from which the card can be rendered without the checkpoint."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        write_json(path, asdict(self), indent=1)
 
 
 def schema_rows(facts: CardFacts) -> list[dict[str, str]]:

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from modeling_mcm.configuration_mcm import MCMConfig
+from modeling_mcm.files_mcm import write_json
 from modeling_mcm.hub.privacy import COUNTED, HiddenPairs, hide_pairs, hide_values
 from modeling_mcm.processing_mcm import FIRST_VALUE_ID, VOCABULARIES_NAME, MCMFeatureExtractor
 
@@ -232,20 +233,16 @@ def write_upload_folder(
         number = _hide_pairs(weights, target, config["tasks"], shared, ids)
     if len(weights) > 1:
         index = read_json(source / WEIGHTS_INDEX, "which names the file of each weight")
-        _write_json(target / WEIGHTS_INDEX, {key: index[key] for key in ("metadata", "weight_map")})
-    _write_json(target / CONFIG_NAME, config)
-    _write_json(target / PREPROCESSOR_NAME, preprocessor)
-    _write_json(target / VOCABULARIES_NAME, vocabularies, indent=1, sort_keys=False)
+        write_json(target / WEIGHTS_INDEX, {key: index[key] for key in ("metadata", "weight_map")}, sort_keys=True)
+    # Keys are sorted as transformers does, but not those of vocabularies.
+    write_json(target / CONFIG_NAME, config, sort_keys=True)
+    write_json(target / PREPROCESSOR_NAME, preprocessor, sort_keys=True)
+    write_json(target / VOCABULARIES_NAME, vocabularies, indent=1)
     for path in sorted(PACKAGE.glob(CODE)):
         shutil.copyfile(path, target / path.name)
     # Once from the written files: what would not load is not published.
     MCMFeatureExtractor.from_pretrained(str(target))
     return UploadFolder(sorted(target.iterdir()), number)
-
-
-def _write_json(path: Path, values: dict[str, Any], indent: int = 2, sort_keys: bool = True) -> None:
-    """Keys are sorted as transformers does, but not those of vocabularies."""
-    path.write_text(json.dumps(values, indent=indent, sort_keys=sort_keys) + "\n", encoding="utf-8")
 
 
 __all__ = ["UploadFolder", "write_upload_folder"]

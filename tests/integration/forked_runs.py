@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["modeling_mcm.trainer", "modeling_mcm.evaluation.cases", "pandas"]
+    ["modeling_mcm.training.trainer", "modeling_mcm.evaluation.cases", "pandas"]
 )  # what takes seconds
 
 

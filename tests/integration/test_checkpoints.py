@@ -15,14 +15,14 @@ from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from modeling_mcm import MCMForActionRecommendation, MCMForMultiTaskRecommendation, MCMModel
+from modeling_mcm.training.checkpoints import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def read(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "training"))
-    return importlib.import_module("checkpoints").read_checkpoint
+def read():
+    return read_checkpoint
 
 
 def config(**changes):

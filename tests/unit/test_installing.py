@@ -22,7 +22,7 @@ OWN = {"modeling_mcm", *(path.stem for path in (ROOT / "training").glob("*.py"))
 EXTRAS = set(re.findall(r'^        "([a-z-]+)": [A-Z]', (ROOT / "setup.py").read_text(), flags=re.MULTILINE))
 SENTENCE = re.compile(r"\w+ is not installed, which comes with an extra: pip install 'modeling-mcm\[(\S+)\]'\.")
 # What needs no extra, whatever is missing: training, fine-tuning, scoring of prepared data, the pipelines.
-ALWAYS = ["modeling_mcm", "modeling_mcm.trainer", "modeling_mcm.callbacks", "modeling_mcm.scoring"]
+ALWAYS = ["modeling_mcm", "modeling_mcm.training.trainer", "modeling_mcm.training.callbacks", "modeling_mcm.scoring"]
 ALWAYS += ["modeling_mcm.pipeline_mcm", "modeling_mcm.data", "modeling_mcm.evaluation", "modeling_mcm.hub"]
 ALWAYS += [f"modeling_mcm.data.{name}" for name in ("collator", "dataset", "schema", "streaming", "offer_collator")]
 # Modules that import a package of an extra and do not name the extra yet, and the scripts that they stop.
@@ -80,7 +80,7 @@ def test_the_list_of_what_does_not_name_its_extra_is_true(report):
 
 
 def test_what_works_without_extras_is_not_slowed_by_them():
-    code = "import sys, modeling_mcm.trainer, modeling_mcm.scoring, modeling_mcm.data.collator\n"
+    code = "import sys, modeling_mcm.training.trainer, modeling_mcm.scoring, modeling_mcm.data.collator\n"
     code += "print(sorted({'ibis', 'duckdb', 'pyspark', 'lightgbm'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -12,14 +12,14 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
-from modeling_mcm.callbacks import TrainingClock, WeightAverage
+from modeling_mcm.training.callbacks import TrainingClock, WeightAverage
 
 
 @pytest.fixture
 def pass_time(monkeypatch):
     """A function that lets seconds pass, for the clock alone."""
     now = [100.0]
-    monkeypatch.setattr("modeling_mcm.callbacks.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("modeling_mcm.training.callbacks.time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def pass_time(seconds):
         now[0] += seconds

@@ -4,7 +4,7 @@
 the epoch told to the collator, every customer of a step weighed alike on any number of processes, losses and ranks by
 task in the logs, a clock that can bound the training, and checkpoints that are there whole or not at all.
 
-Import it as `modeling_mcm.trainer`: inference does not need it.
+Import it as `modeling_mcm.training.trainer`: inference does not need it.
 """
 
 import json
@@ -22,11 +22,11 @@ from safetensors import SafetensorError
 from torch.utils.data import Sampler
 from transformers import EvalPrediction, PreTrainedModel, Trainer
 
-from modeling_mcm.callbacks import EarlyStopping, EpochCallback, SameRun, TrainingClock, WeightAverage
 from modeling_mcm.data.collator import LengthGroupedSampler, MCMCollator
 from modeling_mcm.data.streaming import StreamedOrder, StreamedRows
 from modeling_mcm.evaluation.metrics import FIRST_LABEL
 from modeling_mcm.evaluation.streaming import StreamingMetrics, ranks_from_logits
+from modeling_mcm.training.callbacks import EarlyStopping, EpochCallback, SameRun, TrainingClock, WeightAverage
 
 INCOMPLETE = "_incomplete"  # folder in output_dir where a checkpoint is while it is written
 # What is compared for early stopping and the best model: the mean over the trained tasks.

@@ -1,0 +1,94 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Files that are there whole or not at all.
+
+A file that is written in place is cut where the disk is full or the process is killed, and what was there before is
+lost. Here it is written beside its place, flushed to the disk, and renamed.
+"""
+
+import errno
+import json
+import os
+import platform
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# What the place is to blame for; other errors may be of what is read to be written.
+OF_THE_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a name beside a path to write a file to, which takes its place when all of it is on the disk.
+
+    An error inside leaves what was there before, and no trace. A symbolic link stays: the file that it names is
+    written. A file that is there keeps its permissions.
+
+    Args:
+        path (`str` or `os.PathLike`): where the file shall be; its folder must be there.
+
+    Raises:
+        OSError: naming the path, if its disk is full or it may not be written.
+    """
+    place = Path(os.path.realpath(path))
+    machine = re.sub(r"\W", "-", platform.node())  # workers of several may write to one disk
+    _remove_abandoned(place, machine)
+    partial = place.with_name(f".{place.name}.{machine}.{os.getpid()}.partial")
+    try:
+        yield partial
+        if place.exists():
+            shutil.copymode(place, partial)
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, place)
+    except OSError as error:
+        if error.errno in OF_THE_PLACE:
+            before = "what was there before is as it was" if place.exists() else "nothing is left of it"
+            raise OSError(
+                error.errno, f"{path} can't be written ({error.strerror}), and {before}: make room, or choose another"
+            ) from error
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _remove_abandoned(place: Path, machine: str) -> None:
+    """Removes what processes of this machine that are gone have left beside a file."""
+    if os.name != "posix":  # elsewhere a process can't be asked for without harm
+        return
+    name = re.compile(re.escape(f".{place.name}.{machine}.") + r"(\d+)\.partial")
+    for left in place.parent.glob(f".*.{machine}.*.partial"):
+        if found := name.fullmatch(left.name):
+            try:
+                os.kill(int(found[1]), 0)
+            except ProcessLookupError:
+                left.unlink(missing_ok=True)
+            except (PermissionError, OverflowError):  # it runs under another name, or is no process
+                continue
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file in UTF-8, whole or not at all; see [`atomic_write`]."""
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], values: Any, indent: int = 2, **options: Any) -> None:
+    """Writes a JSON file, whole or not at all; `options` are of `json.dumps`. See [`atomic_write`]."""
+    write_text(path, json.dumps(values, indent=indent, **options) + "\n")

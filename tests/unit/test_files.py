@@ -1,0 +1,168 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Files are written whole or not at all, at a full disk too, and by one function everywhere."""
+
+import ast
+import errno
+import json
+import multiprocessing
+import os
+import re
+import resource
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modeling_mcm.data.dataset import PreparedManifest
+from modeling_mcm.evaluation.predictions import PredictionsWriter
+from modeling_mcm.evaluation.tables import write_report, write_values
+from modeling_mcm.files_mcm import atomic_write, write_json, write_text
+
+ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = [*sorted((ROOT / "modeling_mcm").rglob("*.py")), *sorted((ROOT / "training").glob("*.py"))]
+OLD = b"what was there before"
+
+
+def limited(room, write, folder, answer):
+    """What a write does in a process whose files may have `room` bytes, as on a disk that is full after them."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+    try:
+        write(folder)
+    except OSError as error:
+        os.write(answer, str(error).encode())
+    os.close(answer)
+
+
+def on_a_full_disk(room, write, folder):
+    """What was said of a write that had room for some bytes only."""
+    reading, answer = os.pipe()
+    process = multiprocessing.get_context("fork").Process(target=limited, args=(room, write, folder, answer))
+    process.start()
+    os.close(answer)
+    with os.fdopen(reading) as file:
+        said = file.read()
+    process.join()
+    return said
+
+
+def write_predictions(folder):
+    with PredictionsWriter(folder / "found") as writer:
+        writer.write("items", ["a", "b"], np.arange(8).reshape(2, 4), ["", "", "tea", "milk"])
+
+
+WRITERS = {
+    "text": lambda folder: write_text(folder / "found", "text" * 100),
+    "JSON": lambda folder: write_json(folder / "found", {"results": list(range(100))}),
+    "a report": lambda folder: write_report([["method"], ["MCM"]], "caption" * 30, folder / "found"),
+    "predictions": write_predictions,
+    "values": lambda folder: write_values(folder / "found", ["a"], {"MCM": {"items": {"ndcg": np.ones(1)}}}),
+}
+
+
+@pytest.mark.parametrize("room", [0, 1, 30])
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_full_disk_leaves_what_was_there(tmp_path, room, write, existed):
+    if existed:
+        (tmp_path / "found").write_bytes(OLD)
+    said = on_a_full_disk(room, write, tmp_path)
+    assert str(tmp_path / "found") in said and "can't be written" in said and "make room" in said
+    assert [path.name for path in tmp_path.iterdir()] == (["found"] if existed else [])
+    assert not existed or (tmp_path / "found").read_bytes() == OLD
+
+
+def test_an_error_inside_leaves_what_was_there_and_no_trace(tmp_path):
+    (tmp_path / "found").write_bytes(OLD)
+    with pytest.raises(ValueError, match="of its own"), atomic_write(tmp_path / "found") as partial:
+        partial.write_text("half")
+        raise ValueError("an error of its own")
+    assert (tmp_path / "found").read_bytes() == OLD and len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_error_of_what_is_read_is_not_blamed_on_the_place(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere") as raised, atomic_write(tmp_path / "found"):
+        (tmp_path / "nowhere").read_text()
+    assert "can't be written" not in str(raised.value)
+
+
+def test_a_link_stays_and_the_file_that_it_names_is_written(tmp_path):
+    (tmp_path / "real").write_bytes(OLD)
+    (tmp_path / "real").chmod(0o600)
+    (tmp_path / "link").symlink_to("real")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "new"
+    assert (tmp_path / "real").stat().st_mode & 0o777 == 0o600
+
+
+def killed_inside(path):
+    with atomic_write(path) as partial:
+        partial.write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_and_a_living_one_s_is_not(tmp_path):
+    process = multiprocessing.get_context("fork").Process(target=killed_inside, args=(tmp_path / "found",))
+    process.start()
+    process.join()
+    (left,) = tmp_path.iterdir()
+    living = left.with_name(re.sub(r"\d+\.partial$", f"{os.getppid()}.partial", left.name))
+    other = left.with_name(left.name.replace(".found.", ".found.more."))
+    living.touch()
+    other.touch()
+    write_text(tmp_path / "found", "new")
+    assert sorted(tmp_path.iterdir()) == sorted([living, other, tmp_path / "found"])
+
+
+def test_two_at_once_leave_one_of_the_two(tmp_path):
+    context = multiprocessing.get_context("fork")
+    texts = [str(place) * 10_000 for place in range(8)]
+    processes = [context.Process(target=write_text, args=(tmp_path / "found", text)) for text in texts]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 8
+    assert (tmp_path / "found").read_text() in texts and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_errors_of_the_place_are_those_of_the_place(tmp_path, monkeypatch):
+    for number, named in [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EROFS, True), (errno.EINVAL, False)]:
+
+        def replace(source, target, number=number):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("os.replace", replace)
+        with pytest.raises(OSError) as raised:
+            write_text(tmp_path / "found", "new")
+        assert raised.value.errno == number and (str(tmp_path / "found") in str(raised.value)) == named
+
+
+def test_manifests_are_written_through_it(prepared, tmp_path):
+    manifest = PreparedManifest.load(prepared)
+    assert "can't be written" in on_a_full_disk(10, lambda folder: manifest.save(folder), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    manifest.save(tmp_path)
+    assert json.loads((tmp_path / "manifest.json").read_text()) == json.loads((prepared / "manifest.json").read_text())
+
+
+def calls_of(path):
+    return [
+        (ast.unparse(node.func), ast.unparse(node))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    ]
+
+
+def test_no_other_place_writes_a_text_or_renames_a_file_by_hand():
+    """Folders are renamed elsewhere; a text that is written in place is cut where the disk is full."""
+    found = [
+        f"{path.name}: {call}"
+        for path in LIBRARY
+        if path.name != "files_mcm.py"
+        for name, call in calls_of(path)
+        if name.endswith(".write_text") or name in ("os.replace", "os.rename", "json.dump")
+    ]
+    assert found == []
