@@ -17,7 +17,7 @@
 A state is a function of fading counts: how many visits, events and values of each kind a customer had, and how long
 ago. Counts of events say who somebody is better than the encoder's last vector does, and they can be told for any
 moment `now`, also long after the last event. The state is trained on what followed such moments and on the counts
-themselves (`modeling_mcm.moments`).
+themselves (`modeling_mcm.training.moments`).
 
 Shapes: B customers, L events, J features, M moments a customer, N summed features, K half-lives, V values of a
 feature, S the size of the state.

@@ -8,8 +8,9 @@
     python training/run_predict.py --engine spark ...                           as a Spark job (docs/spark.md)
     accelerate launch --multi_gpu --num_processes 2 training/run_predict.py ...        two processes, on CPUs too
 
-One row a customer: `customer_id`, `embedding`, a column for each forecast (`visits_30d`), and for each task the labels,
-best first, with their probabilities among the task's labels (`TASK`, `TASK_scores`). The whole history is read, the window's latest events of a long one.
+One row a customer: `customer_id`, `embedding`, a column for each forecast (`visits_30d`), and for each task the
+labels, best first, with their probabilities among the task's labels (`TASK`, `TASK_scores`). The whole history is
+read, the window's latest events of a long one. With --now it is read until then.
 A raw log is read with the checkpoint's vocabularies; `training/run_drift.py` counts what is unknown to them.
 
 Files hold --rows_per_file customers each and appear when they are whole. Run again after an interruption it goes on

@@ -24,7 +24,7 @@ import sys
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import psutil
@@ -37,6 +37,7 @@ from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, __version__
+from modeling_mcm.configuration_mcm import FEW_VALUES
 from modeling_mcm.counting import (
     CASES,
     fill_followers,
@@ -64,7 +65,9 @@ from modeling_mcm.evaluation.counting import FIRST_BASELINES, STRONG_BASELINES, 
 from modeling_mcm.files_mcm import write_json
 from modeling_mcm.model_evaluation import model_values
 from modeling_mcm.recipe import Recipe, recipe_for
+from modeling_mcm.state_mcm import Forecasts
 from modeling_mcm.training.callbacks import FirstComparison
+from modeling_mcm.training.moments import train_state
 from modeling_mcm.training.trainer import BEST_METRIC, MCMTrainer, last_whole_checkpoint
 
 from arguments import given_options, parse_options
@@ -247,6 +250,11 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
             "max_position_embeddings": extractor.max_events,  # the window decides
         }
     )
+    if config.get("state_size"):
+        sizes = dict(zip(extractor.feature_names, extractor.vocabulary_sizes, strict=True))
+        profile = {feature["name"] for feature in extractor.features if feature.get("profile")}
+        few = [name for name, size in sizes.items() if size <= FEW_VALUES and name not in profile]
+        config |= {"state_features": few, "summed_features": extractor.numeric_features}
     return MCMConfig(**(config | values))
 
 
@@ -369,6 +377,29 @@ def counted(config: MCMConfig, extractor: MCMFeatureExtractor, options: ModelOpt
         return rows, cases, {}
 
 
+def learn_state(
+    model: MCMForMultiTaskRecommendation, extractor: MCMFeatureExtractor, options: ModelOptions, seed: int
+) -> None:
+    """Trains the customer state and its forecasts on moments of the training period."""
+    rows = sampled_rows(options)
+    ends = np.asarray(rows["validation_end"])
+    several = trainable(ends)
+    schema = PreparedManifest.load(str(options.data)).event_schema
+    cutoff = None
+    if not schema.leaves_one_out:
+        cutoff = float(np.datetime64(schema.cutoff("validation"), "s").astype(np.int64))
+    losses = train_state(model.model, extractor, PreparedRows(rows, several, ends[several]), cutoff, seed)
+    words = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
+    heads = cast(Forecasts, model.model.forecasts)
+    learned = [f"{day:g}" for day, is_learned in zip(heads.days, heads.is_learned.tolist(), strict=True) if is_learned]
+    logger.warning(f"Customer state: losses {words}; forecasts for {', '.join(learned) or 'no'} days.")
+    if missed := [f"{day:g}" for day in heads.days if f"{day:g}" not in learned]:
+        logger.warning(
+            f"Forecasts for {', '.join(missed)} days have not been learned: the training period is too short for them. "
+            "Move the validation cutoff, or name shorter horizons (--config_overrides 'forecast_days=[7,30]')."
+        )
+
+
 def means_of(results: Any) -> dict[str, dict[str, float]]:
     """Of each method and task the mean of `BEST_METRIC`, of tasks in which a case has a target."""
     return {
@@ -469,6 +500,11 @@ def main() -> None:
     is_weighed = options.recipe == AUTO or model.counted_memory is not None
     if is_weighed and eval_rows is not None and not trainer.is_fsdp_enabled:
         weigh(model, MCMCollator(extractor, config, "evaluate", cutoff="validation"), eval_rows)
+    if model.model.state is not None:
+        if trainer.is_fsdp_enabled:
+            logger.warning("The customer state is not trained under FSDP: pre-train it in a run without FSDP.")
+        else:
+            learn_state(model, extractor, options, training.seed)
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
