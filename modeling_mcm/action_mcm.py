@@ -51,8 +51,8 @@ class MCMActionOutput(ModelOutput):
     preferences (`torch.FloatTensor` of shape `(batch_size, offers, tasks)`):
         MCM's own scores: the log-probability, task by task, that what comes next has one of the action's values; 0
         where the action has no value of the task. Their sum over tasks is "MCM without fine-tuning".
-    pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
-        The customer embedding.
+    pooler_output (`torch.FloatTensor` of shape `(batch_size, embedding_size)`):
+        The customer embedding, at the time of the offers.
     hidden_states, attentions (`tuple[torch.FloatTensor, ...]`, *optional*):
         As in [`MCMRecommendationOutput`].
     """
@@ -84,7 +84,7 @@ class ActionHead(nn.Module):
         evidence = 2 * tasks + counts * len(config.action_half_lives_days)
         self.query = nn.Linear(hidden, hidden, bias=False)
         self.norm = nn.BatchNorm1d(evidence, momentum=None, affine=False)
-        self.dense = nn.Linear(4 * hidden + evidence, hidden)
+        self.dense = nn.Linear(config.embedding_size + 3 * hidden + evidence, hidden)
         self.activation = nn.GELU()
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.output = nn.Linear(hidden, outcomes)
@@ -104,7 +104,7 @@ class ActionHead(nn.Module):
 
         Args:
             hidden, unit_mask: h of shape `(B, U, H)` and where it is real.
-            customers: c of shape `(B, H)`.
+            customers (`(B, S)`): c, the customer embeddings.
             actions: e of shape `(A, H)`.
             offered: which actions each customer is offered, of shape `(B, K)`; negative where one has fewer.
             preferences: of shape `(B, K, T)`.
@@ -118,7 +118,7 @@ class ActionHead(nn.Module):
         alone = self.training and len(rows) == 1
         seen = (self.norm.running_mean, self.norm.running_var)
         known[real] = nn.functional.batch_norm(rows, *seen) if alone else self.norm(rows)
-        customers = customers[:, None].expand_as(read)
+        customers = customers[:, None].expand(-1, read.shape[1], -1)
         features = torch.cat([customers, read, asked, read * asked, known], -1)
         scores = self.output(self.dropout(self.activation(self.dense(features))))
         return scores + self.direct(known) + preferences @ self.preference_gain.T
@@ -259,6 +259,7 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         days_to_offers: torch.FloatTensor | None = None,
         offered_actions: torch.LongTensor | None = None,
         labels: torch.FloatTensor | None = None,
+        event_values: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MCMActionOutput:
         r"""
@@ -286,6 +287,8 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
             Which actions each customer is offered; negative where one has fewer.
         labels (`torch.FloatTensor` of shape `(batch_size, offers, outcomes)`, *optional*):
             1, 0, or a negative number where the outcome was not observed.
+        event_values (`torch.FloatTensor` of shape `(batch_size, sequence_length, num_values)`, *optional*):
+            As in [`MCMModel.forward`].
 
         Returns:
             [`MCMActionOutput`].
@@ -294,11 +297,13 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
             raise ValueError("There are no offers, or no times of the events: OfferCollator gives both.")
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
-        ages = event_times.amax(1, keepdim=True) - event_times  # padding has time 0
+        now = event_times.amax(1)  # padding has time 0
         if days_to_offers is not None:
-            ages = ages + days_to_offers[:, None]
+            now = now + days_to_offers
+        ages = now[:, None] - event_times
         happened = attention_mask.bool() & (torch.arange(ages.shape[1], device=ages.device) > 0)  # not the start row
-        outputs = self.model(input_ids, attention_mask=attention_mask, visit_ids=visit_ids, **kwargs)
+        moment = {"event_times": event_times, "event_values": event_values, "now": now}
+        outputs = self.model(input_ids, attention_mask=attention_mask, visit_ids=visit_ids, **moment, **kwargs)
         # MCM's own scores are evidence, not a way to train the readout: that costs most and has few labels here.
         with torch.no_grad():
             inputs = (input_ids, attention_mask, visit_ids, event_times)

@@ -224,6 +224,11 @@ class MCMConfig(PreTrainedConfig):
         sizes = dict(zip(self.features, self.vocabulary_sizes, strict=True))
         return {task: sizes[task] for task in self.tasks}
 
+    @property
+    def embedding_size(self) -> int:
+        """Numbers of the customer embedding."""
+        return self.state_size or self.hidden_size
+
     def validate_features(self):
         if len(set(self.features)) != len(self.features):
             raise ValueError(f"`features` must be unique, got {self.features}: rename the repeated ones.")

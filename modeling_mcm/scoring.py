@@ -143,8 +143,7 @@ class Scorer:
     def score(self, rows: list[dict[str, Any]], tell: Callable[[int], Any] = bool) -> pa.Table:
         """The output of some customers, in their order; customers of similar length share a batch."""
         number = len(rows)
-        size = self.model.config.state_size or self.model.config.hidden_size
-        embeddings = np.zeros((number, size), np.float32)
+        embeddings = np.zeros((number, self.model.config.embedding_size), np.float32)
         forecasts = np.zeros((number, len(self.job.forecasts)), np.float32)
         labels = {task: np.zeros((number, self.tops(task)), np.int64) for task in self.job.tasks}
         scores = {task: np.zeros((number, self.tops(task)), np.float32) for task in self.job.tasks}

@@ -395,7 +395,7 @@ def learn_state(
     logger.warning(f"Customer state: losses {words}; forecasts for {', '.join(learned) or 'no'} days.")
     if missed := [f"{day:g}" for day in heads.days if f"{day:g}" not in learned]:
         logger.warning(
-            f"Forecasts for {', '.join(missed)} days have not been learned: the training period is too short for them. "
+            f"Forecasts for {', '.join(missed)} days have not been learned: the training period is too short. "
             "Move the validation cutoff, or name shorter horizons (--config_overrides 'forecast_days=[7,30]')."
         )
 

@@ -1,0 +1,212 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The customer state: what it counts, that it knows nothing of the future, and that it grows with the vocabulary."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation, MCMModel
+from modeling_mcm.state_mcm import interval_edges
+
+FEATURES, SIZES = ["token_type", "item", "brand"], [4, 80, 10]
+
+
+def make_config(**changes):
+    values = {
+        "features": FEATURES,
+        "vocabulary_sizes": SIZES,
+        "tasks": ["item", "brand"],
+        "summed_features": ["token_type"],  # which feature is summed is the extractor's business: values are given
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "intermediate_size": 16,
+        "encoder_attention": "causal",
+        "state_size": 12,
+    }
+    return MCMConfig(**{**values, **changes})
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = MCMModel(make_config()).eval()
+    torch.nn.init.normal_(model.state.mean)
+    return model
+
+
+def make_inputs(number=3, length=7, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.stack([torch.randint(2, size, (number, length), generator=generator) for size in SIZES], -1)
+    ids[:, 0] = torch.tensor([2, 0, 0])
+    times = torch.rand(number, length, generator=generator).cumsum(1) * 10
+    times[:, :2] = 0
+    visits = torch.tensor([0, 1, 1, 2, 3, 3, 4]).expand(number, -1).contiguous()
+    values = torch.rand(number, length, 1, generator=generator) * 5
+    values[:, 0] = 0
+    mask = torch.ones(number, length, dtype=torch.long)
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "visit_ids": visits,
+        "event_times": times,
+        "event_values": values,
+    }
+
+
+def test_counts_are_those_of_a_sum_over_events(model):
+    inputs, now = make_inputs(), torch.tensor([[9.0, 30.0]] * 3)
+    counts = model.state.counts(**inputs, now=now)
+    half_lives = [7.0, 30.0, 90.0, math.inf]
+    for customer, moment in ((0, 0), (2, 1)):
+        expected_events, expected_visits, expected_sums = [0.0] * 4, [0.0] * 4, [0.0] * 4
+        expected_brand = [0.0] * 4
+        seen = set()
+        for event in range(1, 7):
+            age = now[customer, moment] - inputs["event_times"][customer, event]
+            if age < 0:
+                continue
+            visit = int(inputs["visit_ids"][customer, event])
+            for k, half_life in enumerate(half_lives):
+                weight = float(2 ** -(age / half_life))
+                expected_events[k] += weight
+                expected_visits[k] += weight if visit not in seen else 0
+                expected_sums[k] += weight * float(inputs["event_values"][customer, event, 0])
+                expected_brand[k] += weight * bool(inputs["input_ids"][customer, event, 2] == 5)
+            seen.add(visit)
+        expected = torch.tensor([*expected_events, *expected_visits, *expected_sums]).log1p()
+        torch.testing.assert_close(counts[customer, moment, :12], expected)
+        start = 12 + 4 * SIZES[0] + 4 * 5  # few: token type, then brand; the values of an id stand together
+        torch.testing.assert_close(counts[customer, moment, start : start + 4], torch.tensor(expected_brand).log1p())
+
+
+def test_events_after_now_are_not_known(model):
+    inputs = make_inputs()
+    now = inputs["event_times"][:, 4] + 1e-3
+    later = copy.deepcopy(inputs)
+    later["input_ids"][:, 5:] = 3
+    later["event_values"][:, 5:] = 99
+    later["event_times"][:, 5:] += 50
+    found = model(**inputs, now=now)
+    torch.testing.assert_close(model(**later, now=now).pooler_output, found.pooler_output)
+    assert not torch.allclose(model(**later, now=now + 90).pooler_output, model(**inputs, now=now + 90).pooler_output)
+
+
+def test_without_now_it_is_the_last_event(model):
+    inputs = make_inputs()
+    found = model(**inputs).pooler_output
+    torch.testing.assert_close(model(**inputs, now=inputs["event_times"][:, -1]).pooler_output, found)
+    assert not torch.allclose(model(**inputs, now=inputs["event_times"][:, -1] + 30).pooler_output, found)
+    assert found.shape == (3, 12)
+
+
+def test_padding_and_other_customers_change_nothing(model):
+    inputs = make_inputs()
+    found = model(**inputs).pooler_output
+    padded = {
+        name: torch.nn.functional.pad(value, (0, 0, 0, 3) if value.dim() == 3 else (0, 3))
+        for name, value in inputs.items()
+    }
+    torch.testing.assert_close(model(**padded).pooler_output, found)
+    alone = {name: value[1:2] for name, value in inputs.items()}
+    torch.testing.assert_close(model(**alone).pooler_output, found[1:2])
+
+
+def test_a_customer_without_events_has_a_state(model):
+    inputs = {name: value[:1, :1] for name, value in make_inputs().items()}
+    found = model(**inputs, now=torch.tensor([5.0])).pooler_output
+    assert found.isfinite().all()
+
+
+def test_a_state_needs_times_and_values(model):
+    inputs = make_inputs()
+    with pytest.raises(ValueError, match="event_times"):
+        model(**{name: value for name, value in inputs.items() if name != "event_times"})
+    with pytest.raises(ValueError, match="event_values"):
+        model(**{name: value for name, value in inputs.items() if name != "event_values"})
+
+
+def test_new_values_leave_the_state_as_it_was(model):
+    inputs = make_inputs()
+    found = model(**inputs).pooler_output
+    for feature, number in ((2, 3), (1, 5)):
+        model.state.grow(feature, number)
+        sizes = list(model.config.vocabulary_sizes)
+        sizes[feature] += number
+        model.config.vocabulary_sizes = sizes
+        torch.testing.assert_close(model(**inputs).pooler_output, found)
+    known = copy.deepcopy(inputs)
+    known["input_ids"][:, 3, 1] = 84
+    assert model(**known).pooler_output.isfinite().all()
+
+
+def test_saved_and_read_again_it_is_the_same(model, tmp_path):
+    inputs = make_inputs()
+    model.forecasts.is_learned.fill_(True)
+    found = model(**inputs, now=torch.full((3,), 60.0))
+    model.save_pretrained(tmp_path)
+    again = MCMModel.from_pretrained(tmp_path).eval()(**inputs, now=torch.full((3,), 60.0))
+    torch.testing.assert_close(again.pooler_output, found.pooler_output)
+    assert again.forecasts.keys() == found.forecasts.keys()
+
+
+def test_forecasts_grow_with_the_horizon_and_chances_are_chances(model):
+    model.forecasts.is_learned.fill_(True)
+    torch.nn.init.normal_(model.forecasts.hazards.bias, -1)
+    found = model(**make_inputs()).forecasts
+    for quantity in ("visits", "events", "token_type"):
+        assert (found[f"{quantity}_7d"] < found[f"{quantity}_30d"]).all()
+        assert (found[f"{quantity}_30d"] < found[f"{quantity}_90d"]).all()
+    chances = torch.stack([found[f"visit_probability_{day}d"] for day in (7, 30, 90)])
+    assert (chances.diff(dim=0) >= 0).all() and (chances > 0).all() and (chances < 1).all()
+    assert ((found["days_to_next_visit"] > 0) & (found["days_to_next_visit"] <= 90)).all()
+
+
+def test_the_median_day_is_where_half_have_come(model):
+    torch.nn.init.zeros_(model.forecasts.hazards.weight)
+    torch.nn.init.zeros_(model.forecasts.hazards.bias)  # half come in each interval: the first ends after a day
+    model.forecasts.is_learned.fill_(True)
+    found = model(**make_inputs()).forecasts
+    torch.testing.assert_close(found["days_to_next_visit"], torch.ones(3))
+    torch.testing.assert_close(found["visit_probability_7d"], torch.full((3,), 1 - 0.5**5))
+
+
+def test_forecasts_that_were_not_learned_are_left_out(model):
+    assert model(**make_inputs()).forecasts is None
+    model.forecasts.is_learned[0] = True
+    found = model(**make_inputs()).forecasts
+    assert "visits_7d" in found and "visits_30d" not in found
+
+
+def test_horizons_are_edges_of_the_intervals():
+    assert {7.0, 30.0, 90.0} <= set(interval_edges([7, 30, 90]))
+    assert interval_edges([12])[-1] == 12 and max(interval_edges([400])) == 400
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"state_size": -1}, "state_size"),
+        ({"forecast_days": []}, "forecast_days"),
+        ({"forecast_days": [0]}, "forecast_days"),
+        ({"state_half_lives_days": [-2]}, "state_half_lives_days"),
+        ({"summed_features": ["nope"]}, "nope"),
+        ({"state_features": ["brand"], "taste_features": ["brand"]}, "brand"),
+    ],
+)
+def test_a_wrong_config_says_what_is_wrong(changes, words):
+    with pytest.raises(Exception, match=words):
+        make_config(**changes)
+
+
+def test_the_head_passes_the_state_and_the_forecasts_on():
+    torch.manual_seed(0)
+    model = MCMForMultiTaskRecommendation(make_config()).eval()
+    model.model.forecasts.is_learned.fill_(True)
+    inputs = make_inputs()
+    found, base = model(**inputs), model.model(**inputs)
+    torch.testing.assert_close(found.pooler_output, base.pooler_output)
+    torch.testing.assert_close(found.forecasts["visits_30d"], base.forecasts["visits_30d"])
