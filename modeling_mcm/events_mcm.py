@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 SECONDS_PER_DAY = 86_400
 EPOCH = datetime(1970, 1, 1)
 EXACT_FLOAT = 2**53  # below it every whole float is one integer
+LARGEST_VALUE = float(np.finfo(np.float32).max)
 NO_VISIT = -1
 
 
@@ -132,6 +133,12 @@ def to_number(value: Any) -> float:
     raise ValueError(f"found {value!r} ({type(value).__name__}), expected a number; convert it")
 
 
+def to_values(numbers: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Numbers as a model reads them: 0 where one is NaN, infinite or too large for float32, and never -0."""
+    finite = np.abs(numbers) <= LARGEST_VALUE
+    return np.where(finite, numbers, 0.0).astype(np.float32) + np.float32(0)
+
+
 def to_seconds(value: Any, zone: tzinfo) -> int:
     """Whole seconds since 1970-01-01 of a time, converted to `zone` if it carries a time zone of its own.
 
@@ -156,6 +163,11 @@ def to_seconds(value: Any, zone: tzinfo) -> int:
         value = value.astimezone(zone).replace(tzinfo=None)
     elapsed = value - EPOCH
     return elapsed.days * SECONDS_PER_DAY + elapsed.seconds
+
+
+def to_moment(value: Any, zone: tzinfo) -> float:
+    """Seconds since 1970-01-01 of a moment: a number of seconds as it is, else `to_seconds`."""
+    return float(value) if isinstance(value, int | float | np.integer | np.floating) else to_seconds(value, zone)
 
 
 def to_place(value: Any) -> int:
@@ -290,8 +302,9 @@ def arrange(
     ties: Sequence[NDArray[Any]],
     is_target: NDArray[np.bool_],
     close_visits: bool,
+    values: Sequence[NDArray[Any]] = (),
 ) -> Timeline:
-    """Orders events by the start of their visit, visit, time and `ties`, so that the order of the input never counts.
+    """Orders events by the start of their visit, visit, time, `ties` and `values`; the input's order never counts.
 
     Args:
         seconds: of shape `(n,)`.
@@ -299,6 +312,7 @@ def arrange(
         ties: values that order events of one visit and time, the most important first, each of shape `(n,)`.
         is_target: whether an event makes its visit a target visit, of shape `(n,)`.
         close_visits: whether target visits get a closing interaction.
+        values: what orders events that are equal in all of that, the most important first, each of shape `(n,)`.
     """
     starts = seconds.copy()
     keyed = ranks != NO_VISIT
@@ -306,7 +320,7 @@ def arrange(
     np.minimum.at(earliest, ranks[keyed], seconds[keyed])
     starts[keyed] = earliest[ranks[keyed]]
 
-    order = np.lexsort((is_target, *reversed(ties), seconds, ranks, starts))
+    order = np.lexsort((*reversed(values), is_target, *reversed(ties), seconds, ranks, starts))
     seconds, ranks, starts = (values[order] for values in (seconds, ranks, starts))
     opens_visit = np.ones(len(order), bool)
     opens_visit[1:] = (ranks[1:] != ranks[:-1]) | (starts[1:] != starts[:-1])

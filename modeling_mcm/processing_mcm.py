@@ -18,13 +18,16 @@
 categorical feature and the bin edges of each numeric one, all fitted on the training period by the data preparation.
 It gives the ids that preparation gives for the same events.
 
-Shapes: B customers, L rows of the longest history (start row included), J features in the order of `features`.
+Shapes: B customers, L rows of the longest history (start row included), J features in the order of `features`, N
+numeric features of events.
 """
 
 import copy
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -32,6 +35,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from transformers import BatchFeature, FeatureExtractionMixin
+from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from .events_mcm import (
@@ -51,11 +55,15 @@ from .events_mcm import (
     read_zone,
     split_path,
     split_values,
+    to_moment,
     to_number,
     to_place,
     to_text,
+    to_values,
 )
 from .files_mcm import write_json
+
+logger = logging.get_logger(__name__)
 
 VOCABULARIES_NAME = "vocabularies.json"
 HISTORY_START, TOKEN_TYPE = "history_start", "token_type"
@@ -68,6 +76,7 @@ CATEGORICAL, NUMERIC = RAW_KINDS = ("categorical", "numeric")
 HOUR, WEEKDAY, DAYS_SINCE_VISIT = DERIVED_KINDS = ("hour", "weekday", "days_since_visit")
 KINDS = (*RAW_KINDS, *DERIVED_KINDS)
 BINNED_KINDS = (NUMERIC, DAYS_SINCE_VISIT)
+EVENT_COLUMNS = ("times", "visits", "feature_", "value_", "task_")  # of a row: those with an entry an event
 CALENDAR_SIZES = {HOUR: 24, WEEKDAY: 7}
 SECONDS_PER_HOUR = 3600
 EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
@@ -166,6 +175,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             for feature, values in self.vocabularies.items()
         }
         self._edges = {feature: np.array(edges, np.float64) for feature, edges in self.bins.items()}
+        if self.numeric_features:
+            self.model_input_names = [*type(self).model_input_names, "event_values"]
         self._check_features()
 
     def _check_features(self) -> None:
@@ -213,6 +224,11 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     def feature_names(self) -> list[str]:
         """Names of the features, in the order of J."""
         return [feature["name"] for feature in self.features]
+
+    @property
+    def numeric_features(self) -> list[str]:
+        """Names of the numeric features of events, whose values a model gets beside their bins, in the order of N."""
+        return [feature for feature in self._event_features if self._kinds[feature] == NUMERIC]
 
     @property
     def vocabulary_sizes(self) -> list[int]:
@@ -301,9 +317,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
 
     def _feature_ids(self, feature: str, column: Any) -> NDArray[np.int32]:
         if self._kinds[feature] == NUMERIC:
-            if isinstance(column, np.ndarray) and column.dtype.kind in "iufb":
-                return self._bin(feature, column.astype(np.float64))
-            return self._bin(feature, map_distinct(column, to_number, np.float64))
+            return self._bin(feature, self._numbers(column))
         separator, item, level = self._parts[feature]
         if level is not None:
             return map_distinct(
@@ -313,6 +327,12 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             texts = [split_values(value, separator) for value in as_list(column)]
             return np.array([self._id_of_item(feature, each, item) for each in texts], np.int32)
         return self._value_ids(feature, column)
+
+    @staticmethod
+    def _numbers(column: Any) -> NDArray[np.float64]:
+        if isinstance(column, np.ndarray) and column.dtype.kind in "iufb":
+            return column.astype(np.float64)
+        return map_distinct(column, to_number, np.float64)
 
     def _value_ids(self, feature: str, column: Any) -> NDArray[np.int32]:
         """Ids of whole values of a categorical feature, as they stand in its vocabulary."""
@@ -344,7 +364,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         Returns:
             `dict`: a row as a prepared data set has it, events oldest first and end-of-visit interactions added (n in
             all): `customer_id`; `times` int64 `(n,)`, seconds since 1970-01-01; `visits` int32 `(n,)`, 0, 1, 2..;
-            `feature_<name>` and `task_<name>` int32 `(n,)`; `profile_<name>` int32 scalars.
+            `feature_<name>` and `task_<name>` int32 `(n,)`; `value_<name>` float32 `(n,)` of each numeric feature, 0
+            where it has no finite value; `profile_<name>` int32 scalars.
 
         Raises:
             ValueError: naming the customer, the column, what was found and what to do.
@@ -384,7 +405,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         if self.visit:
             with naming(f"column {self.visit!r}"):
                 ranks = rank_visits(columns[self.visit])
-        ids, is_target = {}, np.ones(count, bool)
+        ids, values, is_target = {}, {}, np.ones(count, bool)
         if self.token_type is None:
             ids[TOKEN_TYPE] = np.full(count, self._ids[TOKEN_TYPE][ONE_TOKEN_TYPE], np.int32)
         else:
@@ -393,9 +414,14 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         for feature in self._event_features:
             if column := self._columns.get(feature):
                 with naming(f"column {column!r}"):
-                    ids[feature] = self._feature_ids(feature, columns[column])
+                    if self._kinds[feature] == NUMERIC:
+                        numbers = self._numbers(columns[column])
+                        ids[feature], values[feature] = self._bin(feature, numbers), to_values(numbers)
+                    else:
+                        ids[feature] = self._feature_ids(feature, columns[column])
 
-        timeline = arrange(moments, ranks, list(ids.values()), is_target, bool(self.end_of_visit))
+        ties = (list(ids.values()), is_target, bool(self.end_of_visit), list(values.values()))
+        timeline = arrange(moments, ranks, *ties)
         order, ends = timeline.order, timeline.ends
         closing_id = self._ids[self.token_type_feature].get(self.end_of_visit or "", MISSING_ID)
         times = timeline.times if self.order is None else timeline.visits.astype(np.int64) * SECONDS_PER_DAY
@@ -409,6 +435,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         is_empty = ~np.any([row[f"feature_{feature}"] for feature in self._event_features], axis=0)
         if is_empty.any():
             raise ValueError(f"event {np.argmax(is_empty)} in order of time has no value in any feature; leave it out")
+        for feature, of_events in values.items():
+            row[f"value_{feature}"] = np.insert(of_events[order], ends, 0)
         for task in self.tasks:
             row[f"task_{task}"] = np.insert(np.where(is_target, ids[task], MISSING_ID)[order], ends, MISSING_ID)
         return row
@@ -492,8 +520,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             return dict(row)
         keep = np.any([row[name] != MISSING_ID for name in names], axis=0)
         ends = {name: int(keep[: row[name]].sum()) for name in ("validation_end", "test_end") if name in row}
-        columns = ("times", "visits", "feature_", "task_")
-        return {name: value[keep] if name.startswith(columns) else value for name, value in row.items()} | ends
+        return _picked(row, keep) | ends
 
     def pad(
         self,
@@ -501,24 +528,33 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         max_events: int | None = None,
         return_tensors: str | None = "pt",
         mask_next: bool = False,
+        now: Sequence[float] | NDArray[Any] | None = None,
     ) -> BatchFeature:
         """Builds model inputs from rows of `encode` or of a prepared data set.
 
         Args:
-            rows (`Sequence[dict]`): `times`, `visits`, `feature_<name>` and `profile_<name>`; other keys do no harm.
+            rows (`Sequence[dict]`): `times`, `visits`, `feature_<name>`, `value_<name>` and `profile_<name>`; other
+                keys do no harm.
             max_events (`int`, *optional*): Rows at most, start row included; the latest events are kept.
             return_tensors (`str`, *optional*): "pt", "np" or None.
             mask_next (`bool`): Adds a last row of unknown values, the masked next event of BERT4Rec.
+            now (`Sequence`, *optional*): Of each row the moment at which the model is asked, seconds on the clock of
+                `times`. Later events are left out, and a warning says so.
 
         Returns:
             `BatchFeature`: padded on the right with 0, the start row first: `input_ids` int64 `(B, L, J)`;
             `attention_mask` int64 `(B, L)`; `event_times` float32 `(B, L)`, days from the first kept event to the
             latest one so far (visits may overlap), 0 in the start row; `visit_ids` int64 `(B, L)`, 0 in the start
-            row, the kept visits from 1.
+            row, the kept visits from 1. Where there are numeric features, `event_values` float32 `(B, L, N)`, 0 in
+            the start row. With `now` also `now` float32 `(B,)`, in days as `event_times`, 0 where no event is kept.
 
         Raises:
-            ValueError: if there are no rows, a row lacks a column, or ids do not fit the vocabularies.
+            ValueError: if there are no rows, a row lacks a column, ids do not fit the vocabularies, or `now` is not
+                one finite number a row.
         """
+        if now is not None:
+            now = now.tolist() if hasattr(now, "tolist") else now
+            rows = _until(rows, now)
         window = self.max_events if max_events is None else max_events
         extra = 1 + mask_next  # the start row, the masked row
         if window < extra or not len(rows):
@@ -541,10 +577,13 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
 
         input_ids = np.zeros((*attention_mask.shape, len(self.features)), np.int64)
         event_times, visit_ids = np.zeros(attention_mask.shape, np.float32), np.zeros(attention_mask.shape, np.int64)
+        event_values = np.zeros((*attention_mask.shape, len(self.numeric_features)), np.float32)
         last = (np.arange(len(rows)), lengths + 1)
         try:
             event_times.reshape(-1)[cells] = join("times", since_first=True) / SECONDS_PER_DAY
             visit_ids.reshape(-1)[cells] = join("visits", since_first=True) + 1
+            for index, feature in enumerate(self.numeric_features):
+                event_values.reshape(-1, event_values.shape[-1])[cells, index] = join(f"value_{feature}")
             for index, (feature, size) in enumerate(zip(self.feature_names, self.vocabulary_sizes, strict=True)):
                 if feature in self._profile_features:
                     ids = input_ids[:, 0, index] = np.array([row[f"profile_{feature}"] for row in rows])
@@ -556,33 +595,74 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
                     found = f"Feature {feature!r} has ids from {ids.min()} to {ids.max()}, this checkpoint has {size}"
                     raise ValueError(f"{found}; prepare the data with its feature extractor.")
         except KeyError as error:
-            raise ValueError(f"A row has no {error}; prepare the data with the schema of this checkpoint.") from None
+            fix = "prepare the data with the schema of this checkpoint"
+            if str(error.args[0]).startswith("value_"):
+                fix = "it was prepared before values of numeric features were kept: prepare the data again"
+            raise ValueError(f"A row has no {error}; {fix}.") from None
         token = self.token_type_feature
         input_ids[:, 0, self.feature_names.index(token)] = self._ids[token][HISTORY_START]
         if mask_next:
             event_times[last] = event_times[last[0], lengths]
             visit_ids[last] = visit_ids[last[0], lengths] + 1
         event_times = np.maximum.accumulate(event_times, axis=1) * attention_mask.astype(np.float32)
-        arrays = (input_ids, attention_mask, visit_ids, event_times)
-        return BatchFeature(dict(zip(self.model_input_names, arrays, strict=True)), tensor_type=return_tensors)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs |= {"visit_ids": visit_ids, "event_times": event_times}
+        if self.numeric_features:
+            inputs["event_values"] = event_values
+        if now is not None:
+            firsts = (row["times"][part][:1] for row, part in zip(rows, kept, strict=True))
+            days = [float((moment - first).sum()) / SECONDS_PER_DAY for moment, first in zip(now, firsts, strict=True)]
+            inputs["now"] = np.array(days, np.float32)
+        return BatchFeature(inputs, tensor_type=return_tensors)
 
     # trf-ignore: TRF057, as above.
     def __call__(
-        self, customers: Mapping[str, Any] | Sequence[Mapping[str, Any]], return_tensors: str | None = "pt"
+        self,
+        customers: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        return_tensors: str | None = "pt",
+        now: Any = None,
     ) -> BatchFeature:
-        """Model inputs of one customer or a list of them; see `encode` for a customer and `pad` for the result."""
+        """Model inputs of one customer or a list of them; see `encode` for a customer and `pad` for the result.
+
+        Args:
+            customers (`dict` or `Sequence[dict]`): As `encode` takes them.
+            return_tensors (`str`, *optional*): "pt", "np" or None.
+            now (*optional*): The moment at which the model is asked, or one a customer: ISO 8601 text, a datetime or
+                seconds since 1970-01-01. It is read as the log's times are. Later events are left out, and a warning
+                says so.
+
+        Raises:
+            ValueError: as `encode` and `pad`, or if `now` is no moment, there are not as many as customers, or the
+                log has no times.
+        """
         if isinstance(customers, Mapping):
-            return self.pad([self.encode(customers)], return_tensors=return_tensors)
-        if not isinstance(customers, Sequence) or isinstance(customers, str):
+            rows = [self.encode(customers)]
+        elif not isinstance(customers, Sequence) or isinstance(customers, str):
             raise ValueError(f"Found {type(customers).__name__}, expected a customer (a dict) or a list of customers.")
-        rows = [self._encode(customer, f"Customer {place} of the list") for place, customer in enumerate(customers)]
-        return self.pad(rows, return_tensors=return_tensors)
+        else:
+            rows = [self._encode(each, f"Customer {place} of the list") for place, each in enumerate(customers)]
+        return self.pad(
+            rows, return_tensors=return_tensors, now=None if now is None else self._read_now(now, len(rows))
+        )
+
+    def _read_now(self, now: Any, count: int) -> list[float]:
+        """One moment for all of `count` customers or one for each, in seconds."""
+        if self.order is not None:
+            raise ValueError(f"Found the moment `now` {now!r}, and the log has no times but `order`; leave it out.")
+        with naming("`now`"):
+            if isinstance(now, str) or not (isinstance(now, Sequence) or np.ndim(now)):
+                now = [now] * count
+            moments = [to_moment(moment, self._zone) for moment in as_list(as_column(now))]
+        if len(moments) != count:
+            raise ValueError(f"Found {len(moments)} moments `now` of {count} customers; give one, or one a customer.")
+        return moments
 
     # ----------------------------------------------------------------------------------------------------- save, load
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the vocabularies and bins, which have a file of their own."""
-        kept = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in ("vocabularies", "bins")}
+        """What is not computed, but for the vocabularies and bins, which have a file of their own."""
+        left_out = ("vocabularies", "bins", "model_input_names")
+        kept = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in left_out}
         return copy.deepcopy(kept) | {"feature_extractor_type": type(self).__name__}
 
     def save_pretrained(
@@ -627,3 +707,33 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             return values | {key: dict(stored[key]) for key in ("vocabularies", "bins")}, unused
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {fix}.") from error
+
+
+def _picked(row: Mapping[str, Any], keep: NDArray[np.bool_]) -> dict[str, Any]:
+    """A row with some of its events."""
+    return {name: value[keep] if name.startswith(EVENT_COLUMNS) else value for name, value in row.items()}
+
+
+def _until(rows: Sequence[Mapping[str, Any]], now: Sequence[float]) -> list[Mapping[str, Any]]:
+    """The rows without what is later than each one's moment in seconds; `ValueError` where one is no finite number."""
+    if len(now) != len(rows):
+        raise ValueError(f"Found {len(now)} moments `now` of {len(rows)} rows; give one a row.")
+    kept: list[Mapping[str, Any]] = []
+    late = False
+    for place, (row, moment) in enumerate(zip(rows, now, strict=True)):
+        if not isinstance(moment, Real) or not math.isfinite(moment):
+            name = "" if row.get("customer_id") is None else f" (customer {row['customer_id']!r})"
+            raise ValueError(
+                f"Row {place}{name}: `now` is {moment!r}, expected a moment in seconds since 1970-01-01; give one, or "
+                "leave `now` out."
+            )
+        stays = row["times"] <= moment
+        if not stays.all():
+            late = True
+            row = _picked(row, stays)
+        kept.append(row)
+    if late:
+        logger.warning_once(
+            "Some customers have events later than `now`, which are left out: the model reads histories up to `now`."
+        )
+    return kept

@@ -25,6 +25,7 @@ feature, S the size of the state.
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -66,9 +67,11 @@ class CustomerState(nn.Module):
         self.many = [config.features.index(name) for name in config.taste_features or []]
         self.mean = nn.Buffer(torch.zeros(self.num_few + self.num_many))
         self.spread = nn.Buffer(torch.ones(self.num_few + self.num_many))
-        self.taste = nn.Linear(self.num_many, TASTE_SIZE, bias=False)
-        self.direct = nn.Linear(self.num_few + TASTE_SIZE, config.state_size)
-        self.bent_in = nn.Linear(self.num_few + TASTE_SIZE, HIDDEN)
+        # CODEPATH: features of many values in mcm-base and mcm-tiny, none for a log without them.
+        self.taste = nn.Linear(self.num_many, TASTE_SIZE, bias=False) if self.many else None
+        inputs = self.num_few + (TASTE_SIZE if self.many else 0)
+        self.direct = nn.Linear(inputs, config.state_size)
+        self.bent_in = nn.Linear(inputs, HIDDEN)
         self.bent_out = nn.Linear(HIDDEN, config.state_size, bias=False)
 
     def reset_parameters(self) -> None:
@@ -158,9 +161,9 @@ class CustomerState(nn.Module):
 
     def forward(self, counts: torch.Tensor) -> torch.Tensor:
         """The state of shape `(..., S)`, from counts of shape `(..., numbers)`."""
-        few, many = self.standardised(counts).to(self.taste.weight.dtype).split([self.num_few, self.num_many], -1)
-        few, many = (F.dropout(part, DROPOUT, self.training) for part in (few, many))
-        joined = torch.cat([few, self.taste(many)], -1)
+        z = F.dropout(self.standardised(counts).to(self.direct.weight.dtype), DROPOUT, self.training)
+        few, many = z.split([self.num_few, self.num_many], -1)
+        joined = few if self.taste is None else torch.cat([few, self.taste(many)], -1)
         return self.direct(joined) + self.bent_out(F.gelu(self.bent_in(joined)))
 
     @torch.no_grad()
@@ -177,7 +180,7 @@ class CustomerState(nn.Module):
         columns = width * number
         self.mean = nn.Buffer(_inserted(self.mean, place, columns, 0.0))
         self.spread = nn.Buffer(_inserted(self.spread, place, columns, 1.0))
-        layers = (self.direct, self.bent_in) if is_few else (self.taste,)
+        layers = (self.direct, self.bent_in) if is_few else (cast(nn.Linear, self.taste),)
         place -= 0 if is_few else self.num_few
         for layer in layers:
             layer.weight = nn.Parameter(_inserted(layer.weight, place, columns, 0.0))

@@ -284,9 +284,11 @@ class MCMCollator:
         hidden = np.flatnonzero(draw < max(self.config.mask_probability, draw.min(initial=2.0) + 1e-12))
         hidden = hidden[draw[hidden] < 2.0]
         masked = {
-            name: np.where(np.isin(np.arange(len(value)), hidden), UNKNOWN_ID, value)
+            name: np.where(
+                np.isin(np.arange(len(value)), hidden), UNKNOWN_ID if name.startswith("feature_") else 0, value
+            )
             for name, value in window.items()
-            if name.startswith("feature_")
+            if name.startswith(("feature_", "value_"))
         }
         return {**window, **masked}, hidden + 1, np.arange(len(hidden)), self._labels(window)[hidden]
 

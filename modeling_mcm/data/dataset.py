@@ -26,7 +26,7 @@ MANIFEST_FILE = "manifest.json"
 FEATURE_EXTRACTOR_FOLDER = "feature_extractor"
 POPULARITY_FILE = "popularity.parquet"
 FOLLOWERS_FILE = "followers.parquet"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no values of numeric features
 
 
 def sha256_of(path: str | Path) -> str:
@@ -156,8 +156,9 @@ def load_prepared(
         shards (`Sequence[int]`, *optional*): Only these, by their places in the manifest.
 
     Returns:
-        `datasets.Dataset`: Columns customer_id, times (seconds since 1970), visits, feature_*, task_* (lists with one
-        entry an event), profile_*, validation_end, test_end (number of events before the cutoff).
+        `datasets.Dataset`: Columns customer_id, times (seconds since 1970), visits, feature_*, task_* and, of numeric
+        features, value_* (lists with one entry an event), profile_*, validation_end, test_end (number of events before
+        the cutoff).
 
     Raises:
         FileNotFoundError: No manifest.

@@ -188,6 +188,11 @@ def _expanded(entry: Any, where: str) -> list[Any]:
     return [rest | {"name": level, "level": place} for place, level in enumerate(levels, start=1)]
 
 
+def value_places(specs: Sequence[FeatureSpec]) -> list[int]:
+    """Places of the event features whose value is kept beside its bin."""
+    return [place for place, spec in enumerate(specs) if spec.kind == NUMERIC]
+
+
 def raw_places(specs: Sequence[FeatureSpec]) -> list[int]:
     """Of each feature the place of the one whose raw column is stored for it: itself, or the first `item` of a column.
 

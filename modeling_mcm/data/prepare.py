@@ -89,15 +89,19 @@ def _reusable(output_dir: Path, wanted: dict[str, Any], overwrite: bool, reuse: 
         raise FileExistsError(f"{output_dir} exists and is no prepared data set; remove it or choose another folder.")
     differs = "it was not asked to be reused"
     if reuse:
-        manifest = PreparedManifest.load(output_dir)
-        # The schema is read first, for an older one lacks what has been added since, with its default.
-        found = {"schema": manifest.event_schema.to_dict(), "input": manifest.input, "options": manifest.options}
-        changed = [key for key, value in wanted.items() if found[key] != value]
-        if wanted["input"]["events"] is None:
-            changed.append("input")
-        if not changed:
-            return manifest
-        differs = f"another {' and '.join(sorted(set(changed)))} made it"
+        try:
+            manifest = PreparedManifest.load(output_dir)
+        except ValueError as error:  # of another format, or damaged
+            differs = f"it can't be reused ({str(error).removesuffix('.')})"
+        else:
+            # The schema is read first, for an older one lacks what has been added since, with its default.
+            found = {"schema": manifest.event_schema.to_dict(), "input": manifest.input, "options": manifest.options}
+            changed = [key for key, value in wanted.items() if found[key] != value]
+            if wanted["input"]["events"] is None:
+                changed.append("input")
+            if not changed:
+                return manifest
+            differs = f"another {' and '.join(sorted(set(changed)))} made it"
     if not overwrite:
         raise FileExistsError(
             f"{output_dir} is a prepared data set already and {differs}; set overwrite=True (--overwrite) to "

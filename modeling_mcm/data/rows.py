@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from modeling_mcm.data.dataset import sha256_of
-from modeling_mcm.data.features import CATEGORICAL
+from modeling_mcm.data.features import CATEGORICAL, value_places
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.extras import needs
@@ -38,11 +38,12 @@ ENDS = ("validation_end", "test_end")  # how many events come before each cutoff
 def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSchema) -> ir.Table:
     """Table before: one row an event (see `encode_events`). After: one row a customer, and its shard.
 
-    Events are ordered by visit, then time, then ids: nothing depends on the order of the input. The structs are sorted
-    after collecting, because an ordered collect does not exist in every engine.
+    Events are ordered by visit, then time, ids and values: nothing depends on the order of the input. The structs are
+    sorted after collecting, because an ordered collect does not exist in every engine.
     """
     names = [f"f{i}" for i in range(len(schema.features))]
-    order = ("visit", "closes_visit", "second", *names, "is_target")
+    value_names = [f"v{i}" for i in value_places(schema.features)]
+    order = ("visit", "closes_visit", "second", *names, "is_target", *value_names)
     rows = encoded.group_by("customer_id", "shard").agg(
         events=ibis.struct({name: encoded[name] for name in order}).collect(),
         validation_end=(encoded.period < 1).sum().cast("int32"),
@@ -55,7 +56,7 @@ def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSch
         "times": rows.events.map(lambda event: _time(event, schema)),
         "visits": rows.events.map(lambda event: event["visit"]),
     }
-    columns |= {name: rows.events.map(lambda event, name=name: event[name]) for name in names}
+    columns |= {name: rows.events.map(lambda event, name=name: event[name]) for name in (*names, *value_names)}
     event_names = [spec.name for spec in schema.features]
     for k, task in enumerate(schema.tasks):
         source = names[event_names.index(task)]
@@ -79,6 +80,9 @@ def shard_schema(schema: EventSchema) -> tuple[list[str], pa.Schema]:
     columns = [("customer_id", "customer_id", pa.string()), ("times", "times", pa.list_(pa.int64()))]
     columns += [("visits", "visits", ids)]
     columns += [(f"f{i}", f"feature_{spec.name}", ids) for i, spec in enumerate(schema.features)]
+    columns += [
+        (f"v{i}", f"value_{schema.features[i].name}", pa.list_(pa.float32())) for i in value_places(schema.features)
+    ]
     columns += [(f"t{k}", f"task_{task}", ids) for k, task in enumerate(schema.tasks)]
     columns += [(f"p{i}", f"profile_{spec.name}", pa.int32()) for i, spec in enumerate(schema.profile)]
     columns += [(name, name, pa.int32()) for name in ENDS]

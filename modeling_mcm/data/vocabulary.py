@@ -17,9 +17,9 @@ from fractions import Fraction
 import numpy as np
 import pyarrow as pa
 
-from modeling_mcm.data.features import CATEGORICAL, HOUR, WEEKDAY, FeatureSpec, raw_places
+from modeling_mcm.data.features import CATEGORICAL, HOUR, WEEKDAY, FeatureSpec, raw_places, value_places
 from modeling_mcm.data.schema import EventSchema, schema_of
-from modeling_mcm.events_mcm import SECONDS_PER_DAY
+from modeling_mcm.events_mcm import LARGEST_VALUE, SECONDS_PER_DAY
 from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import (
     EPOCH_WEEKDAY,
@@ -204,6 +204,14 @@ def _bin_id(column: ir.NumericValue, edges: Sequence[float]) -> ir.IntegerValue:
     return ibis.ifelse(column.isnull(), MISSING_ID, above).cast("int32")
 
 
+def _value(number: ir.NumericValue) -> ir.FloatingValue:
+    """What a model reads as the value of a number: `to_values` of the feature extractor."""
+    largest = ibis.literal(repr(LARGEST_VALUE)).cast("float64")  # as text, see `_bin_id`
+    value = ibis.ifelse(number.abs() <= largest, number, ibis.literal(0, "float64")).cast("float32")
+    nothing = ibis.literal(0, "float32")
+    return ibis.ifelse(value == nothing, nothing, value)  # -0 is 0
+
+
 def hour_id(second: ir.IntegerValue) -> ir.IntegerValue:
     """2 + hour of the day."""
     return (FIRST_VALUE_ID + (second % SECONDS_PER_DAY) // SECONDS_PER_HOUR).cast("int32")
@@ -289,24 +297,27 @@ def encode_events(events: ir.Table, visits: ir.Table, fitted: Vocabularies, sche
     """Ids of all events and of the interactions that close visits.
 
     Table before: normalised events (customer_id, shard, second, period, visit_key, is_target, raw f0 ...). After:
-    customer_id, shard, visit, period, closes_visit, second, f0, f1 ... as ids, is_target.
+    customer_id, shard, visit, period, closes_visit, second, f0, f1 ... as ids, is_target, and of each numeric feature
+    its value as v0, v1 ..., by the places of the features.
     """
     joined = events.inner_join(
         visits.select("customer_id", "period", "visit_key", "visit", "days"), ["customer_id", "period", "visit_key"]
     )
+    value_names = [f"v{i}" for i in value_places(schema.features)]
+    joined = joined.mutate(**{name: _value(joined[f"f{name[1:]}"]) for name in value_names})
     joined = _encode_raw(joined, schema.features, "f", fitted)
     for i, spec in enumerate(schema.features):
         if spec.is_derived:
             joined = joined.mutate(**{f"f{i}": _derived(joined, spec, fitted, "second")})
     names = [f"f{i}" for i in range(len(schema.features))]
-    order = ("customer_id", "shard", "visit", "period", "closes_visit", "second", *names, "is_target")
+    order = ("customer_id", "shard", "visit", "period", "closes_visit", "second", *names, "is_target", *value_names)
     # Of one type in both: an engine may have widened one of them.
     of_event = {"period": joined.period.cast("int8"), "closes_visit": ibis.literal(0, "int8")}
     encoded = joined.mutate(**of_event).select(*order)
     if schema.end_of_visit is None:
         return encoded
     closing = visits.filter(visits.has_target == 1)
-    ids: dict[str, ir.Value] = {}
+    ids: dict[str, ir.Value] = {name: ibis.literal(0, "float32") for name in value_names}
     for i, spec in enumerate(schema.features):
         if spec.is_derived:
             ids[f"f{i}"] = _derived(closing, spec, fitted, "end")

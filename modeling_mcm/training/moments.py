@@ -91,10 +91,12 @@ class MomentSampler:
 
         Args:
             rows: prepared rows, as `PreparedRows` gives them, each with an event before its `validation_end`.
-            number: moments a customer, half of them in the second half of the training period.
+            number: moments a customer, from the first event that is read on, half of them in the second half of what
+                is left of the training period.
             latest: whether all are in the second half.
         """
-        histories = [_before(row) for row in rows]
+        longest = self.extractor.max_events - 1  # beside the start row
+        histories = [_before(row, longest) for row in rows]
         times, followed = [], []
         for history in histories:
             seconds = history["times"]
@@ -106,7 +108,7 @@ class MomentSampler:
             times.append(moments)
             followed.append(self._followed(history, moments, end))
         batch = self.extractor.pad([self.extractor.readable(history, self.read) for history in histories])
-        starts = np.array([h["times"][max(0, len(h["times"]) - self.extractor.max_events + 1)] for h in histories])
+        starts = np.array([history["times"][0] for history in histories])
         now = torch.from_numpy(((np.stack(times) - starts[:, None]) / SECONDS_PER_DAY).astype(np.float32))
         names = ("input_ids", "attention_mask", "visit_ids", "event_times", "event_values")
         counts = self.state.counts(**{name: batch.get(name) for name in names}, now=now)  # type: ignore[arg-type]
@@ -147,10 +149,10 @@ class MomentSampler:
         )
 
 
-def _before(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The events before the validation cutoff."""
-    end = row["validation_end"]
-    return {name: value[:end] if isinstance(value, np.ndarray) else value for name, value in row.items()}
+def _before(row: Mapping[str, Any], longest: int) -> dict[str, Any]:
+    """The latest events before the validation cutoff, so many: an earlier moment would know no event."""
+    kept = slice(max(0, row["validation_end"] - longest), row["validation_end"])
+    return {name: value[kept] if isinstance(value, np.ndarray) else value for name, value in row.items()}
 
 
 def _amounts_loss(log_amounts: torch.Tensor, moments: Moments) -> torch.Tensor:
@@ -203,7 +205,7 @@ def train_state(
         The mean losses of the last tenth of the steps, by name.
     """
     state, forecasts = cast(CustomerState, model.state), cast(Forecasts, model.forecasts)
-    device = state.taste.weight.device
+    device = state.direct.weight.device
     state.cpu(), forecasts.cpu()  # the counts of a moment are cheap, and fit no GPU kernel
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
