@@ -297,8 +297,6 @@ class MCMConfig(PreTrainedConfig):
         for name in ("state_half_lives_days", "forecast_days"):
             if any(not 0 < days < float("inf") for days in getattr(self, name)):
                 raise ValueError(f"`{name}` must be positive numbers of days, got {getattr(self, name)}.")
-        if self.state_size and not self.forecast_days:
-            raise ValueError("`forecast_days` is empty, and the state is trained on what follows: name a horizon.")
         if self.ranking_loss_weight < 0:
             raise ValueError(f"`ranking_loss_weight` must be 0 or more, got {self.ranking_loss_weight}: 0 is none.")
         if self.sampled_labels is not None and self.sampled_labels < 1:

@@ -63,8 +63,8 @@ class MCMModelOutput(ModelOutput):
         `config.hidden_size` numbers: the last unit's h under a causal encoder, which has read everything before it;
         the mean of all units' h under a bidirectional one.
     forecasts (`dict[str, torch.FloatTensor]`, *optional*):
-        What is to be expected of the customer from `now` on, each of shape `(batch_size,)`, where it has been learned.
-        See [`~state_mcm.Forecasts`].
+        What is to be expected of the customer from `now` on, each of shape `(batch_size,)`. See
+        [`~state_mcm.Forecasts`].
     unit_mask (`torch.LongTensor` of shape `(batch_size, units)`):
         1 where a unit is real.
     event_embeddings (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
@@ -228,8 +228,8 @@ class MCMModel(MCMPreTrainedModel):
             layer.attention.self.is_causal = config.encoder_attention == "causal"
         # CODEPATH: a state in mcm-base and mcm-tiny, none in the paper's model, ablations/mcm-final.
         self.state = CustomerState(config) if config.state_size else None
-        # CODEPATH: as the line above.
-        self.forecasts = Forecasts(config) if config.state_size else None
+        # CODEPATH: as the line above, and none for data that are too short for any horizon.
+        self.forecasts = Forecasts(config) if config.state_size and config.forecast_days else None
         self.post_init()
 
     @merge_with_config_defaults
@@ -275,9 +275,9 @@ class MCMModel(MCMPreTrainedModel):
         hidden = self.encoder(hidden, attention_mask=mask, **kwargs).last_hidden_state
         state, forecasts = self._pool(hidden, unit_mask), None
         # CODEPATH: a state in mcm-base and mcm-tiny, none in the paper's model, ablations/mcm-final.
-        if self.state is not None and self.forecasts is not None:
+        if self.state is not None:
             state = self.customer_state(input_ids, attention_mask, visit_ids, event_times, event_values, now)
-            forecasts = self.forecasts(state) or None
+            forecasts = None if self.forecasts is None else self.forecasts(state)
         return MCMModelOutput(
             last_hidden_state=hidden,
             pooler_output=state,

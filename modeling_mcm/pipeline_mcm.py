@@ -108,7 +108,7 @@ class CustomerForecastPipeline(_CustomerPipeline):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         heads = getattr(self.model, "forecasts", None)
-        if heads is None or not heads.is_learned.any():
+        if heads is None or not heads.is_trained:
             raise ValueError(
                 f"{self.model.name_or_path or 'The model'} has no trained forecasts: they would be made up. Pre-train "
                 "a checkpoint with a customer state (training/run_pretrain.py, state_size)."

@@ -39,6 +39,7 @@ TASTE_HALF_LIFE = 30.0  # days at which features of many values are counted, bes
 TASTE_SIZE, HIDDEN = 128, 256
 DROPOUT = 0.3
 LEAST_SPREAD, FARTHEST = 0.05, 8.0  # of counts when they are standardised
+CHANCE, NEXT_VISIT = "visit_probability", "days_to_next_visit"
 GAPS = ("days since the last event", "days since the first", "the ratio to the mean gap", "the mean gap")
 
 
@@ -213,15 +214,21 @@ class Forecasts(nn.Module):
         self.edges = interval_edges(self.days)
         self.amounts = nn.Linear(config.state_size, len(self.days) * len(self.quantities))
         self.hazards = nn.Linear(config.state_size, len(self.edges))
-        self.is_learned = nn.Buffer(torch.zeros(len(self.days), dtype=torch.bool))
 
     def reset_parameters(self) -> None:
-        """No horizon has been learned."""
-        init.zeros_(self.is_learned)
+        """Nothing has been learned."""
+        for parameter in self.parameters():
+            init.zeros_(parameter)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether anything has been learned: all weights start at 0."""
+        return bool(self.amounts.weight.any())
 
     def names(self) -> list[str]:
-        """Names of the forecasts that have been learned, in the order of `forward`."""
-        return list(self(torch.zeros(1, self.amounts.in_features, device=self.amounts.weight.device)))
+        """Names of the forecasts, in the order of `forward`."""
+        of_days = [[*(f"{name}_{day:g}d" for name in self.quantities), f"{CHANCE}_{day:g}d"] for day in self.days]
+        return [*(name for names in of_days for name in names), NEXT_VISIT]
 
     def log_amounts(self, state: torch.Tensor) -> torch.Tensor:
         """The logarithm of what is expected between horizons, of shape `(..., horizons, quantities)`."""
@@ -229,22 +236,15 @@ class Forecasts(nn.Module):
 
     def forward(self, state: torch.Tensor) -> dict[str, torch.Tensor]:
         """Forecasts by name, each of shape `(...)`: `visits_7d`, `events_7d` and so on with each horizon and quantity,
-        `visit_probability_7d`, and `days_to_next_visit`, the number of days by which half of such customers have come.
-
-        Horizons that the training data were too short for are left out.
+        `visit_probability_7d`, and `days_to_next_visit`, the number of days by which half of such customers have come,
+        at most the longest horizon.
         """
         amounts = self.log_amounts(state.float()).clamp(max=30).exp().cumsum(-2)
         absent = torch.cumsum(F.logsigmoid(-self.hazards(state.float())), -1).exp()  # (..., intervals)
-        result = {}
+        values = []
         for place, day in enumerate(self.days):
-            if not self.is_learned[place]:
-                continue
-            for column, quantity in enumerate(self.quantities):
-                result[f"{quantity}_{day:g}d"] = amounts[..., place, column]
-            result[f"visit_probability_{day:g}d"] = 1 - absent[..., self.edges.index(day)]
-        if result:
-            result["days_to_next_visit"] = self._median_days(absent)
-        return result
+            values += [*amounts[..., place, :].unbind(-1), 1 - absent[..., self.edges.index(day)]]
+        return dict(zip(self.names(), [*values, self._median_days(absent)], strict=True))
 
     def _median_days(self, absent: torch.Tensor) -> torch.Tensor:
         """Where the share without a visit falls to a half, on a line between edges; at most the last edge."""

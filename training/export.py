@@ -8,10 +8,11 @@
     python training/export.py --model runs/mine --output_dir runs/mine-int8 --format int8 --data data/prepared
 
 onnx and torch go through transformers' exporters and write `model.onnx` (its weights beside it) or `model.pt2`, the
-config and the feature extractor. Batch and length are dynamic. Inputs are what the feature extractor gives; outputs
-are `logits.<task>` of every task and `pooler_output`, or with `--what embeddings` `pooler_output`, the customer
-embedding. The result is run on batches of other shapes than the example's and must equal the model to 1e-5. A .pt2
-file is unpickled when it is loaded: load only your own.
+config and the feature extractor. Batch and length are dynamic. Inputs are what the feature extractor gives, with `now`
+where the checkpoint has a customer state; outputs are `logits.<task>` of every task, `pooler_output`, the customer
+embedding, and `forecasts.<name>` of a checkpoint with forecasts; with `--what embeddings` no logits. The result is run
+on batches of other shapes than the example's and must equal the model to 1e-5. A .pt2 file is unpickled when it is
+loaded: load only your own.
 
 int8 keeps the weights of the encoder's linear layers as 8-bit numbers, one scale a row, and computes as before. Value
 embeddings, which are the label vectors too, are no linear layers and stay; with large vocabularies they are most of
@@ -41,10 +42,6 @@ from export_folder import check_writable, export_folder
 ONNX, TORCH, INT8 = FORMATS = ("onnx", "torch", "int8")
 SCORES, EMBEDDINGS = CONTENTS = ("scores", "embeddings")
 NEEDS = {ONNX: ("onnx", "onnxscript", "onnxruntime"), TORCH: (), INT8: ("torchao",)}
-INPUTS = {
-    SCORES: ("input_ids", "attention_mask", "visit_ids", "event_times"),
-    EMBEDDINGS: ("input_ids", "attention_mask", "visit_ids"),
-}
 TOLERANCE = 1e-5
 CUTOFF = "validation"  # what is chosen, chosen there
 EXAMPLE, OTHERS = (3, 11), ((1, 1), (2, 29), (5, 7))  # customers, events
@@ -107,7 +104,8 @@ def example_inputs(config: MCMConfig, what: str, customers: int, events: int) ->
         events: L, at most that of the longest sequence.
 
     Returns:
-        `input_ids` of shape `(B, L, J)`; the others, of shape `(B, L)`.
+        `input_ids` of shape `(B, L, J)`, `event_values` of shape `(B, L, N)`, `now` of shape `(B,)`; the others of
+        shape `(B, L)`. Those that the model reads.
     """
     draw = torch.Generator().manual_seed(events)
     shape = (customers, events)
@@ -123,7 +121,13 @@ def example_inputs(config: MCMConfig, what: str, customers: int, events: int) ->
         "visit_ids": opens_visit.cumsum(1) * mask,
         "event_times": (3 * torch.rand(shape, generator=draw)).cumsum(1) * mask,
     }
-    return {name: values[name] for name in INPUTS[what]}
+    if config.state_size:
+        values["now"] = values["event_times"].amax(1) + 9
+        if number := len(config.summed_features):
+            values["event_values"] = 5 * torch.rand((*shape, number), generator=draw) * mask[..., None]
+    elif what == EMBEDDINGS:
+        del values["event_times"]
+    return values
 
 
 def export(model: MCMPreTrainedModel, what: str, target: str) -> Any:
@@ -146,7 +150,12 @@ def export(model: MCMPreTrainedModel, what: str, target: str) -> Any:
     length = torch.export.Dim("length", min=1, **longest)
     events = min(EXAMPLE[1], longest.get("max", EXAMPLE[1]))
     inputs: Any = example_inputs(config, what, EXAMPLE[0], events)
-    options: dict[str, Any] = {"dynamic": True, "dynamic_shapes": {name: {0: batch, 1: length} for name in inputs}}
+    options: dict[str, Any] = {
+        "dynamic": True,
+        "dynamic_shapes": {
+            name: {0: batch} | ({1: length} if value.dim() > 1 else {}) for name, value in inputs.items()
+        },
+    }
     # Each node remembers the line of source it came from, with this machine's paths: nothing to give away.
     if target == ONNX:
         exported = OnnxExporter().export(model, inputs, config=OnnxConfig(**options))
@@ -170,8 +179,11 @@ def save_int8(model: str, what: str, output_dir: str) -> None:
     """
     from torchao.quantization import Int8WeightOnlyConfig
 
-    # The repeat memory's linear layers are a few hundred numbers: nothing to save, and a label's rank to lose.
-    quantization = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=["repeat_memory"])
+    # The repeat memory's linear layers are a few hundred numbers: nothing to save, and a label's rank to lose. The
+    # state's read counts, whose sizes differ too much for one scale a row.
+    quantization = TorchAoConfig(
+        Int8WeightOnlyConfig(), modules_to_not_convert=["repeat_memory", "state", "forecasts"]
+    )
     load(model, what, quantization_config=quantization).save_pretrained(output_dir)
     for path in Path(output_dir).glob("*.safetensors"):
         with safe_open(path, "pt") as file:
@@ -232,7 +244,7 @@ def largest_difference(model: MCMPreTrainedModel, exported: Any, what: str) -> f
 
 
 def _outputs(outputs: Mapping[str, Any], what: str) -> dict[str, torch.Tensor]:
-    values = {"pooler_output": outputs["pooler_output"]}
+    values = {"pooler_output": outputs["pooler_output"]} | dict(outputs.get("forecasts") or {})
     if what == SCORES:  # without the two ids that are no labels, whose number has no digits to compare
         values |= {task: torch.as_tensor(scores)[:, 2:] for task, scores in outputs["logits"].items()}
     return values

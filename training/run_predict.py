@@ -199,7 +199,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     model_class = MCMForMultiTaskRecommendation if kept["tasks"] else MCMModel
     model = read_checkpoint(model_class, options.model)
     heads = cast(MCMModel, model.base_model).forecasts
-    kept["forecasts"] = heads.names() if options.forecasts and heads is not None else []
+    kept["forecasts"] = heads.names() if options.forecasts and heads is not None and heads.is_trained else []
     sequences = {name: tuple(kept[name]) for name in ("tasks", "forecasts")}
     job = ScoringJob(options.model, data, str(folder), **kept | sequences)
     digest = model_digest(model)

@@ -24,7 +24,7 @@ import sys
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import psutil
@@ -65,7 +65,6 @@ from modeling_mcm.evaluation.counting import FIRST_BASELINES, STRONG_BASELINES, 
 from modeling_mcm.files_mcm import write_json
 from modeling_mcm.model_evaluation import model_values
 from modeling_mcm.recipe import Recipe, recipe_for
-from modeling_mcm.state_mcm import Forecasts
 from modeling_mcm.training.callbacks import FirstComparison
 from modeling_mcm.training.moments import train_state
 from modeling_mcm.training.trainer import BEST_METRIC, MCMTrainer, last_whole_checkpoint
@@ -388,12 +387,13 @@ def learn_state(
     cutoff = None
     if not schema.leaves_one_out:
         cutoff = float(np.datetime64(schema.cutoff("validation"), "s").astype(np.int64))
+    wanted = sorted(model.config.forecast_days)
     losses = train_state(model.model, extractor, PreparedRows(rows, several, ends[several]), cutoff, seed)
     words = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
-    heads = cast(Forecasts, model.model.forecasts)
-    learned = [f"{day:g}" for day, is_learned in zip(heads.days, heads.is_learned.tolist(), strict=True) if is_learned]
-    logger.warning(f"Customer state: losses {words}; forecasts for {', '.join(learned) or 'no'} days.")
-    if missed := [f"{day:g}" for day in heads.days if f"{day:g}" not in learned]:
+    learned = model.config.forecast_days = model.model.config.forecast_days
+    named = ", ".join(f"{day:g}" for day in learned) or "no"
+    logger.warning(f"Customer state: losses {words}; forecasts for {named} days.")
+    if missed := [f"{day:g}" for day in wanted if day not in learned]:
         logger.warning(
             f"Forecasts for {', '.join(missed)} days have not been learned: the training period is too short. "
             "Move the validation cutoff, or name shorter horizons (--config_overrides 'forecast_days=[7,30]')."

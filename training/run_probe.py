@@ -100,10 +100,9 @@ def read_customers(options: ProbeOptions) -> tuple[dict[str, NDArray], dict[str,
         histories = [events_before(row, cutoff) for row in batch]
         blank = [row | {f"profile_{name}": 0 for name in profile} for row in histories]
         readable = [extractor.readable(row, model.config.input_features) for row in blank]
-        inputs = extractor.pad(readable)
+        inputs = extractor.pad(readable, now=[cutoff] * len(readable))
         with torch.inference_mode():
-            names = ("input_ids", "attention_mask", "visit_ids")
-            embeddings.append(model(**{name: inputs[name] for name in names}).pooler_output.numpy())
+            embeddings.append(model(**inputs).pooler_output.numpy())
         whole = {name: value.numpy() for name, value in extractor.pad(blank, WHOLE_HISTORY).items()}
         days = np.array([(cutoff - row["times"].max()) / SECONDS_PER_DAY for row in histories])
         counts.append(np.stack(list(HistoryFeatures(extractor, whole, days).make().values()), axis=1))

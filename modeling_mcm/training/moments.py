@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers.utils import logging
 
-from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data.collator import LengthGroupedSampler
 from modeling_mcm.modeling_mcm import MCMModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -77,7 +76,8 @@ class MomentSampler:
         config = model.config
         self.state, self.extractor, self.cutoff = cast(CustomerState, model.state), extractor, cutoff
         self.read, self.sums = config.input_features, config.summed_features
-        self.days = cast(Forecasts, model.forecasts).days
+        self.days = sorted(float(day) for day in config.forecast_days)
+        self.middle = len(self.days) // 2  # the horizon for sets of labels
         self.generator = np.random.default_rng(seed)
         tasks = [f"task_{task}" for task in config.tasks]
         token = f"task_{extractor.token_type_feature}"
@@ -130,8 +130,8 @@ class MomentSampler:
         number = np.searchsorted(visit_times, moments, "right")
         following = np.append(visit_times, UNSEEN)[number].astype(np.float64)
         to_next = np.where(following < UNSEEN, (following - moments) / SECONDS_PER_DAY, np.inf)
-        middle = len(self.days) // 2
-        from_event, to_event = (np.searchsorted(times, ends[:, place], "right") for place in (0, middle + 1))
+        last_place = min(self.middle + 1, len(self.days))
+        from_event, to_event = (np.searchsorted(times, ends[:, place], "right") for place in (0, last_place))
         sets = np.zeros((len(moments), sum(self.set_sizes)), np.float32)
         start = 0
         for task, size in zip(self.set_tasks, self.set_sizes, strict=True):
@@ -142,7 +142,7 @@ class MomentSampler:
             start += size
         return (
             np.stack(amounts, -1).clip(min=0).astype(np.float32),
-            ends[:, 1:] <= end,
+            (ends[:, 1:] <= end) & (moments < end)[:, None],
             to_next.astype(np.float32),
             ((end - moments) / SECONDS_PER_DAY).astype(np.float32),
             sets,
@@ -204,16 +204,25 @@ def train_state(
     Returns:
         The mean losses of the last tenth of the steps, by name.
     """
-    state, forecasts = cast(CustomerState, model.state), cast(Forecasts, model.forecasts)
+    state = cast(CustomerState, model.state)
     device = state.direct.weight.device
-    state.cpu(), forecasts.cpu()  # the counts of a moment are cheap, and fit no GPU kernel
+    cast(nn.Module, model).cpu()  # the counts of a moment are cheap, and fit no GPU kernel
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        losses = _train(
-            model.config, state, forecasts, MomentSampler(model, extractor, cutoff, seed), rows, seed, progress
-        )
-        _learn_forecasts(forecasts, state, MomentSampler(model, extractor, cutoff, seed + 1), rows, seed)
-    state.to(device), forecasts.to(device)
+        batches = _batches(rows, BATCH, seed)
+        customers = [next(batches) for _ in range(math.ceil(min(len(rows), STANDARD_CUSTOMERS) / BATCH))]
+        sampler = MomentSampler(model, extractor, cutoff, seed)
+        drawn = _joined([sampler.draw(each, MOMENTS) for each in customers])
+        state.mean.copy_(drawn.counts.mean(0))
+        state.spread.copy_(drawn.counts.std(0))
+        config = model.config
+        seen = zip(sampler.days, drawn.is_observed.any(0).tolist(), strict=True)
+        config.forecast_days = [day for day, is_observed in seen if is_observed]
+        model.forecasts = Forecasts(config) if config.forecast_days else None
+        losses = _train(model, MomentSampler(model, extractor, cutoff, seed), batches, len(rows), progress)
+        if model.forecasts is not None:
+            _learn_forecasts(model, MomentSampler(model, extractor, cutoff, seed + 1), rows, seed)
+    cast(nn.Module, model).to(device)
     return losses
 
 
@@ -230,39 +239,40 @@ def _batches(rows: Any, size: int, seed: int) -> Iterator[list[dict[str, Any]]]:
         epoch += 1
 
 
+def _joined(drawn: Sequence[Moments]) -> Moments:
+    return Moments(*(torch.cat([getattr(each, name) for each in drawn]) for name in Moments.__dataclass_fields__))
+
+
 def _train(
-    config: MCMConfig,
-    state: CustomerState,
-    forecasts: Forecasts,
+    model: MCMModel,
     sampler: MomentSampler,
-    rows: Any,
-    seed: int,
+    batches: Iterator[list[dict[str, Any]]],
+    customers: int,
     progress: Callable[..., Any] | None,
 ) -> dict[str, float]:
-    batches = _batches(rows, BATCH, seed)
-    first = torch.cat([sampler.draw(next(batches), MOMENTS).counts for _ in range(_standard_batches(len(rows)))])
-    state.mean.copy_(first.mean(0))
-    state.spread.copy_(first.std(0))
-    heads = nn.ModuleDict({"counts": nn.Linear(config.state_size, first.shape[1])})
-    if sampler.set_sizes:
-        heads["sets"] = nn.Linear(config.state_size, sum(sampler.set_sizes))
-    parameters = [value for module in (state, forecasts, heads) for value in module.parameters()]
-    steps = min(max(math.ceil(PASSES * len(rows) / BATCH), LEAST_STEPS), MOST_STEPS)
+    state, forecasts, size = cast(CustomerState, model.state), model.forecasts, model.config.state_size
+    heads = nn.ModuleDict({"counts": nn.Linear(size, len(state.mean))})
+    if forecasts is not None:
+        nn.init.normal_(forecasts.amounts.weight, std=size**-0.5)
+        nn.init.normal_(forecasts.hazards.weight, std=size**-0.5)
+        if sampler.set_sizes:
+            heads["sets"] = nn.Linear(size, sum(sampler.set_sizes))
+    modules = [state, heads, *([] if forecasts is None else [forecasts])]
+    parameters = [value for module in modules for value in module.parameters()]
+    steps = min(max(math.ceil(PASSES * customers / BATCH), LEAST_STEPS), MOST_STEPS)
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=WARM_UP)
     state.train()
     history: list[dict[str, float]] = []
-    bar = (progress or logging.tqdm)(range(steps), desc="Customer state", unit="step")
-    for _ in bar:
+    for _ in (progress or logging.tqdm)(range(steps), desc="Customer state", unit="step"):
         moments = sampler.draw(next(batches), MOMENTS)
         found = state(moments.counts)
-        losses = {
-            "amounts": FUTURE * _amounts_loss(forecasts.log_amounts(found), moments),
-            "hazards": HAZARD * _hazard_loss(forecasts.hazards(found), moments, forecasts.edges),
-            "counts": RECONSTRUCTION * F.mse_loss(heads["counts"](found), state.standardised(moments.counts)),
-        }
+        losses = {"counts": RECONSTRUCTION * F.mse_loss(heads["counts"](found), state.standardised(moments.counts))}
+        if forecasts is not None:
+            losses["amounts"] = FUTURE * _amounts_loss(forecasts.log_amounts(found), moments)
+            losses["hazards"] = HAZARD * _hazard_loss(forecasts.hazards(found), moments, forecasts.edges)
         if "sets" in heads:
-            is_observed = moments.is_observed[:, len(forecasts.days) // 2, None].float()
+            is_observed = moments.is_observed[:, sampler.middle, None].float()
             wrong = F.binary_cross_entropy_with_logits(heads["sets"](found), moments.followed, reduction="none")
             losses["sets"] = SETS * (wrong * is_observed).mean()
         optimizer.zero_grad()
@@ -276,23 +286,16 @@ def _train(
     return {name: float(np.mean([each[name] for each in last])) for name in history[0]}
 
 
-def _standard_batches(customers: int) -> int:
-    return math.ceil(min(customers, STANDARD_CUSTOMERS) / BATCH)
-
-
-def _learn_forecasts(forecasts: Forecasts, state: CustomerState, sampler: MomentSampler, rows: Any, seed: int) -> None:
+def _learn_forecasts(model: MCMModel, sampler: MomentSampler, rows: Any, seed: int) -> None:
     """Learns the forecasts on states that stay as they are, late in the training period."""
-    batches = _batches(rows, BATCH, seed + 1)
-    drawn = []
+    state, forecasts = cast(CustomerState, model.state), cast(Forecasts, model.forecasts)
+    batches, drawn = _batches(rows, BATCH, seed + 1), []
     for _ in range(math.ceil(min(len(rows), FORECAST_CUSTOMERS) / BATCH)):
         moments = sampler.draw(next(batches), FORECAST_MOMENTS, latest=True)
         with torch.no_grad():
             moments.counts = state(moments.counts)
         drawn.append(moments)
-    joined = Moments(*(torch.cat([getattr(each, name) for each in drawn]) for name in Moments.__dataclass_fields__))
-    forecasts.is_learned.copy_(joined.is_observed.any(0))
-    if not forecasts.is_learned.any():
-        return
+    joined = _joined(drawn)
     weights = joined.is_observed.float()[..., None]
     sizes = ((joined.amounts * weights).sum(0) / weights.sum(0).clamp(min=1)).clamp(min=1e-6)  # (D, Q)
     with torch.no_grad():

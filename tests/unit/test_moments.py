@@ -114,7 +114,7 @@ def test_training_lowers_the_losses_and_learns_forecasts(extractor, rows, monkey
     monkeypatch.setattr("modeling_mcm.training.moments.LEAST_STEPS", 1)
     monkeypatch.setattr("modeling_mcm.training.moments.PASSES", 0)
     assert sum(losses.values()) < 0.9 * sum(train_state(make_model(extractor), extractor, rows, CUTOFF).values())
-    assert model.forecasts.is_learned.all()
+    assert model.forecasts.is_trained
     for name, value in model.encoder.state_dict().items():
         torch.testing.assert_close(value, encoder[name])
 
@@ -143,8 +143,16 @@ def test_the_same_seed_gives_the_same_state(extractor, rows):
 def test_a_horizon_longer_than_the_training_period_is_not_learned(extractor, rows):
     model = make_model(extractor, forecast_days=[7, 3650])
     train_state(model, extractor, rows, CUTOFF)
-    assert model.forecasts.is_learned.tolist() == [True, False]
-    assert "visits_3650d" not in model.forecasts.names()
+    assert model.config.forecast_days == [7]
+    assert "visits_7d" in model.forecasts.names() and "visits_3650d" not in model.forecasts.names()
+
+
+def test_a_training_period_shorter_than_every_horizon_leaves_a_state_without_forecasts(extractor, rows, tmp_path):
+    model = make_model(extractor, forecast_days=[3650])
+    train_state(model, extractor, rows, CUTOFF)
+    assert model.forecasts is None
+    model.save_pretrained(tmp_path)
+    assert MCMModel.from_pretrained(tmp_path).forecasts is None
 
 
 def test_where_last_visits_are_held_out_each_customer_has_an_end(extractor, rows):

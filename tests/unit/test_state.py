@@ -145,7 +145,6 @@ def test_new_values_leave_the_state_as_it_was(model):
 
 def test_saved_and_read_again_it_is_the_same(model, tmp_path):
     inputs = make_inputs()
-    model.forecasts.is_learned.fill_(True)
     found = model(**inputs, now=torch.full((3,), 60.0))
     model.save_pretrained(tmp_path)
     again = MCMModel.from_pretrained(tmp_path).eval()(**inputs, now=torch.full((3,), 60.0))
@@ -154,7 +153,6 @@ def test_saved_and_read_again_it_is_the_same(model, tmp_path):
 
 
 def test_forecasts_grow_with_the_horizon_and_chances_are_chances(model):
-    model.forecasts.is_learned.fill_(True)
     torch.nn.init.normal_(model.forecasts.hazards.bias, -1)
     found = model(**make_inputs()).forecasts
     for quantity in ("visits", "events", "token_type"):
@@ -168,17 +166,14 @@ def test_forecasts_grow_with_the_horizon_and_chances_are_chances(model):
 def test_the_median_day_is_where_half_have_come(model):
     torch.nn.init.zeros_(model.forecasts.hazards.weight)
     torch.nn.init.zeros_(model.forecasts.hazards.bias)  # half come in each interval: the first ends after a day
-    model.forecasts.is_learned.fill_(True)
     found = model(**make_inputs()).forecasts
     torch.testing.assert_close(found["days_to_next_visit"], torch.ones(3))
     torch.testing.assert_close(found["visit_probability_7d"], torch.full((3,), 1 - 0.5**5))
 
 
-def test_forecasts_that_were_not_learned_are_left_out(model):
-    assert model(**make_inputs()).forecasts is None
-    model.forecasts.is_learned[0] = True
-    found = model(**make_inputs()).forecasts
-    assert "visits_7d" in found and "visits_30d" not in found
+def test_names_are_those_of_the_forecasts(model):
+    assert list(model(**make_inputs()).forecasts) == model.forecasts.names()
+    assert MCMModel(make_config(forecast_days=[])).eval()(**make_inputs()).forecasts is None
 
 
 def test_horizons_are_edges_of_the_intervals():
@@ -190,7 +185,6 @@ def test_horizons_are_edges_of_the_intervals():
     ("changes", "words"),
     [
         ({"state_size": -1}, "state_size"),
-        ({"forecast_days": []}, "forecast_days"),
         ({"forecast_days": [0]}, "forecast_days"),
         ({"state_half_lives_days": [-2]}, "state_half_lives_days"),
         ({"summed_features": ["nope"]}, "nope"),
@@ -205,7 +199,6 @@ def test_a_wrong_config_says_what_is_wrong(changes, words):
 def test_the_head_passes_the_state_and_the_forecasts_on():
     torch.manual_seed(0)
     model = MCMForMultiTaskRecommendation(make_config()).eval()
-    model.model.forecasts.is_learned.fill_(True)
     inputs = make_inputs()
     found, base = model(**inputs), model.model(**inputs)
     torch.testing.assert_close(found.pooler_output, base.pooler_output)
