@@ -65,8 +65,6 @@ from .files_mcm import write_json
 
 logger = logging.get_logger(__name__)
 
-logger = logging.get_logger(__name__)
-
 VOCABULARIES_NAME = "vocabularies.json"
 HISTORY_START, TOKEN_TYPE = "history_start", "token_type"
 ONE_TOKEN_TYPE = "event"  # of a log without a token type
