@@ -167,7 +167,8 @@ def to_seconds(value: Any, zone: tzinfo) -> int:
 
 def to_moment(value: Any, zone: tzinfo) -> float:
     """Seconds since 1970-01-01 of a moment: a number of seconds as it is, else `to_seconds`."""
-    return float(value) if isinstance(value, int | float | np.integer | np.floating) else to_seconds(value, zone)
+    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return float(value) if is_number else to_seconds(value, zone)
 
 
 def to_place(value: Any) -> int:

@@ -200,6 +200,7 @@ def test_worked_example_of_the_documentation(tmp_path):
     assert row["feature_item"] == row["task_item"] == [2, 2, 0, 0, 1, 0]
     assert row["feature_days_since_visit"][:3] == [0, 0, 0]
     assert min(row["feature_days_since_visit"][3:]) >= 2
+    assert row["value_price"] == [59.0, 59.0, 0.0, 0.0, 5.0, 0.0]
 
 
 def test_times_with_a_zone_go_to_the_zone_of_the_schema(tmp_path):

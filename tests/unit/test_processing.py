@@ -103,6 +103,8 @@ def test_a_history_gives_the_ids_worked_out_by_hand(extractor):
         "task_items": [0, 0, 2, 0, 0, 0, 0],
         "task_type": [0, 0, BUY, 0, 0, 0, 0],
     }
+    values = row.pop("value_a.b")
+    assert values.dtype == np.float32 and values.tolist() == np.float32([0, 0.1, 2.4, 0, 0, 0, 2.5]).tolist()
     for key, ids in expected.items():
         assert row[key].dtype == np.int32 and row[key].tolist() == ids, key
     clock = [f"{MONDAY}T{at}:00" for at in ("09:00", "10:00", "10:20", "10:20", "10:10")]
