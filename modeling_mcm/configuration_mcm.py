@@ -210,12 +210,6 @@ class MCMConfig(PreTrainedConfig):
             self.features = list(PAPER_FEATURES)
             self.vocabulary_sizes = self.vocabulary_sizes or list(PAPER_FEATURES.values())
         self.tasks = self.tasks or [name for name in self.features if name != "token_type"]
-        sizes = dict(zip(self.features, self.vocabulary_sizes, strict=False))  # the lengths are checked later
-        if self.state_size and self.state_features is None:
-            self.state_features = [name for name, size in sizes.items() if size <= FEW_VALUES]
-        if self.state_size and self.taste_features is None:
-            known = {name: sizes[name] for name in self.tasks if name in sizes}
-            self.taste_features = [name for name, size in known.items() if FEW_VALUES < size <= MOST_VALUES]
         super().__post_init__(**kwargs)
 
     @property
@@ -223,6 +217,17 @@ class MCMConfig(PreTrainedConfig):
         """Number of label ids of each task."""
         sizes = dict(zip(self.features, self.vocabulary_sizes, strict=True))
         return {task: sizes[task] for task in self.tasks}
+
+    @property
+    def counted_features(self) -> tuple[list[str], list[str]]:
+        """`state_features` and `taste_features`, or what stands for them where they are not named."""
+        sizes = dict(zip(self.features, self.vocabulary_sizes, strict=True))
+        few, many = self.state_features, self.taste_features
+        if few is None:
+            few = [name for name, size in sizes.items() if size <= FEW_VALUES]
+        if many is None:
+            many = [name for name in self.tasks if FEW_VALUES < sizes[name] <= MOST_VALUES and name not in few]
+        return list(few), list(many)
 
     @property
     def embedding_size(self) -> int:

@@ -197,6 +197,7 @@ class MCMPreTrainedModel(PreTrainedModel):
         grow(tables[place], len(values), FIRST_LABEL - 1)  # like the unknown value
         state = cast(MCMModel, self.base_model).state
         if state is not None:
+            self.config.state_features, self.config.taste_features = self.config.counted_features  # by sizes before
             state.grow(place, len(values))
         self._resize_labels(feature, len(values))
         self.config.vocabulary_sizes = list(sizes.values())
@@ -226,7 +227,7 @@ class MCMModel(MCMPreTrainedModel):
         self.encoder = BertEncoder(config)
         for layer in self.encoder.layer:  # a batch without padding has no mask: the kernels then ask the layer
             layer.attention.self.is_causal = config.encoder_attention == "causal"
-        # CODEPATH: a state in mcm-base and mcm-tiny, none in the paper's model, ablations/mcm-final.
+        # CODEPATH: chosen in pre-training (recipe.py), none in the paper's model, ablations/mcm-final.
         self.state = CustomerState(config) if config.state_size else None
         # CODEPATH: as the line above, and none for data that are too short for any horizon.
         self.forecasts = Forecasts(config) if config.state_size and config.forecast_days else None
@@ -274,7 +275,7 @@ class MCMModel(MCMPreTrainedModel):
             mask = create_bidirectional_mask(self.config, hidden, unit_mask.long())
         hidden = self.encoder(hidden, attention_mask=mask, **kwargs).last_hidden_state
         state, forecasts = self._pool(hidden, unit_mask), None
-        # CODEPATH: a state in mcm-base and mcm-tiny, none in the paper's model, ablations/mcm-final.
+        # CODEPATH: chosen in pre-training (recipe.py), none in the paper's model, ablations/mcm-final.
         if self.state is not None:
             state = self.customer_state(input_ids, attention_mask, visit_ids, event_times, event_values, now)
             forecasts = None if self.forecasts is None else self.forecasts(state)

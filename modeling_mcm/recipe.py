@@ -19,6 +19,7 @@ ONE_VISIT = 0.5
 SET, SEVERAL = 2.0, 1.5
 MOST_RELATED = 10_000  # labels of a task whose relations are solved
 MANY_LABELS, SAMPLE = 8_000, 2_000  # labels from which on a sample of so many is scored in training
+STATE_SIZE = 128
 NO_MEMORY: dict[str, Any] = {
     "repeat_half_lives_days": [],
     "repeat_half_lives_units": [],
@@ -118,6 +119,8 @@ def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], feat
     if labels > MANY_LABELS and not rules:
         config["sampled_labels"] = SAMPLE
         reasons.append(f"{labels:,} labels: a training step scores those that matter and {SAMPLE:,} others.")
+    config["state_size"] = STATE_SIZE
+    reasons.append(f"The customer embedding is a state of {STATE_SIZE} numbers, trained last, with forecasts.")
     training: dict[str, Any] = {"learning_rate": 0.001, "ema_decay": 0.99}
     training |= {"eval_strategy": "epoch", "save_strategy": "epoch", "early_stopping_patience": 2}
     training |= {"save_total_limit": 2, "load_best_model_at_end": True}

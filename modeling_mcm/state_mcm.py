@@ -64,11 +64,10 @@ class CustomerState(nn.Module):
         self.sizes = list(config.vocabulary_sizes)
         self.half_lives = [float(days) for days in config.state_half_lives_days]
         self.num_sums = len(config.summed_features)
-        self.few = [config.features.index(name) for name in config.state_features or []]
-        self.many = [config.features.index(name) for name in config.taste_features or []]
+        self.few, self.many = ([config.features.index(name) for name in names] for names in config.counted_features)
         self.mean = nn.Buffer(torch.zeros(self.num_few + self.num_many))
         self.spread = nn.Buffer(torch.ones(self.num_few + self.num_many))
-        # CODEPATH: features of many values in mcm-base and mcm-tiny, none for a log without them.
+        # CODEPATH: none for a log whose features all have few values.
         self.taste = nn.Linear(self.num_many, TASTE_SIZE, bias=False) if self.many else None
         inputs = self.num_few + (TASTE_SIZE if self.many else 0)
         self.direct = nn.Linear(inputs, config.state_size)

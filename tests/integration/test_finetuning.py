@@ -286,15 +286,17 @@ def test_the_probe_writes_a_table(call, prepared, pretrained, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "training"))
         patch.setattr(importlib.import_module("run_probe"), "FEWEST", 5)
-        call("run_probe", "--model", pretrained, "--data", prepared, *few, *written)
-    found = json.loads((tmp_path / "probe.json").read_text())["targets"]
+        call("run_probe", "--models", pretrained, "--data", prepared, *few, *written)
+    cutoffs = json.loads((tmp_path / "probe.json").read_text())["cutoffs"]
+    assert set(cutoffs) == {"validation", "test"}
+    found = cutoffs["validation"]["targets"]
     assert {"age", "spend in 30 days"} <= set(found) and found["age"]["classes"] == 2
     for of_target in found.values():
         for learner in ("LightGBM", "linear"):
             assert all(-1 <= v["low"] <= v["high"] <= 1 for v in of_target[learner].values())
     page = (tmp_path / "probe.md").read_text()
-    assert "| age | 34, 2 classes |" in page and "counts and embedding" in page
+    assert "| age | 34, 2 classes |" in page and "What of the history is in the embedding" in page
     with pytest.raises(SystemExit, match=r"No features \['colour'\] in the profile; it has age"):
-        call("run_probe", "--model", pretrained, "--data", prepared, "--profile", "colour")
+        call("run_probe", "--models", pretrained, "--data", prepared, "--profile", "colour")
     with pytest.raises(SystemExit, match="No numeric feature 'money' to sum; there are a.b"):
-        call("run_probe", "--model", pretrained, "--data", prepared, "--spend", "money")
+        call("run_probe", "--models", pretrained, "--data", prepared, "--spend", "money")

@@ -9,4 +9,4 @@ python training/prepare_data.py --demo complete_journey --offers --cutoffs 2017-
     --output_dir data/offers/prepared --reuse
 python training/run_offers.py --data data/offers/prepared --offers data/offers/raw --jobs 2 \
     --options disable_tqdm=true "$@"
-python training/run_probe.py --model runs/offers_comparison/pretrained-seed0 --data data/offers/prepared
+python training/run_probe.py --models runs/offers_comparison/pretrained-seed0 --data data/offers/prepared
