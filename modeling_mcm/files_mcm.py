@@ -19,12 +19,13 @@ lost. Here it is written beside its place, flushed to the disk, and renamed.
 """
 
 import errno
+import hashlib
 import json
 import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,3 +93,15 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], values: Any, indent: int = 2, **options: Any) -> None:
     """Writes a JSON file, whole or not at all; `options` are of `json.dumps`. See [`atomic_write`]."""
     write_text(path, json.dumps(values, indent=indent, **options) + "\n")
+
+
+def values_digest(stored: Mapping[str, Any]) -> str:
+    """What tells the values behind the ids of a checkpoint from others: 64 hexadecimal digits.
+
+    Args:
+        stored (`Mapping[str, Any]`): `vocabularies` and `bins` by feature, as vocabularies.json holds them. The order
+            of the features says nothing, the order of values and edges everything.
+    """
+    kept = {name: dict(stored.get(name) or {}) for name in ("vocabularies", "bins")}
+    text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
