@@ -61,7 +61,6 @@ from modeling_mcm.evaluation.baseline_cache import BaselineCache
 from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.evaluation.comparison import baseline_warnings, values_of
 from modeling_mcm.evaluation.counting import FIRST_BASELINES, STRONG_BASELINES, counting_baselines
-from modeling_mcm.files_mcm import values_digest
 from modeling_mcm.model_evaluation import model_values
 from modeling_mcm.recipe import Recipe, recipe_for
 from modeling_mcm.training.callbacks import FirstComparison
@@ -253,6 +252,7 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
             "vocabulary_sizes": extractor.vocabulary_sizes,
             "tasks": extractor.tasks,
             "max_position_embeddings": extractor.max_events,  # the window decides
+            "values_digest": extractor.values_digest,
         }
     )
     return MCMConfig(**(config | values))
@@ -433,10 +433,9 @@ def main() -> None:
     own = {name: getattr(options, name) for name in DECIDING} | {"max_events": extractor.max_events}
     own["batch size"] = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
     run = {"data": sha256_of(Path(options.data) / MANIFEST_FILE), "options": deciding_options(training) | own}
-    values = values_digest({"vocabularies": extractor.vocabularies, "bins": extractor.bins})
     try:
         with alone(training.output_dir, training.should_save):
-            start = find_start(training.output_dir, PRETRAINING, run, config, values)
+            start = find_start(training.output_dir, PRETRAINING, run, config)
             if start.is_finished:
                 logger.warning(f"{training.output_dir} holds this run, which is finished: nothing is left to train.")
             else:

@@ -25,6 +25,7 @@ if os.name == "posix":
 
 PRETRAINING, FINE_TUNING = "pretraining.json", "finetuning.json"  # what a finished run wrote, last of all
 RECORDS = (PRETRAINING, FINE_TUNING)
+VALUES_DIGEST = "values_digest"
 STATE, CONFIG, VALUES = "trainer_state.json", "config.json", "vocabularies.json"
 JSON_FILES = (CONFIG, "preprocessor_config.json", VALUES, "model.safetensors.index.json")
 WEIGHTS: tuple[str, ...] = ("*.safetensors", "pytorch_model*")
@@ -100,7 +101,8 @@ def changed_config(folder: Path, config: PreTrainedConfig) -> list[str]:
         return []
     earlier = json.loads(json.dumps(type(config).from_pretrained(str(folder)).to_dict(), default=str))
     now = json.loads(json.dumps(config.to_dict(), default=str))
-    own = sorted(type(config).__annotations__)  # not those of every model, which differ by how a config was made
+    # Not the fields of every model, which differ by how a config was made; nor what an earlier version did not know.
+    own = sorted(name for name in type(config).__annotations__ if name != VALUES_DIGEST or earlier.get(name))
     phrases = changed_options({name: earlier.get(name) for name in own}, {name: now.get(name) for name in own})
     return [phrase if len(phrase) < 200 else f"another {phrase.partition(' ')[0]}" for phrase in phrases]
 
@@ -207,17 +209,14 @@ def last_whole_checkpoint(output_dir: str | Path) -> tuple[str | None, list[str]
 # ---------------------------------------------------------------------------------------------------- finished folders
 
 
-def find_start(
-    output_dir: str | Path, record: str, run: Mapping[str, Any], config: PreTrainedConfig, values: str | None = None
-) -> Start:
+def find_start(output_dir: str | Path, record: str, run: Mapping[str, Any], config: PreTrainedConfig) -> Start:
     """Where a training starts that writes to a folder.
 
     Args:
         output_dir: the folder, which need not be there.
         record: the file that a finished run leaves there, `PRETRAINING` or `FINE_TUNING`.
         run: what must be the same: `data` and other digests, and `options` as `deciding_options` gives them.
-        config: of the model that is to be trained.
-        values: digest of the feature extractor's values, by which the data of earlier versions' runs are told.
+        config: of the model that is to be trained, with the digest of its values.
 
     Raises:
         RunError: the folder holds something else, or a model that was trained otherwise.
@@ -228,7 +227,7 @@ def find_start(
     path = folder / record
     if path.exists() and not (damaged := _damage(path)):
         facts = json.loads(path.read_text(encoding="utf-8"))
-        if changes := _changes(folder, facts, run, config, values):
+        if changes := _changes(folder, facts, run, config):
             raise RunError(
                 f"{folder} holds a model that was trained otherwise ({_some(changes)}), and nothing was changed: give "
                 "another output_dir, or remove that folder."
@@ -262,14 +261,12 @@ def _check_folder(folder: Path, record: str) -> None:
             )
 
 
-def _changes(
-    folder: Path, facts: Mapping[str, Any], run: Mapping[str, Any], config: PreTrainedConfig, values: str | None
-) -> list[str]:
+def _changes(folder: Path, facts: Mapping[str, Any], run: Mapping[str, Any], config: Any) -> list[str]:
     """What a finished model was trained with and this run has not."""
     options = run["options"]
     if "run" not in facts:  # of an earlier version
         earlier = {name: facts[name] for name in ("learning_rate", "seed", "max_events") if name in facts}
-        same = values is None or values == _digest_of_values(folder)
+        same = config.values_digest in (None, _digest_of_values(folder))
         return ([] if same else ["other data"]) + changed_options(earlier, options) + changed_config(folder, config)
     digests = [f"other {name}" for name in run if name != "options" and facts["run"].get(name) != run[name]]
     return digests + changed_options(facts["run"].get("options", {}), options) + changed_config(folder, config)
