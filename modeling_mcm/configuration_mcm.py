@@ -134,6 +134,9 @@ class MCMConfig(PreTrainedConfig):
         sample of the others, whose scores are corrected so that the partition function is that of all labels on
         average (see [`~sampling_mcm.TaskLabels`]). Tasks with no more others than that are scored whole, as is
         everything outside training. For tasks of very many labels; `None`: never.
+    values_digest (`str`, *optional*):
+        What tells the values behind the ids from others (`MCMFeatureExtractor.values_digest`). The weights keep it
+        too, so that weights, config and vocabularies.json of different saves are noticed. `None`: not known.
     mask_probability (`float`):
         Share of the events that `"masked_lm"` hides.
     action_outcomes (`list[str]`, *optional*):
@@ -194,6 +197,7 @@ class MCMConfig(PreTrainedConfig):
     target_half_life_days: float | int | None = None
     ranking_loss_weight: float | int = 0.0
     sampled_labels: int | None = None
+    values_digest: str | None = None
     mask_probability: float = 0.2
     action_outcomes: list[str] = field(default_factory=lambda: ["click", "conversion"])
     action_embedding: str = "features"

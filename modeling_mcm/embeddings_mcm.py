@@ -107,6 +107,11 @@ class HeterogeneousEmbedding(nn.Embedding):
         return cast(torch.Tensor, total) / (ids[..., self.read] != 0).sum(-1, keepdim=True).clamp(min=1)
 
 
+def digest_bytes(digest: str | None) -> torch.Tensor:
+    """The digest of `MCMConfig.values_digest` as a tensor of shape `(32,)`; all 0 where it is not known."""
+    return torch.tensor(list(bytes.fromhex(digest or "00" * 32)), dtype=torch.uint8)
+
+
 class MCMEmbeddings(nn.Module):
     """The encoder's input: H = E + P, equation 1 and positions."""
 
@@ -114,6 +119,8 @@ class MCMEmbeddings(nn.Module):
         super().__init__()
         self.encoder_unit, self.event_dropout = config.encoder_unit, config.event_dropout_prob
         self.events = HeterogeneousEmbedding(config)
+        # Which values the rows of the tables are of: saved with the weights, compared with config and vocabularies.
+        self.values_digest = nn.Buffer(digest_bytes(config.values_digest))
         self.position_embeddings: nn.Embedding | None = None
         if config.use_position_embeddings:  # CODEPATH: on in every shipped configuration
             self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)

@@ -12,23 +12,31 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Files that are there whole or not at all.
+"""Files that are there whole or not at all, and that belong together.
 
 A file that is written in place is cut where the disk is full or the process is killed, and what was there before is
-lost. Here it is written beside its place, flushed to the disk, and renamed.
+lost. Here it is written beside its place, flushed to the disk, and renamed. Weights,
+config and vocabularies of a checkpoint are tied by a digest of the values, so that none is of another save.
 """
 
 import errno
+import hashlib
 import json
 import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+VOCABULARIES_NAME = "vocabularies.json"
+ACTION_HEAD = "action_head", "action_vectors"  # what a model without the head for offers leaves out
+SHOWN = 3
 # What the place is to blame for; other errors may be of what is read to be written.
 OF_THE_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
@@ -92,3 +100,81 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], values: Any, indent: int = 2, **options: Any) -> None:
     """Writes a JSON file, whole or not at all; `options` are of `json.dumps`. See [`atomic_write`]."""
     write_text(path, json.dumps(values, indent=indent, **options) + "\n")
+
+
+def values_digest(stored: Mapping[str, Any]) -> str:
+    """What tells the values behind the ids of a checkpoint from others: 64 hexadecimal digits.
+
+    Args:
+        stored (`Mapping[str, Any]`): `vocabularies` and `bins` by feature, as vocabularies.json holds them. The order
+            of the features says nothing, the order of values and edges everything.
+    """
+    bins = {name: [float(edge) for edge in edges] for name, edges in dict(stored["bins"]).items()}
+    text = json.dumps([dict(stored["vocabularies"]), bins], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_values(digest: str | None, found: str, source: Any) -> None:
+    """Compares the values that weights were trained with with those that are read beside them.
+
+    Args:
+        digest (`str`, *optional*): of the model's config; `None` where it is not known, which is said once.
+        found (`str`): of vocabularies.json, or of a feature extractor.
+        source (`Any`): the checkpoint, for messages.
+
+    Raises:
+        ValueError: they are not the same.
+    """
+    if digest is None:
+        logger.warning_once(
+            f"{source} does not say which values its weights were trained with, as earlier versions did not: make "
+            f"sure that weights, config.json and {VOCABULARIES_NAME} are of one and the same save."
+        )
+    elif digest != found:
+        raise ValueError(
+            f"{source} has other values, or in another order, in {VOCABULARIES_NAME} (digest {found[:8]}) than its "
+            f"weights were trained with ({digest[:8]}): labels would be called by each other's names. Take weights, "
+            f"config.json and {VOCABULARIES_NAME} from one and the same save."
+        )
+
+
+def unplaced(model: Any, unexpected: Iterable[str]) -> list[str]:
+    """Weights of a checkpoint that a model has no place for; those of a head that it does not have are left out."""
+    heads = tuple(f"{name}." for name in ACTION_HEAD) if not hasattr(model, ACTION_HEAD[0]) else ()
+    return [key for key in sorted(unexpected) if not key.startswith(heads)]
+
+
+def some(names: list[str]) -> str:
+    """The first few of some names."""
+    return f"{', '.join(names[:SHOWN])}{' ...' if len(names) > SHOWN else ''}"
+
+
+def check_loaded(model: Any, source: Any, unexpected: Iterable[str] = (), subfolder: str = "") -> None:
+    """Raises a `ValueError` where a model was not read whole, or not from files of one save.
+
+    Args:
+        model (`MCMPreTrainedModel`): what was read.
+        source (`str` or `os.PathLike`): the checkpoint, a folder or a name on the Hub.
+        unexpected (`Iterable[str]`): names of weights that were left out.
+        subfolder (`str`): of the checkpoint.
+    """
+    if left := unplaced(model, unexpected):
+        raise ValueError(
+            f"{source} has {len(left)} weights that {type(model).__name__} has no place for by its config, and would "
+            f"leave out: {some(left)}. Take both from one and the same save."
+        )
+    stored = model.base_model.embeddings.values_digest
+    weights = None if stored.is_meta or not stored.any() else bytes(stored.tolist()).hex()
+    if weights is not None and model.config.values_digest not in (None, weights):
+        raise ValueError(
+            f"{source} has weights that were trained with other values (digest {weights[:8]}) than its config.json "
+            f"says ({model.config.values_digest[:8]}): take both from one and the same save."
+        )
+    model.config.values_digest = model.config.values_digest or weights
+    path = None if source is None else Path(source, subfolder, VOCABULARIES_NAME)
+    if path is not None and path.is_file():
+        try:
+            found = values_digest(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError, AttributeError):  # the feature extractor says what is wrong with it
+            return
+        check_values(model.config.values_digest, found, source)

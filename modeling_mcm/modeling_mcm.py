@@ -36,7 +36,8 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mcm import MCMConfig
 from .counted_memory_mcm import CountedMemory, Histories
-from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, grow
+from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, digest_bytes, grow
+from .files_mcm import check_loaded
 from .losses_mcm import (
     FIRST_LABEL,
     LossInParts,
@@ -129,6 +130,18 @@ class MCMPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": BertLayer, "attentions": BertSelfAttention}
+    _keys_to_ignore_on_load_missing = [r"values_digest$"]  # of checkpoints before it was kept
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
+        """As `PreTrainedModel.from_pretrained`, and whole: weights that the model has no place for are an error where
+        `output_loading_info` does not ask for them, and so are vocabularies that the weights were not trained with."""
+        model, loading = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        unexpected = () if output_loading_info else loading["unexpected_keys"]
+        check_loaded(model, pretrained_model_name_or_path, unexpected, kwargs.get("subfolder") or "")
+        return (model, loading) if output_loading_info else model
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -139,6 +152,8 @@ class MCMPreTrainedModel(PreTrainedModel):
             if not getattr(module.weight, "_is_hf_initialized", False):  # a slice of the weight does not know
                 init.normal_(module.weight, std=std)
                 init.zeros_(module.weight[module.padding_idx])
+        elif isinstance(module, MCMEmbeddings):
+            init.copy_(module.values_digest, digest_bytes(self.config.values_digest))
         elif isinstance(module, RepeatMemory):
             module.reset_parameters()
         elif isinstance(module, CountedMemory | CustomerState | Forecasts):
@@ -201,6 +216,10 @@ class MCMPreTrainedModel(PreTrainedModel):
             state.grow(place, len(values))
         self._resize_labels(feature, len(values))
         self.config.vocabulary_sizes = list(sizes.values())
+        if self.config.values_digest is not None:
+            self.config.values_digest = feature_extractor.values_digest
+            embeddings = cast(MCMModel, self.base_model).embeddings
+            embeddings.values_digest.copy_(digest_bytes(self.config.values_digest))
 
     def _check_resizable(self, feature: str) -> None:
         """Raises if the model can't take new values of a feature."""
@@ -365,6 +384,10 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         has_counts = config.follower_tasks or config.related_tasks
         self.counted_memory = CountedMemory(list(sizes.values()), *counted) if has_counts else None
         self.post_init()
+
+    def post_init(self):
+        super().post_init()
+        self._keys_to_ignore_on_load_unexpected = set()  # what the model inside has no place for, this class has
 
     def label_embeddings(self, task: str) -> torch.Tensor:
         """e_w of the task's labels, of shape `(V, H)`; row = id. With `label_features` it is equation 1: the average

@@ -30,6 +30,7 @@ from transformers.utils import ModelOutput
 
 from .action_inputs_mcm import EncodedActions, read_actions
 from .events_mcm import SECONDS_PER_DAY, naming, read_zone, to_seconds
+from .files_mcm import check_values
 from .modeling_mcm import FIRST_LABEL
 
 
@@ -42,6 +43,21 @@ class _CustomerPipeline(Pipeline):
     _load_feature_extractor: Any = True
     _load_tokenizer: Any = False
     feature_extractor: Any  # an MCMFeatureExtractor; the base class knows those of audio
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        config: Any = self.model.config
+        source = self.model.name_or_path or "The model"
+        if self.feature_extractor is None:
+            raise ValueError(f"{source} came without a feature extractor: give `feature_extractor`.")
+        found = dict(zip(self.feature_extractor.feature_names, self.feature_extractor.vocabulary_sizes, strict=True))
+        expected = dict(zip(config.features, config.vocabulary_sizes, strict=True))
+        if list(found.items()) != list(expected.items()):
+            raise ValueError(
+                f"The feature extractor has the features and sizes {found}, and {source} was trained with {expected}: "
+                "take both from one and the same save."
+            )
+        check_values(config.values_digest, self.feature_extractor.values_digest, source)
 
     def preprocess(self, input_: Any, **preprocess_parameters: Any) -> dict[str, Any]:
         row = self.feature_extractor.encode(input_)

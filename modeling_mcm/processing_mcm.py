@@ -61,11 +61,10 @@ from .events_mcm import (
     to_text,
     to_values,
 )
-from .files_mcm import write_json
+from .files_mcm import VOCABULARIES_NAME, values_digest, write_json
 
 logger = logging.get_logger(__name__)
 
-VOCABULARIES_NAME = "vocabularies.json"
 HISTORY_START, TOKEN_TYPE = "history_start", "token_type"
 ONE_TOKEN_TYPE = "event"  # of a log without a token type
 ROWS = "rows"  # a log without times may have its events in the order of its rows
@@ -237,6 +236,11 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         sizes |= {feature: len(edges) + 1 for feature, edges in self.bins.items()}
         sizes |= {f: CALENDAR_SIZES[kind] for f, kind in self._kinds.items() if kind in CALENDAR_SIZES}
         return [FIRST_VALUE_ID + sizes[feature] for feature in self.feature_names]
+
+    @property
+    def values_digest(self) -> str:
+        """What tells the values behind the ids from others; a model keeps it (`MCMConfig.values_digest`)."""
+        return values_digest({"vocabularies": self.vocabularies, "bins": self.bins})
 
     @property
     def shared_vocabularies(self) -> dict[str, str]:

@@ -16,6 +16,7 @@ of the code is not noticed: remove the output folder then.
 import json
 import logging
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -131,11 +132,12 @@ def train(model: AblatedModel, run: FinishedRun, options: AblationOptions, data:
     config = json.loads((ROOT / model.config / "config.json").read_text(encoding="utf-8"))
     identity = {"data": data, "config": config, "config_overrides": overrides, **chosen}
     record = run.folder / "trained.json"
+    existed = record.exists()
     if is_finished(record, identity):
         logger.info("%s is trained.", run.folder)
         return identity
-    for evaluated in run.folder.glob("evaluated-*.json"):
-        evaluated.unlink()
+    if existed:  # of other options or data: a training would leave it alone
+        shutil.rmtree(run.folder)
     flags = {"data": options.data, "config": ROOT / model.config, "output_dir": run.folder, **chosen}
     flags |= {"num_train_epochs": UNBOUNDED, "save_strategy": "no", "logging_steps": 10, "logging_first_step": True}
     flags |= {"report_to": "none", "disable_tqdm": True, "recipe": "none"}

@@ -14,6 +14,7 @@ run_evaluate.py --offers. Started again with the same options it goes on from it
 `TrainingArguments` work; a YAML file may hold any of them, and flags win over it.
 """
 
+import hashlib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,21 +23,20 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from accelerate import PartialState
-from torch.utils.data import Sampler
-from transformers import Trainer, set_seed
+from numpy.typing import NDArray
+from transformers import set_seed
 from transformers.utils import logging
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation
 from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
-from modeling_mcm.data.collator import LengthGroupedSampler
+from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
 from modeling_mcm.data.offers import SPLITS, TEST, TRAIN, VALIDATION, load_offers
 from modeling_mcm.evaluation.offers import OfferMetrics
 from modeling_mcm.extras import needs
-from modeling_mcm.files_mcm import write_json
-from modeling_mcm.training.callbacks import EarlyStopping, EpochCallback
 from modeling_mcm.training.checkpoints import check_files, read_checkpoint
-from modeling_mcm.training.trainer import last_whole_checkpoint
+from modeling_mcm.training.offer_trainer import NEW_PARTS, OfferTrainer
+from modeling_mcm.training.resuming import FINE_TUNING, RunError, Start, alone, deciding_options, find_start
 
 from arguments import parse_options
 from memory import keep_freed_memory
@@ -44,7 +44,9 @@ from run_pretrain import PretrainingArguments, check_launch, popularity
 
 logger = logging.get_logger("run_finetune")
 # Of BertSelfAttention; the head has a `query` of its own, which is trained whole.
-ADAPTED, TRAINED_WHOLE = ["query", "value"], ["action_head", "action_vectors"]
+ADAPTED = ["query", "value"]
+# What decides the weights besides the Trainer's options and the model's config.
+DECIDING = ("outcomes", "train_splits", "label_share", "freeze_encoder", "lora", "from_scratch", "encoder_lr_factor")
 
 
 @dataclass
@@ -98,42 +100,6 @@ class FineTuningArguments(PretrainingArguments):
     best_metric: ClassVar[str] = "loss"
 
 
-class OfferTrainer(Trainer):
-    """`Trainer` with groups of similar length in a batch, and a learning rate for what is pre-trained already."""
-
-    def __init__(self, *args: Any, encoder_lr_factor: float, **kwargs: Any):
-        self.encoder_lr_factor = encoder_lr_factor
-        super().__init__(*args, **kwargs)
-        self.offer_collator: Any = kwargs["data_collator"]
-        self.add_callback(EpochCallback(self.offer_collator))
-        if (patience := kwargs["args"].early_stopping_patience) is not None:
-            self.add_callback(EarlyStopping(patience))
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        group = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        costs = dataset.costs(self.offer_collator.max_events)
-        return LengthGroupedSampler(costs, group, self.args.seed, self.offer_collator.epoch)
-
-    def create_optimizer(self, model: Any = None):
-        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
-        trained: Any = self.model if model is None else model
-        new = {
-            id(parameter)
-            for name, parameter in trained.named_parameters()
-            if any(part in name for part in (*TRAINED_WHOLE, "lora_"))
-        }
-        slow = []
-        for group in optimizer.param_groups:
-            moved = [p for p in group["params"] if id(p) not in new]
-            group["params"] = [p for p in group["params"] if id(p) in new]
-            slow.append({**group, "params": moved, "lr": self.args.learning_rate * self.encoder_lr_factor})
-        for group in slow:
-            if group["params"]:
-                optimizer.add_param_group(group)
-        return optimizer
-
-
 def read_model(
     options: FineTuningOptions, extractor: MCMFeatureExtractor, outcomes: list[str], action_ids: list[str]
 ) -> MCMForActionRecommendation:
@@ -160,7 +126,7 @@ def adapted(model: MCMForActionRecommendation, rank: int) -> Any:
     """
     with needs("lora"):
         from peft import LoraConfig, get_peft_model
-    whole = [name for name in TRAINED_WHOLE if getattr(model, name) is not None]
+    whole = [name for name in NEW_PARTS if getattr(model, name) is not None]
     low_rank = LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
@@ -202,7 +168,46 @@ def main() -> None:
     if options.freeze_encoder:
         model.freeze_encoder()
 
-    rows = load_prepared(options.data)
+    own = {name: getattr(options, name) for name in DECIDING} | {"max_events": extractor.max_events}
+    own["batch size"] = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
+    run = digests_of(options) | {"options": deciding_options(training) | own}
+    try:
+        with alone(training.output_dir, training.should_save):
+            start = find_start(training.output_dir, FINE_TUNING, run, model.config)
+            if start.is_finished:
+                logger.warning(f"{training.output_dir} holds this run, which is finished: nothing is left to train.")
+            else:
+                train(options, training, extractor, model, offers, groups, evaluated, run, start)
+    except RunError as error:
+        raise SystemExit(f"run_finetune: {error}") from error
+    PartialState().destroy_process_group()  # whose threads would now and then abort the process at its end
+
+
+def digests_of(options: FineTuningOptions) -> dict[str, Any]:
+    """What tells the data, the offers and the pre-trained model of a run from others."""
+    found = {"data": sha256_of(Path(str(options.data)) / MANIFEST_FILE)}
+    for name, folder, patterns in (
+        ("offers", options.offers, ("*.parquet",)),
+        ("pre-trained model", options.model, ("*.safetensors", "config.json")),
+    ):
+        files = [path for pattern in patterns for path in sorted(Path(str(folder)).glob(pattern))]
+        found[name] = hashlib.sha256(" ".join(map(sha256_of, files)).encode()).hexdigest()
+    return found
+
+
+def train(
+    options: FineTuningOptions,
+    training: FineTuningArguments,
+    extractor: MCMFeatureExtractor,
+    model: MCMForActionRecommendation,
+    offers: Any,
+    groups: NDArray[np.int64],
+    evaluated: NDArray[np.int64],
+    run: dict[str, Any],
+    start: Start,
+) -> None:
+    """Trains from where the run starts, and writes the model and its record."""
+    rows = load_prepared(str(options.data))
     used = np.concatenate([groups, evaluated])
     wrapped: Any = adapted(model, options.lora) if options.lora else model
     trainer = OfferTrainer(
@@ -212,36 +217,38 @@ def main() -> None:
         train_dataset=OfferGroups(rows, offers, groups),
         eval_dataset=OfferGroups(rows, offers, evaluated) if len(evaluated) else None,
         processing_class=extractor,
-        compute_metrics=OfferMetrics(outcomes),
+        compute_metrics=OfferMetrics(list(offers.outcomes)),
         preprocess_logits_for_metrics=first_output,
         encoder_lr_factor=1.0 if options.from_scratch else options.encoder_lr_factor,
+        data_version=" ".join(digest for name, digest in run.items() if name != "options"),
+        run_options=run["options"],
     )
-    checkpoint, broken = last_whole_checkpoint(training.output_dir)
-    if broken:
-        logger.warning(f"Interrupted while they were written, so not used: {', '.join(broken)}.")
+    if start.faults:
+        logger.warning(
+            f"Interrupted while they were written, or damaged since, so not used: {'; '.join(start.faults)}."
+        )
     trained = sum(parameter.numel() for parameter in wrapped.parameters() if parameter.requires_grad)
     logger.warning(
         f"{trained:,} trained parameters, {len(groups):,} groups of offers, "
-        + (f"going on from {checkpoint}" if checkpoint else "starting anew")
+        + (f"going on from {start.checkpoint}" if start.checkpoint else "starting anew")
     )
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    result = trainer.train(resume_from_checkpoint=start.checkpoint)
     if options.lora:
         trainer.model = wrapped.merge_and_unload()
-    trainer.save_model()
-    trainer.save_state()
+    facts: dict[str, Any] = {
+        "run": run,
+        "seconds": result.metrics["train_runtime"],
+        "groups": len(groups),
+        "steps": trainer.state.global_step,
+        "outcomes": list(offers.outcomes),
+        "trained_parameters": trained,
+        "seed": training.seed,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "threads": torch.get_num_threads(),
+    }
+    trainer.finish(FINE_TUNING, facts)
     if trainer.is_world_process_zero():
-        facts = {
-            "seconds": result.metrics["train_runtime"],
-            "groups": len(groups),
-            "steps": trainer.state.global_step,
-            "outcomes": outcomes,
-            "trained_parameters": trained,
-            "seed": training.seed,
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "threads": torch.get_num_threads(),
-        }
-        write_json(Path(training.output_dir, "finetuning.json"), facts)
-    PartialState().destroy_process_group()  # whose threads would now and then abort the process at its end
+        trainer.write_record(FINE_TUNING, facts, is_finished=True)
 
 
 def first_output(outputs: Any, labels: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ import logging
 import multiprocessing
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -124,8 +125,11 @@ class Comparison:
         words = [str(ROOT / recipe), *map(str, flags), "--output_dir", str(folder), *more]
         words += ["--save_strategy", "no", "--report_to", "none"]
         record, identity = folder / "finished.json", self.identity | {"words": words}
+        existed = record.exists()
         if is_finished(record, identity):
             return
+        if existed:  # of other options or data: a training would leave it alone
+            shutil.rmtree(folder)
         logger.info("%s %s", name, shlex.join(words))
         subprocess.run([sys.executable, str(ROOT / "training" / f"{name}.py"), *words], check=True)
         write_record(record, identity)

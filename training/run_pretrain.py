@@ -62,12 +62,12 @@ from modeling_mcm.evaluation.baseline_cache import BaselineCache
 from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.evaluation.comparison import baseline_warnings, values_of
 from modeling_mcm.evaluation.counting import FIRST_BASELINES, STRONG_BASELINES, counting_baselines
-from modeling_mcm.files_mcm import write_json
 from modeling_mcm.model_evaluation import model_values
 from modeling_mcm.recipe import Recipe, recipe_for
 from modeling_mcm.training.callbacks import FirstComparison
 from modeling_mcm.training.moments import train_state
-from modeling_mcm.training.trainer import BEST_METRIC, MCMTrainer, last_whole_checkpoint
+from modeling_mcm.training.resuming import PRETRAINING, RunError, Start, alone, deciding_options, find_start
+from modeling_mcm.training.trainer import BEST_METRIC, MCMTrainer
 
 from arguments import given_options, parse_options
 from memory import keep_freed_memory
@@ -78,6 +78,8 @@ AUTO, NONE = "auto", "none"
 # Options that belong together: where one is given, the recipe says nothing about the others.
 WHEN = {"eval_strategy", "save_strategy", "early_stopping_patience", "save_total_limit", "load_best_model_at_end"}
 HOW_LONG = {"max_seconds", "max_steps", "eval_steps", "save_steps", "eval_delay", "metric_for_best_model"}
+# What decides the weights besides the Trainer's options and the model's config.
+DECIDING = ("scalar_lr_factor", "ema_decay", "max_seconds", "streaming", "streaming_window", "streaming_eval_shards")
 FIT_BATCH = 32  # customers of a batch that gains are learned on
 
 
@@ -167,6 +169,11 @@ class PretrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         self.label_names = ["labels"]
+        if self.resume_from_checkpoint is not None:
+            raise ValueError(
+                "--resume_from_checkpoint is not read: a run goes on by itself from the last whole checkpoint of its "
+                "output_dir. Leave it out."
+            )
         if self.early_stopping_patience is not None:
             if self.early_stopping_patience < 1 or self.eval_strategy == "no":
                 raise ValueError(
@@ -247,6 +254,7 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
             "vocabulary_sizes": extractor.vocabulary_sizes,
             "tasks": extractor.tasks,
             "max_position_embeddings": extractor.max_events,  # the window decides
+            "values_digest": extractor.values_digest,
         }
     )
     if config.get("state_size"):
@@ -452,12 +460,36 @@ def main() -> None:
     for reason in recipe.reasons:
         logger.warning(reason)
     model = MCMForMultiTaskRecommendation(config)
-    counts = popularity(options.data, config)
-    model.initialize_from_popularity(counts)
+    model.initialize_from_popularity(popularity(options.data, config))
+    own = {name: getattr(options, name) for name in DECIDING} | {"max_events": extractor.max_events}
+    own["batch size"] = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
+    run = {"data": sha256_of(Path(options.data) / MANIFEST_FILE), "options": deciding_options(training) | own}
+    try:
+        with alone(training.output_dir, training.should_save):
+            start = find_start(training.output_dir, PRETRAINING, run, config)
+            if start.is_finished:
+                logger.warning(f"{training.output_dir} holds this run, which is finished: nothing is left to train.")
+            else:
+                train(options, training, extractor, model, manifest, recipe, run, start)
+    except RunError as error:
+        raise SystemExit(f"run_pretrain: {error}") from error
+    PartialState().destroy_process_group()  # whose threads would now and then abort the process at its end
 
-    evaluate = training.eval_strategy != "no"
+
+def train(
+    options: ModelOptions,
+    training: PretrainingArguments,
+    extractor: MCMFeatureExtractor,
+    model: MCMForMultiTaskRecommendation,
+    manifest: PreparedManifest,
+    recipe: Recipe,
+    run: dict[str, Any],
+    start: Start,
+) -> None:
+    """Trains from where the run starts, compares with counting, and writes the model and its record."""
+    config, min_history = model.config, manifest.event_schema.min_history
     train_rows, eval_rows = read_rows(
-        options, config, extractor.max_events, evaluate, manifest.event_schema.min_history
+        options, config, extractor.max_events, training.eval_strategy != "no", min_history
     )
     trainer = MCMTrainer(
         model=model,
@@ -471,24 +503,26 @@ def main() -> None:
         ema_decay=options.ema_decay,
         max_seconds=options.max_seconds,
         patience=training.early_stopping_patience,
-        data_version=sha256_of(Path(options.data) / MANIFEST_FILE),
+        data_version=run["data"],
         window=options.streaming_window,
         lanes=options.streaming_lanes,
+        run_options=run["options"],
     )
-    checkpoint, broken = last_whole_checkpoint(training.output_dir)
-    if broken:
-        logger.warning(f"Interrupted while they were written, so not used: {', '.join(broken)}.")
+    if start.faults:
+        logger.warning(
+            f"Interrupted while they were written, or damaged since, so not used: {'; '.join(start.faults)}."
+        )
     logger.warning(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_rows):,} customers, "
-        + (f"going on from {checkpoint}" if checkpoint else "starting anew")
+        + (f"going on from {start.checkpoint}" if start.checkpoint else "starting anew")
     )
     if eval_rows is not None and trainer.is_world_process_zero():
-        found = counted(config, extractor, options, manifest.event_schema.min_history, FIRST_BASELINES)[2]
+        found = counted(config, extractor, options, min_history, FIRST_BASELINES)[2]
         for popular in means_of(found).values():
             trainer.add_callback(FirstComparison(popular, BEST_METRIC, logger.warning))
-    if checkpoint is None and (model.counted_memory is not None or config.label_features):
+    if start.checkpoint is None and (model.counted_memory is not None or config.label_features):
         count(model, options, training.seed)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=start.checkpoint)
     # those that a gradient reached: a task or a feature that is not in use has tables too
     trained_parameters: Any = trainer.optimizer.state if trainer.optimizer else ()
     clock = trainer.clock
@@ -505,38 +539,36 @@ def main() -> None:
             logger.warning("The customer state is not trained under FSDP: pre-train it in a run without FSDP.")
         else:
             learn_state(model, extractor, options, training.seed)
-    trainer.save_model()
-    trainer.save_state()
+    facts: dict[str, Any] = {
+        "run": run,
+        "recipe": recipe.reasons,
+        "validation": {},
+        "seconds": clock.seconds,
+        "max_seconds": options.max_seconds,
+        "customers": len(train_rows),
+        "steps": trainer.state.global_step,
+        "targets": clock.targets,
+        "parameters": sum(parameter.numel() for parameter in trained_parameters),
+        "batch_size": training.train_batch_size * training.world_size * training.gradient_accumulation_steps,
+        "max_events": extractor.max_events,
+        "learning_rate": training.learning_rate,
+        "seed": training.seed,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "data": manifest.event_schema.name,
+        "versions": manifest.versions | {"modeling-mcm": __version__, "torch": torch.__version__},
+        "machine": {
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "processes": training.world_size,
+            "architecture": platform.machine(),
+            "device": torch.cuda.get_device_name() if training.device.type == "cuda" else training.device.type,
+        },
+    }
+    trainer.finish(PRETRAINING, facts)
     if trainer.is_world_process_zero():
-        compared = {}
         if eval_rows is not None and not trainer.is_fsdp_enabled:
-            compared = compare(model, extractor, options, manifest.event_schema.min_history)
-        facts = {
-            "recipe": recipe.reasons,
-            "validation": compared,
-            "seconds": clock.seconds,
-            "max_seconds": options.max_seconds,
-            "customers": len(train_rows),
-            "steps": trainer.state.global_step,
-            "targets": clock.targets,
-            "parameters": sum(parameter.numel() for parameter in trained_parameters),
-            "batch_size": training.train_batch_size * training.world_size * training.gradient_accumulation_steps,
-            "max_events": extractor.max_events,
-            "learning_rate": training.learning_rate,
-            "seed": training.seed,
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "data": manifest.event_schema.name,
-            "versions": manifest.versions | {"modeling-mcm": __version__, "torch": torch.__version__},
-            "machine": {
-                "cores": os.cpu_count(),
-                "threads": torch.get_num_threads(),
-                "processes": training.world_size,
-                "architecture": platform.machine(),
-                "device": torch.cuda.get_device_name() if training.device.type == "cuda" else training.device.type,
-            },
-        }
-        write_json(Path(training.output_dir, "pretraining.json"), facts)
-    PartialState().destroy_process_group()  # whose threads would now and then abort the process at its end
+            facts["validation"] = compare(model, extractor, options, min_history)
+        trainer.write_record(PRETRAINING, facts, is_finished=True)
 
 
 if __name__ == "__main__":

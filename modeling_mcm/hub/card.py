@@ -166,6 +166,8 @@ class CardFacts:
         """
         vocabularies = read_json(Path(folder) / VOCABULARIES_NAME, "the values of the features")
         training, known = dict(training or {}), evaluation or {}
+        for name in ("run", "finished"):  # which options and data a run goes on with; nobody else needs them
+            training.pop(name, None)
         if training.get("command"):
             training["command"] = scrub_command(training["command"])
         described = {name: known[name] for name in ("data", "cutoff", "cases", "asked") if name in known}

@@ -21,7 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from modeling_mcm.configuration_mcm import MCMConfig
-from modeling_mcm.files_mcm import write_json
+from modeling_mcm.embeddings_mcm import digest_bytes
+from modeling_mcm.files_mcm import check_values, values_digest, write_json
 from modeling_mcm.hub.privacy import COUNTED, HiddenPairs, hide_pairs, hide_values
 from modeling_mcm.processing_mcm import FIRST_VALUE_ID, VOCABULARIES_NAME, MCMFeatureExtractor
 
@@ -149,21 +150,24 @@ class UploadFolder(NamedTuple):
 def _hide_pairs(
     weights: Sequence[Path],
     target: Path,
-    tasks: Sequence[str],
+    config: Mapping[str, Any],
     shared: Mapping[str, torch.Tensor] | None,
     ids: Mapping[str, Sequence[int]],
 ) -> HiddenPairs:
     """Copies files of weights, without pairs of labels that too few customers have."""
     tables: dict[str, torch.Tensor] = {}
+    digests: set[str] = set()
     for path in weights:
         with safe_open(path, framework="pt") as file:
             tables |= {name: file.get_tensor(name) for name in file.keys() if COUNTED.fullmatch(name)}
+            digests |= {name for name in file.keys() if name.endswith("values_digest")}
     if tables and shared is None:
         raise ValueError(
             "The weights hold which labels came together, and it is not known how many customers have each pair: give "
             "the data set that the checkpoint was trained on, with its followers.parquet, or prepare it again."
         )
-    changed, number = hide_pairs(tables, tasks, shared or {}, ids)
+    changed, number = hide_pairs(tables, config["tasks"], shared or {}, ids)
+    changed = dict(changed) | {name: digest_bytes(config.get("values_digest")) for name in digests}
     for path in weights:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys()) & set(changed)
@@ -218,6 +222,9 @@ def write_upload_folder(
         raise ValueError(f"{source / VOCABULARIES_NAME} has no {sorted(missing)}; save the feature extractor again.")
     known = stored["vocabularies"]
     vocabularies = {"vocabularies": hide_values(known, hidden or {}), "bins": stored["bins"]}
+    check_values(config.get("values_digest"), values_digest(stored), source)
+    if config.get("values_digest") is not None:
+        config["values_digest"] = values_digest(vocabularies)  # placeholders are other values
     if target.exists() and any(target.iterdir()):
         raise FileExistsError(f"{target} is not empty, and everything in it would be published; give a new folder.")
     target.mkdir(parents=True, exist_ok=True)
@@ -230,7 +237,7 @@ def write_upload_folder(
     else:
         places = {name: {value: place for place, value in enumerate(known[name])} for name in hidden}
         ids = {name: [FIRST_VALUE_ID + places[name][value] for value in hidden[name]] for name in hidden}
-        number = _hide_pairs(weights, target, config["tasks"], shared, ids)
+        number = _hide_pairs(weights, target, config, shared, ids)
     if len(weights) > 1:
         index = read_json(source / WEIGHTS_INDEX, "which names the file of each weight")
         write_json(target / WEIGHTS_INDEX, {key: index[key] for key in ("metadata", "weight_map")}, sort_keys=True)

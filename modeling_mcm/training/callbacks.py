@@ -6,7 +6,7 @@ early stopping, and what processes and resumed runs have to agree on.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,12 @@ from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.utils import logging
 
 from modeling_mcm.data.collator import MCMCollator
+from modeling_mcm.training.resuming import changed_options, weight_faults
+
+logger = logging.get_logger(__name__)
 
 
 class EpochCallback(TrainerCallback):
@@ -181,15 +185,35 @@ class SameRun(TrainerCallback):
 
     Args:
         facts: name -> value, such as the digest of the data's manifest; anything that JSON keeps as it is.
+        options: name -> value of what decides the weights besides, such as the learning rate.
     """
 
-    STATE = "same_run"
+    STATE, OPTIONS = "same_run", "options"
 
-    def __init__(self, facts: dict[str, Any]):
-        self.facts = facts
+    def __init__(self, facts: dict[str, Any], options: dict[str, Any] | None = None):
+        self.facts, self.options = facts, options or {}
+
+    def check(self, step: int, earlier: Mapping[str, Any], config_changes: Sequence[str] = ()) -> None:
+        """Compares with what the checkpoint of a step noted; what it did not note is not compared.
+
+        Raises:
+            ValueError: naming what differs.
+        """
+        advice = "Put back what there was, or start anew in another output_dir."
+        for name, value in earlier.items():
+            if name in self.facts and self.facts[name] != value:
+                raise ValueError(
+                    f"The checkpoint of step {step} was trained with {name} {value} and this run has "
+                    f"{self.facts[name]}: it would repeat some customers and skip others. {advice}"
+                )
+        if changes := [*changed_options(earlier.get(self.OPTIONS, {}), self.options), *config_changes]:
+            raise ValueError(
+                f"The checkpoint of step {step} was trained with {', and '.join(changes)}: a run that goes on would "
+                f"ignore it, or be a mixture of both. {advice}"
+            )
 
     def on_train_begin(self, args, state, control, **kwargs):
-        of_processes = gather_object([self.facts])
+        of_processes = gather_object([self.facts | {self.OPTIONS: self.options}])
         for process, facts in enumerate(of_processes):
             for name in facts:
                 if facts[name] != of_processes[0][name]:
@@ -197,14 +221,28 @@ class SameRun(TrainerCallback):
                         f"Process {process} has {name} {facts[name]} and process 0 has {of_processes[0][name]}: one "
                         "model can't be trained on both. Give every machine the same data and options."
                     )
-        for name, value in state.stateful_callbacks.get(self.STATE, {}).items() if state.global_step else ():
-            if name in self.facts and self.facts[name] != value:
-                raise ValueError(
-                    f"The checkpoint of step {state.global_step} was trained with {name} {value} and this run has "
-                    f"{self.facts[name]}: it would repeat some customers and skip others. Put back what there was, "
-                    "or start anew in another output_dir."
-                )
-        state.stateful_callbacks[self.STATE] = self.facts
+        if state.global_step:
+            self.check(state.global_step, state.stateful_callbacks.get(self.STATE, {}))
+        state.stateful_callbacks[self.STATE] = self.facts | {self.OPTIONS: self.options}
+        if state.global_step >= state.max_steps > 0:  # all of its steps were made before it was ended
+            control.should_training_stop = True
+
+
+class BestSoFar(TrainerCallback):
+    """Finds the best checkpoint of a run that goes on where it lies now, and says if it is lost."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.global_step or state.best_metric is None or not args.load_best_model_at_end:
+            return
+        place = Path(args.output_dir, f"checkpoint-{state.best_global_step}")
+        if not (faults := weight_faults(place)):
+            state.best_model_checkpoint = str(place)
+            return
+        logger.warning(
+            f"The best checkpoint so far, of step {state.best_global_step} with {state.best_metric:.4f}, can't be "
+            f"used ({faults[0]}): the best of those that follow is kept."
+        )
+        state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
 
 class EarlyStopping(EarlyStoppingCallback):

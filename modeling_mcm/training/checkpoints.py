@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
-SHOWN = 3
+from modeling_mcm.files_mcm import some, unplaced
+
 CONFIG, EXTRACTOR = "config.json", "preprocessor_config.json"
-HEADS = ("action_head.", "action_vectors.")  # what a model without the head for offers may leave out
 
 
 def check_files(folder: str) -> None:
@@ -96,29 +96,24 @@ def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[
     missing = [key for key in sorted(found["missing_keys"]) if not key.startswith(new)]
     if missing:
         raise SystemExit(
-            f"{folder} lacks {len(missing)} weights of {name}, which would start at random: {_some(missing)}. It was "
+            f"{folder} lacks {len(missing)} weights of {name}, which would start at random: {some(missing)}. It was "
             "saved as another class or by another version: give the folder that a training of this version wrote."
         )
     if mismatched := sorted(found["mismatched_keys"]):
         sizes = [f"{key} is {list(stored)} and {list(wanted)} was expected" for key, stored, wanted in mismatched]
         raise SystemExit(
-            f"{len(mismatched)} weights of {folder} have other sizes than {CONFIG} says: {_some(sizes)}. Take both "
+            f"{len(mismatched)} weights of {folder} have other sizes than {CONFIG} says: {some(sizes)}. Take both "
             "from one and the same save."
         )
-    other = () if hasattr(model, HEADS[0].rstrip(".")) else HEADS
-    if unexpected := [key for key in sorted(found["unexpected_keys"]) if not key.startswith(other)]:
+    if unexpected := unplaced(model, found["unexpected_keys"]):
         raise SystemExit(
             f"{folder} has {len(unexpected)} weights that {name} has no place for by {CONFIG}, and would leave out: "
-            f"{_some(unexpected)}. Take both from one and the same save."
+            f"{some(unexpected)}. Take both from one and the same save."
         )
     plain = {key: value for key, value in model.state_dict().items() if not hasattr(value, "__tensor_flatten__")}
     if bad := [key for key, value in plain.items() if value.is_floating_point() and not torch.isfinite(value).all()]:
         raise SystemExit(
-            f"{folder} has NaN or infinite numbers in {len(bad)} weights: {_some(bad)}. Its training diverged: give "
+            f"{folder} has NaN or infinite numbers in {len(bad)} weights: {some(bad)}. Its training diverged: give "
             "an earlier checkpoint."
         )
     return model
-
-
-def _some(names: list[str]) -> str:
-    return f"{', '.join(names[:SHOWN])}{' ...' if len(names) > SHOWN else ''}"

@@ -2,40 +2,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Hugging Face Trainer with what MCM adds: rows grouped by length in an order that depends on (seed, epoch) alone,
 the epoch told to the collator, every customer of a step weighed alike on any number of processes, losses and ranks by
-task in the logs, a clock that can bound the training, and checkpoints that are there whole or not at all.
+task in the logs, and a clock that can bound the training.
 
 Import it as `modeling_mcm.training.trainer`: inference does not need it.
 """
 
-import json
-import os
-import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch.utils.data import Sampler
-from transformers import EvalPrediction, PreTrainedModel, Trainer
+from transformers import EvalPrediction, PreTrainedModel
 
 from modeling_mcm.data.collator import LengthGroupedSampler, MCMCollator
 from modeling_mcm.data.streaming import StreamedOrder, StreamedRows
 from modeling_mcm.evaluation.metrics import FIRST_LABEL
 from modeling_mcm.evaluation.streaming import StreamingMetrics, ranks_from_logits
-from modeling_mcm.training.callbacks import EarlyStopping, EpochCallback, SameRun, TrainingClock, WeightAverage
+from modeling_mcm.training.callbacks import EarlyStopping, EpochCallback, TrainingClock, WeightAverage
+from modeling_mcm.training.resumable import ResumableTrainer
 
-INCOMPLETE = "_incomplete"  # folder in output_dir where a checkpoint is while it is written
 # What is compared for early stopping and the best model: the mean over the trained tasks.
 BEST_METRIC = "next_visit_ndcg@10"
 # Scalars on a logarithm or on all of a task's scores: steps that suit a matrix would leave them where they started.
 FAST_PARAMETERS = ("log_half_life", "log_sensitivity", "memory_gain", "rarity_weight", "readout_scale")
 
 
-class MCMTrainer(Trainer):
+class MCMTrainer(ResumableTrainer):
     """`Trainer` for `MCMForMultiTaskRecommendation`.
 
     Args:
@@ -53,6 +48,7 @@ class MCMTrainer(Trainer):
         window: of a streamed order, in shards. See `StreamedOrder`.
         lanes: parts and turns of a streamed order; by default one part for each process and accumulated batch, and
             one turn for each worker.
+        run_options: options besides these and the Trainer's that decide the weights: a resumed run must have the same.
         kwargs: as for `Trainer`; `train_dataset` is a `PreparedRows` or a `StreamedRows` with lengths.
 
     Raises:
@@ -73,9 +69,10 @@ class MCMTrainer(Trainer):
         data_version: str | None = None,
         window: int = 4,
         lanes: Sequence[int] | None = None,
+        run_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
-        self.window, self.lanes, self._is_saving = window, lanes, False
+        self.window, self.lanes = window, lanes
         self.eval_collator, self.scalar_lr_factor = eval_collator, scalar_lr_factor
         self.task_losses: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.clock = TrainingClock(lambda value: self.accelerator.reduce(value, "sum"), max_seconds)
@@ -109,7 +106,9 @@ class MCMTrainer(Trainer):
         if isinstance(self.train_dataset, StreamedRows):
             order = self._streamed_order(self.train_dataset)
             facts["streaming"] = [order.parts, order.turns, order.window]
-        self.add_callback(SameRun(facts))
+        own = {"scalar_lr_factor": scalar_lr_factor, "ema_decay": ema_decay, "max_seconds": max_seconds}
+        own["early_stopping_patience"] = patience
+        self.remember_run(facts, own | dict(run_options or {}))
 
     @property
     def _group_size(self) -> int:
@@ -202,9 +201,6 @@ class MCMTrainer(Trainer):
         return self.clock.cosine(warmup)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        if self.args.should_save:
-            shutil.rmtree(Path(str(self.args.output_dir), INCOMPLETE), ignore_errors=True)
-        self.accelerator.wait_for_everyone()
         result = super().train(*args, **kwargs)
         if self.weight_average is not None:  # what training ends with is the average
             self.weight_average.swap()
@@ -224,10 +220,6 @@ class MCMTrainer(Trainer):
         finally:
             del model.get_input_embeddings
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if not self.control.should_training_stop:  # a run that was ended early and is started again
-            super()._run_epoch(*args, **kwargs)
-
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         with self.clock.paused(), self._averaged():
             return super().evaluate(*args, **kwargs)
@@ -244,6 +236,9 @@ class MCMTrainer(Trainer):
         finally:
             self.weight_average.swap()
 
+    def _uncounted(self) -> AbstractContextManager[None]:
+        return self.clock.paused()
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         if self.weight_average is not None and self.args.should_save:  # a resume needs weights and average
@@ -258,46 +253,6 @@ class MCMTrainer(Trainer):
         super()._load_best_model()
         if self.weight_average is not None:  # the average was evaluated, and `train` ends with it
             self.weight_average.load(str(self.state.best_model_checkpoint))
-
-    def _get_output_dir(self, trial: Any) -> str:
-        folder = super()._get_output_dir(trial)
-        return os.path.join(folder, INCOMPLETE) if self._is_saving else folder
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Writes a checkpoint aside and renames it when all of it, from every process, is on the disk."""
-        with self.clock.paused():
-            folder = Path(self._get_output_dir(trial))
-            name = f"checkpoint-{self.state.global_step}"
-            try:
-                self._is_saving = True
-                super()._save_checkpoint(model, trial)
-            except (OSError, RuntimeError, SafetensorError) as error:
-                free = shutil.disk_usage(folder).free
-                shutil.rmtree(folder / INCOMPLETE, ignore_errors=True)
-                raise OSError(
-                    f"{folder / name} can't be written ({error}; {free:,} bytes are free); checkpoints before it are "
-                    "whole. Make room on the disk, or keep fewer (save_total_limit), and start the run again: it goes "
-                    "on from the last one."
-                ) from error
-            finally:
-                self._is_saving = False
-            if self.state.best_global_step == self.state.global_step:
-                self.state.best_model_checkpoint = str(folder / name)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                self.state.save_to_json(str(folder / INCOMPLETE / name / "trainer_state.json"))
-                settle(folder / INCOMPLETE / name, folder / name)
-                self._drop_old_checkpoints(folder, name)
-            self.accelerator.wait_for_everyone()
-
-    def _drop_old_checkpoints(self, folder: Path, newest: str) -> None:
-        """Keeps `save_total_limit` checkpoints, the newest and the best among them; none is ever there in part."""
-        kept = {newest, Path(self.state.best_model_checkpoint or newest).name}
-        others = [path for path in checkpoints(folder) if path.name not in kept]
-        limit = self.args.save_total_limit or 0
-        for path in others[: max(len(others) + len(kept) - limit, 0)] if limit > 0 else ():
-            path.rename(folder / INCOMPLETE / path.name)
-        shutil.rmtree(folder / INCOMPLETE)
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         share = inputs.pop("share", 1.0)
@@ -342,44 +297,3 @@ def task_ranks(
     """Ranks of the labels `(B, N, T)` among the logits of each task, so that no logits are kept."""
     logits = logits[0] if isinstance(logits, tuple) else logits
     return {task: ranks_from_logits(logits[task], labels[..., place]) for place, task in enumerate(tasks)}
-
-
-def settle(written: Path, place: Path) -> None:
-    """Moves a folder to its place in one step, once its files are on the disk; one that is there is replaced."""
-    for path in [*(path for path in written.rglob("*") if path.is_file()), written]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    if place.exists():
-        place.rename(written.with_name(f"{written.name}-before"))
-    written.rename(place)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step of a checkpoint folder, by its name."""
-    return int(checkpoint.name.rsplit("-", 1)[1])
-
-
-def checkpoints(output_dir: str | Path) -> list[Path]:
-    """The checkpoint folders, by step."""
-    found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit()]
-    return sorted(found, key=step_of)
-
-
-def last_whole_checkpoint(output_dir: str | Path) -> tuple[str | None, list[str]]:
-    """The newest checkpoint that was written to its end, and the newer ones that were not.
-
-    MCMTrainer leaves none that was not. Where something else did, trainer_state.json, written last, is missing or is
-    no JSON.
-    """
-    broken = []
-    for folder in reversed(checkpoints(output_dir)):
-        try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            broken.append(str(folder))
-            continue
-        return str(folder), broken
-    return None, broken

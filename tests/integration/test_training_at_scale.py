@@ -26,7 +26,9 @@ from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared, prep
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.data.streaming import StreamedOrder, StreamedRows
 from modeling_mcm.evaluation.cases import find_cases
-from modeling_mcm.training.trainer import INCOMPLETE, MCMTrainer, last_whole_checkpoint
+from modeling_mcm.training.resumable import INCOMPLETE
+from modeling_mcm.training.resuming import last_whole_checkpoint
+from modeling_mcm.training.trainer import MCMTrainer
 
 STEPS = 24  # in epochs of nine, the last of two customers
 

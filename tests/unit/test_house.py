@@ -35,6 +35,7 @@ SIBLINGS = {
         "configuration_mcm",
         "counted_memory_mcm",
         "embeddings_mcm",
+        "files_mcm",
         "losses_mcm",
         "readout_mcm",
         "repeat_memory_mcm",
@@ -47,7 +48,14 @@ SIBLINGS = {
     "processing_mcm": {"configuration_mcm", "events_mcm", "files_mcm"},
     "action_mcm": {"configuration_mcm", "embeddings_mcm", "modeling_mcm"},
     "action_inputs_mcm": {"configuration_mcm", "events_mcm", "processing_mcm"},
-    "pipeline_mcm": {"action_inputs_mcm", "configuration_mcm", "events_mcm", "modeling_mcm", "processing_mcm"},
+    "pipeline_mcm": {
+        "action_inputs_mcm",
+        "configuration_mcm",
+        "events_mcm",
+        "files_mcm",
+        "modeling_mcm",
+        "processing_mcm",
+    },
 }
 FLAT_LIBRARIES = {"torch", "numpy", "transformers", "huggingface_hub"}
 # What a travelling file may read where it is installed, and does without elsewhere.

@@ -1,0 +1,398 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""A training that is started again: finished, interrupted, damaged, with other options, in the wrong folder."""
+
+import importlib
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from faults import AREAS, expected, pattern
+from safetensors.torch import load_file, save_file
+from transformers.utils import logging
+
+from modeling_mcm.training.resuming import (
+    FREE,
+    PRETRAINING,
+    RunError,
+    alone,
+    checkpoint_faults,
+    deciding_options,
+    last_whole_checkpoint,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ["hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=32"]
+
+
+@pytest.fixture(scope="module")
+def run(prepared):
+    """A function that pre-trains for five steps in this process, and gives what was said."""
+
+    def run(folder, *options, data=prepared, overrides=(), script="run_pretrain"):
+        words = ["--data", data, "--config", "configuration/mcm-tiny", "--recipe", "none", "--max_steps", 5]
+        words += ["--per_device_train_batch_size", 8, "--save_strategy", "steps", "--save_steps", 2]
+        words += ["--save_total_limit", 9, "--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true"]
+        words += ["--config_overrides", *TINY, *overrides, "--output_dir", folder, *options]
+        said = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(str(ROOT / "training"))
+            patch.chdir(ROOT)
+            patch.setattr(sys, "argv", [f"{script}.py", *map(str, words)])
+            for logger in (logging.get_logger(script), logging.get_logger("modeling_mcm.training.callbacks")):
+                patch.setattr(logger, "warning", said.append)
+            importlib.import_module(script).main()
+        return "\n".join(said)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(run, tmp_path_factory):
+    """The folder of a run of five steps, with checkpoints of steps 2, 4 and 5."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """A copy of that folder, which a test may damage."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def assert_same_weights(folder, finished):
+    ours, theirs = (load_file(each / "model.safetensors") for each in (folder, finished))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def unfinish(folder):
+    """As a run leaves it that is killed before its model is written."""
+    for path in folder.iterdir():
+        if path.is_file():
+            path.unlink()
+
+
+# ------------------------------------------------------------------------------------------------------------ finished
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--logging_steps", 1, "--save_steps", 1], ["--per_device_eval_batch_size", 3]]
+)
+def test_a_finished_run_is_finished(run, folder, options):
+    before = content(folder)
+    assert "holds this run, which is finished: nothing is left to train" in run(folder, *options)
+    assert content(folder) == before
+
+
+def test_a_run_of_an_earlier_version_that_is_finished_stays_finished(run, folder):
+    facts = json.loads((folder / PRETRAINING).read_text())
+    del facts["run"], facts["finished"]
+    (folder / PRETRAINING).write_text(json.dumps(facts))
+    before = content(folder)
+    assert "which is finished" in run(folder)
+    with pytest.raises(SystemExit, match=r"trained otherwise \(learning_rate 0.002 and this run has 0.5"):
+        run(folder, "--learning_rate", 0.5)
+    assert content(folder) == before
+
+
+OPTIONS = {
+    "learning_rate": (["--learning_rate", 0.1], [], "learning_rate 0.002 and this run has 0.1"),
+    "weight_decay": (["--weight_decay", 0.5], [], "weight_decay 0.01 and this run has 0.5"),
+    "max_steps": (["--max_steps", 7], [], "max_steps 5 and this run has 7"),
+    "warmup_steps": (["--warmup_steps", 3], [], "warmup_steps 0.05 and this run has 3"),
+    "lr_scheduler_type": (["--lr_scheduler_type", "linear"], [], "lr_scheduler_type cosine and this run has linear"),
+    "adam_beta2": (["--adam_beta2", 0.9], [], "adam_beta2 0.999 and this run has 0.9"),
+    "max_grad_norm": (["--max_grad_norm", 5], [], "max_grad_norm 1.0 and this run has 5.0"),
+    "num_train_epochs": (["--num_train_epochs", 9], [], "num_train_epochs 6.0 and this run has 9"),
+    "seed": (["--seed", 1], [], "seed 42 and this run has 1"),
+    "batch size": (["--per_device_train_batch_size", 4], [], "batch size 8 and this run has 4"),
+    "ema_decay": (["--ema_decay", 0.9], [], "ema_decay None and this run has 0.9"),
+    "scalar_lr_factor": (["--scalar_lr_factor", 2], [], "scalar_lr_factor 20.0 and this run has 2"),
+    "max_events": (["--max_events", 20], [], "max_events 40 and this run has 20"),
+    "hidden_size": ([], ["hidden_size=32"], "hidden_size 16 and this run has 32"),
+    "dropout": ([], ["hidden_dropout_prob=0.3"], "hidden_dropout_prob 0.1 and this run has 0.3"),
+    "readout": ([], ["readout=last"], "readout attentional and this run has last"),
+}
+
+
+@pytest.mark.parametrize(("options", "overrides", "found"), OPTIONS.values(), ids=OPTIONS)
+def test_other_options_are_refused_for_a_finished_run_and_an_interrupted_one(run, folder, options, overrides, found):
+    before = content(folder)
+    with pytest.raises(SystemExit, match=re.escape(found)) as refused:
+        run(folder, *options, overrides=overrides)
+    assert re.search(pattern(AREAS["Folders of trainings"]["faults"]["other options"]), str(refused.value.code))
+    assert content(folder) == before
+    unfinish(folder)
+    before = content(folder)
+    with pytest.raises(ValueError, match=re.escape(found)):
+        run(folder, *options, overrides=overrides)
+    assert content(folder) == before
+
+
+def test_every_option_that_is_left_alone_exists():
+    from transformers import TrainingArguments
+
+    known = {name for name in TrainingArguments.__dataclass_fields__ if not name.startswith("_")}
+    assert FREE - known <= {"local_rank"}
+    assert {"learning_rate", "optim", "seed", "bf16", "max_grad_norm"} <= deciding_options(
+        TrainingArguments(use_cpu=True)
+    ).keys()
+
+
+def test_a_checkpoint_to_go_on_from_can_t_be_named(run, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(tmp_path / "run", "--resume_from_checkpoint", "runs/other/checkpoint-5")
+    assert "--resume_from_checkpoint is not read: a run goes on by itself" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------- folders of other things
+
+
+def plain_model(folder, finished):
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(finished / name, folder / name)
+
+
+def another_kind(folder, finished):
+    shutil.copytree(finished, folder, dirs_exist_ok=True)
+    (folder / PRETRAINING).rename(folder / "finetuning.json")
+
+
+def cut_record(folder, finished):
+    plain_model(folder, finished)
+    (folder / PRETRAINING).write_bytes((finished / PRETRAINING).read_bytes()[:100])
+
+
+FOLDERS = {
+    "other options": None,  # above
+    "other data": None,  # below
+    "a model of unknown origin": plain_model,
+    "another kind of training": another_kind,
+    "a cut record": cut_record,
+    "a prepared data set": lambda folder, finished: (folder / "manifest.json").write_text("{}"),
+    "predictions": lambda folder, finished: (folder / "_predictions.json").write_text("{}"),
+    "an export": lambda folder, finished: (folder / "mcm_export.json").write_text("{}"),
+    "a file": lambda folder, finished: (folder.rmdir(), folder.write_text("")),
+    "another run": lambda folder, finished: None,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [each for each in expected("Folders of trainings", FOLDERS) if each.id not in ("other options", "other data")],
+)
+def test_a_folder_of_something_else_is_left_alone(run, finished, tmp_path, change, message, request):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    change(folder, finished)
+    before = content(folder) if folder.is_dir() else folder.read_bytes()
+    if "another run" in request.node.name:
+        with alone(folder), pytest.raises(SystemExit, match=message):
+            run(folder)
+        return
+    with pytest.raises(SystemExit, match=message) as refused:
+        run(folder)
+    assert str(folder) in str(refused.value.code)
+    assert (content(folder) if folder.is_dir() else folder.read_bytes()) == before
+
+
+def test_a_finished_model_of_other_data_is_left_alone(run, folder, prepare_log, event_log):
+    before = content(folder)
+    other = prepare_log(event_log.iloc[:-3])
+    with pytest.raises(SystemExit, match=pattern(AREAS["Folders of trainings"]["faults"]["other data"])):
+        run(folder, data=other)
+    assert content(folder) == before
+
+
+def test_a_lock_ends_with_its_run_and_leaves_nothing(tmp_path):
+    with alone(tmp_path / "run"), pytest.raises(RunError, match="Another run trains into"), alone(tmp_path / "run"):
+        pass
+    assert not (tmp_path / "run").exists()
+    with alone(tmp_path / "run"):
+        (tmp_path / "run" / "kept").touch()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["kept"]
+
+
+# ------------------------------------------------------------------------------------------------- damaged checkpoints
+
+
+def cut(name, left):
+    def change(folder):
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: left if isinstance(left, int) else int(len(data) * left)])
+
+    return change
+
+
+def without(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def flipped(name):
+    def change(folder):
+        data = bytearray((folder / name).read_bytes())
+        data[len(data) // 2] ^= 255
+        (folder / name).write_bytes(bytes(data))
+
+    return change
+
+
+def rewritten(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+DAMAGE = {
+    "no optimizer": without("optimizer.pt"),
+    "a cut optimizer": cut("optimizer.pt", 0.5),
+    "an empty optimizer": cut("optimizer.pt", 0),
+    "a damaged optimizer": flipped("optimizer.pt"),
+    "an optimizer without its last byte": cut("optimizer.pt", -1),
+    "no scheduler": without("scheduler.pt"),
+    "a cut scheduler": cut("scheduler.pt", 0.5),
+    "no random states": without("rng_state.pth"),
+    "cut random states": cut("rng_state.pth", 0.9),
+    "no weights to go on from": without("model.safetensors"),
+    "cut weights to go on from": cut("model.safetensors", 0.7),
+    "weights without their last byte": cut("model.safetensors", -1),
+    "no state": without("trainer_state.json"),
+    "a cut state": cut("trainer_state.json", 50),
+    "a state of another step": rewritten("trainer_state.json", '{"global_step": 2}'),
+    "a state that is a list": rewritten("trainer_state.json", "[]"),
+    "a cut config to go on from": cut("config.json", 20),
+    "cut vocabularies": cut("vocabularies.json", 0.5),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), expected("Checkpoints that a training goes on from", DAMAGE))
+def test_a_checkpoint_that_is_not_whole_is_named_and_the_last_whole_one_is_taken(
+    run, folder, finished, change, message
+):
+    unfinish(folder)
+    shutil.rmtree(folder / "checkpoint-5")
+    change(folder / "checkpoint-4")
+    said = run(folder)
+    assert re.search(message, said) and str(folder / "checkpoint-4") in said
+    assert f"going on from {folder / 'checkpoint-2'}" in said
+    assert_same_weights(folder, finished)
+    assert last_whole_checkpoint(folder) == (str(folder / "checkpoint-5"), [])
+
+
+def test_where_no_checkpoint_is_whole_the_run_starts_anew_and_says_why(run, folder, finished):
+    unfinish(folder)
+    for each in folder.glob("checkpoint-*"):
+        (each / "optimizer.pt").unlink()
+    said = run(folder)
+    assert said.count("has no optimizer.pt") == 3 and "so not used" in said and "starting anew" in said
+    assert_same_weights(folder, finished)
+
+
+@pytest.mark.parametrize(
+    "damage", [cut("model.safetensors", 0.5), without("model.safetensors"), cut("config.json", 9)]
+)
+def test_a_finished_model_that_is_damaged_is_written_again_from_its_last_checkpoint(run, folder, finished, damage):
+    damage(folder)
+    said = run(folder)
+    assert str(folder / "checkpoint-5") in said and re.search(r"run(/\S+)? (has|\S+ has).*(cut|no model)", said)
+    assert_same_weights(folder, finished)
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == [
+        "checkpoint-2",
+        "checkpoint-4",
+        "checkpoint-5",
+    ]
+    assert "which is finished" in run(folder)
+
+
+def test_a_run_that_was_killed_after_its_last_step_makes_no_step_more(run, folder, finished):
+    unfinish(folder)
+    before = {name: data for name, data in content(folder).items() if "checkpoint-" in str(name)}
+    assert f"going on from {folder / 'checkpoint-5'}" in run(folder)
+    assert_same_weights(folder, finished)
+    assert {name: data for name, data in content(folder).items() if "checkpoint-" in str(name)} == before
+    assert json.loads((folder / PRETRAINING).read_text())["steps"] == 5
+
+
+@pytest.mark.parametrize("moment", ["before the weights", "before the comparison"])
+def test_a_run_that_was_killed_while_its_model_was_written_ends_the_same(run, folder, finished, moment):
+    """With checkpoints, and without any, from the start."""
+    facts = json.loads((folder / PRETRAINING).read_text()) | {"finished": False}
+    (folder / PRETRAINING).write_text(json.dumps(facts))
+    if moment == "before the weights":
+        (folder / "model.safetensors").unlink()
+    run(folder)
+    assert_same_weights(folder, finished)
+    for each in folder.glob("checkpoint-*"):
+        shutil.rmtree(each)
+    (folder / PRETRAINING).write_text(json.dumps(facts))
+    assert "starting anew" in run(folder, "--save_strategy", "no")
+    assert_same_weights(folder, finished)
+    assert json.loads((folder / PRETRAINING).read_text())["finished"]
+
+
+def test_the_newest_whole_checkpoint_outlives_broken_ones(run, folder, finished):
+    unfinish(folder)
+    cut("optimizer.pt", 9)(folder / "checkpoint-5")
+    cut("optimizer.pt", 9)(folder / "checkpoint-4")
+    (folder / "checkpoint-5").rename(folder / "checkpoint-90")
+    run(folder, "--save_total_limit", 2)
+    assert_same_weights(folder, finished)
+    assert [path.name for path in sorted(folder.glob("checkpoint-*"))] == ["checkpoint-4", "checkpoint-5"]
+    assert not any(checkpoint_faults(folder / f"checkpoint-{step}") for step in (4, 5))
+
+
+BEST = [
+    "--eval_strategy",
+    "steps",
+    "--eval_steps",
+    2,
+    "--load_best_model_at_end",
+    "true",
+    "--save_only_model",
+    "false",
+]
+BEST += ["--learning_rate", 0.05, "--max_steps", 8]
+
+
+def best_of(folder):
+    return json.loads((folder / "trainer_state.json").read_text())
+
+
+def test_the_best_checkpoint_is_found_where_it_lies_now_or_is_said_to_be_lost(run, tmp_path):
+    run(tmp_path / "first", *BEST)
+    state = best_of(tmp_path / "first")
+    best = state["best_global_step"]
+    later = sorted(step for step in (2, 4, 6, 8) if step > best)
+    for name in ("moved", "damaged"):
+        folder = shutil.copytree(tmp_path / "first", tmp_path / name)
+        unfinish(folder)
+        for step in later[1:]:
+            shutil.rmtree(folder / f"checkpoint-{step}")
+    moved = run(tmp_path / "moved", *BEST)
+    assert "can't be used" not in moved
+    assert_same_weights(tmp_path / "moved", tmp_path / "first")
+    assert best_of(tmp_path / "moved")["best_model_checkpoint"] == str(tmp_path / "moved" / f"checkpoint-{best}")
+    if later:
+        cut("model.safetensors", 100)(tmp_path / "damaged" / f"checkpoint-{best}")
+        said = run(tmp_path / "damaged", *BEST)
+        assert re.search(rf"best checkpoint so far, of step {best} .* can't be used .*model.safetensors has 100", said)
+        assert best_of(tmp_path / "damaged")["best_global_step"] in later
+
+
+def test_weights_that_are_no_numbers_are_not_gone_on_from(run, folder):
+    """A run that diverged would only go on diverging."""
+    unfinish(folder)
+    for step in (4, 5):
+        path = folder / f"checkpoint-{step}" / "model.safetensors"
+        tensors = load_file(path)
+        next(iter(tensors.values())).fill_(float("nan"))
+        save_file(tensors, path, {"format": "pt"})
+    said = run(folder)
+    assert "has NaN or infinite numbers" in said and f"going on from {folder / 'checkpoint-2'}" in said
