@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import functools
 import json
+import operator
 import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,7 @@ def open_engine(
     if spark_config and engine != "spark":
         raise ValueError(f"Spark's options are given ({', '.join(spark_config)}) and the engine is {engine!r}.")
     if not isinstance(engine, str):
-        with _spark_settings(engine):
+        with _spark_settings(engine), _in_utc(engine):
             yield engine
     elif engine == "duckdb":
         connection = ibis.duckdb.connect(
@@ -128,6 +130,20 @@ def spark_session(config: Mapping[str, str]) -> Iterator[Any]:
         yield session
     finally:
         session.stop()
+
+
+@contextmanager
+def _in_utc(connection: ibis.BaseBackend) -> Iterator[None]:
+    """Times are read in UTC: a session of DuckDB's in another zone would give moments the hours of that."""
+    if connection.name != "duckdb":
+        yield
+        return
+    (before,) = connection.raw_sql("SELECT current_setting('TimeZone')").fetchone()
+    connection.raw_sql("SET TimeZone = 'UTC'")
+    try:
+        yield
+    finally:
+        connection.raw_sql(f"SET TimeZone = '{before}'")
 
 
 @contextmanager
@@ -201,15 +217,16 @@ def open_table(source: Any, connection: ibis.BaseBackend, what: str, columns: Se
             that the engine can't read.
     """
     if isinstance(source, ir.Table):
-        table = source
+        table = known_types(source)
     elif not is_files(source):
-        table = ibis.memtable(source)
+        table = known_types(ibis.memtable(source))
     elif connection.name == SPARK:
         return _open_on_spark(source, connection, what, columns)
     else:
         found = find_files(source, what)
         check_files(found, what, columns)
-        table = _together([read_files(files, connection) for files in merged(found)], what, columns)
+        tables = [(read_files(files, connection), files.empty_columns()) for files in merged(found)]
+        table = _together([(table, frozenset.intersection(*empty.values())) for table, empty in tables], what, columns)
     if connection.name == SPARK and isinstance(table.op(), ibis.expr.operations.InMemoryTable):
         return connection.create_view(ibis.util.gen_name("mcm"), table)  # so that the table knows its engine
     return table
@@ -248,7 +265,22 @@ def read_files(files: InputFiles, connection: Any) -> ir.Table:
         connection.register_filesystem(files.filesystem)
     if files.kind != "parquet":
         return connection.read_csv(list(files.paths), all_varchar=True, header=True)
-    return connection.read_parquet(list(files.paths), hive_partitioning=files.partitioned, hive_types_autocast=False)
+    # Where a column holds nothing in some files, its type is that of the others.
+    options = {"union_by_name": True} if len({*files.empty_columns().values()}) > 1 else {}
+    options |= {"hive_partitioning": files.partitioned, "hive_types_autocast": False}
+    return known_types(connection.read_parquet(list(files.paths), **options))
+
+
+def known_types(table: ir.Table) -> ir.Table:
+    """The table with types that Ibis knows in the place of DuckDB's for nanoseconds with a zone, and for nothing."""
+    changed = {}
+    for name, kind in table.schema().items():
+        raw = str(getattr(kind, "raw_type", "")).upper()
+        if kind.is_null() or "NULL" in raw:
+            changed[name] = ibis.null("string")
+        elif "TIMESTAMPTZ_NS" in raw or "TIMESTAMP_NS WITH TIME ZONE" in raw:
+            changed[name] = table[name].cast("timestamp('UTC')")
+    return table.mutate(**changed) if changed else table
 
 
 def _open_on_spark(source: Any, connection: Any, what: str, columns: Sequence[str]) -> ir.Table:
@@ -263,7 +295,7 @@ def _open_on_spark(source: Any, connection: Any, what: str, columns: Sequence[st
             kind = next((kind for suffix, kind in SUFFIXES.items() if suffix in Path(address).suffixes), "parquet")
             found.append(InputFiles(address, (address,), kind, None))
     tables = []
-    for files in merged(found):
+    for files, empty in (part for each in merged(found) for part in _by_empty_columns(each)):
         reader = _session(connection).read
         if files.partitioned:
             reader = reader.option("basePath", files.root)
@@ -277,11 +309,30 @@ def _open_on_spark(source: Any, connection: Any, what: str, columns: Sequence[st
             ) from error
         name = ibis.util.gen_name("mcm")
         read.createOrReplaceTempView(name)
-        tables.append(connection.table(name))
+        tables.append((connection.table(name), empty))
     return _together(tables, what, columns)
 
 
-def _together(tables: list[ir.Table], what: str, columns: Sequence[str]) -> ir.Table:
+def _by_empty_columns(files: InputFiles) -> list[tuple[InputFiles, frozenset[str]]]:
+    """The files by which of their columns hold nothing: Spark takes the types of one file for all that it reads."""
+    if files.filesystem is None:  # only Spark reaches them
+        return [(files, frozenset())]
+    empty = files.empty_columns()
+    return [
+        (replace(files, paths=tuple(path for path in files.paths if empty[path] == names)), names)
+        for names in dict.fromkeys(empty.values())
+    ]
+
+
+def _together(found: list[tuple[ir.Table, frozenset[str]]], what: str, columns: Sequence[str]) -> ir.Table:
+    """The rows of tables with the same columns; those that hold nothing in a table get their type from the others."""
+    kinds: dict[str, Any] = {}
+    for table, empty in found:
+        kinds = {name: kind for name, kind in table.schema().items() if name not in empty} | kinds
+    tables = [
+        table.mutate(**{name: ibis.null(kinds.get(name, "string")) for name in empty}) if empty else table
+        for table, empty in found
+    ]
     if len(tables) > 1 and columns:
         tables = [table.select([name for name in table.columns if name in columns]) for table in tables]
     try:
@@ -310,6 +361,14 @@ def shortest_text(number: float) -> str:  # type: ignore[empty-body]
 def split_text(text: ir.StringValue, separator: str) -> ir.ArrayValue:
     """The parts of a text between separators; Spark takes a separator for a regular expression."""
     return text.split(re.escape(separator) if text.get_backend().name == SPARK else separator)
+
+
+def total(terms: Sequence[ir.Value], start: int) -> ir.Value:
+    """The sum of many expressions and a number, as a tree that is not deep: engines go through it recursively."""
+    sums = [*terms, ibis.literal(start)]
+    while len(sums) > 1:
+        sums = [functools.reduce(operator.add, sums[place : place + 2]) for place in range(0, len(sums), 2)]
+    return sums[0]
 
 
 def text_of_float(number: ir.FloatingValue) -> ir.StringValue:

@@ -9,14 +9,21 @@ such as "a.b" or "Type" beside "type" are legal in a schema and not in every eng
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta, tzinfo
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from modeling_mcm.data.features import CATEGORICAL, NUMERIC, FeatureSpec, raw_places
 from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.events_mcm import EPOCH, EXACT_FLOAT, SECONDS_PER_DAY
+from modeling_mcm.events_mcm import (
+    EPOCH,
+    EXACT_FLOAT,
+    SECONDS_PER_DAY,
+    TIME_ADVICE,
+    TIME_PATTERN,
+    read_zone,
+    zone_offset,
+)
 from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import ONE_TOKEN_TYPE, ROWS
 
@@ -24,15 +31,11 @@ with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-    from modeling_mcm.data.engine import number_rows, open_table, split_text, text_of_float
+    from modeling_mcm.data.engine import SPARK, number_rows, open_table, split_text, text_of_float, total
 
-# An offset can only follow a clock time: the end of "2017-10-01" is a day, not a zone.
-OFFSET_PATTERN = r":\d\d(\.\d+)?\s*([Zz]|[+-]\d\d(:?\d\d)?)$"
-# What Spark would also read: "2017" and "12:30" as times, "5d" and "5f" as numbers.
-DATE_PATTERN, JAVA_NUMBER = r"^\s*\d{4,}\D\d+\D\d", r"\d\.?[dDfF]\s*$"
-
-
+JAVA_NUMBER = r"\d\.?[dDfF]\s*$"  # what Spark would also read as a number: "5d" and "5f"
 WHOLE_NUMBER = r"^[+-]?\d+$"
+BLOCK = 10 * SECONDS_PER_DAY  # in which a zone's offset changes once or never
 ROW_NUMBER = "number of the row"  # column that a log gets whose rows are in order
 
 
@@ -146,23 +149,27 @@ def has_value(table: ir.Table, specs: Sequence[FeatureSpec], place: int) -> ir.B
     return column.notnull() if item is None else ibis.coalesce(column.length() >= item, False)
 
 
-def _offset_steps(zone: ZoneInfo, first: int, last: int) -> list[tuple[int, int]]:
-    """The zone's offsets to UTC within a range of UTC seconds, as (from when, change of the offset in seconds)."""
+def offset_steps(zone: tzinfo, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The zone's offsets to UTC within ranges of UTC seconds, in their order, as (from when, change of the offset).
 
-    def offset(second: int) -> int:
-        local = datetime.fromtimestamp(second, UTC).astimezone(zone)
-        return int((local.utcoffset() or timedelta()).total_seconds())
-
-    steps, left = [(first, offset(first))], first
-    while left < last:
-        right = min(left + SECONDS_PER_DAY, last)
-        if offset(left) != offset(right):
-            low, high = left, right
-            while high - low > 1:
-                middle = (low + high) // 2
-                low, high = (middle, high) if offset(middle) == offset(left) else (low, middle)
-            steps.append((high, offset(right) - offset(left)))
-        left = right
+    The first entry has the offset itself. What changes between two ranges is one change, at the start of the second:
+    a log of a few years with one time of another century is a few steps.
+    """
+    steps: list[tuple[int, int]] = []
+    offset = 0
+    for first, last in ranges:
+        for start in range(first, last, SECONDS_PER_DAY):
+            if (new := zone_offset(start, zone)) != offset or not steps:
+                steps.append((start, new - offset))
+                offset = new
+            end = min(start + SECONDS_PER_DAY, last)
+            if zone_offset(end, zone) != offset:
+                low, high = start, end
+                while high - low > 1:
+                    middle = (low + high) // 2
+                    low, high = (middle, high) if zone_offset(middle, zone) == offset else (low, middle)
+                steps.append((high, zone_offset(end, zone) - offset))
+                offset += steps[-1][1]
     return steps
 
 
@@ -186,25 +193,43 @@ def _seconds(table: ir.Table, name: str, time_zone: str) -> ir.IntegerValue:
     if kind.is_date():
         column, kind = column.cast("timestamp"), ibis.dtype("timestamp")
     if kind.is_string():
-        has_zone = column.re_search(OFFSET_PATTERN)
-        dated = ibis.ifelse(column.re_search(DATE_PATTERN), column, ibis.null("string"))
-        instant = dated.try_cast(ibis.dtype("timestamp('UTC')")).cast("timestamp")
+        seconds, has_zone = _seconds_of_text(column)
     elif kind.is_timestamp():
-        has_zone, instant = ibis.literal(kind.timezone is not None), column.cast("timestamp")
+        seconds, has_zone = column.truncate("s").epoch_seconds().cast("int64"), ibis.literal(kind.timezone is not None)
     else:
         raise ValueError(
             f"Column {name!r} (time) has type {kind}; it needs timestamps, dates or ISO 8601 text. "
             "Convert numbers to timestamps first."
         )
-    seconds = instant.truncate("s").epoch_seconds().cast("int64")
     if time_zone == "UTC" or (kind.is_timestamp() and kind.timezone is None):
         return seconds
-    limits = table.aggregate(first=seconds.min(), last=seconds.max()).to_pyarrow().to_pylist()[0]
-    if limits["first"] is None:
+    blocks = table.select(block=ibis.ifelse(has_zone, seconds // BLOCK, ibis.null("int64"))).distinct().to_pyarrow()
+    starts = [block * BLOCK for block in sorted(blocks["block"].drop_null().to_pylist())]
+    steps = offset_steps(read_zone(time_zone), [(start, start + BLOCK) for start in starts])
+    if not steps:
         return seconds
-    steps = _offset_steps(ZoneInfo(time_zone), limits["first"], limits["last"])
-    shift = sum(((seconds >= start).cast("int64") * change for start, change in steps[1:]), ibis.literal(steps[0][1]))
+    shift = total([(seconds >= start).cast("int64") * change for start, change in steps[1:]], steps[0][1])
     return ibis.ifelse(has_zone, seconds + shift, seconds)
+
+
+def _seconds_of_text(column: ir.StringValue) -> tuple[ir.IntegerValue, ir.BooleanValue]:
+    """As `read_time_text` reads one: whole seconds, in UTC where the text says a zone, and whether it does."""
+    day, clock, zone = (column.re_extract(TIME_PATTERN, place) for place in (1, 2, 3))
+    text = day.replace("/", "-") + " " + ibis.ifelse(clock == "", "00:00", clock)
+    text = ibis.ifelse(column.re_search(TIME_PATTERN), text, ibis.null("string"))
+    if column.get_backend().name == SPARK:  # whose times are moments, and whose session is in UTC
+        moment = text.try_cast(ibis.dtype("timestamp('UTC')")).cast("timestamp")
+    else:
+        moment = text.try_cast("timestamp")
+    seconds = moment.truncate("s").epoch_seconds().cast("int64")
+    sign, digits = zone.substr(0, 1), zone.replace(":", "")
+    has_offset = sign.isin(["+", "-"])
+    hours, minutes, rest = (
+        ibis.ifelse(has_offset & (digits.length() > start), digits.substr(start, 2), "0").cast("int64")
+        for start in (1, 3, 5)
+    )
+    ahead = hours * 3600 + minutes * 60 + rest
+    return seconds - ibis.ifelse(sign == "-", -ahead, ahead), zone != ""
 
 
 def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
@@ -235,7 +260,7 @@ def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
 
 
 def _check_readable(table: ir.Table, columns: dict[str, ir.Value], schema: EventSchema) -> None:
-    wanted = "a whole number" if schema.order else "a time; write ISO 8601 such as 2017-10-01T12:30:00"
+    wanted = "a whole number" if schema.order else f"a time; {TIME_ADVICE}"
     read = {schema.order_column or ROW_NUMBER: (columns["second"], wanted)}
     for i, spec in enumerate(schema.features):
         if spec.kind == NUMERIC and spec.column:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from modeling_mcm.data.dataset import sha256_of
 
 SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv"}
-ABSENT = "absent"
+ABSENT, NULL = "absent", "null"  # in the place of a type: no such column; one that holds nothing
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,17 @@ class InputFiles:
     kind: str
     filesystem: Any
     partitioned: bool = False
+
+    def empty_columns(self) -> dict[str, frozenset[str]]:
+        """Of each Parquet file the columns of the type null: they hold nothing, whatever they hold elsewhere."""
+        if self.kind != "parquet":
+            return {path: frozenset() for path in self.paths}
+        with ThreadPoolExecutor() as pool:
+            read = pool.map(lambda path: _columns(path, self, "input"), self.paths)
+            return {
+                path: frozenset(name for name, kind in kinds.items() if kind == NULL)
+                for path, kinds in zip(self.paths, read, strict=True)
+            }
 
     @property
     def name(self) -> str:
@@ -108,6 +119,8 @@ def find_files(source: str | Path | Sequence[str | Path], what: str) -> list[Inp
 def check_files(found: Sequence[InputFiles], what: str, columns: Sequence[str] = ()) -> None:
     """Looks into every file, and raises where Parquet files do not have the same columns, of the same types.
 
+    A column that holds nothing in a file is of any type there.
+
     Args:
         found: of `find_files`.
         what: `event` or `profile`, for messages.
@@ -126,6 +139,7 @@ def check_files(found: Sequence[InputFiles], what: str, columns: Sequence[str] =
                     known = seen.setdefault(name, {} if path == first else {ABSENT: first})
                     known.setdefault(kinds.get(name, ABSENT), path)
     for name, types in sorted(seen.items()):
+        types.pop(NULL, None)
         if len(types) > 1 and (not columns or name in columns):
             ways = " and ".join(f"{kind} in {path}" for kind, path in types.items())
             raise ValueError(

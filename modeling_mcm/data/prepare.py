@@ -42,6 +42,7 @@ with needs("data"):
     from modeling_mcm.data.counts import count_followers, measure
     from modeling_mcm.data.engine import SPARK, caching, open_engine, open_table, replacing
     from modeling_mcm.data.events import (
+        epoch_seconds,
         find_visits,
         keep_latest,
         moment_text,
@@ -161,14 +162,17 @@ def _count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
             reserved=events[f"f{token_place}"].isin(schema.reserved_token_types).sum(),
             first=moment_text(events.second.min(), schema),
             last=moment_text(events.second.max(), schema),
+            latest=events.second.max(),
         )
     )
+    latest = counts.pop("latest")
     if counts.pop("reserved"):
         raise ValueError(
             f"Column {schema.token_type!r} holds {' or '.join(map(repr, schema.reserved_token_types))}, token types "
             "that MCM adds itself; rename them in the log, or choose another `end_of_visit`."
         )
-    if schema.order is None and str(counts["last"]) > str(datetime.now(UTC) + timedelta(days=1)):
+    tomorrow = datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
+    if schema.order is None and latest > epoch_seconds(tomorrow):
         logger.warning(
             f"The log has events of {counts['last']}, which is not yet: the clock of a source may be wrong. They "
             "count as their customers' latest; correct them, or leave them out."
