@@ -23,7 +23,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from modeling_mcm.data.files import SUFFIXES, InputFiles, check_files, find_files, is_files, is_local, merged
+from modeling_mcm.data.features import check_size
+from modeling_mcm.data.files import (
+    SUFFIXES,
+    InputFiles,
+    check_files,
+    check_names,
+    find_files,
+    is_files,
+    is_local,
+    merged,
+)
 from modeling_mcm.extras import needs
 
 with needs("data"):
@@ -71,6 +81,7 @@ def open_engine(
         with _spark_settings(engine), _in_utc(engine):
             yield engine
     elif engine == "duckdb":
+        check_size(memory_limit, "memory_limit")
         connection = ibis.duckdb.connect(
             str(workspace / "engine.duckdb"), memory_limit=memory_limit, temp_directory=str(workspace / "spill")
         )
@@ -219,6 +230,8 @@ def open_table(source: Any, connection: ibis.BaseBackend, what: str, columns: Se
     if isinstance(source, ir.Table):
         table = known_types(source)
     elif not is_files(source):
+        names = getattr(source, "column_names", None) or getattr(source, "columns", ())
+        check_names(list(names), f"The {what} table", columns)
         table = known_types(ibis.memtable(source))
     elif connection.name == SPARK:
         return _open_on_spark(source, connection, what, columns)
@@ -364,11 +377,15 @@ def split_text(text: ir.StringValue, separator: str) -> ir.ArrayValue:
 
 
 def total(terms: Sequence[ir.Value], start: int) -> ir.Value:
-    """The sum of many expressions and a number, as a tree that is not deep: engines go through it recursively."""
-    sums = [*terms, ibis.literal(start)]
-    while len(sums) > 1:
-        sums = [functools.reduce(operator.add, sums[place : place + 2]) for place in range(0, len(sums), 2)]
-    return sums[0]
+    """The sum of expressions and a number."""
+    return tree(operator.add, [*terms, ibis.literal(start)])
+
+
+def tree(join: Callable[[Any, Any], Any], terms: Sequence[ir.Value]) -> ir.Value:
+    """Many expressions as one, joined two by two: engines recurse, and a chain of a thousand is too deep for them."""
+    while len(terms) > 1:
+        terms = [functools.reduce(join, terms[place : place + 2]) for place in range(0, len(terms), 2)]
+    return terms[0]
 
 
 def text_of_float(number: ir.FloatingValue) -> ir.StringValue:

@@ -8,6 +8,7 @@ that begin with `_` or `.` are passed over, as every engine does.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -49,8 +50,8 @@ class InputFiles:
         with ThreadPoolExecutor() as pool:
             read = pool.map(lambda path: _columns(path, self, "input"), self.paths)
             return {
-                path: frozenset(name for name, kind in kinds.items() if kind == NULL)
-                for path, kinds in zip(self.paths, read, strict=True)
+                path: frozenset(name for name, kind in columns if kind == NULL)
+                for path, columns in zip(self.paths, read, strict=True)
             }
 
     @property
@@ -134,7 +135,9 @@ def check_files(found: Sequence[InputFiles], what: str, columns: Sequence[str] =
     with ThreadPoolExecutor() as pool:  # a store answers slowly, and many at once
         for files in found:
             read = pool.map(lambda path, files=files: _columns(path, files, what), files.paths)
-            for path, kinds in zip(files.paths, read, strict=True):
+            for path, columns_of in zip(files.paths, read, strict=True):
+                check_names([name for name, _ in columns_of], f"The {what} file {path}", columns)
+                kinds = dict(columns_of)
                 for name in {*kinds, *seen}:
                     known = seen.setdefault(name, {} if path == first else {ABSENT: first})
                     known.setdefault(kinds.get(name, ABSENT), path)
@@ -187,12 +190,12 @@ def _address(filesystem: Any, path: str) -> str:
     return path if is_local(filesystem) else str(filesystem.unstrip_protocol(path))
 
 
-def _columns(path: str, files: InputFiles, what: str) -> dict[str, str]:
+def _columns(path: str, files: InputFiles, what: str) -> list[tuple[str, str]]:
     """Columns and types of a Parquet file, with those that its path has; none of a CSV, where all are text."""
     if files.filesystem.size(path) == 0:
         raise ValueError(f"The {what} file {path} is empty; it needs at least one row.")
     if files.kind != "parquet":
-        return {}
+        return []
     try:
         with files.filesystem.open(path) as file:
             schema = pq.read_schema(file)
@@ -201,9 +204,27 @@ def _columns(path: str, files: InputFiles, what: str) -> dict[str, str]:
             f"The {what} file {path} is not a whole Parquet file ({error}); it may be cut off: write it again."
         ) from error
     inside = PurePosixPath(path).parts[:-1] if files.partitioned else ()
-    return {field.name: _kind_of(field.type) for field in schema} | {
-        part.partition("=")[0]: "string" for part in inside if "=" in part
-    }
+    of_path = [(part.partition("=")[0], "string") for part in inside if "=" in part]
+    return [(field.name, _kind_of(field.type)) for field in schema] + of_path
+
+
+def check_names(names: Sequence[str], where: str, columns: Sequence[str] = ()) -> None:
+    """Raises `ValueError` where two columns have one name, or names that differ in their case alone.
+
+    Args:
+        names: Columns of a table.
+        where: The table, for the message.
+        columns: Those that are read; all if none are given.
+    """
+    wanted = {name.casefold() for name in columns}
+    counted = Counter(str(name).casefold() for name in names)
+    for folded, number in counted.items():
+        if number > 1 and (not columns or folded in wanted):
+            same = [str(name) for name in names if str(name).casefold() == folded]
+            raise ValueError(
+                f"{where} has {number} columns {' and '.join(map(repr, same))}, which engines can't tell apart (a "
+                "part of its path such as year=2024 is a column too); rename or remove one."
+            )
 
 
 def _kind_of(kind: pa.DataType) -> str:

@@ -30,6 +30,7 @@ from modeling_mcm.data.dataset import (
     POPULARITY_FILE,
     PreparedManifest,
 )
+from modeling_mcm.data.features import check_integer, check_size
 from modeling_mcm.data.files import describe
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.extras import needs
@@ -56,7 +57,7 @@ with needs("data"):
 
 logger = logging.get_logger(__name__)
 
-ROWS_PER_SHARD = 1024
+ROWS_PER_SHARD, MOST_ROWS_PER_SHARD = 1024, 1_000_000  # the rows of a shard are in memory together
 LIBRARIES = ("modeling-mcm", "ibis-framework", "duckdb", "pyarrow", "numpy", "transformers", "datasets")
 
 
@@ -319,8 +320,9 @@ def prepare(
         FileNotFoundError: No such input file.
         OSError: The disk is full or not writable; nothing is left behind.
     """
-    if rows_per_shard < 1:
-        raise ValueError(f"`rows_per_shard` is {rows_per_shard}; give at least 1.")
+    check_integer(rows_per_shard, "rows_per_shard", 1, MOST_ROWS_PER_SHARD)
+    if engine == "duckdb":
+        check_size(memory_limit, "memory_limit")
     if schema.profile and profile is None:
         raise ValueError(
             "The schema has `profile` features, but no profile table is given; pass `profile` (--profile)."

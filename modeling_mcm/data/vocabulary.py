@@ -7,7 +7,6 @@ Ids of every feature: 0 missing, 1 unknown (never seen in training, or too rarel
 
 from __future__ import annotations
 
-import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from fractions import Fraction
 import numpy as np
 import pyarrow as pa
 
-from modeling_mcm.data.features import CATEGORICAL, HOUR, WEEKDAY, FeatureSpec, raw_places, value_places
+from modeling_mcm.data.features import CATEGORICAL, HOUR, MOST_VALUES, WEEKDAY, FeatureSpec, raw_places, value_places
 from modeling_mcm.data.schema import EventSchema, schema_of
 from modeling_mcm.events_mcm import LARGEST_VALUE, SECONDS_PER_DAY
 from modeling_mcm.extras import needs
@@ -34,11 +33,7 @@ with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-    from modeling_mcm.data.engine import total
-
-MOST_VALUES = (
-    10_000_000  # of one feature: they go through the memory of one process, and are rows of a table of weights
-)
+    from modeling_mcm.data.engine import total, tree
 
 
 @dataclass
@@ -141,7 +136,7 @@ def fit_bins(column: ir.Value, bins: int) -> list[float]:
     ranks = [(total - 1) * (k / bins) for k in range(1, bins)]
     wanted = sorted({neighbour for rank in ranks for neighbour in (math.floor(rank), math.ceil(rank))})
     first = through.last - through.number + 1
-    hits = functools.reduce(operator.or_, [(first <= rank) & (rank <= through.last) for rank in wanted])
+    hits = tree(operator.or_, [(first <= rank) & (rank <= through.last) for rank in wanted])
     found = through.filter(hits).select("value", "last").to_pyarrow().sort_by("last")
     lasts, values = found["last"].to_numpy(), found["value"].to_numpy()
     edges = []
