@@ -9,12 +9,18 @@ such as "a.b" or "Type" beside "type" are legal in a schema and not in every eng
 from __future__ import annotations
 
 import difflib
+import functools
+import operator
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
+from transformers.utils import logging
+
 from modeling_mcm.data.features import CATEGORICAL, NUMERIC, FeatureSpec, raw_places
 from modeling_mcm.data.schema import EventSchema
+from modeling_mcm.data.text_files import TextFiles
 from modeling_mcm.events_mcm import (
     EPOCH,
     EXACT_FLOAT,
@@ -33,6 +39,8 @@ with needs("data"):
 
     from modeling_mcm.data.engine import SPARK, number_rows, open_table, split_text, text_of_float, total
 
+logger = logging.get_logger(__name__)
+
 JAVA_NUMBER = r"\d\.?[dDfF]\s*$"  # what Spark would also read as a number: "5d" and "5f"
 WHOLE_NUMBER = r"^[+-]?\d+$"
 BLOCK = 10 * SECONDS_PER_DAY  # in which a zone's offset changes once or never
@@ -44,10 +52,24 @@ def epoch_seconds(time: datetime) -> int:
     return (time - EPOCH) // timedelta(seconds=1)
 
 
-def open_events(source: Any, connection: ibis.BaseBackend, schema: EventSchema) -> ir.Table:
+def open_events(source: Any, connection: ibis.BaseBackend, schema: EventSchema, text: TextFiles) -> ir.Table:
     """The log as `open_table` opens it, with the number of each row where the schema needs it."""
-    table = open_table(source, connection, "event", schema.event_columns)
+    table = open_table(source, connection, "event", schema.event_columns, text)
     return number_rows(table, source, connection, ROW_NUMBER) if schema.order == ROWS else table
+
+
+def open_profile(source: Any, connection: ibis.BaseBackend, schema: EventSchema, text: TextFiles) -> ir.Table:
+    """The profile table as `open_table` opens it; a bad line of a text file is always an error."""
+    strict = TextFiles(replace(text.format, on_bad_row="error"), text.folder / "profile")
+    columns = [schema.customer, *(spec.column for spec in schema.profile if spec.column)]
+    return open_table(source, connection, "profile", columns, strict)
+
+
+def count_bad(table: ir.Table, read: ir.Table, schema: EventSchema) -> int:
+    """How many rows of a log `normalise_events` left out, for a time or a number that can't be read."""
+    if schema.on_bad_row == "error":
+        return 0
+    return table.count().to_pyarrow().as_py() - read.count().to_pyarrow().as_py()
 
 
 def check_columns(table: ir.Table, wanted: Sequence[str], what: str) -> None:
@@ -251,15 +273,18 @@ def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
     if schema.visit:
         columns["visit_key"] = ibis.coalesce(ibis.literal("v") + as_text(table[schema.visit], schema.visit), "t")
     columns |= _raw_features(table, schema.features, "f")
-    _check_readable(table, columns, schema)
+    bad = _find_unreadable(table, columns, schema)
     out = table.select(**columns)
+    if bad is not None:
+        out = table.select(**columns, is_bad=bad).filter(~ibis._.is_bad).drop("is_bad")
     # Events without a visit share their time: the time belongs to the key of the visit.
     return out.mutate(
         visit_key=ibis.ifelse(out.visit_key == "t", ibis.literal("t") + out.second.cast("string"), out.visit_key)
     )
 
 
-def _check_readable(table: ir.Table, columns: dict[str, ir.Value], schema: EventSchema) -> None:
+def _find_unreadable(table: ir.Table, columns: dict[str, ir.Value], schema: EventSchema) -> ir.BooleanValue | None:
+    """Which rows hold a time or a number that can't be read, None for no row; an error where these are errors."""
     wanted = "a whole number" if schema.order else f"a time; {TIME_ADVICE}"
     read = {schema.order_column or ROW_NUMBER: (columns["second"], wanted)}
     for i, spec in enumerate(schema.features):
@@ -268,15 +293,21 @@ def _check_readable(table: ir.Table, columns: dict[str, ir.Value], schema: Event
                 columns[f"f{i}"],
                 "a number; correct it, or leave the field empty where it is missing",
             )
+    rows = []
     for name, (value, wanted) in read.items():
         if table[name].type().is_string():
             bad = table[name].notnull() & value.isnull() & (table[name].lower() != "nan")
             found = table.aggregate(rows=bad.sum(), example=table[name].max(where=bad)).to_pyarrow().to_pylist()[0]
-            if found["rows"]:
+            if not found["rows"]:
+                continue
+            told = f"Column {name!r} has {found['rows']} values that cannot be read, such as {found['example']!r}"
+            if schema.on_bad_row == "error":
                 raise ValueError(
-                    f"Column {name!r} has {found['rows']} values that cannot be read, such as {found['example']!r}; "
-                    f"each must be {wanted}."
+                    f"{told}; each must be {wanted}. Or set `on_bad_row: drop` in the schema to leave such rows out."
                 )
+            logger.warning(f"{told}; these rows are left out.")
+            rows.append(ibis.coalesce(bad, False))
+    return functools.reduce(operator.or_, rows) if rows else None
 
 
 def normalise_profile(table: ir.Table, schema: EventSchema) -> ir.Table:

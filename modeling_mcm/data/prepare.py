@@ -33,6 +33,7 @@ from modeling_mcm.data.dataset import (
 from modeling_mcm.data.features import check_integer, check_size
 from modeling_mcm.data.files import describe
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
+from modeling_mcm.data.text_files import TextFiles
 from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -41,8 +42,9 @@ with needs("data"):
     import ibis.expr.types as ir
 
     from modeling_mcm.data.counts import count_followers, measure
-    from modeling_mcm.data.engine import SPARK, caching, open_engine, open_table, replacing
+    from modeling_mcm.data.engine import SPARK, caching, open_engine, replacing
     from modeling_mcm.data.events import (
+        count_bad,
         epoch_seconds,
         find_visits,
         keep_latest,
@@ -50,6 +52,7 @@ with needs("data"):
         normalise_events,
         normalise_profile,
         open_events,
+        open_profile,
     )
     from modeling_mcm.data.periods import LEAST_TARGET_VISITS, add_period, add_target, to_predict
     from modeling_mcm.data.rows import count_ids, popularity, write_shards
@@ -294,7 +297,7 @@ def prepare(
     """Prepares an event log: `manifest.json`, `feature_extractor/`, `popularity.parquet` and shards of customers.
 
     Args:
-        events: Parquet or CSV file, folder of Parquet files, an address that fsspec knows, a list of these, a data
+        events: Parquet or CSV file, folder of them, an address that fsspec knows, a list of these, a data
             frame, an Arrow table or an Ibis table; one row an event.
         schema (`EventSchema`): What the columns mean. With the cutoffs `NO_CUTOFFS`, as those of `schema_of`, nothing
             is split by time and no period needs an event: such a data set is only scored.
@@ -348,7 +351,8 @@ def prepare(
     ):
         with caching(connection) as cache:
             reading = (schema, feature_extractor)
-            manifest = _run(events, profile, *reading, connection, cache, target, rows_per_shard, bar, wanted)
+            text = TextFiles(schema.text_format, scratch)
+            manifest = _run(events, profile, *reading, connection, cache, target, rows_per_shard, bar, wanted, text)
         manifest.save(target)
     return manifest
 
@@ -364,6 +368,7 @@ def _run(
     rows_per_shard: int,
     bar: Any,
     wanted: dict[str, Any],
+    text: TextFiles,
 ) -> PreparedManifest:
     """The steps in their order; every table is an Ibis expression, cached where several steps read it."""
 
@@ -371,14 +376,18 @@ def _run(
         bar.set_postfix_str(step)
         bar.update()
 
-    read = normalise_events(open_events(events, connection, schema), schema)
+    table = open_events(events, connection, schema, text)
+    read = normalise_events(table, schema)
+    bad = text.dropped + count_bad(table, read, schema)
     checked, counts = check_events(read, schema, cache)
+    counts["dropped_bad"] = bad
     if not counts["rows"]:
-        raise ValueError("The event table is empty; it needs at least one row.")
+        left = f" besides the {bad:,} that `on_bad_row: drop` left out" if bad else ""
+        raise ValueError(f"The event table is empty; it needs at least one row{left}.")
     counts = _check_periods(counts, schema)
     profiles = None
     if schema.profile:
-        profiles = cache(normalise_profile(open_table(profile, connection, "profile"), schema))
+        profiles = cache(normalise_profile(open_profile(profile, connection, schema, text), schema))
         counts["profiles"] = profiles.count().to_pyarrow().as_py()
     done("checked")
     visits = cache(find_visits(checked))

@@ -26,6 +26,7 @@ from modeling_mcm.data.features import (
     raw_places,
     read_features,
 )
+from modeling_mcm.data.text_files import TextFormat
 from modeling_mcm.data.yaml_files import read_yaml
 from modeling_mcm.events_mcm import to_text
 from modeling_mcm.processing_mcm import HISTORY_START, ONE_TOKEN_TYPE, ROWS, TOKEN_TYPE, MCMFeatureExtractor
@@ -101,6 +102,9 @@ class EventSchema:
         time_zone (`str`): Zone that times with a zone are converted to; times without one are left as they are.
         order (`str`, *optional*): In the place of `time` a column of whole numbers that puts a customer's events in
             order, or `rows`: they are in the order of the log's rows.
+        on_bad_row (`str`): `error` or `drop`: lines of a text file, and times and numbers, that can't be read.
+        delimiter (`str`, *optional*), quote (`str`), escape (`str`, *optional*): How text files are written, see
+            `TextFormat`.
     """
 
     customer: str
@@ -121,6 +125,10 @@ class EventSchema:
     max_events_per_customer: int = MOST_EVENTS
     time_zone: str = "UTC"
     order: str | None = None
+    on_bad_row: str = "error"
+    delimiter: str | None = None
+    quote: str = '"'
+    escape: str | None = None
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> EventSchema:
@@ -166,6 +174,7 @@ class EventSchema:
         for key, choices in (("on_null", ("error", "drop")), ("on_duplicate", ("keep", "drop"))):
             if getattr(self, key) not in choices:
                 raise ValueError(f"`{key}` is {getattr(self, key)!r}; choose {' or '.join(choices)}.")
+        TextFormat(self.delimiter, self.quote, self.escape, self.on_bad_row)  # raises for what is none
         try:
             ZoneInfo(self.time_zone)
         except Exception:  # zoneinfo raises KeyError, ValueError or OSError, depending on what is wrong with the name
@@ -205,6 +214,11 @@ class EventSchema:
             raise ValueError(
                 f"`on_duplicate: drop` with `order: {ROWS}`: rows at two places are two events; remove one of them."
             )
+
+    @property
+    def text_format(self) -> TextFormat:
+        """How text files of the log are written."""
+        return TextFormat(self.delimiter, self.quote, self.escape, self.on_bad_row)
 
     @property
     def leaves_one_out(self) -> bool:
