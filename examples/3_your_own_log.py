@@ -3,6 +3,7 @@
 """Your own event log in ten minutes: prepare it, train on it, ask what a customer will do next.
 
     python examples/3_your_own_log.py log.parquet schema.yaml runs/mine --max_seconds 300
+    python examples/3_your_own_log.py log.csv schema.yaml runs/mine --max_seconds 300       or a folder of either
 
 The schema says what the columns mean (docs/event_schema.md; configuration/schemas/ has some to start from). Options
 after the folder go to training/run_pretrain.py. Run again, it goes on where it was.
@@ -10,19 +11,21 @@ after the folder go to training/run_pretrain.py. Run again, it goes on where it 
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-import pandas as pd
 from transformers import pipeline
 
 import modeling_mcm  # noqa: F401  registers the pipelines
 from modeling_mcm.data import EventSchema, prepare
+from modeling_mcm.data.engine import open_engine, open_table
+from modeling_mcm.data.text_files import TextFiles
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(events, schema_file, folder, *options):
-    """Prepares, trains, and prints the best labels of every task for the customer of the log's first row."""
+    """Prepares, trains, and prints the best labels of every task for the customer whose id is the last one."""
     schema = EventSchema.from_yaml(schema_file)
     counts = prepare(events, schema, f"{folder}/data", reuse=True).counts
     print(f"{counts['customers']} customers, {counts['events']} events, {counts['test_cases']} test cases")
@@ -31,9 +34,11 @@ def main(events, schema_file, folder, *options):
     command = [sys.executable, script, "--data", f"{folder}/data", "--config", config, "--output_dir", folder]
     subprocess.run([*map(str, command), *options], check=True)
 
-    log = pd.read_parquet(events, columns=schema.event_columns)
-    first = log[log[schema.customer] == log[schema.customer].iloc[0]]
-    best = pipeline("preference-scores", model=folder)({"events": first}, top_k=3)
+    with tempfile.TemporaryDirectory() as scratch, open_engine("duckdb", Path(scratch)) as engine:
+        text = TextFiles(schema.text_format, Path(scratch))
+        log = open_table(events, engine, "event", schema.event_columns, text)
+        last = log.filter(log[schema.customer] == log[schema.customer].max()).to_pandas()
+    best = pipeline("preference-scores", model=folder)({"events": last[schema.event_columns]}, top_k=3)
     for task, labels in best.items():
         print(f"{task}: " + ", ".join(f"{each['label']} {each['score']:.1%}" for each in labels))
 

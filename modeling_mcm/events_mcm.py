@@ -25,7 +25,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, date, datetime, tzinfo
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any, NamedTuple
@@ -40,6 +40,17 @@ EPOCH = datetime(1970, 1, 1)
 EXACT_FLOAT = 2**53  # below it every whole float is one integer
 LARGEST_VALUE = float(np.finfo(np.float32).max)
 NO_VISIT = -1
+# A time as text: a day; the time of the day; a zone, as Z, UTC, GMT or an offset. Names of zones are not read, for an
+# hour of autumn that happens twice has one name. SQL engines search with the same pattern, so it keeps to what their
+# regular expressions share.
+TIME_PATTERN = (
+    r"(?i)^\s*([0-9]{4,6}[-/][0-9]{1,2}[-/][0-9]{1,2})"
+    r"(?:[T ]\s*((?:[01]?[0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9])?)(?:[.,][0-9]*)?"
+    r"\s*(Z|UTC|GMT|[+-](?:[01][0-9]|2[0-3])(?::?[0-5][0-9](?::?[0-5][0-9])?)?)?)?\s*$"
+)
+TIME_ADVICE = "write ISO 8601 such as 2017-10-01T12:30:00, and a zone as Z, UTC or an offset such as +02:00"
+# Offsets of a zone are looked up within these years; before and after them those of their ends hold.
+ZONE_YEARS = (1900, 2200)
 
 
 @contextmanager
@@ -139,30 +150,61 @@ def to_values(numbers: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.where(finite, numbers, 0.0).astype(np.float32) + np.float32(0)
 
 
+def zone_offset(seconds: int, zone: tzinfo) -> int:
+    """Seconds that a zone is ahead of UTC at a moment, seconds since 1970-01-01 in UTC."""
+    first, last = (datetime(year, 1, 1, tzinfo=UTC) for year in ZONE_YEARS)
+    moment = EPOCH.replace(tzinfo=UTC) + timedelta(
+        seconds=min(max(seconds, int(first.timestamp())), int(last.timestamp()) - 1)
+    )
+    return int((moment.astimezone(zone).utcoffset() or timedelta()).total_seconds())
+
+
+def read_time_text(text: str) -> tuple[int, bool]:
+    """Whole seconds since 1970-01-01 of a time as text, in UTC if it says a zone, and whether it does.
+
+    Raises:
+        ValueError: if the text is no such time (see `TIME_PATTERN`), or there is no such day.
+    """
+    found = re.match(TIME_PATTERN, text)
+    if found is None:
+        raise ValueError(f"{text!r} is no time")
+    day, clock, zone = found.groups()
+    year, month, day_of_month = map(int, re.split("[-/]", day))
+    hour, minute, second = map(int, f"{clock or '0:00'}:00".split(":")[:3])
+    # A year may have five digits, which `datetime` does not take.
+    moment = np.datetime64(f"{year:04}-{month:02}-{day_of_month:02}T{hour:02}:{minute:02}:{second:02}", "s")
+    seconds = int(moment.astype(np.int64))
+    if zone and zone[0] in "+-":
+        parts = zone[1:].replace(":", "").ljust(6, "0")
+        ahead = int(parts[:2]) * 3600 + int(parts[2:4]) * 60 + int(parts[4:])
+        seconds -= ahead if zone[0] == "+" else -ahead
+    return seconds, zone is not None
+
+
 def to_seconds(value: Any, zone: tzinfo) -> int:
     """Whole seconds since 1970-01-01 of a time, converted to `zone` if it carries a time zone of its own.
 
     Raises:
-        ValueError: if the value is missing, a number, or text that is no ISO 8601 time.
+        ValueError: if the value is missing, a number, or text that is no time.
     """
-    fix = "give a datetime or ISO 8601 text such as 2017-03-01T18:30:00"
+    fix = f"give a datetime, or text: {TIME_ADVICE}"
     if is_missing(value):
         raise ValueError(f"found no time ({value!r}); {fix}, or leave the event out")
     if isinstance(value, np.datetime64):
         return int(value.astype("datetime64[s]").astype(np.int64))
     if isinstance(value, str):
         try:
-            value = datetime.fromisoformat(value)
+            seconds, has_zone = read_time_text(value)
         except ValueError:
             raise ValueError(f"found {value!r}, which is no time; {fix}") from None
+        return seconds + zone_offset(seconds, zone) if has_zone else seconds
     if isinstance(value, date) and not isinstance(value, datetime):
         value = datetime(value.year, value.month, value.day)
     if not isinstance(value, datetime):
         raise ValueError(f"found {value!r} ({type(value).__name__}), expected a time; {fix}")
-    if value.tzinfo is not None:
-        value = value.astimezone(zone).replace(tzinfo=None)
-    elapsed = value - EPOCH
-    return elapsed.days * SECONDS_PER_DAY + elapsed.seconds
+    elapsed = value - (EPOCH if value.tzinfo is None else EPOCH.replace(tzinfo=UTC))
+    seconds = elapsed.days * SECONDS_PER_DAY + elapsed.seconds
+    return seconds if value.tzinfo is None else seconds + zone_offset(seconds, zone)
 
 
 def to_moment(value: Any, zone: tzinfo) -> float:

@@ -15,6 +15,8 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from modeling_mcm.data.yaml_files import UniqueKeyLoader, read_yaml
+
 ENGINES = ["duckdb", "spark"]
 YAML_BOOL = "tag:yaml.org,2002:bool"
 
@@ -49,7 +51,7 @@ class EngineOptions:
         return master | {key: value for key, _, value in (pair.partition("=") for pair in self.spark_config)}
 
 
-class RecipeLoader(yaml.SafeLoader):
+class RecipeLoader(UniqueKeyLoader):
     """YAML in which only true and false are booleans: `eval_strategy: no` means the word."""
 
     yaml_implicit_resolvers = {
@@ -67,7 +69,7 @@ def given_options(arguments: Sequence[str] | None = None) -> set[str]:
     words = list(sys.argv[1:] if arguments is None else arguments)
     names = {word.lstrip("-").partition("=")[0] for word in words if word.startswith("--")}
     if words and words[0].endswith((".yaml", ".yml")):
-        values = yaml.load(Path(words[0]).read_text(encoding="utf-8"), RecipeLoader)
+        values = read_yaml(words[0], RecipeLoader)
         names |= {name for name, value in values.items() if value is not None}
     return names
 
@@ -102,8 +104,8 @@ def parse_options(
     if words and words[0].endswith((".yaml", ".yml")):
         recipe = Path(words.pop(0))
         try:
-            values = yaml.load(recipe.read_text(encoding="utf-8"), RecipeLoader)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            values = read_yaml(recipe, RecipeLoader)
+        except (OSError, ValueError) as error:
             parser.error(f"{recipe} can't be read: {error}")
         if not isinstance(values, dict):
             parser.error(f"{recipe} must hold `option: value` lines, as in configuration/recipes/.")

@@ -31,7 +31,7 @@ class PrepareOptions:
     output_dir: str = field(metadata={"help": "Folder to make; it must not exist, see --overwrite and --reuse."})
     events: list[str] = field(
         default_factory=list,
-        metadata={"help": "Event log: .parquet, .csv or .tsv files, folders of Parquet files, addresses (gs://...)."},
+        metadata={"help": "Event log: .parquet, .csv or .tsv files, folders of them, addresses (gs://...)."},
     )
     profile: str | None = field(
         default=None, metadata={"help": "Table with one row a customer; needed if the schema has `profile`."}
@@ -84,6 +84,7 @@ def summary(manifest: PreparedManifest, output_dir: str) -> str:
             f"Data set    {output_dir}: {len(manifest.shards)} shards",
             f"Read        {counts['rows']:,} rows; dropped {counts['dropped_null']:,} without customer or time and "
             f"{counts['dropped_duplicates']:,} of {counts['duplicates']:,} duplicates",
+            f"Bad rows    {counts.get('dropped_bad', 0):,} left out by `on_bad_row`",
             f"Too long    {counts.get('customers_with_excess', 0):,} customers, who lost "
             f"{counts.get('dropped_excess', 0):,} events to `max_events_per_customer`",
             f"Customers   {counts['customers']:,}, profiles {counts.get('profiles', 0):,}",

@@ -58,6 +58,11 @@ def compare_files(directory: Path, log: Path, manifest: PreparedManifest, correc
             "of Parquet files, the old ones among them."
         )
     (found,) = find_files(log, "event")
+    if found.kind != "parquet":
+        raise ValueError(
+            f"{log} is a folder of {found.kind} files, and an update needs Parquet: prepare everything, or write the "
+            "log as Parquet."
+        )
     then, now = manifest.input["events"]["files"], found.digests()
     given = [path for each in map(Path, corrected) for path in (each.rglob("*.parquet") if each.is_dir() else [each])]
     earlier = {sha256_of(path): str(path) for path in given}

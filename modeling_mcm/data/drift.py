@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from modeling_mcm.data.features import CATEGORICAL, FeatureSpec, raw_places
 from modeling_mcm.data.schema import EventSchema, schema_of
+from modeling_mcm.data.text_files import TextFiles
 from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -28,8 +29,8 @@ with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-    from modeling_mcm.data.engine import open_engine, open_table
-    from modeling_mcm.data.events import moment_text, normalise_events, normalise_profile, open_events
+    from modeling_mcm.data.engine import open_engine
+    from modeling_mcm.data.events import moment_text, normalise_events, normalise_profile, open_events, open_profile
     from modeling_mcm.data.vocabulary import each_value
 
 MOST_FREQUENT = 10
@@ -119,7 +120,7 @@ def feature_drift(
     """Compares an event log with the vocabularies and bins of a checkpoint.
 
     Args:
-        events: Parquet or CSV file, folder of Parquet files, data frame, Arrow table or Ibis table; one row an event.
+        events: Parquet or CSV file, folder of them, data frame, Arrow table or Ibis table; one row an event.
         feature_extractor ([`MCMFeatureExtractor`]): That of the checkpoint.
         profile (*optional*): The profile table in any of the same forms. Without it the profile is not looked at.
         memory_limit (`str`): Memory that DuckDB may use before it spills to disk.
@@ -133,7 +134,8 @@ def feature_drift(
     if isinstance(events, ir.Table) and not isinstance(events.op(), ibis.expr.operations.InMemoryTable):
         engine = events.get_backend()
     with tempfile.TemporaryDirectory() as folder, open_engine(engine, Path(folder), memory_limit) as connection:
-        table = open_events(events, connection, schema)
+        text = TextFiles(schema.text_format, Path(folder))
+        table = open_events(events, connection, schema, text)
         _check_columns(table, schema.event_columns, "event")
         read = normalise_events(table, schema)
         whole = read.filter(read.customer_id.notnull() & read.second.notnull())
@@ -150,7 +152,7 @@ def feature_drift(
             )
         tables = [(whole, "f", schema.features)]
         if profile is not None and schema.profile:
-            people = open_table(profile, connection, "profile")
+            people = open_profile(profile, connection, schema, text)
             _check_columns(people, [schema.customer, *(spec.column or "" for spec in schema.profile)], "profile")
             people = normalise_profile(people, schema)
             if not people.count().to_pyarrow().as_py():

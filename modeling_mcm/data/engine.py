@@ -10,18 +10,34 @@ from __future__ import annotations
 
 import functools
 import json
+import operator
 import os
 import re
 import shutil
 import sys
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 
-from modeling_mcm.data.files import SUFFIXES, InputFiles, check_files, find_files, is_files, is_local, merged
+from modeling_mcm.data.features import check_size
+from modeling_mcm.data.files import (
+    InputFiles,
+    check_files,
+    check_names,
+    find_files,
+    is_files,
+    is_local,
+    kind_of,
+    merged,
+)
+from modeling_mcm.data.text_files import DELIMITERS, TextFiles, TextFormat
 from modeling_mcm.extras import needs
 
 with needs("data"):
@@ -38,6 +54,7 @@ SPARK_SETTINGS = {
     "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
     "spark.sql.ansi.enabled": "true",
     "spark.sql.execution.arrow.pyspark.enabled": "true",
+    "spark.sql.csv.parser.columnPruning.enabled": "false",  # else it does not count the fields of a row
 }
 
 
@@ -66,9 +83,10 @@ def open_engine(
     if spark_config and engine != "spark":
         raise ValueError(f"Spark's options are given ({', '.join(spark_config)}) and the engine is {engine!r}.")
     if not isinstance(engine, str):
-        with _spark_settings(engine):
+        with _spark_settings(engine), _in_utc(engine):
             yield engine
     elif engine == "duckdb":
+        check_size(memory_limit, "memory_limit")
         connection = ibis.duckdb.connect(
             str(workspace / "engine.duckdb"), memory_limit=memory_limit, temp_directory=str(workspace / "spill")
         )
@@ -88,8 +106,11 @@ def open_engine(
     elif engine == "spark":
         with spark_session(spark_config or {}) as session:
             connection = ibis.pyspark.connect(session)
-            with _spark_settings(connection):
-                yield connection
+            try:
+                with _spark_settings(connection):
+                    yield connection
+            except _spark_errors() as error:
+                raise OSError(f"Spark can't go on: {_reason(error)}") from error
     else:
         raise ValueError(f"`engine` is {engine!r}; give 'duckdb', 'spark' or an Ibis connection.")
 
@@ -128,6 +149,20 @@ def spark_session(config: Mapping[str, str]) -> Iterator[Any]:
         yield session
     finally:
         session.stop()
+
+
+@contextmanager
+def _in_utc(connection: ibis.BaseBackend) -> Iterator[None]:
+    """Times are read in UTC: a session of DuckDB's in another zone would give moments the hours of that."""
+    if connection.name != "duckdb":
+        yield
+        return
+    (before,) = connection.raw_sql("SELECT current_setting('TimeZone')").fetchone()
+    connection.raw_sql("SET TimeZone = 'UTC'")
+    try:
+        yield
+    finally:
+        connection.raw_sql(f"SET TimeZone = '{before}'")
 
 
 @contextmanager
@@ -184,8 +219,14 @@ def caching(connection: ibis.BaseBackend) -> Iterator[Callable[..., ir.Table]]:
                 connection.raw_sql(f"DROP TABLE {name}")
 
 
-def open_table(source: Any, connection: ibis.BaseBackend, what: str, columns: Sequence[str] = ()) -> ir.Table:
-    """Opens Parquet or CSV files, a folder of Parquet files, a data frame, an Arrow table or an Ibis table.
+def open_table(
+    source: Any,
+    connection: ibis.BaseBackend,
+    what: str,
+    columns: Sequence[str] = (),
+    text: TextFiles | None = None,
+) -> ir.Table:
+    """Opens Parquet or CSV files, a folder of them, a data frame, an Arrow table or an Ibis table.
 
     A CSV has no types, so each value is read as the text that stands in the file ("007" stays "007").
 
@@ -194,6 +235,8 @@ def open_table(source: Any, connection: ibis.BaseBackend, what: str, columns: Se
         connection: from `open_engine`.
         what: `event` or `profile`, for messages.
         columns: those that are read, and must be the same in all files; all if none are given.
+        text: how text files are written and where their values are put; by default a folder of this machine that is
+            gone with the connection.
 
     Raises:
         FileNotFoundError: No such file.
@@ -201,15 +244,17 @@ def open_table(source: Any, connection: ibis.BaseBackend, what: str, columns: Se
             that the engine can't read.
     """
     if isinstance(source, ir.Table):
-        table = source
+        table = known_types(source)
     elif not is_files(source):
-        table = ibis.memtable(source)
+        names = getattr(source, "column_names", None) or getattr(source, "columns", ())
+        check_names(list(names), f"The {what} table", columns)
+        table = known_types(ibis.memtable(source))
     elif connection.name == SPARK:
-        return _open_on_spark(source, connection, what, columns)
+        return _open_on_spark(source, connection, what, columns, text)
     else:
-        found = find_files(source, what)
-        check_files(found, what, columns)
-        table = _together([read_files(files, connection) for files in merged(found)], what, columns)
+        found = _as_parquet(find_files(source, what), connection, what, columns, text)
+        tables = [(read_files(files, connection), files.empty_columns()) for files in merged(found)]
+        table = _together([(table, frozenset.intersection(*empty.values())) for table, empty in tables], what, columns)
     if connection.name == SPARK and isinstance(table.op(), ibis.expr.operations.InMemoryTable):
         return connection.create_view(ibis.util.gen_name("mcm"), table)  # so that the table knows its engine
     return table
@@ -240,35 +285,65 @@ def number_rows(table: ir.Table, source: Any, connection: Any, column: str) -> i
     return table.mutate(**{column: ibis.row_number()})
 
 
+def _as_parquet(
+    found: list[InputFiles], connection: Any, what: str, columns: Sequence[str], text: TextFiles | None
+) -> list[InputFiles]:
+    """Files of a log as Parquet: text files are read here, the same for every engine."""
+    if text is None:
+        text = TextFiles(TextFormat(), Path(tempfile.mkdtemp(prefix="mcm-text-")))
+        weakref.finalize(connection, shutil.rmtree, text.folder, ignore_errors=True)
+    check_files(found, what, columns, text.format)
+    return [files if files.kind == "parquet" else _text_as_parquet(files, what, columns, text) for files in found]
+
+
+def _text_as_parquet(files: InputFiles, what: str, columns: Sequence[str], text: TextFiles) -> InputFiles:
+    folder, paths = text.to_parquet(files.paths, files.root, files.kind, files.filesystem, what, columns)
+    return replace(files, root=str(folder), paths=paths, kind="parquet", filesystem=fsspec.filesystem("file"))
+
+
 def read_files(files: InputFiles, connection: Any) -> ir.Table:
-    """Files of one kind as a table of DuckDB's."""
+    """Parquet files as a table of DuckDB's."""
     names = files.filesystem.protocol
     name = names if isinstance(names, str) else names[0]
     if not is_local(files.filesystem) and not connection.con.filesystem_is_registered(name):
         connection.register_filesystem(files.filesystem)
-    if files.kind != "parquet":
-        return connection.read_csv(list(files.paths), all_varchar=True, header=True)
-    return connection.read_parquet(list(files.paths), hive_partitioning=files.partitioned, hive_types_autocast=False)
+    # Where a column holds nothing in some files, its type is that of the others.
+    options = {"union_by_name": True} if len({*files.empty_columns().values()}) > 1 else {}
+    options |= {"hive_partitioning": files.partitioned, "hive_types_autocast": False}
+    return known_types(connection.read_parquet(list(files.paths), **options))
 
 
-def _open_on_spark(source: Any, connection: Any, what: str, columns: Sequence[str]) -> ir.Table:
+def known_types(table: ir.Table) -> ir.Table:
+    """The table with types that Ibis knows in the place of DuckDB's for nanoseconds with a zone, and for nothing."""
+    changed = {}
+    for name, kind in table.schema().items():
+        raw = str(getattr(kind, "raw_type", "")).upper()
+        if kind.is_null() or "NULL" in raw:
+            changed[name] = ibis.null("string")
+        elif "TIMESTAMPTZ_NS" in raw or "TIMESTAMP_NS WITH TIME ZONE" in raw:
+            changed[name] = table[name].cast("timestamp('UTC')")
+    return table.mutate(**changed) if changed else table
+
+
+def _open_on_spark(
+    source: Any, connection: Any, what: str, columns: Sequence[str], text: TextFiles | None
+) -> ir.Table:
     """Spark reaches stores by itself (through Hadoop), so it is given their addresses as they are, unchecked."""
     addresses = [str(part) for part in (source if isinstance(source, list | tuple) else [source])]
     local = [address for address in addresses if "://" not in address or address.startswith("file://")]
     found = find_files(local, what) if local else []
     if found:
-        check_files(found, what, columns)
+        found = _as_parquet(found, connection, what, columns, text)
     for address in addresses:
         if address not in local:
-            kind = next((kind for suffix, kind in SUFFIXES.items() if suffix in Path(address).suffixes), "parquet")
-            found.append(InputFiles(address, (address,), kind, None))
+            found.append(InputFiles(address, (address,), kind_of(address) or "parquet", None))
     tables = []
-    for files in merged(found):
+    for files, empty in (part for each in merged(found) for part in _by_empty_columns(each)):
         reader = _session(connection).read
         if files.partitioned:
             reader = reader.option("basePath", files.root)
         try:
-            read = reader.parquet(*files.paths) if files.kind == "parquet" else _read_csv(reader, files)
+            read = reader.parquet(*files.paths) if files.kind == "parquet" else _read_csv(reader, files, text)
         except _spark_errors() as error:
             raise ValueError(
                 f"Spark can't read the {what} file {files.root} ({_reason(error)}); check the path, write times in "
@@ -277,11 +352,30 @@ def _open_on_spark(source: Any, connection: Any, what: str, columns: Sequence[st
             ) from error
         name = ibis.util.gen_name("mcm")
         read.createOrReplaceTempView(name)
-        tables.append(connection.table(name))
+        tables.append((connection.table(name), empty))
     return _together(tables, what, columns)
 
 
-def _together(tables: list[ir.Table], what: str, columns: Sequence[str]) -> ir.Table:
+def _by_empty_columns(files: InputFiles) -> list[tuple[InputFiles, frozenset[str]]]:
+    """The files by which of their columns hold nothing: Spark takes the types of one file for all that it reads."""
+    if files.filesystem is None:  # only Spark reaches them
+        return [(files, frozenset())]
+    empty = files.empty_columns()
+    return [
+        (replace(files, paths=tuple(path for path in files.paths if empty[path] == names)), names)
+        for names in dict.fromkeys(empty.values())
+    ]
+
+
+def _together(found: list[tuple[ir.Table, frozenset[str]]], what: str, columns: Sequence[str]) -> ir.Table:
+    """The rows of tables with the same columns; those that hold nothing in a table get their type from the others."""
+    kinds: dict[str, Any] = {}
+    for table, empty in found:
+        kinds = {name: kind for name, kind in table.schema().items() if name not in empty} | kinds
+    tables = [
+        table.mutate(**{name: ibis.null(kinds.get(name, "string")) for name in empty}) if empty else table
+        for table, empty in found
+    ]
     if len(tables) > 1 and columns:
         tables = [table.select([name for name in table.columns if name in columns]) for table in tables]
     try:
@@ -293,12 +387,25 @@ def _together(tables: list[ir.Table], what: str, columns: Sequence[str]) -> ir.T
         ) from error
 
 
-def _read_csv(reader: Any, files: InputFiles) -> Any:
-    """As DuckDB reads one: quotes are doubled inside quotes, a quoted field may have several lines, empty is null."""
+def _read_csv(reader: Any, files: InputFiles, text: TextFiles | None) -> Any:
+    """A text file that only Spark reaches: it says no line of a bad row, and can't count those that it drops."""
     import pyspark.sql.functions as F
 
-    separator = "\t" if files.kind == "tsv" else ","
-    frame = reader.csv(list(files.paths), header=True, sep=separator, escape='"', multiLine=True)
+    written = text.format if text else TextFormat()
+    if written.on_bad_row != "error":
+        raise ValueError(
+            f"`on_bad_row: {written.on_bad_row}` needs files that this process can read, and only Spark reaches "
+            f"{files.root}; copy the log, or write it as Parquet."
+        )
+    frame = reader.csv(
+        list(files.paths),
+        header=True,
+        sep=written.delimiter or DELIMITERS[files.kind][0],
+        quote=written.quote,
+        escape=written.escape or written.quote,
+        multiLine=True,
+        mode="FAILFAST",
+    )
     return frame.select([F.nullif(F.col(f"`{name}`"), F.lit("")).alias(name) for name in frame.columns])
 
 
@@ -310,6 +417,18 @@ def shortest_text(number: float) -> str:  # type: ignore[empty-body]
 def split_text(text: ir.StringValue, separator: str) -> ir.ArrayValue:
     """The parts of a text between separators; Spark takes a separator for a regular expression."""
     return text.split(re.escape(separator) if text.get_backend().name == SPARK else separator)
+
+
+def total(terms: Sequence[ir.Value], start: int) -> ir.Value:
+    """The sum of expressions and a number."""
+    return tree(operator.add, [*terms, ibis.literal(start)])
+
+
+def tree(join: Callable[[Any, Any], Any], terms: Sequence[ir.Value]) -> ir.Value:
+    """Many expressions as one, joined two by two: engines recurse, and a chain of a thousand is too deep for them."""
+    while len(terms) > 1:
+        terms = [functools.reduce(join, terms[place : place + 2]) for place in range(0, len(terms), 2)]
+    return terms[0]
 
 
 def text_of_float(number: ir.FloatingValue) -> ir.StringValue:

@@ -9,14 +9,27 @@ such as "a.b" or "Type" beside "type" are legal in a schema and not in every eng
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+import functools
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta, tzinfo
 from typing import Any
-from zoneinfo import ZoneInfo
+
+from transformers.utils import logging
 
 from modeling_mcm.data.features import CATEGORICAL, NUMERIC, FeatureSpec, raw_places
 from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.events_mcm import EPOCH, EXACT_FLOAT, SECONDS_PER_DAY
+from modeling_mcm.data.text_files import TextFiles
+from modeling_mcm.events_mcm import (
+    EPOCH,
+    EXACT_FLOAT,
+    SECONDS_PER_DAY,
+    TIME_ADVICE,
+    TIME_PATTERN,
+    read_zone,
+    zone_offset,
+)
 from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import ONE_TOKEN_TYPE, ROWS
 
@@ -24,15 +37,13 @@ with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-    from modeling_mcm.data.engine import number_rows, open_table, split_text, text_of_float
+    from modeling_mcm.data.engine import SPARK, number_rows, open_table, split_text, text_of_float, total
 
-# An offset can only follow a clock time: the end of "2017-10-01" is a day, not a zone.
-OFFSET_PATTERN = r":\d\d(\.\d+)?\s*([Zz]|[+-]\d\d(:?\d\d)?)$"
-# What Spark would also read: "2017" and "12:30" as times, "5d" and "5f" as numbers.
-DATE_PATTERN, JAVA_NUMBER = r"^\s*\d{4,}\D\d+\D\d", r"\d\.?[dDfF]\s*$"
+logger = logging.get_logger(__name__)
 
-
+JAVA_NUMBER = r"\d\.?[dDfF]\s*$"  # what Spark would also read as a number: "5d" and "5f"
 WHOLE_NUMBER = r"^[+-]?\d+$"
+BLOCK = 10 * SECONDS_PER_DAY  # in which a zone's offset changes once or never
 ROW_NUMBER = "number of the row"  # column that a log gets whose rows are in order
 
 
@@ -41,10 +52,24 @@ def epoch_seconds(time: datetime) -> int:
     return (time - EPOCH) // timedelta(seconds=1)
 
 
-def open_events(source: Any, connection: ibis.BaseBackend, schema: EventSchema) -> ir.Table:
+def open_events(source: Any, connection: ibis.BaseBackend, schema: EventSchema, text: TextFiles) -> ir.Table:
     """The log as `open_table` opens it, with the number of each row where the schema needs it."""
-    table = open_table(source, connection, "event", schema.event_columns)
+    table = open_table(source, connection, "event", schema.event_columns, text)
     return number_rows(table, source, connection, ROW_NUMBER) if schema.order == ROWS else table
+
+
+def open_profile(source: Any, connection: ibis.BaseBackend, schema: EventSchema, text: TextFiles) -> ir.Table:
+    """The profile table as `open_table` opens it; a bad line of a text file is always an error."""
+    strict = TextFiles(replace(text.format, on_bad_row="error"), text.folder / "profile")
+    columns = [schema.customer, *(spec.column for spec in schema.profile if spec.column)]
+    return open_table(source, connection, "profile", columns, strict)
+
+
+def count_bad(table: ir.Table, read: ir.Table, schema: EventSchema) -> int:
+    """How many rows of a log `normalise_events` left out, for a time or a number that can't be read."""
+    if schema.on_bad_row == "error":
+        return 0
+    return table.count().to_pyarrow().as_py() - read.count().to_pyarrow().as_py()
 
 
 def check_columns(table: ir.Table, wanted: Sequence[str], what: str) -> None:
@@ -146,23 +171,27 @@ def has_value(table: ir.Table, specs: Sequence[FeatureSpec], place: int) -> ir.B
     return column.notnull() if item is None else ibis.coalesce(column.length() >= item, False)
 
 
-def _offset_steps(zone: ZoneInfo, first: int, last: int) -> list[tuple[int, int]]:
-    """The zone's offsets to UTC within a range of UTC seconds, as (from when, change of the offset in seconds)."""
+def offset_steps(zone: tzinfo, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The zone's offsets to UTC within ranges of UTC seconds, in their order, as (from when, change of the offset).
 
-    def offset(second: int) -> int:
-        local = datetime.fromtimestamp(second, UTC).astimezone(zone)
-        return int((local.utcoffset() or timedelta()).total_seconds())
-
-    steps, left = [(first, offset(first))], first
-    while left < last:
-        right = min(left + SECONDS_PER_DAY, last)
-        if offset(left) != offset(right):
-            low, high = left, right
-            while high - low > 1:
-                middle = (low + high) // 2
-                low, high = (middle, high) if offset(middle) == offset(left) else (low, middle)
-            steps.append((high, offset(right) - offset(left)))
-        left = right
+    The first entry has the offset itself. What changes between two ranges is one change, at the start of the second:
+    a log of a few years with one time of another century is a few steps.
+    """
+    steps: list[tuple[int, int]] = []
+    offset = 0
+    for first, last in ranges:
+        for start in range(first, last, SECONDS_PER_DAY):
+            if (new := zone_offset(start, zone)) != offset or not steps:
+                steps.append((start, new - offset))
+                offset = new
+            end = min(start + SECONDS_PER_DAY, last)
+            if zone_offset(end, zone) != offset:
+                low, high = start, end
+                while high - low > 1:
+                    middle = (low + high) // 2
+                    low, high = (middle, high) if zone_offset(middle, zone) == offset else (low, middle)
+                steps.append((high, zone_offset(end, zone) - offset))
+                offset += steps[-1][1]
     return steps
 
 
@@ -186,25 +215,43 @@ def _seconds(table: ir.Table, name: str, time_zone: str) -> ir.IntegerValue:
     if kind.is_date():
         column, kind = column.cast("timestamp"), ibis.dtype("timestamp")
     if kind.is_string():
-        has_zone = column.re_search(OFFSET_PATTERN)
-        dated = ibis.ifelse(column.re_search(DATE_PATTERN), column, ibis.null("string"))
-        instant = dated.try_cast(ibis.dtype("timestamp('UTC')")).cast("timestamp")
+        seconds, has_zone = _seconds_of_text(column)
     elif kind.is_timestamp():
-        has_zone, instant = ibis.literal(kind.timezone is not None), column.cast("timestamp")
+        seconds, has_zone = column.truncate("s").epoch_seconds().cast("int64"), ibis.literal(kind.timezone is not None)
     else:
         raise ValueError(
             f"Column {name!r} (time) has type {kind}; it needs timestamps, dates or ISO 8601 text. "
             "Convert numbers to timestamps first."
         )
-    seconds = instant.truncate("s").epoch_seconds().cast("int64")
     if time_zone == "UTC" or (kind.is_timestamp() and kind.timezone is None):
         return seconds
-    limits = table.aggregate(first=seconds.min(), last=seconds.max()).to_pyarrow().to_pylist()[0]
-    if limits["first"] is None:
+    blocks = table.select(block=ibis.ifelse(has_zone, seconds // BLOCK, ibis.null("int64"))).distinct().to_pyarrow()
+    starts = [block * BLOCK for block in sorted(blocks["block"].drop_null().to_pylist())]
+    steps = offset_steps(read_zone(time_zone), [(start, start + BLOCK) for start in starts])
+    if not steps:
         return seconds
-    steps = _offset_steps(ZoneInfo(time_zone), limits["first"], limits["last"])
-    shift = sum(((seconds >= start).cast("int64") * change for start, change in steps[1:]), ibis.literal(steps[0][1]))
+    shift = total([(seconds >= start).cast("int64") * change for start, change in steps[1:]], steps[0][1])
     return ibis.ifelse(has_zone, seconds + shift, seconds)
+
+
+def _seconds_of_text(column: ir.StringValue) -> tuple[ir.IntegerValue, ir.BooleanValue]:
+    """As `read_time_text` reads one: whole seconds, in UTC where the text says a zone, and whether it does."""
+    day, clock, zone = (column.re_extract(TIME_PATTERN, place) for place in (1, 2, 3))
+    text = day.replace("/", "-") + " " + ibis.ifelse(clock == "", "00:00", clock)
+    text = ibis.ifelse(column.re_search(TIME_PATTERN), text, ibis.null("string"))
+    if column.get_backend().name == SPARK:  # whose times are moments, and whose session is in UTC
+        moment = text.try_cast(ibis.dtype("timestamp('UTC')")).cast("timestamp")
+    else:
+        moment = text.try_cast("timestamp")
+    seconds = moment.truncate("s").epoch_seconds().cast("int64")
+    sign, digits = zone.substr(0, 1), zone.replace(":", "")
+    has_offset = sign.isin(["+", "-"])
+    hours, minutes, rest = (
+        ibis.ifelse(has_offset & (digits.length() > start), digits.substr(start, 2), "0").cast("int64")
+        for start in (1, 3, 5)
+    )
+    ahead = hours * 3600 + minutes * 60 + rest
+    return seconds - ibis.ifelse(sign == "-", -ahead, ahead), zone != ""
 
 
 def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
@@ -226,16 +273,19 @@ def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
     if schema.visit:
         columns["visit_key"] = ibis.coalesce(ibis.literal("v") + as_text(table[schema.visit], schema.visit), "t")
     columns |= _raw_features(table, schema.features, "f")
-    _check_readable(table, columns, schema)
+    bad = _find_unreadable(table, columns, schema)
     out = table.select(**columns)
+    if bad is not None:
+        out = table.select(**columns, is_bad=bad).filter(~ibis._.is_bad).drop("is_bad")
     # Events without a visit share their time: the time belongs to the key of the visit.
     return out.mutate(
         visit_key=ibis.ifelse(out.visit_key == "t", ibis.literal("t") + out.second.cast("string"), out.visit_key)
     )
 
 
-def _check_readable(table: ir.Table, columns: dict[str, ir.Value], schema: EventSchema) -> None:
-    wanted = "a whole number" if schema.order else "a time; write ISO 8601 such as 2017-10-01T12:30:00"
+def _find_unreadable(table: ir.Table, columns: dict[str, ir.Value], schema: EventSchema) -> ir.BooleanValue | None:
+    """Which rows hold a time or a number that can't be read, None for no row; an error where these are errors."""
+    wanted = "a whole number" if schema.order else f"a time; {TIME_ADVICE}"
     read = {schema.order_column or ROW_NUMBER: (columns["second"], wanted)}
     for i, spec in enumerate(schema.features):
         if spec.kind == NUMERIC and spec.column:
@@ -243,15 +293,21 @@ def _check_readable(table: ir.Table, columns: dict[str, ir.Value], schema: Event
                 columns[f"f{i}"],
                 "a number; correct it, or leave the field empty where it is missing",
             )
+    rows = []
     for name, (value, wanted) in read.items():
         if table[name].type().is_string():
             bad = table[name].notnull() & value.isnull() & (table[name].lower() != "nan")
             found = table.aggregate(rows=bad.sum(), example=table[name].max(where=bad)).to_pyarrow().to_pylist()[0]
-            if found["rows"]:
+            if not found["rows"]:
+                continue
+            told = f"Column {name!r} has {found['rows']} values that cannot be read, such as {found['example']!r}"
+            if schema.on_bad_row == "error":
                 raise ValueError(
-                    f"Column {name!r} has {found['rows']} values that cannot be read, such as {found['example']!r}; "
-                    f"each must be {wanted}."
+                    f"{told}; each must be {wanted}. Or set `on_bad_row: drop` in the schema to leave such rows out."
                 )
+            logger.warning(f"{told}; these rows are left out.")
+            rows.append(ibis.coalesce(bad, False))
+    return functools.reduce(operator.or_, rows) if rows else None
 
 
 def normalise_profile(table: ir.Table, schema: EventSchema) -> ir.Table:

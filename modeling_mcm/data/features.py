@@ -9,6 +9,7 @@ An entry of `features` is one feature, or several that read one column: the valu
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -19,6 +20,10 @@ KINDS = (CATEGORICAL, NUMERIC, HOUR, WEEKDAY, DAYS_SINCE_VISIT)
 DERIVED_KINDS = (HOUR, WEEKDAY, DAYS_SINCE_VISIT)
 BINNED_KINDS = (NUMERIC, DAYS_SINCE_VISIT)
 DEFAULT_BINS = 16
+MOST_BINS = 1_000  # each edge is a comparison of every event
+MOST_VALUES = 10_000_000  # of one feature: they go through the memory of one process, and are rows of weights
+MOST_PARTS = 100  # of one column: values of an event, levels of a path; each is a feature of the model
+MOST_COUNT = 10**12  # more events than a log has
 PART_KEYS = ("separator", "item", "level")  # what a feature reads of its column
 SEVERAL_FEATURES = ("max_items", "levels")  # keys by which an entry of the schema is several features
 
@@ -31,9 +36,20 @@ def check_keys(given: Mapping[str, Any], known: Sequence[str], where: str) -> No
             raise ValueError(f"{where} has the unknown key {key!r}; {hint}")
 
 
-def check_integer(value: Any, key: str, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"`{key}` is {value!r}; give a whole number of at least {least}.")
+def check_integer(value: Any, key: str, least: int, most: int) -> None:
+    """Raises `ValueError` for what is no whole number from `least` to `most`; a very long one is shown in part."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        shown = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else f"{value:.3e}"
+        limit = f" and at most {most:,}" if isinstance(value, int) and value > most else ""
+        raise ValueError(f"`{key}` is {shown}; give a whole number of at least {least}{limit}.")
+
+
+def check_size(value: Any, key: str) -> None:
+    """Raises `ValueError` for what is no size of memory that DuckDB knows, such as 4GB, 512MiB or 80%."""
+    pattern = r"\s*([0-9]+(\.[0-9]+)?)\s*(([kmgt]i?)?b|%)\s*"
+    found = re.fullmatch(pattern, value, re.IGNORECASE | re.ASCII) if isinstance(value, str) else None
+    if found is None or float(found[1]) == 0 or (found[3] == "%" and float(found[1]) > 100):
+        raise ValueError(f"`{key}` is {value!r}; give a size such as 4GB, 512MiB or 80%.")
 
 
 def check_text(value: Any, key: str) -> None:
@@ -107,10 +123,10 @@ class FeatureSpec:
                 raise ValueError(f"{where}: `{key}` is for categorical features; remove it from this {kind} feature.")
         if "bins" in given and kind not in BINNED_KINDS:
             raise ValueError(f"{where}: `bins` is for {' and '.join(BINNED_KINDS)} features; remove it here.")
-        check_integer(given.get("min_count", 1), f"{where}: min_count", 1)
-        check_integer(given.get("bins", DEFAULT_BINS), f"{where}: bins", 2)
+        check_integer(given.get("min_count", 1), f"{where}: min_count", 1, MOST_COUNT)
+        check_integer(given.get("bins", DEFAULT_BINS), f"{where}: bins", 2, MOST_BINS)
         if given.get("max_values") is not None:
-            check_integer(given["max_values"], f"{where}: max_values", 1)
+            check_integer(given["max_values"], f"{where}: max_values", 1, MOST_VALUES)
         _check_part(given, kind, where)
         column = None if kind in DERIVED_KINDS else given.get("column") or given["name"]
         if column is not None:
@@ -138,7 +154,7 @@ def _check_part(given: Mapping[str, Any], kind: str, where: str) -> None:
         check_text(given["separator"], f"{where}: separator")
     for key in part:
         if key != "separator":
-            check_integer(given[key], f"{where}: {key}", 1)
+            check_integer(given[key], f"{where}: {key}", 1, MOST_PARTS)
     if "item" in part and "level" in part:
         raise ValueError(f"{where}: a column has several values or is a path; remove `item` or `level`.")
     if part == ["separator"]:
@@ -176,7 +192,7 @@ def _expanded(entry: Any, where: str) -> list[Any]:
         raise ValueError(f"{where} has no `name`; add one.")
     rest.setdefault("column", name)
     if several == ["max_items"]:
-        check_integer(entry["max_items"], f"{where} ({name}): max_items", 1)
+        check_integer(entry["max_items"], f"{where} ({name}): max_items", 1, MOST_PARTS)
         places = range(1, entry["max_items"] + 1)
         return [rest | {"name": name if item == 1 else f"{name}_{item}", "item": item} for item in places]
     levels = entry["levels"]
@@ -185,6 +201,7 @@ def _expanded(entry: Any, where: str) -> list[Any]:
             f"{where} ({name}): `levels` is {levels!r}; write the names of the features as a list, the top level "
             "first, such as [department, category]."
         )
+    check_integer(len(levels), f"{where} ({name}): the number of levels", 1, MOST_PARTS)
     return [rest | {"name": level, "level": place} for place, level in enumerate(levels, start=1)]
 
 

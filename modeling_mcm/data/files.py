@@ -8,6 +8,7 @@ that begin with `_` or `.` are passed over, as every engine does.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,9 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling_mcm.data.dataset import sha256_of
+from modeling_mcm.data.text_files import TextFormat, heading
 
 SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv"}
-ABSENT = "absent"
+PACKED = (".gz", ".bz2", ".xz", ".zst")  # what may follow the suffix of a text file
+ABSENT, NULL = "absent", "null"  # in the place of a type: no such column; one that holds nothing
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,17 @@ class InputFiles:
     kind: str
     filesystem: Any
     partitioned: bool = False
+
+    def empty_columns(self) -> dict[str, frozenset[str]]:
+        """Of each Parquet file the columns of the type null: they hold nothing, whatever they hold elsewhere."""
+        if self.kind != "parquet":
+            return {path: frozenset() for path in self.paths}
+        with ThreadPoolExecutor() as pool:
+            read = pool.map(lambda path: _columns(path, self, "input"), self.paths)
+            return {
+                path: frozenset(name for name, kind in columns if kind == NULL)
+                for path, columns in zip(self.paths, read, strict=True)
+            }
 
     @property
     def name(self) -> str:
@@ -78,6 +92,14 @@ def is_local(filesystem: Any) -> bool:
     return isinstance(filesystem, fsspec.implementations.local.LocalFileSystem)
 
 
+def kind_of(name: str) -> str | None:
+    """`parquet`, `csv` or `tsv` by the end of a file's name, None for others; .csv.gz is csv."""
+    path = PurePosixPath(name.lower())
+    packed = path.suffix in PACKED
+    kind = SUFFIXES.get((path.with_suffix("") if packed else path).suffix)
+    return None if packed and kind == "parquet" else kind
+
+
 def is_files(source: Any) -> bool:
     """Whether a source names files, and is no table."""
     each = source if isinstance(source, list | tuple) else [source]
@@ -88,7 +110,7 @@ def find_files(source: str | Path | Sequence[str | Path], what: str) -> list[Inp
     """Finds the files of a source.
 
     Args:
-        source: a file, a folder of Parquet files, an address such as `gs://bucket/log`, or a list of these.
+        source: a file, a folder of them, an address such as `gs://bucket/log`, or a list of these.
         what: `event` or `profile`, for messages.
 
     Raises:
@@ -105,13 +127,18 @@ def find_files(source: str | Path | Sequence[str | Path], what: str) -> list[Inp
     return found
 
 
-def check_files(found: Sequence[InputFiles], what: str, columns: Sequence[str] = ()) -> None:
-    """Looks into every file, and raises where Parquet files do not have the same columns, of the same types.
+def check_files(
+    found: Sequence[InputFiles], what: str, columns: Sequence[str] = (), text: TextFormat | None = None
+) -> None:
+    """Looks into every file, and raises where they do not have the same columns, of the same types.
+
+    A column that holds nothing in a file is of any type there.
 
     Args:
         found: of `find_files`.
         what: `event` or `profile`, for messages.
         columns: those that every file must have, in the same type, if one has it; all if none are given.
+        text: how text files are written.
 
     Raises:
         ValueError: An empty file or a damaged one, or a column that some files have in another type or not at all.
@@ -120,17 +147,20 @@ def check_files(found: Sequence[InputFiles], what: str, columns: Sequence[str] =
     first = found[0].paths[0]
     with ThreadPoolExecutor() as pool:  # a store answers slowly, and many at once
         for files in found:
-            read = pool.map(lambda path, files=files: _columns(path, files, what), files.paths)
-            for path, kinds in zip(files.paths, read, strict=True):
+            read = pool.map(lambda path, files=files: _columns(path, files, what, text), files.paths)
+            for path, columns_of in zip(files.paths, read, strict=True):
+                check_names([name for name, _ in columns_of], f"The {what} file {path}", columns)
+                kinds = dict(columns_of)
                 for name in {*kinds, *seen}:
                     known = seen.setdefault(name, {} if path == first else {ABSENT: first})
                     known.setdefault(kinds.get(name, ABSENT), path)
     for name, types in sorted(seen.items()):
+        types.pop(NULL, None)
         if len(types) > 1 and (not columns or name in columns):
             ways = " and ".join(f"{kind} in {path}" for kind, path in types.items())
             raise ValueError(
-                f"Column {name!r} of the {what} files is {ways}: the schema of the log has changed. Write all files "
-                "with the same columns and types."
+                f"Column {name!r} of the {what} files is {ways}: the files have different columns or types ({name}), "
+                "as where the schema of a log has changed; write them alike."
             )
 
 
@@ -139,24 +169,30 @@ def _find(address: str, what: str) -> InputFiles:
     if not filesystem.exists(path):
         raise FileNotFoundError(f"The {what} file {address} does not exist; check the path.")
     if not filesystem.isdir(path):
-        suffixes = [suffix for suffix in PurePosixPath(path).suffixes if suffix in SUFFIXES]
-        if not suffixes:
+        kind = kind_of(path)
+        if kind is None:
             raise ValueError(
                 f"The {what} file {address} is neither .parquet, .csv nor .tsv; convert it or pass an Ibis table."
             )
-        return InputFiles(path, (_address(filesystem, path),), SUFFIXES[suffixes[-1]], filesystem)
+        return InputFiles(path, (_address(filesystem, path),), kind, filesystem)
     root = path.rstrip("/")
     inside = {each: PurePosixPath(each[len(root) + 1 :]).parts for each in sorted(filesystem.find(path))}
-    kept = {
-        each: parts
+    kinds = {
+        each: kind
         for each, parts in inside.items()
-        if each.endswith(".parquet") and not any(part.startswith(("_", ".")) for part in parts)
+        if (kind := kind_of(each)) and not any(part.startswith(("_", ".")) for part in parts)
     }
-    if not kept:
-        raise ValueError(f"The {what} file {address} is empty; it needs at least one row in a .parquet file.")
-    partitioned = any("=" in part for parts in kept.values() for part in parts[:-1])
-    paths = tuple(_address(filesystem, each) for each in kept)
-    return InputFiles(_address(filesystem, root), paths, "parquet", filesystem, partitioned)
+    if not kinds:
+        raise ValueError(f"The {what} file {address} is empty; it needs at least one row in a .parquet or .csv file.")
+    firsts = {kind: each for each, kind in reversed(kinds.items())}
+    if len(firsts) > 1:
+        raise ValueError(
+            f"The {what} folder {address} holds files of several kinds, {' and '.join(sorted(firsts.values()))}; put "
+            "those that are no part of the log elsewhere, or write all of them alike."
+        )
+    partitioned = any("=" in part for each in kinds for part in inside[each][:-1])
+    paths = tuple(_address(filesystem, each) for each in kinds)
+    return InputFiles(_address(filesystem, root), paths, *firsts, filesystem, partitioned)
 
 
 def merged(found: list[InputFiles]) -> list[InputFiles]:
@@ -173,12 +209,15 @@ def _address(filesystem: Any, path: str) -> str:
     return path if is_local(filesystem) else str(filesystem.unstrip_protocol(path))
 
 
-def _columns(path: str, files: InputFiles, what: str) -> dict[str, str]:
-    """Columns and types of a Parquet file, with those that its path has; none of a CSV, where all are text."""
+def _columns(path: str, files: InputFiles, what: str, text: TextFormat | None = None) -> list[tuple[str, str]]:
+    """Columns and types of a file, with those that its path has; in a text file all are text."""
     if files.filesystem.size(path) == 0:
         raise ValueError(f"The {what} file {path} is empty; it needs at least one row.")
+    inside = PurePosixPath(path).parts[:-1] if files.partitioned else ()
+    of_path = [(part.partition("=")[0], "string") for part in inside if "=" in part]
     if files.kind != "parquet":
-        return {}
+        names = heading(path, files.kind, files.filesystem, text or TextFormat(), what)
+        return [(name, "string") for name in names] + of_path
     try:
         with files.filesystem.open(path) as file:
             schema = pq.read_schema(file)
@@ -186,10 +225,26 @@ def _columns(path: str, files: InputFiles, what: str) -> dict[str, str]:
         raise ValueError(
             f"The {what} file {path} is not a whole Parquet file ({error}); it may be cut off: write it again."
         ) from error
-    inside = PurePosixPath(path).parts[:-1] if files.partitioned else ()
-    return {field.name: _kind_of(field.type) for field in schema} | {
-        part.partition("=")[0]: "string" for part in inside if "=" in part
-    }
+    return [(field.name, _kind_of(field.type)) for field in schema] + of_path
+
+
+def check_names(names: Sequence[str], where: str, columns: Sequence[str] = ()) -> None:
+    """Raises `ValueError` where two columns have one name, or names that differ in their case alone.
+
+    Args:
+        names: Columns of a table.
+        where: The table, for the message.
+        columns: Those that are read; all if none are given.
+    """
+    wanted = {name.casefold() for name in columns}
+    counted = Counter(str(name).casefold() for name in names)
+    for folded, number in counted.items():
+        if number > 1 and (not columns or folded in wanted):
+            same = [str(name) for name in names if str(name).casefold() == folded]
+            raise ValueError(
+                f"{where} has {number} columns {' and '.join(map(repr, same))}, which engines can't tell apart (a "
+                "part of its path such as year=2024 is a column too); rename or remove one."
+            )
 
 
 def _kind_of(kind: pa.DataType) -> str:

@@ -30,7 +30,7 @@ from modeling_mcm.data.dataset import (
     check_shard,
     sha256_of,
 )
-from modeling_mcm.data.files import SUFFIXES
+from modeling_mcm.data.files import kind_of
 from modeling_mcm.data.locks import LOCK_SUFFIX, note_of
 from modeling_mcm.events_mcm import to_text
 from modeling_mcm.extras import needs
@@ -82,7 +82,7 @@ def log_files(log: Path) -> list[Path]:
         ValueError: It has files of text, such as a CSV, out of which nothing is deleted here.
     """
     files = files_of(log)
-    kinds = {path: SUFFIXES[suffix] for path in files for suffix in path.suffixes if suffix in SUFFIXES}
+    kinds = {path: kind for path in files if (kind := kind_of(path.name))}
     if texts := [path for path, kind in kinds.items() if kind != "parquet"]:
         raise ValueError(
             f"{texts[0]} is a text file, and customers are deleted from Parquet files alone: nothing was changed. "
@@ -267,7 +267,7 @@ def forget_in_cache(customers: Collection[str], cache: Path | None = None) -> in
 
 def _columns(path: Path, column: str) -> Iterator[pa.ChunkedArray]:
     """The column of a Parquet or Arrow file in parts, nothing if it has none."""
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         with pq.ParquetFile(path) as file:
             if column in file.schema_arrow.names:
                 for group in range(file.num_row_groups):
@@ -301,7 +301,7 @@ def find_customers(folder: Path, customers: Collection[str], column: str = CUSTO
     for path in files_of(folder):
         if path.suffix == ".partial":
             found[str(path)] = "left by a run that was killed, if none is running: remove it"
-        elif path.suffix in (".parquet", ".arrow"):
+        elif path.suffix.lower() in (".parquet", ".arrow"):
             try:
                 rows = sum(_count(path, column, customers))
             except (OSError, pa.ArrowInvalid) as error:

@@ -30,8 +30,10 @@ from modeling_mcm.data.dataset import (
     POPULARITY_FILE,
     PreparedManifest,
 )
+from modeling_mcm.data.features import check_integer, check_size
 from modeling_mcm.data.files import describe
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
+from modeling_mcm.data.text_files import TextFiles
 from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -40,14 +42,17 @@ with needs("data"):
     import ibis.expr.types as ir
 
     from modeling_mcm.data.counts import count_followers, measure
-    from modeling_mcm.data.engine import SPARK, caching, open_engine, open_table, replacing
+    from modeling_mcm.data.engine import SPARK, caching, open_engine, replacing
     from modeling_mcm.data.events import (
+        count_bad,
+        epoch_seconds,
         find_visits,
         keep_latest,
         moment_text,
         normalise_events,
         normalise_profile,
         open_events,
+        open_profile,
     )
     from modeling_mcm.data.periods import LEAST_TARGET_VISITS, add_period, add_target, to_predict
     from modeling_mcm.data.rows import count_ids, popularity, write_shards
@@ -55,7 +60,7 @@ with needs("data"):
 
 logger = logging.get_logger(__name__)
 
-ROWS_PER_SHARD = 1024
+ROWS_PER_SHARD, MOST_ROWS_PER_SHARD = 1024, 1_000_000  # the rows of a shard are in memory together
 LIBRARIES = ("modeling-mcm", "ibis-framework", "duckdb", "pyarrow", "numpy", "transformers", "datasets")
 
 
@@ -161,14 +166,17 @@ def _count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
             reserved=events[f"f{token_place}"].isin(schema.reserved_token_types).sum(),
             first=moment_text(events.second.min(), schema),
             last=moment_text(events.second.max(), schema),
+            latest=events.second.max(),
         )
     )
+    latest = counts.pop("latest")
     if counts.pop("reserved"):
         raise ValueError(
             f"Column {schema.token_type!r} holds {' or '.join(map(repr, schema.reserved_token_types))}, token types "
             "that MCM adds itself; rename them in the log, or choose another `end_of_visit`."
         )
-    if schema.order is None and str(counts["last"]) > str(datetime.now(UTC) + timedelta(days=1)):
+    tomorrow = datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
+    if schema.order is None and latest > epoch_seconds(tomorrow):
         logger.warning(
             f"The log has events of {counts['last']}, which is not yet: the clock of a source may be wrong. They "
             "count as their customers' latest; correct them, or leave them out."
@@ -289,7 +297,7 @@ def prepare(
     """Prepares an event log: `manifest.json`, `feature_extractor/`, `popularity.parquet` and shards of customers.
 
     Args:
-        events: Parquet or CSV file, folder of Parquet files, an address that fsspec knows, a list of these, a data
+        events: Parquet or CSV file, folder of them, an address that fsspec knows, a list of these, a data
             frame, an Arrow table or an Ibis table; one row an event.
         schema (`EventSchema`): What the columns mean. With the cutoffs `NO_CUTOFFS`, as those of `schema_of`, nothing
             is split by time and no period needs an event: such a data set is only scored.
@@ -315,8 +323,9 @@ def prepare(
         FileNotFoundError: No such input file.
         OSError: The disk is full or not writable; nothing is left behind.
     """
-    if rows_per_shard < 1:
-        raise ValueError(f"`rows_per_shard` is {rows_per_shard}; give at least 1.")
+    check_integer(rows_per_shard, "rows_per_shard", 1, MOST_ROWS_PER_SHARD)
+    if engine == "duckdb":
+        check_size(memory_limit, "memory_limit")
     if schema.profile and profile is None:
         raise ValueError(
             "The schema has `profile` features, but no profile table is given; pass `profile` (--profile)."
@@ -342,7 +351,8 @@ def prepare(
     ):
         with caching(connection) as cache:
             reading = (schema, feature_extractor)
-            manifest = _run(events, profile, *reading, connection, cache, target, rows_per_shard, bar, wanted)
+            text = TextFiles(schema.text_format, scratch)
+            manifest = _run(events, profile, *reading, connection, cache, target, rows_per_shard, bar, wanted, text)
         manifest.save(target)
     return manifest
 
@@ -358,6 +368,7 @@ def _run(
     rows_per_shard: int,
     bar: Any,
     wanted: dict[str, Any],
+    text: TextFiles,
 ) -> PreparedManifest:
     """The steps in their order; every table is an Ibis expression, cached where several steps read it."""
 
@@ -365,14 +376,18 @@ def _run(
         bar.set_postfix_str(step)
         bar.update()
 
-    read = normalise_events(open_events(events, connection, schema), schema)
+    table = open_events(events, connection, schema, text)
+    read = normalise_events(table, schema)
+    bad = text.dropped + count_bad(table, read, schema)
     checked, counts = check_events(read, schema, cache)
+    counts["dropped_bad"] = bad
     if not counts["rows"]:
-        raise ValueError("The event table is empty; it needs at least one row.")
+        left = f" besides the {bad:,} that `on_bad_row: drop` left out" if bad else ""
+        raise ValueError(f"The event table is empty; it needs at least one row{left}.")
     counts = _check_periods(counts, schema)
     profiles = None
     if schema.profile:
-        profiles = cache(normalise_profile(open_table(profile, connection, "profile"), schema))
+        profiles = cache(normalise_profile(open_profile(profile, connection, schema, text), schema))
         counts["profiles"] = profiles.count().to_pyarrow().as_py()
     done("checked")
     visits = cache(find_visits(checked))

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import yaml
-
 from modeling_mcm.data.features import (
     CATEGORICAL,
     DERIVED_KINDS,
@@ -28,12 +26,16 @@ from modeling_mcm.data.features import (
     raw_places,
     read_features,
 )
+from modeling_mcm.data.text_files import TextFormat
+from modeling_mcm.data.yaml_files import read_yaml
+from modeling_mcm.events_mcm import to_text
 from modeling_mcm.processing_mcm import HISTORY_START, ONE_TOKEN_TYPE, ROWS, TOKEN_TYPE, MCMFeatureExtractor
 
 NO_CUTOFFS = {"validation": datetime(9999, 1, 1), "test": datetime(9999, 1, 2)}
 """Cutoffs that no event reaches, for a schema by which nothing is split by time."""
 DEFAULT_BINS = 16
 MOST_EVENTS = 100_000  # of a customer in a period; no person has more, and one row of a shard must fit in memory
+MOST_EVENTS_PER_CUSTOMER = 100_000_000  # a customer's row has lists, whose places are 32-bit numbers
 LEAVE_ONE_OUT = "leave_one_out"
 REQUIRED_KEYS = ("customer", "features", "tasks", "cutoffs")
 
@@ -68,6 +70,13 @@ def _read_cutoffs(given: Any) -> dict[str, datetime] | str:
     return {key: _read_cutoff(given[key], f"cutoffs: {key}") for key in ("validation", "test")}
 
 
+def _read_token_type(value: Any) -> str:
+    """The text of a token type; YAML makes booleans of words such as on and no, and null of nothing."""
+    if isinstance(value, bool) or not (text := to_text(value)):
+        raise ValueError(f"`target_token_types` has {value!r}; write it in quotes if it is a word of the log.")
+    return text
+
+
 @dataclass(frozen=True)
 class EventSchema:
     """Maps a table of events, and optionally one of profiles, to MCM.
@@ -93,6 +102,9 @@ class EventSchema:
         time_zone (`str`): Zone that times with a zone are converted to; times without one are left as they are.
         order (`str`, *optional*): In the place of `time` a column of whole numbers that puts a customer's events in
             order, or `rows`: they are in the order of the log's rows.
+        on_bad_row (`str`): `error` or `drop`: lines of a text file, and times and numbers, that can't be read.
+        delimiter (`str`, *optional*), quote (`str`), escape (`str`, *optional*): How text files are written, see
+            `TextFormat`.
     """
 
     customer: str
@@ -113,14 +125,15 @@ class EventSchema:
     max_events_per_customer: int = MOST_EVENTS
     time_zone: str = "UTC"
     order: str | None = None
+    on_bad_row: str = "error"
+    delimiter: str | None = None
+    quote: str = '"'
+    escape: str | None = None
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> EventSchema:
         """Reads a schema file; raises `ValueError` naming the file, the key and the fix."""
-        try:
-            given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not valid YAML: {error}") from error
+        given = read_yaml(path)
         try:
             return cls.from_dict(given)
         except ValueError as error:
@@ -143,7 +156,7 @@ class EventSchema:
         values |= {key: read_features(values.get(key, ()), key) for key in ("features", "profile")}
         values = {"time": None, "token_type": None} | values
         values["tasks"] = tuple(values["tasks"])
-        values["target_token_types"] = tuple(str(value) for value in values.get("target_token_types", ()))
+        values["target_token_types"] = tuple(map(_read_token_type, values.get("target_token_types", ())))
         values["cutoffs"] = _read_cutoffs(values["cutoffs"])
         return cls(**values)
 
@@ -153,12 +166,15 @@ class EventSchema:
         for key in ("time", "order", "token_type", "visit", "end_of_visit"):
             if getattr(self, key) is not None:
                 check_text(getattr(self, key), key)
-        check_integer(self.max_events, "max_events", 2)
-        check_integer(self.min_history, "min_history", 1)
-        check_integer(self.max_events_per_customer, "max_events_per_customer", self.max_events)
+        check_integer(self.max_events, "max_events", 2, MOST_EVENTS)
+        check_integer(self.min_history, "min_history", 1, MOST_EVENTS)
+        check_integer(
+            self.max_events_per_customer, "max_events_per_customer", self.max_events, MOST_EVENTS_PER_CUSTOMER
+        )
         for key, choices in (("on_null", ("error", "drop")), ("on_duplicate", ("keep", "drop"))):
             if getattr(self, key) not in choices:
                 raise ValueError(f"`{key}` is {getattr(self, key)!r}; choose {' or '.join(choices)}.")
+        TextFormat(self.delimiter, self.quote, self.escape, self.on_bad_row)  # raises for what is none
         try:
             ZoneInfo(self.time_zone)
         except Exception:  # zoneinfo raises KeyError, ValueError or OSError, depending on what is wrong with the name
@@ -198,6 +214,11 @@ class EventSchema:
             raise ValueError(
                 f"`on_duplicate: drop` with `order: {ROWS}`: rows at two places are two events; remove one of them."
             )
+
+    @property
+    def text_format(self) -> TextFormat:
+        """How text files of the log are written."""
+        return TextFormat(self.delimiter, self.quote, self.escape, self.on_bad_row)
 
     @property
     def leaves_one_out(self) -> bool:

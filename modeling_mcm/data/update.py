@@ -25,6 +25,7 @@ from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, POPULARITY_FILE,
 from modeling_mcm.data.files import check_files, describe
 from modeling_mcm.data.locks import locked
 from modeling_mcm.data.schema import EventSchema
+from modeling_mcm.data.text_files import TextFiles
 from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import MISSING_ID, ROWS, MCMFeatureExtractor
 
@@ -34,8 +35,8 @@ with needs("data"):
 
     from modeling_mcm.data.changes import Cache, Changes, compare_files, find_changes, new_values, together
     from modeling_mcm.data.counts import recount
-    from modeling_mcm.data.engine import caching, link, open_engine, open_table, read_files, replacing
-    from modeling_mcm.data.events import find_visits, normalise_events, normalise_profile
+    from modeling_mcm.data.engine import caching, link, open_engine, read_files, replacing
+    from modeling_mcm.data.events import count_bad, find_visits, normalise_events, normalise_profile, open_profile
     from modeling_mcm.data.prepare import check_events, digest_of, versions
     from modeling_mcm.data.rows import (
         cases_among,
@@ -200,10 +201,14 @@ def _update(
         open_engine("duckdb", scratch, memory_limit) as connection,
         caching(connection) as cache,
     ):
-        same, arrived, left = (
-            normalise_events(read_files(each, connection), schema) if each.paths else None
-            for each in (files.same, files.arrived, files.left)
-        )
+        tables = [
+            read_files(each, connection) if each.paths else None for each in (files.same, files.arrived, files.left)
+        ]
+        same, arrived, left = (None if table is None else normalise_events(table, schema) for table in tables)
+        bad = [
+            0 if table is None or read is None else count_bad(table, read, schema)
+            for table, read in zip(tables[1:], (arrived, left), strict=True)
+        ]
         # Rows of the log's new and corrected files, and of what stood there.
         arrived, left = (cache(table) if table is not None else None for table in (arrived, left))
         old = vocabularies_of(extractor, schema)
@@ -219,7 +224,8 @@ def _update(
         before = _encode(together(changes.same, left), changes, old, schema, cache)
         profiles = None
         if schema.profile:
-            raw = cache(normalise_profile(open_table(profile, connection, "profile"), schema))
+            text = TextFiles(schema.text_format, scratch)
+            raw = cache(normalise_profile(open_profile(profile, connection, schema, text), schema))
             profiles = cache(encode_profiles(raw, fitted, schema))
         rows = cache(customer_rows(after.encoded, profiles, schema), near="shard")
 
@@ -258,6 +264,7 @@ def _update(
         counts = _combined(manifest.counts, before.counts | before.cases, after.counts | after.cases)
         if profiles is not None:
             counts["profiles"] = profiles.count().to_pyarrow().as_py()
+        counts["dropped_bad"] = manifest.counts.get("dropped_bad", 0) + bad[0] - bad[1]
         options = manifest.options | {"updates": manifest.options.get("updates", 0) + 1}
         options |= {"vocabularies": digest_of(extractor)} if "vocabularies" in options or added else {}
         source = {"events": files.log, "profile": people}

@@ -7,7 +7,6 @@ Ids of every feature: 0 missing, 1 unknown (never seen in training, or too rarel
 
 from __future__ import annotations
 
-import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from fractions import Fraction
 import numpy as np
 import pyarrow as pa
 
-from modeling_mcm.data.features import CATEGORICAL, HOUR, WEEKDAY, FeatureSpec, raw_places, value_places
+from modeling_mcm.data.features import CATEGORICAL, HOUR, MOST_VALUES, WEEKDAY, FeatureSpec, raw_places, value_places
 from modeling_mcm.data.schema import EventSchema, schema_of
 from modeling_mcm.events_mcm import LARGEST_VALUE, SECONDS_PER_DAY
 from modeling_mcm.extras import needs
@@ -34,9 +33,7 @@ with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-MOST_VALUES = (
-    10_000_000  # of one feature: they go through the memory of one process, and are rows of a table of weights
-)
+    from modeling_mcm.data.engine import total, tree
 
 
 @dataclass
@@ -139,7 +136,7 @@ def fit_bins(column: ir.Value, bins: int) -> list[float]:
     ranks = [(total - 1) * (k / bins) for k in range(1, bins)]
     wanted = sorted({neighbour for rank in ranks for neighbour in (math.floor(rank), math.ceil(rank))})
     first = through.last - through.number + 1
-    hits = functools.reduce(operator.or_, [(first <= rank) & (rank <= through.last) for rank in wanted])
+    hits = tree(operator.or_, [(first <= rank) & (rank <= through.last) for rank in wanted])
     found = through.filter(hits).select("value", "last").to_pyarrow().sort_by("last")
     lasts, values = found["last"].to_numpy(), found["value"].to_numpy()
     edges = []
@@ -200,7 +197,7 @@ def _bin_id(column: ir.NumericValue, edges: Sequence[float]) -> ir.IntegerValue:
     """2 + the number of edges at or below the value: numpy's `searchsorted(edges, x, side="right")`."""
     # Edges go as text: a number with a point is a decimal in SQL, and its way to a float need not be exact.
     exact = [ibis.literal(repr(edge)).cast("float64") for edge in edges]
-    above = sum(((column >= edge).cast("int32") for edge in exact), ibis.literal(FIRST_VALUE_ID))
+    above = total([(column >= edge).cast("int32") for edge in exact], FIRST_VALUE_ID)
     return ibis.ifelse(column.isnull(), MISSING_ID, above).cast("int32")
 
 
@@ -214,12 +211,17 @@ def _value(number: ir.NumericValue) -> ir.FloatingValue:
 
 def hour_id(second: ir.IntegerValue) -> ir.IntegerValue:
     """2 + hour of the day."""
-    return (FIRST_VALUE_ID + (second % SECONDS_PER_DAY) // SECONDS_PER_HOUR).cast("int32")
+    return (FIRST_VALUE_ID + _remainder(second // SECONDS_PER_HOUR, 24)).cast("int32")
 
 
 def weekday_id(second: ir.IntegerValue) -> ir.IntegerValue:
     """2 + day of the week, Monday first."""
-    return (FIRST_VALUE_ID + (second // SECONDS_PER_DAY + EPOCH_WEEKDAY) % 7).cast("int32")
+    return (FIRST_VALUE_ID + _remainder(second // SECONDS_PER_DAY + EPOCH_WEEKDAY, 7)).cast("int32")
+
+
+def _remainder(number: ir.IntegerValue, divisor: int) -> ir.IntegerValue:
+    """From 0 to divisor - 1 also of a number below 0, such as an hour before 1970; SQL's % has its sign."""
+    return (number % divisor + divisor) % divisor
 
 
 def _look_up(table: ir.Table, column: str, values: Sequence[str]) -> ir.Table:

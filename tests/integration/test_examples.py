@@ -54,8 +54,14 @@ def test_examples_are_numbered_and_short():
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 60, path.name
 
 
-def test_your_own_log_goes_from_a_file_to_scores(log_file, event_log, tmp_path):
+@pytest.mark.parametrize("form", ["log.parquet", "log.csv", "log/a.csv.gz"])
+def test_your_own_log_goes_from_a_file_to_scores(form, event_log, tmp_path):
     from conftest import SCHEMA
+
+    path = tmp_path / form
+    path.parent.mkdir(exist_ok=True)
+    event_log.to_parquet(path) if path.suffix == ".parquet" else event_log.to_csv(path, index=False)
+    log_file = str(path.parent if path.parent.name == "log" else path)
 
     schema = tmp_path / "schema.yaml"
     schema.write_text(yaml.safe_dump({key: value for key, value in SCHEMA.items() if key != "profile"}))

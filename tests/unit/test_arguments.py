@@ -119,3 +119,9 @@ def test_undecodable_yaml_is_answered(parse, tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse(path)
     assert "can't be read" in capsys.readouterr().err
+
+
+def test_an_option_twice_in_a_recipe_is_refused(parse, recipe, capsys):
+    with pytest.raises(SystemExit):
+        parse(recipe("output_dir: a\nrate: 1\noutput_dir: b\n"))
+    assert "line 3, column 1 is not valid YAML: the key 'output_dir' stands in line 1 too" in capsys.readouterr().err

@@ -1,0 +1,54 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""YAML files that people write: a key that stands twice is a mistake, and what is wrong is said in a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML in which a mapping has each key once; PyYAML takes the last one of several in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node; raises `yaml.YAMLError` for a key that stands there twice."""
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
+                key, line = (key_node.tag, key_node.value), key_node.start_mark.line + 1
+                if key in lines:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"the key {key_node.value!r} stands in line {lines[key]} too; remove one of them",
+                        problem_mark=key_node.start_mark,
+                    )
+                lines[key] = line
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str | Path, loader: type[yaml.SafeLoader] = UniqueKeyLoader) -> Any:
+    """What a YAML file holds.
+
+    Args:
+        path (`str` or `Path`): The file.
+        loader (`type`): [`UniqueKeyLoader`], or a class made of it.
+
+    Raises:
+        ValueError: It is no YAML, no text in UTF-8, or has a key twice; the message names the file and the line.
+        OSError: It can't be opened.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}); save it as UTF-8.") from error
+    try:
+        return yaml.load(text, loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise ValueError(f"{path}{where} is not valid YAML: {reason}.") from error
+    except (RecursionError, ValueError) as error:  # nesting without end; a date such as 2024-02-30
+        raise ValueError(f"{path} is not valid YAML: {error}.") from error
