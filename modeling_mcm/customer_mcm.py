@@ -116,7 +116,8 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
             raise ValueError(f"Found {NUMBER!r} with num_labels {self.num_labels}; a model predicts 1 number.")
         self.model = MCMModel(config)
         for unused in (self.model.embeddings, self.model.encoder, self.model.forecasts):
-            unused.requires_grad_(False)
+            if unused is not None:
+                unused.requires_grad_(False)
         self.prediction_head = PredictionHead(config)
         self.post_init()
 
@@ -140,7 +141,13 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
 
     @property
     def _trains_state(self) -> bool:
-        return self.model.state.taste.weight.requires_grad
+        return any(value.requires_grad for value in self.model.state.parameters())
+
+    @torch.no_grad()
+    def _forget_forecasts(self) -> None:
+        """The forecasts are linear in the state as pre-training left it, and untrained ones are all 0."""
+        for value in self.model.forecasts.parameters() if self.model.forecasts is not None else ():
+            value.zero_()
 
     @torch.no_grad()
     def start_from(self, labels: torch.Tensor, states: torch.Tensor | None = None) -> None:
@@ -231,7 +238,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
                 raise ValueError("There is no `input_ids`, and no `counts` in its place: give one of them.")
             counts = self.counts(input_ids, attention_mask, visit_ids, event_times, event_values, now)
         if self.training and self._trains_state:
-            self.model.forecasts.is_learned.zero_()  # they are linear in a state that is about to change
+            self._forget_forecasts()
         state = self.model.state(counts)
         scores = self.prediction_head(state)
         loss = None
