@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """MCM, a multi-task pre-trained customer model. Importing it registers the Auto classes and the pipelines."""
 
+from typing import Any
+
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -13,11 +15,13 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .action_mcm import MCMForActionRecommendation
 from .configuration_mcm import MCMConfig
+from .customer_mcm import MCMForCustomerPrediction
 from .modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
 from .pipeline_mcm import (
     ActionScoresPipeline,
     CustomerEmbeddingPipeline,
     CustomerForecastPipeline,
+    CustomerPredictionPipeline,
     PreferenceScoresPipeline,
 )
 from .processing_mcm import MCMFeatureExtractor
@@ -28,7 +32,9 @@ AutoConfig.register("mcm", MCMConfig, exist_ok=True)
 AutoModel.register(MCMConfig, MCMModel, exist_ok=True)
 # Published checkpoints name the heads so (hub/folder.py); without these lines their remote code would be used here.
 AutoModelForPreTraining.register(MCMConfig, MCMForMultiTaskRecommendation, exist_ok=True)
-AutoModelForSequenceClassification.register(MCMConfig, MCMForActionRecommendation, exist_ok=True)
+# Two heads share a name: the config's `architectures` says which of them a checkpoint has, the first if neither.
+SEQUENCE_HEADS: Any = (MCMForActionRecommendation, MCMForCustomerPrediction)
+AutoModelForSequenceClassification.register(MCMConfig, SEQUENCE_HEADS, exist_ok=True)
 AutoFeatureExtractor.register(MCMConfig, MCMFeatureExtractor, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline(
     "customer-embedding", pipeline_class=CustomerEmbeddingPipeline, pt_model=AutoModel, type="multimodal"
@@ -49,14 +55,22 @@ PIPELINE_REGISTRY.register_pipeline(
     pt_model=MCMForActionRecommendation,
     type="multimodal",
 )
+PIPELINE_REGISTRY.register_pipeline(
+    "customer-prediction",
+    pipeline_class=CustomerPredictionPipeline,
+    pt_model=MCMForCustomerPrediction,
+    type="multimodal",
+)
 
 __all__ = [
     "ActionScoresPipeline",
     "CustomerEmbeddingPipeline",
     "CustomerForecastPipeline",
+    "CustomerPredictionPipeline",
     "MCMConfig",
     "MCMFeatureExtractor",
     "MCMForActionRecommendation",
+    "MCMForCustomerPrediction",
     "MCMForMultiTaskRecommendation",
     "MCMModel",
     "MCMPreTrainedModel",

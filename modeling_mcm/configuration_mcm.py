@@ -151,6 +151,10 @@ class MCMConfig(PreTrainedConfig):
     action_history_feature (`str`, *optional*):
         The feature whose every value is counted in the history too, such as the token type: how often, and how long
         ago, a customer redeemed coupons tells whether they will again.
+    label_mean (`float`):
+        Mean of the number that [`MCMForCustomerPrediction`] predicts, among its training labels; 0 for classes.
+    label_std (`float`):
+        Standard deviation of that number, the unit of its loss; 1 for classes.
     """
 
     model_type = "mcm"
@@ -204,6 +208,8 @@ class MCMConfig(PreTrainedConfig):
     action_ids: list[str] = field(default_factory=list)
     action_half_lives_days: list[float | int] = field(default_factory=lambda: [14.0, 60.0, 365.0])
     action_history_feature: str | None = None
+    label_mean: float | int = 0.0
+    label_std: float | int = 1.0
     pad_token_id: int | None = 0
     # what transformers' BertLayer reads besides
     is_decoder: bool = False
@@ -328,6 +334,11 @@ class MCMConfig(PreTrainedConfig):
             raise ValueError(
                 f"Half-lives of actions must be positive, got {self.action_half_lives_days}, and there must be an "
                 f"outcome of an offer, got {self.action_outcomes}."
+            )
+        if not 0 < self.label_std < float("inf") or not abs(self.label_mean) < float("inf"):
+            raise ValueError(
+                f"`label_mean` and `label_std` must be finite and the second positive, got {self.label_mean} and "
+                f"{self.label_std}: they are those of the training labels."
             )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(

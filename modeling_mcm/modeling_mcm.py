@@ -238,6 +238,7 @@ class MCMModel(MCMPreTrainedModel):
         r"^counted_memory\.",
         r"^label_values_",
         r"^label_tables\.",
+        r"^prediction_head\.",
     ]
 
     def __init__(self, config: MCMConfig):

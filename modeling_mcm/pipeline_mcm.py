@@ -182,6 +182,46 @@ class PreferenceScoresPipeline(_CustomerPipeline):
         return result
 
 
+class CustomerPredictionPipeline(_CustomerPipeline):
+    """`pipeline("customer-prediction", model=checkpoint)(customer)`: what the checkpoint was fine-tuned to tell.
+
+    Gives `{label: probability}` of the classes, or the number. `now` is the moment of the question, as the log writes
+    its times; events at or after it are not read, as in fine-tuning. By default it is right after the last event.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        head: Any = getattr(self.model, "prediction_head", None)
+        if head is None or not head.output.weight.any():  # which is 0 until something was learned
+            raise ValueError(
+                f"{self.model.name_or_path or 'The model'} was not fine-tuned to a label of customers: chances would "
+                "be made up. Fine-tune it first (training/run_finetune.py --labels, docs/labels.md)."
+            )
+
+    def _sanitize_parameters(self, now: Any = None, **unknown: Any):
+        if unknown:
+            raise ValueError(f"Unknown options {sorted(unknown)}: customer-prediction has `now`.")
+        return {}, {} if now is None else {"now": self._read_now(now)}, {}
+
+    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
+        now = forward_parameters.get("now")
+        rows = input_tensors["rows"] if isinstance(input_tensors["rows"], list) else [input_tensors["rows"]]
+        if now is not None:
+            rows = [_events_before(row, now) for row in rows]
+        return ModelOutput({"logits": self.model(**self.model_inputs({"rows": rows}, now)).logits.float()})
+
+    def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> dict[str, float] | float:
+        logits, config = model_outputs["logits"][0], self.model.config
+        if config.problem_type == "regression" or config.num_labels == 1:
+            return logits[0].item()
+        return {config.id2label[place]: chance for place, chance in enumerate(logits.softmax(-1).tolist())}
+
+
+def _events_before(row: dict[str, Any], seconds: float) -> dict[str, Any]:
+    kept = row["times"] < seconds
+    return {name: value[kept] if isinstance(value, np.ndarray) else value for name, value in row.items()}
+
+
 class ActionScoresPipeline(_CustomerPipeline):
     """`pipeline("action-scores", model=checkpoint)(customer, actions=actions)`: what would come of offers.
 
@@ -244,5 +284,6 @@ __all__ = [
     "ActionScoresPipeline",
     "CustomerEmbeddingPipeline",
     "CustomerForecastPipeline",
+    "CustomerPredictionPipeline",
     "PreferenceScoresPipeline",
 ]

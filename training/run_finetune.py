@@ -1,13 +1,15 @@
 #!/usr/bin/env python
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tunes a pre-trained MCM to offers: who takes which of the actions that they are offered.
+"""Fine-tunes a pre-trained MCM: to offers, who takes which of the actions that they are offered; or to any label.
 
+    accelerate launch training/run_finetune.py --model runs/mcm --data data/prepared --labels churn.csv --label churned
     accelerate launch training/run_finetune.py --model runs/mcm --data data/prepared --offers data/raw
     ... --freeze_encoder        only the new head
     ... --lora 8                low-rank updates of the encoder's attention, and the head; needs `peft`
     ... --from_scratch          the same model without its pre-training
 
+--labels is a table of customer, time and label (docs/labels.md); of the options above it has --freeze_encoder alone.
 --data is the data set that the checkpoint was pre-trained on (histories come from it, each cut where the offers were
 made), --offers a folder with offers.parquet and actions.parquet (docs/offers.md). Evaluate the result with
 run_evaluate.py --offers. Started again with the same options it goes on from its last whole checkpoint. All options of
@@ -35,10 +37,11 @@ from modeling_mcm.data.offers import SPLITS, TEST, TRAIN, VALIDATION, load_offer
 from modeling_mcm.evaluation.offers import OfferMetrics
 from modeling_mcm.extras import needs
 from modeling_mcm.training.checkpoints import check_files, read_checkpoint
+from modeling_mcm.training.labels import LabelOptions, label_defaults, train_to_labels
 from modeling_mcm.training.offer_trainer import NEW_PARTS, OfferTrainer
 from modeling_mcm.training.resuming import FINE_TUNING, RunError, Start, alone, deciding_options, find_start
 
-from arguments import parse_options
+from arguments import given_options, parse_options
 from memory import keep_freed_memory
 from run_pretrain import PretrainingArguments, check_launch, popularity
 
@@ -140,13 +143,22 @@ def adapted(model: MCMForActionRecommendation, rank: int) -> Any:
 def main() -> None:
     """Reads the options, trains or goes on training, and saves the model with its feature extractor."""
     keep_freed_memory()
-    options, training = parse_options(FineTuningOptions, FineTuningArguments, description=__doc__)
+    kinds = (FineTuningOptions, LabelOptions, FineTuningArguments)
+    defaults = label_defaults(given_options())
+    options, of_labels, training = parse_options(*kinds, description=__doc__, defaults=defaults)
     check_launch(training.world_size)
-    if options.model is None or options.data is None or options.offers is None:
-        raise SystemExit("--model, --data and --offers are needed: see --help.")
+    if options.model is None or options.data is None or (options.offers is None) == (of_labels.labels is None):
+        raise SystemExit("--model, --data and one of --offers and --labels are needed: see --help.")
     set_seed(training.seed)
-    schema = PreparedManifest.load(options.data).event_schema
     check_files(options.model)
+    if of_labels.labels is not None:
+        if options.lora or options.from_scratch or options.outcomes or options.label_share < 1:
+            raise SystemExit("--lora, --from_scratch, --outcomes and --label_share are for --offers: leave them out.")
+        how = (options.freeze_encoder, options.encoder_lr_factor, options.max_events)
+        train_to_labels(options.model, options.data, of_labels, training, *how)
+        PartialState().destroy_process_group()
+        return
+    schema = PreparedManifest.load(options.data).event_schema
     extractor = MCMFeatureExtractor.from_pretrained(options.model)
     check_vocabularies(options.data, extractor)
     if options.max_events is not None:

@@ -19,6 +19,7 @@ from modeling_mcm.files_mcm import write_json
 from modeling_mcm.hub.folder import (
     ACTION_HEAD,
     CONFIG_NAME,
+    PREDICTION_HEAD,
     PREPROCESSOR_NAME,
     VOCABULARIES_NAME,
     read_json,
@@ -321,6 +322,7 @@ def model_card(facts: CardFacts) -> ModelCard:
     """The card of a checkpoint, with metadata that the client has validated."""
     config, extractor, training, footprint = facts.config, facts.extractor, facts.training, facts.footprint
     name, actions = facts.repo_id.split("/")[-1], ACTION_HEAD in config["architectures"]
+    is_tuned = bool({ACTION_HEAD, PREDICTION_HEAD} & set(config["architectures"]))
     seconds = training.get("seconds")
     grams = None if seconds is None else footprint.grams(seconds)
     metadata: dict[str, Any] = {}
@@ -328,7 +330,7 @@ def model_card(facts: CardFacts) -> ModelCard:
         metadata["co2_eq_emissions"] = {
             "emissions": round(grams, 2),
             "source": f"estimate: seconds of training x {footprint.watts:g} W x {footprint.grams_per_kwh:g} g/kWh",
-            "training_type": "fine-tuning" if actions else "pre-training",
+            "training_type": "fine-tuning" if is_tuned else "pre-training",
         }
     card_data = ModelCardData(
         license=LICENSE,

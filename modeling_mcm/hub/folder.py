@@ -33,6 +33,7 @@ CODE = "*_mcm.py"
 PACKAGE = Path(__file__).resolve().parents[1]
 
 BASE, HEAD, ACTION_HEAD = "MCMModel", "MCMForMultiTaskRecommendation", "MCMForActionRecommendation"
+PREDICTION_HEAD = "MCMForCustomerPrediction"
 PREPROCESSOR_AUTO_MAP = {"AutoFeatureExtractor": "processing_mcm.MCMFeatureExtractor"}
 # Auto class -> where its class is. `register_for_auto_class` knows one class a name and would change what a plain
 # `save_pretrained` writes; names of one's own are not possible, so the heads take those of transformers' that fit.
@@ -43,10 +44,12 @@ AUTO_MAP = {
 }
 HEAD_AUTO_MAP = {"AutoModelForPreTraining": f"modeling_mcm.{HEAD}"}
 ACTION_AUTO_MAP = {"AutoModelForSequenceClassification": f"action_mcm.{ACTION_HEAD}"}
+PREDICTION_AUTO_MAP = {"AutoModelForSequenceClassification": f"customer_mcm.{PREDICTION_HEAD}"}
 # task -> its pipeline, and the Auto class that loads its model
 PIPELINES = {"customer-embedding": ("CustomerEmbeddingPipeline", "AutoModel")}
 HEAD_PIPELINES = {"preference-scores": ("PreferenceScoresPipeline", "AutoModelForPreTraining")}
 ACTION_PIPELINES = {"action-scores": ("ActionScoresPipeline", "AutoModelForSequenceClassification")}
+PREDICTION_PIPELINES = {"customer-prediction": ("CustomerPredictionPipeline", "AutoModelForSequenceClassification")}
 FEATURE_KEYS = ("name", "kind", "column", "profile")
 
 
@@ -78,13 +81,17 @@ def published_config(config: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: if the checkpoint is of another model, or says no class of its own.
     """
     architectures = config.get("architectures") or []
-    if config.get("model_type") != MCMConfig.model_type or not {BASE, HEAD, ACTION_HEAD} & set(architectures):
+    known_heads = (BASE, HEAD, ACTION_HEAD, PREDICTION_HEAD)
+    if config.get("model_type") != MCMConfig.model_type or not set(known_heads) & set(architectures):
         raise ValueError(
             f"The config has model_type {config.get('model_type')!r} and architectures {architectures}, expected "
-            f"{MCMConfig.model_type!r} and one of {BASE}, {HEAD}, {ACTION_HEAD}; save the model with save_pretrained."
+            f"{MCMConfig.model_type!r} and one of {', '.join(known_heads)}; save the model with save_pretrained."
         )
     auto_map, pipelines = dict(AUTO_MAP), dict(PIPELINES)
-    if BASE not in architectures:
+    if PREDICTION_HEAD in architectures:
+        auto_map |= PREDICTION_AUTO_MAP
+        pipelines |= PREDICTION_PIPELINES
+    elif BASE not in architectures:
         auto_map |= HEAD_AUTO_MAP
         pipelines |= HEAD_PIPELINES
     if ACTION_HEAD in architectures:

@@ -99,7 +99,7 @@ def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[
             f"{folder} lacks {len(missing)} weights of {name}, which would start at random: {some(missing)}. It was "
             "saved as another class or by another version: give the folder that a training of this version wrote."
         )
-    if mismatched := sorted(found["mismatched_keys"]):
+    if mismatched := sorted(each for each in found["mismatched_keys"] if not each[0].startswith(new)):
         sizes = [f"{key} is {list(stored)} and {list(wanted)} was expected" for key, stored, wanted in mismatched]
         raise SystemExit(
             f"{len(mismatched)} weights of {folder} have other sizes than {CONFIG} says: {some(sizes)}. Take both "

@@ -47,6 +47,7 @@ SIBLINGS = {
     "files_mcm": set(),
     "processing_mcm": {"configuration_mcm", "events_mcm", "files_mcm"},
     "action_mcm": {"configuration_mcm", "embeddings_mcm", "modeling_mcm"},
+    "customer_mcm": {"configuration_mcm", "modeling_mcm"},
     "action_inputs_mcm": {"configuration_mcm", "events_mcm", "processing_mcm"},
     "pipeline_mcm": {
         "action_inputs_mcm",

@@ -1,0 +1,231 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The head for labels of customers: what it learns, what it leaves alone, and that it goes from folder to folder."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, pipeline
+
+from modeling_mcm import (
+    MCMConfig,
+    MCMForActionRecommendation,
+    MCMForCustomerPrediction,
+    MCMForMultiTaskRecommendation,
+    MCMModel,
+)
+from modeling_mcm.hub.folder import write_upload_folder
+from modeling_mcm.training.checkpoints import read_checkpoint
+
+
+@pytest.fixture
+def make_model(tiny_config, extractor):
+    """A function that makes a tiny model with a state, in evaluation mode."""
+
+    def make(model_class=MCMForCustomerPrediction, **changes):
+        torch.manual_seed(0)
+        known = {"state_size": 12, "summed_features": extractor.numeric_features, "forecast_days": [7.0]}
+        return model_class(tiny_config(extended=True, **known | changes)).eval()
+
+    return make
+
+
+@pytest.fixture
+def inputs(extractor, event_log):
+    """Four customers and moments, as the feature extractor gives them."""
+    customers = [{"events": event_log[event_log["who"] == f"c0{place}"].to_dict("list")} for place in range(4)]
+    rows = [extractor.encode(customer) for customer in customers]
+    return dict(extractor.pad(rows, now=[row["times"][-1] + 86_400 * 5 for row in rows]))
+
+
+def learn(model, steps=40, **given):
+    optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=0.01)
+    model.train()
+    losses = []
+    for _ in range(steps):
+        loss = model(**given).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    model.eval()
+    return losses
+
+
+def test_the_first_prediction_is_the_share_of_each_class_for_everybody(make_model, inputs):
+    model = make_model(num_labels=3)
+    model.start_from(torch.tensor([0] * 17 + [1] * 7 + [2] * 3))  # plus one of each
+    chances = model(**inputs).logits.softmax(-1)
+    assert torch.allclose(chances, torch.tensor([18.0, 8.0, 4.0]).expand(4, 3) / 30)
+
+
+def test_the_first_prediction_of_a_number_is_its_mean_and_its_unit_changes_nothing(make_model, inputs):
+    numbers = torch.tensor([100.0, 300.0, 200.0, 900.0])
+    found = []
+    for factor in (1.0, 1000.0):
+        model = make_model(num_labels=1)
+        assert model.problem_type == "regression"
+        model.start_from(factor * numbers)
+        assert torch.allclose(model(**inputs).logits[:, 0], torch.full((4,), 375.0 * factor))
+        torch.manual_seed(1)
+        losses = learn(model, labels=factor * numbers, **inputs)
+        assert losses[0] == pytest.approx(0.75) and losses[-1] < 0.2  # the variance in units of the sample's
+        found.append(model(**inputs).logits / factor)
+    assert torch.allclose(*found, rtol=1e-3)
+
+
+def test_training_moves_the_state_and_the_head_and_neither_encoder_nor_forecasts(make_model, inputs):
+    model = make_model(num_labels=2)
+    torch.nn.init.ones_(model.model.forecasts.amounts.weight)
+    before = copy.deepcopy(model.state_dict())
+    losses = learn(model, labels=torch.tensor([0, 1, 0, 1]), **inputs)
+    assert losses[0] == pytest.approx(0.693, abs=1e-3) and losses[-1] < 0.3
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.split(".")[0] for name in moved} == {"prediction_head", "model"}
+    assert all(name.startswith(("model.state.", "model.forecasts.", "prediction_head.output.")) for name in moved)
+    # The forecasts are linear in the state of before, so they are no longer told.
+    assert not model.model.forecasts.is_trained and model.model(**inputs).forecasts is None
+
+
+def test_a_frozen_state_stays_with_its_forecasts_and_has_no_dropout(make_model, inputs):
+    model = make_model(num_labels=2, hidden_dropout_prob=0.0)
+    torch.nn.init.ones_(model.model.forecasts.amounts.weight)
+    model.freeze_state()
+    before = copy.deepcopy(model.model.state_dict())
+    learn(model, labels=torch.tensor([0, 1, 0, 1]), **inputs)
+    assert all(torch.equal(value, before[name]) for name, value in model.model.state_dict().items())
+    model.train()
+    assert torch.equal(model(**inputs).logits, model(**inputs).logits)
+
+
+def test_a_label_that_is_not_known_has_no_loss(make_model, inputs):
+    model = make_model(num_labels=2)
+    model.start_from(torch.tensor([0, 0, 1]))
+    alone = model(**{name: value[:1] for name, value in inputs.items()}, labels=torch.tensor([1])).loss
+    assert torch.allclose(model(**inputs, labels=torch.tensor([1, -100, -100, -100])).loss, alone)
+
+
+def test_kept_counts_give_what_histories_give(make_model, inputs):
+    model = make_model(num_labels=2)
+    torch.nn.init.normal_(model.prediction_head.output.weight)
+    given, kept = model(**inputs), model(counts=model.counts(**inputs))
+    assert torch.equal(given.logits, kept.logits)
+    whole = model.model(**inputs)
+    assert torch.allclose(given.pooler_output, whole.pooler_output, atol=1e-6)
+
+
+def test_the_encoder_does_not_run(make_model, inputs, monkeypatch):
+    model = make_model(num_labels=2)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the encoder ran")
+
+    monkeypatch.setattr(model.model.encoder, "forward", refuse)
+    assert model(**inputs).logits.shape == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"state_size": 0}, "has no customer state"),
+        ({"problem_type": "multi_label_classification"}, "Several labels of a customer are several models"),
+        ({"problem_type": "regression", "num_labels": 2}, "'regression' with num_labels 2; a model predicts 1 number"),
+        ({"label_std": 0.0}, "`label_mean` and `label_std` must be finite"),
+    ],
+)
+def test_configs_that_make_no_sense_are_refused(make_model, changes, message):
+    with pytest.raises(Exception, match=message):
+        make_model(**changes)
+
+
+def test_inputs_that_are_missing_are_named(make_model, inputs):
+    model = make_model(num_labels=2)
+    with pytest.raises(ValueError, match="no `input_ids`, and no `counts`"):
+        model(labels=torch.tensor([1]))
+    with pytest.raises(ValueError, match="needs `event_times`"):
+        model(input_ids=inputs["input_ids"])
+    with pytest.raises(ValueError, match="`event_values` of MCMFeatureExtractor are missing"):
+        model(**{name: value for name, value in inputs.items() if name != "event_values"})
+
+
+@pytest.fixture
+def tuned(make_model, extractor, inputs, tmp_path):
+    """Folder of a fine-tuned checkpoint of two classes, and its model."""
+    names = {"id2label": {0: "stays", 1: "leaves"}, "label2id": {"stays": 0, "leaves": 1}}
+    make_model(MCMForMultiTaskRecommendation).save_pretrained(tmp_path / "pretrained")
+    new = ("prediction_head.",)
+    model = read_checkpoint(MCMForCustomerPrediction, str(tmp_path / "pretrained"), new, **names)
+    learn(model, steps=5, labels=torch.tensor([0, 1, 0, 1]), **inputs)
+    model.save_pretrained(tmp_path / "tuned")
+    extractor.save_pretrained(tmp_path / "tuned")
+    return tmp_path / "tuned", model
+
+
+def test_a_checkpoint_comes_back_as_it_was_by_every_way(tuned, make_model, inputs):
+    folder, model = tuned
+    again = [each.from_pretrained(folder) for each in (MCMForCustomerPrediction, AutoModelForSequenceClassification)]
+    again.append(read_checkpoint(MCMForCustomerPrediction, str(folder)))
+    for each in again:
+        assert type(each) is MCMForCustomerPrediction and each.config.id2label == {0: "stays", 1: "leaves"}
+        assert torch.equal(each.eval()(**inputs).logits, model(**inputs).logits)
+    base = read_checkpoint(MCMModel, str(folder)).eval()
+    assert torch.allclose(base(**inputs).pooler_output, model(**inputs).pooler_output, atol=1e-6)
+    # Another label on top of it: its head starts anew.
+    other = read_checkpoint(MCMForCustomerPrediction, str(folder), ("prediction_head.",), num_labels=3, id2label=None)
+    assert other.config.num_labels == 3
+
+
+def test_the_name_that_two_heads_share_reads_each_as_what_it_is(make_model, tmp_path):
+    make_model(MCMForActionRecommendation).save_pretrained(tmp_path / "offers")
+    make_model(MCMForMultiTaskRecommendation).save_pretrained(tmp_path / "pretrained")
+    for folder in ("offers", "pretrained"):
+        found = AutoModelForSequenceClassification.from_pretrained(tmp_path / folder)
+        assert type(found) is MCMForActionRecommendation
+
+
+def test_new_values_of_a_feature_change_no_prediction(tuned, extractor, inputs):
+    _, model = tuned
+    before = model(**inputs).logits
+    for feature in ("items", "aisle"):
+        model.resize_feature_vocabulary(feature, ["new", "newer"], extractor)
+    assert torch.equal(model(**inputs).logits, before)
+
+
+def test_the_pipeline_gives_chances_by_label_and_reads_nothing_from_now_on(tuned, event_log, inputs):
+    folder, model = tuned
+    predict = pipeline("customer-prediction", model=str(folder))
+    events = event_log[event_log["who"] == "c00"]
+    found = predict({"events": events.to_dict("list")}, now="2018-01-01")
+    assert set(found) == {"stays", "leaves"} and sum(found.values()) == pytest.approx(1)
+    at = events["when"].iloc[len(events) // 2]
+    cut = {"events": events[events["when"] < at].to_dict("list")}
+    whole = {"events": events.to_dict("list")}
+    assert predict(whole, now=at) == pytest.approx(predict(cut, now=at)) != pytest.approx(predict(whole))
+    several = predict([whole, cut, {"events": []}], now=at, batch_size=3)
+    assert several[0] == pytest.approx(predict(whole, now=at), abs=1e-6) and len(several) == 3
+    with pytest.raises(ValueError, match="customer-prediction has `now`"):
+        predict(whole, time=at)
+
+
+def test_the_pipeline_gives_a_number_and_refuses_a_head_that_learned_nothing(make_model, extractor, inputs, tmp_path):
+    model = make_model(num_labels=1)
+    extractor.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="was not fine-tuned to a label of customers: chances would be made up"):
+        pipeline("customer-prediction", model=str(tmp_path))
+    model.start_from(torch.tensor([50.0, 70.0, 90.0, 110.0]))
+    learn(model, steps=5, labels=torch.tensor([50.0, 70.0, 90.0, 110.0]), **inputs)
+    model.save_pretrained(tmp_path)
+    found = pipeline("customer-prediction", model=str(tmp_path))({"events": []})
+    assert isinstance(found, float) and 0 < found < 160
+
+
+def test_what_is_published_names_the_head_and_its_pipeline(tuned, tmp_path):
+    folder, model = tuned
+    write_upload_folder(folder, tmp_path / "out")
+    config = MCMConfig.from_pretrained(tmp_path / "out")
+    assert config.auto_map["AutoModelForSequenceClassification"] == "customer_mcm.MCMForCustomerPrediction"
+    assert config.custom_pipelines["customer-prediction"]["impl"] == "pipeline_mcm.CustomerPredictionPipeline"
+    assert "preference-scores" not in config.custom_pipelines and config.id2label == model.config.id2label
+    assert (tmp_path / "out" / "customer_mcm.py").is_file()

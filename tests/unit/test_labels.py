@@ -1,0 +1,188 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of labels: what is read from them, what is refused, and that no label sees what came after its time."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from modeling_mcm.data import load_prepared
+from modeling_mcm.data.labels import LabelCollator, LabelledCustomers, load_labels, make_labels
+from modeling_mcm.evaluation.labels import LabelMetrics, mean_auc, rank_correlation
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
+
+
+def make_table(values, time="2017-08-01", customers=None):
+    customers = [f"c{place:02}" for place in range(len(values))] if customers is None else customers
+    return pd.DataFrame({"customer_id": customers, "time": pd.Timestamp(time), "label": values})
+
+
+def read(values, **options):
+    return make_labels(make_table(values), **options)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "kind", "classes", "ids"),
+    [
+        ([True, False, True, True], {}, "binary", ("false", "true"), [1, 0, 1, 1]),
+        ([0, 1, 1, 0], {}, "binary", ("0", "1"), [0, 1, 1, 0]),
+        ([0.0, 1.0, 1.0, 0.0], {}, "binary", ("0", "1"), [0, 1, 1, 0]),
+        (["stays", "leaves", "stays", "stays"], {}, "binary", ("leaves", "stays"), [1, 0, 1, 1]),
+        (["1", "2", "3+", "1", "2", "3+"], {}, "classes", ("1", "2", "3+"), [0, 1, 2, 0, 1, 2]),
+        ([10, 9, 9, 10, 2, 2], {"kind": "classes"}, "classes", ("2", "9", "10"), [2, 1, 1, 2, 0, 0]),
+        ([3, 4.5, 0, 1], {}, "number", (), [3, 4.5, 0, 1]),
+        ([0, 1, 1, 0], {"kind": "number"}, "number", (), [0, 1, 1, 0]),
+    ],
+)
+def test_the_kind_of_a_label_follows_from_its_values(values, options, kind, classes, ids):
+    labels = read(values, **options)
+    assert (labels.kind, labels.classes, labels.values.tolist()) == (kind, classes, ids)
+    config = labels.model_options()
+    assert config["id2label"] == dict(enumerate(classes or ["label"]))
+    assert config["problem_type"] == ("regression" if kind == "number" else "single_label_classification")
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda t: t.rename(columns={"label": "churned"}), {}, "no column 'label'; they have customer_id, time, chur"),
+        (lambda t: t.drop(columns="time"), {}, "no column 'time'"),
+        (lambda t: t[:0], {}, "The labels have no rows"),
+        (
+            lambda t: t.assign(label=[1, 0, None, 1]),
+            {},
+            "'label' is missing in 1 of 4 labels, such as of customer",
+        ),
+        (lambda t: t.assign(time=[pd.NaT, *t["time"][1:]]), {}, "'time' is missing in 1 of 4 labels"),
+        (lambda t: t.assign(customer_id=[None, "a", "b", "c"]), {}, "'customer_id' is missing in 1 of 4 labels"),
+        (lambda t: t.assign(customer_id=["a", "b", "b", "c"]), {}, "'b' has two labels at 2017-08-01"),
+        (lambda t: t.assign(label=1), {}, "is '1' in all 4 given labels: nothing can be learned"),
+        (lambda t: t.assign(label=2.5), {}, "is 2.5 in all 4 given labels: nothing can be learned"),
+        (lambda t: t.assign(label=[1, "b", 0, 1]), {}, r"mixed types, numbers \(1\) and text \('b'\)"),
+        (lambda t: t.assign(label=[True, 2, 3, 4]), {}, r"mixed types, booleans \(True\) and numbers \(2\)"),
+        (lambda t: t.assign(label=[["a"], ["b"], [], []]), {}, r"holds \['a'\] \(list\)"),
+        (lambda t: t.assign(label=[1.0, 2, 3, np.inf]), {}, "numbers that are not finite"),
+        (lambda t: t.assign(label=list("aabb")), {"kind": "number"}, "holds text such as 'a', and a number was asked"),
+        (lambda t: t.assign(label=list("abca")), {"kind": "binary"}, "has 3 values, such as a, b, c, and two classes"),
+        (lambda t: t.assign(label=["1", "2", "n/a", "4"]), {}, "4 classes in 4 labels.*a number with some text in it"),
+        (lambda t: t.assign(time="next week"), {}, "column 'time': .*'next week'"),
+        (lambda t: t, {"kind": "yes"}, "The kind of label is 'yes'; expected one of auto, binary"),
+    ],
+)
+def test_tables_that_are_wrong_are_refused_with_a_reason(change, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_labels(change(make_table([1, 0, 0, 1])), **options)
+
+
+def test_a_file_is_read_by_its_ending_and_ids_stay_as_they_are_written(tmp_path):
+    table = make_table(["x", "y", "x", "y"], customers=["007", "7", "08", "9"])
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    table.to_parquet(tmp_path / "labels.parquet")
+    for name in ("labels.csv", "labels.parquet"):
+        labels = load_labels(tmp_path / name)
+        assert labels.customer_ids.tolist() == ["007", "7", "08", "9"]
+        assert (labels.times == pd.Timestamp("2017-08-01").value // 10**9).all()
+    (tmp_path / "labels.txt").write_text("x")
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1")
+    for name, error, message in [
+        ("labels.txt", ValueError, "ends in '.txt', expected .parquet or .csv"),
+        ("cut.parquet", ValueError, "cut.parquet can't be read"),
+        ("absent.csv", FileNotFoundError, "absent.csv is no file"),
+    ]:
+        with pytest.raises(error, match=message):
+            load_labels(tmp_path / name)
+
+
+def test_all_labels_of_a_customer_are_on_one_side_and_classes_keep_their_shares():
+    customers = np.repeat([f"c{place:03}" for place in range(100)], 2)
+    table = make_table(np.repeat(np.arange(100) % 10 == 0, 2), customers=customers)
+    table["time"] += pd.to_timedelta(np.arange(200) % 2, "D")
+    labels = make_labels(table)
+    train, held_out = labels.split(0.2, seed=1)
+    assert not set(customers[train]) & set(customers[held_out]) and len(train) + len(held_out) == 200
+    assert (len(held_out), labels.values[held_out].sum()) == (40, 4)
+    again = labels.split(0.2, seed=1)
+    assert (again[1] == held_out).all() and (labels.split(0.2, seed=2)[1] != held_out).any()
+    assert len(labels.split(0.0, seed=1)[1]) == 0
+
+
+@pytest.fixture(scope="module")
+def rows(prepared):
+    return load_prepared(prepared)
+
+
+def test_customers_and_times_that_the_log_does_not_know_are_refused_or_left_out_and_counted(rows):
+    table = make_table([0, 1, 1, 0], customers=["c00", "nobody", "c02", "c03"])
+    with pytest.raises(ValueError, match="1 customers of the labels are not in the prepared .*'nobody'.*--on_unknown"):
+        LabelledCustomers(rows, make_labels(table))
+    kept = LabelledCustomers(rows, make_labels(table), "drop")
+    assert kept.dropped == 1 and kept.labels.customer_ids.tolist() == ["c00", "c02", "c03"]
+    assert [item["label"] for item in kept] == [0, 1, 0]
+    early = make_labels(make_table([0, 1, 1, 0], "2016-05-01"))
+    with pytest.raises(ValueError, match="4 labels are of times before any event.*2016-05-01 of 'c00'.*nothing is kn"):
+        LabelledCustomers(rows, early)
+    assert LabelledCustomers(rows, early, "drop").dropped == 4
+    with pytest.raises(ValueError, match="4 labels are of times that the log does not reach: it ends on 2017"):
+        LabelledCustomers(rows, make_labels(make_table([0, 1, 1, 0], "2018-02-01")), "drop")
+    with pytest.raises(ValueError, match="on_unknown is 'skip'"):
+        LabelledCustomers(rows, early, "skip")
+
+
+def test_a_batch_holds_the_events_before_the_time_and_the_time(rows, extractor, tiny_config):
+    labels = make_labels(make_table([0.5, 1.5, 2.5]))
+    customers = LabelledCustomers(rows, labels)
+    batch = LabelCollator(extractor, tiny_config())(customers.__getitems__([0, 1, 2]))
+    assert batch["labels"].tolist() == [0.5, 1.5, 2.5]
+    for place, item in enumerate(customers):
+        times = item["history"]["times"]
+        assert len(times) and (times < labels.times[place]).all()
+        waited = batch["now"][place] - batch["event_times"][place].max()
+        assert waited.item() == pytest.approx((labels.times[place] - times.max()) / SECONDS_PER_DAY, abs=1e-4)
+
+
+def test_nothing_at_or_after_the_time_changes_a_batch(event_log, prepare_log, extractor, tiny_config):
+    """The leak test: the log is changed from the label's second on, and each input stays as it was."""
+    at = pd.Timestamp(event_log[event_log["who"] == "c05"]["when"].sort_values().iloc[9])
+    after = event_log["when"] >= at
+    changed = event_log.copy()
+    changed.loc[after, "price"] = 1.0
+    # values that the training period has, so that ids mean the same
+    changed.loc[after & (changed["action"] == "buy"), ["item", "aisle"]] = ["item 01", "aisle 0"]
+    # the vocabularies are those of before: only what is read of a customer may be compared
+    changed = changed[~after | (changed.index % 2 == 0)]
+    known = event_log[event_log["when"] < at].groupby("who").size().index
+    labels = make_labels(make_table(np.arange(len(known)) % 2, at, customers=known))
+    frozen = {"cutoffs": {"validation": at.isoformat(), "test": "2017-12-30"}}
+    batches = []
+    for log in (event_log, changed):
+        rows = load_prepared(prepare_log(log, **frozen))
+        customers = LabelledCustomers(rows, labels, "drop")
+        assert customers.dropped == 0
+        batches.append(LabelCollator(extractor, tiny_config())(customers.__getitems__(list(range(len(customers))))))
+    assert batches[0].keys() == batches[1].keys()
+    assert all(torch.equal(value, batches[1][name]) for name, value in batches[0].items())
+
+
+def test_metrics_are_those_of_the_books():
+    generator = np.random.default_rng(0)
+    labels, scores = generator.integers(0, 3, 60), generator.normal(size=(60, 3))
+    chances = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    sklearn = pytest.importorskip("sklearn.metrics", reason="scikit-learn not installed")
+    expected = sklearn.roc_auc_score(labels, chances, multi_class="ovr")
+    assert mean_auc(labels, scores)[0] == pytest.approx(expected)
+    two = labels % 2
+    assert mean_auc(two, scores[:, :2])[0] == pytest.approx(sklearn.roc_auc_score(two, scores[:, 1] - scores[:, 0]))
+    assert np.isnan(mean_auc(np.zeros(5, int), scores[:5]))
+    rounded = np.round(scores[:, 0], 1)
+    assert rank_correlation(labels, rounded) == pytest.approx(spearmanr(labels, rounded)[0])
+    assert np.isnan(rank_correlation([1, 1], [1, 2]))
+
+    class Prediction:
+        predictions, label_ids = (scores, "states"), labels
+
+    found = LabelMetrics(is_number=False)(Prediction)
+    assert found == {"auc": pytest.approx(expected), "accuracy": np.mean(scores.argmax(1) == labels)}
+    Prediction.predictions = scores[:, :1]
+    assert LabelMetrics(is_number=True)(Prediction)["mae"] == pytest.approx(np.abs(scores[:, 0] - labels).mean())
