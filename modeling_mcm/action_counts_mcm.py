@@ -133,9 +133,7 @@ class ActionCounts:
             found.append(size.log1p()[None, :, None].expand(len(counts), -1, -1))
         return torch.cat(found, -1)
 
-    def labels_of(
-        self, place: int, action_ids: torch.Tensor, rows: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def labels_of(self, place: int, action_ids: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Action and value of each pair of the two, by the place of a feature; a value counts once an action."""
         values = self.config.vocabulary_sizes[place]
         pairs = (rows * values + action_ids[:, place]).unique()

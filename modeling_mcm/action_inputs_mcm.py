@@ -170,7 +170,9 @@ def features_of_actions(extractor: MCMFeatureExtractor, columns: Mapping[str, An
     with naming("The actions"):
         has_value = (extractor.encode_actions(columns) != MISSING_ID).any(0)
     profile = {feature["name"] for feature in extractor.features if feature.get("profile")}
-    return [name for name, found in zip(extractor.feature_names, has_value, strict=True) if found and name not in profile]
+    return [
+        name for name, found in zip(extractor.feature_names, has_value, strict=True) if found and name not in profile
+    ]
 
 
 def read_actions(actions: Any) -> tuple[list[str], dict[str, list[Any]], NDArray[np.int64], NDArray[np.float64]]:

@@ -41,7 +41,6 @@ from .embeddings_mcm import ValueEmbedding
 from .modeling_mcm import FIRST_LABEL, MCMForMultiTaskRecommendation
 
 NETWORKS, UNITS = 4, 32  # small networks whose mean is the score, and hidden units of each
-READ_DROPOUT, UNIT_DROPOUT = 0.3, 0.5  # of what a network reads, and of its hidden units
 LEAST_SPREAD, FARTHEST = 0.05, 5.0  # of numbers that are standardised
 
 
@@ -108,9 +107,9 @@ class ActionHead(nn.Module):
     """From the customer, the action and what is known of both to one log-odds an outcome.
 
         q_a = Q e_a;  r_a = sum_i softmax_i(q_a . h_i) h_i                                  (equation 2 for actions)
-        logit_o(a) = bias_o + g_o . preferences(a) + mean_n (d_no . x + w_no . f_n(s, r_a, e_a, r_a * e_a, x))
+        logit_o(a) = bias_o + g_o . preferences(a) + mean_n (d_no . x + w_no . f_n(r_a, e_a, r_a * e_a, x))
 
-    s is the customer state, x the numbers, standardised, f_n one hidden layer. Few customers take an offer, so the N
+    x is the numbers and the customer state, standardised, f_n one hidden layer. Few customers take an offer, so the N
     networks are small, much of what they read is dropped out in training, each is trained as if it were alone, and
     the mean of their log-odds is the score. d and w start at 0 and the g alike, so fine-tuning starts from MCM's own
     ranking.
@@ -119,11 +118,12 @@ class ActionHead(nn.Module):
     def __init__(self, config: MCMConfig):
         super().__init__()
         hidden, outcomes, tasks = config.hidden_size, len(config.action_outcomes), len(config.tasks)
-        known = 2 * tasks + sum(map(len, count_names(config)))
+        known = 2 * tasks + sum(map(len, count_names(config))) + config.embedding_size
         self.query = nn.Linear(hidden, hidden, bias=False)
         self.standardised = Standardised(known)
-        self.dense = nn.Linear(config.embedding_size + 3 * hidden + known, NETWORKS * UNITS)
+        self.dense = nn.Linear(3 * hidden + known, NETWORKS * UNITS)
         self.activation = nn.GELU()
+        self.dropout = nn.Dropout(config.action_dropout)
         self.output = nn.Parameter(torch.empty(NETWORKS, UNITS, outcomes))
         self.bias = nn.Parameter(torch.empty(outcomes))
         self.direct = nn.Parameter(torch.empty(NETWORKS, known, outcomes))
@@ -142,24 +142,22 @@ class ActionHead(nn.Module):
 
         Args:
             hidden, unit_mask: h of shape `(B, U, H)` and where it is real.
-            states (`(B, S)`): s, the customer states.
+            states (`(B, S)`): the customer states.
             actions: e of shape `(A, H)`.
             offered: which actions each customer is offered, of shape `(B, K)`; negative where one has fewer.
             preferences: of shape `(B, K, T)`.
-            known: x of shape `(B, K, X)`.
+            known: the numbers, of shape `(B, K, X)`.
         """
         real, asked = offered >= 0, actions[offered.clamp(min=0)]
         weights = (self.query(asked) @ hidden.transpose(1, 2)).masked_fill(~unit_mask[:, None], float("-inf"))
         read = weights.softmax(-1) @ hidden  # r: (B, K, H)
+        known = torch.cat([known.to(read.dtype), states[:, None].expand(-1, read.shape[1], -1)], -1)
         if self.training:
             self.standardised.see(known[real])
-        known = self.standardised(known).to(read.dtype) * real[..., None]
-        known = nn.functional.dropout(known, READ_DROPOUT, self.training)
-        states = states[:, None].expand(-1, read.shape[1], -1)
-        vectors = torch.cat([states, read, asked, read * asked], -1)
-        vectors = nn.functional.dropout(vectors, READ_DROPOUT, self.training)
+        known = self.dropout(self.standardised(known).to(read.dtype) * real[..., None])
+        vectors = self.dropout(torch.cat([read, asked, read * asked], -1))
         units = self.activation(self.dense(torch.cat([vectors, known], -1))).unflatten(-1, (NETWORKS, UNITS))
-        units = nn.functional.dropout(units, UNIT_DROPOUT, self.training)
+        units = self.dropout(units)
         scores = torch.einsum("bknu,nuo->nbko", units, self.output) + torch.einsum("bkx,nxo->nbko", known, self.direct)
         return scores + self.bias + preferences @ self.preference_gain.T
 

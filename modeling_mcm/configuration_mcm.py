@@ -149,6 +149,8 @@ class MCMConfig(PreTrainedConfig):
     action_features (`list[str]`, *optional*):
         The features of an action whose values are counted in the history: how many events share one with it, how long
         ago, and which share of all events that is. Default: the tasks.
+    action_dropout (`float`):
+        Share of what the networks of that model's head read, and of their hidden units, that training leaves out.
     action_history_feature (`str`, *optional*):
         The feature whose every value is counted in the history too, such as the token type: how often, and how long
         ago, a customer redeemed coupons tells whether they will again.
@@ -204,6 +206,7 @@ class MCMConfig(PreTrainedConfig):
     action_ids: list[str] = field(default_factory=list)
     action_half_lives_days: list[float | int] = field(default_factory=lambda: [14.0, 60.0, 365.0])
     action_features: list[str] | None = None
+    action_dropout: float = 0.4
     action_history_feature: str | None = None
     pad_token_id: int | None = 0
     # what transformers' BertLayer reads besides

@@ -270,7 +270,9 @@ def test_a_batch_with_one_offer_can_be_trained_on(action_model, batch_of, offers
 def test_it_overfits_a_batch_and_is_stored_whole(action_model, batch_of, embedding, tmp_path):
     ids = ["three", "any of two", "aisle", "click"]
     changes = {"action_embedding": embedding, "action_ids": [] if embedding == "features" else ids}
-    model = action_model(extended=True, hidden_dropout_prob=0.0, event_dropout_prob=0.0, **changes).train()
+    model = action_model(
+        extended=True, hidden_dropout_prob=0.0, event_dropout_prob=0.0, action_dropout=0.0, **changes
+    ).train()
     inputs = batch_of(model, range(12))
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     losses = []
