@@ -165,6 +165,16 @@ class EncodedActions:
         return np.stack([keys // count // length, keys // count % length, keys % count], axis=1)
 
 
+def features_of_actions(extractor: MCMFeatureExtractor, columns: Mapping[str, Any]) -> list[str]:
+    """The features of events that some action has a value of; `columns` as in `EncodedActions`."""
+    with naming("The actions"):
+        has_value = (extractor.encode_actions(columns) != MISSING_ID).any(0)
+    profile = {feature["name"] for feature in extractor.features if feature.get("profile")}
+    return [
+        name for name, found in zip(extractor.feature_names, has_value, strict=True) if found and name not in profile
+    ]
+
+
 def read_actions(actions: Any) -> tuple[list[str], dict[str, list[Any]], NDArray[np.int64], NDArray[np.float64]]:
     """Raw actions as a person writes them, for `EncodedActions`.
 
@@ -194,4 +204,4 @@ def read_actions(actions: Any) -> tuple[list[str], dict[str, list[Any]], NDArray
     return list(rows), {name: [row.get(name) for row in ordered] for name in names}, offsets, weights
 
 
-__all__ = ["EncodedActions", "read_actions"]
+__all__ = ["EncodedActions", "features_of_actions", "read_actions"]

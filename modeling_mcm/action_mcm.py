@@ -15,13 +15,13 @@
 """The head for offers (section 3.3 of the paper): a score for each outcome of each action that a customer is offered.
 
 An action is an interaction not yet taken, so its embedding comes out of the module that embeds interactions: an
-action that was never seen in training has one too. On top of the encoder each action reads the history with a new
-attentional readout. Beside it stands evidence: what pre-training expects of the action's values, which is MCM's own
-scores, and what a softmax average can't hold, how often the customer did already what the action asks.
+action that was never seen in training has one too. The head reads the customer state at the time of the offers, the
+action, the history with a new attentional readout for the action, and numbers: what pre-training expects of the
+action's values, which is MCM's own scores, and the customer's counts of what the action asks (`action_counts_mcm`).
 
 Shapes: B customers, L events, U encoder units, H hidden, J features, T tasks; A actions of the batch, R rows of
 actions (an action that covers several kinds of interactions has a row for each), M events that did what an action
-asks, D half-lives, X numbers of evidence, K offers of the customer with the most, O outcomes.
+asks, X numbers that are known of an offer, K offers of the customer with the most, O outcomes, N small networks.
 """
 
 from collections.abc import Mapping
@@ -35,9 +35,13 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
+from .action_counts_mcm import ActionCounts, count_names
 from .configuration_mcm import MCMConfig
 from .embeddings_mcm import ValueEmbedding
 from .modeling_mcm import FIRST_LABEL, MCMForMultiTaskRecommendation
+
+NETWORKS, UNITS = 4, 32  # small networks whose mean is the score, and hidden units of each
+LEAST_SPREAD, FARTHEST = 0.05, 5.0  # of numbers that are standardised
 
 
 @auto_docstring(custom_intro="What [`MCMForActionRecommendation`] returns.")
@@ -65,63 +69,97 @@ class MCMActionOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
+class Standardised(nn.Module):
+    """Numbers less their mean over their spread, both of all that training has seen so far.
+
+    Moments of the batch alone, as in batch normalisation, would take the customers' level away: batches are of
+    histories of similar length.
+    """
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.count = nn.Buffer(torch.zeros(()))
+        self.mean = nn.Buffer(torch.zeros(size))
+        self.square = nn.Buffer(torch.ones(size))
+
+    def reset_parameters(self):
+        """Nothing has been seen."""
+        init.zeros_(self.count)
+        init.zeros_(self.mean)
+        init.ones_(self.square)
+
+    @torch.no_grad()
+    def see(self, rows: torch.Tensor) -> None:
+        """Takes more rows, of shape `(rows, numbers)`, into the moments."""
+        rows = rows.to(self.mean.dtype)
+        self.count += len(rows)
+        share = len(rows) / self.count.clamp(min=1)
+        self.mean += share * (rows.mean(0) - self.mean)
+        self.square += share * (rows.square().mean(0) - self.square)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """The values, standardised, of the same shape."""
+        spread = (self.square - self.mean.square()).clamp(min=LEAST_SPREAD**2).sqrt()
+        return ((values - self.mean) / spread).clamp(-FARTHEST, FARTHEST)
+
+
 class ActionHead(nn.Module):
-    """From the customer, the action and the evidence to one log-odds an outcome.
+    """From the customer, the action and what is known of both to one log-odds an outcome.
 
         q_a = Q e_a;  r_a = sum_i softmax_i(q_a . h_i) h_i                                  (equation 2 for actions)
-        logit_o(a) = bias_o + g_o . preferences(a) + d_o . x + w_o . f(c, r_a, e_a, r_a * e_a, x)
+        logit_o(a) = bias_o + g_o . preferences(a) + mean_n (d_no . x + w_no . f_n(r_a, e_a, r_a * e_a, x))
 
-    c is the customer embedding, x the evidence, standardised over the offers, f one hidden layer. d and w start at 0
-    and the g alike, so fine-tuning starts from MCM's own ranking.
+    x is the numbers and the customer state, standardised, f_n one hidden layer. Few customers take an offer, so the N
+    networks are small, much of what they read is dropped out in training, each is trained as if it were alone, and
+    the mean of their log-odds is the score. d and w start at 0 and the g alike, so fine-tuning starts from MCM's own
+    ranking.
     """
 
     def __init__(self, config: MCMConfig):
         super().__init__()
         hidden, outcomes, tasks = config.hidden_size, len(config.action_outcomes), len(config.tasks)
-        sizes = dict(zip(config.features, config.vocabulary_sizes, strict=True))
-        kinds = sizes.get(config.action_history_feature or "", FIRST_LABEL) - FIRST_LABEL
-        counts = 2 + tasks + (1 + kinds if config.action_history_feature else 0)
-        evidence = 2 * tasks + counts * len(config.action_half_lives_days)
+        known = 2 * tasks + sum(map(len, count_names(config))) + config.embedding_size
         self.query = nn.Linear(hidden, hidden, bias=False)
-        self.norm = nn.BatchNorm1d(evidence, momentum=None, affine=False)
-        self.dense = nn.Linear(config.embedding_size + 3 * hidden + evidence, hidden)
+        self.standardised = Standardised(known)
+        self.dense = nn.Linear(3 * hidden + known, NETWORKS * UNITS)
         self.activation = nn.GELU()
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.output = nn.Linear(hidden, outcomes)
-        self.direct = nn.Linear(evidence, outcomes, bias=False)
+        self.dropout = nn.Dropout(config.action_dropout)
+        self.output = nn.Parameter(torch.empty(NETWORKS, UNITS, outcomes))
+        self.bias = nn.Parameter(torch.empty(outcomes))
+        self.direct = nn.Parameter(torch.empty(NETWORKS, known, outcomes))
         self.preference_gain = nn.Parameter(torch.empty(outcomes, tasks))
 
     def reset_parameters(self):
         """Fine-tuning starts from MCM's own ranking."""
         init.eye_(self.query.weight)
-        init.zeros_(self.output.weight)
-        init.zeros_(self.output.bias)
-        init.zeros_(self.direct.weight)
+        init.zeros_(self.output)
+        init.zeros_(self.bias)
+        init.zeros_(self.direct)
         init.constant_(self.preference_gain, 1 / self.preference_gain.shape[1])
 
-    def forward(self, hidden, unit_mask, customers, actions, offered, preferences, evidence):
-        """Log-odds of shape `(B, K, O)`.
+    def forward(self, hidden, unit_mask, states, actions, offered, preferences, known):
+        """Log-odds of every network, of shape `(N, B, K, O)`.
 
         Args:
             hidden, unit_mask: h of shape `(B, U, H)` and where it is real.
-            customers (`(B, S)`): c, the customer embeddings.
+            states (`(B, S)`): the customer states.
             actions: e of shape `(A, H)`.
             offered: which actions each customer is offered, of shape `(B, K)`; negative where one has fewer.
             preferences: of shape `(B, K, T)`.
-            evidence: of shape `(B, K, X)`.
+            known: the numbers, of shape `(B, K, X)`.
         """
         real, asked = offered >= 0, actions[offered.clamp(min=0)]
         weights = (self.query(asked) @ hidden.transpose(1, 2)).masked_fill(~unit_mask[:, None], float("-inf"))
         read = weights.softmax(-1) @ hidden  # r: (B, K, H)
-        rows, known = evidence[real], torch.zeros_like(evidence)
-        # One offer alone has no spread, so it is standardised by those that were seen before.
-        alone = self.training and len(rows) == 1
-        seen = (self.norm.running_mean, self.norm.running_var)
-        known[real] = nn.functional.batch_norm(rows, *seen) if alone else self.norm(rows)
-        customers = customers[:, None].expand(-1, read.shape[1], -1)
-        features = torch.cat([customers, read, asked, read * asked, known], -1)
-        scores = self.output(self.dropout(self.activation(self.dense(features))))
-        return scores + self.direct(known) + preferences @ self.preference_gain.T
+        known = torch.cat([known.to(read.dtype), states[:, None].expand(-1, read.shape[1], -1)], -1)
+        if self.training:
+            self.standardised.see(known[real])
+        known = self.dropout(self.standardised(known).to(read.dtype) * real[..., None])
+        vectors = self.dropout(torch.cat([read, asked, read * asked], -1))
+        units = self.activation(self.dense(torch.cat([vectors, known], -1))).unflatten(-1, (NETWORKS, UNITS))
+        units = self.dropout(units)
+        scores = torch.einsum("bknu,nuo->nbko", units, self.output) + torch.einsum("bkx,nxo->nbko", known, self.direct)
+        return scores + self.bias + preferences @ self.preference_gain.T
 
 
 @auto_docstring(custom_intro="MCM fine-tuned to offers: for every offered action, the log-odds of every outcome.")
@@ -138,7 +176,7 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, ActionHead):
+        if isinstance(module, (ActionHead, Standardised)):
             module.reset_parameters()
 
     def _check_resizable(self, feature: str) -> None:
@@ -165,83 +203,43 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         summed = embedded.new_zeros(len(ids), embedded.shape[-1]).index_add(0, rows, embedded)
         return summed if own is None else summed + own
 
-    def evidence_for(
+    def known_of(
         self,
         logits: Mapping[str, torch.Tensor],
-        input_ids: torch.Tensor,
-        visit_ids: torch.Tensor | None,
-        ages: torch.Tensor,
+        counts: ActionCounts,
         action_ids: torch.Tensor,
         rows: torch.Tensor,
         matches: torch.Tensor,
         offered: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is known of the offers beside hidden vectors.
+        """The numbers that are known of the offers.
 
         Args:
             logits: MCM's own scores, task -> `(B, V)`.
-            input_ids: of the histories, of shape `(B, L, J)`.
-            visit_ids: of the histories, of shape `(B, L)`; `None` makes each event a visit.
-            ages: days from each event to the offers, infinite where there is no event, of shape `(B, L)`.
+            counts: of the histories, at the time of the offers.
             action_ids: feature ids of the actions' rows, of shape `(R, J)`.
             rows: the action of each row, of shape `(R,)`.
             matches: as `action_matches` of `forward`.
             offered: as `offered_actions` of `forward`.
 
         Returns:
-            Preferences of shape `(B, K, T)` and evidence of shape `(B, K, X)`: preferences; log(1 + n) of the events
-            that did what the action asks, n halved with every half-life; the same of the visits with such an event; of
-            such events with the action's value of `config.action_history_feature` (bought with a coupon, where the
-            action is a coupon); of the events that share a label with it, task by task; log(1 + labels of the
-            action), task by task; log(1 + n) of all events with each value of `config.action_history_feature`.
+            Preferences of shape `(B, K, T)`, and x of shape `(B, K, X)`: preferences; log(1 + labels of the action),
+            task by task; and the numbers of `count_names`.
         """
-        half_lives = ages.new_tensor(self.config.action_half_lives_days)
-        weights = torch.exp2(-ages[..., None] / half_lives)  # (B, L, D)
-        batch, asked = torch.arange(len(ages), device=ages.device)[:, None], offered.clamp(min=0)
-        count = int(offered.max()) + 1
-        owners, events, actions = matches.T
-        cells, of_matches = owners * count + actions, weights[owners, events]
-
-        def total_of(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-            """Of each customer and action, of shape `(B, A, D)`."""
-            zeros = values.new_zeros(len(ages) * count, len(half_lives))
-            return zeros.index_add(0, places, values).view(len(ages), count, -1)
-
-        visits = events if visit_ids is None else visit_ids[owners, events]
-        keys, visit_of = (cells * ages.shape[1] + visits).unique(return_inverse=True)
-        once = of_matches.new_zeros(len(keys), len(half_lives))
-        once = once.scatter_reduce(0, visit_of[:, None].expand_as(of_matches), of_matches, "amax")
-        did = [total_of(of_matches, cells), total_of(once, keys // ages.shape[1])]
-        if self.config.action_history_feature is not None:
-            kind = self.config.features.index(self.config.action_history_feature)
-            asked_kinds = torch.zeros(count, self.config.vocabulary_sizes[kind], dtype=torch.bool, device=ages.device)
-            asked_kinds[rows, action_ids[:, kind]] = True
-            same = asked_kinds[actions, input_ids[owners, events, kind]]
-            did.append(total_of(of_matches[same], cells[same]))
-
-        def counts_of(place: int) -> torch.Tensor:
-            """Of each value of a feature, of shape `(B, V, D)`."""
-            zeros = weights.new_zeros(len(ages), self.config.vocabulary_sizes[place], len(half_lives))
-            return zeros.scatter_add_(1, input_ids[..., place, None].expand_as(weights), weights)
-
-        preferences, shared, sizes = [], [], []
+        batch, asked = torch.arange(len(offered), device=offered.device)[:, None], offered.clamp(min=0)
+        number = int(offered.max()) + 1
+        preferences, sizes = [], []
         for place, task in zip(self.task_features, self.config.tasks, strict=True):
-            values = self.config.vocabulary_sizes[place]
-            pairs = (rows * values + action_ids[:, place]).unique()  # a label counts once an action
-            pairs = pairs[pairs % values >= FIRST_LABEL]
-            actions, labels = pairs // values, pairs % values
-            size = torch.bincount(actions, minlength=count).to(weights.dtype)
-            of_labels = torch.cat([logits[task].softmax(-1)[..., None], counts_of(place)], -1)[:, labels]
-            total = of_labels.new_zeros(len(ages), count, 1 + len(half_lives)).index_add(1, actions, of_labels)
-            preferences.append(torch.where(size > 0, total[..., 0].clamp(1e-9, 1).log(), 0.0)[batch, asked])
-            shared.append(total[..., 1:].log1p()[batch, asked])
-            sizes.append(size.log1p()[asked])
+            actions, labels = counts.labels_of(place, action_ids, rows)
+            size = torch.bincount(actions, minlength=number)
+            chances = logits[task].softmax(-1)[:, labels]
+            total = chances.new_zeros(len(chances), number).index_add(1, actions, chances).clamp(1e-9, 1)
+            preferences.append(torch.where(size > 0, total.log(), 0.0)[batch, asked])
+            sizes.append(size.to(total.dtype).log1p()[asked])
         own = torch.stack(preferences, -1)
-        found = [own, *(each.log1p()[batch, asked] for each in did), *shared, torch.stack(sizes, -1)]
-        if self.config.action_history_feature is not None:
-            kinds = counts_of(kind)[:, FIRST_LABEL:]
-            found.append(kinds.log1p().flatten(1)[:, None].expand(-1, offered.shape[1], -1))
-        return own, torch.cat(found, -1)
+        of_offers = counts.of_offers(action_ids, rows, matches, number)[batch, asked]
+        of_customers = counts.of_customers()[:, None].expand(-1, offered.shape[1], -1)
+        return own, torch.cat([own, torch.stack(sizes, -1), of_offers, of_customers], -1)
 
     @can_return_tuple
     @auto_docstring(custom_intro="From histories and offered actions to log-odds, and to the loss.\n")
@@ -308,16 +306,17 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         with torch.no_grad():
             inputs = (input_ids, attention_mask, visit_ids, event_times)
             expected = super().forward(*inputs, encoder_outputs=outputs).logits
-            known: Any = (action_input_ids, action_rows, action_matches, offered_actions)
-            own, evidence = self.evidence_for(
-                expected, input_ids, visit_ids, ages.masked_fill(~happened, torch.inf), *known
-            )
+            happened_at = ages.masked_fill(~happened, torch.inf)
+            counts = ActionCounts(self.config, input_ids, visit_ids, happened_at, event_values)
+            offers: Any = (action_input_ids, action_rows, action_matches, offered_actions)
+            own, known = self.known_of(expected, counts, *offers)
         actions = self.action_embeddings(action_input_ids, action_rows, action_weights, action_ids)
         units = (outputs.last_hidden_state, outputs.unit_mask.bool(), outputs.pooler_output)
-        own, evidence = own.to(actions.dtype), evidence.to(actions.dtype)
-        logits = self.action_head(*units, actions, offered_actions, own, evidence)
+        own = own.to(actions.dtype)
+        each = self.action_head(*units, actions, offered_actions, own, known)
+        logits = each.mean(0)
         return MCMActionOutput(
-            loss=None if labels is None else offer_loss(logits, labels),
+            loss=None if labels is None else offer_loss(each if self.training else logits, labels),
             logits=logits.masked_fill(offered_actions[..., None] < 0, torch.finfo(logits.dtype).min / 2),
             preferences=own,
             pooler_output=outputs.pooler_output,
@@ -330,12 +329,12 @@ def offer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy: sum over outcomes and observed offers, mean over customers.
 
     Args:
-        logits: of shape `(B, K, O)`.
-        labels: 1, 0, or a negative number where the outcome was not observed, of the same shape.
+        logits: of shape `(B, K, O)`, or `(N, B, K, O)`: the mean over the N.
+        labels: 1, 0, or a negative number where the outcome was not observed, of shape `(B, K, O)`.
     """
-    observed = labels >= 0
-    losses = nn.functional.binary_cross_entropy_with_logits(logits, labels.clamp(min=0), reduction="none")
-    return (losses * observed).sum() / logits.shape[0]
+    observed, labels = labels >= 0, labels.clamp(min=0).expand_as(logits)
+    losses = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    return (losses * observed).sum() / logits[..., 0, 0].numel()
 
 
 __all__ = ["MCMForActionRecommendation"]

@@ -147,7 +147,13 @@ class MCMConfig(PreTrainedConfig):
     action_ids (`list[str]`, *optional*):
         The actions that have a vector of their own.
     action_half_lives_days (`list[float]`, *optional*):
-        How fast what a customer did is forgotten where an action asks for the same; one count each.
+        How fast what a customer did is forgotten where an action asks for the same; one count each, beside one that
+        does not fade.
+    action_features (`list[str]`, *optional*):
+        The features of an action whose values are counted in the history: how many events share one with it, how long
+        ago, and which share of all events that is. Default: the tasks.
+    action_dropout (`float`):
+        Share of what the networks of that model's head read, and of their hidden units, that training leaves out.
     action_history_feature (`str`, *optional*):
         The feature whose every value is counted in the history too, such as the token type: how often, and how long
         ago, a customer redeemed coupons tells whether they will again.
@@ -207,6 +213,8 @@ class MCMConfig(PreTrainedConfig):
     action_embedding: str = "features"
     action_ids: list[str] = field(default_factory=list)
     action_half_lives_days: list[float | int] = field(default_factory=lambda: [14.0, 60.0, 365.0])
+    action_features: list[str] | None = None
+    action_dropout: float = 0.4
     action_history_feature: str | None = None
     label_mean: float | int = 0.0
     label_std: float | int = 1.0
@@ -263,7 +271,7 @@ class MCMConfig(PreTrainedConfig):
             )
         if missing := [name for name in self.label_features if name not in self.features]:
             raise ValueError(f"`label_features` names {missing}, which are not among the features {self.features}.")
-        for name in ("state_features", "taste_features", "summed_features"):
+        for name in ("state_features", "taste_features", "summed_features", "action_features"):
             if missing := [feature for feature in getattr(self, name) or [] if feature not in self.features]:
                 raise ValueError(f"`{name}` names {missing}, which are not among the features {self.features}.")
         if twice := sorted(set(self.state_features or []) & set(self.taste_features or [])):

@@ -234,7 +234,7 @@ class ActionScoresPipeline(_CustomerPipeline):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         head: Any = self.model.action_head
-        if not (head.output.weight.any() or head.direct.weight.any()):  # both are 0 until something was learned
+        if not (head.output.any() or head.direct.any()):  # both are 0 until something was learned
             raise ValueError(
                 f"{self.model.name_or_path or 'The model'} has no trained head for actions: chances would be made up. "
                 "Fine-tune it to offers first (training/run_finetune.py, docs/offers.md)."

@@ -30,10 +30,11 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation
+from modeling_mcm.action_inputs_mcm import features_of_actions
 from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
 from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
-from modeling_mcm.data.offers import SPLITS, TEST, TRAIN, VALIDATION, load_offers
+from modeling_mcm.data.offers import SPLITS, TEST, TRAIN, VALIDATION, Offers, load_offers
 from modeling_mcm.evaluation.offers import OfferMetrics
 from modeling_mcm.extras import needs
 from modeling_mcm.training.checkpoints import check_files, read_checkpoint
@@ -104,11 +105,12 @@ class FineTuningArguments(PretrainingArguments):
 
 
 def read_model(
-    options: FineTuningOptions, extractor: MCMFeatureExtractor, outcomes: list[str], action_ids: list[str]
+    options: FineTuningOptions, extractor: MCMFeatureExtractor, offers: Offers, action_ids: list[str]
 ) -> MCMForActionRecommendation:
-    """The checkpoint with a new head for these outcomes, or a model like it as it stands before any pre-training."""
+    """The checkpoint with a new head for these offers, or a model like it as it stands before any pre-training."""
     known: dict[str, Any] = {
-        "action_outcomes": outcomes,
+        "action_outcomes": list(offers.outcomes),
+        "action_features": features_of_actions(extractor, offers.columns),
         "action_embedding": options.action_embedding,
         "action_history_feature": extractor.token_type_feature,
         "action_ids": [] if options.action_embedding == "features" else action_ids,
@@ -176,7 +178,7 @@ def main() -> None:
         groups = groups[np.sort(kept)]
     offers.check_trainable(groups, outcomes)
     learned_actions = sorted(set(offers.action_ids[np.unique(offers.actions[offers.places(groups)])]))
-    model = read_model(options, extractor, outcomes, learned_actions)
+    model = read_model(options, extractor, offers, learned_actions)
     if options.freeze_encoder:
         model.freeze_encoder()
 

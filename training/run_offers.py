@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from offers_report import FINE_TUNED, GBDT, METRICS, OWN_VECTORS, RANDOM, ZERO_SHOT, write_page
 from safetensors.numpy import load_file, save_file
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation
@@ -46,30 +47,16 @@ from modeling_mcm.evaluation.offers import (
     resample_customers,
     score_offers,
 )
-from modeling_mcm.evaluation.offers_gbdt import SEARCH, TREES, LightGBMOffers, OfferTable, offer_features
-from modeling_mcm.files_mcm import write_json, write_text
+from modeling_mcm.evaluation.offers_gbdt import LightGBMOffers, OfferTable, offer_features
+from modeling_mcm.files_mcm import write_json
 
-from ablation_report import _interval, _markdown
 from arguments import parse_options
 from run_ablation import is_finished, write_record
 
 logger = logging.getLogger("run_offers")
 ROOT = Path(__file__).resolve().parents[1]
 OUTCOME, WHOLE_HISTORY = "conversion", 10**6
-METRICS = {
-    "average_precision": "who: average precision",
-    "roc_auc": "who: ROC AUC",
-    "ndcg@10": "which: NDCG@10",
-    "recall@10": "which: recall@10",
-}
 FACTS = ("seconds", "steps", "trained_parameters")
-ZERO_SHOT, FINE_TUNED, RANDOM, GBDT, OWN_VECTORS = (
-    "MCM without fine-tuning",
-    "MCM fine-tuned",
-    "MCM from random weights",
-    "LightGBM",
-    "MCM, own vectors of actions too",
-)
 VARIANTS: dict[str, list[str]] = {
     FINE_TUNED: [],
     RANDOM: ["--from_scratch"],
@@ -287,18 +274,21 @@ def compare(options: OfferComparison) -> dict[str, Any]:
         }
     curve["1"] = {name: methods[name] for name in (FINE_TUNED, RANDOM, GBDT)}
 
+    def differences_of(ours: Mapping[str, NDArray], found: Mapping[str, NDArray]) -> dict[str, Any]:
+        with np.errstate(invalid="ignore"):
+            return {metric: interval(ours[metric] / found[metric] - 1, customers)._asdict() for metric in METRICS}
+
     def intervals(found: Mapping[str, NDArray]) -> dict[str, Any]:
         of_metrics = {metric: interval(found[metric], customers)._asdict() for metric in METRICS}
         return of_metrics | {"by_seed": {metric: found[f"seeds {metric}"].tolist() for metric in METRICS}}
 
     once = mean_metrics(truth, [comparison.finetuned(FINE_TUNED, seeds[0])], weights)
     ours = {name: once if name in ONCE else methods[FINE_TUNED] for name in methods}
-    with np.errstate(invalid="ignore"):
-        differences = {
-            name: {metric: interval(ours[name][metric] / found[metric] - 1, customers)._asdict() for metric in METRICS}
-            for name, found in methods.items()
-            if name != FINE_TUNED
-        }
+    differences = {name: differences_of(ours[name], found) for name, found in methods.items() if name != FINE_TUNED}
+    with_fewer = {
+        share: {name: differences_of(found[FINE_TUNED], found[name]) for name in (RANDOM, GBDT)}
+        for share, found in curve.items()
+    }
     took = {}
     for name in VARIANTS:
         files = [comparison.folder_of(name, seed) / "finetuning.json" for seed in seeds_of(name, seeds)]
@@ -315,72 +305,10 @@ def compare(options: OfferComparison) -> dict[str, Any]:
         "methods": {name: intervals(found) for name, found in methods.items()},
         "differences": differences,
         "curve": {share: {name: intervals(each) for name, each in found.items()} for share, found in curve.items()},
+        "with_fewer": with_fewer,
         "lightgbm": chosen,
         "took": took,
     }
-
-
-def write_page(results: dict[str, Any], path: Path) -> None:
-    """Writes the page from what `compare` found."""
-    methods, chosen = results["methods"], results["lightgbm"]["chosen"]
-    names = list(METRICS)
-    lines = [
-        "# Results on offers",
-        "",
-        f"Written by `{results['command']}` from the files of its runs ([what offers are](offers.md)).",
-        "",
-        f"{results['data']}: {results['groups']:,} test groups of {results['customers']:,} customers, of which "
-        f"{results['takers']} take an offer; {results['learned']:,} groups to learn from. **Who** responds ranks all "
-        "groups, **which** offer ranks the offers of each group that takes one. The mean over the seeds "
-        f"{', '.join(map(str, results['seeds']))}; 95% intervals resample customers.",
-        "",
-    ]
-    rows = [
-        [
-            name,
-            *(_interval(found[metric]) for metric in names),
-            " ".join(f"{v:.3f}" for v in found["by_seed"]["ndcg@10"]),
-        ]
-        for name, found in methods.items()
-    ]
-    lines += _markdown(["method", *METRICS.values(), "NDCG@10 by seed"], rows)
-    lines += [
-        f"{OWN_VECTORS}: the first seed alone, compared with the same seed of {FINE_TUNED}. A vector alone "
-        "(`--action_embedding learned`) can't score the test offers: most of their actions were never offered before, "
-        "and MCM refuses those.",
-        "",
-        f"## {FINE_TUNED} over each method",
-        "",
-        "Relative differences, in pairs of the same customers.",
-        "",
-    ]
-    rows = [
-        [name, *(_interval(found[metric], percent=True) for metric in names)]
-        for name, found in results["differences"].items()
-    ]
-    lines += _markdown(["over", *METRICS.values()], rows)
-    lines += ["## With fewer labels", ""]
-    for metric in ("average_precision", "ndcg@10"):
-        rows = [
-            [f"{float(share):.0%}", *(_interval(each[metric]) for each in found.values())]
-            for share, found in results["curve"].items()
-        ]
-        lines += _markdown([METRICS[metric], *results["curve"]["1"]], rows)
-    lines += ["## What fine-tuning took", ""]
-    rows = [[name, *(f"{value:,.0f}" for value in found.values())] for name, found in results["took"].items()]
-    lines += _markdown(["model", "seconds", "steps", "trained parameters"], rows)
-    lines += ["## LightGBM: features and search", ""]
-    for question, setting in chosen.items():
-        shown = (
-            f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in setting.items()
-        )
-        lines.append(f"- {question}: " + ", ".join(shown))
-    lines += ["", f"Searched: {SEARCH}, trees {TREES}.", ""]
-    for kind in ("group_features", "offer_features"):
-        found = results["lightgbm"][kind]
-        lines += [f"{kind.replace('_', ' ').capitalize()} ({len(found)}): {', '.join(found)}.", ""]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "\n".join(lines).rstrip() + "\n")
 
 
 def main() -> None:

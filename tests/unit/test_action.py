@@ -14,6 +14,7 @@ from modeling_mcm import (
     MCMForActionRecommendation,
     MCMForMultiTaskRecommendation,
 )
+from modeling_mcm.action_counts_mcm import NEVER, count_names
 from modeling_mcm.action_inputs_mcm import ActionMatcher, EncodedActions, read_actions
 from modeling_mcm.action_mcm import offer_loss
 from modeling_mcm.data import load_prepared
@@ -177,37 +178,85 @@ def test_unknown_values_match_nothing():
     assert (events.tolist(), rows.tolist()) == ([1], [1])
 
 
-def test_evidence_is_what_counting_by_hand_gives(action_model, batch_of, offers, event_log, extractor):
-    model = action_model(action_half_lives_days=[20.0], action_history_feature="type")
+def known_of(model, inputs):
+    """The numbers that the head reads, and what each of them is."""
+    found = {}
+    hook = model.action_head.register_forward_pre_hook(lambda module, arguments: found.update(known=arguments[-1]))
+    model(**inputs)
+    hook.remove()
+    tasks = model.config.tasks
+    names = [*(f"preference {task}" for task in tasks), *(f"labels {task}" for task in tasks)]
+    return found["known"], [*names, *sum(count_names(model.config), [])]
+
+
+def test_the_counts_of_an_action_are_sums_by_hand(action_model, batch_of, offers, event_log, extractor):
+    model = action_model(
+        action_half_lives_days=[20.0],
+        action_history_feature="type",
+        action_features=["items", "aisle"],
+        summed_features=extractor.numeric_features,
+    )
     groups = [0, 5]
     inputs = batch_of(model, groups)
-    found = {}
-    model.action_head.register_forward_pre_hook(lambda module, arguments: found.update(evidence=arguments[-1]))
-    preferences = model(**inputs).preferences
+    known, names = known_of(model, inputs)
+    assert known.shape[-1] == len(names) == len(set(names))
+    checked = 0
     for place, group in enumerate(groups):
         start = pd.Timestamp(int(offers.times[group]), unit="s")
         log = event_log[(event_log["who"] == offers.customer_ids[group]) & (event_log["when"] < start)]
-        log = log.tail(39 - (log.groupby("basket").size().size + log["basket"].isna().sum()))  # the window, at least
-        weight = 0.5 ** ((start - log["when"]).dt.total_seconds() / 86_400 / 20)
-        names = [offers.action_ids[action] for action in offers.actions[offers.places([group])]]
-        of_two = found["evidence"][place, names.index("any of two")]
-        torch.testing.assert_close(of_two[:3], preferences[place, names.index("any of two")])
-        if len(log) < 30:  # all of it is in the window
-            either = ((log["item"] == "item 07") & (log["aisle"] == "aisle 1")) | (
-                (log["item"] == "item 20") & (log["aisle"] == "aisle 3")
-            )
-            by_label = [log["item"].isin(["item 07", "item 20"]), log["aisle"].isin(["aisle 1", "aisle 3"])]
-            by_label.append(log["action"] == "buy")
-            bought = either & (log["action"] == "buy")
-            visits = (
-                log["basket"].astype(object).where(log["basket"].notna(), log.index.to_series().map("alone {}".format))
-            )
-            once = either & ~(visits[either].duplicated(keep="last").reindex(log.index, fill_value=False))
-            expected = [np.log1p(weight[chosen].sum()) for chosen in (either, once, bought, *by_label)]
-            np.testing.assert_allclose(of_two[3:9].numpy(), expected, rtol=1e-4, atol=1e-5)
-            clicks = of_two[12 + extractor.vocabularies["type"].index("click")]
-            assert clicks.item() == pytest.approx(np.log1p(weight[log["action"] == "click"].sum()), abs=1e-5)
-        np.testing.assert_allclose(of_two[9:12].numpy(), np.log1p([2, 2, 1]), rtol=1e-5)
+        if len(log) >= 30:  # not all of it is in the window
+            continue
+        checked += 1
+        days = (start - log["when"]).dt.total_seconds() / 86_400
+        actions = [offers.action_ids[action] for action in offers.actions[offers.places([group])]]
+        of_two = dict(zip(names, known[place, actions.index("any of two")].tolist(), strict=True))
+        either = ((log["item"] == "item 07") & (log["aisle"] == "aisle 1")) | (
+            (log["item"] == "item 20") & (log["aisle"] == "aisle 3")
+        )
+        visits = log["basket"].astype(object).where(log["basket"].notna(), log.index.to_series().map("{}".format))
+        opens, aisle = ~visits.duplicated(keep="first"), log["aisle"].isin(["aisle 1", "aisle 3"])
+        once = either & ~(visits[either].duplicated(keep="last").reindex(log.index, fill_value=False))
+        chosen = {
+            "did": either,
+            "visits": once,
+            "did as asked": either & (log["action"] == "buy"),
+            "shared items": log["item"].isin(["item 07", "item 20"]),
+            "shared aisle": aisle,
+            f"type {2 + extractor.vocabularies['type'].index('click')}": log["action"] == "click",
+        }
+        for fading, weight in (("20d", 0.5 ** (days / 20)), ("all", days * 0 + 1)):
+            for name, rows in chosen.items():
+                expected = np.log1p(weight[rows].sum())
+                assert of_two[f"{name} {fading}"] == pytest.approx(expected, abs=1e-4), name
+            share = weight[aisle].sum() / weight[log["aisle"].notna()].sum()
+            assert of_two[f"share of aisle {fading}"] == pytest.approx(np.log(share + 1e-3), abs=1e-4)
+            for feature in extractor.numeric_features:
+                column = next(each["column"] for each in extractor.features if each["name"] == feature)
+                total = np.log1p((weight * log[column].fillna(0))[either].sum())
+                assert of_two[f"{feature} of did {fading}"] == pytest.approx(total, abs=1e-4)
+        assert of_two["days since aisle"] == pytest.approx(np.log1p(days[aisle].min()), abs=1e-4)
+        since = np.log1p(days[either].min()) if either.any() else np.log1p(NEVER)
+        assert of_two["days since did"] == pytest.approx(since, abs=1e-4)
+        assert of_two["days since any"] == pytest.approx(np.log1p(days.min()), abs=1e-4)
+        assert (of_two["values of aisle"], of_two["labels items"]) == (pytest.approx(np.log1p(2)),) * 2
+        assert opens.any()
+    assert checked
+
+
+def test_nothing_after_the_time_of_the_offers_changes_a_score(action_model, prepared, extractor, offers):
+    model = action_model(extended=True, summed_features=extractor.numeric_features, action_history_feature="type")
+    collator, groups = OfferCollator(extractor, model.config, offers), OfferGroups(load_prepared(prepared), offers)
+    whole = groups.rows.__getitems__([0, 7])
+    assert all((row["times"] >= offers.times[place]).any() for row, place in zip(whole, (0, 7), strict=True))
+    expected = model(**collator(groups.__getitems__([0, 7]))).logits
+    for row, place in zip(whole, (0, 7), strict=True):
+        after = row["times"] >= offers.times[place]
+        for name, values in row.items():
+            if isinstance(values, np.ndarray) and name.startswith(("feature_", "value_")):
+                row[name] = np.where(after, values.max(), values).astype(values.dtype)
+    groups.rows = whole_rows = type("Rows", (), {})()
+    whole_rows.__getitems__ = lambda places: [whole[(0, 7).index(place)] for place in places]
+    torch.testing.assert_close(model(**collator(groups.__getitems__([0, 7]))).logits, expected, atol=0, rtol=0)
 
 
 def test_a_batch_with_one_offer_can_be_trained_on(action_model, batch_of, offers):
@@ -221,7 +270,9 @@ def test_a_batch_with_one_offer_can_be_trained_on(action_model, batch_of, offers
 def test_it_overfits_a_batch_and_is_stored_whole(action_model, batch_of, embedding, tmp_path):
     ids = ["three", "any of two", "aisle", "click"]
     changes = {"action_embedding": embedding, "action_ids": [] if embedding == "features" else ids}
-    model = action_model(extended=True, hidden_dropout_prob=0.0, event_dropout_prob=0.0, **changes).train()
+    model = action_model(
+        extended=True, hidden_dropout_prob=0.0, event_dropout_prob=0.0, action_dropout=0.0, **changes
+    ).train()
     inputs = batch_of(model, range(12))
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     losses = []

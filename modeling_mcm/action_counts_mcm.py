@@ -1,0 +1,170 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a customer's own counts say of the actions that they are offered: how often, how long ago, what share.
+
+A softmax average can't count, and counts tell most of who takes which offer. They are numbers for the head to read;
+nothing here is trained.
+
+Shapes: B customers, L events, J features, N summed features; A actions of the batch, R rows of actions, M events that
+did what an action asks; D half-lives, the infinite one of counts that do not fade among them; V values of a feature.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from .configuration_mcm import MCMConfig
+from .losses_mcm import FIRST_LABEL
+
+NEVER = 10_000.0  # days, where nothing of the kind has happened
+LEAST_SHARE = 1e-3  # smaller shares of a customer's events are as good as none
+
+
+def counted_features(config: MCMConfig) -> list[str]:
+    """The features of an action whose values are counted in a history: all tasks, if the config names none."""
+    return list(config.tasks if config.action_features is None else config.action_features)
+
+
+def count_names(config: MCMConfig) -> tuple[list[str], list[str]]:
+    """What each number is: of `ActionCounts.of_offers`, and of `ActionCounts.of_customers`."""
+    fading = [*(f"{float(days):g}d" for days in config.action_half_lives_days), "all"]
+    kinds = ["did", "visits", *(f"{name} of did" for name in config.summed_features)]
+    kinds += ["did as asked"] if config.action_history_feature else []
+    names = [f"{kind} {each}" for kind in kinds for each in fading] + ["days since did"]
+    for feature in counted_features(config):
+        names += [f"{kind} {feature} {each}" for kind in ("shared", "share of") for each in fading]
+        names += [f"days since {feature}", f"values of {feature}"]
+    of_customers = [f"visits {each}" for each in fading] + ["days since any"]
+    if (feature := config.action_history_feature) is not None:
+        size = config.vocabulary_sizes[config.features.index(feature)]
+        ids = range(FIRST_LABEL, size)
+        of_customers += [f"{feature} {value} {each}" for value in ids for each in fading]
+        of_customers += [f"days since {feature} {value}" for value in ids]
+    return names, of_customers
+
+
+class ActionCounts:
+    """Counts of a batch of histories at the time of the offers; every count is log(1 + n).
+
+    Args:
+        config: the model's.
+        input_ids (`(B, L, J)`): ids of the histories, the start row first.
+        visit_ids (`(B, L)`, *optional*): the visit of each event; without them every event is a visit.
+        ages (`(B, L)`): days from each event to the offers, infinite where there is no event.
+        event_values (`(B, L, N)`, *optional*): values of the summed features; may be left out where there are none.
+    """
+
+    def __init__(
+        self,
+        config: MCMConfig,
+        input_ids: torch.Tensor,
+        visit_ids: torch.Tensor | None,
+        ages: torch.Tensor,
+        event_values: torch.Tensor | None,
+    ):
+        if config.summed_features and event_values is None:
+            raise ValueError("The head for offers sums values: `event_values` of MCMFeatureExtractor are missing.")
+        self.config, self.input_ids, self.ages, self.event_values = config, input_ids, ages, event_values
+        self.is_event = ages.isfinite()
+        self.visits = torch.arange(ages.shape[1], device=ages.device).expand_as(ages)
+        if visit_ids is not None:
+            self.visits = visit_ids
+        half_lives = ages.new_tensor([*map(float, config.action_half_lives_days), math.inf])
+        days = ages.clamp(min=0, max=NEVER)[..., None]
+        self.weights = torch.exp2(-days / half_lives) * self.is_event[..., None]  # (B, L, D)
+
+    def of_values(self, feature: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """n of each value of a feature, of shape `(B, V, D)`, and the days since the last, of shape `(B, V)`."""
+        place = self.config.features.index(feature)
+        ids, size = self.input_ids[..., place], self.config.vocabulary_sizes[place]
+        counts = self.weights.new_zeros(len(ids), size, self.weights.shape[-1])
+        counts.scatter_add_(1, ids[..., None].expand_as(self.weights), self.weights)
+        days = self.ages.new_full((len(ids), size), NEVER)
+        days.scatter_reduce_(1, ids, self.ages.clamp(max=NEVER), "amin")
+        return counts, days
+
+    def of_customers(self) -> torch.Tensor:
+        """What does not depend on the action, of shape `(B, numbers)`; see `count_names`."""
+        opens = self.is_event & (self.visits != F.pad(self.visits, (1, 0), value=-1)[:, :-1])
+        last = self.ages.clamp(max=NEVER).amin(1, keepdim=True)
+        found = [torch.einsum("bld,bl->bd", self.weights, opens.to(self.weights.dtype)).log1p(), last.log1p()]
+        if self.config.action_history_feature is not None:
+            counts, days = self.of_values(self.config.action_history_feature)
+            found += [counts[:, FIRST_LABEL:].log1p().flatten(1), days[:, FIRST_LABEL:].log1p()]
+        return torch.cat(found, -1)
+
+    def of_offers(self, action_ids: torch.Tensor, rows: torch.Tensor, matches: torch.Tensor, count: int):
+        """What the customers have done of each action, and what it shares with their history.
+
+        Args:
+            action_ids (`(R, J)`): feature ids of the actions' rows.
+            rows (`(R,)`): the action of each row.
+            matches (`(M, 3)`): customer, event and action of each event that did what an action asks.
+            count: A.
+
+        Returns:
+            Of shape `(B, A, numbers)`; see `count_names`.
+        """
+        found = self._of_matches(action_ids, rows, matches, count)
+        for feature in counted_features(self.config):
+            place = self.config.features.index(feature)
+            actions, labels = self.labels_of(place, action_ids, rows)
+            size = torch.bincount(actions, minlength=count).to(self.weights.dtype)
+            counts, days = self.of_values(feature)
+            counts[:, :FIRST_LABEL] = 0
+            shared = counts.new_zeros(len(counts), count, counts.shape[-1]).index_add(1, actions, counts[:, labels])
+            share = shared / counts.sum(1)[:, None].clamp(min=LEAST_SHARE)
+            last = days.new_full((len(days), count), NEVER)
+            last = last.scatter_reduce(1, actions.expand(len(days), -1), days[:, labels], "amin")
+            found += [shared.log1p(), (share + LEAST_SHARE).log(), last[..., None].log1p()]
+            found.append(size.log1p()[None, :, None].expand(len(counts), -1, -1))
+        return torch.cat(found, -1)
+
+    def labels_of(self, place: int, action_ids: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Action and value of each pair of the two, by the place of a feature; a value counts once an action."""
+        values = self.config.vocabulary_sizes[place]
+        pairs = (rows * values + action_ids[:, place]).unique()
+        pairs = pairs[pairs % values >= FIRST_LABEL]
+        return pairs // values, pairs % values
+
+    def _of_matches(self, action_ids: torch.Tensor, rows: torch.Tensor, matches: torch.Tensor, count: int):
+        """Counts, visits, sums and the age of the events that did what an action asks."""
+        batch, length = self.ages.shape
+        owners, events, actions = matches.T
+        cells, weights = owners * count + actions, self.weights[owners, events]
+
+        def total_of(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+            """Of each customer and action, of shape `(B, A, D)`."""
+            zeros = values.new_zeros(batch * count, values.shape[-1])
+            return zeros.index_add(0, places, values).view(batch, count, -1).clamp(min=0).log1p()
+
+        keys, visit_of = (cells * length + self.visits[owners, events]).unique(return_inverse=True)
+        once = weights.new_zeros(len(keys), weights.shape[-1])
+        once = once.scatter_reduce(0, visit_of[:, None].expand_as(weights), weights, "amax")
+        found = [total_of(weights, cells), total_of(once, keys // length)]
+        if self.event_values is not None:
+            values = self.event_values[owners, events]
+            found += [
+                total_of(weights * values[:, [place]], cells) for place in range(len(self.config.summed_features))
+            ]
+        if self.config.action_history_feature is not None:
+            kind = self.config.features.index(self.config.action_history_feature)
+            asked = torch.zeros(count, self.config.vocabulary_sizes[kind], dtype=torch.bool, device=rows.device)
+            asked[rows, action_ids[:, kind]] = True
+            same = asked[actions, self.input_ids[owners, events, kind]]
+            found.append(total_of(weights[same], cells[same]))
+        last = self.ages.new_full((batch * count,), NEVER).scatter_reduce(0, cells, self.ages[owners, events], "amin")
+        return [*found, last.view(batch, count, 1).clamp(min=0).log1p()]
