@@ -401,7 +401,7 @@ def fit_scales(
 def fit_scales_of(
     model: MCMForMultiTaskRecommendation, parts: Mapping[str, tuple[Mapping[str, torch.Tensor], torch.Tensor]]
 ) -> dict[str, dict[str, float]]:
-    """As [`fit_scales`], of the tasks of these parts, some of which may have been left out: see [`validation_parts`]."""
+    """As [`fit_scales`], on parts that are known already ([`validation_parts`]); some may have been left out."""
     result = {}
     for task, (of_task, followed) in parts.items():
         place, wanted = model.config.tasks.index(task), followed[:, FIRST_LABEL:]

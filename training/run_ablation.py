@@ -5,9 +5,9 @@
 
     python training/run_ablation.py --data data/complete_journey/prepared --max_seconds 600 --seeds 0 1 2
 
-Every model trains for the same seconds, ours by its recipe, which may end it before. BERT4Rec and MCM_Single predict one task, so there is one of them for each
-task, each with the whole budget; the others are one model for all tasks of the event schema. Leave the machine to it:
-what else runs on it takes from the budget of whichever model is training.
+Every model trains for the same seconds, ours by its recipe, which may end it before. BERT4Rec and MCM_Single predict
+one task, so there is one of them for each task, each with the whole budget; the others are one model for all tasks of
+the event schema. Leave the machine to it: what else runs on it takes from the budget of whichever model is training.
 
 Finished runs with the same options, configuration and data are kept, so it may be interrupted and run again. A change
 of the code is not noticed: remove the output folder then.
