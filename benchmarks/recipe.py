@@ -34,10 +34,13 @@ from modeling_mcm.evaluation.tables import history_groups
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from recipe_tables import (
+    MCM,
     Answers,
+    Values,
     encoder_sentence,
     history_table,
     markdown,
+    mean_of,
     method_table,
     part_table,
     truth_table,
@@ -61,6 +64,10 @@ TOYS = {
 }
 SHOP, SHOP_CUSTOMERS = "synthetic_shop", 6000
 NEXT, HORIZON, HITS = "next_visit_ndcg@10", "horizon_ndcg@10", "next_visit_hr@10"
+RIVALS = {"BERT4Rec": "configuration/ablations/bert4rec"}  # models of one task, with a training of their own for each
+RIVAL = ("--recipe", "none", "--max_events", "300", "--per_device_train_batch_size", "16", "--learning_rate", "0.002")
+RIVAL += ("--num_train_epochs", "4", "--eval_strategy", "epoch", "--save_strategy", "epoch", "--save_total_limit", "2")
+RIVAL += ("--load_best_model_at_end", "true")
 SENTENCE = "<!-- encoder -->\n", "\n<!-- /encoder -->"  # around it in the README
 
 
@@ -89,6 +96,7 @@ class Log:
         questions: that are asked.
         prepare: options of prepare_data.
         train: options of run_pretrain besides data, output_dir and seed.
+        rivals: of `RIVALS`, which answer the first question.
     """
 
     name: str
@@ -96,6 +104,7 @@ class Log:
     questions: tuple[Question, ...]
     prepare: tuple[str, ...]
     train: tuple[str, ...] = ("--config", "configuration/mcm-tiny")
+    rivals: tuple[str, ...] = ()
 
 
 @dataclass
@@ -104,6 +113,7 @@ class Options:
 
     toys: str | None = field(default=None, metadata={"help": "Parquet file of Toys and Games; left out if not given."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the trainings."})
+    rival_seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds of BERT4Rec's trainings."})
     folder: str = field(default="build/recipe", metadata={"help": "Folder for the data, the runs and their values."})
     report_file: str | None = field(default=None, metadata={"help": "Markdown file to write; printed if not given."})
     readme: str | None = field(
@@ -118,7 +128,7 @@ def logs(options: Options, folder: Path) -> list[Log]:
     journey += (Question("30 days, never bought", HORIZON, ("--horizon_days", "30", "--only_new")),)
     recipe = ("configuration/recipes/quickstart.yaml",)
     demo = ("--demo", "complete_journey")
-    found = [Log("complete_journey", ("product_type", "product_category"), journey, demo, recipe)]
+    found = [Log("complete_journey", ("product_type", "product_category"), journey, demo, recipe, tuple(RIVALS))]
     shop = folder / "shop.parquet"
     if not shop.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -163,6 +173,20 @@ def make(log: Log, seed: int, folder: Path) -> list[tuple[Path, Path]]:
     return files
 
 
+def make_rival(rival: str, task: str, log: Log, seed: int, folder: Path) -> Path:
+    """The values' file of a model of one task, which is trained and evaluated where it is missing."""
+    data, model = folder / log.name / "prepared", folder / log.name / f"{rival}-{task}-seed-{seed}"
+    if not (model / "pretraining.json").is_file():
+        alone = [f'{name}=["{task}"]' for name in ("tasks", "trained_tasks", "input_features")]
+        words = ("--config", RIVALS[rival], *RIVAL, "--config_overrides", *alone, "--seed", seed)
+        run("training/run_pretrain.py", *words, "--data", data, "--output_dir", model)
+    values = model / "values.parquet"
+    if not values.is_file():
+        words = ("--model", model, "--data", data, "--baselines", "none", "--shown", 0, "--tasks", task)
+        run("training/run_evaluate.py", *words, "--values_file", values)
+    return values
+
+
 def answers_of(log: Log, options: Options, folder: Path) -> list[Answers]:
     """Everything that is known about a log's questions."""
     made = [make(log, seed, folder) for seed in options.seeds]
@@ -174,6 +198,13 @@ def answers_of(log: Log, options: Options, folder: Path) -> list[Answers]:
     groups = history_groups(find_cases(load_prepared(str(data)), "test", schema.min_history))
     found = []
     for place, question in enumerate(log.questions):
+        rivals: Values = {}
+        for rival in () if place else log.rivals:
+            files = {t: [make_rival(rival, t, log, seed, folder) for seed in options.rival_seeds] for t in log.tasks}
+            rivals[rival] = {
+                task: mean_of([values_of(path, question.metric) for path in paths], MCM)[task]
+                for task, paths in files.items()
+            }
         found.append(
             Answers(
                 log=log.name,
@@ -182,6 +213,7 @@ def answers_of(log: Log, options: Options, folder: Path) -> list[Answers]:
                 seeds=[values_of(files[place][0], question.metric) for files in made],
                 parts=[values_of(files[place][1], question.metric) for files in made],
                 groups=None if place else groups,
+                rivals=rivals,
                 truth=values_of(truth, question.metric) if truth.is_file() else None,
             )
         )
@@ -199,7 +231,8 @@ def page(answers: Sequence[Answers], options: Options) -> str:
         "`configuration/mcm-tiny` with what [the recipe](recipe.md) chose, without other options; Complete Journey is "
         "the quickstart. Values are NDCG@10 where a question names nothing else, of test cases, mean over customers ± "
         f"half of its 95% bootstrap interval; MCM is the mean of {len(options.seeds)} seeds. Differences are in pairs "
-        "of customers, with their 95% intervals.",
+        "of customers, with their 95% intervals. BERT4Rec is a model for each task, trained for four epochs, the best "
+        f"of them on validation taken; seeds {', '.join(map(str, options.rival_seeds))}.",
         "",
         *markdown(method_table(answers)),
         "",

@@ -6,7 +6,7 @@ A customer's value of a method is the mean over its seeds, so that intervals are
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ class Answers:
         parts: of each seed the values of MCM without some of its parts.
         groups: name -> which customers have a history of that length; None where this is not shown.
         truth: the values of the best ranking, where it is known.
+        rivals: the values of other models, which are no counting.
     """
 
     log: str
@@ -41,17 +42,17 @@ class Answers:
     parts: Sequence[Values]
     groups: Mapping[str, NDArray[np.bool_]] | None = None
     truth: Values | None = None
+    rivals: Values = field(default_factory=dict)
 
     @property
     def methods(self) -> Values:
-        """Of counting, and of MCM the mean over its seeds."""
-        return {name: values for name, values in self.seeds[0].items() if name != MCM} | {
-            MCM: mean_of(self.seeds, MCM)
-        }
+        """Of counting and of other models, and of MCM the mean over its seeds."""
+        counted = {name: values for name, values in self.seeds[0].items() if name != MCM}
+        return counted | self.rivals | {MCM: mean_of(self.seeds, MCM)}
 
     def best(self, task: str, chosen: NDArray[np.bool_] | slice = slice(None)) -> str:
         """The best method of counting in a task, of all customers or some."""
-        counted = {name: by_task[task] for name, by_task in self.methods.items() if name != MCM and task in by_task}
+        counted = {name: by_task[task] for name, by_task in self.seeds[0].items() if name != MCM and task in by_task}
         return max(counted, key=lambda name: float(np.nanmean(counted[name][chosen])))
 
 
@@ -84,7 +85,7 @@ def difference_text(first: NDArray, second: NDArray) -> str:
 
 def method_table(answers: Sequence[Answers]) -> list[list[str]]:
     """Every method, and how far MCM is above it."""
-    rows = [["log", "question", "task", "method", "value", "MCM less it"]]
+    rows = [["log", "question", "task", "method", "value", "MCM less it", "MCM over it"]]
     for each in answers:
         for task in each.tasks:
             for method, by_task in each.methods.items():
@@ -93,10 +94,14 @@ def method_table(answers: Sequence[Answers]) -> list[list[str]]:
                 shown = mean_text(by_task[task])
                 if method == MCM:
                     by_seed = ", ".join(f"{np.nanmean(seed[MCM][task]):.4f}" for seed in each.seeds)
-                    less = f"seeds: {by_seed}" if len(each.seeds) > 1 else ""
+                    less, over = f"seeds: {by_seed}" if len(each.seeds) > 1 else "", ""
                 else:
-                    less = difference_text(each.methods[MCM][task], by_task[task])
-                rows.append([each.log, each.question, task, f"**{MCM}**" if method == MCM else method, shown, less])
+                    pair = each.methods[MCM][task], by_task[task]
+                    found = paired_difference(*pair).relative
+                    less, over = difference_text(*pair), f"{found.mean:+.1%} [{found.low:+.1%}, {found.high:+.1%}]"
+                rows.append(
+                    [each.log, each.question, task, f"**{MCM}**" if method == MCM else method, shown, less, over]
+                )
     return rows
 
 
