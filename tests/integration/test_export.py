@@ -105,7 +105,7 @@ def test_onnx_scores_equal_the_model_at_other_batches_and_lengths(
 
 @pytest.fixture
 def counted(tiny_model, extractor, prepared, tmp_path):
-    """Folder of a checkpoint with all counted parts: tables of a log, and gains and scales as a training leaves them."""
+    """Folder of a checkpoint with all counted parts: its tables filled, gains and scales as a training leaves them."""
     model = tiny_model(**COUNTED)
     rows = load_prepared(str(prepared))
     fill_label_values(model, rows)
