@@ -113,6 +113,9 @@ class Options:
 
     toys: str | None = field(default=None, metadata={"help": "Parquet file of Toys and Games; left out if not given."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the trainings."})
+    part_seeds: list[int] = field(
+        default_factory=lambda: [0], metadata={"help": "Those of the seeds of which parts are left out."}
+    )
     rival_seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds of BERT4Rec's trainings."})
     folder: str = field(default="build/recipe", metadata={"help": "Folder for the data, the runs and their values."})
     report_file: str | None = field(default=None, metadata={"help": "Markdown file to write; printed if not given."})
@@ -149,8 +152,14 @@ def run(script: str, *words: Any) -> None:
     subprocess.run([sys.executable, str(ROOT / script), *map(str, words)], check=True, cwd=ROOT)
 
 
-def make(log: Log, seed: int, folder: Path) -> list[tuple[Path, Path]]:
+def make(log: Log, seed: int, folder: Path, parts: bool) -> list[tuple[Path, Path]]:
     """Prepares, trains and evaluates what is not there yet.
+
+    Args:
+        log: that is learned from.
+        seed: of the training.
+        folder: for everything.
+        parts: whether the model is evaluated without its parts too.
 
     Returns:
         Of each question the values' file, and that of the model without its parts.
@@ -163,13 +172,13 @@ def make(log: Log, seed: int, folder: Path) -> list[tuple[Path, Path]]:
     files = []
     for options in asked:
         place = asked.index(options)  # questions of one ranking share its file
-        whole, parts = model / f"values-{place}.parquet", model / f"parts-{place}.parquet"
+        whole, without = model / f"values-{place}.parquet", model / f"parts-{place}.parquet"
         words = ("--model", model, "--data", data, "--tasks", *log.tasks, *options, "--values_file")
         if not whole.is_file():
             run("training/run_evaluate.py", *words, whole, "--shown", 0)
-        if not parts.is_file():
-            run("benchmarks/parts.py", *words, parts)
-        files.append((whole, parts))
+        if parts and not without.is_file():
+            run("benchmarks/parts.py", *words, without)
+        files.append((whole, without))
     return files
 
 
@@ -189,7 +198,7 @@ def make_rival(rival: str, task: str, log: Log, seed: int, folder: Path) -> Path
 
 def answers_of(log: Log, options: Options, folder: Path) -> list[Answers]:
     """Everything that is known about a log's questions."""
-    made = [make(log, seed, folder) for seed in options.seeds]
+    made = {seed: make(log, seed, folder, seed in options.part_seeds) for seed in options.seeds}
     data = folder / log.name / "prepared"
     truth = folder / log.name / "truth.parquet"
     if log.name == SHOP and not truth.is_file():
@@ -210,8 +219,8 @@ def answers_of(log: Log, options: Options, folder: Path) -> list[Answers]:
                 log=log.name,
                 question=question.name,
                 tasks=log.tasks,
-                seeds=[values_of(files[place][0], question.metric) for files in made],
-                parts=[values_of(files[place][1], question.metric) for files in made],
+                seeds=[values_of(files[place][0], question.metric) for files in made.values()],
+                parts=[values_of(made[seed][place][1], question.metric) for seed in options.part_seeds],
                 groups=None if place else groups,
                 rivals=rivals,
                 truth=values_of(truth, question.metric) if truth.is_file() else None,
@@ -239,7 +248,8 @@ def page(answers: Sequence[Answers], options: Options) -> str:
         "## What each part brings",
         "",
         "Parts are left out of the sum of a trained model's scores, the scales of the others fitted again on "
-        "validation cases; no model is trained anew without them. Readout is the encoder; repeats is the repeat "
+        "validation cases; no model is trained anew without them. Of the models of seed "
+        f"{' and '.join(map(str, options.part_seeds))}. Readout is the encoder; repeats is the repeat "
         "memory; followers, habits and new labels are the counted memory. Counting alone is everything but the "
         "encoder.",
         "",
