@@ -118,6 +118,9 @@ class Options:
     )
     rival_seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds of BERT4Rec's trainings."})
     folder: str = field(default="build/recipe", metadata={"help": "Folder for the data, the runs and their values."})
+    only_made: bool = field(
+        default=False, metadata={"help": "The page from what is there: nothing is trained or evaluated."}
+    )
     report_file: str | None = field(default=None, metadata={"help": "Markdown file to write; printed if not given."})
     readme: str | None = field(
         default=None,
@@ -152,6 +155,18 @@ def run(script: str, *words: Any) -> None:
     subprocess.run([sys.executable, str(ROOT / script), *map(str, words)], check=True, cwd=ROOT)
 
 
+def files_of(log: Log, model: Path) -> list[tuple[Path, Path]]:
+    """Of each question the values' file, and that of the model without its parts; questions of one ranking share them.
+
+    Args:
+        log: that is asked of.
+        model: folder of a checkpoint.
+    """
+    asked = [question.options for question in log.questions]
+    places = [asked.index(options) for options in asked]
+    return [(model / f"values-{place}.parquet", model / f"parts-{place}.parquet") for place in places]
+
+
 def make(log: Log, seed: int, folder: Path, parts: bool) -> list[tuple[Path, Path]]:
     """Prepares, trains and evaluates what is not there yet.
 
@@ -168,28 +183,27 @@ def make(log: Log, seed: int, folder: Path, parts: bool) -> list[tuple[Path, Pat
     run("training/prepare_data.py", *log.prepare, "--output_dir", data, "--reuse")
     if not (model / "pretraining.json").is_file():
         run("training/run_pretrain.py", *log.train, "--data", data, "--output_dir", model, "--seed", seed)
-    asked = [question.options for question in log.questions]
-    files = []
-    for options in asked:
-        place = asked.index(options)  # questions of one ranking share its file
-        whole, without = model / f"values-{place}.parquet", model / f"parts-{place}.parquet"
-        words = ("--model", model, "--data", data, "--tasks", *log.tasks, *options, "--values_file")
+    files = files_of(log, model)
+    for (whole, without), question in zip(files, log.questions, strict=True):
+        words = ("--model", model, "--data", data, "--tasks", *log.tasks, *question.options, "--values_file")
         if not whole.is_file():
             run("training/run_evaluate.py", *words, whole, "--shown", 0)
         if parts and not without.is_file():
             run("benchmarks/parts.py", *words, without)
-        files.append((whole, without))
     return files
 
 
-def make_rival(rival: str, task: str, log: Log, seed: int, folder: Path) -> Path:
-    """The values' file of a model of one task, which is trained and evaluated where it is missing."""
+def make_rival(rival: str, task: str, log: Log, seed: int, options: Options) -> Path:
+    """The values' file of a model of one task, which is trained and evaluated where it is missing and wanted."""
+    folder = Path(options.folder).resolve()
     data, model = folder / log.name / "prepared", folder / log.name / f"{rival}-{task}-seed-{seed}"
+    values = model / "values.parquet"
+    if options.only_made:
+        return values
     if not (model / "pretraining.json").is_file():
         alone = [f'{name}=["{task}"]' for name in ("tasks", "trained_tasks", "input_features")]
         words = ("--config", RIVALS[rival], *RIVAL, "--config_overrides", *alone, "--seed", seed)
         run("training/run_pretrain.py", *words, "--data", data, "--output_dir", model)
-    values = model / "values.parquet"
     if not values.is_file():
         words = ("--model", model, "--data", data, "--baselines", "none", "--shown", 0, "--tasks", task)
         run("training/run_evaluate.py", *words, "--values_file", values)
@@ -198,10 +212,13 @@ def make_rival(rival: str, task: str, log: Log, seed: int, folder: Path) -> Path
 
 def answers_of(log: Log, options: Options, folder: Path) -> list[Answers]:
     """Everything that is known about a log's questions."""
-    made = {seed: make(log, seed, folder, seed in options.part_seeds) for seed in options.seeds}
+    if options.only_made:
+        made = {seed: files_of(log, folder / log.name / f"seed-{seed}") for seed in options.seeds}
+    else:
+        made = {seed: make(log, seed, folder, seed in options.part_seeds) for seed in options.seeds}
     data = folder / log.name / "prepared"
     truth = folder / log.name / "truth.parquet"
-    if log.name == SHOP and not truth.is_file():
+    if log.name == SHOP and not truth.is_file() and not options.only_made:
         run("benchmarks/shop_truth.py", "--customers", SHOP_CUSTOMERS, "--data", data, "--values_file", truth)
     schema = PreparedManifest.load(str(data)).event_schema
     groups = history_groups(find_cases(load_prepared(str(data)), "test", schema.min_history))
@@ -209,18 +226,25 @@ def answers_of(log: Log, options: Options, folder: Path) -> list[Answers]:
     for place, question in enumerate(log.questions):
         rivals: Values = {}
         for rival in () if place else log.rivals:
-            files = {t: [make_rival(rival, t, log, seed, folder) for seed in options.rival_seeds] for t in log.tasks}
+            files = {t: [make_rival(rival, t, log, seed, options) for seed in options.rival_seeds] for t in log.tasks}
             rivals[rival] = {
                 task: mean_of([values_of(path, question.metric) for path in paths], MCM)[task]
                 for task, paths in files.items()
+                if all(path.is_file() for path in paths)
             }
         found.append(
             Answers(
                 log=log.name,
                 question=question.name,
                 tasks=log.tasks,
-                seeds=[values_of(files[place][0], question.metric) for files in made.values()],
-                parts=[values_of(made[seed][place][1], question.metric) for seed in options.part_seeds],
+                seeds=[
+                    values_of(files[place][0], question.metric) for files in made.values() if files[place][0].is_file()
+                ],
+                parts=[
+                    values_of(made[seed][place][1], question.metric)
+                    for seed in options.part_seeds
+                    if made[seed][place][1].is_file()
+                ],
                 groups=None if place else groups,
                 rivals=rivals,
                 truth=values_of(truth, question.metric) if truth.is_file() else None,
@@ -239,7 +263,7 @@ def page(answers: Sequence[Answers], options: Options) -> str:
         f"Written by `{command} --report_file docs/results_recipe.md --readme README.md`. Every model is "
         "`configuration/mcm-tiny` with what [the recipe](recipe.md) chose, without other options; Complete Journey is "
         "the quickstart. Values are NDCG@10 where a question names nothing else, of test cases, mean over customers ± "
-        f"half of its 95% bootstrap interval; MCM is the mean of {len(options.seeds)} seeds. Differences are in pairs "
+        f"half of its 95% bootstrap interval; MCM is the mean of the seeds in its row. Differences are in pairs "
         "of customers, with their 95% intervals. BERT4Rec is a model for each task, trained for two epochs as "
         f"MCM, the better of them on validation taken; seeds {', '.join(map(str, options.rival_seeds))}.",
         "",

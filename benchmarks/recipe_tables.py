@@ -109,7 +109,7 @@ def part_table(answers: Sequence[Answers]) -> list[list[str]]:
     """What is left when a part is left out, and what the part brings."""
     rows = [["log", "question", "task", "scores", "value", "MCM less it"]]
     for each in answers:
-        for task in each.tasks:
+        for task in each.tasks if each.parts else ():
             whole = mean_of(each.parts, MCM)[task]
             for method in [name for name in each.parts[0] if name != MCM and task in each.parts[0][name]]:
                 of_part = mean_of(each.parts, method)[task]
@@ -156,13 +156,13 @@ def encoder_sentence(answers: Sequence[Answers]) -> str:
     for log in dict.fromkeys(each.log for each in answers):
         first = next(each for each in answers if each.log == log)
         words = []
-        for task in first.tasks:
+        for task in first.tasks if first.parts else ():
             whole, alone = mean_of(first.parts, MCM)[task], mean_of(first.parts, NO_ENCODER)[task]
             found = paired_difference(whole, alone).absolute
             words.append(
                 f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}] on {np.nanmean(alone):.3f} ({task})"
             )
-        parts.append(f"{log.replace('_', ' ')} {' and '.join(words)}")
+        parts += [f"{log.replace('_', ' ')} {' and '.join(words)}"] if words else []
     return f"What the encoder adds to all that is counted, NDCG@10 of test cases: {'; '.join(parts)}."
 
 
