@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""MCM by its defaults on logs of several kinds, beside counting: one table, made by the commands of the README alone.
+"""MCM by its defaults on logs of several kinds, beside counting: one page, made by the commands of the README alone.
 
     python benchmarks/recipe.py --report_file docs/results_recipe.md
-    python benchmarks/recipe.py --toys toys.parquet --seeds 0 1 2 --report_file docs/results_recipe.md
+    python benchmarks/recipe.py --toys toys.parquet --report_file docs/results_recipe.md --readme README.md
 
 Logs: the Complete Journey (the demo), the synthetic shop, and, where its path is given, Toys and Games in the form
 that S3-Rec published: a Parquet file with the columns user, time, event, item and attribute_1 to attribute_4, a row an
@@ -12,7 +12,8 @@ event, of which a customer's last is at 2024-04-01, the second last at 2024-03-0
 from data/Toys_and_Games.txt (a customer's items in their order) and data/Toys_and_Games_item2attributes.json of the
 repository RUCAIBox/CIKM2020-S3Rec.
 
-Each log is prepared, trained on once a seed, and evaluated at the test cutoff. What is there already is not made
+Each log is prepared, trained on once a seed, and evaluated at the test cutoff, whole and without each of its parts
+(parts.py). What the best ranking of the shop would have is known (shop_truth.py). What is there already is not made
 again, so a run that was stopped goes on.
 """
 
@@ -23,15 +24,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
+from modeling_mcm.data import PreparedManifest, load_prepared
 from modeling_mcm.data.synthetic import make_click_log
-from modeling_mcm.evaluation.metrics import bootstrap_interval, paired_difference
+from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.evaluation.tables import history_groups
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+from recipe_tables import (
+    MCM,
+    Answers,
+    Values,
+    encoder_sentence,
+    history_table,
+    markdown,
+    mean_of,
+    method_table,
+    part_table,
+    truth_table,
+    values_of,
+)
+
 from arguments import parse_options
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,8 +62,13 @@ TOYS = {
     "min_history": 1,
     "max_events": 100,
 }
-SHOP_CUSTOMERS = 6000
-NEXT, HORIZON = "next_visit_ndcg@10", "horizon_ndcg@10"
+SHOP, SHOP_CUSTOMERS = "synthetic_shop", 6000
+NEXT, HORIZON, HITS = "next_visit_ndcg@10", "horizon_ndcg@10", "next_visit_hr@10"
+RIVALS = {"BERT4Rec": "configuration/ablations/bert4rec"}  # models of one task, with a training of their own for each
+RIVAL = ("--recipe", "none", "--max_events", "300", "--per_device_train_batch_size", "16", "--learning_rate", "0.002")
+RIVAL += ("--num_train_epochs", "2", "--eval_strategy", "epoch", "--save_strategy", "epoch", "--save_total_limit", "2")
+RIVAL += ("--load_best_model_at_end", "true")
+SENTENCE = "<!-- encoder -->\n", "\n<!-- /encoder -->"  # around it in the README
 
 
 @dataclass(frozen=True)
@@ -76,6 +96,7 @@ class Log:
         questions: that are asked.
         prepare: options of prepare_data.
         train: options of run_pretrain besides data, output_dir and seed.
+        rivals: of `RIVALS`, which answer the first question.
     """
 
     name: str
@@ -83,6 +104,7 @@ class Log:
     questions: tuple[Question, ...]
     prepare: tuple[str, ...]
     train: tuple[str, ...] = ("--config", "configuration/mcm-tiny")
+    rivals: tuple[str, ...] = ()
 
 
 @dataclass
@@ -90,9 +112,20 @@ class Options:
     """Options of the study."""
 
     toys: str | None = field(default=None, metadata={"help": "Parquet file of Toys and Games; left out if not given."})
-    seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds of the trainings."})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the trainings."})
+    part_seeds: list[int] = field(
+        default_factory=lambda: [0], metadata={"help": "Those of the seeds of which parts are left out."}
+    )
+    rival_seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds of BERT4Rec's trainings."})
     folder: str = field(default="build/recipe", metadata={"help": "Folder for the data, the runs and their values."})
+    only_made: bool = field(
+        default=False, metadata={"help": "The page from what is there: nothing is trained or evaluated."}
+    )
     report_file: str | None = field(default=None, metadata={"help": "Markdown file to write; printed if not given."})
+    readme: str | None = field(
+        default=None,
+        metadata={"help": "File that gets a sentence on the encoder, between <!-- encoder --> and <!-- /encoder -->."},
+    )
 
 
 def logs(options: Options, folder: Path) -> list[Log]:
@@ -101,108 +134,190 @@ def logs(options: Options, folder: Path) -> list[Log]:
     journey += (Question("30 days, never bought", HORIZON, ("--horizon_days", "30", "--only_new")),)
     recipe = ("configuration/recipes/quickstart.yaml",)
     demo = ("--demo", "complete_journey")
-    found = [Log("complete_journey", ("product_type", "product_category"), journey, demo, recipe)]
+    found = [Log("complete_journey", ("product_type", "product_category"), journey, demo, recipe, tuple(RIVALS))]
     shop = folder / "shop.parquet"
     if not shop.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(make_click_log(customers=SHOP_CUSTOMERS).events, shop)
     words = ("--events", str(shop), "--schema", "configuration/schemas/clickstream.yaml")
-    found.append(Log("synthetic_shop", ("item", "category"), (Question("next visit", NEXT),), words))
+    found.append(Log(SHOP, ("item", "category"), (Question("next visit", NEXT),), words))
     if options.toys:
         schema = folder / "toys.yaml"
         schema.write_text(yaml.safe_dump(TOYS, sort_keys=False), encoding="utf-8")
         asked = (Question("next item, seen ones filtered", NEXT, ("--filter_seen",)),)
+        asked += (Question("the same, HR@10", HITS, ("--filter_seen",)),)
         found.append(Log("toys", ("item",), asked, ("--events", options.toys, "--schema", str(schema))))
     return found
 
 
 def run(script: str, *words: Any) -> None:
-    """Runs a script of training/ as a person would."""
-    subprocess.run([sys.executable, str(ROOT / "training" / script), *map(str, words)], check=True, cwd=ROOT)
+    """Runs a script as a person would."""
+    subprocess.run([sys.executable, str(ROOT / script), *map(str, words)], check=True, cwd=ROOT)
 
 
-def make(log: Log, seed: int, folder: Path) -> dict[str, Path]:
-    """Prepares, trains and evaluates what is not there yet; returns the values' files by question."""
+def files_of(log: Log, model: Path) -> list[tuple[Path, Path]]:
+    """Of each question the values' file, and that of the model without its parts; questions of one ranking share them.
+
+    Args:
+        log: that is asked of.
+        model: folder of a checkpoint.
+    """
+    asked = [question.options for question in log.questions]
+    places = [asked.index(options) for options in asked]
+    return [(model / f"values-{place}.parquet", model / f"parts-{place}.parquet") for place in places]
+
+
+def make(log: Log, seed: int, folder: Path, parts: bool) -> list[tuple[Path, Path]]:
+    """Prepares, trains and evaluates what is not there yet.
+
+    Args:
+        log: that is learned from.
+        seed: of the training.
+        folder: for everything.
+        parts: whether the model is evaluated without its parts too.
+
+    Returns:
+        Of each question the values' file, and that of the model without its parts.
+    """
     data, model = folder / log.name / "prepared", folder / log.name / f"seed-{seed}"
-    run("prepare_data.py", *log.prepare, "--output_dir", data, "--reuse")
+    run("training/prepare_data.py", *log.prepare, "--output_dir", data, "--reuse")
     if not (model / "pretraining.json").is_file():
-        run("run_pretrain.py", *log.train, "--data", data, "--output_dir", model, "--seed", seed)
-    files = {}
-    for place, question in enumerate(log.questions):
-        files[question.name] = model / f"values-{place}.parquet"
-        if not files[question.name].is_file():
-            words = ("--values_file", files[question.name], "--shown", 0, "--tasks", *log.tasks)
-            run("run_evaluate.py", "--model", model, "--data", data, *words, *question.options)
+        run("training/run_pretrain.py", *log.train, "--data", data, "--output_dir", model, "--seed", seed)
+    files = files_of(log, model)
+    for (whole, without), question in zip(files, log.questions, strict=True):
+        words = ("--model", model, "--data", data, "--tasks", *log.tasks, *question.options, "--values_file")
+        if not whole.is_file():
+            run("training/run_evaluate.py", *words, whole, "--shown", 0)
+        if parts and not without.is_file():
+            run("benchmarks/parts.py", *words, without)
     return files
 
 
-def values_of(path: Path, metric: str) -> dict[str, dict[str, np.ndarray]]:
-    """Method -> task -> one value a case."""
-    table = pq.read_table(path).filter(pc.field("metric") == metric)
-    found: dict[str, dict[str, np.ndarray]] = {}
-    for method, task in sorted(set(zip(*(table[name].to_pylist() for name in ("method", "task")), strict=True))):
-        rows = table.filter((pc.field("method") == method) & (pc.field("task") == task))
-        found.setdefault(method, {})[task] = rows["value"].to_numpy()
+def make_rival(rival: str, task: str, log: Log, seed: int, options: Options) -> Path:
+    """The values' file of a model of one task, which is trained and evaluated where it is missing and wanted."""
+    folder = Path(options.folder).resolve()
+    data, model = folder / log.name / "prepared", folder / log.name / f"{rival}-{task}-seed-{seed}"
+    values = model / "values.parquet"
+    if options.only_made:
+        return values
+    if not (model / "pretraining.json").is_file():
+        alone = [f'{name}=["{task}"]' for name in ("tasks", "trained_tasks", "input_features")]
+        words = ("--config", RIVALS[rival], *RIVAL, "--config_overrides", *alone, "--seed", seed)
+        run("training/run_pretrain.py", *words, "--data", data, "--output_dir", model)
+    if not values.is_file():
+        words = ("--model", model, "--data", data, "--baselines", "none", "--shown", 0, "--tasks", task)
+        run("training/run_evaluate.py", *words, "--values_file", values)
+    return values
+
+
+def answers_of(log: Log, options: Options, folder: Path) -> list[Answers]:
+    """Everything that is known about a log's questions."""
+    if options.only_made:
+        made = {seed: files_of(log, folder / log.name / f"seed-{seed}") for seed in options.seeds}
+    else:
+        made = {seed: make(log, seed, folder, seed in options.part_seeds) for seed in options.seeds}
+    data = folder / log.name / "prepared"
+    truth = folder / log.name / "truth.parquet"
+    if log.name == SHOP and not truth.is_file() and not options.only_made:
+        run("benchmarks/shop_truth.py", "--customers", SHOP_CUSTOMERS, "--data", data, "--values_file", truth)
+    schema = PreparedManifest.load(str(data)).event_schema
+    groups = history_groups(find_cases(load_prepared(str(data)), "test", schema.min_history))
+    found = []
+    for place, question in enumerate(log.questions):
+        rivals: Values = {}
+        for rival in () if place else log.rivals:
+            files = {t: [make_rival(rival, t, log, seed, options) for seed in options.rival_seeds] for t in log.tasks}
+            rivals[rival] = {
+                task: mean_of([values_of(path, question.metric) for path in paths], MCM)[task]
+                for task, paths in files.items()
+                if all(path.is_file() for path in paths)
+            }
+        found.append(
+            Answers(
+                log=log.name,
+                question=question.name,
+                tasks=log.tasks,
+                seeds=[
+                    values_of(files[place][0], question.metric) for files in made.values() if files[place][0].is_file()
+                ],
+                parts=[
+                    values_of(made[seed][place][1], question.metric)
+                    for seed in options.part_seeds
+                    if made[seed][place][1].is_file()
+                ],
+                groups=None if place else groups,
+                rivals=rivals,
+                truth=values_of(truth, question.metric) if truth.is_file() else None,
+            )
+        )
     return found
 
 
-def rows_of(log: Log, question: Question, files: Sequence[Path]) -> list[list[str]]:
-    """The table's rows of a question: each method's mean and half its interval, and MCM beside the best of them."""
-    runs = [values_of(path, question.metric) for path in files]
-    ours = {task: np.mean([run["MCM"][task] for run in runs], axis=0) for task in log.tasks}  # over seeds, by customer
-    methods = {name: values for name, values in runs[0].items() if name != "MCM"} | {"MCM": ours}
-    rows = []
-    for method, by_task in methods.items():
-        cells = []
-        for task in log.tasks:
-            interval = bootstrap_interval(by_task[task])
-            cells.append(f"{interval.mean:.4f} ± {(interval.high - interval.low) / 2:.4f}")
-        rows.append([log.name, question.name, method, "; ".join(cells)])
-    cells = []
-    for task in log.tasks:
-        others = {name: np.nanmean(by_task[task]) for name, by_task in methods.items() if name != "MCM"}
-        best = max(others, key=lambda name: others[name])
-        difference = paired_difference(ours[task], methods[best][task]).absolute
-        cells.append(f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}] over {best}")
-    rows.append([log.name, question.name, "**MCM less the best of these**", "; ".join(cells)])
-    return rows
-
-
-def page(rows: Sequence[Sequence[str]], options: Options, chosen: Sequence[Log]) -> str:
+def page(answers: Sequence[Answers], options: Options) -> str:
     """The page."""
-    tasks = "; ".join(f"{log.name}: {' and '.join(log.tasks)}" for log in chosen)
-    lines = ["| log | question | method | NDCG@10 |", "| --- | --- | --- | --- |"]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
     command = f"python benchmarks/recipe.py --seeds {' '.join(map(str, options.seeds))}"
     command += " --toys TOYS.parquet" if options.toys else ""
-    return "\n".join(
-        [
-            "# By the defaults, on several logs",
-            "",
-            f"Written by `{command} --report_file docs/results_recipe.md`. Every model is `configuration/mcm-tiny` "
-            "with what [the recipe](recipe.md) chose, without other options; Complete Journey is the quickstart. Test "
-            "cases, mean over customers ± half of its 95% bootstrap interval; MCM is the mean of "
-            f"{len(options.seeds)} seed{'s' * (len(options.seeds) > 1)}. The last row of a question is the difference "
-            "in pairs of customers to the best of the other methods, with its 95% interval. Tasks, in this order: "
-            f"{tasks}.",
-            "",
-            *lines,
-            "",
-        ]
-    )
+    lines = [
+        "# By the defaults, on several logs",
+        "",
+        f"Written by `{command} --report_file docs/results_recipe.md --readme README.md`. Every model is "
+        "`configuration/mcm-tiny` with what [the recipe](recipe.md) chose, without other options; Complete Journey is "
+        "the quickstart. Values are NDCG@10 where a question names nothing else, of test cases, mean over customers ± "
+        f"half of its 95% bootstrap interval; MCM is the mean of the seeds in its row. Differences are in pairs "
+        "of customers, with their 95% intervals. BERT4Rec is a model for each task, trained for two epochs as "
+        f"MCM, the better of them on validation taken; seeds {', '.join(map(str, options.rival_seeds))}.",
+        "",
+        *markdown(method_table(answers)),
+        "",
+        "## What each part brings",
+        "",
+        "Parts are left out of the sum of a trained model's scores, the scales of the others fitted again on "
+        "validation cases; no model is trained anew without them. Of the models of seed "
+        f"{' and '.join(map(str, options.part_seeds))}. Readout is the encoder; repeats is the repeat "
+        "memory; followers, habits and new labels are the counted memory. Counting alone is everything but the "
+        "encoder.",
+        "",
+        *markdown(part_table(answers)),
+        "",
+        encoder_sentence(answers),
+        "",
+        "## The share of the possible",
+        "",
+        "The shop's law is known. The best ranking knows each customer's taste too, which the log does not tell.",
+        "",
+        *markdown(truth_table(answers)),
+        "",
+        "## By length of history",
+        "",
+        "The best of counting is chosen for each length on the same cases, which favours it.",
+        "",
+        *markdown(history_table(answers)),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def write_sentence(path: Path, sentence: str) -> None:
+    """Puts a sentence between its markers.
+
+    Raises:
+        ValueError: if the file has no such markers.
+    """
+    text, (start, end) = path.read_text(encoding="utf-8"), SENTENCE
+    if start not in text or end not in text:
+        raise ValueError(f"{path} has no lines {start.strip()} and {end.strip()}: add them where the sentence goes.")
+    before, after = text[: text.index(start) + len(start)], text[text.index(end) :]
+    path.write_text(f"{before}{sentence}{after}", encoding="utf-8")
 
 
 def main() -> None:
     """Makes what is missing, and the page."""
     (options,) = parse_options(Options, description=__doc__)
     folder = Path(options.folder).resolve()
-    rows = []
-    chosen = logs(options, folder)
-    for log in chosen:
-        made = [make(log, seed, folder) for seed in options.seeds]
-        for question in log.questions:
-            rows += rows_of(log, question, [files[question.name] for files in made])
-    text = page(rows, options, chosen)
+    answers = [each for log in logs(options, folder) for each in answers_of(log, options, folder)]
+    text = page(answers, options)
+    if options.readme:
+        write_sentence(Path(options.readme), encoder_sentence(answers))
     if options.report_file:
         Path(options.report_file).write_text(text, encoding="utf-8")
     else:

@@ -7,7 +7,8 @@
 
 It trains as training/run_pretrain.py does, all of whose options it takes, and keeps nothing. Waiting is the time
 between asking for a batch and having it, the first batches aside, which start the workers. Padding is the share of
-what is computed that is no customer's.
+what is computed that is no customer's. Processor seconds are of all threads of this process; with one thread
+(OMP_NUM_THREADS=1, no workers) they tell two versions apart on a machine that does something else too.
 """
 
 import sys
@@ -36,10 +37,12 @@ class MeasuredTrainer(MCMTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.waits: list[float] = []
+        self.worked: list[float] = []
         self.sizes: list[tuple[int, ...]] = []
         MeasuredTrainer.last = self
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        self.worked.append(time.process_time())
         start = time.perf_counter()
         found = super().get_batch_samples(*args, **kwargs)
         self.waits.append(time.perf_counter() - start)
@@ -79,6 +82,8 @@ def main() -> None:
     batch = f"{shape.batch_size} customers of {shape.events} events and {shape.units} {config.encoder_unit}s"
     print(f"{len(trainer.waits)} steps, {batch} on average, {torch.get_num_threads()} threads")
     print(f"seconds a step      {whole:.3f}, the floor is {least / whole:.0%} of it")
+    worked = trainer.worked[STARTING:]
+    print(f"processor seconds   {(worked[-1] - worked[0]) / (len(worked) - 1):.3f}")
     print(f"waiting for data    {mean(trainer.waits[STARTING:]) / whole:.1%}")
     print(f"padding, embedding  0.0%: {1 - real_events / events:.1%} of a batch, which it passes over")
     print(f"padding, encoder    {1 - real_units / units:.1%}")

@@ -346,25 +346,36 @@ def _fit_task(
 
 
 @torch.no_grad()
-def _validation_parts(
+def validation_parts(
     model: MCMForMultiTaskRecommendation, batches: Iterable[Mapping[str, torch.Tensor]]
-) -> tuple[list[dict[str, torch.Tensor]], list[torch.Tensor]]:
-    """Of each task the parts of validation cases' scores, and which labels followed, both of shape `(R, V)`."""
-    sizes = list(model.config.label_sizes.values())
-    parts: list[list[dict[str, torch.Tensor]]] = [[] for _ in sizes]
-    followed: list[list[torch.Tensor]] = [[] for _ in sizes]
-    most, cases = min(CASES, MOST_SCORES // (len(PARTS) * max(sizes))), 0
+) -> dict[str, tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    """What the scores of validation cases are made of, as `score_parts` of the model says it, and what followed.
+
+    Args:
+        model: in evaluation mode.
+        batches: of evaluation cases at the validation cutoff; as many are read as are needed.
+
+    Returns:
+        For each trained task its parts by name, and which labels followed (1, else 0), all of shape `(R, V)`.
+    """
+    sizes = model.config.label_sizes
+    parts: dict[str, list[dict[str, torch.Tensor]]] = {task: [] for task in model.trained_tasks}
+    followed: dict[str, list[torch.Tensor]] = {task: [] for task in model.trained_tasks}
+    most, cases = min(CASES, MOST_SCORES // (len(PARTS) * max(sizes.values()))), 0
     for batch in batches:
         inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
-        for place, of_task in enumerate(model.score_parts(**inputs).values()):
-            parts[place].append({name: part.cpu() for name, part in of_task.items()})
-            labels = batch["labels"][..., place].clamp(min=0)
-            followed[place].append(torch.zeros(len(labels), sizes[place]).scatter(1, labels, 1.0))
+        for place, (task, of_task) in enumerate(model.score_parts(**inputs).items()):
+            if task in parts:
+                parts[task].append({name: part.cpu() for name, part in of_task.items()})
+                labels = batch["labels"][..., place].clamp(min=0)
+                followed[task].append(torch.zeros(len(labels), sizes[task]).scatter(1, labels, 1.0))
         cases += len(batch["labels"])
         if cases >= most:
             break
-    joined = [{name: torch.cat([each[name] for each in of_task]) for name in of_task[0]} for of_task in parts]
-    return joined, [torch.cat(of_task) for of_task in followed]
+    return {
+        task: ({name: torch.cat([each[name] for each in of_task]) for name in of_task[0]}, torch.cat(followed[task]))
+        for task, of_task in parts.items()
+    }
 
 
 def fit_scales(
@@ -384,14 +395,20 @@ def fit_scales(
         For each task the numbers by name.
     """
     model.eval()
-    parts, followed = _validation_parts(model, batches)
+    return fit_scales_of(model, validation_parts(model, batches))
+
+
+def fit_scales_of(
+    model: MCMForMultiTaskRecommendation, parts: Mapping[str, tuple[Mapping[str, torch.Tensor], torch.Tensor]]
+) -> dict[str, dict[str, float]]:
+    """As [`fit_scales`], on parts that are known already ([`validation_parts`]); some may have been left out."""
     result = {}
-    for place, task in enumerate(model.config.tasks):
-        wanted = followed[place][:, FIRST_LABEL:]
+    for task, (of_task, followed) in parts.items():
+        place, wanted = model.config.tasks.index(task), followed[:, FIRST_LABEL:]
         known = wanted.sum(1) > 0
-        if not known.any() or task not in model.trained_tasks:
+        if not known.any():
             continue
-        cases = {name: part[known] for name, part in parts[place].items()}
+        cases = {name: part[known] for name, part in of_task.items()}
         if "met" in cases:
             result[task] = _fit_related(model, place, cases, wanted[known])
         else:

@@ -528,7 +528,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         labels, logits, losses = batch["labels"], {}, {}
         parts = self._score_parts(hidden, events, batch, scored)
         for place, (task, rows) in enumerate(zip(self.config.tasks, scored, strict=True)):
-            scores = self._joined_scores(place, parts[place])
+            scores = self.joined_scores(place, parts[place])
             if labels is not None and task in self.trained_tasks:
                 followed = rows.places(labels[..., place])
                 asked_for = (scores, followed, batch["label_prefixes"], batch["label_weights"], rows.log_counts)
@@ -570,9 +570,17 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
                 parts[place] |= {name: part.view(shape) for name, part in found.items()}
         return parts
 
-    def _joined_scores(self, place: int, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The scores of a task from its parts, of shape `(B, P, V)`; ids 0 and 1 are masked with a large negative
-        value."""
+    def joined_scores(self, place: int, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The scores of a task from its parts; ids 0 and 1 are masked with a large negative value.
+
+        Args:
+            place (`int`): of the task among the model's.
+            parts: what [`MCMForMultiTaskRecommendation.score_parts`] gives for the task, all of one shape
+                `(..., V)`; one of `PARTS` that is missing counts nothing.
+
+        Returns:
+            Of the same shape.
+        """
         scales = self.score_scales[place]
         scores = sum(parts[name] * scales[k].to(parts[name].dtype) for k, name in enumerate(PARTS) if name in parts)
         scores = cast(torch.Tensor, scores)

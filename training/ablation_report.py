@@ -185,8 +185,8 @@ def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> 
         f"{results['cases']:,} {results['cutoff']} cases of {results['data']} "
         "([how cases are made](event_schema.md)): everything is ranked, nothing is filtered. In square brackets 95% "
         f"intervals, customers resampled. Every model trains for {budget:g} seconds, evaluation and saving not "
-        f"counted, once with each of the seeds {', '.join(map(str, results['seeds']))}; a customer's value is the "
-        "mean over the seeds. "
+        f"counted ({ours} by [its recipe](recipe.md), which may end it before), once with each of the seeds "
+        f"{', '.join(map(str, results['seeds']))}; a customer's value is the mean over the seeds. "
         f"{' and '.join(alone)} are one model for each task, each with the whole budget, which is generous to them; "
         "each of the others predicts all tasks of the event schema at once.",
         "",

@@ -5,9 +5,9 @@
 
     python training/run_ablation.py --data data/complete_journey/prepared --max_seconds 600 --seeds 0 1 2
 
-Every model trains for the same seconds. BERT4Rec and MCM_Single predict one task, so there is one of them for each
-task, each with the whole budget; the others are one model for all tasks of the event schema. Leave the machine to it:
-what else runs on it takes from the budget of whichever model is training.
+Every model trains for the same seconds, ours by its recipe, which may end it before. BERT4Rec and MCM_Single predict
+one task, so there is one of them for each task, each with the whole budget; the others are one model for all tasks of
+the event schema. Leave the machine to it: what else runs on it takes from the budget of whichever model is training.
 
 Finished runs with the same options, configuration and data are kept, so it may be interrupted and run again. A change
 of the code is not noticed: remove the output folder then.
@@ -48,7 +48,8 @@ class AblatedModel:
 
     `fields_of_task` are the fields of the configuration that hold the task of a model that predicts only one; `tasks`
     is among them, so that no time goes into scores that nobody asks for. `max_events` is the window, the schema's by
-    default: an encoder of events takes a time that grows with its square.
+    default: an encoder of events takes a time that grows with its square. `by_recipe` leaves all else to the recipe
+    (docs/recipe.md), which only ours has.
     """
 
     name: str
@@ -57,6 +58,7 @@ class AblatedModel:
     batch_size: int = 16
     learning_rate: float = 2e-3
     max_events: int | None = 300
+    by_recipe: bool = False
 
 
 # One target a customer makes small steps noisy, hence the larger batches of the prefixes.
@@ -65,7 +67,7 @@ MODELS = (
     AblatedModel("MCM_Single", "configuration/ablations/mcm-single", ("tasks", "trained_tasks")),
     AblatedModel("MCM_MTL", "configuration/ablations/mcm-mtl", batch_size=32),
     AblatedModel("MCM_final", "configuration/ablations/mcm-final", batch_size=32),
-    AblatedModel("ours", "configuration/mcm-tiny", max_events=None),
+    AblatedModel("ours", "configuration/mcm-tiny", max_events=None, by_recipe=True),
 )
 BERT4REC, OURS = MODELS[0].name, MODELS[-1].name
 
@@ -78,6 +80,10 @@ class AblationOptions:
     tasks: list[str] = field(
         default_factory=lambda: ["product_type", "product_category"], metadata={"help": "Tasks of the tables."}
     )
+    models: list[str] = field(
+        default_factory=lambda: [model.name for model in MODELS],
+        metadata={"help": f"Which are trained; {BERT4REC} and {OURS} are needed."},
+    )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "One run of each model a seed."})
     max_seconds: float = field(default=600.0, metadata={"help": "Seconds of training of each model and seed."})
     cutoff: str = field(
@@ -89,12 +95,17 @@ class AblationOptions:
     def __post_init__(self):
         if not (self.max_seconds > 0 and self.seeds and self.tasks):
             raise ValueError("--max_seconds must be positive, and --seeds and --tasks name at least one each.")
+        known = [model.name for model in MODELS]
+        if not {BERT4REC, OURS} <= set(self.models) <= set(known):
+            raise ValueError(
+                f"Found --models {' '.join(self.models)}; expected {BERT4REC}, {OURS} and any of {', '.join(known)}."
+            )
 
 
 def training_runs(options: AblationOptions) -> Iterator[tuple[AblatedModel, FinishedRun]]:
     """All runs to make, seed by seed."""
     for seed in options.seeds:
-        for model in MODELS:
+        for model in (model for model in MODELS if model.name in options.models):
             for tasks in [[task] for task in options.tasks] if model.fields_of_task else [options.tasks]:
                 of_task = f"-{tasks[0]}" if model.fields_of_task else ""
                 folder = Path(options.output_dir, f"{Path(model.config).name}{of_task}-seed{seed}")
@@ -121,16 +132,13 @@ def write_record(record: Path, options: dict[str, Any]) -> None:
 def train(model: AblatedModel, run: FinishedRun, options: AblationOptions, data: str) -> dict[str, Any]:
     """Trains a model unless it was, in a process of its own; returns what identifies the run."""
     overrides = [f"{name}={json.dumps(run.tasks)}" for name in model.fields_of_task]
-    chosen = {
-        "max_seconds": options.max_seconds,
-        "seed": run.seed,
-        "per_device_train_batch_size": model.batch_size,
-        "learning_rate": model.learning_rate,
-    }
+    chosen: dict[str, Any] = {"max_seconds": options.max_seconds, "seed": run.seed}
+    if not model.by_recipe:
+        chosen |= {"per_device_train_batch_size": model.batch_size, "learning_rate": model.learning_rate}
     if model.max_events is not None:
         chosen["max_events"] = model.max_events
     config = json.loads((ROOT / model.config / "config.json").read_text(encoding="utf-8"))
-    identity = {"data": data, "config": config, "config_overrides": overrides, **chosen}
+    identity = {"data": data, "config": config, "config_overrides": overrides, "recipe": model.by_recipe, **chosen}
     record = run.folder / "trained.json"
     existed = record.exists()
     if is_finished(record, identity):
@@ -139,8 +147,9 @@ def train(model: AblatedModel, run: FinishedRun, options: AblationOptions, data:
     if existed:  # of other options or data: a training would leave it alone
         shutil.rmtree(run.folder)
     flags = {"data": options.data, "config": ROOT / model.config, "output_dir": run.folder, **chosen}
-    flags |= {"num_train_epochs": UNBOUNDED, "save_strategy": "no", "logging_steps": 10, "logging_first_step": True}
-    flags |= {"report_to": "none", "disable_tqdm": True, "recipe": "none"}
+    flags |= {"num_train_epochs": UNBOUNDED, "logging_steps": 10, "logging_first_step": True}
+    flags |= {"report_to": "none", "disable_tqdm": True}
+    flags |= {} if model.by_recipe else {"save_strategy": "no", "recipe": "none"}
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     words += ["--config_overrides", *overrides] if overrides else []
     logger.info("%s trains for %g seconds.", run.folder, options.max_seconds)

@@ -97,6 +97,7 @@ class ClickLog:
             price, and `true_probability`, that of the item given all before it and whether the session goes on.
         subcategory: of each item, of shape `(V,)`.
         category: of each subcategory, of shape `(S,)`.
+        leads_to: the subcategory that each one leads to, of shape `(S,)`.
         within: share of each item in its subcategory, of shape `(V,)`.
         shares: of the subcategories for a customer without taste, of shape `(S,)`.
         tastes: of the subcategories for each customer, of shape `(B, S)`; rows sum to 1.
@@ -111,6 +112,7 @@ class ClickLog:
     events: pa.Table
     subcategory: NDArray[np.int64]
     category: NDArray[np.int64]
+    leads_to: NDArray[np.int64]
     within: NDArray[np.float64]
     shares: NDArray[np.float64]
     tastes: NDArray[np.float64]
@@ -241,6 +243,7 @@ def make_click_log(customers: int = 10_000, settings: ShopSettings | None = None
         events=pa.table(columns),
         subcategory=subcategory,
         category=category,
+        leads_to=leads_to,
         within=within,
         shares=shares,
         tastes=tastes,

@@ -223,3 +223,64 @@ def test_recommended_lists_get_the_ndcg_of_their_places(benchmark, tmp_path):
     pq.write_table(pa.table({"customer": list(lists), "items": list(lists.values())}), path)
     found = benchmark("compare").accuracy(path, cases, "item", 12)
     assert float(found.split()[0]) == pytest.approx((1 + 1 / np.log2(3)) / 3, abs=0.0006)
+
+
+@torch.no_grad()
+def test_parts_that_are_left_out_say_nothing(benchmark, tiny_model, extractor, event_log):
+    module = benchmark("parts")
+    model = tiny_model(extended=True, related_tasks=["items"])
+    memory, place = model.counted_memory, model.config.tasks.index("items")
+    for table in (memory.habit_tables[str(place)], memory.new_tables[str(place)]):
+        table.related.random_(2, 26)
+        table.weights.uniform_(0, 1)
+    for gain in (memory.habit_gain, memory.new_gain):
+        gain.fill_(0.5)
+    inputs = extractor([{"events": events.to_dict("list")} for _, events in event_log.groupby("who")])
+    parts, logits = model.score_parts(**inputs)["items"], model(**inputs).logits["items"]
+    kinds = ["readout", "bias", "repeats", "habits", "new"]
+    assert module.choices(parts) == {
+        **{f"without {name}": {name} for name in kinds},
+        "without habits and new": {"habits", "new"},
+        "readout and bias alone": {"repeats", "habits", "new"},
+    }
+
+    def scores(*out):
+        return model.joined_scores(place, module.left(parts, set(out)))
+
+    torch.testing.assert_close(scores(), logits)
+    for name in kinds:
+        assert (scores(name) - logits)[:, 2:].std() > 0.01, f"{name} left out changes nothing"
+    alone = parts["readout"] * model.score_scales[place, 0] + parts["bias"] * model.score_scales[place, 1]
+    torch.testing.assert_close(scores("repeats", "habits", "new")[:, 2:], alone[:, 2:])
+    memory.habit_gain[place] = 0
+    torch.testing.assert_close(scores("habits")[:, 2:], model(**inputs).logits["items"][:, 2:])
+
+
+def test_the_tables_of_the_recipe_are_means_of_seeds_in_pairs(benchmark):
+    module = benchmark("recipe_tables")
+    counted = np.array([0.1, 0.3, 0.5, np.nan])
+    seeds = [{"MCM": {"item": counted + more}, "popular": {"item": counted}} for more in (0.1, 0.3)]
+    parts = [{"MCM": each["MCM"], "without readout": {"item": counted - 0.1}} for each in seeds]
+    answers = module.Answers(
+        log="a_shop",
+        question="next visit",
+        tasks=("item",),
+        seeds=seeds,
+        parts=parts,
+        groups={"1-2": np.array([True, True, False, True]), "more": np.array([False, False, True, False])},
+        truth={"truth": {"item": np.array([1.0, 1.0, 1.0, np.nan])}},
+        rivals={"BERT4Rec": {"item": counted + 0.4}},
+    )
+    _, popular, rival, ours = module.method_table([answers])
+    assert popular[3:6] == ["popular", "0.3000 ± 0.2000", "+0.2000 [+0.2000, +0.2000]"]
+    assert rival[5].startswith("-0.2000") and ours[3:6] == ["**MCM**", "0.5000 ± 0.2000", "seeds: 0.4000, 0.6000"]
+    assert module.part_table([answers])[1][3:] == [
+        "without readout (counting alone)",
+        "0.2000 ± 0.2000",
+        "+0.3000 [+0.3000, +0.3000]",
+    ]
+    assert [row[4] for row in module.history_table([answers])[1:]] == ["2", "1"]
+    assert [row[3] for row in module.truth_table([answers])[1:]] == ["the best ranking", "MCM", "popular"]
+    assert module.truth_table([answers])[2][5].startswith("50.0%")
+    said = "a shop +0.300 [+0.300, +0.300] on 0.200 (item)."
+    assert module.encoder_sentence([answers]).endswith(said)

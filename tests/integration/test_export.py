@@ -11,10 +11,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from modeling_mcm import MCMFeatureExtractor, MCMForActionRecommendation, MCMForMultiTaskRecommendation, MCMModel
+from modeling_mcm.counting import fill_followers, fill_label_values, fill_related, training_labels
+from modeling_mcm.data import load_prepared
+from modeling_mcm.data.dataset import POPULARITY_FILE
 
 pytestmark = pytest.mark.skipif(torch.__version__ < (2, 11), reason="transformers' exporters need torch 2.11")
 
@@ -26,6 +31,7 @@ MODELS = {
     "last": {"readout": "last"},
 }
 SHAPES = [(1, 1), (1, 2), (2, 1), (7, 5), (2, 40), (4, 23)]  # customers, events
+COUNTED = {"extended": True, "follower_tasks": ["items"], "related_tasks": ["aisle"], "label_features": ["aisle"]}
 every_model = pytest.mark.parametrize(
     "choices",
     [
@@ -95,6 +101,37 @@ def test_onnx_scores_equal_the_model_at_other_batches_and_lengths(
     assert_equal_scores(model, inputs, run_onnx(tmp_path / "exported", inputs))
     assert MCMFeatureExtractor.from_pretrained(str(tmp_path / "exported")).to_dict() == extractor.to_dict()
     assert_no_local_path(tmp_path / "exported")
+
+
+@pytest.fixture
+def counted(tiny_model, extractor, prepared, tmp_path):
+    """Folder of a checkpoint with all counted parts: its tables filled, gains and scales as a training leaves them."""
+    model = tiny_model(**COUNTED)
+    rows = load_prepared(str(prepared))
+    fill_label_values(model, rows)
+    fill_related(model, training_labels(rows, model.config.tasks))
+    labels, followers = np.mgrid[2:12, 2:12].reshape(2, -1)  # the log's visits are sets: none were counted
+    pairs = {"task": ["items"] * len(labels), "label": labels, "follower": followers, "weight": 240 + 7 * labels}
+    fill_followers(model, pa.table(pairs), pq.read_table(prepared / POPULARITY_FILE))
+    torch.manual_seed(0)
+    model.score_scales.uniform_(0.5, 1.5)
+    for gains in (model.counted_memory.habit_gain, model.counted_memory.new_gain, model.counted_memory.new_offset):
+        gains.uniform_(0.2, 1)
+    model.save_pretrained(tmp_path / "checkpoint")
+    extractor.save_pretrained(tmp_path / "checkpoint")
+    return str(tmp_path / "checkpoint")
+
+
+@needs_onnx
+def test_onnx_has_the_counted_parts(script, counted, extractor, event_log, tmp_path):
+    assert "equal to the model" in script.run(options(script, counted, tmp_path))
+    model = MCMForMultiTaskRecommendation.from_pretrained(counted).eval()
+    customers = [{"events": events.to_dict("list")} for _, events in event_log.groupby("who")]
+    inputs = extractor([*customers[:5], {"events": []}])
+    parts = model.score_parts(**inputs)
+    for task, name in (("items", "followers"), ("aisle", "habits"), ("aisle", "new")):
+        assert parts[task][name][:5].std() > 0.01, f"{name} of {task} say nothing"
+    assert_equal_scores(model, inputs, run_onnx(tmp_path / "exported", inputs))
 
 
 @needs_onnx

@@ -1,0 +1,162 @@
+#!/usr/bin/env python
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What each part of a trained model's scores brings, by leaving it out of their sum.
+
+    python benchmarks/parts.py --model runs/mine --data data/prepared --values_file parts.parquet
+
+The parts are what `score_parts` of the model says: readout (the encoder), bias, repeats (the repeat memory),
+followers, habits and new labels (the counted memory). Without one of them, or with a few of them alone, the scales of
+the others are fitted again on validation cases, as at the end of a training; then the test cases are ranked. Nothing
+is trained anew: a part that the others had learned to rely on leaves more of a hole than in a model trained without
+it.
+
+Without habits a task has none of their gain; without new labels, labels never met are ranked by what the other parts
+say of them, by a gain of their own. The values file is as that of training/run_evaluate.py, a method for each choice.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
+from modeling_mcm.counting import CASES, fit_scales_of, validation_parts
+from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
+from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
+from modeling_mcm.evaluation.cases import EvaluationCases, Horizon, find_cases, unmet_only
+from modeling_mcm.evaluation.ranking import TargetRanks
+from modeling_mcm.evaluation.tables import write_values
+from modeling_mcm.modeling_mcm import PARTS
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+from arguments import parse_options
+from checkpoints import check_files, read_checkpoint
+
+RELATED = ("habits", "new")
+Parts = Mapping[str, torch.Tensor]
+
+
+@dataclass
+class Options:
+    """What is asked of which model; as for training/run_evaluate.py."""
+
+    model: str = field(metadata={"help": "Checkpoint folder."})
+    data: str = field(metadata={"help": "Folder of a prepared data set."})
+    values_file: str = field(metadata={"help": "Parquet file for every metric's value of every customer."})
+    tasks: list[str] = field(default_factory=list, metadata={"help": "All that the model was trained on by default."})
+    filter_seen: bool = field(default=False, metadata={"help": "Labels met before are neither ranked nor targets."})
+    only_new: bool = field(default=False, metadata={"help": "The same, beside --horizon_days."})
+    horizon_days: float | None = field(
+        default=None, metadata={"help": "Targets are the labels of so many days instead of the next visit's."}
+    )
+    batch_size: int = field(default=64, metadata={"help": "Customers a step."})
+
+
+def left(parts: Parts, out: set[str]) -> dict[str, torch.Tensor]:
+    """The parts of a task's scores without some of them."""
+    kept = {name: part for name, part in parts.items() if name not in out}
+    if "met" in parts and set(RELATED) <= out:
+        del kept["met"]
+    elif "met" in parts and "habits" in out:
+        kept["habits"] = torch.zeros_like(parts["habits"])
+    elif "met" in parts and "new" in out:
+        kept["new"] = torch.stack([part for name, part in kept.items() if name in PARTS]).sum(0)
+    return kept
+
+
+def choices(parts: Parts) -> dict[str, set[str]]:
+    """By the name of the choice what is left out of a task's scores."""
+    there = [name for name in (*PARTS, *RELATED) if name in parts]
+    counted = set(there) - {"readout", "bias"}
+    found = {f"without {name}": {name} for name in there if len(there) > 1}
+    if set(RELATED) <= set(there):
+        found["without habits and new"] = set(RELATED)
+    if counted:
+        found["readout and bias alone"] = counted
+    return found
+
+
+def cases_of(options: Options, manifest: PreparedManifest, rows: Any, token_type: str) -> EvaluationCases:
+    """The test cases that the options ask for."""
+    schema = manifest.event_schema
+    horizon = Horizon.of(options.horizon_days, schema.cutoff("test")) if options.horizon_days else None
+    cases = find_cases(rows, "test", schema.min_history, token_type, horizon=horizon)
+    return unmet_only(rows, cases, options.tasks) if options.filter_seen or options.only_new else cases
+
+
+class Scales:
+    """The numbers of a model that are learned on validation cases: kept, and put back."""
+
+    def __init__(self, model: MCMForMultiTaskRecommendation):
+        memory = model.counted_memory
+        gains = [] if memory is None else [memory.habit_gain, memory.new_gain, memory.new_offset]
+        self.numbers = [model.score_scales, *gains]
+        self.values = [number.clone() for number in self.numbers]
+
+    def put_back(self) -> None:
+        """Sets the model's numbers to those that were kept."""
+        for number, value in zip(self.numbers, self.values, strict=True):
+            number.copy_(value)
+
+
+def main() -> None:
+    """Fits the scales of every choice, ranks the test cases by each, and writes the values."""
+    (options,) = parse_options(Options, description=__doc__)
+    check_files(options.model)
+    model = read_checkpoint(MCMForMultiTaskRecommendation, options.model).eval()
+    extractor = MCMFeatureExtractor.from_pretrained(options.model)
+    check_vocabularies(options.data, extractor)
+    options.tasks = options.tasks or model.trained_tasks
+    rows, manifest = load_prepared(options.data), PreparedManifest.load(options.data)
+
+    known = find_cases(rows, "validation", manifest.event_schema.min_history, extractor.token_type_feature)
+    units = unit_counts(rows, rows["validation_end"], model.config, extractor.max_events)[known.rows]
+    places = known.rows[np.argsort(units, kind="stable")]  # the same cases as in training/run_pretrain.py
+    places = places[np.sort(np.random.default_rng(0).permutation(len(places))[:CASES])]
+    collator = MCMCollator(extractor, model.config, "evaluate", cutoff="validation")
+    validation = PreparedRows(rows, places)
+    order = np.arange(len(places)).tolist()
+    starts = tqdm(range(0, len(order), options.batch_size), desc="validation", unit="batch")
+    batches = (order[start : start + options.batch_size] for start in starts)
+    found = validation_parts(model, (collator(validation.__getitems__(batch)) for batch in batches))
+    whole, fitted = Scales(model), {}
+    for task in options.tasks:
+        parts, followed = found.pop(task)
+        for name, out in choices(parts).items():
+            whole.put_back()
+            numbers = fit_scales_of(model, {task: (left(parts, out), followed)})[task]
+            print(f"{task} {name}: {', '.join(f'{each} {value:.3g}' for each, value in numbers.items())}", flush=True)
+            fitted[task, name] = (Scales(model), out)
+        whole.put_back()
+        fitted[task, "MCM"] = (Scales(model), set())
+
+    cases = cases_of(options, manifest, rows, extractor.token_type_feature)
+    ranks = {key: TargetRanks(cases, key[0]) for key in fitted if key[0] in cases.targets}
+    collator = MCMCollator(extractor, model.config, "evaluate", cutoff="test")
+    units = unit_counts(rows, rows["test_end"], model.config, extractor.max_events)[cases.rows]
+    by_length, test = np.argsort(units, kind="stable"), PreparedRows(rows, cases.rows, units)
+    for start in tqdm(range(0, len(by_length), options.batch_size), desc="test", unit="batch"):
+        batch = by_length[start : start + options.batch_size]
+        inputs = collator(test.__getitems__(batch.tolist()))
+        inputs.pop("labels")
+        with torch.inference_mode():
+            scored = model.score_parts(**inputs)
+            for (task, name), of_choice in ranks.items():
+                scales, out = fitted[task, name]
+                scales.put_back()
+                logits = model.joined_scores(model.config.tasks.index(task), left(scored[task], out))
+                of_choice.add(batch, logits)
+    results: dict[str, dict[str, Any]] = {}
+    for (task, name), of_choice in ranks.items():
+        results.setdefault(name, {})[task] = of_choice.metrics((10,))
+    write_values(Path(options.values_file), cases.customer_ids, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+#!/usr/bin/env python
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The best ranking of the synthetic shop's test cases, by the law that its customers follow: what is possible there.
+
+    python benchmarks/shop_truth.py --customers 6000 --data build/recipe/synthetic_shop/prepared \
+        --values_file truth.parquet
+
+Sessions are drawn by that law, each going on from what a customer did before the test cutoff, and labels are ranked by
+what they add to the expected NDCG@10 (modeling_mcm/data/synthetic_truth.py). It knows each customer's taste, which the
+log does not tell: no model reaches it. The values file is as that of training/run_evaluate.py, of the method `truth`.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from modeling_mcm import MCMFeatureExtractor
+from modeling_mcm.data import PreparedManifest, load_prepared
+from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
+from modeling_mcm.data.synthetic import make_click_log
+from modeling_mcm.data.synthetic_truth import session_gains
+from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.evaluation.metrics import FIRST_LABEL
+from modeling_mcm.evaluation.ranking import TargetRanks
+from modeling_mcm.evaluation.tables import write_values
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+from arguments import parse_options
+
+UNKNOWN = FIRST_LABEL - 1
+
+
+@dataclass
+class Options:
+    """Which shop."""
+
+    customers: int = field(metadata={"help": "Customers of the shop, made with the settings of make_click_log."})
+    data: str = field(metadata={"help": "Folder of its prepared data set."})
+    values_file: str = field(metadata={"help": "Parquet file for every metric's value of every customer."})
+    sessions: int = field(default=400, metadata={"help": "Drawn for each customer."})
+
+
+def main() -> None:
+    """Draws sessions, ranks the test cases, writes the values."""
+    (options,) = parse_options(Options, description=__doc__)
+    log = make_click_log(customers=options.customers)
+    rows, schema = load_prepared(options.data), PreparedManifest.load(options.data).event_schema
+    extractor = MCMFeatureExtractor.from_pretrained(str(Path(options.data) / FEATURE_EXTRACTOR_FOLDER))
+    cases = find_cases(rows, "test", schema.min_history, extractor.token_type_feature)
+    names = {"item": log.settings.items, "category": log.settings.categories}
+    labels = {}
+    for task, number in names.items():
+        ids = {value: place for place, value in enumerate(extractor.vocabularies[task], FIRST_LABEL)}
+        labels[task] = np.array([ids.get(f"{task}-{each}", UNKNOWN) for each in range(number)])
+    moment = int(np.datetime64(schema.cutoff("test"), "s").astype(np.int64))
+    customers = np.array(cases.customer_ids).astype(int)
+    found = session_gains(log, customers, moment, labels["item"], options.sessions)
+    metrics = {}
+    for (task, of_labels), gains in zip(labels.items(), found, strict=True):
+        scores = np.full((len(cases), len(extractor.vocabularies[task]) + FIRST_LABEL), -np.inf)
+        known = of_labels != UNKNOWN
+        scores[:, of_labels[known]] = gains[:, known]
+        ranks = TargetRanks(cases, task)
+        ranks.add(np.arange(len(cases)), torch.from_numpy(scores))
+        metrics[task] = ranks.metrics((10,))
+    write_values(Path(options.values_file), cases.customer_ids, {"truth": metrics})
+
+
+if __name__ == "__main__":
+    main()
