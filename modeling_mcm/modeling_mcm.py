@@ -798,7 +798,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         Returns:
             `labels` (ids) and `scores` (probabilities among the task's labels), of shape `(B, k)`; with
             `return_weights` also `weights`, a_{w,i} of equation 2 with shape `(B, k, U)`, and `unit_mask`. The weights
-            are those of the attentional readout; the bias and the repeat memory speak beside it.
+            are those of the attentional readout alone, a small part of the score where a memory speaks beside it.
+            Which visits a score comes from is said by [`~explanations_mcm.explain`].
 
         Raises:
             ValueError: for a task that the model does not have, or weights of a readout that has none.
