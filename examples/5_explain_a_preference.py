@@ -1,44 +1,39 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Why does a customer get this score? Which of their visits spoke for it.
+"""Why does a customer get this score? What it is a sum of, and which of their visits it comes from.
 
     python examples/5_explain_a_preference.py runs/mine log.parquet c07 item
 
-The attentional readout scores a label by an average over the customer's visits (events, in the paper's model), and the
-weights of that average, a_{w,i} of equation 2, say which of them spoke most. They are not the whole score: where a
-checkpoint has a label bias and a repeat memory, these speak beside it.
+A visit's share says by how much it makes the label more likely, as a logarithm: the model reads the history without
+the visit and is asked again. The shares add up to the score less that of a customer without history.
 """
 
 import sys
 
 import pandas as pd
 
-from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
+from modeling_mcm import LiveCustomer, MCMFeatureExtractor, MCMForMultiTaskRecommendation
 
-LABELS, UNITS = 3, 2  # how many are shown
+LABELS, VISITS = 3, 2  # how many are shown
 
 
 def main(checkpoint, events, customer, task):
-    """Prints the customer's best labels of a task, and the visits that spoke most for each."""
+    """Prints the customer's best labels of a task, and the visits that speak most for each."""
     model = MCMForMultiTaskRecommendation.from_pretrained(checkpoint).eval()
     extractor = MCMFeatureExtractor.from_pretrained(checkpoint)
     log = pd.read_parquet(events)
-    inputs = extractor({"events": log[log[extractor.customer].astype(str) == customer]})
-    found = model.preferences(task, k=LABELS, return_weights=True, **inputs)
+    live = LiveCustomer(model, extractor, customer_id=customer)
+    live.add(log[log[extractor.customer].astype(str) == customer])
 
-    unit_of_event = inputs["visit_ids"][0]
-    if model.config.encoder_unit == "event":
-        unit_of_event = inputs["attention_mask"][0].cumsum(0) - 1
-    days = inputs["event_times"][0]
-    values = inputs["input_ids"][0, :, extractor.feature_names.index(task)]
-    labels = extractor.decode_labels(task, found["labels"][0])
-    for label, score, weights in zip(labels, found["scores"][0], found["weights"][0], strict=True):
-        print(f"{label} {score:.1%}")
-        for weight, unit in zip(*weights.topk(min(UNITS, len(weights))), strict=True):
-            events_of_unit = (unit_of_event == unit) & (inputs["attention_mask"][0] == 1)
-            met = extractor.decode_labels(task, values[events_of_unit].unique())
-            day = days[events_of_unit].max()
-            print(f"  {weight:.0%} of the weight: unit {unit} on day {day:.0f} with {', '.join(sorted(met))}")
+    for best in live.scores(tasks=[task], k=LABELS)[task]:
+        why = live.explain(task, best["label"])
+        print(f"{why.label} {why.probability:.1%}: {why.words}")
+        print("  " + ", ".join(f"{part} {value:+.2f}" for part, value in why.parts.items() if value))
+        for visit in why.visits[:VISITS]:
+            met = sorted({event.values[task] for event in visit.events if task in event.values})
+            print(
+                f"  visit of {visit.time[:10]}: {visit.share:+.2f} of {why.score - why.baseline:+.2f}; {', '.join(met)}"
+            )
 
 
 if __name__ == "__main__":

@@ -20,6 +20,11 @@ SET, SEVERAL = 2.0, 1.5
 MOST_RELATED = 10_000  # labels of a task whose relations are solved
 MANY_LABELS, SAMPLE = 8_000, 2_000  # labels from which on a sample of so many is scored in training
 STATE_SIZE = 128
+# What is read. A visit says how long ago the one before was, so its place in the history says nothing more.
+VISITS: dict[str, Any] = {"encoder_unit": "visit", "target": "next_visit"}
+VISITS |= {"use_position_embeddings": False, "attention_window": 64}
+EVENTS: dict[str, Any] = {"encoder_unit": "event", "target": "next_event"}
+EVENTS |= {"use_position_embeddings": True, "attention_window": None}
 NO_MEMORY: dict[str, Any] = {
     "repeat_half_lives_days": [],
     "repeat_half_lives_units": [],
@@ -72,14 +77,7 @@ def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], feat
 
     config: dict[str, Any] = {"augmentation": "all_prefixes", "encoder_attention": "causal"}
     reasons = []
-    config |= (
-        {"encoder_unit": "visit", "target": "next_visit"}
-        if visits
-        else {
-            "encoder_unit": "event",
-            "target": "next_event",
-        }
-    )
+    config |= VISITS if visits else EVENTS
     reasons.append(
         f"A visit has {a_visit:.1f} events to predict and {alone:.0%} of the customers have one visit: "
         + ("visits are read, and the next visit is predicted." if visits else "events are read and predicted.")

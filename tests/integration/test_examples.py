@@ -94,7 +94,7 @@ def test_look_alikes_are_the_nearest_embeddings(example, save, log_file, tmp_pat
 
 @pytest.mark.parametrize("choices", [{}, {"extended": True}], ids=["events", "visits"])
 @torch.no_grad()
-def test_a_preference_is_explained_by_what_its_units_hold(
+def test_a_preference_is_explained_by_what_its_visits_hold(
     example, save, log_file, event_log, extractor, capsys, choices
 ):
     folder = save(**choices)
@@ -104,10 +104,10 @@ def test_a_preference_is_explained_by_what_its_units_hold(
     inputs = extractor({"events": event_log[event_log["who"] == "c07"]})
     best = model.preferences("items", k=3, **inputs)
     labels = extractor.decode_labels("items", best["labels"][0])
-    assert [line.rsplit(" ", 1)[0] for line in said if not line.startswith(" ")] == labels
-    reasons = [line for line in said if line.startswith(" ")]
-    assert len(reasons) == 6 and all("of the weight: unit" in line for line in reasons)
-    own = set(event_log[event_log["who"] == "c07"]["item"]) | {"[missing]"}
+    assert [line.split(": ")[0].rsplit(" ", 1)[0] for line in said if not line.startswith(" ")] == labels
+    reasons = [line for line in said if " by the visit of " in line]
+    assert len(reasons) == 6
+    own = set(event_log[event_log["who"] == "c07"]["item"]) | {"no label"}
     for line in reasons:
         assert set(line.split(" with ")[1].split(", ")) <= own
 

@@ -57,8 +57,18 @@ SIBLINGS = {
         "modeling_mcm",
         "processing_mcm",
     },
+    "explanations_mcm": {"configuration_mcm", "counted_memory_mcm", "events_mcm", "modeling_mcm", "processing_mcm"},
+    "live_mcm": {
+        "configuration_mcm",
+        "events_mcm",
+        "explanations_mcm",
+        "live_state_mcm",
+        "modeling_mcm",
+        "processing_mcm",
+    },
+    "live_state_mcm": {"configuration_mcm", "counted_memory_mcm", "modeling_mcm", "state_mcm"},
 }
-FLAT_LIBRARIES = {"torch", "numpy", "transformers", "huggingface_hub"}
+FLAT_LIBRARIES = {"torch", "numpy", "transformers", "huggingface_hub", "safetensors"}
 # What a travelling file may read where it is installed, and does without elsewhere.
 OPTIONAL = {"readout_triton_mcm": {"triton"}}
 # What the rooms of the package may read of the package.
