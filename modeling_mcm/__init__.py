@@ -13,6 +13,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .action_mcm import MCMForActionRecommendation
 from .configuration_mcm import MCMConfig
+from .live_mcm import LiveCustomer
 from .modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
 from .pipeline_mcm import (
     ActionScoresPipeline,
@@ -54,6 +55,7 @@ __all__ = [
     "ActionScoresPipeline",
     "CustomerEmbeddingPipeline",
     "CustomerForecastPipeline",
+    "LiveCustomer",
     "MCMConfig",
     "MCMFeatureExtractor",
     "MCMForActionRecommendation",

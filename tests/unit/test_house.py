@@ -45,9 +45,11 @@ SIBLINGS = {
     "processing_mcm": {"configuration_mcm", "events_mcm", "files_mcm"},
     "action_mcm": {"configuration_mcm", "embeddings_mcm", "modeling_mcm"},
     "action_inputs_mcm": {"configuration_mcm", "events_mcm", "processing_mcm"},
+    "explanations_mcm": {"configuration_mcm", "counted_memory_mcm", "events_mcm", "modeling_mcm", "processing_mcm"},
+    "live_mcm": {"configuration_mcm", "events_mcm", "explanations_mcm", "modeling_mcm", "processing_mcm"},
     "pipeline_mcm": {"action_inputs_mcm", "configuration_mcm", "events_mcm", "modeling_mcm", "processing_mcm"},
 }
-FLAT_LIBRARIES = {"torch", "numpy", "transformers", "huggingface_hub"}
+FLAT_LIBRARIES = {"torch", "numpy", "transformers", "huggingface_hub", "safetensors"}
 # What a travelling file may read where it is installed, and does without elsewhere.
 OPTIONAL = {"readout_triton_mcm": {"triton"}}
 # What the rooms of the package may read of the package.

@@ -1,0 +1,361 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Why a label has its score: the parts that it is a sum of, and the share of every visit and event of the history.
+
+What is explained is the log-probability of a label among those of its task, so that shares of visits say by which
+factor they make the label more or less likely. Two ways to cut it up, and both add up:
+
+- By part: the readout, the label's bias, the memories, and `others`, what the normalisation takes away.
+- By visit: log p(label) - log p(label of a customer without history, with the same profile) is shared out.
+
+A visit's share comes from deletion, what the log-probability loses when the model reads the history without the visit.
+Nothing else says whether a visit mattered: the weights of the readout do not, because the memories speak beside it.
+Deletions alone do not add up, for of nine visits with a label each can be missed and all together cannot. The rest R is
+given to the visits in proportion to what the deletion of each takes away (where R is negative: adds), so the order of
+the shares is the order of the deletions.
+
+Shapes: B histories, N visits, P parts, V labels of a task.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .counted_memory_mcm import TIE_SHARE
+from .events_mcm import SECONDS_PER_DAY, Timeline, naming, read_zone, to_seconds
+from .modeling_mcm import FIRST_LABEL, PARTS, MCMForMultiTaskRecommendation
+from .processing_mcm import DAYS_SINCE_VISIT, MCMFeatureExtractor
+
+# What a log-probability is a sum of. The last is what is left for a label when the others have had theirs.
+NAMES = (*PARTS, "habits", "new", "others")
+EVENTS_AT_ONCE = 2**14  # of all histories of a batch of deletions
+VISITS_WITH_EVENTS = 3  # visits, those with the largest shares, whose single events are deleted too
+DUE = 0.8  # share of the usual gap after which a label is due
+
+
+@dataclass(frozen=True)
+class EventShare:
+    """What an event did to the log-probability of a label.
+
+    Attributes:
+        time (`str`): of the event, ISO 8601.
+        values (`dict[str, str]`): what the event says, by categorical feature.
+        share (`float`): its part of the visit's share.
+    """
+
+    time: str
+    values: dict[str, str]
+    share: float
+
+
+@dataclass(frozen=True)
+class VisitShare:
+    """What a visit did to the log-probability of a label.
+
+    Attributes:
+        visit (`int`): its number in the history, from 0.
+        time (`str`): of its first event, ISO 8601.
+        share (`float`): in units of log-probability; positive where the visit speaks for the label.
+        deletion (`float`): what the log-probability loses without the visit.
+        parts (`dict[str, float]`): the share by part of the score; they add up to it.
+        has_label (`bool`): whether an event of the visit has the label.
+        events (`list[EventShare]`): of the visit, in their order; their shares add up to the visit's.
+    """
+
+    visit: int
+    time: str
+    share: float
+    deletion: float
+    parts: dict[str, float]
+    has_label: bool
+    events: list[EventShare]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a label has its score.
+
+    Attributes:
+        task (`str`), label (`str`): what is explained.
+        probability (`float`): of the label among the task's labels.
+        score (`float`): its logarithm.
+        baseline (`float`): the log-probability for a customer with this profile and no history.
+        parts (`dict[str, float]`): what the score is a sum of.
+        baseline_parts (`dict[str, float]`): what the baseline is a sum of.
+        visits (`list[VisitShare]`): with the largest share first; the shares add up to score - baseline.
+        words (`str`): how often and when the label was met, such as "9 times, every 12 days, last 14 days ago; due".
+    """
+
+    task: str
+    label: str
+    probability: float
+    score: float
+    baseline: float
+    parts: dict[str, float]
+    baseline_parts: dict[str, float]
+    visits: list[VisitShare] = field(repr=False)
+    words: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values, for JSON."""
+        return asdict(self)
+
+
+def explain(
+    model: MCMForMultiTaskRecommendation,
+    feature_extractor: MCMFeatureExtractor,
+    customer: Mapping[str, Any],
+    task: str,
+    label: Any = None,
+    now: Any = None,
+) -> Explanation:
+    """Why a label has its score.
+
+    Args:
+        model ([`MCMForMultiTaskRecommendation`]): in evaluation mode.
+        feature_extractor ([`MCMFeatureExtractor`]): of the same checkpoint.
+        customer (`dict`): events and profile, as for the feature extractor, or a row of its `encode`.
+        task (`str`): name of a task.
+        label (*optional*): a value of the task; the one with the largest score by default.
+        now (*optional*): the time of the question; that of the last event by default.
+
+    Raises:
+        ValueError: for an unknown task or label, or a customer that cannot be read.
+    """
+    if task not in model.config.tasks:
+        raise ValueError(f"No task {task!r}: this checkpoint predicts {model.config.tasks}.")
+    row = customer if "visits" in customer else feature_extractor.encode(customer)
+    row = _kept(feature_extractor.readable(row, model.config.input_features), feature_extractor.max_events)
+    moment = None
+    if now is not None and feature_extractor.time is not None:
+        with naming("`now`"):
+            moment = to_seconds(now, read_zone(feature_extractor.time_zone))
+    history = _History(model, feature_extractor, row, moment)
+    label_id = history.best(task) if label is None else int(feature_extractor.label_ids(task, [label])[0])
+    if label_id < FIRST_LABEL:
+        raise ValueError(f"Task {task!r} has no label {label!r}: the training period did not have it.")
+    return history.explanation(task, label_id)
+
+
+class _History:
+    """A customer's history, its variants without some events, and what a model says of them."""
+
+    def __init__(self, model, feature_extractor, row: Mapping[str, Any], moment: int | None):
+        self.model, self.extractor, self.row, self.moment = model, feature_extractor, dict(row), moment
+        self.visits = row["visits"]
+        self.columns = [name for name, value in row.items() if isinstance(value, np.ndarray) and value.ndim]
+
+    def best(self, task: str) -> int:
+        inputs = self._inputs([self.row])
+        with torch.inference_mode():
+            return int(self.model(**inputs).logits[task][0].argmax())
+
+    def explanation(self, task: str, label: int) -> Explanation:
+        number = int(self.visits[-1]) + 1 if len(self.visits) else 0
+        rows = [self.row, self._without(np.ones(len(self.visits), bool))]
+        rows += [self._without(self.visits == visit) for visit in range(number)]
+        parts = self.parts(rows, task, label)  # (2 + N, P)
+        whole, nothing = parts[0], parts[1]
+        deletions = whole - parts[2:]
+        shares = _shared(whole - nothing, deletions)
+        totals = shares.sum(1)
+        order = np.argsort(-totals, kind="stable").tolist()
+        events = self._event_shares(task, label, whole, totals, order[:VISITS_WITH_EVENTS])
+        has_label = self._has_label(task, label)
+        values = self._values()
+        visits = []
+        for visit in order:
+            places = np.flatnonzero(self.visits == visit).tolist()
+            of_events = [EventShare(_iso(self.row["times"][at]), values[at], float(events[at])) for at in places]
+            visits.append(
+                VisitShare(
+                    visit=visit,
+                    time=_iso(self.row["times"][places[0]]),
+                    share=float(totals[visit]),
+                    deletion=float(deletions[visit].sum()),
+                    parts=dict(zip(NAMES, shares[visit].tolist(), strict=True)),
+                    has_label=bool(has_label[places].any()),
+                    events=of_events,
+                )
+            )
+        return Explanation(
+            task=task,
+            label=self.extractor.decode_labels(task, [label])[0],
+            probability=float(np.exp(whole.sum())),
+            score=float(whole.sum()),
+            baseline=float(nothing.sum()),
+            parts=dict(zip(NAMES, whole.tolist(), strict=True)),
+            baseline_parts=dict(zip(NAMES, nothing.tolist(), strict=True)),
+            visits=visits,
+            words=self.words(task, label),
+        )
+
+    def words(self, task: str, label: int) -> str:
+        """How often and when the label was met, from the times of the visits that have it."""
+        places = np.flatnonzero(self._has_label(task, label))
+        if not len(places):
+            return "never yet"
+        _, first = np.unique(self.visits[places], return_index=True)
+        times = np.sort(self.row["times"][places[first]])
+        last = int(self.row["times"].max()) if self.moment is None else self.moment
+        ago = (last - int(times[-1])) / SECONDS_PER_DAY
+        if len(times) == 1:
+            return f"once, {_days(ago)} ago"
+        gap = int(times[-1] - times[0]) / SECONDS_PER_DAY / (len(times) - 1)
+        return f"{len(times)} times, every {_days(gap)}, last {_days(ago)} ago" + "; due" * (ago >= DUE * gap > 0)
+
+    def parts(self, rows: Sequence[Mapping[str, Any]], task: str, label: int) -> NDArray[np.float64]:
+        """What the log-probability of the label is a sum of, of shape `(B, P)`, for histories of any lengths."""
+        lengths = np.array([len(row["times"]) + 1 for row in rows])
+        found = np.empty((len(rows), len(NAMES)))
+        order = np.argsort(-lengths, kind="stable")
+        while len(order):
+            size = max(1, EVENTS_AT_ONCE // int(lengths[order[0]]))
+            batch, order = order[:size], order[size:]
+            found[batch] = _label_parts(self.model, self._inputs([rows[at] for at in batch]), task, label)
+        return found
+
+    def _inputs(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        mask_next = self.model.config.augmentation == "masked_lm"
+        inputs = self.extractor.pad(rows, mask_next=mask_next)
+        return {name: value.to(self.model.device) for name, value in inputs.items()}
+
+    def _without(self, gone: NDArray[np.bool_]) -> dict[str, Any]:
+        """The row as if some events had never been: visits are counted anew, and so are the days between them."""
+        extractor = self.extractor
+        token = self.row[f"feature_{extractor.token_type_feature}"]
+        gone = gone.copy()
+        if extractor.end_of_visit:  # a visit that has no target any more is not closed
+            closing = token == extractor.vocabularies[extractor.token_type_feature].index(extractor.end_of_visit) + 2
+            is_target = ~closing & ~gone
+            if extractor.target_token_types:
+                targets = extractor._value_ids(extractor.token_type_feature, extractor.target_token_types)
+                is_target &= np.isin(token, targets)
+            gone |= closing & ~np.isin(self.visits, self.visits[is_target])
+        row = {name: value[~gone] if name in self.columns else value for name, value in self.row.items()}
+        kept, row["visits"] = np.unique(row["visits"], return_inverse=True)
+        row["visits"] = row["visits"].astype(np.int32)
+        first = np.searchsorted(row["visits"], np.arange(len(kept)))
+        timeline = Timeline(first, first[:0], row["times"], row["visits"], row["times"][first])
+        for feature, kind in extractor._kinds.items():
+            if kind == DAYS_SINCE_VISIT and feature in extractor._event_features:
+                row[f"feature_{feature}"] = extractor._derived_ids(feature, timeline)
+        return row
+
+    def _event_shares(
+        self, task: str, label: int, whole: NDArray, totals: NDArray, visits: Sequence[int]
+    ) -> NDArray[np.float64]:
+        """The share of every event of the row. Of these visits by deletion; elsewhere by who has the label."""
+        has_label = self._has_label(task, label)
+        shares = np.zeros(len(self.visits))
+        for visit, total in enumerate(totals):
+            places = np.flatnonzero(self.visits == visit)
+            places = places[has_label[places]] if has_label[places].any() else places
+            shares[places] = total / len(places)
+        deleted = np.flatnonzero(np.isin(self.visits, visits))
+        if len(deleted):
+            rows = [self._without(np.arange(len(self.visits)) == place) for place in deleted]
+            differences = (whole - self.parts(rows, task, label)).sum(1)
+            for visit in visits:
+                of_visit = self.visits[deleted] == visit
+                shares[deleted[of_visit]] = _shared(totals[[visit]], differences[of_visit][:, None])[:, 0]
+        return shares
+
+    def _has_label(self, task: str, label: int) -> NDArray[np.bool_]:
+        return self.row[f"feature_{task}"] == label
+
+    def _values(self) -> list[dict[str, str]]:
+        extractor = self.extractor
+        values: list[dict[str, str]] = [{} for _ in self.visits]
+        for feature, vocabulary in extractor.vocabularies.items():
+            if feature in extractor._event_features:
+                for place, value in enumerate(self.row[f"feature_{feature}"].tolist()):
+                    if value:
+                        values[place][feature] = vocabulary[value - FIRST_LABEL] if value > 1 else "[unknown]"
+        return values
+
+
+@torch.inference_mode()
+def _label_parts(
+    model: MCMForMultiTaskRecommendation, inputs: Mapping[str, torch.Tensor], task: str, label: int
+) -> NDArray[np.float64]:
+    """What the log-probability of a label is a sum of, of shape `(B, P)`."""
+    place = model.config.tasks.index(task)
+    parts = model.score_parts(**inputs)[task]
+    log_probability = model._joined_scores(place, parts).double().log_softmax(-1)[:, label]
+    scales = model.score_scales[place].double()
+    memory = model.counted_memory
+    related = memory is not None and "met" in parts
+    if related:
+        related = bool(cast(Any, memory).new_gain[place] != 0) or bool(cast(Any, memory).habit_gain[place] != 0)
+    met = parts["met"][:, label] if related else torch.ones_like(log_probability, dtype=torch.bool)
+    worth = torch.where(met, 1.0, TIE_SHARE).double()
+    found = {}
+    for name, scale in zip(PARTS, scales, strict=True):
+        if name in parts:
+            found[name] = worth * scale * parts[name][:, label].double()
+    if related:
+        gains = cast(Any, memory)
+        found["habits"] = met * gains.habit_gain[place].double() * parts["habits"][:, label].double()
+        found["new"] = ~met * gains.new_gain[place].double() * parts["new"][:, label].double()
+    found["others"] = log_probability - cast(torch.Tensor, sum(found.values()))
+    nothing = torch.zeros_like(log_probability)
+    return torch.stack([found.get(name, nothing) for name in NAMES], 1).cpu().numpy()
+
+
+def _shared(whole: NDArray, deletions: NDArray) -> NDArray[np.float64]:
+    """Shares of what is to be shared out, by visit and part, in the order of the deletions.
+
+    Args:
+        whole: of each part, of shape `(P,)`.
+        deletions: what each part loses without each visit, of shape `(N, P)`.
+
+    Returns:
+        Of shape `(N, P)`; the sum over visits is `whole`.
+    """
+    if not len(deletions):
+        return deletions
+    rest = whole - deletions.sum(0)
+    weights = np.maximum(deletions.sum(1) * (1.0 if rest.sum() >= 0 else -1.0), 0)
+    total = weights.sum()
+    weights = weights / total if total > 0 else np.full(len(deletions), 1 / len(deletions))
+    return deletions + weights[:, None] * rest
+
+
+def _kept(row: Mapping[str, Any], max_events: int) -> dict[str, Any]:
+    """The part of a row that the model reads, its latest events; visits from 0."""
+    start = max(len(row["times"]) - (max_events - 1), 0)
+    kept = {
+        name: value[start:] if isinstance(value, np.ndarray) and value.ndim else value for name, value in row.items()
+    }
+    if start:
+        kept["visits"] = kept["visits"] - kept["visits"][:1]
+    return kept
+
+
+def _iso(seconds: Any) -> str:
+    return str(np.datetime64(int(seconds), "s"))
+
+
+def _days(number: float) -> str:
+    days = round(number) if number >= 2 else round(number, 1)
+    return "1 day" if days == 1 else f"{days:g} days"
+
+
+__all__ = ["EventShare", "Explanation", "VisitShare", "explain"]

@@ -1,0 +1,380 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A customer who is followed live: events come one by one, and every question is answered as if all were read at once.
+
+    live = LiveCustomer(model, feature_extractor)
+    live.add([{"time": "2017-03-01T18:30:00", "item": "milk"}])
+    live.scores(tasks=["item"], k=5)
+
+`LiveCustomer` keeps the customer's events. Whatever way they are cut into calls of `add`, the answers are those of the
+whole history; `remove` gives the answers of a customer who never had the event.
+
+Shapes: H hidden, V labels of a task.
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from .events_mcm import as_list, is_missing, naming, read_columns, read_zone, to_number, to_seconds, to_text
+from .explanations_mcm import Explanation, explain
+from .modeling_mcm import FIRST_LABEL, MCMForMultiTaskRecommendation
+from .processing_mcm import MCMFeatureExtractor
+
+FORMAT, VERSION = "mcm-live", "1"
+EVENTS = "events"  # the tensor of a stored state that holds the events, as compressed JSON
+_DIGESTS: WeakKeyDictionary[torch.nn.Module, tuple[Any, str]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Added:
+    """What came of `LiveCustomer.add`.
+
+    Attributes:
+        events (`int`): how many were added.
+        late (`bool`): whether some of them belong before or into an earlier visit than the last one. The state was
+            computed anew from the customer's events then, which takes longer; the answers are the same.
+    """
+
+    events: int
+    late: bool
+
+
+class LiveCustomer:
+    """One customer's events and what a model says of them.
+
+    Args:
+        model ([`MCMForMultiTaskRecommendation`]): a trained model, in evaluation mode.
+        feature_extractor ([`MCMFeatureExtractor`]): the one that was saved with the model.
+        profile (`dict`, *optional*): the customer's profile, as for the feature extractor.
+        customer_id (`str`, *optional*): what messages call the customer.
+
+    Raises:
+        ValueError: if model and feature extractor do not belong together, or the profile cannot be read.
+    """
+
+    def __init__(
+        self,
+        model: MCMForMultiTaskRecommendation,
+        feature_extractor: MCMFeatureExtractor,
+        profile: Mapping[str, Any] | None = None,
+        customer_id: str | None = None,
+    ):
+        found, expected = feature_extractor.vocabulary_sizes, model.config.vocabulary_sizes
+        if feature_extractor.feature_names != model.config.features or found != expected:
+            raise ValueError(
+                f"The feature extractor's vocabularies have sizes {found}, the model's {expected}: take the feature "
+                "extractor that was saved with this checkpoint."
+            )
+        self.model, self.feature_extractor = model, feature_extractor
+        self.profile, self.customer_id = dict(profile or {}), customer_id
+        self.events: list[dict[str, Any]] = []
+        self._row = self._encode([])
+
+    # ------------------------------------------------------------------------------------------------ events in, out
+
+    def add(self, events: Any, now: Any = None) -> Added:
+        """Takes new events, in any order, also such as are older than those that are there.
+
+        Args:
+            events: one event, a list of events, a data frame or a dict of columns, as for the feature extractor.
+            now (*optional*): the time of the call. No event may be later.
+
+        Raises:
+            ValueError: if an event has no time, lies after `now`, or cannot be read. Nothing has changed then.
+        """
+        added = self._read(events)
+        self._check_past(added, now)
+        before, self._row = self._row, self._encode([*self.events, *added])
+        self.events += added
+        return Added(len(added), _is_late(before, self._row))
+
+    def remove(self, event: Mapping[str, Any]) -> None:
+        """Forgets one event: from here on every answer is that of a customer who never had it.
+
+        Args:
+            event (`dict`): the event as it was added. Of several equal ones the last is removed.
+
+        Raises:
+            ValueError: if the customer has no such event.
+        """
+        (wanted,) = self._read([event])
+        if wanted not in self.events:
+            raise ValueError(
+                f"{self._name()} has no event {dict(event)!r}: give all columns of the event as they were added."
+            )
+        place = len(self.events) - 1 - self.events[::-1].index(wanted)
+        kept = self.events[:place] + self.events[place + 1 :]
+        self._row, self.events = self._encode(kept), kept
+
+    # ---------------------------------------------------------------------------------------------------- questions
+
+    def scores(
+        self, now: Any = None, tasks: Sequence[str] | None = None, k: int = 10
+    ) -> dict[str, list[dict[str, Any]]]:
+        """The labels that the customer is likely to choose next.
+
+        Args:
+            now (*optional*): the time of the question; the last event's by default.
+            tasks (`Sequence[str]`, *optional*): names of tasks, all by default.
+            k (`int`): labels of each task; at most all of them.
+
+        Returns:
+            For each task a list of `{"label": value, "score": probability among the task's labels}`, best first.
+
+        Raises:
+            ValueError: for an unknown task, `k` under 1, or a `now` before the last event.
+        """
+        known = self.model.config.tasks
+        tasks = list(known if tasks is None else tasks)
+        if wrong := [task for task in tasks if task not in known]:
+            raise ValueError(f"No tasks {wrong}: this checkpoint predicts {known}.")
+        if k < 1:
+            raise ValueError(f"`k` is {k}; ask for at least 1 label.")
+        logits = self.logits(now)
+        result = {}
+        for task in tasks:
+            count = min(k, logits[task].shape[-1] - FIRST_LABEL)
+            best = logits[task].float().softmax(-1).topk(count)
+            labels = self.feature_extractor.decode_labels(task, best.indices.tolist())
+            pairs = zip(labels, best.values.tolist(), strict=True)
+            result[task] = [{"label": label, "score": score} for label, score in pairs]
+        return result
+
+    def logits(self, now: Any = None) -> dict[str, torch.Tensor]:
+        """The scores of all labels, for each task of shape `(V,)`, before the softmax that makes them probabilities.
+
+        Args:
+            now (*optional*): as for `scores`.
+        """
+        self._check_clock(now)
+        with torch.inference_mode():
+            logits = self.model(**self._inputs()).logits
+        return {task: scores[0] for task, scores in logits.items()}
+
+    def embedding(self, now: Any = None) -> NDArray[np.float32]:
+        """The customer embedding, of shape `(H,)`.
+
+        Args:
+            now (*optional*): as for `scores`.
+        """
+        self._check_clock(now)
+        inputs = self._inputs()
+        inputs.pop("event_times")
+        with torch.inference_mode():
+            return self.model.model(**inputs).pooler_output[0].float().cpu().numpy()
+
+    def forecast(self, now: Any = None) -> dict[str, Any]:
+        """What the customer will do within the next days.
+
+        Args:
+            now (*optional*): as for `scores`.
+
+        Raises:
+            NotImplementedError: the model has no forecasts.
+        """
+        self._check_clock(now)
+        raise NotImplementedError("This checkpoint has no forecasts: it scores labels and gives an embedding.")
+
+    def explain(self, task: str, label: Any = None, now: Any = None) -> Explanation:
+        """Why a label has its score: what it is a sum of, and the share of every visit and event.
+
+        Args:
+            task (`str`): name of a task.
+            label (*optional*): a value of the task; the best by default.
+            now (*optional*): as for `scores`.
+
+        Raises:
+            ValueError: for an unknown task or label, or a `now` before the last event.
+        """
+        self._check_clock(now)
+        customer = {"events": self.events, "profile": self.profile or None, "customer_id": self.customer_id}
+        return explain(self.model, self.feature_extractor, customer, task, label, now)
+
+    # -------------------------------------------------------------------------------------------------------- stored
+
+    def to_bytes(self) -> bytes:
+        """The state as a safetensors file in memory, with the digest of the checkpoint in its metadata."""
+        stored = {"events": self.events, "profile": self.profile, "customer_id": self.customer_id}
+        packed = zlib.compress(json.dumps(stored, separators=(",", ":"), allow_nan=False).encode())
+        tensors = {EVENTS: torch.frombuffer(bytearray(packed), dtype=torch.uint8)}
+        digest = checkpoint_digest(self.model, self.feature_extractor)
+        metadata = {"format": FORMAT, "version": VERSION, "checkpoint": digest, "content": _content_digest(tensors)}
+        return save(tensors, metadata)
+
+    @classmethod
+    def from_bytes(
+        cls, data: bytes, model: MCMForMultiTaskRecommendation, feature_extractor: MCMFeatureExtractor
+    ) -> "LiveCustomer":
+        """The customer whose state `to_bytes` gave.
+
+        Args:
+            data (`bytes`): the stored state.
+            model, feature_extractor: the checkpoint that the state was stored with.
+
+        Raises:
+            ValueError: if the bytes are damaged, or the state is of another checkpoint.
+        """
+        fix = "add the customer's events to a new LiveCustomer"
+        try:
+            tensors = load(data)
+            length = int.from_bytes(data[:8], "little")
+            metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+            if metadata.get("format") != FORMAT or metadata.get("content") != _content_digest(tensors):
+                raise ValueError("its content does not have the digest that was stored with it")
+            stored = json.loads(zlib.decompress(tensors[EVENTS].numpy().tobytes()))
+        except (SafetensorError, ValueError, KeyError, TypeError, zlib.error) as error:
+            raise ValueError(f"A stored state of {len(data):,} bytes is cut or damaged ({error}): {fix}.") from error
+        digest = checkpoint_digest(model, feature_extractor)
+        if metadata.get("version") != VERSION or metadata.get("checkpoint") != digest:
+            raise ValueError(
+                f"A stored state is of the checkpoint {str(metadata.get('checkpoint'))[:12]} (format version "
+                f"{metadata.get('version')}), this one is {digest[:12]} (version {VERSION}): {fix}."
+            )
+        live = cls(model, feature_extractor, stored["profile"], stored["customer_id"])
+        live.add(stored["events"])
+        return live
+
+    # ------------------------------------------------------------------------------------------------------- inside
+
+    def _name(self) -> str:
+        return "Customer without id" if self.customer_id is None else f"Customer {self.customer_id!r}"
+
+    def _read(self, events: Any) -> list[dict[str, Any]]:
+        """Events as dicts of plain values that JSON can hold; those that the feature extractor refuses are refused."""
+        extractor = self.feature_extractor
+        with naming(self._name()):
+            if isinstance(events, Mapping) and not any(_is_column(value) for value in events.values()):
+                events = [events]
+            columns, count = read_columns(events, extractor._known_columns)
+        names = list(columns)
+        rows = zip(*(as_list(columns[name]) for name in names), strict=True) if names else [()] * count
+        zone = read_zone(extractor.time_zone)
+        read = []
+        for row in rows:
+            event = {}
+            for name, value in zip(names, row, strict=True):
+                with naming(f"{self._name()}: column {name!r}"):
+                    if name == extractor.time:
+                        seconds = to_seconds(value, zone)
+                        event[name] = str(np.datetime64(seconds, "s"))
+                    elif not is_missing(value):
+                        event[name] = _plain(value)
+            read.append(event)
+        self._encode(read)
+        return read
+
+    def _encode(self, events: list[dict[str, Any]]) -> dict[str, Any]:
+        customer = {"events": events, "profile": self.profile or None, "customer_id": self.customer_id}
+        return self.feature_extractor.encode(customer)
+
+    def _inputs(self) -> dict[str, torch.Tensor]:
+        row = self.feature_extractor.readable(self._row, self.model.config.input_features)
+        mask_next = self.model.config.augmentation == "masked_lm"
+        inputs = self.feature_extractor.pad([row], mask_next=mask_next)
+        return {name: value.to(self.model.device) for name, value in inputs.items()}
+
+    def _check_past(self, events: Sequence[Mapping[str, Any]], now: Any) -> None:
+        if now is None or self.feature_extractor.time is None:
+            return
+        moment = self._seconds(now)
+        for event in events:
+            if (time := self._seconds(event[self.feature_extractor.time])) > moment:
+                raise ValueError(
+                    f"{self._name()} has an event at {np.datetime64(time, 's')}, which is after now, "
+                    f"{np.datetime64(moment, 's')}: check the event's time and its time zone, or leave it out."
+                )
+
+    def _check_clock(self, now: Any) -> None:
+        if now is None or self.feature_extractor.time is None or not len(self._row["times"]):
+            return
+        moment, last = self._seconds(now), int(self._row["times"].max())
+        if moment < last:
+            raise ValueError(
+                f"now is {np.datetime64(moment, 's')}, and {self._name()} has an event at {np.datetime64(last, 's')}: "
+                "the clock went back, or the event lies in the future. Ask at the last event or later."
+            )
+
+    def _seconds(self, time: Any) -> int:
+        with naming("`now`"):
+            return to_seconds(time, read_zone(self.feature_extractor.time_zone))
+
+
+def checkpoint_digest(model: MCMForMultiTaskRecommendation, feature_extractor: MCMFeatureExtractor) -> str:
+    """Hex digest of a model's weights and of what its feature extractor makes of events; computed once a model."""
+    weights = sorted(model.state_dict().items())
+    versions = tuple((value.data_ptr(), value._version) for _, value in weights)
+    known = _DIGESTS.get(model)
+    if known is None or known[0] != versions:
+        digest = hashlib.sha256()
+        for name, value in weights:
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        known = _DIGESTS[model] = (versions, digest.hexdigest())
+    reads = feature_extractor.to_dict() | {
+        "vocabularies": feature_extractor.vocabularies,
+        "bins": feature_extractor.bins,
+    }
+    of_extractor = json.dumps(reads, sort_keys=True, default=str)
+    return hashlib.sha256(f"{known[1]} {of_extractor}".encode()).hexdigest()
+
+
+def _content_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """A raw value as JSON holds it: text, numbers and booleans as they are, lists of them, the rest as text."""
+    if isinstance(value, np.generic) and value.dtype.kind not in "mM":
+        value = value.item()
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_plain(each) for each in as_list(value)]
+    if isinstance(value, float) and not np.isfinite(value):
+        return str(value)  # JSON has no infinity; as text it is read as the same number
+    if isinstance(value, str | int | float | bool):
+        return value
+    try:
+        return to_text(value)
+    except ValueError:
+        return to_number(value)
+
+
+def _is_column(value: Any) -> bool:
+    return hasattr(value, "to_numpy") or isinstance(value, np.ndarray | list | tuple)
+
+
+def _is_late(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether a row's closed visits, all but its last one, are not as they were."""
+    visits = before["visits"]
+    closed = int(np.searchsorted(visits, visits[-1])) if len(visits) else 0
+    names = [name for name, value in before.items() if isinstance(value, np.ndarray) and value.ndim]
+    return any(not np.array_equal(before[name][:closed], after[name][:closed]) for name in names)
+
+
+__all__ = ["Added", "LiveCustomer", "checkpoint_digest"]
