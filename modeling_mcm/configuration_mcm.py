@@ -73,6 +73,10 @@ class MCMConfig(PreTrainedConfig):
         Layer norm and dropout after H = E + P, as BERT does. `False` is equation 1 to the letter.
     encoder_attention (`str`):
         `"bidirectional"` (the paper) or `"causal"`, under which one pass serves all prefixes.
+    attention_window (`int`, *optional*):
+        A unit attends to the latest so many units, itself among them, and to the start row. What a customer did before
+        is in the memories alone, and a new visit costs the same after ten visits and after a thousand
+        ([`LiveCustomer`]). Only for a causal encoder; `None`: to all units.
     encoder_unit (`str`):
         `"event"` (the paper): one position an interaction. `"visit"`: one position a visit, the sum of its
         interactions over the root of their number. A visit is a set, so its inner order can't be learned, and a year
@@ -172,6 +176,7 @@ class MCMConfig(PreTrainedConfig):
     embedding_initializer_range: float | None = None
     embedding_layer_norm: bool = True
     encoder_attention: str = "bidirectional"
+    attention_window: int | None = None
     encoder_unit: str = "event"
     readout: str = "attentional"
     readout_scale: bool = False
@@ -301,6 +306,11 @@ class MCMConfig(PreTrainedConfig):
             raise ValueError("`forecast_days` is empty, and the state is trained on what follows: name a horizon.")
         if self.ranking_loss_weight < 0:
             raise ValueError(f"`ranking_loss_weight` must be 0 or more, got {self.ranking_loss_weight}: 0 is none.")
+        if self.attention_window is not None and (self.attention_window < 1 or self.encoder_attention != "causal"):
+            raise ValueError(
+                f"`attention_window` is {self.attention_window}, and must be at least 1 and of a causal encoder (found "
+                f"encoder_attention={self.encoder_attention!r}): None attends to all units."
+            )
         if self.sampled_labels is not None and self.sampled_labels < 1:
             raise ValueError(
                 f"`sampled_labels` must be at least 1, got {self.sampled_labels}: None scores all labels in training."

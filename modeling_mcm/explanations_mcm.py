@@ -22,9 +22,9 @@ factor they make the label more or less likely. Two ways to cut it up, and both 
 
 A visit's share comes from deletion, what the log-probability loses when the model reads the history without the visit.
 Nothing else says whether a visit mattered: the weights of the readout do not, because the memories speak beside it.
-Deletions alone do not add up, for of nine visits with a label each can be missed and all together cannot. The rest R is
-given to the visits in proportion to what the deletion of each takes away (where R is negative: adds), so the order of
-the shares is the order of the deletions.
+Deletions alone do not add up, for of nine visits with a label each can be missed and all together cannot. The rest R
+is given to the visits in proportion to what the deletion of each takes away (where R is negative: adds), so the order
+of the shares is the order of the deletions.
 
 Shapes: B histories, N visits, P parts, V labels of a task.
 """
@@ -44,8 +44,9 @@ from .processing_mcm import DAYS_SINCE_VISIT, MCMFeatureExtractor
 
 # What a log-probability is a sum of. The last is what is left for a label when the others have had theirs.
 NAMES = (*PARTS, "habits", "new", "others")
-EVENTS_AT_ONCE = 2**14  # of all histories of a batch of deletions
-VISITS_WITH_EVENTS = 3  # visits, those with the largest shares, whose single events are deleted too
+EVENTS_AT_ONCE = 2**13  # of all histories of a batch of deletions
+MOST_VISITS = 48  # visits that are deleted, each once
+VISITS_WITH_EVENTS = 3
 DUE = 0.8  # share of the usual gap after which a label is due
 
 
@@ -72,7 +73,8 @@ class VisitShare:
         visit (`int`): its number in the history, from 0.
         time (`str`): of its first event, ISO 8601.
         share (`float`): in units of log-probability; positive where the visit speaks for the label.
-        deletion (`float`): what the log-probability loses without the visit.
+        deletion (`float`, *optional*): what the log-probability loses without the visit; `None` where that was not
+            tried, and the share is 0.
         parts (`dict[str, float]`): the share by part of the score; they add up to it.
         has_label (`bool`): whether an event of the visit has the label.
         events (`list[EventShare]`): of the visit, in their order; their shares add up to the visit's.
@@ -81,7 +83,7 @@ class VisitShare:
     visit: int
     time: str
     share: float
-    deletion: float
+    deletion: float | None
     parts: dict[str, float]
     has_label: bool
     events: list[EventShare]
@@ -124,8 +126,13 @@ def explain(
     task: str,
     label: Any = None,
     now: Any = None,
+    most_visits: int | None = MOST_VISITS,
+    visits_with_events: int = VISITS_WITH_EVENTS,
 ) -> Explanation:
     """Why a label has its score.
+
+    The model reads the history once for every visit that is deleted, so a long history takes long; `most_visits`
+    bounds it.
 
     Args:
         model ([`MCMForMultiTaskRecommendation`]): in evaluation mode.
@@ -134,6 +141,10 @@ def explain(
         task (`str`): name of a task.
         label (*optional*): a value of the task; the one with the largest score by default.
         now (*optional*): the time of the question; that of the last event by default.
+        most_visits (`int`, *optional*): visits that are deleted, the latest with the label first, then the latest of
+            the others; the rest has no share. `None` for all.
+        visits_with_events (`int`): visits, those with the largest shares, whose single events are deleted too.
+            Elsewhere the events with the label have the visit's share, or all events where none has it.
 
     Raises:
         ValueError: for an unknown task or label, or a customer that cannot be read.
@@ -150,7 +161,7 @@ def explain(
     label_id = history.best(task) if label is None else int(feature_extractor.label_ids(task, [label])[0])
     if label_id < FIRST_LABEL:
         raise ValueError(f"Task {task!r} has no label {label!r}: the training period did not have it.")
-    return history.explanation(task, label_id)
+    return history.explanation(task, label_id, most_visits, visits_with_events)
 
 
 class _History:
@@ -166,29 +177,33 @@ class _History:
         with torch.inference_mode():
             return int(self.model(**inputs).logits[task][0].argmax())
 
-    def explanation(self, task: str, label: int) -> Explanation:
+    def explanation(self, task: str, label: int, most_visits: int | None, visits_with_events: int) -> Explanation:
         number = int(self.visits[-1]) + 1 if len(self.visits) else 0
+        has_label = self._has_label(task, label)
+        with_label = np.isin(np.arange(number), self.visits[has_label])
+        deleted = np.sort(np.lexsort((-np.arange(number), ~with_label))[:most_visits])
         rows = [self.row, self._without(np.ones(len(self.visits), bool))]
-        rows += [self._without(self.visits == visit) for visit in range(number)]
+        rows += [self._without(self.visits == visit) for visit in deleted]
         parts = self.parts(rows, task, label)  # (2 + N, P)
         whole, nothing = parts[0], parts[1]
-        deletions = whole - parts[2:]
-        shares = _shared(whole - nothing, deletions)
+        deletions, shares = np.full((number, len(NAMES)), np.nan), np.zeros((number, len(NAMES)))
+        deletions[deleted] = whole - parts[2:]
+        shares[deleted] = _shared(whole - nothing, deletions[deleted])
         totals = shares.sum(1)
         order = np.argsort(-totals, kind="stable").tolist()
-        events = self._event_shares(task, label, whole, totals, order[:VISITS_WITH_EVENTS])
-        has_label = self._has_label(task, label)
+        events = self._event_shares(task, label, whole, totals, order[:visits_with_events])
         values = self._values()
         visits = []
         for visit in order:
             places = np.flatnonzero(self.visits == visit).tolist()
+            deletion = float(deletions[visit].sum())
             of_events = [EventShare(_iso(self.row["times"][at]), values[at], float(events[at])) for at in places]
             visits.append(
                 VisitShare(
                     visit=visit,
                     time=_iso(self.row["times"][places[0]]),
                     share=float(totals[visit]),
-                    deletion=float(deletions[visit].sum()),
+                    deletion=None if np.isnan(deletion) else deletion,
                     parts=dict(zip(NAMES, shares[visit].tolist(), strict=True)),
                     has_label=bool(has_label[places].any()),
                     events=of_events,
@@ -216,9 +231,9 @@ class _History:
         last = int(self.row["times"].max()) if self.moment is None else self.moment
         ago = (last - int(times[-1])) / SECONDS_PER_DAY
         if len(times) == 1:
-            return f"once, {_days(ago)} ago"
+            return f"once, {_ago(ago)}"
         gap = int(times[-1] - times[0]) / SECONDS_PER_DAY / (len(times) - 1)
-        return f"{len(times)} times, every {_days(gap)}, last {_days(ago)} ago" + "; due" * (ago >= DUE * gap > 0)
+        return f"{len(times)} times, every {_days(gap)}, last {_ago(ago)}" + "; due" * (ago >= DUE * gap > 0)
 
     def parts(self, rows: Sequence[Mapping[str, Any]], task: str, label: int) -> NDArray[np.float64]:
         """What the log-probability of the label is a sum of, of shape `(B, P)`, for histories of any lengths."""
@@ -297,7 +312,7 @@ def _label_parts(
 ) -> NDArray[np.float64]:
     """What the log-probability of a label is a sum of, of shape `(B, P)`."""
     place = model.config.tasks.index(task)
-    parts = model.score_parts(**inputs)[task]
+    parts = model.score_parts([task], **inputs)[task]
     log_probability = model._joined_scores(place, parts).double().log_softmax(-1)[:, label]
     scales = model.score_scales[place].double()
     memory = model.counted_memory
@@ -351,6 +366,10 @@ def _kept(row: Mapping[str, Any], max_events: int) -> dict[str, Any]:
 
 def _iso(seconds: Any) -> str:
     return str(np.datetime64(int(seconds), "s"))
+
+
+def _ago(days: float) -> str:
+    return f"{_days(days)} ago" if days >= 1 else "less than a day ago"
 
 
 def _days(number: float) -> str:

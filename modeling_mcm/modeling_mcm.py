@@ -19,7 +19,7 @@ customer, T tasks, V labels of a task. Equation numbers are those of Luo & Wang,
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -208,6 +208,14 @@ class MCMPreTrainedModel(PreTrainedModel):
         """Gives the task that predicts a feature, if there is one, as many new labels."""
 
 
+def latest_units(window: int | None, units: int) -> Callable[..., torch.Tensor] | None:
+    """Which units a unit attends to, beside the causal mask: the latest `window`, and the first, which is the start
+    row. `None` where that is all of them."""
+    if window is None or (not torch.compiler.is_exporting() and units <= window + 1):
+        return None  # an export has any number of units
+    return lambda batch, head, query, key: (query - key < window) | (key == 0)
+
+
 @auto_docstring(custom_intro="The customer model without a head: hidden states and a customer embedding.")
 class MCMModel(MCMPreTrainedModel):
     # The head's own parameters, in a checkpoint that was saved with it.
@@ -269,7 +277,8 @@ class MCMModel(MCMPreTrainedModel):
         hidden, unit_mask, events = self.embeddings(input_ids, attention_mask, visit_ids)
         # CODEPATH: causal in mcm-base and mcm-tiny, bidirectional in the paper's model, ablations/mcm-final.
         if self.config.encoder_attention == "causal":
-            mask = create_causal_mask(self.config, hidden, unit_mask.long(), cache=None)
+            window = latest_units(self.config.attention_window, hidden.shape[1])
+            mask = create_causal_mask(self.config, hidden, unit_mask.long(), cache=None, and_mask_function=window)
         else:
             mask = create_bidirectional_mask(self.config, hidden, unit_mask.long())
         hidden = self.encoder(hidden, attention_mask=mask, **kwargs).last_hidden_state
@@ -515,22 +524,29 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         return logits, torch.stack(list(losses.values())) if losses else hidden.new_zeros(0)
 
     def _score_parts(
-        self, hidden: torch.Tensor, events: torch.Tensor, batch: Mapping[str, Any], scored: Sequence[TaskLabels]
+        self,
+        hidden: torch.Tensor,
+        events: torch.Tensor,
+        batch: Mapping[str, Any],
+        scored: Sequence[TaskLabels],
+        tasks: Sequence[int] | None = None,
     ) -> list[dict[str, torch.Tensor]]:
         """Of each task what its scores are made of: those of `PARTS` that the model has, of shape `(B, P, V)` or, for
-        the bias, `(V,)`; of a task with related labels also `met` (boolean), `habits` and `new`."""
+        the bias, `(V,)`; of a task with related labels also `met` (boolean), `habits` and `new`. `tasks` are the places
+        of the tasks of `scored`, all by default."""
+        tasks = range(len(scored)) if tasks is None else tasks
         unit_mask, prefix_ends = batch["unit_mask"], batch["prefix_ends"]
         event_ends = batch["attention_mask"].sum(1, keepdim=True) - 1 if prefix_ends is None else prefix_ends
         unit_ends = self._event_units(batch).gather(1, event_ends)
         asked = None if prefix_ends is None else unit_ends
         parts = []
-        for place, rows in enumerate(scored):
+        for place, rows in zip(tasks, scored, strict=True):
             scale = None if self.readout_scale is None else self.readout_scale[place]
             read = READOUTS[self.config.readout](hidden, rows.vectors, unit_mask, asked, scale)
             read = read[:, None] if prefix_ends is None else read
             parts.append({"readout": read, "bias": self._label_offsets(rows, read.dtype)})
         if self.repeat_memory is not None:
-            remembered = self._memory(range(len(parts)), scored, events, batch, unit_ends)
+            remembered = self._memory(tasks, scored, events, batch, unit_ends)
             for of_task, (customers, prefixes, ids, added) in zip(parts, remembered, strict=True):
                 shape = of_task["readout"].shape
                 cells = (customers * shape[1] + prefixes) * shape[2] + ids
@@ -539,10 +555,9 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         if self.counted_memory is not None:
             customers = torch.arange(event_ends.shape[0], device=event_ends.device)[:, None].expand_as(event_ends)
             histories = self._histories(batch, customers.flatten(), event_ends.flatten())
-            for place, rows in enumerate(scored):
-                shape = parts[place]["readout"].shape
+            for place, rows, of_task in zip(tasks, scored, parts, strict=True):
                 found = self._counted_parts(place, rows, batch, histories)
-                parts[place] |= {name: part.view(shape) for name, part in found.items()}
+                of_task |= {name: part.view(of_task["readout"].shape) for name, part in found.items()}
         return parts
 
     def _joined_scores(self, place: int, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -589,10 +604,11 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         return parts
 
     @torch.no_grad()
-    def score_parts(self, **inputs: Any) -> dict[str, dict[str, torch.Tensor]]:
+    def score_parts(self, tasks: Sequence[str] | None = None, **inputs: Any) -> dict[str, dict[str, torch.Tensor]]:
         """What the scores of the whole history are a sum of.
 
         Args:
+            tasks: names of the tasks that are wanted, all by default.
             inputs: what the feature extractor returns.
 
         Returns:
@@ -603,16 +619,19 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         batch: dict[str, Any] = {"visit_ids": None, "event_times": None, **inputs}
         if batch.get("attention_mask") is None:
             batch["attention_mask"] = (batch["input_ids"] != 0).any(-1).long()
-        names = ("input_ids", "attention_mask", "visit_ids", "event_times", "event_values", "now")
-        outputs = self.model(**{name: batch[name] for name in names if name in batch})
+        read = ("input_ids", "attention_mask", "visit_ids", "event_times", "event_values", "now")
+        outputs = self.model(**{name: batch[name] for name in read if name in batch})
         batch |= {"unit_mask": outputs.unit_mask.bool(), "prefix_ends": None}
-        found = self._score_parts(outputs.last_hidden_state, outputs.event_embeddings, batch, self._all_labels())
+        names = self.config.tasks if tasks is None else list(tasks)
+        places, labels = [self.config.tasks.index(task) for task in names], self._all_labels()
+        scored = [labels[place] for place in places]
+        found = self._score_parts(outputs.last_hidden_state, outputs.event_embeddings, batch, scored, places)
         return {
             task: {
                 name: part[:, 0] if part.dim() == 3 else part.expand(len(batch["input_ids"]), -1)
                 for name, part in parts.items()
             }
-            for task, parts in zip(self.config.tasks, found, strict=True)
+            for task, parts in zip(names, found, strict=True)
         }
 
     def _losses_of_prefixes(
