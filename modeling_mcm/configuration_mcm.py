@@ -308,8 +308,8 @@ class MCMConfig(PreTrainedConfig):
             raise ValueError(f"`ranking_loss_weight` must be 0 or more, got {self.ranking_loss_weight}: 0 is none.")
         if self.attention_window is not None and (self.attention_window < 1 or self.encoder_attention != "causal"):
             raise ValueError(
-                f"`attention_window` is {self.attention_window}, and must be at least 1 and of a causal encoder (found "
-                f"encoder_attention={self.encoder_attention!r}): None attends to all units."
+                f"`attention_window` is {self.attention_window}, and must be at least 1 and of a causal encoder "
+                f"(found encoder_attention={self.encoder_attention!r}): None attends to all units."
             )
         if self.sampled_labels is not None and self.sampled_labels < 1:
             raise ValueError(

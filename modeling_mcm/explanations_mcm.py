@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from .counted_memory_mcm import TIE_SHARE
 from .events_mcm import SECONDS_PER_DAY, Timeline, naming, read_zone, to_seconds
 from .modeling_mcm import FIRST_LABEL, PARTS, MCMForMultiTaskRecommendation
-from .processing_mcm import DAYS_SINCE_VISIT, MCMFeatureExtractor
+from .processing_mcm import DAYS_SINCE_VISIT, MCMFeatureExtractor, first_kept
 
 # What a log-probability is a sum of. The last is what is left for a label when the others have had theirs.
 NAMES = (*PARTS, "habits", "new", "others")
@@ -355,7 +355,7 @@ def _shared(whole: NDArray, deletions: NDArray) -> NDArray[np.float64]:
 
 def _kept(row: Mapping[str, Any], max_events: int) -> dict[str, Any]:
     """The part of a row that the model reads, its latest events; visits from 0."""
-    start = max(len(row["times"]) - (max_events - 1), 0)
+    start = first_kept(len(row["times"]), max_events - 1)
     kept = {
         name: value[start:] if isinstance(value, np.ndarray) and value.ndim else value for name, value in row.items()
     }

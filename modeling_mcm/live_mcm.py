@@ -18,8 +18,11 @@
     live.add([{"time": "2017-03-01T18:30:00", "item": "milk"}])
     live.scores(tasks=["item"], k=5)
 
-`LiveCustomer` keeps the customer's events. Whatever way they are cut into calls of `add`, the answers are those of the
-whole history; `remove` gives the answers of a customer who never had the event.
+Whatever way events are cut into calls of `add`, the answers are those of the whole history; `remove` gives the answers
+of a customer who never had the event. What the model has to remember of finished visits is in a `LiveState`, so that
+an answer takes as long after a thousand visits as after ten; the last visit may still grow, and is read again. The
+state is computed anew from the events where something has changed before the last visit, or where the history has
+outgrown what the feature extractor lets the model read (`first_kept`).
 
 Shapes: H hidden, V labels of a task.
 """
@@ -27,8 +30,9 @@ Shapes: H hidden, V labels of a task.
 import hashlib
 import json
 import zlib
+from bisect import insort
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -38,14 +42,29 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from .events_mcm import as_list, is_missing, naming, read_columns, read_zone, to_number, to_seconds, to_text
+from .events_mcm import (
+    SECONDS_PER_DAY,
+    as_list,
+    is_missing,
+    naming,
+    read_columns,
+    read_zone,
+    to_number,
+    to_place,
+    to_seconds,
+    to_text,
+)
 from .explanations_mcm import Explanation, explain
+from .live_state_mcm import LiveState, Reader, is_incremental
 from .modeling_mcm import FIRST_LABEL, MCMForMultiTaskRecommendation
-from .processing_mcm import MCMFeatureExtractor
+from .processing_mcm import ROWS, MCMFeatureExtractor, first_kept
 
 FORMAT, VERSION = "mcm-live", "1"
 EVENTS = "events"  # the tensor of a stored state that holds the events, as compressed JSON
+STATE = "state."  # the names of the others open with it
+# Of each model, for the weights that it has: the digest of these, and how live states read it.
 _DIGESTS: WeakKeyDictionary[torch.nn.Module, tuple[Any, str]] = WeakKeyDictionary()
+_READERS: WeakKeyDictionary[torch.nn.Module, tuple[Any, Reader]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -60,6 +79,23 @@ class Added:
 
     events: int
     late: bool
+
+
+@dataclass(order=True)
+class _Visit:
+    """A visit's raw events. Visits are in the order of the feature extractor: by start, those without a key first.
+
+    Attributes:
+        start: what puts its first event in order: seconds since 1970-01-01, or a place.
+        key: of the visit, as text; empty without one.
+        events: in the order in which they came.
+        rows: events in a row of `encode`, the end of the visit included; -1 until it was encoded.
+    """
+
+    start: int
+    key: tuple[bool, str]
+    events: list[dict[str, Any]] = field(compare=False)
+    rows: int = field(default=-1, compare=False)
 
 
 class LiveCustomer:
@@ -90,8 +126,13 @@ class LiveCustomer:
             )
         self.model, self.feature_extractor = model, feature_extractor
         self.profile, self.customer_id = dict(profile or {}), customer_id
-        self.events: list[dict[str, Any]] = []
-        self._row = self._encode([])
+        self._reader = _reader(model) if is_incremental(model) and model.device.type == "cpu" else None
+        self._start_row = feature_extractor.pad([self._encode([])])["input_ids"][0]
+        self._visits: list[_Visit] = []
+        self._by_key: dict[Any, _Visit] = {}
+        self._arrived = 0
+        self._last = -(2**63)  # the latest event, in seconds
+        self._forget_state()
 
     # ------------------------------------------------------------------------------------------------ events in, out
 
@@ -107,9 +148,7 @@ class LiveCustomer:
         """
         added = self._read(events)
         self._check_past(added, now)
-        before, self._row = self._row, self._encode([*self.events, *added])
-        self.events += added
-        return Added(len(added), _is_late(before, self._row))
+        return Added(len(added), self._insert(added))
 
     def remove(self, event: Mapping[str, Any]) -> None:
         """Forgets one event: from here on every answer is that of a customer who never had it.
@@ -121,13 +160,23 @@ class LiveCustomer:
             ValueError: if the customer has no such event.
         """
         (wanted,) = self._read([event])
-        if wanted not in self.events:
+        visit = self._by_key.get(self._placed(wanted)[0])
+        if self.feature_extractor.order == ROWS:  # only equality says which one it is
+            visit = next((each for each in reversed(self._visits) if wanted in each.events), None)
+        if visit is None or wanted not in visit.events:
             raise ValueError(
                 f"{self._name()} has no event {dict(event)!r}: give all columns of the event as they were added."
             )
-        place = len(self.events) - 1 - self.events[::-1].index(wanted)
-        kept = self.events[:place] + self.events[place + 1 :]
-        self._row, self.events = self._encode(kept), kept
+        everything = self.events
+        everything.remove(wanted)
+        self._visits, self._by_key, self._arrived, self._last = [], {}, 0, -(2**63)
+        self._forget_state()
+        self._insert(everything)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """All events as they are kept, those of older visits first."""
+        return [event for visit in self._visits for event in visit.events]
 
     # ---------------------------------------------------------------------------------------------------- questions
 
@@ -153,7 +202,7 @@ class LiveCustomer:
             raise ValueError(f"No tasks {wrong}: this checkpoint predicts {known}.")
         if k < 1:
             raise ValueError(f"`k` is {k}; ask for at least 1 label.")
-        logits = self.logits(now)
+        logits = self.logits(now, tasks)
         result = {}
         for task in tasks:
             count = min(k, logits[task].shape[-1] - FIRST_LABEL)
@@ -163,16 +212,19 @@ class LiveCustomer:
             result[task] = [{"label": label, "score": score} for label, score in pairs]
         return result
 
-    def logits(self, now: Any = None) -> dict[str, torch.Tensor]:
+    def logits(self, now: Any = None, tasks: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
         """The scores of all labels, for each task of shape `(V,)`, before the softmax that makes them probabilities.
 
         Args:
             now (*optional*): as for `scores`.
+            tasks (`Sequence[str]`, *optional*): names of tasks, all by default.
         """
         self._check_clock(now)
+        if self._reader is not None:
+            return self._state().logits(self._reader, tasks)
         with torch.inference_mode():
             logits = self.model(**self._inputs()).logits
-        return {task: scores[0] for task, scores in logits.items()}
+        return {task: logits[task][0] for task in tasks or self.model.config.tasks}
 
     def embedding(self, now: Any = None) -> NDArray[np.float32]:
         """The customer embedding, of shape `(H,)`.
@@ -181,6 +233,8 @@ class LiveCustomer:
             now (*optional*): as for `scores`.
         """
         self._check_clock(now)
+        if self._reader is not None:
+            return self._state().hidden.numpy().copy()
         inputs = self._inputs()
         inputs.pop("event_times")
         with torch.inference_mode():
@@ -215,11 +269,27 @@ class LiveCustomer:
 
     # -------------------------------------------------------------------------------------------------------- stored
 
-    def to_bytes(self) -> bytes:
-        """The state as a safetensors file in memory, with the digest of the checkpoint in its metadata."""
+    def to_bytes(self, caches: bool = True) -> bytes:
+        """The state as a safetensors file in memory, with the digest of the checkpoint in its metadata.
+
+        Args:
+            caches (`bool`): Store what the model remembers too. Without, a state is as small as its events, and the
+                first answer after `from_bytes` takes as long as reading the whole history.
+        """
         stored = {"events": self.events, "profile": self.profile, "customer_id": self.customer_id}
+        tensors = {}
+        if caches and self._reader is not None:
+            self._state()
+            stored["state"] = [
+                self._folded,
+                self._start,
+                self._base,
+                self._first_visit,
+                [visit.rows for visit in self._visits],
+            ]
+            tensors = {STATE + name: value for name, value in self._closed.tensors().items()}
         packed = zlib.compress(json.dumps(stored, separators=(",", ":"), allow_nan=False).encode())
-        tensors = {EVENTS: torch.frombuffer(bytearray(packed), dtype=torch.uint8)}
+        tensors[EVENTS] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
         digest = checkpoint_digest(self.model, self.feature_extractor)
         metadata = {"format": FORMAT, "version": VERSION, "checkpoint": digest, "content": _content_digest(tensors)}
         return save(tensors, metadata)
@@ -254,7 +324,13 @@ class LiveCustomer:
                 f"{metadata.get('version')}), this one is {digest[:12]} (version {VERSION}): {fix}."
             )
         live = cls(model, feature_extractor, stored["profile"], stored["customer_id"])
-        live.add(stored["events"])
+        live._insert(stored["events"])
+        if "state" in stored and live._reader is not None:
+            live._folded, live._start, live._base, live._first_visit, rows = stored["state"]
+            for visit, number in zip(live._visits, rows, strict=True):
+                visit.rows = number
+            state = {name.removeprefix(STATE): value for name, value in tensors.items() if name != EVENTS}
+            live._closed = LiveState.of_tensors(state, live._reader)
         return live
 
     # ------------------------------------------------------------------------------------------------------- inside
@@ -291,10 +367,117 @@ class LiveCustomer:
         return self.feature_extractor.encode(customer)
 
     def _inputs(self) -> dict[str, torch.Tensor]:
-        row = self.feature_extractor.readable(self._row, self.model.config.input_features)
+        row = self.feature_extractor.readable(self._encode(self.events), self.model.config.input_features)
         mask_next = self.model.config.augmentation == "masked_lm"
         inputs = self.feature_extractor.pad([row], mask_next=mask_next)
         return {name: value.to(self.model.device) for name, value in inputs.items()}
+
+    def _placed(self, event: Mapping[str, Any]) -> tuple[Any, int, str | None]:
+        """What tells an event's visit from others, what puts the event in order, and its visit's key, if any."""
+        extractor = self.feature_extractor
+        if extractor.time is not None:
+            moment = int(np.datetime64(event[extractor.time], "s").astype(np.int64))
+        else:
+            moment = self._arrived if extractor.order == ROWS else to_place(event[str(extractor.order)])
+        key = to_text(event.get(extractor.visit)) if extractor.visit else None
+        return (moment if key is None else (key,)), moment, key
+
+    def _insert(self, events: Sequence[dict[str, Any]]) -> bool:
+        """Puts events into their visits; returns whether a visit before the last one has changed."""
+        before, opened = len(self._visits), self._visits[-1] if self._visits else None
+        made: set[int] = set()
+        late = touched = False
+        for event in events:
+            known_by, moment, key = self._placed(event)
+            self._arrived, self._last = self._arrived + 1, max(self._last, moment)
+            visit = self._by_key.get(known_by)
+            is_old = visit is not None and id(visit) not in made
+            if visit is None:
+                visit = self._by_key[known_by] = _Visit(moment, (key is not None, key or ""), [])
+                made.add(id(visit))
+                insort(self._visits, visit)
+            elif moment < visit.start:  # it began earlier than it seemed
+                self._visits.remove(visit)
+                visit.start = moment
+                insort(self._visits, visit)
+                late |= is_old
+            visit.events.append(event)
+            touched |= visit is opened
+            late |= opened is not None and visit is not opened and (is_old or visit < opened)
+        if late:
+            self._forget_state()
+        elif touched:
+            self._tip = None
+        elif self._tip is not None and made:  # the last visit is finished as it was read
+            self._closed, self._folded, self._tip = self._tip, before, None
+        return late
+
+    # -------------------------------------------------------------------------------------------------- what is kept
+
+    def _forget_state(self) -> None:
+        self._closed: LiveState | None = None  # after the finished visits, the first `_folded` ones
+        self._folded = 0
+        self._tip: LiveState | None = None  # after all visits
+        self._start = self._base = self._first_visit = 0  # the first event that the model reads, its time and visit
+
+    def _state(self) -> LiveState:
+        """The state after the last event."""
+        if self._tip is None and not (self._closed is not None and self._read_on()):
+            self._read_all()
+        return self._tip
+
+    def _read_on(self) -> bool:
+        """Reads the visits that are not in the state; `False` where the history has to be cut elsewhere."""
+        if not self._folded:
+            return False
+        first = self._folded - 1  # the visit before says how many days have passed
+        row = self._encode([event for visit in self._visits[first:] for event in visit.events])
+        self._count_rows(row, first)
+        number = sum(visit.rows for visit in self._visits)
+        is_whole = self._start <= number - self._visits[-1].rows  # the last visit
+        if not is_whole or first_kept(number, self.feature_extractor.max_events - 1) != self._start:
+            return False
+        self._extend(row, max(self._visits[first].rows, self._start - number + len(row["times"])), first)
+        return True
+
+    def _read_all(self) -> None:
+        """Reads the whole history, as far as the model reads it."""
+        row = self._encode(self.events)
+        self._count_rows(row, 0)
+        number = len(row["times"])
+        self._start = first_kept(number, self.feature_extractor.max_events - 1)
+        self._base = int(row["times"][self._start]) if self._start < number else 0
+        self._first_visit = int(row["visits"][self._start]) if self._start < number else 0
+        nothing = torch.zeros(1)
+        self._closed, self._folded = LiveState.empty(self._reader), 0
+        self._closed = self._closed.extend(self._reader, self._start_row, nothing, nothing.long())
+        self._extend(row, self._start, 0)
+
+    def _count_rows(self, row: Mapping[str, Any], first: int) -> None:
+        counts = np.bincount(row["visits"], minlength=len(self._visits) - first)
+        for visit, count in zip(self._visits[first:], counts.tolist(), strict=True):
+            visit.rows = count
+
+    def _extend(self, row: Mapping[str, Any], skip: int, first: int) -> None:
+        """Reads a row's events from `skip` on, the last visit apart; its visits are counted from `first`."""
+        extractor = self.feature_extractor
+        visits = row["visits"][skip:].astype(np.int64) + first
+        times = row["times"][skip:] if extractor.order is None else visits * SECONDS_PER_DAY
+        days = ((times - self._base) / SECONDS_PER_DAY).astype(np.float32)
+        input_ids = np.zeros((len(visits), len(extractor.feature_names)), np.int64)
+        for index, feature in enumerate(extractor.feature_names):
+            if f"feature_{feature}" in row:
+                input_ids[:, index] = row[f"feature_{feature}"][skip:]
+        ids = torch.from_numpy(input_ids)
+        last = int(np.searchsorted(visits, len(self._visits) - 1))
+        numbers = torch.from_numpy(visits - self._first_visit + 1)
+        state = self._closed
+        for part in (slice(0, last), slice(last, None)):
+            closed = state
+            latest = np.maximum.accumulate(np.maximum(days[part], np.float32(state.time)))
+            state = state.extend(self._reader, ids[part], torch.from_numpy(latest), numbers[part])
+        self._closed, self._folded = closed, max(len(self._visits) - 1, 0)
+        self._tip = state
 
     def _check_past(self, events: Sequence[Mapping[str, Any]], now: Any) -> None:
         if now is None or self.feature_extractor.time is None:
@@ -308,9 +491,9 @@ class LiveCustomer:
                 )
 
     def _check_clock(self, now: Any) -> None:
-        if now is None or self.feature_extractor.time is None or not len(self._row["times"]):
+        if now is None or self.feature_extractor.time is None or not self._visits:
             return
-        moment, last = self._seconds(now), int(self._row["times"].max())
+        moment, last = self._seconds(now), self._last
         if moment < last:
             raise ValueError(
                 f"now is {np.datetime64(moment, 's')}, and {self._name()} has an event at {np.datetime64(last, 's')}: "
@@ -320,6 +503,14 @@ class LiveCustomer:
     def _seconds(self, time: Any) -> int:
         with naming("`now`"):
             return to_seconds(time, read_zone(self.feature_extractor.time_zone))
+
+
+def _reader(model: MCMForMultiTaskRecommendation) -> Reader:
+    versions = tuple((value.data_ptr(), value._version) for value in model.state_dict().values())
+    known = _READERS.get(model)
+    if known is None or known[0] != versions:
+        known = _READERS[model] = (versions, Reader(model))
+    return known[1]
 
 
 def checkpoint_digest(model: MCMForMultiTaskRecommendation, feature_extractor: MCMFeatureExtractor) -> str:
@@ -367,14 +558,6 @@ def _plain(value: Any) -> Any:
 
 def _is_column(value: Any) -> bool:
     return hasattr(value, "to_numpy") or isinstance(value, np.ndarray | list | tuple)
-
-
-def _is_late(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Whether a row's closed visits, all but its last one, are not as they were."""
-    visits = before["visits"]
-    closed = int(np.searchsorted(visits, visits[-1])) if len(visits) else 0
-    names = [name for name, value in before.items() if isinstance(value, np.ndarray) and value.ndim]
-    return any(not np.array_equal(before[name][:closed], after[name][:closed]) for name in names)
 
 
 __all__ = ["Added", "LiveCustomer", "checkpoint_digest"]

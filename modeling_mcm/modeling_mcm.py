@@ -532,8 +532,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         tasks: Sequence[int] | None = None,
     ) -> list[dict[str, torch.Tensor]]:
         """Of each task what its scores are made of: those of `PARTS` that the model has, of shape `(B, P, V)` or, for
-        the bias, `(V,)`; of a task with related labels also `met` (boolean), `habits` and `new`. `tasks` are the places
-        of the tasks of `scored`, all by default."""
+        the bias, `(V,)`; of a task with related labels also `met` (boolean), `habits` and `new`. `tasks` are the
+        places of the tasks of `scored`, all by default."""
         tasks = range(len(scored)) if tasks is None else tasks
         unit_mask, prefix_ends = batch["unit_mask"], batch["prefix_ends"]
         event_ends = batch["attention_mask"].sum(1, keepdim=True) - 1 if prefix_ends is None else prefix_ends

@@ -82,6 +82,17 @@ SECONDS_PER_HOUR = 3600
 EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
 
 
+def first_kept(events: int, window: int) -> int:
+    """Which event of a history is the first that is read.
+
+    The latest events are, at most `window` of them, and at least seven eighths where there are more: the first one
+    moves in steps of an eighth. What was said of a history then stays true for some events, before a customer who is
+    followed live ([`LiveCustomer`]) has to be read anew.
+    """
+    step = max(1, window // 8)
+    return max(0, -(-(events - window) // step) * step) if window else events
+
+
 # trf-ignore: TRF057, auto_docstring knows processors but no feature extractors: it would drop the arguments.
 class MCMFeatureExtractor(FeatureExtractionMixin):
     """Turns customers with raw events into model inputs, and label ids into values.
@@ -535,7 +546,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         Args:
             rows (`Sequence[dict]`): `times`, `visits`, `feature_<name>`, `value_<name>` and `profile_<name>`; other
                 keys do no harm.
-            max_events (`int`, *optional*): Rows at most, start row included; the latest events are kept.
+            max_events (`int`, *optional*): Rows at most, start row included; see `first_kept`.
             return_tensors (`str`, *optional*): "pt", "np" or None.
             mask_next (`bool`): Adds a last row of unknown values, the masked next event of BERT4Rec.
             now (`Sequence`, *optional*): Of each row the moment at which the model is asked, seconds on the clock of
@@ -562,8 +573,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
                 f"Found {len(rows)} rows and max_events {window}; give at least 1 row and {extra} events."
             )
         counts = np.array([len(row["times"]) for row in rows])
-        lengths = np.minimum(counts, window - extra)
-        kept = [slice(start, None) for start in (counts - lengths).tolist()]
+        starts = [first_kept(count, window - extra) for count in counts.tolist()]
+        lengths, kept = counts - starts, [slice(start, None) for start in starts]
         position = np.arange(int(lengths.max()) + extra)
         attention_mask = (position < lengths[:, None] + extra).astype(np.int64)
         cells = np.flatnonzero((position > 0) & (position <= lengths[:, None]))  # of events, in the order of the rows

@@ -46,7 +46,15 @@ SIBLINGS = {
     "action_mcm": {"configuration_mcm", "embeddings_mcm", "modeling_mcm"},
     "action_inputs_mcm": {"configuration_mcm", "events_mcm", "processing_mcm"},
     "explanations_mcm": {"configuration_mcm", "counted_memory_mcm", "events_mcm", "modeling_mcm", "processing_mcm"},
-    "live_mcm": {"configuration_mcm", "events_mcm", "explanations_mcm", "modeling_mcm", "processing_mcm"},
+    "live_mcm": {
+        "configuration_mcm",
+        "events_mcm",
+        "explanations_mcm",
+        "live_state_mcm",
+        "modeling_mcm",
+        "processing_mcm",
+    },
+    "live_state_mcm": {"configuration_mcm", "counted_memory_mcm", "modeling_mcm"},
     "pipeline_mcm": {"action_inputs_mcm", "configuration_mcm", "events_mcm", "modeling_mcm", "processing_mcm"},
 }
 FLAT_LIBRARIES = {"torch", "numpy", "transformers", "huggingface_hub", "safetensors"}

@@ -1,0 +1,455 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a model has to remember of a history, so that a new visit costs the same after ten visits and after a thousand.
+
+The encoder is causal, so what it said of a unit never changes, and everything else is a recursion:
+
+- of each layer the keys and values of the start row and of the latest `attention_window` units;
+- of the readout, for every label the average so far and the logarithm of the sum of its weights;
+- of the memories, for every label met the counts that fade, when it was met first and last, and its rate a visit;
+- of the labels that go together, the two products with the tables of the counted memory.
+
+`LiveState.extend` reads further events and gives a new state; the old one stays as it was, so an unfinished visit can
+be read again when it has grown.
+
+Shapes: L events, J features, U units (events or visits), H hidden, V labels of all tasks side by side, S labels that
+the customer met, K half-lives, A latest labels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+
+from .counted_memory_mcm import FIRST_LABEL, HABIT_VISITS, LATEST, LEAST_RATE, LEAST_WEIGHT, Histories, RelatedTable
+from .modeling_mcm import MCMForMultiTaskRecommendation
+
+SCORES_AT_ONCE = 2**22  # numbers of z that reading many events holds
+DECAY = 2.0 ** (-1 / HABIT_VISITS)
+# Columns of `LiveState.met` after the K counts that fade.
+NUMBER, FIRST_UNIT, LAST_UNIT, FIRST_TIME, LAST_TIME, RATE = range(6)
+
+
+class TaskTables(NamedTuple):
+    """What is read of a task for every new visit.
+
+    Attributes:
+        place (`int`): of the task.
+        feature (`int`): place of its feature.
+        labels (`slice`): its labels among those of all tasks.
+        vectors (`torch.Tensor` of shape `(V, H)`): the labels' embeddings.
+        scale (`torch.Tensor` of shape `()`): of the readout.
+        bias (`torch.Tensor` of shape `(V,)`): of the labels.
+        gains (`torch.Tensor` of shape `(V, K)`): c of the repeat memory.
+        rarity (`torch.Tensor` of shape `(V, 1)`): r of the repeat memory.
+    """
+
+    place: int
+    feature: int
+    labels: slice
+    vectors: torch.Tensor
+    scale: torch.Tensor
+    bias: torch.Tensor
+    gains: torch.Tensor
+    rarity: torch.Tensor
+
+
+class Reader:
+    """A model as live states read it: what is looked up for every new visit is looked up once.
+
+    Args:
+        model ([`MCMForMultiTaskRecommendation`]): in evaluation mode, for which [`is_incremental`] holds. Its weights
+            must not change.
+    """
+
+    def __init__(self, model: MCMForMultiTaskRecommendation):
+        config = model.config
+        self.model, self.tasks, self.window = model, list(config.tasks), config.attention_window
+        self.unit, self.reads_last = config.encoder_unit, config.readout == "last"
+        self.heads, self.layers = config.num_attention_heads, list(model.model.encoder.layer)
+        self.hidden_size = config.hidden_size
+        self.tables: list[TaskTables] = []
+        start = 0
+        for place, rows in enumerate(model._all_labels()):
+            size = len(rows.vectors)
+            scale = torch.ones(()) if model.readout_scale is None else model.readout_scale[place].detach()
+            gains, rarity = rows.memory or (rows.vectors.new_zeros(size, 0), rows.vectors.new_zeros(size, 1))
+            bias = model._label_offsets(rows, torch.float32)
+            labels = slice(start, start + size)
+            of_labels = (rows.vectors.detach(), scale, bias.detach(), gains.detach(), rarity.detach())
+            self.tables.append(TaskTables(place, model.task_features[place], labels, *of_labels))
+            start += size
+        self.labels = start
+
+
+def is_incremental(model: MCMForMultiTaskRecommendation) -> bool:
+    """Whether what the model says of a unit never changes when others follow."""
+    config = model.config
+    reads_all = not config.input_features or set(config.input_features) == set(config.features)
+    return config.encoder_attention == "causal" and config.augmentation != "masked_lm" and reads_all
+
+
+@dataclass
+class LiveState:
+    """What is remembered of the events so far.
+
+    Attributes:
+        units (`int`): how many there are, the start row included.
+        visits (`int`): the last visit's number; 0 is that of the start row.
+        time (`float`): days from the customer's first event to the last one.
+        hidden (`torch.FloatTensor` of shape `(H,)`): the last layer's vector of the last unit.
+        kept (`torch.LongTensor` of shape `(W,)`): numbers of the units whose keys and values are kept.
+        keys, values (`torch.FloatTensor` of shape `(layers, heads, W, H / heads)`): of these units.
+        average, weight (`torch.FloatTensor` of shape `(V,)`): of each label the readout, and the logarithm of the sum
+            of exp(z) of all units.
+        labels (`torch.LongTensor` of shape `(S,)`): the labels that were met, ascending, among those of all tasks.
+        met (`torch.DoubleTensor` of shape `(S, K + 6)`): of each the counts that fade, in how many units it was met,
+            the first and the last of them, their days, and its rate a visit, not normalised.
+        label_visits (`torch.LongTensor` of shape `(T,)`): visits with a label of each task.
+        latest (`torch.LongTensor` of shape `(T, A)`), latest_times (`torch.FloatTensor` of shape `(T, A)`): the latest
+            labels of each task, the last one at the end, and their days; 0 where there are fewer.
+        habits, new (`torch.DoubleTensor` of shape `(V,)`): the rates, and the labels met, times the tables of related
+            labels.
+    """
+
+    units: int
+    visits: int
+    time: float
+    hidden: torch.Tensor
+    kept: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    average: torch.Tensor
+    weight: torch.Tensor
+    labels: torch.Tensor
+    met: torch.Tensor
+    label_visits: torch.Tensor
+    latest: torch.Tensor
+    latest_times: torch.Tensor
+    habits: torch.Tensor
+    new: torch.Tensor
+
+    @classmethod
+    def empty(cls, reader: Reader) -> "LiveState":
+        """Before the start row."""
+        tasks, size = len(reader.tables), reader.labels
+        kernels = reader.tables[0].gains.shape[1]
+        cache = torch.zeros(len(reader.layers), reader.heads, 0, reader.hidden_size // reader.heads)
+        return cls(
+            units=0,
+            visits=0,
+            time=0.0,
+            hidden=torch.zeros(reader.hidden_size),
+            kept=torch.zeros(0, dtype=torch.long),
+            keys=cache,
+            values=cache,
+            average=torch.zeros(size),
+            weight=torch.full((size,), float("-inf")),
+            labels=torch.zeros(0, dtype=torch.long),
+            met=torch.zeros(0, kernels + 6, dtype=torch.float64),
+            label_visits=torch.zeros(tasks, dtype=torch.long),
+            latest=torch.zeros(tasks, LATEST, dtype=torch.long),
+            latest_times=torch.zeros(tasks, LATEST),
+            habits=torch.zeros(size, dtype=torch.float64),
+            new=torch.zeros(size, dtype=torch.float64),
+        )
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything that a state is stored as; what the others give is left out."""
+        stored = {each.name: getattr(self, each.name) for each in fields(self)}
+        stored = {name: value for name, value in stored.items() if isinstance(value, torch.Tensor)}
+        stored["numbers"] = torch.tensor([self.units, self.visits, self.time], dtype=torch.float64)
+        return {name: value.contiguous() for name, value in stored.items() if name not in ("habits", "new")}
+
+    @classmethod
+    def of_tensors(cls, stored: dict[str, torch.Tensor], reader: Reader) -> "LiveState":
+        """The state that `tensors` gave."""
+        values: dict[str, Any] = dict(stored)
+        units, visits, time = values.pop("numbers").tolist()
+        state = replace(cls.empty(reader), **values, units=int(units), visits=int(visits), time=time)
+        for table in reader.tables:
+            part = state._of_task(table)
+            rates = state.met[part, RATE - 6]
+            state._relate(reader, table, state.labels[part] - table.labels.start, rates, torch.ones_like(rates))
+        return state
+
+    @torch.inference_mode()
+    def extend(
+        self, reader: Reader, input_ids: torch.Tensor, times: torch.Tensor, visits: torch.Tensor
+    ) -> "LiveState":
+        """The state after further events, whole visits.
+
+        Args:
+            reader ([`Reader`]): of the model.
+            input_ids (`torch.LongTensor` of shape `(L, J)`): of the events, oldest first.
+            times (`torch.FloatTensor` of shape `(L,)`): days from the customer's first event, none less than the one
+                before.
+            visits (`torch.LongTensor` of shape `(L,)`): their visits, counted from that of the start row, 0.
+        """
+        size = max(1, SCORES_AT_ONCE // reader.labels)
+        changes = F.pad(visits[1:] != visits[:-1], (1, 0), value=True) if len(visits) else visits
+        starts = changes.nonzero()[:, 0].tolist()
+        state, begin = self, 0
+        while begin < len(visits):  # some visits at a time, a visit that is larger alone
+            later = [start for start in starts if begin < start <= begin + size]
+            end = len(visits) if len(visits) - begin <= size or not later else later[-1]
+            part = slice(begin, end)
+            state = state._extend(reader, input_ids[part], times[part], visits[part])
+            begin = end
+        return state
+
+    def _extend(self, reader: Reader, input_ids, times, visits) -> "LiveState":
+        by_visit = reader.unit == "visit"
+        groups, of_event = visits.unique_consecutive(return_inverse=True)
+        units = of_event if by_visit else torch.arange(len(visits))
+        count = len(groups) if by_visit else len(visits)
+        unit_times = torch.zeros(count).scatter_reduce(0, units, times, "amax", include_self=False)
+        events = event_embeddings(reader.model, input_ids)
+        state = replace(self, habits=self.habits.clone(), new=self.new.clone())
+        hidden = state._encode(reader, events, units, count)
+        state._read(reader, hidden)
+        state._remember(reader, input_ids, events, units, unit_times, times, visits)
+        state.units, state.visits, state.time = self.units + count, int(visits[-1]), float(times[-1])
+        return state
+
+    def _encode(self, reader: Reader, events: torch.Tensor, units: torch.Tensor, count: int) -> torch.Tensor:
+        """The last layer's vectors of new units, of shape `(U, H)`; their keys and values are kept."""
+        embeddings = reader.model.model.embeddings
+        x = events
+        if reader.unit == "visit":
+            sizes = torch.bincount(units, minlength=count)
+            x = events.new_zeros(count, events.shape[1]).index_add(0, units, events) / sizes.sqrt()[:, None]
+        numbers = torch.arange(self.units, self.units + count)
+        if embeddings.position_embeddings is not None:
+            longest = embeddings.position_embeddings.num_embeddings
+            if self.units + count > longest:
+                raise ValueError(
+                    f"A sequence has {self.units + count} {reader.unit}s, this checkpoint reads {longest} "
+                    "(max_position_embeddings): keep the latest."
+                )
+            x = x + embeddings.position_embeddings.weight[numbers]
+        x = embeddings.norm(x)[None]
+        everyone = torch.cat([self.kept, numbers])
+        window = reader.window
+        mask = None
+        if count > 1:
+            age = numbers[:, None] - everyone
+            mask = age >= 0
+            if window is not None:
+                mask &= (age < window) | (everyone == 0)
+        keep = slice(None) if window is None else (everyone == 0) | (self.units + count - everyone < window)
+        keys, values = [], []
+        for place, layer in enumerate(reader.layers):
+            heads = layer.attention.self
+            query, key, value = (
+                project(x).view(count, heads.num_attention_heads, -1).transpose(0, 1)
+                for project in (heads.query, heads.key, heads.value)
+            )
+            key, value = torch.cat([self.keys[place], key], 1), torch.cat([self.values[place], value], 1)
+            read = F.scaled_dot_product_attention(query[None], key[None], value[None], mask, scale=heads.scaling)
+            read = read[0].transpose(0, 1).reshape(1, count, -1)
+            x = layer.feed_forward_chunk(layer.attention.output(read, x))
+            keys.append(key[:, keep])
+            values.append(value[:, keep])
+        self.kept, self.keys, self.values = everyone[keep], torch.stack(keys), torch.stack(values)
+        self.hidden = x[0, -1]
+        return x[0]
+
+    def _read(self, reader: Reader, hidden: torch.Tensor) -> None:
+        """The readout of new units with the vectors `(U, H)`."""
+        z = torch.cat([F.linear(hidden, table.vectors) * table.scale for table in reader.tables], 1)
+        if reader.reads_last:
+            self.average = z[-1]
+            return
+        all_z, all_weights = torch.cat([self.average[None], z]), torch.cat([self.weight[None], z])
+        self.weight = all_weights.logsumexp(0)
+        self.average = ((all_weights - self.weight).exp() * all_z).sum(0)
+
+    def _remember(self, reader: Reader, input_ids, events, units, unit_times, times, visits) -> None:
+        """What new events add to the memories."""
+        memory = reader.model.repeat_memory
+        votes = torch.ones(len(events)) if memory is None else memory.vote(events)[:, 0].exp()
+        ids = input_ids[:, [table.feature for table in reader.tables]].T  # (T, L)
+        offsets = torch.tensor([table.labels.start for table in reader.tables])
+        known = ids >= FIRST_LABEL
+        task, event = known.nonzero(as_tuple=True)
+        labels = ids[task, event] + offsets[task]
+        count = len(unit_times)
+        # Each label's votes in each unit: pairs (label, unit), each once.
+        pairs, of_vote = (labels * count + units[event]).unique(return_inverse=True)
+        number = torch.bincount(of_vote, minlength=len(pairs))
+        vote = torch.zeros(len(pairs)).index_add(0, of_vote, votes[event]) / number
+        pair_labels, pair_units = pairs // count, pairs % count
+        met_now, of_pair = pair_labels.unique(return_inverse=True)
+
+        everything = torch.cat([self.labels, met_now]).unique()
+        fresh = torch.zeros(len(everything), self.met.shape[1], dtype=torch.float64)
+        old_places, new_places = torch.searchsorted(everything, self.labels), torch.searchsorted(everything, met_now)
+        fresh[old_places] = self.met
+        slots, kernels = new_places[of_pair], fresh.shape[1] - 6
+        if memory is not None:
+            rates = torch.exp(-memory.log_half_life).double()
+            days, steps = float(unit_times[-1]) - self.time, float(count)
+            ages = torch.tensor([days] * memory.num_days + [steps] * (kernels - memory.num_days)).double()
+            fresh[:, :kernels] *= torch.exp2(-ages.clamp(min=0) * rates)
+            since = [(unit_times[-1] - unit_times[pair_units]).clamp(min=0)] * memory.num_days
+            since += [(count - 1 - pair_units).float()] * (kernels - memory.num_days)
+            added = vote[:, None] * torch.exp2(-torch.stack(since, 1).double() * rates)
+            fresh[:, :kernels].index_add_(0, slots, added)
+        columns = fresh[:, kernels:]
+        is_first = columns[new_places, NUMBER] == 0
+        columns[:, NUMBER].index_add_(0, slots, torch.ones(len(slots), dtype=torch.float64))
+        first_pair = torch.searchsorted(of_pair, torch.arange(len(met_now)))  # pairs are in the order of labels, units
+        last_pair = torch.searchsorted(of_pair, torch.arange(len(met_now)), right=True) - 1
+        opening = pair_units[first_pair[is_first]]
+        columns[new_places[is_first], FIRST_UNIT] = (self.units + opening).double()
+        columns[new_places[is_first], FIRST_TIME] = unit_times[opening].double()
+        columns[new_places, LAST_UNIT] = (self.units + pair_units[last_pair]).double()
+        columns[new_places, LAST_TIME] = unit_times[pair_units[last_pair]].double()
+        self.labels, self.met = everything, fresh
+        self._habits(reader, ids, known, visits, met_now[is_first])
+        self._latest(ids, known, times)
+
+    def _habits(self, reader: Reader, ids, known, visits, first_met) -> None:
+        """What new visits add to the rates of labels, and to what goes with them."""
+        counted = reader.model.counted_memory
+        self.label_visits = self.label_visits.clone()
+        columns = self.met[:, -6:]
+        for table in reader.tables:
+            if counted is None or not counted.has_related(table.place):
+                continue
+            has_label = known[table.place]
+            groups, of_event = visits[has_label].unique_consecutive(return_inverse=True)
+            if not len(groups):
+                continue
+            cells = ((ids[table.place, has_label]) * len(groups) + of_event).unique()  # (label, visit), each once
+            weights = DECAY ** (len(groups) - 1 - cells % len(groups)).double()
+            labels = cells // len(groups)
+            part, fade = self._of_task(table), DECAY ** len(groups)
+            columns[part, RATE] *= fade
+            places = torch.searchsorted(self.labels, labels + table.labels.start)
+            columns[:, RATE].index_add_(0, places, weights)
+            self.label_visits[table.place] += len(groups)
+            self.habits[table.labels] *= fade
+            is_new = torch.isin(labels + table.labels.start, first_met)
+            is_new &= F.pad(labels[1:] != labels[:-1], (1, 0), value=True)  # a label that several visits have, once
+            self._relate(reader, table, labels, weights, is_new.double())
+
+    def _relate(self, reader: Reader, table: TaskTables, labels, rates, met) -> None:
+        """Adds the products of rates and labels met with the tables of a task; `labels` are its ids."""
+        counted = reader.model.counted_memory
+        if counted is None or not counted.has_related(table.place):
+            return
+        for kept, kind, amounts in (
+            (self.habits, counted.habit_tables, rates),
+            (self.new, counted.new_tables, met),
+        ):
+            related = cast(RelatedTable, kind[str(table.place)])
+            some = amounts != 0
+            values = related.weights[labels[some]].double() * amounts[some, None]
+            kept[table.labels].index_add_(0, related.related[labels[some]].flatten().long(), values.flatten())
+
+    def _latest(self, ids, known, times) -> None:
+        latest, latest_times = [], []
+        for place in range(len(ids)):
+            some = known[place].nonzero()[-LATEST:, 0]
+            latest.append(torch.cat([self.latest[place], ids[place, some]])[-LATEST:])
+            latest_times.append(torch.cat([self.latest_times[place], times[some]])[-LATEST:])
+        self.latest, self.latest_times = torch.stack(latest), torch.stack(latest_times)
+
+    def _of_task(self, table: TaskTables) -> slice:
+        """Which of the labels met are a task's."""
+        bounds = torch.tensor([table.labels.start, table.labels.stop])
+        return slice(*torch.searchsorted(self.labels, bounds).tolist())
+
+    # ---------------------------------------------------------------------------------------------------- questions
+
+    @torch.inference_mode()
+    def logits(self, reader: Reader, tasks: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+        """The scores of all labels after the last event, for each of the tasks of shape `(V,)`."""
+        result = {}
+        for task in reader.tasks if tasks is None else tasks:
+            place = reader.tasks.index(task)
+            parts = self._parts(reader.model, reader.tables[place])
+            result[task] = reader.model._joined_scores(
+                place, {name: part[None, None] for name, part in parts.items()}
+            )[0, 0]
+        return result
+
+    def _parts(self, model, table: TaskTables) -> dict[str, torch.Tensor]:
+        """What a task's scores are a sum of, each of shape `(V,)`, as `score_parts` says."""
+        size = table.labels.stop - table.labels.start
+        parts = {"readout": self.average[table.labels], "bias": table.bias}
+        part = self._of_task(table)
+        labels, met = self.labels[part] - table.labels.start, self.met[part]
+        if model.repeat_memory is not None:
+            parts["repeats"] = torch.zeros(size)
+            parts["repeats"][labels] = self._repeats(model.repeat_memory, table, labels, met.float())
+        counted = model.counted_memory
+        if counted is not None:
+            is_met = torch.zeros(size, dtype=torch.bool)
+            is_met[labels] = True
+            if counted.has_followers(table.place):
+                parts["followers"] = self._followers(counted, table.place)
+                if model.repeat_memory is None:
+                    parts["followers"] = parts["followers"] + counted.met_gain[table.place] * is_met
+            if counted.has_related(table.place):
+                total = max(int(self.label_visits[table.place]), 1)
+                habits = self.habits[table.labels] * ((1 - DECAY) / (1 - DECAY**total))
+                parts["met"] = is_met
+                parts["habits"] = (habits.clamp(min=0) + LEAST_RATE).log().float()
+                parts["new"] = torch.log1p(self.new[table.labels].clamp(min=0) / LEAST_WEIGHT).float()
+        return parts
+
+    def _repeats(self, memory, table: TaskTables, labels: torch.Tensor, met: torch.Tensor) -> torch.Tensor:
+        """What the repeat memory adds to the scores of labels met: the formula of [`RepeatMemory`]."""
+        task, kernels = table.place, met.shape[1] - 6
+        counts, columns = met[:, :kernels], met[:, kernels:]
+        rarity = table.rarity[labels]
+        length = torch.log1p(torch.tensor(float(self.units - 1)))
+        gains = memory.memory_gain[task] + table.gains[labels] + memory.memory_growth[task] * length
+        terms = torch.log1p(counts * (memory.log_sensitivity[task] + memory.rarity_weight[task] * rarity).exp())
+        added = (terms * gains).sum(-1)
+        if len(memory.network_in):
+            number = columns[:, NUMBER]
+            since_first, since_last = self.units - 1 - columns[:, FIRST_UNIT], self.units - 1 - columns[:, LAST_UNIT]
+            gap = (since_first - since_last) / (number - 1).clamp(min=1)
+            days = [self.time - columns[:, column] for column in (FIRST_TIME, LAST_TIME)]
+            habits = torch.stack([number, since_first, since_last, gap, *days], 1).clamp(min=0).log1p()
+            length = length.expand(len(labels), 1)
+            inputs = torch.cat([terms, habits, length / 3, rarity / 2], 1)
+            added = added + memory.network_out[task](memory.network_in[task](inputs).relu())[:, 0]
+        return added
+
+    def _followers(self, counted, place: int) -> torch.Tensor:
+        """What the labels that follow the latest ones get: they are looked up, with the last event at their end."""
+        labels = F.pad(self.latest[place], (0, 1))[None]
+        times = F.pad(self.latest_times[place], (0, 1), value=self.time)[None]
+        nothing = torch.zeros_like(labels)
+        histories = Histories(nothing, times, torch.zeros(1, dtype=torch.long), torch.tensor([labels.shape[1] - 1]))
+        return counted.followers(place, labels, histories)[0]
+
+
+def event_embeddings(model: MCMForMultiTaskRecommendation, input_ids: torch.Tensor) -> torch.Tensor:
+    """e of events with ids of shape `(L, J)`, of shape `(L, H)`: equation 1, without the copy of all tables that pays
+    for many events."""
+    embedding = model.model.embeddings.events
+    total = sum(embedding.feature_tables[j](input_ids[:, j]) for j in embedding.read)
+    return cast(torch.Tensor, total) / (input_ids[:, embedding.read] != 0).sum(-1, keepdim=True).clamp(min=1)
+
+
+__all__ = ["LiveState", "Reader", "is_incremental"]

@@ -1,0 +1,307 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""A customer who is followed live: every answer is that of the whole history, whatever way its events came."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from faults import expected
+from safetensors.torch import load, save
+
+from modeling_mcm import LiveCustomer, MCMFeatureExtractor
+from modeling_mcm.live_mcm import Added
+
+TOLERANCE = 1e-5
+COUNTED = {"follower_tasks": ["items", "aisle"], "related_tasks": ["items", "aisle"]}
+CONFIGS = {
+    "visits": {"extended": True, "use_position_embeddings": False},
+    "visits, a window": {"extended": True, "use_position_embeddings": False, "attention_window": 3},
+    "positions": {"extended": True, "max_position_embeddings": 100},
+    "counted": {"extended": True, "use_position_embeddings": False, "attention_window": 4, **COUNTED},
+    "counted, no repeats": {
+        "extended": True,
+        "use_position_embeddings": False,
+        "repeat_half_lives_days": [],
+        "repeat_half_lives_units": [],
+        "repeat_network_size": 0,
+        **COUNTED,
+    },
+    "events": {
+        "extended": True,
+        "use_position_embeddings": False,
+        "encoder_unit": "event",
+        "attention_window": 5,
+        "readout": "last",
+    },
+    "bidirectional": {
+        "max_position_embeddings": 200
+    },  # what was said of the past changes with every event: all is read anew
+}
+
+
+@pytest.fixture
+def live_model(tiny_model):
+    """A function that makes a model of one of CONFIGS whose counted memory has something to say."""
+
+    def make(name, **changes):
+        model = tiny_model(**CONFIGS[name], **changes)
+        generator = torch.Generator().manual_seed(1)
+        if model.counted_memory is not None:
+            for buffer_name, value in model.counted_memory.named_buffers():
+                if buffer_name.endswith("followers"):
+                    size = len(value)
+                    value[2:, :5] = torch.randint(2, size, (size - 2, 5), generator=generator).int().sort(1).values
+                elif buffer_name.endswith("related"):
+                    value[2:, :9] = torch.randint(2, len(value), (len(value) - 2, 9), generator=generator).int()
+                elif buffer_name.endswith("weights"):
+                    value[2:, :9] = torch.rand(len(value) - 2, 9, generator=generator).half()
+                else:
+                    value += torch.rand(value.shape, generator=generator)
+        return model
+
+    return make
+
+
+def random_events(seed, count=30):
+    """Events of visits with keys and without, of equal times, and visits that overlap; in the order of their times."""
+    generator = np.random.default_rng(seed)
+    events = []
+    for visit in range(count):
+        start = pd.Timestamp("2017-01-01") + pd.Timedelta(hours=int(visit * 30 + generator.integers(40)))
+        keyed = generator.random() < 0.7
+        for _ in range(generator.integers(1, 4)):
+            late = pd.Timedelta(hours=int(generator.integers(3)) * keyed)
+            event = {"when": str(start + late), "action": "buy", "item": f"item {generator.integers(24):02}"}
+            event |= {"price": float(generator.integers(9)), "aisle": f"aisle {generator.integers(4)}"}
+            if keyed:
+                event["basket"] = f"b{generator.integers(10**6) if generator.random() < 0.02 else visit}"
+            events.append(event if generator.random() < 0.8 else {"when": str(start), "action": "click"})
+    return sorted(events, key=lambda event: event["when"])
+
+
+def whole(model, extractor, events, profile=None):
+    """Logits and embedding of a history that is read at once."""
+    inputs = extractor({"events": events, "profile": profile})
+    with torch.inference_mode():
+        outputs = model(**inputs)
+    return {task: scores[0] for task, scores in outputs.logits.items()}, outputs.pooler_output[0]
+
+
+def content(live):
+    """What a stored state holds, as the digest in its metadata says."""
+    data = live.to_bytes()
+    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["content"]
+
+
+def assert_equal_to_whole(live, events, profile=None):
+    logits, embedding = whole(live.model, live.feature_extractor, events, profile)
+    found = live.logits()
+    for task, scores in logits.items():
+        torch.testing.assert_close(found[task][2:], scores[2:], rtol=TOLERANCE, atol=TOLERANCE)
+    torch.testing.assert_close(torch.from_numpy(live.embedding()), embedding, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("max_events", [2048, 40, 4])
+def test_any_cut_of_a_history_gives_what_the_whole_history_gives(live_model, extractor, name, max_events):
+    extractor.max_events = max_events
+    model = live_model(name)
+    for seed in range(3):
+        generator, events = np.random.default_rng(seed), random_events(seed)
+        live, given = LiveCustomer(model, extractor, {"age": "old"}), 0
+        while given < len(events):
+            size = int(generator.choice([1, 1, 2, 3, 9]))
+            live.add(events[given : given + size])
+            given += size
+            if generator.random() < 0.5:
+                assert_equal_to_whole(live, events[:given], {"age": "old"})
+        assert_equal_to_whole(live, events, {"age": "old"})
+
+
+@pytest.mark.parametrize("name", ["counted", "events"])
+@pytest.mark.parametrize("max_events", [2048, 40])
+def test_events_in_any_order_give_what_the_whole_history_gives(live_model, extractor, name, max_events):
+    extractor.max_events = max_events
+    model = live_model(name)
+    for seed in range(3):
+        generator, events = np.random.default_rng(seed), random_events(seed, 15)
+        live, given = LiveCustomer(model, extractor), []
+        for place in generator.permutation(len(events)):
+            live.add(events[place])
+            given.append(events[place])
+            if generator.random() < 0.3:
+                assert_equal_to_whole(live, given)
+        assert_equal_to_whole(live, events)
+
+
+def test_late_events_are_told_from_others(live_model, extractor):
+    live = LiveCustomer(live_model("visits"), extractor)
+    event = {"action": "buy", "item": "item 01"}
+    assert live.add({"when": "2017-03-01", "basket": "a"} | event) == Added(1, late=False)
+    assert live.add({"when": "2017-03-01T10:00", "basket": "a"} | event) == Added(1, late=False)  # it goes on
+    assert live.add({"when": "2017-03-05", "basket": "b"} | event) == Added(1, late=False)
+    assert live.add({"when": "2017-03-06", "basket": "a"} | event) == Added(1, late=True)  # into a finished visit
+    assert live.add({"when": "2017-02-01"} | event) == Added(1, late=True)
+    assert live.add([]) == Added(0, late=False)
+
+
+@pytest.mark.parametrize("name", ["counted", "events", "bidirectional"])
+def test_a_removed_event_was_never_seen(live_model, extractor, name):
+    model, events = live_model(name), random_events(5, 12)
+    live = LiveCustomer(model, extractor)
+    live.add(events)
+    live.scores()
+    generator = np.random.default_rng(0)
+    while events:
+        gone = events.pop(int(generator.integers(len(events))))
+        live.remove(gone)
+        assert_equal_to_whole(live, events)
+        assert len(live.events) == len(events)
+    empty = LiveCustomer(model, extractor)
+    assert content(live) == content(empty) and live.scores() == empty.scores()
+
+
+@pytest.mark.parametrize("order", ["rows", "place"])
+def test_a_log_without_times_is_followed_too(live_model, extractor, order):
+    kept = [feature for feature in extractor.features if feature["name"] not in ("weekday", "gap")]
+    bins = {"a.b": extractor.bins["a.b"]}
+    names = ("customer", "token_type", "visit", "tasks", "target_token_types", "end_of_visit")
+    same = {name: getattr(extractor, name) for name in names}
+    rows = MCMFeatureExtractor(kept, extractor.vocabularies, bins, **same, order=order)
+    of_data = {"features": rows.feature_names, "vocabulary_sizes": rows.vocabulary_sizes}
+    model = live_model("counted", **of_data)
+    live, given = LiveCustomer(model, rows), []
+    for number, event in enumerate(random_events(2, 12)):
+        event = {name: value for name, value in event.items() if name != "when"}
+        given.append(event if order == "rows" else event | {"place": number // 2})
+        live.add(given[-1])
+        if number % 3 == 0:
+            assert_equal_to_whole(live, given)
+    assert_equal_to_whole(live, given)
+    live.remove(given.pop(4))
+    assert_equal_to_whole(live, given)
+
+
+@pytest.mark.parametrize("caches", [True, False])
+@pytest.mark.parametrize("name", ["counted", "events", "bidirectional"])
+def test_a_stored_state_goes_on_where_it_was(live_model, extractor, name, caches):
+    extractor.max_events = 40
+    model, events = live_model(name), random_events(3)
+    live, given = LiveCustomer(model, extractor, {"age": "young"}, "c1"), 0
+    for size in (0, 1, 7, 20, len(events)):
+        live.add(events[given : given + size])
+        given += size
+        live = LiveCustomer.from_bytes(live.to_bytes(caches), model, extractor)
+        assert (live.customer_id, live.profile) == ("c1", {"age": "young"})
+        assert_equal_to_whole(live, events[:given], {"age": "young"})
+
+
+def test_scores_are_those_of_the_pipeline(live_model, extractor):
+    from modeling_mcm import PreferenceScoresPipeline
+
+    model, events = live_model("counted"), random_events(4)
+    live = LiveCustomer(model, extractor)
+    live.add(events)
+    there = PreferenceScoresPipeline(model=model, feature_extractor=extractor)({"events": events}, top_k=3)
+    here = live.scores(k=3)
+    assert {task: [each["label"] for each in best] for task, best in here.items()} == {
+        task: [each["label"] for each in best] for task, best in there.items()
+    }
+    assert live.scores(tasks=["aisle"], k=1000)["aisle"][0] == here["aisle"][0]
+
+
+def test_all_forms_of_events_are_taken(live_model, extractor):
+    model, events = live_model("visits"), random_events(6, 5)
+    frame = pd.DataFrame(events).assign(when=lambda table: pd.to_datetime(table["when"]))
+    answers = []
+    for form in (events, frame, {name: frame[name].tolist() for name in frame}):
+        live = LiveCustomer(model, extractor)
+        assert live.add(form).events == len(events)
+        answers.append(live.scores())
+        assert json.loads(json.dumps(live.events)) == live.events
+    assert answers[0] == answers[1] == answers[2]
+
+
+EVENT = {"when": "2017-03-01T10:00:00", "action": "buy", "item": "item 01"}
+LIVE = "Customers who are followed live"
+STORED = "Stored states of customers"
+
+
+@pytest.mark.parametrize(
+    "act, says",
+    expected(
+        LIVE,
+        {
+            "an event without a time": lambda live: live.add({"action": "buy", "item": "item 01"}),
+            "an event in the future": lambda live: live.add(EVENT | {"when": "2017-04-02"}, now="2017-04-01"),
+            "a clock that goes back": lambda live: live.scores(now="2017-02-28"),
+            "a column that is unknown": lambda live: live.add(EVENT | {"itm": "item 02"}),
+            "an event that is not there": lambda live: live.remove(EVENT | {"item": "item 02"}),
+            "an unknown task": lambda live: live.scores(tasks=["item"]),
+            "an unknown label": lambda live: live.explain("items", "item 99"),
+            "a profile of another shop": lambda live: LiveCustomer(
+                live.model, live.feature_extractor, {"height": 180}
+            ),
+        },
+    ),
+)
+def test_bad_input_changes_nothing_and_says_what_is_wrong(live_model, extractor, act, says):
+    live = LiveCustomer(live_model("visits"), extractor, customer_id="c1")
+    live.add(EVENT)
+    before = content(live)
+    with pytest.raises(ValueError, match=says):
+        act(live)
+    assert content(live) == before
+
+
+def _of_another_checkpoint(data, model):
+    with torch.no_grad():
+        model.readout_scale += 1
+    return data
+
+
+def _with_another_number(data, model):
+    tensors = load(data)
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    tensors["state.average"][3] += 1
+    return save(tensors, metadata)
+
+
+@pytest.mark.parametrize(
+    "damage, says",
+    expected(
+        STORED,
+        {
+            "another checkpoint's": _of_another_checkpoint,
+            "cut": lambda data, model: data[:-100],
+            "nothing": lambda data, model: b"",
+            "no safetensors": lambda data, model: b"x" * 200,
+            "a number that was changed": _with_another_number,
+        },
+    ),
+)
+def test_stored_states_that_do_not_fit_are_refused(live_model, extractor, damage, says):
+    model = live_model("visits")
+    live = LiveCustomer(model, extractor)
+    live.add(random_events(0, 4))
+    data = damage(live.to_bytes(), model)
+    with pytest.raises(ValueError, match=says):
+        LiveCustomer.from_bytes(data, model, extractor)
+
+
+def test_every_changed_byte_is_noticed_or_changes_nothing(live_model, extractor):
+    model = live_model("visits")
+    live = LiveCustomer(model, extractor)
+    live.add(random_events(0, 4))
+    data, scores = live.to_bytes(), live.scores()
+    generator = np.random.default_rng(0)
+    for place in generator.integers(0, len(data), 60).tolist():
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << int(generator.integers(8))
+        try:
+            assert LiveCustomer.from_bytes(bytes(damaged), model, extractor).scores() == scores
+        except ValueError as error:
+            assert "stored state" in str(error)
