@@ -219,38 +219,46 @@ class LiveCustomer:
             now (*optional*): as for `scores`.
             tasks (`Sequence[str]`, *optional*): names of tasks, all by default.
         """
-        self._check_clock(now)
+        moment = self._moment(now)
         if self._reader is not None:
             return self._state().logits(self._reader, tasks)
         with torch.inference_mode():
-            logits = self.model(**self._inputs()).logits
+            logits = self.model(**self._inputs(moment)).logits
         return {task: logits[task][0] for task in tasks or self.model.config.tasks}
 
     def embedding(self, now: Any = None) -> NDArray[np.float32]:
-        """The customer embedding, of shape `(H,)`.
+        """The customer embedding, of shape `(S,)`.
 
         Args:
             now (*optional*): as for `scores`.
         """
-        self._check_clock(now)
+        moment = self._moment(now)
         if self._reader is not None:
-            return self._state().hidden.numpy().copy()
-        inputs = self._inputs()
-        inputs.pop("event_times")
+            return self._state().embedding(self._reader, self._days(moment)).numpy().copy()
         with torch.inference_mode():
-            return self.model.model(**inputs).pooler_output[0].float().cpu().numpy()
+            return self.model.model(**self._inputs(moment)).pooler_output[0].float().cpu().numpy()
 
-    def forecast(self, now: Any = None) -> dict[str, Any]:
-        """What the customer will do within the next days.
+    def forecast(self, now: Any = None) -> dict[str, float]:
+        """What is to be expected of the customer, as the pipeline `customer-forecast` says it.
 
         Args:
             now (*optional*): as for `scores`.
 
         Raises:
-            NotImplementedError: the model has no forecasts.
+            NotImplementedError: if the checkpoint has learned no forecasts.
         """
-        self._check_clock(now)
-        raise NotImplementedError("This checkpoint has no forecasts: it scores labels and gives an embedding.")
+        moment = self._moment(now)
+        if self._reader is not None:
+            found = self._state().forecast(self._reader, self._days(moment))
+        else:
+            with torch.inference_mode():
+                found = self.model.model(**self._inputs(moment)).forecasts or {}
+        if not found:
+            raise NotImplementedError(
+                f"{self.model.name_or_path or 'The model'} has no trained forecasts: they would be made up. Pre-train "
+                "a checkpoint with a customer state (training/run_pretrain.py, state_size)."
+            )
+        return {name: value.item() for name, value in found.items()}
 
     def explain(self, task: str, label: Any = None, now: Any = None) -> Explanation:
         """Why a label has its score: what it is a sum of, and the share of every visit and event.
@@ -263,7 +271,7 @@ class LiveCustomer:
         Raises:
             ValueError: for an unknown task or label, or a `now` before the last event.
         """
-        self._check_clock(now)
+        self._moment(now)
         customer = {"events": self.events, "profile": self.profile or None, "customer_id": self.customer_id}
         return explain(self.model, self.feature_extractor, customer, task, label, now)
 
@@ -366,10 +374,10 @@ class LiveCustomer:
         customer = {"events": events, "profile": self.profile or None, "customer_id": self.customer_id}
         return self.feature_extractor.encode(customer)
 
-    def _inputs(self) -> dict[str, torch.Tensor]:
+    def _inputs(self, moment: float | None) -> dict[str, torch.Tensor]:
         row = self.feature_extractor.readable(self._encode(self.events), self.model.config.input_features)
         mask_next = self.model.config.augmentation == "masked_lm"
-        inputs = self.feature_extractor.pad([row], mask_next=mask_next)
+        inputs = self.feature_extractor.pad([row], mask_next=mask_next, now=None if moment is None else [moment])
         return {name: value.to(self.model.device) for name, value in inputs.items()}
 
     def _placed(self, event: Mapping[str, Any]) -> tuple[Any, int, str | None]:
@@ -469,40 +477,50 @@ class LiveCustomer:
             if f"feature_{feature}" in row:
                 input_ids[:, index] = row[f"feature_{feature}"][skip:]
         ids = torch.from_numpy(input_ids)
+        values = np.zeros((len(visits), len(extractor.numeric_features)), np.float32)
+        for index, feature in enumerate(extractor.numeric_features):
+            values[:, index] = row[f"value_{feature}"][skip:]
         last = int(np.searchsorted(visits, len(self._visits) - 1))
         numbers = torch.from_numpy(visits - self._first_visit + 1)
         state = self._closed
         for part in (slice(0, last), slice(last, None)):
             closed = state
             latest = np.maximum.accumulate(np.maximum(days[part], np.float32(state.time)))
-            state = state.extend(self._reader, ids[part], torch.from_numpy(latest), numbers[part])
+            read = (ids[part], torch.from_numpy(latest), numbers[part], torch.from_numpy(values[part]))
+            state = state.extend(self._reader, *read)
         self._closed, self._folded = closed, max(len(self._visits) - 1, 0)
         self._tip = state
 
     def _check_past(self, events: Sequence[Mapping[str, Any]], now: Any) -> None:
-        if now is None or self.feature_extractor.time is None:
+        """Raises where an event is later than `now`."""
+        if now is None:
             return
-        moment = self._seconds(now)
+        (moment,) = self.feature_extractor._read_now(now, 1)
         for event in events:
-            if (time := self._seconds(event[self.feature_extractor.time])) > moment:
+            time = np.datetime64(event[str(self.feature_extractor.time)], "s")
+            if time.astype(np.int64) > moment:
                 raise ValueError(
-                    f"{self._name()} has an event at {np.datetime64(time, 's')}, which is after now, "
-                    f"{np.datetime64(moment, 's')}: check the event's time and its time zone, or leave it out."
+                    f"{self._name()} has an event at {time}, which is after now, {_iso(moment)}: check the event's "
+                    "time and its time zone, or leave it out."
                 )
 
-    def _check_clock(self, now: Any) -> None:
-        if now is None or self.feature_extractor.time is None or not self._visits:
-            return
-        moment, last = self._seconds(now), self._last
-        if moment < last:
+    def _moment(self, now: Any) -> float | None:
+        """Seconds since 1970-01-01 of the time of a question, which is not before the last event."""
+        if now is None:
+            return None
+        (moment,) = self.feature_extractor._read_now(now, 1)
+        if self._visits and moment < self._last:
             raise ValueError(
-                f"now is {np.datetime64(moment, 's')}, and {self._name()} has an event at {np.datetime64(last, 's')}: "
-                "the clock went back, or the event lies in the future. Ask at the last event or later."
+                f"now is {_iso(moment)}, and {self._name()} has an event at {_iso(self._last)}: the clock went back, "
+                "or the event lies in the future. Ask at the last event or later."
             )
+        return moment
 
-    def _seconds(self, time: Any) -> int:
-        with naming("`now`"):
-            return to_seconds(time, read_zone(self.feature_extractor.time_zone))
+    def _days(self, moment: float | None) -> float | None:
+        """A moment on the clock of the state."""
+        if moment is None or not self._visits:
+            return None
+        return float(np.float32((moment - self._base) / SECONDS_PER_DAY))
 
 
 def _reader(model: MCMForMultiTaskRecommendation) -> Reader:
@@ -530,6 +548,10 @@ def checkpoint_digest(model: MCMForMultiTaskRecommendation, feature_extractor: M
     }
     of_extractor = json.dumps(reads, sort_keys=True, default=str)
     return hashlib.sha256(f"{known[1]} {of_extractor}".encode()).hexdigest()
+
+
+def _iso(seconds: float) -> str:
+    return str(np.datetime64(int(seconds), "s"))
 
 
 def _content_digest(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -19,7 +19,8 @@ The encoder is causal, so what it said of a unit never changes, and everything e
 - of each layer the keys and values of the start row and of the latest `attention_window` units;
 - of the readout, for every label the average so far and the logarithm of the sum of its weights;
 - of the memories, for every label met the counts that fade, when it was met first and last, and its rate a visit;
-- of the labels that go together, the two products with the tables of the counted memory.
+- of the labels that go together, the two products with the tables of the counted memory;
+- of the customer state the counts that fade.
 
 `LiveState.extend` reads further events and gives a new state; the old one stays as it was, so an unfinished visit can
 be read again when it has grown.
@@ -28,6 +29,7 @@ Shapes: L events, J features, U units (events or visits), H hidden, V labels of 
 the customer met, K half-lives, A latest labels.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, cast
@@ -37,6 +39,7 @@ import torch.nn.functional as F
 
 from .counted_memory_mcm import FIRST_LABEL, HABIT_VISITS, LATEST, LEAST_RATE, LEAST_WEIGHT, Histories, RelatedTable
 from .modeling_mcm import MCMForMultiTaskRecommendation
+from .state_mcm import FIRST_VALUE, TASTE_HALF_LIFE
 
 SCORES_AT_ONCE = 2**22  # numbers of z that reading many events holds
 DECAY = 2.0 ** (-1 / HABIT_VISITS)
@@ -94,6 +97,16 @@ class Reader:
             self.tables.append(TaskTables(place, model.task_features[place], labels, *of_labels))
             start += size
         self.labels = start
+        state = model.model.state
+        self.has_state = state is not None
+        half_lives = [] if state is None else [*state.half_lives, math.inf]
+        self.half_lives = torch.tensor(half_lives, dtype=torch.float64)
+        self.few, self.many = ([], []) if state is None else (state.few, state.many)
+        self.channels = 0 if state is None else 2 + state.num_sums
+        # Half-lives at which features of many values are counted: the one nearest to a month, and none.
+        nearest = sorted(range(len(half_lives)), key=lambda k: abs(half_lives[k] - TASTE_HALF_LIFE))[:1]
+        self.slow = [*nearest, len(half_lives) - 1] if half_lives else []
+        self.sizes = list(config.vocabulary_sizes)
 
 
 def is_incremental(model: MCMForMultiTaskRecommendation) -> bool:
@@ -122,6 +135,11 @@ class LiveState:
         label_visits (`torch.LongTensor` of shape `(T,)`): visits with a label of each task.
         latest (`torch.LongTensor` of shape `(T, A)`), latest_times (`torch.FloatTensor` of shape `(T, A)`): the latest
             labels of each task, the last one at the end, and their days; 0 where there are fewer.
+        began (`float`): days of the first event, infinite without one.
+        sums (`torch.DoubleTensor` of shape `(2 + sums, half-lives)`): of the customer state, the fading numbers of
+            events and visits and the fading sums.
+        few, many (`torch.DoubleTensor` of shape `(values, half-lives)` and `(values, 2)`): of the customer state, the
+            fading counts of the values of its features.
         habits, new (`torch.DoubleTensor` of shape `(V,)`): the rates, and the labels met, times the tables of related
             labels.
     """
@@ -129,6 +147,7 @@ class LiveState:
     units: int
     visits: int
     time: float
+    began: float
     hidden: torch.Tensor
     kept: torch.Tensor
     keys: torch.Tensor
@@ -140,6 +159,9 @@ class LiveState:
     label_visits: torch.Tensor
     latest: torch.Tensor
     latest_times: torch.Tensor
+    sums: torch.Tensor
+    few: torch.Tensor
+    many: torch.Tensor
     habits: torch.Tensor
     new: torch.Tensor
 
@@ -153,6 +175,7 @@ class LiveState:
             units=0,
             visits=0,
             time=0.0,
+            began=math.inf,
             hidden=torch.zeros(reader.hidden_size),
             kept=torch.zeros(0, dtype=torch.long),
             keys=cache,
@@ -164,6 +187,9 @@ class LiveState:
             label_visits=torch.zeros(tasks, dtype=torch.long),
             latest=torch.zeros(tasks, LATEST, dtype=torch.long),
             latest_times=torch.zeros(tasks, LATEST),
+            sums=torch.zeros(reader.channels, len(reader.half_lives), dtype=torch.float64),
+            few=torch.zeros(sum(reader.sizes[j] for j in reader.few), len(reader.half_lives), dtype=torch.float64),
+            many=torch.zeros(sum(reader.sizes[j] for j in reader.many), 2, dtype=torch.float64),
             habits=torch.zeros(size, dtype=torch.float64),
             new=torch.zeros(size, dtype=torch.float64),
         )
@@ -172,15 +198,19 @@ class LiveState:
         """Everything that a state is stored as; what the others give is left out."""
         stored = {each.name: getattr(self, each.name) for each in fields(self)}
         stored = {name: value for name, value in stored.items() if isinstance(value, torch.Tensor)}
-        stored["numbers"] = torch.tensor([self.units, self.visits, self.time], dtype=torch.float64)
+        stored["numbers"] = torch.tensor([self.units, self.visits, self.time, self.began], dtype=torch.float64)
+        stored["many_values"] = self.many.any(1).nonzero()[:, 0]
+        stored["many"] = self.many[stored["many_values"]]
         return {name: value.contiguous() for name, value in stored.items() if name not in ("habits", "new")}
 
     @classmethod
     def of_tensors(cls, stored: dict[str, torch.Tensor], reader: Reader) -> "LiveState":
         """The state that `tensors` gave."""
         values: dict[str, Any] = dict(stored)
-        units, visits, time = values.pop("numbers").tolist()
-        state = replace(cls.empty(reader), **values, units=int(units), visits=int(visits), time=time)
+        units, visits, time, began = values.pop("numbers").tolist()
+        state = cls.empty(reader)
+        state.many[values.pop("many_values")] = values.pop("many")
+        state = replace(state, **values, units=int(units), visits=int(visits), time=time, began=began)
         for table in reader.tables:
             part = state._of_task(table)
             rates = state.met[part, RATE - 6]
@@ -189,7 +219,12 @@ class LiveState:
 
     @torch.inference_mode()
     def extend(
-        self, reader: Reader, input_ids: torch.Tensor, times: torch.Tensor, visits: torch.Tensor
+        self,
+        reader: Reader,
+        input_ids: torch.Tensor,
+        times: torch.Tensor,
+        visits: torch.Tensor,
+        values: torch.Tensor | None = None,
     ) -> "LiveState":
         """The state after further events, whole visits.
 
@@ -199,20 +234,24 @@ class LiveState:
             times (`torch.FloatTensor` of shape `(L,)`): days from the customer's first event, none less than the one
                 before.
             visits (`torch.LongTensor` of shape `(L,)`): their visits, counted from that of the start row, 0.
+            values (`torch.FloatTensor` of shape `(L, N)`, *optional*): of the features that the customer state sums.
         """
         size = max(1, SCORES_AT_ONCE // reader.labels)
         changes = F.pad(visits[1:] != visits[:-1], (1, 0), value=True) if len(visits) else visits
         starts = changes.nonzero()[:, 0].tolist()
+        if values is None:
+            values = torch.zeros(len(visits), max(reader.channels - 2, 0))
         state, begin = self, 0
         while begin < len(visits):  # some visits at a time, a visit that is larger alone
-            later = [start for start in starts if begin < start <= begin + size]
-            end = len(visits) if len(visits) - begin <= size or not later else later[-1]
+            end = next((start for start in reversed(starts) if begin < start <= begin + size), 0)
+            if len(visits) - begin <= size or not end:
+                end = next((start for start in starts if start >= begin + size), len(visits))
             part = slice(begin, end)
-            state = state._extend(reader, input_ids[part], times[part], visits[part])
+            state = state._extend(reader, input_ids[part], times[part], visits[part], values[part])
             begin = end
         return state
 
-    def _extend(self, reader: Reader, input_ids, times, visits) -> "LiveState":
+    def _extend(self, reader: Reader, input_ids, times, visits, values) -> "LiveState":
         by_visit = reader.unit == "visit"
         groups, of_event = visits.unique_consecutive(return_inverse=True)
         units = of_event if by_visit else torch.arange(len(visits))
@@ -223,6 +262,8 @@ class LiveState:
         hidden = state._encode(reader, events, units, count)
         state._read(reader, hidden)
         state._remember(reader, input_ids, events, units, unit_times, times, visits)
+        if reader.has_state and self.units:  # the start row is no event
+            state._count(reader, input_ids, times, visits, values)
         state.units, state.visits, state.time = self.units + count, int(visits[-1]), float(times[-1])
         return state
 
@@ -371,6 +412,18 @@ class LiveState:
             latest_times.append(torch.cat([self.latest_times[place], times[some]])[-LATEST:])
         self.latest, self.latest_times = torch.stack(latest), torch.stack(latest_times)
 
+    def _count(self, reader: Reader, input_ids, times, visits, values) -> None:
+        """What new events add to the counts of the customer state."""
+        ages = (times[-1] - times).double()
+        weights = torch.exp2(-ages[:, None] / reader.half_lives)  # (L, half-lives)
+        fade = torch.exp2((self.time - times[-1].double()).clamp(max=0) / reader.half_lives)
+        opens = F.pad(visits[1:] != visits[:-1], (1, 0), value=True).double()
+        channels = torch.cat([torch.ones_like(opens)[:, None], opens[:, None], values[:, : reader.channels - 2]], 1)
+        self.sums = self.sums * fade + channels.double().T @ weights
+        self.few = _added(self.few * fade, reader, reader.few, input_ids, weights)
+        self.many = _added(self.many * fade[reader.slow], reader, reader.many, input_ids, weights[:, reader.slow])
+        self.began = min(self.began, float(times[0]))
+
     def _of_task(self, table: TaskTables) -> slice:
         """Which of the labels met are a task's."""
         bounds = torch.tensor([table.labels.start, table.labels.stop])
@@ -389,6 +442,32 @@ class LiveState:
                 place, {name: part[None, None] for name, part in parts.items()}
             )[0, 0]
         return result
+
+    @torch.inference_mode()
+    def embedding(self, reader: Reader, now: float | None = None) -> torch.Tensor:
+        """The customer embedding: the customer state at a moment, or without one the last unit's vector.
+
+        Args:
+            reader ([`Reader`]): of the model.
+            now (`float`, *optional*): days on the clock of the events, none less than the last one's.
+        """
+        if not reader.has_state:
+            return self.hidden
+        model = reader.model.model
+        now = self.time if now is None else now
+        fade = torch.exp2((self.time - torch.tensor(now).double()).clamp(max=0) / reader.half_lives)
+        visits = float(self.sums[1, -1])
+        since = (now - self.time, now - self.began) if visits else (0.0, 0.0)
+        gap = (since[1] - since[0]) / max(visits - 1, 1)
+        gaps = torch.tensor([*since, since[0] / (gap + 0.5), gap], dtype=torch.float64).clamp(min=0)
+        few = [(self.sums * fade).flatten().clamp(min=0), (self.few * fade).flatten(), gaps]
+        counts = torch.cat([*few, (self.many * fade[reader.slow]).flatten()]).log1p().float()
+        return cast(Any, model.state)(counts)
+
+    @torch.inference_mode()
+    def forecast(self, reader: Reader, now: float | None = None) -> dict[str, torch.Tensor]:
+        """The forecasts that the model has learned, by name; arguments as of `embedding`."""
+        return cast(Any, reader.model.model.forecasts)(self.embedding(reader, now)) if reader.has_state else {}
 
     def _parts(self, model, table: TaskTables) -> dict[str, torch.Tensor]:
         """What a task's scores are a sum of, each of shape `(V,)`, as `score_parts` says."""
@@ -442,6 +521,18 @@ class LiveState:
         nothing = torch.zeros_like(labels)
         histories = Histories(nothing, times, torch.zeros(1, dtype=torch.long), torch.tensor([labels.shape[1] - 1]))
         return counted.followers(place, labels, histories)[0]
+
+
+def _added(
+    counts: torch.Tensor, reader: Reader, features: Sequence[int], input_ids: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Counts of the values of some features with those of new events, whose weights are `(L, k)`."""
+    start = 0
+    for feature in features:
+        ids = input_ids[:, feature]
+        counts.index_add_(0, start + ids, weights * (ids >= FIRST_VALUE)[:, None])
+        start += reader.sizes[feature]
+    return counts
 
 
 def event_embeddings(model: MCMForMultiTaskRecommendation, input_ids: torch.Tensor) -> torch.Tensor:

@@ -54,7 +54,7 @@ SIBLINGS = {
         "modeling_mcm",
         "processing_mcm",
     },
-    "live_state_mcm": {"configuration_mcm", "counted_memory_mcm", "modeling_mcm"},
+    "live_state_mcm": {"configuration_mcm", "counted_memory_mcm", "modeling_mcm", "state_mcm"},
     "pipeline_mcm": {"action_inputs_mcm", "configuration_mcm", "events_mcm", "modeling_mcm", "processing_mcm"},
 }
 FLAT_LIBRARIES = {"torch", "numpy", "transformers", "huggingface_hub", "safetensors"}

@@ -16,11 +16,14 @@ from modeling_mcm.live_mcm import Added
 
 TOLERANCE = 1e-5
 COUNTED = {"follower_tasks": ["items", "aisle"], "related_tasks": ["items", "aisle"]}
+STATE = {"state_size": 8, "summed_features": ["a.b"], "taste_features": ["items"]}
+STATE["state_features"] = ["type", "aisle", "weekday"]
 CONFIGS = {
     "visits": {"extended": True, "use_position_embeddings": False},
     "visits, a window": {"extended": True, "use_position_embeddings": False, "attention_window": 3},
     "positions": {"extended": True, "max_position_embeddings": 100},
     "counted": {"extended": True, "use_position_embeddings": False, "attention_window": 4, **COUNTED},
+    "customer state": {"extended": True, "attention_window": 4, "use_position_embeddings": False, **STATE},
     "counted, no repeats": {
         "extended": True,
         "use_position_embeddings": False,
@@ -60,6 +63,9 @@ def live_model(tiny_model):
                     value[2:, :9] = torch.rand(len(value) - 2, 9, generator=generator).half()
                 else:
                     value += torch.rand(value.shape, generator=generator)
+        if model.model.state is not None:
+            model.model.state.spread.uniform_(0.3, 2, generator=generator)
+            model.model.forecasts.is_learned.fill_(True)
         return model
 
     return make
@@ -211,6 +217,26 @@ def test_scores_are_those_of_the_pipeline(live_model, extractor):
         task: [each["label"] for each in best] for task, best in there.items()
     }
     assert live.scores(tasks=["aisle"], k=1000)["aisle"][0] == here["aisle"][0]
+
+
+@pytest.mark.parametrize("name", ["customer state", "visits", "bidirectional"])
+def test_the_time_of_the_question_counts_as_in_the_pipelines(live_model, extractor, name):
+    model, events = live_model(name), random_events(7)
+    live = LiveCustomer(model, extractor)
+    for now in ("2017-01-01", "2017-06-01T12:00:00"):
+        inputs = extractor({"events": live.events}, now=now)
+        with torch.inference_mode():
+            outputs = model(**inputs)
+        np.testing.assert_allclose(live.embedding(now), outputs.pooler_output[0].numpy(), rtol=1e-5, atol=1e-5)
+        for task, scores in live.logits(now).items():
+            torch.testing.assert_close(scores[2:], outputs.logits[task][0, 2:], rtol=TOLERANCE, atol=TOLERANCE)
+        if name == "customer state":
+            found, wanted = live.forecast(now), outputs.forecasts
+            assert found == pytest.approx({key: value.item() for key, value in wanted.items()}, rel=1e-4, abs=1e-5)
+        else:
+            with pytest.raises(NotImplementedError, match="no trained forecasts"):
+                live.forecast(now)
+        live.add(events)
 
 
 def test_all_forms_of_events_are_taken(live_model, extractor):

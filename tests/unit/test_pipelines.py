@@ -15,6 +15,7 @@ from modeling_mcm import (
     MCMModel,
     PreferenceScoresPipeline,
 )
+from modeling_mcm.processing_mcm import first_kept
 
 CHOICES = {
     "paper": {},
@@ -114,8 +115,9 @@ def test_customers_differ_and_the_latest_events_of_a_long_history_count(checkpoi
     assert distances.min() > 1e-3
     extractor = MCMFeatureExtractor.from_pretrained(checkpoint)
     row = extractor.encode(customers[3])
-    kept = 39 - (embed.model.config.augmentation == "masked_lm")
-    latest = {k: v[-kept:] if isinstance(v, np.ndarray) and v.ndim else v for k, v in row.items()}
+    start = first_kept(len(row["times"]), 39 - (embed.model.config.augmentation == "masked_lm"))
+    assert start > 0
+    latest = {k: v[start:] if isinstance(v, np.ndarray) and v.ndim else v for k, v in row.items()}
     mask_next = embed.model.config.augmentation == "masked_lm"
     inputs = extractor.pad([latest], mask_next=mask_next)
     del inputs["event_times"]
