@@ -1,0 +1,118 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""States and forecasts as a person gets them: columns of run_predict, pipelines and the example."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import pipeline
+
+from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
+from modeling_mcm.data import load_prepared
+from modeling_mcm.data.collator import PreparedRows
+from modeling_mcm.training.moments import train_state
+
+ROOT = Path(__file__).resolve().parents[2]
+CUTOFF = pd.Timestamp("2017-10-01").timestamp()
+
+
+@pytest.fixture(scope="module")
+def trained(prepared, tmp_path_factory):
+    """Folder of a checkpoint whose state and forecasts are trained; its encoder is not."""
+    folder = tmp_path_factory.mktemp("trained")
+    extractor = MCMFeatureExtractor.from_pretrained(str(prepared / "feature_extractor"))
+    torch.manual_seed(0)
+    model = MCMForMultiTaskRecommendation(
+        MCMConfig(
+            features=extractor.feature_names,
+            vocabulary_sizes=extractor.vocabulary_sizes,
+            tasks=extractor.tasks,
+            summed_features=extractor.numeric_features,
+            hidden_size=16,
+            num_attention_heads=2,
+            num_hidden_layers=1,
+            intermediate_size=16,
+            encoder_attention="causal",
+            max_position_embeddings=48,
+            state_size=12,
+        )
+    )
+    rows = load_prepared(str(prepared))
+    ends = np.asarray(rows["validation_end"])
+    train_state(model.model, extractor, PreparedRows(rows, np.flatnonzero(ends > 1)), CUTOFF)
+    model.save_pretrained(folder)
+    extractor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """A function that runs a script of training/ or an example with arguments."""
+
+    def call(name, *arguments):
+        for folder in ("training", "examples"):
+            monkeypatch.syspath_prepend(str(ROOT / folder))
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        importlib.import_module(name).main(*(map(str, arguments) if name[0].isdigit() else ()))
+
+    return call
+
+
+def test_every_customer_gets_what_the_pipelines_give(trained, prepared, event_log, script, tmp_path):
+    now = "2017-11-20"
+    script("run_predict", "--model", trained, "--data", prepared, "--output_dir", tmp_path / "scores", "--now", now)
+    scores = pd.read_parquet(tmp_path / "scores").set_index("customer_id")
+    embed, forecast = (
+        pipeline(name, model=str(trained), batch_size=8) for name in ("customer-embedding", "customer-forecast")
+    )
+    ages = {f"c{number:02}": ("young", "old")[number % 2] for number in range(34)}
+    for name in ("c03", "c21"):
+        customer = {"events": event_log[event_log["who"] == name], "profile": {"age": ages[name]}}
+        np.testing.assert_allclose(scores["embedding"][name], embed(customer, now=now), atol=1e-5)
+        told = forecast(customer, now=now)
+        assert {"visits_7d", "events_30d", "a.b_90d", "visit_probability_7d", "days_to_next_visit"} <= set(told)
+        for column, value in told.items():
+            np.testing.assert_allclose(scores[column][name], value, rtol=1e-4)
+    assert forecast(customer, now="2018-03-01") != told  # months without a visit have passed
+
+
+def test_events_after_the_moment_change_nothing(trained, event_log):
+    forecast = pipeline("customer-forecast", model=str(trained))
+    events = event_log[event_log["who"] == "c05"]
+    moment = "2017-08-01"
+    before = events[events["when"] < moment]
+    assert len(before) < len(events)
+    assert forecast({"events": events}, now=moment) == forecast({"events": before}, now=moment)
+
+
+def test_forecasts_can_be_left_out(trained, prepared, script, tmp_path):
+    options = ["--model", trained, "--data", prepared, "--output_dir", tmp_path / "scores"]
+    script("run_predict", *options, "--forecasts", "false", "--tasks", "aisle")
+    assert list(pd.read_parquet(tmp_path / "scores")) == ["customer_id", "embedding", "aisle", "aisle_scores"]
+
+
+def test_a_checkpoint_without_trained_forecasts_tells_none(prepared, trained, script, tmp_path):
+    model = MCMForMultiTaskRecommendation.from_pretrained(trained)
+    torch.nn.init.zeros_(model.model.forecasts.amounts.weight)
+    model.save_pretrained(tmp_path / "model")
+    MCMFeatureExtractor.from_pretrained(trained).save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="no trained forecasts"):
+        pipeline("customer-forecast", model=str(tmp_path / "model"))
+    script("run_predict", "--model", tmp_path / "model", "--data", prepared, "--output_dir", tmp_path / "scores")
+    assert "visits_30d" not in pd.read_parquet(tmp_path / "scores")
+
+
+def test_the_example_lists_who_may_not_come_again(trained, prepared, script, tmp_path, capsys):
+    now = ["--now", "2017-12-30"]
+    script("run_predict", "--model", trained, "--data", prepared, "--output_dir", tmp_path / "scores", *now)
+    script("9_stored_states", tmp_path / "scores", tmp_path / "churn.csv")
+    said = capsys.readouterr().out
+    scores, listed = pd.read_parquet(tmp_path / "scores"), pd.read_csv(tmp_path / "churn.csv")
+    assert (listed["visit_probability_30d"] < 0.5).all()
+    assert len(listed) == min(50, (scores["visit_probability_30d"] < 0.5).sum())
+    assert said.count(" is like ") == 3
