@@ -17,6 +17,7 @@
 Shapes: B customers, L events, J features, U encoder units (events or visits), H hidden.
 """
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -110,6 +111,69 @@ class HeterogeneousEmbedding(nn.Embedding):
 def digest_bytes(digest: str | None) -> torch.Tensor:
     """The digest of `MCMConfig.values_digest` as a tensor of shape `(32,)`; all 0 where it is not known."""
     return torch.tensor(list(bytes.fromhex(digest or "00" * 32)), dtype=torch.uint8)
+
+
+def check_inputs(
+    attention_mask: torch.Tensor,
+    visit_ids: torch.Tensor | None = None,
+    event_times: torch.Tensor | None = None,
+    input_ids: torch.Tensor | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> None:
+    """Looks at what a model is asked about, outside of training and of exports: the collator's batches are right.
+
+    Args:
+        attention_mask: of shape `(B, L)`.
+        visit_ids (*optional*): of shape `(B, L)`.
+        event_times (*optional*): of shape `(B, L)`.
+        input_ids (*optional*): of shape `(B, L, J)`.
+        sizes (*optional*): number of ids of each of the J features. Tables of several features are read as one, so an
+            id outside of its own would be answered with another feature's value.
+
+    Raises:
+        ValueError: naming the input, what was found and the first customer of the batch of whom it is.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or attention_mask.is_meta:
+        return
+    real = attention_mask.bool()
+    both = real[:, 1:] & real[:, :-1]
+    faults = [("attention_mask", "has an event after padding", real[:, 1:] & ~real[:, :-1], "pad on the right")]
+    advice = "MCMFeatureExtractor gives them"
+    for name, values in (("visit_ids", visit_ids), ("event_times", event_times)):
+        if values is None:
+            continue
+        if values.shape != real.shape:
+            raise ValueError(
+                f"`{name}` has shape {tuple(values.shape)}, and {tuple(real.shape)} was expected, one for each event: "
+                f"{advice}."
+            )
+        falls = both & (values[:, 1:] < values[:, :-1])
+        faults += [
+            (name, "is no number or infinite", ~values.isfinite() & real, advice),
+            (name, "is negative", (values < 0) & real, advice),
+            (name, "is less than that of the event before", falls, "give the events in their order"),
+        ]
+        if name == "visit_ids":
+            if values.is_floating_point() or values.dtype == torch.bool:
+                raise ValueError(f"`visit_ids` is {values.dtype}, and whole numbers were expected: {advice}.")
+            faults.append((name, "is not under the number of events", (values >= real.shape[1]) & real, advice))
+    if input_ids is not None and sizes is not None and input_ids.shape[-1] == len(sizes):
+        if input_ids.shape[:2] != real.shape:
+            raise ValueError(
+                f"`attention_mask` has shape {tuple(real.shape)}, and {tuple(input_ids.shape[:2])} was expected, one "
+                f"for each event: {advice}."
+            )
+        limits = torch.tensor(list(sizes.values()), device=input_ids.device)
+        outside = (input_ids < 0) | (input_ids >= limits)
+        for name, wrong in zip(sizes, outside.unbind(-1), strict=True):
+            faults.append(("input_ids", f"is not from 0 to {sizes[name] - 1} in feature {name!r}", wrong, advice))
+    if not torch.stack([wrong.any() for _, _, wrong, _ in faults]).any():  # one question to the device
+        return
+    for name, what, wrong, way in faults:
+        if wrong.any():
+            row, place = wrong.nonzero()[0].tolist()
+            event = place + (wrong.shape[1] < real.shape[1])
+            raise ValueError(f"`{name}` {what} at event {event} of customer {row} of the batch: {way}.")
 
 
 class MCMEmbeddings(nn.Module):

@@ -36,7 +36,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mcm import MCMConfig
 from .counted_memory_mcm import CountedMemory, Histories
-from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, digest_bytes, grow
+from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, check_inputs, digest_bytes, grow
 from .files_mcm import check_loaded
 from .losses_mcm import (
     FIRST_LABEL,
@@ -216,7 +216,7 @@ class MCMPreTrainedModel(PreTrainedModel):
             state.grow(place, len(values))
         self._resize_labels(feature, len(values))
         self.config.vocabulary_sizes = list(sizes.values())
-        if self.config.values_digest is not None:
+        if self.config.values_digest is not None:  # CODEPATH: known since 0.2, None in checkpoints before
             self.config.values_digest = feature_extractor.values_digest
             embeddings = cast(MCMModel, self.base_model).embeddings
             embeddings.values_digest.copy_(digest_bytes(self.config.values_digest))
@@ -295,6 +295,9 @@ class MCMModel(MCMPreTrainedModel):
         """
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
+        if not self.training:
+            sizes = dict(zip(self.config.features, self.config.vocabulary_sizes, strict=True))
+            check_inputs(attention_mask, visit_ids, input_ids=input_ids, sizes=sizes)
         hidden, unit_mask, events = self.embeddings(input_ids, attention_mask, visit_ids)
         # CODEPATH: causal in mcm-base and mcm-tiny, bidirectional in the paper's model, ablations/mcm-final.
         if self.config.encoder_attention == "causal":
@@ -507,6 +510,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         """
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
+        if event_times is not None and not self.training:
+            check_inputs(attention_mask, event_times=event_times)
         outputs: Any = encoder_outputs
         if outputs is None:
             moment = {"event_times": event_times, "event_values": event_values, "now": now}

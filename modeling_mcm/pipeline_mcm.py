@@ -19,6 +19,8 @@ A customer is a dict with `events` (list of dicts, dict of columns or DataFrame)
 """
 
 import os
+from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,10 @@ from .action_inputs_mcm import EncodedActions, read_actions
 from .events_mcm import SECONDS_PER_DAY, naming, read_zone, to_seconds
 from .files_mcm import check_values
 from .modeling_mcm import FIRST_LABEL
+
+
+class _Numbered(tuple):
+    """A customer of several and their place, which messages name."""
 
 
 class _CustomerPipeline(Pipeline):
@@ -59,9 +65,24 @@ class _CustomerPipeline(Pipeline):
             )
         check_values(config.values_digest, self.feature_extractor.values_digest, source)
 
+    def __call__(self, inputs: Any, *args: Any, num_workers: Any = None, batch_size: Any = None, **kwargs: Any) -> Any:
+        """Answers of one customer, or of each of a list, a tuple or a generator; none for an empty list."""
+        if isinstance(inputs, str) or inputs is None:
+            raise ValueError(f"Found {inputs!r}, expected a customer (a dict with `events`) or a list of customers.")
+        if isinstance(inputs, list | tuple):
+            if not inputs:
+                self._sanitize_parameters(**kwargs)  # options are refused without customers, too
+                return []
+            inputs = [_Numbered((place, customer)) for place, customer in enumerate(inputs)]
+        elif isinstance(inputs, Iterator):
+            inputs = (_Numbered((place, customer)) for place, customer in enumerate(inputs))
+        return super().__call__(inputs, *args, num_workers=num_workers, batch_size=batch_size, **kwargs)
+
     def preprocess(self, input_: Any, **preprocess_parameters: Any) -> dict[str, Any]:
-        row = self.feature_extractor.encode(input_)
-        return {"rows": self.feature_extractor.readable(row, self.model.config.input_features)}
+        place, customer = input_ if isinstance(input_, _Numbered) else (None, input_)
+        where = "The customer" if place is None else f"Customer {place} of the list"
+        row = self.feature_extractor.encode(customer, where)
+        return {"rows": self.feature_extractor.readable(row, self.model.config.input_features) | {"where": where}}
 
     def model_inputs(self, model_inputs: dict[str, Any], now: int | None = None) -> dict[str, torch.Tensor]:
         """Padded tensors from what `preprocess` gave: one row, or the list of rows of a batch.
@@ -154,8 +175,14 @@ class PreferenceScoresPipeline(_CustomerPipeline):
         if unknown:
             raise ValueError(f"Unknown options {sorted(unknown)}: preference-scores has `tasks` and `top_k`.")
         known = self.model.config.tasks
+        if tasks is not None and (isinstance(tasks, str) or not isinstance(tasks, Sequence) or not tasks):
+            raise ValueError(
+                f"`tasks` is {tasks!r}; give a list of names such as {known[:1]}, or leave it out for all."
+            )
         if wrong := [task for task in tasks or [] if task not in known]:
             raise ValueError(f"No tasks {wrong}: this checkpoint predicts {known}.")
+        if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, Integral)):
+            raise ValueError(f"`top_k` is {top_k!r} ({type(top_k).__name__}); give a whole number of labels.")
         if top_k is not None and top_k < 1:
             raise ValueError(f"`top_k` is {top_k}; ask for at least 1 label.")
         options = {"tasks": tasks, "top_k": top_k}
@@ -263,15 +290,17 @@ class ActionScoresPipeline(_CustomerPipeline):
         inputs = self.model_inputs(input_tensors)
         offered = np.tile(np.arange(len(encoded.action_ids)), (len(rows), 1))
         arrays = encoded.inputs(inputs["input_ids"].cpu().numpy(), offered)
-        arrays["days_to_offers"] = np.array([self._days(row["times"], forward_parameters["seconds"]) for row in rows])
+        arrays["days_to_offers"] = np.array([self._days(row, forward_parameters["seconds"]) for row in rows])
         tensors = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
         return ModelOutput({"chances": self.model(**inputs, **tensors).logits.float().sigmoid()})
 
-    def _days(self, times: NDArray[np.int64], seconds: int | None) -> np.float32:
+    def _days(self, row: dict[str, Any], seconds: int | None) -> np.float32:
+        times = row["times"]
         if seconds is None or not len(times):
             return np.float32(0)
         if times[-1] >= seconds:
-            raise ValueError("The customer has events at or after the `time` of the offers; leave these events out.")
+            name = row["where"] if row["customer_id"] is None else f"Customer {row['customer_id']!r}"
+            raise ValueError(f"{name} has events at or after the `time` of the offers; leave these events out.")
         return np.float32((seconds - times[-1]) / SECONDS_PER_DAY)
 
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> list[dict[str, Any]]:

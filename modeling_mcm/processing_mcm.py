@@ -367,7 +367,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
 
     # -------------------------------------------------------------------------------------- raw events of one customer
 
-    def encode(self, customer: Mapping[str, Any]) -> dict[str, Any]:
+    def encode(self, customer: Mapping[str, Any], where: str = "Customer without id") -> dict[str, Any]:
         """Encodes one customer's whole history; the start row is left to `pad`.
 
         Args:
@@ -375,6 +375,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
                 `order="rows"` does their order count); optionally `profile`, a dict, and `customer_id`. Keys of an
                 event are columns of the log; one that is absent, None or NaN is a missing feature. Columns of a
                 DataFrame that MCM does not know are ignored with a warning.
+            where (`str`): What messages call a customer without `customer_id`, such as their place in a list.
 
         Returns:
             `dict`: a row as a prepared data set has it, events oldest first and end-of-visit interactions added (n in
@@ -385,9 +386,6 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         Raises:
             ValueError: naming the customer, the column, what was found and what to do.
         """
-        return self._encode(customer, "Customer without id")
-
-    def _encode(self, customer: Mapping[str, Any], where: str) -> dict[str, Any]:
         if not isinstance(customer, Mapping):
             raise ValueError(f"{where}: found {type(customer).__name__}, expected a dict with `events`.")
         if not is_missing(customer.get("customer_id")):
@@ -652,10 +650,12 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         """
         if isinstance(customers, Mapping):
             rows = [self.encode(customers)]
-        elif not isinstance(customers, Sequence) or isinstance(customers, str):
+        elif not isinstance(customers, Sequence) or isinstance(customers, str | bytes):
             raise ValueError(f"Found {type(customers).__name__}, expected a customer (a dict) or a list of customers.")
+        elif not customers:
+            raise ValueError("The list of customers is empty: give at least one, or make no call.")
         else:
-            rows = [self._encode(each, f"Customer {place} of the list") for place, each in enumerate(customers)]
+            rows = [self.encode(each, f"Customer {place} of the list") for place, each in enumerate(customers)]
         return self.pad(
             rows, return_tensors=return_tensors, now=None if now is None else self._read_now(now, len(rows))
         )
