@@ -47,7 +47,7 @@ def test_every_script_has_the_option(tmp_path, monkeypatch):
     assert logging.is_progress_bar_enabled() and not training.disable_tqdm
     options, training = parse_options(*classes, description=None, arguments=[*words, "--no_progress"])
     assert options == Options() and training.disable_tqdm
-    assert not logging.is_progress_bar_enabled() and not datasets.are_progress_bars_enabled()
+    assert not logging.is_progress_bar_enabled() and datasets.utils.are_progress_bars_disabled()
 
 
 @pytest.mark.parametrize("room", ["modeling_mcm", "training"])
