@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
 from modeling_mcm.evaluation.cases import EvaluationCases
@@ -30,7 +30,7 @@ def model_scores(
         batch_size (`int`): customers a step.
     """
     order = np.arange(len(rows)) if rows.lengths is None else np.argsort(rows.lengths, kind="stable")
-    for start in tqdm(range(0, len(rows), batch_size), desc="MCM", unit="batch"):
+    for start in logging.tqdm(range(0, len(rows), batch_size), desc="MCM", unit="batch"):
         batch = order[start : start + batch_size]
         inputs = collator(rows.__getitems__(batch.tolist()))
         inputs.pop("labels")

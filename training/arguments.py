@@ -51,6 +51,24 @@ class EngineOptions:
         return master | {key: value for key, _, value in (pair.partition("=") for pair in self.spark_config)}
 
 
+@dataclass
+class ProgressOptions:
+    """What every script shows while it works; `parse_options` reads and applies it."""
+
+    no_progress: bool = field(default=False, metadata={"help": "Show no progress bars, of a training neither."})
+
+    def apply(self, others: Iterable[Any]) -> None:
+        """Switches the bars off, where that is asked for, also those of a `TrainingArguments` among the others."""
+        if not self.no_progress:
+            return
+        from modeling_mcm.progress import disable_progress_bars
+
+        disable_progress_bars()
+        for options in others:
+            if hasattr(options, "disable_tqdm"):
+                options.disable_tqdm = True
+
+
 class RecipeLoader(UniqueKeyLoader):
     """YAML in which only true and false are booleans: `eval_strategy: no` means the word."""
 
@@ -93,6 +111,7 @@ def parse_options(
         SystemExit: with a message, for unknown or missing options and values that do not fit.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    option_classes = (*option_classes, ProgressOptions)
     parser = HfArgumentParser(
         option_classes,
         description=description,
@@ -119,9 +138,11 @@ def parse_options(
     if unknown:
         parser.error(f"unknown option {unknown[0]!r}{_hint(unknown[0].lstrip('-').partition('=')[0], known)}")
     try:
-        return parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+        *others, progress = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     except ValueError as error:
         parser.error(str(error))
+    progress.apply(others)
+    return tuple(others)
 
 
 def _hint(name: str, known: Iterable[str]) -> str:

@@ -30,6 +30,7 @@ from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, MANIFEST_FILE, s
 from modeling_mcm.evaluation.cases import EvaluationCases, find_cases
 from modeling_mcm.evaluation.counting import BASELINES, NEEDS, counting_baselines, not_installed
 from modeling_mcm.evaluation.tables import write_values
+from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_json
 from modeling_mcm.model_evaluation import model_values
 
@@ -196,6 +197,17 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if options.data is None:
         raise SystemExit("--data is missing: the folder that training/prepare_data.py wrote.")
+    try:
+        with needs("evaluation"):  # before the hours of training
+            import scipy.sparse  # noqa: F401
+        page = compare(options)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"run_ablation: {error}")
+    logger.info("%s is written.", page)
+
+
+def compare(options: AblationOptions) -> Path:
+    """Trains and evaluates what is missing; gives the page that it has written."""
     schema = PreparedManifest.load(options.data).event_schema
     extractor = MCMFeatureExtractor.from_pretrained(str(Path(options.data) / FEATURE_EXTRACTOR_FOLDER))
     if wrong := [task for task in options.tasks if task not in extractor.tasks]:
@@ -221,7 +233,7 @@ def main() -> None:
     draw_bars(results, pictures / "ablation_ndcg.png")
     draw_curves(runs, options.tasks, pictures / "ablation_curves.png")
     write_page(results, page, ["pictures/ablation_ndcg.png", "pictures/ablation_curves.png"])
-    logger.info("%s is written.", page)
+    return page
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ from modeling_mcm.evaluation.offers import (
     score_offers,
 )
 from modeling_mcm.evaluation.offers_gbdt import LightGBMOffers, OfferTable, offer_features
+from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_json
 
 from arguments import parse_options
@@ -317,9 +318,14 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if options.data is None or options.offers is None:
         raise SystemExit("--data and --offers are needed: see --help.")
-    results = compare(options)
-    write_json(Path(options.output_dir, "results.json"), results)
-    write_page(results, Path(options.report))
+    try:
+        with needs("evaluation"):  # before the hours of training
+            import scipy.sparse  # noqa: F401
+        results = compare(options)
+        write_json(Path(options.output_dir, "results.json"), results)
+        write_page(results, Path(options.report))
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"run_offers: {error}")
     logger.info("%s is written.", options.report)
 
 

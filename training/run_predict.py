@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
-from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest, check_vocabularies, schema_of
@@ -220,7 +220,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
         else:
             own = missing[state.process_index :: state.num_processes]
             scorer, total = Scorer(model.to(state.device), extractor, job), sum(len(rows) for _, rows in own)
-            with tqdm(total=total, desc="Scoring", unit="customer", disable=not state.is_main_process) as bar:
+            with logging.tqdm(total=total, desc="Scoring", unit="customer", disable=not state.is_main_process) as bar:
                 for path, rows in own:
                     scorer.write(path, rows, bar.update)
     state.wait_for_everyone()

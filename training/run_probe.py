@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from modeling_mcm import MCMFeatureExtractor, MCMModel
 from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
@@ -142,7 +142,7 @@ def read_customers(
     labels: dict[str, list[str]] = {name: [] for name in options.profile or profile}
     values: dict[str, list[float]] = {}
     counts, embeddings, forecasts = [], [[] for _ in models], [[] for _ in models]  # type: ignore[var-annotated]
-    for start in tqdm(range(0, len(customers), options.batch_size), desc="Customers", unit="batch"):
+    for start in logging.tqdm(range(0, len(customers), options.batch_size), desc="Customers", unit="batch"):
         batch = customers.__getitems__(list(range(start, min(start + options.batch_size, len(customers)))))
         for row in batch:
             for name, number in _numbers_of(row, cutoff, span, options.spend, token, types).items():
@@ -323,7 +323,7 @@ def probe_cutoff(customers: Customers, options: ProbeOptions) -> dict[str, Any]:
         of_target: dict[str, Any] = {"customers": len(kept), "classes": 0 if classes is None else len(classes)}
         for learner in LEARNERS:
             values: dict[str, NDArray] = {}
-            for kind in tqdm(INPUTS, desc=f"{name}, {learner}", unit="fit"):
+            for kind in logging.tqdm(INPUTS, desc=f"{name}, {learner}", unit="fit"):
                 of_models = []
                 for embedding in customers.embeddings[: 1 if kind == "counts" else None]:
                     inputs = {"counts": customers.counts, "embedding": embedding}

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
+from transformers.utils.logging import tqdm
 
 from modeling_mcm.evaluation.baseline_cache import BaselineCache, digest_of_cases
 from modeling_mcm.evaluation.baselines import (

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from modeling_mcm.evaluation.metrics import Interval, ndcg_at_k, recall_at_k
 
@@ -104,7 +104,7 @@ def score_offers(
     order = np.argsort(groups.costs(collator.max_events), kind="stable")  # less padding
     logits: list[Any] = [None] * len(groups)
     own: list[Any] = [None] * len(groups)
-    for start in tqdm(range(0, len(groups), batch_size), desc="Scoring offers", unit="batch"):
+    for start in logging.tqdm(range(0, len(groups), batch_size), desc="Scoring offers", unit="batch"):
         places = order[start : start + batch_size].tolist()
         inputs = collator(groups.__getitems__(places))
         del inputs["labels"]

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from modeling_mcm.evaluation.offers import OfferTruth, expected_takes, offer_metrics
 from modeling_mcm.extras import needs
@@ -84,7 +84,7 @@ def offer_features(extractor: Any, collator: Any, cases: Any, batch_size: int = 
         batch_size: groups a step.
     """
     sizes, offers, groups = [0], [], []
-    for start in tqdm(range(0, len(cases), batch_size), desc="Features", unit="batch"):
+    for start in logging.tqdm(range(0, len(cases), batch_size), desc="Features", unit="batch"):
         items = cases.__getitems__(list(range(start, min(start + batch_size, len(cases)))))
         batch = {name: value.numpy() for name, value in collator(items).items()}
         times = np.array([cases.offers.times[item["group"]] for item in items])
@@ -322,7 +322,7 @@ class LightGBMOffers:
         space = list(itertools.product(*SEARCH.values()))
         best: dict[str, Any] = {"validation": -np.inf}
         for objective in objectives:
-            for place in tqdm(generator.permutation(len(space))[: self.trials], desc=f"LightGBM {objective}"):
+            for place in logging.tqdm(generator.permutation(len(space))[: self.trials], desc=f"LightGBM {objective}"):
                 setting = {"objective": objective, **dict(zip(SEARCH, space[place], strict=True))}
                 booster = self._train({**setting, "trees": max(TREES)}, *data)
                 for trees in TREES:

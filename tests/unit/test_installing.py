@@ -115,3 +115,18 @@ def test_training_and_scoring_run_without_any_extra(prepared, tmp_path):
         done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
     assert list((tmp_path / "scores").glob("*.parquet"))
+
+
+@pytest.mark.parametrize("script", ["run_offers", "run_ablation"])
+def test_a_comparison_without_scipy_ends_with_the_name_of_the_extra(script, prepared, tmp_path):
+    code = "import runpy, sys\nfrom import_without import hide\nhide('scipy')\nsys.path.insert(0, 'training')\n"
+    code += "sys.argv.pop(0)\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    paths = os.pathsep.join([str(ROOT), str(Path(import_without.__file__).parent)])
+    offers = ["--offers", prepared] if script == "run_offers" else []
+    command = [sys.executable, "-c", code, f"training/{script}.py", "--data", prepared, *offers]
+    command += ["--output_dir", tmp_path / "runs", "--report", tmp_path / "page.md"]
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True)
+    said = f"{script}: scipy is not installed, which comes with an extra: pip install 'modeling-mcm[evaluation]'."
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1] == said and "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()

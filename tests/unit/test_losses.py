@@ -120,6 +120,17 @@ def test_the_ranking_loss_against_a_plain_loop(asked, places):
     assert prefix_ranking_loss(scores, labels, places=places).item() == pytest.approx(plain, rel=1e-5)
 
 
+def test_thirty_places_are_ranked_by_default():
+    """A label that followed and is at place 30 gains by going up from there; at place 31 it costs as at any below."""
+    torch.manual_seed(0)
+    scores = torch.sort(torch.randn(1, 1, 60, dtype=torch.float64), descending=True).values
+    labels, prefixes, weights = torch.tensor([[33]]), torch.tensor([[0]]), torch.ones(1, 1)
+    found = prefix_ranking_loss(scores, labels, prefixes, weights).item()
+    by_places = {n: plain_ranking_loss(scores, labels, prefixes, weights, n) for n in (10, 29, 30, 31, 50)}
+    assert found == pytest.approx(by_places[30], rel=1e-6)
+    assert all(abs(found - other) > 1e-4 * found for n, other in by_places.items() if n != 30)
+
+
 def test_labels_sampled_below_stand_for_all_of_them():
     torch.manual_seed(0)
     scores = torch.randn(200, 1, 2000)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from modeling_mcm.data.offer_collator import events_before
 from modeling_mcm.data.offers import load_offers, make_offers
 from modeling_mcm.evaluation.offers import (
     OfferTruth,
@@ -64,6 +65,17 @@ def test_an_action_is_what_it_was_when_it_was_offered():
         {"x": 0.75, "y": 0.25},
         {"z": 1.0},
     ]
+
+
+def test_the_history_of_an_offer_ends_before_its_second():
+    """An event at exactly the second of the offer is not in it: it may be what came of the offer."""
+    offer = seconds("2017-03-01")
+    times = np.array([offer - 86_400, offer - 1, offer, offer, offer + 1])
+    row = {"customer_id": "1", "times": times, "feature_item": np.arange(5), "profile_age": 3}
+    before = events_before(row, offer)
+    assert before["times"].tolist() == [offer - 86_400, offer - 1] and before["feature_item"].tolist() == [0, 1]
+    assert (before["customer_id"], before["profile_age"]) == ("1", 3)
+    assert len(events_before(row, offer + 1)["times"]) == 4 and len(events_before(row, offer - 86_400)["times"]) == 0
 
 
 def test_an_outcome_may_be_unobserved_and_columns_may_be_absent():

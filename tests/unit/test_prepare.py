@@ -14,6 +14,7 @@ from synthetic_log import SCHEMA, TEST, VALIDATION, make_log, make_profile, of_c
 from transformers.utils import logging
 
 from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared
+from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 ROOT = Path(__file__).parents[2]
@@ -234,3 +235,29 @@ def test_progress_bars_may_be_off(tmp_path):
         assert len(run(tmp_path, rows_per_shard=5).shards) == 3
     finally:
         logging.enable_progress_bar()
+
+
+def test_an_event_at_the_second_of_a_cutoff_comes_after_it(tmp_path):
+    """Of three customers, the second before, the second of and the second after each cutoff, whatever the fraction."""
+    moments = [cutoff + timedelta(seconds=shift) for cutoff in (VALIDATION, TEST) for shift in (-1, 0, 1)]
+    log = make_log(customers=3, visits=4).assign(user=9)
+    events = [(user, moment, f"i{place}") for user in range(3) for place, moment in enumerate(moments)]
+    added = pd.DataFrame(events, columns=["user", "at", "item"]).assign(kind="buy", group="a", flag=True, price=1.0)
+    added["at"] += pd.to_timedelta([0, 0, 999] * 6, unit="ms")
+    both = pd.concat([log.assign(item="x"), added])
+    schema = schema_with(
+        end_of_visit=None,
+        min_history=1,
+        features=[{**spec, "min_count": 1} if spec["name"] == "type" else spec for spec in SCHEMA["features"]],
+    )
+    counts = run(tmp_path, both, schema).counts
+    vocabulary = MCMFeatureExtractor.from_pretrained(str(tmp_path / "out" / "feature_extractor")).vocabularies["type"]
+    assert "i0" in vocabulary and not {"i1", "i2", "i3", "i4", "i5"} & {*vocabulary}
+    rows = read_rows(tmp_path)
+    for user in range(3):
+        assert (rows[str(user)]["validation_end"], rows[str(user)]["test_end"]) == (1, 4)
+        assert len(rows[str(user)]["times"]) == 6
+    own = log["at"].between(VALIDATION, TEST, inclusive="left").sum(), (log["at"] >= TEST).sum()
+    assert (counts["validation_events"], counts["test_events"]) == (9 + own[0], 6 + own[1])
+    found = find_cases(load_prepared(tmp_path / "out"), "test", 1, "token_type")
+    assert {"0", "1", "2"} <= {*found.customer_ids}

@@ -8,11 +8,16 @@ No test waits.
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from transformers import TrainerControl, TrainerState
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from modeling_mcm.data import load_prepared
+from modeling_mcm.data.collator import MCMCollator, PreparedRows
+from modeling_mcm.losses_mcm import FIRST_LABEL
 from modeling_mcm.training.callbacks import TrainingClock, WeightAverage
+from modeling_mcm.training.trainer import FAST_PARAMETERS, MCMTrainer
 
 
 @pytest.fixture
@@ -135,3 +140,86 @@ def test_an_average_that_is_not_there_is_missed(tmp_path):
     for decay in (0, 1, 2.5):
         with pytest.raises(ValueError, match="expected a number between 0 and 1"):
             WeightAverage(torch.nn.Linear(1, 1), decay)
+
+
+@pytest.fixture
+def train(tiny_model, extractor, prepared, tmp_path):
+    """A function that makes a trainer of a tiny model with the first customers of the prepared log."""
+
+    def make(customers=26, trained_tasks=None, accumulate=2, **options):
+        model = tiny_model(trained_tasks=trained_tasks)
+        arguments = TrainingArguments(
+            str(tmp_path / "run"),
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=accumulate,
+            learning_rate=0.25,
+            weight_decay=0.125,
+            remove_unused_columns=False,
+            label_names=["labels"],
+            report_to="none",
+            use_cpu=True,
+        )
+        return MCMTrainer(
+            model,
+            arguments,
+            train_collator=MCMCollator(extractor, model.config, "train"),
+            train_dataset=PreparedRows(load_prepared(prepared), np.arange(customers), np.arange(customers)),
+            **options,
+        )
+
+    return make
+
+
+@pytest.mark.parametrize(("customers", "accumulate"), [(26, 2), (24, 2), (31, 3), (9, 1), (34, 4)])
+def test_the_loss_of_a_step_is_the_mean_over_its_customers(train, customers, accumulate):
+    """Also of the last one of an epoch, whose last batch is short: each batch counts by its customers."""
+    trainer = train(customers, accumulate=accumulate)
+    batches = iter(trainer.get_train_dataloader())
+    left = customers
+    while left:
+        number = min(accumulate, -(-left // 8))
+        samples, _ = trainer.get_batch_samples(batches, number, trainer.args.device)
+        sizes = [min(8, left - 8 * place) for place in range(number)]
+        assert [len(sample["input_ids"]) for sample in samples] == sizes
+        weights = [sample["share"] / number for sample in samples]  # the batches of a step are averaged
+        assert weights == pytest.approx([size / sum(sizes) for size in sizes])
+        left -= sum(sizes)
+
+
+def test_a_batch_loses_its_share(train):
+    trainer = train()
+    model = trainer.model.eval()
+    batch = next(iter(trainer.get_train_dataloader()))
+    whole = trainer.compute_loss(model, dict(batch))
+    assert trainer.compute_loss(model, {**batch, "share": 0.4}).item() == pytest.approx(0.4 * whole.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("factor", [None, 3.0, 1.0])
+def test_scalars_of_readout_and_memory_learn_faster_by_their_factor(train, factor):
+    trainer = train(**({} if factor is None else {"scalar_lr_factor": factor}))
+    trainer.model.probe = torch.nn.ParameterDict({"memory_gain": torch.zeros(2), "other": torch.zeros(2)})
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    found = {
+        names[id(parameter)]: (group["lr"], group["weight_decay"])
+        for group in trainer.create_optimizer().param_groups
+        for parameter in group["params"]
+    }
+    assert set(found) == set(names.values())
+    fast = {name for name in found if name.rsplit(".", 1)[-1] in FAST_PARAMETERS}
+    assert "probe.memory_gain" in fast
+    for name, (rate, decay) in found.items():
+        assert rate == (0.25 * (factor or 20.0) if name in fast else 0.25), name
+        assert decay == 0.0 or name not in fast
+
+
+@pytest.mark.parametrize("trained", [None, ["aisle"], ["items", "type"]])
+def test_targets_are_those_of_the_tasks_that_are_trained(train, trained):
+    trainer = train(trained_tasks=trained)
+    batch = next(iter(trainer.get_train_dataloader()))
+    seen = []
+    trainer.clock.see = seen.append
+    trainer.compute_loss(trainer.model.train(), dict(batch))
+    tasks = trainer.model.config.tasks
+    of_task = {task: (batch["labels"][..., place] >= FIRST_LABEL).sum() for place, task in enumerate(tasks)}
+    assert [int(count) for count in seen] == [sum(int(of_task[task]) for task in trained or tasks)]
+    assert set(trainer.task_losses) == {*(trained or tasks)}
