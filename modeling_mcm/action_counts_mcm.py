@@ -47,7 +47,7 @@ def count_names(config: MCMConfig) -> tuple[list[str], list[str]]:
     for feature in counted_features(config):
         names += [f"{kind} {feature} {each}" for kind in ("shared", "share of") for each in fading]
         names += [f"days since {feature}", f"values of {feature}"]
-    of_customers = [f"visits {each}" for each in fading] + ["days since any"]
+    of_customers = [f"all visits {each}" for each in fading] + ["days since any"]
     if (feature := config.action_history_feature) is not None:
         size = config.vocabulary_sizes[config.features.index(feature)]
         ids = range(FIRST_LABEL, size)

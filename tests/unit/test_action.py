@@ -237,9 +237,9 @@ def test_the_counts_of_an_action_are_sums_by_hand(action_model, batch_of, offers
         assert of_two["days since aisle"] == pytest.approx(np.log1p(days[aisle].min()), abs=1e-4)
         since = np.log1p(days[either].min()) if either.any() else np.log1p(NEVER)
         assert of_two["days since did"] == pytest.approx(since, abs=1e-4)
+        assert of_two["all visits all"] == pytest.approx(np.log1p(opens.sum()), abs=1e-4)
         assert of_two["days since any"] == pytest.approx(np.log1p(days.min()), abs=1e-4)
         assert (of_two["values of aisle"], of_two["labels items"]) == (pytest.approx(np.log1p(2)),) * 2
-        assert opens.any()
     assert checked
 
 
