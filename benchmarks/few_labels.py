@@ -5,16 +5,16 @@
 
     python benchmarks/few_labels.py --model runs/before_offers --data data/offers/prepared
 
-Histories end at the validation cutoff, where pre-training ended. Of the labelled customers some are drawn, each class in
-its share, and the others are predicted; that is repeated, with the same draws for every method:
+Histories end at the validation cutoff, where pre-training ended. Of the labelled customers some are drawn, each class
+in its share, and the others are predicted; that is repeated, with the same draws for every method:
 
 - MCM fine-tuned, as `run_finetune.py --labels --eval_strategy no --validation_share 0` does by its defaults;
 - the state as pre-training left it, with logistic regression;
 - counts of the history (`HistoryFeatures`) with LightGBM, and with logistic regression.
 
-Learners are those of `run_probe.py`. The figure is AUC, of several classes the mean of each against the rest. Intervals
-resample the draws, in pairs for differences: they tell what luck with the drawn labels makes, on these customers. The
-profile is hidden from all inputs. Needs the extra `gbdt`; writes a page.
+Learners are those of `run_probe.py`. The figure is AUC, of several classes the mean of each against the rest.
+Intervals resample the draws, in pairs for differences: they tell what luck with the drawn labels makes, on these
+customers. The profile is hidden from all inputs. Needs the extra `gbdt`; writes a page.
 """
 
 import shlex
@@ -43,9 +43,10 @@ from modeling_mcm.training.checkpoints import read_checkpoint
 from modeling_mcm.training.labels import NEW, LabelTrainer, label_defaults
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-from arguments import parse_options
 from run_finetune import FineTuningArguments, FineTuningOptions
 from run_probe import FEWEST, WHOLE_HISTORY, _learner
+
+from arguments import parse_options
 
 TUNED, FROZEN, TREES, LINEAR = METHODS = (
     "MCM fine-tuned",
@@ -131,7 +132,7 @@ def read_customers(options: FewLabelsOptions, model: MCMForCustomerPrediction) -
 
 
 def fine_tuned(options: FewLabelsOptions, known: Customers, target: NDArray, places: NDArray, seed: int) -> NDArray:
-    """Log-odds of all customers, by a checkpoint that was fine-tuned to the labels at these places, `(customers, C)`."""
+    """Log-odds of all customers `(customers, C)` by a checkpoint that was fine-tuned to the labels at these places."""
     names = {"id2label": {place: str(place) for place in range(target.max() + 1)}}
     with tempfile.TemporaryDirectory() as folder:
         chosen = {name: value for name, value in label_defaults({"labels", "eval_strategy"}).items()}
@@ -148,8 +149,9 @@ def fine_tuned(options: FewLabelsOptions, known: Customers, target: NDArray, pla
         trainer = LabelTrainer(
             model=model,
             args=training,
-            data_collator=lambda items: {"counts": torch.stack([i[0] for i in items])}
-            | {"labels": torch.stack([i[1] for i in items])},
+            data_collator=lambda items: (
+                {"counts": torch.stack([i[0] for i in items])} | {"labels": torch.stack([i[1] for i in items])}
+            ),
             train_dataset=Subset(TensorDataset(known.kept, labels), places.tolist()),
             encoder_lr_factor=FineTuningOptions().encoder_lr_factor,
         )
@@ -195,8 +197,8 @@ def write_page(results: dict[str, Any], path: Path) -> None:
     lines = ["# What the customer state is worth where labels are few", "", f"Written by `{results['command']}`.", ""]
     lines += [results["caption"], ""]
     lines += [
-        f"AUC (of several classes the mean of each against the rest), the mean over {results['draws']} draws of labels "
-        "with its 95% interval, which resamples the draws. The profile is hidden from all inputs.",
+        f"AUC (of several classes the mean of each against the rest), the mean over {results['draws']} draws of "
+        "labels with its 95% interval, which resamples the draws. The profile is hidden from all inputs.",
         "",
         f"| target | labels | predicted | {' | '.join(METHODS)} | fine-tuned over counts, LightGBM |",
         "| --- " * (len(METHODS) + 4) + "|",

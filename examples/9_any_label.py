@@ -27,8 +27,9 @@ def tables(raw, now, days=30):
     back = buys[buys["time"].between(now, now + pd.Timedelta(days=days))]["household_id"]
     churn = buys[buys["time"] < now].drop_duplicates("household_id")
     kids = profile[profile["kids_count"].notna()]
-    found = {"churn": (churn, ~churn["household_id"].isin(back)), "kids": (kids, kids["kids_count"] != "0")}
-    return {k: pd.DataFrame({"customer_id": t["household_id"], "time": now, "label": v}) for k, (t, v) in found.items()}
+    churn, kids = churn.assign(label=~churn["household_id"].isin(back)), kids.assign(label=kids["kids_count"] != "0")
+    made = {"churn": churn, "kids": kids}
+    return {name: table.assign(customer_id=table["household_id"], time=now) for name, table in made.items()}
 
 
 def main(checkpoint, data, raw, folder, now="2017-10-01", epochs=10):

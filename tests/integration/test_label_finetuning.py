@@ -181,7 +181,9 @@ def test_mistakes_are_refused(call, options, tables, prepared, tmp_path):
     assert json.loads((tmp_path / "run" / "finetuning.json").read_text())["left_out"] == 1
 
 
-def test_the_example_learns_churn_and_kids_with_the_plain_trainer(event_log, pretrained, prepared, tmp_path, capsys, monkeypatch):
+def test_the_example_learns_churn_and_kids_with_the_plain_trainer(
+    event_log, pretrained, prepared, tmp_path, capsys, monkeypatch
+):
     raw = event_log.rename(columns={"who": "household_id", "when": "time"}).assign(token_type="purchase")
     raw[["household_id", "time", "token_type"]].to_parquet(tmp_path / "events.parquet")
     known = sorted(event_log["who"].unique())
@@ -201,7 +203,12 @@ def test_labels_need_a_log_with_times(call, options, prepare_log, event_log, pre
     ordered = event_log.assign(place=np.arange(len(event_log))).drop(columns="when")
     changes = {"time": None, "order": "place", "cutoffs": "leave_one_out"}
     module = importlib.import_module("modeling_mcm.training.labels")
-    data = prepare_log(ordered, **changes, features=[{"name": "type", "column": "action"}, {"name": "items", "column": "item"}], tasks=["items"])
+    data = prepare_log(
+        ordered,
+        **changes,
+        features=[{"name": "type", "column": "action"}, {"name": "items", "column": "item"}],
+        tasks=["items"],
+    )
     chosen = module.LabelOptions(labels=str(tmp_path / "labels.csv"))
     with pytest.raises(ValueError, match="has no times but `order`"):
         module.read_labels(str(data), chosen)
