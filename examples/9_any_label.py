@@ -26,14 +26,14 @@ def tables(raw, now, days=30):
     buys = events[events["token_type"].str.startswith("purchase")]
     back = buys[buys["time"].between(now, now + pd.Timedelta(days=days))]["household_id"]
     churn = buys[buys["time"] < now].drop_duplicates("household_id")
-    kids = profile[profile["kids_count"].notna()]
-    churn, kids = churn.assign(label=~churn["household_id"].isin(back)), kids.assign(label=kids["kids_count"] != "0")
-    made = {"churn": churn, "kids": kids}
-    return {name: table.assign(customer_id=table["household_id"], time=now) for name, table in made.items()}
+    churn = churn.assign(label=~churn["household_id"].isin(back))
+    kids = profile.dropna(subset="kids_count").assign(label=lambda table: table["kids_count"] != "0")
+    made = [table.assign(customer_id=table["household_id"], time=now) for table in (churn, kids)]
+    return dict(zip(("churn", "kids"), made, strict=True))
 
 
 def main(checkpoint, data, raw, folder, now="2017-10-01", epochs=10):
-    """Trains on four fifths of the customers, prints what was found on the others, and asks about one of them."""
+    """Trains on four fifths of the customers, prints what was found on the others, and asks about a stranger."""
     for name, table in tables(raw, pd.Timestamp(now)).items():
         labels = make_labels(table)
         extractor = MCMFeatureExtractor.from_pretrained(checkpoint)
@@ -42,17 +42,16 @@ def main(checkpoint, data, raw, folder, now="2017-10-01", epochs=10):
         kept = KeptCounts(model.eval(), customers, LabelCollator(extractor, model.config))
         train, held_out = customers.labels.split(0.2, seed=0)
         model.start_from(kept.labels[train], model.model.state(kept.counts[train]))
-        how = {"learning_rate": 1e-4, "num_train_epochs": int(epochs), "per_device_train_batch_size": 32}
+        how = {"learning_rate": 1e-4, "num_train_epochs": int(epochs), "report_to": "none"}
         trainer = Trainer(
             model=model,
-            args=TrainingArguments(f"{folder}/{name}", save_strategy="no", report_to="none", **how),
+            args=TrainingArguments(f"{folder}/{name}", save_strategy="no", **how),
             train_dataset=Subset(kept, train.tolist()),
             eval_dataset=Subset(kept, held_out.tolist()),
             processing_class=extractor,
             compute_metrics=LabelMetrics(is_number=False),
         )
-        trainer.train()
-        trainer.save_model()
+        trainer.train(), trainer.save_model()
         print(f"{name}: AUC {trainer.evaluate()['eval_auc']:.3f} on {len(held_out)} other customers")
         print(pipeline("customer-prediction", model=f"{folder}/{name}")({"events": []}, now=now))
 
