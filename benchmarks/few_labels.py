@@ -1,0 +1,244 @@
+#!/usr/bin/env python
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What is a pre-trained customer state worth where labels are few? Kids and churn with 100, 300 and 1,000 of them.
+
+    python benchmarks/few_labels.py --model runs/before_offers --data data/offers/prepared
+
+Histories end at the validation cutoff, where pre-training ended. Of the labelled customers some are drawn, each class
+in its share, and the others are predicted; that is repeated, with the same draws for every method:
+
+- MCM fine-tuned, as `run_finetune.py --labels --eval_strategy no --validation_share 0` does by its defaults;
+- the state as pre-training left it, with logistic regression;
+- counts of the history (`HistoryFeatures`) with LightGBM, and with logistic regression.
+
+Learners are those of `run_probe.py`. The figure is AUC, of several classes the mean of each against the rest.
+Intervals resample the draws, in pairs for differences: they tell what luck with the drawn labels makes, on these
+customers. The profile is hidden from all inputs. Needs the extra `gbdt`; writes a page.
+"""
+
+import shlex
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Subset, TensorDataset
+from tqdm.auto import tqdm
+
+from modeling_mcm import MCMFeatureExtractor, MCMForCustomerPrediction
+from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
+from modeling_mcm.data.collator import SECONDS_PER_DAY, PreparedRows
+from modeling_mcm.data.offer_collator import events_before
+from modeling_mcm.evaluation.labels import mean_auc
+from modeling_mcm.evaluation.metrics import bootstrap_interval
+from modeling_mcm.evaluation.offers_gbdt import HistoryFeatures
+from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import write_json, write_text
+from modeling_mcm.training.checkpoints import read_checkpoint
+from modeling_mcm.training.labels import NEW, LabelTrainer, label_defaults
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+from run_finetune import FineTuningArguments, FineTuningOptions
+from run_probe import FEWEST, WHOLE_HISTORY, _learner
+
+from arguments import parse_options
+
+TUNED, FROZEN, TREES, LINEAR = METHODS = (
+    "MCM fine-tuned",
+    "frozen state, logistic regression",
+    "counts, LightGBM",
+    "counts, logistic regression",
+)
+LARGEST_SHARE = 0.75  # of the labelled customers that are drawn, so that some are left to predict
+
+
+@dataclass
+class FewLabelsOptions:
+    """What is compared, and where it is written."""
+
+    model: str | None = field(default=None, metadata={"help": "Pre-trained checkpoint with a customer state."})
+    data: str | None = field(default=None, metadata={"help": "Folder of the prepared data set of the checkpoint."})
+    profile: str = field(default="kids_count", metadata={"help": "Feature of the profile that is predicted."})
+    days: int = field(default=30, metadata={"help": "Days after the cutoff without a visit that are churn."})
+    min_events: int = field(default=5, metadata={"help": "Events before the cutoff that a customer needs."})
+    sizes: list[int] = field(default_factory=lambda: [100, 300, 1000], metadata={"help": "Labels to learn from."})
+    draws: int = field(default=10, metadata={"help": "How often labels are drawn of each size."})
+    report: str = field(default="docs/results_few_labels.md", metadata={"help": "The page."})
+    output_file: str | None = field(default=None, metadata={"help": "JSON file for every number."})
+
+
+@dataclass(frozen=True)
+class Customers:
+    """What is known of the customers at the cutoff.
+
+    Attributes:
+        kept: what the customer state is made of, `(customers, numbers)`.
+        counts: hand-made counts, `(customers, F)`.
+        targets: by name, ids of classes, negative where one is not known, `(customers,)`.
+        caption: what they are.
+    """
+
+    kept: torch.Tensor
+    counts: NDArray
+    targets: dict[str, NDArray[np.int64]]
+    caption: str
+
+
+def read_customers(options: FewLabelsOptions, model: MCMForCustomerPrediction) -> Customers:
+    """Reads the customers of a prepared data set as they were at its validation cutoff."""
+    data = str(options.data)
+    schema = PreparedManifest.load(data).event_schema
+    extractor = MCMFeatureExtractor.from_pretrained(str(options.model))
+    check_vocabularies(data, extractor)
+    profile = [feature["name"] for feature in extractor.features if feature.get("profile")]
+    if options.profile not in profile:
+        raise SystemExit(f"No feature {options.profile!r} in the profile; it has {', '.join(profile) or 'none'}.")
+    cutoff = int(np.datetime64(schema.cutoff("validation"), "s").astype(np.int64))
+    rows = load_prepared(data)
+    customers = PreparedRows(rows, np.flatnonzero(np.asarray(rows["validation_end"]) >= options.min_events))
+    tasks = [f"task_{task}" for task in extractor.tasks if task != extractor.token_type_feature]
+    kept, counts, ids, churn = [], [], [], []
+    for start in tqdm(range(0, len(customers), 32), desc="Customers", unit="batch"):
+        batch = customers.__getitems__(list(range(start, min(start + 32, len(customers)))))
+        for row in batch:
+            after = (row["times"] >= cutoff) & (row["times"] < cutoff + options.days * SECONDS_PER_DAY)
+            churn.append(not (after & np.any([row[name] > 0 for name in tasks], axis=0)).any())
+            ids.append(row[f"profile_{options.profile}"])
+        blank = [events_before(row, cutoff) | {f"profile_{name}": 0 for name in profile} for row in batch]
+        readable = [extractor.readable(row, model.config.input_features) for row in blank]
+        kept.append(model.counts(**extractor.pad(readable, now=[cutoff] * len(readable))))
+        whole = {name: value.numpy() for name, value in extractor.pad(blank, WHOLE_HISTORY).items()}
+        days = np.array([(cutoff - row["times"].max()) / SECONDS_PER_DAY for row in blank])
+        counts.append(np.stack(list(HistoryFeatures(extractor, whole, days).make().values()), axis=1))
+    found = np.array(ids)
+    often = [value for value in np.unique(found[found >= 2]) if (found == value).sum() >= FEWEST]
+    classes = np.full(len(found), -1)
+    for place, value in enumerate(often):
+        classes[found == value] = place
+    joined = np.nan_to_num(np.concatenate(counts), nan=-1.0)
+    caption = (
+        f"{len(customers):,} customers of {schema.name} with at least {options.min_events} events before "
+        f"{schema.cutoff('validation'):%Y-%m-%d}, of whom {(classes >= 0).sum():,} have {options.profile} in "
+        f"{len(often)} classes and {np.mean(churn):.1%} have no visit in the {options.days} days after; "
+        f"{joined.shape[1]} counts, {model.config.state_size} numbers of state."
+    )
+    targets = {options.profile: classes, f"churn in {options.days} days": np.array(churn).astype(np.int64)}
+    return Customers(torch.cat(kept), joined, targets, caption)
+
+
+def fine_tuned(options: FewLabelsOptions, known: Customers, target: NDArray, places: NDArray, seed: int) -> NDArray:
+    """Log-odds of all customers `(customers, C)` by a checkpoint that was fine-tuned to the labels at these places."""
+    names = {"id2label": {place: str(place) for place in range(target.max() + 1)}}
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = {name: value for name, value in label_defaults({"labels", "eval_strategy"}).items()}
+        training = FineTuningArguments(
+            **chosen | {"output_dir": folder, "seed": seed, "report_to": "none", "disable_tqdm": True},
+            save_strategy="no",
+            logging_strategy="no",
+        )
+        torch.manual_seed(seed)
+        model = read_checkpoint(MCMForCustomerPrediction, str(options.model), NEW, **names).eval()
+        labels = torch.from_numpy(target)
+        with torch.inference_mode():
+            model.start_from(labels[places], model.model.state(known.kept[places]))
+        trainer = LabelTrainer(
+            model=model,
+            args=training,
+            data_collator=lambda items: (
+                {"counts": torch.stack([i[0] for i in items])} | {"labels": torch.stack([i[1] for i in items])}
+            ),
+            train_dataset=Subset(TensorDataset(known.kept, labels), places.tolist()),
+            encoder_lr_factor=FineTuningOptions().encoder_lr_factor,
+        )
+        trainer.train()
+    model.eval()
+    with torch.inference_mode():
+        return torch.cat([model(counts=part).logits for part in known.kept.split(512)]).numpy()
+
+
+def drawn(target: NDArray, size: int, seed: int) -> NDArray[np.int64]:
+    """Places of so many labels, each class in its share."""
+    from sklearn.model_selection import train_test_split
+
+    labelled = np.flatnonzero(target >= 0)
+    return train_test_split(labelled, train_size=size, random_state=seed, stratify=target[labelled])[0]
+
+
+def compare(options: FewLabelsOptions, known: Customers, states: NDArray) -> dict[str, Any]:
+    """AUC of each draw by target, size and method."""
+    found: dict[str, Any] = {}
+    inputs = {FROZEN: ("linear", states), TREES: ("LightGBM", known.counts), LINEAR: ("linear", known.counts)}
+    for name, target in known.targets.items():
+        labelled = np.flatnonzero(target >= 0)
+        for size in sorted({min(size, int(LARGEST_SHARE * len(labelled))) for size in options.sizes}):
+            values: dict[str, list[float]] = {method: [] for method in METHODS}
+            for seed in tqdm(range(options.draws), desc=f"{name}, {size} labels", unit="draw"):
+                places = drawn(target, size, seed)
+                others = np.setdiff1d(labelled, places)
+                scores = {TUNED: fine_tuned(options, known, target, places, seed)[others]}
+                for method, (learner, features) in inputs.items():
+                    fitted = _learner(learner, "classes").fit(features[places], target[places])
+                    chances = np.zeros((len(others), target.max() + 1))
+                    chances[:, fitted.classes_] = fitted.predict_proba(features[others])
+                    scores[method] = np.log(np.clip(chances, 1e-9, 1))
+                for method in METHODS:
+                    values[method].append(float(mean_auc(target[others], scores[method])[0]))
+            found.setdefault(name, {})[str(size)] = values | {"predicted": len(labelled) - size}
+    return found
+
+
+def write_page(results: dict[str, Any], path: Path) -> None:
+    """Writes the page from what `compare` found."""
+    lines = ["# What the customer state is worth where labels are few", "", f"Written by `{results['command']}`.", ""]
+    lines += [results["caption"], ""]
+    lines += [
+        f"AUC (of several classes the mean of each against the rest), the mean over {results['draws']} draws of "
+        "labels with its 95% interval, which resamples the draws. The profile is hidden from all inputs.",
+        "",
+        f"| target | labels | predicted | {' | '.join(METHODS)} | fine-tuned over counts, LightGBM |",
+        "| --- " * (len(METHODS) + 4) + "|",
+    ]
+    for target, sizes in results["targets"].items():
+        for size, values in sizes.items():
+            cells = [_interval(values[method]) for method in METHODS]
+            gain = _interval(np.subtract(values[TUNED], values[TREES]), sign="+")
+            lines.append(f"| {target} | {int(size):,} | {values['predicted']:,} | {' | '.join(cells)} | {gain} |")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _interval(values: Any, sign: str = "") -> str:
+    mean, low, high, _ = bootstrap_interval(np.asarray(values))
+    return f"{mean:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+
+
+def main() -> None:
+    """Reads the options, compares, and writes the page."""
+    (options,) = parse_options(FewLabelsOptions, description=__doc__)
+    if options.model is None or options.data is None:
+        raise SystemExit("--model and --data are needed: see --help.")
+    with needs("gbdt"):
+        import lightgbm  # noqa: F401
+        import sklearn  # noqa: F401
+    model = read_checkpoint(MCMForCustomerPrediction, options.model, NEW).eval()
+    known = read_customers(options, model)
+    with torch.inference_mode():
+        states = model.model.state(known.kept).numpy()
+    results = {
+        "command": shlex.join(["python", "benchmarks/few_labels.py", *sys.argv[1:]]),
+        "caption": known.caption,
+        "draws": options.draws,
+        "targets": compare(options, known, states),
+    }
+    write_page(results, Path(options.report))
+    if options.output_file:
+        write_json(options.output_file, results)
+
+
+if __name__ == "__main__":
+    main()

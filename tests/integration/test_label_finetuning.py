@@ -1,0 +1,214 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tuning to labels of customers as a person runs it: a table, a command, a checkpoint that answers."""
+
+import importlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import pipeline
+
+from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForCustomerPrediction, MCMForMultiTaskRecommendation
+from modeling_mcm.data import load_prepared
+from modeling_mcm.data.collator import PreparedRows
+from modeling_mcm.training.moments import train_state
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ["--per_device_train_batch_size", 8, "--report_to", "none", "--disable_tqdm", "True", "--num_train_epochs", 4]
+
+
+@pytest.fixture(scope="module")
+def pretrained(prepared, tmp_path_factory):
+    """Folder of a checkpoint with a state that was trained for a few steps."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    extractor = MCMFeatureExtractor.from_pretrained(str(prepared / "feature_extractor"))
+    config = MCMConfig(
+        features=extractor.feature_names,
+        vocabulary_sizes=extractor.vocabulary_sizes,
+        tasks=extractor.tasks,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=48,
+        encoder_attention="causal",
+        state_size=12,
+        state_features=["type", "items", "aisle"],
+        summed_features=extractor.numeric_features,
+        forecast_days=[7.0],
+    )
+    torch.manual_seed(0)
+    model = MCMForMultiTaskRecommendation(config)
+    rows = load_prepared(prepared)
+    train_state(model.model, extractor, PreparedRows(rows, lengths=rows["validation_end"]), None)
+    model.save_pretrained(folder)
+    extractor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tables(event_log, tmp_path_factory):
+    """Folder of labels at one moment: who buys an item of aisle 0, how much was paid, and a favourite aisle."""
+    folder, now = tmp_path_factory.mktemp("labels"), pd.Timestamp("2017-10-05")
+    before = event_log[(event_log["when"] < now) & (event_log["action"] == "buy")]
+    found = before.groupby("who").agg(
+        likes=("aisle", lambda aisles: (aisles == "aisle 0").mean()),
+        spent=("price", "sum"),
+        aisle=("aisle", lambda aisles: aisles.mode()[0]),
+    )
+    found["likes"] = found["likes"] > found["likes"].median()
+    table = found.reset_index().assign(day=now)
+    table.to_parquet(folder / "labels.parquet")
+    table.to_csv(folder / "labels.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def call():
+    """A function that calls run_finetune's main with options, in this process."""
+
+    def run(*options):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(str(ROOT / "training"))
+            patch.chdir(ROOT)
+            patch.setattr(sys, "argv", ["training/run_finetune.py", *map(str, options)])
+            importlib.import_module("run_finetune").main()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def options(pretrained, prepared, tables):
+    columns = ["--customer_column", "who", "--time_column", "day"]
+    return ["--model", pretrained, "--data", prepared, "--labels", tables / "labels.parquet", *columns, *QUICK]
+
+
+@pytest.fixture(scope="module")
+def tuned(call, options, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tuned") / "run"
+    call(*options, "--label", "likes", "--output_dir", folder, "--learning_rate", 0.01)
+    return folder
+
+
+def test_a_command_learns_a_label_and_leaves_what_was_found_on_other_customers(tuned, event_log, tables):
+    facts = json.loads((tuned / "finetuning.json").read_text())
+    assert (facts["label"], facts["kind"], facts["classes"]) == ("likes", "binary", ["false", "true"])
+    assert facts["labels"] + facts["validation"]["labels"] == 34 and facts["validation"]["labels"] == 7
+    assert facts["left_out"] == 0 and 0 <= facts["validation"]["auc"] <= 1
+    history = json.loads((tuned / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    assert min(losses) < np.log(2)  # below what holds for everybody
+    predict = pipeline("customer-prediction", model=str(tuned))
+    table = pd.read_parquet(tables / "labels.parquet")
+    customers = [{"events": event_log[event_log["who"] == who].to_dict("list")} for who in table["who"]]
+    chances = np.array([found["true"] for found in predict(customers, now="2017-10-05", batch_size=8)])
+    assert chances[table["likes"]].mean() > chances[~table["likes"]].mean() + 0.1
+
+
+def test_classes_and_numbers_are_learned_from_csv_too(call, options, tables, tmp_path):
+    given = [*options, "--labels", tables / "labels.csv"]
+    call(*given, "--label", "spent", "--output_dir", tmp_path / "spent")
+    facts = json.loads((tmp_path / "spent" / "finetuning.json").read_text())
+    assert facts["kind"] == "number" and {"rank_correlation", "mae"} <= set(facts["validation"])
+    config = MCMConfig.from_pretrained(tmp_path / "spent")
+    table = pd.read_csv(tables / "labels.csv")
+    assert config.problem_type == "regression" and config.label_mean == pytest.approx(table["spent"].mean(), rel=0.2)
+    found = pipeline("customer-prediction", model=str(tmp_path / "spent"))({"events": []}, now="2017-10-05")
+    assert isinstance(found, float)
+    whole = ["--eval_strategy", "no", "--validation_share", 0]
+    call(*given, "--label", "aisle", *whole, "--output_dir", tmp_path / "aisle")
+    facts = json.loads((tmp_path / "aisle" / "finetuning.json").read_text())
+    assert facts["kind"] == "classes" and facts["labels"] == 34 and facts["validation"] == {"labels": 0}
+
+
+def test_a_frozen_state_stays_and_a_tuned_one_moves(call, options, tuned, pretrained, tmp_path):
+    call(*options, "--label", "likes", "--freeze_encoder", "--output_dir", tmp_path / "frozen")
+    before = load_file(pretrained / "model.safetensors")
+
+    def moved(folder):
+        after = load_file(folder / "model.safetensors")
+        return {name for name in after if name in before and not torch.equal(before[name], after[name])}
+
+    assert moved(tmp_path / "frozen") == set()
+    changed = moved(tuned)
+    assert any(name.startswith("model.state.") for name in changed)
+    assert all(name.startswith(("model.state.", "model.forecasts.")) for name in changed)
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(call, options, tmp_path):
+    steps = ["--label", "likes", "--eval_strategy", "no", "--max_steps", 12, "--save_steps", 6]
+    steps += ["--save_strategy", "steps", "--save_total_limit", 5]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    call(*options, *steps, "--output_dir", whole)
+    shutil.copytree(whole / "checkpoint-6", killed / "checkpoint-6")
+    call(*options, *steps, "--output_dir", killed)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (killed, whole))
+    assert all(torch.allclose(ours[name].float(), theirs[name].float(), atol=1e-6) for name in theirs)
+
+
+def test_labels_that_do_not_fit_in_memory_are_counted_step_by_step(call, options, monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.import_module("modeling_mcm.training.labels"), "MOST_KEPT", 0)
+    call(*options, "--label", "likes", "--max_steps", 2, "--output_dir", tmp_path / "run")
+    assert MCMForCustomerPrediction.from_pretrained(tmp_path / "run").prediction_head.output.weight.any()
+
+
+def test_mistakes_are_refused(call, options, tables, prepared, tmp_path):
+    output = ["--label", "likes", "--output_dir", tmp_path / "run"]
+    for wrong, error, message in [
+        (["--offers", tables], SystemExit, "one of --offers and --labels are needed"),
+        (["--lora", 2], SystemExit, "--lora, --from_scratch, --outcomes and --label_share are for --offers"),
+        (["--label", "churned"], ValueError, "no column 'churned'; they have who, likes, spent, aisle, day"),
+        (["--validation_share", 0.001], ValueError, "of 34 customers holds none out to evaluate on"),
+        (["--labels", tables / "absent.csv"], FileNotFoundError, "absent.csv is no file"),
+    ]:
+        with pytest.raises(error, match=message):
+            call(*options, *output, *wrong)
+    table = pd.read_parquet(tables / "labels.parquet")
+    table.loc[0, "who"] = "nobody"
+    table.to_parquet(tmp_path / "unknown.parquet")
+    unknown = ["--labels", tmp_path / "unknown.parquet"]
+    with pytest.raises(ValueError, match="'nobody'.*--on_unknown drop"):
+        call(*options, *output, *unknown)
+    assert not (tmp_path / "run").exists()
+    call(*options, *output, *unknown, "--on_unknown", "drop")
+    assert json.loads((tmp_path / "run" / "finetuning.json").read_text())["left_out"] == 1
+
+
+def test_the_example_learns_churn_and_kids_with_the_plain_trainer(
+    event_log, pretrained, prepared, tmp_path, capsys, monkeypatch
+):
+    raw = event_log.rename(columns={"who": "household_id", "when": "time"}).assign(token_type="purchase")
+    raw[["household_id", "time", "token_type"]].to_parquet(tmp_path / "events.parquet")
+    known = sorted(event_log["who"].unique())
+    kids = [None if place % 10 == 0 else str(place % 3) for place in range(len(known))]
+    pd.DataFrame({"household_id": known, "kids_count": kids}).to_parquet(tmp_path / "profile.parquet")
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    example = importlib.import_module("9_any_label")
+    example.main(str(pretrained), prepared, tmp_path, tmp_path / "run", epochs=1)
+    said = capsys.readouterr().out
+    for name in ("churn", "kids"):
+        assert f"{name}: AUC 0." in said or f"{name}: AUC 1." in said
+        assert MCMForCustomerPrediction.from_pretrained(tmp_path / "run" / name).config.num_labels == 2
+    assert "'true': " in said
+
+
+def test_labels_need_a_log_with_times(call, options, prepare_log, event_log, pretrained, tmp_path):
+    ordered = event_log.assign(place=np.arange(len(event_log))).drop(columns="when")
+    changes = {"time": None, "order": "place", "cutoffs": "leave_one_out"}
+    module = importlib.import_module("modeling_mcm.training.labels")
+    data = prepare_log(
+        ordered,
+        **changes,
+        features=[{"name": "type", "column": "action"}, {"name": "items", "column": "item"}],
+        tasks=["items"],
+    )
+    chosen = module.LabelOptions(labels=str(tmp_path / "labels.csv"))
+    with pytest.raises(ValueError, match="has no times but `order`"):
+        module.read_labels(str(data), chosen)
