@@ -24,7 +24,7 @@ import yaml
 from modeling_mcm import MCMForMultiTaskRecommendation
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"), key=lambda path: int(path.name.split("_")[0]))
 TINY = ["hidden_size=16", "num_hidden_layers=1", "intermediate_size=32"]
 
 

@@ -110,7 +110,7 @@ def test_a_checkpoint_without_trained_forecasts_tells_none(prepared, trained, sc
 def test_the_example_lists_who_may_not_come_again(trained, prepared, script, tmp_path, capsys):
     now = ["--now", "2017-12-30"]
     script("run_predict", "--model", trained, "--data", prepared, "--output_dir", tmp_path / "scores", *now)
-    script("9_stored_states", tmp_path / "scores", tmp_path / "churn.csv")
+    script("10_stored_states", tmp_path / "scores", tmp_path / "churn.csv")
     said = capsys.readouterr().out
     scores, listed = pd.read_parquet(tmp_path / "scores"), pd.read_csv(tmp_path / "churn.csv")
     assert (listed["visit_probability_30d"] < 0.5).all()
