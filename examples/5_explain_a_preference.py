@@ -31,9 +31,7 @@ def main(checkpoint, events, customer, task):
         print("  " + ", ".join(f"{part} {value:+.2f}" for part, value in why.parts.items() if value))
         for visit in why.visits[:VISITS]:
             met = sorted({event.values[task] for event in visit.events if task in event.values})
-            print(
-                f"  visit of {visit.time[:10]}: {visit.share:+.2f} of {why.score - why.baseline:+.2f}; {', '.join(met)}"
-            )
+            print(f"  {visit.share:+.2f} by the visit of {visit.time[:10]} with {', '.join(met) or 'no label'}")
 
 
 if __name__ == "__main__":
