@@ -1,0 +1,91 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong in the service: each error has the status that the service answers with and a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+SQLITE_BUSY, SQLITE_LOCKED, SQLITE_READONLY, SQLITE_IOERR, SQLITE_CORRUPT = 5, 6, 8, 10, 11
+SQLITE_FULL, SQLITE_CANTOPEN, SQLITE_NOTADB = 13, 14, 26
+DISK_FULL, LOCK_TIMEOUT = "53100", "55P03"  # of PostgreSQL
+SERIALIZATION, DEADLOCK = "40001", "40P01"
+
+
+class ServiceError(Exception):
+    """An error that the service answers with a status and a sentence."""
+
+    status = 500
+
+
+class UnknownCustomer(ServiceError):
+    """No event of the customer is stored."""
+
+    status = 404
+
+
+class EventConflict(ServiceError):
+    """An event id came a second time with other contents."""
+
+    status = 409
+
+
+class StoreFailure(ServiceError):
+    """The store can't be read or written now; nothing of the request was kept."""
+
+    status = 503
+
+
+class StoreFull(StoreFailure):
+    """There is no room for more events."""
+
+    status = 507
+
+
+class StoreMismatch(StoreFailure):
+    """The store belongs to another checkpoint, another version or another program."""
+
+
+class StoreConflict(StoreFailure):
+    """Another process changed the same customer at the same time; the service tries again by itself."""
+
+
+@contextmanager
+def failure(store: str) -> Iterator[None]:
+    """Turns errors of a database into sentences; the transaction around it is undone.
+
+    Args:
+        store (`str`): Name of the store, for the messages.
+
+    Raises:
+        StoreFailure: for every error of the database.
+    """
+    from sqlalchemy.exc import DBAPIError
+
+    try:
+        yield
+    except DBAPIError as error:
+        raise _read_error(error.orig, store, str(error.orig)) from error
+
+
+def _read_error(found: Any, store: str, words: str) -> StoreFailure:
+    code, state = getattr(found, "sqlite_errorcode", 0) & 0xFF, getattr(found, "sqlstate", None)
+    kept = "nothing of this request was kept, and what was acknowledged before is still there"
+    if state in (SERIALIZATION, DEADLOCK):
+        return StoreConflict(f"{store} was changed by another process meanwhile.")
+    if code in (SQLITE_BUSY, SQLITE_LOCKED) or state == LOCK_TIMEOUT:
+        return StoreFailure(f"{store} is locked by another process ({words}): {kept}. Try again in a moment.")
+    if code == SQLITE_FULL or state == DISK_FULL:
+        return StoreFull(f"{store} has no room left ({words}): {kept}. Free space on its disk, then send it again.")
+    if code in (SQLITE_CORRUPT, SQLITE_NOTADB) or words.startswith("malformed"):
+        return StoreFailure(
+            f"{store} is damaged or no SQLite file ({words}): it was not touched. Copy it aside, then restore a backup "
+            "or read out what is left with `sqlite3 FILE .recover`."
+        )
+    if code in (SQLITE_READONLY, SQLITE_CANTOPEN):
+        return StoreFailure(f"{store} can't be written ({words}): check the path and the rights. Otherwise {kept}.")
+    if code == SQLITE_IOERR:
+        return StoreFailure(f"The disk of {store} does not answer ({words}): {kept}.")
+    return StoreFailure(f"{store} can't be used now ({' '.join(words.split())}): {kept}.")

@@ -1,0 +1,357 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Where the service keeps events, and beside them the customers' states: one SQLite file, or a PostgreSQL database.
+
+Events are the truth. A customer's state is what a checkpoint made of them, kept so that it need not be made again; it
+names its checkpoint and may be thrown away at any time. A customer has an `epoch`, drawn anew whenever its past
+changes (an event deleted, another profile), and a `sequence`, the number of its latest event: whoever holds a state in
+memory sees from both whether it still fits and which events it lacks. Every change names the epoch and the sequence
+that it was made for and is refused where another service was faster, so several services may share a store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modeling_mcm.extras import needs
+from modeling_mcm.serving.failures import StoreConflict, StoreMismatch, failure
+
+FORMAT = "1"  # of the tables below
+APPLICATION = "modeling-mcm"
+NO_EPOCH, NOTHING = "", 0  # of a customer who is not in the store
+MAX_ID = 256
+WRITING = "mcm_writing"  # a connection's option: SQLite takes the lock of writers at once
+
+
+@dataclass(frozen=True)
+class StoredCustomer:
+    """What a store says of a customer before its events are read.
+
+    Args:
+        epoch (`str`): Changes whenever the past changes.
+        sequence (`int`): Number of the latest event; 0 for none.
+        profile (`dict`): Raw values of the profile.
+    """
+
+    epoch: str = NO_EPOCH
+    sequence: int = NOTHING
+    profile: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class StoredState:
+    """A customer's state as bytes, and the epoch and the sequence that it was made for."""
+
+    epoch: str
+    sequence: int
+    state: bytes
+
+
+@dataclass(frozen=True)
+class Change:
+    """New events of one customer.
+
+    Args:
+        customer_id (`str`): Whose events.
+        before (`StoredCustomer`): What was there when the change was worked out; an `epoch` of "" for a new customer.
+        events (`list[tuple[str, str]]`): Event ids and canonical JSON of the raw events, in the order of arrival.
+        profile (`dict`, *optional*): Another profile, which begins a new epoch.
+        state (`bytes`, *optional*): The state with these events.
+    """
+
+    customer_id: str
+    before: StoredCustomer
+    events: Sequence[tuple[str, str]]
+    profile: dict[str, Any] | None = None
+    state: bytes | None = None
+
+
+def canonical(value: Any) -> str:
+    """JSON text that is the same for equal values; raises `ValueError` for NaN and infinity."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+class EventStore:
+    """A SQLite file or a PostgreSQL database with events and states.
+
+    Args:
+        place (`str`): Path of a SQLite file, which is made where there is none, or a URL of a database.
+        digest (`str`): Digest of the checkpoint whose states are kept.
+        adopt (`bool`): Takes over a store of another checkpoint: its events stay, its states go.
+        timeout (`float`): Seconds to wait for a lock of another process.
+
+    Raises:
+        StoreMismatch: The store has states of another checkpoint, or tables of something else.
+        StoreFailure: It is damaged, locked, full or can't be reached; nothing was changed.
+    """
+
+    def __init__(self, place: str, digest: str, adopt: bool = False, timeout: float = 5.0):
+        with needs("serve"):
+            import sqlalchemy
+
+        self.sql, self.digest, self.timeout = sqlalchemy, digest, timeout
+        url = place if "://" in place else f"sqlite:///{place}"
+        for name in ("postgresql://", "postgres://"):
+            url = f"postgresql+psycopg://{url.removeprefix(name)}" if url.startswith(name) else url
+        self.is_sqlite = url.startswith("sqlite")
+        self.name = place if "://" not in place else sqlalchemy.make_url(url).render_as_string(hide_password=True)
+        if self.is_sqlite and not Path(url.removeprefix("sqlite:///")).absolute().parent.is_dir():
+            raise StoreMismatch(f"The folder of {self.name} is not there: make it, or give another --store.")
+        waits = {"timeout": timeout} if self.is_sqlite else {"connect_timeout": max(2, round(timeout))}
+        self.engine = sqlalchemy.create_engine(url, connect_args=waits, pool_pre_ping=not self.is_sqlite)
+        if self.is_sqlite:
+            sqlalchemy.event.listen(self.engine, "connect", self._open_sqlite)
+            sqlalchemy.event.listen(self.engine, "begin", self._begin_sqlite)
+        self._declare()
+        try:
+            self._claim(adopt)
+        except BaseException:
+            self.engine.dispose()
+            raise
+
+    def _declare(self) -> None:
+        sql, tables = self.sql, self.sql.MetaData()
+        name, text, number = sql.String(MAX_ID), sql.Text, sql.BigInteger
+        column, table = sql.Column, sql.Table
+        self.about = table("mcm_store", tables, column("name", name, primary_key=True), column("value", text))
+        self.customers = table(
+            "mcm_customers",
+            tables,
+            column("customer_id", name, primary_key=True),
+            column("epoch", name, nullable=False),
+            column("sequence", number, nullable=False),
+            column("profile", text, nullable=False),
+        )
+        self.events = table(
+            "mcm_events",
+            tables,
+            column("customer_id", name, primary_key=True),
+            column("sequence", number, primary_key=True, autoincrement=False),
+            column("event_id", name, nullable=False),
+            column("event", text, nullable=False),
+            sql.UniqueConstraint("customer_id", "event_id"),
+        )
+        self.states = table(
+            "mcm_states",
+            tables,
+            column("customer_id", name, primary_key=True),
+            column("epoch", name, nullable=False),
+            column("sequence", number, nullable=False),
+            column("state", sql.LargeBinary, nullable=False),
+        )
+        self.tables = tables
+
+    def _open_sqlite(self, connection: Any, record: Any) -> None:
+        connection.isolation_level = None  # SQLAlchemy says BEGIN itself, below
+        for setting in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+            connection.execute(f"PRAGMA {setting}").fetchall()
+
+    def _begin_sqlite(self, connection: Any) -> None:
+        # A reader that becomes a writer later is refused at once where another wrote between; so writers say it first.
+        writing = connection.get_execution_options().get(WRITING)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Any]:
+        """A transaction that sees one moment of the store."""
+        options = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
+        with failure(self.name), self.engine.connect().execution_options(**options) as connection, connection.begin():
+            self._limit_waits(connection)
+            yield connection
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[Any]:
+        """A transaction that is kept as a whole, on the disk, or not at all."""
+        options = {WRITING: True}
+        with failure(self.name), self.engine.connect().execution_options(**options) as connection, connection.begin():
+            self._limit_waits(connection)
+            yield connection
+
+    def _limit_waits(self, connection: Any) -> None:
+        if not self.is_sqlite:
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(self.timeout * 1000)}")
+
+    def _claim(self, adopt: bool) -> None:
+        """Makes the tables, or checks that those there belong to this checkpoint."""
+        with self._writing() as connection:
+            if self.is_sqlite:
+                found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+                if found != "ok":
+                    raise self.sql.exc.DatabaseError("quick_check", None, Exception(f"malformed: {found}"))
+            else:
+                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7061)")  # one makes the tables
+            present = set(self.sql.inspect(connection).get_table_names())
+            if present and self.about.name not in present and self.is_sqlite:
+                raise StoreMismatch(
+                    f"{self.name} is a database of something else (tables {', '.join(sorted(present)[:3])}): give "
+                    "another --store. Nothing was changed."
+                )
+            self.tables.create_all(connection)
+            rows = connection.execute(self.sql.select(self.about)).all()
+            about = dict(rows) or {"application": APPLICATION, "format": FORMAT, "checkpoint": self.digest}
+            if about.get("format") != FORMAT:
+                raise StoreMismatch(
+                    f"{self.name} has format {about.get('format')}, and this version reads {FORMAT}: use the version "
+                    "that wrote it. Nothing was changed."
+                )
+            if about["checkpoint"] != self.digest and not adopt:
+                raise StoreMismatch(
+                    f"{self.name} has states of checkpoint {about['checkpoint'][:12]}, and this one is "
+                    f"{self.digest[:12]}: give that checkpoint, or --adopt, which keeps every event and makes the "
+                    "states anew. Nothing was changed."
+                )
+            if about["checkpoint"] != self.digest:
+                connection.execute(self.states.delete())
+                about["checkpoint"] = self.digest
+            connection.execute(self.about.delete())
+            connection.execute(self.about.insert(), [{"name": key, "value": value} for key, value in about.items()])
+
+    def close(self) -> None:
+        """Gives connections back; SQLite's write-ahead log is folded into the file."""
+        self.engine.dispose()
+
+    def check(self) -> None:
+        """Raises `StoreFailure` where the store can't be read, or belongs to another checkpoint since."""
+        with self._reading() as connection:
+            self._check_checkpoint(connection)
+
+    def _check_checkpoint(self, connection: Any) -> None:
+        where = self.about.c.name == "checkpoint"
+        found = connection.execute(self.sql.select(self.about.c.value).where(where)).scalar()
+        if found != self.digest:
+            raise StoreMismatch(
+                f"{self.name} was taken over by checkpoint {str(found)[:12]} while this service ran with "
+                f"{self.digest[:12]}: start it again with that checkpoint. Nothing was changed."
+            )
+
+    def _customer(self, connection: Any, customer_id: str) -> StoredCustomer:
+        where = self.customers.c.customer_id == customer_id
+        row = connection.execute(self.sql.select(self.customers).where(where)).one_or_none()
+        return StoredCustomer() if row is None else StoredCustomer(row.epoch, row.sequence, json.loads(row.profile))
+
+    def customer(self, customer_id: str) -> StoredCustomer:
+        """Epoch, sequence and profile; an epoch of "" where the customer is unknown."""
+        with self._reading() as connection:
+            return self._customer(connection, customer_id)
+
+    def count(self) -> int:
+        """Customers in the store."""
+        with self._reading() as connection:
+            return connection.execute(self.sql.select(self.sql.func.count()).select_from(self.customers)).scalar()
+
+    def history(
+        self, customer_id: str, epoch: str = NO_EPOCH, sequence: int = NOTHING
+    ) -> tuple[StoredCustomer, StoredState | None, list[dict[str, Any]]]:
+        """What is needed to bring a state up to the store.
+
+        Args:
+            customer_id (`str`): Whose history.
+            epoch (`str`), sequence (`int`): Of the state that the reader has; "" and 0 for none.
+
+        Returns:
+            The customer; the stored state, if it is of this epoch and newer than the reader's; the events, in the
+            order of arrival, that the newer of both lacks (all of them if neither is of this epoch).
+        """
+        with self._reading() as connection:
+            customer = self._customer(connection, customer_id)
+            known = sequence if epoch == customer.epoch else NOTHING
+            where = self.states.c.customer_id == customer_id
+            newer = (self.states.c.epoch == customer.epoch) & (self.states.c.sequence > known)
+            row = connection.execute(self.sql.select(self.states).where(where & newer)).one_or_none()
+            state = None if row is None else StoredState(row.epoch, row.sequence, bytes(row.state))
+            return customer, state, self._events(connection, customer_id, state.sequence if state else known)
+
+    def _events(self, connection: Any, customer_id: str, after: int) -> list[dict[str, Any]]:
+        of_customer = (self.events.c.customer_id == customer_id) & (self.events.c.sequence > after)
+        asked = self.sql.select(self.events.c.event).where(of_customer).order_by(self.events.c.sequence)
+        return [json.loads(text) for text in connection.execute(asked).scalars()]
+
+    def known(self, customer_id: str, event_ids: Sequence[str]) -> dict[str, str]:
+        """Canonical JSON of those of the events that are stored, by event id."""
+        wanted = (self.events.c.customer_id == customer_id) & self.events.c.event_id.in_(event_ids)
+        with self._reading() as connection:
+            rows = connection.execute(self.sql.select(self.events.c.event_id, self.events.c.event).where(wanted))
+            return {row.event_id: row.event for row in rows}
+
+    def append(self, changes: Sequence[Change]) -> list[StoredCustomer]:
+        """Keeps the events of all changes, or none of them; gives the customers as they are then.
+
+        Raises:
+            StoreConflict: Another service changed one of the customers since `before`: read again, and try again.
+            StoreFailure: Nothing was kept.
+        """
+        with self._writing() as connection:
+            self._check_checkpoint(connection)
+            return [self._append(connection, change) for change in changes]
+
+    def _append(self, connection: Any, change: Change) -> StoredCustomer:
+        before, profile = change.before, change.before.profile or {}
+        epoch, sequence = before.epoch, before.sequence + len(change.events)
+        if epoch == NO_EPOCH or change.profile is not None:
+            epoch, profile = secrets.token_hex(8), change.profile or profile
+        values = {"epoch": epoch, "sequence": sequence, "profile": canonical(profile)}
+        try:
+            if before.epoch == NO_EPOCH:
+                connection.execute(self.customers.insert(), {"customer_id": change.customer_id, **values})
+            else:
+                where = self.customers.c.customer_id == change.customer_id
+                where &= (self.customers.c.epoch == before.epoch) & (self.customers.c.sequence == before.sequence)
+                if connection.execute(self.customers.update().where(where), values).rowcount != 1:
+                    raise StoreConflict(f"Customer {change.customer_id!r} was changed meanwhile.")
+            if change.events:
+                numbered = enumerate(change.events, before.sequence + 1)
+                rows = [{"sequence": place, "event_id": name, "event": text} for place, (name, text) in numbered]
+                rows = [{"customer_id": change.customer_id, **row} for row in rows]
+                connection.execute(self.events.insert(), rows)
+        except self.sql.exc.IntegrityError as error:
+            raise StoreConflict(f"Customer {change.customer_id!r} was changed meanwhile.") from error
+        if change.state is not None:
+            self._put_state(connection, change.customer_id, StoredState(epoch, sequence, change.state))
+        return StoredCustomer(epoch, sequence, profile)
+
+    def _put_state(self, connection: Any, customer_id: str, state: StoredState) -> None:
+        values = {"epoch": state.epoch, "sequence": state.sequence, "state": state.state}
+        where = self.states.c.customer_id == customer_id
+        if not connection.execute(self.states.update().where(where), values).rowcount:
+            connection.execute(self.states.insert(), {"customer_id": customer_id, **values})
+
+    def keep_state(self, customer_id: str, state: StoredState) -> None:
+        """Keeps a state that was made from the events, unless the customer has changed since."""
+        with self._writing() as connection:
+            self._check_checkpoint(connection)
+            if self._customer(connection, customer_id).epoch == state.epoch:
+                self._put_state(connection, customer_id, state)
+
+    def delete_customer(self, customer_id: str) -> int:
+        """Deletes events, state and profile of a customer; gives how many events that were, -1 for no customer."""
+        with self._writing() as connection:
+            mine = [table.c.customer_id == customer_id for table in (self.events, self.states, self.customers)]
+            events = connection.execute(self.events.delete().where(mine[0])).rowcount
+            connection.execute(self.states.delete().where(mine[1]))
+            found = connection.execute(self.customers.delete().where(mine[2])).rowcount
+        self._forget_log()
+        return events if found else -1
+
+    def delete_event(self, customer_id: str, event_id: str) -> bool:
+        """Deletes one event, and the state that knew of it; says whether there was one."""
+        with self._writing() as connection:
+            where = (self.events.c.customer_id == customer_id) & (self.events.c.event_id == event_id)
+            found = connection.execute(self.events.delete().where(where)).rowcount
+            if found:
+                connection.execute(self.states.delete().where(self.states.c.customer_id == customer_id))
+                changed = self.customers.update().where(self.customers.c.customer_id == customer_id)
+                connection.execute(changed, {"epoch": secrets.token_hex(8)})
+        self._forget_log()
+        return bool(found)
+
+    def _forget_log(self) -> None:
+        """What was deleted leaves SQLite's write-ahead log too, unless a reader holds it; then at the next time."""
+        if self.is_sqlite:
+            with contextlib.suppress(self.sql.exc.DBAPIError), contextlib.closing(self.engine.raw_connection()) as raw:
+                raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
