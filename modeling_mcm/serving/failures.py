@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -66,8 +67,17 @@ def failure(store: str) -> Iterator[None]:
 
     try:
         yield
-    except DBAPIError as error:
-        raise _read_error(error.orig, store, str(error.orig)) from error
+    except (DBAPIError, sqlite3.Error) as error:
+        found = getattr(error, "orig", error)
+        raise _read_error(found, store, str(found)) from error
+
+
+def damaged(store: str, words: str) -> StoreFailure:
+    """What to say of a file that SQLite can't read."""
+    return StoreFailure(
+        f"{store} is damaged or no SQLite file ({words}): it was not touched. Copy it aside, then restore a backup, "
+        "or read out what is left with `sqlite3 FILE .recover`."
+    )
 
 
 def _read_error(found: Any, store: str, words: str) -> StoreFailure:
@@ -79,11 +89,8 @@ def _read_error(found: Any, store: str, words: str) -> StoreFailure:
         return StoreFailure(f"{store} is locked by another process ({words}): {kept}. Try again in a moment.")
     if code == SQLITE_FULL or state == DISK_FULL:
         return StoreFull(f"{store} has no room left ({words}): {kept}. Free space on its disk, then send it again.")
-    if code in (SQLITE_CORRUPT, SQLITE_NOTADB) or words.startswith("malformed"):
-        return StoreFailure(
-            f"{store} is damaged or no SQLite file ({words}): it was not touched. Copy it aside, then restore a backup "
-            "or read out what is left with `sqlite3 FILE .recover`."
-        )
+    if code in (SQLITE_CORRUPT, SQLITE_NOTADB):
+        return damaged(store, words)
     if code in (SQLITE_READONLY, SQLITE_CANTOPEN):
         return StoreFailure(f"{store} can't be written ({words}): check the path and the rights. Otherwise {kept}.")
     if code == SQLITE_IOERR:

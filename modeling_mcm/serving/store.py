@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_mcm.extras import needs
-from modeling_mcm.serving.failures import StoreConflict, StoreMismatch, failure
+from modeling_mcm.serving.failures import StoreConflict, StoreFailure, StoreMismatch, damaged, failure
 
 FORMAT = "1"  # of the tables below
 APPLICATION = "modeling-mcm"
@@ -74,7 +74,10 @@ class Change:
 
 def canonical(value: Any) -> str:
     """JSON text that is the same for equal values; raises `ValueError` for NaN and infinity."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        raise ValueError("holds NaN or infinity, which JSON does not have: leave the value out") from None
 
 
 class EventStore:
@@ -111,6 +114,7 @@ class EventStore:
         self._declare()
         try:
             self._claim(adopt)
+            self._sqlite("journal_mode=WAL")  # a log in which readers and a writer do not stop each other
         except BaseException:
             self.engine.dispose()
             raise
@@ -149,7 +153,7 @@ class EventStore:
 
     def _open_sqlite(self, connection: Any, record: Any) -> None:
         connection.isolation_level = None  # SQLAlchemy says BEGIN itself, below
-        for setting in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+        for setting in ("synchronous=FULL", "secure_delete=ON"):
             connection.execute(f"PRAGMA {setting}").fetchall()
 
     def _begin_sqlite(self, connection: Any) -> None:
@@ -183,7 +187,7 @@ class EventStore:
             if self.is_sqlite:
                 found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
                 if found != "ok":
-                    raise self.sql.exc.DatabaseError("quick_check", None, Exception(f"malformed: {found}"))
+                    raise damaged(self.name, found)
             else:
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7061)")  # one makes the tables
             present = set(self.sql.inspect(connection).get_table_names())
@@ -211,6 +215,12 @@ class EventStore:
                 about["checkpoint"] = self.digest
             connection.execute(self.about.delete())
             connection.execute(self.about.insert(), [{"name": key, "value": value} for key, value in about.items()])
+
+    def _sqlite(self, pragma: str) -> None:
+        """A setting of a SQLite file that is made outside of transactions."""
+        if self.is_sqlite:
+            with failure(self.name), contextlib.closing(self.engine.raw_connection()) as connection:
+                connection.execute(f"PRAGMA {pragma}").fetchall()
 
     def close(self) -> None:
         """Gives connections back; SQLite's write-ahead log is folded into the file."""
@@ -246,13 +256,14 @@ class EventStore:
             return connection.execute(self.sql.select(self.sql.func.count()).select_from(self.customers)).scalar()
 
     def history(
-        self, customer_id: str, epoch: str = NO_EPOCH, sequence: int = NOTHING
+        self, customer_id: str, epoch: str = NO_EPOCH, sequence: int = NOTHING, with_state: bool = True
     ) -> tuple[StoredCustomer, StoredState | None, list[dict[str, Any]]]:
         """What is needed to bring a state up to the store.
 
         Args:
             customer_id (`str`): Whose history.
             epoch (`str`), sequence (`int`): Of the state that the reader has; "" and 0 for none.
+            with_state (`bool`): Whether the stored state is read.
 
         Returns:
             The customer; the stored state, if it is of this epoch and newer than the reader's; the events, in the
@@ -263,7 +274,8 @@ class EventStore:
             known = sequence if epoch == customer.epoch else NOTHING
             where = self.states.c.customer_id == customer_id
             newer = (self.states.c.epoch == customer.epoch) & (self.states.c.sequence > known)
-            row = connection.execute(self.sql.select(self.states).where(where & newer)).one_or_none()
+            asked = self.sql.select(self.states).where(where & newer)
+            row = connection.execute(asked).one_or_none() if with_state else None
             state = None if row is None else StoredState(row.epoch, row.sequence, bytes(row.state))
             return customer, state, self._events(connection, customer_id, state.sequence if state else known)
 
@@ -352,6 +364,5 @@ class EventStore:
 
     def _forget_log(self) -> None:
         """What was deleted leaves SQLite's write-ahead log too, unless a reader holds it; then at the next time."""
-        if self.is_sqlite:
-            with contextlib.suppress(self.sql.exc.DBAPIError), contextlib.closing(self.engine.raw_connection()) as raw:
-                raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        with contextlib.suppress(StoreFailure):
+            self._sqlite("wal_checkpoint(TRUNCATE)")

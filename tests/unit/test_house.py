@@ -82,6 +82,7 @@ ROOMS = {
     "recipe": set(),
     "training": {"training", "data", "evaluation", "extras", *SIBLINGS},
     "scoring": {"data", *SIBLINGS},
+    "serving": {"serving", "data", "extras", *SIBLINGS},
     "__init__": set(SIBLINGS),
 }
 LOADS_CODE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

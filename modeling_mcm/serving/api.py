@@ -1,0 +1,222 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP service: events in, and a customer's scores, embedding, forecasts and explanations out.
+
+    POST   /events                          events of any customers, all of a body or none; once more does no harm
+    GET    /customers/{id}/scores           the best labels: ?task=&task=&k=&now=
+    GET    /customers/{id}/embedding        ?now=
+    GET    /customers/{id}/forecast         ?now=
+    GET    /customers/{id}/explain          why a label has its score: ?task=&label=&visits=&now=
+    DELETE /customers/{id}                  as if there never had been one
+    DELETE /customers/{id}/events/{event}   the same for one event
+    GET    /healthz                         without a token; 503 where the store does not answer
+    GET    /metrics                         for Prometheus
+    GET    /docs, /openapi.json             this, with examples of the checkpoint
+
+Every error is `{"detail": "a sentence"}`.
+"""
+
+# FastAPI reads the annotations of functions below while they are defined: they must not become texts.
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from modeling_mcm.extras import needs
+from modeling_mcm.live_mcm import LiveCustomer
+from modeling_mcm.serving.examples import example_answers, example_body
+from modeling_mcm.serving.failures import ServiceError
+from modeling_mcm.serving.limits import BodyLimit, RateLimit, TokenGuard, Watch
+from modeling_mcm.serving.service import CustomerService, Incoming
+from modeling_mcm.serving.store import MAX_ID
+
+MOST_LABELS = 1000
+SHORTEST_TOKEN = 16
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a request may ask for.
+
+    Args:
+        body_bytes (`int`): Of a request's body.
+        events (`int`): In one body.
+        rate (`float`): Requests a second from one address.
+        burst (`int`): Requests at once from one address.
+    """
+
+    body_bytes: int = 1_000_000
+    events: int = 1_000
+    rate: float = 200.0
+    burst: int = 400
+
+
+def create_api(service: CustomerService, token: str, limits: Limits | None = None) -> Any:
+    """The service as an ASGI application, for uvicorn or any other server.
+
+    Args:
+        service ([`CustomerService`]): What answers.
+        token (`str`): What a client must know; of ASCII, 16 characters or more.
+        limits ([`Limits`], *optional*): How much a request may ask for.
+
+    Raises:
+        ValueError: The token is too short.
+    """
+    with needs("serve"):
+        from fastapi import FastAPI, Query, Request
+        from fastapi.exceptions import RequestValidationError
+        from fastapi.responses import JSONResponse, Response
+        from fastapi_offline import FastAPIOffline
+        from pydantic import BaseModel, Field
+        from starlette.exceptions import HTTPException
+
+        from modeling_mcm.serving.metrics import Metrics
+
+    limits = limits or Limits()
+    if len(token) < SHORTEST_TOKEN or not token.isascii():
+        raise ValueError(f"The token has {len(token)} characters; give at least {SHORTEST_TOKEN}, all ASCII.")
+    now = service.clock()
+    answers = example_answers(service.model, service.extractor, now)
+    identity = Field(min_length=1, max_length=MAX_ID, pattern=r"^[^\x00-\x1f]+$")
+
+    class Event(BaseModel, extra="forbid"):
+        event_id: Annotated[str, identity]
+        customer_id: Annotated[str, identity]
+        event: dict[str, Any]
+        profile: dict[str, Any] | None = None
+
+    class Events(BaseModel, extra="forbid", json_schema_extra={"examples": [example_body(service.extractor, now)]}):
+        events: list[Event] = Field(min_length=1, max_length=limits.events)
+
+    def answer(name: str) -> dict[int | str, dict[str, Any]]:
+        """What an endpoint answers, for its page."""
+        example = {"content": {"application/json": {"example": answers[name]}}} if name in answers else {}
+        return {200: example, 404: {"description": "No such customer"}, 503: {"description": "The store is not there"}}
+
+    title = f"MCM {service.extractor.name}"
+    api: FastAPI = FastAPIOffline(
+        title=title,
+        version=importlib.metadata.version("modeling-mcm"),
+        description=__doc__.partition("\n\n")[0],
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url="/docs/oauth2-redirect",
+    )
+    metrics = Metrics(service)
+    for layer, options in (
+        (BodyLimit, {"limit": limits.body_bytes}),
+        (TokenGuard, {"token": token}),
+        (RateLimit, {"rate": limits.rate, "burst": limits.burst}),
+        (Watch, {"tell": metrics.tell}),
+    ):
+        api.add_middleware(layer, **options)  # type: ignore[arg-type]  # each wraps those before it
+
+    @api.exception_handler(ServiceError)
+    def service_error(request: Request, error: Any) -> JSONResponse:
+        headers = {"Retry-After": "1"} if error.status == 503 else None
+        return JSONResponse({"detail": str(error)}, error.status, headers)
+
+    @api.exception_handler(ValueError)
+    def value_error(request: Request, error: Any) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 422)
+
+    @api.exception_handler(NotImplementedError)
+    def not_implemented(request: Request, error: Any) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 501)
+
+    @api.exception_handler(RequestValidationError)
+    def validation_error(request: Request, error: Any) -> JSONResponse:
+        return JSONResponse({"detail": sentence(error.errors())}, 422)
+
+    @api.exception_handler(HTTPException)
+    def http_error(request: Request, error: Any) -> JSONResponse:
+        return JSONResponse({"detail": f"{error.detail}; GET /docs lists what there is."}, error.status_code)
+
+    def about(live: LiveCustomer, now: str | None) -> dict[str, Any]:
+        time = service.extractor.time
+        last = max((event[time] for event in live.events), default=None) if time else None
+        return {"customer_id": live.customer_id, "events": len(live.events), "now": now or last}
+
+    moment = Annotated[
+        str | None,
+        Query(description="Moment of the question, ISO 8601, not before the last event, which is the default."),
+    ]
+
+    @api.post("/events", responses=answer("events"))
+    def post_events(body: Events) -> dict[str, Any]:
+        """Keeps the events of any customers, all of them or none.
+
+        An event is known by its customer and its event_id: sent again it does nothing, with other contents it is
+        refused (409). What is answered with 200 is on the disk. `late` are customers of whom an event belongs before
+        their last visit: the answers are as if it had come in time.
+        """
+        return service.add([Incoming(**dict(event)) for event in body.events])
+
+    @api.get("/customers/{customer_id:path}/scores", responses=answer("scores"))
+    def scores(
+        customer_id: str,
+        task: Annotated[list[str] | None, Query(description="All tasks by default.")] = None,
+        k: Annotated[int, Query(ge=1, le=MOST_LABELS, description="Labels of a task.")] = 10,
+        now: moment = None,
+    ) -> dict[str, Any]:
+        """The labels that the customer is likely to choose next, with their probabilities, best first."""
+        with service.customer(customer_id) as live:
+            return about(live, now) | {"tasks": live.scores(now=now, tasks=task, k=k)}
+
+    @api.get("/customers/{customer_id:path}/embedding", responses=answer("embedding"))
+    def embedding(customer_id: str, now: moment = None) -> dict[str, Any]:
+        """The customer embedding."""
+        with service.customer(customer_id) as live:
+            return about(live, now) | {"embedding": live.embedding(now).tolist()}
+
+    @api.get("/customers/{customer_id:path}/forecast", responses=answer("forecast"))
+    def forecast(customer_id: str, now: moment = None) -> dict[str, Any]:
+        """What the customer will do within the next days; 501 where the checkpoint has no forecasts."""
+        with service.customer(customer_id) as live:
+            return about(live, now) | {"forecast": live.forecast(now)}
+
+    @api.get("/customers/{customer_id:path}/explain", responses=answer("explain"))
+    def explain(
+        customer_id: str,
+        task: str,
+        label: Annotated[str | None, Query(description="The best one by default.")] = None,
+        visits: Annotated[int, Query(ge=0, le=MOST_LABELS, description="Visits, the largest shares first.")] = 10,
+        now: moment = None,
+    ) -> dict[str, Any]:
+        """Why a label has its score: what it is a sum of, and the share of every past visit."""
+        with service.customer(customer_id) as live:
+            explanation = live.explain(task, label, now).to_dict()
+            return about(live, now) | {"explanation": explanation | {"visits": explanation["visits"][:visits]}}
+
+    @api.delete("/customers/{customer_id:path}/events/{event_id}", responses=answer("delete"))
+    def delete_event(customer_id: str, event_id: str) -> dict[str, Any]:
+        """Deletes one event: from here on every answer is that of a customer who never had it."""
+        service.delete_event(customer_id, event_id)
+        return {"customer_id": customer_id, "events": 1}
+
+    @api.delete("/customers/{customer_id:path}", responses=answer("delete"))
+    def delete_customer(customer_id: str) -> dict[str, Any]:
+        """Deletes the customer's events, state and profile."""
+        return {"customer_id": customer_id, "events": service.delete_customer(customer_id)}
+
+    @api.get("/healthz")
+    def healthz() -> dict[str, str]:
+        """Whether the service can answer; needs no token."""
+        service.store.check()
+        return {"status": "ok", "checkpoint": service.store.digest[:12]}
+
+    @api.get("/metrics", response_class=Response)
+    def prometheus() -> Response:
+        """Requests, their seconds, events and states, as Prometheus reads them."""
+        return Response(metrics.text(), media_type=metrics.media_type)
+
+    return api
+
+
+def sentence(errors: Sequence[Mapping[str, Any]]) -> str:
+    """What is wrong with a request, from pydantic's list."""
+    parts = []
+    for error in errors[:3]:
+        place = ".".join(str(part) for part in error["loc"])
+        parts.append(f"{place}: {error['msg']}")
+    more = f" ({len(errors) - 3} more)" if len(errors) > 3 else ""
+    return f"The request can't be read: {'; '.join(parts)}{more}. GET /docs shows an example."

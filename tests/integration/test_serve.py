@@ -1,0 +1,207 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The service as a process: the numbers of run_predict, kills under load, and commands that can't start."""
+
+import http.client
+import json
+import os
+import random
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from serving_client import HEADERS, TOKEN, as_requests
+
+from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
+from modeling_mcm.live_mcm import LiveCustomer
+
+pytest.importorskip("fastapi", reason="FastAPI not installed")
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 120  # seconds for a start
+
+
+class Server:
+    """A process of training/serve.py."""
+
+    def __init__(self, folder, store, *options, port=None):
+        if port is None:
+            with closing(socket.socket()) as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+        self.port = port
+        command = [sys.executable, "training/serve.py", "--model", folder, "--store", str(store), "--port", str(port)]
+        environment = os.environ | {"MCM_TOKEN": TOKEN}
+        command += [*options, "--rate", "100000", "--burst", "100000"]
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+
+    def wait(self):
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until and self.process.poll() is None:
+            try:
+                return self.ask("/healthz")
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError(f"the service does not answer (status {self.process.poll()})")
+
+    def ask(self, path, body=None):
+        data = None if body is None else json.dumps(body).encode()
+        headers = HEADERS | {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def stop(self, how=signal.SIGTERM):
+        self.process.send_signal(how)
+        self.process.wait(30)
+
+
+@pytest.fixture
+def serve():
+    """A function that starts a service; what runs at the end is stopped."""
+    servers = []
+
+    def start(*args, **options):
+        servers.append(Server(*args, **options))
+        servers[-1].wait()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.stop(signal.SIGKILL)
+
+
+def test_the_numbers_are_those_of_run_predict(serve, save, event_log, tmp_path):
+    folder = save(extended=True)
+    who = sorted(event_log["who"].unique())
+    profile = pd.DataFrame({"who": who, "age": [("young", "old")[int(name[1:]) % 2] for name in who]})
+    event_log.to_parquet(tmp_path / "log.parquet")
+    profile.to_parquet(tmp_path / "profile.parquet")
+    command = [sys.executable, "training/run_predict.py", "--model", folder, "--output_dir", str(tmp_path / "scores")]
+    command += ["--events", str(tmp_path / "log.parquet"), "--profile", str(tmp_path / "profile.parquet")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    predicted = pd.read_parquet(tmp_path / "scores").set_index("customer_id")
+    server = serve(folder, tmp_path / "state.db")
+    ages = dict(profile.itertuples(index=False))
+    requests = [each | {"profile": {"age": ages[each["customer_id"]]}} for each in as_requests(event_log)]
+    random.Random(0).shuffle(requests)
+    for start in range(0, len(requests), 200):
+        server.ask("/events", {"events": requests[start : start + 200]})
+    for name, wanted in predicted.iterrows():
+        found = server.ask(f"/customers/{quote(name)}/embedding")["embedding"]
+        np.testing.assert_allclose(found, wanted["embedding"], atol=1e-5)
+        for task, labels in server.ask(f"/customers/{quote(name)}/scores")["tasks"].items():
+            assert [each["label"] for each in labels] == list(wanted[task])
+            np.testing.assert_allclose([each["score"] for each in labels], wanted[f"{task}_scores"], atol=1e-5)
+
+
+def test_a_body_of_100_mb_is_refused_and_leaves_no_trace(serve, save, tmp_path):
+    server = serve(save(extended=True), tmp_path / "state.db")
+    memory = psutil.Process(server.process.pid).memory_info
+    before = memory().rss
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.putrequest("POST", "/events")
+    for name, value in {**HEADERS, "Transfer-Encoding": "chunked"}.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    sent, chunk = 0, b"100000\r\n" + b"x" * 2**20 + b"\r\n"
+    try:
+        for _ in range(100):
+            connection.send(chunk)
+            sent += 1
+    except OSError:  # it hung up
+        pass
+    assert sent < 100 or connection.getresponse().status == 413
+    assert memory().rss < before + 2**26
+    assert server.ask("/healthz")["status"] == "ok"
+
+
+@pytest.mark.slow
+def test_ten_kills_under_load_lose_no_acknowledged_event_and_double_none(serve, save, event_log, tmp_path):
+    folder, store = save(extended=True), tmp_path / "state.db"
+    events = as_requests(event_log, ["c01", "c02", "c03"])
+    events += [each | {"event_id": f"again-{n}-{each['event_id']}"} for n in range(20) for each in events]
+    servers = [serve(folder, store), serve(folder, store)]
+    waiting, acknowledged, done = list(reversed(events)), set(), threading.Event()
+    lock = threading.Lock()
+
+    def load():
+        while not done.is_set():
+            with lock:
+                event = waiting.pop() if waiting else None
+            if event is None:
+                return
+            server = random.choice(servers)
+            try:
+                server.ask("/events", {"events": [event]})
+                acknowledged.add(event["event_id"])
+            except (OSError, http.client.HTTPException):  # killed, or not there yet: nobody knows whether it arrived
+                with lock:
+                    waiting.append(event)
+                time.sleep(0.05)
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    counts = []
+    for number in range(10):
+        time.sleep(random.Random(number).uniform(0.3, 1.5))
+        killed = servers[number % 2]
+        killed.stop(signal.SIGKILL)
+        with closing(sqlite3.connect(store)) as connection:
+            found = {row[0] for row in connection.execute("SELECT event_id FROM mcm_events")}
+        assert acknowledged & found == acknowledged - (acknowledged - found)
+        counts.append(len(acknowledged))
+        servers[number % 2] = serve(folder, store, port=killed.port)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert counts == sorted(counts) and counts[-1] > counts[0] > 0  # there was load between the kills
+    with closing(sqlite3.connect(store)) as connection:
+        rows = connection.execute("SELECT customer_id, event_id, event FROM mcm_events").fetchall()
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    times = Counter(event_id for _, event_id, _ in rows)
+    assert acknowledged <= times.keys() and max(times.values()) == 1
+    model = MCMForMultiTaskRecommendation.from_pretrained(folder).eval()
+    extractor = MCMFeatureExtractor.from_pretrained(folder)
+    for name in ("c01", "c02", "c03"):
+        whole = LiveCustomer(model, extractor)
+        whole.add([json.loads(event) for customer, _, event in rows if customer == name])
+        for server in servers:
+            answer = server.ask(f"/customers/{name}/scores?task=aisle")
+            assert answer["events"] == len(whole.events)
+            found = [each["score"] for each in answer["tasks"]["aisle"]]
+            np.testing.assert_allclose(found, [e["score"] for e in whole.scores(tasks=["aisle"])["aisle"]], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"token": ""}, "MCM_TOKEN is not set"),
+        ({"token": "short"}, "The token has 5 characters; give at least 16"),
+        ({"model": "/absent/checkpoint"}, "/absent/checkpoint is no folder"),
+        ({"more": ["--rate", "0"]}, "--rate is 0.0; give a number above 0."),
+        ({"damaged": True}, "is damaged or no SQLite file"),
+    ],
+)
+def test_a_service_that_cannot_start_says_why(save, tmp_path, options, words):
+    if options.get("damaged"):
+        (tmp_path / "state.db").write_bytes(b"no database" * 100)
+    environment = os.environ | {"MCM_TOKEN": options.get("token", TOKEN)}
+    command = [sys.executable, "training/serve.py", "--model", options.get("model") or save(extended=True)]
+    command += ["--store", str(tmp_path / "state.db"), "--port", "1", *options.get("more", [])]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode in (1, 2) and words in done.stderr

@@ -1,0 +1,42 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of the service share: a service of a tiny model, and the events of the tests' log as requests."""
+
+import json
+from datetime import UTC, datetime
+
+import pandas as pd
+
+from modeling_mcm.live_mcm import checkpoint_digest
+from modeling_mcm.serving import CustomerService, EventStore, Limits, create_api
+
+TOKEN = "a token of the tests"
+HEADERS = {"Authorization": f"Bearer {TOKEN}"}
+NOW = datetime(2018, 1, 1, tzinfo=UTC)
+
+
+def as_requests(log: pd.DataFrame, customers=None) -> list[dict]:
+    """A log's events as POST /events takes them; the event id is the number of the row."""
+    rows = json.loads(log.to_json(orient="records", date_format="iso"))
+    found = []
+    for number, row in enumerate(rows):
+        if customers is None or row["who"] in customers:
+            event = {name: value for name, value in row.items() if name != "who" and value is not None}
+            event["when"] = event["when"].removesuffix("Z")
+            found.append({"event_id": f"e{number}", "customer_id": row["who"], "event": event})
+    return found
+
+
+def make_service(model, extractor, place, **options) -> CustomerService:
+    """A service on a store, whose clock stands at the end of the log."""
+    store_options = {name: options.pop(name) for name in ("adopt", "timeout") if name in options}
+    store = EventStore(str(place), checkpoint_digest(model, extractor), **store_options)
+    return CustomerService(model, extractor, store, **{"clock": lambda: NOW, **options})
+
+
+def make_client(service: CustomerService, **limits):
+    """A client that knows the token; errors of the service are answers."""
+    from fastapi.testclient import TestClient
+
+    api = create_api(service, TOKEN, Limits(**limits))
+    return TestClient(api, headers=HEADERS, raise_server_exceptions=False)

@@ -1,0 +1,264 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The service's store: what is kept, what two services on it see of each other, and stores at fault."""
+
+import glob
+import os
+import re
+import shutil
+import socket
+import sqlite3
+import subprocess
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from faults import expected
+from serving_client import as_requests, make_service
+
+from modeling_mcm.live_mcm import LiveCustomer
+from modeling_mcm.serving import EventConflict, EventStore, Incoming, StoreFailure, UnknownCustomer
+
+pytest.importorskip("sqlalchemy", reason="SQLAlchemy not installed")
+
+
+@pytest.fixture
+def model(tiny_model):
+    return tiny_model(extended=True)
+
+
+@pytest.fixture
+def events(event_log):
+    return [Incoming(**each) for each in as_requests(event_log, ["c03"])]
+
+
+@pytest.fixture
+def start(model, extractor, tmp_path):
+    """A function that starts a service on a store, by default on one file; all are closed at the end."""
+    started = []
+
+    def run(place=None, **options):
+        started.append(make_service(options.pop("model", model), extractor, place or tmp_path / "state.db", **options))
+        return started[-1]
+
+    yield run
+    for service in started:
+        service.store.close()
+
+
+def scores(service, customer="c03"):
+    with service.customer(customer) as live:
+        return live.scores()
+
+
+def never_had(model, extractor, events):
+    """The scores of a customer with these events and no service."""
+    live = LiveCustomer(model, extractor, customer_id="c03")
+    live.add([dict(each.event) for each in events])
+    return live.scores()
+
+
+@contextmanager
+def postgres(folder):
+    """The URL of a PostgreSQL server that stops at the end; it listens on this machine alone."""
+    places = [*glob.glob("/usr/lib/postgresql/*/bin"), *os.environ["PATH"].split(os.pathsep)]
+    initdb = next((Path(place, "initdb") for place in places if Path(place, "initdb").is_file()), None)
+    if initdb is None:
+        pytest.skip("no PostgreSQL server")
+    user = {}
+    if os.getuid() == 0:  # PostgreSQL does not run as root
+        user = {"user": "postgres", "group": "postgres"}
+        shutil.chown(folder, "postgres", "postgres")
+        for parent in [folder, *folder.parents]:
+            if parent.stat().st_uid == 0 and parent != Path("/"):
+                parent.chmod(parent.stat().st_mode | 0o011)
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    data, quiet = folder / "data", {"stdout": subprocess.DEVNULL, "cwd": folder, **user}
+    subprocess.run([initdb, "-D", data, "-U", "mcm", "-A", "trust", "--no-sync"], check=True, **quiet)
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    control = [initdb.with_name("pg_ctl"), "-D", data, "-w"]
+    subprocess.run([*control, "-o", options, "-l", folder / "log", "start"], check=True, **quiet)
+    try:
+        yield f"postgresql://mcm@127.0.0.1:{port}/postgres"
+    finally:
+        subprocess.run([*control, "-m", "immediate", "stop"], check=True, **quiet)
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def database(request, tmp_path_factory):
+    """A function that gives an empty store of each kind."""
+    if request.param == "sqlite":
+        yield lambda: tmp_path_factory.mktemp("store") / "state.db"
+        return
+    folder = tmp_path_factory.mktemp("postgres")
+    with postgres(folder) as url:
+        import sqlalchemy
+
+        def empty():
+            engine = sqlalchemy.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+            with engine.begin() as connection:
+                connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+            engine.dispose()
+            return url
+
+        yield empty
+
+
+def test_two_services_on_one_store_see_every_event_of_each_other(start, database, events, model, extractor):
+    place = database()
+    services = [start(place, keep_every=7), start(place, keep_every=7)]
+    for number, event in enumerate(events):
+        assert services[number % 2].add([event, *events[max(0, number - 2) : number]])["added"] == 1
+        if number % 5 == 0:
+            assert scores(services[0]) == scores(services[1])
+    wanted = never_had(model, extractor, events)
+    assert scores(services[0]) == scores(services[1]) == wanted
+    services[0].delete_event("c03", events[0].event_id)
+    assert scores(services[1]) == scores(services[0]) == never_had(model, extractor, events[1:])
+    services[1].delete_customer("c03")
+    for service in services:
+        with pytest.raises(UnknownCustomer, match="No customer 'c03' is known"):
+            scores(service)
+    services[0].add(events[:4])
+    assert scores(services[1]) == never_had(model, extractor, events[:4])
+    with pytest.raises(EventConflict):
+        services[1].add([Incoming(events[0].event_id, "c03", dict(events[1].event))])
+
+
+def test_a_change_that_another_service_was_faster_than_is_made_again(start, database, events, model, extractor):
+    place = database()
+    slow, fast = start(place), start(place)
+    append, overtaken = slow.store.append, []
+
+    def overtake(changes):
+        if len(overtaken) < 3:
+            overtaken.append(fast.add([events[len(overtaken)]]))
+        return append(changes)
+
+    slow.store.append = overtake
+    assert slow.add(events[:5]) == {"added": 2, "known": 3, "late": [], "customers": {"c03": 5}}
+    assert slow.counts["conflicts"] == 3
+    assert scores(slow) == scores(fast) == never_had(model, extractor, events[:5])
+
+
+def test_a_damaged_state_is_made_anew_from_the_events(start, events, tmp_path, model, extractor):
+    start(keep_every=1).add(events)
+    with closing(sqlite3.connect(tmp_path / "state.db")) as connection, connection:
+        connection.execute("UPDATE mcm_states SET state = substr(state, 1, 500)")
+    service = start()
+    assert scores(service) == never_had(model, extractor, events)
+    assert service.counts["states_damaged"] == service.counts["states_made"] == 1
+
+
+def test_events_of_another_checkpoint_stay_when_its_store_is_taken_over(start, events, tiny_model, extractor):
+    start().add(events)
+    other = tiny_model(extended=True, hidden_size=24)
+    assert scores(start(model=other, adopt=True)) == never_had(other, extractor, events)
+
+
+def test_a_store_is_written_by_a_checkpoint_and_no_other(start, events):
+    start().add(events)
+    start().add(events)  # the same checkpoint, started again, is no other
+
+
+def damage(path):
+    """Overwrites the middle of a file."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    with open(path, "r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(os.urandom(path.stat().st_size // 2 - 1))
+
+
+def run_sql(text):
+    def run(path):
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute(text)
+
+    return run
+
+
+def remake(fill):
+    def run(path):
+        for old in path.parent.glob("state.db*"):
+            old.unlink()
+        fill(path)
+
+    return run
+
+
+AT_START = {
+    "another checkpoint": run_sql("UPDATE mcm_store SET value = 'abc' WHERE name = 'checkpoint'"),
+    "another program": remake(run_sql("CREATE TABLE photos (name TEXT)")),
+    "another version": run_sql("UPDATE mcm_store SET value = '99' WHERE name = 'format'"),
+    "no database": remake(lambda path: path.write_bytes(b"name,price\n" * 1000)),
+    "a damaged page": damage,
+    "a folder": remake(Path.mkdir),
+    "no folder": lambda path: path.parent.rename(path.parent.with_name("moved")),
+    "locked": None,
+    "full": None,
+    "taken over": None,
+}
+FAULTS = expected("Stores of the service", AT_START)
+
+
+@pytest.mark.parametrize("change, words", [fault for fault in FAULTS if fault.values[0]])
+def test_a_store_that_is_at_fault_is_refused_and_not_touched(start, events, model, extractor, tmp_path, change, words):
+    folder = tmp_path / "stores"
+    folder.mkdir()
+    start(folder / "state.db", keep_every=1).add(events)
+    change(folder / "state.db")
+    before = {path: path.read_bytes() for path in folder.glob("state.db") if path.is_file()}
+    with pytest.raises(StoreFailure) as caught:
+        EventStore(str(folder / "state.db"), "digest" * 8)
+    assert re.search(words, str(caught.value))
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def said(name):
+    return next(fault.values[1] for fault in FAULTS if fault.id == name)
+
+
+def test_a_locked_store_is_waited_for_and_then_told(start, events, tmp_path):
+    service = start(timeout=0.2)
+    service.add(events[:3])
+    before = scores(service)
+    with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreFailure, match=said("locked")):
+            service.add(events[3:])
+        assert scores(service) == before  # readers are not stopped
+        other.execute("ROLLBACK")
+    assert service.add(events)["added"] == len(events) - 3
+
+
+def test_a_full_disk_keeps_what_was_acknowledged_and_answers(start, events, model, extractor):
+    service = start(keep_every=10_000)
+    service.add(events[:3])
+    with service.store.engine.connect() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+    import sqlalchemy
+
+    @sqlalchemy.event.listens_for(service.store.engine, "checkout")
+    def no_more_pages(connection, record, proxy):
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    wide = [Incoming(f"wide-{number}", "c03", dict(events[0].event) | {"item": "x" * 3000}) for number in range(9)]
+    with pytest.raises(StoreFailure, match=said("full")) as caught:
+        service.add(wide)
+    assert caught.value.status == 507
+    assert scores(service) == never_had(model, extractor, events[:3])
+    sqlalchemy.event.remove(service.store.engine, "checkout", no_more_pages)
+    service.store.engine.dispose()
+    assert service.add([*wide, *events])["added"] == len(wide) + len(events) - 3
+
+
+def test_a_service_whose_store_was_taken_over_writes_no_more(start, events, tiny_model, extractor):
+    before = start()
+    before.add(events[:3])
+    after = start(model=tiny_model(extended=True, hidden_size=24), adopt=True)
+    with pytest.raises(StoreFailure, match=said("taken over")):
+        before.add(events)
+    assert after.add(events)["added"] == len(events) - 3
