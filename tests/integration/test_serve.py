@@ -3,6 +3,7 @@
 """The service as a process: the numbers of run_predict, kills under load, and commands that can't start."""
 
 import http.client
+import importlib
 import json
 import os
 import random
@@ -30,7 +31,7 @@ from modeling_mcm.live_mcm import LiveCustomer
 
 pytest.importorskip("fastapi", reason="FastAPI not installed")
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 120  # seconds for a start
+PATIENCE = 300  # seconds for a start
 
 
 class Server:
@@ -159,12 +160,12 @@ def test_ten_kills_under_load_lose_no_acknowledged_event_and_double_none(serve, 
     counts = []
     for number in range(10):
         time.sleep(random.Random(number).uniform(0.3, 1.5))
-        killed = servers[number % 2]
+        killed, known = servers[number % 2], set(acknowledged)
         killed.stop(signal.SIGKILL)
         with closing(sqlite3.connect(store)) as connection:
             found = {row[0] for row in connection.execute("SELECT event_id FROM mcm_events")}
-        assert acknowledged & found == acknowledged - (acknowledged - found)
-        counts.append(len(acknowledged))
+        assert known <= found  # what was acknowledged before the kill
+        counts.append(len(known))
         servers[number % 2] = serve(folder, store, port=killed.port)
     done.set()
     for thread in threads:
@@ -197,11 +198,15 @@ def test_ten_kills_under_load_lose_no_acknowledged_event_and_double_none(serve, 
         ({"damaged": True}, "is damaged or no SQLite file"),
     ],
 )
-def test_a_service_that_cannot_start_says_why(save, tmp_path, options, words):
+def test_a_service_that_cannot_start_says_why(save, tmp_path, monkeypatch, capsys, options, words):
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    script = importlib.import_module("serve")
     if options.get("damaged"):
         (tmp_path / "state.db").write_bytes(b"no database" * 100)
-    environment = os.environ | {"MCM_TOKEN": options.get("token", TOKEN)}
-    command = [sys.executable, "training/serve.py", "--model", options.get("model") or save(extended=True)]
+    monkeypatch.setenv("MCM_TOKEN", options.get("token", TOKEN))
+    command = ["serve.py", "--model", options.get("model") or save(extended=True)]
     command += ["--store", str(tmp_path / "state.db"), "--port", "1", *options.get("more", [])]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode in (1, 2) and words in done.stderr
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as caught:
+        script.main()
+    assert words in f"{caught.value.code} {capsys.readouterr().err}"
