@@ -5,10 +5,13 @@ VENV := .venv
 RUN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test test-slow slow conformance test-oldest check docs clean
+.PHONY: quickstart app test test-slow slow conformance test-oldest check docs clean
 
 quickstart: $(VENV)/demo.done  ## real data, a trained model, its results; REPORT=file.md writes the table there
 	PATH="$(CURDIR)/$(RUN):$$PATH" REPORT="$(REPORT)" bash training/runs/quickstart.sh
+
+app: $(VENV)/app.done  ## after the quickstart: a page on which to look at a customer, what is expected, and why
+	$(RUN)/python modeling_mcm/serving/app.py
 
 test: $(VENV)/test.done  ## everything that takes seconds; no GPU
 	$(RUN)/python -m pytest -m "not slow"

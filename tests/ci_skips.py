@@ -16,6 +16,8 @@ ALLOWED = {
     "another C library": "Linux with glibc",
     "only root may mount": "the right to mount a disk",
     "no disk can be mounted": "the right to mount a disk",
+    "no chromium": "Debian's chromium, or another Chrome",
+    "no PostgreSQL server": "Debian's postgresql",
     "mounts a disk": "to be asked for with --mount",
 }
 

@@ -13,11 +13,11 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from modeling_mcm.events_mcm import naming
+from modeling_mcm.events_mcm import naming, to_text
 from modeling_mcm.live_mcm import LiveCustomer
 from modeling_mcm.serving.failures import EventConflict, StoreConflict, StoreFailure, UnknownCustomer
 from modeling_mcm.serving.store import NOTHING, Change, EventStore, StoredCustomer, StoredState, canonical
@@ -98,7 +98,7 @@ class CustomerService:
         """
         grouped: dict[str, list[Incoming]] = {}
         for event in events:
-            grouped.setdefault(event.customer_id, []).append(event)
+            grouped.setdefault(event.customer_id, []).append(self._without_customer(event))
         for left in reversed(range(TRIES)):
             try:
                 with self._alone(grouped):
@@ -150,6 +150,16 @@ class CustomerService:
         self._count("events_known", answer["known"])
         self._count("customers_late", len(answer["late"]))
         return answer
+
+    def _without_customer(self, event: Incoming) -> Incoming:
+        """The event without the column of its customer, which may be there and must then say the same."""
+        column = self.extractor.customer
+        if column not in event.event:
+            return event
+        with naming(f"Event {event.event_id!r} of customer {event.customer_id!r}: column {column!r}"):
+            if (named := to_text(event.event[column])) not in (None, event.customer_id):
+                raise ValueError(f"found customer {named!r}; give an event one customer, or leave the column out")
+        return replace(event, event={name: value for name, value in event.event.items() if name != column})
 
     def _start(self, customer_id: str, found: _Followed | None, profile: dict[str, Any] | None) -> _Followed:
         """A new customer, or one with another profile."""

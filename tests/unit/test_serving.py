@@ -149,6 +149,12 @@ def test_a_profile_counts_from_the_moment_it_is_sent(client, events, model, extr
     assert found != before
 
 
+def test_the_column_of_the_customer_may_be_there(client, events):
+    named = [each | {"event": each["event"] | {"who": "c03"}} for each in events]
+    post(client, named[:5])
+    assert post(client, events)["known"] == 5
+
+
 def test_customers_may_have_any_name(client, events):
     for name in ("a/b", "ä ö", "x/scores", "a?b#c", ".."):
         post(client, [event | {"customer_id": name} for event in events[:3]])
@@ -268,6 +274,7 @@ EVENTS = {
     "NaN": put(price=float("nan")),
     "a list": put(item=["item 01"]),
     "a reserved token type": put(action="history_start"),
+    "another customer": put(who="c04"),
     "no id": lambda event: event.pop("event_id"),
     "an empty id": lambda event: event.update(event_id=""),
     "a long id": lambda event: event.update(customer_id="c" * 257),
