@@ -5,6 +5,7 @@
 import json
 from datetime import UTC, datetime
 
+import numpy as np
 import pandas as pd
 
 from modeling_mcm.live_mcm import checkpoint_digest
@@ -40,3 +41,11 @@ def make_client(service: CustomerService, **limits):
 
     api = create_api(service, TOKEN, Limits(**limits))
     return TestClient(api, headers=HEADERS, raise_server_exceptions=False)
+
+
+def assert_same(found, wanted):
+    """Labels and scores of two answers, or of several, are alike."""
+    assert found.keys() == wanted.keys()
+    for task, labels in wanted.items():
+        assert [each["label"] for each in found[task]] == [each["label"] for each in labels]
+        np.testing.assert_allclose([e["score"] for e in found[task]], [e["score"] for e in labels], atol=1e-5)

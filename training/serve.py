@@ -8,7 +8,7 @@
     python training/serve.py --model runs/quickstart --store postgresql://user@host/database --port 8001
 
     TOKEN="Authorization: Bearer $MCM_TOKEN"
-    curl localhost:8000/events -H "$TOKEN" -H "Content-Type: application/json" --data '{"events": [{"event_id": "till-1",
+    curl localhost:8000/events -H "$TOKEN" -H "Content-Type: application/json" --data '{"events": [{"event_id": "1",
         "customer_id": "7", "event": {"time": "2017-09-02 17:30", "token_type": "purchase", "brand": "National"}}]}'
     curl -H "$TOKEN" "localhost:8000/customers/7/scores?task=product_category&k=3"
 
@@ -27,9 +27,9 @@ from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.extras import needs
 from modeling_mcm.live_mcm import checkpoint_digest
 from modeling_mcm.serving import CustomerService, EventStore, Limits, ServiceError, create_api
+from modeling_mcm.training.checkpoints import check_files, read_checkpoint
 
 from arguments import parse_options
-from checkpoints import check_files, read_checkpoint
 
 TOKEN = "MCM_TOKEN"
 

@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 
-from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.extras import needs
 from modeling_mcm.live_mcm import LiveCustomer
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.serving import drawing
 from modeling_mcm.serving.histories import Histories
 from modeling_mcm.serving.style import CSS, SCRIPT

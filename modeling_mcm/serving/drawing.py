@@ -9,6 +9,7 @@ the keyboard too; the page's script tells the server of it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -192,16 +193,23 @@ def explanation(found: Explanation) -> str:
 # --------------------------------------------------------------------------------- forecasts, look-alikes, what if
 
 
-def forecasts(found: Mapping[str, Any]) -> str:
-    """What the checkpoint forecasts, a line for each quantity."""
-    rows = "".join(f"<tr><td>{words(str(name))}</td><td>{_value(value)}</td></tr>" for name, value in found.items())
-    return f"<h2>Forecasts</h2><table class='forecast'>{rows}</table>"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{words(str(name))}: {_value(each)}" for name, each in value.items())
-    return f"{value:,.2f}" if isinstance(value, float) else escape(str(value))
+def forecasts(found: Mapping[str, float]) -> str:
+    """What the checkpoint forecasts: a line a quantity, a column a horizon, such as `visits_7d`."""
+    named = {name: re.fullmatch(r"(.+)_(\d+)d", name) for name in found}
+    horizons = sorted({int(match[2]) for match in named.values() if match})
+    lines: dict[str, dict[int, str]] = {}
+    for name, match in named.items():
+        if match:
+            told = percent(found[name]) if "probability" in name else f"{found[name]:,.1f}"
+            lines.setdefault(match[1], {})[int(match[2])] = told
+    rows = [
+        f"<tr><td>{words(name)}</td>{''.join(f'<td>{values.get(days, str())}</td>' for days in horizons)}</tr>"
+        for name, values in lines.items()
+    ]
+    single = [f"<span>{words(name)} <b>{found[name]:,.1f}</b></span>" for name, match in named.items() if not match]
+    head = f"<tr><th></th>{''.join(f'<th>{days} days</th>' for days in horizons)}</tr>"
+    chips = f"<p class='chips'>{''.join(single)}</p>" if single else ""
+    return f"<h2>Forecasts</h2><div class='moves'><table>{head}{''.join(rows)}</table>{chips}</div>"
 
 
 def profile(customer_id: str, values: Mapping[str, Any], events: int) -> str:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import Counter
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from safetensors.numpy import save_file
 
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.dataset import PreparedManifest, load_prepared
+from modeling_mcm.files_mcm import atomic_write
 from modeling_mcm.live_mcm import LiveCustomer, checkpoint_digest
 from modeling_mcm.processing_mcm import FIRST_VALUE_ID, MCMFeatureExtractor
 
@@ -146,21 +148,22 @@ class Histories:
                     return ids, file.get_tensor("embeddings")
         except (OSError, SafetensorError):
             pass
-        found = np.zeros((len(ids), self.model.config.hidden_size), np.float32)
+        found, moment = [np.empty(0)] * len(ids), int(np.datetime64(self.cutoff, "s").astype(int))
         lengths = rows.rows.data.column("test_end").to_numpy()
         order = np.argsort(lengths, kind="stable")
         for start in range(0, len(order), BATCH):
             places = order[start : start + BATCH]
             batch = [self._cut(row) for row in rows.__getitems__(places.tolist())]
-            inputs = self.extractor.pad(batch)
-            inputs.pop("event_times")
+            inputs = self.extractor.pad(batch, now=[moment] * len(batch))
             with torch.inference_mode():
-                found[places] = self.model.model(**inputs).pooler_output.float().numpy()
-        try:
-            save_file({"embeddings": found}, path, about)
-        except OSError:  # a place that can't be written: they are computed at the next start too
-            pass
-        return ids, found
+                pooled = self.model.model(**inputs).pooler_output.float().numpy()
+            for place, embedding in zip(places.tolist(), pooled, strict=True):
+                found[place] = embedding
+        embeddings = np.stack(found)
+        # A place that can't be written: they are computed at the next start too.
+        with contextlib.suppress(OSError), atomic_write(path) as partial:
+            save_file({"embeddings": embeddings}, partial, about)
+        return ids, embeddings
 
     def _cut(self, row: Mapping[str, Any]) -> dict[str, Any]:
         end = row["test_end"]

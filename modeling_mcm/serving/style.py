@@ -87,10 +87,10 @@ CSS = """
   min-width: 3px; }
 .why li .share { grid-column: 2; } .why li .values { grid-column: 2; color: var(--soft); }
 .why li .values b { color: var(--accent); } .why li.rest { display: block; color: var(--soft); border: 0; }
-.why table, .moves table, .forecast { font-size: 0.84rem; border-collapse: collapse; color: var(--ink); }
+.why table, .moves table { font-size: 0.84rem; border-collapse: collapse; color: var(--ink); }
 .why details { max-width: 15rem; font-size: 0.86rem; } .why summary { cursor: pointer; color: var(--soft); }
-.why table, .moves table, .forecast, .why tr, .moves tr { border: 0 !important; }
-.why td, .moves td, .moves th, .forecast td { padding: 0.22rem 0.6rem !important; border: 0 !important;
+.why table, .moves table, .why tr, .moves tr { border: 0 !important; }
+.why td, .moves td, .moves th { padding: 0.22rem 0.6rem !important; border: 0 !important;
   border-bottom: 1px solid var(--line) !important; }
 .why td + td, .moves td + td, .moves th { text-align: right; font-variant-numeric: tabular-nums; font-weight: 400; }
 .moves table { width: 100%; } .moves .up { color: var(--accent); } .moves .down { color: var(--warm); }

@@ -20,6 +20,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
+import forked_runs
 import numpy as np
 import pandas as pd
 import psutil
@@ -35,7 +36,7 @@ PATIENCE = 300  # seconds for a start
 
 
 class Server:
-    """A process of training/serve.py."""
+    """A process of training/serve.py, forked from one that has imported everything."""
 
     def __init__(self, folder, store, *options, port=None):
         if port is None:
@@ -43,19 +44,29 @@ class Server:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
         self.port = port
-        command = [sys.executable, "training/serve.py", "--model", folder, "--store", str(store), "--port", str(port)]
-        environment = os.environ | {"MCM_TOKEN": TOKEN}
-        command += [*options, "--rate", "100000", "--burst", "100000"]
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+        command = [
+            "--model",
+            folder,
+            "--store",
+            store,
+            "--port",
+            port,
+            "--rate",
+            100_000,
+            "--burst",
+            100_000,
+            *options,
+        ]
+        self.process = forked_runs.start(command, Path(store).with_name(f"{port}.log"), "serve", MCM_TOKEN=TOKEN)
 
     def wait(self):
         until = time.monotonic() + PATIENCE
-        while time.monotonic() < until and self.process.poll() is None:
+        while time.monotonic() < until and self.process.is_alive():
             try:
                 return self.ask("/healthz")
             except OSError:
                 time.sleep(0.1)
-        raise AssertionError(f"the service does not answer (status {self.process.poll()})")
+        raise AssertionError(f"the service does not answer (status {self.process.exitcode})")
 
     def ask(self, path, body=None):
         data = None if body is None else json.dumps(body).encode()
@@ -65,8 +76,8 @@ class Server:
             return json.load(answer)
 
     def stop(self, how=signal.SIGTERM):
-        self.process.send_signal(how)
-        self.process.wait(30)
+        os.kill(self.process.pid, how)
+        self.process.join(30)
 
 
 @pytest.fixture
@@ -81,7 +92,7 @@ def serve():
 
     yield start
     for server in servers:
-        if server.process.poll() is None:
+        if server.process.is_alive():
             server.stop(signal.SIGKILL)
 
 

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 from faults import expected
-from serving_client import HEADERS, as_requests, make_client, make_service
+from serving_client import HEADERS, as_requests, assert_same, make_client, make_service
 
 from modeling_mcm.live_mcm import LiveCustomer
 from modeling_mcm.serving import create_api
@@ -58,14 +58,6 @@ def scores(client, customer="c03", **options):
     answer = client.get(f"/customers/{customer}/scores", params=options)
     assert answer.status_code == 200, answer.text
     return answer.json()
-
-
-def assert_same(found, wanted):
-    """Labels and scores of two answers are alike."""
-    assert found.keys() == wanted.keys()
-    for task, labels in wanted.items():
-        assert [each["label"] for each in found[task]] == [each["label"] for each in labels]
-        np.testing.assert_allclose([e["score"] for e in found[task]], [e["score"] for e in labels], atol=1e-5)
 
 
 def test_every_question_is_answered_as_the_model_answers_it(client, events, live):

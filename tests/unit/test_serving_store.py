@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from faults import expected
-from serving_client import as_requests, make_service
+from serving_client import as_requests, assert_same, make_service
 
 from modeling_mcm.live_mcm import LiveCustomer
 from modeling_mcm.serving import EventConflict, EventStore, Incoming, StoreFailure, UnknownCustomer
@@ -112,17 +112,19 @@ def test_two_services_on_one_store_see_every_event_of_each_other(start, database
     for number, event in enumerate(events):
         assert services[number % 2].add([event, *events[max(0, number - 2) : number]])["added"] == 1
         if number % 5 == 0:
-            assert scores(services[0]) == scores(services[1])
+            assert_same(scores(services[0]), scores(services[1]))
     wanted = never_had(model, extractor, events)
-    assert scores(services[0]) == scores(services[1]) == wanted
+    assert_same(scores(services[0]), scores(services[1]))
+    assert_same(scores(services[0]), wanted)
     services[0].delete_event("c03", events[0].event_id)
-    assert scores(services[1]) == scores(services[0]) == never_had(model, extractor, events[1:])
+    assert_same(scores(services[1]), scores(services[0]))
+    assert_same(scores(services[1]), never_had(model, extractor, events[1:]))
     services[1].delete_customer("c03")
     for service in services:
         with pytest.raises(UnknownCustomer, match="No customer 'c03' is known"):
             scores(service)
     services[0].add(events[:4])
-    assert scores(services[1]) == never_had(model, extractor, events[:4])
+    assert_same(scores(services[1]), never_had(model, extractor, events[:4]))
     with pytest.raises(EventConflict):
         services[1].add([Incoming(events[0].event_id, "c03", dict(events[1].event))])
 
@@ -140,7 +142,8 @@ def test_a_change_that_another_service_was_faster_than_is_made_again(start, data
     slow.store.append = overtake
     assert slow.add(events[:5]) == {"added": 2, "known": 3, "late": [], "customers": {"c03": 5}}
     assert slow.counts["conflicts"] == 3
-    assert scores(slow) == scores(fast) == never_had(model, extractor, events[:5])
+    assert_same(scores(slow), scores(fast))
+    assert_same(scores(slow), never_had(model, extractor, events[:5]))
 
 
 def test_a_damaged_state_is_made_anew_from_the_events(start, events, tmp_path, model, extractor):
@@ -148,7 +151,7 @@ def test_a_damaged_state_is_made_anew_from_the_events(start, events, tmp_path, m
     with closing(sqlite3.connect(tmp_path / "state.db")) as connection, connection:
         connection.execute("UPDATE mcm_states SET state = substr(state, 1, 500)")
     service = start()
-    assert scores(service) == never_had(model, extractor, events)
+    assert_same(scores(service), never_had(model, extractor, events))
     assert service.counts["states_damaged"] == service.counts["states_made"] == 1
 
 
@@ -229,7 +232,7 @@ def test_a_locked_store_is_waited_for_and_then_told(start, events, tmp_path):
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreFailure, match=said("locked")):
             service.add(events[3:])
-        assert scores(service) == before  # readers are not stopped
+        assert_same(scores(service), before)  # readers are not stopped
         other.execute("ROLLBACK")
     assert service.add(events)["added"] == len(events) - 3
 
@@ -249,7 +252,7 @@ def test_a_full_disk_keeps_what_was_acknowledged_and_answers(start, events, mode
     with pytest.raises(StoreFailure, match=said("full")) as caught:
         service.add(wide)
     assert caught.value.status == 507
-    assert scores(service) == never_had(model, extractor, events[:3])
+    assert_same(scores(service), never_had(model, extractor, events[:3]))
     sqlalchemy.event.remove(service.store.engine, "checkout", no_more_pages)
     service.store.engine.dispose()
     assert service.add([*wide, *events])["added"] == len(wide) + len(events) - 3
