@@ -9,6 +9,7 @@ import shutil
 import socket
 import sqlite3
 import subprocess
+import tempfile
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -69,9 +70,6 @@ def postgres(folder):
     if os.getuid() == 0:  # PostgreSQL does not run as root
         user = {"user": "postgres", "group": "postgres"}
         shutil.chown(folder, "postgres", "postgres")
-        for parent in [folder, *folder.parents]:
-            if parent.stat().st_uid == 0 and parent != Path("/"):
-                parent.chmod(parent.stat().st_mode | 0o011)
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -92,8 +90,8 @@ def database(request, tmp_path_factory):
     if request.param == "sqlite":
         yield lambda: tmp_path_factory.mktemp("store") / "state.db"
         return
-    folder = tmp_path_factory.mktemp("postgres")
-    with postgres(folder) as url:
+    # Not pytest's folder, which is root's alone.
+    with tempfile.TemporaryDirectory(prefix="mcm-postgres-") as folder, postgres(Path(folder)) as url:
         import sqlalchemy
 
         def empty():
