@@ -6,10 +6,10 @@
     python benchmarks/serving.py --model runs/quickstart \
         --events data/complete_journey/raw/events.parquet --report_file docs/service.md
 
-Starts `training/serve.py` with a store of its own in a folder that is removed at the end, and sends it the histories of
-some customers but for their last events. Then users send the rest one by one (each is on the disk when it is answered),
-ask for scores after each, and now and then for an embedding. A load ends after --seconds or --requests, whichever is
-first. The service has one process and one thread of torch for a request; Locust runs beside it on the same cores.
+Starts `training/serve.py` with a store in a folder that is removed at the end, and sends it the histories of some
+customers but for their last events. Then users send the rest one by one (each is on the disk when it is answered) and
+ask for scores after each, now and then for an embedding. A load ends after --seconds or --requests, as comes first.
+The service has one process and one thread of torch for a request; Locust runs beside it on the same cores.
 """
 
 import csv
@@ -192,7 +192,7 @@ def main() -> None:
             process.wait(30)
         size = (folder / "state.db").stat().st_size
     caption = (
-        f"{len(found)} customers with {number:,} events, a SQLite store of {size / 1e6:.0f} MB at the end; one process; "
+        f"{len(found)} customers with {number:,} events, SQLite store of {size / 1e6:.0f} MB at the end, one process, "
         f"{os.cpu_count()} cores, shared with Locust."
     )
     sys.stdout.write(f"{caption}\n{text_table(table)}\n")

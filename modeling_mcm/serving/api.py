@@ -72,7 +72,7 @@ def create_api(service: CustomerService, token: str, limits: Limits | None = Non
 
         from modeling_mcm.serving.metrics import Metrics
 
-    limits = limits or Limits()
+    allowed = limits or Limits()
     if len(token) < SHORTEST_TOKEN or not token.isascii():
         raise ValueError(f"The token has {len(token)} characters; give at least {SHORTEST_TOKEN}, all ASCII.")
     now = service.clock()
@@ -86,7 +86,7 @@ def create_api(service: CustomerService, token: str, limits: Limits | None = Non
         profile: dict[str, Any] | None = None
 
     class Events(BaseModel, extra="forbid", json_schema_extra={"examples": [example_body(service.extractor, now)]}):
-        events: list[Event] = Field(min_length=1, max_length=limits.events)
+        events: list[Event] = Field(min_length=1, max_length=allowed.events)
 
     def answer(name: str) -> dict[int | str, dict[str, Any]]:
         """What an endpoint answers, for its page."""
@@ -103,9 +103,9 @@ def create_api(service: CustomerService, token: str, limits: Limits | None = Non
     )
     metrics = Metrics(service)
     for layer, options in (
-        (BodyLimit, {"limit": limits.body_bytes}),
+        (BodyLimit, {"limit": allowed.body_bytes}),
         (TokenGuard, {"token": token}),
-        (RateLimit, {"rate": limits.rate, "burst": limits.burst}),
+        (RateLimit, {"rate": allowed.rate, "burst": allowed.burst}),
         (Watch, {"tell": metrics.tell}),
     ):
         api.add_middleware(layer, **options)  # type: ignore[arg-type]  # each wraps those before it

@@ -102,14 +102,11 @@ class Page:
         event = self.histories.template(task, label)
         after = self.histories.what_if(customer_id, event, self.histories.cutoff)
         shown = self.histories.main_task
-        found = [
-            {
-                each["label"]: each["score"]
-                for each in live.scores(now=self.histories.cutoff, tasks=[shown], k=MOVING)[shown]
-            }
-            for live in (self.histories.household(customer_id).live, after)
-        ]
-        return drawing.moves(shown, f"{label} ({task.replace('_', ' ')})", *found)
+        found = []
+        for live in (self.histories.household(customer_id).live, after):
+            scores = live.scores(now=self.histories.cutoff, tasks=[shown], k=MOVING)[shown]
+            found.append({each["label"]: each["score"] for each in scores})
+        return drawing.moves(shown, f"{label} ({task.replace('_', ' ')})", found[0], found[1])
 
     def labels(self, task: str) -> list[str]:
         """What can happen in a task."""

@@ -75,15 +75,15 @@ def timeline(visits: Sequence[Visit], cutoff: str, shares: Mapping[str, float] |
         style = ""
         if shares is not None:
             weight = abs(share or 0) / largest
-            side = "" if not visit.is_past else " against" if (share or 0) < 0 else " for"
-            kind += " weighed" + side
+            way = "" if not visit.is_past else " against" if (share or 0) < 0 else " for"
+            kind += " weighed" + way
             style = f' style="--weight:{weight:.3f}"'
         told = f"{_day(visit.time)}, {words(visit.kind)}: {', '.join(map(escape, visit.values[:SHOWN_VALUES]))}"
         told += f"; share {share:+.2f}" if share is not None else ""
-        hidden = "" if visit.is_past else " hidden-visit"
+        side = "" if visit.is_past else " hidden-visit"
         width = 4 if len(visits) < 150 else 3
         parts.append(
-            f'<rect class="visit {kind}{hidden}"{style} x="{x - width / 2:.1f}" y="{BASE - tall:.1f}" width="{width}" '
+            f'<rect class="visit {kind}{side}"{style} x="{x - width / 2:.1f}" y="{BASE - tall:.1f}" width="{width}" '
             f'height="{tall:.1f}" rx="1.5"><title>{told}</title></rect>'
         )
     parts.append(f'<line class="cutoff" x1="{x_edge:.1f}" x2="{x_edge:.1f}" y1="0" y2="{BASE + 6}"/>')
@@ -254,7 +254,8 @@ def customer_map(places: Any, ids: Sequence[str], chosen: str, near: Iterable[st
     close = set(near)
     x = MAP_WIDTH * (0.5 + 0.47 * np.clip(places[:, 0], -1, 1))
     y = MAP_HEIGHT * (0.5 - 0.46 * np.clip(places[:, 1], -1, 1))
-    dots, marked = [], []
+    dots: list[str] = []
+    marked: list[str] = []  # drawn last, over the others
     for place, name in enumerate(ids):
         kind = " class='chosen'" if name == chosen else " class='near'" if name in close else ""
         radius = 7 if name == chosen else 4.5 if name in close else 2.2

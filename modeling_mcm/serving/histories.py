@@ -148,7 +148,8 @@ class Histories:
                     return ids, file.get_tensor("embeddings")
         except (OSError, SafetensorError):
             pass
-        found, moment = [np.empty(0)] * len(ids), int(np.datetime64(self.cutoff, "s").astype(int))
+        found: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(ids)
+        moment = int(np.datetime64(self.cutoff, "s").astype(int))
         lengths = rows.rows.data.column("test_end").to_numpy()
         order = np.argsort(lengths, kind="stable")
         for start in range(0, len(order), BATCH):

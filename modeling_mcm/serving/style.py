@@ -44,8 +44,8 @@ CSS = """
 .chips span { border: 1px solid var(--line); background: var(--paper); border-radius: 999px; padding: 0.1rem 0.6rem; }
 .chips b { color: var(--ink); font-weight: 600; }
 .timeline { overflow-x: auto; background: var(--paper); border: 1px solid var(--line); border-radius: 10px;
-  padding: 8px; contain: inline-size; }
-.timeline svg { width: 100%; min-width: 640px; height: auto; display: block; }
+  padding: 8px; contain: inline-size; direction: rtl; } /* a narrow screen begins with the latest visits */
+.timeline svg { width: 100%; min-width: 640px; height: auto; display: block; direction: ltr; }
 .timeline text { fill: var(--soft); font-size: 13px; text-anchor: middle; }
 .timeline .axis { stroke: var(--line); stroke-width: 1; }
 .timeline .after { fill: var(--line); opacity: 0.45; }
