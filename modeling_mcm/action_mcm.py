@@ -92,10 +92,10 @@ class Standardised(nn.Module):
     def see(self, rows: torch.Tensor) -> None:
         """Takes more rows, of shape `(rows, numbers)`, into the moments."""
         rows = rows.to(self.mean.dtype)
-        self.count += len(rows)
+        self.count.add_(len(rows))
         share = len(rows) / self.count.clamp(min=1)
-        self.mean += share * (rows.mean(0) - self.mean)
-        self.square += share * (rows.square().mean(0) - self.square)
+        self.mean.add_(share * (rows.mean(0) - self.mean))
+        self.square.add_(share * (rows.square().mean(0) - self.square))
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """The values, standardised, of the same shape."""

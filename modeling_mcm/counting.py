@@ -363,7 +363,7 @@ def validation_parts(
     followed: dict[str, list[torch.Tensor]] = {task: [] for task in model.trained_tasks}
     most, cases = min(CASES, MOST_SCORES // (len(PARTS) * max(sizes.values()))), 0
     for batch in batches:
-        inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
+        inputs: dict[str, Any] = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
         for place, (task, of_task) in enumerate(model.score_parts(**inputs).items()):
             if task in parts:
                 parts[task].append({name: part.cpu() for name, part in of_task.items()})

@@ -208,12 +208,13 @@ def main() -> None:
 
 def compare(options: AblationOptions) -> Path:
     """Trains and evaluates what is missing; gives the page that it has written."""
-    schema = PreparedManifest.load(options.data).event_schema
-    extractor = MCMFeatureExtractor.from_pretrained(str(Path(options.data) / FEATURE_EXTRACTOR_FOLDER))
+    folder = Path(str(options.data))
+    schema = PreparedManifest.load(folder).event_schema
+    extractor = MCMFeatureExtractor.from_pretrained(str(folder / FEATURE_EXTRACTOR_FOLDER))
     if wrong := [task for task in options.tasks if task not in extractor.tasks]:
         raise SystemExit(f"No tasks {wrong}; the data set has {', '.join(extractor.tasks)}.")
-    data = sha256_of(Path(options.data) / MANIFEST_FILE)
-    rows = load_prepared(options.data)
+    data = sha256_of(folder / MANIFEST_FILE)
+    rows = load_prepared(folder)
     cases = find_cases(rows, options.cutoff, schema.min_history, extractor.token_type_feature)
 
     counting = Path(options.output_dir, "baselines")

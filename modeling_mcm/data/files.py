@@ -192,7 +192,7 @@ def _find(address: str, what: str) -> InputFiles:
         )
     partitioned = any("=" in part for each in kinds for part in inside[each][:-1])
     paths = tuple(_address(filesystem, each) for each in kinds)
-    return InputFiles(_address(filesystem, root), paths, *firsts, filesystem, partitioned)
+    return InputFiles(_address(filesystem, root), paths, next(iter(firsts)), filesystem, partitioned)
 
 
 def merged(found: list[InputFiles]) -> list[InputFiles]:

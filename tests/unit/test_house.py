@@ -46,7 +46,8 @@ SIBLINGS = {
     "events_mcm": set(),
     "files_mcm": set(),
     "processing_mcm": {"configuration_mcm", "events_mcm", "files_mcm"},
-    "action_mcm": {"configuration_mcm", "embeddings_mcm", "modeling_mcm"},
+    "action_counts_mcm": {"configuration_mcm", "losses_mcm"},
+    "action_mcm": {"action_counts_mcm", "configuration_mcm", "embeddings_mcm", "modeling_mcm"},
     "customer_mcm": {"configuration_mcm", "modeling_mcm"},
     "action_inputs_mcm": {"configuration_mcm", "events_mcm", "processing_mcm"},
     "pipeline_mcm": {
