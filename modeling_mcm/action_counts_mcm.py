@@ -48,10 +48,10 @@ def count_names(config: MCMConfig) -> tuple[list[str], list[str]]:
         names += [f"{kind} {feature} {each}" for kind in ("shared", "share of") for each in fading]
         names += [f"days since {feature}", f"values of {feature}"]
     of_customers = [f"all visits {each}" for each in fading] + ["days since any"]
-    if (feature := config.action_history_feature) is not None:
-        size = config.vocabulary_sizes[config.features.index(feature)]
+    if (kind_of_event := config.action_history_feature) is not None:
+        size = config.vocabulary_sizes[config.features.index(kind_of_event)]
         ids = range(FIRST_LABEL, size)
-        of_customers += [f"{feature} {value} {each}" for value in ids for each in fading]
+        of_customers += [f"{kind_of_event} {value} {each}" for value in ids for each in fading]
         of_customers += [f"days since {feature} {value}" for value in ids]
     return names, of_customers
 

@@ -101,7 +101,8 @@ class Reader:
         self.has_state = state is not None
         half_lives = [] if state is None else [*state.half_lives, math.inf]
         self.half_lives = torch.tensor(half_lives, dtype=torch.float64)
-        self.few, self.many = ([], []) if state is None else (state.few, state.many)
+        self.few: list[int] = [] if state is None else state.few
+        self.many: list[int] = [] if state is None else state.many
         self.channels = 0 if state is None else 2 + state.num_sums
         # Half-lives at which features of many values are counted: the one nearest to a month, and none.
         nearest = sorted(range(len(half_lives)), key=lambda k: abs(half_lives[k] - TASTE_HALF_LIFE))[:1]

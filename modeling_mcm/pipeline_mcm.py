@@ -238,7 +238,8 @@ class CustomerPredictionPipeline(_CustomerPipeline):
         return ModelOutput({"logits": self.model(**self.model_inputs({"rows": rows}, now)).logits.float()})
 
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> dict[str, float] | float:
-        logits, config = model_outputs["logits"][0], self.model.config
+        config: Any = self.model.config
+        logits = model_outputs["logits"][0]
         if config.problem_type == "regression" or config.num_labels == 1:
             return logits[0].item()
         return {config.id2label[place]: chance for place, chance in enumerate(logits.softmax(-1).tolist())}
