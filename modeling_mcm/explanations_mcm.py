@@ -313,7 +313,7 @@ def _label_parts(
     """What the log-probability of a label is a sum of, of shape `(B, P)`."""
     place = model.config.tasks.index(task)
     parts = model.score_parts([task], **inputs)[task]
-    log_probability = model._joined_scores(place, parts).double().log_softmax(-1)[:, label]
+    log_probability = model.joined_scores(place, parts).double().log_softmax(-1)[:, label]
     scales = model.score_scales[place].double()
     memory = model.counted_memory
     related = memory is not None and "met" in parts

@@ -33,7 +33,7 @@ import zlib
 from bisect import insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -61,6 +61,7 @@ from .processing_mcm import ROWS, MCMFeatureExtractor, first_kept
 
 FORMAT, VERSION = "mcm-live", "1"
 EVENTS = "events"  # the tensor of a stored state that holds the events, as compressed JSON
+TIME_FIX = "give a datetime or ISO 8601 text such as 2017-03-01T18:30:00, or leave the event out"
 STATE = "state."  # the names of the others open with it
 # Of each model, for the weights that it has: the digest of these, and how live states read it.
 _DIGESTS: WeakKeyDictionary[torch.nn.Module, tuple[Any, str]] = WeakKeyDictionary()
@@ -89,12 +90,14 @@ class _Visit:
         start: what puts its first event in order: seconds since 1970-01-01, or a place.
         key: of the visit, as text; empty without one.
         events: in the order in which they came.
+        opening: the event at the start.
         rows: events in a row of `encode`, the end of the visit included; -1 until it was encoded.
     """
 
     start: int
     key: tuple[bool, str]
     events: list[dict[str, Any]] = field(compare=False)
+    opening: dict[str, Any] = field(compare=False)
     rows: int = field(default=-1, compare=False)
 
 
@@ -110,6 +113,14 @@ class LiveCustomer:
     Raises:
         ValueError: if model and feature extractor do not belong together, or the profile cannot be read.
     """
+
+    _closed: LiveState | None  # after the finished visits, the first `_folded` ones
+    _folded: int
+    _tip: LiveState | None  # after all visits
+    _ahead: tuple[int, dict[str, Any]] | None  # what `_unread` gives, encoded, and its first visit
+    _start: int  # the first event that the model reads, its time and its visit
+    _base: int
+    _first_visit: int
 
     def __init__(
         self,
@@ -148,7 +159,11 @@ class LiveCustomer:
         """
         added = self._read(events)
         self._check_past(added, now)
-        return Added(len(added), self._insert(added))
+        first, row = self._folded - 1, self._encode([*self._unread(), *added])  # it raises where one can't be read
+        late = self._insert(added)
+        if not late and first >= 0:
+            self._ahead = first, row
+        return Added(len(added), late)
 
     def remove(self, event: Mapping[str, Any]) -> None:
         """Forgets one event: from here on every answer is that of a customer who never had it.
@@ -160,6 +175,7 @@ class LiveCustomer:
             ValueError: if the customer has no such event.
         """
         (wanted,) = self._read([event])
+        self._encode([wanted])
         visit = self._by_key.get(self._placed(wanted)[0])
         if self.feature_extractor.order == ROWS:  # only equality says which one it is
             visit = next((each for each in reversed(self._visits) if wanted in each.events), None)
@@ -247,17 +263,17 @@ class LiveCustomer:
         Raises:
             NotImplementedError: if the checkpoint has learned no forecasts.
         """
-        moment = self._moment(now)
-        if self._reader is not None:
-            found = self._state().forecast(self._reader, self._days(moment))
-        else:
-            with torch.inference_mode():
-                found = self.model.model(**self._inputs(moment)).forecasts or {}
-        if not found:
+        moment, heads = self._moment(now), self.model.model.forecasts
+        if heads is None or not heads.is_trained:
             raise NotImplementedError(
                 f"{self.model.name_or_path or 'The model'} has no trained forecasts: they would be made up. Pre-train "
                 "a checkpoint with a customer state (training/run_pretrain.py, state_size)."
             )
+        if self._reader is not None:
+            found = self._state().forecast(self._reader, self._days(moment))
+        else:
+            with torch.inference_mode():
+                found = cast(dict[str, torch.Tensor], self.model.model(**self._inputs(moment)).forecasts)
         return {name: value.item() for name, value in found.items()}
 
     def explain(self, task: str, label: Any = None, now: Any = None) -> Explanation:
@@ -284,7 +300,7 @@ class LiveCustomer:
             caches (`bool`): Store what the model remembers too. Without, a state is as small as its events, and the
                 first answer after `from_bytes` takes as long as reading the whole history.
         """
-        stored = {"events": self.events, "profile": self.profile, "customer_id": self.customer_id}
+        stored: dict[str, Any] = {"events": self.events, "profile": self.profile, "customer_id": self.customer_id}
         tensors = {}
         if caches and self._reader is not None:
             self._state()
@@ -295,7 +311,7 @@ class LiveCustomer:
                 self._first_visit,
                 [visit.rows for visit in self._visits],
             ]
-            tensors = {STATE + name: value for name, value in self._closed.tensors().items()}
+            tensors = {STATE + name: value for name, value in cast(LiveState, self._closed).tensors().items()}
         packed = zlib.compress(json.dumps(stored, separators=(",", ":"), allow_nan=False).encode())
         tensors[EVENTS] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
         digest = checkpoint_digest(self.model, self.feature_extractor)
@@ -366,8 +382,9 @@ class LiveCustomer:
                         event[name] = str(np.datetime64(seconds, "s"))
                     elif not is_missing(value):
                         event[name] = _plain(value)
+            if extractor.time is not None and extractor.time not in event:
+                raise ValueError(f"{self._name()}: column {extractor.time!r}: found no time (None); {TIME_FIX}")
             read.append(event)
-        self._encode(read)
         return read
 
     def _encode(self, events: list[dict[str, Any]]) -> dict[str, Any]:
@@ -401,17 +418,19 @@ class LiveCustomer:
             visit = self._by_key.get(known_by)
             is_old = visit is not None and id(visit) not in made
             if visit is None:
-                visit = self._by_key[known_by] = _Visit(moment, (key is not None, key or ""), [])
+                visit = self._by_key[known_by] = _Visit(moment, (key is not None, key or ""), [], event)
                 made.add(id(visit))
                 insort(self._visits, visit)
             elif moment < visit.start:  # it began earlier than it seemed
                 self._visits.remove(visit)
-                visit.start = moment
+                visit.start, visit.opening = moment, event
                 insort(self._visits, visit)
                 late |= is_old
             visit.events.append(event)
             touched |= visit is opened
             late |= opened is not None and visit is not opened and (is_old or visit < opened)
+        if events:
+            self._ahead = None
         if late:
             self._forget_state()
         elif touched:
@@ -423,46 +442,53 @@ class LiveCustomer:
     # -------------------------------------------------------------------------------------------------- what is kept
 
     def _forget_state(self) -> None:
-        self._closed: LiveState | None = None  # after the finished visits, the first `_folded` ones
-        self._folded = 0
-        self._tip: LiveState | None = None  # after all visits
-        self._start = self._base = self._first_visit = 0  # the first event that the model reads, its time and visit
+        self._closed = self._tip = self._ahead = None
+        self._folded = self._start = self._base = self._first_visit = 0
 
     def _state(self) -> LiveState:
         """The state after the last event."""
         if self._tip is None and not (self._closed is not None and self._read_on()):
             self._read_all()
-        return self._tip
+        return cast(LiveState, self._tip)
 
     def _read_on(self) -> bool:
         """Reads the visits that are not in the state; `False` where the history has to be cut elsewhere."""
         if not self._folded:
             return False
-        first = self._folded - 1  # the visit before says how many days have passed
-        row = self._encode([event for visit in self._visits[first:] for event in visit.events])
-        self._count_rows(row, first)
+        first, row = self._ahead or (self._folded - 1, self._encode(self._unread()))
+        self._count_rows(row, first + 1, 1)
         number = sum(visit.rows for visit in self._visits)
         is_whole = self._start <= number - self._visits[-1].rows  # the last visit
         if not is_whole or first_kept(number, self.feature_extractor.max_events - 1) != self._start:
             return False
-        self._extend(row, max(self._visits[first].rows, self._start - number + len(row["times"])), first)
+        self._extend(row, int(np.searchsorted(row["visits"], self._folded - first)), first)
         return True
+
+    def _unread(self) -> list[dict[str, Any]]:
+        """The events of visits that are not in the state, after the opening of the visit before: it says how many days
+        have passed."""
+        if not self._folded:
+            return []
+        unread = [event for visit in self._visits[self._folded :] for event in visit.events]
+        return [self._visits[self._folded - 1].opening, *unread]
 
     def _read_all(self) -> None:
         """Reads the whole history, as far as the model reads it."""
         row = self._encode(self.events)
-        self._count_rows(row, 0)
+        self._count_rows(row, 0, 0)
         number = len(row["times"])
         self._start = first_kept(number, self.feature_extractor.max_events - 1)
         self._base = int(row["times"][self._start]) if self._start < number else 0
         self._first_visit = int(row["visits"][self._start]) if self._start < number else 0
         nothing = torch.zeros(1)
-        self._closed, self._folded = LiveState.empty(self._reader), 0
-        self._closed = self._closed.extend(self._reader, self._start_row, nothing, nothing.long())
+        reader = cast(Reader, self._reader)
+        self._closed = LiveState.empty(reader).extend(reader, self._start_row, nothing, nothing.long())
+        self._folded = 0
         self._extend(row, self._start, 0)
 
-    def _count_rows(self, row: Mapping[str, Any], first: int) -> None:
-        counts = np.bincount(row["visits"], minlength=len(self._visits) - first)
+    def _count_rows(self, row: Mapping[str, Any], first: int, skip: int) -> None:
+        """Notes how many events the visits from `first` on have in a row; those of the row's first visits are left."""
+        counts = np.bincount(row["visits"], minlength=skip + len(self._visits) - first)[skip:]
         for visit, count in zip(self._visits[first:], counts.tolist(), strict=True):
             visit.rows = count
 
@@ -482,12 +508,12 @@ class LiveCustomer:
             values[:, index] = row[f"value_{feature}"][skip:]
         last = int(np.searchsorted(visits, len(self._visits) - 1))
         numbers = torch.from_numpy(visits - self._first_visit + 1)
-        state = self._closed
+        state = closed = cast(LiveState, self._closed)
         for part in (slice(0, last), slice(last, None)):
             closed = state
             latest = np.maximum.accumulate(np.maximum(days[part], np.float32(state.time)))
             read = (ids[part], torch.from_numpy(latest), numbers[part], torch.from_numpy(values[part]))
-            state = state.extend(self._reader, *read)
+            state = state.extend(cast(Reader, self._reader), *read)
         self._closed, self._folded = closed, max(len(self._visits) - 1, 0)
         self._tip = state
 

@@ -378,17 +378,18 @@ class LiveState:
             groups, of_event = visits[has_label].unique_consecutive(return_inverse=True)
             if not len(groups):
                 continue
-            cells = ((ids[table.place, has_label]) * len(groups) + of_event).unique()  # (label, visit), each once
+            cells = (ids[table.place, has_label] * len(groups) + of_event).unique()  # (label, visit), each once
             weights = DECAY ** (len(groups) - 1 - cells % len(groups)).double()
-            labels = cells // len(groups)
-            part, fade = self._of_task(table), DECAY ** len(groups)
-            columns[part, RATE] *= fade
-            places = torch.searchsorted(self.labels, labels + table.labels.start)
-            columns[:, RATE].index_add_(0, places, weights)
+            labels, fade = cells // len(groups), DECAY ** len(groups)
+            columns[self._of_task(table), RATE] *= fade
+            columns[:, RATE].index_add_(0, torch.searchsorted(self.labels, labels + table.labels.start), weights)
             self.label_visits[table.place] += len(groups)
             self.habits[table.labels] *= fade
             is_new = torch.isin(labels + table.labels.start, first_met)
-            is_new &= F.pad(labels[1:] != labels[:-1], (1, 0), value=True)  # a label that several visits have, once
+            if len(groups) > 1:
+                is_new &= F.pad(
+                    labels[1:] != labels[:-1], (1, 0), value=True
+                )  # a label that several visits have, once
             self._relate(reader, table, labels, weights, is_new.double())
 
     def _relate(self, reader: Reader, table: TaskTables, labels, rates, met) -> None:
@@ -439,9 +440,9 @@ class LiveState:
         for task in reader.tasks if tasks is None else tasks:
             place = reader.tasks.index(task)
             parts = self._parts(reader.model, reader.tables[place])
-            result[task] = reader.model._joined_scores(
-                place, {name: part[None, None] for name, part in parts.items()}
-            )[0, 0]
+            result[task] = reader.model.joined_scores(place, {name: part[None, None] for name, part in parts.items()})[
+                0, 0
+            ]
         return result
 
     @torch.inference_mode()
@@ -467,8 +468,9 @@ class LiveState:
 
     @torch.inference_mode()
     def forecast(self, reader: Reader, now: float | None = None) -> dict[str, torch.Tensor]:
-        """The forecasts that the model has learned, by name; arguments as of `embedding`."""
-        return cast(Any, reader.model.model.forecasts)(self.embedding(reader, now)) if reader.has_state else {}
+        """The forecasts by name, none where the model has learned none; arguments as of `embedding`."""
+        forecasts = cast(Any, reader.model.model.forecasts)
+        return forecasts(self.embedding(reader, now)) if forecasts is not None and forecasts.is_trained else {}
 
     def _parts(self, model, table: TaskTables) -> dict[str, torch.Tensor]:
         """What a task's scores are a sum of, each of shape `(V,)`, as `score_parts` says."""
