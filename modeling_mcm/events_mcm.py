@@ -48,7 +48,7 @@ TIME_PATTERN = (
     r"(?:[T ]\s*((?:[01]?[0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9])?)(?:[.,][0-9]*)?"
     r"\s*(Z|UTC|GMT|[+-](?:[01][0-9]|2[0-3])(?::?[0-5][0-9](?::?[0-5][0-9])?)?)?)?\s*$"
 )
-TIME_ADVICE = "write ISO 8601 such as 2017-10-01T12:30:00, and a zone as Z, UTC or an offset such as +02:00"
+TIME_ADVICE = "ISO 8601 text such as 2017-10-01T12:30:00, and a zone as Z, UTC or an offset such as +02:00"
 # Offsets of a zone are looked up within these years; before and after them those of their ends hold.
 ZONE_YEARS = (1900, 2200)
 
@@ -187,7 +187,7 @@ def to_seconds(value: Any, zone: tzinfo) -> int:
     Raises:
         ValueError: if the value is missing, a number, or text that is no time.
     """
-    fix = f"give a datetime, or text: {TIME_ADVICE}"
+    fix = f"give a datetime or {TIME_ADVICE}"
     if is_missing(value):
         raise ValueError(f"found no time ({value!r}); {fix}, or leave the event out")
     if isinstance(value, np.datetime64):

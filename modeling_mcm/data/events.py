@@ -285,7 +285,7 @@ def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
 
 def _find_unreadable(table: ir.Table, columns: dict[str, ir.Value], schema: EventSchema) -> ir.BooleanValue | None:
     """Which rows hold a time or a number that can't be read, None for no row; an error where these are errors."""
-    wanted = "a whole number" if schema.order else f"a time; {TIME_ADVICE}"
+    wanted = "a whole number" if schema.order else f"a time; write {TIME_ADVICE}"
     read = {schema.order_column or ROW_NUMBER: (columns["second"], wanted)}
     for i, spec in enumerate(schema.features):
         if spec.kind == NUMERIC and spec.column:

@@ -160,7 +160,7 @@ def check_files(
             ways = " and ".join(f"{kind} in {path}" for kind, path in types.items())
             raise ValueError(
                 f"Column {name!r} of the {what} files is {ways}: the files have different columns or types ({name}), "
-                "as where the schema of a log has changed; write them alike."
+                "and the schema of the log has changed; write them alike."
             )
 
 

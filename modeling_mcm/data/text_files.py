@@ -283,12 +283,12 @@ class TextReader:
             return data[:used], used
         good, place, number, one_by_one = [], 0, len(self.names), 0
         while place < len(data):
-            if place >= one_by_one and (end := self._grammar.run(data, place, number)) > place:
-                if self._no_text(data[place:end]) is None:
-                    good.append(data[place:end])
-                    place = end
+            if place >= one_by_one and (through := self._grammar.run(data, place, number)) > place:
+                if self._no_text(data[place:through]) is None:
+                    good.append(data[place:through])
+                    place = through
                     continue
-                one_by_one = end
+                one_by_one = through
             end, fields = self._grammar.record(data, place)
             if end is None:
                 if not is_last and len(data) - place < LONGEST_RECORD and self._grammar.may_go_on(data, place):

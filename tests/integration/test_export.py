@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from faults import expected
 
 from modeling_mcm import MCMFeatureExtractor, MCMForActionRecommendation, MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.counting import fill_followers, fill_label_values, fill_related, training_labels
@@ -347,14 +348,36 @@ def test_an_export_that_fails_leaves_the_earlier_one(quick, save, tmp_path, monk
     assert content(tmp_path / "exported") == before
 
 
-def test_a_path_that_cannot_be_written_is_found_before_the_work(quick, save, prepared, tmp_path):
-    (tmp_path / "file").write_text("x")
-    nowhere = str(tmp_path / "file" / "folder")
-    with pytest.raises(OSError, match="can't be written .*choose another --output_dir"):
-        quick.run(quick.ExportOptions(model=save(), output_dir=nowhere))
-    with pytest.raises(ValueError, match="is a file; give a folder"):
-        quick.run(quick.ExportOptions(model=save(), output_dir=str(tmp_path / "file")))
-    costs = {"format": "int8", "data": str(prepared), "report_file": f"{nowhere}/report.md"}
-    with pytest.raises(OSError, match="report.md can't be written"):
-        quick.run(options(quick, save(), tmp_path, **costs))
-    assert quick.calls == [] and not (tmp_path / "exported").exists()
+def with_file(folder, name):
+    folder.mkdir()
+    (folder / name).write_text("mine")
+    return str(folder)
+
+
+PLACES = {
+    "the folder of the checkpoint": lambda folder: {"output_dir": f"{folder}/checkpoint/."},
+    "a folder of another checkpoint": lambda folder: {
+        "output_dir": shutil.copytree(folder / "checkpoint", folder / "other")
+    },
+    "a folder with something else": lambda folder: {"output_dir": with_file(folder / "notes", "notes.txt")},
+    "a file": lambda folder: {"output_dir": with_file(folder / "notes", "file") + "/file"},
+    "a folder that can't be made": lambda folder: {"output_dir": with_file(folder / "notes", "file") + "/file/folder"},
+    "a report that can't be written": lambda folder: {
+        "output_dir": str(folder / "exported"),
+        "format": "int8",
+        "data": folder / "data",
+        "report_file": with_file(folder / "notes", "file") + "/file/report.md",
+    },
+}
+
+
+@pytest.mark.parametrize(("place", "message"), expected("Exports", PLACES))
+def test_a_place_that_is_no_place_for_an_export_is_told_before_the_work(
+    quick, save, prepared, tmp_path, place, message
+):
+    shutil.copytree(prepared, tmp_path / "data")
+    checkpoint, options_of_place = save(), place(tmp_path)
+    before = content(tmp_path)
+    with pytest.raises((ValueError, OSError), match=message):
+        quick.run(quick.ExportOptions(model=checkpoint, **{k: str(v) for k, v in options_of_place.items()}))
+    assert quick.calls == [] and content(tmp_path) == before and not (tmp_path / "exported").exists()

@@ -3,11 +3,13 @@
 """A run of CI does not pass by skipping: a missing Java is a failure there, a missing graphics card is none."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from faults import expected
 
 TESTS = Path(__file__).resolve().parents[1]
 SKIPPED = {
@@ -34,6 +36,15 @@ def test_only_reasons_of_the_list_may_skip_a_test_in_ci(tmp_path, text):
         assert (done.returncode != 0) == status, done.stdout
         assert ("must not be skipped for this reason" in done.stdout) == status
         assert ("1  no GPU: needs a graphics card" in done.stdout) == (reason == "no GPU")
+
+
+REASONS = {"no Java": "no Java", "no Spark": "Spark not installed", "any other reason": "tired today"}
+
+
+@pytest.mark.parametrize(("reason", "message"), expected("Continuous integration", REASONS))
+def test_a_reason_that_is_not_on_the_list_is_told(tmp_path, reason, message):
+    done = run(tmp_path, SKIPPED["a fixture"].format(reason), "true")
+    assert done.returncode == 1 and re.search(message, done.stdout)
 
 
 def test_an_expected_failure_is_no_skip(tmp_path):

@@ -87,6 +87,7 @@ ROOMS = {
     "evaluation": {"evaluation", "extras", "files_mcm", "processing_mcm"},
     "hub": {"hub", "data", "evaluation", *SIBLINGS},
     "extras": set(),
+    "progress": set(),
     "counting": set(SIBLINGS),
     "model_evaluation": {"data", "evaluation", *SIBLINGS},
     "recipe": set(),

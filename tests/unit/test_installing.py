@@ -13,6 +13,7 @@ from pathlib import Path
 import import_without
 import pytest
 from conftest import TINY
+from faults import expected
 
 ROOT = Path(__file__).resolve().parents[2]
 # What setup.py always installs, and what that brings with it.
@@ -117,16 +118,32 @@ def test_training_and_scoring_run_without_any_extra(prepared, tmp_path):
     assert list((tmp_path / "scores").glob("*.parquet"))
 
 
-@pytest.mark.parametrize("script", ["run_offers", "run_ablation"])
-def test_a_comparison_without_scipy_ends_with_the_name_of_the_extra(script, prepared, tmp_path):
+def what_a_comparison_says(script, data, folder):
+    """What a script of comparisons says without SciPy, and how it ends."""
     code = "import runpy, sys\nfrom import_without import hide\nhide('scipy')\nsys.path.insert(0, 'training')\n"
     code += "sys.argv.pop(0)\nrunpy.run_path(sys.argv[0], run_name='__main__')"
     paths = os.pathsep.join([str(ROOT), str(Path(import_without.__file__).parent)])
-    offers = ["--offers", prepared] if script == "run_offers" else []
-    command = [sys.executable, "-c", code, f"training/{script}.py", "--data", prepared, *offers]
-    command += ["--output_dir", tmp_path / "runs", "--report", tmp_path / "page.md"]
+    offers = ["--offers", data] if script == "run_offers" else []
+    command = [sys.executable, "-c", code, f"training/{script}.py", "--data", data, *offers]
+    command += ["--output_dir", folder / "runs", "--report", folder / "page.md"]
     environment = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True)
-    said = f"{script}: scipy is not installed, which comes with an extra: pip install 'modeling-mcm[evaluation]'."
-    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1] == said and "Traceback" not in done.stderr
-    assert not (tmp_path / "runs").exists()
+    assert done.returncode == 1 and "Traceback" not in done.stderr and not (folder / "runs").exists()
+    return done.stderr.strip().splitlines()[-1]
+
+
+MISSING = {
+    "no Ibis": "ibis",
+    "no DuckDB": "duckdb",
+    "no SciPy for run_offers": "run_offers",
+    "no SciPy for run_ablation": "run_ablation",
+}
+
+
+@pytest.mark.parametrize(("what", "message"), expected("Installing", MISSING))
+def test_the_sentence_names_the_package_and_the_extra(request, prepared, tmp_path, what, message):
+    if what.startswith("run_"):
+        said = [what_a_comparison_says(what, prepared, tmp_path)]
+    else:
+        said = [outcome[1] for outcome in request.getfixturevalue("report")[what].values() if outcome]
+    assert said and all(re.fullmatch(message, each) for each in said)
