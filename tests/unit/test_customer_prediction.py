@@ -75,6 +75,25 @@ def test_the_first_prediction_of_a_number_is_its_mean_and_its_unit_changes_nothi
     assert torch.allclose(*found, rtol=1e-3)
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_with_states_the_head_starts_as_their_penalised_linear_model(make_model, number):
+    sklearn = pytest.importorskip("sklearn.linear_model", reason="scikit-learn not installed")
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(200, 12, generator=generator) * 3 + 1
+    signal = states @ torch.randn(12, generator=generator) + torch.randn(200, generator=generator)
+    labels = signal if number == 1 else (signal > signal.mean()).long()
+    model = make_model(num_labels=number)
+    model.start_from(labels, states)
+    z = ((states - states.mean(0)) / states.std(0)).numpy()
+    found = model.prediction_head(states).detach()
+    if number == 1:
+        expected = sklearn.Ridge(50.0).fit(z, ((labels - labels.mean()) / labels.std()).numpy()).predict(z)
+        assert torch.allclose(found[:, 0], torch.tensor(expected, dtype=torch.float), atol=1e-3)
+    else:  # two rows of weights share what one would have: half of it each, at half the penalty
+        expected = sklearn.LogisticRegression(C=0.02).fit(z, labels.numpy()).decision_function(z)
+        assert torch.allclose(found[:, 1] - found[:, 0], torch.tensor(expected, dtype=torch.float), atol=1e-2)
+
+
 def test_training_moves_the_state_and_the_head_and_neither_encoder_nor_forecasts(make_model, inputs):
     model = make_model(num_labels=2)
     torch.nn.init.ones_(model.model.forecasts.amounts.weight)
