@@ -144,8 +144,9 @@ def fine_tuned(options: FewLabelsOptions, known: Customers, target: NDArray, pla
         torch.manual_seed(seed)
         model = read_checkpoint(MCMForCustomerPrediction, str(options.model), NEW, **names).eval()
         labels = torch.from_numpy(target)
-        with torch.inference_mode():
-            model.start_from(labels[places], model.model.state(known.kept[places]))
+        with torch.no_grad():
+            states = model.model.state(known.kept[places])
+        model.start_from(labels[places], states)
         trainer = LabelTrainer(
             model=model,
             args=training,

@@ -34,6 +34,7 @@ from .modeling_mcm import MCMModel, MCMPreTrainedModel
 
 NUMBER, CLASSES = "regression", "single_label_classification"  # transformers' names of the two kinds of labels
 IGNORED = -100  # a class that is not known
+PENALTY = 50.0  # of a label, on the squared weights that the head starts with
 
 
 @auto_docstring(custom_intro="What [`MCMForCustomerPrediction`] returns.")
@@ -151,8 +152,9 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
 
     @torch.no_grad()
     def start_from(self, labels: torch.Tensor, states: torch.Tensor | None = None) -> None:
-        """Starts the head at what holds for everybody, so that training need not find it: the shares of the classes or
-        the mean of the number, whose spread becomes the unit of the loss, and the mean and spread of the states.
+        """Starts the head where training need not find it: at the shares of the classes, or the mean of the number,
+        whose spread becomes the unit of the loss. With states it starts as the linear model of them, with a penalty
+        that suits some hundred labels: what is trained together from nothing knows the training customers by heart.
 
         Args:
             labels (`(labels,)`): of the training customers, as `forward` takes them.
@@ -170,6 +172,28 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         if states is not None:
             head.mean.copy_(states.mean(0))
             head.spread.copy_(states.std(0).clamp(min=1e-3))
+            self._fit_head(labels, (states.detach() - head.mean) / head.spread)
+
+    @torch.enable_grad()
+    def _fit_head(self, labels: torch.Tensor, states: torch.Tensor) -> None:
+        """The penalised linear model of standardised states."""
+        layer = self.prediction_head.output
+        optimizer = torch.optim.LBFGS([layer.weight, layer.bias], max_iter=100, line_search_fn="strong_wolfe")
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = self._loss(layer(states), labels) + PENALTY / len(labels) * (layer.weight**2).sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        optimizer.zero_grad()
+
+    def _loss(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if self.problem_type == NUMBER:
+            numbers = (labels.to(scores.dtype) - self.config.label_mean) / self.config.label_std
+            return F.mse_loss(scores[:, 0], numbers)
+        return F.cross_entropy(scores, labels, ignore_index=IGNORED)
 
     def counts(
         self,
@@ -241,14 +265,9 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
             self._forget_forecasts()
         state = self.model.state(counts)
         scores = self.prediction_head(state)
-        loss = None
+        loss = None if labels is None else self._loss(scores, labels)
         if self.problem_type == NUMBER:
-            mean, std = self.config.label_mean, self.config.label_std
-            if labels is not None:
-                loss = F.mse_loss(scores[:, 0], (labels.to(scores.dtype) - mean) / std)
-            scores = scores * std + mean
-        elif labels is not None:
-            loss = F.cross_entropy(scores, labels, ignore_index=IGNORED)
+            scores = scores * self.config.label_std + self.config.label_mean
         return MCMPredictionOutput(loss=loss, logits=scores, pooler_output=state)
 
 

@@ -41,13 +41,13 @@ logger = logging.get_logger(__name__)
 NEW = ("prediction_head.",)
 MOST_KEPT = 2**29  # numbers of counts that are kept in memory, 2 GB
 COUNT_BATCH = 64  # histories that are counted at a time
-SAMPLE = 2048  # labels whose states are standardised by, where they are not all kept
+SAMPLE = 2**14  # labels that the head starts with, where they are not all kept
 # Options that suit a few hundred labels, where none are given; those of a set belong together.
 DEFAULTS: tuple[dict[str, Any], ...] = (
-    {"eval_strategy": "epoch", "save_strategy": "epoch", "early_stopping_patience": 5},
+    {"eval_strategy": "epoch", "save_strategy": "epoch", "early_stopping_patience": 2},
     {"output_dir": "runs/labels"},
     {"learning_rate": 1e-3},
-    {"num_train_epochs": 20},
+    {"num_train_epochs": 5},
     {"per_device_train_batch_size": 32},
 )
 METRICS = ("auc", "accuracy", "rank_correlation", "mae", "loss")
@@ -231,13 +231,14 @@ def train_to_labels(
     numbers = tuned.model.state.mean.numel()
     if len(customers) * numbers <= MOST_KEPT:
         dataset, collator = KeptCounts(tuned, customers, collator), default_data_collator
-        sample = dataset.counts[places]
+        sampled, sample = places, dataset.counts[places]
     else:
-        drawn = np.random.default_rng(training.seed).permutation(places)[:SAMPLE]
-        sample = KeptCounts(tuned, Subset(customers, drawn.tolist()), collator).counts
+        sampled = np.random.default_rng(training.seed).permutation(places)[:SAMPLE]
+        sample = KeptCounts(tuned, Subset(customers, sampled.tolist()), collator).counts
     tuned.eval()
-    with torch.inference_mode():
-        tuned.start_from(torch.from_numpy(labels.values[places]), tuned.model.state(sample.to(tuned.device)))
+    with torch.no_grad():
+        states = tuned.model.state(sample.to(tuned.device))
+    tuned.start_from(torch.from_numpy(labels.values[sampled]).to(tuned.device), states)
     trainer = LabelTrainer(
         model=tuned,
         args=training,

@@ -212,3 +212,23 @@ def test_labels_need_a_log_with_times(call, options, prepare_log, event_log, pre
     chosen = module.LabelOptions(labels=str(tmp_path / "labels.csv"))
     with pytest.raises(ValueError, match="has no times but `order`"):
         module.read_labels(str(data), chosen)
+
+
+def test_the_comparison_with_few_labels_writes_its_page(pretrained, prepared, tmp_path, monkeypatch):
+    pytest.importorskip("lightgbm", reason="LightGBM not installed")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("few_labels")
+    monkeypatch.setattr(script, "FEWEST", 5)
+    written = ["--report", tmp_path / "page.md", "--output_file", tmp_path / "numbers.json"]
+    few = ["--sizes", 12, 20, "--draws", 2, "--profile", "age", "--days", 20, "--min_events", 3]
+    given = ["few_labels.py", "--model", pretrained, "--data", prepared, *few, *written]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in given])
+    script.main()
+    results = json.loads((tmp_path / "numbers.json").read_text())
+    assert set(results["targets"]) == {"age", "churn in 20 days"}
+    for sizes in results["targets"].values():
+        assert set(sizes) == {"12", "20"}
+        for values in sizes.values():
+            assert all(len(values[method]) == 2 and 0 <= min(values[method]) for method in script.METHODS)
+    page = (tmp_path / "page.md").read_text()
+    assert page.count("\n| ") == 6 and "34 customers of corner_shop" in page
