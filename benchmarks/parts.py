@@ -33,10 +33,10 @@ from modeling_mcm.evaluation.cases import EvaluationCases, Horizon, find_cases, 
 from modeling_mcm.evaluation.ranking import TargetRanks
 from modeling_mcm.evaluation.tables import write_values
 from modeling_mcm.modeling_mcm import PARTS
+from modeling_mcm.training.checkpoints import check_files, read_checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from arguments import parse_options
-from checkpoints import check_files, read_checkpoint
 
 RELATED = ("habits", "new")
 Parts = Mapping[str, torch.Tensor]
