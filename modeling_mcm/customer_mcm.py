@@ -21,6 +21,7 @@ Shapes: B customers, L events, J features, N summed features, C classes (1 for a
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +68,7 @@ class PredictionHead(nn.Module):
         self.mean = nn.Buffer(torch.zeros(config.state_size))
         self.spread = nn.Buffer(torch.ones(config.state_size))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.output = nn.Linear(config.state_size, config.num_labels)
+        self.output = nn.Linear(config.state_size, int(config.num_labels or 1))
 
     def reset_parameters(self) -> None:
         """Everybody alike."""
@@ -260,7 +261,8 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         if counts is None:
             if input_ids is None:
                 raise ValueError("There is no `input_ids`, and no `counts` in its place: give one of them.")
-            counts = self.counts(input_ids, attention_mask, visit_ids, event_times, event_values, now)
+            found = self.counts(input_ids, attention_mask, visit_ids, event_times, event_values, now)
+            counts = cast(torch.FloatTensor, found)
         if self.training and self._trains_state:
             self._forget_forecasts()
         state = self.model.state(counts)
