@@ -20,7 +20,7 @@ def test_the_page_is_the_table(request):
 @pytest.mark.parametrize("area", faults.AREAS)
 def test_an_area_has_its_test(area):
     tests = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
-    assert any(f'expected("{area}", ' in text for text in tests)
+    assert any(f'expected("{area}", ' in text for text in tests), area
 
 
 def test_a_fault_without_a_test_is_found():
