@@ -8,7 +8,7 @@ from modeling_mcm.hub import PublishingError, check_name
 from modeling_mcm.hub.publish import LOGIN, _explain, _redact, is_publishable
 
 
-@pytest.mark.parametrize("name", ["../../x y", "org/..", "a/b/c", "org/mcm base", "", "org/", "/x", "org/a--b", "é/x"])
+@pytest.mark.parametrize("name", ["../../x y", "org/..", "a/b/c", "org/mcm base", "", "org/", "/x", "org/a--b"])
 def test_what_is_no_name_is_refused(name):
     with pytest.raises(PublishingError, match="is no name for the Hub"):
         check_name(name)
