@@ -16,7 +16,6 @@ repository that exists gets one new commit, or none if nothing changed; README.m
 `Trainer.push_to_hub` and `model.push_to_hub` choose less: the first sends a pickle of the training arguments.
 """
 
-import json
 import sys
 import tempfile
 from dataclasses import dataclass, field, replace
@@ -33,6 +32,7 @@ from modeling_mcm.hub import (
     Exposure,
     Footprint,
     PublishingError,
+    check_name,
     customers_per_value,
     dataset_card,
     files_to_publish,
@@ -40,8 +40,11 @@ from modeling_mcm.hub import (
     publish,
     rare_values,
     shared_pairs,
+    write_results,
     write_upload_folder,
 )
+from modeling_mcm.hub.card import result_rows
+from modeling_mcm.hub.folder import read_json
 
 from arguments import parse_options
 
@@ -93,6 +96,11 @@ class PublishingOptions:
         for option, folder in (("model", self.model), ("data", self.data)):
             if folder and not Path(folder).is_dir():  # transformers would take the name for one on the Hub, and ask
                 raise ValueError(f"--{option} is {folder!r}, which is no folder here.")
+        if self.repo_id:
+            try:
+                check_name(self.repo_id)
+            except PublishingError as error:
+                raise ValueError(f"--repo_id: {error}") from error
         if self.min_customers is not None and self.min_customers < 2:
             raise ValueError(f"--min_customers is {self.min_customers}; every value has 1 customer, give 2 or more.")
 
@@ -110,13 +118,10 @@ def count_rare(options: PublishingOptions, extractor: MCMFeatureExtractor) -> tu
 
 
 def stored(path: Path, needed: bool) -> dict[str, Any] | None:
-    """What a JSON file holds; None where an optional one is missing."""
+    """What a JSON file holds; None where an optional one is missing. A `ValueError` names one that is damaged."""
     if not needed and not path.is_file():
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no JSON object: write it again with the script that it is of.")
-    return found
+    return read_json(path, "which --evaluation names")
 
 
 def write_dataset_card(options: PublishingOptions) -> None:
@@ -149,6 +154,10 @@ def fill_folder(options: PublishingOptions, folder: Path) -> None:
         )
     evaluation = stored(Path(options.evaluation or checkpoint / "evaluation.json"), needed=bool(options.evaluation))
     training = [facts for name in TRAINING_FILES if (facts := stored(checkpoint / name, needed=False))]
+    try:
+        result_rows(evaluation)
+    except ValueError as error:
+        raise ValueError(f"{options.evaluation or checkpoint / 'evaluation.json'}: {error}") from error
     told = CardFacts.gather(
         folder,
         str(options.repo_id),
@@ -157,6 +166,7 @@ def fill_folder(options: PublishingOptions, folder: Path) -> None:
         exposure,
         Footprint(options.watts, options.grams_per_kwh),
     )
+    write_results(told, folder)
     for path in (folder / "README.md", *([Path(options.card)] if options.card else [])):
         write_text(path, f"{model_card(told)}\n")
     if options.card:
@@ -176,7 +186,7 @@ def main() -> None:
             fill_folder(options, folder)
             files = files_to_publish(folder)
             for path in files:
-                print(f"{path.stat().st_size:>14,} bytes  {path.name}")
+                print(f"{path.stat().st_size:>14,} bytes  {path.relative_to(folder)}")
             if options.dry_run:
                 print(f"Nothing was sent. {len(files)} files would go to {options.repo_id}.")
                 return

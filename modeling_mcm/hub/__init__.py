@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Publishing: the folder with remote code, the cards, the push."""
 
-from modeling_mcm.hub.card import CardFacts, Exposure, Footprint, dataset_card, model_card
+from modeling_mcm.hub.card import CardFacts, Exposure, Footprint, dataset_card, model_card, write_results
 from modeling_mcm.hub.folder import UploadFolder, write_upload_folder
 from modeling_mcm.hub.privacy import HiddenPairs, customers_per_value, rare_values, shared_pairs
-from modeling_mcm.hub.publish import Published, PublishingError, files_to_publish, publish
+from modeling_mcm.hub.publish import Published, PublishingError, check_name, files_to_publish, publish
 
 __all__ = [
     "CardFacts",
@@ -15,6 +15,7 @@ __all__ = [
     "Published",
     "PublishingError",
     "UploadFolder",
+    "check_name",
     "customers_per_value",
     "dataset_card",
     "files_to_publish",
@@ -22,5 +23,6 @@ __all__ = [
     "publish",
     "rare_values",
     "shared_pairs",
+    "write_results",
     "write_upload_folder",
 ]

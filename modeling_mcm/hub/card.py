@@ -13,14 +13,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
-from modeling_mcm.files_mcm import write_json
+from modeling_mcm.files_mcm import write_json, write_text
 from modeling_mcm.hub.folder import (
     ACTION_HEAD,
     CONFIG_NAME,
     PREDICTION_HEAD,
     PREPROCESSOR_NAME,
+    RESULTS_FOLDER,
     VOCABULARIES_NAME,
     read_json,
 )
@@ -36,6 +38,7 @@ HIDDEN = "..."
 HEADLINES = ("next_visit_ndcg", "next_visit_recall", "next_visit_mrr", "next_event_ndcg")
 HORIZON_HEADLINES = ("horizon_ndcg", "horizon_recall", "horizon_mrr")
 OFFER_HEADLINES = ("average_precision", "roc_auc", "ndcg", "recall")
+OWN_METHODS = ("MCM", "MCM fine-tuned")
 CONFIDENCE = 0.95
 MINUTE, HOUR, DIGITS = 60, 3600, 4
 
@@ -282,7 +285,7 @@ def evaluation_metadata(facts: CardFacts) -> list[EvalResult]:
             dataset_config=row["task"],  # the client takes results of one data set and config for one task
             dataset_split=facts.evaluation.get("cutoff", "test"),
             metric_type=row["metric"],
-            metric_name=row["metric"].replace("_", " ") + (f" @{row['k']}" if row["k"] else ""),
+            metric_name=row["metric"].replace("_", " ") + _at(row["k"], " @"),
             metric_value=round(row["mean"], DIGITS),
             metric_args={
                 "confidence": CONFIDENCE,
@@ -293,8 +296,42 @@ def evaluation_metadata(facts: CardFacts) -> list[EvalResult]:
             | ({"k": row["k"]} if row["k"] else {}),
         )
         for row in facts.results
-        if row["method"] in ("MCM", "MCM fine-tuned")
+        if row["method"] in OWN_METHODS
     ]
+
+
+def write_results(facts: CardFacts, folder: str | Path) -> Path | None:
+    """Writes the model's own results as `.eval_results/*.yaml`, where the Hub reads them from now.
+
+    Args:
+        facts: of the card.
+        folder: what is published.
+
+    Returns:
+        The file, or `None` where nothing was evaluated.
+    """
+    split = facts.evaluation.get("cutoff", "test")
+    entries = [
+        {
+            "dataset": {"id": _data_of(facts), "task_id": f"{row['task']}_{row['metric']}{_at(row['k'], '@')}"},
+            "value": round(row["mean"], DIGITS),
+            "notes": f"{split} cases, {row['customers']} customers, {CONFIDENCE:.0%} interval "
+            f"{round(row['low'], DIGITS)} to {round(row['high'], DIGITS)}",
+        }
+        for row in facts.results
+        if row["method"] in OWN_METHODS
+    ]
+    if not entries:
+        return None
+    name = re.sub(r"[^\w.-]+|^[.]+", "-", _data_of(facts), flags=re.ASCII)
+    path = Path(folder, RESULTS_FOLDER, f"{name}.yaml")
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, yaml.safe_dump(entries, sort_keys=False, allow_unicode=True))
+    return path
+
+
+def _at(k: int, sign: str) -> str:
+    return f"{sign}{k}" if k else ""
 
 
 def _data_of(facts: CardFacts) -> str:
@@ -407,4 +444,4 @@ def dataset_card(manifest: Any, exposure: Exposure | None = None) -> DatasetCard
     )
 
 
-__all__ = ["CardFacts", "Exposure", "Footprint", "dataset_card", "model_card", "scrub_command"]
+__all__ = ["CardFacts", "Exposure", "Footprint", "dataset_card", "model_card", "scrub_command", "write_results"]

@@ -27,6 +27,7 @@ from modeling_mcm.hub.privacy import COUNTED, HiddenPairs, hide_pairs, hide_valu
 from modeling_mcm.processing_mcm import FIRST_VALUE_ID, VOCABULARIES_NAME, MCMFeatureExtractor
 
 CONFIG_NAME, PREPROCESSOR_NAME, CARD_NAME = "config.json", "preprocessor_config.json", "README.md"
+RESULTS_FOLDER = ".eval_results"  # where the Hub reads results from; `model-index` in the card is its older form
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 WEIGHTS_NAME, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 CODE = "*_mcm.py"

@@ -16,6 +16,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import ModelInfo
+from huggingface_hub.utils import validate_repo_id
 
 from modeling_mcm.hub.folder import (
     CARD_NAME,
@@ -23,6 +24,7 @@ from modeling_mcm.hub.folder import (
     CONFIG_NAME,
     PACKAGE,
     PREPROCESSOR_NAME,
+    RESULTS_FOLDER,
     VOCABULARIES_NAME,
     WEIGHTS,
     WEIGHTS_INDEX,
@@ -31,6 +33,7 @@ from modeling_mcm.hub.folder import (
 NAMED_FILES = {CARD_NAME, CONFIG_NAME, PREPROCESSOR_NAME, VOCABULARIES_NAME, WEIGHTS_INDEX}
 LOG_IN = "run `hf auth login`, or set HF_TOKEN to a token with the right to write"
 TOKENS = re.compile(r"\bhf_\w{8,}")
+LOGIN = re.compile(r"(?<=://)\S*@")  # a name and a password in an address
 UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, SERVER_ERROR = 401, 403, 404, 409, 500
 
 
@@ -58,18 +61,21 @@ class Published:
 
 
 def is_publishable(name: str) -> bool:
-    """Whether a file of this name belongs into a published checkpoint."""
+    """Whether a file of this name, or the folder of evaluation results, belongs into a published checkpoint."""
+    if name.startswith(RESULTS_FOLDER):
+        return name == RESULTS_FOLDER or bool(re.fullmatch(r"\.eval_results/[\w-][\w.-]*\.yaml", name))
     return name in NAMED_FILES or bool(WEIGHTS.fullmatch(name)) or name in {path.name for path in PACKAGE.glob(CODE)}
 
 
 def files_to_publish(folder: str | Path) -> list[Path]:
-    """The files of an upload folder, sorted by name.
+    """The files of an upload folder, sorted by name, those of its folder of evaluation results among them.
 
     Raises:
         PublishingError: if something else is among them: nothing is left out silently, and nothing slips through.
     """
-    found = sorted(Path(folder).iterdir())
-    if wrong := [path.name for path in found if not path.is_file() or not is_publishable(path.name)]:
+    found = sorted(path for path in Path(folder).rglob("*") if path != Path(folder, RESULTS_FOLDER))
+    names = {path: path.relative_to(folder).as_posix() for path in found}
+    if wrong := [name for path, name in names.items() if not path.is_file() or not is_publishable(name)]:
         raise PublishingError(
             f"{folder} holds {', '.join(wrong)}, which a published checkpoint does not: publish a folder that "
             "`write_upload_folder` wrote."
@@ -101,6 +107,7 @@ def publish(
         PublishingError: if it did not take place.
     """
     files = files_to_publish(folder)
+    check_name(repo_id)
     token = token or get_token()
     if not token:
         raise PublishingError(f"There is no token for the Hub: {LOG_IN}.")
@@ -112,26 +119,26 @@ def publish(
         user = api.whoami()["name"]
         name = repo_id if "/" in repo_id else f"{user}/{repo_id}"
         before = _existing(api, name)
-        if before is not None and create_only:
-            raise PublishingError(f"{name} exists already: choose another name, or allow a new commit to it.")
-        if before is not None and private and not before.private:
-            raise PublishingError(
-                f"{name} exists and is public, and nothing was sent: make it private in its settings, or choose "
-                "another name."
-            )
-        if before is None:
-            api.create_repo(name, private=private or None, exist_ok=True)
-        ours = {path.name for path in files}
+        _check_existing(before, name, private, create_only)
+        if before is None and not _create(api, name, private):
+            before = _existing(api, name)
+            if before is None:
+                raise PublishingError(
+                    f"{name} was made by someone else at this moment, and the token can't see it: nothing was sent. "
+                    "Choose another name, or run the same command again."
+                )
+            _check_existing(before, name, private, create_only)
+        ours = {path.relative_to(folder).as_posix() for path in files}
         there = [file.rfilename for file in (before.siblings or [])] if before is not None else []
         # Code and weights of an earlier version would be read beside the new ones.
         stale = [file for file in there if file not in ours and (WEIGHTS.fullmatch(file) or file.endswith(CODE[1:]))]
         stale += [file for file in there if file == WEIGHTS_INDEX and file not in ours]
         operations: list[Any] = [CommitOperationDelete(file) for file in stale]
-        operations += [CommitOperationAdd(path.name, str(path)) for path in files]
+        operations += [CommitOperationAdd(path.relative_to(folder).as_posix(), str(path)) for path in files]
         commit = api.create_commit(name, operations, commit_message=message)
     return Published(
         repo_id=name,
-        url=f"{api.endpoint}/{name}",
+        url=f"{LOGIN.sub('', api.endpoint)}/{name}",
         commit=commit.oid,
         changed=before is None or commit.oid != before.sha,
         created=before is None,
@@ -145,9 +152,39 @@ def _existing(api: HfApi, name: str) -> ModelInfo | None:
         return None
 
 
+def check_name(repo_id: str) -> None:
+    """Raises a `PublishingError` if the Hub has no such names."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise PublishingError(f"{repo_id!r} is no name for the Hub: {error}") from None
+
+
+def _check_existing(before: ModelInfo | None, name: str, private: bool, create_only: bool) -> None:
+    if before is not None and create_only:
+        raise PublishingError(f"{name} exists already: choose another name, or allow a new commit to it.")
+    if before is not None and private and not before.private:
+        raise PublishingError(
+            f"{name} exists and is public, and nothing was sent: make it private in its settings, or choose another "
+            "name."
+        )
+
+
+def _create(api: HfApi, name: str, private: bool) -> bool:
+    """Makes a repository; False if another process made it in the meantime."""
+    try:
+        api.create_repo(name, private=private or None)
+    except HfHubHTTPError as error:
+        if error.response.status_code != CONFLICT:
+            raise
+        return False
+    return True
+
+
 @contextmanager
 def _clear_errors(repo_id: str, endpoint: str, token: str) -> Iterator[None]:
     """Raises what the client raises as a `PublishingError` without its cause, whose text could hold headers."""
+    endpoint = LOGIN.sub("", endpoint)
     try:
         yield
         return
@@ -175,7 +212,10 @@ def _explain(status: int, repo_id: str, endpoint: str, said: str) -> str:
             "your own namespace, or ask an administrator of the organization."
         )
     if status == NOT_FOUND:
-        return f"{answer}: there is no {repo_id}, or the token may not see it. Check the name."
+        return (
+            f"{answer}: there is no {repo_id}, or the token may not see it. Check the name; if someone made or "
+            "removed it at this moment, run the same command again."
+        )
     if status == CONFLICT:
         return f"{answer}: someone else is changing {repo_id}. Run the same command again."
     if status >= SERVER_ERROR:
@@ -184,7 +224,7 @@ def _explain(status: int, repo_id: str, endpoint: str, said: str) -> str:
 
 
 def _redact(text: str, token: str) -> str:
-    return TOKENS.sub("hf_...", text.replace(token, "hf_..."))
+    return LOGIN.sub("", TOKENS.sub("hf_...", text.replace(token, "hf_...")))
 
 
-__all__ = ["Published", "PublishingError", "files_to_publish", "publish"]
+__all__ = ["Published", "PublishingError", "check_name", "files_to_publish", "publish"]
