@@ -246,8 +246,10 @@ def open_table(
     if isinstance(source, ir.Table):
         table = known_types(source)
     elif not is_files(source):
-        names = getattr(source, "column_names", None) or getattr(source, "columns", ())
-        check_names([*map(str, names or ())], f"The {what} table", columns)
+        names = getattr(
+            source, "column_names", getattr(source, "columns", ())
+        )  # an index of pandas has no truth value
+        check_names([*map(str, names)], f"The {what} table", columns)
         table = known_types(ibis.memtable(source))
     elif connection.name == SPARK:
         return _open_on_spark(source, connection, what, columns, text)
