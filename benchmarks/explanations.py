@@ -144,7 +144,8 @@ def page(lines: Sequence[str], options: Options, facts: dict[str, float], exampl
             "",
             "## Does it name the visit that matters?",
             "",
-            f"Written by `python benchmarks/explanations.py --report_file docs/explanations.md`: "
+            f"Written by `python benchmarks/explanations.py --customers {options.customers} --cutoffs "
+            f"{' '.join(options.cutoffs)} --report_file docs/explanations.md`: "
             f"{options.customers} customers of each cutoff, the best label of each. What the log-probability of the "
             "label falls by without the visit that is named first (mean ± half of its 95% interval), and its share of "
             f"what the best visit takes away. The largest error of a sum was {facts['error']:.1e}.",
