@@ -247,7 +247,7 @@ def open_table(
         table = known_types(source)
     elif not is_files(source):
         names = getattr(source, "column_names", None) or getattr(source, "columns", ())
-        check_names([*map(str, names or ())], f"The {what} table", columns)
+        check_names([*map(str, names)], f"The {what} table", columns)
         table = known_types(ibis.memtable(source))
     elif connection.name == SPARK:
         return _open_on_spark(source, connection, what, columns, text)
