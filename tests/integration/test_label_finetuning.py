@@ -214,6 +214,7 @@ def test_labels_need_a_log_with_times(call, options, prepare_log, event_log, pre
         module.read_labels(str(data), chosen)
 
 
+@pytest.mark.slow
 def test_the_comparison_with_few_labels_writes_its_page(pretrained, prepared, tmp_path, monkeypatch):
     pytest.importorskip("lightgbm", reason="LightGBM not installed")
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
