@@ -87,6 +87,7 @@ def main() -> None:
     try:
         with needs("serve"):
             import uvicorn
+        api: Any
         api, service = build(options)
     except (ValueError, OSError, ImportError, ServiceError) as error:
         sys.exit(f"serve: {error}")
