@@ -90,6 +90,11 @@ class CustomerState(nn.Module):
         """Numbers of z of features with many values."""
         return 2 * sum(self.sizes[j] for j in self.many)
 
+    @property
+    def blocks(self) -> list[int]:
+        """How many numbers of z stand together: all of few values, then each feature of many."""
+        return [self.num_few, *(2 * self.sizes[j] for j in self.many)]
+
     @torch.no_grad()
     def counts(
         self,

@@ -20,6 +20,7 @@ database. It listens on this machine alone; where others reach it, put a proxy w
 import os
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 

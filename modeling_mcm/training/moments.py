@@ -172,6 +172,12 @@ def _counts_loss(log_amounts: torch.Tensor, moments: Moments, sizes: torch.Tenso
     return losses.sum() / weights.sum().clamp(min=1)
 
 
+def _squares(told: torch.Tensor, found: torch.Tensor, state: CustomerState) -> torch.Tensor:
+    """The mean squared error of counts, each block of them as heavy as another, however many numbers it has."""
+    parts = zip(told.split(state.blocks, -1), found.split(state.blocks, -1), strict=True)
+    return torch.stack([F.mse_loss(*part) for part in parts]).mean()
+
+
 def _hazard_loss(hazards: torch.Tensor, moments: Moments, edges: Sequence[float]) -> torch.Tensor:
     """The cross-entropy of a visit within each interval, among those without one before it; summed over intervals."""
     ends = torch.tensor(edges)
@@ -267,7 +273,9 @@ def _train(
     for _ in (progress or logging.tqdm)(range(steps), desc="Customer state", unit="step"):
         moments = sampler.draw(next(batches), MOMENTS)
         found = state(moments.counts)
-        losses = {"counts": RECONSTRUCTION * F.mse_loss(heads["counts"](found), state.standardised(moments.counts))}
+        losses = {
+            "counts": RECONSTRUCTION * _squares(heads["counts"](found), state.standardised(moments.counts), state)
+        }
         if forecasts is not None:
             losses["amounts"] = FUTURE * _amounts_loss(forecasts.log_amounts(found), moments)
             losses["hazards"] = HAZARD * _hazard_loss(forecasts.hazards(found), moments, forecasts.edges)
