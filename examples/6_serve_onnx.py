@@ -28,7 +28,8 @@ def scorer(folder):
     names, read = [f"logits.{task}" for task in extractor.tasks], [entry.name for entry in session.get_inputs()]
 
     def score(customer):
-        inputs = extractor(customer, return_tensors="np")
+        inputs = dict(extractor(customer, return_tensors="np"))
+        inputs["now"] = inputs["event_times"].max(1)  # the moment of the question: the last event
         best = {}
         for task, (logits,) in zip(extractor.tasks, session.run(names, {k: inputs[k] for k in read}), strict=True):
             chances = np.exp(logits - logits.max())

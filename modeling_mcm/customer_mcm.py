@@ -209,7 +209,12 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         given to `forward` as `counts` again and again.
 
         Args:
-            input_ids, attention_mask, visit_ids, event_times, event_values, now: as in `forward`.
+            input_ids: as in `forward`.
+            attention_mask: as in `forward`.
+            visit_ids: as in `forward`.
+            event_times: as in `forward`.
+            event_values: as in `forward`.
+            now: as in `forward`.
 
         Raises:
             ValueError: if there are no `event_times`.

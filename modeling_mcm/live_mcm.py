@@ -326,7 +326,8 @@ class LiveCustomer:
 
         Args:
             data (`bytes`): the stored state.
-            model, feature_extractor: the checkpoint that the state was stored with.
+            model: of the checkpoint that the state was stored with.
+            feature_extractor: of the same checkpoint.
 
         Raises:
             ValueError: if the bytes are damaged, or the state is of another checkpoint.

@@ -331,7 +331,12 @@ class MCMModel(MCMPreTrainedModel):
         """The customer state at `now`, of shape `(B, state_size)`; the encoder is not needed for it.
 
         Args:
-            input_ids, attention_mask, visit_ids, event_times, event_values, now: as in `forward`.
+            input_ids: as in `forward`.
+            attention_mask: as in `forward`.
+            visit_ids: as in `forward`.
+            event_times: as in `forward`.
+            event_values: as in `forward`.
+            now: as in `forward`.
 
         Raises:
             ValueError: if the model has no state, or `event_times` are missing.

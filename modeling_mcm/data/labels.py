@@ -153,7 +153,9 @@ def make_labels(
 
     Args:
         table: one row a customer and moment.
-        label, customer, time: names of its columns.
+        label: name of the label's column.
+        customer: name of the customer's column.
+        time: name of the moment's column.
         kind: of the label: "binary", "classes", "number", or "auto": text and booleans are classes, numbers are
             numbers, but for 0 and 1, which are two classes.
         time_zone: as in the event schema.

@@ -124,8 +124,9 @@ class LabelTrainer(Trainer):
     """`Trainer` with a smaller learning rate for what pre-training has trained already.
 
     Args:
+        args: as for `Trainer`.
         encoder_lr_factor: factor on the learning rate of the customer state.
-        args, kwargs: as for `Trainer`.
+        kwargs: as for `Trainer`.
     """
 
     def __init__(self, *args: Any, encoder_lr_factor: float, **kwargs: Any):

@@ -121,7 +121,7 @@ def test_scores_of_actions_need_a_trained_head(save, extractor, tmp_path):
     with pytest.raises(ValueError, match="checkpoint has no trained head for actions: .*run_finetune.py"):
         pipeline("action-scores", model=folder)
     model = MCMForActionRecommendation.from_pretrained(folder)
-    torch.nn.init.normal_(model.action_head.output.weight)
+    torch.nn.init.normal_(model.action_head.output)
     model.save_pretrained(tmp_path / "offers")
     extractor.save_pretrained(tmp_path / "offers")
     assert pipeline("action-scores", model=str(tmp_path / "offers")).model.config.tasks

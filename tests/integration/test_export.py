@@ -67,7 +67,8 @@ def run_onnx(folder, inputs):
     one_thread.intra_op_num_threads, one_thread.log_severity_level = 1, 4
     session = onnxruntime.InferenceSession(folder / "model.onnx", one_thread, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_outputs()]
-    return dict(zip(names, session.run(None, {name: value.numpy() for name, value in inputs.items()}), strict=True))
+    read = {entry.name: inputs[entry.name].numpy() for entry in session.get_inputs()}
+    return dict(zip(names, session.run(None, read), strict=True))
 
 
 @torch.no_grad()

@@ -203,7 +203,7 @@ def test_what_is_trained_can_be_chosen(call, options, pretrained, tmp_path):
 
 def test_mistakes_are_refused(call, options, offers, pretrained, prepare_log, event_log, tmp_path, capsys):
     output = ["--output_dir", tmp_path / "run"]
-    with pytest.raises(SystemExit, match="--model, --data and --offers are needed"):
+    with pytest.raises(SystemExit, match="--model, --data and one of --offers and --labels are needed"):
         call("run_finetune", *output)
     for wrong, message in [
         (["--freeze_encoder", "--lora", 2], "--freeze_encoder leaves the encoder as it is and --lora changes it"),

@@ -548,7 +548,7 @@ def test_what_a_checkpoint_lacks_starts_as_in_a_fresh_model(tiny_model, tiny_con
     assert sorted(info["missing_keys"]) == sorted(heads)
     # an empty checkpoint: the base model's parameters too
     (tmp_path / "model.safetensors").unlink()
-    MCMForMultiTaskRecommendation(config).save_pretrained(tmp_path, state_dict={"nothing": torch.zeros(1)})
+    MCMForMultiTaskRecommendation(config).save_pretrained(tmp_path, state_dict={"readout_scale": torch.ones(3)})
     empty = MCMForMultiTaskRecommendation.from_pretrained(tmp_path)
     fresh = MCMForMultiTaskRecommendation(config)
     for (name, found), made in zip(empty.named_parameters(), fresh.parameters(), strict=True):
