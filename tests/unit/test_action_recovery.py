@@ -51,9 +51,7 @@ def test_both_outcomes_of_offers_with_a_known_truth_are_recovered(prepare_log, t
 
     folder = prepare_log(log)
     extractor = MCMFeatureExtractor.from_pretrained(str(folder / "feature_extractor"))
-    config = tiny_config(
-        extended=True, vocabulary_sizes=extractor.vocabulary_sizes, hidden_dropout_prob=0.0, action_dropout=0.0
-    )
+    config = tiny_config(extended=True, vocabulary_sizes=extractor.vocabulary_sizes, hidden_dropout_prob=0.0)
     torch.manual_seed(0)
     model = MCMForActionRecommendation(config)
     groups, collator = OfferGroups(load_prepared(folder), offers), OfferCollator(extractor, config, offers)
