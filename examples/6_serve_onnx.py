@@ -28,14 +28,13 @@ def scorer(folder):
     names, read = [f"logits.{task}" for task in extractor.tasks], [entry.name for entry in session.get_inputs()]
 
     def score(customer):
-        inputs = dict(extractor(customer, return_tensors="np"))
-        inputs["now"] = inputs["event_times"].max(1)  # the moment of the question: the last event
-        best = {}
+        inputs = extractor(customer, return_tensors="np")
+        best, inputs["now"] = {}, inputs["event_times"].max(1)  # the moment of the question: the last event
         for task, (logits,) in zip(extractor.tasks, session.run(names, {k: inputs[k] for k in read}), strict=True):
             chances = np.exp(logits - logits.max())
             order = np.argsort(-chances)[: min(SHOWN, len(chances) - 2)]  # two ids are no labels, and come last
-            labels = extractor.decode_labels(task, order)
-            best[task] = dict(zip(labels, (chances[order] / chances.sum()).tolist(), strict=True))
+            shares = (chances[order] / chances.sum()).tolist()
+            best[task] = dict(zip(extractor.decode_labels(task, order), shares, strict=True))
         return best
 
     return score

@@ -132,6 +132,10 @@ class Histories:
         if path is None:
             return {}
         columns = [name for name in pq.read_schema(path).names if name in self.extractor._known_profile]
+        if self.extractor.customer not in columns:
+            raise ValueError(
+                f"{path} has no column {self.extractor.customer!r}: give the profiles of this log (--profile)."
+            )
         rows = pq.read_table(path, columns=columns).to_pylist()
         names = [str(row.pop(self.extractor.customer)) for row in rows]
         known = [{key: value for key, value in row.items() if value is not None} for row in rows]

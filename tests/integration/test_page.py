@@ -182,6 +182,7 @@ def test_a_space_runs_the_same_file(monkeypatch, page_files, save, prepared, tmp
     monkeypatch.syspath_prepend(str(tmp_path))
     space = importlib.import_module("space_app")
     places = {"MCM_MODEL": folder, "MCM_DATA": str(prepared), "MCM_EVENTS": str(page_files / "events.parquet")}
+    places["MCM_PROFILE"] = str(page_files / "profile.parquet")
     for name, value in places.items():
         monkeypatch.setenv(name, value)
     shown = []
