@@ -8,6 +8,7 @@ Training starts in processes that have imported everything; run_pretrain.py from
 import importlib
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -150,14 +151,14 @@ def test_evaluation_of_a_run_alone_writes_the_same_values(ablation, prepared, mo
         assert len(ours) and ours.drop_columns("method").equals(theirs.drop_columns("method"))
 
 
-def test_a_run_with_other_options_is_made_anew(ablation, monkeypatch):
+def test_a_run_with_other_options_is_made_anew(ablation, monkeypatch, tmp_path):
     run, folder, _ = ablation
-    record, evaluated = (folder / "mcm-tiny-seed3" / name for name in ("trained.json", "evaluated-test.json"))
-    kept = {path: path.read_text() for path in (record, evaluated)}
-    record.write_text(kept[record].replace('"max_seconds": 1.0', '"max_seconds": 2.0'))
+    trained = folder / "mcm-tiny-seed3"
+    shutil.copytree(trained, tmp_path / "kept")
+    record = trained / "trained.json"
+    record.write_text(record.read_text().replace('"max_seconds": 1.0', '"max_seconds": 2.0'))
     monkeypatch.setattr("subprocess.run", lambda command, **kwargs: pytest.fail(" ".join(command)))
     with pytest.raises(pytest.fail.Exception, match=r"run_pretrain.py .*mcm-tiny-seed3 --max_seconds 1\.0 --seed 3"):
         run()
-    assert not record.exists() and not evaluated.exists()
-    for path, text in kept.items():
-        path.write_text(text)
+    assert not trained.exists()  # a training would refuse a folder of another run
+    shutil.copytree(tmp_path / "kept", trained)
