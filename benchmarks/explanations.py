@@ -150,6 +150,10 @@ def page(lines: Sequence[str], options: Options, facts: dict[str, float], exampl
             "label falls by without the visit that is named first (mean ± half of its 95% interval), and its share of "
             f"what the best visit takes away. The largest error of a sum was {facts['error']:.1e}.",
             "",
+            "The explanation is made by the same deletions that are measured here, so where every visit is tried it "
+            "names the best one by construction; the rows tell what `most_visits` costs, and how far the other ways "
+            "are from it.",
+            "",
             "| task, cutoff | visit | falls by | of the best |",
             "| --- | --- | --- | --- |",
             *lines,
