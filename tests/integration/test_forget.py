@@ -309,7 +309,6 @@ def test_what_stands_against_a_deletion_is_said_before_anything_is_touched(place
 
 KILLED = """
 import os, runpy, signal, sys
-from pathlib import Path
 moment, done = int(sys.argv.pop(1)), 0
 def counted(call):
     def wrapper(*args, **options):
@@ -319,7 +318,7 @@ def counted(call):
             os.kill(os.getpid(), signal.SIGKILL)
         return call(*args, **options)
     return wrapper
-Path.replace, Path.rename = counted(Path.replace), counted(Path.rename)
+os.replace, os.rename = counted(os.replace), counted(os.rename)  # those of pathlib end here too
 sys.path.insert(0, "training")
 sys.argv[0] = "training/forget_customers.py"
 runpy.run_path(sys.argv[0], run_name="__main__")
