@@ -137,7 +137,7 @@ def check_inputs(
         return
     real = attention_mask.bool()
     both = real[:, 1:] & real[:, :-1]
-    faults = [("attention_mask", "has an event after padding", real[:, 1:] & ~real[:, :-1], "pad on the right")]
+    faults: list[tuple[str, str, torch.Tensor, str]] = []
     advice = "MCMFeatureExtractor gives them"
     for name, values in (("visit_ids", visit_ids), ("event_times", event_times)):
         if values is None:
@@ -167,7 +167,7 @@ def check_inputs(
         outside = (input_ids < 0) | (input_ids >= limits)
         for name, wrong in zip(sizes, outside.unbind(-1), strict=True):
             faults.append(("input_ids", f"is not from 0 to {sizes[name] - 1} in feature {name!r}", wrong, advice))
-    if not torch.stack([wrong.any() for _, _, wrong, _ in faults]).any():  # one question to the device
+    if not faults or not torch.stack([wrong.any() for _, _, wrong, _ in faults]).any():  # one question to the device
         return
     for name, what, wrong, way in faults:
         if wrong.any():

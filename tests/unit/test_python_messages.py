@@ -107,10 +107,6 @@ def cast(name, dtype):
     return lambda inputs: inputs.update({name: inputs[name].to(dtype)})
 
 
-def flip(name):
-    return lambda inputs: inputs.update({name: inputs[name].flip(1)})
-
-
 TENSORS = {
     "a time that is NaN": at("event_times", float("nan")),
     "an infinite time": at("event_times", float("inf")),
@@ -122,7 +118,6 @@ TENSORS = {
     "visits that are no whole numbers": cast("visit_ids", torch.float32),
     "visits of another shape": lambda inputs: inputs.update(visit_ids=inputs["visit_ids"][:, :-1]),
     "times of another shape": lambda inputs: inputs.update(event_times=inputs["event_times"][:1]),
-    "padding on the left": flip("attention_mask"),
     "an id of no value": at("input_ids", 99),
     "a negative id": at("input_ids", -1),
 }
