@@ -133,9 +133,13 @@ def test_a_walk_through_the_page_with_the_keyboard_alone(browse, histories, even
     assert strongest.startswith(found.visits[0].time[:10]) or found.visits[0].share < 0
     # what if
     choose(page, "task", "items")
-    page.wait_for_timeout(500)
-    choose(page, "label", "item 05")
-    page.locator("#add").press("Enter")
+    for _ in range(10):  # the labels of the task come when the page has answered
+        page.wait_for_timeout(500)
+        choose(page, "label", "item 05")
+        page.locator("#add").press("Enter")
+        page.wait_for_timeout(2000)
+        if page.locator("#moves table").is_visible():
+            break
     page.wait_for_selector("#moves table")
     after = histories.what_if(WHO, histories.template("items", "item 05"), histories.cutoff)
     chance = {each["label"]: each["score"] for each in after.scores(tasks=["items"], k=100)["items"]}
