@@ -219,14 +219,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         Raises:
             ValueError: if there are no `event_times`.
         """
-        if event_times is None:
-            raise ValueError("The customer state needs `event_times`: MCMFeatureExtractor gives them.")
-        if attention_mask is None:
-            attention_mask = (input_ids != 0).any(-1).long()
-        if now is None:
-            now = event_times.amax(1)
-        given = (input_ids, attention_mask, visit_ids, event_times, event_values, now[:, None])
-        return self.model.state.counts(*given)[:, 0]
+        return self.model.state_counts(input_ids, attention_mask, visit_ids, event_times, event_values, now)
 
     @can_return_tuple
     @auto_docstring(custom_intro="From histories to the label at `now`, and to the loss.\n")

@@ -309,7 +309,8 @@ class MCMModel(MCMPreTrainedModel):
         state, forecasts = self._pool(hidden, unit_mask), None
         # CODEPATH: chosen in pre-training (recipe.py), none in the paper's model, ablations/mcm-final.
         if self.state is not None:
-            state = self.customer_state(input_ids, attention_mask, visit_ids, event_times, event_values, now)
+            moment = (event_times, event_values, now)
+            state = self.state(self.state_counts(input_ids, attention_mask, visit_ids, *moment))
             forecasts = None if self.forecasts is None else self.forecasts(state)
         return MCMModelOutput(
             last_hidden_state=hidden,
@@ -319,16 +320,17 @@ class MCMModel(MCMPreTrainedModel):
             event_embeddings=events,
         )
 
-    def customer_state(
+    def state_counts(
         self,
         input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        visit_ids: torch.Tensor | None,
-        event_times: torch.Tensor | None,
-        event_values: torch.Tensor | None,
-        now: torch.Tensor | None,
+        attention_mask: torch.Tensor | None = None,
+        visit_ids: torch.Tensor | None = None,
+        event_times: torch.Tensor | None = None,
+        event_values: torch.Tensor | None = None,
+        now: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The customer state at `now`, of shape `(B, state_size)`; the encoder is not needed for it.
+        """What the customer state at `now` is made of, of shape `(B, numbers)`; no training changes it, and the
+        encoder is not needed for it.
 
         Args:
             input_ids: as in `forward`.
@@ -345,10 +347,10 @@ class MCMModel(MCMPreTrainedModel):
             raise ValueError("This checkpoint has no customer state (state_size is 0): pre-train one with a state.")
         if event_times is None:
             raise ValueError("The customer state needs `event_times`: MCMFeatureExtractor gives them.")
-        if now is None:
-            now = event_times.amax(1)
-        counts = self.state.counts(input_ids, attention_mask, visit_ids, event_times, event_values, now[:, None])
-        return self.state(counts)[:, 0]
+        if attention_mask is None:
+            attention_mask = (input_ids != 0).any(-1).long()
+        now = event_times.amax(1) if now is None else now
+        return self.state.counts(input_ids, attention_mask, visit_ids, event_times, event_values, now[:, None])[:, 0]
 
     def _pool(self, hidden, unit_mask):
         # CODEPATH: causal in mcm-base and mcm-tiny, bidirectional in the paper's model, ablations/mcm-final.

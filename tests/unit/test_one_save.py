@@ -105,7 +105,8 @@ def test_a_pipeline_with_another_checkpoint_s_extractor_is_refused(tied, others,
 
 def test_the_order_of_features_in_the_file_says_nothing(tied):
     edit(tied, lambda stored: stored.update(vocabularies=dict(reversed(list(stored["vocabularies"].items())))))
-    MCMModel.from_pretrained(tied)
+    found = MCMModel.from_pretrained(tied)
+    assert MCMFeatureExtractor.from_pretrained(tied).values_digest == found.config.values_digest
 
 
 def test_what_is_saved_again_is_tied_again(tied, tmp_path):
