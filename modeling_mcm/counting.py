@@ -451,19 +451,24 @@ def _likeliest(
 def _fit_related(
     model: MCMForMultiTaskRecommendation, place: int, cases: Mapping[str, torch.Tensor], followed: torch.Tensor
 ) -> dict[str, float]:
-    """One scale for all parts, for habits say again what they do, and the gains of habits and new labels."""
+    """A scale for each part, and the gains of habits and new labels, all by likelihood alone.
+
+    Habits say again what bias and repeats say, so all of them are learned at once.
+    """
     memory = cast(CountedMemory, model.counted_memory)
-    own = cast(torch.Tensor, sum(part for name, part in cases.items() if name in PARTS))
+    names, gains = [name for name in PARTS if name in cases], ("habit_gain", "new_gain", "new_offset")
 
     def scores(learned: torch.Tensor) -> torch.Tensor:
-        return memory.joined(learned[0] * own, cases, *learned[1:])[:, FIRST_LABEL:]
+        scales = learned[len(gains) :]
+        own = cast(torch.Tensor, sum(scale * cases[name] for scale, name in zip(scales, names, strict=True)))
+        return memory.joined(own, cases, *learned[: len(gains)])[:, FIRST_LABEL:]
 
-    values = _likeliest(scores, torch.tensor([1.0, 0.0, 1.0, 0.0]), followed).tolist()
-    model.score_scales[place] = values[0]
-    names = ("habit_gain", "new_gain", "new_offset")
-    for name, value in zip(names, values[1:], strict=True):
+    values = _likeliest(scores, torch.tensor([0.0, 1.0, 0.0] + [1.0] * len(names)), followed).tolist()
+    for name, value in zip(gains, values, strict=False):
         memory.get_buffer(name)[place] = value
-    return dict(zip(("all", *names), values, strict=True))
+    for name, value in zip(names, values[len(gains) :], strict=True):
+        model.score_scales[place, PARTS.index(name)] = value
+    return dict(zip((*names, *gains), values[len(gains) :] + values[: len(gains)], strict=True))
 
 
 def _fit_parts(

@@ -139,7 +139,13 @@ def test_scales_make_validation_cases_likelier(prepared, tiny_model, extractor):
 
     before, found = loss(), fit_scales(model, batches())
     assert loss() < before
-    assert set(found["items"]) == {"all", "habit_gain", "new_gain", "new_offset"}
+    of_parts = set(found["items"]) - {"habit_gain", "new_gain", "new_offset"}
+    assert {"readout", "bias"} <= of_parts <= set(PARTS)
+    stored = model.score_scales[model.config.tasks.index("items")]
+    assert {name: stored[PARTS.index(name)].item() for name in of_parts} == {
+        name: found["items"][name] for name in of_parts
+    }
+    assert len({round(found["items"][name], 4) for name in of_parts}) > 1  # each has a scale of its own
     other = next(task for task in model.config.tasks if task != "items")
     assert set(found[other]) <= set(PARTS)
     assert fit_scales(model, batches()).keys() == found.keys()
