@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedManifest, load_prepared
 from modeling_mcm.evaluation.cases import EvaluationCases, find_cases
 from modeling_mcm.evaluation.histories import task_histories
@@ -38,11 +39,7 @@ from modeling_mcm.evaluation.metrics import (
     distinct_targets,
     tie_ranks,
 )
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from modeling_mcm.evaluation.tables import text_table, write_report
-
-from arguments import parse_options
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "benchmarks" / "peers"

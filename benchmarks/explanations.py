@@ -12,7 +12,6 @@ visit is measured by what the visit it names first is worth, on the mean of all 
 best visit of all is worth.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,14 +23,12 @@ import torch
 from tqdm import tqdm
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
+from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.dataset import PreparedManifest, load_prepared
 from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.evaluation.metrics import bootstrap_interval
 from modeling_mcm.explanations_mcm import MOST_VISITS, Explanation, explain
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-from arguments import parse_options
 
 WAYS = {
     "explanation": "named first by the explanation",

@@ -36,17 +36,17 @@ from modeling_mcm.data.collator import SECONDS_PER_DAY, PreparedRows
 from modeling_mcm.data.offer_collator import events_before
 from modeling_mcm.evaluation.labels import mean_auc
 from modeling_mcm.evaluation.metrics import bootstrap_interval
-from modeling_mcm.evaluation.offers_gbdt import HistoryFeatures
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_json, write_text
 from modeling_mcm.training.checkpoints import read_checkpoint
 from modeling_mcm.training.labels import NEW, LabelTrainer, label_defaults
+from offers_gbdt import HistoryFeatures
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-from run_finetune import FineTuningArguments, FineTuningOptions
+from modeling_mcm.commands.arguments import parse_options
 from run_probe import FEWEST, WHOLE_HISTORY, _learner
 
-from arguments import parse_options
+from run_finetune import FineTuningArguments, FineTuningOptions
 
 TUNED, FROZEN, TREES, LINEAR = METHODS = (
     "MCM fine-tuned",

@@ -13,7 +13,6 @@ the machine's matrix product and bytes at its measured rate of copying. The othe
 """
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +21,7 @@ from typing import Any
 import torch
 from torch.utils.benchmark import Timer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-from arguments import parse_options
+from modeling_mcm.commands.arguments import parse_options
 
 FLOAT, LONG = 4, 8
 FORWARD_AND_BACKWARD, ADAM = 3, 7  # of AdamW: reads weight, gradient and two averages, writes weight and averages

@@ -26,9 +26,9 @@ import psutil
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-from arguments import parse_options
 from floor import Shape, floor
-from memory import keep_freed_memory
+from modeling_mcm.commands.arguments import parse_options
+from modeling_mcm.training.memory import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 KIBI, GIGA = 1024, 1e9
@@ -94,9 +94,10 @@ def everyone(options: GrowthOptions, customers: int) -> dict[str, float]:
     import pyarrow.parquet as pq
 
     from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
-    from modeling_mcm.data import EventSchema, prepare
+    from modeling_mcm.data import EventSchema
     from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
-    from modeling_mcm.data.synthetic import make_click_log
+    from modeling_mcm.preparation import prepare
+    from synthetic import make_click_log
 
     import run_predict
 

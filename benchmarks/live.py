@@ -11,7 +11,6 @@ feature extractor and the model read the whole history for the same scores. Seco
 computing, which on a quiet machine are those that one waits; other work on the machine does not count.
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import process_time
@@ -21,9 +20,7 @@ import numpy as np
 import torch
 
 from modeling_mcm import LiveCustomer, MCMFeatureExtractor, MCMForMultiTaskRecommendation
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-from arguments import parse_options
+from modeling_mcm.commands.arguments import parse_options
 
 START, END = "<!-- results -->", "<!-- /results -->"
 

@@ -24,12 +24,10 @@ from typing import Any
 import torch
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
+from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.evaluation.tables import text_table, write_report
 from modeling_mcm.serving.app import build_page, launch_page
 from modeling_mcm.serving.histories import Histories
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-from arguments import parse_options
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LOOKS = {"page": (1280, "light"), "page_dark": (1280, "dark"), "page_narrow": (390, "light")}

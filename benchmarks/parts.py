@@ -15,7 +15,6 @@ Without habits a task has none of their gain; without new labels, labels never m
 say of them, by a gain of their own. The values file is as that of training/run_evaluate.py, a method for each choice.
 """
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ import torch
 from tqdm.auto import tqdm
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
+from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.counting import CASES, fit_scales_of, validation_parts
 from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
@@ -34,9 +34,6 @@ from modeling_mcm.evaluation.ranking import TargetRanks
 from modeling_mcm.evaluation.tables import write_values
 from modeling_mcm.modeling_mcm import PARTS
 from modeling_mcm.training.checkpoints import check_files, read_checkpoint
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-from arguments import parse_options
 
 RELATED = ("habits", "new")
 Parts = Mapping[str, torch.Tensor]

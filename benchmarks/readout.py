@@ -19,23 +19,19 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import median
 from unittest.mock import patch
 
 import psutil
 import torch
 
+from floor import FORWARD_AND_BACKWARD, matmul_rate, readout_flops
 from modeling_mcm import readout_mcm
+from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.losses_mcm import LossInParts, Targets, customers_in_parts, task_losses
 from modeling_mcm.modeling_mcm import PART_ELEMENTS
 from modeling_mcm.readout_mcm import PackedUnits, attentional_readout, reference_readout
-
-from floor import FORWARD_AND_BACKWARD, matmul_rate, readout_flops
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-from arguments import parse_options
-from memory import keep_freed_memory
+from modeling_mcm.training.memory import keep_freed_memory
 
 GIGA, KIBI = 1e9, 1024
 
@@ -53,7 +49,7 @@ class Options:
     threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Of torch."})
     runs: int = field(default=7, metadata={"help": "Of each way; the median is printed."})
     memory: bool = field(default=False, metadata={"help": "Measure memory instead of seconds."})
-    keep_freed_memory: bool = field(default=True, metadata={"help": "As the scripts of training/ do (memory.py)."})
+    keep_freed_memory: bool = field(default=True, metadata={"help": "As training does."})
     only: str = field(default="", metadata={"help": "One way, in this process; prints its figures as JSON."})
 
 

@@ -27,12 +27,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
+from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedManifest, load_prepared
-from modeling_mcm.data.synthetic import make_click_log
 from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.evaluation.tables import history_groups
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from recipe_tables import (
     MCM,
     Answers,
@@ -46,8 +44,7 @@ from recipe_tables import (
     truth_table,
     values_of,
 )
-
-from arguments import parse_options
+from synthetic import make_click_log
 
 ROOT = Path(__file__).resolve().parents[1]
 

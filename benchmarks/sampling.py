@@ -14,7 +14,6 @@ asks every pair of labels there; `all` are the errors of that loss as it is, whi
 """
 
 import json
-import sys
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,14 +23,11 @@ from unittest.mock import patch
 import torch
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, losses_mcm
+from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
-from modeling_mcm.losses_mcm import FIRST_LABEL, RankingPairs
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from modeling_mcm.evaluation.tables import text_table, write_report
-
-from arguments import parse_options
+from modeling_mcm.losses_mcm import FIRST_LABEL, RankingPairs
 
 ROOT = Path(__file__).resolve().parents[1]
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "event_dropout_prob": 0.0}

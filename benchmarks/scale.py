@@ -7,7 +7,7 @@
     python benchmarks/scale.py --events 2e6 8e6 --files 730 --update true --report_file docs/operations.md
     python benchmarks/scale.py --events 1e7 --log_only true --folder /scratch    only writes /scratch/log
 
-Writes synthetic logs (modeling_mcm.data.synthetic_stream) and runs training/prepare_data.py on each.
+Writes synthetic logs (benchmarks/synthetic_stream.py) and runs training/prepare_data.py on each.
 Memory is the largest resident size of that process, as the system counted it, and disk the most that its folder held
 beside the log. The projection takes the last size's figures, and for the time the exponent between the last two, or 1
 if that is larger.
@@ -30,11 +30,9 @@ import psutil
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
+from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedManifest
-from modeling_mcm.data.synthetic_stream import StreamSettings, write_event_log
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-from arguments import parse_options
+from synthetic_stream import StreamSettings, write_event_log
 
 ROOT = Path(__file__).resolve().parents[1]
 KIBI, GIGA = 1024, 1e9

@@ -29,12 +29,12 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+from floor import FORWARD_AND_BACKWARD, encoder_flops, matmul_rate, readout_flops
+from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.evaluation.tables import text_table, write_report
 from modeling_mcm.training.trainer import MCMTrainer
 
 import run_pretrain
-from arguments import parse_options
-from floor import FORWARD_AND_BACKWARD, encoder_flops, matmul_rate, readout_flops
 
 FLOAT, LONG, INT = 4, 8, 4
 

@@ -164,10 +164,8 @@ def load(options: Options, port: int, users: int, work: dict[str, Any], folder: 
 
 def main() -> None:
     """Starts the service, loads it and writes the table."""
-    sys.path.insert(0, str(ROOT / "training"))
+    from modeling_mcm.commands.arguments import parse_options
     from modeling_mcm.evaluation.tables import text_table, write_report
-
-    from arguments import parse_options
 
     (options,) = parse_options(Options, description=__doc__)
     found = histories(options)

@@ -7,11 +7,10 @@
         --values_file truth.parquet
 
 Sessions are drawn by that law, each going on from what a customer did before the test cutoff, and labels are ranked by
-what they add to the expected NDCG@10 (modeling_mcm/data/synthetic_truth.py). It knows each customer's taste, which the
+what they add to the expected NDCG@10 (benchmarks/synthetic_truth.py). It knows each customer's taste, which the
 log does not tell: no model reaches it. The values file is as that of training/run_evaluate.py, of the method `truth`.
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,17 +18,15 @@ import numpy as np
 import torch
 
 from modeling_mcm import MCMFeatureExtractor
+from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedManifest, load_prepared
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
-from modeling_mcm.data.synthetic import make_click_log
-from modeling_mcm.data.synthetic_truth import session_gains
 from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.evaluation.metrics import FIRST_LABEL
 from modeling_mcm.evaluation.ranking import TargetRanks
 from modeling_mcm.evaluation.tables import write_values
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-from arguments import parse_options
+from synthetic import make_click_log
+from synthetic_truth import session_gains
 
 UNKNOWN = FIRST_LABEL - 1
 

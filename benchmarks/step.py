@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+from floor import Shape, floor
 from modeling_mcm.training.trainer import MCMTrainer
 
 import run_pretrain
-from floor import Shape, floor
 
 STARTING = 3  # batches that are not counted
 

@@ -24,8 +24,8 @@ import psutil
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-from arguments import parse_options
-from memory import keep_freed_memory
+from modeling_mcm.commands.arguments import parse_options
+from modeling_mcm.training.memory import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 MEGA = 1e6
@@ -55,9 +55,10 @@ def prepare_all(options: StreamingOptions, folder: Path) -> list[Path]:
     """Data sets of 1, 2, 4 ... times the customers, the smaller ones being the first shards of the largest."""
     import pyarrow.parquet as pq
 
-    from modeling_mcm.data import EventSchema, PreparedManifest, prepare
+    from modeling_mcm.data import EventSchema, PreparedManifest
     from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
-    from modeling_mcm.data.synthetic import make_click_log
+    from modeling_mcm.preparation import prepare
+    from synthetic import make_click_log
 
     pq.write_table(make_click_log(options.customers * 2**options.doublings).events, folder / "log.parquet")
     schema = EventSchema.from_yaml(ROOT / "configuration" / "schemas" / "clickstream.yaml")

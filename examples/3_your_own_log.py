@@ -17,9 +17,10 @@ from pathlib import Path
 from transformers import pipeline
 
 import modeling_mcm  # noqa: F401  registers the pipelines
-from modeling_mcm.data import EventSchema, prepare
-from modeling_mcm.data.engine import open_engine, open_table
-from modeling_mcm.data.text_files import TextFiles
+from modeling_mcm.data import EventSchema
+from modeling_mcm.preparation import prepare
+from modeling_mcm.preparation.engine import open_engine, open_table
+from modeling_mcm.preparation.text_files import TextFiles
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -3,8 +3,8 @@
 """How a log is learned from: one rule from what preparation measured to the choices of pre-training.
 
 A log of repeats (groceries) and a catalogue of single items (reviews, films) want different models. What decides is
-measured once, in preparation (`modeling_mcm.data.counts.measure`), and this file is the one place that reads it. Every
-choice comes with the sentence that `run_pretrain` prints, and can be overridden there.
+measured once, in preparation (`modeling_mcm.preparation.counts.measure`), and this file is the one place that reads
+it. Every choice comes with the sentence that `run_pretrain` prints, and can be overridden there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,8 +56,8 @@ def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], feat
     """Chooses by the measures of a data set.
 
     Args:
-        measures: of the manifest, as `measure` in `modeling_mcm.data.counts` says; empty for a data set that was
-            prepared before there were measures, for which nothing is chosen.
+        measures: of the manifest, as `measure` in `modeling_mcm.preparation.counts` says; empty for a data set that
+            was prepared before there were measures, for which nothing is chosen.
         label_sizes: for each task its number of label ids.
         features: categorical features of events besides the token type, which labels may decide.
 

@@ -208,7 +208,7 @@ def score_on_spark(session: Any, job: ScoringJob, digest: str, parts: Sequence[t
     Raises:
         OSError: A worker failed, or writes to another disk than this process reads.
     """
-    from modeling_mcm.data.engine import worker_errors
+    from modeling_mcm.preparation.engine import worker_errors
 
     if not parts:
         return

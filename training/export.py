@@ -34,9 +34,9 @@ from safetensors.torch import save_file
 from transformers import TorchAoConfig
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
+from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.training.checkpoints import check_files, read_checkpoint
 
-from arguments import parse_options
 from export_folder import check_writable, export_folder
 
 ONNX, TORCH, INT8 = FORMATS = ("onnx", "torch", "int8")

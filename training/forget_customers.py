@@ -30,13 +30,13 @@ from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
+from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.files_mcm import write_json
 
-from arguments import parse_options
 from run_predict import IDENTITY_FILE
 
 if TYPE_CHECKING:
-    from modeling_mcm.data.deletion import Places, Whereabouts
+    from modeling_mcm.preparation.deletion import Places, Whereabouts
 
 CUSTOMER = "customer_id"  # of prepared data and of predictions
 
@@ -92,8 +92,8 @@ def read_ids(path: str) -> list[str]:
 
 def forget_in_predictions(folder: Path, customers: Collection[str]) -> int:
     """Takes customers out of a folder of predictions and of the number that it says it has."""
-    from modeling_mcm.data.deletion import predictions_files
-    from modeling_mcm.data.forget import forget_in_file
+    from modeling_mcm.preparation.deletion import predictions_files
+    from modeling_mcm.preparation.forget import forget_in_file
 
     files = predictions_files(folder)
     rows = sum(forget_in_file(path, customers) for path in files)
@@ -108,8 +108,8 @@ def forget_in_predictions(folder: Path, customers: Collection[str]) -> int:
 
 def delete(ids: list[str], places: Places) -> tuple[Whereabouts, bool]:
     """Forgets and says what was done; returns who was where, and whether this finished a run that was killed."""
-    from modeling_mcm.data.deletion import DeletionNote, check_deletion, delete_from_log_and_data, look_for
-    from modeling_mcm.data.forget import forget_in_cache
+    from modeling_mcm.preparation.deletion import DeletionNote, check_deletion, delete_from_log_and_data, look_for
+    from modeling_mcm.preparation.forget import forget_in_cache
 
     notes = [DeletionNote(folder) for folder in places.data]
     is_resumed = any([note.resume() for note in notes])
@@ -133,9 +133,9 @@ def delete(ids: list[str], places: Places) -> tuple[Whereabouts, bool]:
 
 def run(options: ForgetOptions) -> list[str]:
     """Forgets, says what was done, and returns what speaks against it that they are forgotten."""
-    from modeling_mcm.data.deletion import Places, look_for
-    from modeling_mcm.data.forget import find_customers
-    from modeling_mcm.data.locks import locked
+    from modeling_mcm.preparation.deletion import Places, look_for
+    from modeling_mcm.preparation.forget import find_customers
+    from modeling_mcm.preparation.locks import locked
 
     ids = read_ids(options.customers)
     places = Places.resolved(options.data, options.predictions, options.events)

@@ -16,9 +16,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from modeling_mcm.commands.arguments import EngineOptions, parse_options
 from modeling_mcm.data import EventSchema, PreparedManifest
-
-from arguments import EngineOptions, parse_options
 
 SCHEMAS = Path(__file__).resolve().parent.parent / "configuration" / "schemas"
 DEMOS = ("complete_journey",)
@@ -105,10 +104,10 @@ def main() -> None:
     events: str | list[str] = options.events[0] if len(options.events) == 1 else options.events
     profile, schema = options.profile, options.schema
     try:
-        from modeling_mcm.data import prepare
+        from modeling_mcm.preparation import prepare
 
         if options.demo:
-            from modeling_mcm.data.complete_journey import build_complete_journey, build_complete_journey_offers
+            from modeling_mcm.preparation.complete_journey import build_complete_journey, build_complete_journey_offers
 
             raw = Path(options.output_dir).parent / "raw"
             events, profile = (str(path) for path in build_complete_journey(raw))

@@ -25,6 +25,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from modeling_mcm import MCMFeatureExtractor
+from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data.dataset import FOLLOWERS_FILE
 from modeling_mcm.files_mcm import write_text
 from modeling_mcm.hub import (
@@ -45,8 +46,6 @@ from modeling_mcm.hub import (
 )
 from modeling_mcm.hub.card import result_rows
 from modeling_mcm.hub.folder import read_json
-
-from arguments import parse_options
 
 COUNTED = 5  # customers; below it the card calls a value rare, if the options don't say otherwise
 TRAINING_FILES = ("finetuning.json", "pretraining.json")

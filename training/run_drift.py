@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modeling_mcm import MCMFeatureExtractor
+from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data.features import CATEGORICAL
 from modeling_mcm.files_mcm import write_json
 
-from arguments import parse_options
-
 if TYPE_CHECKING:
-    from modeling_mcm.data.drift import DriftReport, FeatureDrift
+    from modeling_mcm.preparation.drift import DriftReport, FeatureDrift
 
 HEADINGS = ("feature", "column", "rows", "unknown", "missing", "below", "above")
 
@@ -75,7 +74,7 @@ def main() -> None:
     """Reads the options, counts, and says what was found."""
     (options,) = parse_options(DriftOptions, description=__doc__)
     try:
-        from modeling_mcm.data.drift import feature_drift
+        from modeling_mcm.preparation.drift import feature_drift
 
         extractor = MCMFeatureExtractor.from_pretrained(options.model)
         report = feature_drift(options.events, extractor, options.profile, options.memory_limit)

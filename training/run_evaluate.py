@@ -31,6 +31,7 @@ from modeling_mcm import (
     MCMForActionRecommendation,
     MCMForMultiTaskRecommendation,
 )
+from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
@@ -69,9 +70,7 @@ from modeling_mcm.evaluation.tables import (
 from modeling_mcm.files_mcm import write_json
 from modeling_mcm.model_evaluation import model_scores, model_values
 from modeling_mcm.training.checkpoints import check_files, read_checkpoint
-
-from arguments import parse_options
-from memory import keep_freed_memory
+from modeling_mcm.training.memory import keep_freed_memory
 
 
 @dataclass

@@ -31,6 +31,7 @@ from transformers.utils import logging
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation
 from modeling_mcm.action_inputs_mcm import features_of_actions
+from modeling_mcm.commands.arguments import given_options, parse_options
 from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
 from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
@@ -39,11 +40,10 @@ from modeling_mcm.evaluation.offers import OfferMetrics
 from modeling_mcm.extras import needs
 from modeling_mcm.training.checkpoints import check_files, read_checkpoint
 from modeling_mcm.training.labels import LabelOptions, label_defaults, train_to_labels
+from modeling_mcm.training.memory import keep_freed_memory
 from modeling_mcm.training.offer_trainer import NEW_PARTS, OfferTrainer
 from modeling_mcm.training.resuming import FINE_TUNING, RunError, Start, alone, deciding_options, find_start
 
-from arguments import given_options, parse_options
-from memory import keep_freed_memory
 from run_pretrain import PretrainingArguments, check_launch, popularity
 
 logger = logging.get_logger("run_finetune")

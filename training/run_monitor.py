@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from modeling_mcm import MCMFeatureExtractor
+from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedManifest
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
 from modeling_mcm.evaluation.tables import text_table
@@ -33,7 +34,6 @@ from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_json
 from modeling_mcm.scoring import SCORES
 
-from arguments import parse_options
 from run_predict import IDENTITY_FILE, UNTIL
 
 EDGES = np.array([0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0])
@@ -116,7 +116,7 @@ def check_predictions(folder: str, since: str | None = None) -> None:
 def seconds_of(moment: str) -> int:
     """Seconds since 1970 of `--since`; raises `ValueError` where that is no moment."""
     with needs("data"):
-        from modeling_mcm.data.events import epoch_seconds
+        from modeling_mcm.preparation.events import epoch_seconds
     try:
         return epoch_seconds(datetime.fromisoformat(moment))
     except ValueError:

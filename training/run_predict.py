@@ -34,6 +34,7 @@ from accelerate import PartialState
 from transformers.utils import logging
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, MCMModel
+from modeling_mcm.commands.arguments import EngineOptions, parse_options
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest, check_vocabularies, schema_of
 from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
 from modeling_mcm.events_mcm import naming, read_zone, to_seconds
@@ -41,9 +42,8 @@ from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_json
 from modeling_mcm.scoring import Scorer, ScoringJob, model_digest, score_on_spark
 from modeling_mcm.training.checkpoints import check_files, read_checkpoint
+from modeling_mcm.training.memory import keep_freed_memory
 
-from arguments import EngineOptions, parse_options
-from memory import keep_freed_memory
 from run_pretrain import check_launch
 
 IDENTITY_FILE, HISTORIES = "_predictions.json", "_histories"  # readers of a folder of Parquet pass over such names
@@ -101,7 +101,7 @@ class PredictionOptions:
 
 def prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, engine: EngineOptions) -> None:
     """Histories of a raw log, as the checkpoint reads them; kept until all are scored, so that a rerun has them."""
-    from modeling_mcm.data import prepare
+    from modeling_mcm.preparation import prepare
 
     schema = schema_of(extractor)
     if options.schema:
@@ -174,7 +174,7 @@ def _session(engine: EngineOptions) -> AbstractContextManager[Any]:
     if engine.engine != "spark":
         return nullcontext()
     with needs("spark"):
-        from modeling_mcm.data.engine import spark_session
+        from modeling_mcm.preparation.engine import spark_session
     return spark_session(engine.spark)
 
 

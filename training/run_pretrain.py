@@ -37,6 +37,7 @@ from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, __version__
+from modeling_mcm.commands.arguments import given_options, parse_options
 from modeling_mcm.configuration_mcm import FEW_VALUES
 from modeling_mcm.counting import (
     CASES,
@@ -65,12 +66,10 @@ from modeling_mcm.evaluation.counting import FIRST_BASELINES, STRONG_BASELINES, 
 from modeling_mcm.model_evaluation import model_values
 from modeling_mcm.recipe import Recipe, recipe_for
 from modeling_mcm.training.callbacks import FirstComparison
+from modeling_mcm.training.memory import keep_freed_memory
 from modeling_mcm.training.moments import train_state
 from modeling_mcm.training.resuming import PRETRAINING, RunError, Start, alone, deciding_options, find_start
 from modeling_mcm.training.trainer import BEST_METRIC, MCMTrainer
-
-from arguments import given_options, parse_options
-from memory import keep_freed_memory
 
 logger = logging.get_logger("run_pretrain")
 

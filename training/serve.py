@@ -25,12 +25,11 @@ from typing import Any
 import torch
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
+from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.extras import needs
 from modeling_mcm.live_mcm import checkpoint_digest
 from modeling_mcm.serving import CustomerService, EventStore, Limits, ServiceError, create_api
 from modeling_mcm.training.checkpoints import check_files, read_checkpoint
-
-from arguments import parse_options
 
 TOKEN = "MCM_TOKEN"
 

@@ -18,10 +18,10 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from arguments import parse_options
+from modeling_mcm.commands.arguments import parse_options
 
 if TYPE_CHECKING:
-    from modeling_mcm.data.update import Update
+    from modeling_mcm.preparation.update import Update
 
 
 @dataclass
@@ -68,7 +68,7 @@ def main() -> None:
     """Reads the options, updates the data set and says what was done."""
     (options,) = parse_options(UpdateOptions, description=__doc__)
     try:
-        from modeling_mcm.data.update import update
+        from modeling_mcm.preparation.update import update
 
         done = update(
             options.data,

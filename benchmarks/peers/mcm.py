@@ -25,9 +25,8 @@ from modeling_mcm.scoring import Scorer, ScoringJob
 from protocol import Task, run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
 from floor import Shape, floor
-from memory import keep_freed_memory
+from modeling_mcm.training.memory import keep_freed_memory
 
 TRAINING = Path(__file__).resolve().parents[2] / "training"
 

@@ -1,20 +1,12 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Event schema, preparation and the prepared data set.
+"""The event schema, and the prepared data set: its rows, its offers and labels of customers, and batches of them.
 
-Only `prepare` needs the extra `data`, so it is imported when it is asked for.
+This needs the base install alone. What makes a data set of an event log is in `modeling_mcm.preparation`.
 """
-
-import sys
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
 from modeling_mcm.data.dataset import PreparedManifest, check_vocabularies, load_prepared
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema, FeatureSpec, schema_of
-from modeling_mcm.extras import needs
-
-if TYPE_CHECKING:
-    from modeling_mcm.data.prepare import prepare
 
 __all__ = [
     "NO_CUTOFFS",
@@ -23,26 +15,5 @@ __all__ = [
     "PreparedManifest",
     "check_vocabularies",
     "load_prepared",
-    "prepare",
     "schema_of",
 ]
-
-
-class _Package(ModuleType):
-    """This package, in which `prepare` is the function, whoever imports the module of this name first."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name == "prepare" and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-def __getattr__(name: str) -> Any:
-    if name != "prepare":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with needs("data"):
-        from modeling_mcm.data.prepare import prepare
-    globals()[name] = prepare
-    return prepare
-
-
-sys.modules[__name__].__class__ = _Package

@@ -26,7 +26,7 @@ from modeling_mcm.data.features import (
     raw_places,
     read_features,
 )
-from modeling_mcm.data.text_files import TextFormat
+from modeling_mcm.data.text_format import TextFormat
 from modeling_mcm.data.yaml_files import read_yaml
 from modeling_mcm.events_mcm import to_text
 from modeling_mcm.processing_mcm import HISTORY_START, ONE_TOKEN_TYPE, ROWS, TOKEN_TYPE, MCMFeatureExtractor

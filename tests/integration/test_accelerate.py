@@ -99,7 +99,7 @@ def test_two_machines_train_one_model(on_two, prepared, tmp_path):
 def test_sharded_weights_give_the_model_of_whole_ones_also_after_a_resume(on_two, prepared, tmp_path):
     settings, folder = ROOT / "configuration" / "accelerate" / "fsdp2.yaml", tmp_path / "run"
     launch = ["--num_processes", 2, "--mixed_precision", "no"]
-    words = command(settings, prepared, folder, script="tests/integration/fsdp_on_cpus.py", launch=launch)
+    words = command(settings, prepared, folder, script="tests/helpers/fsdp_on_cpus.py", launch=launch)
     run(words)
     assert (folder / "checkpoint-2" / "pytorch_model_fsdp.bin").is_file()  # it was FSDP
     assert losses(folder) == pytest.approx(losses(on_two), rel=1e-5)
@@ -118,7 +118,7 @@ def test_sharded_weights_give_the_model_of_whole_ones_also_after_a_resume(on_two
 def test_an_average_of_sharded_weights_is_refused(prepared, tmp_path):
     settings = ROOT / "configuration" / "accelerate" / "fsdp2.yaml"
     launch = ["--num_processes", 2, "--mixed_precision", "no"]
-    script = "tests/integration/fsdp_on_cpus.py"
+    script = "tests/helpers/fsdp_on_cpus.py"
     process = start(command(settings, prepared, tmp_path, "--ema_decay", 0.9, script=script, launch=launch))
     text, _ = process.communicate(timeout=300)
     assert process.returncode and "Found ema_decay with FSDP" in text

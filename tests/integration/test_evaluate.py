@@ -11,12 +11,13 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import SCHEMA
+from corner_shop import SCHEMA
 
 from modeling_mcm import MCMFeatureExtractor
-from modeling_mcm.data import EventSchema, load_prepared, prepare
+from modeling_mcm.data import EventSchema, load_prepared
 from modeling_mcm.evaluation import counting
 from modeling_mcm.evaluation.cases import find_cases, unmet_only
+from modeling_mcm.preparation import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTED = ["most_popular", "visit_frequency", "nearest_households", "transitions"]

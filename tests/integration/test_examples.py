@@ -56,7 +56,7 @@ def test_examples_are_numbered_and_short():
 
 @pytest.mark.parametrize("form", ["log.parquet", "log.csv", "log/a.csv.gz"])
 def test_your_own_log_goes_from_a_file_to_scores(form, event_log, tmp_path):
-    from conftest import SCHEMA
+    from corner_shop import SCHEMA
 
     path = tmp_path / form
     path.parent.mkdir(exist_ok=True)

@@ -14,11 +14,12 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import SCHEMA
+from corner_shop import SCHEMA
 
-from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared, prepare
-from modeling_mcm.data.synthetic_stream import StreamSettings, write_event_log
-from modeling_mcm.data.update import update
+from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared
+from modeling_mcm.preparation import prepare
+from modeling_mcm.preparation.update import update
+from synthetic_stream import StreamSettings, write_event_log
 
 ROOT = Path(__file__).resolve().parents[2]
 CLICKS = ROOT / "configuration" / "schemas" / "clickstream.yaml"
@@ -27,8 +28,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import pyarrow.parquet as pq
-from modeling_mcm.data import EventSchema, prepare
-from modeling_mcm.data.update import update
+from modeling_mcm.data import EventSchema
+from modeling_mcm.preparation import prepare
+from modeling_mcm.preparation.update import update
 what, moment, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 done = {"write": 0, "rename": 0}
 def counted(name, call):

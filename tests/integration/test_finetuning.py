@@ -256,7 +256,6 @@ def test_the_comparison_writes_its_page_and_keeps_what_is_finished(
         done.append(Path(command[1]).stem)
         call(done[-1], *command[2:])
 
-    monkeypatch.syspath_prepend(str(ROOT / "training"))
     monkeypatch.setattr(importlib.import_module("run_offers").subprocess, "run", in_process)
     for name, recipe in (
         ("pretraining", f"config: {pretrained}\nmax_steps: 2\nper_device_train_batch_size: 8\n"),
@@ -284,7 +283,6 @@ def test_the_probe_writes_a_table(call, prepared, pretrained, tmp_path):
     written = ["--report", tmp_path / "probe.md", "--output_file", tmp_path / "probe.json"]
     few = ["--repeats", 1, "--folds", 3, "--spend", "a.b", "--min_events", 3]
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "training"))
         patch.setattr(importlib.import_module("run_probe"), "FEWEST", 5)
         call("run_probe", "--models", pretrained, "--data", prepared, *few, *written)
     cutoffs = json.loads((tmp_path / "probe.json").read_text())["cutoffs"]

@@ -18,12 +18,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import SCHEMA
+from corner_shop import SCHEMA
 from faults import expected
 
-from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared, prepare
-from modeling_mcm.data.locks import locked
-from modeling_mcm.data.update import update
+from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared
+from modeling_mcm.preparation import prepare
+from modeling_mcm.preparation.locks import locked
+from modeling_mcm.preparation.update import update
 
 ROOT = Path(__file__).resolve().parents[2]
 THEY = ["c05", "c21"]
@@ -165,7 +166,7 @@ def test_bad_options_are_refused(place, forget):
 
 
 def test_numbers_are_found_as_their_text(tmp_path):
-    module = importlib.import_module("modeling_mcm.data.forget")
+    module = importlib.import_module("modeling_mcm.preparation.forget")
     for values in ([1, 2, None], [1.0, 2.0, None]):
         pq.write_table(pa.table({"user": values, "x": [0, 1, 2]}), tmp_path / "log.parquet")
         assert module.forget_in_log(tmp_path / "log.parquet", {"1"}, "user")[0] == 1

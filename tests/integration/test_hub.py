@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from elsewhere import assert_close, read_elsewhere
 from hub_server import Account, HubServer, Refusal
 from huggingface_hub import ModelCard
 from safetensors import safe_open
-from test_remote_code import assert_close, read_elsewhere
 from transformers import TrainingArguments, pipeline
 
 from modeling_mcm.hub import CardFacts, model_card

@@ -15,11 +15,12 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from test_training import TWO_PROCESSES, run
+from launched_runs import TWO_PROCESSES, run
 from transformers import pipeline
 
 from modeling_mcm import scoring
-from modeling_mcm.data import NO_CUTOFFS, EventSchema, load_prepared, prepare, schema_of
+from modeling_mcm.data import NO_CUTOFFS, EventSchema, load_prepared, schema_of
+from modeling_mcm.preparation import prepare
 from modeling_mcm.scoring import ScoringJob, score_on_spark
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,7 +141,7 @@ def test_a_log_prepared_for_another_checkpoint_is_not_reused(extractor, event_lo
 
 
 def test_a_schema_of_other_features_is_refused(extractor, event_log, profile_file, tmp_path):
-    from conftest import SCHEMA
+    from corner_shop import SCHEMA
 
     other = EventSchema.from_dict(SCHEMA | {"features": SCHEMA["features"][:-1]})
     with pytest.raises(ValueError, match=r"not the checkpoint's.*\('gap', 'days_since_visit', 0\)"):
@@ -149,7 +150,7 @@ def test_a_schema_of_other_features_is_refused(extractor, event_log, profile_fil
 
 
 def test_the_log_s_own_rules_come_from_its_schema(predict, save, event_log, profile_file, tmp_path):
-    from conftest import SCHEMA
+    from corner_shop import SCHEMA
 
     log = pd.concat([event_log, event_log.head(1).assign(who=None)])
     log.to_parquet(tmp_path / "log.parquet")

@@ -15,6 +15,7 @@ import modeling_mcm
 import modeling_mcm.data
 import modeling_mcm.evaluation
 import modeling_mcm.hub
+import modeling_mcm.preparation
 import modeling_mcm.serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +24,7 @@ PAGES = {
     modeling_mcm.data: "data",
     modeling_mcm.evaluation: "evaluation",
     modeling_mcm.hub: "hub",
+    modeling_mcm.preparation: "preparation",
     modeling_mcm.serving: "serving",
 }
 

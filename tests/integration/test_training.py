@@ -7,9 +7,7 @@ Golden losses: `pytest tests/integration/test_training.py --update-golden` write
 
 import importlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from launched_runs import ONE_PROCESS, TWO_PROCESSES, run
 from safetensors.torch import load_file, save_file
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
@@ -48,17 +47,6 @@ CHOICES = {
     "target_half_life_days": 30,
     "ranking_loss_weight": 1.0,
 }
-ONE_PROCESS = [sys.executable]
-TWO_PROCESSES = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
-TWO_PROCESSES += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-
-
-def run(launcher, script, *options, expect=0):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [*launcher, f"training/{script}.py", *map(str, options)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert (done.returncode == 0) == (expect == 0), done.stderr[-3000:]
-    return done
 
 
 @pytest.fixture(scope="module")

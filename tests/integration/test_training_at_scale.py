@@ -22,10 +22,11 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
-from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared, prepare
+from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.data.streaming import StreamedOrder, StreamedRows
 from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.preparation import prepare
 from modeling_mcm.training.resumable import INCOMPLETE
 from modeling_mcm.training.resuming import last_whole_checkpoint
 from modeling_mcm.training.trainer import MCMTrainer

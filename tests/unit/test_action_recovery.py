@@ -8,14 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import EXTENDED, make_log
+from corner_shop import EXTENDED, make_log
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation
-from modeling_mcm.data import EventSchema, load_prepared, prepare
+from modeling_mcm.data import EventSchema, load_prepared
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
 from modeling_mcm.data.offers import make_offers
-from modeling_mcm.data.synthetic import ShopSettings, make_click_log, make_offer_log
 from modeling_mcm.evaluation.offers import score_offers
+from modeling_mcm.preparation import prepare
+from synthetic import ShopSettings, make_click_log, make_offer_log
 
 CLICKSTREAM = Path(__file__).parents[2] / "configuration" / "schemas" / "clickstream.yaml"
 

@@ -3,12 +3,11 @@
 """The scripts' options: flags and YAML go through one door, and a mistake is answered with a message."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 from transformers import TrainingArguments
 
-TRAINING = Path(__file__).resolve().parents[2] / "training"
+from modeling_mcm.commands.arguments import parse_options
 
 
 @dataclass
@@ -28,10 +27,7 @@ class Options:
 
 
 @pytest.fixture
-def parse(monkeypatch):
-    monkeypatch.syspath_prepend(TRAINING)
-    from arguments import parse_options
-
+def parse():
     def parse(*words, options=Options):
         return parse_options(options, description="Line one.\n    line two", arguments=list(map(str, words)))[0]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from faults import expected
 
-TESTS = Path(__file__).resolve().parents[1]
+HELPERS = Path(__file__).resolve().parents[1] / "helpers"
 SKIPPED = {
     "a test": "def test_it(): pytest.skip({!r})",
     "a mark": "@pytest.mark.skipif(True, reason={!r})\ndef test_it(): pass",
@@ -24,7 +24,7 @@ def run(folder, text, ci):
     (folder / "test_it.py").write_text(f"import pytest\n{text}\n")
     (folder / "test_other.py").write_text("def test_other(): pass\n")
     # Not the options of the run that this test is part of: --mount is known to tests/conftest.py alone.
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "CI": ci, "PYTEST_ADDOPTS": ""}
+    environment = {**os.environ, "PYTHONPATH": str(HELPERS), "CI": ci, "PYTEST_ADDOPTS": ""}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "ci_skips", "-p", "no:cacheprovider", str(folder)]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 

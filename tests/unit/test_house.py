@@ -74,11 +74,11 @@ FLAT_LIBRARIES = {"torch", "numpy", "transformers", "huggingface_hub", "safetens
 OPTIONAL = {"readout_triton_mcm": {"triton"}}
 # What the rooms of the package may read of the package.
 ROOMS = {
-    "data": {
+    "data": {"data", "action_inputs_mcm", "configuration_mcm", "events_mcm", "files_mcm", "processing_mcm"},
+    "preparation": {
+        "preparation",
         "data",
         "extras",
-        "action_inputs_mcm",
-        "configuration_mcm",
         "counted_memory_mcm",
         "events_mcm",
         "files_mcm",
@@ -92,8 +92,9 @@ ROOMS = {
     "model_evaluation": {"data", "evaluation", *SIBLINGS},
     "recipe": set(),
     "training": {"training", "data", "evaluation", "extras", *SIBLINGS},
-    "scoring": {"data", *SIBLINGS},
+    "scoring": {"data", "preparation", *SIBLINGS},
     "serving": {"serving", "data", "extras", *SIBLINGS},
+    "commands": {"commands", "data", "progress"},
     "__init__": set(SIBLINGS),
 }
 LOADS_CODE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
@@ -179,6 +180,12 @@ def test_scripts_build_on_the_package_alone(path):
     for level, module in imports(path):
         assert not level
         assert module.split(".")[0] not in {*FOLDERS[1:]} or module in own, f"import {module}"
+
+
+@named([path for path in SOURCES if ROOT / "tests" in path.parents])
+def test_no_test_imports_a_test(path):
+    for _, module in imports(path):
+        assert module != "conftest" and not module.startswith("test_"), f"import {module}: use tests/helpers/"
 
 
 @named(SOURCES)

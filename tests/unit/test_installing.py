@@ -12,7 +12,7 @@ from pathlib import Path
 
 import import_without
 import pytest
-from conftest import TINY
+from corner_shop import TINY
 from faults import expected
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +49,7 @@ CASES = [*optional_packages(), ",".join(optional_packages())]
 def report(tmp_path_factory):
     """What came of every module and script, by what is hidden."""
     path = tmp_path_factory.mktemp("installing") / "report.json"
-    command = [sys.executable, str(ROOT / "tests" / "unit" / "import_without.py"), str(path), *CASES]
+    command = [sys.executable, str(ROOT / "tests" / "helpers" / "import_without.py"), str(path), *CASES]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(path.read_text())
@@ -88,7 +88,8 @@ def test_what_works_without_extras_is_not_slowed_by_them():
 
 
 def test_prepare_is_the_function_where_the_module_of_its_name_came_first():
-    code = "import modeling_mcm.data.update\nfrom modeling_mcm.data import prepare\nprint(type(prepare).__name__)"
+    code = "import modeling_mcm.preparation.prepare\nfrom modeling_mcm.preparation import prepare\n"
+    code += "print(type(prepare).__name__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "function"
 
@@ -120,11 +121,11 @@ def test_training_and_scoring_run_without_any_extra(prepared, tmp_path):
 
 def what_a_comparison_says(script, data, folder):
     """What a script of comparisons says without SciPy, and how it ends."""
-    code = "import runpy, sys\nfrom import_without import hide\nhide('scipy')\nsys.path.insert(0, 'training')\n"
+    code = "import runpy, sys\nfrom import_without import hide\nhide('scipy')\nsys.path.insert(0, 'benchmarks')\n"
     code += "sys.argv.pop(0)\nrunpy.run_path(sys.argv[0], run_name='__main__')"
     paths = os.pathsep.join([str(ROOT), str(Path(import_without.__file__).parent)])
     offers = ["--offers", data] if script == "run_offers" else []
-    command = [sys.executable, "-c", code, f"training/{script}.py", "--data", data, *offers]
+    command = [sys.executable, "-c", code, f"benchmarks/{script}.py", "--data", data, *offers]
     command += ["--output_dir", folder / "runs", "--report", folder / "page.md"]
     environment = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True)

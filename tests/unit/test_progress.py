@@ -12,6 +12,7 @@ from synthetic_log import run
 from transformers import TrainingArguments
 from transformers.utils import logging
 
+from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.progress import disable_progress_bars, enable_progress_bars
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,10 +39,7 @@ def test_preparation_shows_a_bar_until_it_is_switched_off(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_every_script_has_the_option(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "training"))
-    from arguments import parse_options
-
+def test_every_script_has_the_option(tmp_path):
     classes, words = (Options, TrainingArguments), ["--output_dir", str(tmp_path)]
     _, training = parse_options(*classes, description=None, arguments=words)
     assert logging.is_progress_bar_enabled() and not training.disable_tqdm

@@ -233,7 +233,7 @@ def test_the_file_loads_without_triton(monkeypatch):
 @pytest.mark.slow
 @needs_triton
 def test_a_compiler_takes_the_kernels(tmp_path):
-    script = Path(__file__).with_name("compile_readout.py")
+    script = Path(__file__).resolve().parents[1] / "helpers" / "compile_readout.py"
     known = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, str(script)], env=known, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -109,7 +109,7 @@ def test_what_is_below_a_drawn_label_is_below_all_that_it_stands_for():
 
 def make(items=200, extended=True, **changes):
     """A model without dropout whose every parameter has a say."""
-    from conftest import EXTENDED
+    from corner_shop import EXTENDED
 
     torch.manual_seed(0)
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -1,0 +1,101 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the page of results on offers from the numbers that `run_offers.py` found."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ablation_report import _interval, _markdown
+from modeling_mcm.files_mcm import write_text
+from offers_gbdt import SEARCH, TREES
+
+METRICS = {
+    "average_precision": "who: average precision",
+    "roc_auc": "who: ROC AUC",
+    "ndcg@10": "which: NDCG@10",
+    "recall@10": "which: recall@10",
+}
+ZERO_SHOT, FINE_TUNED, RANDOM, GBDT, OWN_VECTORS = (
+    "MCM without fine-tuning",
+    "MCM fine-tuned",
+    "MCM from random weights",
+    "LightGBM",
+    "MCM, own vectors of actions too",
+)
+
+
+def write_page(results: dict[str, Any], path: Path) -> None:
+    """Writes the page from what `compare` found."""
+    methods, chosen = results["methods"], results["lightgbm"]["chosen"]
+    names = list(METRICS)
+    lines = [
+        "# Results on offers",
+        "",
+        f"Written by `{results['command']}` from the files of its runs ([what offers are](offers.md)).",
+        "",
+        f"{results['data']}: {results['groups']:,} test groups of {results['customers']:,} customers, of which "
+        f"{results['takers']} take an offer; {results['learned']:,} groups to learn from. **Who** responds ranks all "
+        "groups, **which** offer ranks the offers of each group that takes one. "
+        f"{_seeds(results['seeds'])} 95% intervals resample customers.",
+        "",
+    ]
+    rows = [
+        [
+            name,
+            *(_interval(found[metric]) for metric in names),
+            " ".join(f"{v:.3f}" for v in found["by_seed"]["ndcg@10"]),
+        ]
+        for name, found in methods.items()
+    ]
+    lines += _markdown(["method", *METRICS.values(), "NDCG@10 by seed"], rows)
+    lines += [
+        f"{OWN_VECTORS}: the first seed alone, compared with the same seed of {FINE_TUNED}. A vector alone "
+        "(`--action_embedding learned`) can't score the test offers: most of their actions were never offered before, "
+        "and MCM refuses those.",
+        "",
+        f"## {FINE_TUNED} over each method",
+        "",
+        "Relative differences, in pairs of the same customers.",
+        "",
+    ]
+    rows = [
+        [name, *(_interval(found[metric], percent=True) for metric in names)]
+        for name, found in results["differences"].items()
+    ]
+    lines += _markdown(["over", *METRICS.values()], rows)
+    lines += ["## With fewer labels", ""]
+    for metric in ("average_precision", "ndcg@10"):
+        rows = [
+            [f"{float(share):.0%}", *(_interval(each[metric]) for each in found.values())]
+            for share, found in results["curve"].items()
+        ]
+        lines += _markdown([METRICS[metric], *results["curve"]["1"]], rows)
+    lines += [f"{FINE_TUNED} over the others with as many labels, relative differences in pairs of customers:", ""]
+    rows = [
+        [f"{float(share):.0%}", name, *(_interval(found[metric], percent=True) for metric in names)]
+        for share, each in results["with_fewer"].items()
+        for name, found in each.items()
+    ]
+    lines += _markdown(["labels", "over", *METRICS.values()], rows)
+    lines += ["## What fine-tuning took", ""]
+    rows = [[name, *(f"{value:,.0f}" for value in found.values())] for name, found in results["took"].items()]
+    lines += _markdown(["model", "seconds", "steps", "trained parameters"], rows)
+    lines += ["## LightGBM: features and search", ""]
+    for question, setting in chosen.items():
+        shown = (
+            f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in setting.items()
+        )
+        lines.append(f"- {question}: " + ", ".join(shown))
+    lines += ["", f"Searched: {SEARCH}, trees {TREES}.", ""]
+    for kind in ("group_features", "offer_features"):
+        found = results["lightgbm"][kind]
+        lines += [f"{kind.replace('_', ' ').capitalize()} ({len(found)}): {', '.join(found)}.", ""]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "\n".join(lines).rstrip() + "\n")
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return f"One seed, {seeds[0]}: how much another one would change is not in the intervals."
+    return f"The mean over the seeds {', '.join(map(str, seeds))}."

@@ -1,0 +1,491 @@
+#!/usr/bin/env python
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Is the customer embedding worth storing? What it predicts that MCM was not trained on, beside hand-made counts.
+
+    python benchmarks/run_probe.py --models runs/seed0 runs/seed1 --data data/prepared --report docs/results_probe.md
+
+Histories end at a cutoff: `validation`, where pre-training ended, or `test`, on which nothing was chosen. The frozen
+embedding at that moment, counts of the history (`HistoryFeatures`), and both, go into the same LightGBM and the same
+linear model with repeated cross-validation. Targets: the profile (its values are hidden from the embedding), and of
+the days after the cutoff what is spent, the visits, and churn, no visit at all (a visit has an event with a label
+besides its token type). AUC for classes (one against the rest, the mean over classes), rank correlation for numbers; a
+customer's prediction is the mean over repetitions, values are means over the models, intervals resample customers in
+pairs.
+
+A second table says what of the history is in the embedding: the cross-validated R2 of a linear model. A third one
+holds the checkpoint's own forecasts against the same number of days before the cutoff and, for visits, against a
+Poisson-gamma model of each customer's rate; the picture is their calibration. Needs the extra `gbdt`.
+"""
+
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers.utils import logging
+
+from ablation_report import _interval, _markdown
+from modeling_mcm import MCMFeatureExtractor, MCMModel
+from modeling_mcm.commands.arguments import parse_options
+from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
+from modeling_mcm.data.collator import PreparedRows
+from modeling_mcm.data.offer_collator import events_before
+from modeling_mcm.evaluation.offers import resample_customers, weighted_ranking
+from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import write_json, write_text
+from modeling_mcm.processing_mcm import FIRST_VALUE_ID
+from modeling_mcm.training.checkpoints import check_files, read_checkpoint
+from offers_gbdt import HistoryFeatures
+
+SECONDS_PER_DAY = 86_400
+WHOLE_HISTORY = 10**6
+INPUTS = ("counts", "embedding", "counts and embedding")
+LEARNERS = ("LightGBM", "linear")
+FEWEST = 30  # customers of a class; rarer ones are left out
+
+
+@dataclass
+class ProbeOptions:
+    """What is probed, and where it is written."""
+
+    models: list[str] = field(
+        default_factory=list, metadata={"help": "Pre-trained checkpoints, such as several seeds of one training."}
+    )
+    data: str | None = field(default=None, metadata={"help": "Folder of the prepared data set of the checkpoint."})
+    profile: list[str] = field(
+        default_factory=list, metadata={"help": "Features of the profile to predict; all by default."}
+    )
+    spend: str = field(default="price", metadata={"help": "Numeric feature that is summed to spend."})
+    days: int = field(default=30, metadata={"help": "Days after the cutoff."})
+    cutoffs: list[str] = field(
+        default_factory=lambda: ["validation", "test"],
+        metadata={"help": "Where histories end: the prepared data set's validation cutoff, its test cutoff, or both."},
+    )
+    min_events: int = field(default=5, metadata={"help": "Events before the cutoff that a customer needs."})
+    folds: int = field(default=5, metadata={"help": "Parts of the cross-validation."})
+    repeats: int = field(default=3, metadata={"help": "Repetitions of the cross-validation."})
+    batch_size: int = field(default=32, metadata={"help": "Customers a step."})
+    report: str = field(default="docs/results_probe.md", metadata={"help": "The page."})
+    output_file: str | None = field(default=None, metadata={"help": "JSON file for every number."})
+
+
+@dataclass
+class Customers:
+    """What is known of the customers at a cutoff.
+
+    Args:
+        counts (`(customers, F)`): hand-made counts of the history.
+        embeddings: of each model, of shape `(customers, S)`.
+        forecasts: of each model, by name; empty where it has none.
+        targets: by name, of shape `(customers,)`; NaN or "" where one is unknown.
+        facts: numbers of the history, by name, of shape `(customers,)`.
+        past: the same numbers as `forecasts` in as many days before the cutoff, by name.
+        rates: events of the Poisson-gamma model, visits and days since the first, each `(customers,)`.
+        caption: what they are.
+    """
+
+    counts: NDArray
+    embeddings: list[NDArray]
+    forecasts: list[dict[str, NDArray]]
+    targets: dict[str, NDArray]
+    facts: dict[str, NDArray]
+    past: dict[str, NDArray]
+    rates: tuple[NDArray, NDArray]
+    caption: str
+
+
+def read_models(options: ProbeOptions) -> list[tuple[MCMModel, MCMFeatureExtractor]]:
+    """The checkpoints, each with its feature extractor."""
+    models = []
+    for path in options.models:
+        check_files(path)
+        model = read_checkpoint(MCMModel, path).eval()
+        extractor = MCMFeatureExtractor.from_pretrained(path)
+        check_vocabularies(str(options.data), extractor)
+        models.append((model, extractor))
+    return models
+
+
+def read_customers(
+    options: ProbeOptions, models: list[tuple[MCMModel, MCMFeatureExtractor]], cutoff_name: str
+) -> Customers:
+    """Reads the customers of a prepared data set as they were at one of its cutoffs.
+
+    Args:
+        options (`ProbeOptions`): what is probed.
+        models: of `read_models`.
+        cutoff_name (`str`): `validation` or `test`.
+    """
+    schema = PreparedManifest.load(str(options.data)).event_schema
+    extractor = models[0][1]
+    profile = [feature["name"] for feature in extractor.features if feature.get("profile")]
+    if wrong := [name for name in options.profile if name not in profile]:
+        raise SystemExit(f"No features {wrong} in the profile; it has {', '.join(profile) or 'none'}.")
+    if options.spend not in extractor.numeric_features:
+        raise SystemExit(
+            f"No numeric feature {options.spend!r} to sum; there are "
+            f"{', '.join(extractor.numeric_features) or 'none'}."
+        )
+    cutoff = int(np.datetime64(schema.cutoff(cutoff_name), "s").astype(np.int64))
+    rows = load_prepared(str(options.data))
+    kept = np.flatnonzero(np.asarray(rows[f"{cutoff_name}_end"]) >= options.min_events)
+    customers = PreparedRows(rows, kept)
+    token = extractor.token_type_feature
+    types = FIRST_VALUE_ID + len(extractor.vocabularies[token])
+    span = options.days * SECONDS_PER_DAY
+    labels: dict[str, list[str]] = {name: [] for name in options.profile or profile}
+    values: dict[str, list[float]] = {}
+    counts, embeddings, forecasts = [], [[] for _ in models], [[] for _ in models]  # type: ignore[var-annotated]
+    for start in logging.tqdm(range(0, len(customers), options.batch_size), desc="Customers", unit="batch"):
+        batch = customers.__getitems__(list(range(start, min(start + options.batch_size, len(customers)))))
+        for row in batch:
+            for name, number in _numbers_of(row, cutoff, span, options.spend, token, types).items():
+                values.setdefault(name, []).append(number)
+            for name, found in labels.items():
+                known = ["", "", *extractor.vocabularies[name]] if name in extractor.vocabularies else None
+                found.append(str(row[f"profile_{name}"]) if known is None else known[row[f"profile_{name}"]])
+        histories = [events_before(row, cutoff) for row in batch]
+        blank = [row | {f"profile_{name}": 0 for name in profile} for row in histories]
+        for place, (model, of_model) in enumerate(models):
+            readable = [of_model.readable(row, model.config.input_features) for row in blank]
+            with torch.inference_mode():
+                outputs = model(**of_model.pad(readable, now=[cutoff] * len(readable)))
+            embeddings[place].append(outputs.pooler_output.numpy())
+            told = outputs.forecasts or {}
+            forecasts[place].append({name: value.numpy() for name, value in told.items()})
+        whole = {name: value.numpy() for name, value in extractor.pad(blank, WHOLE_HISTORY).items()}
+        days = np.array([(cutoff - row["times"].max()) / SECONDS_PER_DAY for row in histories])
+        counts.append(np.stack(list(HistoryFeatures(extractor, whole, days).make().values()), axis=1))
+    numbers = {name: np.array(found) for name, found in values.items()}
+    day = f"{options.days}"
+    targets: dict[str, NDArray] = {
+        f"spend in {day} days": numbers["spend after"],
+        f"visits in {day} days": numbers["visits after"],
+        f"churn in {day} days": numbers["visits after"] == 0,
+    }
+    facts = {
+        "days since the last event": np.log1p(numbers["days since"]),
+        f"visits in {day} days": np.log1p(numbers["visits before"]),
+        f"spend in {day} days": np.log1p(numbers["spend before"]),
+        "events of a visit": np.log1p(numbers["events of a visit"]),
+    }
+    shares = {value: numbers[f"type {FIRST_VALUE_ID + k}"] for k, value in enumerate(extractor.vocabularies[token])}
+    facts |= {f"share of {value}": share for value, share in shares.items() if share.std() > 0}
+    joined = [
+        {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else {})}
+        for parts in forecasts
+    ]
+    counted = np.nan_to_num(np.concatenate(counts), nan=-1.0)
+    caption = (
+        f"{len(kept):,} customers of {schema.name} with at least {options.min_events} events before "
+        f"{schema.cutoff(cutoff_name):%Y-%m-%d} (the {cutoff_name} cutoff); {counted.shape[1]} counts, "
+        f"{embeddings[0][0].shape[1]} numbers of embedding, {len(models)} trained models."
+    )
+    return Customers(
+        counted,
+        [np.concatenate(parts) for parts in embeddings],
+        [each if model.forecasts is not None else {} for each, (model, _) in zip(joined, models, strict=True)],
+        targets | {name: np.array(found) for name, found in labels.items()},
+        facts,
+        {f"visits_{day}d": numbers["visits before"], f"{options.spend}_{day}d": numbers["spend before"]},
+        (numbers["all visits"], numbers["days known"]),
+        caption,
+    )
+
+
+def _numbers_of(row: dict[str, Any], cutoff: int, span: int, spend: str, token: str, types: int) -> dict[str, float]:
+    """Numbers of one customer before and after a cutoff: visits, what was spent, and shares of `types` token types."""
+    times, is_label = (
+        row["times"],
+        np.any([row[name] > 0 for name in row if name.startswith("task_") and name != f"task_{token}"], axis=0),
+    )
+    before, after = times < cutoff, (times >= cutoff) & (times < cutoff + span)
+    latest = before & (times >= cutoff - span)
+    visits = len(np.unique(row["visits"][before & is_label]))
+    shares = np.bincount(row[f"feature_{token}"][before], minlength=types) / before.sum()
+    return {
+        "spend after": float(row[f"value_{spend}"][after].sum()),
+        "visits after": float(len(np.unique(row["visits"][after & is_label]))),
+        "spend before": float(row[f"value_{spend}"][latest].sum()),
+        "visits before": float(len(np.unique(row["visits"][latest & is_label]))),
+        "days since": float(cutoff - times[before].max()) / SECONDS_PER_DAY,
+        "days known": float(cutoff - times[before].min()) / SECONDS_PER_DAY,
+        "all visits": float(visits),
+        "events of a visit": (before & is_label).sum() / max(visits, 1),
+        **{f"type {value}": float(share) for value, share in enumerate(shares)},
+    }
+
+
+def poisson_gamma(visits: NDArray, days: NDArray, ahead: float) -> NDArray[np.float64]:
+    """Expected visits of the next days where each customer has a rate of their own, drawn from one gamma law.
+
+    Args:
+        visits (`(customers,)`): visits so far.
+        days (`(customers,)`): days that they were seen for.
+        ahead (`float`): days ahead.
+    """
+    from scipy.optimize import minimize
+    from scipy.stats import nbinom
+
+    days = np.maximum(days, 1.0)
+
+    def surprise(logs: NDArray) -> float:
+        shape, rate = np.exp(logs)
+        return float(-nbinom.logpmf(visits, shape, rate / (rate + days)).mean())
+
+    shape, rate = np.exp(minimize(surprise, np.log([1.0, max(days.mean() / max(visits.mean(), 1e-3), 1e-3)])).x)
+    return ahead * (shape + visits) / (rate + days)
+
+
+def out_of_fold(
+    features: NDArray, target: NDArray, learner: str, classes: NDArray | None, options: ProbeOptions
+) -> NDArray[np.float64]:
+    """Predictions of customers by models that have not seen them, the mean over repetitions, `(customers, C)`."""
+    from scipy.stats import rankdata
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    total = np.zeros((len(target), 1 if classes is None else len(classes)))
+    for repeat in range(options.repeats):
+        splitter = (KFold if classes is None else StratifiedKFold)(options.folds, shuffle=True, random_state=repeat)
+        for train, test in splitter.split(features, target):
+            if classes is None:
+                values = rankdata(target[train]) / len(train)  # spend is skewed, and ranks are what is measured
+                predicted = (
+                    _learner(learner, "regression").fit(features[train], values).predict(features[test])[:, None]
+                )
+            else:
+                predicted = (
+                    _learner(learner, "classes").fit(features[train], target[train]).predict_proba(features[test])
+                )
+            total[test] += predicted
+    return total / options.repeats
+
+
+def _learner(name: str, kind: str) -> Any:
+    import lightgbm
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+    if name == "linear":
+        return make_pipeline(
+            FunctionTransformer(signed_log),
+            StandardScaler(),
+            Ridge(100.0) if kind == "regression" else LogisticRegression(C=0.01, max_iter=500),
+        )
+    chosen = lightgbm.LGBMRegressor if kind == "regression" else lightgbm.LGBMClassifier
+    return chosen(
+        n_estimators=100, learning_rate=0.05, num_leaves=8, min_child_samples=20, colsample_bytree=0.3, subsample=0.8,
+        subsample_freq=1, reg_lambda=1.0, random_state=0, n_jobs=1, verbose=-1,
+    )  # fmt: skip
+
+
+def signed_log(features: NDArray) -> NDArray:
+    """Counts have long tails, which a linear model can't bend."""
+    return np.sign(features) * np.log1p(np.abs(features))
+
+
+def metric(target: NDArray, predicted: NDArray, classes: NDArray | None, weights: NDArray) -> NDArray[np.float64]:
+    """AUC, the mean over classes (the second of two), or rank correlation; of shape `(resamples,)`."""
+    if classes is None:
+        from scipy.stats import rankdata
+
+        first, second = rankdata(target), rankdata(predicted[:, 0])
+        shares = weights / weights.sum(1, keepdims=True)
+        mean = [shares @ ranks for ranks in (first, second)]
+        covariance = shares @ (first * second) - mean[0] * mean[1]
+        spreads = [shares @ ranks**2 - of**2 for ranks, of in zip((first, second), mean, strict=True)]
+        return covariance / np.sqrt(spreads[0] * spreads[1])
+    asked = [1] if len(classes) == 2 else range(len(classes))
+    found = [weighted_ranking(target == classes[c], predicted[:, c], weights)["roc_auc"] for c in asked]
+    return np.mean(found, axis=0)
+
+
+def probe_cutoff(customers: Customers, options: ProbeOptions) -> dict[str, Any]:
+    """Every number of one cutoff."""
+    targets: dict[str, Any] = {}
+    for name, target in customers.targets.items():
+        classes = None if target.dtype.kind == "f" else np.unique(target)
+        kept = np.arange(len(target))
+        if classes is not None:
+            sizes = {value: (target == value).sum() for value in classes}
+            classes = np.array([value for value, size in sizes.items() if size >= FEWEST and not _unknown(value)])
+            kept = np.flatnonzero(np.isin(target, classes))
+            if len(classes) < 2:
+                continue  # nothing to tell apart
+        weights = resample_customers(np.arange(len(kept)).astype(str), 500)
+        of_target: dict[str, Any] = {"customers": len(kept), "classes": 0 if classes is None else len(classes)}
+        for learner in LEARNERS:
+            values: dict[str, NDArray] = {}
+            for kind in logging.tqdm(INPUTS, desc=f"{name}, {learner}", unit="fit"):
+                of_models = []
+                for embedding in customers.embeddings[: 1 if kind == "counts" else None]:
+                    inputs = {"counts": customers.counts, "embedding": embedding}
+                    inputs["counts and embedding"] = np.concatenate([customers.counts, embedding], axis=1)
+                    predicted = out_of_fold(inputs[kind][kept], target[kept], learner, classes, options)
+                    of_models.append(metric(target[kept], predicted, classes, weights))
+                values[kind] = np.mean(of_models, axis=0)
+            differences = {f"{kind} over counts": values[kind] - values["counts"] for kind in INPUTS[1:]}
+            of_target[learner] = {key: _summary(each) for key, each in (values | differences).items()}
+        targets[name] = of_target
+    return {
+        "caption": customers.caption,
+        "targets": targets,
+        "facts": facts_in(customers, options),
+        "forecasts": forecasts_of(customers, options),
+    }
+
+
+def facts_in(customers: Customers, options: ProbeOptions) -> dict[str, float]:
+    """The cross-validated R2 of facts of the history, told from the embedding by a linear model: means over models."""
+    from sklearn.linear_model import Ridge
+    from sklearn.model_selection import cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    learner = make_pipeline(StandardScaler(), Ridge(10.0))
+    return {
+        name: float(
+            np.mean([cross_val_score(learner, each, fact, cv=options.folds).mean() for each in customers.embeddings])
+        )
+        for name, fact in customers.facts.items()
+    }
+
+
+def forecasts_of(customers: Customers, options: ProbeOptions) -> dict[str, Any]:
+    """The checkpoint's forecasts beside simple ones: rank correlation or AUC, and the ratio of totals."""
+    if not all(customers.forecasts):
+        return {}
+    day = f"{options.days}"
+    found = {name: customers.targets[f"{name} in {day} days"] for name in ("visits", "spend", "churn")}
+    columns = {"visits": f"visits_{day}d", "spend": f"{options.spend}_{day}d", "churn": f"visit_probability_{day}d"}
+    if any(column not in each for each in customers.forecasts for column in columns.values()):
+        return {}
+    weights = resample_customers(np.arange(len(found["visits"])).astype(str), 500)
+    ahead = poisson_gamma(*customers.rates, float(options.days))
+    result: dict[str, Any] = {}
+    for name, column in columns.items():
+        told = {"forecast": np.mean([each[column] for each in customers.forecasts], axis=0)}
+        if name != "churn":
+            told[f"the last {day} days again"] = customers.past[column]
+        else:
+            told["forecast"] = 1 - told["forecast"]
+            told[f"the last {day} days again"] = -customers.past[columns["visits"]]
+        if name != "spend":
+            told["Poisson-gamma"] = ahead if name == "visits" else -ahead
+        classes = np.array([False, True]) if name == "churn" else None
+        result[name] = {}
+        for method, value in told.items():
+            ranks = metric(found[name], np.stack([value] * (1 if classes is None else 2), 1), classes, weights)
+            means = {"told": float(value.mean()), "found": float(found[name].mean())}
+            result[name][method] = _summary(ranks) | means
+        order = np.argsort(told["forecast"], kind="stable")
+        parts = np.array_split(order, 10)
+        result[name]["forecast"]["by tenth"] = [
+            [float(told["forecast"][part].mean()), float(found[name][part].mean())] for part in parts
+        ]
+    return result
+
+
+def probe(options: ProbeOptions) -> dict[str, Any]:
+    """Every number of the page."""
+    models = read_models(options)
+    command = shlex.join(["python", "benchmarks/run_probe.py", *sys.argv[1:]])
+    cutoffs = {name: probe_cutoff(read_customers(options, models, name), options) for name in options.cutoffs}
+    return {"command": command, "cutoffs": cutoffs}
+
+
+def _unknown(value: Any) -> bool:
+    return isinstance(value, str) and value == ""
+
+
+def _summary(values: NDArray) -> dict[str, float]:
+    low, high = np.nanquantile(values[1:], [0.025, 0.975])
+    return {"mean": float(values[0]), "low": float(low), "high": float(high)}
+
+
+def write_page(results: dict[str, Any], path: Path) -> None:
+    """Writes the page from what `probe` found, and beside it a picture of the calibration."""
+    lines = ["# What the customer embedding predicts", "", f"Written by `{results['command']}`.", ""]
+    lines += [
+        "AUC for classes, rank correlation for numbers; 95% intervals resample customers. Profiles are hidden from "
+        "the embedding. *Alone* is the embedding less the counts, *beside* both less the counts alone.",
+        "",
+    ]
+    for cutoff, found in results["cutoffs"].items():
+        lines += [f"## At the {cutoff} cutoff", "", found["caption"], ""]
+        for learner in LEARNERS:
+            rows = []
+            for name, of_target in found["targets"].items():
+                of_learner = of_target[learner]
+                cells = [_interval(of_learner[kind]) for kind in INPUTS[:2]]
+                for kind in INPUTS[1:]:
+                    gain = of_learner[f"{kind} over counts"]
+                    cells.append(f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]")
+                classes = f", {of_target['classes']} classes" if of_target["classes"] else ""
+                size = f"{of_target['customers']:,}{classes}"
+                rows.append([name, size, *cells])
+            lines += [f"### {learner}", ""]
+            lines += _markdown(["target", "customers", *INPUTS[:2], "alone", "beside"], rows)
+        lines += ["### What of the history is in the embedding", ""]
+        lines += ["Cross-validated R2 of a linear model.", ""]
+        lines += _markdown(["fact", "R2"], [[name, f"{value:.2f}"] for name, value in found["facts"].items()])
+        if found["forecasts"]:
+            lines += ["### Forecasts of the checkpoint itself", ""]
+            rows = []
+            for name, methods in found["forecasts"].items():
+                for method, value in methods.items():
+                    told = f"{value['told']:.2f}" if value["told"] >= 0 else ""  # a score is no chance
+                    rows.append([name, method, _interval(value), told, f"{value['found']:.2f}"])
+            lines += _markdown(["what", "method", "rank correlation or AUC", "mean told", "mean found"], rows)
+            picture = path.with_name(f"{path.stem}_{cutoff}.png")
+            draw_calibration(found["forecasts"], picture)
+            lines += [f"![Calibration of the forecasts at the {cutoff} cutoff]({picture.name})", ""]
+    write_text(path, "\n".join(lines).rstrip() + "\n")
+
+
+def draw_calibration(forecasts: dict[str, Any], path: Path) -> None:
+    """A picture: customers in ten groups by their forecast, what was told and what was found."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(forecasts), figsize=(4 * len(forecasts), 3.6), layout="constrained")
+    for axis, (name, methods) in zip(np.atleast_1d(axes), forecasts.items(), strict=True):
+        told, found = np.array(methods["forecast"]["by tenth"]).T
+        axis.plot([0, max(told.max(), found.max())], [0, max(told.max(), found.max())], color="0.7", linewidth=1)
+        axis.plot(told, found, marker="o")
+        axis.set(title=name, xlabel="told", ylabel="found")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """Reads the options, probes, and writes the page."""
+    (options,) = parse_options(ProbeOptions, description=__doc__)
+    if not options.models or options.data is None:
+        raise SystemExit("--models and --data are needed: see --help.")
+    if wrong := sorted(set(options.cutoffs) - {"validation", "test"}):
+        raise SystemExit(f"--cutoffs names {', '.join(wrong)}; choose validation, test or both.")
+    try:
+        with needs("gbdt"):  # before minutes of embedding
+            import lightgbm  # noqa: F401
+            import scipy  # noqa: F401
+            import sklearn  # noqa: F401
+        results = probe(options)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"run_probe: {error}")
+    write_page(results, Path(options.report))
+    if options.output_file:
+        write_json(options.output_file, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""How a CSV or TSV file is written: a part of the event schema; `preparation/text_files.py` reads such files."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """How text files are written.
+
+    Args:
+        delimiter (`str`, *optional*): Between the fields of a row; by default that of `,`, `;`, tab and `|` which
+            divides the heading into most fields.
+        quote (`str`): Around a field that has a delimiter, a line end or a quote in it; empty for none.
+        escape (`str`, *optional*): Before a quote in such a field; by default the quote is doubled.
+        on_bad_row (`str`): `error` or `drop`: what becomes of a line that is not as the others.
+    """
+
+    delimiter: str | None = None
+    quote: str = '"'
+    escape: str | None = None
+    on_bad_row: str = "error"
+
+    def __post_init__(self) -> None:
+        given = {"delimiter": self.delimiter, "quote": self.quote or None, "escape": self.escape}
+        for key, value in given.items():
+            if value is not None and not (
+                isinstance(value, str) and len(value) == 1 and value.isascii() and value not in "\r\n\0"
+            ):
+                raise ValueError(f"`{key}` is {value!r}; give one character, such as ',' or \"\\t\" for a tab.")
+        used = [value for value in given.values() if value is not None]
+        if self.escape != self.quote and len({*used}) < len(used):
+            raise ValueError(
+                f"`delimiter`, `quote` and `escape` are {', '.join(map(repr, used))}; give different ones."
+            )
+        if self.on_bad_row not in ("error", "drop"):
+            raise ValueError(f"`on_bad_row` is {self.on_bad_row!r}; choose error or drop.")
+
+    @property
+    def escapes(self) -> str | None:
+        """The character before a quote, None where quotes are doubled."""
+        return None if self.escape == self.quote else self.escape

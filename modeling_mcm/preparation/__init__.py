@@ -1,0 +1,10 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""From an event log to a prepared data set, its daily updates, the deletion of customers, and drift of new logs.
+
+Everything here needs the extra `data`; training and scoring of prepared data need nothing of it.
+"""
+
+from modeling_mcm.preparation.prepare import prepare
+
+__all__ = ["prepare"]

@@ -1,0 +1,211 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What is counted once over all training customers: which labels followed which values, and what kind of log it is.
+
+Both are Ibis expressions over encoded events, so they run in any engine, and come out the same from a log and from
+the shards that preparation made of it. Counting needs the extra `data`, and reading what was counted does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from modeling_mcm.counted_memory_mcm import FOLLOWERS as MOST_FOLLOWERS
+from modeling_mcm.counted_memory_mcm import LAG_WEIGHTS
+from modeling_mcm.data.dataset import FOLLOWERS_FILE
+from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
+from modeling_mcm.extras import needs
+from modeling_mcm.processing_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
+
+if TYPE_CHECKING:
+    import ibis
+    import ibis.expr.types as ir
+
+    from modeling_mcm.preparation.vocabulary import Vocabularies
+
+# Target events of one visit and time on average, above which the order of a visit's events says nothing.
+SETS = 2.0
+FOLLOWERS = pa.schema(
+    [("task", pa.string()), ("label", pa.int32()), ("follower", pa.int32())]
+    + [("weight", pa.int64()), ("customers", pa.int64())]
+)
+
+
+def shard_events(connection: ibis.BaseBackend, paths: Sequence[Path], schema: EventSchema) -> ir.Table:
+    """The events of shards as [`encode_events`] makes them: customer_id, visit, period, second, f0 ..., is_target.
+
+    Args:
+        connection: DuckDB's.
+        paths: of the shards.
+        schema: that they were prepared with.
+    """
+    with needs("data"):
+        import ibis
+
+        from modeling_mcm.preparation.rows import ENDS, shard_schema
+    table = connection.read_parquet([str(path) for path in paths])
+    # By place: for DuckDB "feature_type" and "feature_Type" are one name, and it gives one of them another.
+    column = dict(zip(shard_schema(schema)[0], (table[name] for name in table.columns), strict=True))
+    lists = {"second": column["times"], "visit": column["visits"]}
+    lists |= {f"f{i}": column[f"f{i}"] for i in range(len(schema.features))}
+    lists |= {f"t{k}": column[f"t{k}"] for k in range(len(schema.tasks))}
+    lists["place"] = ibis.range(column["times"].length())
+    ends = {name: column[name] for name in ENDS}
+    events = table.select(column["customer_id"], **ends, **{name: values.unnest() for name, values in lists.items()})
+    is_target = ibis.or_(*(events[f"t{k}"] > 0 for k in range(len(schema.tasks))))
+    period = sum((events.place >= events[name]).cast("int8") for name in ENDS)
+    return events.mutate(is_target=is_target.cast("int8"), period=period).drop("place", *ENDS)
+
+
+def mark_targets(events: ir.Table, fitted: Vocabularies, schema: EventSchema) -> ir.Table:
+    """Marks as targets also those events of shards that have no label in any task, as in the log.
+
+    Where the token type is unknown, such an event stays unmarked, for nothing in a shard tells what it was.
+
+    Args:
+        events: as [`shard_events`] makes them.
+        fitted: the values of features.
+        schema: that the shards were prepared with.
+    """
+    token = schema.token_feature
+    column, values = events[f"f{schema.features.index(token)}"], fitted.values[token.name]
+    kinds = [value for value in schema.target_token_types or values if value in values]
+    ids = [fitted.id_of(token.name, value) for value in kinds if value not in schema.reserved_token_types]
+    if not schema.target_token_types:
+        ids += [MISSING_ID, UNKNOWN_ID]  # every event of the log is a target
+    return events.mutate(is_target=((events.is_target == 1) | column.isin(ids)).cast("int8"))
+
+
+def _training_events(events: ir.Table, schema: EventSchema) -> ir.Table:
+    """Training events with `moment`: the number of the event's moment, which all events of a visit and time share.
+
+    In a log without times a visit has one moment, as for the model: a shard has no more of its order than that.
+    """
+    with needs("data"):
+        import ibis
+    training = events.filter(events.period == 0)
+    order_by = [training.visit, *([training.second] if schema.order is None else [])]
+    order = ibis.window(group_by="customer_id", order_by=order_by)
+    return training.mutate(moment=ibis.dense_rank().over(order))
+
+
+def recount(
+    connection: ibis.BaseBackend, directory: Path, paths: Sequence[Path], schema: EventSchema
+) -> tuple[dict[str, Any], ir.Table]:
+    """Counts anew, from the shards, what the customers of a data set did that has changed; writes `FOLLOWERS_FILE`.
+
+    Args:
+        connection: DuckDB's, with a folder to spill into.
+        directory: where the file is written.
+        paths: of all shards.
+        schema: that they were prepared with.
+
+    Returns:
+        The measures for the manifest, empty where nothing is split by time, and the training events.
+    """
+    with needs("data"):
+        import ibis
+    events = shard_events(connection, paths, schema)
+    training = connection.create_table(ibis.util.gen_name("mcm"), events.filter(events.period == 0), temp=True)
+    if schema.cutoffs == NO_CUTOFFS:  # nobody will train on it
+        return {}, training
+    measures = measure(training, schema)
+    pq.write_table(count_followers(training, schema, measures), directory / FOLLOWERS_FILE)
+    return measures, training
+
+
+def _label_tasks(schema: EventSchema) -> dict[str, str]:
+    """Tasks that say what a target event is, and their columns; the token type counts only where it is alone."""
+    columns = {spec.name: f"f{i}" for i, spec in enumerate(schema.features)}
+    others = {task: columns[task] for task in schema.tasks if task != schema.token_feature.name}
+    return others or {task: columns[task] for task in schema.tasks}
+
+
+def measure(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
+    """What kind of log it is, by its training events; the recipe of pre-training reads it.
+
+    Args:
+        events: as [`encode_events`] or [`shard_events`] makes them.
+        schema: of the log.
+
+    Returns:
+        `customers`, `one_visit` (how many of them have a single visit with a target), `visits` and `moments` (with a
+        target), `targets` (events), and for each task `labels` (distinct ones), `met` (visits in which a label was
+        met; once a visit) and `repeats` (how many of those were not the customer's first).
+    """
+    with needs("data"):
+        import ibis
+    training = _training_events(events, schema)
+    tasks = _label_tasks(schema)
+    targets = training.filter(
+        training.is_target == 1, ibis.or_(*(training[f] >= FIRST_VALUE_ID for f in tasks.values()))
+    )
+    by_customer = targets.group_by("customer_id").agg(
+        visits=targets.visit.nunique(), moments=targets.moment.nunique(), targets=targets.count()
+    )
+    total = by_customer.aggregate(
+        customers=by_customer.count(),
+        one_visit=(by_customer.visits == 1).sum(),
+        visits=by_customer.visits.sum(),
+        moments=by_customer.moments.sum(),
+        targets=by_customer.targets.sum(),
+    )
+    result: dict[str, Any] = {"tasks": {}}
+    result |= {name: int(value or 0) for name, value in total.to_pyarrow().to_pylist()[0].items()}
+    for task, column in tasks.items():
+        known = targets.filter(targets[column] >= FIRST_VALUE_ID)
+        pairs = known.group_by("customer_id", label=known[column]).agg(visits=known.visit.nunique())
+        found = pairs.aggregate(labels=pairs.label.nunique(), met=pairs.visits.sum(), repeats=(pairs.visits - 1).sum())
+        result["tasks"][task] = {name: int(value or 0) for name, value in found.to_pyarrow().to_pylist()[0].items()}
+    return result
+
+
+def count_followers(events: ir.Table, schema: EventSchema, measures: dict[str, Any]) -> pa.Table:
+    """Counts which labels of a task came within six moments of which, in the training period.
+
+    Two target events of a customer whose moments are 1 to 6 apart make a pair each way, of which near ones weigh more
+    and those after more than those before (`LAG_WEIGHTS`). Events of one moment make none, for their order says
+    nothing. Where most moments hold several target events, as baskets do, nothing is counted.
+
+    Args:
+        events: as [`encode_events`] or [`shard_events`] makes them.
+        schema: of the log.
+        measures: of [`measure`].
+
+    Returns:
+        Columns task, label (the id of the earlier), follower (of the later), weight (sum over the pairs) and customers
+        (how many have such a pair): for each label its 50 heaviest followers, by task, label and follower.
+    """
+    with needs("data"):
+        import ibis
+    if measures["targets"] > SETS * measures["moments"]:
+        return FOLLOWERS.empty_table()
+    training = _training_events(events, schema)
+    lags = ibis.memtable(
+        pa.table(
+            {"lag": pa.array(list(LAG_WEIGHTS), pa.int64()), "lag_weight": pa.array(LAG_WEIGHTS.values(), pa.int64())}
+        )
+    )
+    parts = []
+    for task, column in _label_tasks(schema).items():
+        targets = training.filter(training.is_target == 1, training[column] >= FIRST_VALUE_ID)
+        moment = targets.moment.cast("int64")
+        earlier = targets.select("customer_id", label=targets[column], since=moment).cross_join(lags)
+        earlier = earlier.mutate(moment=earlier.since + earlier.lag)
+        later = targets.select("customer_id", follower=targets[column], moment=moment)
+        pairs = earlier.inner_join(later, ["customer_id", "moment"])
+        counted = pairs.group_by("label", "follower").agg(
+            weight=pairs.lag_weight.sum(), customers=pairs.customer_id.nunique()
+        )
+        order = [ibis.desc(counted.weight), counted.follower]
+        place = ibis.row_number().over(ibis.window(group_by=counted.label, order_by=order))
+        kept = counted.mutate(place=place).filter(lambda table: table.place < MOST_FOLLOWERS).drop("place")
+        found = kept.to_pyarrow().sort_by([("label", "ascending"), ("follower", "ascending")])
+        columns = {name: [task] * len(found) if name == "task" else found[name] for name in FOLLOWERS.names}
+        parts.append(pa.table(columns, FOLLOWERS))
+    return pa.concat_tables(parts)

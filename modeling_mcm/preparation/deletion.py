@@ -1,0 +1,249 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The deletion of customers from everywhere as one step: refused before anything is touched, or finished.
+
+A plan reads all that is named and raises where something stands against the deletion. Then the log is written, the
+data sets and the predictions, under locks. Between a log and its data set a run may be killed: before each file of
+the log takes its place, a note beside the data set says which digest replaces which, so that the same command, run
+again, finishes, and an update knows the new files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from modeling_mcm.data.dataset import PreparedManifest, check_shard, sha256_of
+from modeling_mcm.events_mcm import to_text
+from modeling_mcm.files_mcm import write_json
+from modeling_mcm.preparation.forget import CUSTOMER, forget_in_log, forget_in_prepared, log_files, open_parquet
+from modeling_mcm.preparation.locks import note_of
+
+
+@dataclass
+class Places:
+    """Where customers are to be forgotten; every path is one without symbolic links.
+
+    Args:
+        data (`list[Path]`): Folders of prepared data sets.
+        predictions (`list[Path]`): Folders or files of predictions.
+        events (`list[Path]`): What the data sets were made from: log and profile, files or folders.
+    """
+
+    data: list[Path] = field(default_factory=list)
+    predictions: list[Path] = field(default_factory=list)
+    events: list[Path] = field(default_factory=list)
+
+    @classmethod
+    def resolved(cls, data: Iterable[str], predictions: Iterable[str], events: Iterable[str]) -> Places:
+        """Follows the symbolic links of what a person names."""
+        return cls(*([Path(path).resolve() for path in paths] for paths in (data, predictions, events)))
+
+    def all(self) -> list[Path]:
+        """All of them."""
+        return [*self.data, *self.predictions, *self.events]
+
+    def customer_column(self) -> str:
+        """The log's column that holds customers, which the data sets' schema names.
+
+        Raises:
+            ValueError: The data sets were made from logs with different columns, and a log is given.
+        """
+        columns = sorted({PreparedManifest.load(folder).event_schema.customer for folder in self.data})
+        if self.events and len(columns) > 1:
+            raise ValueError(f"The data sets read the customers from the columns {', '.join(columns)}: one at a time.")
+        return columns[0] if columns else CUSTOMER
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """What a look at all places found of some ids.
+
+    Attributes:
+        there (`set[str]`): Ids of customers that are in at least one place.
+        absent (`dict[str, list[str]]`): Ids that are nowhere, each with the ids that differ from it in case or in the
+            spaces around it alone.
+    """
+
+    there: set[str]
+    absent: dict[str, list[str]]
+
+    def said_of_absent(self, only_near: bool = False) -> list[str]:
+        """A line for each id that is nowhere, or with `only_near` for those that another one is near to."""
+        hints = {name: " or ".join(map(repr, near)) for name, near in self.absent.items() if near or not only_near}
+        return [f"{name!r}{f'; is {hint} meant?' if hint else ''}" for name, hint in hints.items()]
+
+
+def predictions_files(place: Path) -> list[Path]:
+    """The Parquet files of a folder of predictions, or the file itself.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder.
+        ValueError: The folder holds none.
+    """
+    if not place.exists():
+        raise FileNotFoundError(f"{place} does not exist; check the path.")
+    files = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
+    if not files:
+        raise ValueError(f"{place} holds no Parquet file.")
+    return files
+
+
+def look_for(ids: Collection[str], places: Places, column: str) -> Whereabouts:
+    """Reads the ids of every place, and raises before anything is changed where something is wrong with one.
+
+    Spaces around an id count only where the customers' own ids have them.
+
+    Args:
+        ids (`Collection[str]`): As a person wrote them.
+        places (`Places`): Where to look.
+        column (`str`): Of the log, that holds customers.
+
+    Raises:
+        FileNotFoundError: A place does not exist.
+        ValueError: A file is damaged, is no Parquet file, or has no such column.
+    """
+    exact: set[str] = set()
+    near: dict[str, set[str]] = {_plain(name): set() for name in ids}
+    for path, name in _columns_of(places, column):
+        for value in _values_of(path, name):
+            text = to_text(value)
+            if text is not None and (plain := _plain(text)) in near:
+                near[plain].add(text)
+                exact.add(text)
+    there, absent = set(), {}
+    for name in ids:
+        if match := next((each for each in (name, name.strip()) if each in exact), None):
+            there.add(match)
+        else:
+            absent[name] = sorted(near[_plain(name)])
+    return Whereabouts(there, absent)
+
+
+def _plain(name: str) -> str:
+    return name.strip().casefold()
+
+
+def _values_of(path: Path, column: str) -> Iterator[Any]:
+    with open_parquet(path, column) as file:
+        for group in range(file.num_row_groups):
+            try:
+                values = file.read_row_group(group, [column])[column].unique()
+            except (OSError, pa.ArrowInvalid) as error:
+                raise ValueError(f"{path} is damaged ({error}); remove it or write it again.") from error
+            yield from values.to_pylist()
+
+
+def _columns_of(places: Places, column: str) -> Iterator[tuple[Path, str]]:
+    for place in places.data:
+        for shard in PreparedManifest.load(place).shards:
+            check_shard(place / shard["file"], shard, verify=True)
+            yield place / shard["file"], CUSTOMER
+    for place in places.predictions:
+        yield from ((path, CUSTOMER) for path in predictions_files(place))
+    for place in places.events:
+        yield from ((path, column) for path in log_files(place))
+
+
+def check_deletion(customers: Collection[str], places: Places) -> None:
+    """Raises where a data set stands against the deletion, before the log is touched.
+
+    Args:
+        customers (`Collection[str]`): Ids as the places have them.
+        places (`Places`): Where they are deleted.
+
+    Raises:
+        ValueError: A shard is a symbolic link, or nobody would be left in a data set.
+    """
+    wanted = pa.array(sorted(customers), pa.string())
+    for place in places.data:
+        left = 0
+        for shard in PreparedManifest.load(place).shards:
+            path = place / shard["file"]
+            if path.is_symlink():
+                raise ValueError(
+                    f"{path} is a symbolic link to {path.resolve()}, which would keep the customers: put the file "
+                    "itself there. Nothing was changed."
+                )
+            theirs = pc.is_in(pq.read_table(path, columns=[CUSTOMER])[CUSTOMER], wanted)
+            left += len(theirs) - (pc.sum(theirs).as_py() or 0)
+        if not left:
+            raise ValueError(f"Nobody would be left in {place}: remove the folder instead. Nothing was changed.")
+
+
+class DeletionNote:
+    """What a deletion notes beside a data set while its log and itself do not fit: `.NAME.deletion.json`.
+
+    The note holds digests of files and the number of the process, and no ids.
+
+    Args:
+        directory (`Path`): Of the data set.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory, self.path = directory, note_of(directory)
+        self.digests: dict[str, str] = {}
+
+    def resume(self) -> bool:
+        """Reads the note of a run that was killed, if there is one, and tidies what it left beside the data set."""
+        if not self.path.is_file():
+            return False
+        said = json.loads(self.path.read_text(encoding="utf-8"))
+        self.digests = said["files"]
+        left = self.directory.with_name(f".{self.directory.name}.{said['process']}")
+        replaced, partial = (left.with_name(f"{left.name}.{state}") for state in ("replaced", "partial"))
+        if replaced.exists() and not self.directory.exists():
+            replaced.rename(self.directory)
+        for folder in (replaced, partial):
+            shutil.rmtree(folder, ignore_errors=True)
+        return True
+
+    def add(self, digests: dict[str, str]) -> None:
+        """Notes that files of the log are about to be others; the digests are old to new."""
+        settled = {old: digests.get(new, new) for old, new in self.digests.items()}
+        self.digests = settled | digests
+        write_json(self.path, {"process": os.getpid(), "files": self.digests})
+
+    def close(self) -> None:
+        """All is deleted, and the data set fits its log."""
+        self.path.unlink(missing_ok=True)
+
+
+def delete_from_log_and_data(
+    customers: Collection[str], places: Places, column: str, notes: Sequence[DeletionNote]
+) -> Iterator[tuple[Path, int, int]]:
+    """Deletes from the log, then from the data sets made of it.
+
+    Args:
+        customers (`Collection[str]`): Ids as the places have them.
+        places (`Places`): Where they are deleted; predictions are left alone.
+        column (`str`): Of the log, that holds customers.
+        notes (`Sequence[DeletionNote]`): One a data set, resumed; to be closed when all else is deleted too.
+
+    Yields:
+        The place, how many rows of a log or customers of a data set were deleted, and how many files of a log changed.
+    """
+
+    def record(digests: dict[str, str]) -> None:
+        for note in notes:
+            note.add(digests)
+
+    is_resumed = any(note.digests for note in notes)
+    record({})
+    for log in places.events:
+        rows, changed = forget_in_log(log, customers, column, record)
+        yield log, rows, len(changed)
+    # Of a run that was killed before the new file took its place.
+    unchanged = {sha256_of(path) for log in places.events for path in log_files(log)} if is_resumed else set()
+    for directory, note in zip(places.data, notes, strict=True):
+        digests = {old: new for old, new in note.digests.items() if old not in unchanged}
+        yield directory, forget_in_prepared(directory, customers, digests), 0

@@ -1,0 +1,236 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Drift: how much of a new event log a checkpoint can still read.
+
+A checkpoint knows the values and the bins of its training period. New brands and new prices arrive every week: what
+is not in a vocabulary is read as the one unknown value, and a price beyond the outer edges falls into the outer bins.
+The log is read as preparation reads it, by the same Ibis expressions, so a large one works in bounded memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from modeling_mcm.data.features import CATEGORICAL, FeatureSpec, raw_places
+from modeling_mcm.data.schema import EventSchema, schema_of
+from modeling_mcm.extras import needs
+from modeling_mcm.preparation.text_files import TextFiles
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+with needs("data"):
+    import ibis
+    import ibis.expr.types as ir
+
+    from modeling_mcm.preparation.engine import open_engine
+    from modeling_mcm.preparation.events import (
+        moment_text,
+        normalise_events,
+        normalise_profile,
+        open_events,
+        open_profile,
+    )
+    from modeling_mcm.preparation.vocabulary import each_value
+
+MOST_FREQUENT = 10
+
+
+@dataclass(frozen=True)
+class FeatureDrift:
+    """What a log says of one feature. Shares are of `rows`.
+
+    Attributes:
+        feature, kind, column: the feature, `categorical` or `numeric`, and the column that it reads.
+        rows: events of the log, or rows of the profile table.
+        missing, unknown: rows without a value, and with a value that is not in the vocabulary.
+            Of a column with several values in an event, rows with one at least that is not.
+        unknown_values: how many different values that are.
+        most_frequent_unknown: the most frequent of them with their counts, at most 10; equals by their text.
+        below, above: share of the rows with a number below the first inner edge, or on or above the last (numeric).
+        expected_outside: what each of the two was in training, about: bins hold equal shares of it (numeric).
+    """
+
+    feature: str
+    kind: str
+    column: str
+    rows: int
+    missing: int
+    unknown: int = 0
+    unknown_values: int = 0
+    most_frequent_unknown: list[tuple[str, int]] = field(default_factory=list)
+    below: float | None = None
+    above: float | None = None
+    expected_outside: float | None = None
+
+    @property
+    def missing_share(self) -> float:
+        """Share of the rows without a value."""
+        return self.missing / self.rows
+
+    @property
+    def unknown_share(self) -> float:
+        """Share of the rows with a value that the checkpoint does not know."""
+        return self.unknown / self.rows
+
+    @property
+    def addable(self) -> list[str]:
+        """Of the most frequent unknown values, those that `model.resize_feature_vocabulary` takes."""
+        return [value for value, _ in self.most_frequent_unknown if value]
+
+
+@dataclass(frozen=True)
+class DriftReport:
+    """What a log says of a checkpoint's features.
+
+    Attributes:
+        events: events that were read.
+        left_out: events without customer or time, which were not.
+        first, last: times of the first and the last event, or their places in a log without times.
+        features: one entry for each feature that has a column, in the model's order; of features that share the
+            values of a column, the first one.
+        not_read: profile features, where no profile table was given.
+    """
+
+    events: int
+    left_out: int
+    first: str
+    last: str
+    features: list[FeatureDrift]
+    not_read: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with the shares and the values that could be added."""
+        values = dataclasses.asdict(self)
+        for entry, drift in zip(values["features"], self.features, strict=True):
+            entry["most_frequent_unknown"] = [
+                {"value": value, "count": count} for value, count in drift.most_frequent_unknown
+            ]
+            entry |= {"missing_share": drift.missing_share, "unknown_share": drift.unknown_share}
+            entry["addable"] = drift.addable
+        return values
+
+
+def feature_drift(
+    events: Any,
+    feature_extractor: MCMFeatureExtractor,
+    profile: Any = None,
+    memory_limit: str = "1GB",
+) -> DriftReport:
+    """Compares an event log with the vocabularies and bins of a checkpoint.
+
+    Args:
+        events: Parquet or CSV file, folder of them, data frame, Arrow table or Ibis table; one row an event.
+        feature_extractor ([`MCMFeatureExtractor`]): That of the checkpoint.
+        profile (*optional*): The profile table in any of the same forms. Without it the profile is not looked at.
+        memory_limit (`str`): Memory that DuckDB may use before it spills to disk.
+
+    Raises:
+        ValueError: A column is missing or can't be read, the log is empty, or it holds token types that MCM adds.
+        FileNotFoundError: No such file.
+    """
+    schema = schema_of(feature_extractor)
+    engine: Any = "duckdb"
+    if isinstance(events, ir.Table) and not isinstance(events.op(), ibis.expr.operations.InMemoryTable):
+        engine = events.get_backend()
+    with tempfile.TemporaryDirectory() as folder, open_engine(engine, Path(folder), memory_limit) as connection:
+        text = TextFiles(schema.text_format, Path(folder))
+        table = open_events(events, connection, schema, text)
+        _check_columns(table, schema.event_columns, "event")
+        read = normalise_events(table, schema)
+        whole = read.filter(read.customer_id.notnull() & read.second.notnull())
+        counts = _count(whole, schema) | {"rows": read.count().to_pyarrow().as_py()}
+        if not counts["events"]:
+            raise ValueError(
+                f"The event table has {counts['rows']} rows and none with a customer and a time (columns "
+                f"{schema.customer!r} and {schema.order_column!r}): give a log with at least one event."
+            )
+        if counts["reserved"]:
+            raise ValueError(
+                f"Column {schema.token_type!r} holds {' or '.join(map(repr, schema.reserved_token_types))}, token "
+                "types that MCM adds itself: rename them in the log."
+            )
+        tables = [(whole, "f", schema.features)]
+        if profile is not None and schema.profile:
+            people = open_profile(profile, connection, schema, text)
+            _check_columns(people, [schema.customer, *(spec.column or "" for spec in schema.profile)], "profile")
+            people = normalise_profile(people, schema)
+            if not people.count().to_pyarrow().as_py():
+                raise ValueError("The profile table has no row with a customer: give one, or leave `profile` out.")
+            tables.append((people, "p", schema.profile))
+        features = [
+            _drift(values.select(value=values[f"{letter}{place}"]), spec, feature_extractor)
+            for values, letter, specs in tables
+            for place, spec in enumerate(specs)
+            if spec.column and raw_places(specs)[place] == place
+        ]
+    return DriftReport(
+        events=counts["events"],
+        left_out=counts["rows"] - counts["events"],
+        first=counts["first"],
+        last=counts["last"],
+        features=features,
+        not_read=[] if len(tables) > 1 else [spec.name for spec in schema.profile],
+    )
+
+
+def _check_columns(table: ir.Table, wanted: Sequence[str], what: str) -> None:
+    absent = [column for column in dict.fromkeys(wanted) if column not in table.columns]
+    if absent:
+        close = difflib.get_close_matches(absent[0], table.columns, n=1)
+        hint = f" ({absent[0]!r} may be {close[0]!r})" if close else ""
+        raise ValueError(
+            f"The {what} table has the columns {', '.join(table.columns)}, the checkpoint also reads "
+            f"{', '.join(map(repr, absent))}{hint}: rename the table's columns, or add an empty one for a feature "
+            "that was not recorded."
+        )
+
+
+def _count(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
+    token = events[f"f{schema.features.index(schema.token_feature)}"]
+    found = events.aggregate(
+        events=events.count(),
+        reserved=token.isin(schema.reserved_token_types).sum(),
+        first=moment_text(events.second.min(), schema),
+        last=moment_text(events.second.max(), schema),
+    )
+    return found.to_pyarrow().to_pylist()[0]
+
+
+def _drift(table: ir.Table, spec: FeatureSpec, feature_extractor: MCMFeatureExtractor) -> FeatureDrift:
+    """The drift of one feature; `table` has the one column `value`, text, a list of texts, or a number."""
+    counts = table.aggregate(rows=table.count(), missing=table.value.isnull().sum()).to_pyarrow().to_pylist()[0]
+    common = FeatureDrift(spec.name, spec.kind, spec.column or "", counts["rows"], counts["missing"] or 0)
+    if spec.kind == CATEGORICAL:
+        return dataclasses.replace(common, **_unknown(table, feature_extractor.vocabularies[spec.name], spec))
+    edges = feature_extractor.bins[spec.name]
+    if not edges:
+        return common
+    sums = table.aggregate(below=(table.value < edges[0]).sum(), above=(table.value >= edges[-1]).sum())
+    outside = {name: (n or 0) / counts["rows"] for name, n in sums.to_pyarrow().to_pylist()[0].items()}
+    return dataclasses.replace(common, **outside, expected_outside=1 / (len(edges) + 1))
+
+
+def _unknown(table: ir.Table, vocabulary: Sequence[str], spec: FeatureSpec) -> dict[str, Any]:
+    known = ibis.memtable(pa.table({"known": pa.array(vocabulary, pa.string())}))
+    each = table.select(value=each_value(table.value, spec))
+    seen = each.filter(each.value.notnull()).group_by("value").agg(number=lambda t: t.count())
+    unknown = seen.anti_join(known, seen.value == known.known)
+    sums = unknown.aggregate(unknown=unknown.number.sum(), unknown_values=unknown.count()).to_pyarrow().to_pylist()[0]
+    most = unknown.order_by(ibis.desc("number"), ibis.asc("value")).limit(MOST_FREQUENT).to_pyarrow().to_pylist()
+    if spec.item is not None:  # a row may have several
+        lists = table.group_by("value").agg(number=lambda t: t.count())
+        each = lists.mutate(each=lists.value.unnest()).semi_join(unknown, ibis._.each == unknown.value)
+        each = each.select("value", "number").distinct()
+        sums["unknown"] = each.number.sum().to_pyarrow().as_py()
+    return {
+        "unknown": sums["unknown"] or 0,
+        "unknown_values": sums["unknown_values"],
+        "most_frequent_unknown": [(row["value"], row["number"]) for row in most],
+    }

@@ -1,0 +1,382 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""From any table to checked, normalised events and their visits, as Ibis expressions.
+
+Columns get internal names by position (`f0`, `f1` ... for features, `p0` ... for the profile), because feature names
+such as "a.b" or "Type" beside "type" are legal in a schema and not in every engine. Times are seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta, tzinfo
+from typing import Any
+
+from transformers.utils import logging
+
+from modeling_mcm.data.features import CATEGORICAL, NUMERIC, FeatureSpec, raw_places
+from modeling_mcm.data.schema import EventSchema
+from modeling_mcm.events_mcm import (
+    EPOCH,
+    EXACT_FLOAT,
+    SECONDS_PER_DAY,
+    TIME_ADVICE,
+    TIME_PATTERN,
+    read_zone,
+    zone_offset,
+)
+from modeling_mcm.extras import needs
+from modeling_mcm.preparation.text_files import TextFiles
+from modeling_mcm.processing_mcm import ONE_TOKEN_TYPE, ROWS
+
+with needs("data"):
+    import ibis
+    import ibis.expr.types as ir
+
+    from modeling_mcm.preparation.engine import SPARK, number_rows, open_table, split_text, text_of_float, total
+
+logger = logging.get_logger(__name__)
+
+JAVA_NUMBER = r"\d\.?[dDfF]\s*$"  # what Spark would also read as a number: "5d" and "5f"
+WHOLE_NUMBER = r"^[+-]?\d+$"
+BLOCK = 10 * SECONDS_PER_DAY  # in which a zone's offset changes once or never
+ROW_NUMBER = "number of the row"  # column that a log gets whose rows are in order
+
+
+def epoch_seconds(time: datetime) -> int:
+    """Whole seconds from 1970-01-01 to a time without a zone."""
+    return (time - EPOCH) // timedelta(seconds=1)
+
+
+def open_events(source: Any, connection: ibis.BaseBackend, schema: EventSchema, text: TextFiles) -> ir.Table:
+    """The log as `open_table` opens it, with the number of each row where the schema needs it."""
+    table = open_table(source, connection, "event", schema.event_columns, text)
+    return number_rows(table, source, connection, ROW_NUMBER) if schema.order == ROWS else table
+
+
+def open_profile(source: Any, connection: ibis.BaseBackend, schema: EventSchema, text: TextFiles) -> ir.Table:
+    """The profile table as `open_table` opens it; a bad line of a text file is always an error."""
+    strict = TextFiles(replace(text.format, on_bad_row="error"), text.folder / "profile")
+    columns = [schema.customer, *(spec.column for spec in schema.profile if spec.column)]
+    return open_table(source, connection, "profile", columns, strict)
+
+
+def count_bad(table: ir.Table, read: ir.Table, schema: EventSchema) -> int:
+    """How many rows of a log `normalise_events` left out, for a time or a number that can't be read."""
+    if schema.on_bad_row == "error":
+        return 0
+    return table.count().to_pyarrow().as_py() - read.count().to_pyarrow().as_py()
+
+
+def check_columns(table: ir.Table, wanted: Sequence[str], what: str) -> None:
+    """Raises `ValueError` naming the first column that the schema asks for and the table lacks."""
+    for column in wanted:
+        if column not in table.columns:
+            close = difflib.get_close_matches(column, table.columns, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(table.columns)}."
+            raise ValueError(f"The {what} table has no column {column!r}, which the schema names; {hint}")
+
+
+def as_text(column: ir.Value, name: str) -> ir.StringValue:
+    """The text of a categorical value: 1 and 1.0 are "1", true is "true", NaN is missing, the rest as it prints."""
+    kind = column.type()
+    if kind.is_null():
+        return column.cast("string")
+    if kind.is_floating() or kind.is_decimal():
+        number = column.cast("float64")
+        integer = number.try_cast("int64")  # null where it is out of range, so that such a number stays a float
+        whole = (integer.cast("float64") == number) & (number.abs() < EXACT_FLOAT)
+        text = ibis.ifelse(whole, integer.cast("string"), text_of_float(number))
+        return ibis.ifelse(number.isnan(), ibis.null("string"), text)
+    if kind.is_string() or kind.is_integer() or kind.is_temporal() or kind.is_boolean() or kind.is_uuid():
+        return column.cast("string")
+    raise ValueError(f"Column {name!r} has type {kind}; a categorical value needs text, numbers, booleans or dates.")
+
+
+def _as_number(column: ir.Value, name: str) -> ir.FloatingValue:
+    kind = column.type()
+    if not (kind.is_numeric() or kind.is_string() or kind.is_boolean() or kind.is_null()):
+        raise ValueError(f"Column {name!r} has type {kind}, and the schema says numeric; make it a number.")
+    if kind.is_string():
+        column = ibis.ifelse(column.re_search(JAVA_NUMBER), ibis.null("string"), column)
+    number = column.try_cast("float64") if kind.is_string() else column.cast("float64")
+    return ibis.ifelse(number.isnan(), ibis.null("float64"), number)
+
+
+def _as_values(column: ir.Value, spec: FeatureSpec) -> ir.ArrayValue:
+    """The different values of an event in the order of their text, null where there is none; empty text is none."""
+    kind, name = column.type(), spec.column or spec.name
+    if spec.separator is not None:
+        if kind.is_array():
+            raise ValueError(
+                f"Column {name!r} has type {kind}, which needs no `separator`; remove it from the schema."
+            )
+        values = split_text(as_text(column, name), spec.separator)
+    elif kind.is_array():
+        of_value = kind.value_type
+        if not (of_value.is_string() or of_value.is_integer() or of_value.is_boolean() or of_value.is_null()):
+            raise ValueError(
+                f"Column {name!r} has type {kind}; write its lists of values as text, whole numbers or booleans."
+            )
+        values = column.map(lambda value: value.cast("string"))
+    elif kind.is_null():
+        return ibis.null("array<string>")
+    else:
+        raise ValueError(
+            f"Column {name!r} has type {kind}, and feature {spec.name!r} reads several values of an event; give the "
+            "schema the `separator` between them, or make the column one of lists."
+        )
+    values = values.filter(lambda value: value.notnull() & (value != "")).unique().sort()
+    return ibis.ifelse(values.length() > 0, values, ibis.null("array<string>"))
+
+
+def _as_path(column: ir.Value, spec: FeatureSpec) -> ir.StringValue:
+    """The first levels of a path, null where it has fewer; a path ends before its first empty level."""
+    separator, level = str(spec.separator), int(spec.level or 1)
+    parts = split_text(as_text(column, spec.column or spec.name), separator)[:level]
+    is_whole = (parts.length() == level) & (parts.filter(lambda part: part == "").length() == 0)
+    return ibis.ifelse(is_whole, parts.join(separator), ibis.null("string"))
+
+
+def _as_feature(table: ir.Table, spec: FeatureSpec) -> ir.Value:
+    if spec.is_constant:
+        return ibis.literal(ONE_TOKEN_TYPE)
+    column = table[spec.column]
+    if spec.kind != CATEGORICAL:
+        return _as_number(column, spec.name)
+    if spec.item is not None:
+        return _as_values(column, spec)
+    if spec.level is not None:
+        return _as_path(column, spec)
+    return as_text(column, spec.column or spec.name)
+
+
+def _raw_features(table: ir.Table, specs: Sequence[FeatureSpec], letter: str) -> dict[str, ir.Value]:
+    """The columns that are stored for features: none for those from the time, one for the values of one column."""
+    places = raw_places(specs)
+    return {
+        f"{letter}{i}": _as_feature(table, spec)
+        for i, spec in enumerate(specs)
+        if not spec.is_derived and places[i] == i
+    }
+
+
+def has_value(table: ir.Table, specs: Sequence[FeatureSpec], place: int) -> ir.BooleanValue:
+    """Whether an event has a value of the categorical feature at a place among the event features."""
+    column, item = table[f"f{raw_places(specs)[place]}"], specs[place].item
+    return column.notnull() if item is None else ibis.coalesce(column.length() >= item, False)
+
+
+def offset_steps(zone: tzinfo, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The zone's offsets to UTC within ranges of UTC seconds, in their order, as (from when, change of the offset).
+
+    The first entry has the offset itself. What changes between two ranges is one change, at the start of the second:
+    a log of a few years with one time of another century is a few steps.
+    """
+    steps: list[tuple[int, int]] = []
+    offset = 0
+    for first, last in ranges:
+        for start in range(first, last, SECONDS_PER_DAY):
+            if (new := zone_offset(start, zone)) != offset or not steps:
+                steps.append((start, new - offset))
+                offset = new
+            end = min(start + SECONDS_PER_DAY, last)
+            if zone_offset(end, zone) != offset:
+                low, high = start, end
+                while high - low > 1:
+                    middle = (low + high) // 2
+                    low, high = (middle, high) if zone_offset(middle, zone) == offset else (low, middle)
+                steps.append((high, zone_offset(end, zone) - offset))
+                offset += steps[-1][1]
+    return steps
+
+
+def _moments(table: ir.Table, schema: EventSchema) -> ir.IntegerValue:
+    """What puts events in order: whole seconds of the time column, or the numbers of a log without times."""
+    if schema.order is None:
+        return _seconds(table, str(schema.time), schema.time_zone)
+    column = table[schema.order_column or ROW_NUMBER]
+    kind = column.type()
+    if kind.is_string():
+        return ibis.ifelse(column.re_search(WHOLE_NUMBER), column, ibis.null("string")).try_cast("int64")
+    if not kind.is_integer():
+        raise ValueError(f"Column {schema.order!r} (order) has type {kind}; it needs whole numbers. Make it integers.")
+    return column.cast("int64")
+
+
+def _seconds(table: ir.Table, name: str, time_zone: str) -> ir.IntegerValue:
+    """Whole seconds of the time column: times with a zone go to the schema's zone, others stay as they are."""
+    column = table[name]
+    kind = column.type()
+    if kind.is_date():
+        column, kind = column.cast("timestamp"), ibis.dtype("timestamp")
+    if kind.is_string():
+        seconds, has_zone = _seconds_of_text(column)
+    elif kind.is_timestamp():
+        seconds, has_zone = column.truncate("s").epoch_seconds().cast("int64"), ibis.literal(kind.timezone is not None)
+    else:
+        raise ValueError(
+            f"Column {name!r} (time) has type {kind}; it needs timestamps, dates or ISO 8601 text. "
+            "Convert numbers to timestamps first."
+        )
+    if time_zone == "UTC" or (kind.is_timestamp() and kind.timezone is None):
+        return seconds
+    blocks = table.select(block=ibis.ifelse(has_zone, seconds // BLOCK, ibis.null("int64"))).distinct().to_pyarrow()
+    starts = [block * BLOCK for block in sorted(blocks["block"].drop_null().to_pylist())]
+    steps = offset_steps(read_zone(time_zone), [(start, start + BLOCK) for start in starts])
+    if not steps:
+        return seconds
+    shift = total([(seconds >= start).cast("int64") * change for start, change in steps[1:]], steps[0][1])
+    return ibis.ifelse(has_zone, seconds + shift, seconds)
+
+
+def _seconds_of_text(column: ir.StringValue) -> tuple[ir.IntegerValue, ir.BooleanValue]:
+    """As `read_time_text` reads one: whole seconds, in UTC where the text says a zone, and whether it does."""
+    day, clock, zone = (column.re_extract(TIME_PATTERN, place) for place in (1, 2, 3))
+    text = day.replace("/", "-") + " " + ibis.ifelse(clock == "", "00:00", clock)
+    text = ibis.ifelse(column.re_search(TIME_PATTERN), text, ibis.null("string"))
+    if column.get_backend().name == SPARK:  # whose times are moments, and whose session is in UTC
+        moment = text.try_cast(ibis.dtype("timestamp('UTC')")).cast("timestamp")
+    else:
+        moment = text.try_cast("timestamp")
+    seconds = moment.truncate("s").epoch_seconds().cast("int64")
+    sign, digits = zone.substr(0, 1), zone.replace(":", "")
+    has_offset = sign.isin(["+", "-"])
+    hours, minutes, rest = (
+        ibis.ifelse(has_offset & (digits.length() > start), digits.substr(start, 2), "0").cast("int64")
+        for start in (1, 3, 5)
+    )
+    ahead = hours * 3600 + minutes * 60 + rest
+    return seconds - ibis.ifelse(sign == "-", -ahead, ahead), zone != ""
+
+
+def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
+    """Table before: the log. After: customer_id, second, visit_key, f0, f1 ... (text or number per stored feature).
+
+    Of a column with several values there is one list of texts, at the place of the first feature that reads it.
+    `visit_key` is "v" and the visit column's text, or "t" where the events of one time make a visit. In a log without
+    times `second` is what puts the events in order.
+
+    Raises:
+        ValueError: A missing column, a column of the wrong type, times or numbers that cannot be read.
+    """
+    check_columns(table, schema.event_columns, "event")
+    columns = {
+        "customer_id": as_text(table[schema.customer], schema.customer),
+        "second": _moments(table, schema),
+        "visit_key": ibis.literal("t"),
+    }
+    if schema.visit:
+        columns["visit_key"] = ibis.coalesce(ibis.literal("v") + as_text(table[schema.visit], schema.visit), "t")
+    columns |= _raw_features(table, schema.features, "f")
+    bad = _find_unreadable(table, columns, schema)
+    out = table.select(**columns)
+    if bad is not None:
+        out = table.select(**columns, is_bad=bad).filter(~ibis._.is_bad).drop("is_bad")
+    # Events without a visit share their time: the time belongs to the key of the visit.
+    return out.mutate(
+        visit_key=ibis.ifelse(out.visit_key == "t", ibis.literal("t") + out.second.cast("string"), out.visit_key)
+    )
+
+
+def _find_unreadable(table: ir.Table, columns: dict[str, ir.Value], schema: EventSchema) -> ir.BooleanValue | None:
+    """Which rows hold a time or a number that can't be read, None for no row; an error where these are errors."""
+    wanted = "a whole number" if schema.order else f"a time; write {TIME_ADVICE}"
+    read = {schema.order_column or ROW_NUMBER: (columns["second"], wanted)}
+    for i, spec in enumerate(schema.features):
+        if spec.kind == NUMERIC and spec.column:
+            read[spec.column] = (
+                columns[f"f{i}"],
+                "a number; correct it, or leave the field empty where it is missing",
+            )
+    rows = []
+    for name, (value, wanted) in read.items():
+        if table[name].type().is_string():
+            bad = table[name].notnull() & value.isnull() & (table[name].lower() != "nan")
+            found = table.aggregate(rows=bad.sum(), example=table[name].max(where=bad)).to_pyarrow().to_pylist()[0]
+            if not found["rows"]:
+                continue
+            told = f"Column {name!r} has {found['rows']} values that cannot be read, such as {found['example']!r}"
+            if schema.on_bad_row == "error":
+                raise ValueError(
+                    f"{told}; each must be {wanted}. Or set `on_bad_row: drop` in the schema to leave such rows out."
+                )
+            logger.warning(f"{told}; these rows are left out.")
+            rows.append(ibis.coalesce(bad, False))
+    return functools.reduce(operator.or_, rows) if rows else None
+
+
+def normalise_profile(table: ir.Table, schema: EventSchema) -> ir.Table:
+    """Table before: the profiles. After: customer_id, p0, p1 ... with one row a customer.
+
+    Raises:
+        ValueError: A missing column, a wrong type, or a customer with two rows.
+    """
+    columns = [spec.column for spec in schema.profile if spec.column]
+    check_columns(table, [schema.customer, *columns], "profile")
+    values = _raw_features(table, schema.profile, "p")
+    out = table.select(customer_id=as_text(table[schema.customer], schema.customer), **values)
+    out = out.filter(out.customer_id.notnull())
+    twice = out.group_by("customer_id").agg(rows=out.count())
+    example = twice.filter(twice.rows > 1).customer_id.min().to_pyarrow().as_py()
+    if example is not None:
+        raise ValueError(
+            f"The profile table has several rows for the customer {example!r} (column {schema.customer!r}); "
+            "keep one row a customer."
+        )
+    return out
+
+
+def moment_text(moment: ir.IntegerValue, schema: EventSchema) -> ir.StringValue:
+    """A time as text, or the place of an event in a log without times."""
+    return (moment.as_timestamp("s") if schema.order is None else moment).cast("string")
+
+
+def keep_latest(events: ir.Table, most: int) -> tuple[ir.Table, dict[str, int]]:
+    """Leaves out all but the latest `most` events of a customer in each period; also returns what was left out.
+
+    Each period is cut by itself, so that what is kept before a cutoff never depends on what comes after it.
+
+    Args:
+        events: normalised events with `period`.
+        most: events of a customer and period that are kept.
+    """
+    long = events.group_by("customer_id", "period").agg(number=events.count())
+    long = long.filter(long.number > most)
+    found = long.aggregate(events=(long.number - most).sum(), customers=long.customer_id.nunique())
+    counts = found.to_pyarrow().to_pylist()[0]
+    if not counts["customers"]:
+        return events, {"dropped_excess": 0, "customers_with_excess": 0}
+    keys = ["customer_id", "period"]
+    cut = events.semi_join(long, keys)
+    # Every column has a say, so that the same events go whatever the order of the input.
+    latest = [ibis.desc("second"), *(ibis.asc(name) for name in cut.columns if name not in (*keys, "second"))]
+    place = ibis.row_number().over(ibis.window(group_by=keys, order_by=latest))
+    cut = cut.mutate(place=place).filter(lambda table: table.place < most).drop("place")
+    return (
+        events.anti_join(long, keys).union(cut),
+        {"dropped_excess": counts["events"], "customers_with_excess": counts["customers"]},
+    )
+
+
+def find_visits(events: ir.Table) -> ir.Table:
+    """One row a visit: customer_id, period, visit_key, visit (0, 1, 2 ... per customer), start, end, has_target, days.
+
+    Args:
+        events: Table with customer_id, second, period, visit_key and is_target.
+
+    `days` is the time in days from the start of the customer's previous visit, null in the first. A visit that
+    straddles a cutoff is two, so that what lies before a cutoff never depends on what comes after it.
+    """
+    visits = events.group_by("customer_id", "period", "visit_key").agg(
+        start=events.second.min(), end=events.second.max(), has_target=events.is_target.max()
+    )
+    order = ibis.window(group_by="customer_id", order_by=[visits.period, visits.start, visits.visit_key])
+    return visits.mutate(
+        visit=ibis.row_number().over(order).cast("int32"),
+        days=(visits.start - visits.start.lag().over(order)).cast("float64") / SECONDS_PER_DAY,
+    )

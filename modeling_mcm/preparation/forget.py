@@ -1,0 +1,319 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Customers who ask to be forgotten: out of one kind of file at a time, and a look whether they are in it.
+
+`deletion.py` makes one step of all of it. What is written takes its place when it is whole, so a killed run leaves a
+file or a data set as it was, or done. A symbolic link is followed: the file that it names is written, and it stays.
+What is counted over training customers is counted anew: `followers.parquet`, `popularity.parquet` and the manifest's
+`measures`. Its other counts besides `customers` stay those of the preparation: sums over many.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from modeling_mcm.data.dataset import (
+    FEATURE_EXTRACTOR_FOLDER,
+    MANIFEST_FILE,
+    POPULARITY_FILE,
+    PreparedManifest,
+    check_shard,
+    sha256_of,
+)
+from modeling_mcm.events_mcm import to_text
+from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import atomic_write
+from modeling_mcm.preparation.files import kind_of
+from modeling_mcm.preparation.locks import LOCK_SUFFIX, note_of
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+with needs("data"):
+    from modeling_mcm.preparation.counts import mark_targets, recount
+    from modeling_mcm.preparation.engine import link, open_engine, replacing
+    from modeling_mcm.preparation.rows import popularity, write_shard
+    from modeling_mcm.preparation.vocabulary import vocabularies_of
+
+CUSTOMER = "customer_id"
+# Folders in a data set of what was computed of its customers and is computed again where it is needed.
+CACHES = {"baselines"}
+
+
+def _is_theirs(column: pa.ChunkedArray, customers: Collection[str]) -> pa.ChunkedArray:
+    """Of each row whether it is of one of the customers; their numbers and texts are those of preparation."""
+    values = column.unique()
+    kept = [to_text(value) in customers for value in values.to_pylist()]
+    return pc.is_in(column, values.filter(pa.array(kept, pa.bool_())))
+
+
+def files_of(place: Path) -> list[Path]:
+    """The files of a folder at any depth, or the file itself: each once, with symbolic links followed.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder.
+    """
+    place = place.resolve()
+    if not place.exists():
+        raise FileNotFoundError(f"{place} does not exist; check the path.")
+    if not place.is_dir():
+        return [place]
+    found, entered = set(), set()
+    for folder, folders, names in os.walk(place, followlinks=True):
+        entered.add(os.path.realpath(folder))
+        folders[:] = [name for name in folders if os.path.realpath(Path(folder, name)) not in entered]
+        found |= {Path(folder, name).resolve() for name in names}
+    return sorted(found)
+
+
+def log_files(log: Path) -> list[Path]:
+    """The Parquet files of a log, which is a folder at any depth or a file.
+
+    Raises:
+        FileNotFoundError: There is no such log.
+        ValueError: It has files of text, such as a CSV, out of which nothing is deleted here.
+    """
+    files = files_of(log)
+    kinds = {path: kind for path in files if (kind := kind_of(path.name))}
+    if texts := [path for path, kind in kinds.items() if kind != "parquet"]:
+        raise ValueError(
+            f"{texts[0]} is a text file, and customers are deleted from Parquet files alone: nothing was changed. "
+            "Take them out of it yourself and leave it out here, or write the log as Parquet."
+        )
+    if not log.is_dir():
+        return files
+    return [path for path, kind in kinds.items() if kind == "parquet"]
+
+
+def open_parquet(path: Path, column: str) -> pq.ParquetFile:
+    """A Parquet file with a column.
+
+    Raises:
+        ValueError: It has no such column, or is no whole Parquet file.
+    """
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"{path} is not a whole Parquet file ({error}); remove it or write it again.") from error
+    if column not in file.schema_arrow.names:
+        names = ", ".join(file.schema_arrow.names)
+        file.close()
+        raise ValueError(f"{path} has no column {column!r}; it has {names}.")
+    return file
+
+
+def forget_in_file(
+    path: Path,
+    customers: Collection[str],
+    column: str = CUSTOMER,
+    before_replacing: Callable[[Path], Any] | None = None,
+) -> int:
+    """Writes a Parquet file anew without the rows of some customers, if it has any.
+
+    Args:
+        path (`Path`): The file; where it is a symbolic link, the file that this names.
+        customers (`Collection[str]`): Their ids.
+        column (`str`): Of the file, that holds ids.
+        before_replacing (`Callable`, *optional*): Is given the new file, still under another name.
+
+    Returns:
+        `int`: How many rows they had.
+
+    Raises:
+        ValueError: It has no such column, or is no whole Parquet file.
+    """
+    path = path.resolve()
+    with open_parquet(path, column) as file:
+        theirs = _is_theirs(file.read([column])[column], customers)
+        if not (number := pc.sum(theirs).as_py() or 0):
+            return 0
+        left = file.read().filter(pc.invert(theirs))
+        rows = file.metadata.row_group(0).num_rows
+    with atomic_write(path) as partial:
+        pq.write_table(left, partial, row_group_size=rows, compression="zstd")
+        if before_replacing is not None:
+            before_replacing(partial)
+    return number
+
+
+def forget_in_log(
+    log: Path,
+    customers: Collection[str],
+    column: str,
+    record: Callable[[dict[str, str]], Any] | None = None,
+) -> tuple[int, dict[str, str]]:
+    """Takes customers out of a Parquet file or a folder of them, at any depth.
+
+    Args:
+        log (`Path`): The file or folder.
+        customers (`Collection[str]`): Their ids.
+        column (`str`): Of the log, that holds ids.
+        record (`Callable`, *optional*): Is given the digests of a file, old to new, before it is replaced.
+
+    Returns:
+        How many rows they had, and the digests of changed files, old to new.
+    """
+    rows, digests = 0, {}
+    for path in log_files(log):
+        old = sha256_of(path)
+
+        def changed(partial: Path, old: str = old) -> None:
+            digests[old] = sha256_of(partial)
+            if record is not None:
+                record({old: digests[old]})
+
+        rows += forget_in_file(path, customers, column, changed)
+    return rows, digests
+
+
+def forget_in_prepared(directory: Path, customers: Collection[str], digests: Mapping[str, str] | None = None) -> int:
+    """Takes customers out of a prepared data set; returns how many were in it.
+
+    Args:
+        directory (`Path`): Of the data set; where it is a symbolic link, the folder that this names.
+        customers (`Collection[str]`): Their ids.
+        digests (`Mapping[str, str]`, *optional*): Of files of the log that changed with it, old to new, so that a
+            later update knows them.
+
+    Raises:
+        ValueError: A shard is damaged, or nobody would be left.
+    """
+    directory = directory.resolve()
+    manifest = PreparedManifest.load(directory)
+    theirs = {}
+    for shard in manifest.shards:
+        path = directory / shard["file"]
+        check_shard(path, shard, verify=True)
+        theirs[path.name] = _is_theirs(pq.read_table(path, columns=[CUSTOMER])[CUSTOMER], customers)
+    numbers = {name: pc.sum(column).as_py() or 0 for name, column in theirs.items()}
+    forgotten = sum(numbers.values())
+    if forgotten and forgotten == sum(shard["rows"] for shard in manifest.shards):
+        raise ValueError(f"Nobody would be left in {directory}: remove the folder instead. Nothing was changed.")
+    source = {name: _with_digests(files, digests or {}) for name, files in manifest.input.items()}
+    if not forgotten and source == manifest.input:
+        return 0
+    shards = []
+    with replacing(directory) as (target, scratch):
+        for path in directory.iterdir():
+            if path.name in CACHES:
+                continue
+            if path.is_dir():
+                shutil.copytree(path, target / path.name)
+            elif path.name != MANIFEST_FILE and path.name not in theirs:
+                shutil.copy2(path, target / path.name)
+        for shard in manifest.shards:
+            path, number = directory / shard["file"], numbers[shard["file"]]
+            if not number:
+                link(path, target / path.name)
+                shards.append(shard)
+            elif number < shard["rows"]:
+                kept = pq.read_table(path).filter(pc.invert(theirs[shard["file"]]))
+                shards.append(write_shard(kept, target / path.name))
+        counts = manifest.counts | {"customers": manifest.counts["customers"] - forgotten}
+        counts["forgotten"] = manifest.counts.get("forgotten", 0) + forgotten
+        changed = replace(manifest, shards=shards, counts=counts, input=source)
+        if forgotten:
+            changed = replace(changed, measures=_count_again(target, scratch, changed))
+        changed.save(target)
+    return forgotten
+
+
+def _count_again(directory: Path, scratch: Path, manifest: PreparedManifest) -> dict[str, Any]:
+    """Writes what is counted over training customers by those who are left, and gives the measures."""
+    schema = manifest.event_schema
+    extractor = MCMFeatureExtractor.from_pretrained(str(directory / FEATURE_EXTRACTOR_FOLDER))
+    fitted = vocabularies_of(extractor, schema)
+    with open_engine("duckdb", scratch) as connection:
+        shards = [directory / shard["file"] for shard in manifest.shards]
+        measures, training = recount(connection, directory, shards, schema)
+        table = popularity(mark_targets(training, fitted, schema), fitted, schema)
+    pq.write_table(table, directory / POPULARITY_FILE)
+    return measures
+
+
+def _with_digests(described: dict[str, Any] | None, digests: Mapping[str, str]) -> dict[str, Any] | None:
+    if not described:
+        return described
+    files = {name: digests.get(digest, digest) for name, digest in described["files"].items()}
+    return described | {"files": files}
+
+
+def forget_in_cache(customers: Collection[str], cache: Path | None = None) -> int:
+    """Removes the Arrow copies of prepared data that hold one of the customers; returns how many folders.
+
+    `datasets` makes a copy when a data set is loaded, and makes it again when it is needed. A copy that can't be read,
+    as of a run that was killed, is removed too.
+    """
+    folders = set()
+    for path in (cache or Path(datasets.config.HF_DATASETS_CACHE)).joinpath("parquet").rglob("*.arrow"):
+        try:
+            holds = any(_count(path, CUSTOMER, customers))
+        except (OSError, pa.ArrowInvalid):
+            holds = True
+        if holds:
+            folders.add(path.parent)
+    for folder in folders:
+        shutil.rmtree(folder)
+    return len(folders)
+
+
+def _columns(path: Path, column: str) -> Iterator[pa.ChunkedArray]:
+    """The column of a Parquet or Arrow file in parts, nothing if it has none."""
+    if path.suffix.lower() == ".parquet":
+        with pq.ParquetFile(path) as file:
+            if column in file.schema_arrow.names:
+                for group in range(file.num_row_groups):
+                    yield file.read_row_group(group, [column])[column]
+        return
+    with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+        if column in reader.schema.names:
+            for batch in reader:
+                yield pa.chunked_array([batch.column(column)])
+
+
+def _count(path: Path, column: str, customers: Collection[str]) -> Iterator[int]:
+    for part in _columns(path, column):
+        yield pc.sum(_is_theirs(part, customers)).as_py() or 0
+
+
+def find_customers(folder: Path, customers: Collection[str], column: str = CUSTOMER) -> dict[str, str]:
+    """Reads every file of a folder, hidden ones too, and what a killed run left beside it.
+
+    Returns:
+        What speaks against it that they are forgotten, by file: rows of theirs, files that can't be read, leftovers,
+        and a manifest whose number of customers is not that of the shards.
+    """
+    found: dict[str, str] = {}
+    folder = folder.resolve()
+    for pattern in ("partial", "replaced"):
+        for path in folder.parent.glob(f".{folder.name}.*.{pattern}"):
+            found[str(path)] = "left by a run that was killed, if none is running: remove it"
+    if note_of(folder).is_file():
+        found[str(note_of(folder))] = "a deletion was killed: run it again with its options, which finishes it"
+    for path in files_of(folder):
+        if path.suffix == ".partial":
+            found[str(path)] = "left by a run that was killed, if none is running: remove it"
+        elif path.suffix.lower() in (".parquet", ".arrow"):
+            try:
+                rows = sum(_count(path, column, customers))
+            except (OSError, pa.ArrowInvalid) as error:
+                found[str(path)] = f"can't be read: {error}"
+                continue
+            if rows:
+                found[str(path)] = f"{rows} rows of theirs"
+        elif path.suffix not in (".json", ".jinja", LOCK_SUFFIX):
+            found[str(path)] = "neither Parquet nor Arrow nor JSON: look into it yourself"
+    if (folder / MANIFEST_FILE).is_file():
+        manifest = PreparedManifest.load(folder)
+        rows = sum(pq.read_metadata(folder / shard["file"]).num_rows for shard in manifest.shards)
+        if rows != manifest.counts["customers"]:
+            found[str(folder / MANIFEST_FILE)] = f"says {manifest.counts['customers']} customers, and there are {rows}"
+    return found

@@ -1,0 +1,421 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""From an event log to a prepared data set: check, split by time, fit on the training period, write customers.
+
+All steps on events are Ibis expressions without a construct of one engine (engine.py): DuckDB runs them by default and
+spills to disk what does not fit in memory, Spark runs the same on many machines. The data set is written into a folder
+beside its place and renamed at the end, so that a full disk or a kill leaves nothing that looks whole (after a kill, a
+hidden folder that ends in `.partial`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import platform
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from transformers.utils import logging
+
+from modeling_mcm.data.dataset import (
+    FEATURE_EXTRACTOR_FOLDER,
+    FOLLOWERS_FILE,
+    MANIFEST_FILE,
+    POPULARITY_FILE,
+    PreparedManifest,
+)
+from modeling_mcm.data.features import check_integer, check_size
+from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
+from modeling_mcm.extras import needs
+from modeling_mcm.preparation.files import describe
+from modeling_mcm.preparation.text_files import TextFiles
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+with needs("data"):
+    import ibis
+    import ibis.expr.types as ir
+
+    from modeling_mcm.preparation.counts import count_followers, measure
+    from modeling_mcm.preparation.engine import SPARK, caching, open_engine, replacing
+    from modeling_mcm.preparation.events import (
+        count_bad,
+        epoch_seconds,
+        find_visits,
+        keep_latest,
+        moment_text,
+        normalise_events,
+        normalise_profile,
+        open_events,
+        open_profile,
+    )
+    from modeling_mcm.preparation.periods import LEAST_TARGET_VISITS, add_period, add_target, to_predict
+    from modeling_mcm.preparation.rows import count_ids, popularity, write_shards
+    from modeling_mcm.preparation.vocabulary import Vocabularies, encode_events, encode_profiles, fit, vocabularies_of
+
+logger = logging.get_logger(__name__)
+
+ROWS_PER_SHARD, MOST_ROWS_PER_SHARD = 1024, 1_000_000  # the rows of a shard are in memory together
+LIBRARIES = ("modeling-mcm", "ibis-framework", "duckdb", "pyarrow", "numpy", "transformers", "datasets")
+
+
+def versions(connection: ibis.BaseBackend) -> dict[str, str]:
+    """Versions of Python and of the libraries that made a data set."""
+    versions = {"python": platform.python_version()}
+    for name in (*LIBRARIES, *([SPARK] if connection.name == SPARK else [])):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+            versions[name] = "not installed"
+    return versions
+
+
+def _one_row(table: ir.Table) -> dict[str, Any]:
+    """The values of an aggregate; sums over no row are 0."""
+    return {name: 0 if value is None else value for name, value in table.to_pyarrow().to_pylist()[0].items()}
+
+
+def digest_of(extractor: MCMFeatureExtractor) -> str:
+    """Hex digest of a feature extractor's vocabularies and bins."""
+    known = json.dumps([extractor.vocabularies, extractor.bins], sort_keys=True)
+    return hashlib.sha256(known.encode()).hexdigest()
+
+
+def _reusable(output_dir: Path, wanted: dict[str, Any], overwrite: bool, reuse: bool) -> PreparedManifest | None:
+    """The manifest there if it may be reused, None if the folder is to be written; raises where neither is wanted."""
+    if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
+        return None
+    if not (output_dir / MANIFEST_FILE).is_file():
+        raise FileExistsError(f"{output_dir} exists and is no prepared data set; remove it or choose another folder.")
+    differs = "it was not asked to be reused"
+    if reuse:
+        try:
+            manifest = PreparedManifest.load(output_dir)
+        except ValueError as error:  # of another format, or damaged
+            differs = f"it can't be reused ({str(error).removesuffix('.')})"
+        else:
+            # The schema is read first, for an older one lacks what has been added since, with its default.
+            found = {"schema": manifest.event_schema.to_dict(), "input": manifest.input, "options": manifest.options}
+            changed = [key for key, value in wanted.items() if found[key] != value]
+            if wanted["input"]["events"] is None:
+                changed.append("input")
+            if not changed:
+                return manifest
+            differs = f"another {' and '.join(sorted(set(changed)))} made it"
+    if not overwrite:
+        raise FileExistsError(
+            f"{output_dir} is a prepared data set already and {differs}; set overwrite=True (--overwrite) to "
+            "replace it."
+        )
+    return None
+
+
+def _drop_and_count(
+    events: ir.Table, schema: EventSchema, cache: Callable[..., ir.Table]
+) -> tuple[ir.Table, dict[str, int]]:
+    """Counts rows without customer or time and duplicates, and leaves out what the schema says; cached."""
+    if schema.on_duplicate == "keep":
+        events = cache(events)
+    is_whole = events.customer_id.notnull() & events.second.notnull()
+    counts = _one_row(
+        events.aggregate(
+            rows=events.count(),
+            null_customer=events.customer_id.isnull().sum(),
+            null_time=events.second.isnull().sum(),
+            whole=is_whole.sum(),
+        )
+    )
+    total = counts.pop("whole")
+    for key, column in (("null_customer", schema.customer), ("null_time", schema.order_column)):
+        if counts[key] and schema.on_null == "error":
+            raise ValueError(
+                f"Column {column!r} is null in {counts[key]} of {counts['rows']} events; correct them, or set "
+                "`on_null: drop` in the schema to leave them out."
+            )
+    whole = events.filter(is_whole)
+    distinct = whole.distinct()
+    if schema.on_duplicate == "drop":
+        whole = distinct = cache(distinct)  # once: it is expensive
+    duplicates = total - distinct.count().to_pyarrow().as_py()
+    dropped = duplicates if schema.on_duplicate == "drop" else 0
+    counts |= {"dropped_null": counts["rows"] - total, "duplicates": duplicates, "dropped_duplicates": dropped}
+    return whole, counts
+
+
+def _count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
+    """Events of each period, the evaluation cases, and the times of the first and the last event."""
+    token_place = schema.features.index(schema.token_feature)
+    events = events.mutate(to_predict=to_predict(events, schema))
+
+    def targets(table: ir.Table, *periods: int) -> ir.Value:
+        return (table.to_predict & table.period.isin(periods)).sum()
+
+    counts = _one_row(
+        events.aggregate(
+            events=events.count(),
+            training_events=(events.period == 0).sum(),
+            training_targets=targets(events, 0),
+            validation_events=(events.period == 1).sum(),
+            test_events=(events.period == 2).sum(),
+            target_events=events.is_target.sum(),
+            reserved=events[f"f{token_place}"].isin(schema.reserved_token_types).sum(),
+            first=moment_text(events.second.min(), schema),
+            last=moment_text(events.second.max(), schema),
+            latest=events.second.max(),
+        )
+    )
+    latest = counts.pop("latest")
+    if counts.pop("reserved"):
+        raise ValueError(
+            f"Column {schema.token_type!r} holds {' or '.join(map(repr, schema.reserved_token_types))}, token types "
+            "that MCM adds itself; rename them in the log, or choose another `end_of_visit`."
+        )
+    tomorrow = datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1)
+    if schema.order is None and latest > epoch_seconds(tomorrow):
+        logger.warning(
+            f"The log has events of {counts['last']}, which is not yet: the clock of a source may be wrong. They "
+            "count as their customers' latest; correct them, or leave them out."
+        )
+    customers = events.group_by("customer_id").agg(
+        before=targets(events, 0), between=targets(events, 1), after=targets(events, 2)
+    )
+    enough = schema.min_history
+    counts |= _one_row(
+        customers.aggregate(
+            customers=customers.count(),
+            validation_cases=((customers.before >= enough) & (customers.between > 0)).sum(),
+            test_cases=((customers.before + customers.between >= enough) & (customers.after > 0)).sum(),
+        )
+    )
+    return counts
+
+
+def check_events(
+    events: ir.Table, schema: EventSchema, cache: Callable[..., ir.Table]
+) -> tuple[ir.Table, dict[str, Any]]:
+    """The events that are kept, with `is_target` and `period`, and what was counted on the way.
+
+    Args:
+        events: of `normalise_events`.
+        schema: says what is left out.
+        cache: of `caching`.
+    """
+    whole, counts = _drop_and_count(events, schema, cache)
+    dated = add_period(add_target(whole, schema), schema)
+    if schema.leaves_one_out:
+        dated = cache(dated)  # it takes a join
+    kept, excess = keep_latest(dated, schema.max_events_per_customer)
+    if excess["dropped_excess"]:
+        kept = cache(kept)  # every step reads it
+    return kept, counts | excess | _count_periods(kept, schema)
+
+
+def _check_periods(counts: dict[str, Any], schema: EventSchema) -> dict[str, int]:
+    """The counts without the times; raises where a cutoff leaves nothing."""
+    span = f"the log runs from {counts.pop('first')} to {counts.pop('last')}"
+    if not counts["events"]:
+        raise ValueError("Every event was dropped for a missing customer or time; check `customer` and `time`.")
+    if schema.cutoffs == NO_CUTOFFS:
+        return counts
+    if not counts["target_events"]:
+        raise ValueError(
+            f"No event has a token type of `target_token_types` ({', '.join(schema.target_token_types)}); "
+            f"check them against column {schema.token_type!r}."
+        )
+    if schema.leaves_one_out and not counts["test_events"]:
+        raise ValueError(
+            f"No customer has {LEAST_TARGET_VISITS} visits with a label to predict, and `cutoffs: {schema.cutoffs}` "
+            "holds out the last two; check `tasks` and `visit`, or set dates as `cutoffs`."
+        )
+    for key, where in (
+        ("training_targets", "No target event is before `cutoffs: validation`"),
+        ("validation_events", "No event is between `cutoffs: validation` and `cutoffs: test`"),
+        ("test_events", "No event is on or after `cutoffs: test`"),
+    ):
+        if not counts[key]:
+            cutoffs = ", ".join(f"{name} {schema.cutoff(name)}" for name in ("validation", "test"))
+            raise ValueError(f"{where} ({cutoffs}), and {span}; move the cutoffs.")
+    for cutoff in ("validation", "test"):
+        if not counts[f"{cutoff}_cases"]:
+            logger.warning(
+                f"No customer has {schema.min_history} target events before the {cutoff} cutoff and one after it: "
+                "nothing can be evaluated there. Move the cutoffs or lower `min_history`."
+            )
+    return counts
+
+
+def _number_shards(visits: ir.Table, rows_per_shard: int) -> ir.Table:
+    """customer_id and its shard: customers in the order of their id, `rows_per_shard` to a shard."""
+    customers = visits.select("customer_id").distinct()
+    place = ibis.row_number().over(ibis.window(order_by=customers.customer_id))
+    return customers.mutate(shard=(place // rows_per_shard).cast("int64"))
+
+
+def _save_feature_extractor(fitted: Vocabularies, schema: EventSchema, directory: Path) -> None:
+    features = [
+        {"name": spec.name, "kind": spec.kind, "column": spec.column, "profile": spec in schema.profile} | spec.part
+        for spec in (*schema.features, *schema.profile)
+    ]
+    MCMFeatureExtractor(
+        features=features,
+        vocabularies=fitted.values,
+        bins=fitted.bins,
+        customer=schema.customer,
+        time=schema.time,
+        order=schema.order,
+        token_type=schema.token_type,
+        visit=schema.visit,
+        time_zone=schema.time_zone,
+        tasks=list(schema.tasks),
+        target_token_types=list(schema.target_token_types),
+        end_of_visit=schema.end_of_visit,
+        max_events=schema.max_events,
+        min_history=schema.min_history,
+        name=schema.name,
+    ).save_pretrained(directory)
+
+
+def prepare(
+    events: Any,
+    schema: EventSchema,
+    output_dir: str | Path,
+    profile: Any = None,
+    feature_extractor: MCMFeatureExtractor | None = None,
+    engine: str | ibis.BaseBackend = "duckdb",
+    rows_per_shard: int = ROWS_PER_SHARD,
+    overwrite: bool = False,
+    reuse: bool = False,
+    memory_limit: str = "1GB",
+    spark_config: Mapping[str, str] | None = None,
+    progress: Callable[..., Any] | None = None,
+) -> PreparedManifest:
+    """Prepares an event log: `manifest.json`, `feature_extractor/`, `popularity.parquet` and shards of customers.
+
+    Args:
+        events: Parquet or CSV file, folder of them, an address that fsspec knows, a list of these, a data
+            frame, an Arrow table or an Ibis table; one row an event.
+        schema (`EventSchema`): What the columns mean. With the cutoffs `NO_CUTOFFS`, as those of `schema_of`, nothing
+            is split by time and no period needs an event: such a data set is only scored.
+        output_dir (`str` or `Path`): Folder to make.
+        profile (*optional*): The profile table in any of the same forms; needed if the schema has `profile`.
+        feature_extractor ([`MCMFeatureExtractor`], *optional*): Of a checkpoint whose vocabularies and bins are used
+            in the place of those of the training period, so that it can read the result.
+        engine (`str` or Ibis connection): `duckdb`, `spark` (docs/spark.md), or a connection; an Ibis table of a
+            database runs there.
+        rows_per_shard (`int`): Most customers in one shard.
+        overwrite (`bool`): Replace a prepared data set that is there.
+        reuse (`bool`): Return at once if the data set there was made from the same files, schema and options.
+        memory_limit (`str`): Memory that DuckDB may use before it spills to disk.
+        spark_config (*optional*): Options of the Spark session, such as `{"spark.master": "local[2]"}`.
+        progress (*optional*): A class like `tqdm`; that of transformers if not given.
+
+    Returns:
+        `PreparedManifest`: The manifest as written.
+
+    Raises:
+        ValueError: The data do not fit the schema; the message names the column and the fix.
+        FileExistsError: `output_dir` exists and neither `overwrite` nor `reuse` covers it.
+        FileNotFoundError: No such input file.
+        OSError: The disk is full or not writable; nothing is left behind.
+    """
+    check_integer(rows_per_shard, "rows_per_shard", 1, MOST_ROWS_PER_SHARD)
+    if engine == "duckdb":
+        check_size(memory_limit, "memory_limit")
+    if schema.profile and profile is None:
+        raise ValueError(
+            "The schema has `profile` features, but no profile table is given; pass `profile` (--profile)."
+        )
+    output_dir = Path(output_dir)
+    wanted = {
+        "schema": schema.to_dict(),
+        "input": {"events": describe(events), "profile": describe(profile) if schema.profile else None},
+        "options": {"rows_per_shard": rows_per_shard},
+    }
+    if feature_extractor is not None:
+        wanted["options"]["vocabularies"] = digest_of(feature_extractor)
+    existing = _reusable(output_dir, wanted, overwrite, reuse)
+    if existing is not None:
+        return existing
+    if isinstance(events, ir.Table) and not isinstance(events.op(), ibis.expr.operations.InMemoryTable):
+        engine = events.get_backend()
+    tqdm = progress or logging.tqdm
+    with (
+        replacing(output_dir) as (target, scratch),
+        open_engine(engine, scratch, memory_limit, spark_config) as connection,
+        tqdm(total=len(schema.feature_names) + 3, desc="Preparing", unit="step") as bar,
+    ):
+        with caching(connection) as cache:
+            reading = (schema, feature_extractor)
+            text = TextFiles(schema.text_format, scratch)
+            manifest = _run(events, profile, *reading, connection, cache, target, rows_per_shard, bar, wanted, text)
+        manifest.save(target)
+    return manifest
+
+
+def _run(
+    events: Any,
+    profile: Any,
+    schema: EventSchema,
+    known: MCMFeatureExtractor | None,
+    connection: ibis.BaseBackend,
+    cache: Callable[..., ir.Table],
+    target: Path,
+    rows_per_shard: int,
+    bar: Any,
+    wanted: dict[str, Any],
+    text: TextFiles,
+) -> PreparedManifest:
+    """The steps in their order; every table is an Ibis expression, cached where several steps read it."""
+
+    def done(step: str) -> None:
+        bar.set_postfix_str(step)
+        bar.update()
+
+    table = open_events(events, connection, schema, text)
+    read = normalise_events(table, schema)
+    bad = text.dropped + count_bad(table, read, schema)
+    checked, counts = check_events(read, schema, cache)
+    counts["dropped_bad"] = bad
+    if not counts["rows"]:
+        left = f" besides the {bad:,} that `on_bad_row: drop` left out" if bad else ""
+        raise ValueError(f"The event table is empty; it needs at least one row{left}.")
+    counts = _check_periods(counts, schema)
+    profiles = None
+    if schema.profile:
+        profiles = cache(normalise_profile(open_profile(profile, connection, schema, text), schema))
+        counts["profiles"] = profiles.count().to_pyarrow().as_py()
+    done("checked")
+    visits = cache(find_visits(checked))
+    if known is None:
+        fitted = fit(checked, visits, profiles, schema, done)
+        _save_feature_extractor(fitted, schema, target / FEATURE_EXTRACTOR_FOLDER)
+    else:
+        fitted = vocabularies_of(known, schema)
+        known.save_pretrained(target / FEATURE_EXTRACTOR_FOLDER)
+        bar.update(len(schema.feature_names))
+    numbers = cache(_number_shards(visits, rows_per_shard))
+    sharded, visits = (table.inner_join(numbers, "customer_id") for table in (checked, visits))
+    # Near each other by shard, so that reading one shard skips the rest of the table.
+    encoded = cache(encode_events(sharded, visits, fitted, schema), near="shard")
+    counts |= count_ids(encoded, schema)
+    done("encoded")
+    pq.write_table(popularity(encoded, fitted, schema), target / POPULARITY_FILE)
+    measures = {}
+    if schema.cutoffs != NO_CUTOFFS:  # else nobody will train on it
+        measures = measure(encoded, schema)
+        pq.write_table(count_followers(encoded, schema, measures), target / FOLLOWERS_FILE)
+    encoded_profiles = cache(encode_profiles(profiles, fitted, schema)) if profiles is not None else None
+    number = math.ceil(counts["customers"] / rows_per_shard)
+    done("counted")
+    bar.total = len(schema.feature_names) + 3 + number  # set and not read: a bar that is off has no number
+    shards = []
+    for entry in write_shards(encoded, encoded_profiles, schema, target, number):
+        shards.append(entry)
+        done(f"shard {len(shards)} of {number}")
+    made_with = versions(connection)
+    return PreparedManifest(counts=counts, seeds={}, versions=made_with, shards=shards, measures=measures, **wanted)

@@ -1,0 +1,233 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""From encoded events to what lies on disk: one row a customer in Parquet shards, popularity, counts of ids."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from modeling_mcm.data.dataset import sha256_of
+from modeling_mcm.data.features import CATEGORICAL, value_places
+from modeling_mcm.data.schema import EventSchema
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
+from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import atomic_write
+from modeling_mcm.processing_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
+
+with needs("data"):
+    import ibis
+    import ibis.expr.types as ir
+
+    from modeling_mcm.preparation.engine import each_group
+    from modeling_mcm.preparation.vocabulary import Vocabularies
+
+ROWS_PER_ROW_GROUP = 256
+ENDS = ("validation_end", "test_end")  # how many events come before each cutoff
+
+
+def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSchema) -> ir.Table:
+    """Table before: one row an event (see `encode_events`). After: one row a customer, and its shard.
+
+    Events are ordered by visit, then time, ids and values: nothing depends on the order of the input. The structs are
+    sorted after collecting, because an ordered collect does not exist in every engine.
+    """
+    names = [f"f{i}" for i in range(len(schema.features))]
+    value_names = [f"v{i}" for i in value_places(schema.features)]
+    order = ("visit", "closes_visit", "second", *names, "is_target", *value_names)
+    rows = encoded.group_by("customer_id", "shard").agg(
+        events=ibis.struct({name: encoded[name] for name in order}).collect(),
+        validation_end=(encoded.period < 1).sum().cast("int32"),
+        test_end=(encoded.period < 2).sum().cast("int32"),
+    )
+    rows = rows.mutate(events=rows.events.sort())
+    columns: dict[str, ir.Value] = {
+        "customer_id": rows.customer_id,
+        "shard": rows.shard,
+        "times": rows.events.map(lambda event: _time(event, schema)),
+        "visits": rows.events.map(lambda event: event["visit"]),
+    }
+    columns |= {name: rows.events.map(lambda event, name=name: event[name]) for name in (*names, *value_names)}
+    event_names = [spec.name for spec in schema.features]
+    for k, task in enumerate(schema.tasks):
+        source = names[event_names.index(task)]
+        columns[f"t{k}"] = rows.events.map(lambda event, source=source: event[source] * event["is_target"])
+    rows = rows.select(**columns, validation_end=rows.validation_end, test_end=rows.test_end)
+    if profiles is not None:
+        joined = rows.left_join(profiles, "customer_id")
+        filled = {f"p{i}": ibis.coalesce(joined[f"p{i}"], MISSING_ID) for i in range(len(schema.profile))}
+        rows = joined.mutate(**filled).select(*rows.columns, *filled)
+    return rows
+
+
+def _time(event: ir.StructValue, schema: EventSchema) -> ir.IntegerValue:
+    """Seconds since 1970-01-01; in a log without times each visit is a day after the one before."""
+    return event["second"] if schema.order is None else event["visit"].cast("int64") * SECONDS_PER_DAY
+
+
+def shard_schema(schema: EventSchema) -> tuple[list[str], pa.Schema]:
+    """Internal column names of `customer_rows` in the order of a shard, and the shard's Arrow schema."""
+    ids = pa.list_(pa.int32())
+    columns = [("customer_id", "customer_id", pa.string()), ("times", "times", pa.list_(pa.int64()))]
+    columns += [("visits", "visits", ids)]
+    columns += [(f"f{i}", f"feature_{spec.name}", ids) for i, spec in enumerate(schema.features)]
+    columns += [
+        (f"v{i}", f"value_{schema.features[i].name}", pa.list_(pa.float32())) for i in value_places(schema.features)
+    ]
+    columns += [(f"t{k}", f"task_{task}", ids) for k, task in enumerate(schema.tasks)]
+    columns += [(f"p{i}", f"profile_{spec.name}", pa.int32()) for i, spec in enumerate(schema.profile)]
+    columns += [(name, name, pa.int32()) for name in ENDS]
+    return [internal for internal, _, _ in columns], pa.schema([(name, kind) for _, name, kind in columns])
+
+
+def shard_table(rows: pa.Table, schema: EventSchema) -> pa.Table:
+    """Rows of `customer_rows` as they stand in a shard."""
+    internal, arrow_schema = shard_schema(schema)
+    return rows.sort_by("customer_id").select(internal).rename_columns(arrow_schema.names).cast(arrow_schema)
+
+
+def continued(rows: pa.Table, kept: NDArray[np.int64], others: pa.Table) -> pa.Table:
+    """Rows of a shard with their first `kept` visits, then the events of `others`, which has new customers too.
+
+    Customers of whom no event is left are left out.
+    """
+    lengths = pc.list_value_length(rows["visits"]).to_numpy()
+    owners = np.repeat(np.arange(len(rows)), lengths)
+    stays = pc.list_flatten(rows["visits"]).to_numpy() < kept[owners]
+    lengths = np.bincount(owners[stays], minlength=len(rows))
+    mask = pa.array(stays)
+    for place, column in enumerate(rows.schema):
+        if pa.types.is_list(column.type):
+            values = pc.list_flatten(rows[column.name]).filter(mask)
+            rows = rows.set_column(place, column, _lists(values, lengths, column.type))
+        elif column.name in ENDS:  # events lie in the order of their periods
+            rows = rows.set_column(place, column, pa.array(np.minimum(rows[column.name], lengths), column.type))
+    both = pa.concat_tables([rows, others])
+    both = both.take(pc.sort_indices(both, [("customer_id", "ascending")]))  # stable: a customer's new events are last
+    lengths = pc.list_value_length(both["visits"]).to_numpy()
+    both = both.filter(pa.array(lengths > 0))
+    if not len(both):
+        return both
+    ids = both["customer_id"].to_numpy()
+    first = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
+    lengths = np.add.reduceat(lengths[lengths > 0], first)
+    columns = []
+    for column in both.schema:
+        found = both[column.name]
+        if pa.types.is_list(column.type):
+            columns.append(_lists(pc.list_flatten(found), lengths, column.type))
+        elif column.name in ENDS:
+            columns.append(pa.array(np.add.reduceat(found.to_numpy(), first), column.type))
+        else:  # a profile is the newest one
+            columns.append(found.take(np.append(first[1:], len(both)) - 1))
+    return pa.table(columns, both.schema)
+
+
+def _lists(values: pa.ChunkedArray, lengths: NDArray[np.int64], kind: pa.ListType) -> pa.ListArray:
+    offsets = pa.array(np.append(0, lengths.cumsum()), pa.int32())
+    return pa.ListArray.from_arrays(offsets, values.combine_chunks()).cast(kind)
+
+
+def cases_among(rows: pa.Table, schema: EventSchema) -> dict[str, int]:
+    """The evaluation cases of both cutoffs among customers, from their rows of a shard; as preparation counts them."""
+    others = [task for task in schema.tasks if task != schema.token_feature.name]
+    labels = [pc.list_flatten(rows[f"task_{task}"]).to_numpy() for task in others or schema.tasks]
+    targets = functools.reduce(operator.or_, [of_task != MISSING_ID for of_task in labels])
+    if not others and not schema.target_token_types:  # every event of the log is one
+        targets |= pc.list_flatten(rows[f"feature_{schema.token_feature.name}"]).to_numpy() == MISSING_ID
+    until = np.append(0, targets.cumsum())
+    starts = np.append(0, pc.list_value_length(rows["visits"]).to_numpy().cumsum())
+    ends = [starts[:-1] + rows[name].to_numpy() for name in ENDS]
+    before, until_test = (until[end] - until[starts[:-1]] for end in ends)
+    after, enough = until[starts[1:]] - until[ends[1]], schema.min_history
+    return {
+        "validation_cases": int(((before >= enough) & (until_test > before)).sum()),
+        "test_cases": int(((until_test >= enough) & (after > 0)).sum()),
+    }
+
+
+def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
+    """Writes a Parquet file, which appears when it is whole; returns its entry of the manifest."""
+    with atomic_write(path) as partial:  # a worker that is lost leaves no half shard
+        pq.write_table(table.combine_chunks(), partial, compression="zstd", row_group_size=ROWS_PER_ROW_GROUP)
+    return {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def write_shards(
+    encoded: ir.Table, profiles: ir.Table | None, schema: EventSchema, directory: Path, number: int
+) -> Iterator[dict[str, Any]]:
+    """Writes all shards into a folder, and gives their entries of the manifest in their order.
+
+    Raises:
+        OSError: The disk is full, or workers of Spark write to another disk than this process reads.
+    """
+    rows = functools.partial(customer_rows, profiles=profiles, schema=schema)
+
+    def write(place: int, found: pa.Table) -> dict[str, Any]:
+        return write_shard(shard_table(found, schema), directory / f"customers-{place:05d}-of-{number:05d}.parquet")
+
+    for entry in each_group(rows, encoded, "shard", number, write):
+        if not (directory / entry["file"]).is_file():
+            raise OSError(
+                f"{entry['file']} was written by a worker and is not in {directory.parent.parent}: give an output "
+                "folder on storage that all machines of the cluster share."
+            )
+        yield entry
+    for partial in directory.glob(".*.partial"):  # of a worker that was lost, and whose shard another one wrote
+        partial.unlink()
+
+
+def popularity(encoded: ir.Table, fitted: Vocabularies, schema: EventSchema) -> pa.Table:
+    """Counts of every value in the training period.
+
+    Returns:
+        `pa.Table`: Columns feature, id, value, count (events), target_count (target events), by feature and id.
+    """
+    training = encoded.filter(encoded.period == 0)
+    parts = []
+    for i, spec in enumerate(schema.features):
+        if spec.kind == CATEGORICAL:
+            seen = training.filter(training[f"f{i}"] >= FIRST_VALUE_ID).group_by(id=training[f"f{i}"])
+            table = seen.agg(count=lambda t: t.count(), target_count=lambda t: t.is_target.sum())
+            found = table.to_pyarrow().cast(
+                pa.schema([("id", pa.int32()), ("count", pa.int64()), ("target_count", pa.int64())])
+            )
+            found = found.sort_by("id")
+            values = [fitted.values[spec.name][k - FIRST_VALUE_ID] for k in found["id"].to_pylist()]
+            columns = {"feature": pa.array([spec.name] * len(values), pa.string()), "id": found["id"]}
+            columns |= {"value": pa.array(values, pa.string()), "count": found["count"]}
+            parts.append(pa.table(columns | {"target_count": found["target_count"]}))
+    return pa.concat_tables(parts)
+
+
+def count_ids(encoded: ir.Table, schema: EventSchema) -> dict[str, Any]:
+    """Events of the log with a missing or unknown value, per feature, and the interactions that preparation added.
+
+    Raises:
+        ValueError: An event has no value at all, so that it has no embedding.
+    """
+    events = encoded.filter(encoded.closes_visit == 0)
+    wanted: dict[str, ir.Value] = {}
+    for i, _ in enumerate(schema.features):
+        wanted |= {f"m{i}": (events[f"f{i}"] == MISSING_ID).sum(), f"u{i}": (events[f"f{i}"] == UNKNOWN_ID).sum()}
+    empty = events.filter(*(events[f"f{i}"] == MISSING_ID for i in range(len(schema.features)))).count()
+    found = events.aggregate(**wanted, empty=empty.as_scalar()).to_pyarrow().to_pylist()[0]
+    if found["empty"]:
+        raise ValueError(
+            f"{found['empty']} events have no value in any feature; leave them out of the log, or add a feature that "
+            "is always there, such as {name: hour, kind: hour}."
+        )
+    return {
+        "missing": {spec.name: found[f"m{i}"] or 0 for i, spec in enumerate(schema.features)},
+        "unknown": {spec.name: found[f"u{i}"] or 0 for i, spec in enumerate(schema.features)},
+        "ends_of_visit": (encoded.closes_visit == 1).sum().to_pyarrow().as_py() or 0,
+    }

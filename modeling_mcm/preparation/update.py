@@ -1,0 +1,288 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Tomorrow's events in a prepared data set, without preparing all customers again.
+
+The log is a folder of Parquet files, one or more a day, and stays what is true: an update finds the files that it has
+not seen, and the first visit of each customer in them that they change. What comes before it stays as it is in the
+customer's row, and the visits from there on are read from the log again. All other rows, and shards without such a
+customer, stay as they are. So a late event, or a visit that goes on after midnight, is like any other: the result has
+the rows of a full preparation with the same vocabularies and cutoffs, in the same order.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, POPULARITY_FILE, PreparedManifest, check_shard
+from modeling_mcm.data.schema import EventSchema
+from modeling_mcm.extras import needs
+from modeling_mcm.preparation.files import check_files, describe
+from modeling_mcm.preparation.locks import locked
+from modeling_mcm.preparation.text_files import TextFiles
+from modeling_mcm.processing_mcm import MISSING_ID, ROWS, MCMFeatureExtractor
+
+with needs("data"):
+    import ibis
+    import ibis.expr.types as ir
+
+    from modeling_mcm.preparation.changes import Cache, Changes, compare_files, find_changes, new_values, together
+    from modeling_mcm.preparation.counts import recount
+    from modeling_mcm.preparation.engine import caching, link, open_engine, read_files, replacing
+    from modeling_mcm.preparation.events import (
+        count_bad,
+        find_visits,
+        normalise_events,
+        normalise_profile,
+        open_profile,
+    )
+    from modeling_mcm.preparation.prepare import check_events, digest_of, versions
+    from modeling_mcm.preparation.rows import (
+        cases_among,
+        continued,
+        count_ids,
+        customer_rows,
+        popularity,
+        shard_table,
+        write_shard,
+    )
+    from modeling_mcm.preparation.vocabulary import Vocabularies, encode_events, encode_profiles, vocabularies_of
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update did.
+
+    Attributes:
+        manifest: As written.
+        files: Names of the log's files that were new, changed or gone.
+        customers: How many have rows that changed.
+        events: How many events of theirs were read and prepared anew, those of the last visit that is kept included.
+        shards: How many were written anew; the others are the same files.
+        added: Per feature the values that joined its vocabulary.
+    """
+
+    manifest: PreparedManifest
+    files: list[str]
+    customers: int
+    events: int
+    shards: int
+    added: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some customers' last events, encoded, with what a manifest counts of them."""
+
+    encoded: ir.Table
+    counts: dict[str, Any]
+    popularity: pa.Table
+    cases: Counter[str]  # among the whole histories
+
+
+def _encode(events: ir.Table, changes: Changes, fitted: Vocabularies, schema: EventSchema, cache: Cache) -> _Part:
+    """The steps of preparation for the visits from `kept` on of the customers in `changes`.
+
+    The events begin one visit earlier, so that the first of these has one before it.
+    """
+    checked, counts = check_events(events, schema, cache)
+    visits = find_visits(checked).inner_join(changes.table(), "customer_id")
+    visits = visits.mutate(visit=(visits.visit + ibis.greatest(visits.kept - 1, 0)).cast("int32"))
+    visits = cache(visits.filter(visits.visit >= visits.kept))
+    sharded = checked.inner_join(changes.table(), "customer_id")
+    encoded = cache(encode_events(sharded, visits, fitted, schema), near="shard")
+    counts |= count_ids(encoded, schema)
+    return _Part(encoded, counts, popularity(encoded, fitted, schema), Counter())
+
+
+def _combined(old: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Counts are sums over customers: those of all, without what some of them were, with what these are."""
+    return {
+        name: _combined(value, before[name], after[name])
+        if isinstance(value, dict)
+        else value - before.get(name, 0) + after.get(name, 0)
+        for name, value in old.items()
+    }
+
+
+def _combined_popularity(old: pa.Table, before: pa.Table, after: pa.Table, schema: EventSchema) -> pa.Table:
+    minus = before
+    for name in ("count", "target_count"):
+        minus = minus.set_column(minus.column_names.index(name), name, pc.negate(minus[name]))
+    totals = pa.concat_tables([old, minus, after]).group_by(["feature", "id", "value"])
+    summed = totals.aggregate([("count", "sum"), ("target_count", "sum")]).rename_columns(old.column_names)
+    summed = summed.filter(pc.greater(summed["count"], 0))
+    place = pc.index_in(summed["feature"], pa.array([spec.name for spec in schema.features]))
+    return summed.append_column("place", place).sort_by([("place", "ascending"), ("id", "ascending")]).drop("place")
+
+
+def _refresh_profiles(table: pa.Table, profiles: ir.Table, schema: EventSchema) -> pa.Table:
+    """Rows of a shard with the profiles as they are now."""
+    wanted = ibis.memtable(table.select(["customer_id"]))
+    found = profiles.semi_join(wanted, "customer_id").to_pyarrow()
+    place = pc.index_in(table["customer_id"].combine_chunks(), found["customer_id"].combine_chunks())
+    for i, spec in enumerate(schema.profile):
+        ids = pc.fill_null(found[f"p{i}"].cast(pa.int32()).take(place), MISSING_ID)
+        table = table.set_column(table.column_names.index(f"profile_{spec.name}"), f"profile_{spec.name}", ids)
+    return table
+
+
+def _first_customers(directory: Path, shards: Sequence[dict[str, Any]]) -> list[str]:
+    files = (pq.ParquetFile(directory / shard["file"]) for shard in shards)
+    return [file.read_row_group(0, columns=["customer_id"])["customer_id"][0].as_py() for file in files]
+
+
+def update(
+    directory: str | Path,
+    events: str | Path,
+    profile: Any = None,
+    corrected: Iterable[str | Path] = (),
+    grow_vocabularies: int = 0,
+    memory_limit: str = "1GB",
+) -> Update:
+    """Brings a prepared data set up to its log; the data set that was there is replaced when all went well.
+
+    Args:
+        directory (`str` or `Path`): Output folder of `prepare`, made from files.
+        events (`str` or `Path`): Folder of the log: the old Parquet files and the new ones.
+        profile (*optional*): The profile table as it is now; needed if the schema has `profile`.
+        corrected (`Iterable`): Of files of the log that changed or are gone, the versions that were read before, or
+            folders with them. They are found by their digest; their names do not matter.
+        grow_vocabularies (`int`): Values with at least so many events in the new files join the vocabularies of the
+            event features, after those that are there, up to `max_values`; 0 leaves the vocabularies as they are.
+            Bins stay.
+        memory_limit (`str`): Memory that DuckDB may use before it spills to disk.
+
+    Returns:
+        `Update`: The new manifest, and what was done.
+
+    Raises:
+        ValueError: A file of the log changed or is gone and its earlier version is not given; the new events do not
+            fit the schema; a shard that is to be changed is damaged.
+        FileNotFoundError: No such data set or log.
+        OSError: The disk is full or not writable; the data set is as it was.
+    """
+    with locked(directory := Path(directory).resolve()):  # of a symbolic link, the folder that it names
+        return _update(directory, Path(events), profile, corrected, grow_vocabularies, memory_limit)
+
+
+def _update(
+    directory: Path,
+    log: Path,
+    profile: Any,
+    corrected: Iterable[str | Path],
+    grow_vocabularies: int,
+    memory_limit: str,
+) -> Update:
+    manifest = PreparedManifest.load(directory)
+    schema = manifest.event_schema
+    if schema.order == ROWS:
+        raise ValueError(
+            f"{directory} was prepared with `order: {ROWS}`, and rows of other files have no place among those "
+            "before; prepare everything, or number the events of a customer in a column and name it as `order`."
+        )
+    if schema.profile and profile is None:
+        raise ValueError(
+            "The schema has `profile` features, but no profile table is given; pass `profile` (--profile)."
+        )
+    files = compare_files(directory, log, manifest, corrected)
+    people = describe(profile) if schema.profile else None
+    new_people = bool(schema.profile) and (people is None or people != manifest.input["profile"])
+    if not files.names and not new_people:
+        return Update(manifest, [], 0, 0, 0, {})
+    read = [each for each in (files.same, files.arrived, files.left) if each.paths]
+    check_files(read, "event", schema.event_columns)
+    extractor = MCMFeatureExtractor.from_pretrained(str(directory / FEATURE_EXTRACTOR_FOLDER))
+    for shard in manifest.shards:
+        check_shard(directory / shard["file"], shard, verify=False)
+    with (
+        replacing(directory) as (target, scratch),
+        open_engine("duckdb", scratch, memory_limit) as connection,
+        caching(connection) as cache,
+    ):
+        tables = [
+            read_files(each, connection) if each.paths else None for each in (files.same, files.arrived, files.left)
+        ]
+        same, arrived, left = (None if table is None else normalise_events(table, schema) for table in tables)
+        bad = [
+            0 if table is None or read is None else count_bad(table, read, schema)
+            for table, read in zip(tables[1:], (arrived, left), strict=True)
+        ]
+        # Rows of the log's new and corrected files, and of what stood there.
+        arrived, left = (cache(table) if table is not None else None for table in (arrived, left))
+        old = vocabularies_of(extractor, schema)
+        old = Vocabularies({name: list(values) for name, values in old.values.items()}, old.bins)
+        growing = grow_vocabularies and arrived is not None
+        added = new_values(arrived, schema, extractor, grow_vocabularies) if growing else {}
+        for name, values in added.items():
+            extractor.add_values(name, values)
+        fitted = vocabularies_of(extractor, schema)
+        bounds = _first_customers(directory, manifest.shards)
+        changes = find_changes(same, arrived, left, added, bounds[1:], schema, cache)
+        after = _encode(together(changes.same, arrived), changes, fitted, schema, cache)
+        before = _encode(together(changes.same, left), changes, old, schema, cache)
+        profiles = None
+        if schema.profile:
+            text = TextFiles(schema.text_format, scratch)
+            raw = cache(normalise_profile(open_profile(profile, connection, schema, text), schema))
+            profiles = cache(encode_profiles(raw, fitted, schema))
+        rows = cache(customer_rows(after.encoded, profiles, schema), near="shard")
+
+        pieces: list[dict[str, Any]] = []
+        written = {*range(len(manifest.shards))} if new_people else {*changes.shards.tolist()}
+        for k, shard in enumerate(manifest.shards):
+            path = directory / shard["file"]
+            if k not in written:
+                link(path, target / f"{len(pieces)}.parquet")
+                pieces.append(dict(shard))
+                continue
+            check_shard(path, shard, verify=True)
+            table = pq.read_table(path)
+            if new_people and profiles is not None:
+                table = _refresh_profiles(table, profiles, schema)
+            customers, kept = changes.of_shard(k)
+            is_changed = pc.is_in(table["customer_id"], customers)
+            stood = table.filter(is_changed)
+            kept = kept[pc.index_in(stood["customer_id"], customers).to_numpy()]
+            stand = continued(stood, kept, shard_table(rows.filter(rows.shard == k).to_pyarrow(), schema))
+            before.cases.update(cases_among(stood, schema))
+            after.cases.update(cases_among(stand, schema))
+            table = pa.concat_tables([table.filter(pc.invert(is_changed)), stand]).sort_by("customer_id")
+            parts = max(len(table) // manifest.options["rows_per_shard"], min(len(table), 1))
+            for start, end in (
+                (len(table) * part // parts, len(table) * (part + 1) // parts) for part in range(parts)
+            ):
+                pieces.append(write_shard(table.slice(start, end - start), target / f"{len(pieces)}.parquet"))
+        for k, piece in enumerate(pieces):
+            piece["file"] = f"customers-{k:05d}-of-{len(pieces):05d}.parquet"
+            (target / f"{k}.parquet").rename(target / piece["file"])
+        extractor.save_pretrained(target / FEATURE_EXTRACTOR_FOLDER)
+        popular = (pq.read_table(directory / POPULARITY_FILE), before.popularity, after.popularity)
+        pq.write_table(_combined_popularity(*popular, schema), target / POPULARITY_FILE)
+        measures, _ = recount(connection, target, [target / piece["file"] for piece in pieces], schema)
+        counts = _combined(manifest.counts, before.counts | before.cases, after.counts | after.cases)
+        if profiles is not None:
+            counts["profiles"] = profiles.count().to_pyarrow().as_py()
+        counts["dropped_bad"] = manifest.counts.get("dropped_bad", 0) + bad[0] - bad[1]
+        options = manifest.options | {"updates": manifest.options.get("updates", 0) + 1}
+        options |= {"vocabularies": digest_of(extractor)} if "vocabularies" in options or added else {}
+        source = {"events": files.log, "profile": people}
+        result = PreparedManifest(
+            schema=manifest.schema,
+            input=source,
+            options=options,
+            counts=counts,
+            seeds={},
+            versions=versions(connection),
+            shards=pieces,
+            measures=measures,
+        )
+        result.save(target)
+    return Update(result, files.names, len(changes.customers), after.counts["events"], len(written), added)

@@ -1,0 +1,332 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Vocabularies and bins fitted on the training period, and the ids that they give.
+
+Ids of every feature: 0 missing, 1 unknown (never seen in training, or too rarely), 2 and up the values or bins.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import numpy as np
+import pyarrow as pa
+
+from modeling_mcm.data.features import CATEGORICAL, HOUR, MOST_VALUES, WEEKDAY, FeatureSpec, raw_places, value_places
+from modeling_mcm.data.schema import EventSchema, schema_of
+from modeling_mcm.events_mcm import LARGEST_VALUE, SECONDS_PER_DAY
+from modeling_mcm.extras import needs
+from modeling_mcm.processing_mcm import (
+    EPOCH_WEEKDAY,
+    FIRST_VALUE_ID,
+    MISSING_ID,
+    SECONDS_PER_HOUR,
+    UNKNOWN_ID,
+    MCMFeatureExtractor,
+)
+
+with needs("data"):
+    import ibis
+    import ibis.expr.types as ir
+
+    from modeling_mcm.preparation.engine import total, tree
+
+
+@dataclass
+class Vocabularies:
+    """What is fitted: per categorical feature its values (id 2, 3 ...), per binned feature its inner bin edges."""
+
+    values: dict[str, list[str]] = field(default_factory=dict)
+    bins: dict[str, list[float]] = field(default_factory=dict)
+
+    def id_of(self, name: str, value: str) -> int:
+        """The id of a value that is in the vocabulary."""
+        return FIRST_VALUE_ID + self.values[name].index(value)
+
+
+def vocabularies_of(feature_extractor: MCMFeatureExtractor, schema: EventSchema) -> Vocabularies:
+    """What was fitted for a checkpoint, to encode another log for it.
+
+    Raises:
+        ValueError: if the schema has other features, or reads events in another way.
+    """
+    known = schema_of(feature_extractor)
+    if (schema.order is None) != (known.order is None):
+        raise ValueError(
+            f"`order` is {schema.order!r} in the schema and {known.order!r} in the checkpoint, and only one of them "
+            "reads times: take the schema that the checkpoint was trained with."
+        )
+    for name in ("end_of_visit", "target_token_types", "time_zone"):
+        if getattr(schema, name) != getattr(known, name):
+            raise ValueError(
+                f"`{name}` is {getattr(schema, name)!r} in the schema and {getattr(known, name)!r} in the checkpoint: "
+                "take the schema that the checkpoint was trained with."
+            )
+    ours, theirs = (
+        [
+            (spec.name, spec.kind, where, *spec.part.items())
+            for where, specs in enumerate((read.features, read.profile))
+            for spec in specs
+        ]
+        for read in (schema, known)
+    )
+    if (schema.token_type is None) != (known.token_type is None):
+        raise ValueError(
+            f"`token_type` is {schema.token_type!r} in the schema and {known.token_type!r} in the checkpoint, and "
+            "only one of them has token types: take the schema that the checkpoint was trained with."
+        )
+    if ours != theirs:
+        found, expected = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
+        raise ValueError(
+            f"The schema's features are not the checkpoint's, or in another order: {found} in the schema alone, "
+            f"{expected} in the checkpoint alone. Take the schema that the checkpoint was trained with."
+        )
+    return Vocabularies(dict(feature_extractor.vocabularies), dict(feature_extractor.bins))
+
+
+def fit_values(column: ir.Value, spec: FeatureSpec) -> list[str]:
+    """Values seen at least `min_count` times, the most frequent first, equals by their text, `max_values` at most.
+
+    The engine leaves out values, by their counts alone, and the order is made here: no engine has to sort them all.
+
+    Raises:
+        ValueError: More values are left than one process should hold.
+    """
+    table = column.name("value").as_table()
+    counts = table.filter(table.value.notnull()).group_by("value").agg(number=lambda t: t.count())
+    least = spec.min_count
+    if spec.max_values:
+        sizes = (
+            counts.group_by("number").agg(values=lambda t: t.count()).to_pyarrow().sort_by([("number", "descending")])
+        )
+        too_many = np.cumsum(sizes["values"].to_numpy()) > spec.max_values
+        least = max(least, 1 + max(sizes["number"].to_numpy()[too_many], default=0))
+    found = counts.filter(counts.number >= least).limit(MOST_VALUES + 1).to_pyarrow()
+    if len(found) > MOST_VALUES:
+        raise ValueError(
+            f"Feature {spec.name!r} has more than {MOST_VALUES:,} values (min_count: {spec.min_count}); set "
+            "`max_values` to keep the most frequent, or a higher `min_count`."
+        )
+    return found.sort_by([("number", "descending"), ("value", "ascending")])["value"].to_pylist()
+
+
+def each_value(column: ir.Value, spec: FeatureSpec) -> ir.Value:
+    """The column itself, or each of an event's several values as a row of its own."""
+    return column if spec.item is None else column.unnest()
+
+
+def fit_bins(column: ir.Value, bins: int) -> list[float]:
+    """Inner edges of quantile bins, strictly increasing; fewer than `bins` - 1 where values repeat.
+
+    A quantile lies between the two neighbours of its rank, as numpy's does. They are found by counting, which an
+    engine can spill to disk, and not by its own quantile: that holds the column in memory and rounds in its own way.
+    """
+    table = column.name("value").as_table()
+    finite = table.filter(table.value.abs() < float("inf"))  # `isinf` is always false in Ibis' PySpark backend
+    counts = finite.group_by("value").agg(number=lambda t: t.count())
+    # The events with a value have the ranks `first` to `last`.
+    through = counts.mutate(last=counts.number.sum().over(ibis.cumulative_window(order_by=counts.value)) - 1)
+    total = finite.count().to_pyarrow().as_py()
+    if not total:
+        return []
+    ranks = [(total - 1) * (k / bins) for k in range(1, bins)]
+    wanted = sorted({neighbour for rank in ranks for neighbour in (math.floor(rank), math.ceil(rank))})
+    first = through.last - through.number + 1
+    hits = tree(operator.or_, [(first <= rank) & (rank <= through.last) for rank in wanted])
+    found = through.filter(hits).select("value", "last").to_pyarrow().sort_by("last")
+    lasts, values = found["last"].to_numpy(), found["value"].to_numpy()
+    edges = []
+    for rank in ranks:
+        low, high = values[np.searchsorted(lasts, [math.floor(rank), math.ceil(rank)])]
+        share = rank - math.floor(rank)
+        # Rounded twice and not three times, as DuckDB does with a fused multiply and add: edges that were fitted by
+        # its quantile stay what they are.
+        edges.append(float(Fraction(low) * Fraction(1 - share) + Fraction(high * share)))
+    return np.unique(np.asarray(edges, dtype=np.float64)).tolist()
+
+
+def fit(
+    events: ir.Table,
+    visits: ir.Table,
+    profiles: ir.Table | None,
+    schema: EventSchema,
+    on_feature: Callable[[str], None],
+) -> Vocabularies:
+    """Fits every feature on the training period (period 0).
+
+    Args:
+        events: Normalised events with `period`.
+        visits: The visits, of which each counts once for `days_since_visit`.
+        profiles: Normalised profiles; those of customers with a training event count.
+        schema: The event schema.
+        on_feature: Called with each feature's name when it is done.
+    """
+    fitted = Vocabularies()
+    training = events.filter(events.period == 0)
+    places = raw_places(schema.features)
+    for i, spec in enumerate(schema.features):
+        if places[i] != i:  # it shares the values of a column
+            fitted.values[spec.name] = list(fitted.values[schema.features[places[i]].name])
+        elif spec.kind == CATEGORICAL:
+            fitted.values[spec.name] = fit_values(each_value(training[f"f{i}"], spec), spec)
+        elif not spec.is_derived:
+            fitted.bins[spec.name] = fit_bins(training[f"f{i}"], spec.bins)
+        elif spec.kind not in (HOUR, WEEKDAY):
+            fitted.bins[spec.name] = fit_bins(visits.filter(visits.period == 0).days, spec.bins)
+        on_feature(spec.name)
+    fitted.values[schema.token_feature.name] += schema.reserved_token_types
+    if profiles is not None:
+        seen = profiles.semi_join(training.select("customer_id").distinct(), "customer_id")
+        places = raw_places(schema.profile)
+        for i, spec in enumerate(schema.profile):
+            if places[i] != i:
+                fitted.values[spec.name] = list(fitted.values[schema.profile[places[i]].name])
+            elif spec.kind == CATEGORICAL:
+                fitted.values[spec.name] = fit_values(each_value(seen[f"p{i}"], spec), spec)
+            else:
+                fitted.bins[spec.name] = fit_bins(seen[f"p{i}"], spec.bins)
+            on_feature(spec.name)
+    return fitted
+
+
+def _bin_id(column: ir.NumericValue, edges: Sequence[float]) -> ir.IntegerValue:
+    """2 + the number of edges at or below the value: numpy's `searchsorted(edges, x, side="right")`."""
+    # Edges go as text: a number with a point is a decimal in SQL, and its way to a float need not be exact.
+    exact = [ibis.literal(repr(edge)).cast("float64") for edge in edges]
+    above = total([(column >= edge).cast("int32") for edge in exact], FIRST_VALUE_ID)
+    return ibis.ifelse(column.isnull(), MISSING_ID, above).cast("int32")
+
+
+def _value(number: ir.NumericValue) -> ir.FloatingValue:
+    """What a model reads as the value of a number: `to_values` of the feature extractor."""
+    largest = ibis.literal(repr(LARGEST_VALUE)).cast("float64")  # as text, see `_bin_id`
+    value = ibis.ifelse(number.abs() <= largest, number, ibis.literal(0, "float64")).cast("float32")
+    nothing = ibis.literal(0, "float32")
+    return ibis.ifelse(value == nothing, nothing, value)  # -0 is 0
+
+
+def hour_id(second: ir.IntegerValue) -> ir.IntegerValue:
+    """2 + hour of the day."""
+    return (FIRST_VALUE_ID + _remainder(second // SECONDS_PER_HOUR, 24)).cast("int32")
+
+
+def weekday_id(second: ir.IntegerValue) -> ir.IntegerValue:
+    """2 + day of the week, Monday first."""
+    return (FIRST_VALUE_ID + _remainder(second // SECONDS_PER_DAY + EPOCH_WEEKDAY, 7)).cast("int32")
+
+
+def _remainder(number: ir.IntegerValue, divisor: int) -> ir.IntegerValue:
+    """From 0 to divisor - 1 also of a number below 0, such as an hour before 1970; SQL's % has its sign."""
+    return (number % divisor + divisor) % divisor
+
+
+def _look_up(table: ir.Table, column: str, values: Sequence[str]) -> ir.Table:
+    """Replaces a text column by its ids."""
+    ids = ibis.memtable(
+        pa.table(
+            {
+                f"{column}_value": pa.array(values, pa.string()),
+                f"{column}_id": pa.array(np.arange(FIRST_VALUE_ID, FIRST_VALUE_ID + len(values)), pa.int32()),
+            }
+        )
+    )
+    joined = table.left_join(ids, table[column] == ids[f"{column}_value"])
+    known = ibis.coalesce(joined[f"{column}_id"], UNKNOWN_ID)
+    replaced = joined.mutate(**{column: ibis.ifelse(joined[column].isnull(), MISSING_ID, known).cast("int32")})
+    return replaced.drop(f"{column}_value", f"{column}_id")
+
+
+def _look_up_items(table: ir.Table, column: str, items: dict[str, int], values: Sequence[str]) -> ir.Table:
+    """Replaces a column of lists of texts by the ids of features, each at its place (from 1) in the list.
+
+    Known values come first, in the order of their ids, then the unknown ones.
+
+    Args:
+        table: with the column.
+        column: name; it is null where a list would be empty.
+        items: per internal name of a feature its place.
+        values: the vocabulary that the features share.
+    """
+    lists, ids = f"{column}_list", f"{column}_ids"
+    each = table.select(**{lists: table[column]}).distinct().mutate(**{column: ibis._[lists].unnest()})
+    each = _look_up(each.filter(each[column].notnull()), column, values)
+    last = FIRST_VALUE_ID + len(values)  # so that the unknown ones are sorted behind
+    each = each.mutate(**{column: ibis.ifelse(each[column] == UNKNOWN_ID, last, each[column]).cast("int32")})
+    found = each.group_by(lists).agg(**{ids: each[column].collect()})
+    found = found.mutate(**{ids: found[ids].sort()})
+    joined = table.left_join(found, table[column] == found[lists])
+    features = {}
+    for name, item in items.items():
+        label = ibis.ifelse(joined[ids].length() >= item, joined[ids][item - 1], MISSING_ID)
+        features[name] = ibis.ifelse(label == last, UNKNOWN_ID, ibis.coalesce(label, MISSING_ID)).cast("int32")
+    return joined.mutate(**features).drop(lists, ids)
+
+
+def _encode_raw(table: ir.Table, specs: Sequence[FeatureSpec], letter: str, fitted: Vocabularies) -> ir.Table:
+    """Replaces the raw columns of features by ids; those from the time are left out."""
+    places = raw_places(specs)
+    for i, spec in enumerate(specs):
+        name = f"{letter}{i}"
+        if spec.item is not None:
+            if places[i] == i:
+                items = {f"{letter}{k}": other.item or 1 for k, other in enumerate(specs) if places[k] == i}
+                table = _look_up_items(table, name, items, fitted.values[spec.name])
+        elif spec.kind == CATEGORICAL:
+            table = _look_up(table, name, fitted.values[spec.name])
+        elif not spec.is_derived:
+            table = table.mutate(**{name: _bin_id(table[name], fitted.bins[spec.name])})
+    return table
+
+
+def encode_profiles(profiles: ir.Table, fitted: Vocabularies, schema: EventSchema) -> ir.Table:
+    """Table before: customer_id and raw p0, p1 ... After: the same with ids."""
+    return _encode_raw(profiles, schema.profile, "p", fitted)
+
+
+def _derived(table: ir.Table, spec: FeatureSpec, fitted: Vocabularies, second: str) -> ir.IntegerValue:
+    if spec.kind == HOUR:
+        return hour_id(table[second])
+    if spec.kind == WEEKDAY:
+        return weekday_id(table[second])
+    return _bin_id(table.days, fitted.bins[spec.name])
+
+
+def encode_events(events: ir.Table, visits: ir.Table, fitted: Vocabularies, schema: EventSchema) -> ir.Table:
+    """Ids of all events and of the interactions that close visits.
+
+    Table before: normalised events (customer_id, shard, second, period, visit_key, is_target, raw f0 ...). After:
+    customer_id, shard, visit, period, closes_visit, second, f0, f1 ... as ids, is_target, and of each numeric feature
+    its value as v0, v1 ..., by the places of the features.
+    """
+    joined = events.inner_join(
+        visits.select("customer_id", "period", "visit_key", "visit", "days"), ["customer_id", "period", "visit_key"]
+    )
+    value_names = [f"v{i}" for i in value_places(schema.features)]
+    joined = joined.mutate(**{name: _value(joined[f"f{name[1:]}"]) for name in value_names})
+    joined = _encode_raw(joined, schema.features, "f", fitted)
+    for i, spec in enumerate(schema.features):
+        if spec.is_derived:
+            joined = joined.mutate(**{f"f{i}": _derived(joined, spec, fitted, "second")})
+    names = [f"f{i}" for i in range(len(schema.features))]
+    order = ("customer_id", "shard", "visit", "period", "closes_visit", "second", *names, "is_target", *value_names)
+    # Of one type in both: an engine may have widened one of them.
+    of_event = {"period": joined.period.cast("int8"), "closes_visit": ibis.literal(0, "int8")}
+    encoded = joined.mutate(**of_event).select(*order)
+    if schema.end_of_visit is None:
+        return encoded
+    closing = visits.filter(visits.has_target == 1)
+    ids: dict[str, ir.Value] = {name: ibis.literal(0, "float32") for name in value_names}
+    for i, spec in enumerate(schema.features):
+        if spec.is_derived:
+            ids[f"f{i}"] = _derived(closing, spec, fitted, "end")
+        elif spec is schema.token_feature:
+            ids[f"f{i}"] = ibis.literal(fitted.id_of(spec.name, schema.end_of_visit), "int32")
+        else:
+            ids[f"f{i}"] = ibis.literal(MISSING_ID, "int32")
+    of_visit = {"period": closing.period.cast("int8"), "closes_visit": ibis.literal(1, "int8")}
+    ends = closing.mutate(**ids, **of_visit, second=closing.end, is_target=ibis.literal(0, "int8"))
+    return encoded.union(ends.select(*order))

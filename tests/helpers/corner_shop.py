@@ -1,0 +1,74 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""A small event log with awkward names, its schema, and the sizes and choices of tiny models for it."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+VALIDATION, TEST = "2017-10-01", "2017-11-01"
+# "type", "items" and "a.b" mean something to dicts, modules and paths; the order is not alphabetical.
+SCHEMA: dict[str, Any] = {
+    "name": "corner_shop",
+    "customer": "who",
+    "time": "when",
+    "visit": "basket",
+    "token_type": "action",
+    "features": [
+        {"name": "type", "column": "action"},
+        {"name": "items", "column": "item"},
+        {"name": "a.b", "column": "price", "kind": "numeric", "bins": 4},
+        {"name": "aisle"},
+        {"name": "weekday", "kind": "weekday"},
+        {"name": "gap", "kind": "days_since_visit", "bins": 4},
+    ],
+    "profile": [{"name": "age"}],
+    "tasks": ["items", "aisle", "type"],
+    "target_token_types": ["buy"],
+    "end_of_visit": "end_of_visit",
+    "max_events": 40,
+    "cutoffs": {"validation": VALIDATION, "test": TEST},
+    "min_history": 3,
+}
+TINY = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 48,
+}
+# mcm-base's and mcm-tiny's choices
+EXTENDED = {
+    "encoder_attention": "causal",
+    "encoder_unit": "visit",
+    "augmentation": "all_prefixes",
+    "target": "next_visit",
+    "readout_scale": True,
+    "readout_bias": True,
+    "repeat_half_lives_days": [7.0, 60.0],
+    "repeat_half_lives_units": [3.0],
+    "repeat_network_size": 4,
+    "ranking_loss_weight": 1.0,
+}
+
+
+def make_log(customers: int = 34, seed: int = 0) -> pd.DataFrame:
+    """Visits of 2017: customers buy mostly from a few items of their own; a visit is a basket, or a click."""
+    generator = np.random.default_rng(seed)
+    events = []
+    for customer in range(customers):
+        favourites = generator.integers(0, 24, 4)
+        days = np.sort(generator.choice(364, generator.integers(8, 20), replace=False))
+        for visit, day in enumerate(days):
+            when = pd.Timestamp("2017-01-01") + pd.Timedelta(days=int(day), hours=int(generator.integers(8, 20)))
+            if generator.random() < 0.2:
+                events.append((f"c{customer:02}", when, None, "click", int(generator.integers(24)), None))
+                continue
+            for _ in range(generator.integers(1, 5)):
+                item = int(generator.choice(favourites) if generator.random() < 0.8 else generator.integers(24))
+                events.append((f"c{customer:02}", when, f"{customer}-{visit}", "buy", item, 1 + item % 7 + day % 2))
+    log = pd.DataFrame(events, columns=["who", "when", "basket", "action", "item", "price"])
+    log["aisle"] = log["item"].map(lambda item: f"aisle {item // 6}").where(log["action"] == "buy")
+    log["item"] = log["item"].map(lambda item: f"item {item:02}")
+    return log

@@ -1,0 +1,37 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Prepared rows of customers whose visits are written down as days and labels, for the tests of evaluation."""
+
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+
+from modeling_mcm.evaluation.cases import Horizon
+
+VALIDATION, TEST = 100, 200  # days
+LABELS = 12
+CUTOFFS = {"validation": VALIDATION, "test": TEST}
+
+Visit = tuple[int, list[int]]  # day, labels of its events
+
+
+def prepared_rows(customers: dict[str, list[Visit]]) -> pa.Table:
+    days = [[day for day, labels in visits for _ in labels] for visits in customers.values()]
+    places = [[place for place, visit in enumerate(visits) for _ in visit[1]] for visits in customers.values()]
+    labels = [[label for visit in visits for label in visit[1]] for visits in customers.values()]
+    return pa.table(
+        {
+            "customer_id": pa.array(customers, pa.string()),
+            "times": pa.array([[day * 86400 for day in row] for row in days], pa.list_(pa.int64())),
+            "visits": pa.array(places, pa.list_(pa.int32())),
+            "task_brand": pa.array(labels, pa.list_(pa.int32())),
+            "validation_end": pa.array([sum(day < VALIDATION for day in row) for row in days], pa.int32()),
+            "test_end": pa.array([sum(day < TEST for day in row) for row in days], pa.int32()),
+        }
+    )
+
+
+def horizon(days: float, cutoff: str) -> Horizon:
+    """From a cutoff of the logs of `prepared_rows`, whose days count from 1970."""
+    moment = datetime.fromtimestamp(0, UTC).replace(tzinfo=None) + timedelta(days=CUTOFFS[cutoff])
+    return Horizon.of(days, moment)

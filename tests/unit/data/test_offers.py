@@ -1,0 +1,236 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Offers: how tables are read, what is refused, and the metrics that are made of them."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from modeling_mcm.data.offer_collator import events_before
+from modeling_mcm.data.offers import load_offers, make_offers
+from modeling_mcm.evaluation.offers import (
+    OfferTruth,
+    expected_takes,
+    interval,
+    offer_metrics,
+    resample_customers,
+    weighted_ranking,
+    which_offer,
+)
+
+OFFERS = pd.DataFrame(
+    {
+        "customer_id": [1, 1, 2, 2, 1],
+        "time": ["2017-03-01", "2017-03-01", "2017-03-05", "2017-03-05", "2017-05-01"],
+        "action_id": ["b", "a", "a", "b", "a"],
+        "conversion": [1, 0, 0, 1, 0],
+    }
+)
+ACTIONS = pd.DataFrame(
+    {
+        "action_id": ["a", "a", "b", "a"],
+        "time": ["2017-01-01", "2017-01-01", "2017-01-01", "2017-04-01"],
+        "weight": [3, 1, 5, 1],
+        "item": ["x", "y", "z", "w"],
+    }
+)
+
+
+def seconds(day):
+    return int(np.datetime64(day, "s").astype(np.int64))
+
+
+def test_offers_of_one_customer_and_time_are_a_group():
+    offers = make_offers(OFFERS, ACTIONS)
+    assert offers.group_ids.tolist() == ["1 2017-03-01", "1 2017-05-01", "2 2017-03-05"]
+    assert offers.customer_ids.tolist() == ["1", "1", "2"] and offers.splits.tolist() == ["train"] * 3
+    assert offers.times.tolist() == [seconds(day) for day in ("2017-03-01", "2017-05-01", "2017-03-05")]
+    assert offers.offsets.tolist() == [0, 2, 3, 5]
+    assert offers.outcomes["conversion"].tolist() == [0, 1, 0, 0, 1] and list(offers.outcomes) == ["conversion"]
+
+
+def test_an_action_is_what_it_was_when_it_was_offered():
+    offers = make_offers(OFFERS, ACTIONS)
+    items = [
+        dict(zip(offers.columns["item"][start:end], offers.weights[start:end], strict=True))
+        for start, end in zip(offers.row_offsets[:-1], offers.row_offsets[1:], strict=True)
+    ]
+    assert [items[action] for action in offers.actions] == [
+        {"x": 0.75, "y": 0.25},
+        {"z": 1.0},
+        {"w": 1.0},
+        {"x": 0.75, "y": 0.25},
+        {"z": 1.0},
+    ]
+
+
+def test_the_history_of_an_offer_ends_before_its_second():
+    """An event at exactly the second of the offer is not in it: it may be what came of the offer."""
+    offer = seconds("2017-03-01")
+    times = np.array([offer - 86_400, offer - 1, offer, offer, offer + 1])
+    row = {"customer_id": "1", "times": times, "feature_item": np.arange(5), "profile_age": 3}
+    before = events_before(row, offer)
+    assert before["times"].tolist() == [offer - 86_400, offer - 1] and before["feature_item"].tolist() == [0, 1]
+    assert (before["customer_id"], before["profile_age"]) == ("1", 3)
+    assert len(events_before(row, offer + 1)["times"]) == 4 and len(events_before(row, offer - 86_400)["times"]) == 0
+
+
+def test_an_outcome_may_be_unobserved_and_columns_may_be_absent():
+    offers = make_offers(OFFERS.assign(click=[None, 1, None, 0, 1]), ACTIONS.drop(columns=["time", "weight"]).head(3))
+    np.testing.assert_array_equal(offers.outcomes["click"], [1, np.nan, 1, np.nan, 0])
+    assert offers.weights.tolist() == [0.5, 0.5, 1.0]
+
+
+def test_tables_come_from_a_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no offers.parquet; give the folder with"):
+        load_offers(tmp_path)
+    OFFERS.assign(time=pd.to_datetime(OFFERS["time"])).to_parquet(tmp_path / "offers.parquet")
+    ACTIONS.assign(time=pd.to_datetime(ACTIONS["time"])).to_parquet(tmp_path / "actions.parquet")
+    loaded, made = load_offers(tmp_path), make_offers(OFFERS, ACTIONS)
+    assert loaded.group_ids.tolist() == made.group_ids.tolist() and loaded.columns == made.columns
+    assert loaded.actions.tolist() == made.actions.tolist() and loaded.times.tolist() == made.times.tolist()
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"conversion": [1, 0, 2, 1, 0]}, "Outcome 'conversion' is 2 in row 2; expected 0, 1 or null"),
+        ({"conversion": [None] * 5}, "Found 5 offers with outcomes .*; expected at least one of each"),
+        ({"customer_id": [1, None, 2, 2, 1]}, "Column 'customer_id' is null in 1 rows"),
+        ({"time": [None, *OFFERS["time"][1:]]}, "[Cc]olumn 'time': found no time"),
+        ({"time": ["soon", *OFFERS["time"][1:]]}, "[Cc]olumn 'time': found 'soon', which is no time"),
+        ({"action_id": ["b", "b", "a", "b", "a"]}, "Group '1 2017-03-01' offers action 'b' twice; keep one row"),
+        ({"action_id": ["b", "a", "a", "c", "a"]}, "Action 'c', offered on 2017-03-05, has no row in the actions"),
+        ({"time": ["2016-03-01", "2016-03-01", *OFFERS["time"][2:]]}, "Action '[ab]', offered on 2016-03-01, has no"),
+        (
+            {"split": ["train", "tset", "test", "test", "train"]},
+            "Column 'split' holds .*'tset'.*; expected train, val",
+        ),
+        ({"group_id": ["g"] * 5}, "Group 'g' has several values of 'customer_id'"),
+        ({"split": ["train", "test", "test", "test", "train"]}, "Group '1 2017-03-01' has several values of 'split'"),
+    ],
+)
+def test_bad_offers_are_refused(changed, message):
+    with pytest.raises(ValueError, match=message):
+        make_offers(OFFERS.assign(**changed), ACTIONS)
+
+
+def test_bad_tables_are_refused():
+    with pytest.raises(ValueError, match="The offers have no column 'action_id'; they have customer_id, time, conver"):
+        make_offers(OFFERS.drop(columns="action_id"), ACTIONS)
+    with pytest.raises(ValueError, match="The actions have no column 'action_id'"):
+        make_offers(OFFERS, ACTIONS.rename(columns={"action_id": "action"}))
+    with pytest.raises(ValueError, match="The offers have no column 'click'"):
+        make_offers(OFFERS, ACTIONS, outcomes=["click"])
+    with pytest.raises(ValueError, match="Action 'b' has a weight that is not positive"):
+        make_offers(OFFERS, ACTIONS.assign(weight=[1, 1, 0, 1]))
+    with pytest.raises(ValueError, match="Found 0 offers"):
+        make_offers(OFFERS.head(0), ACTIONS, outcomes=["conversion"])
+
+
+def test_an_outcome_of_one_class_can_not_be_learned():
+    offers = make_offers(OFFERS, ACTIONS)
+    offers.check_trainable([0], ["conversion"])
+    with pytest.raises(ValueError, match="Outcome 'conversion' is .*0.0.* in all 1 observed training offers"):
+        offers.check_trainable([1], ["conversion"])
+    with pytest.raises(ValueError, match="No outcome 'click' in the offers; they have conversion"):
+        offers.check_trainable([0], ["click"])
+
+
+def test_offers_that_overlap_the_evaluation_period_are_refused():
+    offers = make_offers(OFFERS, ACTIONS)  # groups start on 1 March, 1 May, 5 March
+    offers.check_times(seconds("2017-05-01"), [0, 2], [1])
+    offers.check_times(seconds("2017-06-01"), [0, 1, 2], [])
+    with pytest.raises(
+        ValueError, match="start on 2017-05-01, but the encoder was pre-trained on events before 2017-0"
+    ):
+        offers.check_times(seconds("2017-05-02"), [0, 2], [1])
+    with pytest.raises(
+        ValueError, match="Group '1 2017-05-01' is trained on and starts on 2017-05-01, when offers to"
+    ):
+        offers.check_times(0, [0, 1], [2])
+
+
+# ------------------------------------------------------------------------------------------------------------ metrics
+
+
+@pytest.fixture
+def truth():
+    taken = np.array([1, 0, 0, 0, np.nan, 0, 1, 1], np.float32)
+    return OfferTruth(np.array(["a", "b", "a"]), np.array([0, 3, 5, 8]), taken)
+
+
+def test_which_offer_ranks_within_groups_that_take_one(truth):
+    assert truth.responds.tolist() == [True, False, True]
+    found = which_offer(truth, [0.1, 0.5, 0.9, 0, 0, 3, 2, 1], ks=(1, 2, 3))
+    np.testing.assert_allclose(found["ndcg@3"], [0.5, np.nan, (1 / np.log2(3) + 0.5) / (1 + 1 / np.log2(3))])
+    np.testing.assert_allclose(found["recall@1"], [0, np.nan, 0])
+    np.testing.assert_allclose(found["recall@2"], [0, np.nan, 0.5])
+    tied = which_offer(truth, np.zeros(8), ks=(1,))
+    np.testing.assert_allclose(tied["ndcg@1"], [1 / 3, np.nan, 2 / 3])  # in expectation over the order of equals
+    with pytest.raises(ValueError, match=r"scores of shape \(3,\)"):
+        which_offer(truth, [1, 2, 3])
+
+
+def test_an_unobserved_offer_is_not_ranked():
+    truth = OfferTruth(np.array(["a"]), np.array([0, 3]), np.array([np.nan, 1, 0], np.float32))
+    assert which_offer(truth, [9, 1, 0], ks=(1,))["ndcg@1"].tolist() == [1.0]
+
+
+def test_metrics_are_those_of_scikit_learn_and_intervals_resample_customers(truth):
+    weights = resample_customers(truth.customer_ids, resamples=500)
+    assert (weights[0] == 1).all() and (weights[:, 0] == weights[:, 2]).all()  # both groups of customer a
+    assert set(weights[1:, 0]) == {0, 1, 2}
+    weights = weights[(weights > 0).all(1)]
+    found = offer_metrics(truth, [3, 2, 1, 0, 0, 3, 2, 1], [0.9, 0.5, 0.1], weights)
+    assert found["roc_auc"][0] == 0.5 and found["average_precision"][0] == pytest.approx((1 + 2 / 3) / 2)
+    result = interval(found["ndcg@10"], 2)
+    assert result.low == result.mean == result.high and result.customers == 2
+    with pytest.raises(ValueError, match="2 of 2 groups take an offer; expected some that do and some that don't"):
+        both = OfferTruth(np.array(["a", "b"]), np.array([0, 1, 2]), np.ones(2, np.float32))
+        offer_metrics(both, [1, 1], [1, 1], np.ones((2, 2), int))
+
+
+def test_many_weights_at_once_give_what_scikit_learn_gives_one_by_one():
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    generator = np.random.default_rng(0)
+    positive, scores = generator.random(60) < 0.3, generator.integers(0, 12, 60) / 3
+    weights = generator.integers(0, 4, (20, 60))
+    found = weighted_ranking(positive, scores, weights)
+    for name, reference in (("average_precision", average_precision_score), ("roc_auc", roc_auc_score)):
+        expected = [reference(positive, scores, sample_weight=row) for row in weights]
+        np.testing.assert_allclose(found[name], expected)
+
+
+def test_a_resample_without_takers_has_no_say():
+    truth = OfferTruth(np.array(["a", "b"]), np.array([0, 1, 2]), np.array([1, 0], np.float32))
+    found = offer_metrics(truth, [1, 0], [1, 0], np.array([[1, 1], [2, 0], [0, 2]]))
+    assert found["roc_auc"][0] == 1 and np.isnan(found["roc_auc"][1:]).all() and np.isnan(found["ndcg@10"][2])
+    assert interval(np.array([1.0, np.nan, 1.0]), 2).low == 1
+
+
+def test_expected_takes_sum_probabilities():
+    np.testing.assert_allclose(expected_takes([0, 2, 3], [0.0, 0.0, -1e30]), [1.0, 0.0])
+
+
+def test_the_example_offers_departments_that_were_never_bought_from(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[3] / "examples"))
+    example = importlib.import_module("2_offers_from_purchases")
+    events = pd.DataFrame(
+        [(1, "2017-04-01", "MEAT"), (1, "2017-05-03", "FISH"), (1, "2017-05-03", None), (2, "2017-04-02", "FISH")]
+        + [(2, "2017-05-30", "MEAT"), (2, "2017-12-30", "MEAT")],
+        columns=["household_id", "time", "department"],
+    ).assign(time=lambda frame: pd.to_datetime(frame["time"]))
+    made = make_offers(*example.new_department_offers(events))
+    may = seconds("2017-05-01")
+    found = {
+        (made.customer_ids[group], made.action_ids[made.actions[place]]): made.outcomes["conversion"][place]
+        for group in np.flatnonzero(made.times == may)
+        for place in range(made.offsets[group], made.offsets[group + 1])
+    }
+    assert found == {("1", "FISH"): 1.0, ("2", "MEAT"): 0.0}  # 30 May is too late
+    assert set(made.times) == {may}  # later there is nothing new left

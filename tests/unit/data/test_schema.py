@@ -1,0 +1,91 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The event schema: reads back what it writes, and says what is wrong with a file."""
+
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from modeling_mcm.data import EventSchema
+
+SCHEMAS = sorted((Path(__file__).parents[3] / "configuration" / "schemas").glob("*.yaml"))
+TOKEN = {"name": "token_type", "column": "kind"}
+MINIMAL = {
+    "customer": "user",
+    "time": "at",
+    "token_type": "kind",
+    "features": [TOKEN, {"name": "item"}],
+    "tasks": ["item"],
+    "cutoffs": {"validation": "2024-03-01", "test": "2024-04-01"},
+}
+
+
+@pytest.mark.parametrize("path", SCHEMAS, ids=lambda path: path.stem)
+def test_shipped_schemas_read_back_equal(path):
+    schema = EventSchema.from_yaml(path)
+    assert EventSchema.from_dict(schema.to_dict()) == schema
+    assert schema.name == path.stem
+
+
+def test_minimal_schema_has_the_documented_defaults():
+    schema = EventSchema.from_dict(MINIMAL)
+    assert (schema.time_zone, schema.visit, schema.profile, schema.end_of_visit) == ("UTC", None, (), None)
+    assert (schema.max_events, schema.min_history, schema.on_null, schema.on_duplicate) == (300, 5, "error", "keep")
+    assert schema.cutoffs["validation"] == datetime(2024, 3, 1)
+    assert schema.features[1].column == "item"
+
+
+def test_unusual_names_keep_their_order():
+    names = ["type", "items", "a.b", "Type", "zebra", "alpha"]
+    features = [TOKEN, *({"name": name} for name in names)]
+    schema = EventSchema.from_dict({**MINIMAL, "features": features, "tasks": names[::-1]})
+    again = EventSchema.from_dict(schema.to_dict())
+    assert again.feature_names == ["token_type", *names]
+    assert list(again.tasks) == names[::-1]
+
+
+MISTAKES = {
+    "unknown key": ({"custmer": "user"}, "did you mean 'customer'"),
+    "missing key": ({"time": None}, "no `time`"),
+    "customer is no text": ({"customer": 7}, "`customer` is 7"),
+    "features is no list": ({"features": "item"}, "`features`.*list"),
+    "feature is no mapping": ({"features": ["item"]}, "Entry 0 of `features`"),
+    "unknown feature key": ({"features": [{"name": "item", "mincount": 2}]}, "did you mean 'min_count'"),
+    "feature without name": ({"features": [{"column": "item"}]}, "no `name`"),
+    "unknown kind": ({"features": [{"name": "item", "kind": "text"}]}, "`kind` is 'text'"),
+    "column of a derived feature": ({"features": [{"name": "h", "kind": "hour", "column": "c"}]}, "remove `column`"),
+    "min_count of a number": ({"features": [{"name": "p", "kind": "numeric", "min_count": 2}]}, "`min_count`"),
+    "bins of a category": ({"features": [{"name": "p", "bins": 2}]}, "`bins`"),
+    "one bin": ({"features": [{"name": "p", "kind": "numeric", "bins": 1}]}, "bins.*at least 2"),
+    "name twice": ({"features": [TOKEN, {"name": "item"}], "profile": [{"name": "item"}]}, "named 'item'"),
+    "derived profile": ({"profile": [{"name": "h", "kind": "hour"}]}, "'h' is hour"),
+    "no token type": ({"features": [{"name": "item"}]}, "column: kind"),
+    "no task": ({"tasks": []}, "`tasks` is empty"),
+    "unknown task": ({"tasks": ["items"]}, "'items'"),
+    "numeric task": ({"features": [TOKEN, {"name": "p", "kind": "numeric"}], "tasks": ["p"]}, "'p'"),
+    "task twice": ({"tasks": ["item", "item"]}, "twice"),
+    "no such date": ({"cutoffs": {"validation": "2024-13-01", "test": "2024-04-01"}}, "2024-13-01"),
+    "one cutoff": ({"cutoffs": {"validation": "2024-03-01"}}, "no `test`"),
+    "cutoffs in the wrong order": ({"cutoffs": {"validation": "2024-05-01", "test": "2024-04-01"}}, "not before test"),
+    "cutoff with a zone": ({"cutoffs": {"validation": "2024-03-01T00:00:00Z", "test": "2024-04-01"}}, "time zone"),
+    "no such zone": ({"time_zone": "Mars/Olympus"}, "Mars/Olympus"),
+    "no such choice": ({"on_null": "ignore"}, "error or drop"),
+    "window of one": ({"max_events": 1}, "`max_events` is 1"),
+    "history of none": ({"min_history": 0}, "`min_history` is 0"),
+    "reserved end of visit": ({"end_of_visit": "history_start"}, "another meaning"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistake_is_named_with_its_fix(change, message):
+    with pytest.raises(ValueError, match=message):
+        EventSchema.from_dict({**MINIMAL, **change})
+
+
+def test_file_is_named_in_the_error(tmp_path):
+    path = tmp_path / "broken.yaml"
+    for text in ("customer: [", "customer: user", "- a list"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="broken.yaml"):
+            EventSchema.from_yaml(path)

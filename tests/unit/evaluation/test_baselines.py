@@ -1,0 +1,274 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Each baseline counts what its name says, from the training period and the history alone."""
+
+import numpy as np
+import pytest
+from visits import LABELS, TEST, VALIDATION, Visit, prepared_rows
+
+from modeling_mcm.evaluation import customer_metrics, distinct_targets, tie_ranks
+from modeling_mcm.evaluation.baselines import (
+    Baseline,
+    MostPopular,
+    NearestHouseholds,
+    PersonalFrequency,
+    RecencyWeightedFrequency,
+    RecentPopular,
+    VisitFrequency,
+    evaluate_baseline,
+)
+from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.evaluation.transitions import Markov, Transitions
+
+BASELINES = [
+    MostPopular,
+    RecentPopular,
+    PersonalFrequency,
+    RecencyWeightedFrequency,
+    VisitFrequency,
+    Markov,
+    Transitions,
+    NearestHouseholds,
+]
+
+
+@pytest.fixture
+def customers() -> dict[str, list[Visit]]:
+    """Random visits, with missing (0) and unknown (1) labels, before, between and after the cutoffs."""
+    generator = np.random.default_rng(0)
+    return {
+        f"customer {number}": [
+            (int(day), generator.integers(0, LABELS, size=generator.integers(1, 6)).tolist())
+            for day in np.unique(generator.integers(0, 300, size=generator.integers(1, 30)))
+        ]
+        for number in range(30)
+    }
+
+
+def dense(visits: list[Visit], until: int) -> list[np.ndarray]:
+    """Counts of each known label in the visits before a day that have one."""
+    counts = [np.bincount(labels, minlength=LABELS) for day, labels in visits if day < until]
+    return [np.where(np.arange(LABELS) >= 2, count, 0) for count in counts if count[2:].any()]
+
+
+@pytest.mark.parametrize("cutoff", ["validation", "test"])
+@pytest.mark.parametrize("kind", BASELINES)
+def test_nothing_after_the_cutoff_moves_a_score(
+    kind: type[Baseline], cutoff: str, customers: dict[str, list[Visit]]
+) -> None:
+    until = {"validation": VALIDATION, "test": TEST}[cutoff]
+    changed = {
+        name: [(day, labels if day < until else [2, 2, 3]) for day, labels in visits] + [(400, [5])]
+        for name, visits in customers.items()
+    }
+    baseline, other = (kind().fit(prepared_rows(rows), "brand", LABELS) for rows in (customers, changed))
+    expected = baseline.scores(prepared_rows(customers), cutoff)
+    np.testing.assert_array_equal(other.scores(prepared_rows(changed), cutoff), expected)
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_only_the_training_period_is_fitted(kind: type[Baseline], customers: dict[str, list[Visit]]) -> None:
+    before = {name: [visit for visit in visits if visit[0] < VALIDATION] for name, visits in customers.items()}
+    rows = prepared_rows(customers)
+    baseline, other = (kind().fit(prepared_rows(fitted), "brand", LABELS) for fitted in (customers, before))
+    np.testing.assert_array_equal(other.scores(rows, "test"), baseline.scores(rows, "test"))
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_scores_have_one_shape_in_any_batches(kind: type[Baseline], customers: dict[str, list[Visit]]) -> None:
+    rows = prepared_rows(customers)
+    baseline = kind().fit(rows, "brand", LABELS)
+    scores = baseline.scores(rows, "test")
+    assert (scores.shape, scores.dtype) == ((len(customers), LABELS), np.float32)
+    assert not scores[:, :2].any()
+    np.testing.assert_array_equal(np.concatenate(list(baseline.score_batches(rows, "test", batch_size=7))), scores)
+
+
+@pytest.mark.parametrize("kind", BASELINES[2:])
+def test_without_history_or_among_equals_popularity_decides(kind: type[Baseline]) -> None:
+    crowd = {f"c{number}": [(1, [2, 2, 3]), (9, [4, 3, 2])] for number in range(3)}
+    rows = prepared_rows({**crowd, "one": [(1, [5])], "new": []})
+    scores = kind().fit(rows, "brand", 6).scores(rows, "test")
+    assert np.argsort(-scores[-1, 2:]).tolist() == [0, 1, 2, 3]  # 2 is the most popular, then 3, 4 and 5
+    assert scores[-1, 2:].min() > 0
+
+
+def test_most_popular_counts_training_events(customers: dict[str, list[Visit]]) -> None:
+    rows = prepared_rows(customers)
+    expected = sum(sum(dense(visits, VALIDATION), np.zeros(LABELS)) for visits in customers.values())
+    scores = MostPopular().fit(rows, "brand", LABELS).scores(rows, "test")
+    np.testing.assert_array_equal(scores, np.tile(expected, (len(customers), 1)))
+
+
+def test_recent_popular_counts_the_last_days_of_training() -> None:
+    rows = prepared_rows({"a": [(0, [2, 2, 2]), (60, [3]), (90, [4, 4]), (150, [5] * 9)]})
+    scores = RecentPopular(days=31).fit(rows, "brand", 6).scores(rows, "test")
+    assert np.round(scores[0]).tolist() == [0, 0, 0, 1, 2, 0]
+
+
+def test_personal_frequency_counts_the_last_events() -> None:
+    rows = prepared_rows({"a": [(0, [2, 2, 2, 0, 1]), (60, [3, 4]), (150, [4]), (250, [5])]})
+    scores = PersonalFrequency(last_events=4).fit(rows, "brand", 6).scores(rows, "test")
+    assert np.round(scores[0]).tolist() == [0, 0, 1, 1, 2, 0]
+
+
+def test_recency_halves_by_days_or_visits() -> None:
+    rows = prepared_rows({"a": [(10, [2, 2]), (30, [3]), (50, [4])]})
+    by_days = RecencyWeightedFrequency(half_life=20, unit="days").fit(rows, "brand", 5).scores(rows, "test")
+    by_visits = RecencyWeightedFrequency(half_life=2, unit="visits").fit(rows, "brand", 5).scores(rows, "test")
+    np.testing.assert_allclose(by_days[0, 2:], [2 / 4, 1 / 2, 1], atol=2e-3)
+    np.testing.assert_allclose(by_visits[0, 2:], [2 / 2, 1 / 2**0.5, 1], atol=2e-3)
+
+
+def test_markov_goes_from_the_last_visit_to_the_next() -> None:
+    rows = prepared_rows(
+        {"a": [(1, [2, 2]), (2, [3, 4]), (3, [2])], "b": [(1, [2]), (2, [3])], "c": [(1, [5]), (2, [3, 3])], "d": []}
+    )
+    scores = Markov().fit(rows, "brand", 6).scores(rows, "validation")
+    # After 2 came 3 both times and 4 once; after 3 came 2 once, in the only visit that had a next.
+    np.testing.assert_allclose(scores[0, 2:], [0, 1, 1 / 2, 0], atol=2e-3)
+    np.testing.assert_allclose(scores[1, 2:], [1, 0, 0, 0], atol=2e-3)
+
+
+def reference_vector(visits: list[np.ndarray], size: int, within: float, between: float) -> np.ndarray:
+    """The vector of a customer by its definition, visit by visit."""
+    total, weight = np.zeros(LABELS), 0.0
+    groups = [visits[::-1][start : start + size] for start in range(0, len(visits), size)]
+    for age, group in enumerate(groups):
+        for place, visit in enumerate(group):
+            share = between**age * within**place / len(group)
+            total, weight = total + share * (visit > 0), weight + share
+    return total / weight if weight else total
+
+
+def test_nearest_households_follow_their_definition(customers: dict[str, list[Visit]]) -> None:
+    rows = prepared_rows(customers)
+    parameters = {"size": 3, "within": 0.9, "between": 0.7}
+    pool = {name: reference_vector(dense(visits, VALIDATION), **parameters) for name, visits in customers.items()}
+    baseline = NearestHouseholds(neighbours=4, alpha=0.6, group_visits=3, within_decay=0.9, group_decay=0.7)
+    scores = baseline.fit(rows, "brand", LABELS).scores(rows, "test")
+    for row, (name, visits) in enumerate(customers.items()):
+        own = reference_vector(dense(visits, TEST), **parameters)
+        length = np.linalg.norm(own) or 1.0
+        others = [vector for other, vector in pool.items() if other != name and vector.any()]
+        similar = np.array([own @ vector / length / np.linalg.norm(vector) for vector in others])
+        nearest = [place for place in np.argsort(-similar)[:4] if similar[place] > 0]
+        expected = 0.6 * own + 0.4 * sum((others[place] for place in nearest), np.zeros(LABELS)) / 4
+        np.testing.assert_allclose(scores[row], expected, atol=1e-5)
+
+
+def test_a_household_is_not_its_own_neighbour() -> None:
+    rows = prepared_rows({"a": [(1, [2, 3])], "b": [(1, [2, 4])]})
+    scores = NearestHouseholds(neighbours=1, alpha=0).fit(rows, "brand", 5).scores(rows, "test")
+    assert np.round(scores[:, 2:], 3).tolist() == [[1, 0, 1], [1, 1, 0]]
+
+
+def test_neighbours_are_sought_among_a_bounded_number_of_customers(customers: dict[str, list[Visit]]) -> None:
+    rows = prepared_rows(customers)
+    baseline = NearestHouseholds(pool=4).fit(rows, "brand", LABELS)
+    assert 0 < len(baseline._place) <= 4
+    assert baseline.scores(rows, "test").shape == (len(customers), LABELS)
+
+
+@pytest.mark.parametrize("cutoff", ["validation", "test"])
+def test_evaluation_by_batches_is_that_of_all_scores(cutoff: str) -> None:
+    generator = np.random.default_rng(1)
+    rows = prepared_rows(
+        {
+            str(number): [
+                (day, generator.integers(1, LABELS, size=4).tolist())
+                for day in ((5, 50, 150, 250) if number % 3 else (150, 250))  # every third is no case
+            ]
+            for number in range(600)  # more than one batch
+        }
+    )
+    cases = find_cases(rows, cutoff)
+    assert 256 < len(cases) < 600
+    baseline = PersonalFrequency().fit(rows, "brand", LABELS)
+    events = cases.targets["brand"]
+    labels, counts = distinct_targets(events.offsets, events.labels)
+    expected = customer_metrics(*tie_ranks(baseline.scores(rows, cutoff)[cases.rows], labels), counts, ks=(3,))
+    for name, values in evaluate_baseline(baseline, rows, cases, ks=(3,)).items():
+        np.testing.assert_array_equal(values, expected[name], err_msg=name)
+
+
+def test_visit_frequency_counts_a_label_once_a_visit() -> None:
+    rows = prepared_rows({"a": [(10, [2, 2, 2]), (30, [3, 2]), (50, [4])]})
+    scores = VisitFrequency(half_lives=[2]).fit(rows, "brand", 5).scores(rows, "test")
+    np.testing.assert_allclose(scores[0, 2:], [0.5 + 2**-0.5, 2**-0.5, 1], atol=2e-3)
+
+
+def test_the_half_life_that_ranks_the_last_training_visit_best_is_chosen() -> None:
+    """What was last is met again by the first, what was often by the second, whatever happens after the cutoff."""
+    latest = {str(n): [(1, [2]), (2, [2]), (3, [3 + n % 3]), (4, [3 + n % 3]), (150, [2])] for n in range(9)}
+    most = {str(n): [(1, [3 + n % 3]), (2, [3 + n % 3]), (3, [2]), (4, [3 + n % 3]), (150, [2])] for n in range(9)}
+    half_lives = [50, 0.1, 70]
+    chosen = [VisitFrequency(half_lives).fit(prepared_rows(log), "brand", 6).half_life for log in (latest, most)]
+    assert chosen == [0.1, 50]
+    one_visit = prepared_rows({"a": [(1, [2, 3])], "b": [(150, [3])]})
+    assert VisitFrequency(half_lives).fit(one_visit, "brand", 6).half_life == 50
+
+
+def slow_transitions(customers: dict[str, list[Visit]], until: int) -> np.ndarray:
+    """The scores by their definition, one pair after the other."""
+    weights, moments = [1, 0.5, 0.33, 0.25, 0.2, 0.17], {}
+    together, count = np.zeros((LABELS, LABELS)), np.zeros(LABELS)
+    for name, visits in customers.items():
+        sets = [(day, sorted({label for label in labels if label >= 2})) for day, labels in visits]
+        moments[name] = [(day, labels) for day, labels in sets if labels]
+        training = [labels for day, labels in moments[name] if day < VALIDATION]
+        for place, labels in enumerate(training):
+            for label in labels:
+                count[label] += 1
+                for lag, weight in enumerate(weights, start=1):
+                    for later in training[place + lag] if place + lag < len(training) else []:
+                        together[label, later] += weight
+    scores = np.zeros((len(customers), LABELS))
+    for row, name in enumerate(customers):
+        history = [labels for day, labels in moments[name] if day < until][::-1]
+        for ago, labels in enumerate(history[:8]):
+            for label in labels:
+                scores[row] += 0.6**ago * together[label] / (count[label] + 1) ** 0.3
+    return scores
+
+
+@pytest.mark.parametrize("at_once", [2**24, 20])
+def test_transitions_follow_their_definition(
+    at_once: int, customers: dict[str, list[Visit]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modeling_mcm.evaluation.transitions.PAIRS_AT_ONCE", at_once)
+    rows = prepared_rows(customers)
+    scores = Transitions().fit(rows, "brand", LABELS).scores(rows, "test")
+    np.testing.assert_allclose(scores, slow_transitions(customers, TEST), atol=1e-5)
+
+
+def test_a_moment_is_one_time_of_a_visit() -> None:
+    """Two times of one visit are two moments, and events of one time in two visits are two as well."""
+    rows = prepared_rows({"a": [(1, [2, 3]), (2, [4])], "b": [(1, [5]), (1, [6])]})
+    one_visit = rows.set_column(rows.column_names.index("visits"), "visits", [[[0, 0, 0], [0, 1]]])
+    scores = Transitions(rarity=0).fit(one_visit, "brand", 7)._together.toarray()
+    assert scores[2, 4] == scores[3, 4] == scores[5, 6] == 1 and scores.sum() == 3
+
+
+def test_long_baskets_and_many_pairs_are_bounded(customers: dict[str, list[Visit]]) -> None:
+    rows = prepared_rows(customers)
+    whole = Transitions().fit(rows, "brand", LABELS)._together
+    bounded = Transitions(max_pairs=40).fit(rows, "brand", LABELS)._together
+    assert bounded.nnz <= 40 < whole.nnz
+    few = Transitions(moment_labels=1).fit(rows, "brand", LABELS)
+    visits = sum(len(dense(each, VALIDATION)) for each in customers.values())
+    assert few._count.sum() == visits
+
+
+def test_misuse_is_named() -> None:
+    rows = prepared_rows({"a": [(1, [2, 7]), (150, [3])]})
+    with pytest.raises(ValueError, match="label id 7; expected ids below number_of_labels = 6"):
+        MostPopular().fit(rows, "brand", 6)
+    with pytest.raises(ValueError, match="no labelled event before the validation cutoff"):
+        RecentPopular().fit(prepared_rows({"a": [(150, [3])]}), "brand", 6)
+    with pytest.raises(ValueError, match="PersonalFrequency is not fitted"):
+        PersonalFrequency().scores(rows, "test")
+    with pytest.raises(ValueError, match="'weeks'; expected a positive number of 'days' or 'visits'"):
+        RecencyWeightedFrequency(unit="weeks")
+    with pytest.raises(ValueError, match="half_lives \\[0\\] and 2000 customers; expected positive numbers of visits"):
+        VisitFrequency(half_lives=[0])

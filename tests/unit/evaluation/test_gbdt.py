@@ -1,0 +1,163 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""LightGBM learns what counting can't see, from the time before a case alone, and is the same each time."""
+
+import builtins
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from visits import LABELS, TEST, VALIDATION, Visit, prepared_rows
+
+from modeling_mcm.evaluation.baselines import PersonalFrequency, evaluate_baseline
+from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.evaluation.gbdt import LabelStatistics, LightGBMRanker, VisitSets, find_candidates
+from modeling_mcm.evaluation.histories import task_histories
+
+pytest.importorskip("lightgbm")
+
+
+def small(**changes: Any) -> LightGBMRanker:
+    return LightGBMRanker(**{"trees": 20, "leaves": 7, "min_rows": 5} | changes)
+
+
+@pytest.fixture
+def turns() -> pa.Table:
+    """Each customer takes their own three labels in turn, one a visit: what is due is what was longest ago."""
+    generator = np.random.default_rng(0)
+    customers = {}
+    for number in range(150):
+        mine = generator.choice(np.arange(2, LABELS), size=3, replace=False)
+        days = range(int(generator.integers(5)), 240, 6)
+        customers[f"customer {number}"] = [(day, [int(mine[place % 3])]) for place, day in enumerate(days)]
+    return prepared_rows(customers)
+
+
+@pytest.fixture
+def customers() -> dict[str, list[Visit]]:
+    """Random visits before, between and after the cutoffs."""
+    generator = np.random.default_rng(1)
+    return {
+        f"customer {number}": [
+            (int(day), generator.integers(0, LABELS, size=generator.integers(1, 6)).tolist())
+            for day in np.unique(generator.integers(0, 300, size=generator.integers(4, 30)))
+        ]
+        for number in range(30)
+    }
+
+
+def all_visits(rows: pa.Table, cutoff: str = "validation") -> VisitSets:
+    return VisitSets.joined([VisitSets.of(history) for history in task_histories(rows, "brand", cutoff, batch_size=7)])
+
+
+def test_what_is_due_is_learned(turns: pa.Table) -> None:
+    cases = find_cases(turns, "test")
+    first = {
+        name: evaluate_baseline(baseline.fit(turns, "brand", LABELS), turns, cases, ks=(1,))["next_visit_hr@1"].mean()
+        for name, baseline in {"counting": PersonalFrequency(), "LightGBM": small()}.items()
+    }
+    assert first["LightGBM"] > 0.95 > 0.6 > first["counting"]
+
+
+def test_nothing_after_the_end_of_a_case_moves_its_features(customers: dict[str, list[Visit]]) -> None:
+    """Other customers go on too: what is known of labels is what all had done by then."""
+    day = 60
+    later = {
+        name: [(when, labels if when <= day else [2, 5]) for when, labels in visits]
+        for name, visits in customers.items()
+    }
+    found = []
+    for log in (customers, later):
+        visits = all_visits(prepared_rows(log))
+        statistics = LabelStatistics(visits, LABELS)
+        end = np.array([  # of each customer the visit after the last one until the day
+            np.searchsorted(visits.day[start:stop], day, side="right") + start
+            for start, stop in zip(visits.first_visit[:-1], visits.first_visit[1:], strict=True)
+        ])  # fmt: skip
+        chosen = np.flatnonzero(end > visits.first_visit[:-1])
+        assert len(chosen) > 20
+        found.append(find_candidates(visits, chosen, end[chosen], statistics, popular=3))
+    for name in ("case", "label", "features"):
+        np.testing.assert_array_equal(getattr(found[0], name), getattr(found[1], name))
+    assert np.isfinite(found[0].features).any(axis=0).all()  # every feature is measured somewhere
+
+
+def test_features_are_those_of_a_hand_count() -> None:
+    rows = prepared_rows({"a": [(0, [2, 2, 3]), (10, [3]), (16, [4]), (40, [2])], "b": [(0, [5]), (50, [6])]})
+    visits = all_visits(rows)
+    found = find_candidates(visits, np.array([0]), np.array([3]), LabelStatistics(visits, 7), popular=2)
+    table = {
+        label: dict(zip(found.names, row, strict=True)) for label, row in zip(found.label, found.features, strict=True)
+    }
+    assert {*table} >= {2, 3, 4} and table[2]["visits"] == 1 and table[3]["visits"] == 2
+    assert (table[2]["since_visits"], table[2]["since_days"]) == (2, 16)
+    assert (table[3]["since_visits"], table[3]["gap_visits"], table[3]["gap_days"], table[3]["overdue"]) == (
+        1,
+        1,
+        10,
+        2,
+    )
+    assert np.isnan(table[4]["gap_visits"])
+    np.testing.assert_allclose(table[3]["share_since_first"], 2 / 3)
+    decayed = [0.5 ** (ago / 5) for ago in (0, 1, 2)]
+    np.testing.assert_allclose(table[3]["share_decayed_5_visits"], sum(decayed[1:]) / sum(decayed), rtol=1e-6)
+    # Known of all at day 16: the visits of two weeks. Of these three, label 3 had two, one straight after the other.
+    known = [table[3][f"label_{name}"] for name in ("share", "met_at_once", "visits_a_customer", "gap_days")]
+    np.testing.assert_allclose(known, [2 / 3, 1 / 2, 2, 10], rtol=1e-6)
+    assert (table[3]["customer_visits"], table[3]["customer_gap_days"]) == (3, 8)
+
+
+def test_scores_depend_on_the_training_period_the_history_and_the_seed(customers: dict[str, list[Visit]]) -> None:
+    after_test = {
+        name: [(day, labels if day < TEST else [2, 2, 3]) for day, labels in visits] + [(400, [5])]
+        for name, visits in customers.items()
+    }
+    training = {name: [visit for visit in visits if visit[0] < VALIDATION] for name, visits in customers.items()}
+    rows = prepared_rows(customers)
+    expected = small().fit(rows, "brand", LABELS).scores(rows, "test")
+    assert (expected.shape, expected.dtype) == ((len(customers), LABELS), np.float32) and not expected[:, :2].any()
+    for fitted, scored in ((after_test, after_test), (training, customers)):
+        again = small().fit(prepared_rows(fitted), "brand", LABELS)
+        np.testing.assert_array_equal(again.scores(prepared_rows(scored), "test"), expected)
+    batches = list(again.score_batches(rows, "test", batch_size=7))
+    np.testing.assert_array_equal(np.concatenate(batches), expected)
+    assert (small(seed=1).fit(rows, "brand", LABELS).scores(rows, "test") != expected).any()
+
+
+def test_a_label_that_is_no_candidate_ranks_below_by_popularity(customers: dict[str, list[Visit]]) -> None:
+    rows = prepared_rows(customers | {"a": [(40, [9]), (60, [9])], "new": []})
+    ranker = small(popular=1).fit(rows, "brand", LABELS)
+    scores = ranker.scores(rows, "test")
+    first = int(LabelStatistics(all_visits(rows), LABELS).popular(np.array([60]), 1)[0, 0])
+    others = [label for label in range(2, LABELS) if label not in (9, first)]
+    assert scores[-2, [9, first]].min() > scores[-2, others].max() > 0
+    by_popularity = np.argsort(-ranker.popularity[others], kind="stable")
+    np.testing.assert_array_equal(np.argsort(-scores[-2, others], kind="stable"), by_popularity)
+    everything = np.argsort(-ranker.popularity[2:], kind="stable")
+    np.testing.assert_array_equal(np.argsort(-scores[-1, 2:], kind="stable"), everything)
+
+
+def test_the_training_cases_are_bounded_and_are_no_first_visits(customers: dict[str, list[Visit]]) -> None:
+    visits = all_visits(prepared_rows(customers))
+    ranker = small(visits_a_customer=2, max_cases=25)
+    ranker.task = "brand"
+    customer, target = ranker._training_cases(visits)
+    assert len(target) == 25 and np.bincount(customer).max() == 2 and (np.diff(target) > 0).all()
+    assert (target > visits.first_visit[customer]).all() and (target < visits.first_visit[customer + 1]).all()
+
+
+def test_misuse_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = prepared_rows({"a": [(1, [2, 3]), (150, [3])], "b": [(4, [2])]})
+    with pytest.raises(ValueError, match="No customer has two visits with a label of task 'brand'"):
+        small().fit(rows, "brand", LABELS)
+    found = builtins.__import__
+
+    def without(name: str, *args: Any, **options: Any) -> Any:
+        if name == "lightgbm":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return found(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=r"pip install 'modeling-mcm\[gbdt\]'"):
+        small().fit(rows, "brand", LABELS)

@@ -1,0 +1,183 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What is asked besides the next visit: the labels of some days, and only labels that were not met before."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from visits import CUTOFFS, LABELS, TEST, Visit, horizon, prepared_rows
+
+from modeling_mcm.evaluation import tie_ranks
+from modeling_mcm.evaluation.baselines import MostPopular, PersonalFrequency, evaluate_baseline
+from modeling_mcm.evaluation.cases import EvaluationCases, find_cases, unmet_only
+from modeling_mcm.evaluation.ranking import TargetRanks, mask_met
+from modeling_mcm.evaluation.transitions import Transitions
+
+
+@pytest.fixture
+def customers() -> dict[str, list[Visit]]:
+    """Random visits, with missing (0) and unknown (1) labels; some customers have one or two events in all."""
+    generator = np.random.default_rng(5)
+    return {
+        f"customer {number}": [
+            (int(day), generator.integers(0, LABELS, size=generator.integers(1, 5)).tolist())
+            for day in np.unique(generator.integers(0, 300, size=generator.integers(1, 3 + number)))
+        ]
+        for number in range(40)
+    }
+
+
+def met_before(visits: list[Visit], cutoff: str) -> set[int]:
+    return {label for day, labels in visits for label in labels if day < CUTOFFS[cutoff] and label >= 2}
+
+
+def within(visits: list[Visit], cutoff: str, days: int) -> set[int]:
+    """The targets of a horizon, event by event."""
+    start = CUTOFFS[cutoff]
+    stop = min(start + days, TEST) if cutoff == "validation" else start + days
+    return {label for day, labels in visits for label in labels if start <= day < stop and label >= 1}
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+@pytest.mark.parametrize("days", [5, 30, 150])
+@pytest.mark.parametrize("cutoff", ["validation", "test"])
+def test_targets_of_a_horizon_are_those_of_a_count_event_by_event(
+    cutoff: str, days: int, batch_size: int, customers: dict[str, list[Visit]]
+) -> None:
+    rows = prepared_rows(customers)
+    cases = find_cases(rows, cutoff, min_history=1, batch_size=batch_size, horizon=horizon(days, cutoff))
+    expected = {
+        name: sorted(within(visits, cutoff, days))
+        for name, visits in customers.items()
+        if within(visits, cutoff, days) and any(day < CUTOFFS[cutoff] and max(labels) >= 1 for day, labels in visits)
+    }
+    found = {name: cases.targets["brand"][place].tolist() for place, name in enumerate(cases.customer_ids)}
+    assert found == expected and expected
+    assert cases.horizon_days == days
+
+
+def test_metrics_of_a_horizon_are_those_of_its_set(customers: dict[str, list[Visit]]) -> None:
+    rows = prepared_rows(customers)
+    cases = find_cases(rows, "test", min_history=1, horizon=horizon(30, "test"))
+    baseline = MostPopular().fit(rows, "brand", LABELS)
+    baseline.popularity = np.random.default_rng(0).permutation(LABELS) + 1.0  # no two alike
+    values = evaluate_baseline(baseline, rows, cases, ks=(3,))
+    assert set(values) == {f"horizon_{name}" for name in ("ndcg@3", "recall@3", "precision@3", "hr@3", "mrr")}
+    for place in range(len(cases)):
+        targets = cases.targets["brand"][place]
+        greater, _ = tie_ranks(baseline.popularity, targets)
+        gains = sum(1 / np.log2(rank + 2) for rank in greater.tolist() if rank < 3)
+        ideal = sum(1 / np.log2(rank + 2) for rank in range(min(len(targets), 3)))
+        assert values["horizon_ndcg@3"][place] == pytest.approx(gains / ideal)
+
+
+def test_a_horizon_that_is_no_time_is_refused() -> None:
+    for days in (0, -3, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="expected a positive number of days"):
+            horizon(days, "test")
+
+
+def test_a_horizon_longer_than_the_data_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    rows = prepared_rows({"a": [(1, [2]), (150, [3]), (290, [4])], "b": [(1, [2]), (205, [3])]})
+    assert len(find_cases(rows, "test", min_history=1, horizon=horizon(91, "test"))) == 2
+    assert not caplog.records  # the last event is on the last day of the horizon
+    cases = find_cases(rows, "test", min_history=1, horizon=horizon(120, "test"))
+    assert [labels.tolist() for labels in cases.targets["brand"]] == [[4], [3]]
+    assert "120 days from the test cutoff is longer than the data" in caplog.text and "90.0 days after" in caplog.text
+    caplog.clear()
+    find_cases(rows, "validation", min_history=1, horizon=horizon(120, "validation"))
+    assert "50.0 days after the cutoff, for the test cutoff ends what validation sees" in caplog.text
+    with pytest.raises(ValueError, match=r"(?s)No evaluation case.*one within 2 days from it.*take a longer horizon"):
+        find_cases(rows, "test", min_history=1, horizon=horizon(2, "test"))
+
+
+@pytest.mark.parametrize("days", [None, 60])
+@pytest.mark.parametrize("cutoff", ["validation", "test"])
+def test_what_was_met_is_neither_target_nor_ranked(
+    cutoff: str, days: int | None, customers: dict[str, list[Visit]]
+) -> None:
+    rows = prepared_rows(customers)
+    asked = horizon(days, cutoff) if days else None
+    every = find_cases(rows, cutoff, min_history=1, horizon=asked)
+    cases = unmet_only(rows, every)
+    assert cases.met is not None
+    dropped = 0
+    for place, name in enumerate(cases.customer_ids):
+        met = met_before(customers[name], cutoff)
+        assert set(cases.met["brand"][place].tolist()) == met
+        left = [label for label in every.targets["brand"][place].tolist() if label not in met]
+        assert cases.targets["brand"][place].tolist() == left
+        dropped += len(every.targets["brand"][place]) - len(left)
+    assert dropped > 10
+
+    # every label that was met has the best score, and still no other label stands behind it
+    scores = torch.rand(len(cases), LABELS, generator=torch.Generator().manual_seed(0))
+    for place, name in enumerate(cases.customer_ids):
+        scores[place, sorted(met_before(customers[name], cutoff))] += 10
+    before = scores.clone()
+    places = np.arange(len(cases))[::-1].copy()
+    ranks = TargetRanks(cases, "brand")
+    masked = ranks.add(places, scores[places.tolist()])
+    assert torch.equal(scores, before)
+    for row, place in enumerate(places):
+        met = met_before(customers[cases.customer_ids[place]], cutoff)
+        best = masked[row, 2:].argsort(descending=True)[: LABELS - 2 - len(met)] + 2
+        assert not met & set(best.tolist())
+    allowed = np.array([LABELS - 2 - len(met_before(customers[name], cutoff)) for name in cases.customer_ids])
+    assert (ranks.greater[ranks.labels > 1] < np.repeat(allowed, (ranks.labels > 1).sum(axis=1))).all()
+
+
+def test_filtered_metrics_are_those_of_a_smaller_vocabulary(customers: dict[str, list[Visit]]) -> None:
+    """Ranking without what was met is ranking among the labels that are left, ties included."""
+    rows = prepared_rows(customers)
+    cases = unmet_only(rows, find_cases(rows, "test", min_history=1))
+    baseline = Transitions().fit(rows, "brand", LABELS)
+    scores = baseline.scores(rows, "test")[cases.rows]
+    values = evaluate_baseline(baseline, rows, cases, ks=(3,))
+    measured = 0
+    for place, name in enumerate(cases.customer_ids):
+        left = [label for label in range(2, LABELS) if label not in met_before(customers[name], "test")]
+        targets = np.unique(cases.targets["brand"][place])
+        assert np.isnan(values["next_visit_ndcg@3"][place]) == (not len(targets))
+        if len(targets) and (targets > 1).all():
+            small = np.concatenate([[0, 0], scores[place, left]])
+            greater, ties = tie_ranks(small, np.array([2 + left.index(label) for label in targets]))
+            if (ties == 1).all():
+                measured += 1
+                ideal = sum(1 / np.log2(rank + 2) for rank in range(min(len(targets), 3)))
+                gains = sum(1 / np.log2(rank + 2) for rank in greater.tolist() if rank < 3)
+                assert values["next_visit_ndcg@3"][place] == pytest.approx(gains / ideal)
+    assert measured > 5
+
+
+def test_everything_is_ranked_where_nothing_was_filtered() -> None:
+    rows = prepared_rows({"a": [(1, [2, 3]), (210, [2])]})
+    cases = find_cases(rows, "test", min_history=1)
+    scores = torch.rand(1, 5)
+    assert mask_met(scores, cases, "brand", np.array([0])) is scores
+
+
+def test_an_unknown_target_stays_a_miss() -> None:
+    rows = prepared_rows({"a": [(1, [2, 1]), (210, [2, 1, 3])]})
+    cases = unmet_only(rows, find_cases(rows, "test", min_history=1))
+    assert cases.targets["brand"][0].tolist() == [1, 3]
+    values = evaluate_baseline(PersonalFrequency().fit(rows, "brand", 4), rows, cases, ks=(1,))
+    assert values["next_visit_recall@1"][0] == 0.5
+
+
+def test_a_task_without_a_target_is_left_out_and_no_task_at_all_refused(caplog: pytest.LogCaptureFixture) -> None:
+    rows = prepared_rows({"a": [(1, [2, 3]), (210, [2])], "b": [(1, [2]), (220, [2])]})
+    cases = find_cases(rows, "test", min_history=1)
+    with pytest.raises(ValueError, match="None of 2 cases has a target that its customer had not met"):
+        unmet_only(rows, cases)
+    other = rows.append_column("task_colour", pa.array([[2, 2, 3], [2, 2]], pa.list_(pa.int32())))
+    both = unmet_only(other, find_cases(other, "test", min_history=1))
+    assert list(both.targets) == ["colour"] and "Task 'brand' is left out" in caplog.text
+    assert len(both) == 2 and both.targets["colour"][1].tolist() == []
+
+
+def test_visits_of_the_history_are_counted(customers: dict[str, list[Visit]]) -> None:
+    cases: EvaluationCases = find_cases(prepared_rows(customers), "test", min_history=1)
+    expected = [sum(day < TEST and max(labels) >= 1 for day, labels in customers[name]) for name in cases.customer_ids]
+    assert cases.history_visits.tolist() == expected and min(expected) <= 2

@@ -1,0 +1,253 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The cards: whole renderings against stored ones, what is counted, what is hidden, what is told of a command.
+
+`pytest tests/unit/hub/test_hub_card.py --update-cards` writes tests/fixtures/model_card.md and its neighbours, and the
+cards in model_cards/, anew; read the difference before you commit it.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import DatasetCard, ModelCard
+
+from modeling_mcm import MCMForActionRecommendation
+from modeling_mcm.data import PreparedManifest, load_prepared
+from modeling_mcm.hub import (
+    CardFacts,
+    Exposure,
+    Footprint,
+    customers_per_value,
+    dataset_card,
+    model_card,
+    rare_values,
+    write_upload_folder,
+)
+from modeling_mcm.hub.card import result_rows, scrub_command
+from modeling_mcm.hub.privacy import hide_values
+
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
+CARDS = FIXTURES.parents[1] / "model_cards"
+MACHINE = {"cores": 2, "threads": 2, "processes": 1, "architecture": "x86_64", "device": "cpu"}
+TRAINING = {
+    "seconds": 131.5,
+    "customers": 34,
+    "steps": 306,
+    "parameters": 1527118,
+    "batch_size": 16,
+    "seed": 42,
+    "command": "run_pretrain.py configuration/recipes/quickstart.yaml --data /mnt/logs/prepared",
+    "data": "corner_shop",
+    "versions": {"python": "3.11.7", "torch": "2.13.0"},
+    "machine": MACHINE,
+}
+
+
+def chances(mean):
+    return {"mean": mean, "low": mean - 0.0123, "high": mean + 0.0123, "customers": 33}
+
+
+METRICS = ("next_visit_ndcg@3", "next_visit_ndcg@10", "next_visit_recall@10", "next_event_ndcg@10", "next_visit_mrr")
+EVALUATION = {
+    "data": "corner_shop",
+    "cutoff": "test",
+    "cases": 30,
+    "results": {
+        method: {task: {name: chances(better + place / 100) for place, name in enumerate(METRICS)} for task in tasks}
+        for method, better in (("most_popular", 0.1), ("MCM", 0.3))
+        for tasks in (("items", "aisle"),)
+    },
+}
+OFFERS = {
+    f"{outcome}: {method}": {"average_precision": chances(0.4), "ndcg@5": chances(0.5), "mrr": chances(0.2)}
+    for outcome in ("click", "conversion")
+    for method in ("MCM without fine-tuning", "MCM fine-tuned")
+}
+
+
+@pytest.fixture
+def exposure(prepared, extractor):
+    rare = rare_values(customers_per_value(load_prepared(prepared), extractor), extractor, 8)
+    return Exposure(8, {name: len(values) for name, values in rare.items()}, hidden=False)
+
+
+@pytest.fixture
+def published(tiny_model, extractor, tmp_path):
+    """A function that writes an upload folder, of a model with or without the head for offers."""
+
+    def write(offers=False):
+        model = tiny_model(extended=True)
+        (MCMForActionRecommendation(model.config) if offers else model).save_pretrained(tmp_path / "checkpoint")
+        extractor.save_pretrained(tmp_path / "checkpoint")
+        write_upload_folder(tmp_path / "checkpoint", tmp_path / "published")
+        return tmp_path / "published"
+
+    return write
+
+
+@pytest.fixture
+def assert_stored(request):
+    """A function that compares a card with a stored one, or stores it."""
+
+    def check(card, name):
+        path = FIXTURES / name
+        if request.config.getoption("update_cards"):
+            path.write_text(f"{card}\n", encoding="utf-8")
+        assert f"{card}\n" == path.read_text(encoding="utf-8"), f"{name} differs: see the top of this file"
+
+    return check
+
+
+def card(*facts):
+    return model_card(CardFacts.gather(*facts))
+
+
+def test_the_whole_card_of_a_pretrained_checkpoint(published, exposure, assert_stored):
+    assert_stored(card(published(), "org/mcm-corner-shop", TRAINING, EVALUATION, exposure), "model_card.md")
+
+
+def test_the_whole_card_of_a_checkpoint_for_offers(published, exposure, assert_stored):
+    facts = {"seconds": 8000.0, "groups": 60, "steps": 8, "seed": 1, "command": "run_finetune.py --lora 8"}
+    assert_stored(
+        card(published(offers=True), "shop/offers", facts, OFFERS, replace(exposure, hidden=True)),
+        "model_card_offers.md",
+    )
+
+
+def test_the_whole_card_of_a_checkpoint_of_which_nothing_is_known(published, assert_stored):
+    assert_stored(card(published(), "org/mcm-silent"), "model_card_silent.md")
+
+
+def test_the_whole_card_of_a_prepared_data_set(prepared, exposure, assert_stored):
+    manifest = PreparedManifest.load(prepared)
+    assert_stored(dataset_card(replace(manifest, versions={"python": "3.11.7"}), exposure), "dataset_card.md")
+
+
+@pytest.mark.parametrize("name", ["mcm-tiny", "mcm-base"])
+def test_the_card_of_a_trained_checkpoint_is_what_the_template_makes_of_its_facts(name, assert_stored):
+    facts = CardFacts.load(CARDS / f"{name}.json")
+    shape = json.loads((CARDS.parent / "configuration" / name / "config.json").read_text())
+    shape |= {"max_position_embeddings": facts.extractor["max_events"]}  # training fits it to the data's window
+    assert {key: facts.config[key] for key in shape} == shape
+    assert facts.training["seconds"] > 0 and facts.evaluation["cases"] > 0 and facts.exposure is not None
+    assert {row["method"] for row in facts.results} >= {"most_popular", "MCM"}
+    assert_stored(model_card(facts), CARDS / f"{name}.md")
+
+
+def test_facts_come_back_from_their_file(published, exposure, tmp_path):
+    facts = CardFacts.gather(published(), "org/x", TRAINING, EVALUATION, exposure, Footprint(100, 20))
+    facts.save(tmp_path / "facts.json")
+    assert CardFacts.load(tmp_path / "facts.json") == facts
+    assert "/mnt/logs" not in (tmp_path / "facts.json").read_text()
+    (tmp_path / "facts.json").write_text("{}")
+    with pytest.raises(ValueError, match="facts.json holds no facts of a card"):
+        CardFacts.load(tmp_path / "facts.json")
+
+
+@pytest.mark.parametrize("name", ["model_card.md", "model_card_offers.md", "model_card_silent.md", "dataset_card.md"])
+def test_stored_cards_are_what_the_client_reads_and_have_no_holes(name):
+    text = (FIXTURES / name).read_text(encoding="utf-8")
+    card = (DatasetCard if name.startswith("dataset") else ModelCard)(text)
+    assert card.data.tags[0] == "mcm" and "None" not in text and "{{" not in text.replace("{{MCM}", "")
+    for line, below in zip(text.splitlines(), text.splitlines()[1:], strict=False):
+        assert line == line.rstrip()
+        if line.startswith("| ") and below.startswith("| "):
+            assert line.count("|") == below.count("|"), line
+
+
+def test_results_keep_task_and_interval_through_the_metadata(published):
+    text = str(card(published(), "org/x", TRAINING, EVALUATION))
+    results = ModelCard(text).data.eval_results
+    found = {(each.dataset_config, each.metric_name): each for each in results}
+    assert len(found) == len(results) == 8  # two tasks, four headlines, of the longest list alone
+    one = found["aisle", "next visit ndcg @10"]
+    assert (one.task_name, one.metric_value) == ("next aisle", 0.31)
+    assert one.metric_args == {"confidence": 0.95, "low": 0.2977, "high": 0.3223, "customers": 33, "k": 10}
+
+
+def test_an_evaluation_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match="not what run_evaluate.py writes"):
+        result_rows({"results": {"MCM": {"items": {"next_visit_ndcg@10": 0.3}}}})
+    nothing = {"mean": float("nan"), "low": float("nan"), "high": float("nan"), "customers": 0}
+    assert result_rows({"results": {"MCM": {"items": {"next_visit_ndcg@10": nothing}}}}) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("run_pretrain.py --data data/acme --seed 3", "run_pretrain.py --data ... --seed 3"),
+        ("run_pretrain.py configuration/recipes/a.yaml", "run_pretrain.py configuration/recipes/a.yaml"),
+        ("x.py --data=/home/ann/log --lr=2e-3", "x.py --data=... --lr=2e-3"),
+        ("x.py --data /home/ann smith/log", "x.py --data ... ..."),
+        (r"x.py --data C:\ann\log ~/a ../b", "x.py --data ... ... ..."),
+        ("x.py configuration/../../ann/a.yaml", "x.py ..."),
+        ("x.py --hub_token hf_abc def --seed 3", "x.py --hub_token=... --seed 3"),
+        ("x.py --hub_token=hf_abc --push_to_hub", "x.py --hub_token=... --push_to_hub"),
+    ],
+)
+def test_a_command_is_told_without_paths_and_secrets(command, expected):
+    assert scrub_command(command) == expected
+
+
+def test_emissions_are_seconds_times_watts_times_grid():
+    assert Footprint(watts=100, grams_per_kwh=500).grams(7200) == pytest.approx(100)
+    with pytest.raises(ValueError, match="0 watts"):
+        Footprint(watts=0)
+
+
+def test_customers_of_a_value_are_counted_once_each_and_in_the_training_period(event_log, prepared, extractor):
+    counts = customers_per_value(load_prepared(prepared), extractor)
+    training = event_log[event_log["when"] < "2017-10-01"]
+    for feature, column in (("items", "item"), ("aisle", "aisle"), ("type", "action")):
+        expected = training.dropna(subset=[column]).groupby(column)["who"].nunique()
+        own = ("history_start", "end_of_visit")
+        values = [value for value in extractor.vocabularies[feature] if value not in own]
+        found = dict(zip(extractor.vocabularies[feature], counts[feature].tolist(), strict=True))
+        assert {value: found[value] for value in values} == expected.to_dict()
+    ages = dict(zip(extractor.vocabularies["age"], counts["age"].tolist(), strict=True))
+    assert ages == {"young": 17, "old": 17}
+
+
+def test_rare_values_are_hidden_in_their_place_and_read_as_unknown(
+    prepared, extractor, tiny_model, event_log, tmp_path
+):
+    counts = customers_per_value(load_prepared(prepared), extractor)
+    rare = rare_values(counts, extractor, 8)
+    assert 0 < len(rare["items"]) < 24 and not {"history_start", "end_of_visit"} & set(rare["type"])
+    least = {
+        name: counts[name][[v not in rare[name] for v in extractor.vocabularies[name]]] for name in ("items", "aisle")
+    }
+    assert all(kept.min() >= 8 for kept in least.values())
+
+    tiny_model().save_pretrained(tmp_path / "checkpoint")
+    extractor.save_pretrained(tmp_path / "checkpoint")
+    write_upload_folder(tmp_path / "checkpoint", tmp_path / "published", rare)
+    text = (tmp_path / "published" / "vocabularies.json").read_text()
+    assert not [value for value in rare["items"] if f'"{value}"' in text]
+    hidden = type(extractor).from_pretrained(str(tmp_path / "published"))
+    events = event_log[event_log["who"] == "c00"].drop(columns="who").to_dict("list")
+    before, after = (each({"events": events})["input_ids"][0] for each in (extractor, hidden))
+    place = extractor.feature_names.index("items")
+    secret = np.isin(before[:, place], extractor.label_ids("items", rare["items"]))
+    assert (after[secret, place] == 1).all() and (after[~secret] == before[~secret]).all()
+    first = int(extractor.label_ids("items", rare["items"][:1])[0])
+    assert hidden.decode_labels("items", [first]) == [f"[hidden {first}]"]
+
+
+def test_hiding_refuses_what_would_hide_nothing_or_twice():
+    with pytest.raises(ValueError, match="not in the vocabulary of 'town'"):
+        hide_values({"town": ["Rome"]}, {"town": ["Paris"]})
+    with pytest.raises(ValueError, match=r"'town' has a value '\[hidden 2\]' already"):
+        hide_values({"town": ["Rome", "[hidden 2]"]}, {"town": ["Rome"]})
+
+
+def test_another_data_set_is_not_counted(prepared, extractor):
+    rows = load_prepared(prepared)
+    with pytest.raises(ValueError, match="no columns"):
+        customers_per_value(rows.remove_columns("feature_items"), extractor)
+    extractor.vocabularies["items"] = extractor.vocabularies["items"][:3]
+    with pytest.raises(ValueError, match="'items' has id"):
+        customers_per_value(rows, extractor)

@@ -1,0 +1,356 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Features that read a part of a column, and logs without a token type: read alike by preparation and extractor."""
+
+import json
+from datetime import timedelta
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from synthetic_log import TEST, VALIDATION, make_log, of_customer, read_rows, run
+
+from modeling_mcm.data import EventSchema, FeatureSpec, schema_of
+from modeling_mcm.hub.privacy import customers_per_value, hide_values
+from modeling_mcm.preparation import prepare
+from modeling_mcm.preparation.drift import feature_drift
+from modeling_mcm.preparation.update import update
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+GENRES = {"name": "genres", "separator": "|", "max_items": 3}
+LEVELS = {"name": "path", "separator": ".", "levels": ["department", "aisle", "shelf"]}
+FILM_SCHEMA = {
+    "customer": "user",
+    "time": "at",
+    "features": [{"name": "item"}, GENRES, LEVELS, {"name": "hour", "kind": "hour"}],
+    "profile": [{"name": "likes", "max_items": 2}, {"name": "home", "separator": "/", "levels": ["country", "town"]}],
+    "tasks": ["item", "genres", "aisle"],
+    "cutoffs": {"validation": VALIDATION.isoformat(), "test": TEST.isoformat()},
+    "min_history": 3,
+}
+GENRE_TEXTS = ["drama", "comedy", "film.noir", "", "sci-fi", "0.5", "Épique"]
+PATH_TEXTS = ["a", "b", "", "a b", "é"]
+
+
+def schema_with(**changes):
+    return EventSchema.from_dict({**FILM_SCHEMA, **changes})
+
+
+def make_films(seed=0):
+    """The small log with lists of genres and paths of categories in each event, also empty and damaged ones."""
+    generator = np.random.default_rng(seed)
+    log = make_log(seed=seed)[["user", "at", "item"]]
+    lengths = generator.integers(0, 6, (2, len(log)))
+    genres = ["|".join(generator.choice(GENRE_TEXTS, length)) for length in lengths[0]]
+    paths = [".".join(generator.choice(PATH_TEXTS, length)) for length in lengths[1]]
+    log = log.assign(genres=genres, path=paths)
+    gap = generator.random((2, len(log))) < 0.1
+    log["genres"], log["path"] = log["genres"].mask(gap[0]), log["path"].mask(gap[1])
+    late = log["at"] >= VALIDATION  # values that training has not seen
+    log.loc[late & (generator.random(len(log)) < 0.3), "genres"] = "new|drama|newer"
+    return log
+
+
+PEOPLE = pa.table(
+    {
+        "user": pa.array(range(8)),
+        "likes": pa.array([[3, 4], [4], [], None, [None, 3, 3], [4, 3, 5], [5], [9]]),
+        "home": ["de/ulm", "de", "fr/ulm", None, "/ulm", "de/", "", "fr/ulm/x"],
+    }
+)
+
+
+def load_extractor(tmp_path, name="out"):
+    return MCMFeatureExtractor.from_pretrained(tmp_path / name / "feature_extractor")
+
+
+def check_rows(tmp_path, log, name="out", people=None):
+    """Rows of preparation are those of the feature extractor."""
+    extractor, rows = load_extractor(tmp_path, name), read_rows(tmp_path, name)
+    facts = {str(row.pop("user")): row for row in (people or PEOPLE).to_pylist()}
+    for customer, row in rows.items():
+        events = of_customer(log, int(customer))
+        encoded = extractor.encode({"customer_id": customer, "events": events, "profile": facts.get(customer)})
+        assert set(encoded) == set(row) - {"validation_end", "test_end"}
+        for column, value in encoded.items():
+            np.testing.assert_array_equal(row[column], value, err_msg=f"{customer} {column}")
+    return rows
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("form", ["text", "lists"])
+def test_ids_are_those_of_the_feature_extractor(tmp_path, seed, form):
+    log, features = make_films(seed), list(FILM_SCHEMA["features"])
+    if form == "lists":
+        log["genres"] = log["genres"].map(lambda text: text.split("|") + [None], na_action="ignore")
+        features[1] = {"name": "genres", "max_items": 3, "min_count": 40}
+    schema = schema_with(features=features)
+    prepare(log, schema, tmp_path / "out", profile=PEOPLE, rows_per_shard=5)
+    rows = check_rows(tmp_path, log)
+    found = np.concatenate([row["feature_genres_3"] for row in rows.values()])
+    assert {0, 1} < set(found)  # missing, unknown, and known ones
+    assert rows["4"]["profile_likes"] >= 2 and rows["4"]["profile_likes_2"] == 0
+    assert rows["5"]["profile_likes"] >= 2 and rows["5"]["profile_likes_2"] >= 2
+    assert [rows[user]["profile_town"] > 1 for user in "0124567"] == [True, False, True, False, False, False, True]
+
+
+def test_values_are_ordered_by_how_common_they_are_in_training(tmp_path):
+    log = make_films()
+    prepare(log, schema_with(), tmp_path / "out", profile=PEOPLE)
+    vocabularies = load_extractor(tmp_path).vocabularies
+    training = log[(log["at"] < VALIDATION) & log["genres"].notna()]
+    texts = pd.Series([text for genres in training["genres"] for text in {*genres.split("|")} - {""}])
+    counts = texts.value_counts()
+    assert vocabularies["genres"] == sorted(counts.index, key=lambda text: (-counts[text], text.encode()))
+    assert vocabularies["genres"] == vocabularies["genres_2"] == vocabularies["genres_3"]
+    assert "new" not in vocabularies["genres"]
+    extractor = load_extractor(tmp_path)
+    first, second, third, *_ = vocabularies["genres"]
+    events = {"at": ["2024-01-01"] * 2, "genres": [f"new|{third}||{first}|{second}|{third}", f"new|{second}"]}
+    row = extractor.encode({"events": events})
+    found = [[row[f"feature_{name}"][place] for name in ("genres", "genres_2", "genres_3")] for place in (0, 1)]
+    assert sorted(found) == [[2, 3, 4], [3, 1, 0]]
+
+
+def test_a_level_is_the_whole_path_up_to_it(tmp_path):
+    log = make_films().assign(path="tools.kitchen.knife")
+    log.loc[::2, "path"] = "food.kitchen"
+    log.loc[::7, "path"] = "food..knife"
+    prepare(log, schema_with(), tmp_path / "out", profile=PEOPLE)
+    vocabularies = load_extractor(tmp_path).vocabularies
+    assert set(vocabularies["department"]) == {"food", "tools"}
+    assert set(vocabularies["aisle"]) == {"food.kitchen", "tools.kitchen"}
+    assert vocabularies["shelf"] == ["tools.kitchen.knife"]
+    rows = read_rows(tmp_path)
+    seen = {tuple(np.sign(ids)) for row in rows.values() for ids in zip(*levels_of(row), strict=True)}
+    assert seen == {(1, 1, 1), (1, 1, 0), (1, 0, 0)}
+    extractor = load_extractor(tmp_path)
+    known = extractor.label_ids("aisle", vocabularies["aisle"])
+    assert extractor.decode_labels("aisle", known) == vocabularies["aisle"]
+
+
+def levels_of(row):
+    return [row[f"feature_{name}"] for name in ("department", "aisle", "shelf")]
+
+
+def test_nothing_fitted_depends_on_events_after_the_cutoff(tmp_path):
+    log = make_films()
+    changed = log.copy()
+    late = log["at"] >= VALIDATION
+    changed.loc[late, ["genres", "path"]] = ["sci-fi|later", "b.later"]
+    for name, table in (("a", log), ("b", changed)):
+        prepare(table, schema_with(), tmp_path / name, profile=PEOPLE)
+    for file in ("vocabularies.json", "preprocessor_config.json"):
+        a, b = ((tmp_path / name / "feature_extractor" / file).read_bytes() for name in "ab")
+        assert a == b
+    popularity = [pq.read_table(tmp_path / name / "popularity.parquet") for name in "ab"]
+    assert popularity[0].equals(popularity[1])
+    first, other = read_rows(tmp_path, "a"), read_rows(tmp_path, "b")
+    for customer, row in first.items():
+        for column, value in row.items():
+            if isinstance(value, list):
+                assert value[: row["validation_end"]] == other[customer][column][: row["validation_end"]]
+
+
+def test_a_log_without_a_token_type_has_one(tmp_path):
+    log = make_films().assign(session=make_log()["session"])
+    schema = schema_with(end_of_visit="end", visit="session")
+    assert schema.feature_names[:3] == ["token_type", "item", "genres"]
+    prepare(log, schema, tmp_path / "out", profile=PEOPLE)
+    extractor = load_extractor(tmp_path)
+    assert extractor.vocabularies["token_type"] == ["event", "history_start", "end"]
+    rows = check_rows(tmp_path, log)
+    assert set(np.concatenate([row["feature_token_type"] for row in rows.values()])) == {2, 4}
+    inputs = extractor({"events": [{"at": "2024-01-01", "item": 3}]}, return_tensors="np")["input_ids"]
+    assert inputs[0, :, 0].tolist() == [3, 2, 4]
+    assert extractor.encode_actions({"item": ["3"]})[0, 0] == 2
+    assert "token_type" not in schema.to_dict()["features"][0].values()
+
+
+def test_what_is_saved_reads_back(tmp_path):
+    log = make_films()
+    schema = schema_with()
+    prepare(log, schema, tmp_path / "out", profile=PEOPLE)
+    assert EventSchema.from_dict(json.loads(json.dumps(schema.to_dict()))) == schema
+    extractor = load_extractor(tmp_path)
+    again = schema_of(extractor)
+    keys = ("name", "kind", "column", "separator", "item", "level")
+    for key in keys:
+        for kind in ("features", "profile"):
+            assert [getattr(spec, key) for spec in getattr(again, kind)] == [
+                getattr(spec, key) for spec in getattr(schema, kind)
+            ]
+    prepare(log, again, tmp_path / "again", profile=PEOPLE, feature_extractor=extractor)
+    assert [row["feature_genres_2"] for row in read_rows(tmp_path, "again").values()] == [
+        row["feature_genres_2"] for row in read_rows(tmp_path).values()
+    ]
+    for changes, message in (
+        ({"features": [{**FILM_SCHEMA["features"][0]}, {**GENRES, "separator": ";"}, LEVELS]}, "features are not"),
+        ({"token_type": "item", "features": [{"name": "token_type", "column": "item"}, GENRES]}, "`token_type` is"),
+    ):
+        other = schema_with(**changes, tasks=["genres"])
+        with pytest.raises(ValueError, match=message):
+            prepare(log, other, tmp_path / "other", profile=PEOPLE, feature_extractor=extractor)
+
+
+def test_old_features_are_written_as_before():
+    plain = {"name": "item", "kind": "categorical", "column": "item", "min_count": 1, "max_values": None}
+    assert FeatureSpec.from_dict({"name": "item"}, "here").to_dict() == plain
+    schema = schema_with(features=[{"name": "item"}, {"name": "kind"}], tasks=["item"], token_type="kind", profile=[])
+    assert schema.to_dict()["features"][0] == plain and "part" not in schema.to_dict()
+
+
+def test_an_old_extractor_and_an_old_manifest_read_as_before(tmp_path):
+    log = make_log()[["user", "at", "kind", "item"]]
+    features = [{"name": "token_type", "column": "kind"}, {"name": "item"}]
+    schema = schema_with(features=features, token_type="kind", tasks=["item"], profile=[])
+    prepare(log, schema, tmp_path / "out")
+    extractor = load_extractor(tmp_path)
+    path = tmp_path / "out" / "feature_extractor" / "preprocessor_config.json"
+    stored = json.loads(path.read_text())
+    assert stored.pop("order") is None and set(stored["features"][1]) == {"name", "kind", "column", "profile"}
+    path.write_text(json.dumps(stored))
+    again = load_extractor(tmp_path)
+    assert again.to_dict() == extractor.to_dict() and again.time == "at"
+    assert schema_of(again) == schema_of(extractor)
+    old = schema.to_dict()
+    assert old.pop("order") is None and EventSchema.from_dict(old) == schema
+
+
+@pytest.mark.parametrize("grow", [0, 2])
+def test_an_update_gives_the_rows_of_a_full_preparation(tmp_path, grow):
+    log, schema = make_films(), schema_with(profile=[])
+    (tmp_path / "log").mkdir()
+    early = log["at"] < TEST + timedelta(days=14)
+    log[early].to_parquet(tmp_path / "log" / "1.parquet")
+    prepare(tmp_path / "log", schema, tmp_path / "out")
+    log[~early].to_parquet(tmp_path / "log" / "2.parquet")
+    done = update(tmp_path / "out", tmp_path / "log", grow_vocabularies=grow)
+    extractor = load_extractor(tmp_path)
+    assert ("genres" in done.added) == bool(grow)
+    assert extractor.vocabularies["genres"] == extractor.vocabularies["genres_3"]
+    prepare(tmp_path / "log", schema, tmp_path / "full", feature_extractor=extractor)
+    assert read_rows(tmp_path) == read_rows(tmp_path, "full")
+
+
+def test_drift_counts_events_with_an_unknown_value(tmp_path):
+    log = make_films()
+    prepare(log, schema_with(), tmp_path / "out", profile=PEOPLE)
+    new = pd.DataFrame({"user": 1, "at": [TEST] * 4, "item": 1.0, "path": "a.b"})
+    new["genres"] = ["drama|new|newer", "new", None, "drama"]
+    report = feature_drift(new, load_extractor(tmp_path))
+    drifts = {drift.feature: drift for drift in report.features}
+    assert "genres_2" not in drifts and "token_type" not in drifts and {"department", "shelf"} < set(drifts)
+    genres = drifts["genres"]
+    assert (genres.rows, genres.missing, genres.unknown, genres.unknown_values) == (4, 1, 2, 2)
+    assert genres.most_frequent_unknown == [("new", 2), ("newer", 1)]
+
+
+def test_shared_vocabularies_stay_the_same(tmp_path):
+    prepare(make_films(), schema_with(), tmp_path / "out", profile=PEOPLE)
+    extractor = load_extractor(tmp_path)
+    extractor.add_values("genres", ["western"])
+    with pytest.raises(ValueError, match="'genres' and 'genres_2' share the values of column 'genres'.*each"):
+        extractor.save_pretrained(tmp_path / "saved")
+    extractor.add_values("genres_2", ["western"])
+    extractor.add_values("genres_3", ["western"])
+    extractor.save_pretrained(tmp_path / "saved")
+    again = MCMFeatureExtractor.from_pretrained(tmp_path / "saved")
+    row = again.encode({"events": [{"at": "2024-01-01", "genres": "drama|western"}]})
+    assert row["feature_genres_2"][0] == 1 + len(again.vocabularies["genres"])
+
+
+BAD_COLUMNS = {
+    "text for lists": ("likes", ["a"] * 8, "'likes' has type string.*`separator`"),
+    "lists of fractions": ("likes", [[0.5]] * 8, "'likes' has type array<float64>.*whole numbers"),
+    "lists for text": ("home", [["a"]] * 8, "'home' has type array"),
+}
+
+
+@pytest.mark.parametrize(("column", "values", "message"), BAD_COLUMNS.values(), ids=BAD_COLUMNS.keys())
+def test_a_column_of_another_type_is_refused(tmp_path, column, values, message):
+    people = PEOPLE.set_column(PEOPLE.column_names.index(column), column, pa.array(values))
+    with pytest.raises(ValueError, match=message):
+        prepare(make_films(), schema_with(), tmp_path / "out", profile=people)
+    assert not list(tmp_path.iterdir())
+
+
+def test_lists_need_no_separator(tmp_path):
+    log = make_films()
+    log["genres"] = [["a"]] * len(log)
+    with pytest.raises(ValueError, match="'genres' has type array<string>, which needs no `separator`"):
+        run(tmp_path, log, schema_with(profile=[]))
+
+
+def test_raw_values_of_another_type_are_refused(tmp_path):
+    prepare(make_films(), schema_with(), tmp_path / "out", profile=PEOPLE)
+    extractor = load_extractor(tmp_path)
+    for event, message in (
+        ({"genres": ["drama"]}, "column 'genres': found .'drama'. .list., expected text"),
+        ({"path": ["a"]}, "column 'path'.*expected text"),
+        ({"token_type": "event"}, "unknown 'token_type'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            extractor.encode({"events": [{"at": "2024-01-01", **event}]})
+    with pytest.raises(ValueError, match="profile column 'likes': found 'drama' .str., expected a list"):
+        extractor.encode({"events": [], "profile": {"likes": "drama"}})
+
+
+MISTAKES = {
+    "separator alone": ({"name": "g", "separator": "|"}, "`separator` alone.*max_items.*levels"),
+    "both": ({**GENRES, "levels": ["a"]}, "`max_items` or `levels` alone"),
+    "item of levels": ({**LEVELS, "item": 1}, "`max_items` or `levels` alone"),
+    "item and level": ({"name": "g", "separator": ".", "item": 1, "level": 1}, "remove `item` or `level`"),
+    "levels without separator": ({"name": "g", "levels": ["a", "b"]}, "no `separator`"),
+    "levels is text": ({**LEVELS, "levels": "a"}, "`levels` is 'a'; write.*list"),
+    "level is no text": ({**LEVELS, "levels": ["a", 7]}, "name.* is 7"),
+    "no items": ({**GENRES, "max_items": 0}, "max_items` is 0"),
+    "items without name": ({"separator": "|", "max_items": 2}, "no `name`"),
+    "empty separator": ({**GENRES, "separator": ""}, "separator` is ''"),
+    "numbers": ({**GENRES, "kind": "numeric"}, "`separator` is for categorical features"),
+    "unknown key": ({**GENRES, "max_item": 2, "max_items": None}, "did you mean 'max_items'"),
+    "name of an item": ({"name": "genres_2"}, "named 'genres_2'.*NAME_2"),
+    "name of a level": ({"name": "aisle"}, "named 'aisle'"),
+    "item twice": ({"name": "g", "column": "genres", "separator": "|", "item": 2}, "Two features read `item` 2"),
+    "items disagree": (
+        {"name": "g", "column": "genres", "separator": "|", "item": 4, "min_count": 2},
+        "'genres' and 'g' share.*`min_count` is 1 and 2",
+    ),
+    "token type": ({"name": "token_type", "column": "kind"}, "no `token_type`.*rename"),
+}
+
+
+@pytest.mark.parametrize(("entry", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistake_is_named_with_its_fix(entry, message):
+    with pytest.raises(ValueError, match=message):
+        schema_with(features=[*FILM_SCHEMA["features"], entry])
+
+
+def test_a_log_without_a_token_type_has_none_to_choose():
+    for changes, message in (
+        ({"target_token_types": ["buy"]}, "`target_token_types` chooses.*add `token_type"),
+        ({"tasks": ["token_type"]}, "the same for every event"),
+        ({"end_of_visit": "event"}, "another meaning"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            schema_with(**changes)
+
+
+def test_a_value_has_its_customers_whatever_its_place(tmp_path):
+    log = make_films()
+    prepare(log, schema_with(), tmp_path / "out", profile=PEOPLE)
+    extractor = load_extractor(tmp_path)
+    rows = datasets.Dataset.from_parquet([str(path) for path in (tmp_path / "out").glob("customers-*")])
+    counts = customers_per_value(rows, extractor)
+    assert counts["genres"].tolist() == counts["genres_3"].tolist()
+    training = log[(log["at"] < VALIDATION) & log["genres"].notna()]
+    for text, count in zip(extractor.vocabularies["genres"], counts["genres"], strict=True):
+        places = training[training["genres"].map(lambda genres, text=text: text in genres.split("|"))]
+        first = extractor.vocabularies["genres"].index(text) < 3  # always among an event's three
+        assert count == places["user"].nunique() if first else count <= places["user"].nunique()
+    hidden = {name: ["drama"] for name in ("genres", "genres_2", "genres_3")}
+    vocabularies = hide_values(extractor.vocabularies, hidden)
+    assert vocabularies["genres"] == vocabularies["genres_3"]

@@ -1,0 +1,358 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Leave-one-out instead of dates, and logs whose events have an order and no time."""
+
+import json
+from pathlib import Path
+
+import ibis
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from synthetic_log import SCHEMA, make_log, make_profile, of_customer, read_rows
+
+from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest, schema_of
+from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.preparation import prepare
+from modeling_mcm.preparation.drift import feature_drift
+from modeling_mcm.preparation.update import update
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+ROOT = Path(__file__).parents[3]
+DAY = 86_400
+LEFT_OUT = {"cutoffs": "leave_one_out"}
+ORDERED = {
+    "customer": "user",
+    "order": "place",
+    "features": [{"name": "item"}, {"name": "price", "kind": "numeric", "bins": 4}],
+    "tasks": ["item"],
+    "cutoffs": "leave_one_out",
+    "min_history": 1,
+}
+
+
+def schema_with(**changes):
+    return EventSchema.from_dict({**ORDERED, **changes})
+
+
+def make_ordered(seed=0, customers=10):
+    """Purchases in random order of the rows; some share their place, some customers have one or two events."""
+    generator = np.random.default_rng(seed)
+    events = []
+    for customer in range(customers):
+        number = [1, 2, 3][customer] if customer < 3 else int(generator.integers(4, 30))
+        places = np.cumsum(generator.integers(customer >= 3, 3, number)) if customer >= 3 else np.arange(number)
+        for place in places * 1000 - 5:
+            item = float(generator.integers(9)) if customer < 3 or generator.random() < 0.8 else None
+            price = float(generator.normal())
+            events.append({"user": customer, "place": int(place), "item": item, "price": price})
+    return pd.DataFrame(events).sample(frac=1, random_state=seed).reset_index(drop=True)
+
+
+def load_extractor(tmp_path, name="out"):
+    return MCMFeatureExtractor.from_pretrained(tmp_path / name / "feature_extractor")
+
+
+def check_rows(tmp_path, log, profiles=None, name="out"):
+    """Rows of preparation are those of the feature extractor."""
+    extractor, rows = load_extractor(tmp_path, name), read_rows(tmp_path, name)
+    for customer, row in rows.items():
+        facts = (profiles or {}).get(customer)
+        events = of_customer(log, int(customer))
+        encoded = extractor.encode({"customer_id": customer, "events": events, "profile": facts})
+        assert set(encoded) == set(row) - {"validation_end", "test_end"}
+        for column, value in encoded.items():
+            np.testing.assert_array_equal(row[column], value, err_msg=f"{customer} {column}")
+    return rows
+
+
+def check_ends(row, tasks):
+    """The last visit with a label is the test, the one before the validation; whole visits."""
+    has_label = np.any([row[f"task_{task}"] for task in tasks], axis=0)
+    visits = np.array(row["visits"])
+    target_visits = np.unique(visits[has_label])
+    if len(target_visits) < 3:
+        assert row["validation_end"] == row["test_end"] == len(visits)
+        return
+    starts = [np.flatnonzero(visits == visit)[0] for visit in target_visits[-2:]]
+    assert [row["validation_end"], row["test_end"]] == starts
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_last_visits_of_a_log_with_times_are_held_out(tmp_path, seed):
+    log, profile = make_log(seed=seed), make_profile()
+    log["at"] += pd.to_timedelta(np.random.default_rng(seed).integers(0, 400_000, len(log)), unit="s")  # they overlap
+    short = log["user"].isin([3, 5]) & (log["session"] != 1)
+    log = log[~short]
+    schema = EventSchema.from_dict({**SCHEMA, **LEFT_OUT})
+    manifest = prepare(log, schema, tmp_path / "out", profile=profile, rows_per_shard=5)
+    facts = profile.astype(object).where(profile.notna(), None).to_dict("records")
+    rows = check_rows(tmp_path, log, {str(row.pop("user")): row for row in facts})
+    for row in rows.values():
+        check_ends(row, ["type", "a.b"])
+    counts = manifest.counts
+    ends = {name: sum(row[name] for row in rows.values()) for name in ("validation_end", "test_end")}
+    assert 0 < ends["validation_end"] < ends["test_end"] < counts["events"] + counts["ends_of_visit"]
+    files = sorted((tmp_path / "out").glob("customers-*"))
+    table = pq.ParquetDataset(files).read()
+    for cutoff in ("validation", "test"):
+        cases = find_cases(table, cutoff, schema.min_history)
+        assert len(cases) == counts[f"{cutoff}_cases"] > 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("end_of_visit", [None, "end"])
+def test_a_log_without_times_has_an_order(tmp_path, seed, end_of_visit):
+    log = make_ordered(seed)
+    prepare(log, schema_with(end_of_visit=end_of_visit), tmp_path / "out")
+    rows = check_rows(tmp_path, log)
+    for customer, row in rows.items():
+        check_ends(row, ["item"])
+        events = log[log["user"] == int(customer)].sort_values("place")
+        visits = np.array(row["visits"])
+        np.testing.assert_array_equal(row["times"], visits * DAY)
+        assert visits[-1] + 1 == events["place"].nunique()
+        first = row["feature_price"][0]
+        edges = load_extractor(tmp_path).bins["price"]
+        of_first = events.loc[events["place"] == events["place"].min(), "price"]
+        assert first in 2 + np.searchsorted(edges, of_first, side="right")
+    assert rows["2"]["validation_end"] == 1 + bool(end_of_visit) and rows["1"]["test_end"] == len(rows["1"]["visits"])
+
+
+def test_worked_example_of_the_documentation(tmp_path):
+    text = (ROOT / "docs" / "event_schema.md").read_text()
+    text = text[text.index("These are ann's events") : text.index("and `validation_end` is 2, `test_end` is 3")]
+    log, expected = (tables_of(part) for part in text.split("With `films.yaml`"))
+    prepare(log, EventSchema.from_yaml(ROOT / "configuration" / "schemas" / "films.yaml"), tmp_path / "out")
+    row, vocabularies = read_rows(tmp_path)["ann"], load_extractor(tmp_path).vocabularies
+    for _, column, *values in expected.itertuples():
+        name = column.strip("`")
+        labels = ["[missing]", "[unknown]", *vocabularies[name.removeprefix("feature_")]]
+        assert [labels[label] for label in row[name]] == values, name
+    assert (row["validation_end"], row["test_end"]) == (2, 3)
+
+
+def tables_of(text):
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    header, _, *cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return pd.DataFrame(cells, columns=header)
+
+
+def test_nothing_fitted_depends_on_what_is_held_out(tmp_path):
+    log = make_ordered()
+    rows_before = prepare_and_read(tmp_path, log, "a")
+    changed = log.copy()
+    for user, events in log.groupby("user"):
+        labelled = np.unique(events.loc[events["item"].notna(), "place"])
+        if len(labelled) >= 3:
+            held = (log["user"] == user) & (log["place"] >= labelled[-2])
+            changed.loc[held & log["item"].notna(), "item"] = 77.0
+            changed.loc[held, "price"] = 1e6
+    assert (changed["item"] == 77).sum() > 10
+    rows_after = prepare_and_read(tmp_path, changed, "b")
+    for file in ("feature_extractor/vocabularies.json", "popularity.parquet"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    vocabularies = json.loads((tmp_path / "a" / "feature_extractor" / "vocabularies.json").read_text())["vocabularies"]
+    assert "77" not in vocabularies["item"]
+    for customer, row in rows_before.items():
+        end, other = row["validation_end"], rows_after[customer]
+        assert other["validation_end"] == end
+        for column in ("times", "visits", "feature_item", "feature_price", "task_item"):
+            assert row[column][:end] == other[column][:end]
+
+
+def prepare_and_read(tmp_path, log, name):
+    prepare(log, schema_with(), tmp_path / name)
+    return read_rows(tmp_path, name)
+
+
+def test_visits_of_a_log_without_times(tmp_path):
+    log = make_ordered().assign(basket=lambda table: table["place"] // 5000)
+    prepare(log, schema_with(visit="basket"), tmp_path / "out")
+    for row in check_rows(tmp_path, log).values():
+        check_ends(row, ["item"])
+
+
+@pytest.mark.parametrize("form", ["frame", "arrow", "parquet", "folder", "csv"])
+def test_the_order_of_the_rows(tmp_path, form):
+    log = make_ordered().drop(columns="place").astype({"item": "Int64"})
+    source = log
+    if form == "folder":
+        (tmp_path / "log").mkdir()
+        for part in range(3):
+            log[part * 40 : (part + 1) * 40 if part < 2 else None].to_parquet(tmp_path / "log" / f"{part}.parquet")
+        source = tmp_path / "log"
+    elif form == "arrow":
+        source = pa.Table.from_pandas(log)
+    elif form in ("parquet", "csv"):
+        source = tmp_path / f"log.{form}"
+        getattr(log, f"to_{form}")(source, index=False)
+    prepare(source, schema_with(order="rows"), tmp_path / "out")
+    rows = check_rows(tmp_path, log)
+    for customer, row in rows.items():
+        number = (log["user"] == int(customer)).sum()
+        assert row["visits"] == list(range(number)) and row["times"] == [DAY * place for place in range(number)]
+    reversed_log = log[::-1]
+    prepare(reversed_log, schema_with(order="rows"), tmp_path / "reversed")
+    assert read_rows(tmp_path, "reversed") != rows
+
+
+def test_the_order_of_the_rows_of_many_files_and_threads(tmp_path):
+    """Each customer's items rise in the order of the files, whoever reads them."""
+    (tmp_path / "log").mkdir()
+    generator = np.random.default_rng(0)
+    for part in range(4):
+        users = generator.integers(0, 20, 60_000)
+        frame = pd.DataFrame({"user": users, "item": part * 60_000 + np.arange(60_000)})
+        frame.to_parquet(tmp_path / "log" / f"{part}.parquet", row_group_size=10_000)
+    features = [{"name": "item", "kind": "numeric", "bins": 64}, {"name": "user"}]
+    prepare(tmp_path / "log", schema_with(order="rows", features=features, tasks=["user"]), tmp_path / "out")
+    for row in read_rows(tmp_path).values():
+        assert (np.diff(row["feature_item"]) >= 0).all() and len(row["visits"]) > 2000
+
+
+def test_rows_without_an_order_are_refused(tmp_path):
+    log = make_ordered()
+    connection = ibis.duckdb.connect()
+    log.to_parquet(tmp_path / "log.parquet")
+    connection.raw_sql(f"CREATE TABLE log AS SELECT * FROM read_parquet('{tmp_path / 'log.parquet'}')")
+    table = connection.table("log")
+    with pytest.raises(ValueError, match="`order: rows` needs files, a data frame.*name it as `order`"):
+        prepare(table, schema_with(order="rows"), tmp_path / "out")
+    connection.raw_sql("SET preserve_insertion_order = false")
+    with pytest.raises(ValueError, match="preserve_insertion_order, which is off"):
+        prepare(log, schema_with(order="rows"), tmp_path / "out", engine=connection)
+
+
+@pytest.mark.parametrize("order", ["place", "rows"])
+def test_a_raw_log_is_read_by_a_checkpoint(tmp_path, order):
+    log = make_ordered()
+    prepare(log, schema_with(order=order), tmp_path / "out")
+    extractor = load_extractor(tmp_path)
+    schema = schema_of(extractor)
+    assert (schema.order, schema.time, schema.cutoffs) == (order, None, NO_CUTOFFS)
+    prepare(log.assign(place=log["place"] + 10**12), schema, tmp_path / "again", feature_extractor=extractor)
+    again = read_rows(tmp_path, "again")
+    for customer, row in read_rows(tmp_path).items():
+        ends = dict.fromkeys(("validation_end", "test_end"), len(row["visits"]))
+        assert again[customer] == row | ends
+    report = feature_drift(log, extractor)
+    assert report.events == len(log)
+    assert report.first == ("0" if order == "rows" else str(log["place"].min()))
+    timed = EventSchema.from_dict({**ORDERED, "order": None, "time": "at", **{"cutoffs": SCHEMA["cutoffs"]}})
+    with pytest.raises(ValueError, match="`order` is None in the schema.*reads times"):
+        prepare(make_log(), timed, tmp_path / "other", feature_extractor=extractor)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("kind", ["order", "time"])
+def test_updates_give_the_rows_of_a_full_preparation(tmp_path, seed, kind):
+    if kind == "order":
+        log, schema, first = make_ordered(seed, customers=16), schema_with(), "place"
+    else:
+        log, first = make_log(seed=seed), "at"
+        schema = EventSchema.from_dict({**SCHEMA, **LEFT_OUT, "profile": []})
+    generator = np.random.default_rng(seed)
+    late = (log[first] > log[first].quantile(0.7)) | (generator.random(len(log)) < 0.05) | (log["user"] == 4)
+    late &= log["user"] != 6  # whose row stays as it is
+    (tmp_path / "log").mkdir()
+    log[~late].to_parquet(tmp_path / "log" / "1.parquet")
+    prepare(tmp_path / "log", schema, tmp_path / "out", rows_per_shard=5)
+    log[late].to_parquet(tmp_path / "log" / "2.parquet")
+    update(tmp_path / "out", tmp_path / "log")
+    extractor = load_extractor(tmp_path)
+    full = prepare(tmp_path / "log", schema, tmp_path / "full", feature_extractor=extractor)
+    assert read_rows(tmp_path) == read_rows(tmp_path, "full")
+    found = PreparedManifest.load(tmp_path / "out")
+    assert found.counts == full.counts and found.measures == full.measures
+    for name in ("popularity.parquet", "followers.parquet"):
+        counted = [pq.read_table(tmp_path / folder / name) for folder in ("out", "full")]
+        assert counted[0].equals(counted[1])
+
+
+def test_rows_in_order_are_not_updated(tmp_path):
+    (tmp_path / "log").mkdir()
+    make_ordered().to_parquet(tmp_path / "log" / "1.parquet")
+    prepare(tmp_path / "log", schema_with(order="rows"), tmp_path / "out")
+    make_ordered(1).to_parquet(tmp_path / "log" / "2.parquet")
+    with pytest.raises(ValueError, match="`order: rows`.*name it as `order`"):
+        update(tmp_path / "out", tmp_path / "log")
+
+
+def test_the_latest_events_of_a_customer_are_kept(tmp_path):
+    log = make_ordered()
+    schema = schema_with(max_events=4, max_events_per_customer=4)
+    counts = prepare(log, schema, tmp_path / "out").counts
+    prepare(log, schema_with(), tmp_path / "all")
+    assert counts["dropped_excess"] > 0
+    whole = read_rows(tmp_path, "all")
+    for customer, row in read_rows(tmp_path).items():
+        assert 0 < row["validation_end"] <= 4
+        for kept, everything in ((row, whole[customer]),):
+            assert kept["test_end"] - kept["validation_end"] <= everything["test_end"] - everything["validation_end"]
+
+
+BAD_LOGS = {
+    "fractions": (lambda log: log.assign(place=0.5), "'place' .order. has type float64.*whole numbers"),
+    "text": (lambda log: log.assign(place=["1.5", *log["place"].astype(str)[1:]]), "1 values.*'1.5'.*whole number"),
+    "no place": (lambda log: log.assign(place=pd.array([pd.NA, *log["place"][1:]], "Int64")), "'place' is null in 1"),
+    "no column": (lambda log: log.drop(columns="place"), "no column 'place'"),
+    "nothing to hold out": (lambda log: log[log["user"] < 2], "No customer has 3 visits.*set dates"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_LOGS.values(), ids=BAD_LOGS.keys())
+def test_bad_log_is_refused(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        prepare(change(make_ordered()), schema_with(), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_places_may_be_text(tmp_path):
+    log = make_ordered()
+    prepare(log, schema_with(), tmp_path / "numbers")
+    text = log.assign(place=log["place"].astype(str))
+    prepare(text, schema_with(), tmp_path / "out")
+    assert check_rows(tmp_path, text) == read_rows(tmp_path, "numbers")
+
+
+def test_raw_events_without_a_place_are_refused(tmp_path):
+    prepare(make_ordered(), schema_with(), tmp_path / "out")
+    extractor = load_extractor(tmp_path)
+    for place in (None, 1.5, "1.5", True, "x"):
+        with pytest.raises(ValueError, match="column 'place': found .*, expected a whole number"):
+            extractor.encode({"events": [{"place": place, "item": 1}]})
+    assert extractor.encode_actions({"item": [1]}).shape == (1, 3)
+    with pytest.raises(ValueError, match="kind 'hour', and the log has no times"):
+        features = [*extractor.features, {"name": "h", "kind": "hour"}]
+        MCMFeatureExtractor(**extractor.to_dict() | {"features": features}, **stored(extractor))
+
+
+def stored(extractor):
+    return {"vocabularies": extractor.vocabularies, "bins": extractor.bins}
+
+
+MISTAKES = {
+    "neither": ({"order": None}, "no `time`.*`order`"),
+    "both": ({"time": "at"}, "`time` and `order`.*keep one"),
+    "dates": ({"cutoffs": SCHEMA["cutoffs"]}, "can't be dates; write `cutoffs: leave_one_out`"),
+    "hours": ({"features": [{"name": "item"}, {"name": "h", "kind": "hour"}]}, "'h' has kind 'hour'.*remove"),
+    "duplicates": ({"order": "rows", "on_duplicate": "drop"}, "rows at two places are two events"),
+    "other cutoffs": ({"cutoffs": "leave_two_out"}, "'leave_two_out'.*leave_one_out"),
+    "order is no text": ({"order": 1}, "`order` is 1"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistake_is_named_with_its_fix(change, message):
+    with pytest.raises(ValueError, match=message):
+        schema_with(**change)
+
+
+def test_what_needs_a_date_says_so():
+    schema = schema_with()
+    assert EventSchema.from_dict(json.loads(json.dumps(schema.to_dict()))) == schema
+    with pytest.raises(ValueError, match="split by `cutoffs: leave_one_out`.*prepare the log with dates"):
+        schema.cutoff("validation")

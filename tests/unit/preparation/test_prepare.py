@@ -1,0 +1,263 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Preparation: the same ids as the feature extractor, whole and ordered rows, no look into the future."""
+
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import ibis
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from synthetic_log import SCHEMA, TEST, VALIDATION, make_log, make_profile, of_customer, read_rows, run, schema_with
+from transformers.utils import logging
+
+from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared
+from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_ids_are_those_of_the_feature_extractor(tmp_path):
+    log, profile = make_log(), make_profile()
+    run(tmp_path, log, rows_per_shard=5)
+    extractor = MCMFeatureExtractor.from_pretrained(tmp_path / "out" / "feature_extractor")
+    rows = read_rows(tmp_path)
+    assert list(rows) == sorted(map(str, range(12)))
+    for customer, row in rows.items():
+        facts = profile[profile.user == int(customer)].drop(columns="user")
+        facts = facts.astype(object).where(facts.notna(), None).to_dict("records")
+        encoded = extractor.encode(
+            {
+                "customer_id": customer,
+                "events": of_customer(log, int(customer)),
+                "profile": facts[0] if facts else None,
+            }
+        )
+        assert set(encoded) == set(row) - {"validation_end", "test_end"}
+        for column, value in encoded.items():
+            np.testing.assert_array_equal(row[column], value, err_msg=f"{customer} {column}")
+
+
+def test_text_of_values_is_that_of_the_feature_extractor(tmp_path):
+    values = [0.1, 1 / 3, 1e-7, 1e22, -2.5, 2.0**53, 7.0, float("inf"), 12345.678]
+    log = pd.DataFrame({"user": "u", "at": datetime(2024, 1, 1), "kind": "buy", "item": values * 2})
+    later = pd.DataFrame({"user": "u", "at": [VALIDATION, TEST], "kind": "buy", "item": 7.0})
+    schema = schema_with(visit=None, features=SCHEMA["features"][:2], tasks=["type"], profile=[], end_of_visit=None)
+    run(tmp_path, pd.concat([log, later]), schema)
+    extractor = MCMFeatureExtractor.from_pretrained(tmp_path / "out" / "feature_extractor")
+    assert sorted(extractor.label_ids("type", values)) == list(range(2, 2 + len(values)))
+
+
+def test_rows_have_the_documented_order_and_ends(tmp_path):
+    log = make_log()
+    manifest = run(tmp_path, log)
+    ends = 0
+    for row in read_rows(tmp_path).values():
+        times, visits, tokens = (np.array(row[key]) for key in ("times", "visits", "feature_token_type"))
+        assert (np.diff(visits) >= 0).all() and (np.diff(visits) <= 1).all() and visits[0] == 0
+        for cutoff, key in ((VALIDATION, "validation_end"), (TEST, "test_end")):
+            before = times < (cutoff - datetime(1970, 1, 1)).total_seconds()
+            assert before[: row[key]].all() and not before[row[key] :].any()
+        is_end = tokens == tokens.max()
+        assert np.array_equal(np.flatnonzero(is_end), [np.flatnonzero(visits == v)[-1] for v in visits[is_end]])
+        assert not np.array(row["task_token_type"])[is_end].any()
+        ends += is_end.sum()
+    assert ends == manifest.counts["ends_of_visit"] > 0
+    assert manifest.counts["events"] == len(log)
+
+
+def test_a_visit_across_a_cutoff_does_not_leak(tmp_path):
+    def log(last):
+        base = {"user": 0, "kind": "buy", "item": 1.0, "group": "a", "flag": True, "price": 1.0}
+        times = [VALIDATION - timedelta(days=9), VALIDATION - timedelta(days=1), VALIDATION + timedelta(days=1)]
+        events = [
+            {**base, "session": 1, "at": times[0]},
+            {**base, "session": 2, "at": times[1]},
+            {**base, "session": 1, "at": times[2]},
+            {**base, "session": 9, "at": TEST + timedelta(days=last)},
+        ]
+        return pd.DataFrame(events)
+
+    run(tmp_path, log(1), name="out")
+    row = read_rows(tmp_path)["0"]
+    extractor = MCMFeatureExtractor.from_pretrained(tmp_path / "out" / "feature_extractor")
+    encoded = extractor.encode({"events": of_customer(log(1)[:2], 0)})
+    assert row["validation_end"] == len(encoded["times"])
+    for column, value in encoded.items():
+        if column.startswith("feature_") or column in ("times", "visits"):
+            np.testing.assert_array_equal(row[column][: row["validation_end"]], value, err_msg=column)
+
+
+def test_nothing_before_the_cutoff_depends_on_events_after_it(tmp_path):
+    log = make_log()
+    late = log["at"] >= VALIDATION
+    changed = log.copy()
+    changed.loc[late, ["item", "group", "price"]] = [99.0, "new", 1e6]
+    changed = changed.drop(changed.index[late][::3])
+    added = changed[changed["at"] >= VALIDATION].head(20).assign(user=77, kind="new kind", session=500)
+    same_visit = log[~late].head(20).assign(at=TEST + timedelta(days=3), item=98.0)
+    run(tmp_path, log, name="a")
+    run(tmp_path, pd.concat([changed, added, same_visit]), name="b")
+    for file in ("feature_extractor/vocabularies.json", "feature_extractor/preprocessor_config.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    popularity = [pq.read_table(tmp_path / name / "popularity.parquet") for name in "ab"]
+    assert popularity[0].equals(popularity[1])
+    rows = [read_rows(tmp_path, name) for name in "ab"]
+    for customer, row in rows[0].items():
+        other = rows[1][customer]
+        end = row["validation_end"]
+        assert other["validation_end"] == end
+        for column, value in row.items():
+            if isinstance(value, list):
+                assert other[column][:end] == value[:end], column
+            elif column.startswith("profile_"):
+                assert other[column] == value
+    assert rows[1]["77"]["validation_end"] == 0
+    later = np.concatenate([np.array(row["task_type"])[row["validation_end"] :] for row in rows[1].values()])
+    assert set(later) <= {0, 1}
+
+
+def test_order_of_the_input_does_not_matter(tmp_path):
+    log = make_log()
+    first = run(tmp_path, log, name="a")
+    second = run(tmp_path, log.sample(frac=1, random_state=1), name="b")
+    assert first.shards == second.shards and first.counts == second.counts
+
+
+def test_popularity_counts_the_training_period(tmp_path):
+    log = make_log()
+    run(tmp_path, log)
+    found = pq.read_table(tmp_path / "out" / "popularity.parquet").to_pandas()
+    found = found[found.feature == "a.b"].set_index("value")
+    training = log[log["at"] < VALIDATION]
+    assert found["count"].to_dict() == training.group.value_counts().to_dict()
+    assert found["target_count"].to_dict() == training[training.kind == "buy"].group.value_counts().to_dict()
+    assert found.sort_values("id")["count"].is_monotonic_decreasing
+
+
+def test_cases_are_those_of_a_plain_count(tmp_path):
+    log = make_log(visits=4)
+    counts = run(tmp_path, log).counts
+    target = log[(log.kind == "buy") & (log.item.notna() | log.group.notna())]
+    expected = {"validation_cases": 0, "test_cases": 0}
+    for _, events in target.groupby("user"):
+        between = (events["at"] >= VALIDATION) & (events["at"] < TEST)
+        expected["validation_cases"] += (events["at"] < VALIDATION).sum() >= 3 and between.any()
+        expected["test_cases"] += (events["at"] < TEST).sum() >= 3 and (events["at"] >= TEST).any()
+    assert {key: counts[key] for key in expected} == expected
+    assert 0 < expected["validation_cases"] < 12
+
+
+def test_shards_are_bounded_and_load_as_one_data_set(tmp_path):
+    manifest = run(tmp_path, rows_per_shard=5)
+    assert [shard["rows"] for shard in manifest.shards] == [5, 5, 2]
+    data = load_prepared(tmp_path / "out", cache_dir=tmp_path / "cache", verify=True)
+    assert data["customer_id"][:] == sorted(map(str, range(12)))
+    assert PreparedManifest.load(tmp_path / "out") == manifest
+    assert manifest.event_schema == schema_with()
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("form", ["parquet", "folder", "csv", "ibis"])
+def test_any_form_of_the_log_gives_the_same_rows(tmp_path, form):
+    log = make_log().assign(session=lambda t: t.session.astype("Int64"), item=lambda t: t.item.astype("Int64"))
+    log["flag"] = log.flag.map({True: "true", False: "false"})
+    run(tmp_path, log, name="frame")
+    connection = ibis.duckdb.connect()
+    if form == "folder":
+        (tmp_path / "log").mkdir()
+        for part in range(2):
+            log[part::2].to_parquet(tmp_path / "log" / f"{part}.parquet")
+        source = tmp_path / "log"
+    elif form == "ibis":
+        log.to_parquet(tmp_path / "log.parquet")
+        connection.raw_sql(f"CREATE TABLE log AS SELECT * FROM read_parquet('{tmp_path / 'log.parquet'}')")
+        source = connection.table("log")
+    else:
+        source = tmp_path / f"log.{form}"
+        getattr(log, f"to_{form}")(source, index=False)
+    run(tmp_path, source)
+    assert read_rows(tmp_path) == read_rows(tmp_path, "frame")
+    query = "SELECT table_name FROM information_schema.tables WHERE table_type <> 'VIEW'"
+    tables = connection.raw_sql(query).fetchall()
+    assert tables == ([("log",)] if form == "ibis" else [])
+
+
+def test_worked_example_of_the_documentation(tmp_path):
+    text = (ROOT / "docs" / "event_schema.md").read_text()
+    lines = [line for line in text[: text.index("With `clickstream.yaml`")].splitlines() if line.startswith("|")]
+    header, _, *cells = [[cell.strip() or None for cell in line.strip("|").split("|")] for line in lines]
+    ann = pd.DataFrame(cells, columns=header)
+    others = pd.concat([ann.iloc[:2].assign(user_id=f"other {number}") for number in range(5)])
+    last = ann.iloc[[3]].assign(user_id="last", timestamp="2024-04-02")
+    schema = EventSchema.from_yaml(ROOT / "configuration" / "schemas" / "clickstream.yaml")
+    run(tmp_path, pd.concat([ann, others, last]), schema)
+    row = read_rows(tmp_path)["ann"]
+    assert row["visits"] == [0, 0, 0, 1, 2, 2]
+    assert (row["validation_end"], row["test_end"]) == (4, 6)
+    assert row["feature_item"] == row["task_item"] == [2, 2, 0, 0, 1, 0]
+    assert row["feature_days_since_visit"][:3] == [0, 0, 0]
+    assert min(row["feature_days_since_visit"][3:]) >= 2
+    assert row["value_price"] == [59.0, 59.0, 0.0, 0.0, 5.0, 0.0]
+
+
+def test_times_with_a_zone_go_to_the_zone_of_the_schema(tmp_path):
+    naive = make_log()
+    schema = schema_with(time_zone="Europe/Berlin")
+    run(tmp_path, naive, schema, name="naive")
+    # Berlin has no hour twice in this period; an hour that is skipped does not occur as local time
+    local = naive["at"].dt.tz_localize("Europe/Berlin", nonexistent="shift_forward")
+    run(tmp_path, naive.assign(at=local.dt.tz_convert("America/New_York")), schema, name="aware")
+    run(tmp_path, naive.assign(at=local.map(lambda time: time.isoformat())), schema, name="text")
+    assert read_rows(tmp_path, "naive") == read_rows(tmp_path, "aware") == read_rows(tmp_path, "text")
+
+
+def test_a_single_customer_is_enough(tmp_path):
+    manifest = run(tmp_path, make_log(customers=1))
+    assert manifest.counts["customers"] == len(read_rows(tmp_path)) == 1
+
+
+def test_a_customer_of_unknown_values_is_kept(tmp_path):
+    log = make_log()
+    stranger = pd.DataFrame({"user": [500], "at": [TEST], "kind": ["odd"], "item": [1234.0], "group": ["zzz"]})
+    run(tmp_path, pd.concat([log, stranger]))
+    row = read_rows(tmp_path)["500"]
+    assert [row[f"feature_{name}"] for name in ("token_type", "type", "a.b", "Type")] == [[1], [1], [1], [0]]
+    assert row["validation_end"] == row["test_end"] == 0
+
+
+def test_progress_bars_may_be_off(tmp_path):
+    logging.disable_progress_bar()
+    try:
+        assert len(run(tmp_path, rows_per_shard=5).shards) == 3
+    finally:
+        logging.enable_progress_bar()
+
+
+def test_an_event_at_the_second_of_a_cutoff_comes_after_it(tmp_path):
+    """Of three customers, the second before, the second of and the second after each cutoff, whatever the fraction."""
+    moments = [cutoff + timedelta(seconds=shift) for cutoff in (VALIDATION, TEST) for shift in (-1, 0, 1)]
+    log = make_log(customers=3, visits=4).assign(user=9)
+    events = [(user, moment, f"i{place}") for user in range(3) for place, moment in enumerate(moments)]
+    added = pd.DataFrame(events, columns=["user", "at", "item"]).assign(kind="buy", group="a", flag=True, price=1.0)
+    added["at"] += pd.to_timedelta([0, 0, 999] * 6, unit="ms")
+    both = pd.concat([log.assign(item="x"), added])
+    schema = schema_with(
+        end_of_visit=None,
+        min_history=1,
+        features=[{**spec, "min_count": 1} if spec["name"] == "type" else spec for spec in SCHEMA["features"]],
+    )
+    counts = run(tmp_path, both, schema).counts
+    vocabulary = MCMFeatureExtractor.from_pretrained(str(tmp_path / "out" / "feature_extractor")).vocabularies["type"]
+    assert "i0" in vocabulary and not {"i1", "i2", "i3", "i4", "i5"} & {*vocabulary}
+    rows = read_rows(tmp_path)
+    for user in range(3):
+        assert (rows[str(user)]["validation_end"], rows[str(user)]["test_end"]) == (1, 4)
+        assert len(rows[str(user)]["times"]) == 6
+    own = log["at"].between(VALIDATION, TEST, inclusive="left").sum(), (log["at"] >= TEST).sum()
+    assert (counts["validation_events"], counts["test_events"]) == (9 + own[0], 6 + own[1])
+    found = find_cases(load_prepared(tmp_path / "out"), "test", 1, "token_type")
+    assert {"0", "1", "2"} <= {*found.customer_ids}

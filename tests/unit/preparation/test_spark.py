@@ -1,0 +1,212 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Preparation on Spark: to the byte what DuckDB writes, from every form of a log."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_log import TEST, make_log, make_profile, run, schema_with
+
+from modeling_mcm.data import EventSchema, FeatureSpec
+from modeling_mcm.preparation import prepare
+from modeling_mcm.preparation.engine import each_group, open_engine, open_table
+from modeling_mcm.preparation.events import normalise_events
+from modeling_mcm.preparation.vocabulary import fit_bins, fit_values
+
+FITTED = ("feature_extractor/vocabularies.json", "feature_extractor/preprocessor_config.json", "popularity.parquet")
+
+
+def awkward_log():
+    """What logs have: gaps, duplicates, ties, fractions as categories, odd names, unknown values, visits and none."""
+    log = make_log()
+    log["price"] = log["price"].mask(log.index % 17 == 0, float("inf")).mask(log.index % 23 == 0, -0.0)
+    log["price"] = log["price"].mask(log.index % 29 == 0, -1e39).mask(log.index % 31 == 0, -1e-60)
+    log["item"] = log["item"].mask(log.index % 11 == 0, 0.1).mask(log.index % 13 == 0, 1e-7)
+    log["group"] = log["group"].mask(log.index % 7 == 0, "\uff5e").mask(log.index % 19 == 0, '\U0001f600, \u00e9 \\ "')
+    names = {0: "\uff5e", 1: "\U0001f600", 2: "B", 3: "a"}  # another order in UTF-16
+    log["user"] = log["user"].map(lambda user: names.get(user, str(user)))
+    tied = log.assign(at=log["at"].dt.normalize()).head(60)
+    late = log.head(9).assign(user="late", at=TEST + timedelta(days=1), item=1234.5, group="never seen")
+    lost = [log.head(2).assign(user=None), log.head(1).assign(at=pd.NaT)]
+    return pd.concat([log, log.head(12), tied, late, *lost], ignore_index=True)
+
+
+def prepare_twice(folder, events, profile, schema):
+    """The manifests of DuckDB's and Spark's data set."""
+    return [
+        prepare(events, schema, folder / engine, profile=profile, engine=engine, rows_per_shard=5)
+        for engine in ("duckdb", "spark")
+    ]
+
+
+@pytest.fixture
+def connection(spark, tmp_path):
+    """An Ibis connection to Spark, with the settings of preparation."""
+    with open_engine("spark", tmp_path) as connection:
+        yield connection
+
+
+@pytest.mark.slow
+def test_spark_writes_what_duckdb_writes(spark, tmp_path):
+    awkward_log().astype({"at": "datetime64[us]"}).to_parquet(tmp_path / "log.parquet")
+    profile = make_profile()[:3].assign(user=["\uff5e", "B", "5"])
+    profile.to_parquet(tmp_path / "profile.parquet")
+    schema = schema_with(on_null="drop", on_duplicate="drop", max_events=20, max_events_per_customer=20)
+    duckdb, other = prepare_twice(tmp_path, tmp_path / "log.parquet", tmp_path / "profile.parquet", schema)
+    assert other.versions.pop("pyspark") and other == duckdb and len(duckdb.shards) == 3
+    assert min(duckdb.counts[name] for name in ("dropped_null", "dropped_duplicates", "dropped_excess")) > 0
+    for name in (*FITTED, *(shard["file"] for shard in duckdb.shards)):
+        assert (tmp_path / "spark" / name).read_bytes() == (tmp_path / "duckdb" / name).read_bytes(), name
+    assert not spark.catalog.listTables() and spark.conf.get("spark.sql.caseSensitive") == "false"
+
+
+@pytest.mark.slow
+def test_parts_of_columns_and_order_are_read_alike(spark, tmp_path):
+    log = awkward_log()[["user", "item", "group"]].dropna(subset=["user"]).reset_index(drop=True)
+    log["place"] = log.index // 2
+    log["path"] = [("a.b.c", "a", "b..c", ".", None, "\uff5e.[x]+\\d")[place % 6] for place in log.index]
+    genres = [("x^|y", "y^|new^|", "", None, "^|z^|x", '\uff5e"^|\\')[place % 6] for place in log.index]
+    log["genres"], log["tags"] = genres, [None if text is None else [*text.split("^|"), None] for text in genres]
+    log.to_parquet(tmp_path / "log.parquet")
+    schema = EventSchema.from_dict(
+        {
+            "customer": "user",
+            "order": "place",
+            "features": [
+                {"name": "item"},
+                {"name": "genres", "max_items": 2, "min_count": 20, "separator": "^|"},
+                {"name": "tags", "max_items": 2},
+                {"name": "path", "separator": ".", "levels": ["top", "middle"]},
+            ],
+            "tasks": ["item", "genres", "middle"],
+            "cutoffs": "leave_one_out",
+        }
+    )
+    duckdb, other = prepare_twice(tmp_path, tmp_path / "log.parquet", None, schema)
+    assert other.versions.pop("pyspark") and other == duckdb and duckdb.counts["test_cases"] > 5
+    for name in (*FITTED, *(shard["file"] for shard in duckdb.shards)):
+        assert (tmp_path / "spark" / name).read_bytes() == (tmp_path / "duckdb" / name).read_bytes(), name
+    with pytest.raises(ValueError, match="the rows of a table of pyspark have no order"):
+        prepare(tmp_path / "log.parquet", replace(schema, order="rows"), tmp_path / "rows", engine="spark")
+
+
+def test_vocabularies_and_bins_are_those_of_duckdb(connection, tmp_path):
+    fitted = []
+    for engine in ("duckdb", connection):
+        with open_engine(engine, tmp_path) as opened:
+            log = open_table(awkward_log()[["group", "price"]], opened, "event")
+            fitted.append((fit_values(log.group, FeatureSpec("x", max_values=4)), fit_bins(log.price, 7)))
+    assert fitted[0] == fitted[1] and len(fitted[0][0]) == 4 and len(fitted[0][1]) == 6
+
+
+def test_the_text_of_a_csv_is_read_alike(connection, tmp_path):
+    log = awkward_log().dropna(subset=["user", "at"])
+    zones = np.array(["", "Z", "+02:00", "-05:30"])[np.arange(len(log)) % 4]
+    log["at"] = log["at"].map(lambda time: time.isoformat()) + zones
+    log["group"] = log["group"].mask(log.index % 5 == 0, "two\nlines")
+    log.to_csv(tmp_path / "log.csv", index=False)
+    read = []
+    for engine in ("duckdb", connection):
+        with open_engine(engine, tmp_path) as opened:
+            table = open_table(tmp_path / "log.csv", opened, "event")
+            events = normalise_events(table, schema_with(time_zone="Europe/Berlin")).to_pyarrow()
+            read.append(events.sort_by([(name, "ascending") for name in events.column_names]).to_pylist())
+    assert read[0] == read[1] and len(read[0]) == len(log)
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "message"),
+    [("at", "2024", "'at' has 1 values"), ("at", "12:30:15", "'at' has 1 values"), ("price", "5d", "'price' has 1 ")],
+)
+def test_spark_reads_no_more_than_duckdb(connection, tmp_path, column, text, message):
+    log = make_log().astype({column: str})
+    log.loc[3, column] = text
+    log.to_csv(tmp_path / "log.csv", index=False)
+    for engine in ("duckdb", connection):
+        with open_engine(engine, tmp_path) as opened, pytest.raises(ValueError, match=message):
+            normalise_events(open_table(tmp_path / "log.csv", opened, "event"), schema_with())
+
+
+def test_partitions_lists_and_frames_are_read(connection, tmp_path):
+    log = make_log()
+    for month, part in log.groupby(log["at"].dt.month):
+        folder = tmp_path / "log" / "year=2024" / f"month={month:02}"
+        folder.mkdir(parents=True)
+        part.to_parquet(folder / "part.parquet", index=False)
+    (tmp_path / "log" / "_SUCCESS").touch()
+    more = make_log(seed=1).assign(year="2025", month="01")
+    more.to_parquet(tmp_path / "more.parquet")
+    expected = pd.concat([log.assign(year="2024", month=log["at"].dt.strftime("%m")), more])
+    with open_engine("duckdb", tmp_path) as duckdb:
+        for opened in (duckdb, connection):
+            table = open_table([tmp_path / "log", f"file://{tmp_path}/more.parquet"], opened, "event")
+            found = table.to_pandas()
+            assert sorted(found["month"]) == sorted(expected["month"])
+            assert sorted(found["year"]) == sorted(expected["year"]) and len(found) == len(expected)
+            assert found["price"].sum() == pytest.approx(expected["price"].sum())
+    frame = normalise_events(open_table(log, connection, "event"), schema_with()).to_pyarrow()
+    assert frame.num_rows == len(log) and frame["f4"].null_count == log["price"].isna().sum()
+
+
+def test_what_spark_cannot_read_is_named(connection, tmp_path):
+    with pytest.raises(ValueError, match="Spark can't read the event file memory://log .*No FileSystem for scheme"):
+        open_table("memory://log", connection, "event")
+    make_log().astype({"at": "datetime64[ns]"}).to_parquet(tmp_path / "log.parquet")
+    with pytest.raises(ValueError, match="log.parquet .*NANOS.* write times in microseconds"):
+        open_table(tmp_path / "log.parquet", connection, "event")
+
+
+def test_a_schema_that_changes_between_files_is_refused_where_it_is_read(connection, tmp_path):
+    log = make_log().astype({"at": "datetime64[us]"})
+    log.to_parquet(tmp_path / "a.parquet")
+    log.astype({"price": str}).to_parquet(tmp_path / "b.parquet")
+    paths = [tmp_path / "a.parquet", f"file://{tmp_path}/b.parquet"]
+    with pytest.raises(ValueError, match="'price' of the event files is double in .*a.parquet and string in .*b.parq"):
+        open_table(paths, connection, "event", ["user", "price"])
+    assert len(open_table(paths, connection, "event", ["user"]).user.to_pandas()) == 2 * len(log)
+
+
+def test_what_a_worker_raises_is_told_in_a_line(connection):
+    import ibis
+
+    def fail(group, rows):
+        raise OSError(28, f"No space left on device for group {group}")
+
+    table = connection.create_view("few", ibis.memtable({"shard": [0, 1], "value": [1, 2]}))
+    with pytest.raises(OSError, match="A worker of Spark failed: OSError: .Errno 28. No space left on device"):
+        list(each_group(lambda rows: rows, table, "shard", 2, fail))
+
+
+def test_a_session_that_runs_keeps_its_master(spark, tmp_path):
+    with open_engine(
+        "spark", tmp_path, spark_config={"spark.master": "local[2]", "spark.sql.maxPlanStringLength": "9"}
+    ):
+        pass
+    assert spark.conf.get("spark.sql.maxPlanStringLength") != "9"
+    with (
+        pytest.raises(ValueError, match="A Spark session runs already, and spark.master can't be changed"),
+        open_engine("spark", tmp_path, spark_config={"spark.master": "local[9]"}),
+    ):
+        pass
+
+
+def test_spark_without_java_says_what_is_missing(tmp_path):
+    pytest.importorskip("pyspark", reason="Spark not installed")
+    code = "from modeling_mcm.preparation.engine import spark_session as s; s({}).__enter__()"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "JAVA_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    assert "OSError: Spark did not start" in done.stderr and "JAVA_HOME: Java 17" in done.stderr
+
+
+def test_spark_s_options_belong_to_spark(tmp_path):
+    with pytest.raises(ValueError, match="Spark's options are given .spark.master. and the engine is 'duckdb'"):
+        run(tmp_path, spark_config={"spark.master": "local[2]"})
+    with pytest.raises(ValueError, match="'duckdb', 'spark' or an Ibis connection"):
+        run(tmp_path, engine="sparc")

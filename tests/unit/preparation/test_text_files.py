@@ -1,0 +1,451 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""CSV and TSV files: what is good is read the same by every engine; what is bad is named by file, line and reason."""
+
+import bz2
+import csv
+import gzip
+import io
+import lzma
+import random
+
+import fsspec
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from faults import expected
+from synthetic_log import make_log, read_rows, run, schema_with
+
+from modeling_mcm.data import EventSchema
+from modeling_mcm.preparation import prepare
+from modeling_mcm.preparation import text_files as text_files_module
+from modeling_mcm.preparation.engine import open_engine, open_table
+from modeling_mcm.preparation.text_files import TextFiles, TextFormat
+from modeling_mcm.preparation.update import update
+
+HEADING = "user,at,item,price\n"
+GOOD = "".join(f"u{place:03},2024-0{1 + place % 4}-0{1 + place % 9},i{place % 7},{place}.5\n" for place in range(50))
+LINES = {
+    "too short": "u900,2024-01-01\n",
+    "too long": "u900,2024-01-01,i1,1,x\n",
+    "blanks": "   \n",
+    "another delimiter": "u900;2024-01-01;i1;1\n",
+    "a stray quote": '"u900,2024-01-01,i1,1\n',
+    "a quote inside a field": 'u9"00,2024-01-01,i1,1\n',
+    "text after a quote": '"u900"x,2024-01-01,i1,1\n',
+    "a row of two lines that is too long": 'u900,"2024-01-01\nu901,2024-01-01,i1,1\n",i1,1,x\n',
+    "Latin-1": "caf\xe9,2024-01-01,i1,1\n".encode("latin-1"),
+    "a null byte": "u9\x0000,2024-01-01,i1,1\n",
+    "a carriage return": "u9\r00,2024-01-01,i1,1\n",
+}
+LAST_LINES = {"too short at a cut": "u900,2024-01-", "a stray quote at the end": '"u900,2024-01-01,i1,1'}
+BAD = {name: (line, GOOD) for name, line in LINES.items()} | {name: (GOOD, line) for name, line in LAST_LINES.items()}
+
+
+def encoded(*parts):
+    return b"".join(part if isinstance(part, bytes) else part.encode() for part in parts)
+
+
+def schema(**changes):
+    return EventSchema.from_dict(
+        {
+            "customer": "user",
+            "time": "at",
+            "features": [{"name": "item"}, {"name": "price", "kind": "numeric"}],
+            "tasks": ["item"],
+            "cutoffs": {"validation": "2024-03-01", "test": "2024-04-01"},
+            **changes,
+        }
+    )
+
+
+def values(path, folder, text=None, engine="duckdb"):
+    """The rows that an engine reads, and how many lines were left out."""
+    files = TextFiles(text or TextFormat(), folder / "text")
+    with open_engine(engine, folder) as opened:
+        table = open_table(path, opened, "event", text=files).to_pyarrow()
+    return table.to_pylist(), files.dropped
+
+
+@pytest.mark.parametrize(("parts", "message"), expected("Bad lines of CSV and TSV files", BAD))
+def test_a_bad_line_is_named_or_dropped_and_counted(tmp_path, parts, message):
+    path = tmp_path / "log.csv"
+    path.write_bytes(encoded(HEADING, GOOD, *parts))
+    with pytest.raises(ValueError, match=message) as raised:
+        prepare(path, schema(), tmp_path / "out")
+    assert "\n" not in str(raised.value) and [each.name for each in tmp_path.iterdir()] == ["log.csv"]
+    found, dropped = values(path, tmp_path, TextFormat(on_bad_row="drop"))
+    path.write_bytes(encoded(HEADING, GOOD, GOOD))
+    assert (found, dropped) == (values(path, tmp_path)[0], 1)
+
+
+def test_bad_lines_and_values_are_counted_in_the_manifest(tmp_path, caplog):
+    path = tmp_path / "log.csv"
+    bad = 'u000,gestern,i1,1\nu000,2024-01-01,i1,dear\nu000,2024-01-01\n"u000,2024-01-01,i1,1\n'
+    path.write_text(HEADING + bad + GOOD)
+    dropping = schema(on_bad_row="drop", min_history=1)
+    counts = prepare(path, dropping, tmp_path / "out").counts
+    assert (counts["dropped_bad"], counts["rows"], counts["events"]) == (4, 50, 50)
+    assert "2 lines of " in caplog.text and "the first: line 4: 2 fields were found" in caplog.text
+    assert "'at' has 1 values that cannot be read, such as 'gestern'; these rows are left out" in caplog.text
+    path.write_text(HEADING + GOOD)
+    prepare(path, dropping, tmp_path / "good")
+    assert read_rows(tmp_path) == read_rows(tmp_path, "good")
+    path.write_text(HEADING + bad)
+    with pytest.raises(ValueError, match="is empty; it needs at least one row besides the 4 that"):
+        prepare(path, dropping, tmp_path / "none")
+
+
+def test_unreadable_text_in_parquet_is_dropped_and_an_update_counts_it(tmp_path):
+    log = make_log()
+    log["at"] = log["at"].dt.strftime("%Y-%m-%d %H:%M:%S")
+    (tmp_path / "log").mkdir()
+    for place, bad in enumerate((2, 3)):
+        part = log.iloc[place::2].reset_index(drop=True)
+        part.loc[: bad - 1, "at"] = "gestern"
+        part.to_parquet(tmp_path / "log" / f"{place}.parquet")
+    dropping = schema_with(on_bad_row="drop", profile=[])
+    whole = run(tmp_path, tmp_path / "log", dropping, name="whole")
+    second = (tmp_path / "log" / "1.parquet").rename(tmp_path / "1.parquet")
+    assert run(tmp_path, tmp_path / "log", dropping).counts["dropped_bad"] == 2
+    second.rename(tmp_path / "log" / "1.parquet")
+    updated = update(tmp_path / "out", tmp_path / "log").manifest
+    assert updated.counts["dropped_bad"] == whole.counts["dropped_bad"] == 5
+    assert updated.counts["events"] == whole.counts["events"] == len(log) - 5
+
+
+def cut(data, size):
+    return data[:size]
+
+
+def damaged(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes(255 - byte for byte in data[middle : middle + 8]) + data[middle + 8 :]
+
+
+def as_parquet():
+    stream = io.BytesIO()
+    make_log().to_parquet(stream)
+    return stream.getvalue()
+
+
+LONG = encoded(HEADING, *(f"u{place},2024-01-01,i{place * 7919 % 1013},{place}\n" for place in range(9000)))
+ZSTD = pa.compress(LONG, "zstd", asbytes=True)
+FILES = {
+    "UTF-16": ("log.csv", (HEADING + GOOD).encode("utf-16")),
+    "UTF-16 without a mark": ("log.csv", (HEADING + GOOD).encode("utf-16-le")),
+    "UTF-32": ("log.csv", (HEADING + GOOD).encode("utf-32")),
+    "Latin-1 in the heading": ("log.csv", encoded(HEADING.replace("price", "prix caf\xe9").encode("latin-1"), GOOD)),
+    "Parquet": ("log.csv", as_parquet()),
+    "a spreadsheet": ("log.csv", b"PK\x03\x04" + b"\0" * 99),
+    "nothing": ("log.csv", b""),
+    "empty lines": ("log.csv", b"\n\r\n\n"),
+    "a heading alone": ("log.csv", HEADING.strip().encode()),
+    "an open quote in the heading": ("log.csv", encoded('"', HEADING, GOOD)),
+    "carriage returns alone": ("log.csv", encoded((HEADING + GOOD).replace("\n", "\r"))),
+    "no heading": ("log.csv", GOOD.encode()),
+    "a column twice": ("log.csv", encoded("user,at,item,price,item\n", GOOD.replace("\n", ",x\n"))),
+    "a cut gzip": ("log.csv.gz", cut(gzip.compress(LONG), -4)),
+    "a damaged gzip": ("log.csv.gz", damaged(gzip.compress(LONG))),
+    "a cut bzip2": ("log.csv.bz2", cut(bz2.compress(LONG), -10)),
+    "a cut xz": ("log.csv.xz", cut(lzma.compress(LONG), -10)),
+    "a cut zstd": ("log.csv.zst", cut(ZSTD, -10)),
+    "a gzip of nothing": ("log.csv.gz", gzip.compress(b"")),
+}
+
+
+@pytest.mark.parametrize(("file", "message"), expected("CSV and TSV files that are no such files", FILES))
+@pytest.mark.parametrize("on_bad_row", ["error", "drop"])
+def test_a_file_that_is_no_text_is_named(tmp_path, file, message, on_bad_row):
+    name, data = file
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        prepare(tmp_path / name, schema(on_bad_row=on_bad_row), tmp_path / "out")
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+
+
+def test_a_gzip_that_is_cut_anywhere_is_found(tmp_path):
+    data, path = gzip.compress(LONG), tmp_path / "log.csv.gz"
+    for size in [2, 9, 11, 200, *range(len(data) // 2, len(data), 997), len(data) - 8, len(data) - 1]:
+        path.write_bytes(data[:size])
+        with pytest.raises(ValueError, match="log.csv.gz.*cut off or damaged after line"):
+            values(path, tmp_path)
+
+
+def write_files(folder, **files):
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name.replace("_", ".")).write_text(text)
+    return folder
+
+
+def with_parquet(folder):
+    make_log().to_parquet(folder / "z.parquet")
+    return folder
+
+
+def updated(folder):
+    make_log().to_parquet(folder.parent / "log.parquet")
+    run(folder.parent, folder.parent / "log.parquet")
+    update(folder.parent / "out", folder, profile=make_log())
+
+
+WITHOUT_ITEM = "user,at,price\nu1,2024-01-01,1\n"
+SEVERAL = {
+    "a column missing in the second": lambda folder: write_files(folder, a_csv=HEADING + GOOD, b_csv=WITHOUT_ITEM),
+    "a bad line in the second": lambda folder: write_files(
+        folder, a_csv=HEADING + GOOD, b_csv=HEADING + GOOD[:24].split("\n")[0] + "\nu1\n"
+    ),
+    "Parquet beside CSV": lambda folder: with_parquet(write_files(folder, a_csv=HEADING + GOOD)),
+    "CSV beside TSV": lambda folder: write_files(folder, a_csv=HEADING + GOOD, b_tsv=HEADING + GOOD),
+    "an update": lambda folder: updated(write_files(folder, a_csv=HEADING + GOOD)),
+    "a folder without any": lambda folder: write_files(folder, a_xlsx="x"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), expected("Several CSV files", SEVERAL))
+def test_what_is_wrong_with_one_of_several_files_is_named(tmp_path, make, message):
+    with pytest.raises(ValueError, match=message):
+        prepare(make(tmp_path / "log"), schema(), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+FORMATS = {
+    "a delimiter of two": {"delimiter": "||"},
+    "a delimiter of none": {"delimiter": ""},
+    "a delimiter that is a line end": {"delimiter": "\n"},
+    "a delimiter that is no ASCII": {"delimiter": "\xa7"},
+    "a quote of two": {"quote": "<>"},
+    "the same twice": {"delimiter": ",", "quote": ","},
+    "another choice": {"on_bad_row": "skip"},
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), expected("How text files are written", FORMATS))
+def test_how_text_files_are_written_is_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        schema(**changes)
+
+
+def test_a_folder_of_csv_files_is_read_with_its_parts_and_in_any_order_of_columns(tmp_path):
+    log = make_log()
+    for month, part in log.groupby(log["at"].dt.month):
+        folder = tmp_path / "log" / f"month={month:02}"
+        folder.mkdir(parents=True)
+        columns = sorted(part.columns, reverse=bool(month % 2))
+        part[columns].to_csv(folder / ("part.csv", "part.csv.gz")[month % 2], index=False, sep=",;"[month % 2])
+    (tmp_path / "log" / "_SUCCESS.csv").touch()
+    changed = schema_with(features=[*schema_with().to_dict()["features"], {"name": "month"}])
+    run(tmp_path, tmp_path / "log", changed)
+    # In a CSV a boolean is the text that pandas writes.
+    frame = log.assign(month=log["at"].dt.strftime("%m"), flag=log["flag"].astype(str))
+    run(tmp_path, frame, changed, name="frame")
+    assert read_rows(tmp_path) == read_rows(tmp_path, "frame")
+
+
+DIALECTS = {
+    "comma": {"delimiter": ","},
+    "semicolon": {"delimiter": ";"},
+    "tab": {"delimiter": "\t"},
+    "bar": {"delimiter": "|"},
+    "caret, given": {"delimiter": "^"},
+    "single quotes, given": {"delimiter": ",", "quotechar": "'"},
+    "a backslash, given": {"delimiter": ",", "escapechar": "\\", "doublequote": False},
+    "everything in quotes": {"delimiter": ",", "quoting": csv.QUOTE_ALL},
+    "line feeds": {"delimiter": ",", "lineterminator": "\n"},
+}
+PIECES = [
+    "",
+    "a",
+    "007",
+    "\xe9",
+    "\U0001f600",
+    " b ",
+    '"',
+    '""',
+    ",",
+    ";",
+    "\t",
+    "|",
+    "^",
+    "'",
+    "\n",
+    "\r\n",
+    "x\ny",
+    "#",
+]
+
+
+def random_rows(seed, number):
+    generator = random.Random(seed)
+    return [["".join(generator.choices(PIECES, k=generator.randrange(4))) for _ in "abcd"] for _ in range(number)]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS.keys())
+@pytest.mark.parametrize("block", [8_000_000, 64], ids=["one block", "small blocks"])
+def test_what_pythons_csv_writes_is_read_back(tmp_path, monkeypatch, dialect, block):
+    """Random values with delimiters, quotes and line ends in them; an empty field is missing."""
+    monkeypatch.setattr(text_files_module, "BLOCK", block)
+    rows = random_rows(block, 200)
+    if "escapechar" in dialect:  # Python's reader and writer differ in what a backslash before a line end is
+        rows = [[value.replace("\r", "").replace("\n", "") for value in row] for row in rows]
+    with open(tmp_path / "log.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, **dialect)
+        writer.writerows([["user", "at", "item", "price"], *rows])
+    given = TextFormat(
+        dialect["delimiter"] if dialect["delimiter"] == "^" else None,
+        dialect.get("quotechar", '"'),
+        dialect.get("escapechar"),
+    )
+    found, dropped = values(tmp_path / "log.csv", tmp_path, given)
+    assert dropped == 0
+    assert [list(row.values()) for row in found] == [[value or None for value in row] for row in rows]
+
+
+@pytest.mark.parametrize("block", [8_000_000, 997, 64])
+def test_blocks_do_not_matter(tmp_path, monkeypatch, block):
+    """Bad lines at random places among rows with line ends in quotes; the good rows are those without them."""
+    monkeypatch.setattr(text_files_module, "BLOCK", block)
+    generator = random.Random(1)
+    lines, expected_rows, bad = [HEADING.encode()], [], 0
+    for place in range(300):
+        if generator.random() < 0.1:
+            name = generator.choice([name for name in LINES if "quote" not in name])
+            lines.append(encoded(LINES[name]))
+            bad += 1
+        row = [f"u{place}", "2024-01-01", generator.choice(["x", "x\ny", 'q"q', "", ","]), str(place)]
+        expected_rows.append([value or None for value in row])
+        stream = io.StringIO()
+        csv.writer(stream, lineterminator=generator.choice(["\n", "\r\n"])).writerow(row)
+        lines.append(stream.getvalue().encode())
+        if generator.random() < 0.1:
+            lines.append(generator.choice([b"\n", b"\r\n"]))
+    (tmp_path / "log.csv").write_bytes(b"".join(lines))
+    found, dropped = values(tmp_path / "log.csv", tmp_path, TextFormat(on_bad_row="drop"))
+    assert [list(row.values()) for row in found] == expected_rows and dropped == bad
+
+
+def test_a_stray_quote_costs_one_line_however_far_the_next_quote_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_files_module, "BLOCK", 4096)
+    monkeypatch.setattr(text_files_module, "LONGEST_RECORD", 9999)
+    path = tmp_path / "log.csv"
+    for tail in ("", 'u1,2024-01-01,"i1",1\n', '"u1",2024-01-01,i1,1\n'):
+        path.write_text(HEADING + LINES["a stray quote"] + GOOD * 40 + tail)
+        found, dropped = values(path, tmp_path, TextFormat(on_bad_row="drop"))
+        assert (len(found), dropped) == (2000 + bool(tail), 1)
+        with pytest.raises(ValueError, match="line 2: a quote .* opens a field and does not close"):
+            values(path, tmp_path)
+
+
+def test_lines_are_counted_across_blocks_and_lines_in_quotes(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_files_module, "BLOCK", 100)
+    rows = 'u1,2024-01-01,"a\nb\r\nc",1\n' * 200
+    (tmp_path / "log.csv").write_text(f"\n{HEADING}{rows}u2\n", newline="")
+    with pytest.raises(ValueError, match="line 603: 1 fields were found"):
+        values(tmp_path / "log.csv", tmp_path)
+
+
+@pytest.mark.parametrize("mark", ["\ufeff", ""], ids=["a byte order mark", "no mark"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("last", [True, False], ids=["an end of the last line", "none"])
+@pytest.mark.parametrize(
+    ("suffix", "pack"),
+    [
+        (".csv", bytes),
+        (".csv.gz", gzip.compress),
+        (".csv.bz2", bz2.compress),
+        (".csv.xz", lzma.compress),
+        (".csv.zst", lambda data: pa.compress(data, "zstd", asbytes=True)),
+        (".CSV", gzip.compress),
+        (".tsv", bytes),
+    ],
+)
+def test_the_same_rows_in_every_wrapping(tmp_path, mark, end, last, suffix, pack):
+    text = mark + (HEADING + GOOD).replace("\n", end)
+    text = text if last else text.removesuffix(end)
+    path = tmp_path / f"log{suffix}"
+    path.write_bytes(pack(text.replace(",", "\t" if suffix == ".tsv" else ",").encode()))
+    found, _ = values(path, tmp_path)
+    assert [list(row.values()) for row in found] == [line.split(",") for line in GOOD.splitlines()]
+
+
+def test_files_of_a_store_are_read_alike(tmp_path):
+    store = fsspec.filesystem("memory")
+    store.store.clear()
+    store.pipe("/bucket/log.csv.gz", gzip.compress((HEADING + GOOD).encode()))
+    store.pipe("/bucket/log/a.csv", (HEADING + GOOD).encode())
+    (tmp_path / "log.csv").write_text(HEADING + GOOD)
+    whole = values(tmp_path / "log.csv", tmp_path)
+    assert values("memory://bucket/log.csv.gz", tmp_path) == values("memory://bucket/log", tmp_path) == whole
+    store.store.clear()
+
+
+def test_rows_of_text_files_keep_their_order(tmp_path):
+    (tmp_path / "log").mkdir()
+    for place in range(12):
+        rows = "a,x\na,y\n" if place % 2 else "a,y\na,x\n"
+        (tmp_path / "log" / f"{place:02}.csv").write_text("user,item\n" + rows)
+    ordered = EventSchema.from_dict(
+        {
+            "customer": "user",
+            "order": "rows",
+            "features": [{"name": "item"}],
+            "tasks": ["item"],
+            "cutoffs": "leave_one_out",
+        }
+    )
+    run(tmp_path, tmp_path / "log", ordered)
+    ids = read_rows(tmp_path)["a"]["feature_item"]
+    assert len({*ids[::4]}) == len({*ids[1::4]}) == 1 and ids[0] == ids[3] != ids[1] == ids[2]
+
+
+def test_a_bad_line_of_a_profile_is_always_an_error(tmp_path):
+    make_log().to_parquet(tmp_path / "log.parquet")
+    (tmp_path / "people.csv").write_text("user,age,income\n1,old,1\n2,old\n")
+    with pytest.raises(ValueError, match="profile file .*people.csv, line 3: 2 fields were found"):
+        prepare(tmp_path / "log.parquet", schema_with(on_bad_row="drop"), tmp_path / "out", tmp_path / "people.csv")
+
+
+def test_spark_reads_the_same_lines(spark, tmp_path):
+    for name, parts in BAD.items():
+        path = tmp_path / "log.csv"
+        path.write_bytes(encoded(HEADING, GOOD, *parts))
+        dropping = TextFormat(on_bad_row="drop")
+        found = [values(path, tmp_path, dropping, engine) for engine in ("duckdb", "spark")]
+        key = lambda row: str(row)  # noqa: E731
+        assert sorted(found[0][0], key=key) == sorted(found[1][0], key=key) and found[0][1] == found[1][1] == 1, name
+    with pytest.raises(ValueError, match="log.csv, line 102: a quote"):
+        values(path, tmp_path, engine="spark")
+
+
+@pytest.mark.slow
+def test_spark_writes_the_bytes_of_duckdb_from_bad_text(spark, tmp_path):
+    log = make_log().astype({"at": str})
+    log.loc[5, "at"], log.loc[7, "price"] = "gestern", np.nan
+    log.to_csv(tmp_path / "log.csv", index=False)
+    with open(tmp_path / "log.csv", "a") as file:
+        file.write('"7,2024-01-01,,buy\n1,2\n')
+    made = [
+        run(tmp_path, tmp_path / "log.csv", schema_with(on_bad_row="drop"), name=engine, engine=engine)
+        for engine in ("duckdb", "spark")
+    ]
+    assert made[0].shards == made[1].shards and made[0].counts == made[1].counts
+    assert made[0].counts["dropped_bad"] == 3
+
+
+def test_the_writer_of_pandas_and_of_arrow_are_read_back(tmp_path):
+    frame = pd.DataFrame({"user": ["a", None, 'q"'], "n": [1.5, None, 3.0], "text": ["x,y", "", "z\n"]})
+    frame.to_csv(tmp_path / "pandas.csv", index=False)
+    pa.csv.write_csv(pa.Table.from_pandas(frame), tmp_path / "arrow.csv")
+    texts = [
+        {"user": "a", "n": "1.5", "text": "x,y"},
+        {"user": None, "n": None, "text": None},
+        {"user": 'q"', "n": "3.0", "text": "z\n"},
+    ]
+    assert values(tmp_path / "pandas.csv", tmp_path)[0] == texts
+    assert [
+        row | {"n": texts[place]["n"]} for place, row in enumerate(values(tmp_path / "arrow.csv", tmp_path)[0])
+    ] == texts
+    assert pq.read_table(next((tmp_path / "text").rglob("*.parquet"))).num_rows == 3

@@ -1,0 +1,279 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Values of numeric features and the moment `now`: from the log to what a model reads, alike on both ways."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from synthetic_log import make_log, of_customer, read_rows, run, schema_with
+
+from modeling_mcm import MCMConfig, MCMFeatureExtractor
+from modeling_mcm.data import load_prepared
+from modeling_mcm.data.collator import MCMCollator, PreparedRows
+from modeling_mcm.events_mcm import LARGEST_VALUE
+from modeling_mcm.preparation.update import update
+
+FEATURES = [{"name": "items", "column": "item"}, {"name": "type", "column": "action"}]
+FEATURES += [
+    {"name": "a.b", "kind": "numeric", "column": "price"},
+    {"name": "age", "kind": "numeric", "profile": True},
+]
+FEATURES += [{"name": "gap", "kind": "days_since_visit"}, {"name": "amount", "kind": "numeric"}]
+DAY = 86_400
+START = datetime(2024, 1, 1)
+FIRST = int((START - datetime(1970, 1, 1)).total_seconds())
+ODD = [-0.0, 1e-60, -1e-60, 1e39, -1e39, LARGEST_VALUE, np.nextafter(LARGEST_VALUE, np.inf), np.inf, -np.inf, 1 / 3]
+
+
+def make(**changes):
+    settings = {
+        "features": FEATURES,
+        "vocabularies": {"items": ["1", "2", "3"], "type": ["buy", "history_start", "close"]},
+        "bins": {"a.b": [1.0], "amount": [5.0], "gap": [1.0], "age": []},
+        "customer": "who",
+        "time": "when",
+        "token_type": "action",
+        "tasks": ["items"],
+        "end_of_visit": "close",
+    }
+    return MCMFeatureExtractor(**settings | changes)
+
+
+@pytest.fixture
+def extractor():
+    return make()
+
+
+def customer(days, **others):
+    events = [
+        {"when": START + timedelta(days=day), "action": "buy", "item": 1, "price": day + 0.5, "amount": -day}
+        for day in days
+    ]
+    return {"events": events, **others}
+
+
+@pytest.fixture
+def warnings_of_mcm(monkeypatch):
+    """What is warned of once, each message as often as it is asked for."""
+    said = []
+    monkeypatch.setattr("modeling_mcm.processing_mcm.logger.warning_once", said.append)
+    return said
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_preparation_keeps_the_values_that_the_feature_extractor_gives(tmp_path, seed):
+    generator = np.random.default_rng(seed)
+    log = make_log(seed=seed)
+    log["at"] = log["at"].dt.floor(["s", "D", "D"][seed])  # many events of one time, which values then order
+    log["price"] *= 10.0 ** generator.integers(-45, 41, len(log))
+    odd = generator.random(len(log)) < 0.3
+    log.loc[odd, "price"] = generator.choice([*ODD, np.nan], odd.sum())
+    for name in ("item", "group", "flag"):
+        log[name] = log[name].mask(generator.random(len(log)) < 0.6 * bool(seed))
+    log["flag"] = log["flag"].astype(object).where(log["flag"].notna(), None)
+    features = [*schema_with().to_dict()["features"], {"name": "cost", "column": "price", "kind": "numeric"}]
+    schema = schema_with(features=features, profile=[], **({"end_of_visit": None} if seed == 2 else {}))
+    run(tmp_path, log, schema, rows_per_shard=5)
+    run(tmp_path, log.sample(frac=1, random_state=seed), schema, name="shuffled", rows_per_shard=5)
+    extractor = MCMFeatureExtractor.from_pretrained(tmp_path / "out" / "feature_extractor")
+    assert extractor.numeric_features == ["price", "cost"]
+    rows = read_rows(tmp_path)
+    assert rows == read_rows(tmp_path, "shuffled")
+    for name, row in rows.items():
+        encoded = extractor.encode({"customer_id": name, "events": of_customer(log, int(name))})
+        assert set(encoded) == set(row) - {"validation_end", "test_end"}
+        for column, value in encoded.items():
+            np.testing.assert_array_equal(row[column], value, err_msg=f"{name} {column}")
+        for column in ("value_price", "value_cost"):
+            assert encoded[column].dtype == np.float32 and np.isfinite(encoded[column]).all()
+            assert not np.signbit(np.array(row[column])[np.array(row[column]) == 0]).any()
+    found = np.concatenate([row["value_price"] for row in rows.values()])
+    kept = log["price"][log["price"].abs() <= LARGEST_VALUE].to_numpy()
+    expected = kept.astype(np.float32)
+    assert sorted(found[found != 0]) == sorted(expected[expected != 0].tolist())
+    assert np.float32(LARGEST_VALUE) in found
+
+
+def test_values_of_a_history_worked_out_by_hand(extractor):
+    events = [
+        {"when": START, "action": "buy", "item": 1, "price": "2.5", "amount": None},
+        {"when": START, "action": "buy", "item": 1, "price": "0.1", "amount": float("nan")},
+        {"when": START + timedelta(days=2), "action": "buy", "price": float("inf"), "amount": True},
+    ]
+    row = extractor.encode({"events": events, "profile": {"age": 33}})
+    assert row["value_a.b"].dtype == np.float32
+    assert row["value_a.b"].tolist() == [np.float32(0.1), 2.5, 0, 0, 0]  # an end of visit follows each visit
+    assert row["value_amount"].tolist() == [0, 0, 0, 1, 0]
+    assert {name for name in row if name.startswith("value_")} == {"value_a.b", "value_amount"}
+    assert extractor.encode({"events": []})["value_a.b"].shape == (0,)
+
+
+def test_events_that_differ_in_a_value_alone_are_ordered_by_it(extractor):
+    events = [{"when": START, "action": "buy", "item": 1, "price": price} for price in (0.3, -7, 0.1, 0.2)]
+    orders = [extractor.encode({"events": each})["value_a.b"].tolist() for each in (events, events[::-1])]
+    assert orders[0] == orders[1] == [*np.float32([-7, 0.1, 0.2, 0.3]), 0]
+
+
+def test_a_model_gets_values_beside_ids(extractor):
+    batch = extractor([customer([0, 3]), customer([1])])
+    assert list(batch) == extractor.model_input_names
+    values = batch["event_values"]
+    assert values.dtype == torch.float32 and values.shape == (2, 5, 2)
+    assert values[0].tolist() == [[0, 0], [0.5, 0], [0, 0], [3.5, -3], [0, 0]]
+    assert values[1].tolist() == [[0, 0], [1.5, -1], [0, 0], [0, 0], [0, 0]]
+    rows = [extractor.encode(customer(range(9)))]
+    latest = extractor.pad(rows, max_events=5, mask_next=True)["event_values"][0]
+    assert latest.tolist() == [[0, 0], [0, 0], [8.5, -8], [0, 0], [0, 0]]
+
+
+def test_only_an_extractor_with_numeric_features_names_their_values(extractor, tmp_path):
+    plain = make(features=FEATURES[:2], bins={})
+    assert plain.numeric_features == [] and extractor.numeric_features == ["a.b", "amount"]
+    names = ["input_ids", "attention_mask", "visit_ids", "event_times"]
+    assert MCMFeatureExtractor.model_input_names == plain.model_input_names == names == list(plain({"events": []}))
+    extractor.save_pretrained(tmp_path)
+    assert "model_input_names" not in json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert MCMFeatureExtractor.from_pretrained(tmp_path).model_input_names == [*names, "event_values"]
+
+
+def test_rows_without_values_are_to_be_prepared_again(extractor):
+    row = {name: value for name, value in extractor.encode(customer([1])).items() if name != "value_amount"}
+    with pytest.raises(ValueError, match="no 'value_amount'; it was prepared before.*prepare the data again"):
+        extractor.pad([row])
+
+
+def test_now_is_in_days_since_the_first_kept_event(extractor, warnings_of_mcm):
+    rows = [extractor.encode(each) for each in (customer([0, 3]), customer([1, 2, 8]), customer([]))]
+    now = [FIRST + 3 * DAY, FIRST + 20.5 * DAY, FIRST]
+    batch = extractor.pad(rows, now=now)
+    assert batch["now"].dtype == torch.float32 and batch["now"].tolist() == [3.0, 19.5, 0.0]
+    plain = extractor.pad(rows)
+    assert list(batch) == [*plain, "now"] and all(torch.equal(batch[name], plain[name]) for name in plain)
+    assert extractor.pad(rows, max_events=3, now=now)["now"].tolist() == [0.0, 12.5, 0.0]
+    for given in (np.array(now), torch.tensor(now, dtype=torch.float64)):
+        assert torch.equal(extractor.pad(rows, now=given)["now"], batch["now"])
+    assert not warnings_of_mcm
+
+
+def test_events_later_than_now_are_left_out_before_the_window(extractor, warnings_of_mcm):
+    days = [0, 1, 2, 5, 6, 7, 8]
+    rows = [extractor.encode(customer(days)), extractor.encode(customer([4]))]
+    batch = extractor.pad(rows, max_events=5, now=[FIRST + 5 * DAY, FIRST + 3 * DAY])
+    earlier = extractor.pad([extractor.encode(customer(days[:4])), extractor.encode(customer([]))], max_events=5)
+    assert all(torch.equal(batch[name], earlier[name]) for name in earlier)
+    assert batch["now"].tolist() == [3.0, 0.0]
+    assert len(warnings_of_mcm) == 1 and "later than `now`" in warnings_of_mcm[0]
+    assert len(rows[0]["times"]) == 2 * len(days)  # the caller's row is as it was
+
+
+def test_a_visit_that_goes_on_at_now_has_no_end(extractor):
+    extractor = make(visit="basket")
+    events = [
+        {"when": START + timedelta(hours=hour), "action": "buy", "item": 1, "price": hour, "basket": basket}
+        for hour, basket in ((0, "a"), (2, "a"), (1, "b"), (3, "b"))
+    ]
+    batch = extractor({"events": events}, now=START + timedelta(hours=1))
+    assert batch["event_values"][0, :, 0].tolist() == [0, 0, 1] and batch["visit_ids"].tolist() == [[0, 1, 2]]
+    assert batch["now"].tolist() == [np.float32(1 / 24)] == batch["event_times"][0, -1:].tolist()
+
+
+@pytest.mark.parametrize("moment", [float("nan"), float("inf"), -np.inf, None, "2024-01-01"])
+def test_a_row_whose_now_is_no_moment_is_named(extractor, moment):
+    rows = [extractor.encode(customer([1])), extractor.encode(customer([1], customer_id="ann"))]
+    with pytest.raises(ValueError, match="Row 1 .customer 'ann'.: `now` is .*, expected a moment in seconds"):
+        extractor.pad(rows, now=[FIRST, moment])
+    with pytest.raises(ValueError, match="1 moments `now` of 2 rows"):
+        extractor.pad(rows, now=[FIRST])
+
+
+NOON = START + timedelta(days=4.5)
+MOMENTS = [NOON, pd.Timestamp(NOON), np.datetime64(NOON), NOON.isoformat(), FIRST + 4.5 * DAY, FIRST + 9 * DAY // 2]
+MOMENTS += [np.int64(FIRST + 9 * DAY // 2), NOON.replace(tzinfo=UTC), "2024-01-05T14:00:00+02:00"]
+
+
+@pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: f"{type(moment).__name__} {moment}")
+def test_moments_are_read_as_times_of_the_log_are(extractor, moment):
+    customers = [customer([0, 4]), customer([1])]
+    assert extractor(customers, now=moment)["now"].tolist() == [4.5, 3.5]
+    assert extractor(customers[0], now=moment)["now"].tolist() == [4.5]
+    for each in ([START + timedelta(days=9), moment], pd.Series([START + timedelta(days=9), moment], dtype=object)):
+        assert extractor(customers, now=each)["now"].tolist() == [9.0, 3.5]
+
+
+def test_a_moment_with_a_zone_goes_to_the_zone_of_the_log():
+    extractor = make(time_zone="Europe/Berlin")
+    assert extractor(customer([0]), now="2024-01-01T23:00:00Z")["now"].tolist() == [1.0]
+
+
+def test_moments_that_cannot_be_read_are_refused(extractor):
+    for moment, words in (("soon", "`now`: found 'soon', which is no time"), (True, "`now`: found True")):
+        with pytest.raises(ValueError, match=words):
+            extractor(customer([1]), now=moment)
+    with pytest.raises(ValueError, match="Row 0: `now` is nan"):
+        extractor(customer([1]), now=float("nan"))
+    with pytest.raises(ValueError, match="Found 3 moments `now` of 2 customers"):
+        extractor([customer([1]), customer([2])], now=[START] * 3)
+    features = [feature for feature in FEATURES if feature["name"] != "gap"]
+    bins = {name: [] for name in ("a.b", "amount", "age")}
+    with pytest.raises(ValueError, match="has no times but `order`; leave it out"):
+        make(features=features, bins=bins, order="rows")({"events": []}, now=START)
+
+
+def value_of(extractor, ids, feature):
+    return ids[..., extractor.feature_names.index(feature)]
+
+
+@pytest.mark.parametrize("mode", ["train", "evaluate", "predict"])
+@pytest.mark.parametrize("augmentation", ["random_prefix", "all_prefixes", "masked_lm"])
+def test_values_stay_with_their_events_in_every_batch(tmp_path, mode, augmentation):
+    log = make_log()
+    log["price"] = log["item"].fillna(99) + 1  # so that an event's value tells what it is
+    run(tmp_path, log, schema_with(profile=[], max_events=20))
+    extractor = MCMFeatureExtractor.from_pretrained(tmp_path / "out" / "feature_extractor")
+    rows = PreparedRows(load_prepared(tmp_path / "out", cache_dir=tmp_path / "cache"))
+    choices = {"encoder_attention": "causal"} if augmentation == "all_prefixes" else {}
+    choices |= {"readout": "last", "mask_probability": 0.4} if augmentation == "masked_lm" else {}
+    config = MCMConfig(
+        features=extractor.feature_names,
+        vocabulary_sizes=extractor.vocabulary_sizes,
+        tasks=extractor.tasks,
+        augmentation=augmentation,
+        input_features=["type"],  # events without an item are not read
+        **choices,
+    )
+    batch = MCMCollator(extractor, config, mode)(rows.__getitems__(list(range(len(rows)))))
+    ids, values = batch["input_ids"], batch["event_values"][..., 0]
+    texts = ["", "", *extractor.vocabularies["type"]]
+    items = value_of(extractor, ids, "type")
+    known = items >= 2
+    assert known.sum() > 50
+    assert [float(texts[item]) + 1 for item in items[known]] == values[known].tolist()
+    hidden = (ids == 1).all(dim=-1)
+    assert hidden.any() == (augmentation == "masked_lm") and not values[hidden].any()
+    assert not values[batch["attention_mask"] == 0].any() and not values[:, 0].any()
+
+
+def make_older(folder):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 1}))
+
+
+def test_data_of_an_older_format_are_refused_or_made_again(tmp_path):
+    (tmp_path / "log").mkdir()
+    make_log().to_parquet(tmp_path / "log" / "all.parquet")
+    schema, log = schema_with(profile=[]), tmp_path / "log"
+    manifest = run(tmp_path, log, schema)
+    make_older(tmp_path / "out")
+    words = "format 1 was found and 2 is read.*prepare the data again"
+    for call in (load_prepared, lambda folder: update(folder, log)):
+        with pytest.raises(ValueError, match=words):
+            call(tmp_path / "out")
+    with pytest.raises(FileExistsError, match=f"can't be reused .*{words}.*--overwrite"):
+        run(tmp_path, log, schema, reuse=True)
+    assert run(tmp_path, log, schema, reuse=True, overwrite=True) == manifest
+    assert run(tmp_path, log, schema, reuse=True) == manifest
+    assert "value_price" in load_prepared(tmp_path / "out", cache_dir=tmp_path / "cache").column_names
