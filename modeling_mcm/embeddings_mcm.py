@@ -18,7 +18,7 @@ Shapes: B customers, L events, J features, U encoder units (events or visits), H
 """
 
 from collections.abc import Mapping
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,22 @@ def grow(module: nn.Module, number: int, like: int | slice) -> None:
     row = rows.mean(0) if len(rows) else torch.zeros_like(table.weight[0])
     table.weight = nn.Parameter(torch.cat([table.weight, row.expand(number, -1)]))
     table.num_embeddings += number
+
+
+class JoinedTables(NamedTuple):
+    """Tables of features that are looked up as one, and the features that are looked up one by one.
+
+    Attributes:
+        features (`list[int]`): places of the features whose tables are joined.
+        others (`list[int]`): places of the other features that are read.
+        rows (`torch.Tensor` of shape `(rows, H)`, *optional*): the joined tables, one below the other.
+        starts (`torch.LongTensor` of shape `(features,)`, *optional*): where each of them begins.
+    """
+
+    features: list[int]
+    others: list[int]
+    rows: torch.Tensor | None = None
+    starts: torch.Tensor | None = None
 
 
 class HeterogeneousEmbedding(nn.Embedding):
@@ -82,30 +98,37 @@ class HeterogeneousEmbedding(nn.Embedding):
                 "make the inputs with the checkpoint's own feature extractor."
             )
         if torch.compiler.is_exporting():  # the number of real events is data, which a graph does not follow
-            return self._average(input_ids, [], self.read)
+            return self.average(input_ids, JoinedTables([], self.read))
         ids = input_ids.flatten(0, -2)
         real = (ids != 0).any(-1).nonzero()[:, 0]
-        small = [j for j in self.read if len(self._table(j)) <= SMALL_TABLE]
-        events = self._average(ids.index_select(0, real), small, [j for j in self.read if j not in small])
+        events = self.average(ids.index_select(0, real), self.joined())
         every = events.new_zeros(len(ids), events.shape[-1]).index_copy(0, real, events)
         return every.view(*input_ids.shape[:-1], -1)
 
+    def joined(self) -> "JoinedTables":
+        """The small tables of the features that are read, as one."""
+        small = [j for j in self.read if len(self._table(j)) <= SMALL_TABLE]
+        others = [j for j in self.read if j not in small]
+        if not small:
+            return JoinedTables(small, others)
+        tables = [self._table(j) for j in small]
+        starts = torch.tensor([0, *(len(table) for table in tables[:-1])], device=tables[0].device).cumsum(0)
+        return JoinedTables(small, others, torch.cat(tables), starts)
+
+    def average(self, ids: torch.Tensor, joined: "JoinedTables") -> torch.Tensor:
+        """The average over features of ids of shape `(..., J)`, of shape `(..., H)`; those of `joined` are looked up
+        at once, which needs ids of shape `(L, J)`."""
+        total: torch.Tensor | int = 0
+        if joined.features:
+            rows = ids[:, joined.features]
+            # A missing value's row, 0 in every table, is the first of the first here: it has no gradient.
+            rows = torch.where(rows == 0, 0, rows + cast(torch.Tensor, joined.starts))
+            total = F.embedding_bag(rows, cast(torch.Tensor, joined.rows), mode="sum", padding_idx=0)
+        total = sum((self.feature_tables[j](ids[..., j]) for j in joined.others), total)
+        return cast(torch.Tensor, total) / (ids[..., self.read] != 0).sum(-1, keepdim=True).clamp(min=1)
+
     def _table(self, feature: int) -> torch.Tensor:
         return cast(ValueEmbedding, self.feature_tables[feature]).weight
-
-    def _average(self, ids: torch.Tensor, together: list[int], alone: list[int]) -> torch.Tensor:
-        """The average over features of ids of shape `(..., J)`; the features of `together` are read as one table."""
-        total: torch.Tensor | int = 0
-        if together:
-            tables = [self._table(j) for j in together]
-            starts = torch.tensor([0, *(len(table) for table in tables[:-1])], device=ids.device).cumsum(0)
-            rows = ids[:, together]
-            # A missing value's row, 0 in every table, is the first of the first here: it has no gradient.
-            total = F.embedding_bag(
-                torch.where(rows == 0, 0, rows + starts), torch.cat(tables), mode="sum", padding_idx=0
-            )
-        total = sum((self.feature_tables[j](ids[..., j]) for j in alone), total)
-        return cast(torch.Tensor, total) / (ids[..., self.read] != 0).sum(-1, keepdim=True).clamp(min=1)
 
 
 def digest_bytes(digest: str | None) -> torch.Tensor:

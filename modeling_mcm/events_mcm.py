@@ -289,10 +289,11 @@ def read_columns(events: Any, known: Sequence[str]) -> tuple[dict[str, Any], int
         columns = dict(events)
         count = max((len(values) for values in columns.values() if hasattr(values, "__len__")), default=0)
     elif isinstance(events, Sequence) and not isinstance(events, str):
+        allowed = set(known)
         for number, event in enumerate(events):
             if not isinstance(event, Mapping):
                 raise ValueError(f"event {number} is {event!r}, expected a dict of column and value")
-            if not event.keys() <= set(known):
+            if not event.keys() <= allowed:
                 check_keys(event, known, f"event {number}")
         occurring = set().union(*events)
         columns = {column: [event.get(column) for event in events] for column in known if column in occurring}
@@ -311,7 +312,7 @@ def read_times(column: Any, zone: tzinfo) -> NDArray[np.int64]:
     """`to_seconds` of a column, of shape `(events,)`."""
     if isinstance(column, np.ndarray) and column.dtype.kind == "M" and not np.isnat(column).any():
         return column.astype("datetime64[s]").astype(np.int64)
-    return np.array([to_seconds(value, zone) for value in as_list(column)], np.int64)
+    return map_distinct(column, lambda value: to_seconds(value, zone), np.int64)
 
 
 def rank_visits(column: Any) -> NDArray[np.int64]:

@@ -48,10 +48,10 @@ from .events_mcm import (
     is_missing,
     naming,
     read_columns,
+    read_times,
     read_zone,
     to_number,
     to_place,
-    to_seconds,
     to_text,
 )
 from .explanations_mcm import Explanation, explain
@@ -59,7 +59,7 @@ from .live_state_mcm import LiveState, Reader, is_incremental
 from .modeling_mcm import FIRST_LABEL, MCMForMultiTaskRecommendation
 from .processing_mcm import ROWS, MCMFeatureExtractor, first_kept
 
-FORMAT, VERSION = "mcm-live", "1"
+FORMAT, VERSION = "mcm-live", "2"
 EVENTS = "events"  # the tensor of a stored state that holds the events, as compressed JSON
 TIME_FIX = "give a datetime or ISO 8601 text such as 2017-03-01T18:30:00, or leave the event out"
 STATE = "state."  # the names of the others open with it
@@ -91,14 +91,14 @@ class _Visit:
         key: of the visit, as text; empty without one.
         events: in the order in which they came.
         opening: the event at the start.
-        rows: events in a row of `encode`, the end of the visit included; -1 until it was encoded.
+        end: events in a row of `encode` until the end of this visit, closing ones included; -1 until it was encoded.
     """
 
     start: int
     key: tuple[bool, str]
     events: list[dict[str, Any]] = field(compare=False)
     opening: dict[str, Any] = field(compare=False)
-    rows: int = field(default=-1, compare=False)
+    end: int = field(default=-1, compare=False)
 
 
 class LiveCustomer:
@@ -309,9 +309,10 @@ class LiveCustomer:
                 self._start,
                 self._base,
                 self._first_visit,
-                [visit.rows for visit in self._visits],
+                [visit.end for visit in self._visits],
             ]
-            tensors = {STATE + name: value for name, value in cast(LiveState, self._closed).tensors().items()}
+            state = cast(LiveState, self._closed)
+            tensors = {STATE + name: value for name, value in state.tensors(self._reader).items()}
         packed = zlib.compress(json.dumps(stored, separators=(",", ":"), allow_nan=False).encode())
         tensors[EVENTS] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
         digest = checkpoint_digest(self.model, self.feature_extractor)
@@ -351,9 +352,9 @@ class LiveCustomer:
         live = cls(model, feature_extractor, stored["profile"], stored["customer_id"])
         live._insert(stored["events"])
         if "state" in stored and live._reader is not None:
-            live._folded, live._start, live._base, live._first_visit, rows = stored["state"]
-            for visit, number in zip(live._visits, rows, strict=True):
-                visit.rows = number
+            live._folded, live._start, live._base, live._first_visit, ends = stored["state"]
+            for visit, end in zip(live._visits, ends, strict=True):
+                visit.end = end
             state = {name.removeprefix(STATE): value for name, value in tensors.items() if name != EVENTS}
             live._closed = LiveState.of_tensors(state, live._reader)
         return live
@@ -370,23 +371,19 @@ class LiveCustomer:
             if isinstance(events, Mapping) and not any(_is_column(value) for value in events.values()):
                 events = [events]
             columns, count = read_columns(events, extractor._known_columns)
+        if count and extractor.time is not None and extractor.time not in columns:
+            raise ValueError(f"{self._name()}: column {extractor.time!r}: found no time (None); {TIME_FIX}")
+        plain = []
+        for name, column in columns.items():
+            with naming(f"{self._name()}: column {name!r}"):
+                if name == extractor.time:
+                    seconds = read_times(column, read_zone(extractor.time_zone))
+                    plain.append(np.datetime_as_string(seconds.astype("datetime64[s]")).tolist())
+                else:
+                    plain.append([None if is_missing(value) else _plain(value) for value in as_list(column)])
+        rows = zip(*plain, strict=True) if plain else [()] * count
         names = list(columns)
-        rows = zip(*(as_list(columns[name]) for name in names), strict=True) if names else [()] * count
-        zone = read_zone(extractor.time_zone)
-        read = []
-        for row in rows:
-            event = {}
-            for name, value in zip(names, row, strict=True):
-                with naming(f"{self._name()}: column {name!r}"):
-                    if name == extractor.time:
-                        seconds = to_seconds(value, zone)
-                        event[name] = str(np.datetime64(seconds, "s"))
-                    elif not is_missing(value):
-                        event[name] = _plain(value)
-            if extractor.time is not None and extractor.time not in event:
-                raise ValueError(f"{self._name()}: column {extractor.time!r}: found no time (None); {TIME_FIX}")
-            read.append(event)
-        return read
+        return [{n: value for n, value in zip(names, row, strict=True) if value is not None} for row in rows]
 
     def _encode(self, events: list[dict[str, Any]]) -> dict[str, Any]:
         customer = {"events": events, "profile": self.profile or None, "customer_id": self.customer_id}
@@ -458,9 +455,8 @@ class LiveCustomer:
             return False
         first, row = self._ahead or (self._folded - 1, self._encode(self._unread()))
         self._count_rows(row, first + 1, 1)
-        number = sum(visit.rows for visit in self._visits)
-        is_whole = self._start <= number - self._visits[-1].rows  # the last visit
-        if not is_whole or first_kept(number, self.feature_extractor.max_events - 1) != self._start:
+        number, before = self._visits[-1].end, self._visits[-2].end if len(self._visits) > 1 else 0
+        if self._start > before or first_kept(number, self.feature_extractor.max_events - 1) != self._start:
             return False
         self._extend(row, int(np.searchsorted(row["visits"], self._folded - first)), first)
         return True
@@ -488,10 +484,12 @@ class LiveCustomer:
         self._extend(row, self._start, 0)
 
     def _count_rows(self, row: Mapping[str, Any], first: int, skip: int) -> None:
-        """Notes how many events the visits from `first` on have in a row; those of the row's first visits are left."""
+        """Notes where the visits from `first` on end in a row of all events; the first `skip` visits of `row` are
+        others."""
         counts = np.bincount(row["visits"], minlength=skip + len(self._visits) - first)[skip:]
-        for visit, count in zip(self._visits[first:], counts.tolist(), strict=True):
-            visit.rows = count
+        counts[:1] += self._visits[first - 1].end if first else 0
+        for visit, end in zip(self._visits[first:], counts.cumsum().tolist(), strict=True):
+            visit.end = end
 
     def _extend(self, row: Mapping[str, Any], skip: int, first: int) -> None:
         """Reads a row's events from `skip` on, the last visit apart; its visits are counted from `first`."""
@@ -512,6 +510,8 @@ class LiveCustomer:
         state = closed = cast(LiveState, self._closed)
         for part in (slice(0, last), slice(last, None)):
             closed = state
+            if part.stop == 0:  # the last visit is the only one
+                continue
             latest = np.maximum.accumulate(np.maximum(days[part], np.float32(state.time)))
             read = (ids[part], torch.from_numpy(latest), numbers[part], torch.from_numpy(values[part]))
             state = state.extend(cast(Reader, self._reader), *read)
@@ -591,6 +591,8 @@ def _content_digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def _plain(value: Any) -> Any:
     """A raw value as JSON holds it: text, numbers and booleans as they are, lists of them, the rest as text."""
+    if type(value) is str:  # most are
+        return value
     if isinstance(value, np.generic) and value.dtype.kind not in "mM":
         value = value.item()
     if isinstance(value, np.ndarray | list | tuple):

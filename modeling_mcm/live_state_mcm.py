@@ -45,6 +45,8 @@ SCORES_AT_ONCE = 2**22  # numbers of z that reading many events holds
 DECAY = 2.0 ** (-1 / HABIT_VISITS)
 # Columns of `LiveState.met` after the K counts that fade.
 NUMBER, FIRST_UNIT, LAST_UNIT, FIRST_TIME, LAST_TIME, RATE = range(6)
+COLUMNS = 6
+MOST_UNREAD = 64  # parts that wait for the readout
 
 
 class TaskTables(NamedTuple):
@@ -52,20 +54,14 @@ class TaskTables(NamedTuple):
 
     Attributes:
         place (`int`): of the task.
-        feature (`int`): place of its feature.
         labels (`slice`): its labels among those of all tasks.
-        vectors (`torch.Tensor` of shape `(V, H)`): the labels' embeddings.
-        scale (`torch.Tensor` of shape `()`): of the readout.
         bias (`torch.Tensor` of shape `(V,)`): of the labels.
         gains (`torch.Tensor` of shape `(V, K)`): c of the repeat memory.
         rarity (`torch.Tensor` of shape `(V, 1)`): r of the repeat memory.
     """
 
     place: int
-    feature: int
     labels: slice
-    vectors: torch.Tensor
-    scale: torch.Tensor
     bias: torch.Tensor
     gains: torch.Tensor
     rarity: torch.Tensor
@@ -85,18 +81,27 @@ class Reader:
         self.unit, self.reads_last = config.encoder_unit, config.readout == "last"
         self.heads, self.layers = config.num_attention_heads, list(model.model.encoder.layer)
         self.hidden_size = config.hidden_size
+        self.projections = [_projections(layer) for layer in self.layers]
+        self.event_tables = model.model.embeddings.events.joined()
+        memory, counted = model.repeat_memory, model.counted_memory
         self.tables: list[TaskTables] = []
-        start = 0
+        vectors, start = [], 0
         for place, rows in enumerate(model._all_labels()):
             size = len(rows.vectors)
-            scale = torch.ones(()) if model.readout_scale is None else model.readout_scale[place].detach()
             gains, rarity = rows.memory or (rows.vectors.new_zeros(size, 0), rows.vectors.new_zeros(size, 1))
             bias = model._label_offsets(rows, torch.float32)
             labels = slice(start, start + size)
-            of_labels = (rows.vectors.detach(), scale, bias.detach(), gains.detach(), rarity.detach())
-            self.tables.append(TaskTables(place, model.task_features[place], labels, *of_labels))
+            self.tables.append(TaskTables(place, labels, bias.detach(), gains.detach(), rarity.detach()))
+            scale = 1.0 if model.readout_scale is None else model.readout_scale[place].detach()
+            vectors.append(rows.vectors.detach() * scale)
             start += size
-        self.labels = start
+        self.vectors, self.labels = torch.cat(vectors), start
+        self.features = torch.tensor(model.task_features)
+        self.starts = torch.tensor([table.labels.start for table in self.tables])
+        self.task_of = torch.repeat_interleave(torch.tensor([len(rows) for rows in vectors]))
+        self.is_related = torch.tensor([counted is not None and counted.has_related(k) for k in range(len(vectors))])
+        self.rates = torch.zeros(0) if memory is None else torch.exp(-memory.log_half_life.detach()).double()
+        self.by_day = torch.arange(len(self.rates)) < (0 if memory is None else memory.num_days)
         state = model.model.state
         self.has_state = state is not None
         half_lives = [] if state is None else [*state.half_lives, math.inf]
@@ -107,7 +112,19 @@ class Reader:
         # Half-lives at which features of many values are counted: the one nearest to a month, and none.
         nearest = sorted(range(len(half_lives)), key=lambda k: abs(half_lives[k] - TASTE_HALF_LIFE))[:1]
         self.slow = [*nearest, len(half_lives) - 1] if half_lives else []
-        self.sizes = list(config.vocabulary_sizes)
+        self.few_rows, self.many_rows = self._rows(self.few), self._rows(self.many)
+
+    def _rows(self, features: Sequence[int]) -> torch.Tensor:
+        """Where the counts of each of these features begin, and where the last ones end: of shape `(features + 1,)`."""
+        sizes = self.model.config.vocabulary_sizes
+        return torch.tensor([0, *(sizes[feature] for feature in features)]).cumsum(0)
+
+
+def _projections(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of a layer's queries, keys and values, as one product, of shape `(3 H, H)` and `(3 H,)`."""
+    heads = layer.attention.self
+    three = (heads.query, heads.key, heads.value)
+    return torch.cat([each.weight.detach() for each in three]), torch.cat([each.bias.detach() for each in three])
 
 
 def is_incremental(model: MCMForMultiTaskRecommendation) -> bool:
@@ -127,9 +144,12 @@ class LiveState:
         time (`float`): days from the customer's first event to the last one.
         hidden (`torch.FloatTensor` of shape `(H,)`): the last layer's vector of the last unit.
         kept (`torch.LongTensor` of shape `(W,)`): numbers of the units whose keys and values are kept.
-        keys, values (`torch.FloatTensor` of shape `(layers, heads, W, H / heads)`): of these units.
+        caches (`torch.FloatTensor` of shape `(layers, 2, heads, W, H / heads)`): keys and values of these units.
         average, weight (`torch.FloatTensor` of shape `(V,)`): of each label the readout, and the logarithm of the sum
-            of exp(z) of all units.
+            of exp(z) of all units but the unread ones.
+        unread (`tuple[torch.FloatTensor, ...]`, each of shape `(U, H)`): vectors of the latest units, which the
+            readout has not read yet: it reads them when scores are wanted, in these parts, so that the scores are the
+            same to the last bit whenever that is.
         labels (`torch.LongTensor` of shape `(S,)`): the labels that were met, ascending, among those of all tasks.
         met (`torch.DoubleTensor` of shape `(S, K + 6)`): of each the counts that fade, in how many units it was met,
             the first and the last of them, their days, and its rate a visit, not normalised.
@@ -151,10 +171,10 @@ class LiveState:
     began: float
     hidden: torch.Tensor
     kept: torch.Tensor
-    keys: torch.Tensor
-    values: torch.Tensor
+    caches: torch.Tensor
     average: torch.Tensor
     weight: torch.Tensor
+    unread: tuple[torch.Tensor, ...]
     labels: torch.Tensor
     met: torch.Tensor
     label_visits: torch.Tensor
@@ -171,7 +191,7 @@ class LiveState:
         """Before the start row."""
         tasks, size = len(reader.tables), reader.labels
         kernels = reader.tables[0].gains.shape[1]
-        cache = torch.zeros(len(reader.layers), reader.heads, 0, reader.hidden_size // reader.heads)
+        caches = torch.zeros(len(reader.layers), 2, reader.heads, 0, reader.hidden_size // reader.heads)
         return cls(
             units=0,
             visits=0,
@@ -179,24 +199,26 @@ class LiveState:
             began=math.inf,
             hidden=torch.zeros(reader.hidden_size),
             kept=torch.zeros(0, dtype=torch.long),
-            keys=cache,
-            values=cache,
+            caches=caches,
             average=torch.zeros(size),
             weight=torch.full((size,), float("-inf")),
+            unread=(),
             labels=torch.zeros(0, dtype=torch.long),
-            met=torch.zeros(0, kernels + 6, dtype=torch.float64),
+            met=torch.zeros(0, kernels + COLUMNS, dtype=torch.float64),
             label_visits=torch.zeros(tasks, dtype=torch.long),
             latest=torch.zeros(tasks, LATEST, dtype=torch.long),
             latest_times=torch.zeros(tasks, LATEST),
             sums=torch.zeros(reader.channels, len(reader.half_lives), dtype=torch.float64),
-            few=torch.zeros(sum(reader.sizes[j] for j in reader.few), len(reader.half_lives), dtype=torch.float64),
-            many=torch.zeros(sum(reader.sizes[j] for j in reader.many), 2, dtype=torch.float64),
+            few=torch.zeros(int(reader.few_rows[-1]), len(reader.half_lives), dtype=torch.float64),
+            many=torch.zeros(int(reader.many_rows[-1]), 2, dtype=torch.float64),
             habits=torch.zeros(size, dtype=torch.float64),
             new=torch.zeros(size, dtype=torch.float64),
         )
 
-    def tensors(self) -> dict[str, torch.Tensor]:
+    @torch.inference_mode()
+    def tensors(self, reader: Reader) -> dict[str, torch.Tensor]:
         """Everything that a state is stored as; what the others give is left out."""
+        self._read_out(reader)
         stored = {each.name: getattr(self, each.name) for each in fields(self)}
         stored = {name: value for name, value in stored.items() if isinstance(value, torch.Tensor)}
         stored["numbers"] = torch.tensor([self.units, self.visits, self.time, self.began], dtype=torch.float64)
@@ -212,10 +234,7 @@ class LiveState:
         state = cls.empty(reader)
         state.many[values.pop("many_values")] = values.pop("many")
         state = replace(state, **values, units=int(units), visits=int(visits), time=time, began=began)
-        for table in reader.tables:
-            part = state._of_task(table)
-            rates = state.met[part, RATE - 6]
-            state._relate(reader, table, state.labels[part] - table.labels.start, rates, torch.ones_like(rates))
+        state._relate(reader, state.labels, state.met[:, RATE - COLUMNS], state.labels)
         return state
 
     @torch.inference_mode()
@@ -258,11 +277,12 @@ class LiveState:
         units = of_event if by_visit else torch.arange(len(visits))
         count = len(groups) if by_visit else len(visits)
         unit_times = torch.zeros(count).scatter_reduce(0, units, times, "amax", include_self=False)
-        events = event_embeddings(reader.model, input_ids)
-        state = replace(self, habits=self.habits.clone(), new=self.new.clone())
-        hidden = state._encode(reader, events, units, count)
-        state._read(reader, hidden)
-        state._remember(reader, input_ids, events, units, unit_times, times, visits)
+        events = reader.model.model.embeddings.events.average(input_ids, reader.event_tables)
+        state = replace(self)
+        state.unread = (*self.unread, state._encode(reader, events, units, count))
+        if len(state.unread) > MOST_UNREAD:
+            state._read_out(reader)
+        state._remember(reader, input_ids, events, units, unit_times, times, of_event)
         if reader.has_state and self.units:  # the start row is no event
             state._count(reader, input_ids, times, visits, values)
         state.units, state.visits, state.time = self.units + count, int(visits[-1]), float(times[-1])
@@ -293,118 +313,146 @@ class LiveState:
             mask = age >= 0
             if window is not None:
                 mask &= (age < window) | (everyone == 0)
-        keep = slice(None) if window is None else (everyone == 0) | (self.units + count - everyone < window)
-        keys, values = [], []
-        for place, layer in enumerate(reader.layers):
-            heads = layer.attention.self
-            query, key, value = (
-                project(x).view(count, heads.num_attention_heads, -1).transpose(0, 1)
-                for project in (heads.query, heads.key, heads.value)
-            )
-            key, value = torch.cat([self.keys[place], key], 1), torch.cat([self.values[place], value], 1)
-            read = F.scaled_dot_product_attention(query[None], key[None], value[None], mask, scale=heads.scaling)
+        caches = []
+        for place, (layer, projections) in enumerate(zip(reader.layers, reader.projections, strict=True)):
+            # Queries, keys and values, of shape (3, heads, U, H / heads).
+            new = F.linear(x[0], *projections).view(count, 3, reader.heads, -1).permute(1, 2, 0, 3)
+            cache = torch.cat([self.caches[place], new[1:]], 2)
+            scale = layer.attention.self.scaling
+            read = F.scaled_dot_product_attention(new[:1], cache[:1], cache[1:], mask, scale=scale)
             read = read[0].transpose(0, 1).reshape(1, count, -1)
             x = layer.feed_forward_chunk(layer.attention.output(read, x))
-            keys.append(key[:, keep])
-            values.append(value[:, keep])
-        self.kept, self.keys, self.values = everyone[keep], torch.stack(keys), torch.stack(values)
+            caches.append(cache)
+        self.kept, self.caches = everyone, torch.stack(caches)
+        if window is not None and len(everyone) > window:  # the next unit does not read the oldest but the start row
+            keep = ((everyone == 0) | (self.units + count - everyone < window)).nonzero()[:, 0]
+            self.kept, self.caches = everyone[keep], self.caches.index_select(3, keep)
         self.hidden = x[0, -1]
         return x[0]
 
-    def _read(self, reader: Reader, hidden: torch.Tensor) -> None:
-        """The readout of new units with the vectors `(U, H)`."""
-        z = torch.cat([F.linear(hidden, table.vectors) * table.scale for table in reader.tables], 1)
-        if reader.reads_last:
-            self.average = z[-1]
-            return
-        all_z, all_weights = torch.cat([self.average[None], z]), torch.cat([self.weight[None], z])
-        self.weight = all_weights.logsumexp(0)
-        self.average = ((all_weights - self.weight).exp() * all_z).sum(0)
+    def _read_out(self, reader: Reader) -> None:
+        """The readout reads what it has not read yet."""
+        for hidden in self.unread[-1:] if reader.reads_last else self.unread:
+            z = F.linear(hidden, reader.vectors)
+            if reader.reads_last:
+                self.average = z[-1]
+                break
+            all_z, all_weights = torch.cat([self.average[None], z]), torch.cat([self.weight[None], z])
+            self.weight = all_weights.logsumexp(0)
+            self.average = ((all_weights - self.weight).exp() * all_z).sum(0)
+        self.unread = ()
 
     def _remember(self, reader: Reader, input_ids, events, units, unit_times, times, visits) -> None:
-        """What new events add to the memories."""
+        """What new events add to the memories; `visits` of the events are counted from 0."""
         memory = reader.model.repeat_memory
         votes = torch.ones(len(events)) if memory is None else memory.vote(events)[:, 0].exp()
-        ids = input_ids[:, [table.feature for table in reader.tables]].T  # (T, L)
-        offsets = torch.tensor([table.labels.start for table in reader.tables])
+        ids = input_ids.T[reader.features]  # (T, L)
         known = ids >= FIRST_LABEL
         task, event = known.nonzero(as_tuple=True)
-        labels = ids[task, event] + offsets[task]
+        labels = ids[task, event] + reader.starts[task]
         count = len(unit_times)
-        # Each label's votes in each unit: pairs (label, unit), each once.
-        pairs, of_vote = (labels * count + units[event]).unique(return_inverse=True)
-        number = torch.bincount(of_vote, minlength=len(pairs))
+        # Each label's votes in each unit: pairs (label, unit), each once, in the order of labels and units.
+        pairs, of_vote, number = (labels * count + units[event]).unique(return_inverse=True, return_counts=True)
         vote = torch.zeros(len(pairs)).index_add(0, of_vote, votes[event]) / number
         pair_labels, pair_units = pairs // count, pairs % count
-        met_now, of_pair = pair_labels.unique(return_inverse=True)
+        met_now, of_pair, meetings = pair_labels.unique_consecutive(return_inverse=True, return_counts=True)
+        is_first, places = self._make_room(met_now)
 
-        everything = torch.cat([self.labels, met_now]).unique()
-        fresh = torch.zeros(len(everything), self.met.shape[1], dtype=torch.float64)
-        old_places, new_places = torch.searchsorted(everything, self.labels), torch.searchsorted(everything, met_now)
-        fresh[old_places] = self.met
-        slots, kernels = new_places[of_pair], fresh.shape[1] - 6
+        slots, kernels = places[of_pair], self.met.shape[1] - COLUMNS
+        pair_times = unit_times[pair_units]
         if memory is not None:
-            rates = torch.exp(-memory.log_half_life).double()
-            days, steps = float(unit_times[-1]) - self.time, float(count)
-            ages = torch.tensor([days] * memory.num_days + [steps] * (kernels - memory.num_days)).double()
-            fresh[:, :kernels] *= torch.exp2(-ages.clamp(min=0) * rates)
-            since = [(unit_times[-1] - unit_times[pair_units]).clamp(min=0)] * memory.num_days
-            since += [(count - 1 - pair_units).float()] * (kernels - memory.num_days)
-            added = vote[:, None] * torch.exp2(-torch.stack(since, 1).double() * rates)
-            fresh[:, :kernels].index_add_(0, slots, added)
-        columns = fresh[:, kernels:]
-        is_first = columns[new_places, NUMBER] == 0
-        columns[:, NUMBER].index_add_(0, slots, torch.ones(len(slots), dtype=torch.float64))
-        first_pair = torch.searchsorted(of_pair, torch.arange(len(met_now)))  # pairs are in the order of labels, units
-        last_pair = torch.searchsorted(of_pair, torch.arange(len(met_now)), right=True) - 1
-        opening = pair_units[first_pair[is_first]]
-        columns[new_places[is_first], FIRST_UNIT] = (self.units + opening).double()
-        columns[new_places[is_first], FIRST_TIME] = unit_times[opening].double()
-        columns[new_places, LAST_UNIT] = (self.units + pair_units[last_pair]).double()
-        columns[new_places, LAST_TIME] = unit_times[pair_units[last_pair]].double()
-        self.labels, self.met = everything, fresh
-        self._habits(reader, ids, known, visits, met_now[is_first])
+            faded, columns = self.met[:, :kernels], self.met[:, kernels:]
+            ages = torch.where(reader.by_day, float(unit_times[-1]) - self.time, float(count))
+            faded *= torch.exp2(-ages.double().clamp(min=0) * reader.rates)
+            if count == 1:
+                added = vote.double()[:, None].expand(-1, kernels)
+            else:
+                days, steps = (unit_times[-1] - pair_times).clamp(min=0), (count - 1 - pair_units).float()
+                since = torch.where(reader.by_day, days[:, None], steps[:, None]).double()
+                added = vote[:, None] * torch.exp2(-since * reader.rates)
+            faded.index_add_(0, slots, added)
+        else:
+            columns = self.met
+        columns[:, NUMBER].index_add_(0, places, meetings.double())
+        ends = meetings.cumsum(0)
+        opening, last = (ends - meetings)[is_first], ends - 1
+        pair_units = pair_units + self.units
+        for column, values in ((FIRST_UNIT, pair_units), (FIRST_TIME, pair_times)):
+            columns[:, column].index_copy_(0, places[is_first], values[opening].double())
+        for column, values in ((LAST_UNIT, pair_units), (LAST_TIME, pair_times)):
+            columns[:, column].index_copy_(0, places, values[last].double())
+        if reader.is_related.any():
+            if reader.unit != "visit":
+                number = int(visits[-1]) + 1
+                cells = (labels * number + visits[event]).unique()
+                pair_labels, visits_met = cells // number, cells % number
+            else:
+                number, visits_met = count, pairs % count
+            self._habits(reader, pair_labels, visits_met, number, met_now[is_first])
         self._latest(ids, known, times)
 
-    def _habits(self, reader: Reader, ids, known, visits, first_met) -> None:
-        """What new visits add to the rates of labels, and to what goes with them."""
-        counted = reader.model.counted_memory
-        self.label_visits = self.label_visits.clone()
-        columns = self.met[:, -6:]
-        for table in reader.tables:
-            if counted is None or not counted.has_related(table.place):
-                continue
-            has_label = known[table.place]
-            groups, of_event = visits[has_label].unique_consecutive(return_inverse=True)
-            if not len(groups):
-                continue
-            cells = (ids[table.place, has_label] * len(groups) + of_event).unique()  # (label, visit), each once
-            weights = DECAY ** (len(groups) - 1 - cells % len(groups)).double()
-            labels, fade = cells // len(groups), DECAY ** len(groups)
-            columns[self._of_task(table), RATE] *= fade
-            columns[:, RATE].index_add_(0, torch.searchsorted(self.labels, labels + table.labels.start), weights)
-            self.label_visits[table.place] += len(groups)
-            self.habits[table.labels] *= fade
-            is_new = torch.isin(labels + table.labels.start, first_met)
-            if len(groups) > 1:
-                is_new &= F.pad(
-                    labels[1:] != labels[:-1], (1, 0), value=True
-                )  # a label that several visits have, once
-            self._relate(reader, table, labels, weights, is_new.double())
+    def _make_room(self, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gives labels, which ascend, a row of `met` where they have none yet; the state's `met` becomes its own.
 
-    def _relate(self, reader: Reader, table: TaskTables, labels, rates, met) -> None:
-        """Adds the products of rates and labels met with the tables of a task; `labels` are its ids."""
+        Returns:
+            Which of them had none, and the rows of all of them, both of shape `(labels,)`.
+        """
+        places = torch.searchsorted(self.labels, labels)
+        is_new = F.pad(self.labels, (0, 1), value=-1)[places] != labels
+        new = labels[is_new]
+        if not len(new):
+            self.met = self.met.clone()
+            return is_new, places
+        self.labels, order = torch.cat([self.labels, new]).sort()
+        self.met = F.pad(self.met, (0, 0, 0, len(new)))[order]
+        return is_new, places + is_new.cumsum(0) - is_new.long()
+
+    def _habits(self, reader: Reader, labels, visits, number: int, new) -> None:
+        """What new visits add to the rates of labels, and to what goes with them.
+
+        Args:
+            labels, visits: pairs of a label among those of all tasks and a visit that has it, each once.
+            number: how many visits there are.
+            new: labels that are met for the first time.
+        """
+        tasks = reader.task_of[labels]
+        if not reader.is_related.all():
+            related = reader.is_related[tasks]
+            labels, visits, tasks = labels[related], visits[related], tasks[related]
+            new = new[reader.is_related[reader.task_of[new]]]
+        has_label = torch.zeros(len(reader.tables), number, dtype=torch.bool)
+        has_label[tasks, visits] = True
+        passed = has_label.cumsum(1)  # visits with a label of the task, up to each
+        fades = DECAY ** passed[:, -1].double()
+        self.label_visits = self.label_visits + passed[:, -1]
+        weights = DECAY ** (passed[tasks, -1] - passed[tasks, visits]).double()
+        rates = self.met[:, RATE - COLUMNS]
+        rates *= fades[reader.task_of[self.labels]]
+        rates.index_add_(0, torch.searchsorted(self.labels, labels), weights)
+        self.habits = self.habits * fades[reader.task_of]
+        self.new = self.new.clone()
+        self._relate(reader, labels, weights, new)
+
+    def _relate(self, reader: Reader, labels, rates, new) -> None:
+        """Adds the products of rates of labels, and of new labels, with the tables of related labels; labels are
+        among those of all tasks and ascend."""
         counted = reader.model.counted_memory
-        if counted is None or not counted.has_related(table.place):
+        if counted is None:
             return
-        for kept, kind, amounts in (
-            (self.habits, counted.habit_tables, rates),
-            (self.new, counted.new_tables, met),
+        for total, tables, of, amounts in (
+            (self.habits, counted.habit_tables, labels, rates),
+            (self.new, counted.new_tables, new, None),
         ):
-            related = cast(RelatedTable, kind[str(table.place)])
-            some = amounts != 0
-            values = related.weights[labels[some]].double() * amounts[some, None]
-            kept[table.labels].index_add_(0, related.related[labels[some]].flatten().long(), values.flatten())
+            ends = torch.searchsorted(of, reader.starts).tolist()
+            for table, start, end in zip(reader.tables, ends, [*ends[1:], len(of)], strict=True):
+                if start == end or not counted.has_related(table.place):
+                    continue
+                related = cast(RelatedTable, tables[str(table.place)])
+                rows = of[start:end] - table.labels.start
+                values = related.weights[rows].double()
+                if amounts is not None:
+                    values *= amounts[start:end, None]
+                total[table.labels].scatter_add_(0, related.related[rows].flatten().long(), values.flatten())
 
     def _latest(self, ids, known, times) -> None:
         latest, latest_times = [], []
@@ -422,8 +470,9 @@ class LiveState:
         opens = F.pad(visits[1:] != visits[:-1], (1, 0), value=True).double()
         channels = torch.cat([torch.ones_like(opens)[:, None], opens[:, None], values[:, : reader.channels - 2]], 1)
         self.sums = self.sums * fade + channels.double().T @ weights
-        self.few = _added(self.few * fade, reader, reader.few, input_ids, weights)
-        self.many = _added(self.many * fade[reader.slow], reader, reader.many, input_ids, weights[:, reader.slow])
+        self.few = _added(self.few * fade, input_ids[:, reader.few], reader.few_rows, weights)
+        slow = weights[:, reader.slow]
+        self.many = _added(self.many * fade[reader.slow], input_ids[:, reader.many], reader.many_rows, slow)
         self.began = min(self.began, float(times[0]))
 
     def _of_task(self, table: TaskTables) -> slice:
@@ -436,6 +485,7 @@ class LiveState:
     @torch.inference_mode()
     def logits(self, reader: Reader, tasks: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
         """The scores of all labels after the last event, for each of the tasks of shape `(V,)`."""
+        self._read_out(reader)
         result = {}
         for task in reader.tasks if tasks is None else tasks:
             place = reader.tasks.index(task)
@@ -499,7 +549,7 @@ class LiveState:
 
     def _repeats(self, memory, table: TaskTables, labels: torch.Tensor, met: torch.Tensor) -> torch.Tensor:
         """What the repeat memory adds to the scores of labels met: the formula of [`RepeatMemory`]."""
-        task, kernels = table.place, met.shape[1] - 6
+        task, kernels = table.place, met.shape[1] - COLUMNS
         counts, columns = met[:, :kernels], met[:, kernels:]
         rarity = table.rarity[labels]
         length = torch.log1p(torch.tensor(float(self.units - 1)))
@@ -526,24 +576,10 @@ class LiveState:
         return counted.followers(place, labels, histories)[0]
 
 
-def _added(
-    counts: torch.Tensor, reader: Reader, features: Sequence[int], input_ids: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
-    """Counts of the values of some features with those of new events, whose weights are `(L, k)`."""
-    start = 0
-    for feature in features:
-        ids = input_ids[:, feature]
-        counts.index_add_(0, start + ids, weights * (ids >= FIRST_VALUE)[:, None])
-        start += reader.sizes[feature]
-    return counts
-
-
-def event_embeddings(model: MCMForMultiTaskRecommendation, input_ids: torch.Tensor) -> torch.Tensor:
-    """e of events with ids of shape `(L, J)`, of shape `(L, H)`: equation 1, without the copy of all tables that pays
-    for many events."""
-    embedding = model.model.embeddings.events
-    total = sum(embedding.feature_tables[j](input_ids[:, j]) for j in embedding.read)
-    return cast(torch.Tensor, total) / (input_ids[:, embedding.read] != 0).sum(-1, keepdim=True).clamp(min=1)
+def _added(counts: torch.Tensor, ids: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Counts of the values of some features with those of new events: ids are `(L, features)`, weights `(L, k)`."""
+    event, feature = (ids >= FIRST_VALUE).nonzero(as_tuple=True)
+    return counts.index_add_(0, ids[event, feature] + rows[feature], weights[event])
 
 
 __all__ = ["LiveState", "Reader", "is_incremental"]

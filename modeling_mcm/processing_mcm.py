@@ -439,19 +439,28 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         closing_id = self._ids[self.token_type_feature].get(self.end_of_visit or "", MISSING_ID)
         times = timeline.times if self.order is None else timeline.visits.astype(np.int64) * SECONDS_PER_DAY
         row: dict[str, NDArray[Any]] = {"times": times, "visits": timeline.visits}
+        places = np.insert(order, ends, 0)  # in the input, of each interaction but those that close a visit
+        closes = np.insert(np.zeros(count, bool), ends, True)
+
+        def in_order(values: NDArray[Any], closing: int = 0) -> NDArray[Any]:
+            """A column in the order of the row; `closing` is what interactions that close a visit have."""
+            ordered = values[places]
+            ordered[closes] = closing
+            return ordered
+
         for feature in self._event_features:
             if feature in ids:
                 added = closing_id if feature == self.token_type_feature else MISSING_ID
-                row[f"feature_{feature}"] = np.insert(ids[feature][order], ends, added)
+                row[f"feature_{feature}"] = in_order(ids[feature], added)
             else:
                 row[f"feature_{feature}"] = self._derived_ids(feature, timeline)
         is_empty = ~np.any([row[f"feature_{feature}"] for feature in self._event_features], axis=0)
         if is_empty.any():
             raise ValueError(f"event {np.argmax(is_empty)} in order of time has no value in any feature; leave it out")
         for feature, of_events in values.items():
-            row[f"value_{feature}"] = np.insert(of_events[order], ends, 0)
+            row[f"value_{feature}"] = in_order(of_events)
         for task in self.tasks:
-            row[f"task_{task}"] = np.insert(np.where(is_target, ids[task], MISSING_ID)[order], ends, MISSING_ID)
+            row[f"task_{task}"] = in_order(np.where(is_target, ids[task], MISSING_ID), MISSING_ID)
         return row
 
     def _read_moments(self, columns: Mapping[str, Any], count: int) -> NDArray[np.int64]:
