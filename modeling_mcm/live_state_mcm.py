@@ -115,7 +115,7 @@ class Reader:
         self.few_rows, self.many_rows = self._rows(self.few), self._rows(self.many)
 
     def _rows(self, features: Sequence[int]) -> torch.Tensor:
-        """Where the counts of each of these features begin, and where the last ones end: of shape `(features + 1,)`."""
+        """Where the counts of each of these features begin, and where the last end: of shape `(features + 1,)`."""
         sizes = self.model.config.vocabulary_sizes
         return torch.tensor([0, *(sizes[feature] for feature in features)]).cumsum(0)
 

@@ -34,6 +34,7 @@ from .action_inputs_mcm import EncodedActions, read_actions
 from .events_mcm import SECONDS_PER_DAY, naming, read_zone, to_seconds
 from .files_mcm import check_values
 from .modeling_mcm import FIRST_LABEL
+from .state_mcm import MissingForecastsError
 
 
 class _Numbered(tuple):
