@@ -215,6 +215,11 @@ def test_scores_are_those_of_the_pipeline(live_model, extractor):
     assert {task: [each["label"] for each in best] for task, best in here.items()} == {
         task: [each["label"] for each in best] for task, best in there.items()
     }
+    later = PreferenceScoresPipeline(model=model, feature_extractor=extractor)({"events": events}, now="2017-06-01")
+    for task, best in live.scores("2017-06-01", k=5).items():
+        assert [each["label"] for each in best] == [each["label"] for each in later[task][:5]]
+        assert best != live.scores(k=5)[task]
+        assert [each["score"] for each in best] == pytest.approx([each["score"] for each in later[task][:5]], rel=1e-4)
     assert live.scores(tasks=["aisle"], k=1000)["aisle"][0] == here["aisle"][0]
 
 
