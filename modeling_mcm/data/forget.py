@@ -29,6 +29,7 @@ from modeling_mcm.data.dataset import (
     PreparedManifest,
     check_shard,
     sha256_of,
+    write_table,
 )
 from modeling_mcm.data.files import kind_of
 from modeling_mcm.data.locks import LOCK_SUFFIX, note_of
@@ -235,7 +236,7 @@ def _count_again(directory: Path, scratch: Path, manifest: PreparedManifest) -> 
         shards = [directory / shard["file"] for shard in manifest.shards]
         measures, training = recount(connection, directory, shards, schema)
         table = popularity(mark_targets(training, fitted, schema), fitted, schema)
-    pq.write_table(table, directory / POPULARITY_FILE)
+    write_table(directory / POPULARITY_FILE, table)
     return measures
 
 
