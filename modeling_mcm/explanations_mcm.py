@@ -248,7 +248,8 @@ class _History:
 
     def _inputs(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         mask_next = self.model.config.augmentation == "masked_lm"
-        inputs = self.extractor.pad(rows, mask_next=mask_next)
+        moments = None if self.moment is None else [self.moment] * len(rows)
+        inputs = self.extractor.pad(rows, mask_next=mask_next, now=moments)
         return {name: value.to(self.model.device) for name, value in inputs.items()}
 
     def _without(self, gone: NDArray[np.bool_]) -> dict[str, Any]:

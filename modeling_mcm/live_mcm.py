@@ -58,6 +58,7 @@ from .explanations_mcm import Explanation, explain
 from .live_state_mcm import LiveState, Reader, is_incremental
 from .modeling_mcm import FIRST_LABEL, MCMForMultiTaskRecommendation
 from .processing_mcm import ROWS, MCMFeatureExtractor, first_kept
+from .state_mcm import MissingForecastsError
 
 FORMAT, VERSION = "mcm-live", "2"
 EVENTS = "events"  # the tensor of a stored state that holds the events, as compressed JSON
@@ -202,7 +203,8 @@ class LiveCustomer:
         """The labels that the customer is likely to choose next.
 
         Args:
-            now (*optional*): the time of the question; the last event's by default.
+            now (*optional*): the time of the question; the last event's by default. What the repeat memory counts
+                has faded until then. The model has learned from questions at the last event, and is measured on them.
             tasks (`Sequence[str]`, *optional*): names of tasks, all by default.
             k (`int`): labels of each task; at most all of them.
 
@@ -237,7 +239,7 @@ class LiveCustomer:
         """
         moment = self._moment(now)
         if self._reader is not None:
-            return self._state().logits(self._reader, tasks)
+            return self._state().logits(self._reader, tasks, self._days(moment))
         with torch.inference_mode():
             logits = self.model(**self._inputs(moment)).logits
         return {task: logits[task][0] for task in tasks or self.model.config.tasks}
@@ -261,14 +263,11 @@ class LiveCustomer:
             now (*optional*): as for `scores`.
 
         Raises:
-            NotImplementedError: if the checkpoint has learned no forecasts.
+            MissingForecastsError: a `ValueError`, if the checkpoint has learned no forecasts.
         """
         moment, heads = self._moment(now), self.model.model.forecasts
         if heads is None or not heads.is_trained:
-            raise NotImplementedError(
-                f"{self.model.name_or_path or 'The model'} has no trained forecasts: they would be made up. Pre-train "
-                "a checkpoint with a customer state (training/run_pretrain.py, state_size)."
-            )
+            raise MissingForecastsError(self.model.name_or_path)
         if self._reader is not None:
             found = self._state().forecast(self._reader, self._days(moment))
         else:

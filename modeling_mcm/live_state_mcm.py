@@ -115,7 +115,7 @@ class Reader:
         self.few_rows, self.many_rows = self._rows(self.few), self._rows(self.many)
 
     def _rows(self, features: Sequence[int]) -> torch.Tensor:
-        """Where the counts of each of these features begin, and where the last ones end: of shape `(features + 1,)`."""
+        """Where the counts of each of these features begin, and where the last end: of shape `(features + 1,)`."""
         sizes = self.model.config.vocabulary_sizes
         return torch.tensor([0, *(sizes[feature] for feature in features)]).cumsum(0)
 
@@ -483,13 +483,22 @@ class LiveState:
     # ---------------------------------------------------------------------------------------------------- questions
 
     @torch.inference_mode()
-    def logits(self, reader: Reader, tasks: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
-        """The scores of all labels after the last event, for each of the tasks of shape `(V,)`."""
+    def logits(
+        self, reader: Reader, tasks: Sequence[str] | None = None, now: float | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The scores of all labels, for each of the tasks of shape `(V,)`.
+
+        Args:
+            reader ([`Reader`]): of the model.
+            tasks (`Sequence[str]`, *optional*): their names, all by default.
+            now (`float`, *optional*): as of `embedding`.
+        """
         self._read_out(reader)
+        wait = 0.0 if now is None else max(now - self.time, 0.0)
         result = {}
         for task in reader.tasks if tasks is None else tasks:
             place = reader.tasks.index(task)
-            parts = self._parts(reader.model, reader.tables[place])
+            parts = self._parts(reader, reader.tables[place], wait)
             result[task] = reader.model.joined_scores(place, {name: part[None, None] for name, part in parts.items()})[
                 0, 0
             ]
@@ -522,15 +531,17 @@ class LiveState:
         forecasts = cast(Any, reader.model.model.forecasts)
         return forecasts(self.embedding(reader, now)) if forecasts is not None and forecasts.is_trained else {}
 
-    def _parts(self, model, table: TaskTables) -> dict[str, torch.Tensor]:
-        """What a task's scores are a sum of, each of shape `(V,)`, as `score_parts` says."""
+    def _parts(self, reader: Reader, table: TaskTables, wait: float) -> dict[str, torch.Tensor]:
+        """What a task's scores are a sum of, each of shape `(V,)`, as `score_parts` says, so many days after the last
+        event."""
+        model = reader.model
         size = table.labels.stop - table.labels.start
         parts = {"readout": self.average[table.labels], "bias": table.bias}
         part = self._of_task(table)
         labels, met = self.labels[part] - table.labels.start, self.met[part]
         if model.repeat_memory is not None:
             parts["repeats"] = torch.zeros(size)
-            parts["repeats"][labels] = self._repeats(model.repeat_memory, table, labels, met.float())
+            parts["repeats"][labels] = self._repeats(reader, table, labels, met.float(), wait)
         counted = model.counted_memory
         if counted is not None:
             is_met = torch.zeros(size, dtype=torch.bool)
@@ -547,10 +558,15 @@ class LiveState:
                 parts["new"] = torch.log1p(self.new[table.labels].clamp(min=0) / LEAST_WEIGHT).float()
         return parts
 
-    def _repeats(self, memory, table: TaskTables, labels: torch.Tensor, met: torch.Tensor) -> torch.Tensor:
+    def _repeats(
+        self, reader: Reader, table: TaskTables, labels: torch.Tensor, met: torch.Tensor, wait: float
+    ) -> torch.Tensor:
         """What the repeat memory adds to the scores of labels met: the formula of [`RepeatMemory`]."""
+        memory = cast(Any, reader.model.repeat_memory)
         task, kernels = table.place, met.shape[1] - COLUMNS
         counts, columns = met[:, :kernels], met[:, kernels:]
+        if wait:  # counts that fade by days have faded on
+            counts = counts * torch.exp2(-wait * reader.by_day * reader.rates).float()
         rarity = table.rarity[labels]
         length = torch.log1p(torch.tensor(float(self.units - 1)))
         gains = memory.memory_gain[task] + table.gains[labels] + memory.memory_growth[task] * length
@@ -560,7 +576,7 @@ class LiveState:
             number = columns[:, NUMBER]
             since_first, since_last = self.units - 1 - columns[:, FIRST_UNIT], self.units - 1 - columns[:, LAST_UNIT]
             gap = (since_first - since_last) / (number - 1).clamp(min=1)
-            days = [self.time - columns[:, column] for column in (FIRST_TIME, LAST_TIME)]
+            days = [self.time + wait - columns[:, column] for column in (FIRST_TIME, LAST_TIME)]
             habits = torch.stack([number, since_first, since_last, gap, *days], 1).clamp(min=0).log1p()
             length = length.expand(len(labels), 1)
             inputs = torch.cat([terms, habits, length / 3, rarity / 2], 1)

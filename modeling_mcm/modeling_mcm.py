@@ -236,6 +236,25 @@ def latest_units(window: int | None, units: int) -> Callable[..., torch.Tensor] 
     return lambda batch, head, query, key: (query - key < window) | (key == 0)
 
 
+def check_window(mask: Any, implementation: str | None) -> None:
+    """Raises where a mask can't have the attention window in it.
+
+    Args:
+        mask: what `create_causal_mask` gives for an attention implementation: a row for each query, or which units
+            are padding where its kernel reads the lengths of sequences alone.
+        implementation (`str`, *optional*): the config's attention implementation.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if mask is None or (isinstance(mask, torch.Tensor) and mask.dim() < 4):
+        raise ValueError(
+            f"`attn_implementation` is {implementation!r}, whose kernel reads no mask, and `attention_window` needs "
+            "one: a unit reads the start row beside its window. Load the model with attn_implementation='sdpa', "
+            "'eager' or 'flex_attention'."
+        )
+
+
 @auto_docstring(custom_intro="The customer model without a head: hidden states and a customer embedding.")
 class MCMModel(MCMPreTrainedModel):
     # The head's own parameters, in a checkpoint that was saved with it.
@@ -303,6 +322,8 @@ class MCMModel(MCMPreTrainedModel):
         if self.config.encoder_attention == "causal":
             window = latest_units(self.config.attention_window, hidden.shape[1])
             mask = create_causal_mask(self.config, hidden, unit_mask.long(), cache=None, and_mask_function=window)
+            if window is not None:
+                check_window(mask, self.config._attn_implementation)
         else:
             mask = create_bidirectional_mask(self.config, hidden, unit_mask.long())
         hidden = self.encoder(hidden, attention_mask=mask, **kwargs).last_hidden_state
@@ -508,7 +529,8 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         event_values (`torch.FloatTensor` of shape `(batch_size, sequence_length, num_values)`, *optional*):
             As in [`MCMModel.forward`].
         now (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
-            As in [`MCMModel.forward`].
+            As in [`MCMModel.forward`]; the repeat memory, too, has faded until then. In training and in evaluation at
+            a cutoff there is no `now`: every visit is asked about at the one before.
         encoder_outputs (`MCMModelOutput`, *optional*):
             What [`MCMModel`] gave for these inputs, where it is known already.
 
@@ -524,7 +546,7 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
             moment = {"event_times": event_times, "event_values": event_values, "now": now}
             outputs = self.model(input_ids, attention_mask=attention_mask, visit_ids=visit_ids, **moment, **kwargs)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "unit_mask": outputs.unit_mask.bool()}
-        batch |= {"visit_ids": visit_ids, "event_times": event_times, "prefix_ends": prefix_ends}
+        batch |= {"visit_ids": visit_ids, "event_times": event_times, "prefix_ends": prefix_ends, "now": now}
         batch |= {"labels": labels, "label_prefixes": label_prefixes, "label_weights": label_weights}
         vectors = (outputs.last_hidden_state, outputs.event_embeddings)
         if self.training and labels is not None and torch.is_grad_enabled():
@@ -773,7 +795,10 @@ class MCMForMultiTaskRecommendation(MCMPreTrainedModel):
         unit_times = times.new_zeros(shape).scatter_reduce(1, event_units, times, "amax")
         label_ids = places_of(scored, batch["input_ids"][..., [self.task_features[place] for place in tasks]])
         met = memory.votes(label_ids, event_units, events, shape[1])
-        return memory(tasks, unit_times, unit_ends, met, asked, [rows.memory for rows in scored])
+        waits = None
+        if (now := batch.get("now")) is not None:
+            waits = (now[:, None] - unit_times.gather(1, unit_ends)).clamp(min=0)
+        return memory(tasks, unit_times, unit_ends, met, asked, [rows.memory for rows in scored], waits)
 
     def _losses_in_parts(
         self, hidden: torch.Tensor, events: torch.Tensor, batch: dict[str, Any]

@@ -34,6 +34,7 @@ from .action_inputs_mcm import EncodedActions, read_actions
 from .events_mcm import SECONDS_PER_DAY, naming, read_zone, to_seconds
 from .files_mcm import check_values
 from .modeling_mcm import FIRST_LABEL
+from .state_mcm import MissingForecastsError
 
 
 class _Numbered(tuple):
@@ -146,10 +147,7 @@ class CustomerForecastPipeline(_CustomerPipeline):
         super().__init__(*args, **kwargs)
         heads = getattr(self.model, "forecasts", None)
         if heads is None or not heads.is_trained:
-            raise ValueError(
-                f"{self.model.name_or_path or 'The model'} has no trained forecasts: they would be made up. Pre-train "
-                "a checkpoint with a customer state (training/run_pretrain.py, state_size)."
-            )
+            raise MissingForecastsError(self.model.name_or_path)
 
     def _sanitize_parameters(self, now: Any = None, **unknown: Any):
         if unknown:
@@ -167,13 +165,16 @@ class CustomerForecastPipeline(_CustomerPipeline):
 class PreferenceScoresPipeline(_CustomerPipeline):
     """`pipeline("preference-scores", model=checkpoint)(customer)`: what the customer is likely to do next.
 
-    Options: `tasks` (names; all by default) and `top_k` (labels a task, 10 by default). Gives for each task a list of
+    Options: `tasks` (names; all by default), `top_k` (labels a task, 10 by default) and `now` (the moment of the
+    question, as the log writes its times; by default each customer's last event). Gives for each task a list of
     `{"label": value, "score": probability among the task's labels}`, best first.
     """
 
-    def _sanitize_parameters(self, tasks: list[str] | None = None, top_k: int | None = None, **unknown: Any):
+    def _sanitize_parameters(
+        self, tasks: list[str] | None = None, top_k: int | None = None, now: Any = None, **unknown: Any
+    ):
         if unknown:
-            raise ValueError(f"Unknown options {sorted(unknown)}: preference-scores has `tasks` and `top_k`.")
+            raise ValueError(f"Unknown options {sorted(unknown)}: preference-scores has `tasks`, `top_k` and `now`.")
         known = self.model.config.tasks
         if tasks is not None and (isinstance(tasks, str) or not isinstance(tasks, Sequence) or not tasks):
             raise ValueError(
@@ -185,11 +186,11 @@ class PreferenceScoresPipeline(_CustomerPipeline):
             raise ValueError(f"`top_k` is {top_k!r} ({type(top_k).__name__}); give a whole number of labels.")
         if top_k is not None and top_k < 1:
             raise ValueError(f"`top_k` is {top_k}; ask for at least 1 label.")
-        options = {"tasks": tasks, "top_k": top_k}
+        options = {"tasks": tasks, "top_k": top_k, "now": None if now is None else self._read_now(now)}
         return {}, {name: value for name, value in options.items() if value is not None}, {}
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
-        logits = self.model(**self.model_inputs(input_tensors)).logits
+        logits = self.model(**self.model_inputs(input_tensors, forward_parameters.get("now"))).logits
         result = ModelOutput()
         for task in forward_parameters.get("tasks") or self.model.config.tasks:
             count = min(forward_parameters.get("top_k", 10), logits[task].shape[-1] - FIRST_LABEL)

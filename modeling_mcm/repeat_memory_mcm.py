@@ -223,6 +223,7 @@ class RepeatMemory(nn.Module):
         met: Sequence[tuple[torch.Tensor, torch.Tensor]],
         asked: torch.Tensor | None = None,
         tables: Sequence[tuple[torch.Tensor, torch.Tensor]] | None = None,
+        waits: torch.Tensor | None = None,
     ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
         """What the memory adds to the scores: a number for each pair of a prefix and a label that it met.
 
@@ -236,6 +237,7 @@ class RepeatMemory(nn.Module):
             met: labels and votes of each of these tasks, from `votes`.
             asked: boolean, of shape `(B, P)`: prefixes that are wanted; all by default.
             tables: of each of these tasks c `(V, K)` and r `(V, 1)`, where the labels are rows of others than its own.
+            waits: days from the end of each prefix to the moment of the question, of shape `(B, P)`; 0 by default.
 
         Returns:
             Of each task: the pairs' customers, prefixes, labels, and what is added to their scores.
@@ -264,6 +266,11 @@ class RepeatMemory(nn.Module):
         else:
             decays = self.decays(unit_times, unit_ends)
             counts = torch.bmm(votes, decays.flatten(2)).view(-1, decays.shape[3])[cell]
+        asked_at = unit_times[customer, end]
+        if waits is not None:  # counts that fade by days have faded on
+            wait, by_day = waits[customer, prefix], torch.arange(counts.shape[1], device=counts.device) < self.num_days
+            faded = torch.exp2(-wait[:, None] * torch.exp(-self.log_half_life))
+            counts, asked_at = counts * torch.where(by_day, faded, 1.0), asked_at + wait
         length = torch.log1p(end.to(counts.dtype))[:, None]
 
         def of_task(parameter: torch.Tensor) -> torch.Tensor:
@@ -280,7 +287,7 @@ class RepeatMemory(nn.Module):
         if len(self.network_in):
             since_first, since_last = end - first, end - last
             gap = (since_first - since_last) / (number - 1).clamp(min=1)
-            days = [unit_times[customer, end] - unit_times[customer, unit] for unit in (first, last)]
+            days = [asked_at - unit_times[customer, unit] for unit in (first, last)]
             values = [value.to(unit_times.dtype) for value in (number, since_first, since_last, gap, *days)]
             habits = torch.stack(values, -1).clamp(min=0).log1p()
             inputs = torch.cat([terms, habits.to(terms.dtype), length / 3, rarity / 2], -1)  # all about 1 in size

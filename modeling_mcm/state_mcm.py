@@ -43,6 +43,20 @@ CHANCE, NEXT_VISIT = "visit_probability", "days_to_next_visit"
 GAPS = ("days since the last event", "days since the first", "the ratio to the mean gap", "the mean gap")
 
 
+class MissingForecastsError(ValueError):
+    """Forecasts are wanted of a checkpoint that has learned none.
+
+    Args:
+        name (`str`): of the checkpoint, as in `name_or_path`; empty where it has none.
+    """
+
+    def __init__(self, name: str | None):
+        super().__init__(
+            f"{name or 'The model'} has no trained forecasts: they would be made up. Pre-train a checkpoint with a "
+            "customer state (training/run_pretrain.py, state_size)."
+        )
+
+
 class CustomerState(nn.Module):
     """The state of a customer at a moment t:
 
@@ -267,4 +281,4 @@ def interval_edges(days: Sequence[float]) -> list[float]:
     return sorted({*(edge for edge in grid if edge < max(days)), *map(float, days)})
 
 
-__all__ = ["CustomerState", "Forecasts"]
+__all__ = ["CustomerState", "Forecasts", "MissingForecastsError"]

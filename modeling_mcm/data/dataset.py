@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.files_mcm import write_json
+from modeling_mcm.files_mcm import atomic_write, write_json
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 MANIFEST_FILE = "manifest.json"
@@ -33,6 +33,16 @@ def sha256_of(path: str | Path) -> str:
     """Hex digest of a file's bytes, read in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_table(path: str | Path, table: pa.Table, **options: Any) -> None:
+    """Writes a Parquet file, which appears when it is whole; `options` are of `pyarrow.parquet.write_table`.
+
+    Raises:
+        OSError: naming the file, if its disk is full or it may not be written.
+    """
+    with atomic_write(path) as partial:
+        pq.write_table(table, partial, **options)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from modeling_mcm.counted_memory_mcm import FOLLOWERS as MOST_FOLLOWERS
 from modeling_mcm.counted_memory_mcm import LAG_WEIGHTS
-from modeling_mcm.data.dataset import FOLLOWERS_FILE
+from modeling_mcm.data.dataset import FOLLOWERS_FILE, write_table
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
@@ -115,7 +114,7 @@ def recount(
     if schema.cutoffs == NO_CUTOFFS:  # nobody will train on it
         return {}, training
     measures = measure(training, schema)
-    pq.write_table(count_followers(training, schema, measures), directory / FOLLOWERS_FILE)
+    write_table(directory / FOLLOWERS_FILE, count_followers(training, schema, measures))
     return measures, training
 
 

@@ -29,6 +29,7 @@ from modeling_mcm.data.dataset import (
     PreparedManifest,
     check_shard,
     sha256_of,
+    write_table,
 )
 from modeling_mcm.events_mcm import to_text
 from modeling_mcm.extras import needs
@@ -235,7 +236,7 @@ def _count_again(directory: Path, scratch: Path, manifest: PreparedManifest) -> 
         shards = [directory / shard["file"] for shard in manifest.shards]
         measures, training = recount(connection, directory, shards, schema)
         table = popularity(mark_targets(training, fitted, schema), fitted, schema)
-    pq.write_table(table, directory / POPULARITY_FILE)
+    write_table(directory / POPULARITY_FILE, table)
     return measures
 
 

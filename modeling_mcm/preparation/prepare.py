@@ -20,7 +20,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from transformers.utils import logging
 
 from modeling_mcm.data.dataset import (
@@ -29,6 +28,7 @@ from modeling_mcm.data.dataset import (
     MANIFEST_FILE,
     POPULARITY_FILE,
     PreparedManifest,
+    write_table,
 )
 from modeling_mcm.data.features import check_integer, check_size
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
@@ -404,11 +404,11 @@ def _run(
     encoded = cache(encode_events(sharded, visits, fitted, schema), near="shard")
     counts |= count_ids(encoded, schema)
     done("encoded")
-    pq.write_table(popularity(encoded, fitted, schema), target / POPULARITY_FILE)
+    write_table(target / POPULARITY_FILE, popularity(encoded, fitted, schema))
     measures = {}
     if schema.cutoffs != NO_CUTOFFS:  # else nobody will train on it
         measures = measure(encoded, schema)
-        pq.write_table(count_followers(encoded, schema, measures), target / FOLLOWERS_FILE)
+        write_table(target / FOLLOWERS_FILE, count_followers(encoded, schema, measures))
     encoded_profiles = cache(encode_profiles(profiles, fitted, schema)) if profiles is not None else None
     number = math.ceil(counts["customers"] / rows_per_shard)
     done("counted")

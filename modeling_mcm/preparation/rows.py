@@ -13,15 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from modeling_mcm.data.dataset import sha256_of
+from modeling_mcm.data.dataset import sha256_of, write_table
 from modeling_mcm.data.features import CATEGORICAL, value_places
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.extras import needs
-from modeling_mcm.files_mcm import atomic_write
 from modeling_mcm.processing_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 
 with needs("data"):
@@ -157,8 +155,7 @@ def cases_among(rows: pa.Table, schema: EventSchema) -> dict[str, int]:
 
 def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
     """Writes a Parquet file, which appears when it is whole; returns its entry of the manifest."""
-    with atomic_write(path) as partial:  # a worker that is lost leaves no half shard
-        pq.write_table(table.combine_chunks(), partial, compression="zstd", row_group_size=ROWS_PER_ROW_GROUP)
+    write_table(path, table.combine_chunks(), compression="zstd", row_group_size=ROWS_PER_ROW_GROUP)
     return {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 

@@ -21,7 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, POPULARITY_FILE, PreparedManifest, check_shard
+from modeling_mcm.data.dataset import (
+    FEATURE_EXTRACTOR_FOLDER,
+    POPULARITY_FILE,
+    PreparedManifest,
+    check_shard,
+    write_table,
+)
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.extras import needs
 from modeling_mcm.preparation.files import check_files, describe
@@ -265,7 +271,7 @@ def _update(
             (target / f"{k}.parquet").rename(target / piece["file"])
         extractor.save_pretrained(target / FEATURE_EXTRACTOR_FOLDER)
         popular = (pq.read_table(directory / POPULARITY_FILE), before.popularity, after.popularity)
-        pq.write_table(_combined_popularity(*popular, schema), target / POPULARITY_FILE)
+        write_table(target / POPULARITY_FILE, _combined_popularity(*popular, schema))
         measures, _ = recount(connection, target, [target / piece["file"] for piece in pieces], schema)
         counts = _combined(manifest.counts, before.counts | before.cases, after.counts | after.cases)
         if profiles is not None:

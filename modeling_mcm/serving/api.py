@@ -29,6 +29,7 @@ from modeling_mcm.serving.failures import ServiceError
 from modeling_mcm.serving.limits import BodyLimit, RateLimit, TokenGuard, Watch
 from modeling_mcm.serving.service import CustomerService, Incoming
 from modeling_mcm.serving.store import MAX_ID
+from modeling_mcm.state_mcm import MissingForecastsError
 
 MOST_LABELS = 1000
 SHORTEST_TOKEN = 16
@@ -119,8 +120,8 @@ def create_api(service: CustomerService, token: str, limits: Limits | None = Non
     def value_error(request: Request, error: Any) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 422)
 
-    @api.exception_handler(NotImplementedError)
-    def not_implemented(request: Request, error: Any) -> JSONResponse:
+    @api.exception_handler(MissingForecastsError)  # before its base class, ValueError
+    def missing_forecasts(request: Request, error: Any) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 501)
 
     @api.exception_handler(RequestValidationError)

@@ -26,6 +26,7 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.serving import drawing
 from modeling_mcm.serving.histories import Histories
 from modeling_mcm.serving.style import CSS, SCRIPT
+from modeling_mcm.state_mcm import MissingForecastsError
 
 LABELS, MOVING = 6, 1000  # labels of a task that are shown; that are compared before and after
 QUICKSTART = {
@@ -92,7 +93,7 @@ class Page:
         """What the checkpoint forecasts; nothing where it has no forecasts."""
         try:
             return drawing.forecasts(self.histories.household(customer_id).live.forecast(self.histories.cutoff))
-        except NotImplementedError:
+        except MissingForecastsError:
             return ""
 
     def what_if(self, customer_id: str, task: str, label: str) -> str:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from elsewhere import assert_close, read_elsewhere
 from hub_server import Account, HubServer, Refusal
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from safetensors import safe_open
 from transformers import TrainingArguments, pipeline
 
@@ -208,6 +209,59 @@ def test_the_card_on_the_hub_has_results_that_the_client_reads(push, hub, prepar
     vocabularies = json.loads(hub.content(REPO, hub.files(REPO)["vocabularies.json"])[0])["vocabularies"]
     assert any(value.startswith("[hidden ") for value in vocabularies["items"])
     assert "of fewer than 8 customers" in text
+
+
+def test_the_results_on_the_hub_are_a_file_that_the_client_reads_too(push, hub, checkpoint):
+    push()
+    stored = yaml.safe_load(hub.content(REPO, hub.files(REPO)[".eval_results/corner_shop.yaml"])[0])
+    (entry,) = parse_eval_result_entries(stored)
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("corner_shop", "items_next_visit_ndcg@10", 0.25)
+    assert entry.notes == "test cases, 34 customers, 95% interval 0.2 to 0.3"
+    (checkpoint / "evaluation.json").unlink()
+    push(repo="org/unevaluated")
+    assert not any(name.startswith(".eval_results") for name in hub.files("org/unevaluated"))
+
+
+def creates(request):
+    return request.path == "/api/repos/create"
+
+
+@pytest.fixture
+def rival(hub):
+    """Another process, which makes the same repository between our look and our call."""
+
+    def create_first(request):
+        if creates(request) and not hub.path_of(REPO).exists():
+            hub.create(request)
+            hub.private.clear()
+        return False
+
+    hub.interrupt = create_first
+
+
+def test_a_repository_that_was_made_at_the_same_moment_gets_the_checkpoint(push, hub, rival):
+    assert "new commit" in push()
+    assert {"model.safetensors", "README.md"} <= set(hub.files(REPO))
+    assert sum(map(creates, hub.requests)) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [("--create_only", "org/mcm-base exists already"), ("--private", "exists and is public, and nothing was sent")],
+)
+def test_a_repository_that_was_made_at_the_same_moment_is_judged_as_any_other(push, hub, rival, option, expected):
+    assert expected in push(option, expect=1)
+    assert set(hub.files(REPO)) == {".gitattributes"}
+
+
+def test_a_repository_that_was_made_at_the_same_moment_and_can_not_be_seen_is_said_to_be_so(push, hub):
+    def refuse(request):
+        if creates(request):
+            raise Refusal(409, "You already created this model repo")
+
+    hub.interrupt = refuse
+    assert "was made by someone else at this moment, and the token can't see it" in push(expect=1)
+    assert not sent_files(hub)
 
 
 def test_publishing_again_makes_a_commit_only_where_something_changed(push, hub, checkpoint):

@@ -5,6 +5,9 @@
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modeling_mcm.processing_mcm import first_kept
 
@@ -34,6 +37,22 @@ def test_a_unit_reads_the_latest_ones_and_the_start_row(tiny_model, inputs, wind
     changed = {name: value.clone() for name, value in inputs.items()}
     changed["input_ids"][:, 0, -1] = 3
     assert ((hidden(model, changed) - before).abs().amax(-1) > 1e-6).all()
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+def test_kernels_that_read_lengths_alone_are_refused_where_the_window_matters(
+    tiny_model, inputs, monkeypatch, unknown
+):
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "lengths_alone", sdpa_attention_forward)
+    if not unknown:  # a kernel whose masks transformers does not know gets none
+        monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS, "lengths_alone", flash_attention_mask)
+    units = int(inputs["visit_ids"].max()) + 1
+    for window in (None, units - 1):
+        model = tiny_model(attention_window=window, attn_implementation="lengths_alone", **VISITS)
+        torch.testing.assert_close(hidden(model, inputs), hidden(tiny_model(**VISITS), inputs))
+    model = tiny_model(attention_window=units - 2, attn_implementation="lengths_alone", **VISITS)
+    with pytest.raises(ValueError, match=r"'lengths_alone', whose kernel reads no mask.*attn_implementation='sdpa'"):
+        hidden(model, inputs)
 
 
 def test_a_window_as_long_as_the_history_changes_nothing(tiny_model, inputs):

@@ -56,9 +56,10 @@ def explained_model(tiny_model):
     return make
 
 
-def log_probability(model, extractor, events, task, label, profile=None):
+def log_probability(model, extractor, events, task, label, profile=None, now=None):
     mask_next = model.config.augmentation == "masked_lm"
-    inputs = extractor.pad([extractor.encode({"events": events, "profile": profile})], mask_next=mask_next)
+    moment = None if now is None else [np.datetime64(now, "s").astype(int)]
+    inputs = extractor.pad([extractor.encode({"events": events, "profile": profile})], mask_next=mask_next, now=moment)
     with torch.inference_mode():
         scores = model(**inputs).logits[task][0].double().log_softmax(-1)
     return float(scores[int(extractor.label_ids(task, [label])[0])])
@@ -96,6 +97,17 @@ def test_a_deletion_is_what_the_model_says_without_the_visit(explained_model, ex
         without = log_probability(model, extractor, rest, "items", "item 01")
         assert visit.deletion == pytest.approx(why.score - without, abs=1e-5)
     assert deletions == sorted(deletions, reverse=True)  # shares are in the order of the deletions
+
+
+def test_an_explanation_is_of_the_moment_of_the_question(explained_model, extractor):
+    model, now = explained_model("counted"), "2017-06-01"
+    why = explain(model, extractor, {"events": EVENTS}, "items", "item 01", now)
+    assert why.score == pytest.approx(log_probability(model, extractor, EVENTS, "items", "item 01", now=now))
+    assert why.score != pytest.approx(log_probability(model, extractor, EVENTS, "items", "item 01"), abs=1e-3)
+    last = next(visit for visit in why.visits if visit.time.startswith("2017-03-01"))
+    without = log_probability(model, extractor, EVENTS[:-1], "items", "item 01", now=now)
+    assert last.deletion == pytest.approx(why.score - without, abs=1e-5)
+    assert sum(visit.share for visit in why.visits) == pytest.approx(why.score - why.baseline, abs=1e-5)
 
 
 def test_the_answer_of_a_live_customer_is_the_same(explained_model, extractor):

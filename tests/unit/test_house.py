@@ -57,6 +57,7 @@ SIBLINGS = {
         "files_mcm",
         "modeling_mcm",
         "processing_mcm",
+        "state_mcm",
     },
     "explanations_mcm": {"configuration_mcm", "counted_memory_mcm", "events_mcm", "modeling_mcm", "processing_mcm"},
     "live_mcm": {
@@ -66,6 +67,7 @@ SIBLINGS = {
         "live_state_mcm",
         "modeling_mcm",
         "processing_mcm",
+        "state_mcm",
     },
     "live_state_mcm": {"configuration_mcm", "counted_memory_mcm", "modeling_mcm", "state_mcm"},
 }

@@ -215,10 +215,15 @@ def test_scores_are_those_of_the_pipeline(live_model, extractor):
     assert {task: [each["label"] for each in best] for task, best in here.items()} == {
         task: [each["label"] for each in best] for task, best in there.items()
     }
+    later = PreferenceScoresPipeline(model=model, feature_extractor=extractor)({"events": events}, now="2017-06-01")
+    for task, best in live.scores("2017-06-01", k=5).items():
+        assert [each["label"] for each in best] == [each["label"] for each in later[task][:5]]
+        assert best != live.scores(k=5)[task]
+        assert [each["score"] for each in best] == pytest.approx([each["score"] for each in later[task][:5]], rel=1e-4)
     assert live.scores(tasks=["aisle"], k=1000)["aisle"][0] == here["aisle"][0]
 
 
-@pytest.mark.parametrize("name", ["customer state", "visits", "bidirectional"])
+@pytest.mark.parametrize("name", ["customer state", "visits", "counted", "events", "bidirectional"])
 def test_the_time_of_the_question_counts_as_in_the_pipelines(live_model, extractor, name):
     model, events = live_model(name), random_events(7)
     live = LiveCustomer(model, extractor)
@@ -228,12 +233,16 @@ def test_the_time_of_the_question_counts_as_in_the_pipelines(live_model, extract
             outputs = model(**inputs)
         np.testing.assert_allclose(live.embedding(now), outputs.pooler_output[0].numpy(), rtol=1e-5, atol=1e-5)
         for task, scores in live.logits(now).items():
+            is_later = now != "2017-01-01" and model.repeat_memory is not None
+            assert torch.equal(scores, live.logits()[task]) != is_later
             torch.testing.assert_close(scores[2:], outputs.logits[task][0, 2:], rtol=TOLERANCE, atol=TOLERANCE)
         if name == "customer state":
             found, wanted = live.forecast(now), outputs.forecasts
             assert found == pytest.approx({key: value.item() for key, value in wanted.items()}, rel=1e-4, abs=1e-5)
         else:
-            with pytest.raises(NotImplementedError, match="no trained forecasts"):
+            with pytest.raises(
+                ValueError, match=r"no trained forecasts.*Pre-train a checkpoint with a customer state"
+            ):
                 live.forecast(now)
         live.add(events)
 

@@ -139,7 +139,9 @@ def test_bad_options_and_customers_are_refused(checkpoint, customers):
     embed, score = (pipeline(task, model=checkpoint) for task in ("customer-embedding", "preference-scores"))
     with pytest.raises(ValueError, match=r"Unknown options \['top_k'\]: customer-embedding has"):
         embed(customers[0], top_k=3)
-    with pytest.raises(ValueError, match=r"Unknown options \['topk'\]: preference-scores has `tasks` and `top_k`"):
+    with pytest.raises(
+        ValueError, match=r"Unknown options \['topk'\]: preference-scores has `tasks`, `top_k` and `now`"
+    ):
         score(customers[0], topk=3)
     with pytest.raises(ValueError, match=r"No tasks \['colour'\]: this checkpoint predicts \['items', 'aisle', "):
         score(customers[0], tasks=["items", "colour"])

@@ -55,11 +55,11 @@ def plain_counts(memory, label_ids, event_units, embeddings, unit_times, unit_en
 
 
 @torch.no_grad()
-def added(memory, task, history):
+def added(memory, task, history, waits=None):
     label_ids, event_units, embeddings, unit_times, unit_ends = history
     ids = torch.stack([label_ids.clamp(max=size - 1) for size in TASKS], -1)  # each task has labels, of its own size
     met = memory.votes(ids, event_units, embeddings, unit_times.shape[1])
-    customers, prefixes, labels, values = memory(range(len(TASKS)), unit_times, unit_ends, met)[task]
+    customers, prefixes, labels, values = memory(range(len(TASKS)), unit_times, unit_ends, met, waits=waits)[task]
     found = torch.zeros(BATCH, unit_ends.shape[1], TASKS[task])
     found[customers, prefixes, labels] = values  # a pair comes once
     assert found.count_nonzero() <= len(values)
@@ -94,6 +94,39 @@ def test_a_memory_adds_what_its_docstring_says(memory, history):
     gains = memory.memory_gain[0] + memory.label_gains[0].weight + growth
     expected = (torch.log(1 + n * sensitivity(memory, 0)) * gains).sum(-1)
     torch.testing.assert_close(added(memory, 0, history), expected, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_memory_fades_until_the_question(memory, history):
+    """What fades by days has faded on, as if a unit without labels had come then; what fades by units has not."""
+    *events, unit_times, unit_ends = history
+    waits = torch.tensor([[3.0, 0.0, 40.0], [1.0, 2.0, 0.5], [7.0, 7.0, 7.0]])
+    later = torch.exp2(-waits[..., None] / memory.log_half_life.exp()[:2])
+    n = plain_counts(memory, *history)
+    n[..., :2] *= later[:, :, None]
+    gains = memory.memory_gain[0] + memory.label_gains[0].weight
+    gains = gains + memory.memory_growth[0] * torch.log(1 + unit_ends)[:, :, None, None]
+    expected = (torch.log(1 + n * sensitivity(memory, 0)) * gains).sum(-1)
+    torch.testing.assert_close(added(memory, 0, history, waits), expected, atol=1e-5, rtol=1e-4)
+    nothing = torch.zeros_like(waits)
+    assert torch.equal(added(memory, 0, history, nothing), added(memory, 0, history))
+
+
+@torch.no_grad()
+def test_the_network_knows_how_long_ago_a_label_was_met_at_the_question(history):
+    torch.manual_seed(1)
+    memory = RepeatMemory(TASKS, HIDDEN, [2.0], [3.0], network_size=4)
+    memory.reset_parameters()
+    memory.log_half_life[0] = 50  # counts do not fade by days: what differs is what the network reads
+    memory.network_out[0].weight.normal_()
+    *events, unit_times, unit_ends = history
+    shifted = (*events, unit_times + 5 * torch.arange(4).eq(3), unit_ends)  # the last unit comes 5 days later
+    ends = torch.full_like(unit_ends, 3)
+    waits = torch.full(ends.shape, 5.0)
+    met = torch.tensor([2, 10])  # by customer 0 in unit 2, so that both ask 5 days later
+    found = added(memory, 0, (*events, unit_times, ends), waits)[0][:, met]
+    torch.testing.assert_close(found, added(memory, 0, (*shifted[:3], shifted[3], ends))[0][:, met])
+    assert not torch.allclose(found, added(memory, 0, (*events, unit_times, ends))[0][:, met])
 
 
 @torch.no_grad()

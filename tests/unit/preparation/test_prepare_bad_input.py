@@ -111,7 +111,7 @@ def test_full_disk_leaves_no_data_set(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         write(*args, **kwargs)
 
-    monkeypatch.setattr(rows_module.pq, "write_table", fail_at_the_third_file)
+    monkeypatch.setattr(pq, "write_table", fail_at_the_third_file)
     with pytest.raises(OSError, match="No space left"):
         run(tmp_path, rows_per_shard=5)
     assert len(written) == 3 and not list(tmp_path.iterdir())

@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """An updated data set is the one that a full preparation of the same log gives, with the same vocabularies."""
 
+import errno
 import importlib
 import os
+import re
 import shutil
 import sys
 from datetime import timedelta
@@ -17,6 +19,7 @@ from synthetic_log import SCHEMA, TEST, make_log, make_profile, schema_with
 
 from modeling_mcm.data import PreparedManifest, load_prepared
 from modeling_mcm.preparation import prepare
+from modeling_mcm.preparation.forget import forget_in_prepared
 from modeling_mcm.preparation.update import update
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -104,6 +107,52 @@ def test_updates_give_the_rows_of_a_full_preparation(shop, seed, choices):
     assert shop.update().manifest.options == {"rows_per_shard": 5, "updates": 2}
     assert bool(shop.check()["dropped_excess"]) == ("max_events_per_customer" in choices)
     assert len(rows(shop.data)) == 14
+
+
+def content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+CHANGES = {
+    "prepare": lambda shop: shop.prepare(overwrite=True),
+    "update": lambda shop: shop.update(),
+    "forget": lambda shop: forget_in_prepared(shop.data, {"1", "4"}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_disk_that_fills_up_leaves_all_as_it_was_and_names_the_file(shop, monkeypatch, change):
+    """Whichever file it is that finds no room any more, half of it written."""
+    log = make_log()
+    shop.write(log[log["at"] < START])
+    shop.prepare()
+    shop.write(log[log["at"] >= START], "new-{:%Y-%m}.parquet")
+    if change == "forget":
+        shop.update()
+    before, sync, named, room = content(shop.folder), os.fsync, [], []
+
+    def fsync(file):
+        if not room:
+            os.ftruncate(file, os.fstat(file).st_size // 2)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        room.pop()
+        sync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        for files in range(100):
+            room[:] = [None] * files
+            try:
+                CHANGES[change](shop)
+                break
+            except OSError as error:
+                named.append(
+                    Path(re.search(r"(\S+) can't be written \(No space left on device\)", str(error))[1]).name
+                )
+            assert content(shop.folder) == before
+    assert len(named) >= 5 and {"manifest.json", "popularity.parquet", "followers.parquet"} <= {*named}
+    assert any(name.endswith(".parquet") and name[0] in "c0123456789" for name in named)  # a shard
+    assert content(shop.folder) != before
 
 
 def test_shards_without_a_new_event_are_the_same_files(shop):
