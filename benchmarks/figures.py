@@ -7,8 +7,8 @@
     python benchmarks/figures.py docs/live.md               of these pages, also where they are not older
     python benchmarks/figures.py --keep "no quiet machine" docs/live.md         stamps a page without making it
 
-figures.yaml says which command makes which page from which sources. The last line of a page is its stamp: the commit whose
-sources made its figures, the machine and the date. Stopped and started again it goes on with the pages that are left.
+figures.yaml says which command makes which page from which sources. The last line of a page is its stamp: the commit
+whose sources made its figures, the machine and the date. Stopped and started again it goes on with what is left.
 """
 
 import argparse

@@ -73,3 +73,12 @@ def test_nothing_is_fetched_from_another_host(site):
         text = page.read_text(encoding="utf-8")
         loaded = re.findall(r'<(?:script|img|link|source)\b[^>]*?(?:src|href)="?(?:https?:)?//[^">]+', text)
         assert not [tag for tag in loaded if 'rel="canonical"' not in tag and "rel=canonical" not in tag], page.name
+
+
+def test_every_picture_of_a_page_is_there(site):
+    for page in site.glob("*.html"):
+        for source in re.findall(r'<img\b[^>]*?src="?([^"> ]+)', page.read_text(encoding="utf-8")):
+            assert source.startswith("data:") or (page.parent / source.partition("#")[0]).is_file(), (
+                page.name,
+                source,
+            )
