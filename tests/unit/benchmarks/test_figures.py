@@ -4,15 +4,12 @@
 
 import re
 import shlex
-import sys
 from pathlib import Path
 
+import figures
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import figures  # noqa: E402
+ROOT = Path(__file__).resolve().parents[3]
 
 PAGES = figures.read_list()
 # A table that a command writes, and is no figure: tests hold it.
