@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart app test test-slow slow conformance test-oldest check docs clean
+.PHONY: quickstart app test test-slow slow conformance test-oldest check docs figures clean
 
 quickstart: $(VENV)/demo.done  ## real data, a trained model, its results; REPORT=file.md writes the table there
 	PATH="$(CURDIR)/$(RUN):$$PATH" REPORT="$(REPORT)" bash training/runs/quickstart.sh
@@ -38,7 +38,10 @@ check: $(VENV)/check.done  ## style, types, and linters of Hugging Face's model 
 	$(RUN)/hadolint Dockerfile
 
 docs: $(VENV)/site.done  ## the pages and the API as a site, in build/site
-	$(RUN)/mkdocs build
+	$(RUN)/zensical build --strict
+
+figures: $(VENV)/test.done  ## remakes the tables and pictures of pages that are older than what made them; PAGES=docs/live.md
+	$(RUN)/python benchmarks/figures.py $(PAGES)
 
 clean:  ## removes the environment, the data and the runs
 	rm -rf $(VENV) $(VENV)-oldest data runs build dist *.egg-info

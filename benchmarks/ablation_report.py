@@ -191,6 +191,7 @@ def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> 
         "each of the others predicts all tasks of the event schema at once.",
         "",
     ]
+    lines += [f"![NDCG@10 of all methods]({pictures[0]})", ""]
     for task in results["tasks"]:
         metrics = COMPARED if task not in results["saturated"] else list(METRICS)
         lines += [f"## {task}", ""]
@@ -204,8 +205,6 @@ def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> 
         lines += _markdown(
             ["method", *(METRICS[metric] for metric in metrics), f"{METRICS[metrics[0]]} by seed"], rows
         )
-    lines += [f"![NDCG@10 of all methods]({pictures[0]})", ""]
-
     lines += [f"## {ours} over each method", "", "Relative differences of means, in pairs of the same customers.", ""]
     for metric in COMPARED:
         rows = [

@@ -1,11 +1,12 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What does a customer want next? Needs the checkpoint that `make quickstart` trains."""
+"""What does a customer want next? Reads a toy checkpoint of this repository, so nothing has to be trained before."""
 
 from transformers import pipeline
 
 import modeling_mcm  # noqa: F401  registers the Auto classes and the pipelines
 
+checkpoint = "tests/fixtures/mcm-dummy"  # after `make quickstart`: "runs/quickstart"
 events = [
     {"time": "2017-09-02 17:30", "basket_id": 1, "token_type": "purchase", "product_category": "FLUID MILK PRODUCTS"},
     {"time": "2017-09-02 17:30", "basket_id": 1, "token_type": "purchase", "product_category": "CAT FOOD"},
@@ -13,6 +14,6 @@ events = [
 ]
 customer = {"events": events, "profile": {"age": "25-34"}}
 
-scores = pipeline("preference-scores", model="runs/quickstart")(customer, tasks=["product_category"], top_k=3)
+scores = pipeline("preference-scores", model=checkpoint)(customer, tasks=["product_category"], top_k=3)
 print([f"{each['label']} {each['score']:.1%}" for each in scores["product_category"]])
-print(pipeline("customer-embedding", model="runs/quickstart")(customer).shape)
+print(pipeline("customer-embedding", model=checkpoint)(customer).shape)

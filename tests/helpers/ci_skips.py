@@ -18,6 +18,7 @@ ALLOWED = {
     "no disk can be mounted": "the right to mount a disk",
     "no chromium": "Debian's chromium, or another Chrome",
     "no PostgreSQL server": "Debian's postgresql",
+    "no git history": "a clone with all of its commits",
     "mounts a disk": "to be asked for with --mount",
 }
 

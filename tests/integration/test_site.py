@@ -3,13 +3,15 @@
 """The documentation as a site: it builds without a warning, and every public name has its place in it."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("mkdocstrings", reason="mkdocs and mkdocstrings not installed")
+pytest.importorskip("zensical", reason="zensical not installed")
+pytest.importorskip("mkdocstrings", reason="mkdocstrings not installed")
 
 import modeling_mcm
 import modeling_mcm.data
@@ -31,12 +33,16 @@ PAGES = {
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """Folder of the site; mkdocs.yml is strict, so that a warning is a failure."""
+    """Folder of the site, built from a copy of the pages; a warning is a failure."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(folder)]
+    shutil.copytree(ROOT / "docs", folder / "docs")
+    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert "paths: [.]" in config
+    (folder / "mkdocs.yml").write_text(config.replace("paths: [.]", f"paths: [{ROOT}]"), encoding="utf-8")
+    command = [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", str(folder / "mkdocs.yml")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr[-3000:]
-    return folder
+    assert done.returncode == 0 and "No issues found" in done.stdout + done.stderr, done.stderr[-3000:]
+    return folder / "build" / "site"
 
 
 def test_every_page_is_in_the_site(site):
@@ -60,3 +66,19 @@ def test_the_forward_pass_says_what_it_takes(site):
         assert all(
             argument in page[start : start + 20_000] for argument in ("input_ids", "attention_mask", "of shape")
         )
+
+
+def test_nothing_is_fetched_from_another_host(site):
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r'<(?:script|img|link|source)\b[^>]*?(?:src|href)="?(?:https?:)?//[^">]+', text)
+        assert not [tag for tag in loaded if 'rel="canonical"' not in tag and "rel=canonical" not in tag], page.name
+
+
+def test_every_picture_of_a_page_is_there(site):
+    for page in site.glob("*.html"):
+        for source in re.findall(r'<img\b[^>]*?src="?([^"> ]+)', page.read_text(encoding="utf-8")):
+            assert source.startswith("data:") or (page.parent / source.partition("#")[0]).is_file(), (
+                page.name,
+                source,
+            )

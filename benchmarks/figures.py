@@ -1,0 +1,123 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Remakes the tables and pictures of README.md, docs/, benchmarks/ and model_cards/ (`make figures`).
+
+    python benchmarks/figures.py --list                     every page, and whether its figures are of its sources
+    python benchmarks/figures.py                            runs the commands of all pages whose figures are older
+    python benchmarks/figures.py docs/live.md               of these pages, also where they are not older
+    python benchmarks/figures.py --keep "no quiet machine" docs/live.md         stamps a page without making it
+
+figures.yaml says which command makes which page from which sources. The last line of a page is its stamp: the commit
+whose sources made its figures, the machine and the date. Stopped and started again it goes on with what is left.
+"""
+
+import argparse
+import datetime
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+LIST = ROOT / "benchmarks" / "figures.yaml"
+STAMP = re.compile(
+    r"\n\*Figures (?:made at commit (?P<made>[0-9a-f]{7,}) on .+ \(\d+ cores\) on \d{4}-\d\d-\d\d by `.+`"
+    r"|kept from commit (?P<kept>[0-9a-f]{7,}) because .+)\.\*\n?$"
+)
+
+
+def read_list() -> dict[str, dict[str, Any]]:
+    """The pages of figures.yaml; `sources` are paths or patterns of paths, with the groups' in their place."""
+    content = yaml.safe_load(LIST.read_text(encoding="utf-8"))
+    for page in content["pages"].values():
+        page["sources"] = [path for name in page["sources"] for path in content["groups"].get(name, [name])]
+    return content["pages"]
+
+
+def git(*words: str) -> str:
+    """What a git command prints; a RuntimeError where it fails, as outside of a clone."""
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"git {' '.join(words)} failed: {done.stderr.strip()}. The stamps need a clone with git.")
+    return done.stdout.strip()
+
+
+def has_history() -> bool:
+    """Whether this is a clone with all of its commits, so that the ages of stamps can be told."""
+    try:
+        top = Path(git("rev-parse", "--show-toplevel"))
+        return git("rev-parse", "--is-shallow-repository") == "false" and top.resolve() == ROOT
+    except (RuntimeError, OSError):
+        return False
+
+
+def newer_commits(stamp: re.Match[str], sources: list[str]) -> list[str]:
+    """The commits, each as hash and title, that changed the sources after the commit of a stamp.
+
+    Args:
+        stamp (re.Match): of `STAMP`.
+        sources (list of str): paths and patterns.
+    """
+    commit = stamp["made"] or stamp["kept"]
+    return git("log", "--format=%h %s", f"{commit}..HEAD", "--", *sources).splitlines()
+
+
+def stamp_of(page: str) -> re.Match[str] | None:
+    """The stamp at the end of a page."""
+    return STAMP.search((ROOT / page).read_text(encoding="utf-8"))
+
+
+def write_stamp(page: str, words: str) -> None:
+    """Puts a stamp at the end of a page, in the place of the one that is there."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    text = STAMP.sub("", text).rstrip("\n")
+    (ROOT / page).write_text(f"{text}\n\n*Figures {words}.*\n", encoding="utf-8")
+
+
+def make(page: str, commands: list[str], sources: list[str]) -> None:
+    """Runs the commands of a page and stamps it.
+
+    Raises:
+        RuntimeError: if sources have changes that are not committed.
+        subprocess.CalledProcessError: if a command fails; the stamp stays as it was.
+    """
+    if changed := git("status", "--porcelain", "--", *sources):
+        raise RuntimeError(f"{page} is made from files with changes that are not committed: {changed}. Commit first.")
+    commit = git("rev-parse", "--short", "HEAD")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for command in commands:
+        subprocess.run(shlex.split(command), cwd=ROOT, env=environment, check=True)
+    machine = f"{platform.machine()} ({os.cpu_count()} cores)"
+    write_stamp(page, f"made at commit {commit} on {machine} on {datetime.date.today()} by `{'; '.join(commands)}`")
+
+
+def main() -> None:
+    """Reads the options and makes, keeps or lists the pages."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pages", nargs="*", help="Pages of figures.yaml; by default those older than their sources.")
+    parser.add_argument("--list", action="store_true", help="Say what would be made, and make nothing.")
+    parser.add_argument("--keep", metavar="REASON", help="Stamp the pages as kept from the last change of their file.")
+    options = parser.parse_args()
+    known = read_list()
+    if unknown := set(options.pages) - set(known):
+        parser.error(f"no pages {sorted(unknown)} in {LIST.name}; it has {', '.join(known)}")
+    for page in options.pages or known:
+        stamp, sources = stamp_of(page), known[page]["sources"]
+        newer = newer_commits(stamp, sources) if stamp else ["without a stamp"]
+        print(f"{page}: {'as its sources are' if not newer else f'{len(newer)} changes since, the last {newer[0]}'}")
+        if options.list:
+            continue
+        if options.keep:
+            write_stamp(page, f"kept from commit {git('log', '-1', '--format=%h', '--', page)} because {options.keep}")
+        elif newer or options.pages:
+            make(page, known[page]["commands"], sources)
+
+
+if __name__ == "__main__":
+    main()

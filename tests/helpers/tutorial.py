@@ -1,0 +1,98 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the blocks of docs/tutorial.md, and makes from them what needs no training afterwards.
+
+    python tests/helpers/tutorial.py        two minutes on one core
+
+writes what the blocks print into the page, trains the page's model again with few weights into
+tests/fixtures/mcm-dummy, and writes what examples/1_first_scores.py prints with that checkpoint into README.md.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE, README, EXAMPLE = ROOT / "docs" / "tutorial.md", ROOT / "README.md", ROOT / "examples" / "1_first_scores.py"
+DUMMY = ROOT / "tests" / "fixtures" / "mcm-dummy"
+FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "vocabularies.json")
+# A block of code, its title if it has one, and the block of output that follows at once, if one does.
+BLOCK = re.compile(r'```(python|bash|yaml)(?: title="(\S+)")?\n(.*?)```\n(?:```\n(.*?)```\n)?', re.DOTALL)
+SHOWN = 10  # most lines of an output
+SMALL = "--config_overrides hidden_size=16 num_hidden_layers=1 num_attention_heads=2 intermediate_size=32"
+SMALL += " state_size=16 state_features=[token_type] state_half_lives_days=[30.0]"
+
+
+def run_tutorial(folder: Path, options: str = "", last: str = "") -> Iterator[tuple[str, str | None, str]]:
+    """Runs the page's blocks in a folder.
+
+    Args:
+        folder (Path): where the page's files are made; it sees the repository's `training` and `configuration`.
+        options (str): more options of the training command.
+        last (str): a word of the block after which to stop; by default the last.
+
+    Yields:
+        (str, str or None, str): a block, the output that the page shows below it, and what it printed.
+    """
+    for name in ("training", "configuration"):
+        (folder / name).symlink_to(ROOT / name)
+    for language, title, code, shown in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
+        if title:
+            (folder / title).write_text(code, encoding="utf-8")
+        if language == "yaml":
+            continue
+        longer = f"{code.rstrip()} {options}\n" if "run_pretrain.py" in code else code
+        command = [sys.executable, "-c", code] if language == "python" else ["bash", "-euc", longer]
+        yield code, shown or None, run(command, folder)
+        if last and last in code:
+            return
+
+
+def run(command: list[str], folder: Path) -> str:
+    """What a command prints, with this Python first on the path; a RuntimeError where it fails."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    if done.returncode:
+        raise RuntimeError(f"{command} failed: {done.stderr[-3000:]}")
+    return done.stdout
+
+
+def excerpt(said: str) -> str:
+    """The lines of an output that a page shows."""
+    lines = [line.rstrip() for line in said.strip("\n").splitlines()]
+    return "\n".join(lines if len(lines) <= SHOWN else [*lines[:SHOWN], "..."]) + "\n"
+
+
+def main() -> None:
+    """Remakes the page's outputs, the checkpoint and the output in the README."""
+    with tempfile.TemporaryDirectory() as folder:
+        page = PAGE.read_text(encoding="utf-8")
+        for code, shown, said in run_tutorial(Path(folder)):
+            if shown is not None or f"{code}```\n```\n```" in page:
+                page = page.replace(f"{code}```\n```\n{shown or ''}```", f"{code}```\n```\n{excerpt(said)}```")
+    PAGE.write_text(page, encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        list(run_tutorial(Path(folder), SMALL, last="run_pretrain.py"))
+        DUMMY.mkdir(exist_ok=True)
+        for name in FILES:
+            shutil.copyfile(Path(folder) / "run" / name, DUMMY / name)
+    said = run([sys.executable, str(EXAMPLE)], ROOT)
+    readme = README.read_text(encoding="utf-8")
+    head, tail = readme.split(example_code() + "```\n```\n")
+    README.write_text(f"{head}{example_code()}```\n```\n{said}{tail[tail.index('```') :]}", encoding="utf-8")
+
+
+def example_code() -> str:
+    """The lines of the example that the README shows."""
+    example = EXAMPLE.read_text(encoding="utf-8")
+    return example[example.index("from transformers import pipeline") :]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The code and the outputs that README.md and docs/ show: they run, and say what the page says."""
+
+import re
+import runpy
+
+import pytest
+import torch
+from tutorial import BLOCK, DUMMY, EXAMPLE, PAGE, README, ROOT, example_code, excerpt, run_tutorial
+
+from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
+
+FORWARD_PASS = ROOT / "docs" / "forward_pass.md"
+
+
+def test_the_dummy_checkpoint_is_small():
+    assert sum(path.stat().st_size for path in DUMMY.iterdir()) < 200_000
+
+
+def test_the_readme_shows_an_example_and_what_it_prints(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    runpy.run_path(str(EXAMPLE))
+    code = f"```python\n{example_code()}```\n```\n{capsys.readouterr().out}```\n"
+    assert code in README.read_text(encoding="utf-8")
+    assert len(example_code().splitlines()) <= 20
+
+
+def customer(extractor, visits):
+    """Inputs of a customer who buys two of the toy shop's products in turns, every five days."""
+    products = list(extractor.vocabularies["product_category"])
+    events = [
+        {
+            "time": f"2017-{1 + 5 * visit // 28:02}-{1 + 5 * visit % 28:02} 10:0{place}",
+            "basket_id": visit,
+            "token_type": "purchase",
+            "product_category": products[(visit + place) % 5],
+            "price": 1.5 + place,
+        }
+        for visit in range(visits)
+        for place in range(1 + visit % 2)
+    ]
+    return extractor({"events": events, "profile": {"age": "25-34"}}, now="2017-12-24")
+
+
+@pytest.mark.parametrize("visits", [4, 66])  # the second is longer than the attention window
+@pytest.mark.parametrize("task", ["product_category", "department"])
+@torch.no_grad()
+def test_the_page_computes_the_forward_pass(task, visits):
+    code = re.findall(r"```python\n(.*?)```", FORWARD_PASS.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert sum(len(block.splitlines()) for block in code) <= 60
+    model = MCMForMultiTaskRecommendation.from_pretrained(DUMMY).eval()
+    inputs = customer(MCMFeatureExtractor.from_pretrained(DUMMY), visits)
+    names = {"ids": "input_ids", "visits": "visit_ids", "days": "event_times", "values": "event_values", "now": "now"}
+    space = {"model": model, "task": task} | {name: inputs[given][0] for name, given in names.items()}
+    assert len(space["visits"].unique()) == visits + 1
+    exec("\n".join(code), space)
+    expected = model(**inputs)
+    torch.testing.assert_close(space["scores"], expected.logits[task][0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(space["state"], expected.pooler_output[0], atol=1e-5, rtol=1e-5)
+
+
+def masked(text):
+    """A text without its numbers and products, which depend on the machine that trained."""
+    products = "|".join(re.findall(r'"([A-Z ]{4,})"', PAGE.read_text(encoding="utf-8")))
+    return [re.sub(rf"[-\d.,]+|{products}", "#", line).split() for line in text.splitlines() if set(line) - set("- ")]
+
+
+@pytest.mark.slow
+def test_the_first_hour_runs_and_prints_what_it_shows(tmp_path):
+    compared = 0
+    for _, shown, said in run_tutorial(tmp_path):
+        if shown is not None:
+            assert masked(excerpt(said)) == masked(shown)
+            compared += 1
+    assert compared == 5 and len(BLOCK.findall(PAGE.read_text(encoding="utf-8"))) == 8
