@@ -47,7 +47,7 @@ class MissingForecastsError(ValueError):
     """Forecasts are wanted of a checkpoint that has learned none.
 
     Args:
-        name (`str`): of the checkpoint, as in `name_or_path`; empty where it has none.
+        name (`str`, *optional*): the checkpoint's `name_or_path`.
     """
 
     def __init__(self, name: str | None):
