@@ -389,7 +389,7 @@ def model_card(facts: CardFacts) -> ModelCard:
         example={feature.get("column") or feature["name"]: "..." for feature in event_features if _is_raw(feature)},
         actions=actions,
         features=schema_rows(facts),
-        tasks=[_cell(task) for task in config["trained_tasks"] or config["tasks"]],
+        tasks=[_cell(task) for task in config["tasks"]],
         number_of_values=sum(facts.values.values()),
         training=training,
         duration=None if seconds is None else _duration(seconds),

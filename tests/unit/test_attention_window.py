@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from modeling_mcm.processing_mcm import first_kept
 
-VISITS = {"extended": True, "use_position_embeddings": False}
+VISITS = {"extended": True, "max_position_embeddings": None}
 
 
 def hidden(model, inputs):
