@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
+from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.files_mcm import write_json, write_text
 from modeling_mcm.hub.folder import (
     ACTION_HEAD,
@@ -378,6 +379,7 @@ def model_card(facts: CardFacts) -> ModelCard:
         **metadata,
     )
     event_features = [feature for feature in extractor["features"] if not feature.get("profile")]
+    shape = MCMConfig.from_dict(config)
     return ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATES / "model_card.md.jinja"),
@@ -385,6 +387,8 @@ def model_card(facts: CardFacts) -> ModelCard:
         name=name,
         data=_cell(_data_of(facts)),
         config=config,
+        attention=shape.encoder_attention,
+        target=shape.target,
         extractor=extractor,
         example={feature.get("column") or feature["name"]: "..." for feature in event_features if _is_raw(feature)},
         actions=actions,

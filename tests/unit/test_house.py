@@ -89,7 +89,15 @@ FLAT_LIBRARIES = {"torch", "numpy", "transformers", "huggingface_hub", "safetens
 OPTIONAL = {"readout_triton_mcm": {"triton"}}
 # What the rooms of the package may read of the package.
 ROOMS = {
-    "data": {"data", "action_inputs_mcm", "configuration_mcm", "events_mcm", "files_mcm", "processing_mcm"},
+    "data": {
+        "data",
+        "action_inputs_mcm",
+        "configuration_mcm",
+        "events_mcm",
+        "files_mcm",
+        "losses_mcm",
+        "processing_mcm",
+    },
     "preparation": {
         "preparation",
         "data",
