@@ -61,7 +61,9 @@ class Method:
 
 
 EVENTS_AS_UNITS = ["encoder_unit=event"]
-PAPER = ["augmentation=all_prefixes", "encoder_attention=causal"]
+EVENTS_AS_UNITS += ["max_position_embeddings=300", "attention_window=null"]
+PAPER = ["augmentation=all_prefixes"]
+PAPER_OBJECTIVE = {"ranking_loss_weight": 0, "target_half_life_days": 0}  # equation 4 alone, all times alike
 METHODS = {
     "RecTools BERT4Rec": Method("rectools_models", ("rectools[torch]==0.19.0", "pyarrow==20.0.0")),
     "RecTools SASRec": Method("rectools_models", ("rectools[torch]==0.19.0", "pyarrow==20.0.0")),
@@ -69,9 +71,11 @@ METHODS = {
     "BERT of transformers": Method("hf_bert"),
     "MCM": Method("mcm", more={"config": "configuration/mcm-tiny"}),
     "MCM, every event a unit": Method("mcm", more={"config": "configuration/mcm-tiny", "overrides": EVENTS_AS_UNITS}),
-    "MCM as in the paper, random prefix": Method("mcm", more={"config": "configuration/ablations/mcm-final"}),
+    "MCM as in the paper, random prefix": Method(
+        "mcm", more={"config": "configuration/ablations/mcm-final", "options": PAPER_OBJECTIVE}
+    ),
     "MCM as in the paper, all prefixes": Method(
-        "mcm", more={"config": "configuration/ablations/mcm-final", "overrides": PAPER}
+        "mcm", more={"config": "configuration/ablations/mcm-final", "overrides": PAPER, "options": PAPER_OBJECTIVE}
     ),
 }
 

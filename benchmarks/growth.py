@@ -66,7 +66,7 @@ def training_step(options: GrowthOptions, units: int, labels: int) -> dict[str, 
     del shape["model_type"]
     of_data = {"features": ["token_type", "item"], "vocabulary_sizes": [5, labels + 2], "tasks": ["item"]}
     torch.manual_seed(0)
-    model = MCMForMultiTaskRecommendation(MCMConfig(**shape | of_data | {"max_position_embeddings": units})).train()
+    model = MCMForMultiTaskRecommendation(MCMConfig(**shape | of_data)).train()
     grid = (options.batch_size, units)
     items = torch.randint(2, labels + 2, grid)
     places = torch.arange(units).expand(grid)

@@ -216,7 +216,7 @@ class _OfferFeatures(HistoryFeatures):
 
     def __init__(self, extractor: Any, batch: Mapping[str, NDArray], days_until: NDArray):
         super().__init__(extractor, batch, days_until)
-        self.actions = len(batch["action_ids"])
+        self.actions = int(batch["offered_actions"].max()) + 1
 
     def make(self) -> dict[str, NDArray]:
         """As `HistoryFeatures.make`, with the profile."""

@@ -109,7 +109,7 @@ def main() -> None:
     model = read_checkpoint(MCMForMultiTaskRecommendation, options.model).eval()
     extractor = MCMFeatureExtractor.from_pretrained(options.model)
     check_vocabularies(options.data, extractor)
-    options.tasks = options.tasks or model.trained_tasks
+    options.tasks = options.tasks or model.config.tasks
     rows, manifest = load_prepared(options.data), PreparedManifest.load(options.data)
 
     known = find_cases(rows, "validation", manifest.event_schema.min_history, extractor.token_type_feature)

@@ -62,7 +62,18 @@ TOYS = {
 SHOP, SHOP_CUSTOMERS = "synthetic_shop", 6000
 NEXT, HORIZON, HITS = "next_visit_ndcg@10", "horizon_ndcg@10", "next_visit_hr@10"
 RIVALS = {"BERT4Rec": "configuration/ablations/bert4rec"}  # models of one task, with a training of their own for each
-RIVAL = ("--recipe", "none", "--max_events", "300", "--per_device_train_batch_size", "16", "--learning_rate", "0.002")
+RIVAL = (
+    "--recipe",
+    "none",
+    "--ranking_loss_weight",
+    "0",
+    "--max_events",
+    "300",
+    "--per_device_train_batch_size",
+    "16",
+    "--learning_rate",
+    "0.002",
+)
 RIVAL += ("--num_train_epochs", "2", "--eval_strategy", "epoch", "--save_strategy", "epoch", "--save_total_limit", "2")
 RIVAL += ("--load_best_model_at_end", "true")
 SENTENCE = "<!-- encoder -->\n", "\n<!-- /encoder -->"  # around it in the README
@@ -198,7 +209,7 @@ def make_rival(rival: str, task: str, log: Log, seed: int, options: Options) -> 
     if options.only_made:
         return values
     if not (model / "pretraining.json").is_file():
-        alone = [f'{name}=["{task}"]' for name in ("tasks", "trained_tasks", "input_features")]
+        alone = [f'{name}=["{task}"]' for name in ("tasks", "input_features")]
         words = ("--config", RIVALS[rival], *RIVAL, "--config_overrides", *alone, "--seed", seed)
         run("training/run_pretrain.py", *words, "--data", data, "--output_dir", model)
     if not values.is_file():

@@ -62,7 +62,6 @@ VARIANTS: dict[str, list[str]] = {
     RANDOM: ["--from_scratch"],
     "MCM, frozen encoder": ["--freeze_encoder"],
     "MCM, low-rank updates": ["--lora", "8"],
-    OWN_VECTORS: ["--action_embedding", "both"],
 }
 ONCE = {OWN_VECTORS}  # with the first seed alone
 

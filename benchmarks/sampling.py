@@ -14,7 +14,7 @@ asks every pair of labels there; `all` are the errors of that loss as it is, whi
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import torch
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, losses_mcm
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import load_prepared
-from modeling_mcm.data.collator import MCMCollator, PreparedRows
+from modeling_mcm.data.collator import IGNORED, MCMCollator, PreparedRows
 from modeling_mcm.evaluation.tables import text_table, write_report
 from modeling_mcm.losses_mcm import FIRST_LABEL, RankingPairs
 
@@ -65,14 +65,21 @@ class SamplingOptions:
 
 
 def trained(options: SamplingOptions) -> tuple[MCMForMultiTaskRecommendation, dict[str, torch.Tensor]]:
-    """The checkpoint, to be trained on its task of most labels, and a batch of its training rows."""
-    sizes = MCMConfig.from_pretrained(options.model).label_sizes
-    largest = max(sizes, key=sizes.__getitem__)
-    model = MCMForMultiTaskRecommendation.from_pretrained(options.model, trained_tasks=[largest], **STILL)
+    """The checkpoint, and a batch of its training rows with the labels of its task of most labels alone."""
+    model = MCMForMultiTaskRecommendation.from_pretrained(options.model, **STILL)
     collator = MCMCollator(MCMFeatureExtractor.from_pretrained(options.model), model.config)
     rows = PreparedRows(load_prepared(options.data))
     places = torch.linspace(0, len(rows) - 1, options.batch_size).long().tolist()
-    return model, collator(rows.__getitems__(places))
+    batch = collator(rows.__getitems__(places))
+    others = [place for place, task in enumerate(model.config.tasks) if task != largest_task(model)]
+    batch["labels"][..., others] = IGNORED
+    return model, batch
+
+
+def largest_task(model: MCMForMultiTaskRecommendation) -> str:
+    """The task of most labels."""
+    sizes = model.config.label_sizes
+    return max(sizes, key=sizes.__getitem__)
 
 
 def untrained(options: SamplingOptions) -> tuple[MCMForMultiTaskRecommendation, dict[str, torch.Tensor]]:
@@ -109,13 +116,14 @@ def errors(
     """For each number of labels drawn: bias of the loss, its standard deviation, bias of the gradient, and the root
     of the mean squared error of one gradient."""
     model.train()
-    model.config.sampled_labels = None
+    objective = replace(model.objective, sampled_labels=0)
+    model.objective = objective
     every_pair = partial(RankingPairs, sampled=max(model.config.label_sizes.values()))
     with patch.object(losses_mcm, "RankingPairs", every_pair):
         whole, gradient = loss_and_gradient(model, batch)
     found = {}
     for number in drawn:
-        model.config.sampled_labels = number
+        model.objective = replace(objective, sampled_labels=number or 0)
         losses, squares = [], 0.0
         halves = [torch.zeros_like(gradient), torch.zeros_like(gradient)]  # errors of their means
         for draw in range(draws):
@@ -139,13 +147,13 @@ def measure(options: SamplingOptions) -> list[list[str]]:
         if scores == "trained" and not options.model:
             continue
         model, batch = make(options)
-        task = model.trained_tasks[0]
+        task = largest_task(model)
         met, followed = batch["input_ids"][..., model.config.features.index(task)], batch["labels"]
         ids = torch.cat([met.flatten(), followed[..., model.config.tasks.index(task)].flatten()]).unique()
         certain, labels = int((ids >= FIRST_LABEL).sum()), model.config.label_sizes[task] - FIRST_LABEL
         drawn = [number for number in options.drawn if certain + number < labels]
         for loss, weight in (("equation 4", 0.0), ("ranked", 1.0)):
-            model.config.ranking_loss_weight = weight
+            model.objective = replace(model.objective, ranking_loss_weight=weight)
             found = errors(model, batch, drawn, options.draws)
             if weight:
                 found = errors(model, batch, [None], draws=2) | found

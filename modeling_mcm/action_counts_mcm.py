@@ -29,6 +29,8 @@ import torch.nn.functional as F
 from .configuration_mcm import MCMConfig
 from .losses_mcm import FIRST_LABEL
 
+# Half-lives of the counts of what a customer did that an action is about, beside a count that does not fade.
+HALF_LIVES_DAYS = (14.0, 60.0, 365.0)
 NEVER = 10_000.0  # days, where nothing of the kind has happened
 LEAST_SHARE = 1e-3  # smaller shares of a customer's events are as good as none
 
@@ -40,7 +42,7 @@ def counted_features(config: MCMConfig) -> list[str]:
 
 def count_names(config: MCMConfig) -> tuple[list[str], list[str]]:
     """What each number is: of `ActionCounts.of_offers`, and of `ActionCounts.of_customers`."""
-    fading = [*(f"{float(days):g}d" for days in config.action_half_lives_days), "all"]
+    fading = [*(f"{days:g}d" for days in HALF_LIVES_DAYS), "all"]
     kinds = ["did", "visits", *(f"{name} of did" for name in config.summed_features)]
     kinds += ["did as asked"] if config.action_history_feature else []
     names = [f"{kind} {each}" for kind in kinds for each in fading] + ["days since did"]
@@ -82,7 +84,7 @@ class ActionCounts:
         self.visits = torch.arange(ages.shape[1], device=ages.device).expand_as(ages)
         if visit_ids is not None:
             self.visits = visit_ids
-        half_lives = ages.new_tensor([*map(float, config.action_half_lives_days), math.inf])
+        half_lives = ages.new_tensor([*HALF_LIVES_DAYS, math.inf])
         days = ages.clamp(min=0, max=NEVER)[..., None]
         self.weights = torch.exp2(-days / half_lives) * self.is_event[..., None]  # (B, L, D)
 

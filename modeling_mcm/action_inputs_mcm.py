@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from .configuration_mcm import MCMConfig
 from .events_mcm import naming
-from .processing_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID, MCMFeatureExtractor
+from .processing_mcm import MISSING_ID, UNKNOWN_ID, MCMFeatureExtractor
 
 NOT_OFFERED = -1
 
@@ -75,7 +75,7 @@ class EncodedActions:
 
     Args:
         extractor: of the checkpoint.
-        config: of the model; `input_features`, `action_embedding` and `action_ids` are read.
+        config: of the model; `input_features` is read.
         action_ids: of shape `(V,)`; several versions of one action may share its id.
         columns: column of the event log -> raw values, of shape `(R,)`.
         row_offsets: of shape `(V + 1,)`; action v has the rows `row_offsets[v]` to `row_offsets[v + 1]`.
@@ -108,19 +108,14 @@ class EncodedActions:
         self.matcher = ActionMatcher(self.ids, names.index(extractor.token_type_feature))
         read = [names.index(name) for name in config.input_features or names]
         self.has_value = (self.ids[:, read] != MISSING_ID).any(1)
-        vectors = {action: FIRST_VALUE_ID + place for place, action in enumerate(config.action_ids)}
-        self.vectors = np.array([vectors.get(action, MISSING_ID) for action in action_ids], np.int64)
 
     def check(self, offered: NDArray[np.int64]) -> None:
-        """Raises `ValueError` for an offered action without an embedding: no value in any feature, or no vector."""
-        if self.config.action_embedding == "learned":
-            wrong = offered[self.vectors[offered] == MISSING_ID]
-            why = "was not seen in fine-tuning, so it has no vector; fine-tune with action_embedding='features'."
-        else:
-            values = np.add.reduceat(self.has_value.astype(np.int64), self.row_offsets[:-1])
-            wrong, why = offered[values[offered] == 0], "has no value in any feature; add some to the actions."
-        if len(wrong):
-            raise ValueError(f"Action {self.action_ids[wrong[0]]!r} {why}")
+        """Raises `ValueError` for an offered action that has no value in any feature, and so no embedding."""
+        values = np.add.reduceat(self.has_value.astype(np.int64), self.row_offsets[:-1])
+        if len(wrong := offered[values[offered] == 0]):
+            raise ValueError(
+                f"Action {self.action_ids[wrong[0]]!r} has no value in any feature; add some to the actions."
+            )
 
     def inputs(self, input_ids: NDArray[np.int64], offered: NDArray[np.int64]) -> dict[str, NDArray]:
         """What the model reads beside the histories.
@@ -130,8 +125,8 @@ class EncodedActions:
             offered: places of actions, of shape `(B, K)`; negative where a customer is offered fewer.
 
         Returns:
-            `action_input_ids` `(S, J)`, `action_rows` and `action_weights` `(S,)`, `action_ids` `(U,)`,
-            `action_matches` `(M, 3)` and `offered_actions` `(B, K)`, which counts the U.
+            `action_input_ids` `(S, J)`, `action_rows` and `action_weights` `(S,)`, `action_matches` `(M, 3)` and
+            `offered_actions` `(B, K)`, which counts the distinct actions.
         """
         distinct = np.unique(offered[offered >= 0])
         among = np.where(offered >= 0, np.searchsorted(distinct, offered), NOT_OFFERED)
@@ -145,7 +140,6 @@ class EncodedActions:
             "action_input_ids": self.ids[rows],
             "action_rows": owners,
             "action_weights": (self.weights[rows] / total[owners]).astype(np.float32),
-            "action_ids": self.vectors[distinct],
             "action_matches": self._matches(input_ids, rows, owners, among, len(distinct)),
             "offered_actions": among,
         }

@@ -37,10 +37,10 @@ from transformers.utils.generic import can_return_tuple
 
 from .action_counts_mcm import ActionCounts, count_names
 from .configuration_mcm import MCMConfig
-from .embeddings_mcm import ValueEmbedding
-from .modeling_mcm import FIRST_LABEL, MCMForMultiTaskRecommendation
+from .modeling_mcm import MCMForMultiTaskRecommendation
 
 NETWORKS, UNITS = 4, 32  # small networks whose mean is the score, and hidden units of each
+DROPOUT = 0.4  # of what the networks read, and of their hidden units
 LEAST_SPREAD, FARTHEST = 0.05, 5.0  # of numbers that are standardised
 
 
@@ -123,7 +123,7 @@ class ActionHead(nn.Module):
         self.standardised = Standardised(known)
         self.dense = nn.Linear(3 * hidden + known, NETWORKS * UNITS)
         self.activation = nn.GELU()
-        self.dropout = nn.Dropout(config.action_dropout)
+        self.dropout = nn.Dropout(DROPOUT)
         self.output = nn.Parameter(torch.empty(NETWORKS, UNITS, outcomes))
         self.bias = nn.Parameter(torch.empty(outcomes))
         self.direct = nn.Parameter(torch.empty(NETWORKS, known, outcomes))
@@ -166,10 +166,6 @@ class ActionHead(nn.Module):
 class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
     def __init__(self, config: MCMConfig):
         super().__init__(config)
-        # CODEPATH: none by default ("features"): actions are known by their features alone.
-        self.action_vectors: nn.Module | None = None
-        if config.action_embedding != "features":
-            self.action_vectors = ValueEmbedding(FIRST_LABEL + len(config.action_ids), config.hidden_size)
         self.action_head = ActionHead(config)
         self.post_init()
 
@@ -187,21 +183,15 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
             )
 
     def freeze_encoder(self):
-        """Leaves only the head and the actions' own vectors to training."""
+        """Leaves only the head to training."""
         self.requires_grad_(False)
         self.action_head.requires_grad_(True)
-        if self.action_vectors is not None:
-            self.action_vectors.requires_grad_(True)
 
-    def action_embeddings(self, input_ids, rows, weights, ids) -> torch.Tensor:
-        """e_a of shape `(A, H)`; arguments as in `forward`."""
-        own = None if self.action_vectors is None else self.action_vectors(ids)
-        if own is not None and self.config.action_embedding == "learned":
-            return own
+    def action_embeddings(self, input_ids, rows, weights, number: int) -> torch.Tensor:
+        """e_a of shape `(A, H)`, of that number A of actions; other arguments as in `forward`."""
         embedded = self.model.embeddings.events(input_ids)
         embedded = embedded * weights[:, None].to(embedded.dtype)
-        summed = embedded.new_zeros(len(ids), embedded.shape[-1]).index_add(0, rows, embedded)
-        return summed if own is None else summed + own
+        return embedded.new_zeros(number, embedded.shape[-1]).index_add(0, rows, embedded)
 
     def known_of(
         self,
@@ -252,7 +242,6 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         action_input_ids: torch.LongTensor | None = None,
         action_rows: torch.LongTensor | None = None,
         action_weights: torch.FloatTensor | None = None,
-        action_ids: torch.LongTensor | None = None,
         action_matches: torch.LongTensor | None = None,
         days_to_offers: torch.FloatTensor | None = None,
         offered_actions: torch.LongTensor | None = None,
@@ -275,8 +264,6 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
             Which action each row is of.
         action_weights (`torch.FloatTensor` of shape `(rows,)`):
             Share of each row in its action.
-        action_ids (`torch.LongTensor` of shape `(actions,)`):
-            Place of each action's own vector, 0 where it has none.
         action_matches (`torch.LongTensor` of shape `(matches, 3)`):
             Customer, event and action of each event that did what the action asks.
         days_to_offers (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
@@ -291,7 +278,7 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         Returns:
             [`MCMActionOutput`].
         """
-        if offered_actions is None or action_ids is None or event_times is None:
+        if offered_actions is None or event_times is None:
             raise ValueError("There are no offers, or no times of the events: OfferCollator gives both.")
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
@@ -310,7 +297,7 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
             counts = ActionCounts(self.config, input_ids, visit_ids, happened_at, event_values)
             offers: Any = (action_input_ids, action_rows, action_matches, offered_actions)
             own, known = self.known_of(expected, counts, *offers)
-        actions = self.action_embeddings(action_input_ids, action_rows, action_weights, action_ids)
+        actions = self.action_embeddings(action_input_ids, action_rows, action_weights, int(offered_actions.max()) + 1)
         units = (outputs.last_hidden_state, outputs.unit_mask.bool(), outputs.pooler_output)
         own = own.to(actions.dtype)
         each = self.action_head(*units, actions, offered_actions, own, known)

@@ -356,19 +356,18 @@ def validation_parts(
         batches: of evaluation cases at the validation cutoff; as many are read as are needed.
 
     Returns:
-        For each trained task its parts by name, and which labels followed (1, else 0), all of shape `(R, V)`.
+        For each task its parts by name, and which labels followed (1, else 0), all of shape `(R, V)`.
     """
     sizes = model.config.label_sizes
-    parts: dict[str, list[dict[str, torch.Tensor]]] = {task: [] for task in model.trained_tasks}
-    followed: dict[str, list[torch.Tensor]] = {task: [] for task in model.trained_tasks}
+    parts: dict[str, list[dict[str, torch.Tensor]]] = {task: [] for task in model.config.tasks}
+    followed: dict[str, list[torch.Tensor]] = {task: [] for task in model.config.tasks}
     most, cases = min(CASES, MOST_SCORES // (len(PARTS) * max(sizes.values()))), 0
     for batch in batches:
         inputs: dict[str, Any] = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
         for place, (task, of_task) in enumerate(model.score_parts(**inputs).items()):
-            if task in parts:
-                parts[task].append({name: part.cpu() for name, part in of_task.items()})
-                labels = batch["labels"][..., place].clamp(min=0)
-                followed[task].append(torch.zeros(len(labels), sizes[task]).scatter(1, labels, 1.0))
+            parts[task].append({name: part.cpu() for name, part in of_task.items()})
+            labels = batch["labels"][..., place].clamp(min=0)
+            followed[task].append(torch.zeros(len(labels), sizes[task]).scatter(1, labels, 1.0))
         cases += len(batch["labels"])
         if cases >= most:
             break

@@ -43,7 +43,8 @@ PENALTY = 50.0  # of a label, on the squared weights that the head starts with
 class MCMPredictionOutput(ModelOutput):
     r"""
     loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `labels` is given):
-        Cross-entropy of classes; of a number the mean squared error in units of `config.label_std`.
+        Cross-entropy of classes; of a number the mean squared error, in units of the training labels'
+        standard deviation.
     logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
         Log-odds of the classes before the softmax; of a number the number itself, in its own units.
     pooler_output (`torch.FloatTensor` of shape `(batch_size, state_size)`):
@@ -67,6 +68,9 @@ class PredictionHead(nn.Module):
         super().__init__()
         self.mean = nn.Buffer(torch.zeros(config.state_size))
         self.spread = nn.Buffer(torch.ones(config.state_size))
+        # Of a number, among its training labels: the second is the unit of the loss. 0 and 1 for classes.
+        self.label_mean = nn.Buffer(torch.zeros(()))
+        self.label_std = nn.Buffer(torch.ones(()))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.output = nn.Linear(config.state_size, int(config.num_labels or 1))
 
@@ -74,6 +78,8 @@ class PredictionHead(nn.Module):
         """Everybody alike."""
         init.zeros_(self.mean)
         init.ones_(self.spread)
+        init.zeros_(self.label_mean)
+        init.ones_(self.label_std)
         init.zeros_(self.output.weight)
         init.zeros_(self.output.bias)
 
@@ -98,6 +104,12 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         *(MCMModel._keys_to_ignore_on_load_unexpected or []),
         r"^action_head\.",
         r"^action_vectors\.",
+    ]
+
+    # Of checkpoints of classes before the head kept them, which need neither.
+    _keys_to_ignore_on_load_missing = [
+        *(MCMPreTrainedModel._keys_to_ignore_on_load_missing or []),
+        r"^prediction_head\.label_(mean|std)$",
     ]
 
     def __init__(self, config: MCMConfig):
@@ -165,8 +177,8 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         head.output.weight.zero_()
         head.output.bias.zero_()
         if self.problem_type == NUMBER:
-            self.config.label_mean = float(labels.double().mean())
-            self.config.label_std = float(labels.double().std()) or 1.0
+            head.label_mean.fill_(labels.double().mean())
+            head.label_std.fill_(float(labels.double().std()) or 1.0)
         else:
             counts = torch.bincount(labels[labels >= 0], minlength=self.num_labels) + 1.0
             head.output.bias.copy_((counts / counts.sum()).log())
@@ -192,7 +204,8 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
 
     def _loss(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if self.problem_type == NUMBER:
-            numbers = (labels.to(scores.dtype) - self.config.label_mean) / self.config.label_std
+            head = self.prediction_head
+            numbers = (labels.to(scores.dtype) - head.label_mean) / head.label_std
             return F.mse_loss(scores[:, 0], numbers)
         return F.cross_entropy(scores, labels, ignore_index=IGNORED)
 
@@ -267,7 +280,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         scores = self.prediction_head(state)
         loss = None if labels is None else self._loss(scores, labels)
         if self.problem_type == NUMBER:
-            scores = scores * self.config.label_std + self.config.label_mean
+            scores = scores * self.prediction_head.label_std + self.prediction_head.label_mean
         return MCMPredictionOutput(loss=loss, logits=scores, pooler_output=state)
 
 

@@ -200,7 +200,7 @@ def check_inputs(
 
 
 class MCMEmbeddings(nn.Module):
-    """The encoder's input: H = E + P, equation 1 and positions."""
+    """The encoder's input: H = E + P, equation 1 and positions, with a layer norm and dropout as in BERT."""
 
     def __init__(self, config: MCMConfig):
         super().__init__()
@@ -209,14 +209,10 @@ class MCMEmbeddings(nn.Module):
         # Which values the rows of the tables are of: saved with the weights, compared with config and vocabularies.
         self.values_digest = nn.Buffer(digest_bytes(config.values_digest))
         self.position_embeddings: nn.Embedding | None = None
-        if config.use_position_embeddings:  # CODEPATH: on in every shipped configuration
+        if config.max_position_embeddings:
             self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.norm: nn.Module = nn.Identity()
-        self.dropout: nn.Module = nn.Identity()
-        # CODEPATH: on in every shipped configuration; off is equation 1 to the letter.
-        if config.embedding_layer_norm:
-            self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-            self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def units(
         self, events: torch.Tensor, attention_mask: torch.Tensor, visit_ids: torch.Tensor | None

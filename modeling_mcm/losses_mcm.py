@@ -23,6 +23,7 @@ that are asked for: pairs of a prefix and a task.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,44 @@ FIRST_LABEL = 2
 RANKED_PLACES, SAMPLED_BELOW = 30, 64
 HALF_SCALE = 2.0**12  # of losses whose gradients float16 would round to 0
 GOLDEN_RATIO = 0.6180339887498949  # the fractions of its multiples fill (0, 1) evenly
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What pre-training minimises, beside the config's choice of prefixes and targets; the model does not save it."""
+
+    ranking_loss_weight: float = field(
+        default=1.0,
+        metadata={
+            "help": "Weight of the ranking loss, what the order of the best labels costs in NDCG, beside equation 4; "
+            "0 (the paper): none."
+        },
+    )
+    target_half_life_days: float = field(
+        default=30.0,
+        metadata={
+            "help": "What a customer did this many days before their latest target weighs half as much in the loss, "
+            "and is left out after four times as many, so that tastes and seasons that have passed don't outvote the "
+            "present; 0: all the same. Only for augmentation=all_prefixes."
+        },
+    )
+    sampled_labels: int = field(
+        default=0,
+        metadata={
+            "help": "Labels of a task that a training step scores beside those that the batch's customers met or that "
+            "followed, a corrected sample of the others: for tasks of very many labels; 0: all labels are scored."
+        },
+    )
+    mask_probability: float = field(
+        default=0.2, metadata={"help": "Share of the events that augmentation=masked_lm hides (BERT4Rec)."}
+    )
+
+    def __post_init__(self):
+        for name in ("ranking_loss_weight", "target_half_life_days", "sampled_labels"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"`{name}` must be 0 or more, got {getattr(self, name)}: 0 is none.")
+        if not 0 <= self.mask_probability <= 1:
+            raise ValueError(f"`mask_probability` must be from 0 to 1, got {self.mask_probability}: it is a share.")
 
 
 class Targets(NamedTuple):

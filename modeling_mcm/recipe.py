@@ -21,20 +21,9 @@ MOST_RELATED = 10_000  # labels of a task whose relations are solved
 MANY_LABELS, SAMPLE = 8_000, 2_000  # labels from which on a sample of so many is scored in training
 STATE_SIZE = 128
 # What is read. A visit says how long ago the one before was, so its place in the history says nothing more.
-VISITS: dict[str, Any] = {"encoder_unit": "visit", "target": "next_visit"}
-VISITS |= {"use_position_embeddings": False, "attention_window": 64}
-EVENTS: dict[str, Any] = {"encoder_unit": "event", "target": "next_event"}
-EVENTS |= {"use_position_embeddings": True, "attention_window": None}
-NO_MEMORY: dict[str, Any] = {
-    "repeat_half_lives_days": [],
-    "repeat_half_lives_units": [],
-    "repeat_network_size": 0,
-}
-MEMORY: dict[str, Any] = {
-    "repeat_half_lives_days": [7.0, 30.0, 120.0],
-    "repeat_half_lives_units": [2.0, 6.0, 20.0, 60.0],
-    "repeat_network_size": 16,
-}
+VISITS: dict[str, Any] = {"encoder_unit": "visit", "max_position_embeddings": None, "attention_window": 64}
+# Of events there are positions, as many as the longest input has: `run_pretrain` puts the number of the data here.
+EVENTS: dict[str, Any] = {"encoder_unit": "event", "max_position_embeddings": 300, "attention_window": None}
 
 
 @dataclass(frozen=True)
@@ -75,22 +64,20 @@ def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], feat
     visits = (a_moment > SET or a_visit > SEVERAL) and alone < ONE_VISIT
     rules = repeats >= MANY_REPEATS
 
-    config: dict[str, Any] = {"augmentation": "all_prefixes", "encoder_attention": "causal"}
+    config: dict[str, Any] = {"augmentation": "all_prefixes"}
     reasons = []
     config |= VISITS if visits else EVENTS
     reasons.append(
         f"A visit has {a_visit:.1f} events to predict and {alone:.0%} of the customers have one visit: "
         + ("visits are read, and the next visit is predicted." if visits else "events are read and predicted.")
     )
-    config |= MEMORY if repeats >= SOME_REPEATS else NO_MEMORY
-    config |= {"readout": "attentional" if repeats >= SOME_REPEATS else "last"}
+    remembers = repeats >= SOME_REPEATS
+    config |= {"repeat_memory": remembers, "readout": "attentional" if remembers else "last"}
     reasons.append(
         f"{repeats:.0%} of what is met in a visit was met before: "
-        + ("a repeat memory counts it." if repeats >= SOME_REPEATS else "no repeat memory; the last events decide.")
+        + ("a repeat memory counts it." if remembers else "no repeat memory; the last events decide.")
     )
     config |= {
-        "ranking_loss_weight": 1.0 if rules else 0.0,
-        "target_half_life_days": 30.0 if rules else None,
         "event_dropout_prob": 0.2 if rules else 0.0,
         "hidden_dropout_prob": 0.1 if rules else 0.3,
         "attention_probs_dropout_prob": 0.0 if rules else 0.1,
@@ -114,12 +101,16 @@ def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], feat
     if features and not rules:
         config["label_features"] = list(features)
         reasons.append("A label's embedding also has what it decides, such as an item's category.")
+    training: dict[str, Any] = {
+        "ranking_loss_weight": 1.0 if rules else 0.0,
+        "target_half_life_days": 30.0 if rules else 0.0,
+    }
     if labels > MANY_LABELS and not rules:
-        config["sampled_labels"] = SAMPLE
+        training["sampled_labels"] = SAMPLE
         reasons.append(f"{labels:,} labels: a training step scores those that matter and {SAMPLE:,} others.")
     config["state_size"] = STATE_SIZE
     reasons.append(f"The customer embedding is a state of {STATE_SIZE} numbers, trained last, with forecasts.")
-    training: dict[str, Any] = {"learning_rate": 0.001, "ema_decay": 0.99}
+    training |= {"learning_rate": 0.001, "ema_decay": 0.99}
     training |= {"eval_strategy": "epoch", "save_strategy": "epoch", "early_stopping_patience": 2}
     training |= {"save_total_limit": 2, "load_best_model_at_end": True}
     if rules:

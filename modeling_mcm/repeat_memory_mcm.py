@@ -28,6 +28,8 @@ from torch import nn
 from transformers import initialization as init
 
 FIRST_VALUE = 2  # ids 0 (missing) and 1 (unknown) are not met
+# Where the half-lives of the counts start, and the hidden numbers of the network over regularity.
+HALF_LIVES_DAYS, HALF_LIVES_UNITS, NETWORK_SIZE = (7.0, 30.0, 120.0), (2.0, 6.0, 20.0, 60.0), 16
 HABITS = 6  # how often and how long ago, for the network: see `RepeatMemory.forward`
 
 
@@ -98,9 +100,9 @@ class RepeatMemory(nn.Module):
         self,
         label_sizes: Sequence[int],
         hidden_size: int,
-        half_lives_days: Sequence[float],
-        half_lives_units: Sequence[float],
-        network_size: int = 0,
+        half_lives_days: Sequence[float] = HALF_LIVES_DAYS,
+        half_lives_units: Sequence[float] = HALF_LIVES_UNITS,
+        network_size: int = NETWORK_SIZE,
     ):
         super().__init__()
         self.half_lives, self.num_days = [*half_lives_days, *half_lives_units], len(half_lives_days)
@@ -135,6 +137,11 @@ class RepeatMemory(nn.Module):
         """c of shape `(V, K)` and r of shape `(V, 1)`."""
         gains, rarity = cast(nn.Embedding, self.label_gains[task]), cast(nn.Embedding, self.label_rarity[task])
         return gains.weight, rarity.weight
+
+    def shared_parameters(self) -> list[torch.Tensor]:
+        """The parameters without a row a label."""
+        of_labels = ("label_gains.", "label_rarity.")
+        return [value for name, value in self.named_parameters() if not name.startswith(of_labels)]
 
     def fades(self, unit_times: torch.Tensor) -> torch.Tensor:
         """2^(-age / T) of the unit before at each unit, of shape `(U, K, B)`; the first has none before it, and 1."""
@@ -283,8 +290,7 @@ class RepeatMemory(nn.Module):
         gains = of_task(self.memory_gain) + label_gains + of_task(self.memory_growth) * length
         terms = torch.log1p(counts * (of_task(self.log_sensitivity) + of_task(self.rarity_weight) * rarity).exp())
         added = (terms * gains).sum(-1)
-        # CODEPATH: a network in mcm-base and mcm-tiny, none where `repeat_network_size` is 0.
-        if len(self.network_in):
+        if len(self.network_in):  # `network_size` 0 has none
             since_first, since_last = end - first, end - last
             gap = (since_first - since_last) / (number - 1).clamp(min=1)
             days = [asked_at - unit_times[customer, unit] for unit in (first, last)]

@@ -38,6 +38,7 @@ FIRST_VALUE = 1  # id 0 is a missing value, which is not counted
 TASTE_HALF_LIFE = 30.0  # days at which features of many values are counted, beside counts that do not fade
 TASTE_SIZE, HIDDEN = 128, 256
 DROPOUT = 0.3
+HALF_LIVES_DAYS = (7.0, 30.0, 90.0)  # of the counts, beside counts that do not fade
 LEAST_SPREAD, FARTHEST = 0.05, 8.0  # of counts when they are standardised
 CHANCE, NEXT_VISIT = "visit_probability", "days_to_next_visit"
 GAPS = ("days since the last event", "days since the first", "the ratio to the mean gap", "the mean gap")
@@ -66,8 +67,9 @@ class CustomerState(nn.Module):
 
     x_i is 1 for an event, 1 for the first event of a visit, the value of a summed feature, or 1 where a feature has a
     certain value. One of the T_k is infinite: a count that does not fade. `state_features`, which have few values, are
-    counted at every half-life; `taste_features`, which have many, at one and without fading. To z belong the
-    logarithms of `GAPS` too. The start row is no event, so a profile is no part of the state.
+    counted at every half-life; the tasks among the others, which have many, at one and without fading (see
+    `MCMConfig.counted_features`). To z belong the logarithms of `GAPS` too. The start row is no event, so a profile is
+    no part of the state.
 
     Args:
         config: the model's.
@@ -76,12 +78,12 @@ class CustomerState(nn.Module):
     def __init__(self, config: MCMConfig):
         super().__init__()
         self.sizes = list(config.vocabulary_sizes)
-        self.half_lives = [float(days) for days in config.state_half_lives_days]
+        self.half_lives = list(HALF_LIVES_DAYS)
         self.num_sums = len(config.summed_features)
         self.few, self.many = ([config.features.index(name) for name in names] for names in config.counted_features)
         self.mean = nn.Buffer(torch.zeros(self.num_few + self.num_many))
         self.spread = nn.Buffer(torch.ones(self.num_few + self.num_many))
-        # CODEPATH: none for a log whose features all have few values.
+        # None for a log whose features all have few values.
         self.taste = nn.Linear(self.num_many, TASTE_SIZE, bias=False) if self.many else None
         inputs = self.num_few + (TASTE_SIZE if self.many else 0)
         self.direct = nn.Linear(inputs, config.state_size)

@@ -20,12 +20,13 @@ from typing import Any  # noqa: E402
 import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from choices import EXTENDED, PAPER, TINY  # noqa: E402
 from ci_skips import (  # noqa: E402, F401
     pytest_make_collect_report,
     pytest_runtest_makereport,
     pytest_terminal_summary,
 )
-from corner_shop import EXTENDED, SCHEMA, TINY, make_log  # noqa: E402
+from corner_shop import SCHEMA, make_log  # noqa: E402
 
 if not torch.cuda.is_available():  # before transformers loads Triton: its kernels are interpreted then, with numpy
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -33,6 +34,7 @@ if not torch.cuda.is_available():  # before transformers loads Triton: its kerne
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation  # noqa: E402
 from modeling_mcm.data import EventSchema  # noqa: E402
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER  # noqa: E402
+from modeling_mcm.losses_mcm import Objective  # noqa: E402
 from modeling_mcm.preparation import prepare  # noqa: E402
 from modeling_mcm.preparation.engine import spark_session  # noqa: E402
 
@@ -86,7 +88,7 @@ def extractor(stored_extractor: Path) -> MCMFeatureExtractor:
 
 @pytest.fixture
 def tiny_config(extractor: MCMFeatureExtractor) -> Callable[..., MCMConfig]:
-    """A function that makes a tiny config for the log's features; `extended=True` for the choices of mcm-base."""
+    """A function that makes a tiny config for the log's features: the paper's choices, with `extended=True` ours."""
 
     def make(extended: bool = False, **changes: Any) -> MCMConfig:
         of_data = {
@@ -94,22 +96,24 @@ def tiny_config(extractor: MCMFeatureExtractor) -> Callable[..., MCMConfig]:
             "vocabulary_sizes": extractor.vocabulary_sizes,
             "tasks": extractor.tasks,
         }
-        return MCMConfig(**(of_data | TINY | (EXTENDED if extended else {}) | changes))
+        return MCMConfig(**(of_data | TINY | (EXTENDED if extended else PAPER) | changes))
 
     return make
 
 
 @pytest.fixture
 def tiny_model(tiny_config: Callable[..., MCMConfig]) -> Callable[..., MCMForMultiTaskRecommendation]:
-    """A function that makes a tiny model in evaluation mode whose every parameter has a say (none is left at 0)."""
+    """A function that makes a tiny model in evaluation mode whose every parameter has a say (none is left at 0); it is
+    trained as in the paper, or with `extended=True` to the ranking loss too."""
 
-    def make(*args: Any, **changes: Any) -> MCMForMultiTaskRecommendation:
+    def make(extended: bool = False, **changes: Any) -> MCMForMultiTaskRecommendation:
         torch.manual_seed(0)
-        model = MCMForMultiTaskRecommendation(tiny_config(*args, **changes)).eval()
+        model = MCMForMultiTaskRecommendation(tiny_config(extended, **changes)).eval()
+        model.objective = Objective(ranking_loss_weight=float(extended), target_half_life_days=0)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)
-            for table in [*model.model.embeddings.events.feature_tables, *model.label_tables]:
+            for table in model.model.embeddings.events.feature_tables:
                 table.weight[0] = 0  # padding, as `padding_idx` keeps it
         return model
 

@@ -145,7 +145,7 @@ def export(model: MCMPreTrainedModel, what: str, target: str) -> Any:
 
     config: Any = model.config
     batch, longest = torch.export.Dim("batch", min=1), {}
-    if config.encoder_unit == "event" and config.use_position_embeddings:
+    if config.encoder_unit == "event" and config.max_position_embeddings:
         longest = {"max": config.max_position_embeddings}
     length = torch.export.Dim("length", min=1, **longest)
     events = min(EXAMPLE[1], longest.get("max", EXAMPLE[1]))
@@ -237,7 +237,7 @@ def largest_difference(model: MCMPreTrainedModel, exported: Any, what: str) -> f
     config: Any = model.config
     differences = []
     for customers, events in OTHERS:
-        inputs = example_inputs(config, what, customers, min(events, config.max_position_embeddings))
+        inputs = example_inputs(config, what, customers, min(events, config.max_position_embeddings or events))
         wanted, found = _outputs(model(**inputs), what), _outputs(exported(**inputs), what)
         differences += [(value - torch.as_tensor(found[name])).abs().max() for name, value in wanted.items()]
     return float(torch.stack(differences).max())  # NaN if there is one

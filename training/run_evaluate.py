@@ -290,7 +290,7 @@ def main() -> None:
     check_vocabularies(options.data, extractor)
     if wrong := [task for task in options.tasks if task not in model.config.tasks]:
         raise SystemExit(f"No tasks {wrong}; the checkpoint has {', '.join(model.config.tasks)}.")
-    options.tasks = options.tasks or list(model.config.trained_tasks or model.config.tasks)
+    options.tasks = options.tasks or list(model.config.tasks)
 
     rows = load_prepared(options.data)
     cases = cases_of(options, manifest, rows, extractor.token_type_feature)

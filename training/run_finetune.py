@@ -68,10 +68,6 @@ class FineTuningOptions:
     train_splits: list[str] = field(default_factory=lambda: [TRAIN, VALIDATION], metadata={"help": "Trained on."})
     eval_split: str = field(default=TEST, metadata={"help": "Evaluated on with --eval_strategy.", "choices": SPLITS})
     label_share: float = field(default=1.0, metadata={"help": "Share of the training groups; drawn with --seed."})
-    action_embedding: str = field(
-        default="features",
-        metadata={"help": "What an action is to the model.", "choices": ["features", "learned", "both"]},
-    )
     freeze_encoder: bool = field(default=False, metadata={"help": "Train the head alone."})
     lora: int = field(default=0, metadata={"help": "Rank of low-rank updates of the encoder; 0 for none."})
     from_scratch: bool = field(default=False, metadata={"help": "Forget the pre-trained weights, keep the config."})
@@ -105,19 +101,16 @@ class FineTuningArguments(PretrainingArguments):
 
 
 def read_model(
-    options: FineTuningOptions, extractor: MCMFeatureExtractor, offers: Offers, action_ids: list[str]
+    options: FineTuningOptions, extractor: MCMFeatureExtractor, offers: Offers
 ) -> MCMForActionRecommendation:
     """The checkpoint with a new head for these offers, or a model like it as it stands before any pre-training."""
     known: dict[str, Any] = {
         "action_outcomes": list(offers.outcomes),
         "action_features": features_of_actions(extractor, offers.columns),
-        "action_embedding": options.action_embedding,
         "action_history_feature": extractor.token_type_feature,
-        "action_ids": [] if options.action_embedding == "features" else action_ids,
     }
     if not options.from_scratch:
-        new = ("action_head.", "action_vectors.")
-        return read_checkpoint(MCMForActionRecommendation, str(options.model), new, **known)
+        return read_checkpoint(MCMForActionRecommendation, str(options.model), ("action_head.",), **known)
     model = MCMForActionRecommendation(MCMConfig.from_pretrained(str(options.model), **known))
     model.initialize_from_popularity(popularity(str(options.data), model.config))
     return model
@@ -177,8 +170,7 @@ def main() -> None:
         ]
         groups = groups[np.sort(kept)]
     offers.check_trainable(groups, outcomes)
-    learned_actions = sorted(set(offers.action_ids[np.unique(offers.actions[offers.places(groups)])]))
-    model = read_model(options, extractor, offers, learned_actions)
+    model = read_model(options, extractor, offers)
     if options.freeze_encoder:
         model.freeze_encoder()
 

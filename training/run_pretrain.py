@@ -22,7 +22,7 @@ import os
 import platform
 import sys
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -58,11 +58,13 @@ from modeling_mcm.data.dataset import (
     sha256_of,
 )
 from modeling_mcm.data.streaming import StreamedRows
+from modeling_mcm.earlier_configs_mcm import REMOVED, of_this_version
 from modeling_mcm.evaluation.baseline_cache import FOLDER as BASELINES_FOLDER
 from modeling_mcm.evaluation.baseline_cache import BaselineCache
 from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.evaluation.comparison import baseline_warnings, values_of
 from modeling_mcm.evaluation.counting import FIRST_BASELINES, STRONG_BASELINES, counting_baselines
+from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.model_evaluation import model_values
 from modeling_mcm.recipe import Recipe, recipe_for
 from modeling_mcm.training.callbacks import FirstComparison
@@ -89,10 +91,12 @@ class ModelOptions:
     data: str | None = field(default=None, metadata={"help": "Folder of a prepared data set (prepare_data.py)."})
     config: str = field(
         default="configuration/mcm-base",
-        metadata={"help": "Folder with a config.json; features, sizes and tasks come from the data."},
+        metadata={
+            "help": "Folder with a config.json; features and sizes come from the data, tasks where it names none."
+        },
     )
     config_overrides: list[str] = field(
-        default_factory=list, metadata={"help": "Fields of the config, as name=value: hidden_size=64 readout=last."}
+        default_factory=list, metadata={"help": "Fields of MCMConfig, as name=value: hidden_size=64 readout=last."}
     )
     recipe: str = field(
         default=AUTO,
@@ -243,20 +247,22 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
     for override in options.config_overrides:
         name, separator, value = override.partition("=")
         if not separator or name not in known:
-            raise ValueError(f"config_overrides: {override!r} is not name=value with a field of MCMConfig.")
+            hint = f": {REMOVED[name]}" if name in REMOVED else ""
+            raise ValueError(f"config_overrides: {override!r} is not name=value with a field of MCMConfig{hint}.")
         values[name] = yaml.safe_load(value)
     config = (
-        MCMConfig.get_config_dict(options.config)[0]
+        of_this_version(MCMConfig.get_config_dict(options.config)[0])
         | (recipe.config if recipe else {})
         | {
             "features": extractor.feature_names,
             "vocabulary_sizes": extractor.vocabulary_sizes,
-            "tasks": extractor.tasks,
-            "max_position_embeddings": extractor.max_events,  # the window decides
             "values_digest": extractor.values_digest,
         }
     )
-    if config.get("state_size"):
+    config["tasks"] = config.get("tasks") or extractor.tasks
+    if config.get("max_position_embeddings"):
+        config["max_position_embeddings"] = extractor.max_events  # the window decides how many
+    if config.get("state_size", MCMConfig.state_size):
         sizes = dict(zip(extractor.feature_names, extractor.vocabulary_sizes, strict=True))
         profile = {feature["name"] for feature in extractor.features if feature.get("profile")}
         few = [name for name, size in sizes.items() if size <= FEW_VALUES and name not in profile]
@@ -346,7 +352,7 @@ def count(model: MCMForMultiTaskRecommendation, options: ModelOptions, seed: int
         fill_followers(model, pq.read_table(data / FOLLOWERS_FILE), pq.read_table(data / POPULARITY_FILE))
         extractor = MCMFeatureExtractor.from_pretrained(data / FEATURE_EXTRACTOR_FOLDER)
         extractor.max_events = options.max_events or extractor.max_events
-        collator = MCMCollator(extractor, config, "train", seed=seed)
+        collator = MCMCollator(extractor, config, "train", seed=seed, objective=model.objective)
         customers = PreparedRows(rows, trainable(np.asarray(rows["validation_end"])))
         order = np.random.default_rng(seed).permutation(len(customers)).tolist()
         batches = (
@@ -372,7 +378,7 @@ def counted(config: MCMConfig, extractor: MCMFeatureExtractor, options: ModelOpt
     """Rows, validation cases, and the values of counting baselines on them; none where SciPy is missing."""
     rows, data = sampled_rows(options), Path(str(options.data))
     cases = find_cases(rows, "validation", min_history, extractor.token_type_feature)
-    sizes = {task: config.label_sizes[task] for task in config.trained_tasks or config.tasks}
+    sizes = config.label_sizes
     cache = None
     if not options.streaming:
         cache = BaselineCache(data / BASELINES_FOLDER, sha256_of(data / MANIFEST_FILE))
@@ -427,7 +433,7 @@ def compare(
     rows, cases, results = counted(model.config, extractor, options, min_history, names)
     if not results:
         return {}
-    tasks = list(model.config.trained_tasks or model.config.tasks)
+    tasks = list(model.config.tasks)
     results["MCM"] = model_values(model.eval(), extractor, rows, cases, tasks)
     means = means_of(results)
     for method, by_task in means.items():
@@ -442,13 +448,13 @@ def compare(
 def main() -> None:
     """Reads the options, trains or goes on training, and saves the model with its feature extractor."""
     keep_freed_memory()
-    options, training = parse_options(ModelOptions, PretrainingArguments, description=__doc__)
+    options, _, training = parse_options(ModelOptions, Objective, PretrainingArguments, description=__doc__)
     check_launch(training.world_size)
     if options.data is None:
         raise SystemExit("--data is missing: the folder that training/prepare_data.py wrote.")
     recipe = chosen_recipe(options, given_options())
-    options, training = parse_options(
-        ModelOptions, PretrainingArguments, description=__doc__, defaults=recipe.training
+    options, objective, training = parse_options(
+        ModelOptions, Objective, PretrainingArguments, description=__doc__, defaults=recipe.training
     )
     set_seed(training.seed)
     manifest = PreparedManifest.load(options.data)
@@ -459,8 +465,10 @@ def main() -> None:
     for reason in recipe.reasons:
         logger.warning(reason)
     model = MCMForMultiTaskRecommendation(config)
+    model.objective = objective
     model.initialize_from_popularity(popularity(options.data, config))
     own = {name: getattr(options, name) for name in DECIDING} | {"max_events": extractor.max_events}
+    own |= asdict(objective)
     own["batch size"] = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
     run = {"data": sha256_of(Path(options.data) / MANIFEST_FILE), "options": deciding_options(training) | own}
     try:
@@ -496,7 +504,7 @@ def train(
         train_dataset=train_rows,
         eval_dataset=eval_rows,
         processing_class=extractor,
-        train_collator=MCMCollator(extractor, config, "train", seed=training.seed),
+        train_collator=MCMCollator(extractor, config, "train", seed=training.seed, objective=model.objective),
         eval_collator=MCMCollator(extractor, config, "evaluate", cutoff="validation"),
         scalar_lr_factor=options.scalar_lr_factor,
         ema_decay=options.ema_decay,

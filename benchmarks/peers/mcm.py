@@ -50,6 +50,7 @@ def method(task: Task) -> dict[str, float]:
             "disable_tqdm": "true",
             "dataloader_num_workers": 0,  # no process beside it, as with the peers
             "output_dir": folder,
+            **task.more.get("options", {}),
         }
         flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         flags += ["--config_overrides", *sizes, *task.more.get("overrides", []), *task.more.get("flags", [])]

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from torch.utils.data import Dataset, Sampler
 
 from modeling_mcm.configuration_mcm import MCMConfig
+from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.processing_mcm import FIRST_VALUE_ID, UNKNOWN_ID, MCMFeatureExtractor
 
 MODES = ("train", "evaluate", "predict")
@@ -135,7 +136,7 @@ class MCMCollator:
 
     Args:
         extractor: of the prepared data set.
-        config: of the model; `augmentation`, `target`, `tasks` and `mask_probability` are read.
+        config: of the model; `augmentation`, `target` and `tasks` are read.
         mode: "train", "evaluate" or "predict".
         cutoff: "validation" or "test": where the history ends in evaluation. Training always stays before the
             validation cutoff.
@@ -143,6 +144,8 @@ class MCMCollator:
         max_events: rows of the longest input, start row included; the extractor's by default.
         now (`int`, *optional*): the moment of the question in "predict", in seconds since 1970; by default each
             customer's last event.
+        objective (`Objective`, *optional*): of pre-training; `target_half_life_days` (with augmentation
+            "all_prefixes") and `mask_probability` (with "masked_lm") are read. Default: what we ship.
 
     Attributes:
         epoch: shared-memory integer that the training loop sets, so that workers of any process follow.
@@ -157,13 +160,16 @@ class MCMCollator:
         seed: int = 0,
         max_events: int | None = None,
         now: int | None = None,
+        objective: Objective | None = None,
     ):
         if mode not in MODES:
             raise ValueError(f"Found mode {mode!r}; expected one of {MODES}.")
         self.extractor, self.config, self.mode, self.seed, self.now = extractor, config, mode, seed, now
         # a config looks an attribute up slowly, and these are asked for every row
         self.augmentation, self.target = config.augmentation, config.target
-        self.half_life = config.target_half_life_days
+        self.objective = objective or Objective()
+        # Only where one pass has several prefixes is there something to weigh them against.
+        self.half_life = self.objective.target_half_life_days if self.augmentation == "all_prefixes" else 0.0
         self.end_column = f"{cutoff}_end"
         self.max_events = extractor.max_events if max_events is None else max_events
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -178,7 +184,7 @@ class MCMCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """A batch: `input_ids`, `attention_mask`, `event_times`, `visit_ids`; with targets also `labels` `(B, N, T)`
         and `label_prefixes` `(B, N)`, `prefix_ends` `(B, P)` where there are several prefixes or masked events, and
-        `label_weights` `(B, N)` with `config.target_half_life_days`."""
+        `label_weights` `(B, N)` where targets fade."""
         make = {"train": self._train, "evaluate": self._evaluate, "predict": self._predict}[self.mode]
         features = self.config.input_features
         made = [make(self.extractor.readable(row, features)) for row in rows]
@@ -190,7 +196,7 @@ class MCMCollator:
         if self.mode == "predict":
             return batch
         _, ends, prefixes, labels = zip(*made, strict=True)
-        if self.mode == "train" and self.half_life is not None:
+        if self.mode == "train" and self.half_life:
             weights = [self._weights(history, end[prefix]) for history, end, prefix, _ in made]
             batch["label_weights"] = _stack(weights, 0, np.float32)
         if self.mode == "train" and self.augmentation not in ONE_PREFIX:
@@ -273,7 +279,7 @@ class MCMCollator:
         ends = self._prefix_before(window)
         # Where the window cuts the history, the start row alone is not what came before its first visit.
         asked = self._is_target(window) & (whole | (ends > 0))
-        if self.half_life is not None:
+        if self.half_life:
             days = self._days_before_latest(window["times"], window["times"][asked])
             asked &= days <= FADED * self.half_life
         used, prefixes = np.unique(ends[asked], return_inverse=True)
@@ -281,7 +287,7 @@ class MCMCollator:
 
     def _masked_events(self, window: dict[str, Any], generator: np.random.Generator):
         draw = np.where(self._is_target(window), generator.random(len(window["times"])), 2.0)
-        hidden = np.flatnonzero(draw < max(self.config.mask_probability, draw.min(initial=2.0) + 1e-12))
+        hidden = np.flatnonzero(draw < max(self.objective.mask_probability, draw.min(initial=2.0) + 1e-12))
         hidden = hidden[draw[hidden] < 2.0]
         masked = {
             name: np.where(
@@ -296,7 +302,7 @@ class MCMCollator:
         """One a label, after the prefix that ends at `ends`: halved for every half-life between it and the latest."""
         times = window["times"][np.minimum(ends, len(window["times"]) - 1)]
         days = self._days_before_latest(times, times)
-        return np.exp2(-days / (self.half_life or np.inf)).astype(np.float32)
+        return np.exp2(-days / self.half_life).astype(np.float32)
 
     @staticmethod
     def _days_before_latest(times: NDArray, targets: NDArray) -> NDArray[np.float64]:

@@ -71,8 +71,6 @@ class CustomerLabels:
             "problem_type": "regression" if self.kind == NUMBER else "single_label_classification",
             "id2label": named,
             "label2id": {name: number for number, name in named.items()},
-            "label_mean": 0.0,
-            "label_std": 1.0,
         }
 
     def check_trainable(self, what: str = "training") -> None:

@@ -10,10 +10,7 @@ from numpy.typing import NDArray
 from modeling_mcm.evaluation.metrics import Interval, paired_difference
 
 LONGER = "train longer (`--num_train_epochs`, `--max_seconds`)"
-MEMORY = (
-    "turn on the repeat memory where it is off (`repeat_half_lives_units`, `repeat_half_lives_days` and "
-    "`repeat_network_size`, as mcm-base has them)"
-)
+MEMORY = "turn on the repeat memory where it is off (`repeat_memory`)"
 NOT_LEARNED = (
     f"the model has hardly learned yet: look whether the training loss falls, {LONGER}, change the learning rate"
 )
@@ -32,7 +29,7 @@ ADVICE = {
     "nearest_households": LIKE_OTHERS,
     "markov": ORDER,
     "transitions": ORDER,
-    "lightgbm": f"regularity and rank have too little weight: {MEMORY}, `ranking_loss_weight=1.0`, {LONGER}",
+    "lightgbm": f"regularity and rank have too little weight: {MEMORY}, `--ranking_loss_weight 1`, {LONGER}",
 }
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
+from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.files_mcm import write_json, write_text
 from modeling_mcm.hub.folder import (
     ACTION_HEAD,
@@ -378,6 +379,7 @@ def model_card(facts: CardFacts) -> ModelCard:
         **metadata,
     )
     event_features = [feature for feature in extractor["features"] if not feature.get("profile")]
+    shape = MCMConfig.from_dict(dict(config))
     return ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATES / "model_card.md.jinja"),
@@ -385,11 +387,13 @@ def model_card(facts: CardFacts) -> ModelCard:
         name=name,
         data=_cell(_data_of(facts)),
         config=config,
+        attention=shape.encoder_attention,
+        target=shape.target,
         extractor=extractor,
         example={feature.get("column") or feature["name"]: "..." for feature in event_features if _is_raw(feature)},
         actions=actions,
         features=schema_rows(facts),
-        tasks=[_cell(task) for task in config["trained_tasks"] or config["tasks"]],
+        tasks=[_cell(task) for task in config["tasks"]],
         number_of_values=sum(facts.values.values()),
         training=training,
         duration=None if seconds is None else _duration(seconds),

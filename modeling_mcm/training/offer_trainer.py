@@ -12,7 +12,7 @@ from modeling_mcm.training.callbacks import EarlyStopping, EpochCallback
 from modeling_mcm.training.resumable import ResumableTrainer
 
 # Parts of a model for offers that are new, and trained whole beside an encoder with low-rank updates.
-NEW_PARTS = ("action_head", "action_vectors")
+NEW_PARTS = ("action_head",)
 
 
 class OfferTrainer(ResumableTrainer):

@@ -24,7 +24,7 @@ from modeling_mcm.evaluation.streaming import StreamingMetrics, ranks_from_logit
 from modeling_mcm.training.callbacks import EarlyStopping, EpochCallback, TrainingClock, WeightAverage
 from modeling_mcm.training.resumable import ResumableTrainer
 
-# What is compared for early stopping and the best model: the mean over the trained tasks.
+# What is compared for early stopping and the best model: the mean over the tasks.
 BEST_METRIC = "next_visit_ndcg@10"
 # Scalars on a logarithm or on all of a task's scores: steps that suit a matrix would leave them where they started.
 FAST_PARAMETERS = ("log_half_life", "log_sensitivity", "memory_gain", "rarity_weight", "readout_scale")
@@ -77,15 +77,13 @@ class MCMTrainer(ResumableTrainer):
         self.task_losses: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.clock = TrainingClock(lambda value: self.accelerator.reduce(value, "sum"), max_seconds)
         tasks = train_collator.config.tasks
-        trained = train_collator.config.trained_tasks or tasks
         # A sum of two losses is not called by the name of one.
-        self.loss_name = "loss_with_ranking" if train_collator.config.ranking_loss_weight else "loss"
-        self.trained_places = [place for place, task in enumerate(tasks) if task in trained]
+        self.loss_name = "loss_with_ranking" if train_collator.objective.ranking_loss_weight else "loss"
         super().__init__(
             model,
             args,
             data_collator=train_collator,
-            compute_metrics=TaskMetrics(tasks, trained),
+            compute_metrics=TaskMetrics(tasks),
             preprocess_logits_for_metrics=partial(task_ranks, tasks),  # type: ignore[arg-type]  # nested is fine too
             **kwargs,
         )
@@ -259,7 +257,7 @@ class MCMTrainer(ResumableTrainer):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         loss = loss * share
         if model.training:
-            self.clock.see((inputs["labels"][..., self.trained_places] >= FIRST_LABEL).sum() * (share > 0))
+            self.clock.see((inputs["labels"] >= FIRST_LABEL).sum() * (share > 0))
             for task, value in outputs.task_losses.items():
                 self.task_losses[task].append(value * share)
         return (loss, outputs) if return_outputs else loss
@@ -278,16 +276,16 @@ class MCMTrainer(ResumableTrainer):
 
 class TaskMetrics:
     """`compute_metrics` of the Trainer: ranks of all tasks in; next-visit and next-event metrics out, and the mean
-    NDCG of the trained tasks."""
+    NDCG of the tasks."""
 
-    def __init__(self, tasks: Sequence[str], trained: Sequence[str]):
-        self.tasks, self.trained, self.metrics = list(tasks), list(trained), StreamingMetrics()
+    def __init__(self, tasks: Sequence[str]):
+        self.tasks, self.metrics = list(tasks), StreamingMetrics()
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         labels = torch.as_tensor(prediction.label_ids)
         by_task: Any = {task: labels[..., place] for place, task in enumerate(self.tasks)}
         found = self.metrics(EvalPrediction(prediction.predictions, by_task), compute_result)
-        compared = [found[name] for task in self.trained if (name := f"{task}_{BEST_METRIC}") in found]
+        compared = [found[name] for task in self.tasks if (name := f"{task}_{BEST_METRIC}") in found]
         return found | ({BEST_METRIC: sum(compared) / len(compared)} if compared else {})
 
 

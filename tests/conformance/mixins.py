@@ -7,6 +7,7 @@ mixins of the installed transformers, puts them on the path as `transformers_tes
 import unittest
 
 import torch
+from choices import PAPER
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from transformers_tests.test_configuration_common import ConfigTester
 from transformers_tests.test_feature_extraction_common import FeatureExtractionSavingTestMixin
@@ -33,7 +34,7 @@ class MCMModelTester:
         self.parent = parent
         self.batch_size, self.seq_length, self.hidden_size = BATCH, LENGTH, 32
         self.num_hidden_layers, self.num_attention_heads = 2, 4
-        self.choices = {"readout_scale": True, "readout_bias": True}
+        self.choices = {"readout_bias": True}
         self.encoder_seq_length = self.key_length = LENGTH
 
     def get_config(self):
@@ -44,7 +45,6 @@ class MCMModelTester:
             num_hidden_layers=self.num_hidden_layers,
             num_attention_heads=self.num_attention_heads,
             intermediate_size=37,
-            max_position_embeddings=48,
             **self.choices,
         )
 
@@ -79,7 +79,7 @@ class MCMForActionTest(MCMModelTest):
     def setUp(self):
         super().setUp()
         # MCM's own scores are read there, not trained: what belongs to them alone gets no gradient.
-        self.model_tester.choices = {}
+        self.model_tester.choices = PAPER
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         inputs = dict(ModelTesterMixin._prepare_for_class(self, inputs_dict, model_class, return_labels=return_labels))
@@ -89,7 +89,6 @@ class MCMForActionTest(MCMModelTest):
             "action_input_ids": torch.tensor([[3, 2, 0], [3, 4, 0]]),
             "action_rows": torch.tensor([0, 1]),
             "action_weights": torch.ones(2),
-            "action_ids": torch.zeros(2, dtype=torch.long),
             "action_matches": torch.tensor([[0, 1, 0], [0, 2, 1], [0, 3, 1]]),
             "offered_actions": torch.tensor([0, 1]).expand(batch, -1),
             "labels": torch.tensor([[1.0, 0.0], [0.0, -1.0]]).expand(batch, -1, -1),

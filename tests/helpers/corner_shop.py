@@ -31,26 +31,6 @@ SCHEMA: dict[str, Any] = {
     "cutoffs": {"validation": VALIDATION, "test": TEST},
     "min_history": 3,
 }
-TINY = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 48,
-}
-# mcm-base's and mcm-tiny's choices
-EXTENDED = {
-    "encoder_attention": "causal",
-    "encoder_unit": "visit",
-    "augmentation": "all_prefixes",
-    "target": "next_visit",
-    "readout_scale": True,
-    "readout_bias": True,
-    "repeat_half_lives_days": [7.0, 60.0],
-    "repeat_half_lives_units": [3.0],
-    "repeat_network_size": 4,
-    "ranking_loss_weight": 1.0,
-}
 
 
 def make_log(customers: int = 34, seed: int = 0) -> pd.DataFrame:

@@ -15,6 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_mcm import MCMConfig, MCMModel
+from modeling_mcm.losses_mcm import Objective
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--batch_size", "3", "--units", "7", "--labels", "40", "--hidden_size", "8", "--threads", "1", "--runs", "1"]
@@ -80,11 +81,11 @@ def test_the_rates_of_the_floor_are_those_of_all_threads(benchmark, monkeypatch)
 def test_a_sample_that_is_all_labels_has_no_error(benchmark):
     module = benchmark("sampling")
     model, batch = module.untrained(module.SamplingOptions(labels=90, units=3, batch_size=2))
-    model.config.ranking_loss_weight = 0.0
+    model.objective = Objective(ranking_loss_weight=0.0)
     found = module.errors(model, batch, [8, 90], draws=4)
     assert found[90] == pytest.approx([0.0] * 4, abs=1e-6)
     assert found[8][1] > 1e-4 and found[8][3] > 1e-3
-    model.config.ranking_loss_weight = 1.0  # beside every pair of labels; as it is it asks some
+    model.objective = Objective(ranking_loss_weight=1.0)  # beside every pair of labels; as it is it asks some
     assert module.errors(model, batch, [None], draws=2)[None][3] > 1e-4
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from choices import EXTENDED
 from safetensors.torch import load_file
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation, MCMForMultiTaskRecommendation
@@ -57,13 +58,7 @@ def pretrained(prepared, tmp_path_factory):
         num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=32,
-        max_position_embeddings=48,
-        encoder_attention="causal",
-        encoder_unit="visit",
-        augmentation="all_prefixes",
-        target="next_visit",
-        readout_bias=True,
-        repeat_half_lives_days=[60.0],
+        **EXTENDED,
     )
     torch.manual_seed(0)
     MCMForMultiTaskRecommendation(config).save_pretrained(folder)
@@ -194,11 +189,10 @@ def test_what_is_trained_can_be_chosen(call, options, pretrained, tmp_path):
     assert changed and all(name.endswith(("self.query.weight", "self.value.weight")) for name in changed)
     call("run_finetune", *options, *short, "--output_dir", tmp_path / "scratch", "--from_scratch")
     assert any("feature_tables" in name for name in moved(tmp_path / "scratch", pretrained))
-    learned = ["--action_embedding", "both", "--label_share", 0.5, "--max_events", 30]
-    call("run_finetune", *options, *short, "--output_dir", tmp_path / "both", *learned)
-    assert MCMForActionRecommendation.from_pretrained(tmp_path / "both").config.action_ids == ITEMS
-    assert MCMFeatureExtractor.from_pretrained(str(tmp_path / "both")).max_events == 30
-    assert json.loads((tmp_path / "both" / "finetuning.json").read_text())["groups"] == 34
+    fewer = ["--label_share", 0.5, "--max_events", 30]
+    call("run_finetune", *options, *short, "--output_dir", tmp_path / "fewer", *fewer)
+    assert MCMFeatureExtractor.from_pretrained(str(tmp_path / "fewer")).max_events == 30
+    assert json.loads((tmp_path / "fewer" / "finetuning.json").read_text())["groups"] == 34
 
 
 def test_mistakes_are_refused(call, options, offers, pretrained, prepare_log, event_log, tmp_path, capsys):

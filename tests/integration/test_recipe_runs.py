@@ -9,6 +9,8 @@ import forked_runs
 import pytest
 from safetensors.torch import load_file
 
+from modeling_mcm import MCMConfig
+
 TINY = ["hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=32"]
 
 
@@ -55,10 +57,8 @@ def test_an_option_wins_over_the_recipe(chosen, options, tmp_path):
 
 def test_without_a_recipe_the_config_is_as_it_is(options, tmp_path):
     forked_runs.pretrain(options(tmp_path / "run", "--recipe", "none", "--max_steps", 1), tmp_path / "log")
-    given = json.loads(open("configuration/mcm-tiny/config.json", encoding="utf-8").read())
     kept = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert {name: kept[name] for name in given if name in ("encoder_unit", "target", "readout_scale")} == {
-        name: given[name] for name in given if name in ("encoder_unit", "target", "readout_scale")
-    }
+    chosen = ("encoder_unit", "readout", "readout_bias", "repeat_memory", "attention_window", "augmentation")
+    assert {name: kept[name] for name in chosen} == {name: getattr(MCMConfig(), name) for name in chosen}
     assert kept["follower_tasks"] == kept["related_tasks"] == []
     assert (load_file(tmp_path / "run" / "model.safetensors")["score_scales"] == 1).all()

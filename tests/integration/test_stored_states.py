@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from choices import PAPER
 from transformers import pipeline
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
@@ -37,9 +38,7 @@ def trained(prepared, tmp_path_factory):
             num_attention_heads=2,
             num_hidden_layers=1,
             intermediate_size=16,
-            encoder_attention="causal",
-            max_position_embeddings=48,
-            state_size=12,
+            **PAPER | {"augmentation": "all_prefixes", "state_size": 12},
         )
     )
     rows = load_prepared(str(prepared))

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from choices import EXTENDED
 from launched_runs import ONE_PROCESS, TWO_PROCESSES, run
 from safetensors.torch import load_file, save_file
 
@@ -32,21 +33,8 @@ GOLDEN = ROOT / "tests" / "fixtures" / "golden_loss.json"
 STEPS = 20
 TINY = ["hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=32"]
 # Every choice that goes beyond the paper; not one of configuration/, so that tuning those moves no golden loss.
-CHOICES = {
-    "model_type": "mcm",
-    "encoder_attention": "causal",
-    "encoder_unit": "visit",
-    "augmentation": "all_prefixes",
-    "target": "next_visit",
-    "readout_scale": True,
-    "readout_bias": True,
-    "repeat_half_lives_days": [7.0, 60.0],
-    "repeat_half_lives_units": [3.0],
-    "event_dropout_prob": 0.1,
-    "repeat_network_size": 4,
-    "target_half_life_days": 30,
-    "ranking_loss_weight": 1.0,
-}
+CHOICES = {"model_type": "mcm", **EXTENDED, "event_dropout_prob": 0.1}
+OBJECTIVE = {"ranking_loss_weight": 1.0, "target_half_life_days": 30.0}
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +47,7 @@ def recipe(prepared, tmp_path_factory):
         "config": str(path.parent),
         "recipe": "none",
         "config_overrides": TINY,
+        **OBJECTIVE,
         "max_steps": 3,
         "per_device_train_batch_size": 4,
         "logging_steps": 1,
@@ -148,7 +137,16 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint_and_ends_the_same(t
 
 def test_two_processes_that_sample_labels_go_on_as_they_would_have(recipe, tmp_path):
     """What is drawn depends on torch's generators alone, which a checkpoint has, one for each process."""
-    options = ["--config_overrides", *TINY, "sampled_labels=1", "--per_device_train_batch_size", 1, "--save_steps", 2]
+    options = [
+        "--config_overrides",
+        *TINY,
+        "--sampled_labels",
+        1,
+        "--per_device_train_batch_size",
+        1,
+        "--save_steps",
+        2,
+    ]
     options += ["--max_steps", 4, "--eval_strategy", "no", "--report_to", "none"]
     forked_runs.pretrain_two([recipe, "--output_dir", tmp_path / "whole", *options], tmp_path / "first")
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from corner_shop import EXTENDED, make_log
+from choices import EXTENDED
+from corner_shop import make_log
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation
 from modeling_mcm.data import EventSchema, load_prepared
@@ -86,8 +87,14 @@ def test_clicks_and_conversions_of_the_synthetic_shop_are_recovered(tmp_path):
         vocabulary_sizes=extractor.vocabulary_sizes,
         tasks=extractor.tasks,
         action_history_feature="token_type",
-        max_position_embeddings=100,
-        **{**EXTENDED, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64},
+        **{
+            **EXTENDED,
+            "max_position_embeddings": 100,
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+        },
     )
     torch.manual_seed(0)
     model, generator = MCMForActionRecommendation(config), np.random.default_rng(0)

@@ -11,7 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modeling_mcm.processing_mcm import first_kept
 
-VISITS = {"extended": True, "use_position_embeddings": False}
+VISITS = {"extended": True, "max_position_embeddings": None}
 
 
 def hidden(model, inputs):

@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """MCMConfig: it survives a file, refuses choices that contradict each other, and makes models of the promised size."""
 
+import dataclasses
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,48 +14,72 @@ from transformers import AutoConfig
 
 from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation
 from modeling_mcm.configuration_mcm import CHOICES
+from modeling_mcm.earlier_configs_mcm import EARLIER_DEFAULTS, ONE_VALUE, REMOVED
+from modeling_mcm.losses_mcm import Objective
+from modeling_mcm.recipe import recipe_for
 
 CONFIGURATION = Path(__file__).resolve().parents[2] / "configuration"
 FEATURES = {"type": 5, "items": 9, "a.b": 4, "Age": 3}  # neither alphabetical nor the reverse
+DATA = {"features": list(FEATURES), "vocabulary_sizes": list(FEATURES.values()), "tasks": ["items", "a.b", "type"]}
+MASKED = {"augmentation": "masked_lm", "readout": "last", "encoder_unit": "event", "repeat_memory": False}
+MASKED |= {"attention_window": None}
+SIZES = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"}
 
 
 def make(**changes):
-    values = {
-        "features": list(FEATURES),
-        "vocabulary_sizes": list(FEATURES.values()),
-        "tasks": ["items", "a.b", "type"],
-    }
-    return MCMConfig(**(values | changes))
+    return MCMConfig(**(DATA | changes))
 
 
 def test_a_save_keeps_names_and_their_order(tmp_path):
-    config = make(
-        trained_tasks=["type", "items"], repeat_half_lives_days=[7, 21.5], readout_scale=True, target="next_visit"
-    )
-    config.sampled_labels = 64
+    config = make(related_tasks=["type", "items"], forecast_days=[7, 21.5], readout_bias=False, state_size=64)
     config.save_pretrained(tmp_path)
     for loaded in (MCMConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
         assert type(loaded) is MCMConfig
         assert list(zip(loaded.features, loaded.vocabulary_sizes, strict=True)) == list(FEATURES.items())
-        assert loaded.sampled_labels == 64
-        assert loaded.tasks == ["items", "a.b", "type"] and loaded.trained_tasks == ["type", "items"]
+        assert loaded.tasks == ["items", "a.b", "type"] and loaded.related_tasks == ["type", "items"]
         saved, found = ({**c.to_dict(), "_name_or_path": ""} for c in (config, loaded))
         assert found == saved
+
+
+def test_there_are_at_most_thirty_fields():
+    own = {field.name for field in dataclasses.fields(MCMConfig)} & set(MCMConfig.__annotations__)
+    assert len(own) == len(MCMConfig.__annotations__) <= 30
+    documented = set(re.findall(r"^    (\w+) \(`", MCMConfig.__doc__, flags=re.MULTILINE))
+    assert own <= documented
 
 
 def test_label_sizes_follow_the_order_of_the_tasks():
     assert list(make().label_sizes.items()) == [("items", 9), ("a.b", 4), ("type", 5)]
 
 
-def test_the_defaults_are_the_papers_model():
-    config = MCMConfig()
-    assert (config.encoder_attention, config.encoder_unit, config.readout) == ("bidirectional", "event", "attentional")
-    assert (config.augmentation, config.target) == ("random_prefix", "next_event")
-    assert (config.num_hidden_layers, config.num_attention_heads, config.max_position_embeddings) == (3, 4, 300)
-    assert config.tie_label_embeddings and config.embedding_layer_norm and config.sampled_labels is None
-    assert not (config.readout_scale or config.readout_bias)
-    assert not (config.repeat_half_lives_days or config.repeat_half_lives_units)
-    assert config.tasks == ["product_line", "category", "subcategory", "brand"]
+def test_the_defaults_are_what_the_recipe_chooses_for_visits_with_repeats():
+    of_task = {"labels": 7, "met": 1000, "repeats": 600}
+    measures = {"customers": 100, "one_visit": 0, "visits": 1000, "moments": 1000, "targets": 9000}
+    recipe = recipe_for(measures | {"tasks": {"items": of_task}}, {"items": 9})
+    chosen = {name: value for name, value in recipe.config.items() if not name.endswith("_tasks")}
+    assert {name: getattr(MCMConfig(), name) for name in chosen} == chosen
+    shipped = {field.name: field.default for field in dataclasses.fields(Objective)}
+    assert {name: recipe.training.get(name, value) for name, value in shipped.items()} == shipped
+    assert (MCMConfig().encoder_attention, MCMConfig().target) == ("causal", "next_visit")
+    assert MCMConfig().tasks == ["product_line", "category", "subcategory", "brand"]
+
+
+@pytest.mark.parametrize("name", ["mcm-base", "mcm-tiny"])
+def test_what_is_shipped_differs_in_size_alone(name):
+    values = json.loads((CONFIGURATION / name / "config.json").read_text())
+    assert set(values) == {"model_type", *SIZES}
+
+
+@pytest.mark.parametrize("name", ["bert4rec", "mcm-single", "mcm-mtl", "mcm-final"])
+def test_the_papers_models_say_every_choice_in_which_they_differ_from_ours(name):
+    values = json.loads((CONFIGURATION / "ablations" / name / "config.json").read_text())
+    names = {"attention_window", "event_dropout_prob", "attention_probs_dropout_prob", "encoder_unit", "readout"}
+    names |= {"max_position_embeddings", "readout_bias", "repeat_memory", "state_size", "augmentation", *SIZES}
+    assert names <= set(values)
+    config = MCMConfig(
+        **DATA | {k: v for k, v in values.items() if k not in ("model_type", "tasks", "input_features")}
+    )
+    assert (config.encoder_attention, config.target) == ("bidirectional", "next_event")
 
 
 @pytest.mark.parametrize(
@@ -63,30 +90,30 @@ def test_the_defaults_are_the_papers_model():
         ({"vocabulary_sizes": []}, "0 entries for 4 features.*one size a feature"),
         ({"vocabulary_sizes": [5, 9, 2, 3]}, r"\['a.b'\] have no value.*leave them out"),
         ({"tasks": ["items", "colour"]}, r"\['colour'\] are no features.*'Age'"),
-        ({"trained_tasks": ["Age"]}, r"trained_tasks.*\['Age'\].*not among the tasks"),
+        ({"follower_tasks": ["Age"]}, r"follower_tasks.*\['Age'\].*not among the tasks"),
         ({"input_features": ["items", "colour"]}, r"input_features.*\['colour'\].*not among the features"),
-        ({"augmentation": "all_prefixes"}, "encoder_attention='causal'"),
-        ({"augmentation": "masked_lm"}, "readout='last'"),
-        ({"augmentation": "masked_lm", "readout": "last", "encoder_attention": "causal"}, "'bidirectional'"),
-        ({"augmentation": "masked_lm", "readout": "last", "encoder_unit": "visit"}, "encoder_unit='event'"),
-        ({"augmentation": "masked_lm", "readout": "last", "target": "next_visit"}, "target='next_event'"),
-        ({"augmentation": "masked_lm", "readout": "last", "repeat_half_lives_days": [7.0]}, "no repeat memory"),
-        ({"augmentation": "masked_lm", "readout": "last", "repeat_half_lives_units": [7.0]}, "no repeat memory"),
-        ({"repeat_half_lives_days": [7.0, 0]}, "must be positive"),
-        ({"repeat_half_lives_units": [-1]}, "must be positive"),
-        ({"repeat_network_size": 4}, "part of the repeat memory, which is off: set"),
-        ({"ranking_loss_weight": -1}, "must be 0 or more, got -1"),
-        ({"sampled_labels": 0}, "at least 1, got 0: None scores all"),
-        (
-            {"augmentation": "all_prefixes", "encoder_attention": "causal", "encoder_unit": "visit"},
-            "target='next_visit'",
-        ),
+        ({"augmentation": "random_prefix"}, "`attention_window` is 64.*augmentation='all_prefixes'"),
+        ({"attention_window": 0}, "`attention_window` is 0.*at least 1"),
+        (MASKED | {"readout": "attentional"}, "readout='last'"),
+        (MASKED | {"encoder_unit": "visit"}, "encoder_unit='event'"),
+        (MASKED | {"repeat_memory": True}, "repeat_memory=False"),
+        ({"max_position_embeddings": -1}, "0 or more, got -1.*no position embeddings"),
+        ({"action_outcomes": []}, "at least one outcome"),
         ({"hidden_size": 30}, r"hidden_size` \(30\).*num_attention_heads` \(4\)"),
     ],
 )
 def test_contradictions_are_refused_with_the_way_out(changes, message):
+    make(**MASKED)
     with pytest.raises(StrictDataclassError, match=f"(?s){message}"):
         make(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"ranking_loss_weight": -1}, {"sampled_labels": -1}, {"mask_probability": 1.5}], ids=str
+)
+def test_an_objective_that_makes_no_sense_is_refused(changes):
+    with pytest.raises(ValueError, match=f"`{next(iter(changes))}` must be"):
+        Objective(**changes)
 
 
 @pytest.mark.parametrize("name", CHOICES)
@@ -100,6 +127,136 @@ def test_a_wrong_type_is_refused():
         make(hidden_size="64")
 
 
+@pytest.mark.parametrize("name", REMOVED)
+def test_a_field_that_is_gone_is_refused_with_what_stands_in_its_place(name):
+    with pytest.raises(ValueError, match=f"no field `{name}` any more: {re.escape(REMOVED[name])}"):
+        make(**{name: None})
+
+
+# ------------------------------------------------------------------------------------------------ of earlier versions
+
+
+# What version 0.1 wrote for mcm-base, as the recipe chose it for visits.
+EARLIER = DATA | {
+    "model_type": "mcm",
+    "action_dropout": 0.4,
+    "action_embedding": "features",
+    "action_half_lives_days": [14.0, 60.0, 365.0],
+    "action_ids": [],
+    "add_cross_attention": False,
+    "attention_probs_dropout_prob": 0.0,
+    "attention_window": 64,
+    "augmentation": "all_prefixes",
+    "embedding_initializer_range": None,
+    "embedding_layer_norm": True,
+    "encoder_attention": "causal",
+    "encoder_unit": "visit",
+    "event_dropout_prob": 0.2,
+    "hidden_act": "gelu",
+    "hidden_size": 16,
+    "is_decoder": False,
+    "label_mean": 0.0,
+    "label_std": 1.0,
+    "layer_norm_eps": 1e-12,
+    "mask_probability": 0.2,
+    "max_position_embeddings": 300,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "intermediate_size": 32,
+    "pad_token_id": 0,
+    "ranking_loss_weight": 1.0,
+    "readout_bias": True,
+    "readout_scale": True,
+    "repeat_half_lives_days": [7.0, 30.0, 120.0],
+    "repeat_half_lives_units": [2.0, 6.0, 20.0, 60.0],
+    "repeat_network_size": 16,
+    "sampled_labels": None,
+    "state_half_lives_days": [7.0, 30.0, 90.0],
+    "state_size": 128,
+    "target": "next_visit",
+    "target_half_life_days": 30.0,
+    "taste_features": None,
+    "tie_label_embeddings": True,
+    "trained_tasks": None,
+    "use_position_embeddings": False,
+}
+SMALL = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 32}
+
+
+def write(folder, values):
+    (folder / "config.json").write_text(json.dumps(values))
+    return folder
+
+
+def test_an_earlier_config_loads_and_says_what_became_of_its_fields(tmp_path, caplog):
+    write(tmp_path, EARLIER)
+    for read in (MCMConfig.from_pretrained, AutoConfig.from_pretrained):
+        caplog.clear()
+        found = read(tmp_path)
+        assert {**found.to_dict(), "_name_or_path": ""} == {**make(**SMALL).to_dict(), "_name_or_path": ""}
+        (said,) = [record.message for record in caplog.records if "earlier version" in record.message]
+        assert all(f"`{name}`" in said for name in EARLIER if name in REMOVED)
+    found.save_pretrained(tmp_path)
+    caplog.clear()
+    assert {**MCMConfig.from_pretrained(tmp_path).to_dict(), "_name_or_path": ""} == {
+        **found.to_dict(),
+        "_name_or_path": "",
+    }
+    assert not [record for record in caplog.records if "earlier version" in record.message]
+
+
+def test_what_an_earlier_config_leaves_out_had_the_papers_values(tmp_path):
+    found = MCMConfig.from_pretrained(write(tmp_path, DATA | SMALL | {"model_type": "mcm", "target": "next_event"}))
+    assert (found.encoder_attention, found.encoder_unit, found.max_position_embeddings) == (
+        "bidirectional",
+        "event",
+        300,
+    )
+    assert not (found.repeat_memory or found.readout_bias or found.state_size or found.attention_window)
+    assert (found.event_dropout_prob, found.attention_probs_dropout_prob) == (0.0, 0.1)
+    assert set(EARLIER_DEFAULTS) - set(REMOVED) <= set(MCMConfig.__annotations__)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: "other" if isinstance(value, str) else [3.0]} for name, value in ONE_VALUE.items()),
+        {"repeat_network_size": 4},
+        {"repeat_half_lives_days": [7.0]},
+        {"repeat_half_lives_days": [7.0, 30.0, 120.0, 2.0], "repeat_half_lives_units": [6.0, 20.0, 60.0]},
+        {"readout_scale": False},
+        {"taste_features": ["items"]},
+    ],
+    ids=str,
+)
+def test_what_can_not_be_expressed_any_more_is_refused_with_the_way_out(changes, tmp_path):
+    name = next(iter(changes))
+    with pytest.raises(
+        ValueError, match=f"(?s)earlier version.*{name.removeprefix('repeat_').split('_')[0]}.*re-train"
+    ):
+        MCMConfig.from_pretrained(write(tmp_path, EARLIER | changes))
+
+
+def test_a_model_of_an_earlier_config_answers_as_one_of_this_version(tmp_path):
+    torch.manual_seed(0)
+    model = MCMForMultiTaskRecommendation(make(**SMALL)).eval()
+    model.save_pretrained(tmp_path)
+    inputs = {
+        "input_ids": torch.randint(2, 3, (2, 4, 4)),
+        "visit_ids": torch.arange(4).expand(2, -1),
+        "event_times": torch.arange(4.0).expand(2, -1),
+    }
+    expected = model(**inputs)
+    write(tmp_path, EARLIER)
+    found = MCMForMultiTaskRecommendation.from_pretrained(tmp_path).eval()(**inputs)
+    for task, logits in expected.logits.items():
+        assert torch.equal(found.logits[task], logits)
+    assert torch.equal(found.pooler_output, expected.pooler_output)
+
+
+# ------------------------------------------------------------------------------------------------------------- sizes
+
+
 def parameters(folder, features):
     values = AutoConfig.from_pretrained(CONFIGURATION / folder).to_dict()
     values |= {"features": list(features), "vocabulary_sizes": list(features.values()), "tasks": list(features)}
@@ -110,7 +267,7 @@ def parameters(folder, features):
 def test_base_has_about_10_million_parameters_with_30_thousand_values():
     features = {"token_type": 10, "product_line": 50, "category": 500, "subcategory": 4_000, "brand": 25_500}
     assert 29_000 < sum(features.values()) < 31_000
-    assert 9_000_000 < parameters("mcm-base", features) < 12_000_000
+    assert 9_000_000 < parameters("mcm-base", features) < 13_000_000
 
 
 def test_tiny_loads_and_is_smaller():

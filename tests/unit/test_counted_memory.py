@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 
 import pytest
 import torch
+from choices import PAPER
 from torch.testing import assert_close
 
 from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation
@@ -161,9 +162,8 @@ def counting_model():
             "num_hidden_layers": 1,
             "num_attention_heads": 2,
             "intermediate_size": 32,
-            "encoder_attention": "causal",
         }
-        given |= {"augmentation": "all_prefixes", "follower_tasks": ["item"], "related_tasks": ["item"]}
+        given |= PAPER | {"augmentation": "all_prefixes", "follower_tasks": ["item"], "related_tasks": ["item"]}
         model = MCMForMultiTaskRecommendation(MCMConfig(**(given | choices))).eval()
         memory = model.counted_memory
         if model.config.follower_tasks:

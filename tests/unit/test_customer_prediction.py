@@ -150,7 +150,6 @@ def test_the_encoder_does_not_run(make_model, inputs, monkeypatch):
         ({"state_size": 0}, "has no customer state"),
         ({"problem_type": "multi_label_classification"}, "Several labels of a customer are several models"),
         ({"problem_type": "regression", "num_labels": 2}, "'regression' with num_labels 2; a model predicts 1 number"),
-        ({"label_std": 0.0}, "`label_mean` and `label_std` must be finite"),
     ],
 )
 def test_configs_that_make_no_sense_are_refused(make_model, changes, message):

@@ -23,7 +23,8 @@ FLAT = [path for path in LIBRARY if path.name.endswith("_mcm.py")]
 
 # The files that travel with a checkpoint, and the siblings that each may read.
 SIBLINGS = {
-    "configuration_mcm": set(),
+    "earlier_configs_mcm": set(),
+    "configuration_mcm": {"earlier_configs_mcm"},
     "counted_memory_mcm": set(),
     "readout_mcm": {"configuration_mcm", "readout_triton_mcm"},
     "readout_triton_mcm": set(),
@@ -31,15 +32,29 @@ SIBLINGS = {
     "repeat_memory_mcm": set(),
     "sampling_mcm": {"losses_mcm"},
     "embeddings_mcm": {"configuration_mcm"},
+    "outputs_mcm": set(),
+    "resizing_mcm": {"embeddings_mcm", "losses_mcm"},
+    "scored_rows_mcm": {"readout_mcm"},
+    "scores_mcm": {
+        "counted_memory_mcm",
+        "losses_mcm",
+        "readout_mcm",
+        "repeat_memory_mcm",
+        "sampling_mcm",
+        "scored_rows_mcm",
+    },
     "modeling_mcm": {
         "configuration_mcm",
         "counted_memory_mcm",
         "embeddings_mcm",
         "files_mcm",
         "losses_mcm",
+        "outputs_mcm",
         "readout_mcm",
         "repeat_memory_mcm",
+        "resizing_mcm",
         "sampling_mcm",
+        "scores_mcm",
         "state_mcm",
     },
     "state_mcm": {"configuration_mcm"},
@@ -47,7 +62,7 @@ SIBLINGS = {
     "files_mcm": set(),
     "processing_mcm": {"configuration_mcm", "events_mcm", "files_mcm"},
     "action_counts_mcm": {"configuration_mcm", "losses_mcm"},
-    "action_mcm": {"action_counts_mcm", "configuration_mcm", "embeddings_mcm", "modeling_mcm"},
+    "action_mcm": {"action_counts_mcm", "configuration_mcm", "modeling_mcm"},
     "customer_mcm": {"configuration_mcm", "modeling_mcm"},
     "action_inputs_mcm": {"configuration_mcm", "events_mcm", "processing_mcm"},
     "pipeline_mcm": {
@@ -76,7 +91,15 @@ FLAT_LIBRARIES = {"torch", "numpy", "transformers", "huggingface_hub", "safetens
 OPTIONAL = {"readout_triton_mcm": {"triton"}}
 # What the rooms of the package may read of the package.
 ROOMS = {
-    "data": {"data", "action_inputs_mcm", "configuration_mcm", "events_mcm", "files_mcm", "processing_mcm"},
+    "data": {
+        "data",
+        "action_inputs_mcm",
+        "configuration_mcm",
+        "events_mcm",
+        "files_mcm",
+        "losses_mcm",
+        "processing_mcm",
+    },
     "preparation": {
         "preparation",
         "data",
@@ -84,6 +107,7 @@ ROOMS = {
         "counted_memory_mcm",
         "events_mcm",
         "files_mcm",
+        "losses_mcm",
         "processing_mcm",
     },
     "evaluation": {"evaluation", "extras", "files_mcm", "processing_mcm"},

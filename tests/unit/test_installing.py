@@ -12,7 +12,7 @@ from pathlib import Path
 
 import import_without
 import pytest
-from corner_shop import TINY
+from choices import TINY
 from faults import expected
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,25 +16,23 @@ from modeling_mcm.live_mcm import Added
 
 TOLERANCE = 1e-5
 COUNTED = {"follower_tasks": ["items", "aisle"], "related_tasks": ["items", "aisle"]}
-STATE = {"state_size": 8, "summed_features": ["a.b"], "taste_features": ["items"]}
+STATE = {"state_size": 8, "summed_features": ["a.b"]}
 STATE["state_features"] = ["type", "aisle", "weekday"]
 CONFIGS = {
-    "visits": {"extended": True, "use_position_embeddings": False},
-    "visits, a window": {"extended": True, "use_position_embeddings": False, "attention_window": 3},
+    "visits": {"extended": True, "max_position_embeddings": None},
+    "visits, a window": {"extended": True, "max_position_embeddings": None, "attention_window": 3},
     "positions": {"extended": True, "max_position_embeddings": 100},
-    "counted": {"extended": True, "use_position_embeddings": False, "attention_window": 4, **COUNTED},
-    "customer state": {"extended": True, "attention_window": 4, "use_position_embeddings": False, **STATE},
+    "counted": {"extended": True, "max_position_embeddings": None, "attention_window": 4, **COUNTED},
+    "customer state": {"extended": True, "attention_window": 4, "max_position_embeddings": None, **STATE},
     "counted, no repeats": {
         "extended": True,
-        "use_position_embeddings": False,
-        "repeat_half_lives_days": [],
-        "repeat_half_lives_units": [],
-        "repeat_network_size": 0,
+        "max_position_embeddings": None,
+        "repeat_memory": False,
         **COUNTED,
     },
     "events": {
         "extended": True,
-        "use_position_embeddings": False,
+        "max_position_embeddings": None,
         "encoder_unit": "event",
         "attention_window": 5,
         "readout": "last",

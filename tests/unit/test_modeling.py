@@ -9,29 +9,24 @@ import pytest
 import torch
 
 from modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, readout_mcm
-from modeling_mcm.losses_mcm import FIRST_LABEL, prefix_cross_entropy, prefix_ranking_loss
+from modeling_mcm.losses_mcm import FIRST_LABEL, Objective, prefix_cross_entropy, prefix_ranking_loss
 
 LAYOUTS = {
-    f"{attention} {unit}": {"encoder_attention": attention, "encoder_unit": unit}
-    for attention in ("bidirectional", "causal")
+    f"{attention} {unit}": {"augmentation": augmentation, "encoder_unit": unit}
+    for attention, augmentation in (("bidirectional", "random_prefix"), ("causal", "all_prefixes"))
     for unit in ("event", "visit")
 }
 SWITCHES = {
     **LAYOUTS,
     "last": {"readout": "last"},
-    "untied": {"tie_label_embeddings": False},
-    "scale": {"readout_scale": True},
     "bias": {"readout_bias": True},
-    "no layer norm": {"embedding_layer_norm": False},
     "one input feature": {"input_features": ["items"]},
-    "no positions": {"use_position_embeddings": False},
-    "memory of days": {"repeat_half_lives_days": [7.0, 60.0]},
-    "memory of units": {"repeat_half_lives_units": [3.0]},
-    "memory with a network": {"repeat_half_lives_days": [7.0], "repeat_network_size": 4},
+    "no positions": {"max_position_embeddings": None},
+    "memory": {"repeat_memory": True},
     "masked events": {"augmentation": "masked_lm", "readout": "last"},
     "eager": {"attn_implementation": "eager"},
     "extended": {"extended": True},
-    "extended last untied": {"extended": True, "readout": "last", "tie_label_embeddings": False},
+    "extended last": {"extended": True, "readout": "last"},
 }
 every_switch = pytest.mark.parametrize("choices", SWITCHES.values(), ids=SWITCHES.keys())
 
@@ -182,7 +177,8 @@ def test_half_precision_stays_near(tiny_model, inputs, choices, dtype):
 
 
 def test_equation_1_to_the_letter(tiny_model, inputs):
-    model = tiny_model(embedding_layer_norm=False).model
+    model = tiny_model().model
+    model.embeddings.norm = torch.nn.Identity()
     hidden = model(**{k: inputs[k] for k in ("input_ids", "attention_mask")}, output_hidden_states=True).hidden_states
     assert len(hidden) == 1 + model.config.num_hidden_layers
     tables = [table.weight for table in model.embeddings.events.feature_tables]
@@ -210,8 +206,7 @@ def test_a_visit_is_the_sum_of_its_events_over_the_root_of_their_number(tiny_mod
 @pytest.mark.parametrize("unit", ["event", "visit"])
 @torch.no_grad()
 def test_the_memory_gets_the_units_that_the_encoder_reads(tiny_model, inputs, unit):
-    half_lives = {"repeat_half_lives_days": [7.0], "repeat_half_lives_units": [3.0], "repeat_network_size": 4}
-    model = tiny_model(encoder_unit=unit, encoder_attention="causal", **half_lives)
+    model = tiny_model(encoder_unit=unit, augmentation="all_prefixes", repeat_memory=True)
     ends = torch.tensor([[1, 14], [0, 1], [3, 31], [0, 0]])
     found = model(**inputs, prefix_ends=ends).logits
     memory, model.repeat_memory = model.repeat_memory, None
@@ -234,15 +229,13 @@ def test_the_memory_gets_the_units_that_the_encoder_reads(tiny_model, inputs, un
         assert not torch.allclose(found[task], without[task], atol=1e-3)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_label_embeddings_are_the_features_or_tables_of_their_own(tiny_model, inputs, tied):
-    model = tiny_model(tie_label_embeddings=tied)
+def test_label_embeddings_are_those_of_the_features(tiny_model, inputs):
+    model = tiny_model()
     tables = model.model.embeddings.events.feature_tables
     places = {task: model.config.features.index(task) for task in model.config.tasks}
     for task, size in model.config.label_sizes.items():
         assert model.label_embeddings(task).shape == (size, 16)
-        assert (model.label_embeddings(task) is tables[places[task]].weight) == tied
-    assert len(model.label_tables) == (0 if tied else len(places))
+        assert model.label_embeddings(task) is tables[places[task]].weight
     before = model(**inputs).logits["aisle"]
     with torch.no_grad():
         model.label_embeddings("aisle")[3] += 1
@@ -262,7 +255,7 @@ def test_only_the_input_features_are_read(tiny_model, inputs):
 
 
 def test_without_positions_the_order_of_events_is_not_known(tiny_model, inputs):
-    model = tiny_model(use_position_embeddings=False)
+    model = tiny_model(max_position_embeddings=None)
     turned = rows(inputs, 2)
     turned["input_ids"] = turned["input_ids"].flip(1)
     assert_close(score(model, turned), score(model, rows(inputs, 2)))
@@ -300,7 +293,7 @@ def test_the_customer_embedding(tiny_model, inputs):
     model_inputs = {k: inputs[k] for k in ("input_ids", "attention_mask", "visit_ids")}
     lengths = inputs["attention_mask"].sum(1)
     mean = tiny_model().model(**model_inputs)
-    last = tiny_model(encoder_attention="causal").model(**model_inputs)
+    last = tiny_model(augmentation="all_prefixes").model(**model_inputs)
     for row, length in enumerate(lengths.tolist()):
         assert_close(mean.pooler_output[row], mean.last_hidden_state[row, :length].mean(0))
         assert_close(last.pooler_output[row], last.last_hidden_state[row, length - 1])
@@ -312,7 +305,7 @@ def test_the_customer_embedding(tiny_model, inputs):
 def test_inputs_that_do_not_fit_are_refused(tiny_model, inputs):
     without_times = {name: value for name, value in inputs.items() if name != "event_times"}
     with pytest.raises(ValueError, match="needs `event_times`: MCMFeatureExtractor"):
-        tiny_model(repeat_half_lives_days=[7.0])(**without_times)
+        tiny_model(repeat_memory=True)(**without_times)
     narrow = {**inputs, "input_ids": inputs["input_ids"][..., :5]}
     with pytest.raises(ValueError, match="5 features, this checkpoint reads 7.*own feature extractor"):
         tiny_model()(**narrow)
@@ -322,7 +315,7 @@ def test_inputs_that_do_not_fit_are_refused(tiny_model, inputs):
     with pytest.raises(ValueError, match=r"events, this checkpoint reads 20 \(max_position_embeddings\): keep"):
         tiny_model(max_position_embeddings=20)(**inputs)
     tiny_model(max_position_embeddings=20, encoder_unit="visit")(**inputs)  # fewer visits than events
-    tiny_model(max_position_embeddings=20, use_position_embeddings=False)(**inputs)
+    tiny_model(max_position_embeddings=None)(**inputs)
 
 
 # -------------------------------------------------------------------------------------------------------------- loss
@@ -370,26 +363,26 @@ def test_equation_4_against_a_plain_loop(questions):
 
 
 def test_the_ranking_loss_stands_beside_equation_4(tiny_model, inputs, questions):
-    plain = tiny_model(encoder_attention="causal")(**inputs, **questions)
-    ranked = tiny_model(encoder_attention="causal", ranking_loss_weight=0.5)(**inputs, **questions)
+    plain = tiny_model(augmentation="all_prefixes")(**inputs, **questions)
+    model = tiny_model(augmentation="all_prefixes")
+    model.objective = Objective(ranking_loss_weight=0.5)
+    ranked = model(**inputs, **questions)
     for place, (task, loss) in enumerate(plain.task_losses.items()):
         ranking = prefix_ranking_loss(plain.logits[task], questions["labels"][..., place], questions["label_prefixes"])
         assert ranking > 0.1
         assert_close(ranked.task_losses[task], loss + 0.5 * ranking)
 
 
-@pytest.mark.parametrize("trained", [None, ["type", "items"]])
-def test_the_loss_is_the_sum_over_the_trained_tasks(tiny_model, inputs, questions, trained):
-    model = tiny_model(encoder_attention="causal", trained_tasks=trained)
+def test_the_loss_is_the_sum_over_the_tasks(tiny_model, inputs, questions):
+    model = tiny_model(augmentation="all_prefixes")
     output = model(**inputs, **questions)
     assert list(output.logits) == ["items", "aisle", "type"]
-    assert set(output.task_losses) == set(trained or output.logits)
+    assert set(output.task_losses) == set(output.logits)
     for place, task in enumerate(output.logits):
-        if task in output.task_losses:
-            assert_close(
-                output.task_losses[task],
-                plain_loss(output.logits[task], questions["labels"][..., place], questions["label_prefixes"]),
-            )
+        assert_close(
+            output.task_losses[task],
+            plain_loss(output.logits[task], questions["labels"][..., place], questions["label_prefixes"]),
+        )
     assert_close(output.loss, sum(output.task_losses.values()))
     assert model(**inputs).loss is None and model(**inputs).task_losses is None
 
@@ -416,8 +409,8 @@ def test_training_scores_units_and_gets_the_loss_of_the_asked_ones(tiny_model, i
     labels[2, 0], labels[1] = -100, -100  # prefixes that are asked for nothing
     batch = {**inputs, "prefix_ends": ends, "labels": labels, "label_prefixes": prefixes}
     asked = model.eval()(**batch)
-    seen, losses = [], model._losses_of_prefixes
-    monkeypatch.setattr(model, "_losses_of_prefixes", lambda *given: seen.append(len(given[0])) or losses(*given))
+    seen, losses = [], model._losses_side_by_side
+    monkeypatch.setattr(model, "_losses_side_by_side", lambda *given: seen.append(len(given[0])) or losses(*given))
     every = model.train()(**batch)
     assert_close((every.loss, every.task_losses), (asked.loss, asked.task_losses))
     assert every.logits is None and seen == ([1] * 4 if most == 1 else [4])
@@ -448,7 +441,7 @@ def test_a_frozen_model_gives_its_losses_in_training(tiny_model, inputs, questio
     [
         {},
         {"readout": "last"},
-        {"encoder_attention": "causal", "augmentation": "all_prefixes", "repeat_half_lives_units": [7.0]},
+        {"augmentation": "all_prefixes", "repeat_memory": True},
         {"extended": True},
     ],
 )
@@ -478,11 +471,11 @@ def test_one_batch_is_overfitted(tiny_config, inputs, choices):
 # ------------------------------------------------------------------------------------------------------------- start
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_fresh_model_gives_every_label_about_the_same_chance(tiny_config, inputs, tied):
+def test_a_fresh_model_gives_every_label_about_the_same_chance(tiny_config, inputs):
     torch.manual_seed(0)
-    config = tiny_config(hidden_size=64, tie_label_embeddings=tied)
+    config = tiny_config(hidden_size=64)
     model = MCMForMultiTaskRecommendation(config).eval()
+    model.objective = Objective(ranking_loss_weight=0)
     assert model.label_embeddings("items")[2:].std().item() == pytest.approx(1 / math.sqrt(64), rel=0.1)
     losses = []
     for _ in range(20):
@@ -493,11 +486,10 @@ def test_a_fresh_model_gives_every_label_about_the_same_chance(tiny_config, inpu
     assert 0 < excess < 1
 
 
-def test_the_standard_deviations_can_be_chosen(tiny_config):
+def test_the_standard_deviation_can_be_chosen(tiny_config):
     torch.manual_seed(0)
-    config = tiny_config(hidden_size=64, embedding_initializer_range=0.5, initializer_range=0.01)
-    model = MCMModel(config)
-    assert model.embeddings.events.feature_tables[1].weight[1:].std().item() == pytest.approx(0.5, rel=0.1)
+    model = MCMModel(tiny_config(hidden_size=64, initializer_range=0.01))
+    assert model.embeddings.events.feature_tables[1].weight[1:].std().item() == pytest.approx(64**-0.5, rel=0.1)
     assert model.embeddings.position_embeddings.weight.std().item() == pytest.approx(0.01, rel=0.1)
     query = model.encoder.layer[0].attention.self.query
     assert query.weight.std().item() == pytest.approx(0.01, rel=0.1) and not query.bias.any()
@@ -529,21 +521,19 @@ def test_popularity_gives_the_memory_its_rarities(tiny_model):
 
 def test_what_a_checkpoint_lacks_starts_as_in_a_fresh_model(tiny_model, tiny_config, tmp_path):
     """`from_pretrained` builds on the meta device: what nothing fills would hold whatever was in memory."""
-    tiny_model(extended=True, tie_label_embeddings=False).model.save_pretrained(tmp_path)
-    config = tiny_config(extended=True, tie_label_embeddings=False)
+    tiny_model(extended=True).model.save_pretrained(tmp_path)
+    config = tiny_config(extended=True)
     model, info = MCMForMultiTaskRecommendation.from_pretrained(tmp_path, config=config, output_loading_info=True)
     assert model.readout_scale.tolist() == [1.0] * 3
     assert not any(bias.any() for bias in model.readout_bias)
     memory = model.repeat_memory
-    assert torch.equal(memory.log_half_life, torch.tensor([7.0, 60.0, 3.0]).log())
-    assert torch.equal(memory.log_sensitivity, torch.ones(3, 3))
-    assert_close(memory.memory_gain, torch.full((3, 3), 0.4))
-    assert_close(memory.rarity_weight, torch.full((3, 3), 0.3))
+    assert torch.equal(memory.log_half_life, torch.tensor([7.0, 30, 120, 2, 6, 20, 60]).log())
+    assert torch.equal(memory.log_sensitivity, torch.ones(3, 7))
+    assert_close(memory.memory_gain, torch.full((3, 7), 1.2 / 7))
+    assert_close(memory.rarity_weight, torch.full((3, 7), 0.3))
     silent = (memory.vote, *memory.label_gains, *memory.label_rarity, *memory.network_out)
     assert len(memory.network_in) == 3
     assert not any(parameter.any() for module in silent for parameter in module.parameters())
-    for table in model.label_tables:
-        assert not table.weight[0].any() and 0.15 < table.weight[1:].std() < 0.35  # 1 / sqrt(16)
     heads = [name for name in model.state_dict() if not name.startswith("model.")]
     assert sorted(info["missing_keys"]) == sorted(heads)
     # an empty checkpoint: the base model's parameters too

@@ -164,11 +164,8 @@ def test_a_published_folder_with_placeholders_is_tied(tied, extractor, tmp_path)
 LEFT_OUT = {
     "no layers": ({"num_hidden_layers": 0}, "encoder.layer.0"),
     "no biases": ({"readout_bias": False}, "readout_bias"),
-    "no memory": (
-        {"repeat_half_lives_days": [], "repeat_half_lives_units": [], "repeat_network_size": 0},
-        "repeat_mem",
-    ),
-    "no positions": ({"use_position_embeddings": False}, "position_embeddings"),
+    "no memory": ({"repeat_memory": False}, "repeat_mem"),
+    "no positions": ({"max_position_embeddings": None}, "position_embeddings"),
 }
 
 

@@ -17,7 +17,7 @@ TASKS = [LABELS, 4]
 @pytest.fixture
 def memory():
     torch.manual_seed(1)
-    memory = RepeatMemory(TASKS, HIDDEN, [2.0, 30.0], [3.0])
+    memory = RepeatMemory(TASKS, HIDDEN, [2.0, 30.0], [3.0], network_size=0)
     memory.reset_parameters()
     with torch.no_grad():  # every term of the formula must count
         for parameter in memory.parameters():
@@ -232,7 +232,7 @@ def test_a_fresh_network_is_silent(history):
 
 
 def test_a_fresh_memory_is_a_recency_weighted_frequency(history):
-    memory = RepeatMemory(TASKS, HIDDEN, [2.0, 30.0], [3.0])
+    memory = RepeatMemory(TASKS, HIDDEN, [2.0, 30.0], [3.0], network_size=0)
     memory.reset_parameters()
     n = plain_counts(memory, *history)[0, 0, 5]  # label 5: units 1 and 3 of days 1 and 20, seen from unit 3
     days, units = ([1 + 2 ** (-age / half_life) for half_life in of] for age, of in ((19, (2, 30)), (2, (3,))))

@@ -11,7 +11,6 @@ from modeling_mcm.losses_mcm import FIRST_LABEL
 CHOICES = {
     "paper": {},
     "extended": {"extended": True},
-    "untied": {"extended": True, "tie_label_embeddings": False},
     "last": {"readout": "last"},
     "counted": {"extended": True, "follower_tasks": ["items", "type"], "related_tasks": ["items"]},
     "label features": {"extended": True, "label_features": ["aisle"]},
@@ -75,7 +74,7 @@ def test_model_config_and_extractor_know_the_new_values(tiny_model, extractor, t
         assert torch.equal(again.state_dict()[name], value), name
 
 
-@pytest.mark.parametrize("choices", [CHOICES["extended"], CHOICES["untied"]])
+@pytest.mark.parametrize("choices", [CHOICES["extended"], CHOICES["label features"]])
 @torch.no_grad()
 def test_a_new_value_is_read_as_the_unknown_one_was(tiny_model, extractor, customers, choices):
     model = tiny_model(**choices)
@@ -93,7 +92,7 @@ def test_a_new_value_is_read_as_the_unknown_one_was(tiny_model, extractor, custo
 
 
 def test_new_labels_start_as_the_rarest(tiny_model, extractor):
-    model = tiny_model(extended=True, tie_label_embeddings=False)
+    model = tiny_model(extended=True)
     size = model.config.label_sizes["items"]
     model.resize_feature_vocabulary("items", NEW, extractor)
     bias, memory = model.readout_bias[0], model.repeat_memory
@@ -101,8 +100,6 @@ def test_new_labels_start_as_the_rarest(tiny_model, extractor):
     rarity = memory.label_rarity[0].weight
     assert rarity[size:, 0].tolist() == [rarity[FIRST_LABEL:size].max().item()] * 3
     assert not memory.label_gains[0].weight[size:].any() and memory.label_gains[0].weight[:size].any()
-    table = model.label_embeddings("items")
-    torch.testing.assert_close(table[size:], table[FIRST_LABEL:size].mean(0).expand(3, -1))
     read = model.model.embeddings.events.feature_tables[model.config.features.index("items")].weight
     assert torch.equal(read[size:], read[1].expand(3, -1)) and read[1].any()
 

@@ -4,11 +4,12 @@
 
 import pytest
 import torch
+from choices import EXTENDED, PAPER
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation
-from modeling_mcm.losses_mcm import FIRST_LABEL, prefix_cross_entropy, prefix_ranking_loss
+from modeling_mcm.losses_mcm import FIRST_LABEL, Objective, prefix_cross_entropy, prefix_ranking_loss
 from modeling_mcm.sampling_mcm import TaskLabels
 
 LABELS, CERTAIN = 60, torch.tensor([[9, 1, 0, 41], [-100, 9, 30, 59]])
@@ -107,20 +108,19 @@ def test_what_is_below_a_drawn_label_is_below_all_that_it_stands_for():
 # --------------------------------------------------------------------------------------------------------- the model
 
 
-def make(items=200, extended=True, **changes):
+def make(items=200, extended=True, ranking_loss_weight=1.0, sampled_labels=0, **changes):
     """A model without dropout whose every parameter has a say."""
-    from corner_shop import EXTENDED
-
     torch.manual_seed(0)
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     data = {"features": ["token_type", "item"], "vocabulary_sizes": [5, items], "tasks": ["item", "token_type"]}
-    config = MCMConfig(**data | shape | no_dropout | (EXTENDED if extended else {}) | changes)
+    config = MCMConfig(**data | shape | (EXTENDED if extended else PAPER) | no_dropout | changes)
     model = MCMForMultiTaskRecommendation(config).train()
+    model.objective = Objective(ranking_loss_weight=ranking_loss_weight * extended, sampled_labels=sampled_labels)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
-        for table in [*model.model.embeddings.events.feature_tables, *model.label_tables]:
+        for table in model.model.embeddings.events.feature_tables:
             table.weight[0] = 0
     return model
 
@@ -161,7 +161,7 @@ def assert_close(found, expected):
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_label_embeddings": False}, {"extended": False}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"extended": False}], ids=str)
 @pytest.mark.parametrize("one_prefix", [False, True], ids=["all prefixes", "one prefix"])
 def test_rows_picked_out_give_the_losses_and_gradients_of_the_whole_tables(changes, one_prefix, monkeypatch):
     batch = make_batch()
@@ -181,11 +181,10 @@ def test_rows_picked_out_give_the_losses_and_gradients_of_the_whole_tables(chang
     assert_close(step(make(sampled_labels=8, **changes), batch), whole)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_labels_that_have_no_chance_need_not_be_drawn(tied):
+def test_labels_that_have_no_chance_need_not_be_drawn():
     """Then the loss is that of the certain ones, wherever these stand; in training alone labels are sampled."""
     batch = make_batch()
-    models = [make(ranking_loss_weight=0, tie_label_embeddings=tied, sampled_labels=n) for n in (None, 8)]
+    models = [make(ranking_loss_weight=0, sampled_labels=n) for n in (0, 8)]
     certain = torch.cat([batch["input_ids"][..., 1], batch["labels"][..., 0]]).unique()
     for model in models:
         with torch.no_grad():
@@ -214,9 +213,9 @@ def test_losses_and_gradients_are_near_those_of_all_labels_on_average():
 
 
 def test_gradients_reach_the_scored_labels_alone():
-    model, batch = make(sampled_labels=8, tie_label_embeddings=False), make_batch()
+    model, batch = make(sampled_labels=8), make_batch()
     _, gradients = step(model, batch)
-    touched = gradients["label_tables.0.weight"].any(1).nonzero()[:, 0]
+    touched = gradients["readout_bias.0"].nonzero()[:, 0]
     certain = torch.cat([batch["input_ids"][..., 1], batch["labels"][..., 0]]).clamp(min=0).unique()
     certain = certain[certain >= FIRST_LABEL]
     assert torch.isin(certain, touched).all() and len(touched) == len(certain) + 8
@@ -280,7 +279,7 @@ def test_a_million_labels_take_no_scores_of_a_million():
     many = 1_000_000
     batch = make_batch(many)
     with Shapes() as all_labels:
-        step(make(many, sampled_labels=None, repeat_network_size=0), {n: v[:1, :2] for n, v in batch.items()})
+        step(make(many, repeat_memory=False), {n: v[:1, :2] for n, v in batch.items()})
     assert any(shape[-1] == many and len(shape) > 1 for shape in all_labels.seen if shape)
     model = make(many, sampled_labels=512)
     with Shapes() as shapes:

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from choices import PAPER
 
 from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.state_mcm import interval_edges
@@ -24,10 +25,9 @@ def make_config(**changes):
         "num_attention_heads": 2,
         "num_hidden_layers": 1,
         "intermediate_size": 16,
-        "encoder_attention": "causal",
-        "state_size": 12,
     }
-    return MCMConfig(**{**values, **changes})
+    choices = PAPER | {"augmentation": "all_prefixes", "state_size": 12}
+    return MCMConfig(**{**values, **choices, **changes})
 
 
 @pytest.fixture
@@ -186,9 +186,7 @@ def test_horizons_are_edges_of_the_intervals():
     [
         ({"state_size": -1}, "state_size"),
         ({"forecast_days": [0]}, "forecast_days"),
-        ({"state_half_lives_days": [-2]}, "state_half_lives_days"),
         ({"summed_features": ["nope"]}, "nope"),
-        ({"state_features": ["brand"], "taste_features": ["brand"]}, "brand"),
     ],
 )
 def test_a_wrong_config_says_what_is_wrong(changes, words):

@@ -6,8 +6,9 @@ import re
 import shlex
 from pathlib import Path
 
-import figures
 import pytest
+
+import figures
 
 ROOT = Path(__file__).resolve().parents[3]
 

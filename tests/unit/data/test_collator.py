@@ -6,23 +6,26 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
+from choices import PAPER
 from torch.utils.data import BatchSampler
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.collator import IGNORED, LengthGroupedSampler, MCMCollator, PreparedRows
+from modeling_mcm.losses_mcm import Objective
 
 BUY, CLICK, START, CLOSE = 2, 3, 4, 5
 UNKNOWN, DAY = 1, 86_400
 MODES = {
     "random event": {},
-    "random visit": {"target": "next_visit"},
+    "random visit": {"encoder_unit": "visit"},
     "last event": {"augmentation": "last_prefix"},
-    "last visit": {"augmentation": "last_prefix", "target": "next_visit"},
-    "all events": {"augmentation": "all_prefixes", "encoder_attention": "causal"},
-    "all visits": {"augmentation": "all_prefixes", "encoder_attention": "causal", "target": "next_visit"},
-    "masked": {"augmentation": "masked_lm", "readout": "last", "mask_probability": 0.4},
+    "last visit": {"augmentation": "last_prefix", "encoder_unit": "visit"},
+    "all events": {"augmentation": "all_prefixes"},
+    "all visits": {"augmentation": "all_prefixes", "encoder_unit": "visit"},
+    "masked": {"augmentation": "masked_lm", "readout": "last"},
 }
+UNITS = {"next_event": "event", "next_visit": "visit"}
 every_mode = pytest.mark.parametrize("choices", MODES.values(), ids=MODES.keys())
 
 
@@ -47,14 +50,17 @@ def extractor():
 
 @pytest.fixture
 def collator(extractor):
-    def make(mode="train", epoch=0, seed=0, max_events=None, cutoff="validation", **choices):
+    def make(mode="train", epoch=0, seed=0, max_events=None, cutoff="validation", half_life=0, masked=0.4, **choices):
         config = MCMConfig(
             features=extractor.feature_names,
             vocabulary_sizes=extractor.vocabulary_sizes,
             tasks=extractor.tasks,
-            **choices,
+            **PAPER | choices,
         )
-        made = MCMCollator(extractor, config, mode, cutoff=cutoff, seed=seed, max_events=max_events)
+        objective = Objective(target_half_life_days=half_life, mask_probability=masked)
+        made = MCMCollator(
+            extractor, config, mode, cutoff=cutoff, seed=seed, max_events=max_events, objective=objective
+        )
         made.epoch.fill_(epoch)
         return made
 
@@ -160,7 +166,7 @@ def test_a_random_prefix_is_asked_for_what_comes_right_after_it(collator, target
     expected = expected_questions(history, target)
     seen = set()
     for epoch in range(120):
-        batch = collator(epoch=epoch, target=target)([history])
+        batch = collator(epoch=epoch, encoder_unit=UNITS[target])([history])
         read, asked = questions(batch, 0)
         end = len(read) - 1
         assert read[0] == [0, START]
@@ -177,7 +183,9 @@ def test_without_augmentation_the_last_prefix_is_asked(collator, target):
     history = row(0, HISTORY + LATER, 10, 20, same_time=False)
     expected = expected_questions(history, target)
     for epoch in range(5):
-        read, asked = questions(collator(epoch=epoch, augmentation="last_prefix", target=target)([history]), 0)
+        read, asked = questions(
+            collator(epoch=epoch, augmentation="last_prefix", encoder_unit=UNITS[target])([history]), 0
+        )
         assert len(read) - 1 == max(expected)
         assert {label for _, label, _ in asked} == expected[max(expected)]
 
@@ -204,29 +212,27 @@ def test_an_item_sequence_holds_the_events_with_items_and_keeps_the_cutoffs(coll
 
 def test_an_empty_prefix_is_asked_where_there_is_no_other(collator, rows):
     for target in ("next_event", "next_visit"):
-        assert questions(collator(target=target)([rows[3]]), 0) == ([[0, START]], [(0, 2, BUY)])
+        assert questions(collator(encoder_unit=UNITS[target])([rows[3]]), 0) == ([[0, START]], [(0, 2, BUY)])
 
 
 @pytest.mark.parametrize("target", ["next_event", "next_visit"])
 def test_all_prefixes_are_all_the_random_prefixes(collator, target):
     history = row(0, HISTORY + LATER, 10, 20, same_time=False)
-    read, asked = questions(
-        collator(augmentation="all_prefixes", encoder_attention="causal", target=target)([history]), 0
-    )
+    read, asked = questions(collator(augmentation="all_prefixes", encoder_unit=UNITS[target])([history]), 0)
     together = {}
     for end, *labels in asked:
         together.setdefault((end, str(read[: end + 1])), []).append(labels)
     alone = {}
     for epoch in range(120):
-        prefix, answers = questions(collator(epoch=epoch, target=target)([history]), 0)
+        prefix, answers = questions(collator(epoch=epoch, encoder_unit=UNITS[target])([history]), 0)
         alone[len(prefix) - 1, str(prefix)] = [labels for _, *labels in answers]
     assert {end for end, _ in together} == set(expected_questions(history, target))
     assert {key: labels for key, labels in together.items() if key[0] > 0} == alone
 
 
 def test_what_followed_long_ago_weighs_less(collator):
-    choices = {"augmentation": "all_prefixes", "encoder_attention": "causal", "target": "next_visit"}
-    batch = collator(target_half_life_days=5, **choices)([row(0, HISTORY), row(1, HISTORY[:1])])
+    choices = {"augmentation": "all_prefixes", "encoder_unit": "visit"}
+    batch = collator(half_life=5, **choices)([row(0, HISTORY), row(1, HISTORY[:1])])
     assert batch["label_weights"].shape == batch["labels"].shape[:2]
     weight_of = {2: 1, 3: 1, 7: 4, 8: 6, 9: 6, 10: 6, 12: 9}  # the day on which each item was bought last
     bought = batch["labels"][0, :, 0].tolist()
@@ -238,7 +244,7 @@ def test_what_followed_long_ago_weighs_less(collator):
         assert weight == pytest.approx(2 ** (-(9 - weight_of[item]) / 5))
     assert batch["label_weights"][1].tolist()[:2] == [1, 1]  # a customer's latest target counts whole
     assert "label_weights" not in collator(**choices)([row(0, HISTORY)])
-    faded = collator(target_half_life_days=1, **choices)([row(0, HISTORY)])  # asked back to day 9 - 4
+    faded = collator(half_life=1, **choices)([row(0, HISTORY)])  # asked back to day 9 - 4
     assert {label for label in faded["labels"][0, :, 0].tolist() if label > 0} == {2, 8, 9, 10, 12}
 
 
@@ -246,8 +252,7 @@ def test_what_followed_long_ago_weighs_less(collator):
 def test_events_of_one_time_are_shuffled_and_the_end_of_a_visit_stays_last(collator, rows, name):
     orders = set()
     for epoch in range(20):
-        choices = {**MODES[name], "mask_probability": 0.0}
-        read, _ = questions(collator(epoch=epoch, **choices)(rows[:1]), 0)
+        read, _ = questions(collator(epoch=epoch, masked=0.0, **MODES[name])(rows[:1]), 0)
         read = read[1:]
         assert [kind for _, kind in read].count(CLOSE) == 4
         start = 0
@@ -338,7 +343,7 @@ def test_masked_events_are_targets_and_their_labels_are_what_was_hidden(collator
             if place == 0:
                 shares.append(len(hidden) / (source["task_items"][:end] > 0).sum())
                 numbers.append(len(hidden))
-    assert 0.3 < np.mean(shares) < 0.5 and len(set(numbers)) > 2  # of mask_probability 0.4
+    assert 0.3 < np.mean(shares) < 0.5 and len(set(numbers)) > 2  # of a probability of 0.4
 
 
 @pytest.mark.parametrize("name", MODES)
@@ -361,7 +366,7 @@ def test_evaluation_reads_up_to_the_cutoff_and_asks_for_the_visit_after_it(
 
 def test_all_labels_of_a_visit_are_kept_in_evaluation(collator, rows):
     changed = row(0, HISTORY + LATER[2:], 10, 20)
-    labels = collator("evaluate", target="next_visit")([changed])["labels"][0, :, 0]
+    labels = collator("evaluate", encoder_unit="visit")([changed])["labels"][0, :, 0]
     assert labels.tolist() == [22, 23, 22]
 
 

@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from choices import PAPER
 from synthetic_log import make_log, of_customer, read_rows, run, schema_with
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.events_mcm import LARGEST_VALUE
+from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.preparation.update import update
 
 FEATURES = [{"name": "items", "column": "item"}, {"name": "type", "column": "action"}]
@@ -235,17 +237,18 @@ def test_values_stay_with_their_events_in_every_batch(tmp_path, mode, augmentati
     run(tmp_path, log, schema_with(profile=[], max_events=20))
     extractor = MCMFeatureExtractor.from_pretrained(tmp_path / "out" / "feature_extractor")
     rows = PreparedRows(load_prepared(tmp_path / "out", cache_dir=tmp_path / "cache"))
-    choices = {"encoder_attention": "causal"} if augmentation == "all_prefixes" else {}
-    choices |= {"readout": "last", "mask_probability": 0.4} if augmentation == "masked_lm" else {}
+    choices = PAPER | {"augmentation": augmentation}
+    choices |= {"readout": "last"} if augmentation == "masked_lm" else {}
     config = MCMConfig(
         features=extractor.feature_names,
         vocabulary_sizes=extractor.vocabulary_sizes,
         tasks=extractor.tasks,
-        augmentation=augmentation,
         input_features=["type"],  # events without an item are not read
         **choices,
     )
-    batch = MCMCollator(extractor, config, mode)(rows.__getitems__(list(range(len(rows)))))
+    batch = MCMCollator(extractor, config, mode, objective=Objective(mask_probability=0.4))(
+        rows.__getitems__(list(range(len(rows))))
+    )
     ids, values = batch["input_ids"], batch["event_values"][..., 0]
     texts = ["", "", *extractor.vocabularies["type"]]
     items = value_of(extractor, ids, "type")

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from choices import PAPER
 from corner_shop import SCHEMA
 
 from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation
@@ -78,7 +79,7 @@ def batches_of(rows, size=16):
 def chain_model():
     torch.manual_seed(0)
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    choices = {"encoder_attention": "causal", "augmentation": "all_prefixes", "readout": "last", "readout_bias": True}
+    choices = PAPER | {"augmentation": "all_prefixes", "readout": "last", "readout_bias": True}
     of_data = {"features": ["kind", TASK], "vocabulary_sizes": [3, 22], "tasks": [TASK], "follower_tasks": [TASK]}
     return MCMForMultiTaskRecommendation(MCMConfig(**shape | choices | of_data))
 

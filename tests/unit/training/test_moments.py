@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from choices import PAPER
 
 from modeling_mcm import MCMConfig, MCMModel
 from modeling_mcm.data import load_prepared
@@ -27,10 +28,9 @@ def make_model(extractor, **changes):
         "num_attention_heads": 2,
         "num_hidden_layers": 1,
         "intermediate_size": 16,
-        "encoder_attention": "causal",
-        "state_size": 12,
     }
-    return MCMModel(MCMConfig(**{**values, **changes}))
+    choices = PAPER | {"augmentation": "all_prefixes", "state_size": 12}
+    return MCMModel(MCMConfig(**{**values, **choices, **changes}))
 
 
 def read(folder):

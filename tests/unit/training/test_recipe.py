@@ -35,16 +35,16 @@ def test_a_kind_of_log_has_its_choices(found, unit, target, memory, ranking, fol
     recipe = recipe_for(found, SIZES)
     config = MCMConfig(**FEATURES | recipe.config)  # the choices fit together
     assert (config.encoder_unit, config.target) == (unit, target)
-    assert bool(config.repeat_half_lives_days) == memory and bool(config.repeat_network_size) == memory
-    assert config.ranking_loss_weight == ranking
+    assert config.repeat_memory == memory
+    assert recipe.training["ranking_loss_weight"] == ranking
     assert (config.follower_tasks, config.related_tasks) == (followers, related)
     assert all(reason.endswith(".") for reason in recipe.reasons) and len(recipe.reasons) >= 4
 
 
 def test_very_many_labels_are_sampled_only_where_nothing_repeats():
     sizes = {"item": MANY_LABELS + 1}
-    assert recipe_for(measures(900, 900, 900, 0.0, labels=MANY_LABELS), sizes).config["sampled_labels"]
-    assert "sampled_labels" not in recipe_for(measures(900, 900, 900, 0.9, labels=MANY_LABELS), sizes).config
+    assert recipe_for(measures(900, 900, 900, 0.0, labels=MANY_LABELS), sizes).training["sampled_labels"]
+    assert "sampled_labels" not in recipe_for(measures(900, 900, 900, 0.9, labels=MANY_LABELS), sizes).training
 
 
 def test_data_without_measures_choose_nothing_and_say_so():

@@ -1,0 +1,287 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""From hidden vectors to scores: what the scores of labels are a sum of, and the losses of rows of scores.
+
+One path for all of it. Without gradients, or without labels, each task has scores of its own; a training step has
+those of all tasks side by side in one tensor, row by row, and takes its losses from it.
+
+Shapes: as in modeling_mcm.py; E labels of some tasks side by side.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from .counted_memory_mcm import CountedMemory, Histories
+from .losses_mcm import FIRST_LABEL, Objective, Targets, task_losses
+from .readout_mcm import READOUTS
+from .repeat_memory_mcm import RepeatMemory
+from .sampling_mcm import TaskLabels, joined_log_counts, places_of
+from .scored_rows_mcm import ScoredRows
+
+# What a score is a sum of, in the order of `score_scales`.
+PARTS = ("readout", "bias", "repeats", "followers")
+# Parts of scores by name. `repeats` may be sparse: places in the flat scores, and what is added there.
+Parts = dict[str, Any]
+
+
+class TaskScores:
+    """Of [`MCMForMultiTaskRecommendation`]: its scores and losses, given the encoder's vectors."""
+
+    config: Any  # [`MCMConfig`]
+    training: bool
+    objective: Objective
+    task_features: list[int]
+    readout_scale: nn.Parameter | None
+    readout_bias: nn.ParameterList
+    repeat_memory: RepeatMemory | None
+    counted_memory: CountedMemory | None
+    score_scales: torch.Tensor
+
+    def _event_units(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """The unit of each event, of shape `(B, L)`."""
+        if self.config.encoder_unit == "visit" and batch["visit_ids"] is not None:  # else the embeddings have raised
+            return batch["visit_ids"]
+        shape = batch["input_ids"].shape[:2]
+        return torch.arange(shape[1], device=batch["input_ids"].device).expand(shape)
+
+    def _rows(self, batch: Mapping[str, Any], of_labels: torch.Tensor | None = None) -> ScoredRows:
+        """The rows of scores of a batch.
+
+        Args:
+            batch: inputs, `unit_mask` and `prefix_ends`.
+            of_labels (`torch.BoolTensor` of shape `(B, N)`, *optional*): labels whose prefixes have rows; by default
+                all prefixes have.
+        """
+        event_units = self._event_units(batch)
+        if batch["prefix_ends"] is None:
+            return ScoredRows.of_histories(batch, event_units)
+        ends = event_units.gather(1, batch["prefix_ends"])
+        wanted = torch.ones_like(ends)
+        if of_labels is not None:
+            ends, wanted = ends.gather(1, _prefixes_of_labels(batch)), of_labels.long()
+        is_end = torch.zeros_like(batch["unit_mask"]).long().scatter_add(1, ends, wanted) > 0
+        return ScoredRows.of_prefixes(batch, event_units, is_end)
+
+    def _score_parts(
+        self,
+        hidden: torch.Tensor,
+        events: torch.Tensor,
+        batch: Mapping[str, Any],
+        rows: ScoredRows,
+        scored: Sequence[TaskLabels],
+        tasks: Sequence[int],
+        side_by_side: bool = False,
+    ) -> list[Parts]:
+        """What the scores of some tasks are made of.
+
+        Args:
+            hidden (`torch.FloatTensor` of shape `(B, U, H)`): h of the last layer.
+            events (`torch.FloatTensor` of shape `(B, L, H)`): e of equation 1.
+            batch: inputs and `unit_mask`.
+            rows: of the scores.
+            scored: labels of each of the tasks.
+            tasks: places of the tasks among the model's.
+            side_by_side: the labels of all tasks in one tensor, as a training step has them. Followers are then
+                counted without the customers' own pairs, for these are trained on.
+
+        Returns:
+            For each task, or once for all: those of `PARTS` that the model has, of shape `(R, E)` or, for the bias,
+            `(E,)`; of a task with related labels, outside training, also `met` (boolean), `habits` and `new`.
+        """
+        places = range(len(tasks))
+        groups = [list(places)] if side_by_side else [[place] for place in places]
+        vectors = [labels.vectors for labels in scored]
+        if (scale := self.readout_scale) is not None:
+            vectors = [table * scale[task] for task, table in zip(tasks, vectors, strict=True)]
+        remembered = None if self.repeat_memory is None else self._memory(tasks, scored, events, batch, rows)
+        histories = None if self.counted_memory is None else self._histories(batch, rows.customers, rows.last_events)
+        result = []
+        for group in groups:
+            read = READOUTS[self.config.readout](
+                hidden, torch.cat([vectors[k] for k in group]), rows.mask, rows.packed
+            )
+            parts: Parts = {
+                "readout": read,
+                "bias": torch.cat([self._label_offsets(scored[k], read.dtype) for k in group]),
+            }
+            if remembered is not None:
+                parts["repeats"] = _cells(rows, [remembered[k] for k in group], [len(vectors[k]) for k in group])
+            if histories is not None:
+                of_tasks = [self._counted_parts(tasks[k], scored[k], batch, histories, side_by_side) for k in group]
+                parts |= _beside(of_tasks, [vectors[k] for k in group], len(rows.customers))
+            result.append(parts)
+        return result
+
+    def _memory(
+        self,
+        tasks: Sequence[int],
+        scored: Sequence[TaskLabels],
+        events: torch.Tensor,
+        batch: Mapping[str, Any],
+        rows: ScoredRows,
+    ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """What the repeat memory adds to the scores of these tasks: see [`RepeatMemory.forward`]."""
+        memory, shape = cast(RepeatMemory, self.repeat_memory), batch["unit_mask"].shape
+        if batch["event_times"] is None:
+            raise ValueError("The repeat memory needs `event_times`: MCMFeatureExtractor gives them.")
+        times, event_units = batch["event_times"], self._event_units(batch)
+        unit_times = times.new_zeros(shape).scatter_reduce(1, event_units, times, "amax")
+        label_ids = places_of(scored, batch["input_ids"][..., [self.task_features[task] for task in tasks]])
+        met = memory.votes(label_ids, event_units, events, shape[1])
+        waits = None
+        if (now := batch.get("now")) is not None:
+            waits = (now[:, None] - unit_times.gather(1, rows.ends)).clamp(min=0)
+        return memory(tasks, unit_times, rows.ends, met, rows.is_row, [labels.memory for labels in scored], waits)
+
+    def _histories(self, batch: Mapping[str, Any], customers: torch.Tensor, ends: torch.Tensor) -> Histories:
+        """What rows of scores look back on: the rows of these customers that may see events up to these ends."""
+        if batch["event_times"] is None:
+            raise ValueError("The counted memory needs `event_times`: MCMFeatureExtractor gives them.")
+        visits = torch.zeros_like(batch["attention_mask"]) if batch["visit_ids"] is None else batch["visit_ids"]
+        return Histories.of(batch["event_times"], visits, customers, ends)
+
+    def _counted_parts(
+        self, task: int, rows: TaskLabels, batch: Mapping[str, Any], histories: Histories, without_own: bool = False
+    ) -> Parts:
+        """What the counted memory knows of a task's labels, each of shape `(R, V)`."""
+        memory, parts = cast(CountedMemory, self.counted_memory), {}
+        labels = batch["input_ids"][..., self.task_features[task]]
+        if memory.has_followers(task):
+            added = memory.followers(task, labels, histories, rows.ids, without_own)
+            if self.repeat_memory is None:
+                met = memory.met(task, labels, histories)
+                met = met if rows.ids is None else met.index_select(1, rows.ids)
+                added = added + memory.met_gain[task] * met
+            parts["followers"] = added
+        if memory.has_related(task) and not self.training:
+            visits = torch.zeros_like(labels) if batch["visit_ids"] is None else batch["visit_ids"]
+            parts["met"] = memory.met(task, labels, histories)
+            parts["habits"] = memory.habits(task, memory.rates(task, labels, visits, histories))
+            parts["new"] = memory.new(task, parts["met"])
+        return parts
+
+    @staticmethod
+    def _label_offsets(rows: TaskLabels, dtype: torch.dtype) -> torch.Tensor:
+        """The labels' biases, of shape `(V,)`; 0 where the model has none."""
+        return rows.vectors.new_zeros(len(rows.vectors), dtype=dtype) if rows.bias is None else rows.bias.to(dtype)
+
+    def joined_scores(self, place: int, parts: Mapping[str, Any]) -> torch.Tensor:
+        """The scores of a task from its parts; ids 0 and 1 are masked with a large negative value.
+
+        Args:
+            place (`int`): of the task among the model's.
+            parts: what [`MCMForMultiTaskRecommendation.score_parts`] gives for the task, all of one shape
+                `(..., V)`; one of `PARTS` that is missing counts nothing.
+
+        Returns:
+            Of the same shape.
+        """
+        return self._joined([place], parts, [0])
+
+    def _joined(self, tasks: Sequence[int], parts: Mapping[str, Any], sizes: Sequence[int]) -> torch.Tensor:
+        """As `joined_scores`, for tasks whose labels stand side by side, of these numbers; one task needs none."""
+        scales = self.score_scales[list(tasks)]
+        is_scaled = not self.training or bool((scales != 1).any())  # training starts with 1
+        if len(tasks) > 1:
+            of_labels = [scale.expand(size, -1) for scale, size in zip(scales, sizes, strict=True)]
+            scales = torch.cat(of_labels)  # (E, parts)
+        scores: Any = None
+        for number, name in enumerate(PARTS):
+            if name not in parts:
+                continue
+            part, of_part = parts[name], scales[:, number]
+            if isinstance(part, tuple):
+                cells, added = part
+                if is_scaled:
+                    of_cells = of_part if len(tasks) == 1 else of_part[cells % scores.shape[-1]]
+                    added = added * of_cells.to(added.dtype)
+                scores = scores.flatten().scatter_add_(0, cells, added.to(scores.dtype)).view(scores.shape)
+            else:
+                part = part * of_part.to(part.dtype) if is_scaled else part
+                scores = part if scores is None else scores + part
+        if self.counted_memory is not None and "met" in parts:
+            memory, (task,) = self.counted_memory, tasks
+            gains = [gain[task] for gain in (memory.habit_gain, memory.new_gain, memory.new_offset)]
+            related = memory.joined(scores, parts, *gains)
+            is_learned = (memory.new_gain[task] != 0) | (memory.habit_gain[task] != 0)  # at the end of pre-training
+            scores = torch.where(is_learned, related, scores).to(scores.dtype)
+        never = torch.finfo(scores.dtype).min / 2
+        if len(tasks) == 1:
+            return torch.where(torch.arange(scores.shape[-1], device=scores.device) < FIRST_LABEL, never, scores)
+        for start in (sum(sizes[:place]) for place in range(len(sizes))):
+            scores[:, start : start + FIRST_LABEL] = never
+        return scores
+
+    def _losses(
+        self,
+        scores: torch.Tensor,
+        batch: Mapping[str, Any],
+        rows: ScoredRows,
+        scored: Sequence[TaskLabels],
+        tasks: Sequence[int],
+    ) -> torch.Tensor:
+        """The losses of tasks, of shape `(T,)`, whose scores of shape `(R, E)` stand side by side."""
+        followed = places_of(scored, batch["labels"][..., tasks])
+        of_labels = rows.of_units[:, :1].expand(followed.shape[:2])
+        if rows.packed is not None:
+            ends = self._event_units(batch).gather(1, batch["prefix_ends"]).gather(1, _prefixes_of_labels(batch))
+            of_labels = rows.of_units.gather(1, ends)
+        sizes = [len(labels.vectors) for labels in scored]
+        targets = Targets.find(followed, of_labels, batch["label_weights"], sizes)
+        return task_losses(scores, targets, self.objective.ranking_loss_weight, joined_log_counts(scored))
+
+    def _losses_side_by_side(
+        self, hidden: torch.Tensor, events: torch.Tensor, batch: Mapping[str, Any], scored: Sequence[TaskLabels]
+    ) -> torch.Tensor:
+        """The losses of all tasks, of shape `(T,)`, from a row of scores for each prefix that a label followed."""
+        tasks = list(range(len(scored)))
+        counted = (places_of(scored, batch["labels"]) >= FIRST_LABEL).any(-1)
+        rows = self._rows(batch, counted)
+        (parts,) = self._score_parts(hidden, events, batch, rows, scored, tasks, side_by_side=True)
+        scores = self._joined(tasks, parts, [len(labels.vectors) for labels in scored])
+        return self._losses(scores, batch, rows, scored, tasks)
+
+
+def _prefixes_of_labels(batch: Mapping[str, Any]) -> torch.Tensor:
+    """The prefix of each label, of shape `(B, N)`; the first where nothing says so."""
+    prefixes = batch["label_prefixes"]
+    return torch.zeros_like(batch["labels"][..., 0]) if prefixes is None else prefixes
+
+
+def _cells(
+    rows: ScoredRows,
+    remembered: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]],
+    sizes: Sequence[int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the repeat memory adds, as places in the flat scores of tasks side by side and numbers, each `(M,)`."""
+    columns = [labels + sum(sizes[:place]) for place, (_, _, labels, _) in enumerate(remembered)]
+    customers, ends, _, added = (torch.cat(values) for values in zip(*remembered, strict=True))
+    return rows.cells(customers, ends, torch.cat(columns), sum(sizes)), added
+
+
+def _beside(of_tasks: Sequence[Parts], vectors: Sequence[torch.Tensor], rows: int) -> Parts:
+    """The counted parts of one task, or the followers of several tasks side by side, 0 for those without any."""
+    if len(of_tasks) == 1:
+        return of_tasks[0]
+    if not any("followers" in parts for parts in of_tasks):
+        return {}
+    zeros = [table.new_zeros(rows, len(table)) for table in vectors]
+    return {"followers": torch.cat([p.get("followers", zero) for p, zero in zip(of_tasks, zeros, strict=True)], 1)}
+
+
+__all__ = ["PARTS", "TaskScores"]

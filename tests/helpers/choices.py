@@ -1,0 +1,32 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Choices of `MCMConfig` that tests share, every one spelled out: a change of the defaults moves no test."""
+
+from typing import Any
+
+# The paper's model, as in configuration/ablations/mcm-final.
+PAPER: dict[str, Any] = {
+    "augmentation": "random_prefix",
+    "encoder_unit": "event",
+    "max_position_embeddings": 48,
+    "attention_window": None,
+    "attention_probs_dropout_prob": 0.1,
+    "event_dropout_prob": 0.0,
+    "readout": "attentional",
+    "readout_bias": False,
+    "repeat_memory": False,
+    "state_size": 0,
+}
+# What goes beyond the paper in mcm-base and mcm-tiny, but for the window and the customer state.
+EXTENDED: dict[str, Any] = PAPER | {
+    "augmentation": "all_prefixes",
+    "encoder_unit": "visit",
+    "readout_bias": True,
+    "repeat_memory": True,
+}
+TINY: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
