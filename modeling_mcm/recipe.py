@@ -20,6 +20,9 @@ SET, SEVERAL = 2.0, 1.5
 MOST_RELATED = 10_000  # labels of a task whose relations are solved
 MANY_LABELS, SAMPLE = 8_000, 2_000  # labels from which on a sample of so many is scored in training
 STATE_SIZE = 128
+# Evaluations in a row without a better NDCG that end the training. Where repeats do not rule, NDCG grows slowly over many
+# epochs, and its noise would end the training early.
+PATIENCE, PATIENCE_WITHOUT_REPEATS = 2, 4
 # What is read. A visit says how long ago the one before was, so its place in the history says nothing more.
 VISITS: dict[str, Any] = {"encoder_unit": "visit", "max_position_embeddings": None, "attention_window": 64}
 # Of events there are positions, as many as the longest input has: `run_pretrain` puts the number of the data here.
@@ -111,7 +114,8 @@ def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], feat
     config["state_size"] = STATE_SIZE
     reasons.append(f"The customer embedding is a state of {STATE_SIZE} numbers, trained last, with forecasts.")
     training |= {"learning_rate": 0.001, "ema_decay": 0.99}
-    training |= {"eval_strategy": "epoch", "save_strategy": "epoch", "early_stopping_patience": 2}
+    training |= {"eval_strategy": "epoch", "save_strategy": "epoch"}
+    training |= {"early_stopping_patience": PATIENCE if rules else PATIENCE_WITHOUT_REPEATS}
     training |= {"save_total_limit": 2, "load_best_model_at_end": True}
     if rules:
         training |= {"lr_scheduler_type": "constant_with_warmup", "num_train_epochs": 6.0}
@@ -120,7 +124,8 @@ def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], feat
         training |= {"lr_scheduler_type": "constant_with_warmup", "num_train_epochs": 60.0}
         training |= {"per_device_train_batch_size": 64 if measures["targets"] < 50 * measures["customers"] else 32}
     reasons.append(
-        f"At most {training['num_train_epochs']:g} epochs; two without a better NDCG on validation end the training."
+        f"At most {training['num_train_epochs']:g} epochs; {training['early_stopping_patience']} in a row without a "
+        "better NDCG on validation end the training."
     )
     return Recipe(config, training, reasons)
 

@@ -31,7 +31,7 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.state_mcm import CustomerState, Forecasts
 
 SECONDS_PER_DAY = 86_400
-MOMENTS, BATCH, PASSES, LEAST_STEPS, MOST_STEPS = 16, 32, 3, 40, 4000  # a customer; customers a step; over them all
+MOMENTS, BATCH, PASSES, LEAST_STEPS, MOST_STEPS = 16, 32, 3, 40, 1500  # a customer; customers a step; over them all
 LEARNING_RATE, WEIGHT_DECAY, WARM_UP, LONGEST_GRADIENT = 4e-3, 0.01, 0.1, 1.0
 RECONSTRUCTION, FUTURE, HAZARD, SETS = 3.0, 0.3, 0.1, 6.0  # weights of the losses
 MOST_SET_LABELS = 512  # of a task whose labels of the next days are told
