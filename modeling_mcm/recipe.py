@@ -20,8 +20,8 @@ SET, SEVERAL = 2.0, 1.5
 MOST_RELATED = 10_000  # labels of a task whose relations are solved
 MANY_LABELS, SAMPLE = 8_000, 2_000  # labels from which on a sample of so many is scored in training
 STATE_SIZE = 128
-# Evaluations in a row without a better NDCG that end the training. Where repeats do not rule, NDCG grows slowly over many
-# epochs, and its noise would end the training early.
+# Evaluations in a row without a better NDCG that end the training. Where repeats do not rule, NDCG grows slowly, over
+# many epochs, and its noise would end the training early.
 PATIENCE, PATIENCE_WITHOUT_REPEATS = 2, 4
 # What is read. A visit says how long ago the one before was, so its place in the history says nothing more.
 VISITS: dict[str, Any] = {"encoder_unit": "visit", "max_position_embeddings": None, "attention_window": 64}
