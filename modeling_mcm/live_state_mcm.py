@@ -113,6 +113,13 @@ class Reader:
         nearest = sorted(range(len(half_lives)), key=lambda k: abs(half_lives[k] - TASTE_HALF_LIFE))[:1]
         self.slow = [*nearest, len(half_lives) - 1] if half_lives else []
         self.few_rows, self.many_rows = self._rows(self.few), self._rows(self.many)
+        # P of many values: a row for each number, and the product for a customer who has none of the values.
+        self.taste: torch.Tensor | None = None
+        if state is not None and state.taste is not None:
+            weight = state.taste.weight.detach()
+            nothing = state.standardised(weight.new_zeros(state.num_many), slice(state.num_few, None))
+            self.taste = weight.T.contiguous()
+            self.no_taste = (weight.double() @ nothing.double()).float()
 
     def _rows(self, features: Sequence[int]) -> torch.Tensor:
         """Where the counts of each of these features begin, and where the last end: of shape `(features + 1,)`."""
@@ -257,10 +264,12 @@ class LiveState:
             values (`torch.FloatTensor` of shape `(L, N)`, *optional*): of the features that the customer state sums.
         """
         size = max(1, SCORES_AT_ONCE // reader.labels)
-        changes = F.pad(visits[1:] != visits[:-1], (1, 0), value=True) if len(visits) else visits
-        starts = changes.nonzero()[:, 0].tolist()
         if values is None:
             values = torch.zeros(len(visits), max(reader.channels - 2, 0))
+        if 0 < len(visits) <= size:
+            return self._extend(reader, input_ids, times, visits, values)
+        changes = F.pad(visits[1:] != visits[:-1], (1, 0), value=True) if len(visits) else visits
+        starts = changes.nonzero()[:, 0].tolist()
         state, begin = self, 0
         while begin < len(visits):  # some visits at a time, a visit that is larger alone
             end = next((start for start in reversed(starts) if begin < start <= begin + size), 0)
@@ -273,10 +282,10 @@ class LiveState:
 
     def _extend(self, reader: Reader, input_ids, times, visits, values) -> "LiveState":
         by_visit = reader.unit == "visit"
-        groups, of_event = visits.unique_consecutive(return_inverse=True)
+        _, of_event, sizes = visits.unique_consecutive(return_inverse=True, return_counts=True)
         units = of_event if by_visit else torch.arange(len(visits))
-        count = len(groups) if by_visit else len(visits)
-        unit_times = torch.zeros(count).scatter_reduce(0, units, times, "amax", include_self=False)
+        unit_times = times[sizes.cumsum(0) - 1] if by_visit else times
+        count = len(unit_times)
         events = reader.model.model.embeddings.events.average(input_ids, reader.event_tables)
         state = replace(self)
         state.unread = (*self.unread, state._encode(reader, events, units, count))
@@ -522,8 +531,19 @@ class LiveState:
         gap = (since[1] - since[0]) / max(visits - 1, 1)
         gaps = torch.tensor([*since, since[0] / (gap + 0.5), gap], dtype=torch.float64).clamp(min=0)
         few = [(self.sums * fade).flatten().clamp(min=0), (self.few * fade).flatten(), gaps]
-        counts = torch.cat([*few, (self.many * fade[reader.slow]).flatten()]).log1p().float()
-        return cast(Any, model.state)(counts)
+        state = cast(Any, model.state)
+        z = state.standardised(torch.cat(few).log1p().float(), slice(None, state.num_few))
+        taste = None
+        if reader.taste is not None:  # most values have never been met, and add what they always add
+            values = self.many[:, -1].nonzero()[:, 0]
+            places = (2 * values[:, None] + torch.arange(2)).flatten()
+            counts = (self.many[values] * fade[reader.slow]).flatten().log1p().float()
+            places_of_all = places + state.num_few
+            differs = state.standardised(counts, places_of_all)
+            differs -= state.standardised(torch.zeros_like(counts), places_of_all)
+            weighted = {"per_sample_weights": differs[None], "mode": "sum"}
+            taste = reader.no_taste + F.embedding_bag(places[None], reader.taste, **weighted)[0]
+        return state.joined(z, taste)
 
     @torch.inference_mode()
     def forecast(self, reader: Reader, now: float | None = None) -> dict[str, torch.Tensor]:

@@ -176,15 +176,20 @@ class CustomerState(nn.Module):
         gaps = torch.stack([since_last, since_first, since_last / (gap + 0.5), gap], -1).clamp(min=0).log1p()
         return torch.cat([counted, gaps, taste], -1).view(batch, moments, -1)
 
-    def standardised(self, counts: torch.Tensor) -> torch.Tensor:
-        """z, of the shape of the counts."""
-        return ((counts - self.mean) / self.spread.clamp(min=LEAST_SPREAD)).clamp(-FARTHEST, FARTHEST)
+    def standardised(self, counts: torch.Tensor, places: slice | torch.Tensor = slice(None)) -> torch.Tensor:
+        """z, of the shape of the counts, which are those at some places of all, by default all of them."""
+        mean, spread = self.mean[places], self.spread[places]
+        return ((counts - mean) / spread.clamp(min=LEAST_SPREAD)).clamp(-FARTHEST, FARTHEST)
 
     def forward(self, counts: torch.Tensor) -> torch.Tensor:
         """The state of shape `(..., S)`, from counts of shape `(..., numbers)`."""
         z = F.dropout(self.standardised(counts).to(self.direct.weight.dtype), DROPOUT, self.training)
         few, many = z.split([self.num_few, self.num_many], -1)
-        joined = few if self.taste is None else torch.cat([few, self.taste(many)], -1)
+        return self.joined(few, None if self.taste is None else self.taste(many))
+
+    def joined(self, few: torch.Tensor, taste: torch.Tensor | None) -> torch.Tensor:
+        """The state, from z of few values `(..., few)` and P z of many values, `(..., TASTE_SIZE)`, if there are."""
+        joined = few if taste is None else torch.cat([few, taste], -1)
         return self.direct(joined) + self.bent_out(F.gelu(self.bent_in(joined)))
 
     @torch.no_grad()
