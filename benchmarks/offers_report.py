@@ -16,12 +16,11 @@ METRICS = {
     "ndcg@10": "which: NDCG@10",
     "recall@10": "which: recall@10",
 }
-ZERO_SHOT, FINE_TUNED, RANDOM, GBDT, OWN_VECTORS = (
+ZERO_SHOT, FINE_TUNED, RANDOM, GBDT = (
     "MCM without fine-tuning",
     "MCM fine-tuned",
     "MCM from random weights",
     "LightGBM",
-    "MCM, own vectors of actions too",
 )
 
 
@@ -50,10 +49,6 @@ def write_page(results: dict[str, Any], path: Path) -> None:
     ]
     lines += _markdown(["method", *METRICS.values(), "NDCG@10 by seed"], rows)
     lines += [
-        f"{OWN_VECTORS}: the first seed alone, compared with the same seed of {FINE_TUNED}. A vector alone "
-        "(`--action_embedding learned`) can't score the test offers: most of their actions were never offered before, "
-        "and MCM refuses those.",
-        "",
         f"## {FINE_TUNED} over each method",
         "",
         "Relative differences, in pairs of the same customers.",

@@ -50,7 +50,7 @@ from modeling_mcm.evaluation.offers import (
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_json
 from offers_gbdt import LightGBMOffers, OfferTable, offer_features
-from offers_report import FINE_TUNED, GBDT, METRICS, OWN_VECTORS, RANDOM, ZERO_SHOT, write_page
+from offers_report import FINE_TUNED, GBDT, METRICS, RANDOM, ZERO_SHOT, write_page
 from run_ablation import is_finished, write_record
 
 logger = logging.getLogger("run_offers")
@@ -63,7 +63,6 @@ VARIANTS: dict[str, list[str]] = {
     "MCM, frozen encoder": ["--freeze_encoder"],
     "MCM, low-rank updates": ["--lora", "8"],
 }
-ONCE = {OWN_VECTORS}  # with the first seed alone
 
 
 @dataclass
@@ -218,15 +217,10 @@ class Comparison:
         return by_run, json.loads((folder / "chosen.json").read_text(encoding="utf-8"))
 
 
-def seeds_of(name: str, seeds: Sequence[int]) -> list[int]:
-    """The seeds that a variant runs with."""
-    return list(seeds[:1] if name in ONCE else seeds)
-
-
 def make_side_by_side(options: OfferComparison) -> None:
     """Leaves the files of all steps, several at a time, for `compare` to read."""
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.jobs))  # of the new processes
-    tuned = [(name, seed, 1.0) for name in VARIANTS for seed in seeds_of(name, options.seeds)]
+    tuned = [(name, seed, 1.0) for name in VARIANTS for seed in options.seeds]
     tuned += [(n, seed, share) for share in options.shares for n in (FINE_TUNED, RANDOM) for seed in options.seeds]
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
         first = [pool.submit(_make, options, "lightgbm")]
@@ -262,7 +256,7 @@ def compare(options: OfferComparison) -> dict[str, Any]:
     methods = {ZERO_SHOT: mean_metrics(truth, [comparison.zero_shot(seed) for seed in seeds], weights)}
     methods[GBDT] = mean_metrics(truth, [gbdt[1.0, seed] for seed in seeds], weights)
     for name in VARIANTS:
-        runs = [comparison.finetuned(name, seed) for seed in seeds_of(name, seeds)]
+        runs = [comparison.finetuned(name, seed) for seed in seeds]
         methods[name] = mean_metrics(truth, runs, weights)
     curve = {}
     for share in options.shares:
@@ -281,16 +275,15 @@ def compare(options: OfferComparison) -> dict[str, Any]:
         of_metrics = {metric: interval(found[metric], customers)._asdict() for metric in METRICS}
         return of_metrics | {"by_seed": {metric: found[f"seeds {metric}"].tolist() for metric in METRICS}}
 
-    once = mean_metrics(truth, [comparison.finetuned(FINE_TUNED, seeds[0])], weights)
-    ours = {name: once if name in ONCE else methods[FINE_TUNED] for name in methods}
-    differences = {name: differences_of(ours[name], found) for name, found in methods.items() if name != FINE_TUNED}
+    ours = methods[FINE_TUNED]
+    differences = {name: differences_of(ours, found) for name, found in methods.items() if name != FINE_TUNED}
     with_fewer = {
         share: {name: differences_of(found[FINE_TUNED], found[name]) for name in (RANDOM, GBDT)}
         for share, found in curve.items()
     }
     took = {}
     for name in VARIANTS:
-        files = [comparison.folder_of(name, seed) / "finetuning.json" for seed in seeds_of(name, seeds)]
+        files = [comparison.folder_of(name, seed) / "finetuning.json" for seed in seeds]
         facts = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         took[name] = {key: float(np.mean([fact[key] for fact in facts])) for key in FACTS}
     return {

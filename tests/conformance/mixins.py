@@ -34,7 +34,7 @@ class MCMModelTester:
         self.parent = parent
         self.batch_size, self.seq_length, self.hidden_size = BATCH, LENGTH, 32
         self.num_hidden_layers, self.num_attention_heads = 2, 4
-        self.choices = {"readout_bias": True}
+        self.choices = {**PAPER, "readout_bias": True}
         self.encoder_seq_length = self.key_length = LENGTH
 
     def get_config(self):
