@@ -44,7 +44,12 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["modeling_mcm", "modeling_mcm.*"]),
-    package_data={"modeling_mcm": ["py.typed"], "modeling_mcm.hub": ["templates/*.jinja"]},
+    package_data={
+        "modeling_mcm": ["py.typed"],
+        "modeling_mcm.hub": ["templates/*.jinja"],
+        "modeling_mcm.preparation": ["*.yaml"],
+    },
+    entry_points={"console_scripts": ["mcm = modeling_mcm.commands.main:main"]},
     install_requires=[
         "transformers>=5.24,<6",
         "torch>=2.9",

@@ -31,6 +31,7 @@ from torch.utils.data import Subset, TensorDataset
 from tqdm.auto import tqdm
 
 from modeling_mcm import MCMFeatureExtractor, MCMForCustomerPrediction
+from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
 from modeling_mcm.data.collator import SECONDS_PER_DAY, PreparedRows
 from modeling_mcm.data.offer_collator import events_before
@@ -39,14 +40,10 @@ from modeling_mcm.evaluation.metrics import bootstrap_interval
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_json, write_text
 from modeling_mcm.training.checkpoints import read_checkpoint
+from modeling_mcm.training.finetuning import FineTuningArguments, FineTuningOptions
 from modeling_mcm.training.labels import NEW, LabelTrainer, label_defaults
 from offers_gbdt import HistoryFeatures
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
-from modeling_mcm.commands.arguments import parse_options
 from run_probe import FEWEST, WHOLE_HISTORY, _learner
-
-from run_finetune import FineTuningArguments, FineTuningOptions
 
 TUNED, FROZEN, TREES, LINEAR = METHODS = (
     "MCM fine-tuned",

@@ -25,7 +25,6 @@ from typing import Any
 import psutil
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from floor import Shape, floor
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.training.memory import keep_freed_memory
@@ -94,12 +93,12 @@ def everyone(options: GrowthOptions, customers: int) -> dict[str, float]:
     import pyarrow.parquet as pq
 
     from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
+    from modeling_mcm.commands import predict
+    from modeling_mcm.commands.arguments import EngineOptions
     from modeling_mcm.data import EventSchema
     from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
     from modeling_mcm.preparation import prepare
     from synthetic import make_click_log
-
-    import run_predict
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -118,7 +117,7 @@ def everyone(options: GrowthOptions, customers: int) -> dict[str, float]:
         before = psutil.Process().memory_info().rss
         start = time.perf_counter()
         paths = {"model": str(folder / "model"), "data": str(folder / "data"), "output_dir": str(folder / "scores")}
-        run_predict.run(run_predict.PredictionOptions(**paths), run_predict.EngineOptions())
+        predict.run(predict.PredictionOptions(**paths), EngineOptions())
         scored = time.perf_counter() - start
     return {"preparing": prepared, "scoring": scored, "gigabytes": (peak() - before) / GIGA}
 

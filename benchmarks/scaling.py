@@ -28,13 +28,12 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from floor import FORWARD_AND_BACKWARD, encoder_flops, matmul_rate, readout_flops
+from modeling_mcm.commands import pretrain
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.evaluation.tables import text_table, write_report
+from modeling_mcm.training import pretraining
 from modeling_mcm.training.trainer import MCMTrainer
-
-import run_pretrain
 
 FLOAT, LONG, INT = 4, 8, 4
 
@@ -79,7 +78,7 @@ class LastTrainer(MCMTrainer):
 
 def one_run(options: ScalingOptions, share: float, times: int) -> dict[str, float]:
     """Trains on a share of the customers at so many times the width, in this process."""
-    read = run_pretrain.read_rows
+    read = pretraining.read_rows
 
     def some(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         rows, evaluated = read(*args, **kwargs)
@@ -87,7 +86,7 @@ def one_run(options: ScalingOptions, share: float, times: int) -> dict[str, floa
         rows.indices, rows.lengths = rows.indices[np.sort(order)], rows.lengths[np.sort(order)]
         return rows, evaluated
 
-    run_pretrain.read_rows, run_pretrain.MCMTrainer = some, LastTrainer  # type: ignore[misc]
+    pretraining.read_rows, pretraining.MCMTrainer = some, LastTrainer  # type: ignore[misc]
     hidden = options.hidden * times
     with tempfile.TemporaryDirectory() as folder:
         sizes = [f"hidden_size={hidden}", f"intermediate_size={4 * hidden}"]
@@ -95,7 +94,7 @@ def one_run(options: ScalingOptions, share: float, times: int) -> dict[str, floa
         flags |= {"eval_strategy": "epoch", "report_to": "none", "disable_tqdm": "true"}
         words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
         sys.argv = ["run_pretrain.py", options.recipe, *words, "--config_overrides", *sizes]
-        run_pretrain.main()
+        pretrain.main()
     trainer = LastTrainer.last
     trained: Any = trainer.optimizer  # a table of a feature that is not read is no parameter
     found = [line for line in trainer.state.log_history if "eval_loss" in line][-1]

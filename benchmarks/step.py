@@ -14,17 +14,15 @@ what is computed that is no customer's. Processor seconds are of all threads of 
 import sys
 import tempfile
 import time
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from floor import Shape, floor
+from modeling_mcm.commands import pretrain
+from modeling_mcm.training import pretraining
 from modeling_mcm.training.trainer import MCMTrainer
-
-import run_pretrain
 
 STARTING = 3  # batches that are not counted
 
@@ -61,10 +59,10 @@ def main() -> None:
     """Trains for some steps and prints what they are made of."""
     if {"-h", "--help"} & set(sys.argv):
         sys.stdout.write(f"{__doc__}\n")
-    run_pretrain.MCMTrainer = MeasuredTrainer  # type: ignore[misc]
+    pretraining.MCMTrainer = MeasuredTrainer  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as folder:
         sys.argv += ["--output_dir", folder, "--save_strategy", "no", "--report_to", "none"]
-        run_pretrain.main()
+        pretrain.main()
     trainer = MeasuredTrainer.last
     config: Any = trainer.train_collator.config
     customers, events, real_events, units, real_units = (

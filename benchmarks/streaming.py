@@ -23,7 +23,6 @@ import numpy as np
 import psutil
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.training.memory import keep_freed_memory
 
@@ -84,8 +83,8 @@ def read_epoch(options: StreamingOptions) -> dict[str, Any]:
     from modeling_mcm.data.collator import LengthGroupedSampler, MCMCollator
     from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
     from modeling_mcm.data.streaming import StreamedOrder
-
-    from run_pretrain import ModelOptions, read_config, read_rows
+    from modeling_mcm.training.options import ModelOptions
+    from modeling_mcm.training.pretraining import read_config, read_rows
 
     extractor = MCMFeatureExtractor.from_pretrained(str(Path(options.data) / FEATURE_EXTRACTOR_FOLDER))
     streaming = options.way == WAYS[0]

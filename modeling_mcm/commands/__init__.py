@@ -1,3 +1,3 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a person runs: how options are read."""
+"""The commands of `mcm`: each module reads the options of one, and calls the rooms of the package that do the work."""

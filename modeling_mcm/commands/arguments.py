@@ -1,13 +1,14 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""How every script here reads its options: flags, or one YAML file with flags that win over it."""
+"""How every command reads its options, flags or one YAML file with flags that win over it, and how it ends."""
 
 import argparse
 import dataclasses
 import difflib
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,22 @@ from modeling_mcm.data.yaml_files import UniqueKeyLoader, read_yaml
 
 ENGINES = ["duckdb", "spark"]
 YAML_BOOL = "tag:yaml.org,2002:bool"
+
+
+@contextmanager
+def exits(*errors: type[Exception]) -> Iterator[None]:
+    """Ends the process with a sentence in the place of a traceback where one of these errors is raised.
+
+    Args:
+        errors (`type[Exception]`): The errors whose message says all that a person needs.
+
+    Raises:
+        SystemExit: With the name of the command and the error's message.
+    """
+    try:
+        yield
+    except errors as error:
+        raise SystemExit(f"{Path(sys.argv[0]).stem}: {error}") from error
 
 
 @dataclass

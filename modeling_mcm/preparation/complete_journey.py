@@ -23,6 +23,7 @@ EVENT_COLUMNS = (
     "manufacturer", "price",
 )  # fmt: skip
 PRODUCT_COLUMNS = ("department", "product_category", "product_type", "brand", "manufacturer", "price")
+SCHEMA = Path(__file__).with_suffix(".yaml")
 ACTION_COLUMNS = ("department", "product_category", "product_type", "brand", "manufacturer")
 LAST_SECOND_OF_DAY = 24 * 60 * 60 - 1
 # Campaigns by their start: tune on `validation`, fit on both it and `train`, measure once on `test`. The log ends on
@@ -102,7 +103,7 @@ def _write(table: ir.Table, path: Path) -> None:
 
 
 def build_complete_journey(output_dir: str | Path) -> tuple[Path, Path]:
-    """Writes `events.parquet` and `profile.parquet`, the input of `configuration/schemas/complete_journey.yaml`.
+    """Writes `events.parquet` and `profile.parquet`, which the schema beside this file ([`SCHEMA`]) reads.
 
     Args:
         output_dir (`str` or `Path`): Folder to write into; made if missing, files in it are replaced.

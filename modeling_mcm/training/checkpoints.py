@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""How every script here reads a checkpoint: whole, or not at all.
+"""How every command reads a checkpoint: whole, or not at all.
 
 `from_pretrained` warns of weights that a checkpoint lacks and draws them at random, and leaves out those that have no
 place in it. That is right for a new head, and wrong for everything else: an evaluation of a half-random model
@@ -19,6 +19,11 @@ from transformers.activations import ACT2FN
 
 from modeling_mcm.files_mcm import some, unplaced
 
+
+class CheckpointError(ValueError):
+    """A checkpoint that is not read; the message says what is wrong with it, and what to do."""
+
+
 CONFIG, EXTRACTOR = "config.json", "preprocessor_config.json"
 
 
@@ -29,12 +34,12 @@ def check_files(folder: str) -> None:
         folder: checkpoint folder, or name on the Hub.
 
     Raises:
-        SystemExit: with a message, if the folder is not there, or a file of it is not, or is cut, or is damaged.
+        CheckpointError: if the folder is not there, or a file of it is not, or is cut, or is damaged.
     """
     path = Path(folder)
     if not path.is_dir():
         if path.exists() or folder.startswith((".", "/", "~")) or folder.count("/") > 1:
-            raise SystemExit(
+            raise CheckpointError(
                 f"{folder} is no folder: give a checkpoint folder, or a name on the Hub such as org/name."
             )
         return
@@ -42,18 +47,18 @@ def check_files(folder: str) -> None:
     if (path / EXTRACTOR).exists():
         _read_json(path / EXTRACTOR)
     if (choice := config.get("hidden_act", "gelu")) not in ACT2FN:
-        raise SystemExit(
+        raise CheckpointError(
             f"{path / CONFIG} has hidden_act {choice!r}, which is no activation; one of {', '.join(sorted(ACT2FN))}."
         )
     weights = sorted(path.glob("*.safetensors"))
     if not weights and not [*path.glob("pytorch_model*.bin"), *path.glob("adapter_model*")]:
-        raise SystemExit(f"{folder} has no model.safetensors: give the folder that a training wrote.")
+        raise CheckpointError(f"{folder} has no model.safetensors: give the folder that a training wrote.")
     for file in weights:
         try:
             with safe_open(file, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise SystemExit(
+            raise CheckpointError(
                 f"{file} has {file.stat().st_size:,} bytes and is cut or damaged ({error}): copy it again, or give an "
                 "earlier checkpoint."
             ) from error
@@ -63,9 +68,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SystemExit(f"{path} can't be read ({error}): copy it again, or give an earlier checkpoint.") from error
+        raise CheckpointError(
+            f"{path} can't be read ({error}): copy it again, or give an earlier checkpoint."
+        ) from error
     if not isinstance(found, dict):
-        raise SystemExit(f"{path} holds {type(found).__name__}, and a JSON object was expected: copy it again.")
+        raise CheckpointError(f"{path} holds {type(found).__name__}, and a JSON object was expected: copy it again.")
     return found
 
 
@@ -79,7 +86,7 @@ def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[
         options: of `from_pretrained`.
 
     Raises:
-        SystemExit: with a message, if a file is not there or damaged, or a weight is missing, left over, of another
+        CheckpointError: if a file is not there or damaged, or a weight is missing, left over, of another
             shape, or no number.
     """
     check_files(folder)
@@ -91,28 +98,30 @@ def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, StrictDataclassError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         place = "" if Path(folder).is_dir() else " It is no folder here either: check the path or the name."
-        raise SystemExit(f"{folder} can't be read as {name} ({type(error).__name__}: {reason}).{place}") from error
+        raise CheckpointError(
+            f"{folder} can't be read as {name} ({type(error).__name__}: {reason}).{place}"
+        ) from error
     model, found = read
     missing = [key for key in sorted(found["missing_keys"]) if not key.startswith(new)]
     if missing:
-        raise SystemExit(
+        raise CheckpointError(
             f"{folder} lacks {len(missing)} weights of {name}, which would start at random: {some(missing)}. It was "
             "saved as another class or by another version: give the folder that a training of this version wrote."
         )
     if mismatched := sorted(each for each in found["mismatched_keys"] if not each[0].startswith(new)):
         sizes = [f"{key} is {list(stored)} and {list(wanted)} was expected" for key, stored, wanted in mismatched]
-        raise SystemExit(
+        raise CheckpointError(
             f"{len(mismatched)} weights of {folder} have other sizes than {CONFIG} says: {some(sizes)}. Take both "
             "from one and the same save."
         )
     if unexpected := unplaced(model, found["unexpected_keys"]):
-        raise SystemExit(
+        raise CheckpointError(
             f"{folder} has {len(unexpected)} weights that {name} has no place for by {CONFIG}, and would leave out: "
             f"{some(unexpected)}. Take both from one and the same save."
         )
     plain = {key: value for key, value in model.state_dict().items() if not hasattr(value, "__tensor_flatten__")}
     if bad := [key for key, value in plain.items() if value.is_floating_point() and not torch.isfinite(value).all()]:
-        raise SystemExit(
+        raise CheckpointError(
             f"{folder} has NaN or infinite numbers in {len(bad)} weights: {some(bad)}. Its training diverged: give "
             "an earlier checkpoint."
         )

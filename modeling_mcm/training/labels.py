@@ -206,7 +206,7 @@ def train_to_labels(
 
     Raises:
         ValueError: if the labels, the data or the options do not fit together.
-        SystemExit: if the checkpoint can't be read.
+        CheckpointError: if the checkpoint can't be read.
     """
     extractor = MCMFeatureExtractor.from_pretrained(model)
     check_vocabularies(data, extractor)

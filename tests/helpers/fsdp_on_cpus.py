@@ -4,15 +4,10 @@
 for DDP. Here it is told that they have GPUs, so that what it does to the model can be tested without one.
 """
 
-import sys
-from pathlib import Path
-
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
-
-import run_pretrain
+from modeling_mcm.commands.pretrain import main
 
 begin = PartialState.__init__
 
@@ -25,4 +20,4 @@ def begin_as_if_on_gpus(self, *arguments, **options):
 
 if __name__ == "__main__":
     PartialState.__init__ = begin_as_if_on_gpus
-    run_pretrain.main()
+    main()

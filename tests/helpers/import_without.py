@@ -24,7 +24,7 @@ MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for path in (ROOT / "modeling_mcm").rglob("*.py")
 )
-SCRIPTS = sorted(path.name for path in (ROOT / "training").glob("*.py") if "\ndef main(" in path.read_text())
+SCRIPTS = sorted(path.name for path in (ROOT / "training").glob("*.py"))
 
 
 class Hiding(PathFinder):
@@ -68,8 +68,7 @@ def outcomes():
 def main():
     """Writes the report."""
     path, cases = Path(sys.argv[1]), sys.argv[2:]
-    sys.path[0] = str(ROOT / "training")
-    sys.path.insert(0, str(ROOT))
+    sys.path[0] = str(ROOT)
     hide(",".join(cases))
     for name in ("torch", "transformers", "transformers.pipelines", "datasets", "accelerate", "evaluate", "pandas"):
         importlib.import_module(name)

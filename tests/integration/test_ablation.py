@@ -39,7 +39,6 @@ def ablation(prepared, tmp_path_factory):
         forked_runs.pretrain(command[2:], folder / "log")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "training"))
         patch.setattr(sys, "argv", ["run_ablation.py", *map(str, words)])
         module = importlib.import_module("run_ablation")
         with patch.context() as starting:
@@ -142,7 +141,7 @@ def test_evaluation_of_a_run_alone_writes_the_same_values(ablation, prepared, mo
     words = ["--model", folder / "mcm-tiny-seed3", "--data", prepared, "--tasks", TASK, "--shown", 0]
     words += ["--baselines", "markov", "--values_file", tmp_path / "values.parquet"]
     monkeypatch.setattr(sys, "argv", ["run_evaluate.py", *map(str, words)])
-    importlib.import_module("run_evaluate").main()
+    importlib.import_module("modeling_mcm.commands.evaluate").main()
     found = pq.read_table(tmp_path / "values.parquet")
     assert found.column_names == ["method", "task", "metric", "customer_id", "value"]
     kept = [pq.read_table(folder / name / "values-test.parquet") for name in ("baselines", "mcm-tiny-seed3")]

@@ -24,7 +24,6 @@ SMALL = ["--batch_size", "3", "--units", "7", "--labels", "40", "--hidden_size",
 @pytest.fixture
 def benchmark(monkeypatch):
     """A function that imports a benchmark."""
-    monkeypatch.syspath_prepend(str(ROOT / "training"))
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     return importlib.import_module
 

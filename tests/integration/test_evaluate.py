@@ -32,14 +32,13 @@ def data(prepared, tmp_path):
 @pytest.fixture
 def evaluate(save, data, tmp_path, monkeypatch, capsys):
     """A function that calls the script's main with options; gives what was printed and the numbers written."""
-    monkeypatch.syspath_prepend(str(ROOT / "training"))
     model = save(extended=True)
 
     def run(*options):
         numbers = tmp_path / "numbers.json"
         words = ["--model", model, "--data", data, "--tasks", "items", "aisle", "--output_file", numbers, *options]
         monkeypatch.setattr(sys, "argv", ["run_evaluate.py", *map(str, words)])
-        importlib.import_module("run_evaluate").main()
+        importlib.import_module("modeling_mcm.commands.evaluate").main()
         return capsys.readouterr().out, json.loads(numbers.read_text())
 
     return run

@@ -37,7 +37,6 @@ def needs(*packages):
 def example(monkeypatch):
     """A function that imports an example."""
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    monkeypatch.syspath_prepend(str(ROOT / "training"))
     return importlib.import_module
 
 
@@ -117,7 +116,7 @@ def test_a_preference_is_explained_by_what_its_visits_hold(
 def test_the_onnx_server_answers_as_the_model_and_names_what_it_cannot_read(
     example, save, event_log, extractor, tmp_path
 ):
-    folder, script = save(extended=True), example("export")
+    folder, script = save(extended=True), importlib.import_module("modeling_mcm.commands.export")
     script.run(script.ExportOptions(model=folder, output_dir=str(tmp_path / "onnx")))
     module = example("6_serve_onnx")
     server = ThreadingHTTPServer(("localhost", 0), module.Handler)

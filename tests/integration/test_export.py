@@ -21,6 +21,7 @@ from modeling_mcm import MCMFeatureExtractor, MCMForActionRecommendation, MCMFor
 from modeling_mcm.counting import fill_followers, fill_label_values, fill_related, training_labels
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.dataset import POPULARITY_FILE
+from modeling_mcm.serving.export import example_inputs
 
 pytestmark = pytest.mark.skipif(torch.__version__ < (2, 11), reason="transformers' exporters need torch 2.11")
 
@@ -52,8 +53,7 @@ needs_onnx, needs_torchao = needs("onnx", "onnxscript", "onnxruntime"), needs("t
 
 @pytest.fixture
 def script(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "training")
-    return importlib.import_module("export")
+    return importlib.import_module("modeling_mcm.commands.export")
 
 
 def options(script, model, tmp_path, **changes):
@@ -96,7 +96,7 @@ def test_onnx_scores_equal_the_model_at_other_batches_and_lengths(
     assert "equal to the model" in script.run(options(script, folder, tmp_path))
     model = MCMForMultiTaskRecommendation.from_pretrained(folder).eval()  # with the attention kernel of every day
     for customers, events in SHAPES:
-        inputs = script.example_inputs(model.config, "scores", customers, events)
+        inputs = example_inputs(model.config, "scores", customers, events)
         assert_equal_scores(model, inputs, run_onnx(tmp_path / "exported", inputs))
     customers = [{"events": events.to_dict("list")} for _, events in event_log.groupby("who")]
     inputs = extractor([*customers[:3], {"events": []}])
@@ -144,7 +144,7 @@ def test_onnx_embeddings_equal_the_model(script, save, tmp_path, choices):
     script.run(options(script, folder, tmp_path, what="embeddings"))
     model = MCMModel.from_pretrained(folder).eval()
     for customers, events in SHAPES:
-        inputs = script.example_inputs(model.config, "embeddings", customers, events)
+        inputs = example_inputs(model.config, "embeddings", customers, events)
         found = run_onnx(tmp_path / "exported", inputs)["pooler_output"]
         np.testing.assert_allclose(found, model(**inputs).pooler_output, atol=1e-5)
 
@@ -153,7 +153,7 @@ def test_onnx_embeddings_equal_the_model(script, save, tmp_path, choices):
 def test_onnx_refuses_more_visits_than_there_are_positions(script, save, tmp_path):
     script.run(options(script, save(extended=True, max_position_embeddings=8), tmp_path, what="embeddings"))
     config = MCMModel.from_pretrained(tmp_path / "checkpoint").config
-    inputs = script.example_inputs(config, "embeddings", 2, 16)
+    inputs = example_inputs(config, "embeddings", 2, 16)
     inputs["visit_ids"] = (torch.arange(16) // 2).expand(2, -1).contiguous()
     assert run_onnx(tmp_path / "exported", inputs)["pooler_output"].shape == (2, 16)  # events may be more
     inputs["visit_ids"] = torch.arange(16).expand(2, -1).contiguous()
@@ -168,7 +168,7 @@ def test_the_torch_program_gives_the_models_numbers(script, save, tmp_path, choi
     program = torch.export.load(tmp_path / "exported" / "model.pt2").module()
     model = MCMForMultiTaskRecommendation.from_pretrained(folder, attn_implementation="eager").eval()
     for customers, events in SHAPES:
-        inputs = script.example_inputs(model.config, "scores", customers, events)
+        inputs = example_inputs(model.config, "scores", customers, events)
         found = program(**inputs)
         scores = {f"logits.{task}": values for task, values in found["logits"].items()}
         assert_equal_scores(model, inputs, scores | {"pooler_output": found["pooler_output"]})
@@ -191,7 +191,7 @@ def test_int8_weights_are_saved_and_reloaded(script, save, tmp_path, what, choic
     for name, value in plain.items():
         if type(value.data) is torch.Tensor:
             assert torch.equal(value, wanted[name]), name
-    inputs = script.example_inputs(model.config, what, 4, 20)
+    inputs = example_inputs(model.config, what, 4, 20)
     found, before = small(**inputs), model(**inputs)
     assert 0 < (found.pooler_output - before.pooler_output).abs().max() < 0.02 * before.pooler_output.std()
     again = kind.from_pretrained(tmp_path / "exported").eval()

@@ -50,8 +50,7 @@ def place(tmp_path, event_log, monkeypatch):
 @pytest.fixture
 def forget(place, monkeypatch, capsys):
     """A function that runs the script on folders of the place; `fails` is what it must say before it ends with 1."""
-    monkeypatch.syspath_prepend(str(ROOT / "training"))
-    script = importlib.import_module("forget_customers")
+    script = importlib.import_module("modeling_mcm.commands.forget")
 
     def call(*options, fails=None):
         words = [f"--{word[2:]}" if word.startswith("--") else str(place / word) for word in options]
@@ -79,7 +78,7 @@ def rows(folder):
 
 
 def score(place, model, monkeypatch):
-    script = importlib.import_module("run_predict")
+    script = importlib.import_module("modeling_mcm.commands.predict")
     options = {"model": model, "data": str(place / "data"), "output_dir": str(place / "scores"), "rows_per_file": 5}
     script.run(script.PredictionOptions(**options), script.EngineOptions())
 

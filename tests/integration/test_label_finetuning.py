@@ -75,10 +75,9 @@ def call():
 
     def run(*options):
         with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(str(ROOT / "training"))
             patch.chdir(ROOT)
             patch.setattr(sys, "argv", ["training/run_finetune.py", *map(str, options)])
-            importlib.import_module("run_finetune").main()
+            importlib.import_module("modeling_mcm.commands.finetune").main()
 
     return run
 

@@ -19,8 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def monitor(monkeypatch, capsys, tmp_path):
     """A function that runs the script and gives what it printed and its report."""
-    monkeypatch.syspath_prepend(str(ROOT / "training"))
-    script = importlib.import_module("run_monitor")
+    script = importlib.import_module("modeling_mcm.commands.monitor")
 
     def call(*options):
         words = ["run_monitor.py", *map(str, options), "--report_file", str(tmp_path / "report.json")]
@@ -118,8 +117,7 @@ SPOILED = {
 @pytest.fixture
 def scores(save, prepared, tmp_path, monkeypatch):
     """Predictions of run_predict.py in three files or more."""
-    monkeypatch.syspath_prepend(str(ROOT / "training"))
-    script = importlib.import_module("run_predict")
+    script = importlib.import_module("modeling_mcm.commands.predict")
     options = {"model": save(), "data": str(prepared), "output_dir": str(tmp_path / "scores"), "rows_per_file": 10}
     script.run(script.PredictionOptions(**options), script.EngineOptions())
     return tmp_path / "scores"

@@ -18,7 +18,7 @@ import yaml
 from launched_runs import TWO_PROCESSES, run
 from transformers import pipeline
 
-from modeling_mcm import scoring
+from modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, load_prepared, schema_of
 from modeling_mcm.preparation import prepare
 from modeling_mcm.scoring import ScoringJob, score_on_spark
@@ -27,20 +27,19 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--rows_per_file", "5", "--batch_size", "3"]
 # The script, each file a while after the one before, so that there is time to kill it.
 SLOW = """
-import sys, time
-sys.path.insert(0, "training")
-import run_predict
-write = run_predict.pq.write_table
-run_predict.pq.write_table = lambda *args, **options: (time.sleep(0.2), write(*args, **options))
-run_predict.main()
+import time
+import pyarrow.parquet as pq
+from modeling_mcm.commands.predict import main
+write = pq.write_table
+pq.write_table = lambda *args, **options: (time.sleep(0.2), write(*args, **options))
+main()
 """
 
 
 @pytest.fixture
 def predict(monkeypatch, capsys):
     """A function that runs the script in this process and gives what it said; `fails` is what it must say."""
-    monkeypatch.syspath_prepend(str(ROOT / "training"))
-    script = importlib.import_module("run_predict")
+    script = importlib.import_module("modeling_mcm.commands.predict")
 
     def call(*options, fails=None):
         monkeypatch.setattr(sys, "argv", ["run_predict.py", *map(str, options)])
@@ -247,8 +246,7 @@ def test_what_an_early_kill_leaves_is_in_nobody_s_way(predict, save, event_log, 
 
 def test_a_checkpoint_with_int8_weights_scores(predict, save, prepared, tmp_path, monkeypatch):
     pytest.importorskip("torchao")
-    monkeypatch.syspath_prepend(str(ROOT / "training"))
-    export = importlib.import_module("export")
+    export = importlib.import_module("modeling_mcm.serving.export")
     folder = save(extended=True)
     export.save_int8(folder, "scores", str(tmp_path / "int8"))
     for name in ("preprocessor_config.json", "vocabularies.json"):
@@ -315,14 +313,14 @@ def test_spark_reads_a_raw_log_and_names_a_worker_s_fault(spark, predict, save, 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_scores_that_are_no_numbers_are_not_written(predict, save, prepared, tmp_path, monkeypatch, number):
     folder = save(extended=True)
-    make = scoring.MCMForMultiTaskRecommendation.forward
+    make = MCMForMultiTaskRecommendation.forward
 
     def forward(model, **inputs):
         outputs = make(model, **inputs)
         outputs.logits["items"][-1, 5] = number
         return outputs
 
-    monkeypatch.setattr(scoring.MCMForMultiTaskRecommendation, "forward", forward)
+    monkeypatch.setattr(MCMForMultiTaskRecommendation, "forward", forward)
     options = ["--model", folder, "--data", prepared, "--output_dir", tmp_path / "scores", *SMALL]
     said = predict(*options, fails="gives NaN or infinite numbers for 1 of 3 customers, the first 'c")
     assert said.startswith("run_predict: ") and not list((tmp_path / "scores").glob("*.parquet"))

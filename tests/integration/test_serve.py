@@ -210,8 +210,7 @@ def test_ten_kills_under_load_lose_no_acknowledged_event_and_double_none(serve, 
     ],
 )
 def test_a_service_that_cannot_start_says_why(save, tmp_path, monkeypatch, capsys, options, words):
-    monkeypatch.syspath_prepend(str(ROOT / "training"))
-    script = importlib.import_module("serve")
+    script = importlib.import_module("modeling_mcm.commands.serve")
     if options.get("damaged"):
         (tmp_path / "state.db").write_bytes(b"no database" * 100)
     monkeypatch.setenv("MCM_TOKEN", options.get("token", TOKEN))

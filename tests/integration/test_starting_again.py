@@ -43,8 +43,8 @@ def run(prepared):
             patch.syspath_prepend(str(ROOT / "training"))
             patch.chdir(ROOT)
             patch.setattr(sys, "argv", [f"{script}.py", *map(str, words)])
-            for logger in (logging.get_logger(script), logging.get_logger("modeling_mcm.training.callbacks")):
-                patch.setattr(logger, "warning", said.append)
+            for room in ("pretraining", "finetuning", "fitting", "callbacks"):
+                patch.setattr(logging.get_logger(f"modeling_mcm.training.{room}"), "warning", said.append)
             importlib.import_module(script).main()
         return "\n".join(said)
 

@@ -254,7 +254,7 @@ def script(monkeypatch):
 
 @pytest.mark.usefixtures("script")
 def test_cases_are_scored_by_length_and_keep_their_place(trained, prepared):
-    model_scores = importlib.import_module("run_evaluate").model_scores
+    model_scores = importlib.import_module("modeling_mcm.commands.evaluate").model_scores
     model = MCMForMultiTaskRecommendation.from_pretrained(trained).eval()
     collator = MCMCollator(MCMFeatureExtractor.from_pretrained(str(trained)), model.config, "evaluate", cutoff="test")
     rows = load_prepared(prepared)

@@ -103,9 +103,7 @@ def test_a_module_of_ours_that_is_missing_is_no_extra():
 
 @pytest.mark.slow
 def test_training_and_scoring_run_without_any_extra(prepared, tmp_path):
-    code = (
-        "import runpy, sys\nfrom import_without import hide\nhide(sys.argv.pop(1))\nsys.path.insert(0, 'training')\n"
-    )
+    code = "import runpy, sys\nfrom import_without import hide\nhide(sys.argv.pop(1))\n"
     code += "sys.argv.pop(0)\nrunpy.run_path(sys.argv[0], run_name='__main__')"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(import_without.__file__).parent)])}
     (tmp_path / "config.json").write_text('{"model_type": "mcm"}')

@@ -9,7 +9,11 @@ import pytest
 
 from modeling_mcm.data import EventSchema
 
-SCHEMAS = sorted((Path(__file__).parents[3] / "configuration" / "schemas").glob("*.yaml"))
+ROOT = Path(__file__).parents[3]
+SCHEMAS = [
+    *sorted((ROOT / "configuration" / "schemas").glob("*.yaml")),
+    *sorted((ROOT / "modeling_mcm").rglob("*.yaml")),
+]
 TOKEN = {"name": "token_type", "column": "kind"}
 MINIMAL = {
     "customer": "user",

@@ -6,7 +6,6 @@ import importlib
 import shutil
 import sys
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -129,8 +128,7 @@ def test_without_the_customers_of_pairs_nothing_is_hidden_by_halves(checkpoint, 
 
 
 def test_the_script_says_how_many_pairs_it_hid(checkpoint, data, tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[3] / "training"))
-    script = importlib.import_module("push_to_hub")
+    script = importlib.import_module("modeling_mcm.commands.publish")
 
     def run(folder, source):
         words = ["--model", checkpoint, "--repo_id", "org/x", "--data", source, "--min_customers", LEAST, "--dry_run"]

@@ -138,11 +138,10 @@ def test_an_extractor_without_tasks_or_profile_is_enough(new_log):
 @pytest.fixture
 def script(monkeypatch):
     """A function that runs the script in this process."""
-    monkeypatch.syspath_prepend(ROOT / "training")
 
     def call(*options):
         monkeypatch.setattr(sys, "argv", ["run_drift.py", *map(str, options)])
-        importlib.import_module("run_drift").main()
+        importlib.import_module("modeling_mcm.commands.drift").main()
 
     return call
 

@@ -316,8 +316,7 @@ def test_what_cannot_be_updated_is_refused_and_stays(shop):
 
 
 def test_the_command_says_what_it_did(shop, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "training"))
-    script = importlib.import_module("update_data")
+    script = importlib.import_module("modeling_mcm.commands.update")
     log = make_log()
     shop.write(log[log["at"] < START])
     shop.prepare()

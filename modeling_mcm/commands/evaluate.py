@@ -1,0 +1,355 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluates a checkpoint on a prepared data set, beside counting baselines.
+
+    mcm evaluate --model runs/quickstart --data data/complete_journey/prepared
+    mcm evaluate --model runs/mine --data data/prepared --horizon_days 30 --only_new
+    mcm evaluate --model runs/offers --data data/offers/prepared --offers data/offers/raw
+
+A case is a customer with enough history before the cutoff and a visit after it; the history runs up to the cutoff,
+the target is the first visit on or after it. Everything is ranked, nothing is filtered, unless --filter_seen,
+--only_new or --horizon_days ask for something else, of the model and of all baselines alike (docs/evaluation.md).
+Baselines count the training period and the customer's own history up to the cutoff; their values are kept in the data
+set's folder. Prints means over customers with their 95% bootstrap half-widths, the same by length of history, where
+MCM is under a baseline, and what three customers did last and are expected to do next.
+
+With --offers the cases are groups of offers (docs/offers.md): who takes any, and which one.
+"""
+
+import contextlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from modeling_mcm.action_mcm import MCMForActionRecommendation
+from modeling_mcm.commands.arguments import exits, parse_options
+from modeling_mcm.configuration_mcm import MCMConfig
+from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
+from modeling_mcm.data.collator import MCMCollator, PreparedRows
+from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
+from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
+from modeling_mcm.data.offers import SPLITS, TEST, load_offers
+from modeling_mcm.evaluation.baseline_cache import FOLDER, BaselineCache
+from modeling_mcm.evaluation.cases import EvaluationCases, Horizon, find_cases, unmet_only
+from modeling_mcm.evaluation.comparison import baseline_warnings, title_of, values_of
+from modeling_mcm.evaluation.counting import (
+    BASELINES,
+    NEEDS,
+    counting_baselines,
+    default_baselines,
+    not_installed,
+)
+from modeling_mcm.evaluation.offers import (
+    OfferTruth,
+    expected_takes,
+    interval,
+    offer_metrics,
+    resample_customers,
+    score_offers,
+)
+from modeling_mcm.evaluation.predictions import PredictionsWriter
+from modeling_mcm.evaluation.ranking import mask_met
+from modeling_mcm.evaluation.tables import (
+    by_history,
+    history_table,
+    metric_table,
+    summary,
+    target_of,
+    text_table,
+    write_report,
+    write_values,
+)
+from modeling_mcm.files_mcm import write_json
+from modeling_mcm.model_evaluation import model_scores, model_values
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.training.checkpoints import CheckpointError, check_files, read_checkpoint
+from modeling_mcm.training.memory import keep_freed_memory
+
+
+@dataclass
+class EvaluationOptions:
+    """What is evaluated, and what is written."""
+
+    model: str | None = field(default=None, metadata={"help": "Checkpoint folder, or name on the Hub."})
+    data: str | None = field(default=None, metadata={"help": "Folder of a prepared data set."})
+    cutoff: str = field(
+        default="test", metadata={"help": "Where the history ends.", "choices": ["validation", "test"]}
+    )
+    tasks: list[str] = field(
+        default_factory=list, metadata={"help": "Tasks of the table; all of the model's by default."}
+    )
+    k: list[int] = field(default_factory=lambda: [1, 3, 10], metadata={"help": "Lengths of the ranked list."})
+    table: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Metrics of the table, such as hr@1 ndcg@3; NDCG at the largest k by default."},
+    )
+    baselines: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": f"Any of {', '.join(BASELINES)} (needs the extra `gbdt`); `none` for none. By default the strong "
+            "ones: most_popular visit_frequency nearest_households transitions, and lightgbm where it is "
+            "installed and takes less than about five minutes."
+        },
+    )
+    filter_seen: bool = field(
+        default=False,
+        metadata={
+            "help": "Labels that the customer met in the task before the cutoff leave the ranking and the targets, "
+            "the protocol of catalogues without repeats."
+        },
+    )
+    only_new: bool = field(
+        default=False,
+        metadata={
+            "help": "Targets and ranking are the labels that the customer never met before the cutoff. The same "
+            "ranking as with --filter_seen; with --horizon_days it asks what new a customer will take to."
+        },
+    )
+    horizon_days: float | None = field(
+        default=None,
+        metadata={
+            "help": "Targets are the labels of all target events within so many days from the cutoff, each once, "
+            "instead of the next visit's; cases are customers with at least one. The metrics are then "
+            "named horizon_..."
+        },
+    )
+    min_history: int | None = field(
+        default=None, metadata={"help": "Target events that a case needs before the cutoff; the schema's by default."}
+    )
+    batch_size: int = field(default=64, metadata={"help": "Customers a step."})
+    shown: int = field(default=3, metadata={"help": "Customers whose past and expected next visit are printed."})
+    offers: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder with offers.parquet and actions.parquet, to evaluate a model of run_finetune.py on."
+        },
+    )
+    offers_split: str = field(default=TEST, metadata={"help": "Of the offers.", "choices": SPLITS})
+    predictions_file: str | None = field(
+        default=None, metadata={"help": "Parquet file for the best 100 labels of every case and task."}
+    )
+    output_file: str | None = field(default=None, metadata={"help": "JSON file for every metric and its interval."})
+    values_file: str | None = field(
+        default=None,
+        metadata={"help": "Parquet file for every metric's value of every customer, for differences in pairs."},
+    )
+    report_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "Markdown file for the table. In a file that has the lines <!-- results --> and "
+            "<!-- /results -->, only what stands between them is replaced."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.horizon_days is not None and not 0 < self.horizon_days < np.inf:
+            raise ValueError(f"--horizon_days is {self.horizon_days:g}; give a positive number of days, such as 30.")
+        if self.shown < 0 or min(self.k) < 1 or self.batch_size < 1:
+            raise ValueError("--shown must be at least 0, --k and --batch_size at least 1.")
+        if self.min_history is not None and self.min_history < 1:
+            raise ValueError(f"--min_history is {self.min_history}; a case needs at least 1 event before the cutoff.")
+        if self.offers and (self.filter_seen or self.only_new or self.horizon_days):
+            raise ValueError("--filter_seen, --only_new and --horizon_days are not for --offers.")
+
+    @property
+    def asked(self) -> str:
+        """What is ranked and what the target is, where it is not the whole next visit, in words."""
+        words = "everything is ranked, nothing is filtered"
+        if self.filter_seen or self.only_new:
+            words = "what the customer met before the cutoff is neither ranked nor a target"
+        return words + (f"; the targets are those of {self.horizon_days:g} days" if self.horizon_days else "")
+
+
+def print_customers(
+    model: MCMForMultiTaskRecommendation,
+    extractor: MCMFeatureExtractor,
+    rows: Any,
+    cases: EvaluationCases,
+    options: EvaluationOptions,
+) -> None:
+    """Prints the last visit before the cutoff and the labels that MCM expects next, with scores and what happened."""
+    chosen = np.linspace(0, len(cases) - 1, options.shown).round().astype(int)
+    collator = MCMCollator(extractor, model.config, "evaluate", cutoff=cases.cutoff)
+    shown = PreparedRows(rows, cases.rows[chosen])
+    scores = [logits for _, logits in model_scores(model, collator, shown, options.batch_size)]
+    for place, case in enumerate(chosen):
+        row, end = shown[place], cases.history_end[case]
+        print(f"\nCustomer {cases.customer_ids[case]}")
+        for task in options.tasks:
+            past = row[f"task_{task}"][:end][row["visits"][:end] == row["visits"][end - 1]]
+            happened = set(cases.targets[task][case].tolist())
+            ranked = mask_met(scores[0][task][place : place + 1], cases, task, np.array([case]))[0]
+            best = ranked.softmax(-1).topk(min(5, int(ranked.isfinite().sum())))
+            names = extractor.decode_labels(task, best.indices)
+            expected = [
+                f"{name} {score:.1%}{' ✓' if label in happened else ''}"
+                for name, score, label in zip(names, best.values.tolist(), best.indices.tolist(), strict=True)
+            ]
+            last = list(dict.fromkeys(extractor.decode_labels(task, past[past > 0])))
+            print(f"  {task}: last visit {', '.join(last[:5]) or '-'}{' ...' if len(last) > 5 else ''}")
+            print(f"  {' ' * len(task)}  expected   {', '.join(expected)}")
+    print(f"\n✓ = {'within the horizon' if cases.horizon_days else 'in the visit that followed'}.")
+
+
+def evaluate_offers(options: EvaluationOptions) -> tuple[list[list[str]], str, dict[str, Any]]:
+    """Table, caption and numbers of a model that was fine-tuned to offers, beside MCM's own scores."""
+    schema = PreparedManifest.load(str(options.data)).event_schema
+    config = MCMConfig.from_pretrained(str(options.model))
+    tuned = "MCMForActionRecommendation" in (config.architectures or [])
+    offers = load_offers(str(options.offers), config.action_outcomes if tuned else None, schema.time_zone)
+    outcomes = list(offers.outcomes)
+    new = () if tuned else ("action_head.",)
+    model = read_checkpoint(MCMForActionRecommendation, str(options.model), new, action_outcomes=outcomes)
+    device: Any = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    extractor = MCMFeatureExtractor.from_pretrained(str(options.model))
+    check_vocabularies(str(options.data), extractor)
+    groups = offers.groups([options.offers_split])
+    training_end = int(np.datetime64(schema.cutoff("validation"), "s").astype(np.int64))
+    offers.check_times(training_end, [], groups)
+    collator = OfferCollator(extractor, model.config, offers, groups)
+    cases = OfferGroups(load_prepared(str(options.data)), offers, groups)
+    logits, own = score_offers(model, collator, cases, options.batch_size)
+    weights = resample_customers(offers.customer_ids[groups])
+    customers = len(set(offers.customer_ids[groups]))
+    results: dict[str, dict[str, Any]] = {}
+    for place, outcome in enumerate(outcomes):
+        truth = OfferTruth.of(offers, groups, outcome)
+        for method, scores in {"MCM without fine-tuning": own, "MCM fine-tuned": logits[:, place]}.items():
+            if method == "MCM fine-tuned" and not tuned:
+                continue
+            found = offer_metrics(truth, scores, expected_takes(truth.offsets, scores), weights, max(options.k))
+            results[f"{outcome}: {method}"] = {
+                name: interval(values, customers)._asdict() for name, values in found.items()
+            }
+    names = list(next(iter(results.values())))
+    table = [["method", *names]]
+    for method, metrics in results.items():
+        cells = [f"{v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for v in metrics.values()]
+        table.append([method, *cells])
+    caption = (
+        f"{len(groups):,} {options.offers_split} groups of offers of {schema.name}, {customers:,} customers. Who "
+        "responds: average_precision, roc_auc; which offer, of those who take one: ndcg, recall. 95% intervals "
+        "resample customers."
+    )
+    return table, caption, results
+
+
+def cases_of(options: EvaluationOptions, manifest: PreparedManifest, rows: Any, token_type: str) -> EvaluationCases:
+    """The cases that the options ask for; tasks of which no target is left leave the options."""
+    schema = manifest.event_schema
+    enough = options.min_history or schema.min_history
+    horizon = Horizon.of(options.horizon_days, schema.cutoff(options.cutoff)) if options.horizon_days else None
+    try:
+        cases = find_cases(rows, options.cutoff, enough, token_type, horizon=horizon)
+        if options.filter_seen or options.only_new:
+            cases = unmet_only(rows, cases, options.tasks)
+            options.tasks = list(cases.targets)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    return cases
+
+
+def report_offers(options: EvaluationOptions) -> None:
+    """Evaluates on offers, prints, and writes what the options name."""
+    table, caption, found = evaluate_offers(options)
+    print(f"\n{caption}\n")
+    print(text_table(table))
+    if options.report_file:
+        write_report(table, caption, Path(options.report_file))
+    if options.output_file:
+        Path(options.output_file).parent.mkdir(parents=True, exist_ok=True)
+        write_json(options.output_file, found)
+
+
+def report_visits(options: EvaluationOptions) -> None:
+    """Evaluates on next visits or horizons, prints, and writes what the options name."""
+    manifest = PreparedManifest.load(str(options.data))
+    model = read_checkpoint(MCMForMultiTaskRecommendation, str(options.model)).eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    extractor = MCMFeatureExtractor.from_pretrained(str(options.model))
+    check_vocabularies(str(options.data), extractor)
+    if wrong := [task for task in options.tasks if task not in model.config.tasks]:
+        raise SystemExit(f"No tasks {wrong}; the checkpoint has {', '.join(model.config.tasks)}.")
+    options.tasks = options.tasks or list(model.config.tasks)
+
+    rows = load_prepared(str(options.data))
+    cases = cases_of(options, manifest, rows, extractor.token_type_feature)
+    label_sizes = {task: model.config.label_sizes[task] for task in options.tasks}
+    names, left_out = default_baselines(cases, label_sizes)
+    if options.baselines:
+        names, left_out = [name for name in options.baselines if name != "none"], []
+    cache = BaselineCache(Path(str(options.data)) / FOLDER, sha256_of(Path(str(options.data)) / MANIFEST_FILE))
+    try:
+        results = counting_baselines(rows, cases, label_sizes, names, options.k, cache)
+    except ImportError as error:  # it names the extra
+        raise SystemExit(f"{error} Or evaluate with --baselines none.") from error
+    writer = PredictionsWriter(options.predictions_file) if options.predictions_file else None
+    with writer or contextlib.nullcontext():
+        results["MCM"] = model_values(
+            model, extractor, rows, cases, options.tasks, options.k, options.batch_size, writer
+        )
+
+    schema, target = manifest.event_schema, target_of(results)
+    metrics = options.table or [f"ndcg@{max(options.k)}"]
+    try:
+        table = metric_table(results, options.tasks, metrics)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    named = ", ".join(metric.upper() for metric in metrics)
+    caption = f"{len(cases):,} {options.cutoff} cases of {schema.name}: {target.replace('_', '-')} {named}"
+    caption += ", mean over customers, ± half of its 95% bootstrap interval"
+    caption += "." if options.horizon_days else f"; in brackets next-event {named}."
+    if cases.met is not None or options.horizon_days:
+        caption += f" {options.asked[0].upper()}{options.asked[1:]}."
+    print(f"\n{caption}\n")
+    print(text_table(table))
+    main_metric = f"{target}_{metrics[0]}"
+    histories = by_history(results, cases, [f"{target}_{metric}" for metric in metrics])
+    print(f"\nBy visits before the cutoff: {title_of(main_metric)}.\n")
+    print(text_table(history_table(histories, options.tasks, main_metric)))
+    for sentence in [*left_out, *baseline_warnings(values_of(results, main_metric), main_metric)]:
+        print(f"\n{sentence}")
+    if options.shown:
+        print_customers(model, extractor, rows, cases, options)
+    if options.values_file:
+        write_values(Path(options.values_file), cases.customer_ids, results)
+    if options.report_file:
+        write_report(table, caption, Path(options.report_file))
+    if options.output_file:
+        report = {"data": schema.name, "cutoff": options.cutoff, "cases": len(cases), "asked": options.asked}
+        report |= {"horizon_days": options.horizon_days, "filter_seen": options.filter_seen}
+        report |= {"only_new": options.only_new, "results": summary(results), "by_history": histories}
+        Path(options.output_file).parent.mkdir(parents=True, exist_ok=True)
+        write_json(options.output_file, report)
+
+
+def main() -> None:
+    """Reads the options, evaluates, prints, and writes what was asked for."""
+    keep_freed_memory()
+    (options,) = parse_options(EvaluationOptions, description=__doc__)
+    if options.model is None or options.data is None:
+        raise SystemExit("--model and --data are needed: a checkpoint and the folder of a prepared data set.")
+    if wrong := [name for name in options.baselines if name not in BASELINES and name != "none"]:
+        raise SystemExit(f"No baselines {wrong}; choose from {', '.join(BASELINES)} or none.")
+    for name in not_installed(options.baselines):
+        raise SystemExit(
+            f"{name} is not installed: `pip install modeling-mcm[{NEEDS[name]}]`, or name other baselines."
+        )
+    with exits(CheckpointError):
+        check_files(options.model)
+        architectures = MCMConfig.from_pretrained(options.model).architectures or []
+        if "MCMForActionRecommendation" in architectures and not options.offers:
+            raise SystemExit(f"{options.model} is fine-tuned to offers: give them with --offers.")
+        if options.offers:
+            report_offers(options)
+        else:
+            report_visits(options)
+
+
+if __name__ == "__main__":
+    main()

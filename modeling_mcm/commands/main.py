@@ -1,0 +1,56 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The console command `mcm`: its first word names the command, all else goes to that command."""
+
+import importlib
+import sys
+
+from modeling_mcm import __version__
+
+# Each is a module of this folder with a `main()`.
+COMMANDS = {
+    "prepare": "make a data set of an event log: check, split by time, vocabularies, one row a customer",
+    "update": "bring a prepared data set up to the new files of its log",
+    "forget": "delete customers from data, predictions and the log, and prove that they are gone",
+    "drift": "say how much of a new log a checkpoint can still read",
+    "pretrain": "pre-train a model on a prepared data set",
+    "finetune": "fine-tune a checkpoint to offers, or to any label of customers",
+    "evaluate": "evaluate a checkpoint beside counting baselines",
+    "predict": "score every customer: embeddings and the best labels of every task",
+    "monitor": "watch predictions: how far they moved, and whether they came true",
+    "export": "write a checkpoint as ONNX, as a torch.export program or with int8 weights",
+    "serve": "serve a checkpoint over HTTP",
+    "publish": "publish a checkpoint on the Hugging Face Hub, with its card",
+}
+
+
+def usage() -> str:
+    """What `mcm --help` shows."""
+    lines = ["usage: mcm COMMAND [recipe.yaml] [--option value ...]", ""]
+    lines += [f"  {name:<10}{what}" for name, what in COMMANDS.items()]
+    return "\n".join([*lines, "", "`mcm COMMAND --help` shows a command's options; `mcm --version` the version."])
+
+
+def main() -> None:
+    """Runs the command that the first word names.
+
+    Raises:
+        SystemExit: With a sentence, where there is no such command, or where a package that it needs is missing.
+    """
+    name, *words = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        sys.stdout.write(f"{usage()}\n")
+    elif name == "--version":
+        sys.stdout.write(f"{__version__}\n")
+    elif name not in COMMANDS:
+        raise SystemExit(f"mcm: found {name!r}, expected one of {', '.join(COMMANDS)}; see mcm --help.")
+    else:
+        sys.argv = [f"mcm {name}", *words]
+        try:
+            importlib.import_module(f"modeling_mcm.commands.{name}").main()
+        except ImportError as error:  # of a package of an extra: the message names both
+            raise SystemExit(f"mcm {name}: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

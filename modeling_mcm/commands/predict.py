@@ -1,0 +1,186 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Scores every customer: a folder of Parquet files with customer embeddings and the best labels of every task.
+
+    mcm predict --model runs/mine --data data/prepared --output_dir scores
+    mcm predict --model runs/mine --events log.parquet --output_dir scores      a raw log
+    mcm predict --engine spark ...                           as a Spark job (docs/spark.md)
+    accelerate launch --multi_gpu --num_processes 2 training/run_predict.py ...        two processes, on CPUs too
+
+One row a customer: `customer_id`, `embedding`, a column for each forecast (`visits_30d`), and for each task the
+labels, best first, with their probabilities among the task's labels (`TASK`, `TASK_scores`). The whole history is
+read, the window's latest events of a long one. With --now it is read until then.
+A raw log is read with the checkpoint's vocabularies; `training/run_drift.py` counts what is unknown to them.
+
+Files hold --rows_per_file customers each and appear when they are whole. Run again after an interruption it goes on
+with the files that are missing, in any number of processes, and ends with the same bytes. Memory holds one file's
+histories and one batch's scores, however many customers there are. `pandas.read_parquet(output_dir)` reads all files.
+"""
+
+import shutil
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import PartialState
+from transformers.utils import logging
+
+from modeling_mcm.commands.arguments import EngineOptions, exits, parse_options
+from modeling_mcm.configuration_mcm import MCMConfig
+from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest, check_vocabularies, schema_of
+from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
+from modeling_mcm.events_mcm import naming, read_zone, to_seconds
+from modeling_mcm.extras import needs
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.scoring import Scorer, ScoringJob, model_digest, score_on_spark
+from modeling_mcm.scoring.folder import HISTORIES, UNTIL, check_folder, claim, is_whole, last_event
+from modeling_mcm.training.checkpoints import check_files, read_checkpoint
+from modeling_mcm.training.memory import keep_freed_memory
+from modeling_mcm.training.options import check_launch
+
+
+@dataclass
+class PredictionOptions:
+    """Who is scored, by what, and what is kept."""
+
+    model: str = field(metadata={"help": "Checkpoint folder, or name on the Hub."})
+    output_dir: str = field(metadata={"help": "Folder for the Parquet files."})
+    data: str | None = field(default=None, metadata={"help": "Folder of a prepared data set."})
+    events: str | None = field(
+        default=None,
+        metadata={"help": "Raw log instead: a .parquet, .csv or .tsv file, or a folder of Parquets."},
+    )
+    profile: str | None = field(default=None, metadata={"help": "Profile table of the raw log."})
+    schema: str | None = field(
+        default=None,
+        metadata={"help": "Event schema of the raw log, for its on_null and on_duplicate. Default: the checkpoint's."},
+    )
+    tasks: list[str] = field(default_factory=list, metadata={"help": "Tasks that are kept; all by default."})
+    top_k: int = field(default=10, metadata={"help": "Labels a task that are kept; 0 for embeddings alone."})
+    embeddings: bool = field(default=True, metadata={"help": "Keep customer embeddings."})
+    forecasts: bool = field(
+        default=True,
+        metadata={"help": "Keep the checkpoint's forecasts, such as visits_30d, a column each."},
+    )
+    now: str | None = field(
+        default=None,
+        metadata={
+            "help": "The moment of the question, such as 2017-11-01: events until then are read, and embeddings and "
+            "forecasts are those of this moment. Default: each customer's last event."
+        },
+    )
+    batch_size: int = field(default=64, metadata={"help": "Customers a step."})
+    rows_per_file: int = field(default=2048, metadata={"help": "Customers in one file."})
+    memory_limit: str = field(default="1GB", metadata={"help": "Memory DuckDB may use on a raw log before it spills."})
+
+    def __post_init__(self) -> None:
+        if bool(self.data) == bool(self.events):
+            raise ValueError("Give --data, a prepared data set, or --events, a raw log.")
+        if self.data and (self.profile or self.schema):
+            raise ValueError("--profile and --schema belong to --events; --data has both in it.")
+        if self.top_k < 0 or self.batch_size < 1 or self.rows_per_file < 1:
+            raise ValueError("--top_k must be at least 0, --batch_size and --rows_per_file at least 1.")
+        if not self.top_k and not self.embeddings:
+            raise ValueError("--top_k 0 without --embeddings leaves nothing to write.")
+        if self.tasks and not self.top_k:
+            raise ValueError("--tasks names what is ranked; --top_k 0 ranks nothing.")
+
+
+def prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, engine: EngineOptions) -> None:
+    """Histories of a raw log, as the checkpoint reads them; kept until all are scored, so that a rerun has them."""
+    from modeling_mcm.preparation import prepare
+
+    schema = schema_of(extractor)
+    if options.schema:
+        schema = replace(EventSchema.from_yaml(options.schema), cutoffs=NO_CUTOFFS)
+    prepare(
+        str(options.events),
+        schema,
+        Path(options.output_dir, HISTORIES),
+        profile=options.profile,
+        feature_extractor=extractor,
+        engine=engine.engine,
+        spark_config=engine.spark,
+        memory_limit=options.memory_limit,
+        overwrite=True,
+        reuse=True,
+    )
+
+
+def _session(engine: EngineOptions) -> AbstractContextManager[Any]:
+    """Spark's session where that is the engine."""
+    if engine.engine != "spark":
+        return nullcontext()
+    with needs("spark"):
+        from modeling_mcm.preparation.engine import spark_session
+    return spark_session(engine.spark)
+
+
+def run(options: PredictionOptions, engine: EngineOptions) -> str:
+    """Scores this process's share of the files that are missing; returns what to say."""
+    state, folder = PartialState(cpu=not torch.cuda.is_available()), Path(options.output_dir)
+    check_launch(state.num_processes)
+    if engine.engine == "spark" and state.num_processes > 1:
+        raise ValueError("--engine spark divides the work by itself: start one process, without accelerate launch.")
+    check_files(options.model)
+    extractor = MCMFeatureExtractor.from_pretrained(options.model)
+    config = MCMConfig.from_pretrained(options.model)
+    if wrong := [task for task in options.tasks if task not in config.tasks]:
+        raise ValueError(f"No tasks {wrong}; the checkpoint has {', '.join(config.tasks)}.")
+    kept: dict[str, Any] = {"tasks": (options.tasks or list(config.tasks)) if options.top_k else []}
+    kept |= {name: getattr(options, name) for name in ("top_k", "embeddings", "batch_size", "rows_per_file")}
+    data = options.data or str(folder / HISTORIES)
+    kept["now"] = None
+    if options.now is not None:
+        with naming("--now"):
+            kept["now"] = to_seconds(options.now, read_zone(extractor.time_zone))
+    model_class = MCMForMultiTaskRecommendation if kept["tasks"] else MCMModel
+    model = read_checkpoint(model_class, options.model)
+    heads = cast(MCMModel, model.base_model).forecasts
+    kept["forecasts"] = heads.names() if options.forecasts and heads is not None and heads.is_trained else []
+    sequences = {name: tuple(kept[name]) for name in ("tasks", "forecasts")}
+    job = ScoringJob(options.model, data, str(folder), **kept | sequences)
+    digest = model_digest(model)
+    check_folder(folder)
+    with _session(engine) as session:
+        with state.main_process_first():
+            if options.events:
+                prepare_log(options, extractor, engine)
+            check_vocabularies(job.data, extractor)
+            customers = sum(shard["rows"] for shard in PreparedManifest.load(job.data).shards)
+            if state.is_main_process:
+                digests = {"model": digest, "data": sha256_of(Path(job.data) / MANIFEST_FILE)}
+                claim(folder, digests | {"options": kept, "customers": customers, UNTIL: last_event(Path(job.data))})
+        missing = [part for part in job.parts(customers) if not is_whole(part[0], len(part[1]))]
+        state.wait_for_everyone()  # all have looked before one writes, so all divide the same list
+        if session is not None:
+            score_on_spark(session, job, digest, missing)
+        else:
+            own = missing[state.process_index :: state.num_processes]
+            scorer, total = Scorer(model.to(state.device), extractor, job), sum(len(rows) for _, rows in own)
+            with logging.tqdm(total=total, desc="Scoring", unit="customer", disable=not state.is_main_process) as bar:
+                for path, rows in own:
+                    scorer.write(path, rows, bar.update)
+    state.wait_for_everyone()
+    if state.is_main_process and options.events:
+        shutil.rmtree(folder / HISTORIES)
+    return f"{folder}: {customers:,} customers, {len(missing)} files written, the others were there"
+
+
+def main() -> None:
+    """Reads the options, scores and says what was written."""
+    keep_freed_memory()
+    options, engine = parse_options(PredictionOptions, EngineOptions, description=__doc__)
+    with exits(ValueError, OSError, ImportError, RuntimeError):
+        said = run(options, engine)
+    if PartialState().is_main_process:
+        sys.stdout.write(said + "\n")
+    PartialState().destroy_process_group()  # whose threads would now and then abort the process at its end
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Prepares an event log for training.
+
+    mcm prepare --demo complete_journey --output_dir data/prepared
+    mcm prepare --demo complete_journey --offers ...        and the demo's offers (docs/offers.md)
+    mcm prepare --events log.parquet --schema schema.yaml --output_dir data/prepared
+    mcm prepare --engine spark --spark_master local[2] ...      on Spark (docs/spark.md)
+    mcm prepare prepare.yaml --overwrite        # options as keys of one YAML file; flags win
+
+The schema is explained in docs/event_schema.md. A finished data set is replaced only with --overwrite, and kept as it
+is with --reuse if the same files, schema and options made it.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modeling_mcm.commands.arguments import EngineOptions, exits, parse_options
+from modeling_mcm.data import EventSchema, PreparedManifest
+
+DEMOS = ("complete_journey",)
+
+
+@dataclass
+class PrepareOptions:
+    """Options of the preparation."""
+
+    output_dir: str = field(metadata={"help": "Folder to make; it must not exist, see --overwrite and --reuse."})
+    events: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Event log: .parquet, .csv or .tsv files, folders of them, addresses (gs://...)."},
+    )
+    profile: str | None = field(
+        default=None, metadata={"help": "Table with one row a customer; needed if the schema has `profile`."}
+    )
+    schema: str | None = field(
+        default=None, metadata={"help": "Event schema, a YAML file such as configuration/schemas/clickstream.yaml."}
+    )
+    cutoffs: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Dates of the validation and the test cutoff, in the place of the schema's."},
+    )
+    demo: str | None = field(
+        default=None,
+        metadata={
+            "help": "Build this demo log first, into the folder raw/ beside output_dir, and take its schema.",
+            "choices": list(DEMOS),
+        },
+    )
+    offers: bool = field(
+        default=False,
+        metadata={"help": "Also write the demo's offers.parquet and actions.parquet into raw/ (docs/offers.md)."},
+    )
+    rows_per_shard: int | None = field(
+        default=None, metadata={"help": "Most customers in one Parquet shard; that of `prepare` by default."}
+    )
+    memory_limit: str = field(default="1GB", metadata={"help": "Memory DuckDB may use before it spills to disk."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace a data set that is there."})
+    reuse: bool = field(
+        default=False, metadata={"help": "Keep a data set that the same files, schema and options made."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.demo is not None and (self.events or self.profile):
+            raise ValueError("--demo brings its own --events and --profile; leave these out.")
+        if self.demo is None and self.offers:
+            raise ValueError("--offers writes those of a demo: add --demo, or make your own tables (docs/offers.md).")
+        if self.demo is None and not (self.events and self.schema):
+            raise ValueError("Give --events and --schema, or --demo.")
+        if len(self.cutoffs) not in (0, 2):
+            raise ValueError(f"--cutoffs has {len(self.cutoffs)} dates; give two, validation and test.")
+
+
+def summary(manifest: PreparedManifest, output_dir: str) -> str:
+    """A few lines on what was read, left out and found."""
+    counts = manifest.counts
+    unknown = ", ".join(f"{name} {count:,}" for name, count in counts["unknown"].items() if count)
+    missing = ", ".join(f"{name} {count:,}" for name, count in counts["missing"].items() if count)
+    return "\n".join(
+        [
+            f"Data set    {output_dir}: {len(manifest.shards)} shards",
+            f"Read        {counts['rows']:,} rows; dropped {counts['dropped_null']:,} without customer or time and "
+            f"{counts['dropped_duplicates']:,} of {counts['duplicates']:,} duplicates",
+            f"Bad rows    {counts.get('dropped_bad', 0):,} left out by `on_bad_row`",
+            f"Too long    {counts.get('customers_with_excess', 0):,} customers, who lost "
+            f"{counts.get('dropped_excess', 0):,} events to `max_events_per_customer`",
+            f"Customers   {counts['customers']:,}, profiles {counts.get('profiles', 0):,}",
+            f"Events      {counts['events']:,}, of them {counts['target_events']:,} targets; "
+            f"{counts['ends_of_visit']:,} ends of visit added",
+            f"Periods     {counts['training_events']:,} training, {counts['validation_events']:,} validation, "
+            f"{counts['test_events']:,} test",
+            f"Cases       {counts['validation_cases']:,} validation, {counts['test_cases']:,} test",
+            f"Unknown     {unknown or 'no value'}",
+            f"Missing     {missing or 'no value'}",
+        ]
+    )
+
+
+def main() -> None:
+    """Reads the options, prepares the data set and says what it holds."""
+    options, engine = parse_options(PrepareOptions, EngineOptions, description=__doc__)
+    events: str | list[str] = options.events[0] if len(options.events) == 1 else options.events
+    profile, schema = options.profile, options.schema
+    with exits(ValueError, OSError, ImportError):
+        from modeling_mcm.preparation import prepare
+
+        if options.demo:
+            from modeling_mcm.preparation.complete_journey import (
+                SCHEMA,
+                build_complete_journey,
+                build_complete_journey_offers,
+            )
+
+            raw = Path(options.output_dir).parent / "raw"
+            events, profile = (str(path) for path in build_complete_journey(raw))
+            if options.offers:
+                build_complete_journey_offers(raw)
+            schema = schema or SCHEMA
+        event_schema = EventSchema.from_yaml(schema)
+        if options.cutoffs:
+            cutoffs = dict(zip(("validation", "test"), options.cutoffs, strict=True))
+            event_schema = EventSchema.from_dict(event_schema.to_dict() | {"cutoffs": cutoffs})
+        manifest = prepare(
+            events,
+            event_schema,
+            options.output_dir,
+            profile=profile,
+            engine=engine.engine,
+            spark_config=engine.spark,
+            overwrite=options.overwrite,
+            reuse=options.reuse,
+            memory_limit=options.memory_limit,
+            **({} if options.rows_per_shard is None else {"rows_per_shard": options.rows_per_shard}),
+        )
+    sys.stdout.write(summary(manifest, options.output_dir) + "\n")
+
+
+if __name__ == "__main__":
+    main()

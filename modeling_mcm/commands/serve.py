@@ -1,0 +1,101 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Serves a checkpoint over HTTP: events in, a customer's scores, embedding and explanations out (docs/service.md).
+
+    export MCM_TOKEN=$(openssl rand -hex 16)
+    mcm serve --model runs/quickstart --store state.db
+    mcm serve --model runs/quickstart --store postgresql://user@host/database --port 8001
+
+    TOKEN="Authorization: Bearer $MCM_TOKEN"
+    curl localhost:8000/events -H "$TOKEN" -H "Content-Type: application/json" --data '{"events": [{"event_id": "1",
+        "customer_id": "7", "event": {"time": "2017-09-02 17:30", "token_type": "purchase", "brand": "National"}}]}'
+    curl -H "$TOKEN" "localhost:8000/customers/7/scores?task=product_category&k=3"
+
+The store keeps every event that was answered with 200, through kill -9 and loss of power, and the states of customers,
+which are made anew where they are missing. Several services may share one SQLite file of one machine, or a PostgreSQL
+database. It listens on this machine alone; where others reach it, put a proxy with TLS before it.
+"""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from modeling_mcm.commands.arguments import exits, parse_options
+from modeling_mcm.extras import needs
+from modeling_mcm.live_mcm import checkpoint_digest
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.serving import CustomerService, EventStore, Limits, ServiceError, create_api
+from modeling_mcm.training.checkpoints import check_files, read_checkpoint
+
+TOKEN = "MCM_TOKEN"
+
+
+@dataclass
+class ServeOptions:
+    """What is served, from where, to whom."""
+
+    model: str = field(metadata={"help": "Checkpoint folder, or name on the Hub."})
+    store: str = field(
+        default="state.db",
+        metadata={"help": "SQLite file, made where there is none, or URL of a PostgreSQL database."},
+    )
+    adopt: bool = field(
+        default=False,
+        metadata={"help": "Take over a store of another checkpoint: its events stay, the states are made anew."},
+    )
+    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on."})
+    port: int = field(default=8000, metadata={"help": "Port to listen on; 0 for a free one."})
+    threads: int = field(default=1, metadata={"help": "Threads of torch for one request."})
+    in_memory: int = field(default=1024, metadata={"help": "Customers that are kept in memory."})
+    keep_every: int = field(default=16, metadata={"help": "Events after which a customer's state is stored again."})
+    lock_seconds: float = field(default=5.0, metadata={"help": "Seconds to wait for another process's lock."})
+    body_bytes: int = field(default=1_000_000, metadata={"help": "Most bytes of a request's body."})
+    body_events: int = field(default=1_000, metadata={"help": "Most events of a request's body."})
+    rate: float = field(default=200.0, metadata={"help": "Requests a second from one address."})
+    burst: int = field(default=400, metadata={"help": "Requests at once from one address."})
+
+    def __post_init__(self) -> None:
+        names = ("threads", "in_memory", "keep_every", "lock_seconds", "body_bytes", "body_events", "rate", "burst")
+        if small := [name for name in names if getattr(self, name) <= 0]:
+            raise ValueError(f"--{small[0]} is {getattr(self, small[0])}; give a number above 0.")
+
+
+def build(options: ServeOptions) -> tuple[object, CustomerService]:
+    """The application, and the service in it."""
+    token = os.environ.get(TOKEN, "")
+    if not token:
+        raise ValueError(
+            f"{TOKEN} is not set, and who knows no token is refused: export {TOKEN}=$(openssl rand -hex 16)."
+        )
+    torch.set_num_threads(options.threads)
+    check_files(options.model)
+    extractor = MCMFeatureExtractor.from_pretrained(options.model)
+    model = read_checkpoint(MCMForMultiTaskRecommendation, options.model).eval()
+    store = EventStore(options.store, checkpoint_digest(model, extractor), options.adopt, options.lock_seconds)
+    service = CustomerService(model, extractor, store, options.in_memory, options.keep_every)
+    limits = Limits(options.body_bytes, options.body_events, options.rate, options.burst)
+    return create_api(service, token, limits), service
+
+
+def main() -> None:
+    """Reads the options and serves until it is told to stop."""
+    (options,) = parse_options(ServeOptions, description=__doc__)
+    with exits(ValueError, OSError, ImportError, ServiceError):
+        with needs("serve"):
+            import uvicorn
+        api: Any
+        api, service = build(options)
+    sys.stdout.write(f"{options.model}: {service.store.count():,} customers in {service.store.name}\n")
+    sys.stdout.flush()
+    uvicorn.run(
+        api, host=options.host, port=options.port, log_level="warning", timeout_keep_alive=30, server_header=False
+    )
+    service.store.close()
+
+
+if __name__ == "__main__":
+    main()

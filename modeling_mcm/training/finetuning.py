@@ -1,0 +1,235 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tuning to offers: the model with a new head, what of it is trained, and the training."""
+
+import hashlib
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers.utils import logging
+
+from modeling_mcm.action_inputs_mcm import features_of_actions
+from modeling_mcm.action_mcm import MCMForActionRecommendation
+from modeling_mcm.configuration_mcm import MCMConfig
+from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
+from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
+from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
+from modeling_mcm.data.offers import SPLITS, TEST, TRAIN, VALIDATION, Offers, load_offers
+from modeling_mcm.evaluation.offers import OfferMetrics
+from modeling_mcm.extras import needs
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.training.checkpoints import read_checkpoint
+from modeling_mcm.training.fitting import popularity
+from modeling_mcm.training.offer_trainer import NEW_PARTS, OfferTrainer
+from modeling_mcm.training.options import PretrainingArguments
+from modeling_mcm.training.resuming import FINE_TUNING, Start, alone, deciding_options, find_start
+
+logger = logging.get_logger(__name__)
+# Of BertSelfAttention; the head has a `query` of its own, which is trained whole.
+ADAPTED = ["query", "value"]
+# What decides the weights besides the Trainer's options and the model's config.
+DECIDING = ("outcomes", "train_splits", "label_share", "freeze_encoder", "lora", "from_scratch", "encoder_lr_factor")
+
+
+@dataclass
+class FineTuningOptions:
+    """What is fine-tuned, on what."""
+
+    model: str | None = field(
+        default=None, metadata={"help": "Pre-trained checkpoint: a folder, or a name on the Hub."}
+    )
+    data: str | None = field(default=None, metadata={"help": "Folder of the prepared data set of the checkpoint."})
+    offers: str | None = field(default=None, metadata={"help": "Folder with offers.parquet and actions.parquet."})
+    outcomes: list[str] = field(
+        default_factory=list, metadata={"help": "Columns to predict; click and conversion by default, where known."}
+    )
+    train_splits: list[str] = field(default_factory=lambda: [TRAIN, VALIDATION], metadata={"help": "Trained on."})
+    eval_split: str = field(default=TEST, metadata={"help": "Evaluated on with --eval_strategy.", "choices": SPLITS})
+    label_share: float = field(default=1.0, metadata={"help": "Share of the training groups; drawn with --seed."})
+    freeze_encoder: bool = field(default=False, metadata={"help": "Train the head alone."})
+    lora: int = field(default=0, metadata={"help": "Rank of low-rank updates of the encoder; 0 for none."})
+    from_scratch: bool = field(default=False, metadata={"help": "Forget the pre-trained weights, keep the config."})
+    encoder_lr_factor: float = field(
+        default=0.1, metadata={"help": "Factor on the learning rate of what pre-training has trained already."}
+    )
+    max_events: int | None = field(
+        default=None, metadata={"help": "Longest history in events, start row included. Default: the checkpoint's."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.freeze_encoder and self.lora:
+            raise ValueError("--freeze_encoder leaves the encoder as it is and --lora changes it; choose one.")
+        if self.from_scratch and (self.freeze_encoder or self.lora):
+            raise ValueError("--from_scratch trains everything; leave out --freeze_encoder and --lora.")
+        if wrong := sorted(set(self.train_splits) - set(SPLITS)):
+            raise ValueError(f"No splits {wrong}; choose from {', '.join(SPLITS)}.")
+        if not 0 < self.label_share <= 1 or self.lora < 0:
+            raise ValueError("--label_share is above 0 and at most 1, --lora at least 0.")
+
+
+@dataclass
+class FineTuningArguments(PretrainingArguments):
+    """`TrainingArguments` with defaults that suit a few thousand labels."""
+
+    output_dir: str | None = field(default="runs/offers", metadata={"help": "Where checkpoints and the model go."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Highest learning rate of the head."})
+    num_train_epochs: float = field(default=4.0, metadata={"help": "Passes over the groups of offers."})
+    batch_eval_metrics: bool = field(default=False, metadata={"help": "Must stay off: metrics are of all groups."})
+    best_metric: ClassVar[str] = "loss"
+
+
+def read_model(
+    options: FineTuningOptions, extractor: MCMFeatureExtractor, offers: Offers
+) -> MCMForActionRecommendation:
+    """The checkpoint with a new head for these offers, or a model like it as it stands before any pre-training."""
+    known: dict[str, Any] = {
+        "action_outcomes": list(offers.outcomes),
+        "action_features": features_of_actions(extractor, offers.columns),
+        "action_history_feature": extractor.token_type_feature,
+    }
+    if not options.from_scratch:
+        return read_checkpoint(MCMForActionRecommendation, str(options.model), ("action_head.",), **known)
+    model = MCMForActionRecommendation(MCMConfig.from_pretrained(str(options.model), **known))
+    model.initialize_from_popularity(popularity(str(options.data), model.config))
+    return model
+
+
+def adapted(model: MCMForActionRecommendation, rank: int) -> Any:
+    """The model with low-rank updates of the encoder's attention, as `peft` makes it.
+
+    Raises:
+        ImportError: if `peft` is not installed.
+    """
+    with needs("lora"):
+        from peft import LoraConfig, get_peft_model
+    whole = [name for name in NEW_PARTS if getattr(model, name) is not None]
+    low_rank = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=ADAPTED,
+        exclude_modules=f"({'|'.join(whole)}).*",
+        modules_to_save=whole,
+    )
+    return get_peft_model(model, low_rank)
+
+
+def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None:
+    """Fine-tunes a checkpoint to offers, or goes on, and saves the model with its feature extractor.
+
+    Args:
+        options (`FineTuningOptions`): What is fine-tuned, on which offers.
+        training (`FineTuningArguments`): How it is trained.
+
+    Raises:
+        ValueError: The offers, the data or the options do not fit together.
+        CheckpointError: The checkpoint can't be read.
+        RunError: The output folder holds another run.
+    """
+    schema = PreparedManifest.load(str(options.data)).event_schema
+    extractor = MCMFeatureExtractor.from_pretrained(str(options.model))
+    check_vocabularies(str(options.data), extractor)
+    if options.max_events is not None:
+        extractor.max_events = options.max_events  # saved with the model
+    offers = load_offers(str(options.offers), options.outcomes or None, schema.time_zone)
+    outcomes = list(offers.outcomes)
+    groups = offers.groups(options.train_splits)
+    evaluated = offers.groups([options.eval_split]) if training.eval_strategy != "no" else groups[:0]
+    training_end = int(np.datetime64(schema.cutoff("validation"), "s").astype(np.int64))
+    offers.check_times(training_end, groups, evaluated)
+    if options.label_share < 1:
+        kept = np.random.default_rng(training.seed).permutation(len(groups))[
+            : round(options.label_share * len(groups))
+        ]
+        groups = groups[np.sort(kept)]
+    offers.check_trainable(groups, outcomes)
+    model = read_model(options, extractor, offers)
+    if options.freeze_encoder:
+        model.freeze_encoder()
+
+    own = {name: getattr(options, name) for name in DECIDING} | {"max_events": extractor.max_events}
+    own["batch size"] = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
+    run = digests_of(options) | {"options": deciding_options(training) | own}
+    with alone(str(training.output_dir), training.should_save):
+        start = find_start(str(training.output_dir), FINE_TUNING, run, model.config)
+        if start.is_finished:
+            logger.warning(f"{training.output_dir} holds this run, which is finished: nothing is left to train.")
+        else:
+            train(options, training, extractor, model, offers, groups, evaluated, run, start)
+
+
+def digests_of(options: FineTuningOptions) -> dict[str, Any]:
+    """What tells the data, the offers and the pre-trained model of a run from others."""
+    found = {"data": sha256_of(Path(str(options.data)) / MANIFEST_FILE)}
+    for name, folder, patterns in (
+        ("offers", options.offers, ("*.parquet",)),
+        ("pre-trained model", options.model, ("*.safetensors", "config.json")),
+    ):
+        files = [path for pattern in patterns for path in sorted(Path(str(folder)).glob(pattern))]
+        found[name] = hashlib.sha256(" ".join(map(sha256_of, files)).encode()).hexdigest()
+    return found
+
+
+def train(
+    options: FineTuningOptions,
+    training: FineTuningArguments,
+    extractor: MCMFeatureExtractor,
+    model: MCMForActionRecommendation,
+    offers: Any,
+    groups: NDArray[np.int64],
+    evaluated: NDArray[np.int64],
+    run: dict[str, Any],
+    start: Start,
+) -> None:
+    """Trains from where the run starts, and writes the model and its record."""
+    rows = load_prepared(str(options.data))
+    used = np.concatenate([groups, evaluated])
+    wrapped: Any = adapted(model, options.lora) if options.lora else model
+    trainer = OfferTrainer(
+        model=wrapped,
+        args=training,
+        data_collator=OfferCollator(extractor, model.config, offers, used),
+        train_dataset=OfferGroups(rows, offers, groups),
+        eval_dataset=OfferGroups(rows, offers, evaluated) if len(evaluated) else None,
+        processing_class=extractor,
+        compute_metrics=OfferMetrics(list(offers.outcomes)),
+        preprocess_logits_for_metrics=first_output,
+        encoder_lr_factor=1.0 if options.from_scratch else options.encoder_lr_factor,
+        data_version=" ".join(digest for name, digest in run.items() if name != "options"),
+        run_options=run["options"],
+    )
+    if start.faults:
+        logger.warning(
+            f"Interrupted while they were written, or damaged since, so not used: {'; '.join(start.faults)}."
+        )
+    trained = sum(parameter.numel() for parameter in wrapped.parameters() if parameter.requires_grad)
+    logger.warning(
+        f"{trained:,} trained parameters, {len(groups):,} groups of offers, "
+        + (f"going on from {start.checkpoint}" if start.checkpoint else "starting anew")
+    )
+    result = trainer.train(resume_from_checkpoint=start.checkpoint)
+    if options.lora:
+        trainer.model = wrapped.merge_and_unload()
+    facts: dict[str, Any] = {
+        "run": run,
+        "seconds": result.metrics["train_runtime"],
+        "groups": len(groups),
+        "steps": trainer.state.global_step,
+        "outcomes": list(offers.outcomes),
+        "trained_parameters": trained,
+        "seed": training.seed,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "threads": torch.get_num_threads(),
+    }
+    trainer.finish(FINE_TUNING, facts)
+    if trainer.is_world_process_zero():
+        trainer.write_record(FINE_TUNING, facts, is_finished=True)
+
+
+def first_output(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    """The logits, for the metrics need nothing else."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs

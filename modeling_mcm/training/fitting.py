@@ -1,0 +1,135 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What is learned beside the Trainer's steps: tables of counts and their gains before, scales and the state after."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from transformers.utils import logging
+
+from modeling_mcm.configuration_mcm import MCMConfig
+from modeling_mcm.counting import (
+    CASES,
+    fill_followers,
+    fill_label_values,
+    fill_related,
+    fit_followers,
+    fit_scales,
+    training_labels,
+)
+from modeling_mcm.data import PreparedManifest, load_prepared
+from modeling_mcm.data.collator import MCMCollator, PreparedRows
+from modeling_mcm.data.dataset import (
+    FEATURE_EXTRACTOR_FOLDER,
+    FOLLOWERS_FILE,
+    POPULARITY_FILE,
+)
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.training.moments import train_state
+from modeling_mcm.training.options import ModelOptions
+from modeling_mcm.training.resuming import RunError
+
+logger = logging.get_logger(__name__)
+FIT_BATCH = 32  # customers of a batch that gains are learned on
+
+
+def trainable(ends: NDArray) -> NDArray[np.int64]:
+    """The customers with two events or more in the training period.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    several = np.flatnonzero(ends > 1)
+    if not len(several):
+        raise ValueError(
+            f"None of the {len(ends)} customers has two events before the validation cutoff, so there is nothing to "
+            "train on: move the cutoff dates of the event schema."
+        )
+    return several
+
+
+def popularity(data: str, config: MCMConfig) -> dict[str, torch.Tensor]:
+    """How often each label was a target in the training period."""
+    table = pq.read_table(Path(data) / POPULARITY_FILE).to_pandas()
+    counts = {}
+    for task, size in config.label_sizes.items():
+        of_task = table[table["feature"] == task]
+        counts[task] = torch.zeros(size)
+        counts[task][torch.as_tensor(of_task["id"].to_numpy().copy())] = torch.as_tensor(
+            of_task["target_count"].to_numpy().copy(), dtype=torch.float32
+        )
+    return counts
+
+
+def sampled_rows(options: ModelOptions) -> Any:
+    """The rows that tables and gains are learned from: all, or when streaming those of some shards."""
+    number = len(PreparedManifest.load(str(options.data)).shards)
+    shards = np.unique(np.linspace(0, number - 1, min(number, options.streaming_eval_shards)).astype(int)).tolist()
+    return load_prepared(str(options.data), shards=shards if options.streaming else None)
+
+
+def count(model: MCMForMultiTaskRecommendation, options: ModelOptions, seed: int) -> None:
+    """Fills the counted memory's tables, and learns what followers are worth."""
+    config, data = model.config, Path(str(options.data))
+    rows = sampled_rows(options)
+    if config.label_features:
+        for task, decided in fill_label_values(model, rows).items():
+            logger.warning(f"Labels of {task} decide: {', '.join(decided) or 'no other feature'}.")
+    if config.related_tasks:
+        logger.warning(f"Solving what goes together, of {', '.join(config.related_tasks)}.")
+        fill_related(model, training_labels(rows, config.tasks))
+    if config.follower_tasks:
+        if not (data / FOLLOWERS_FILE).is_file():
+            raise RunError(f"{data} has no {FOLLOWERS_FILE}: prepare it again (training/prepare_data.py --overwrite).")
+        fill_followers(model, pq.read_table(data / FOLLOWERS_FILE), pq.read_table(data / POPULARITY_FILE))
+        extractor = MCMFeatureExtractor.from_pretrained(data / FEATURE_EXTRACTOR_FOLDER)
+        extractor.max_events = options.max_events or extractor.max_events
+        collator = MCMCollator(extractor, config, "train", seed=seed, objective=model.objective)
+        customers = PreparedRows(rows, trainable(np.asarray(rows["validation_end"])))
+        order = np.random.default_rng(seed).permutation(len(customers)).tolist()
+        batches = (
+            collator(customers.__getitems__(order[at : at + FIT_BATCH])) for at in range(0, len(order), FIT_BATCH)
+        )
+        for task, losses in fit_followers(model, batches, popularity(str(data), config), seed).items():
+            words = f"{losses['before']:.3f} before and {losses['after']:.3f} after their gains were learned"
+            logger.warning(f"Followers of {task}: {words} (loss a target).")
+
+
+def weigh(model: MCMForMultiTaskRecommendation, collator: MCMCollator, rows: PreparedRows) -> None:
+    """Learns on validation cases how much each part of a score counts, and says so."""
+    order = np.sort(
+        np.random.default_rng(0).permutation(len(rows))[:CASES]
+    ).tolist()  # rows are by length: pads little
+    batches = (collator(rows.__getitems__(order[at : at + FIT_BATCH])) for at in range(0, len(order), FIT_BATCH))
+    for task, scales in fit_scales(model, batches).items():
+        named = ", ".join(f"{name} {value:.3g}" for name, value in scales.items())
+        logger.warning(f"What the scores of {task} are made of, learned on validation cases: {named}.")
+
+
+def learn_state(
+    model: MCMForMultiTaskRecommendation, extractor: MCMFeatureExtractor, options: ModelOptions, seed: int
+) -> None:
+    """Trains the customer state and its forecasts on moments of the training period."""
+    rows = sampled_rows(options)
+    ends = np.asarray(rows["validation_end"])
+    several = trainable(ends)
+    schema = PreparedManifest.load(str(options.data)).event_schema
+    cutoff = None
+    if not schema.leaves_one_out:
+        cutoff = float(np.datetime64(schema.cutoff("validation"), "s").astype(np.int64))
+    wanted = sorted(model.config.forecast_days)
+    losses = train_state(model.model, extractor, PreparedRows(rows, several, ends[several]), cutoff, seed)
+    words = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
+    learned = model.config.forecast_days = model.model.config.forecast_days
+    named = ", ".join(f"{day:g}" for day in learned) or "no"
+    logger.warning(f"Customer state: losses {words}; forecasts for {named} days.")
+    if missed := [f"{day:g}" for day in wanted if day not in learned]:
+        logger.warning(
+            f"Forecasts for {', '.join(missed)} days have not been learned: the training period is too short. "
+            "Move the validation cutoff, or name shorter horizons (--config_overrides 'forecast_days=[7,30]')."
+        )

@@ -1,0 +1,74 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The console command `mcm`: what it lists, where it goes, and models by name."""
+
+import ast
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import modeling_mcm
+from modeling_mcm import MCMConfig
+from modeling_mcm.commands import main as mcm
+from modeling_mcm.training.sizes import SIZES, config_of
+
+ROOT = Path(__file__).resolve().parents[3]
+SCRIPTS = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "training").glob("*.py"))}
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """A function that runs `mcm` with some words, in this process."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["mcm", *words])
+        mcm.main()
+
+    return call
+
+
+def test_help_has_a_line_for_every_command(run, capsys):
+    run("--help")
+    lines = capsys.readouterr().out.splitlines()
+    modules = {path.stem for path in Path(mcm.__file__).parent.glob("*.py")} - {"__init__", "arguments", "main"}
+    assert modules == mcm.COMMANDS.keys() == {line.split()[0] for line in lines if line.startswith("  ")}
+
+
+def test_the_version_is_that_of_the_package(run, capsys):
+    run("--version")
+    assert capsys.readouterr().out.strip() == modeling_mcm.__version__
+
+
+def test_a_command_that_does_not_exist_is_answered(run):
+    with pytest.raises(SystemExit, match=r"mcm: found 'train', expected one of prepare, .*; see mcm --help\."):
+        run("train")
+
+
+@pytest.mark.parametrize("name", mcm.COMMANDS)
+def test_each_command_has_a_script_of_the_same_options(run, capsys, name):
+    of_command = [path for path, tree in SCRIPTS.items() if f"modeling_mcm.commands.{name}" in ast.unparse(tree)]
+    assert len(of_command) == 1
+    with pytest.raises(SystemExit) as end:
+        run(name, "--help")
+    assert end.value.code == 0 and f"usage: mcm {name} [recipe.yaml]" in capsys.readouterr().out
+
+
+def test_a_missing_package_is_one_sentence(run, monkeypatch):
+    def missing():
+        raise ImportError("ibis is not installed, which comes with an extra: pip install 'modeling-mcm[data]'.")
+
+    monkeypatch.setattr(importlib.import_module("modeling_mcm.commands.drift"), "main", missing)
+    with pytest.raises(SystemExit, match=r"^mcm drift: ibis is not installed.*modeling-mcm\[data\]'\.$"):
+        run("drift")
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_model_by_name_is_that_of_the_configuration(name, tmp_path, monkeypatch):
+    folder = ROOT / "configuration" / name
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8")) == config_of(name)
+    monkeypatch.chdir(tmp_path)
+    MCMConfig(hidden_size=8, num_attention_heads=2).save_pretrained(tmp_path / name)
+    assert config_of(name)["hidden_size"] == 8  # a folder of this name goes first
