@@ -33,7 +33,8 @@ def main() -> None:
     """Reads the options, trains or goes on training, and saves the model with its feature extractor."""
     keep_freed_memory()
     kinds = (ModelOptions, Objective, PretrainingArguments)
-    options, _, training = parse_options(*kinds, description=__doc__)
+    evaluated = {"eval_strategy": "epoch", "save_strategy": "epoch"}  # as by the recipe, which is chosen by the data
+    options, _, training = parse_options(*kinds, description=__doc__, defaults=evaluated)
     check_launch(training.world_size)
     if options.data is None:
         raise SystemExit("--data is missing: the folder that training/prepare_data.py wrote.")

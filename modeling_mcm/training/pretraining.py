@@ -45,8 +45,10 @@ from modeling_mcm.training.sizes import config_of
 from modeling_mcm.training.trainer import BEST_METRIC, MCMTrainer
 
 logger = logging.get_logger(__name__)
-# Options that belong together: where one is given, the recipe says nothing about the others.
+# When the recipe evaluates, saves and ends. Of options that belong together: where one is given, but for the two that
+# only say how much, the recipe says nothing about the others.
 WHEN = {"eval_strategy", "save_strategy", "early_stopping_patience", "save_total_limit", "load_best_model_at_end"}
+HOW_MUCH = {"early_stopping_patience", "save_total_limit"}
 HOW_LONG = {"max_seconds", "max_steps", "eval_steps", "save_steps", "eval_delay", "metric_for_best_model"}
 # What decides the weights besides the Trainer's options and the model's config.
 DECIDING = ("scalar_lr_factor", "ema_decay", "max_seconds", "streaming", "streaming_window", "streaming_eval_shards")
@@ -68,7 +70,7 @@ def chosen_recipe(options: ModelOptions, given: Collection[str]) -> Recipe:
     nothing_to_evaluate = manifest.counts.get("validation_cases") == 0
     if nothing_to_evaluate:
         logger.warning(f"{options.data} has no validation case, so nothing is evaluated and no epoch is the best.")
-    if nothing_to_evaluate or any(name in given for name in WHEN | HOW_LONG):
+    if nothing_to_evaluate or any(name in given for name in (WHEN - HOW_MUCH) | HOW_LONG):
         training = {name: value for name, value in training.items() if name not in WHEN}
     if "max_seconds" in given:
         training.pop("lr_scheduler_type", None)

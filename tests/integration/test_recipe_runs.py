@@ -55,6 +55,13 @@ def test_an_option_wins_over_the_recipe(chosen, options, tmp_path):
     assert facts["validation"] == {}  # who says how long says when it is evaluated, too
 
 
+def test_another_patience_leaves_the_recipes_evaluations(options, tmp_path):
+    """Patience alone does not say when the run is evaluated."""
+    forked_runs.pretrain(options(tmp_path / "run", "--early_stopping_patience", 7), tmp_path / "log")
+    facts = json.loads((tmp_path / "run" / "pretraining.json").read_text())
+    assert facts["run"]["options"]["eval_strategy"] == "epoch" and facts["validation"]["MCM"]
+
+
 def test_without_a_recipe_the_config_is_as_it_is(options, tmp_path):
     forked_runs.pretrain(options(tmp_path / "run", "--recipe", "none", "--max_steps", 1), tmp_path / "log")
     kept = json.loads((tmp_path / "run" / "config.json").read_text())
