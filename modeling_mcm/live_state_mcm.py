@@ -100,6 +100,7 @@ class Reader:
         self.starts = torch.tensor([table.labels.start for table in self.tables])
         self.task_of = torch.repeat_interleave(torch.tensor([len(rows) for rows in vectors]))
         self.is_related = torch.tensor([counted is not None and counted.has_related(k) for k in range(len(vectors))])
+        self.relates_some, self.relates_all = bool(self.is_related.any()), bool(self.is_related.all())
         self.rates = torch.zeros(0) if memory is None else torch.exp(-memory.log_half_life.detach()).double()
         self.by_day = torch.arange(len(self.rates)) < (0 if memory is None else memory.num_days)
         state = model.model.state
@@ -390,7 +391,7 @@ class LiveState:
             columns[:, column].index_copy_(0, places[is_first], values[opening].double())
         for column, values in ((LAST_UNIT, pair_units), (LAST_TIME, pair_times)):
             columns[:, column].index_copy_(0, places, values[last].double())
-        if reader.is_related.any():
+        if reader.relates_some:
             if reader.unit != "visit":
                 number = int(visits[-1]) + 1
                 cells = (labels * number + visits[event]).unique()
@@ -425,7 +426,7 @@ class LiveState:
             new: labels that are met for the first time.
         """
         tasks = reader.task_of[labels]
-        if not reader.is_related.all():
+        if not reader.relates_all:
             related = reader.is_related[tasks]
             labels, visits, tasks = labels[related], visits[related], tasks[related]
             new = new[reader.is_related[reader.task_of[new]]]
