@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the blocks of docs/tutorial.md, and makes from them what needs no training afterwards.
 
-    python tests/helpers/tutorial.py        two minutes on one core
+    python tests/helpers/tutorial.py                   two minutes on one core
+    python tests/helpers/tutorial.py checkpoint        the checkpoint and the README alone
 
 writes what the blocks print into the page, trains the page's model again with few weights into
 tests/fixtures/mcm-dummy, and writes what examples/1_first_scores.py prints with that checkpoint into README.md.
@@ -25,7 +26,7 @@ FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "vocabu
 BLOCK = re.compile(r'```(python|bash|yaml)(?: title="(\S+)")?\n(.*?)```\n(?:```\n(.*?)```\n)?', re.DOTALL)
 SHOWN = 10  # most lines of an output
 SMALL = "--config_overrides hidden_size=16 num_hidden_layers=1 num_attention_heads=2 intermediate_size=32"
-SMALL += " state_size=16 state_features=[token_type] state_half_lives_days=[30.0]"
+SMALL += " state_size=16 state_features=[token_type]"
 
 
 def run_tutorial(folder: Path, options: str = "", last: str = "") -> Iterator[tuple[str, str | None, str]]:
@@ -69,14 +70,18 @@ def excerpt(said: str) -> str:
     return "\n".join(lines if len(lines) <= SHOWN else [*lines[:SHOWN], "..."]) + "\n"
 
 
-def main() -> None:
-    """Remakes the page's outputs, the checkpoint and the output in the README."""
+def remake_outputs() -> None:
+    """Writes what the page's blocks print into the page."""
     with tempfile.TemporaryDirectory() as folder:
         page = PAGE.read_text(encoding="utf-8")
         for code, shown, said in run_tutorial(Path(folder)):
             if shown is not None or f"{code}```\n```\n```" in page:
                 page = page.replace(f"{code}```\n```\n{shown or ''}```", f"{code}```\n```\n{excerpt(said)}```")
     PAGE.write_text(page, encoding="utf-8")
+
+
+def remake_checkpoint() -> None:
+    """Writes the checkpoint, and what the README's lines print with it."""
     with tempfile.TemporaryDirectory() as folder:
         list(run_tutorial(Path(folder), SMALL, last="run_pretrain.py"))
         DUMMY.mkdir(exist_ok=True)
@@ -95,4 +100,6 @@ def example_code() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    remake_checkpoint()
+    if sys.argv[1:] != ["checkpoint"]:
+        remake_outputs()
