@@ -29,16 +29,11 @@ import pyarrow.parquet as pq
 import torch
 
 from modeling_mcm.commands.arguments import parse_options
+from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import PreparedManifest, load_prepared
 from modeling_mcm.evaluation.cases import EvaluationCases, find_cases
 from modeling_mcm.evaluation.histories import task_histories
-from modeling_mcm.evaluation.metrics import (
-    FIRST_LABEL,
-    bootstrap_interval,
-    customer_metrics,
-    distinct_targets,
-    tie_ranks,
-)
+from modeling_mcm.evaluation.metrics import bootstrap_interval, customer_metrics, distinct_targets, tie_ranks
 from modeling_mcm.evaluation.tables import text_table, write_report
 
 ROOT = Path(__file__).resolve().parents[1]

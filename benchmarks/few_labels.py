@@ -33,10 +33,11 @@ from tqdm.auto import tqdm
 from modeling_mcm import MCMFeatureExtractor, MCMForCustomerPrediction
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
-from modeling_mcm.data.collator import SECONDS_PER_DAY, PreparedRows
+from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.offer_collator import events_before
 from modeling_mcm.evaluation.labels import mean_auc
 from modeling_mcm.evaluation.metrics import bootstrap_interval
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_json, write_text
 from modeling_mcm.training.checkpoints import read_checkpoint

@@ -32,17 +32,17 @@ from transformers.utils import logging
 from ablation_report import _interval, _markdown
 from modeling_mcm import MCMFeatureExtractor, MCMModel
 from modeling_mcm.commands.arguments import parse_options
+from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.offer_collator import events_before
 from modeling_mcm.evaluation.offers import resample_customers, weighted_ranking
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_json, write_text
-from modeling_mcm.processing_mcm import FIRST_VALUE_ID
 from modeling_mcm.training.checkpoints import check_files, read_checkpoint
 from offers_gbdt import HistoryFeatures
 
-SECONDS_PER_DAY = 86_400
 WHOLE_HISTORY = 10**6
 INPUTS = ("counts", "embedding", "counts and embedding")
 LEARNERS = ("LightGBM", "linear")

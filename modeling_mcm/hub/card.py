@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
-from modeling_mcm.configuration_mcm import MCMConfig
+from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MCMConfig
 from modeling_mcm.files_mcm import write_json, write_text
 from modeling_mcm.hub.folder import (
     ACTION_HEAD,
@@ -27,7 +27,6 @@ from modeling_mcm.hub.folder import (
     VOCABULARIES_NAME,
     read_json,
 )
-from modeling_mcm.processing_mcm import FIRST_VALUE_ID
 
 TEMPLATES = Path(__file__).with_name("templates")
 LICENSE = "apache-2.0"
