@@ -17,6 +17,7 @@ import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MCMConfig
+from modeling_mcm.evaluation.reports import with_interval
 from modeling_mcm.files_mcm import write_json, write_text
 from modeling_mcm.hub.folder import (
     ACTION_HEAD,
@@ -343,7 +344,7 @@ def _results_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     metrics = list(dict.fromkeys((row["metric"], row["k"]) for row in rows))
     tasks: dict[str, dict[str, dict]] = {}
     for row in rows:
-        cell = f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        cell = with_interval(row)
         tasks.setdefault(row["task"], {}).setdefault(row["method"], {})[(row["metric"], row["k"])] = cell
     return {
         "columns": [name.replace("_", " ") + (f" @{k}" if k else "") for name, k in metrics],
