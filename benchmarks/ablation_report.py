@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from modeling_mcm.evaluation.metrics import average_relative_difference, bootstrap_interval, paired_difference
+from modeling_mcm.evaluation.reports import markdown_table, with_interval
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_text
 
@@ -161,17 +162,6 @@ def _distinct(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [each for place, each in enumerate(found) if each not in found[:place]]
 
 
-def _interval(value: dict[str, Any], percent: bool = False) -> str:
-    if percent:
-        return f"{value['mean']:+.1%} [{value['low']:+.1%}, {value['high']:+.1%}]"
-    return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(row) + " |" for row in (header, *rows)]
-    return [*lines[:1], "|" + " --- |" * len(header), *lines[1:], ""]
-
-
 def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> None:
     """Writes the page from what `summarize` found; `pictures` are named relative to it."""
     models, ours, reference = results["models"], results["ours"], results["reference"]
@@ -201,21 +191,24 @@ def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> 
         for method in [*results["baselines"], *models]:
             found = results["methods"][method][task]
             seeds = [f"{mean:.3f}" for mean in found[metrics[0]].get("by_seed", {}).values()]
-            rows.append([method, *(_interval(found[metric]) for metric in metrics), " ".join(seeds)])
-        lines += _markdown(
-            ["method", *(METRICS[metric] for metric in metrics), f"{METRICS[metrics[0]]} by seed"], rows
-        )
+            rows.append([method, *(with_interval(found[metric]) for metric in metrics), " ".join(seeds)])
+        lines += [
+            *markdown_table(
+                [["method", *(METRICS[metric] for metric in metrics), f"{METRICS[metrics[0]]} by seed"], *rows]
+            ),
+            "",
+        ]
     lines += [f"## {ours} over each method", "", "Relative differences of means, in pairs of the same customers.", ""]
     for metric in COMPARED:
         rows = [
-            [method, *(_interval(found[metric][key], percent=True) for key in (*results["tasks"], "average"))]
+            [method, *(with_interval(found[metric][key], "+.1%") for key in (*results["tasks"], "average"))]
             for method, found in results["differences"].items()
         ]
-        lines += _markdown([METRICS[metric], *results["tasks"], "average over tasks"], rows)
+        lines += [*markdown_table([[METRICS[metric], *results["tasks"], "average over tasks"], *rows]), ""]
     average = {metric: results["differences"][reference][metric]["average"] for metric in COMPARED}
     lines += [
         f"{ours} over {reference}, average over the tasks: "
-        + ", ".join(f"{METRICS[metric]} {_interval(value, percent=True)}" for metric, value in average.items())
+        + ", ".join(f"{METRICS[metric]} {with_interval(value, '+.1%')}" for metric, value in average.items())
         + ". (The paper reports +17% of its model over BERT4Rec, on its own data.)",
         "",
         "## What it took",
@@ -228,7 +221,7 @@ def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> 
     for cost in results["costs"]:
         name = f"{cost['model']} ({cost['task']})" if cost["task"] else cost["model"]
         rows.append([name, *(f"{cost[count]:{style}}" for count, (_, style) in SHOWN_COSTS.items())])
-    lines += _markdown(["model", *(title for title, _ in SHOWN_COSTS.values())], rows)
+    lines += [*markdown_table([["model", *(title for title, _ in SHOWN_COSTS.values())], *rows]), ""]
     lines += [
         f"![Training curves]({pictures[1]})",
         "",

@@ -29,17 +29,12 @@ import pyarrow.parquet as pq
 import torch
 
 from modeling_mcm.commands.arguments import parse_options
+from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import PreparedManifest, load_prepared
 from modeling_mcm.evaluation.cases import EvaluationCases, find_cases
 from modeling_mcm.evaluation.histories import task_histories
-from modeling_mcm.evaluation.metrics import (
-    FIRST_LABEL,
-    bootstrap_interval,
-    customer_metrics,
-    distinct_targets,
-    tie_ranks,
-)
-from modeling_mcm.evaluation.tables import text_table, write_report
+from modeling_mcm.evaluation.metrics import bootstrap_interval, customer_metrics, distinct_targets, tie_ranks
+from modeling_mcm.evaluation.reports import text_table, with_half_interval, write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "benchmarks" / "peers"
@@ -171,8 +166,7 @@ def accuracy(path: Path, cases: EvaluationCases, task: str, labels: int) -> str:
     outside = np.take_along_axis(scores, found, 1) == 0  # not recommended: out of every list, each at its own place
     greater = np.where(outside, labels + np.arange(found.shape[1]), greater)
     values = customer_metrics(greater, np.where(outside, 1, ties), counts)["next_visit_ndcg@10"]
-    interval = bootstrap_interval(values)
-    return f"{interval.mean:.3f} ±{(interval.high - interval.low) / 2:.3f}"
+    return with_half_interval(bootstrap_interval(values))
 
 
 def speed_table(found: dict[str, list[dict[str, float]]]) -> list[list[str]]:

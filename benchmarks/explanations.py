@@ -33,6 +33,7 @@ from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.dataset import PreparedManifest, load_prepared
 from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.evaluation.metrics import bootstrap_interval
+from modeling_mcm.evaluation.reports import markdown_table, with_half_interval
 from modeling_mcm.explanations_mcm import MOST_VISITS, Explanation, _History, _kept, explain
 
 WAYS = {
@@ -180,7 +181,7 @@ def names_planted(model: Any, extractor: Any, made: tuple[dict[str, Any], int, i
     }
 
 
-def rows_of(task: str, cutoff: str, values: Sequence[Worth]) -> list[str]:
+def rows_of(task: str, cutoff: str, values: Sequence[Worth]) -> list[list[str]]:
     """The table's lines of a task and cutoff."""
     lines = []
     for way, words in WAYS.items():
@@ -189,23 +190,26 @@ def rows_of(task: str, cutoff: str, values: Sequence[Worth]) -> list[str]:
             amounts = [getattr(value, measure) for value in values]
             best = np.mean([amount["best"] for amount in amounts])
             interval = bootstrap_interval([amount[way] for amount in amounts])
-            half = (interval.high - interval.low) / 2
-            cells += [f"{interval.mean:.3f} ± {half:.3f}", f"{interval.mean / best:.0%}"]
-        lines.append(f"| {task}, {cutoff} | {words} | {' | '.join(cells)} |")
+            cells += [with_half_interval(interval), f"{interval.mean / best:.0%}"]
+        lines.append([f"{task}, {cutoff}", words, *cells])
     return lines
 
 
-def planted_rows_of(task: str, cutoff: str, values: Sequence[dict[str, float]]) -> str:
+def planted_rows_of(task: str, cutoff: str, values: Sequence[dict[str, float]]) -> list[str]:
     """The line of a task and cutoff in the table of planted visits."""
     cells = []
     for way in ("explanation", "readout", "random"):
         interval = bootstrap_interval([value[way] for value in values])
         cells.append(f"{interval.mean:.0%} ({interval.low:.0%} to {interval.high:.0%})")
-    return f"| {task}, {cutoff} | {len(values)} | {' | '.join(cells)} |"
+    return [f"{task}, {cutoff}", str(len(values)), *cells]
 
 
 def page(
-    lines: Sequence[str], of_planted: Sequence[str], options: Options, facts: dict[str, float], example: Explanation
+    lines: Sequence[list[str]],
+    of_planted: Sequence[list[str]],
+    options: Options,
+    facts: dict[str, float],
+    example: Explanation,
 ) -> str:
     """The page."""
     top = example.visits[0]
@@ -255,9 +259,9 @@ def page(
             "- **Insertion**: what it rises by from a customer without history to one with that visit alone, and its "
             "share of what the best single visit brings. No explanation is made by it.",
             "",
-            "| task, cutoff | visit | deletion | of the best | insertion | of the best |",
-            "| --- | --- | --- | --- | --- | --- |",
-            *lines,
+            *markdown_table(
+                [["task, cutoff", "visit", "deletion", "of the best", "insertion", "of the best"], *lines]
+            ),
             "",
             "## Does it name a cause that was planted?",
             "",
@@ -267,9 +271,12 @@ def page(
             "(95% interval). A rule that names the visit with the label is right by construction here; the weights "
             "of the readout and a visit drawn at random don't know it.",
             "",
-            "| task, cutoff | cases | explanation | largest weight of the readout | a random visit |",
-            "| --- | --- | --- | --- | --- |",
-            *of_planted,
+            *markdown_table(
+                [
+                    ["task, cutoff", "cases", "explanation", "largest weight of the readout", "a random visit"],
+                    *of_planted,
+                ]
+            ),
             "",
         ]
     )

@@ -33,10 +33,12 @@ from tqdm.auto import tqdm
 from modeling_mcm import MCMFeatureExtractor, MCMForCustomerPrediction
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
-from modeling_mcm.data.collator import SECONDS_PER_DAY, PreparedRows
+from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.offer_collator import events_before
 from modeling_mcm.evaluation.labels import mean_auc
 from modeling_mcm.evaluation.metrics import bootstrap_interval
+from modeling_mcm.evaluation.reports import markdown_table, with_interval
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_json, write_text
 from modeling_mcm.training.checkpoints import read_checkpoint
@@ -198,21 +200,17 @@ def write_page(results: dict[str, Any], path: Path) -> None:
         f"AUC (of several classes the mean of each against the rest), the mean over {results['draws']} draws of "
         "labels with its 95% interval, which resamples the draws. The profile is hidden from all inputs.",
         "",
-        f"| target | labels | predicted | {' | '.join(METHODS)} | fine-tuned over counts, LightGBM |",
-        "| --- " * (len(METHODS) + 4) + "|",
     ]
+    table = [["target", "labels", "predicted", *METHODS, "fine-tuned over counts, LightGBM"]]
     for target, sizes in results["targets"].items():
         for size, values in sizes.items():
-            cells = [_interval(values[method]) for method in METHODS]
-            gain = _interval(np.subtract(values[TUNED], values[TREES]), sign="+")
-            lines.append(f"| {target} | {int(size):,} | {values['predicted']:,} | {' | '.join(cells)} | {gain} |")
+            cells = [with_interval(bootstrap_interval(values[method])) for method in METHODS]
+            gain = bootstrap_interval(np.subtract(values[TUNED], values[TREES]))
+            counts = [f"{int(size):,}", f"{values['predicted']:,}"]
+            table.append([target, *counts, *cells, with_interval(gain, "+.3f")])
+    lines += markdown_table(table)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "\n".join(lines) + "\n")
-
-
-def _interval(values: Any, sign: str = "") -> str:
-    mean, low, high, _ = bootstrap_interval(np.asarray(values))
-    return f"{mean:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
 def main() -> None:

@@ -189,7 +189,7 @@ def main() -> None:
             values = training_step(options, sizes["units"], sizes["labels"])
         print(json.dumps(values))
         return
-    from modeling_mcm.evaluation.tables import text_table, write_report
+    from modeling_mcm.evaluation.reports import text_table, write_report
 
     found = measure(options)
     rows = table(found)

@@ -21,8 +21,7 @@ import torch
 
 from modeling_mcm import LiveCustomer, MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.commands.arguments import parse_options
-
-START, END = "<!-- results -->", "<!-- /results -->"
+from modeling_mcm.evaluation.reports import markdown_table, replace_part
 
 
 @dataclass
@@ -109,16 +108,16 @@ def table(figures: list[dict[str, float]], options: Options) -> str:
         f"Visits of {options.events} events, {options.threads} thread, milliseconds of computing; medians of "
         f"{options.runs} visits.",
         "",
-        "| visits before | add a visit | the slowest | score all tasks | both | read it all | times faster "
-        "| state, bytes | events alone | largest difference |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
+    heading = ["visits before", "add a visit", "the slowest", "score all tasks", "both", "read it all", "times faster"]
+    rows = [[*heading, "state, bytes", "events alone", "largest difference"]]
     for row in figures:
         both = row["add"] + row["score"]
         cells = [f"{row['visits']:,}", *(f"{row[name]:.1f}" for name in ("add", "slowest", "score")), f"{both:.1f}"]
         cells += [f"{row['whole']:.0f}", f"{row['whole'] / both:.0f}", f"{row['bytes']:,}", f"{row['events']:,}"]
         cells.append(f"{row['error']:.0e}")
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
+    lines += markdown_table(rows)
     for name, words in (("add", "add a visit"), ("score", "score all tasks")):
         values = [row[name] for row in figures]
         lines += [
@@ -138,9 +137,8 @@ def main() -> None:
     if options.report_file is None:
         print(text)
         return
-    path = Path(options.report_file)
-    before, _, rest = path.read_text(encoding="utf-8").partition(START)
-    path.write_text(f"{before}{START}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    if not replace_part(Path(options.report_file), f"{text}\n"):
+        raise SystemExit(f"{options.report_file} has no lines <!-- results --> and <!-- /results -->: add them.")
 
 
 if __name__ == "__main__":

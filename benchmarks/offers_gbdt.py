@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from transformers.utils import logging
 
 from modeling_mcm.evaluation.offers import OfferTruth, expected_takes, offer_metrics
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.extras import needs
 
 DECAYS = {"all": np.inf, "30": 30.0, "120": 120.0}  # half-lives in days
@@ -89,7 +90,7 @@ def offer_features(extractor: Any, collator: Any, cases: Any, batch_size: int = 
         batch = {name: value.numpy() for name, value in collator(items).items()}
         times = np.array([cases.offers.times[item["group"]] for item in items])
         latest = np.array([item["history"]["times"].max(initial=np.iinfo(np.int64).min) for item in items])
-        days_until = np.where(latest > 0, (times - latest) / 86_400, np.nan)
+        days_until = np.where(latest > 0, (times - latest) / SECONDS_PER_DAY, np.nan)
         features = _OfferFeatures(extractor, batch, days_until)
         of_offers, of_customers = features.of_offers(), features.make()
         offered = batch["offered_actions"]

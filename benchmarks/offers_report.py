@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ablation_report import _interval, _markdown
+from modeling_mcm.evaluation.reports import markdown_table, with_interval
 from modeling_mcm.files_mcm import write_text
 from offers_gbdt import SEARCH, TREES
 
@@ -42,12 +42,12 @@ def write_page(results: dict[str, Any], path: Path) -> None:
     rows = [
         [
             name,
-            *(_interval(found[metric]) for metric in names),
+            *(with_interval(found[metric]) for metric in names),
             " ".join(f"{v:.3f}" for v in found["by_seed"]["ndcg@10"]),
         ]
         for name, found in methods.items()
     ]
-    lines += _markdown(["method", *METRICS.values(), "NDCG@10 by seed"], rows)
+    lines += [*markdown_table([["method", *METRICS.values(), "NDCG@10 by seed"], *rows]), ""]
     lines += [
         f"## {FINE_TUNED} over each method",
         "",
@@ -55,27 +55,27 @@ def write_page(results: dict[str, Any], path: Path) -> None:
         "",
     ]
     rows = [
-        [name, *(_interval(found[metric], percent=True) for metric in names)]
+        [name, *(with_interval(found[metric], "+.1%") for metric in names)]
         for name, found in results["differences"].items()
     ]
-    lines += _markdown(["over", *METRICS.values()], rows)
+    lines += [*markdown_table([["over", *METRICS.values()], *rows]), ""]
     lines += ["## With fewer labels", ""]
     for metric in ("average_precision", "ndcg@10"):
         rows = [
-            [f"{float(share):.0%}", *(_interval(each[metric]) for each in found.values())]
+            [f"{float(share):.0%}", *(with_interval(each[metric]) for each in found.values())]
             for share, found in results["curve"].items()
         ]
-        lines += _markdown([METRICS[metric], *results["curve"]["1"]], rows)
+        lines += [*markdown_table([[METRICS[metric], *results["curve"]["1"]], *rows]), ""]
     lines += [f"{FINE_TUNED} over the others with as many labels, relative differences in pairs of customers:", ""]
     rows = [
-        [f"{float(share):.0%}", name, *(_interval(found[metric], percent=True) for metric in names)]
+        [f"{float(share):.0%}", name, *(with_interval(found[metric], "+.1%") for metric in names)]
         for share, each in results["with_fewer"].items()
         for name, found in each.items()
     ]
-    lines += _markdown(["labels", "over", *METRICS.values()], rows)
+    lines += [*markdown_table([["labels", "over", *METRICS.values()], *rows]), ""]
     lines += ["## What fine-tuning took", ""]
     rows = [[name, *(f"{value:,.0f}" for value in found.values())] for name, found in results["took"].items()]
-    lines += _markdown(["model", "seconds", "steps", "trained parameters"], rows)
+    lines += [*markdown_table([["model", "seconds", "steps", "trained parameters"], *rows]), ""]
     lines += ["## LightGBM: features and search", ""]
     for question, setting in chosen.items():
         shown = (

@@ -25,7 +25,7 @@ import torch
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.commands.arguments import parse_options
-from modeling_mcm.evaluation.tables import text_table, write_report
+from modeling_mcm.evaluation.reports import text_table, write_report
 from modeling_mcm.serving.app import build_page, launch_page
 from modeling_mcm.serving.histories import Histories
 

@@ -30,6 +30,7 @@ import yaml
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedManifest, load_prepared
 from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.evaluation.reports import markdown_table, replace_part
 from modeling_mcm.evaluation.tables import history_groups
 from recipe_tables import (
     MCM,
@@ -37,7 +38,6 @@ from recipe_tables import (
     Values,
     encoder_sentence,
     history_table,
-    markdown,
     mean_of,
     method_table,
     part_table,
@@ -76,7 +76,7 @@ RIVAL = (
 )
 RIVAL += ("--num_train_epochs", "2", "--eval_strategy", "epoch", "--save_strategy", "epoch", "--save_total_limit", "2")
 RIVAL += ("--load_best_model_at_end", "true")
-SENTENCE = "<!-- encoder -->\n", "\n<!-- /encoder -->"  # around it in the README
+SENTENCE = "encoder"  # the name of its lines in the README
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ def page(answers: Sequence[Answers], options: Options) -> str:
         "of customers, with their 95% intervals. BERT4Rec is a model for each task, trained for two epochs as "
         f"MCM, the better of them on validation taken; seeds {', '.join(map(str, options.rival_seeds))}.",
         "",
-        *markdown(method_table(answers)),
+        *markdown_table(method_table(answers)),
         "",
         "## What each part brings",
         "",
@@ -285,7 +285,7 @@ def page(answers: Sequence[Answers], options: Options) -> str:
         "memory; followers, habits and new labels are the counted memory. Counting alone is everything but the "
         "encoder.",
         "",
-        *markdown(part_table(answers)),
+        *markdown_table(part_table(answers)),
         "",
         encoder_sentence(answers),
         "",
@@ -293,13 +293,13 @@ def page(answers: Sequence[Answers], options: Options) -> str:
         "",
         "The shop's law is known. The best ranking knows each customer's taste too, which the log does not tell.",
         "",
-        *markdown(truth_table(answers)),
+        *markdown_table(truth_table(answers)),
         "",
         "## By length of history",
         "",
         "The best of counting is chosen for each length on the same cases, which favours it.",
         "",
-        *markdown(history_table(answers)),
+        *markdown_table(history_table(answers)),
         "",
     ]
     return "\n".join(lines)
@@ -311,11 +311,8 @@ def write_sentence(path: Path, sentence: str) -> None:
     Raises:
         ValueError: if the file has no such markers.
     """
-    text, (start, end) = path.read_text(encoding="utf-8"), SENTENCE
-    if start not in text or end not in text:
-        raise ValueError(f"{path} has no lines {start.strip()} and {end.strip()}: add them where the sentence goes.")
-    before, after = text[: text.index(start) + len(start)], text[text.index(end) :]
-    path.write_text(f"{before}{sentence}{after}", encoding="utf-8")
+    if not replace_part(path, f"{sentence}\n", SENTENCE):
+        raise ValueError(f"{path} has no lines <!-- {SENTENCE} --> and <!-- /{SENTENCE} -->: add them where it goes.")
 
 
 def main() -> None:

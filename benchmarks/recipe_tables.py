@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from modeling_mcm.evaluation.metrics import bootstrap_interval, paired_difference
+from modeling_mcm.evaluation.reports import with_half_interval, with_interval
 
 MCM, TRUTH, NO_ENCODER = "MCM", "truth", "without readout"
 Values = dict[str, dict[str, NDArray]]  # method -> task -> one value a customer, NaN without a target
@@ -73,14 +74,12 @@ def mean_of(seeds: Sequence[Values], method: str) -> dict[str, NDArray]:
 
 def mean_text(values: NDArray) -> str:
     """A mean with half of its interval."""
-    interval = bootstrap_interval(values)
-    return f"{interval.mean:.4f} ± {(interval.high - interval.low) / 2:.4f}"
+    return with_half_interval(bootstrap_interval(values), ".4f")
 
 
 def difference_text(first: NDArray, second: NDArray) -> str:
     """A difference in pairs with its interval."""
-    found = paired_difference(first, second).absolute
-    return f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+    return with_interval(paired_difference(first, second).absolute, "+.4f")
 
 
 def method_table(answers: Sequence[Answers]) -> list[list[str]]:
@@ -158,15 +157,7 @@ def encoder_sentence(answers: Sequence[Answers]) -> str:
         words = []
         for task in first.tasks if first.parts else ():
             whole, alone = mean_of(first.parts, MCM)[task], mean_of(first.parts, NO_ENCODER)[task]
-            found = paired_difference(whole, alone).absolute
-            words.append(
-                f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}] on {np.nanmean(alone):.3f} ({task})"
-            )
+            gain = with_interval(paired_difference(whole, alone).absolute, "+.3f")
+            words.append(f"{gain} on {np.nanmean(alone):.3f} ({task})")
         parts += [f"{log.replace('_', ' ')} {' and '.join(words)}"] if words else []
     return f"What the encoder adds to all that is counted, NDCG@10 of test cases: {'; '.join(parts)}."
-
-
-def markdown(table: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table."""
-    lines = [f"| {' | '.join(row)} |" for row in table]
-    return [lines[0], "|" + " --- |" * len(table[0]), *lines[1:]]

@@ -29,20 +29,20 @@ import torch
 from numpy.typing import NDArray
 from transformers.utils import logging
 
-from ablation_report import _interval, _markdown
 from modeling_mcm import MCMFeatureExtractor, MCMModel
 from modeling_mcm.commands.arguments import parse_options
+from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.offer_collator import events_before
 from modeling_mcm.evaluation.offers import resample_customers, weighted_ranking
+from modeling_mcm.evaluation.reports import markdown_table, with_interval
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_json, write_text
-from modeling_mcm.processing_mcm import FIRST_VALUE_ID
 from modeling_mcm.training.checkpoints import check_files, read_checkpoint
 from offers_gbdt import HistoryFeatures
 
-SECONDS_PER_DAY = 86_400
 WHOLE_HISTORY = 10**6
 INPUTS = ("counts", "embedding", "counts and embedding")
 LEARNERS = ("LightGBM", "linear")
@@ -423,26 +423,32 @@ def write_page(results: dict[str, Any], path: Path) -> None:
             rows = []
             for name, of_target in found["targets"].items():
                 of_learner = of_target[learner]
-                cells = [_interval(of_learner[kind]) for kind in INPUTS[:2]]
+                cells = [with_interval(of_learner[kind]) for kind in INPUTS[:2]]
                 for kind in INPUTS[1:]:
                     gain = of_learner[f"{kind} over counts"]
-                    cells.append(f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]")
+                    cells.append(with_interval(gain, "+.3f"))
                 classes = f", {of_target['classes']} classes" if of_target["classes"] else ""
                 size = f"{of_target['customers']:,}{classes}"
                 rows.append([name, size, *cells])
             lines += [f"### {learner}", ""]
-            lines += _markdown(["target", "customers", *INPUTS[:2], "alone", "beside"], rows)
+            lines += [*markdown_table([["target", "customers", *INPUTS[:2], "alone", "beside"], *rows]), ""]
         lines += ["### What of the history is in the embedding", ""]
         lines += ["Cross-validated R2 of a linear model.", ""]
-        lines += _markdown(["fact", "R2"], [[name, f"{value:.2f}"] for name, value in found["facts"].items()])
+        lines += [
+            *markdown_table([["fact", "R2"], *[[name, f"{value:.2f}"] for name, value in found["facts"].items()]]),
+            "",
+        ]
         if found["forecasts"]:
             lines += ["### Forecasts of the checkpoint itself", ""]
             rows = []
             for name, methods in found["forecasts"].items():
                 for method, value in methods.items():
                     told = f"{value['told']:.2f}" if value["told"] >= 0 else ""  # a score is no chance
-                    rows.append([name, method, _interval(value), told, f"{value['found']:.2f}"])
-            lines += _markdown(["what", "method", "rank correlation or AUC", "mean told", "mean found"], rows)
+                    rows.append([name, method, with_interval(value), told, f"{value['found']:.2f}"])
+            lines += [
+                *markdown_table([["what", "method", "rank correlation or AUC", "mean told", "mean found"], *rows]),
+                "",
+            ]
             picture = path.with_name(f"{path.stem}_{cutoff}.png")
             draw_calibration(found["forecasts"], picture)
             lines += [f"![Calibration of the forecasts at the {cutoff} cutoff]({picture.name})", ""]

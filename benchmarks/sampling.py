@@ -24,10 +24,11 @@ import torch
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, losses_mcm
 from modeling_mcm.commands.arguments import parse_options
+from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.collator import IGNORED, MCMCollator, PreparedRows
-from modeling_mcm.evaluation.tables import text_table, write_report
-from modeling_mcm.losses_mcm import FIRST_LABEL, RankingPairs
+from modeling_mcm.evaluation.reports import text_table, write_report
+from modeling_mcm.losses_mcm import RankingPairs
 
 ROOT = Path(__file__).resolve().parents[1]
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "event_dropout_prob": 0.0}

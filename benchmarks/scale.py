@@ -193,7 +193,7 @@ def main() -> None:
         folder = Path(options.folder) / "log"
         print(f"{folder}: {write_log(folder, options.events[0], options):,} events")
         return
-    from modeling_mcm.evaluation.tables import text_table, write_report
+    from modeling_mcm.evaluation.reports import text_table, write_report
 
     if options.folder:
         Path(options.folder).mkdir(parents=True, exist_ok=True)

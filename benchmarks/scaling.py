@@ -31,7 +31,7 @@ import torch
 from floor import FORWARD_AND_BACKWARD, encoder_flops, matmul_rate, readout_flops
 from modeling_mcm.commands import pretrain
 from modeling_mcm.commands.arguments import parse_options
-from modeling_mcm.evaluation.tables import text_table, write_report
+from modeling_mcm.evaluation.reports import markdown_table, text_table, write_report
 from modeling_mcm.training import pretraining
 from modeling_mcm.training.trainer import MCMTrainer
 
@@ -240,9 +240,7 @@ def main() -> None:
     )
     print(f"\n{caption}\n\n{text_table(table)}\n\n{text_table(costs)}")
     if options.report_file:
-        lines = [f"| {' | '.join(row)} |" for row in costs]
-        lines.insert(1, "| --- | --- | --- |")
-        caption = "\n".join(lines) + "\n\n" + caption
+        caption = "\n".join(markdown_table(costs)) + "\n\n" + caption
         write_report(table, caption, Path(options.report_file))
     if options.picture:
         plot(runs, values, Path(options.picture))

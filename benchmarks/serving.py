@@ -165,7 +165,7 @@ def load(options: Options, port: int, users: int, work: dict[str, Any], folder: 
 def main() -> None:
     """Starts the service, loads it and writes the table."""
     from modeling_mcm.commands.arguments import parse_options
-    from modeling_mcm.evaluation.tables import text_table, write_report
+    from modeling_mcm.evaluation.reports import text_table, write_report
 
     (options,) = parse_options(Options, description=__doc__)
     found = histories(options)

@@ -19,10 +19,10 @@ import torch
 
 from modeling_mcm import MCMFeatureExtractor
 from modeling_mcm.commands.arguments import parse_options
+from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import PreparedManifest, load_prepared
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
 from modeling_mcm.evaluation.cases import find_cases
-from modeling_mcm.evaluation.metrics import FIRST_LABEL
 from modeling_mcm.evaluation.ranking import TargetRanks
 from modeling_mcm.evaluation.tables import write_values
 from synthetic import make_click_log

@@ -155,7 +155,7 @@ def main() -> None:
         keep_freed_memory()
         print(json.dumps(read_epoch(options)))
         return
-    from modeling_mcm.evaluation.tables import text_table, write_report
+    from modeling_mcm.evaluation.reports import text_table, write_report
 
     found = measure(options)
     rows = table(found)

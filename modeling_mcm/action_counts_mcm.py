@@ -26,8 +26,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .configuration_mcm import MCMConfig
-from .losses_mcm import FIRST_LABEL
+from .configuration_mcm import FIRST_LABEL, MCMConfig
 
 # Half-lives of the counts of what a customer did that an action is about, beside a count that does not fade.
 HALF_LIVES_DAYS = (14.0, 60.0, 365.0)

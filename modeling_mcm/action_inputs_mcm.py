@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .configuration_mcm import MCMConfig
+from .configuration_mcm import MISSING_ID, UNKNOWN_ID, MCMConfig
 from .events_mcm import naming
-from .processing_mcm import MISSING_ID, UNKNOWN_ID, MCMFeatureExtractor
+from .processing_mcm import MCMFeatureExtractor
 
 NOT_OFFERED = -1
 

@@ -28,6 +28,9 @@ CHOICES = {
     "readout": ("attentional", "last"),
     "augmentation": ("random_prefix", "last_prefix", "all_prefixes", "masked_lm"),
 }
+# Ids of every feature, and so of the labels of every task: missing, unknown (too rare, or new), then the values.
+MISSING_ID, UNKNOWN_ID, FIRST_VALUE_ID = 0, 1, 2
+FIRST_LABEL = FIRST_VALUE_ID  # by this name where the values are what is predicted
 # Values of a feature that the customer state counts at every half-life, and of one that it counts at all, at most.
 FEW_VALUES, MOST_VALUES = 64, 2**14
 # The paper's features and, for want of its numbers, vocabularies that make about 30K values; ids 0 and 1 included.

@@ -28,7 +28,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-FIRST_LABEL = 2  # ids 0 (missing) and 1 (unknown) have no followers
+from .configuration_mcm import FIRST_LABEL
+
 FOLLOWERS = 50  # K: followers of a label that are kept, the most frequent
 RELATED = 200  # related labels of a label that are kept, those with the largest weights
 HABIT_VISITS = 15.0  # half-life, in visits with a label, of a customer's habits

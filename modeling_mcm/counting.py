@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.counted_memory_mcm import (
-    FIRST_LABEL,
     FOLLOWERS,
     RELATED,
     CountedMemory,

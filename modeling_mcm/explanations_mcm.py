@@ -37,9 +37,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .configuration_mcm import FIRST_LABEL
 from .counted_memory_mcm import TIE_SHARE
 from .events_mcm import SECONDS_PER_DAY, Timeline, naming, read_zone, to_seconds
-from .modeling_mcm import FIRST_LABEL, PARTS, MCMForMultiTaskRecommendation
+from .modeling_mcm import PARTS, MCMForMultiTaskRecommendation
 from .processing_mcm import DAYS_SINCE_VISIT, MCMFeatureExtractor, first_kept
 
 # What a log-probability is a sum of. The last is what is left for a label when the others have had theirs.

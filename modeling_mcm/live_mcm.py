@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from .configuration_mcm import FIRST_LABEL
 from .events_mcm import (
     SECONDS_PER_DAY,
     as_list,
@@ -56,7 +57,7 @@ from .events_mcm import (
 )
 from .explanations_mcm import Explanation, explain
 from .live_state_mcm import LiveState, Reader, is_incremental
-from .modeling_mcm import FIRST_LABEL, MCMForMultiTaskRecommendation
+from .modeling_mcm import MCMForMultiTaskRecommendation
 from .processing_mcm import ROWS, MCMFeatureExtractor, first_kept
 from .state_mcm import MissingForecastsError
 

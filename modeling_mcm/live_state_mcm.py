@@ -37,9 +37,10 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 
-from .counted_memory_mcm import FIRST_LABEL, HABIT_VISITS, LATEST, LEAST_RATE, LEAST_WEIGHT, Histories, RelatedTable
+from .configuration_mcm import FIRST_LABEL, MISSING_ID
+from .counted_memory_mcm import HABIT_VISITS, LATEST, LEAST_RATE, LEAST_WEIGHT, Histories, RelatedTable
 from .modeling_mcm import MCMForMultiTaskRecommendation
-from .state_mcm import FIRST_VALUE, TASTE_HALF_LIFE
+from .state_mcm import TASTE_HALF_LIFE
 
 SCORES_AT_ONCE = 2**22  # numbers of z that reading many events holds
 DECAY = 2.0 ** (-1 / HABIT_VISITS)
@@ -615,7 +616,7 @@ class LiveState:
 
 def _added(counts: torch.Tensor, ids: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Counts of the values of some features with those of new events: ids are `(L, features)`, weights `(L, k)`."""
-    event, feature = (ids >= FIRST_VALUE).nonzero(as_tuple=True)
+    event, feature = (ids > MISSING_ID).nonzero(as_tuple=True)
     return counts.index_add_(0, ids[event, feature] + rows[feature], weights[event])
 
 

@@ -29,8 +29,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-# Ids 0 (missing) and 1 (unknown) are no labels: nothing is predicted as "unknown".
-FIRST_LABEL = 2
+from .configuration_mcm import FIRST_LABEL
+
 # Places of a ranking whose order the ranking loss asks for, more than are ever shown, and labels sampled below them.
 RANKED_PLACES, SAMPLED_BELOW = 30, 64
 HALF_SCALE = 2.0**12  # of losses whose gradients float16 would round to 0

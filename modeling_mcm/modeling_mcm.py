@@ -36,11 +36,11 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_mcm import MCMConfig
+from .configuration_mcm import FIRST_LABEL, MCMConfig
 from .counted_memory_mcm import CountedMemory
 from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, check_inputs, digest_bytes, grow
 from .files_mcm import check_loaded
-from .losses_mcm import FIRST_LABEL, LossInParts, Objective, customers_in_parts
+from .losses_mcm import LossInParts, Objective, customers_in_parts
 from .outputs_mcm import MCMModelOutput, MCMRecommendationOutput
 from .readout_mcm import attention_weights
 from .repeat_memory_mcm import RepeatMemory

@@ -31,9 +31,9 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput
 
 from .action_inputs_mcm import EncodedActions, read_actions
+from .configuration_mcm import FIRST_LABEL
 from .events_mcm import SECONDS_PER_DAY, naming, read_zone, to_seconds
 from .files_mcm import check_values
-from .modeling_mcm import FIRST_LABEL
 from .state_mcm import MissingForecastsError
 
 

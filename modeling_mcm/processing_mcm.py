@@ -38,6 +38,7 @@ from transformers import BatchFeature, FeatureExtractionMixin
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
+from .configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from .events_mcm import (
     NO_VISIT,
     SECONDS_PER_DAY,
@@ -68,7 +69,6 @@ logger = logging.get_logger(__name__)
 HISTORY_START, TOKEN_TYPE = "history_start", "token_type"
 ONE_TOKEN_TYPE = "event"  # of a log without a token type
 ROWS = "rows"  # a log without times may have its events in the order of its rows
-MISSING_ID, UNKNOWN_ID, FIRST_VALUE_ID = 0, 1, 2
 MISSING_LABEL, UNKNOWN_LABEL = "[missing]", "[unknown]"
 
 CATEGORICAL, NUMERIC = RAW_KINDS = ("categorical", "numeric")

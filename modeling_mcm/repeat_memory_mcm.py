@@ -27,7 +27,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
-FIRST_VALUE = 2  # ids 0 (missing) and 1 (unknown) are not met
+from .configuration_mcm import FIRST_LABEL
+
 # Where the half-lives of the counts start, and the hidden numbers of the network over regularity.
 HALF_LIVES_DAYS, HALF_LIVES_UNITS, NETWORK_SIZE = (7.0, 30.0, 120.0), (2.0, 6.0, 20.0, 60.0), 16
 HABITS = 6  # how often and how long ago, for the network: see `RepeatMemory.forward`
@@ -260,7 +261,7 @@ class RepeatMemory(nn.Module):
             pairs = [size * batch * prefixes for size in sizes]
         else:
             known = meetings[0] > 0 if asked is None else (meetings[0] > 0) & asked[:, None]
-            known &= (labels >= FIRST_VALUE)[..., None]
+            known &= (labels >= FIRST_LABEL)[..., None]
             slot, customer, prefix = known.transpose(0, 1).nonzero(as_tuple=True)  # task after task
             pairs = [part.sum().item() for part in known.sum((0, 2)).split(sizes)]
         cell = (customer * slots + slot) * prefixes + prefix

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
+from .configuration_mcm import FIRST_LABEL
 from .embeddings_mcm import digest_bytes, grow
-from .losses_mcm import FIRST_LABEL
 
 
 @torch.no_grad()

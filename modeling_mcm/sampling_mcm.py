@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .losses_mcm import FIRST_LABEL
+from .configuration_mcm import FIRST_LABEL
 
 
 @dataclass

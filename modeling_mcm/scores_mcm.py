@@ -26,8 +26,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from .configuration_mcm import FIRST_LABEL
 from .counted_memory_mcm import CountedMemory, Histories
-from .losses_mcm import FIRST_LABEL, Objective, Targets, task_losses
+from .losses_mcm import Objective, Targets, task_losses
 from .readout_mcm import READOUTS
 from .repeat_memory_mcm import RepeatMemory
 from .sampling_mcm import TaskLabels, joined_log_counts, places_of

@@ -32,9 +32,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
-from .configuration_mcm import MCMConfig
+from .configuration_mcm import MISSING_ID, MCMConfig
 
-FIRST_VALUE = 1  # id 0 is a missing value, which is not counted
 TASTE_HALF_LIFE = 30.0  # days at which features of many values are counted, beside counts that do not fade
 TASTE_SIZE, HIDDEN = 128, 256
 DROPOUT = 0.3
@@ -156,7 +155,7 @@ class CustomerState(nn.Module):
             ids = input_ids[..., feature] + values * torch.arange(batch, device=now.device)[:, None]
             sums = rows.new_zeros(batch * values, rows.shape[2] * rows.shape[3])
             sums = sums.index_add(0, ids.flatten(), rows.flatten(2).flatten(0, 1)).view(batch, values, *rows.shape[2:])
-            sums = sums * (torch.arange(values, device=now.device) >= FIRST_VALUE)[:, None, None]
+            sums = sums * (torch.arange(values, device=now.device) > MISSING_ID)[:, None, None]
             return sums.permute(0, 2, 1, 3).flatten(2)
 
         found += [by_value(feature, weights) for feature in self.few]

@@ -52,16 +52,8 @@ from modeling_mcm.evaluation.offers import (
 )
 from modeling_mcm.evaluation.predictions import PredictionsWriter
 from modeling_mcm.evaluation.ranking import mask_met
-from modeling_mcm.evaluation.tables import (
-    by_history,
-    history_table,
-    metric_table,
-    summary,
-    target_of,
-    text_table,
-    write_report,
-    write_values,
-)
+from modeling_mcm.evaluation.reports import text_table, with_interval, write_report
+from modeling_mcm.evaluation.tables import by_history, history_table, metric_table, summary, target_of, write_values
 from modeling_mcm.files_mcm import write_json
 from modeling_mcm.model_evaluation import model_scores, model_values
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
@@ -229,7 +221,7 @@ def evaluate_offers(options: EvaluationOptions) -> tuple[list[list[str]], str, d
     names = list(next(iter(results.values())))
     table = [["method", *names]]
     for method, metrics in results.items():
-        cells = [f"{v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for v in metrics.values()]
+        cells = [with_interval(value) for value in metrics.values()]
         table.append([method, *cells])
     caption = (
         f"{len(groups):,} {options.offers_split} groups of offers of {schema.name}, {customers:,} customers. Who "

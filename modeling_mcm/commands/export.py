@@ -104,7 +104,7 @@ def run(options: ExportOptions) -> str:
 
 
 def _said_of_cost(options: ExportOptions, folder: Path) -> str:
-    from modeling_mcm.evaluation.tables import text_table, write_report
+    from modeling_mcm.evaluation.reports import text_table, write_report
 
     table, caption = cost_in_ndcg(options.model, str(folder), str(options.data))
     if options.report_file:

@@ -27,12 +27,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modeling_mcm.commands.arguments import exits, parse_options
+from modeling_mcm.data.dataset import CUSTOMER
 from modeling_mcm.scoring.folder import forget_in_predictions
 
 if TYPE_CHECKING:
     from modeling_mcm.preparation.deletion import Places, Whereabouts
-
-CUSTOMER = "customer_id"  # of prepared data and of predictions
 
 
 @dataclass

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_mcm.commands.arguments import exits, parse_options
-from modeling_mcm.evaluation.tables import text_table
+from modeling_mcm.evaluation.reports import text_table
 from modeling_mcm.files_mcm import write_json
 from modeling_mcm.scoring.monitor import calibration, check_predictions, score_drift
 

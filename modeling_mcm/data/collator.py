@@ -19,14 +19,14 @@ import torch
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from torch.utils.data import Dataset, Sampler
 
-from modeling_mcm.configuration_mcm import MCMConfig
+from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, UNKNOWN_ID, MCMConfig
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.losses_mcm import Objective
-from modeling_mcm.processing_mcm import FIRST_VALUE_ID, UNKNOWN_ID, MCMFeatureExtractor
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 MODES = ("train", "evaluate", "predict")
 ONE_PREFIX = ("random_prefix", "last_prefix")
 IGNORED = -100
-SECONDS_PER_DAY = 86_400
 POOLED_GROUPS = 64  # groups of rows that are sorted by length together
 FADED = 4  # half-lives after which a target is not worth its prefix: it would weigh a sixteenth
 

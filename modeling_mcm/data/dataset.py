@@ -23,6 +23,7 @@ from modeling_mcm.files_mcm import atomic_write, write_json
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 MANIFEST_FILE = "manifest.json"
+CUSTOMER = "customer_id"  # the column of a row that says whose it is; of predictions too
 FEATURE_EXTRACTOR_FOLDER = "feature_extractor"
 POPULARITY_FILE = "popularity.parquet"
 FOLLOWERS_FILE = "followers.parquet"

@@ -24,9 +24,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
 
 from modeling_mcm.configuration_mcm import MCMConfig
-from modeling_mcm.data.collator import SECONDS_PER_DAY, PreparedRows
+from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.offer_collator import events_before
-from modeling_mcm.events_mcm import as_column, naming, read_times, read_zone, to_text
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, as_column, naming, read_times, read_zone, to_text
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 AUTO, BINARY, CLASSES, NUMBER = KINDS = ("auto", "binary", "classes", "number")

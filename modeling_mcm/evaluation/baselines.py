@@ -24,10 +24,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.evaluation.cases import EvaluationCases
-from modeling_mcm.evaluation.histories import SECONDS_PER_DAY, TaskHistory, select_rows, task_histories
-from modeling_mcm.evaluation.metrics import FIRST_LABEL, distinct_targets, ndcg_at_k, tie_ranks
+from modeling_mcm.evaluation.histories import TaskHistory, select_rows, task_histories
+from modeling_mcm.evaluation.metrics import distinct_targets, ndcg_at_k, tie_ranks
 from modeling_mcm.evaluation.ranking import TargetRanks
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.extras import needs
 
 if TYPE_CHECKING:

@@ -25,7 +25,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from modeling_mcm.evaluation.histories import (
-    SECONDS_PER_DAY,
     arrow_batches,
     check_cutoff,
     flat_values,
@@ -33,6 +32,7 @@ from modeling_mcm.evaluation.histories import (
     select_rows,
     task_histories,
 )
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 
 logger = logging.getLogger(__name__)
 

@@ -25,9 +25,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.evaluation.baselines import Baseline, scipy_sparse
-from modeling_mcm.evaluation.histories import SECONDS_PER_DAY, TaskHistory
-from modeling_mcm.evaluation.metrics import FIRST_LABEL
+from modeling_mcm.evaluation.histories import TaskHistory
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.extras import needs
 
 HALF_LIVES_VISITS = (5, 10, 20, 40, 80)

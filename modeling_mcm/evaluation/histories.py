@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
-from modeling_mcm.evaluation.metrics import FIRST_LABEL
+from modeling_mcm.configuration_mcm import FIRST_LABEL
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 
-SECONDS_PER_DAY = 86400.0
 CUTOFFS = ("validation", "test")
 
 

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-UNKNOWN_LABEL = 1
-FIRST_LABEL = 2  # ids below are pad and unknown
+from modeling_mcm.configuration_mcm import FIRST_LABEL
+
 UNREACHABLE = int(np.iinfo(np.int32).max)  # `greater` of a target that no ranking can hold
 
 Metric = Callable[[NDArray, NDArray, NDArray], NDArray]

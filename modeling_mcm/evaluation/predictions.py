@@ -18,7 +18,7 @@ import pyarrow.compute
 import pyarrow.parquet
 from numpy.typing import ArrayLike, NDArray
 
-from modeling_mcm.evaluation.metrics import FIRST_LABEL
+from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.files_mcm import atomic_write
 
 PREDICTIONS_SCHEMA = pa.schema(

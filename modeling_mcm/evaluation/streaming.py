@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from modeling_mcm.evaluation.metrics import FIRST_LABEL, UNREACHABLE, customer_metrics
+from modeling_mcm.configuration_mcm import FIRST_LABEL
+from modeling_mcm.evaluation.metrics import UNREACHABLE, customer_metrics
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Results as text, Markdown and Parquet: means over customers with intervals, also by the length of the history."""
+"""Results as tables and as Parquet: means over customers with intervals, also by the length of the history."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from modeling_mcm.evaluation.cases import EvaluationCases
 from modeling_mcm.evaluation.metrics import bootstrap_interval
-from modeling_mcm.files_mcm import atomic_write, write_text
+from modeling_mcm.evaluation.reports import with_half_interval
+from modeling_mcm.files_mcm import atomic_write
 
 Results = Mapping[str, Mapping[str, Mapping[str, NDArray]]]  # method -> task -> metric -> one value a case
 VALUES_SCHEMA = pa.schema(
@@ -102,10 +103,7 @@ def history_table(found: Mapping[str, Any], tasks: Sequence[str], metric: str) -
             measured = {name: of_group["results"][name].get(task, {}).get(metric) for name in methods}
             customers = max((each["customers"] for each in measured.values() if each), default=0)
             if customers:
-                cells = [
-                    f"{each['mean']:.3f} ±{(each['high'] - each['low']) / 2:.3f}" if each else "-"
-                    for each in measured.values()
-                ]
+                cells = [with_half_interval(each) if each else "-" for each in measured.values()]
                 table.append([task, group, f"{customers:,}", *cells])
     return table
 
@@ -125,26 +123,6 @@ def summary(results: Results) -> dict[str, dict[str, dict[str, dict[str, float]]
     }
 
 
-def text_table(table: list[list[str]]) -> str:
-    """Rows of text in columns, to print."""
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
-
-
-def write_report(table: list[list[str]], caption: str, path: Path) -> None:
-    """Writes the table as Markdown, between the markers of a file that has them, else as the whole file."""
-    lines = [" | ".join(["", *row, ""]).strip() for row in table]
-    lines.insert(1, "|" + " --- |" * len(table[0]))
-    text = f"{caption}\n\n" + "\n".join(lines) + "\n"
-    start, end = "<!-- results -->\n", "<!-- /results -->"
-    old = path.read_text(encoding="utf-8") if path.exists() else ""
-    if start in old and end in old:
-        text = old[: old.index(start)] + start + text + old[old.index(end) :]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
-
-
 def write_values(path: Path, customer_ids: Sequence[str], results: Results) -> None:
     """Writes one row a method, task, metric and customer; `value` is NaN for a customer without a target in the task.
 
@@ -161,7 +139,4 @@ def write_values(path: Path, customer_ids: Sequence[str], results: Results) -> N
 
 
 def _mean(values: NDArray | None) -> str:
-    if values is None or np.isnan(values).all():
-        return "-"
-    found = bootstrap_interval(values)
-    return f"{found.mean:.3f} ±{(found.high - found.low) / 2:.3f}"
+    return "-" if values is None or np.isnan(values).all() else with_half_interval(bootstrap_interval(values))

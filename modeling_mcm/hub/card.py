@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
-from modeling_mcm.configuration_mcm import MCMConfig
+from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MCMConfig
+from modeling_mcm.evaluation.reports import with_interval
 from modeling_mcm.files_mcm import write_json, write_text
 from modeling_mcm.hub.folder import (
     ACTION_HEAD,
@@ -27,7 +28,6 @@ from modeling_mcm.hub.folder import (
     VOCABULARIES_NAME,
     read_json,
 )
-from modeling_mcm.processing_mcm import FIRST_VALUE_ID
 
 TEMPLATES = Path(__file__).with_name("templates")
 LICENSE = "apache-2.0"
@@ -344,7 +344,7 @@ def _results_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     metrics = list(dict.fromkeys((row["metric"], row["k"]) for row in rows))
     tasks: dict[str, dict[str, dict]] = {}
     for row in rows:
-        cell = f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        cell = with_interval(row)
         tasks.setdefault(row["task"], {}).setdefault(row["method"], {})[(row["metric"], row["k"])] = cell
     return {
         "columns": [name.replace("_", " ") + (f" @{k}" if k else "") for name, k in metrics],

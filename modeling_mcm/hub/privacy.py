@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from modeling_mcm.processing_mcm import FIRST_VALUE_ID, MCMFeatureExtractor
+from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 BATCH = 1024
 PAIR = 2**32  # a pair of ids as one number: the first times this, plus the second

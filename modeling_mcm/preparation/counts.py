@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from modeling_mcm.counted_memory_mcm import FOLLOWERS as MOST_FOLLOWERS
 from modeling_mcm.counted_memory_mcm import LAG_WEIGHTS
 from modeling_mcm.data.dataset import FOLLOWERS_FILE, write_table
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.extras import needs
-from modeling_mcm.processing_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 
 if TYPE_CHECKING:
     import ibis

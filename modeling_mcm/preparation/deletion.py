@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from modeling_mcm.data.dataset import PreparedManifest, check_shard, sha256_of
+from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest, check_shard, sha256_of
 from modeling_mcm.events_mcm import to_text
 from modeling_mcm.files_mcm import write_json
-from modeling_mcm.preparation.forget import CUSTOMER, forget_in_log, forget_in_prepared, log_files, open_parquet
+from modeling_mcm.preparation.forget import forget_in_log, forget_in_prepared, log_files, open_parquet
 from modeling_mcm.preparation.locks import note_of
 
 

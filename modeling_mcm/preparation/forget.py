@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from modeling_mcm.data.dataset import (
+    CUSTOMER,
     FEATURE_EXTRACTOR_FOLDER,
     MANIFEST_FILE,
     POPULARITY_FILE,
@@ -44,7 +45,6 @@ with needs("data"):
     from modeling_mcm.preparation.rows import popularity, write_shard
     from modeling_mcm.preparation.vocabulary import vocabularies_of
 
-CUSTOMER = "customer_id"
 # Folders in a data set of what was computed of its customers and is computed again where it is needed.
 CACHES = {"baselines"}
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from modeling_mcm.configuration_mcm import MISSING_ID
 from modeling_mcm.data.dataset import (
     FEATURE_EXTRACTOR_FOLDER,
     POPULARITY_FILE,
@@ -33,7 +34,7 @@ from modeling_mcm.extras import needs
 from modeling_mcm.preparation.files import check_files, describe
 from modeling_mcm.preparation.locks import locked
 from modeling_mcm.preparation.text_files import TextFiles
-from modeling_mcm.processing_mcm import MISSING_ID, ROWS, MCMFeatureExtractor
+from modeling_mcm.processing_mcm import ROWS, MCMFeatureExtractor
 
 with needs("data"):
     import ibis

@@ -16,18 +16,12 @@ from fractions import Fraction
 import numpy as np
 import pyarrow as pa
 
+from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from modeling_mcm.data.features import CATEGORICAL, HOUR, MOST_VALUES, WEEKDAY, FeatureSpec, raw_places, value_places
 from modeling_mcm.data.schema import EventSchema, schema_of
 from modeling_mcm.events_mcm import LARGEST_VALUE, SECONDS_PER_DAY
 from modeling_mcm.extras import needs
-from modeling_mcm.processing_mcm import (
-    EPOCH_WEEKDAY,
-    FIRST_VALUE_ID,
-    MISSING_ID,
-    SECONDS_PER_HOUR,
-    UNKNOWN_ID,
-    MCMFeatureExtractor,
-)
+from modeling_mcm.processing_mcm import EPOCH_WEEKDAY, SECONDS_PER_HOUR, MCMFeatureExtractor
 
 with needs("data"):
     import ibis

@@ -23,13 +23,14 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
-from modeling_mcm.data.dataset import PreparedManifest
+from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest
 from modeling_mcm.files_mcm import atomic_write
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
-from modeling_mcm.processing_mcm import FIRST_VALUE_ID, MCMFeatureExtractor
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
-CUSTOMER, EMBEDDING, SCORES = "customer_id", "embedding", "_scores"  # columns; a task has two
+EMBEDDING, SCORES = "embedding", "_scores"  # columns; a task has two
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.dataset import PreparedManifest, load_prepared
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.files_mcm import atomic_write
 from modeling_mcm.live_mcm import LiveCustomer, checkpoint_digest
-from modeling_mcm.processing_mcm import FIRST_VALUE_ID, MCMFeatureExtractor
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 NEXT_DAYS = 30
 BATCH = 64
@@ -234,7 +236,7 @@ class Histories:
         if not future:
             return tasks
         row = self.extractor.encode({"events": future})
-        until = int(np.datetime64(self.cutoff, "s").astype(int)) + NEXT_DAYS * 86_400
+        until = int(np.datetime64(self.cutoff, "s").astype(int)) + NEXT_DAYS * SECONDS_PER_DAY
         labels = {task: row[f"task_{task}"] for task in tasks}
         is_target = np.any([ids >= FIRST_VALUE_ID for ids in labels.values()], axis=0)
         following = row["visits"][np.argmax(is_target)] if is_target.any() else -1

@@ -26,11 +26,11 @@ from torch import nn
 from transformers.utils import logging
 
 from modeling_mcm.data.collator import LengthGroupedSampler
+from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.modeling_mcm import MCMModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.state_mcm import CustomerState, Forecasts
 
-SECONDS_PER_DAY = 86_400
 MOMENTS, BATCH, PASSES, LEAST_STEPS, MOST_STEPS = 16, 32, 3, 40, 1500  # a customer; customers a step; over them all
 LEARNING_RATE, WEIGHT_DECAY, WARM_UP, LONGEST_GRADIENT = 4e-3, 0.01, 0.1, 1.0
 RECONSTRUCTION, FUTURE, HAZARD, SETS = 3.0, 0.3, 0.1, 6.0  # weights of the losses

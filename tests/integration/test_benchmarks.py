@@ -51,6 +51,8 @@ def test_the_floor_counts_the_arithmetic_of_the_encoder(benchmark):
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=24,
+        encoder_unit="event",
+        state_size=0,
     )
     config._attn_implementation = "eager"
     model = MCMModel(config).eval()
@@ -272,11 +274,11 @@ def test_the_tables_of_the_recipe_are_means_of_seeds_in_pairs(benchmark):
         rivals={"BERT4Rec": {"item": counted + 0.4}},
     )
     _, popular, rival, ours = module.method_table([answers])
-    assert popular[3:6] == ["popular", "0.3000 ± 0.2000", "+0.2000 [+0.2000, +0.2000]"]
-    assert rival[5].startswith("-0.2000") and ours[3:6] == ["**MCM**", "0.5000 ± 0.2000", "seeds: 0.4000, 0.6000"]
+    assert popular[3:6] == ["popular", "0.3000 ±0.2000", "+0.2000 [+0.2000, +0.2000]"]
+    assert rival[5].startswith("-0.2000") and ours[3:6] == ["**MCM**", "0.5000 ±0.2000", "seeds: 0.4000, 0.6000"]
     assert module.part_table([answers])[1][3:] == [
         "without readout (counting alone)",
-        "0.2000 ± 0.2000",
+        "0.2000 ±0.2000",
         "+0.3000 [+0.3000, +0.3000]",
     ]
     assert [row[4] for row in module.history_table([answers])[1:]] == ["2", "1"]

@@ -18,11 +18,11 @@ from modeling_mcm import (
 from modeling_mcm.action_counts_mcm import NEVER, count_names
 from modeling_mcm.action_inputs_mcm import ActionMatcher, EncodedActions, read_actions
 from modeling_mcm.action_mcm import offer_loss
+from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
 from modeling_mcm.data.offers import make_offers
 from modeling_mcm.evaluation.offers import score_offers
-from modeling_mcm.modeling_mcm import FIRST_LABEL
 
 ACTIONS = pd.DataFrame(
     [

@@ -17,7 +17,8 @@ import pytest
 
 from modeling_mcm.data.dataset import PreparedManifest
 from modeling_mcm.evaluation.predictions import PredictionsWriter
-from modeling_mcm.evaluation.tables import write_report, write_values
+from modeling_mcm.evaluation.reports import write_report
+from modeling_mcm.evaluation.tables import write_values
 from modeling_mcm.files_mcm import atomic_write, write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.losses_mcm import (
-    FIRST_LABEL,
     LabelSurprise,
     LossInParts,
     Targets,

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, readout_mcm
-from modeling_mcm.losses_mcm import FIRST_LABEL, Objective, prefix_cross_entropy, prefix_ranking_loss
+from modeling_mcm.configuration_mcm import FIRST_LABEL
+from modeling_mcm.losses_mcm import Objective, prefix_cross_entropy, prefix_ranking_loss
 
 LAYOUTS = {
     f"{attention} {unit}": {"augmentation": augmentation, "encoder_unit": unit}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from modeling_mcm import MCMFeatureExtractor, MCMForActionRecommendation, MCMForMultiTaskRecommendation, MCMModel
-from modeling_mcm.losses_mcm import FIRST_LABEL
+from modeling_mcm.configuration_mcm import FIRST_LABEL
 
 CHOICES = {
     "paper": {},

@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
-from modeling_mcm.losses_mcm import FIRST_LABEL
 from modeling_mcm.training.callbacks import TrainingClock, WeightAverage
 from modeling_mcm.training.trainer import FAST_PARAMETERS, MCMTrainer
 
