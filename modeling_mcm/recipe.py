@@ -118,7 +118,7 @@ def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], feat
     training |= {"early_stopping_patience": PATIENCE if rules else PATIENCE_WITHOUT_REPEATS}
     training |= {"save_total_limit": 2, "load_best_model_at_end": True}
     if rules:
-        training |= {"lr_scheduler_type": "constant_with_warmup", "num_train_epochs": 6.0}
+        training |= {"lr_scheduler_type": "constant_with_warmup", "num_train_epochs": 6.0 if visits else 12.0}
         training |= {"per_device_train_batch_size": 16}
     else:
         training |= {"lr_scheduler_type": "constant_with_warmup", "num_train_epochs": 60.0}
