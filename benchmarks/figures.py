@@ -24,6 +24,8 @@ from typing import Any
 
 import yaml
 
+from modeling_mcm.files_mcm import write_text
+
 ROOT = Path(__file__).resolve().parents[1]
 LIST = ROOT / "benchmarks" / "figures.yaml"
 STAMP = re.compile(
@@ -77,7 +79,7 @@ def write_stamp(page: str, words: str) -> None:
     """Puts a stamp at the end of a page, in the place of the one that is there."""
     text = (ROOT / page).read_text(encoding="utf-8")
     text = STAMP.sub("", text).rstrip("\n")
-    (ROOT / page).write_text(f"{text}\n\n*Figures {words}.*\n", encoding="utf-8")
+    write_text(ROOT / page, f"{text}\n\n*Figures {words}.*\n")
 
 
 def make(page: str, commands: list[str], sources: list[str]) -> None:
