@@ -53,7 +53,8 @@ def test_a_second_evaluation_reads_what_the_first_one_computed(evaluate, data, m
     assert list(numbers["results"]) == [*COUNTED, "MCM"] and numbers["asked"].startswith("everything is ranked")
 
 
-def test_a_model_that_learned_nothing_is_told_of(evaluate):
+def test_a_model_that_learned_nothing_is_told_of(evaluate, save):
+    save(extended=True, repeat_memory=False)  # with it, even an untrained model knows what was bought before
     said, numbers = evaluate("--baselines", *COUNTED, "--shown", 0)
     warnings = [line for line in said.splitlines() if line.startswith("MCM is ")]
     assert any(line.startswith("MCM is under visit_frequency, beyond noise, on items by") for line in warnings)
