@@ -124,7 +124,7 @@ class TaskScores:
                 parts["repeats"] = _cells(rows, [remembered[k] for k in group], [len(vectors[k]) for k in group])
             if histories is not None:
                 of_tasks = [self._counted_parts(tasks[k], scored[k], batch, histories, side_by_side) for k in group]
-                parts |= _beside(of_tasks, [vectors[k] for k in group], len(rows.customers))
+                parts |= _beside(of_tasks, [vectors[k] for k in group], rows.customers.shape[0])
             result.append(parts)
         return result
 
