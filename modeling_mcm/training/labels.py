@@ -278,8 +278,8 @@ def train_to_labels(
         logger.warning(f"Interrupted while they were written, so not used: {', '.join(broken)}.")
     trained = sum(value.numel() for value in tuned.parameters() if value.requires_grad)
     logger.warning(
-        f"{trained:,} trained parameters, {len(trained_on):,} labels to train on and {len(held_out):,} to evaluate on, "
-        f"{f'{labels.kind}: ' + ', '.join(labels.classes) if labels.classes else labels.kind}; "
+        f"{trained:,} trained parameters, {len(trained_on):,} labels to train on and {len(held_out):,} to evaluate "
+        f"on, {f'{labels.kind}: ' + ', '.join(labels.classes) if labels.classes else labels.kind}; "
         + (f"going on from {checkpoint}" if checkpoint else "starting anew")
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
