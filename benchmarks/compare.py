@@ -80,22 +80,37 @@ class CompareOptions:
     """What is compared."""
 
     data: str = field(default="data/complete_journey/prepared", metadata={"help": "Folder of a prepared data set."})
-    task: str = field(default="product_type", metadata={"help": "Whose labels are the peers' items."})
-    methods: list[str] = field(default_factory=lambda: list(METHODS), metadata={"help": "Rows of the table."})
-    rounds: int = field(default=3, metadata={"help": "Runs of each; medians are printed. 0 to leave this out."})
-    seconds: float = field(default=20.0, metadata={"help": "Of training in each run."})
-    length: int = field(default=100, metadata={"help": "Latest events of each customer."})
-    batch_size: int = field(default=32, metadata={"help": "Customers of a training step."})
-    inference_batch_size: int = field(default=256, metadata={"help": "Customers of a step of inference."})
-    hidden: int = field(default=128, metadata={"help": "Width of the encoder."})
-    threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Of torch."})
-    reference: str = field(default="RecTools BERT4Rec", metadata={"help": "Whose accuracy MCM is to reach."})
-    reference_seconds: float = field(default=420.0, metadata={"help": "Of its training; 0 to leave this out."})
+    task: str = field(
+        default="product_type", metadata={"help": "Task whose labels are the items that the other methods recommend."}
+    )
+    methods: list[str] = field(
+        default_factory=lambda: list(METHODS), metadata={"help": "Methods to compare, the rows of the table."}
+    )
+    rounds: int = field(
+        default=3,
+        metadata={
+            "help": "Number of runs of each method, whose median is printed; 0 to leave the comparison of speed out."
+        },
+    )
+    seconds: float = field(default=20.0, metadata={"help": "Seconds of training in each run."})
+    length: int = field(default=100, metadata={"help": "Number of each customer's latest events that are read."})
+    batch_size: int = field(default=32, metadata={"help": "Number of customers in one training step."})
+    inference_batch_size: int = field(default=256, metadata={"help": "Number of customers in one batch of inference."})
+    hidden: int = field(default=128, metadata={"help": "Width of the encoder: the length of its hidden vectors."})
+    threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Number of torch's threads."})
+    reference: str = field(default="RecTools BERT4Rec", metadata={"help": "Method whose accuracy MCM has to reach."})
+    reference_seconds: float = field(
+        default=420.0,
+        metadata={"help": "Seconds of training of that method; 0 to leave the comparison of accuracy out."},
+    )
     steps_up: list[float] = field(
         default_factory=lambda: [5.0, 15.0, 30.0, 60.0], metadata={"help": "Seconds that MCM is given, one by one."}
     )
-    environments: str = field(default="build/peers", metadata={"help": "Where the peers are installed."})
-    report_file: str | None = field(default=None, metadata={"help": "Markdown file for the tables."})
+    environments: str = field(
+        default="build/peers",
+        metadata={"help": "Folder with the environments in which the other methods are installed."},
+    )
+    report_file: str | None = field(default=None, metadata={"help": "Markdown file to write the tables to."})
 
     def __post_init__(self) -> None:
         if unknown := [name for name in [*self.methods, self.reference] if name not in METHODS]:

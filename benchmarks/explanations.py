@@ -53,16 +53,23 @@ class Options:
     """What is explained."""
 
     model: str = field(default="runs/quickstart", metadata={"help": "Checkpoint folder."})
-    data: str = field(default="data/complete_journey/prepared", metadata={"help": "Folder of its prepared data set."})
+    data: str = field(
+        default="data/complete_journey/prepared",
+        metadata={"help": "Folder of the prepared data set of the checkpoint."},
+    )
     tasks: list[str] = field(
         default_factory=lambda: ["product_type", "product_category"], metadata={"help": "Tasks of the table."}
     )
-    customers: int = field(default=100, metadata={"help": "Of each cutoff, spread evenly over all cases."})
+    customers: int = field(
+        default=100, metadata={"help": "Number of customers at each cutoff, spread evenly over all cases."}
+    )
     cutoffs: list[str] = field(
         default_factory=lambda: ["validation", "test"], metadata={"help": "Where the histories end."}
     )
-    threads: int = field(default=1, metadata={"help": "Of torch."})
-    report_file: str | None = field(default=None, metadata={"help": "Markdown file to write; printed if not given."})
+    threads: int = field(default=1, metadata={"help": "Number of torch's threads."})
+    report_file: str | None = field(
+        default=None, metadata={"help": "Markdown file to write. By default the page is printed."}
+    )
 
 
 def histories(options: Options, cutoff: str) -> list[dict[str, Any]]:

@@ -62,13 +62,18 @@ class FewLabelsOptions:
 
     model: str | None = field(default=None, metadata={"help": "Pre-trained checkpoint with a customer state."})
     data: str | None = field(default=None, metadata={"help": "Folder of the prepared data set of the checkpoint."})
-    profile: str = field(default="kids_count", metadata={"help": "Feature of the profile that is predicted."})
-    days: int = field(default=30, metadata={"help": "Days after the cutoff without a visit that are churn."})
-    min_events: int = field(default=5, metadata={"help": "Events before the cutoff that a customer needs."})
-    sizes: list[int] = field(default_factory=lambda: [100, 300, 1000], metadata={"help": "Labels to learn from."})
-    draws: int = field(default=10, metadata={"help": "How often labels are drawn of each size."})
-    report: str = field(default="docs/results_few_labels.md", metadata={"help": "The page."})
-    output_file: str | None = field(default=None, metadata={"help": "JSON file for every number."})
+    profile: str = field(default="kids_count", metadata={"help": "Feature of the profile to predict."})
+    days: int = field(
+        default=30,
+        metadata={"help": "Number of days after the cutoff; a customer without a visit in them has churned."},
+    )
+    min_events: int = field(default=5, metadata={"help": "Number of events that a customer needs before the cutoff."})
+    sizes: list[int] = field(
+        default_factory=lambda: [100, 300, 1000], metadata={"help": "Numbers of labels to learn from."}
+    )
+    draws: int = field(default=10, metadata={"help": "Number of random draws of the labels of each size."})
+    report: str = field(default="docs/results_few_labels.md", metadata={"help": "Markdown file of the page to write."})
+    output_file: str | None = field(default=None, metadata={"help": "JSON file to write every number to."})
 
 
 @dataclass(frozen=True)

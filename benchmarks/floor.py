@@ -33,12 +33,20 @@ class Shape:
     """What is computed; the defaults are a batch of the quickstart."""
 
     config: str = field(default="configuration/mcm-tiny", metadata={"help": "Folder with a config.json."})
-    label_sizes: list[int] = field(default_factory=lambda: [32, 304, 1914, 5115], metadata={"help": "V of each task."})
-    features: int = field(default=17, metadata={"help": "J, features of an event."})
-    batch_size: int = field(default=16, metadata={"help": "B, customers."})
-    events: int = field(default=700, metadata={"help": "L, events of each."})
-    units: int = field(default=120, metadata={"help": "U, events or visits that the encoder reads."})
-    threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Of torch."})
+    label_sizes: list[int] = field(
+        default_factory=lambda: [32, 304, 1914, 5115],
+        metadata={"help": "Number of labels of each task (V in the table)."},
+    )
+    features: int = field(default=17, metadata={"help": "Number of features of an event (J in the table)."})
+    batch_size: int = field(default=16, metadata={"help": "Number of customers in one batch (B in the table)."})
+    events: int = field(default=700, metadata={"help": "Number of events of each customer (L in the table)."})
+    units: int = field(
+        default=120,
+        metadata={
+            "help": "Number of units, visits or events, that the encoder reads of each customer (U in the table)."
+        },
+    )
+    threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Number of torch's threads."})
 
 
 def encoder_flops(layers: int, hidden: int, inner: int, units: int) -> int:

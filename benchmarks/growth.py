@@ -40,16 +40,18 @@ class GrowthOptions:
     """What grows, from where."""
 
     config: str = field(default="configuration/mcm-tiny", metadata={"help": "Folder with a config.json."})
-    customers: int = field(default=500, metadata={"help": "Of the smallest log."})
-    units: int = field(default=64, metadata={"help": "Of the shortest histories."})
-    labels: int = field(default=1000, metadata={"help": "Of the smallest task."})
-    batch_size: int = field(default=16, metadata={"help": "Customers of a training step."})
-    doublings: int = field(default=3, metadata={"help": "How often each is doubled."})
+    customers: int = field(default=500, metadata={"help": "Number of customers of the smallest log."})
+    units: int = field(default=64, metadata={"help": "Number of units of the shortest histories."})
+    labels: int = field(default=1000, metadata={"help": "Number of labels of the smallest task."})
+    batch_size: int = field(default=16, metadata={"help": "Number of customers in one training step."})
+    doublings: int = field(default=3, metadata={"help": "Number of times that each of these sizes is doubled."})
     report_file: str | None = field(
-        default=None, metadata={"help": "Markdown file for the table, as run_evaluate.py's."}
+        default=None, metadata={"help": "Markdown file to write the table to, as `mcm evaluate` does."}
     )
     picture: str | None = field(default=None, metadata={"help": "PNG file for the plot; needs matplotlib."})
-    only: str = field(default="", metadata={"help": "One point, in this process; prints its figures as JSON."})
+    only: str = field(
+        default="", metadata={"help": "Measure one point in this process and print its figures as JSON."}
+    )
 
 
 def peak() -> int:

@@ -29,12 +29,14 @@ class Options:
     """What is measured."""
 
     model: str = field(default="runs/quickstart", metadata={"help": "Checkpoint folder."})
-    visits: list[int] = field(default_factory=lambda: [10, 100, 1000], metadata={"help": "Lengths of history."})
-    events: int = field(default=8, metadata={"help": "Events of a visit."})
-    runs: int = field(default=40, metadata={"help": "Visits that are added after each of these lengths."})
-    threads: int = field(default=1, metadata={"help": "Of torch."})
+    visits: list[int] = field(
+        default_factory=lambda: [10, 100, 1000], metadata={"help": "Lengths of the histories, in visits."}
+    )
+    events: int = field(default=8, metadata={"help": "Number of events of one visit."})
+    runs: int = field(default=40, metadata={"help": "Number of visits that are added after each of these lengths."})
+    threads: int = field(default=1, metadata={"help": "Number of torch's threads."})
     report_file: str | None = field(
-        default=None, metadata={"help": "Markdown file; what stands between its two result lines is replaced."}
+        default=None, metadata={"help": "Markdown file, in which the text between its two result lines is replaced."}
     )
 
 

@@ -45,14 +45,23 @@ class Options:
 
     model: str = field(metadata={"help": "Checkpoint folder."})
     data: str = field(metadata={"help": "Folder of a prepared data set."})
-    values_file: str = field(metadata={"help": "Parquet file for every metric's value of every customer."})
-    tasks: list[str] = field(default_factory=list, metadata={"help": "All that the model was trained on by default."})
-    filter_seen: bool = field(default=False, metadata={"help": "Labels met before are neither ranked nor targets."})
-    only_new: bool = field(default=False, metadata={"help": "The same, beside --horizon_days."})
-    horizon_days: float | None = field(
-        default=None, metadata={"help": "Targets are the labels of so many days instead of the next visit's."}
+    values_file: str = field(metadata={"help": "Parquet file to write the metrics of every single customer to."})
+    tasks: list[str] = field(
+        default_factory=list, metadata={"help": "Tasks to evaluate. By default all tasks of the model."}
     )
-    batch_size: int = field(default=64, metadata={"help": "Customers a step."})
+    filter_seen: bool = field(
+        default=False,
+        metadata={"help": "Leave labels that the customer had before the cutoff out of ranking and targets."},
+    )
+    only_new: bool = field(
+        default=False,
+        metadata={"help": "Rank, and take as targets, only labels that the customer never had; for --horizon_days."},
+    )
+    horizon_days: float | None = field(
+        default=None,
+        metadata={"help": "Number of days whose labels are the targets, instead of those of the next visit."},
+    )
+    batch_size: int = field(default=64, metadata={"help": "Number of customers in one batch of the model."})
 
 
 def left(parts: Parts, out: set[str]) -> dict[str, torch.Tensor]:

@@ -40,17 +40,23 @@ GIGA, KIBI = 1e9, 1024
 class Options:
     """The shape, and what is measured."""
 
-    batch_size: int = field(default=8, metadata={"help": "B, customers."})
-    units: int = field(default=300, metadata={"help": "U, events or visits of each."})
-    labels: int = field(default=8000, metadata={"help": "V."})
-    hidden_size: int = field(default=256, metadata={"help": "H."})
-    device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
-    bf16: bool = field(default=False, metadata={"help": "Vectors in bfloat16 instead of float32."})
-    threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Of torch."})
-    runs: int = field(default=7, metadata={"help": "Of each way; the median is printed."})
+    batch_size: int = field(default=8, metadata={"help": "Number of customers in one batch (B in the table)."})
+    units: int = field(
+        default=300, metadata={"help": "Number of units, visits or events, of each customer (U in the table)."}
+    )
+    labels: int = field(default=8000, metadata={"help": "Number of labels (V in the table)."})
+    hidden_size: int = field(default=256, metadata={"help": "Length of the hidden vectors (H in the table)."})
+    device: str = field(default="cpu", metadata={"help": "Device to measure on: cpu or cuda."})
+    bf16: bool = field(default=False, metadata={"help": "Compute with vectors in bfloat16 instead of float32."})
+    threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Number of torch's threads."})
+    runs: int = field(default=7, metadata={"help": "Number of runs of each implementation, whose median is printed."})
     memory: bool = field(default=False, metadata={"help": "Measure memory instead of seconds."})
-    keep_freed_memory: bool = field(default=True, metadata={"help": "As training does."})
-    only: str = field(default="", metadata={"help": "One way, in this process; prints its figures as JSON."})
+    keep_freed_memory: bool = field(
+        default=True, metadata={"help": "Keep freed memory in the process, as training does."}
+    )
+    only: str = field(
+        default="", metadata={"help": "Measure one implementation in this process and print its figures as JSON."}
+    )
 
 
 class Inputs:

@@ -119,17 +119,22 @@ class Log:
 class Options:
     """Options of the study."""
 
-    toys: str | None = field(default=None, metadata={"help": "Parquet file of Toys and Games; left out if not given."})
+    toys: str | None = field(
+        default=None,
+        metadata={"help": "Parquet file of the data set Toys and Games. By default that data set is left out."},
+    )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the trainings."})
     part_seeds: list[int] = field(
-        default_factory=lambda: [0], metadata={"help": "Those of the seeds of which parts are left out."}
+        default_factory=lambda: [0], metadata={"help": "Seeds for which parts of the model are left out one by one."}
     )
     rival_seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds of BERT4Rec's trainings."})
     folder: str = field(default="build/recipe", metadata={"help": "Folder for the data, the runs and their values."})
     only_made: bool = field(
         default=False, metadata={"help": "The page from what is there: nothing is trained or evaluated."}
     )
-    report_file: str | None = field(default=None, metadata={"help": "Markdown file to write; printed if not given."})
+    report_file: str | None = field(
+        default=None, metadata={"help": "Markdown file to write. By default the page is printed."}
+    )
     readme: str | None = field(
         default=None,
         metadata={"help": "File that gets a sentence on the encoder, between <!-- encoder --> and <!-- /encoder -->."},

@@ -60,18 +60,22 @@ class ProbeOptions:
     profile: list[str] = field(
         default_factory=list, metadata={"help": "Features of the profile to predict; all by default."}
     )
-    spend: str = field(default="price", metadata={"help": "Numeric feature that is summed to spend."})
-    days: int = field(default=30, metadata={"help": "Days after the cutoff."})
+    spend: str = field(default="price", metadata={"help": "Numeric feature whose sum is the spend of a customer."})
+    days: int = field(
+        default=30, metadata={"help": "Number of days after the cutoff in which churn and spend are measured."}
+    )
     cutoffs: list[str] = field(
         default_factory=lambda: ["validation", "test"],
         metadata={"help": "Where histories end: the prepared data set's validation cutoff, its test cutoff, or both."},
     )
-    min_events: int = field(default=5, metadata={"help": "Events before the cutoff that a customer needs."})
-    folds: int = field(default=5, metadata={"help": "Parts of the cross-validation."})
-    repeats: int = field(default=3, metadata={"help": "Repetitions of the cross-validation."})
-    batch_size: int = field(default=32, metadata={"help": "Customers a step."})
-    report: str = field(default="docs/results_probe.md", metadata={"help": "The page."})
-    output_file: str | None = field(default=None, metadata={"help": "JSON file for every number."})
+    min_events: int = field(default=5, metadata={"help": "Number of events that a customer needs before the cutoff."})
+    folds: int = field(default=5, metadata={"help": "Number of folds of the cross-validation."})
+    repeats: int = field(
+        default=3, metadata={"help": "Number of times that the cross-validation is repeated with other folds."}
+    )
+    batch_size: int = field(default=32, metadata={"help": "Number of customers in one batch of the model."})
+    report: str = field(default="docs/results_probe.md", metadata={"help": "Markdown file of the page to write."})
+    output_file: str | None = field(default=None, metadata={"help": "JSON file to write every number to."})
 
 
 @dataclass

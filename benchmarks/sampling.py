@@ -49,16 +49,27 @@ HEADER = [
 class SamplingOptions:
     """What is sampled, and how often."""
 
-    model: str = field(default="runs/quickstart", metadata={"help": "Checkpoint; empty for random weights alone."})
-    data: str = field(default="data/complete_journey/prepared", metadata={"help": "Its prepared data set."})
-    config: str = field(default="configuration/mcm-tiny", metadata={"help": "Shape of the model with random weights."})
-    labels: int = field(default=20_000, metadata={"help": "Labels of that model."})
-    units: int = field(default=64, metadata={"help": "Events of a random history, each a visit."})
-    batch_size: int = field(default=16, metadata={"help": "Customers."})
-    drawn: list[int] = field(default_factory=lambda: [32, 128, 512, 2048], metadata={"help": "Labels drawn."})
-    draws: int = field(default=32, metadata={"help": "Samples of each size; an even number."})
-    threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Of torch."})
-    report_file: str | None = field(default=None, metadata={"help": "Markdown file for the table."})
+    model: str = field(
+        default="runs/quickstart",
+        metadata={"help": "Checkpoint folder. If it is empty, only a model with random weights is measured."},
+    )
+    data: str = field(
+        default="data/complete_journey/prepared",
+        metadata={"help": "Folder of the prepared data set of the checkpoint."},
+    )
+    config: str = field(
+        default="configuration/mcm-tiny",
+        metadata={"help": "Folder with the config.json of the model with random weights."},
+    )
+    labels: int = field(default=20_000, metadata={"help": "Number of labels of the model with random weights."})
+    units: int = field(default=64, metadata={"help": "Number of visits of a random history, each of one event."})
+    batch_size: int = field(default=16, metadata={"help": "Number of customers in one batch."})
+    drawn: list[int] = field(
+        default_factory=lambda: [32, 128, 512, 2048], metadata={"help": "Numbers of labels to sample."}
+    )
+    draws: int = field(default=32, metadata={"help": "Number of samples of each size; it must be even."})
+    threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Number of torch's threads."})
+    report_file: str | None = field(default=None, metadata={"help": "Markdown file to write the table to."})
 
     def __post_init__(self) -> None:
         if self.draws < 2 or self.draws % 2:

@@ -48,19 +48,25 @@ class ScaleOptions:
         default_factory=lambda: [1e6, 2e6], metadata={"help": "Sizes of the logs, about; the smallest first."}
     )
     memory_limit: str = field(
-        default="4GB", metadata={"help": "Of DuckDB, as prepare_data.py's; Python comes on top."}
+        default="4GB",
+        metadata={"help": "Memory that DuckDB may use in preparation; the memory of Python comes on top."},
     )
-    rows_per_shard: int = field(default=1024, metadata={"help": "Most customers in one shard."})
-    files: int = field(default=24, metadata={"help": "Files of a log, equal stretches of time."})
-    seed: int = field(default=0, metadata={"help": "Of the logs."})
+    rows_per_shard: int = field(default=1024, metadata={"help": "Largest number of customers in one shard."})
+    files: int = field(default=24, metadata={"help": "Number of files of a log, each of the same length of time."})
+    seed: int = field(default=0, metadata={"help": "Seed of the random logs."})
     folder: str | None = field(
-        default=None, metadata={"help": "For logs, spilling and output; removed again. A temporary one if not given."}
+        default=None,
+        metadata={
+            "help": "Folder for logs, temporary data and results, which is emptied. By default a temporary one."
+        },
     )
-    log_only: bool = field(default=False, metadata={"help": "Write the first log into the folder and stop."})
+    log_only: bool = field(default=False, metadata={"help": "Write the first log into --folder and stop."})
     update: bool = field(
         default=False, metadata={"help": "Measure also what the log's last file costs as an update, and tell that."}
     )
-    report_file: str | None = field(default=None, metadata={"help": "Markdown file, as run_evaluate.py's."})
+    report_file: str | None = field(
+        default=None, metadata={"help": "Markdown file to write the table to, as `mcm evaluate` does."}
+    )
 
     def __post_init__(self) -> None:
         if not self.events or min(self.events) < 1:

@@ -42,28 +42,53 @@ FLOAT, LONG, INT = 4, 8, 4
 class ScalingOptions:
     """The study, and the business that is planned for."""
 
-    data: str = field(default="data/complete_journey/prepared", metadata={"help": "Prepared data set of the study."})
-    recipe: str = field(default="configuration/recipes/quickstart.yaml", metadata={"help": "Of every run."})
-    max_events: int = field(default=256, metadata={"help": "Window of the study, in events."})
-    shares: list[float] = field(
-        default_factory=lambda: [0.125, 0.25, 0.5, 1.0], metadata={"help": "Of the customers, to train on."}
+    data: str = field(
+        default="data/complete_journey/prepared", metadata={"help": "Folder of the prepared data set of the study."}
     )
-    widths: list[int] = field(default_factory=lambda: [1, 2, 4], metadata={"help": "Times --hidden."})
+    recipe: str = field(
+        default="configuration/recipes/quickstart.yaml", metadata={"help": "Recipe of every run, a YAML file."}
+    )
+    max_events: int = field(
+        default=256, metadata={"help": "Largest number of events that are read of a history in the study."}
+    )
+    shares: list[float] = field(
+        default_factory=lambda: [0.125, 0.25, 0.5, 1.0], metadata={"help": "Shares of the customers to train on."}
+    )
+    widths: list[int] = field(
+        default_factory=lambda: [1, 2, 4], metadata={"help": "Widths of the encoders, as multiples of --hidden."}
+    )
     hidden: int = field(default=64, metadata={"help": "Width of the smallest encoder."})
-    customers: float = field(default=40e6, metadata={"help": "Of the business."})
-    events: float = field(default=10e9, metadata={"help": "Of the business."})
-    events_a_visit: float = field(default=10.0, metadata={"help": "Of the business; the encoder reads visits."})
-    labels: list[int] = field(default_factory=lambda: [30_000, 2_000, 300, 30], metadata={"help": "V of its tasks."})
-    config: str = field(default="configuration/mcm-base", metadata={"help": "Its model."})
-    epochs: float = field(default=2.0, metadata={"help": "Over its customers."})
-    gpus: int = field(default=8, metadata={"help": "How many."})
-    teraflops: float = field(default=989.0, metadata={"help": "Peak of one in bf16; an H100's by default."})
-    gigabytes_a_second: float = field(default=450.0, metadata={"help": "Between GPUs, one way; NVLink of an H100."})
-    batch_size: int = field(default=512, metadata={"help": "Customers of a step and GPU."})
-    dollars: float = field(default=3.0, metadata={"help": "A GPU and hour."})
-    report_file: str = field(default="", metadata={"help": "Markdown file for the tables."})
+    customers: float = field(
+        default=40e6, metadata={"help": "Number of customers of the business that costs are computed for."}
+    )
+    events: float = field(default=10e9, metadata={"help": "Number of events of that business."})
+    events_a_visit: float = field(
+        default=10.0, metadata={"help": "Number of events in one visit of that business; the encoder reads visits."}
+    )
+    labels: list[int] = field(
+        default_factory=lambda: [30_000, 2_000, 300, 30],
+        metadata={"help": "Number of labels of each task of that business."},
+    )
+    config: str = field(
+        default="configuration/mcm-base",
+        metadata={"help": "Config of the model for that business, a folder with a config.json."},
+    )
+    epochs: float = field(default=2.0, metadata={"help": "Number of passes over the customers of that business."})
+    gpus: int = field(default=8, metadata={"help": "Number of GPUs."})
+    teraflops: float = field(
+        default=989.0, metadata={"help": "Peak speed of one GPU in bf16, in teraflops. By default that of an H100."}
+    )
+    gigabytes_a_second: float = field(
+        default=450.0,
+        metadata={"help": "Speed between two GPUs in one direction, in GB a second. By default NVLink of an H100."},
+    )
+    batch_size: int = field(default=512, metadata={"help": "Number of customers in one step of one GPU."})
+    dollars: float = field(default=3.0, metadata={"help": "Price of one GPU for one hour, in dollars."})
+    report_file: str = field(default="", metadata={"help": "Markdown file to write the tables to."})
     picture: str = field(default="", metadata={"help": "PNG file for the plot; needs matplotlib."})
-    only: str = field(default="", metadata={"help": "One run: share and width; prints its figures as JSON."})
+    only: str = field(
+        default="", metadata={"help": "Train one model, of a share and a width, and print its figures as JSON."}
+    )
 
 
 class LastTrainer(MCMTrainer):

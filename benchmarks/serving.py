@@ -81,12 +81,15 @@ class Options:
     """What is served and how much is asked."""
 
     model: str = field(metadata={"help": "Checkpoint folder."})
-    events: str = field(metadata={"help": "Raw log, a Parquet file."})
+    events: str = field(metadata={"help": "Parquet file of the raw log."})
     customers: int = field(default=50, metadata={"help": "Customers whose histories are sent first."})
-    users: list[int] = field(default_factory=lambda: [1, 8], metadata={"help": "Users at once, one load for each."})
-    seconds: int = field(default=30, metadata={"help": "Of each load, at most."})
-    requests: int = field(default=20_000, metadata={"help": "Of each load, at most."})
-    report_file: str | None = field(default=None, metadata={"help": "Page that gets the table."})
+    users: list[int] = field(
+        default_factory=lambda: [1, 8],
+        metadata={"help": "Numbers of users at the same time; each is measured as a load of its own."},
+    )
+    seconds: int = field(default=30, metadata={"help": "Longest duration of each load, in seconds."})
+    requests: int = field(default=20_000, metadata={"help": "Largest number of requests of each load."})
+    report_file: str | None = field(default=None, metadata={"help": "Markdown file to write the table to."})
 
 
 def histories(options: Options) -> dict[str, list[dict[str, Any]]]:

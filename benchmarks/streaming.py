@@ -36,18 +36,23 @@ WAYS = ("streamed", "Arrow copy")
 class StreamingOptions:
     """How much is read, and how."""
 
-    customers: int = field(default=2000, metadata={"help": "Of the smallest data set."})
-    doublings: int = field(default=3, metadata={"help": "How often they are doubled."})
-    rows_per_shard: int = field(default=128, metadata={"help": "Customers of a shard."})
-    window: int = field(default=4, metadata={"help": "Shards whose customers are mixed at a time."})
-    batch_size: int = field(default=16, metadata={"help": "Customers of a batch."})
+    customers: int = field(default=2000, metadata={"help": "Number of customers of the smallest data set."})
+    doublings: int = field(default=3, metadata={"help": "Number of times that the number of customers is doubled."})
+    rows_per_shard: int = field(default=128, metadata={"help": "Number of customers in one shard."})
+    window: int = field(default=4, metadata={"help": "Number of shards whose customers are mixed at a time."})
+    batch_size: int = field(default=16, metadata={"help": "Number of customers in one batch."})
     config: str = field(default="configuration/mcm-tiny", metadata={"help": "Folder with a config.json."})
     report_file: str | None = field(
-        default=None, metadata={"help": "Markdown file for the table, as run_evaluate.py's."}
+        default=None, metadata={"help": "Markdown file to write the table to, as `mcm evaluate` does."}
     )
     picture: str | None = field(default=None, metadata={"help": "PNG file for the plot; needs matplotlib."})
-    data: str = field(default="", metadata={"help": "Prepared data of one line, read in this process; prints JSON."})
-    way: str = field(default=WAYS[0], metadata={"help": "Of that line.", "choices": list(WAYS)})
+    data: str = field(
+        default="",
+        metadata={"help": "Folder of a prepared data set to measure in this process; prints figures as JSON."},
+    )
+    way: str = field(
+        default=WAYS[0], metadata={"help": "Way of reading that is measured with --data.", "choices": list(WAYS)}
+    )
 
 
 def prepare_all(options: StreamingOptions, folder: Path) -> list[Path]:
