@@ -72,14 +72,14 @@ class Page:
     def why(self, customer_id: str, task: str, label: str) -> list[str]:
         """Expectations, timeline and explanation with a label chosen."""
         household, now = self.histories.household(customer_id), self.histories.cutoff
-        found = household.live.explain(task, label, now)
+        result = household.live.explain(task, label, now)
         shares: dict[str, float] = {}
-        for visit in found.visits:
+        for visit in result.visits:
             shares[visit.time] = shares.get(visit.time, 0.0) + visit.share
         return [
             drawing.expectations(self.expected(household.live), household.bought, (task, label)),
             drawing.timeline(household.visits, now, shares),
-            drawing.explanation(found),
+            drawing.explanation(result),
         ]
 
     def expected(self, live: LiveCustomer) -> dict[str, list[dict[str, Any]]]:
@@ -103,11 +103,11 @@ class Page:
         event = self.histories.template(task, label)
         after = self.histories.what_if(customer_id, event, self.histories.cutoff)
         shown = self.histories.main_task
-        found = []
+        result = []
         for live in (self.histories.household(customer_id).live, after):
             scores = live.scores(now=self.histories.cutoff, tasks=[shown], k=MOVING)[shown]
-            found.append({each["label"]: each["score"] for each in scores})
-        return drawing.moves(shown, f"{label} ({task.replace('_', ' ')})", found[0], found[1])
+            result.append({each["label"]: each["score"] for each in scores})
+        return drawing.moves(shown, f"{label} ({task.replace('_', ' ')})", result[0], result[1])
 
     def labels(self, task: str) -> list[str]:
         """What can happen in a task."""

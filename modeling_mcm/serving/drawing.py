@@ -78,13 +78,13 @@ def timeline(visits: Sequence[Visit], cutoff: str, shares: Mapping[str, float] |
             way = "" if not visit.is_past else " against" if (share or 0) < 0 else " for"
             kind += " weighed" + way
             style = f' style="--weight:{weight:.3f}"'
-        told = f"{_day(visit.time)}, {words(visit.kind)}: {', '.join(map(escape, visit.values[:SHOWN_VALUES]))}"
-        told += f"; share {share:+.2f}" if share is not None else ""
+        title = f"{_day(visit.time)}, {words(visit.kind)}: {', '.join(map(escape, visit.values[:SHOWN_VALUES]))}"
+        title += f"; share {share:+.2f}" if share is not None else ""
         side = "" if visit.is_past else " hidden-visit"
         width = 4 if len(visits) < 150 else 3
         parts.append(
             f'<rect class="visit {kind}{side}"{style} x="{x - width / 2:.1f}" y="{BASE - tall:.1f}" width="{width}" '
-            f'height="{tall:.1f}" rx="1.5"><title>{told}</title></rect>'
+            f'height="{tall:.1f}" rx="1.5"><title>{title}</title></rect>'
         )
     parts.append(f'<line class="cutoff" x1="{x_edge:.1f}" x2="{x_edge:.1f}" y1="0" y2="{BASE + 6}"/>')
     known, hidden = sum(visit.is_past for visit in visits), sum(not visit.is_past for visit in visits)
@@ -153,37 +153,37 @@ def expectations(
     return f'<h2>What MCM expects next</h2><div class="cards">{"".join(cards)}</div>'
 
 
-def explanation(found: Explanation) -> str:
+def explanation(result: Explanation) -> str:
     """Why a label has its score: in words, by part of the model, and by visit."""
-    factor = math.exp(min(found.score - found.baseline, 50))
+    factor = math.exp(min(result.score - result.baseline, 50))
     gain = "more" if factor >= 1 else "less"
     times = f"{factor if factor >= 1 else 1 / max(factor, 1e-9):,.1f} times {gain}"
-    top = [visit for visit in found.visits if visit.share > 0][:SHOWN_VISITS]
+    top = [visit for visit in result.visits if visit.share > 0][:SHOWN_VISITS]
     largest = max((visit.share for visit in top), default=1.0)
     rows = []
     for visit in top:
         events = sorted(visit.events, key=lambda event: -event.share)
-        texts = [event.values.get(found.task, "") for event in events if event.share > 0]
+        texts = [event.values.get(result.task, "") for event in events if event.share > 0]
         names = [text for text in dict.fromkeys(texts) if text][:SHOWN_VALUES]
-        names = [f"<b>{escape(name)}</b>" if name == found.label else escape(name) for name in names]
-        share = 100 * visit.share / max(found.score - found.baseline, 1e-9)
+        names = [f"<b>{escape(name)}</b>" if name == result.label else escape(name) for name in names]
+        share = 100 * visit.share / max(result.score - result.baseline, 1e-9)
         rows.append(
             f"<li><span class='when'>{_day(visit.time)}</span><span class='bar' "
             f"style='width:{34 * visit.share / largest:.1f}%'></span><span class='share'>{visit.share:+.2f}"
-            f"{f' ({share:.0f}%)' if found.score > found.baseline else ''}</span>"
+            f"{f' ({share:.0f}%)' if result.score > result.baseline else ''}</span>"
             f"<span class='values'>{', '.join(names)}</span></li>"
         )
-    rest = sum(visit.share for visit in found.visits) - sum(visit.share for visit in top)
+    rest = sum(visit.share for visit in result.visits) - sum(visit.share for visit in top)
     parts = [
-        f"<tr><td>{words(name)}</td><td>{value - found.baseline_parts.get(name, 0):+.2f}</td></tr>"
-        for name, value in found.parts.items()
-        if abs(value - found.baseline_parts.get(name, 0)) >= 0.005
+        f"<tr><td>{words(name)}</td><td>{value - result.baseline_parts.get(name, 0):+.2f}</td></tr>"
+        for name, value in result.parts.items()
+        if abs(value - result.baseline_parts.get(name, 0)) >= 0.005
     ]
-    several = f"<li class='rest'>the other {len(found.visits) - len(top)} visits together {rest:+.2f}</li>"
+    several = f"<li class='rest'>the other {len(result.visits) - len(top)} visits together {rest:+.2f}</li>"
     return (
-        f"<div class='why' aria-live='polite'><h3>Why {escape(found.label)}, {percent(found.probability)}?</h3>"
-        f"<p>Met <b>{escape(found.words)}</b>. With this history it is <b>{times}</b> likely than with none "
-        f"(log-probability {found.score:.2f}, without history {found.baseline:.2f}).</p>"
+        f"<div class='why' aria-live='polite'><h3>Why {escape(result.label)}, {percent(result.probability)}?</h3>"
+        f"<p>Met <b>{escape(result.words)}</b>. With this history it is <b>{times}</b> likely than with none "
+        f"(log-probability {result.score:.2f}, without history {result.baseline:.2f}).</p>"
         f"<div class='split'><ol>{''.join(rows)}{several}</ol>"
         "<details><summary>By part of the model</summary><p class='note'>What history changed; `others` is what the "
         f"other labels leave.</p><table>{''.join(parts)}</table></details></div></div>"
@@ -193,20 +193,20 @@ def explanation(found: Explanation) -> str:
 # --------------------------------------------------------------------------------- forecasts, look-alikes, what if
 
 
-def forecasts(found: Mapping[str, float]) -> str:
+def forecasts(result: Mapping[str, float]) -> str:
     """What the checkpoint forecasts: a line a quantity, a column a horizon, such as `visits_7d`."""
-    named = {name: re.fullmatch(r"(.+)_(\d+)d", name) for name in found}
+    named = {name: re.fullmatch(r"(.+)_(\d+)d", name) for name in result}
     horizons = sorted({int(match[2]) for match in named.values() if match})
     lines: dict[str, dict[int, str]] = {}
     for name, match in named.items():
         if match:
-            told = percent(found[name]) if "probability" in name else f"{found[name]:,.1f}"
-            lines.setdefault(match[1], {})[int(match[2])] = told
+            title = percent(result[name]) if "probability" in name else f"{result[name]:,.1f}"
+            lines.setdefault(match[1], {})[int(match[2])] = title
     rows = [
         f"<tr><td>{words(name)}</td>{''.join(f'<td>{values.get(days, str())}</td>' for days in horizons)}</tr>"
         for name, values in lines.items()
     ]
-    single = [f"<span>{words(name)} <b>{found[name]:,.1f}</b></span>" for name, match in named.items() if not match]
+    single = [f"<span>{words(name)} <b>{result[name]:,.1f}</b></span>" for name, match in named.items() if not match]
     head = f"<tr><th></th>{''.join(f'<th>{days} days</th>' for days in horizons)}</tr>"
     chips = f"<p class='chips'>{''.join(single)}</p>" if single else ""
     return f"<h2>Forecasts</h2><div class='moves'><table>{head}{''.join(rows)}</table>{chips}</div>"
@@ -220,12 +220,12 @@ def profile(customer_id: str, values: Mapping[str, Any], events: int) -> str:
     return f"<p class='chips'>{who}{''.join(chips)}<span><b>{events:,}</b> events</span></p>"
 
 
-def alike(found: Iterable[tuple[str, float, Sequence[str]]]) -> str:
+def alike(result: Iterable[tuple[str, float, Sequence[str]]]) -> str:
     """Customers with close embeddings, each a button, and what they are expected to want."""
     rows = [
         f'<button type="button" data-customer="{escape(name)}"><span class="name">{escape(name)}</span>'
         f'<span class="share">{likeness:.2f}</span><span class="values">{escape(", ".join(texts))}</span></button>'
-        for name, likeness, texts in found
+        for name, likeness, texts in result
     ]
     head = "<h2>Look-alikes<small>the closest embeddings, and what is expected of each</small></h2>"
     return f'{head}<div class="alike">{"".join(rows)}</div>'
