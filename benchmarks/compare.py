@@ -45,9 +45,9 @@ class Method:
     """A row of the table.
 
     Attributes:
-        script: of benchmarks/peers, without its ending.
-        packages: that its own environment needs; none for this one.
-        more: what only this script reads.
+        script (`str`): Name of a script in benchmarks/peers, without .py.
+        packages (`tuple[str]`): Packages that its own environment needs; empty if it runs in this environment.
+        more (`dict`): Options that only this script reads.
     """
 
     script: str
@@ -77,7 +77,7 @@ METHODS = {
 
 @dataclass
 class CompareOptions:
-    """What is compared."""
+    """Which methods are compared, for how long, and on which data."""
 
     data: str = field(default="data/complete_journey/prepared", metadata={"help": "Folder of a prepared data set."})
     task: str = field(
@@ -118,7 +118,7 @@ class CompareOptions:
 
 
 def install(method: Method, folder: Path) -> str:
-    """The Python of the method's environment, which is made where it is missing."""
+    """Makes the environment of a method if it does not exist, and returns the path of its Python."""
     if not method.packages:
         return sys.executable
     python = folder / method.script / "bin" / "python"
@@ -131,7 +131,7 @@ def install(method: Method, folder: Path) -> str:
 
 
 def write_sequences(rows: Any, task: str, length: int, path: Path) -> None:
-    """Items of every customer before the validation cutoff, ids from 0, the latest `length` + 1."""
+    """Writes the last `length` + 1 items of every customer before the validation cutoff, with ids from 0."""
     customers: list[str] = []
     items: list[np.ndarray] = []
     for history in task_histories(rows, task, "validation"):
@@ -144,7 +144,7 @@ def write_sequences(rows: Any, task: str, length: int, path: Path) -> None:
 
 
 def run(name: str, seconds: float, options: CompareOptions, sequences: Path, items: int) -> dict[str, float]:
-    """One run of a method; its figures, and what it recommends beside the sequences as recommended.parquet."""
+    """Runs a method once. Returns its figures; its recommendations are in recommended.parquet beside the sequences."""
     method = METHODS[name]
     task = {
         "method": name,
@@ -169,7 +169,9 @@ def run(name: str, seconds: float, options: CompareOptions, sequences: Path, ite
 
 
 def accuracy(path: Path, cases: EvaluationCases, task: str, labels: int) -> str:
-    """Next-visit NDCG@10 of recommended lists on validation cases, ± half its interval; without a list it is 0."""
+    """Computes next-visit NDCG@10 of recommended lists on the validation cases, with half of its interval; 0 without a
+    list.
+    """
     table = pq.read_table(path)
     lists = dict(zip(table["customer"].to_pylist(), table["items"].to_pylist(), strict=True))
     scores = np.zeros((len(cases), labels), np.float32)
@@ -185,7 +187,9 @@ def accuracy(path: Path, cases: EvaluationCases, task: str, labels: int) -> str:
 
 
 def speed_table(found: dict[str, list[dict[str, float]]]) -> list[list[str]]:
-    """Medians, how they stand to the first method's, and which share of the time is the floor's (floor.py)."""
+    """Makes a table of medians, their ratios to the first method's, and the share of the time that is the floor's
+    (floor.py).
+    """
     rows = [["method", "training: sequences/s", "of the first", "floor", "targets/s"]]
     rows[0] += ["inference: customers/s", "of the first", "floor"]
     if not all(found.values()):
@@ -206,7 +210,7 @@ def _text(values: dict[str, float], key: str, form: str) -> str:
 
 
 def compare(options: CompareOptions, scratch: Path) -> tuple[list[list[str]], list[list[str]]]:
-    """Both tables."""
+    """Runs all methods and makes both tables, of speed and of accuracy."""
     rows, manifest = load_prepared(options.data), PreparedManifest.load(options.data)
     cases = find_cases(rows, "validation", manifest.event_schema.min_history)
     sequences = scratch / "sequences.parquet"

@@ -37,7 +37,7 @@ TIMES_THE_FLOOR = "times the floor"
 
 @dataclass
 class GrowthOptions:
-    """What grows, from where."""
+    """Which sizes grow, and where they begin."""
 
     config: str = field(default="configuration/mcm-tiny", metadata={"help": "Folder with a config.json."})
     customers: int = field(default=500, metadata={"help": "Number of customers of the smallest log."})
@@ -55,12 +55,12 @@ class GrowthOptions:
 
 
 def peak() -> int:
-    """Largest resident size of this process so far, in bytes."""
+    """The largest memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIBI
 
 
 def training_step(options: GrowthOptions, units: int, labels: int) -> dict[str, float]:
-    """Seconds and gigabytes of a training step on random histories of one event a visit."""
+    """Measures seconds and gigabytes of a training step on random histories with one event in each visit."""
     from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation
 
     shape = json.loads((ROOT / options.config / "config.json").read_text(encoding="utf-8"))
@@ -91,7 +91,7 @@ def training_step(options: GrowthOptions, units: int, labels: int) -> dict[str, 
 
 
 def everyone(options: GrowthOptions, customers: int) -> dict[str, float]:
-    """Seconds of preparing a log and of scoring its customers, and gigabytes of the scoring."""
+    """Measures seconds of preparing a log and of scoring its customers, and gigabytes of scoring."""
     import pyarrow.parquet as pq
 
     from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
@@ -125,7 +125,7 @@ def everyone(options: GrowthOptions, customers: int) -> dict[str, float]:
 
 
 def point(options: GrowthOptions, what: str, size: int) -> dict[str, float]:
-    """The figures of one point, from a process of its own."""
+    """Measures one point in a process of its own."""
     values = {**asdict(options), "only": f"{what} {size}", "report_file": "", "picture": ""}
     flags = [word for key, value in values.items() if value != "" for word in (f"--{key}", str(value))]
     done = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True)
@@ -135,7 +135,7 @@ def point(options: GrowthOptions, what: str, size: int) -> dict[str, float]:
 
 
 def measure(options: GrowthOptions) -> dict[str, dict[int, dict[str, float]]]:
-    """Figures by what grows and its size."""
+    """Measures all points, by what grows and its size."""
     starts = {"customers": options.customers, "units": options.units, "labels": options.labels}
     found: dict[str, dict[int, dict[str, float]]] = {}
     for what, start in starts.items():
@@ -146,7 +146,7 @@ def measure(options: GrowthOptions) -> dict[str, dict[int, dict[str, float]]]:
 
 
 def table(found: dict[str, dict[int, dict[str, float]]]) -> list[list[str]]:
-    """Rows of text: what grows, what is measured, a figure a size, the exponent of the last doubling."""
+    """Makes rows of text: what grows, what is measured, a figure for each size, and the exponent of the last doubling."""
     sizes = len(next(iter(found.values())))
     rows = [["what grows", "figure", *(f"{2**doubling}x" for doubling in range(sizes)), "exponent at the end"]]
     for what, points in found.items():
@@ -158,7 +158,9 @@ def table(found: dict[str, dict[int, dict[str, float]]]) -> list[list[str]]:
 
 
 def plot(found: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
-    """A panel for each thing that grows, both axes logarithmic, each figure relative to its smallest size."""
+    """Draws a panel for each thing that grows, with logarithmic axes and figures relative to those of the smallest
+    size.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.5), layout="constrained")
@@ -179,7 +181,7 @@ def plot(found: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
 
 
 def main() -> None:
-    """Reads the options, measures, and writes what was asked for."""
+    """Reads the options, measures, and writes the files that the options name."""
     (options,) = parse_options(GrowthOptions, description=__doc__)
     if options.only:
         keep_freed_memory()

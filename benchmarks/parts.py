@@ -41,7 +41,7 @@ Parts = Mapping[str, torch.Tensor]
 
 @dataclass
 class Options:
-    """What is asked of which model; as for training/run_evaluate.py."""
+    """Which model is evaluated on which targets; the options are those of `mcm evaluate`."""
 
     model: str = field(metadata={"help": "Checkpoint folder."})
     data: str = field(metadata={"help": "Folder of a prepared data set."})
@@ -65,7 +65,7 @@ class Options:
 
 
 def left(parts: Parts, out: set[str]) -> dict[str, torch.Tensor]:
-    """The parts of a task's scores without some of them."""
+    """Removes some of the parts of a task's scores."""
     kept = {name: part for name, part in parts.items() if name not in out}
     if "met" in parts and set(RELATED) <= out:
         del kept["met"]
@@ -77,7 +77,7 @@ def left(parts: Parts, out: set[str]) -> dict[str, torch.Tensor]:
 
 
 def choices(parts: Parts) -> dict[str, set[str]]:
-    """By the name of the choice what is left out of a task's scores."""
+    """Lists the parts to leave out of a task's scores, by the name of the choice."""
     there = [name for name in (*PARTS, *RELATED) if name in parts]
     counted = set(there) - {"readout", "bias"}
     found = {f"without {name}": {name} for name in there if len(there) > 1}
@@ -89,7 +89,7 @@ def choices(parts: Parts) -> dict[str, set[str]]:
 
 
 def cases_of(options: Options, manifest: PreparedManifest, rows: Any, token_type: str) -> EvaluationCases:
-    """The test cases that the options ask for."""
+    """Finds the test cases of the targets that the options name."""
     schema = manifest.event_schema
     horizon = Horizon.of(options.horizon_days, schema.cutoff("test")) if options.horizon_days else None
     cases = find_cases(rows, "test", schema.min_history, token_type, horizon=horizon)
@@ -97,7 +97,7 @@ def cases_of(options: Options, manifest: PreparedManifest, rows: Any, token_type
 
 
 class Scales:
-    """The numbers of a model that are learned on validation cases: kept, and put back."""
+    """Stores the numbers of a model that are fitted on validation cases, to restore them."""
 
     def __init__(self, model: MCMForMultiTaskRecommendation):
         memory = model.counted_memory
@@ -106,13 +106,13 @@ class Scales:
         self.values = [number.clone() for number in self.numbers]
 
     def put_back(self) -> None:
-        """Sets the model's numbers to those that were kept."""
+        """Restores the stored numbers of the model."""
         for number, value in zip(self.numbers, self.values, strict=True):
             number.copy_(value)
 
 
 def main() -> None:
-    """Fits the scales of every choice, ranks the test cases by each, and writes the values."""
+    """Fits the scales without each choice of parts, ranks the test cases, and writes the metrics."""
     (options,) = parse_options(Options, description=__doc__)
     check_files(options.model)
     model = read_checkpoint(MCMForMultiTaskRecommendation, options.model).eval()

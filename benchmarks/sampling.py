@@ -47,7 +47,7 @@ HEADER = [
 
 @dataclass
 class SamplingOptions:
-    """What is sampled, and how often."""
+    """Which model is measured, and how many labels are sampled how often."""
 
     model: str = field(
         default="runs/quickstart",
@@ -89,7 +89,7 @@ def trained(options: SamplingOptions) -> tuple[MCMForMultiTaskRecommendation, di
 
 
 def largest_task(model: MCMForMultiTaskRecommendation) -> str:
-    """The task of most labels."""
+    """Finds the task with the most labels."""
     sizes = model.config.label_sizes
     return max(sizes, key=sizes.__getitem__)
 
@@ -115,7 +115,7 @@ def untrained(options: SamplingOptions) -> tuple[MCMForMultiTaskRecommendation, 
 def loss_and_gradient(
     model: MCMForMultiTaskRecommendation, batch: dict[str, torch.Tensor]
 ) -> tuple[float, torch.Tensor]:
-    """Of one training pass; the gradient is that of all parameters, one after the other."""
+    """Computes the loss of one training pass, and the gradient of all parameters as one vector."""
     model.zero_grad()
     loss = model(**batch).loss
     loss.backward()
@@ -152,7 +152,7 @@ def errors(
 
 
 def measure(options: SamplingOptions) -> list[list[str]]:
-    """Rows of text."""
+    """Makes the rows of the table."""
     torch.manual_seed(0)
     table = [HEADER]
     for scores, make in (("random", untrained), ("trained", trained)):
@@ -177,7 +177,7 @@ def measure(options: SamplingOptions) -> list[list[str]]:
 
 
 def main() -> None:
-    """Reads the options, measures, and writes what was asked for."""
+    """Reads the options, measures, and writes the files that the options name."""
     (options,) = parse_options(SamplingOptions, description=__doc__)
     torch.set_num_threads(options.threads)
     table = measure(options)

@@ -40,7 +40,7 @@ FLOAT, LONG, INT = 4, 8, 4
 
 @dataclass
 class ScalingOptions:
-    """The study, and the business that is planned for."""
+    """The measured runs, and the business that costs are computed for."""
 
     data: str = field(
         default="data/complete_journey/prepared", metadata={"help": "Folder of the prepared data set of the study."}
@@ -92,7 +92,7 @@ class ScalingOptions:
 
 
 class LastTrainer(MCMTrainer):
-    """Keeps itself in reach."""
+    """A Trainer that stays available after training."""
 
     last: "LastTrainer"
 
@@ -102,7 +102,7 @@ class LastTrainer(MCMTrainer):
 
 
 def one_run(options: ScalingOptions, share: float, times: int) -> dict[str, float]:
-    """Trains on a share of the customers at so many times the width, in this process."""
+    """Trains on a share of the customers with a multiple of the width, in this process."""
     read = pretraining.read_rows
 
     def some(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -146,7 +146,7 @@ def one_run(options: ScalingOptions, share: float, times: int) -> dict[str, floa
 
 
 def run(options: ScalingOptions, share: float, times: int) -> dict[str, float]:
-    """The figures of one run, from a process of its own."""
+    """Trains one model in a process of its own, and returns its figures."""
     values = {**asdict(options), "only": f"{share} {times}", "report_file": "", "picture": ""}
     flags: list[str] = []
     for name, value in values.items():
@@ -165,7 +165,7 @@ def curve(sizes: Any, floor: float, a: float, alpha: float, b: float, beta: floa
 
 
 def fitted(runs: list[dict[str, float]]) -> list[float]:
-    """E, A, a, B, b of the runs' losses."""
+    """Fits E, A, a, B and b to the losses of the runs."""
     from scipy.optimize import curve_fit
 
     sizes = np.array([[each["parameters"] for each in runs], [each["customers"] for each in runs]])
@@ -177,7 +177,7 @@ def fitted(runs: list[dict[str, float]]) -> list[float]:
 
 
 def cost_model(options: ScalingOptions, of_floor: float, collated: float) -> list[list[str]]:
-    """Rows of text: what it is, how much, how it comes about."""
+    """Makes rows of text: each cost with its value and how it is computed."""
     config = json.loads(Path(options.config, "config.json").read_text(encoding="utf-8"))
     hidden, layers = config["hidden_size"], config["num_hidden_layers"]
     units = options.events / options.customers / options.events_a_visit
@@ -217,7 +217,7 @@ def cost_model(options: ScalingOptions, of_floor: float, collated: float) -> lis
 
 
 def plot(runs: list[dict[str, float]], values: list[float], path: Path) -> None:
-    """Losses over customers, a line of the curve for each size of the model."""
+    """Draws the losses over the number of customers, with a line of the curve for each size of the model."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -235,7 +235,7 @@ def plot(runs: list[dict[str, float]], values: list[float], path: Path) -> None:
 
 
 def main() -> None:
-    """Reads the options, trains, fits, and writes what was asked for."""
+    """Reads the options, trains, fits, and writes the files that the options name."""
     (options,) = parse_options(ScalingOptions, description=__doc__)
     if options.only:
         share, times = options.only.split()

@@ -53,7 +53,7 @@ if "locust" in sys.modules:  # this file is read by Locust
         LOAD["environment"] = environment
 
     class Shop(HttpUser):
-        """A till: an event of a customer, then what to offer."""
+        """A user that sends an event of a customer and then asks for scores."""
 
         wait_time = constant(0)
 
@@ -78,7 +78,7 @@ if "locust" in sys.modules:  # this file is read by Locust
 
 @dataclass
 class Options:
-    """What is served and how much is asked."""
+    """Which checkpoint is served, and which loads are measured."""
 
     model: str = field(metadata={"help": "Checkpoint folder."})
     events: str = field(metadata={"help": "Parquet file of the raw log."})
@@ -93,7 +93,7 @@ class Options:
 
 
 def histories(options: Options) -> dict[str, list[dict[str, Any]]]:
-    """Events of some customers as the service takes them, oldest first."""
+    """Reads the events of some customers in the form of the service's requests, oldest first."""
     import pyarrow.parquet as pq
 
     from modeling_mcm import MCMFeatureExtractor
@@ -118,7 +118,7 @@ def histories(options: Options) -> dict[str, list[dict[str, Any]]]:
 
 
 def ask(port: int, path: str, body: Any = None) -> Any:
-    """One request of this process."""
+    """Sends one request from this process."""
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
     data = None if body is None else json.dumps(body).encode()
     with urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, headers)) as answer:
@@ -126,7 +126,7 @@ def ask(port: int, path: str, body: Any = None) -> Any:
 
 
 def serve(options: Options, folder: Path) -> tuple[subprocess.Popen, int]:
-    """A service that answers, and its port."""
+    """Starts a service and waits until it answers; yields its port."""
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -145,7 +145,7 @@ def serve(options: Options, folder: Path) -> tuple[subprocess.Popen, int]:
 
 
 def load(options: Options, port: int, users: int, work: dict[str, Any], folder: Path) -> list[list[str]]:
-    """Lines of the table of one load."""
+    """Runs one load, and makes its rows of the table."""
     place = folder / f"load-{users}.json"
     place.write_text(json.dumps(work | {"requests": options.requests}))
     command = [sys.executable, "-m", "locust", "-f", __file__, "--headless", "--only-summary", "-u", str(users)]

@@ -33,7 +33,7 @@ UNKNOWN = FIRST_LABEL - 1
 
 @dataclass
 class Options:
-    """Which shop."""
+    """Which shop's best ranking is computed."""
 
     customers: int = field(
         metadata={"help": "Number of customers of the shop, made with the settings of make_click_log."}
@@ -44,7 +44,7 @@ class Options:
 
 
 def main() -> None:
-    """Draws sessions, ranks the test cases, writes the values."""
+    """Draws sessions, ranks the test cases, and writes the metrics."""
     (options,) = parse_options(Options, description=__doc__)
     log = make_click_log(customers=options.customers)
     rows, schema = load_prepared(options.data), PreparedManifest.load(options.data).event_schema

@@ -26,17 +26,17 @@ SHOWN_VISITS, SHOWN_VALUES = 5, 4
 
 
 def note(text: str) -> str:
-    """A sentence where there is nothing to show yet."""
+    """Draws a sentence in the place of content that is not there yet."""
     return f"<p class='note placeholder'>{escape(text)}</p>"
 
 
 def percent(share: float) -> str:
-    """A probability in three digits at most."""
+    """Writes a probability as a percentage with at most three digits."""
     return f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
 
 
 def words(name: str) -> str:
-    """A name of a log as people write it."""
+    """Writes a name of the log, such as product_type, with spaces."""
     return escape(name.replace("_", " "))
 
 
@@ -48,12 +48,12 @@ def _day(time: str) -> str:
 
 
 def timeline(visits: Sequence[Visit], cutoff: str, shares: Mapping[str, float] | None = None) -> str:
-    """All visits in time; those that spoke for or against a label are coloured by their share.
+    """Draws all visits on a time axis; visits that count for or against a label are coloured by their share.
 
     Args:
-        visits (`Sequence[Visit]`): Oldest first.
-        cutoff (`str`): What lies behind it is hidden from the model.
-        shares (`Mapping[str, float]`, *optional*): By the time of a visit.
+        visits (`Sequence[Visit]`): The visits, oldest first.
+        cutoff (`str`): Time after which visits are hidden from the model.
+        shares (`Mapping[str, float]`, *optional*): Share of each visit in a label's score, by the time of the visit.
     """
     if not visits:
         return "<p>No visit yet.</p>"
@@ -131,7 +131,7 @@ def expectations(
     bought: Mapping[str, Mapping[str, str]],
     chosen: tuple[str, str] | None = None,
 ) -> str:
-    """The best labels of every task, each a button, beside what was really bought."""
+    """Draws the best labels of every task as buttons, beside what the customer really chose."""
     cards = []
     for task, labels in scores.items():
         largest = max((each["score"] for each in labels), default=1.0) or 1.0
@@ -154,7 +154,7 @@ def expectations(
 
 
 def explanation(result: Explanation) -> str:
-    """Why a label has its score: in words, by part of the model, and by visit."""
+    """Draws why a label has its score: in a sentence, by part of the score, and by visit."""
     factor = math.exp(min(result.score - result.baseline, 50))
     gain = "more" if factor >= 1 else "less"
     times = f"{factor if factor >= 1 else 1 / max(factor, 1e-9):,.1f} times {gain}"
@@ -194,7 +194,7 @@ def explanation(result: Explanation) -> str:
 
 
 def forecasts(result: Mapping[str, float]) -> str:
-    """What the checkpoint forecasts: a line a quantity, a column a horizon, such as `visits_7d`."""
+    """Draws the checkpoint's forecasts as a table, with a row for each quantity and a column for each horizon."""
     named = {name: re.fullmatch(r"(.+)_(\d+)d", name) for name in result}
     horizons = sorted({int(match[2]) for match in named.values() if match})
     lines: dict[str, dict[int, str]] = {}
@@ -213,7 +213,7 @@ def forecasts(result: Mapping[str, float]) -> str:
 
 
 def profile(customer_id: str, values: Mapping[str, Any], events: int) -> str:
-    """Who the customer is, in chips."""
+    """Draws the customer's profile."""
     chips = [f"<span>{words(name)} <b>{escape(str(value))}</b></span>" for name, value in values.items()]
     chips = chips or ["<span>no profile</span>"]
     who = f"<span>customer <b>{escape(customer_id)}</b></span>"
@@ -221,7 +221,7 @@ def profile(customer_id: str, values: Mapping[str, Any], events: int) -> str:
 
 
 def alike(result: Iterable[tuple[str, float, Sequence[str]]]) -> str:
-    """Customers with close embeddings, each a button, and what they are expected to want."""
+    """Draws customers with similar embeddings, each as a button, with what they are expected to choose."""
     rows = [
         f'<button type="button" data-customer="{escape(name)}"><span class="name">{escape(name)}</span>'
         f'<span class="share">{likeness:.2f}</span><span class="values">{escape(", ".join(texts))}</span></button>'
@@ -232,7 +232,7 @@ def alike(result: Iterable[tuple[str, float, Sequence[str]]]) -> str:
 
 
 def moves(task: str, what: str, before: Mapping[str, float], after: Mapping[str, float], number: int = 8) -> str:
-    """The labels of a task that an event moves most, before and after."""
+    """Draws the labels of a task whose scores an event changes most, before and after it."""
     order = sorted(after, key=lambda label: -abs(after[label] - before.get(label, 0)))[:number]
     rows = []
     for label in order:
@@ -250,7 +250,7 @@ def moves(task: str, what: str, before: Mapping[str, float], after: Mapping[str,
 
 
 def customer_map(places: Any, ids: Sequence[str], chosen: str, near: Iterable[str]) -> str:
-    """All customers, the two directions in which their embeddings differ most."""
+    """Draws all customers on a map of the two directions in which their embeddings differ most."""
     close = set(near)
     x = MAP_WIDTH * (0.5 + 0.47 * np.clip(places[:, 0], -1, 1))
     y = MAP_HEIGHT * (0.5 - 0.46 * np.clip(places[:, 1], -1, 1))

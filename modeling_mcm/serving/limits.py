@@ -140,8 +140,8 @@ class Watch:
     """Counts and times every request, by method, path of the route and status.
 
     Args:
-        app: What is watched.
-        tell (`Callable`): Called with (method, route, status, seconds).
+        app (ASGI application): The application whose requests are counted.
+        record (`Callable`): Function that is called with method, route, status and seconds of each request.
     """
 
     def __init__(self, app: Application, record: Callable[[str, str, int, float], None]):

@@ -50,7 +50,14 @@ class Metrics:
         return self.client.CONTENT_TYPE_LATEST
 
     def record_request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Hears of a request."""
+        """Counts a request.
+
+        Args:
+            method (`str`): HTTP method.
+            route (`str`): Path of the route.
+            status (`int`): Status of the answer.
+            seconds (`float`): Duration of the request.
+        """
         self.requests.labels(method, route, str(status)).inc()
         self.seconds.labels(method, route).observe(seconds)
 

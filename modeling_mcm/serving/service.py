@@ -29,7 +29,9 @@ AHEAD = timedelta(seconds=60)  # by which the clock of a shop may be before that
 
 @dataclass
 class _CachedCustomer:
-    """A customer in memory, as of which event of the store, and as of which event its state is stored."""
+    """A customer in memory, with the event that it is up to date with, and the event that its stored state is up to
+    date with.
+    """
 
     live: LiveCustomer
     customer: StoredCustomer
@@ -227,7 +229,7 @@ class CustomerService:
     # ------------------------------------------------------------------------------------------------------- memory
 
     def _up_to_date(self, customer_id: str) -> _CachedCustomer | None:
-        """The customer with every stored event; None for one that is not in the store."""
+        """Brings a customer up to date with every stored event; `None` if the store does not have the customer."""
         with self._memory_lock:
             cached = self._cached.get(customer_id)
         if cached is not None and self.store.customer(customer_id) == cached.customer:
@@ -281,7 +283,7 @@ class CustomerService:
 
     @contextmanager
     def _alone(self, customer_ids: Any) -> Iterator[None]:
-        """No other thread works on these customers meanwhile."""
+        """A context in which no other thread works on these customers."""
         with ExitStack() as stack:
             for place in sorted({hash(each) % LOCKS for each in customer_ids}):
                 stack.enter_context(self._locks[place])
