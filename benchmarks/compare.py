@@ -136,10 +136,10 @@ def write_sequences(rows: Any, task: str, length: int, path: Path) -> None:
     items: list[np.ndarray] = []
     for history in task_histories(rows, task, "validation"):
         counts = np.bincount(history.customer, minlength=len(history))
-        found = np.split(history.label - FIRST_LABEL, np.cumsum(counts)[:-1])
-        kept = [place for place, labels in enumerate(found) if len(labels) > 1]
+        labels_by_customer = np.split(history.label - FIRST_LABEL, np.cumsum(counts)[:-1])
+        kept = [place for place, labels in enumerate(labels_by_customer) if len(labels) > 1]
         customers += [history.customer_ids[place] for place in kept]
-        items += [found[place][-length - 1 :] for place in kept]
+        items += [labels_by_customer[place][-length - 1 :] for place in kept]
     pq.write_table(pa.table({"customer": customers, "items": pa.array(items, pa.list_(pa.int64()))}), path)
 
 
@@ -178,10 +178,10 @@ def accuracy(path: Path, cases: EvaluationCases, task: str, labels: int) -> str:
     for row, customer in zip(scores, cases.customer_ids, strict=True):
         best = np.asarray(lists.get(customer, []), int)
         row[best + FIRST_LABEL] = np.arange(len(best), 0, -1)
-    found, counts = distinct_targets(cases.targets[task].offsets, cases.targets[task].labels)
-    greater, ties = tie_ranks(scores, found)
-    outside = np.take_along_axis(scores, found, 1) == 0  # not recommended: out of every list, each at its own place
-    greater = np.where(outside, labels + np.arange(found.shape[1]), greater)
+    targets, counts = distinct_targets(cases.targets[task].offsets, cases.targets[task].labels)
+    greater, ties = tie_ranks(scores, targets)
+    outside = np.take_along_axis(scores, targets, 1) == 0  # not recommended: out of every list, each at its own place
+    greater = np.where(outside, labels + np.arange(targets.shape[1]), greater)
     values = customer_metrics(greater, np.where(outside, 1, ties), counts)["next_visit_ndcg@10"]
     return with_half_interval(bootstrap_interval(values))
 

@@ -146,7 +146,7 @@ def measure(options: GrowthOptions) -> dict[str, dict[int, dict[str, float]]]:
 
 
 def table(found: dict[str, dict[int, dict[str, float]]]) -> list[list[str]]:
-    """Makes rows of text: what grows, what is measured, a figure for each size, and the exponent of the last doubling."""
+    """Makes rows of text: what grows, what is measured, its value at each size, and the last doubling's exponent."""
     sizes = len(next(iter(found.values())))
     rows = [["what grows", "figure", *(f"{2**doubling}x" for doubling in range(sizes)), "exponent at the end"]]
     for what, points in found.items():

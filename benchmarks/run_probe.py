@@ -250,7 +250,7 @@ def poisson_gamma(visits: NDArray, days: NDArray, ahead: float) -> NDArray[np.fl
 def out_of_fold(
     features: NDArray, target: NDArray, learner: str, classes: NDArray | None, options: ProbeOptions
 ) -> NDArray[np.float64]:
-    """Predicts each customer by models that were not trained on them, as the mean over repetitions, `(customers, C)`."""
+    """Predicts customers by models that were not trained on them: means over repetitions, `(customers, C)`."""
     from scipy.stats import rankdata
     from sklearn.model_selection import KFold, StratifiedKFold
 

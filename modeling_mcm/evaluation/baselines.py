@@ -270,11 +270,11 @@ class VisitFrequency(Baseline):
         labels, counts = distinct_targets(offsets, history.label[last])
         before = history.before_last_visit()
         counts[np.bincount(before.customer, minlength=len(history)) == 0] = 0
-        found = []
+        ndcg_sums = []
         for half_life in self.half_lives:
             scores = self._decayed(before, half_life) + POPULARITY_SHARE * self.popularity / np.max(self.popularity)
-            found.append(float(np.nansum(ndcg_at_k(*tie_ranks(scores, labels), counts, k=10))))
-        return found
+            ndcg_sums.append(float(np.nansum(ndcg_at_k(*tie_ranks(scores, labels), counts, k=10))))
+        return ndcg_sums
 
     def _decayed(self, history: TaskHistory, half_life: float) -> NDArray:
         weights = 0.5 ** (history.visits_ago / half_life) * history.once_a_visit()

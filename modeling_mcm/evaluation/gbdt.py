@@ -327,10 +327,10 @@ class LightGBMRanker(Baseline):
         del self._parts
         self._statistics = LabelStatistics(visits, self.number_of_labels)
         customer, target = self._training_cases(visits)
-        found = find_candidates(visits, customer, target, self._statistics, self.popular)
+        candidates = find_candidates(visits, customer, target, self._statistics, self.popular)
         case, row = _expanded(visits.first_row[target], visits.first_row[target + 1])
         size = self.number_of_labels
-        relevant = np.isin(found.case * size + found.label, case * size + visits.label[row])
+        relevant = np.isin(candidates.case * size + candidates.label, case * size + visits.label[row])
         parameters = {
             "objective": "lambdarank",
             "learning_rate": self.learning_rate,
@@ -345,9 +345,13 @@ class LightGBMRanker(Baseline):
             "force_row_wise": True,
             "verbose": -1,
         }
-        candidates = np.bincount(found.case, minlength=len(target))
+        sizes = np.bincount(candidates.case, minlength=len(target))
         data = self._lightgbm.Dataset(
-            found.features, relevant.astype(np.int8), group=candidates, feature_name=found.names, params=parameters
+            candidates.features,
+            relevant.astype(np.int8),
+            group=sizes,
+            feature_name=candidates.names,
+            params=parameters,
         )
         self.booster = self._lightgbm.train(parameters, data, self.trees)
 
@@ -374,10 +378,12 @@ class LightGBMRanker(Baseline):
         customer = np.flatnonzero(np.diff(visits.first_visit))
         if len(customer):
             end = visits.first_visit[customer + 1]
-            found = find_candidates(visits, customer, end, self._statistics, self.popular)
-            raw = self.booster.predict(found.features)
-            worst = np.minimum.reduceat(raw, np.flatnonzero(_starts(found.case, found.case)))
-            scores[customer[found.case], found.label] = 1 + raw - worst[found.case]  # above every other label
+            candidates = find_candidates(visits, customer, end, self._statistics, self.popular)
+            raw = self.booster.predict(candidates.features)
+            worst = np.minimum.reduceat(raw, np.flatnonzero(_starts(candidates.case, candidates.case)))
+            scores[customer[candidates.case], candidates.label] = (
+                1 + raw - worst[candidates.case]
+            )  # above every other label
         return scores
 
     def _fallback(self) -> float:

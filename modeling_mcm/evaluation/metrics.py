@@ -61,8 +61,8 @@ def tie_ranks(scores: ArrayLike, targets: ArrayLike) -> tuple[NDArray[np.int64],
     if scores.ndim == 1:
         below, not_above = _searched(scores, targets)
     else:
-        found = [_searched(row, row_targets) for row, row_targets in zip(scores, targets, strict=True)]
-        below, not_above = np.array(found, dtype=np.int64).reshape(-1, 2, targets.shape[1]).transpose(1, 0, 2)
+        positions = [_searched(row, row_targets) for row, row_targets in zip(scores, targets, strict=True)]
+        below, not_above = np.array(positions, dtype=np.int64).reshape(-1, 2, targets.shape[1]).transpose(1, 0, 2)
     ranked = max(scores.shape[-1] - FIRST_LABEL, 0)
     return np.where(reachable, ranked - not_above, UNREACHABLE), np.where(reachable, not_above - below, 1)
 

@@ -89,7 +89,7 @@ def by_history(results: Results, cases: EvaluationCases, metrics: Sequence[str])
         `dict`: For each group `cases`, their number, and `results`, by method, task and metric the mean, the interval
         and the number of customers. Metrics without a value in the group are left out.
     """
-    found: dict[str, Any] = {}
+    groups: dict[str, Any] = {}
     for group, chosen in history_groups(cases).items():
         by_method: dict[str, Any] = {}
         for method, by_task in results.items():
@@ -101,16 +101,16 @@ def by_history(results: Results, cases: EvaluationCases, metrics: Sequence[str])
                 }
                 for task, values in by_task.items()
             }
-        found[group] = {"cases": int(chosen.sum()), "results": by_method}
-    return found
+        groups[group] = {"cases": int(chosen.sum()), "results": by_method}
+    return groups
 
 
-def history_table(found: Mapping[str, Any], tasks: Sequence[str], metric: str) -> list[list[str]]:
+def history_table(groups: Mapping[str, Any], tasks: Sequence[str], metric: str) -> list[list[str]]:
     """Rows of text from `by_history`: a task and group, its customers with a target, and each method's mean."""
-    methods = list(next(iter(found.values()))["results"])
+    methods = list(next(iter(groups.values()))["results"])
     table = [["task", "visits before", "customers", *methods]]
     for task in tasks:
-        for group, of_group in found.items():
+        for group, of_group in groups.items():
             measured = {name: of_group["results"][name].get(task, {}).get(metric) for name in methods}
             customers = max((each["customers"] for each in measured.values() if each), default=0)
             if customers:

@@ -37,10 +37,10 @@ def load(model: str, what: str, **options: Any) -> MCMPreTrainedModel:
         ValueError: If scores are to be exported from a checkpoint without its head.
     """
     head = MCMForMultiTaskRecommendation.__name__
-    found = MCMConfig.from_pretrained(model).architectures or []
-    if what == SCORES and head not in found:
+    architectures = MCMConfig.from_pretrained(model).architectures or []
+    if what == SCORES and head not in architectures:
         raise ValueError(
-            f"{model} is a {', '.join(found) or 'bare model'}, scores need {head}: use --what embeddings."
+            f"{model} is a {', '.join(architectures) or 'bare model'}, scores need {head}: use --what embeddings."
         )
     chosen: Any = MCMForMultiTaskRecommendation if what == SCORES else MCMModel
     return read_checkpoint(chosen, model, dtype=torch.float32, **options).eval()
@@ -171,7 +171,7 @@ def cost_in_ndcg(model: str, exported: str, data: str) -> tuple[list[list[str]],
     before, after = (model_values(each, extractor, rows, cases, tasks) for each in models)
     table = [["task", "float32", "int8", "difference, 95% interval"]]
     for task in tasks:
-        values = [found[task]["next_visit_ndcg@10"] for found in (before, after)]
+        values = [metrics[task]["next_visit_ndcg@10"] for metrics in (before, after)]
         change = paired_difference(values[1], values[0]).absolute
         means = [f"{bootstrap_interval(each).mean:.5f}" for each in values]
         table.append([task, *means, f"{change.mean:+.5f} [{change.low:+.5f}, {change.high:+.5f}]"])
@@ -194,8 +194,8 @@ def largest_difference(model: MCMPreTrainedModel, exported: Any, what: str) -> f
     differences = []
     for customers, events in OTHERS:
         inputs = example_inputs(config, what, customers, min(events, config.max_position_embeddings or events))
-        wanted, found = _outputs(model(**inputs), what), _outputs(exported(**inputs), what)
-        differences += [(value - torch.as_tensor(found[name])).abs().max() for name, value in wanted.items()]
+        expected, actual = _outputs(model(**inputs), what), _outputs(exported(**inputs), what)
+        differences += [(value - torch.as_tensor(actual[name])).abs().max() for name, value in expected.items()]
     return float(torch.stack(differences).max())  # NaN if there is one
 
 

@@ -68,8 +68,8 @@ def failure(store: str) -> Iterator[None]:
     try:
         yield
     except (DBAPIError, sqlite3.Error) as error:
-        found = getattr(error, "orig", error)
-        raise _read_error(found, store, str(found)) from error
+        original = getattr(error, "orig", error)
+        raise _read_error(original, store, str(original)) from error
 
 
 def damaged(store: str, words: str) -> StoreFailure:
@@ -80,8 +80,8 @@ def damaged(store: str, words: str) -> StoreFailure:
     )
 
 
-def _read_error(found: Any, store: str, words: str) -> StoreFailure:
-    code, state = getattr(found, "sqlite_errorcode", 0) & 0xFF, getattr(found, "sqlstate", None)
+def _read_error(original: Any, store: str, words: str) -> StoreFailure:
+    code, state = getattr(original, "sqlite_errorcode", 0) & 0xFF, getattr(original, "sqlstate", None)
     kept = "nothing of this request was kept, and what was acknowledged before is still there"
     if state in (SERIALIZATION, DEADLOCK):
         return StoreConflict(f"{store} was changed by another process meanwhile.")

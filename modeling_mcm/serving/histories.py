@@ -154,7 +154,7 @@ class Histories:
                     return ids, file.get_tensor("embeddings")
         except (OSError, SafetensorError):
             pass
-        found: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(ids)
+        ordered: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(ids)
         moment = int(np.datetime64(self.cutoff, "s").astype(int))
         lengths = rows.rows.data.column("test_end").to_numpy()
         order = np.argsort(lengths, kind="stable")
@@ -165,8 +165,8 @@ class Histories:
             with torch.inference_mode():
                 pooled = self.model.model(**inputs).pooler_output.float().numpy()
             for place, embedding in zip(places.tolist(), pooled, strict=True):
-                found[place] = embedding
-        embeddings = np.stack(found)
+                ordered[place] = embedding
+        embeddings = np.stack(ordered)
         # A place that can't be written: they are computed at the next start too.
         with contextlib.suppress(OSError), atomic_write(path) as partial:
             save_file({"embeddings": embeddings}, partial, about)

@@ -94,8 +94,8 @@ class TokenGuard:
         authorization = _header(scope, b"authorization")
         if self._fits(authorization):
             return await self.app(scope, receive, send)
-        found = "another token" if authorization else "no token"
-        detail = f"The request has {found}: send `Authorization: Bearer TOKEN` with the token of this service."
+        sent = "another token" if authorization else "no token"
+        detail = f"The request has {sent}: send `Authorization: Bearer TOKEN` with the token of this service."
         await refuse(send, 401, detail, www_authenticate='Bearer, Basic realm="MCM", charset="UTF-8"')
 
 

@@ -192,9 +192,9 @@ class EventStore:
         """Makes the tables, or checks that those there belong to this checkpoint."""
         with self._writing() as connection:
             if self.is_sqlite:
-                found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
-                if found != "ok":
-                    raise damaged(self.name, found)
+                verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+                if verdict != "ok":
+                    raise damaged(self.name, verdict)
             else:
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7061)")  # one makes the tables
             present = set(self.sql.inspect(connection).get_table_names())
@@ -244,10 +244,10 @@ class EventStore:
 
     def _check_checkpoint(self, connection: Any) -> None:
         where = self.about.c.name == "checkpoint"
-        found = connection.execute(self.sql.select(self.about.c.value).where(where)).scalar()
-        if found != self.digest:
+        digest = connection.execute(self.sql.select(self.about.c.value).where(where)).scalar()
+        if digest != self.digest:
             raise StoreMismatch(
-                f"{self.name} was taken over by checkpoint {str(found)[:12]} while this service ran with "
+                f"{self.name} was taken over by checkpoint {str(digest)[:12]} while this service ran with "
                 f"{self.digest[:12]}: start it again with that checkpoint. Nothing was changed."
             )
 
@@ -366,21 +366,21 @@ class EventStore:
             mine = [table.c.customer_id == customer_id for table in (self.events, self.states, self.customers)]
             events = connection.execute(self.events.delete().where(mine[0])).rowcount
             connection.execute(self.states.delete().where(mine[1]))
-            found = connection.execute(self.customers.delete().where(mine[2])).rowcount
+            deleted = connection.execute(self.customers.delete().where(mine[2])).rowcount
         self._forget_log()
-        return events if found else -1
+        return events if deleted else -1
 
     def delete_event(self, customer_id: str, event_id: str) -> bool:
         """Deletes one event and the state that was computed with it. Returns whether there was such an event."""
         with self._writing() as connection:
             where = (self.events.c.customer_id == customer_id) & (self.events.c.event_id == event_id)
-            found = connection.execute(self.events.delete().where(where)).rowcount
-            if found:
+            deleted = connection.execute(self.events.delete().where(where)).rowcount
+            if deleted:
                 connection.execute(self.states.delete().where(self.states.c.customer_id == customer_id))
                 changed = self.customers.update().where(self.customers.c.customer_id == customer_id)
                 connection.execute(changed, {"epoch": secrets.token_hex(8)})
         self._forget_log()
-        return bool(found)
+        return bool(deleted)
 
     def _forget_log(self) -> None:
         """Empties SQLite's write-ahead log, which still has deleted data; if a reader uses it, the next deletion does
