@@ -44,7 +44,7 @@ Values = dict[tuple[str, str], NDArray[np.float64]]  # (task, metric) -> one val
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A trained and evaluated model: the tasks of the tables that it predicts, and whether it predicts only one."""
+    """A trained and evaluated model, with the tasks that it predicts and whether it was trained for only one task."""
 
     model: str
     tasks: list[str]
@@ -62,7 +62,7 @@ class FinishedRun:
 
 
 def read_values(path: Path) -> tuple[list[str], dict[str, Values]]:
-    """The customers of a values file, and of each method the values in their order."""
+    """Reads the customers of a file of metrics, and for each method the values in their order."""
     frame = pq.read_table(path, filters=[("metric", "in", list(METRICS))]).to_pandas()
     methods: dict[str, Values] = {}
     customers: list[str] = []
@@ -75,18 +75,18 @@ def read_values(path: Path) -> tuple[list[str], dict[str, Values]]:
 def summarize(
     runs: Sequence[FinishedRun], counting: Path, cutoff: str, tasks: Sequence[str], ours: str, reference: str
 ) -> dict[str, Any]:
-    """Every number of the page.
+    """Computes every number of the page.
 
     Args:
-        runs: all models and seeds.
-        counting: folder with the values of the baselines.
-        cutoff: "validation" or "test".
-        tasks: of the tables.
-        ours: the model that is compared with every other method, in pairs of customers.
-        reference: the model that the paper compares with.
+        runs (list of `FinishedRun`): All models and seeds.
+        counting (`Path`): Folder with the metrics of the baselines.
+        cutoff (`str`): "validation" or "test".
+        tasks (list of `str`): Tasks of the tables.
+        ours (`str`): The model that is compared with every other method, customer by customer.
+        reference (`str`): The model that the paper compares with.
 
     Raises:
-        ValueError: if the runs were not evaluated on the same customers.
+        ValueError: If the runs were not evaluated on the same customers.
     """
     customers, methods = read_values(counting / f"values-{cutoff}.parquet")
     baselines = list(methods)
@@ -135,7 +135,7 @@ def summarize(
 
 
 def differences(ours: Values, theirs: Values, tasks: Sequence[str]) -> dict[str, Any]:
-    """Relative differences in pairs of customers by metric: of each task, and of their average."""
+    """Computes relative differences of two methods on the same customers by metric, of each task and of their mean."""
     found: dict[str, Any] = {}
     for metric in COMPARED:
         pairs = {task: (ours[task, metric], theirs[task, metric]) for task in tasks}
@@ -146,7 +146,9 @@ def differences(ours: Values, theirs: Values, tasks: Sequence[str]) -> dict[str,
 
 
 def costs(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
-    """What each model took, the mean over its seeds; models of one task one by one."""
+    """Computes what the training of each model took, as the mean over its seeds. Models of one task are listed
+    separately.
+    """
     found: list[dict[str, Any]] = []
     for name in dict.fromkeys((run.model, run.tasks[0] if run.one_task else None) for run in runs):
         of_model = [run for run in runs if (run.model, run.tasks[0] if run.one_task else None) == name]
@@ -163,7 +165,7 @@ def _distinct(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> None:
-    """Writes the page from what `summarize` found; `pictures` are named relative to it."""
+    """Writes the page from the result of [`summarize`]; paths of `pictures` are relative to the page."""
     models, ours, reference = results["models"], results["ours"], results["reference"]
     alone = list(dict.fromkeys(cost["model"] for cost in results["costs"] if cost["task"]))
     budget = max(cost["max_seconds"] for cost in results["costs"])
@@ -244,7 +246,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def draw_bars(results: dict[str, Any], path: Path) -> None:
-    """Draws next-visit NDCG@10 of all methods with its 95% intervals, a panel a task."""
+    """Draws next-visit NDCG@10 of all methods with 95% intervals, in one panel for each task."""
     methods, tasks = [*results["baselines"], *results["models"]], results["tasks"]
     colours = ["0.65"] * len(results["baselines"]) + [f"C{place}" for place in range(len(results["models"]))]
     figure = _figure(4.5 * len(tasks) + 1.5, 0.32 * len(methods) + 1.2)
@@ -260,7 +262,9 @@ def draw_bars(results: dict[str, Any], path: Path) -> None:
 
 
 def draw_curves(runs: Sequence[FinishedRun], tasks: Sequence[str], path: Path) -> None:
-    """Draws each run's training loss of each task against its seconds, a panel a task, a colour a model."""
+    """Draws the training loss of each run against the seconds, in one panel for each task and one colour for each
+    model.
+    """
     colours = {model: f"C{place}" for place, model in enumerate(dict.fromkeys(run.model for run in runs))}
     figure = _figure(4.5 * len(tasks) + 1.5, 3.8)
     panels = figure.subplots(1, len(tasks), squeeze=False)[0]

@@ -45,9 +45,9 @@ class Method:
     """A row of the table.
 
     Attributes:
-        script: of benchmarks/peers, without its ending.
-        packages: that its own environment needs; none for this one.
-        more: what only this script reads.
+        script (`str`): Name of a script in benchmarks/peers, without .py.
+        packages (`tuple[str]`): Packages that its own environment needs; empty if it runs in this environment.
+        more (`dict`): Options that only this script reads.
     """
 
     script: str
@@ -77,25 +77,40 @@ METHODS = {
 
 @dataclass
 class CompareOptions:
-    """What is compared."""
+    """Which methods are compared, for how long, and on which data."""
 
     data: str = field(default="data/complete_journey/prepared", metadata={"help": "Folder of a prepared data set."})
-    task: str = field(default="product_type", metadata={"help": "Whose labels are the peers' items."})
-    methods: list[str] = field(default_factory=lambda: list(METHODS), metadata={"help": "Rows of the table."})
-    rounds: int = field(default=3, metadata={"help": "Runs of each; medians are printed. 0 to leave this out."})
-    seconds: float = field(default=20.0, metadata={"help": "Of training in each run."})
-    length: int = field(default=100, metadata={"help": "Latest events of each customer."})
-    batch_size: int = field(default=32, metadata={"help": "Customers of a training step."})
-    inference_batch_size: int = field(default=256, metadata={"help": "Customers of a step of inference."})
-    hidden: int = field(default=128, metadata={"help": "Width of the encoder."})
-    threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Of torch."})
-    reference: str = field(default="RecTools BERT4Rec", metadata={"help": "Whose accuracy MCM is to reach."})
-    reference_seconds: float = field(default=420.0, metadata={"help": "Of its training; 0 to leave this out."})
+    task: str = field(
+        default="product_type", metadata={"help": "Task whose labels are the items that the other methods recommend."}
+    )
+    methods: list[str] = field(
+        default_factory=lambda: list(METHODS), metadata={"help": "Methods to compare, the rows of the table."}
+    )
+    rounds: int = field(
+        default=3,
+        metadata={
+            "help": "Number of runs of each method, whose median is printed; 0 to leave the comparison of speed out."
+        },
+    )
+    seconds: float = field(default=20.0, metadata={"help": "Seconds of training in each run."})
+    length: int = field(default=100, metadata={"help": "Number of each customer's latest events that are read."})
+    batch_size: int = field(default=32, metadata={"help": "Number of customers in one training step."})
+    inference_batch_size: int = field(default=256, metadata={"help": "Number of customers in one batch of inference."})
+    hidden: int = field(default=128, metadata={"help": "Width of the encoder: the length of its hidden vectors."})
+    threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Number of torch's threads."})
+    reference: str = field(default="RecTools BERT4Rec", metadata={"help": "Method whose accuracy MCM has to reach."})
+    reference_seconds: float = field(
+        default=420.0,
+        metadata={"help": "Seconds of training of that method; 0 to leave the comparison of accuracy out."},
+    )
     steps_up: list[float] = field(
         default_factory=lambda: [5.0, 15.0, 30.0, 60.0], metadata={"help": "Seconds that MCM is given, one by one."}
     )
-    environments: str = field(default="build/peers", metadata={"help": "Where the peers are installed."})
-    report_file: str | None = field(default=None, metadata={"help": "Markdown file for the tables."})
+    environments: str = field(
+        default="build/peers",
+        metadata={"help": "Folder with the environments in which the other methods are installed."},
+    )
+    report_file: str | None = field(default=None, metadata={"help": "Markdown file to write the tables to."})
 
     def __post_init__(self) -> None:
         if unknown := [name for name in [*self.methods, self.reference] if name not in METHODS]:
@@ -103,7 +118,7 @@ class CompareOptions:
 
 
 def install(method: Method, folder: Path) -> str:
-    """The Python of the method's environment, which is made where it is missing."""
+    """Makes the environment of a method if it does not exist, and returns the path of its Python."""
     if not method.packages:
         return sys.executable
     python = folder / method.script / "bin" / "python"
@@ -116,20 +131,20 @@ def install(method: Method, folder: Path) -> str:
 
 
 def write_sequences(rows: Any, task: str, length: int, path: Path) -> None:
-    """Items of every customer before the validation cutoff, ids from 0, the latest `length` + 1."""
+    """Writes the last `length` + 1 items of every customer before the validation cutoff, with ids from 0."""
     customers: list[str] = []
     items: list[np.ndarray] = []
     for history in task_histories(rows, task, "validation"):
         counts = np.bincount(history.customer, minlength=len(history))
-        found = np.split(history.label - FIRST_LABEL, np.cumsum(counts)[:-1])
-        kept = [place for place, labels in enumerate(found) if len(labels) > 1]
+        labels_by_customer = np.split(history.label - FIRST_LABEL, np.cumsum(counts)[:-1])
+        kept = [place for place, labels in enumerate(labels_by_customer) if len(labels) > 1]
         customers += [history.customer_ids[place] for place in kept]
-        items += [found[place][-length - 1 :] for place in kept]
+        items += [labels_by_customer[place][-length - 1 :] for place in kept]
     pq.write_table(pa.table({"customer": customers, "items": pa.array(items, pa.list_(pa.int64()))}), path)
 
 
 def run(name: str, seconds: float, options: CompareOptions, sequences: Path, items: int) -> dict[str, float]:
-    """One run of a method; its figures, and what it recommends beside the sequences as recommended.parquet."""
+    """Runs a method once. Returns its figures; its recommendations are in recommended.parquet beside the sequences."""
     method = METHODS[name]
     task = {
         "method": name,
@@ -154,23 +169,27 @@ def run(name: str, seconds: float, options: CompareOptions, sequences: Path, ite
 
 
 def accuracy(path: Path, cases: EvaluationCases, task: str, labels: int) -> str:
-    """Next-visit NDCG@10 of recommended lists on validation cases, ± half its interval; without a list it is 0."""
+    """Computes next-visit NDCG@10 of recommended lists on the validation cases, with half of its interval; 0 without a
+    list.
+    """
     table = pq.read_table(path)
     lists = dict(zip(table["customer"].to_pylist(), table["items"].to_pylist(), strict=True))
     scores = np.zeros((len(cases), labels), np.float32)
     for row, customer in zip(scores, cases.customer_ids, strict=True):
         best = np.asarray(lists.get(customer, []), int)
         row[best + FIRST_LABEL] = np.arange(len(best), 0, -1)
-    found, counts = distinct_targets(cases.targets[task].offsets, cases.targets[task].labels)
-    greater, ties = tie_ranks(scores, found)
-    outside = np.take_along_axis(scores, found, 1) == 0  # not recommended: out of every list, each at its own place
-    greater = np.where(outside, labels + np.arange(found.shape[1]), greater)
+    targets, counts = distinct_targets(cases.targets[task].offsets, cases.targets[task].labels)
+    greater, ties = tie_ranks(scores, targets)
+    outside = np.take_along_axis(scores, targets, 1) == 0  # not recommended: out of every list, each at its own place
+    greater = np.where(outside, labels + np.arange(targets.shape[1]), greater)
     values = customer_metrics(greater, np.where(outside, 1, ties), counts)["next_visit_ndcg@10"]
     return with_half_interval(bootstrap_interval(values))
 
 
 def speed_table(found: dict[str, list[dict[str, float]]]) -> list[list[str]]:
-    """Medians, how they stand to the first method's, and which share of the time is the floor's (floor.py)."""
+    """Makes a table of medians, their ratios to the first method's, and the share of the time that is the floor's
+    (floor.py).
+    """
     rows = [["method", "training: sequences/s", "of the first", "floor", "targets/s"]]
     rows[0] += ["inference: customers/s", "of the first", "floor"]
     if not all(found.values()):
@@ -191,7 +210,7 @@ def _text(values: dict[str, float], key: str, form: str) -> str:
 
 
 def compare(options: CompareOptions, scratch: Path) -> tuple[list[list[str]], list[list[str]]]:
-    """Both tables."""
+    """Runs all methods and makes both tables, of speed and of accuracy."""
     rows, manifest = load_prepared(options.data), PreparedManifest.load(options.data)
     cases = find_cases(rows, "validation", manifest.event_schema.min_history)
     sequences = scratch / "sequences.parquet"

@@ -50,23 +50,30 @@ TIMED = 10  # explanations of each cutoff and task that are timed, as they are b
 
 @dataclass
 class Options:
-    """What is explained."""
+    """Which model's predictions are explained, for which customers."""
 
     model: str = field(default="runs/quickstart", metadata={"help": "Checkpoint folder."})
-    data: str = field(default="data/complete_journey/prepared", metadata={"help": "Folder of its prepared data set."})
+    data: str = field(
+        default="data/complete_journey/prepared",
+        metadata={"help": "Folder of the prepared data set of the checkpoint."},
+    )
     tasks: list[str] = field(
         default_factory=lambda: ["product_type", "product_category"], metadata={"help": "Tasks of the table."}
     )
-    customers: int = field(default=100, metadata={"help": "Of each cutoff, spread evenly over all cases."})
+    customers: int = field(
+        default=100, metadata={"help": "Number of customers at each cutoff, spread evenly over all cases."}
+    )
     cutoffs: list[str] = field(
         default_factory=lambda: ["validation", "test"], metadata={"help": "Where the histories end."}
     )
-    threads: int = field(default=1, metadata={"help": "Of torch."})
-    report_file: str | None = field(default=None, metadata={"help": "Markdown file to write; printed if not given."})
+    threads: int = field(default=1, metadata={"help": "Number of torch's threads."})
+    report_file: str | None = field(
+        default=None, metadata={"help": "Markdown file to write. By default the page is printed."}
+    )
 
 
 def histories(options: Options, cutoff: str) -> list[dict[str, Any]]:
-    """Prepared rows of some customers, up to the cutoff."""
+    """Reads the prepared rows of some customers, up to the cutoff."""
     manifest, rows = PreparedManifest.load(options.data), load_prepared(options.data)
     cases = find_cases(rows, cutoff, manifest.event_schema.min_history)
     places = np.linspace(0, len(cases) - 1, min(options.customers, len(cases))).round().astype(int)
@@ -78,11 +85,11 @@ def histories(options: Options, cutoff: str) -> list[dict[str, Any]]:
 
 @dataclass
 class Worth:
-    """What the visits of each way are worth.
+    """How much the visit that each way of explaining names first changes the log-probability.
 
     Attributes:
-        deletion (`dict[str, float]`): what the log-probability falls by without the visit.
-        insertion (`dict[str, float]`): what it rises by with the visit alone.
+        deletion (`dict[str, float]`): By way, how much the log-probability falls without the visit.
+        insertion (`dict[str, float]`): By way, how much it rises with this visit alone.
     """
 
     deletion: dict[str, float]
@@ -90,7 +97,7 @@ class Worth:
 
 
 def worth(model: Any, extractor: Any, row: dict[str, Any], task: str) -> tuple[Worth, Explanation]:
-    """What the visit of each way is worth, and the explanation."""
+    """Measures how much the visit of each way is worth; returns that and the explanation."""
     found = explain(model, extractor, row, task, most_visits=None, visits_with_events=0)
     tried = sorted(found.visits, key=lambda visit: (not visit.has_label, -visit.visit))[:MOST_VISITS]
     deletions = np.zeros(len(found.visits))
@@ -117,7 +124,7 @@ def worth(model: Any, extractor: Any, row: dict[str, Any], task: str) -> tuple[W
 
 
 def heaviest(model: Any, extractor: Any, row: dict[str, Any], task: str, label: int) -> int:
-    """The visit with the largest weight of the readout for a label."""
+    """Finds the visit with the largest weight in the readout for a label."""
     inputs = {name: value.to(model.device) for name, value in extractor.pad([row]).items()}
     every = model.config.label_sizes[task]
     preferred = model.preferences(task, every, return_weights=True, **inputs)
@@ -128,18 +135,18 @@ def heaviest(model: Any, extractor: Any, row: dict[str, Any], task: str, label: 
 def planted(
     row: dict[str, Any], donors: Sequence[dict[str, Any]], task: str, most: int, generator: np.random.Generator
 ) -> tuple[dict[str, Any], int, int] | None:
-    """A history with one visit of another customer, which alone holds a label.
+    """Makes a history with a visit of another customer that alone holds a label.
 
     Args:
-        row (`dict`): the prepared history.
-        donors (`Sequence[dict]`): those of other customers; a random one of them gives the visit.
-        task (`str`): of the label.
-        most (`int`): events that a model reads.
-        generator (`numpy.random.Generator`): draws the label, and the place of its visit between two others.
+        row (`dict`): The prepared history.
+        donors (`Sequence[dict]`): Histories of other customers, one of which gives the visit.
+        task (`str`): Task of the label.
+        most (`int`): Largest number of events that the model reads.
+        generator (`numpy.random.Generator`): Draws the label, and the place of the visit between two others.
 
     Returns:
-        The history, the label's id and the planted visit; `None` where no donor has a label that the customer never
-        had, or the customer has but one visit.
+        `tuple`: The history, the label's id and the planted visit; `None` if no donor has a label that the customer
+        never had, or the customer has only one visit.
     """
     own = [0, 1, *row[f"feature_{task}"]]
     shuffled = (donors[place] for place in generator.permutation(len(donors)))
@@ -169,7 +176,7 @@ def planted(
 
 
 def names_planted(model: Any, extractor: Any, made: tuple[dict[str, Any], int, int], task: str) -> dict[str, float]:
-    """Of each way whether it names the planted visit first; of a random one how likely it does."""
+    """Says for each way whether it names the planted visit first, and for a random choice with which probability."""
     row, label, visit = made
     row = _History(model, extractor, row, None)._without(np.zeros(len(row["times"]), bool))  # with its days between
     name = extractor.decode_labels(task, [label])[0]
@@ -182,7 +189,7 @@ def names_planted(model: Any, extractor: Any, made: tuple[dict[str, Any], int, i
 
 
 def rows_of(task: str, cutoff: str, values: Sequence[Worth]) -> list[list[str]]:
-    """The table's lines of a task and cutoff."""
+    """Makes the rows of the table for a task and a cutoff."""
     lines = []
     for way, words in WAYS.items():
         cells = []
@@ -196,7 +203,7 @@ def rows_of(task: str, cutoff: str, values: Sequence[Worth]) -> list[list[str]]:
 
 
 def planted_rows_of(task: str, cutoff: str, values: Sequence[dict[str, float]]) -> list[str]:
-    """The line of a task and cutoff in the table of planted visits."""
+    """Makes the row of the table of planted visits for a task and a cutoff."""
     cells = []
     for way in ("explanation", "readout", "random"):
         interval = bootstrap_interval([value[way] for value in values])
@@ -211,7 +218,7 @@ def page(
     facts: dict[str, float],
     example: Explanation,
 ) -> str:
-    """The page."""
+    """Writes the text of the page."""
     top = example.visits[0]
     parts = ", ".join(f"{name} {value:+.2f}" for name, value in example.parts.items() if value)
     return "\n".join(
@@ -283,7 +290,7 @@ def page(
 
 
 def main() -> None:
-    """Explains, measures, writes the page."""
+    """Explains predictions, measures the explanations, and writes the page."""
     (options,) = parse_options(Options, description=__doc__)
     torch.set_num_threads(options.threads)
     model = MCMForMultiTaskRecommendation.from_pretrained(options.model).eval()

@@ -58,28 +58,33 @@ LARGEST_SHARE = 0.75  # of the labelled customers that are drawn, so that some a
 
 @dataclass
 class FewLabelsOptions:
-    """What is compared, and where it is written."""
+    """What is compared, on which labels, and where the results are written."""
 
     model: str | None = field(default=None, metadata={"help": "Pre-trained checkpoint with a customer state."})
     data: str | None = field(default=None, metadata={"help": "Folder of the prepared data set of the checkpoint."})
-    profile: str = field(default="kids_count", metadata={"help": "Feature of the profile that is predicted."})
-    days: int = field(default=30, metadata={"help": "Days after the cutoff without a visit that are churn."})
-    min_events: int = field(default=5, metadata={"help": "Events before the cutoff that a customer needs."})
-    sizes: list[int] = field(default_factory=lambda: [100, 300, 1000], metadata={"help": "Labels to learn from."})
-    draws: int = field(default=10, metadata={"help": "How often labels are drawn of each size."})
-    report: str = field(default="docs/results_few_labels.md", metadata={"help": "The page."})
-    output_file: str | None = field(default=None, metadata={"help": "JSON file for every number."})
+    profile: str = field(default="kids_count", metadata={"help": "Feature of the profile to predict."})
+    days: int = field(
+        default=30,
+        metadata={"help": "Number of days after the cutoff; a customer without a visit in them has churned."},
+    )
+    min_events: int = field(default=5, metadata={"help": "Number of events that a customer needs before the cutoff."})
+    sizes: list[int] = field(
+        default_factory=lambda: [100, 300, 1000], metadata={"help": "Numbers of labels to learn from."}
+    )
+    draws: int = field(default=10, metadata={"help": "Number of random draws of the labels of each size."})
+    report: str = field(default="docs/results_few_labels.md", metadata={"help": "Markdown file of the page to write."})
+    output_file: str | None = field(default=None, metadata={"help": "JSON file to write every number to."})
 
 
 @dataclass(frozen=True)
 class Customers:
-    """What is known of the customers at the cutoff.
+    """The customers at the cutoff.
 
     Attributes:
-        kept: what the customer state is made of, `(customers, numbers)`.
-        counts: hand-made counts, `(customers, F)`.
-        targets: by name, ids of classes, negative where one is not known, `(customers,)`.
-        caption: what they are.
+        kept (`numpy.ndarray`, shape `(customers, numbers)`): Counts that the customer state is computed from.
+        counts (`numpy.ndarray`, shape `(customers, F)`): Hand-made counts.
+        targets (`dict[str, numpy.ndarray]`): By name the ids of classes, of shape `(customers,)`; negative if unknown.
+        caption (`str`): A description for the page.
     """
 
     kept: torch.Tensor
@@ -131,7 +136,9 @@ def read_customers(options: FewLabelsOptions, model: MCMForCustomerPrediction) -
 
 
 def fine_tuned(options: FewLabelsOptions, known: Customers, target: NDArray, places: NDArray, seed: int) -> NDArray:
-    """Log-odds of all customers `(customers, C)` by a checkpoint that was fine-tuned to the labels at these places."""
+    """Fine-tunes the checkpoint to the labels of some customers, and computes log-odds of all, of shape `(customers,
+    C)`.
+    """
     names = {"id2label": {place: str(place) for place in range(target.max() + 1)}}
     with tempfile.TemporaryDirectory() as folder:
         chosen = {name: value for name, value in label_defaults({"labels", "eval_strategy"}).items()}
@@ -162,7 +169,7 @@ def fine_tuned(options: FewLabelsOptions, known: Customers, target: NDArray, pla
 
 
 def drawn(target: NDArray, size: int, seed: int) -> NDArray[np.int64]:
-    """Places of so many labels, each class in its share."""
+    """Draws the indices of labelled customers, with each class in its share."""
     from sklearn.model_selection import train_test_split
 
     labelled = np.flatnonzero(target >= 0)
@@ -170,7 +177,7 @@ def drawn(target: NDArray, size: int, seed: int) -> NDArray[np.int64]:
 
 
 def compare(options: FewLabelsOptions, known: Customers, states: NDArray) -> dict[str, Any]:
-    """AUC of each draw by target, size and method."""
+    """Computes the AUC of each draw, by target, size and method."""
     found: dict[str, Any] = {}
     inputs = {FROZEN: ("linear", states), TREES: ("LightGBM", known.counts), LINEAR: ("linear", known.counts)}
     for name, target in known.targets.items():
@@ -193,7 +200,7 @@ def compare(options: FewLabelsOptions, known: Customers, states: NDArray) -> dic
 
 
 def write_page(results: dict[str, Any], path: Path) -> None:
-    """Writes the page from what `compare` found."""
+    """Writes the page from the result of [`compare`]."""
     lines = ["# What the customer state is worth where labels are few", "", f"Written by `{results['command']}`.", ""]
     lines += [results["caption"], ""]
     lines += [

@@ -35,7 +35,9 @@ STAMP = re.compile(
 
 
 def read_list() -> dict[str, dict[str, Any]]:
-    """The pages of figures.yaml; `sources` are paths or patterns of paths, with the groups' in their place."""
+    """Reads the pages of figures.yaml. The names of groups in `sources` are replaced by the groups' paths and
+    patterns.
+    """
     content = yaml.safe_load(LIST.read_text(encoding="utf-8"))
     for page in content["pages"].values():
         page["sources"] = [path for name in page["sources"] for path in content["groups"].get(name, [name])]
@@ -43,7 +45,11 @@ def read_list() -> dict[str, dict[str, Any]]:
 
 
 def git(*words: str) -> str:
-    """What a git command prints; a RuntimeError where it fails, as outside of a clone."""
+    """Runs a git command and returns what it prints.
+
+    Raises:
+        RuntimeError: If it fails, for example outside of a clone.
+    """
     done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"git {' '.join(words)} failed: {done.stderr.strip()}. The stamps need a clone with git.")
@@ -51,7 +57,7 @@ def git(*words: str) -> str:
 
 
 def has_history() -> bool:
-    """Whether this is a clone with all of its commits, so that the ages of stamps can be told."""
+    """Whether this is a git clone with all of its commits, which the ages of stamps are found from."""
     try:
         top = Path(git("rev-parse", "--show-toplevel"))
         return git("rev-parse", "--is-shallow-repository") == "false" and top.resolve() == ROOT
@@ -60,23 +66,26 @@ def has_history() -> bool:
 
 
 def newer_commits(stamp: re.Match[str], sources: list[str]) -> list[str]:
-    """The commits, each as hash and title, that changed the sources after the commit of a stamp.
+    """Lists the commits that changed the sources of a page after the commit of its stamp.
 
     Args:
-        stamp (re.Match): of `STAMP`.
-        sources (list of str): paths and patterns.
+        stamp (`re.Match`): The stamp, a match of `STAMP`.
+        sources (list of `str`): Paths and patterns of paths.
+
+    Returns:
+        `list[str]`: Hash and title of each commit.
     """
     commit = stamp["made"] or stamp["kept"]
     return git("log", "--format=%h %s", f"{commit}..HEAD", "--", *sources).splitlines()
 
 
 def stamp_of(page: str) -> re.Match[str] | None:
-    """The stamp at the end of a page."""
+    """Finds the stamp at the end of a page."""
     return STAMP.search((ROOT / page).read_text(encoding="utf-8"))
 
 
 def write_stamp(page: str, words: str) -> None:
-    """Puts a stamp at the end of a page, in the place of the one that is there."""
+    """Writes a stamp at the end of a page, in the place of an earlier one."""
     text = (ROOT / page).read_text(encoding="utf-8")
     text = STAMP.sub("", text).rstrip("\n")
     write_text(ROOT / page, f"{text}\n\n*Figures {words}.*\n")
@@ -86,8 +95,8 @@ def make(page: str, commands: list[str], sources: list[str]) -> None:
     """Runs the commands of a page and stamps it.
 
     Raises:
-        RuntimeError: if sources have changes that are not committed.
-        subprocess.CalledProcessError: if a command fails; the stamp stays as it was.
+        RuntimeError: If sources have changes that are not committed.
+        subprocess.CalledProcessError: If a command fails; the stamp stays as it was.
     """
     if changed := git("status", "--porcelain", "--", *sources):
         raise RuntimeError(f"{page} is made from files with changes that are not committed: {changed}. Commit first.")

@@ -30,33 +30,44 @@ PIECES = (1, 4, 16)  # of the rows of a product, to see in which it is made the 
 
 @dataclass
 class Shape:
-    """What is computed; the defaults are a batch of the quickstart."""
+    """The sizes that the floor is computed for. The defaults are those of a batch of the quickstart."""
 
     config: str = field(default="configuration/mcm-tiny", metadata={"help": "Folder with a config.json."})
-    label_sizes: list[int] = field(default_factory=lambda: [32, 304, 1914, 5115], metadata={"help": "V of each task."})
-    features: int = field(default=17, metadata={"help": "J, features of an event."})
-    batch_size: int = field(default=16, metadata={"help": "B, customers."})
-    events: int = field(default=700, metadata={"help": "L, events of each."})
-    units: int = field(default=120, metadata={"help": "U, events or visits that the encoder reads."})
-    threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Of torch."})
+    label_sizes: list[int] = field(
+        default_factory=lambda: [32, 304, 1914, 5115],
+        metadata={"help": "Number of labels of each task (V in the table)."},
+    )
+    features: int = field(default=17, metadata={"help": "Number of features of an event (J in the table)."})
+    batch_size: int = field(default=16, metadata={"help": "Number of customers in one batch (B in the table)."})
+    events: int = field(default=700, metadata={"help": "Number of events of each customer (L in the table)."})
+    units: int = field(
+        default=120,
+        metadata={
+            "help": "Number of units, visits or events, that the encoder reads of each customer (U in the table)."
+        },
+    )
+    threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Number of torch's threads."})
 
 
 def encoder_flops(layers: int, hidden: int, inner: int, units: int) -> int:
-    """Of one forward pass over the units of one customer: four projections, attention, two layers of the network."""
+    """Floating-point operations of a forward pass over one customer: four projections, attention, and two linear
+    layers.
+    """
     return layers * units * (2 * 4 * hidden**2 + 2 * 2 * units * hidden + 2 * 2 * hidden * inner)
 
 
 def readout_flops(hidden: int, units: int, labels: int) -> int:
-    """z = e_w . h_i for every label and unit of a customer; the rest of equations 2, 3 is no product of matrices."""
+    """FLOPs of e_w . h_i for every label and unit of a customer; the rest of equations 2 and 3 is no matrix product."""
     return 2 * hidden * units * labels
 
 
 def matmul_rate(
     rows: int, hidden: int, columns: int, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> float:
-    """Multiplications and additions a second of the product that the readout is made of.
+    """Measures the multiplications and additions a second of the matrix product of the readout.
 
-    Whole or in pieces of its rows, whichever is faster: what is written of a piece may fit a cache.
+    The product is computed whole and in blocks of rows, and the faster way counts, because a block may fit into a
+    cache.
     """
     rates = []
     for share in PIECES:
@@ -69,7 +80,7 @@ def matmul_rate(
 
 
 def copy_rate(numbers: int = 2**26) -> float:
-    """Bytes a second, read and written, of a copy that fits no cache."""
+    """Measures the bytes a second, read and written, of a copy that is too large for the caches."""
     source, target = torch.randn(numbers), torch.empty(numbers)
     names = {"target": target, "source": source}
     timer = Timer("target.copy_(source)", globals=names, num_threads=torch.get_num_threads())
@@ -77,7 +88,7 @@ def copy_rate(numbers: int = 2**26) -> float:
 
 
 def floor(shape: Shape, config: Mapping[str, Any] | None = None) -> dict[str, dict[str, float]]:
-    """FLOPs, bytes and seconds of a training step and of scoring one customer; `config` is the shape's by default."""
+    """Computes FLOPs, bytes and seconds of a training step and of scoring one customer."""
     if config is None:
         config = json.loads(Path(shape.config, "config.json").read_text(encoding="utf-8"))
     hidden, layers, inner = config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"]

@@ -37,28 +37,30 @@ TIMES_THE_FLOOR = "times the floor"
 
 @dataclass
 class GrowthOptions:
-    """What grows, from where."""
+    """Which sizes grow, and where they begin."""
 
     config: str = field(default="configuration/mcm-tiny", metadata={"help": "Folder with a config.json."})
-    customers: int = field(default=500, metadata={"help": "Of the smallest log."})
-    units: int = field(default=64, metadata={"help": "Of the shortest histories."})
-    labels: int = field(default=1000, metadata={"help": "Of the smallest task."})
-    batch_size: int = field(default=16, metadata={"help": "Customers of a training step."})
-    doublings: int = field(default=3, metadata={"help": "How often each is doubled."})
+    customers: int = field(default=500, metadata={"help": "Number of customers of the smallest log."})
+    units: int = field(default=64, metadata={"help": "Number of units of the shortest histories."})
+    labels: int = field(default=1000, metadata={"help": "Number of labels of the smallest task."})
+    batch_size: int = field(default=16, metadata={"help": "Number of customers in one training step."})
+    doublings: int = field(default=3, metadata={"help": "Number of times that each of these sizes is doubled."})
     report_file: str | None = field(
-        default=None, metadata={"help": "Markdown file for the table, as run_evaluate.py's."}
+        default=None, metadata={"help": "Markdown file to write the table to, as `mcm evaluate` does."}
     )
     picture: str | None = field(default=None, metadata={"help": "PNG file for the plot; needs matplotlib."})
-    only: str = field(default="", metadata={"help": "One point, in this process; prints its figures as JSON."})
+    only: str = field(
+        default="", metadata={"help": "Measure one point in this process and print its figures as JSON."}
+    )
 
 
 def peak() -> int:
-    """Largest resident size of this process so far, in bytes."""
+    """The largest memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIBI
 
 
 def training_step(options: GrowthOptions, units: int, labels: int) -> dict[str, float]:
-    """Seconds and gigabytes of a training step on random histories of one event a visit."""
+    """Measures seconds and gigabytes of a training step on random histories with one event in each visit."""
     from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation
 
     shape = json.loads((ROOT / options.config / "config.json").read_text(encoding="utf-8"))
@@ -89,7 +91,7 @@ def training_step(options: GrowthOptions, units: int, labels: int) -> dict[str, 
 
 
 def everyone(options: GrowthOptions, customers: int) -> dict[str, float]:
-    """Seconds of preparing a log and of scoring its customers, and gigabytes of the scoring."""
+    """Measures seconds of preparing a log and of scoring its customers, and gigabytes of scoring."""
     import pyarrow.parquet as pq
 
     from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
@@ -123,7 +125,7 @@ def everyone(options: GrowthOptions, customers: int) -> dict[str, float]:
 
 
 def point(options: GrowthOptions, what: str, size: int) -> dict[str, float]:
-    """The figures of one point, from a process of its own."""
+    """Measures one point in a process of its own."""
     values = {**asdict(options), "only": f"{what} {size}", "report_file": "", "picture": ""}
     flags = [word for key, value in values.items() if value != "" for word in (f"--{key}", str(value))]
     done = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True)
@@ -133,7 +135,7 @@ def point(options: GrowthOptions, what: str, size: int) -> dict[str, float]:
 
 
 def measure(options: GrowthOptions) -> dict[str, dict[int, dict[str, float]]]:
-    """Figures by what grows and its size."""
+    """Measures all points, by what grows and its size."""
     starts = {"customers": options.customers, "units": options.units, "labels": options.labels}
     found: dict[str, dict[int, dict[str, float]]] = {}
     for what, start in starts.items():
@@ -144,7 +146,7 @@ def measure(options: GrowthOptions) -> dict[str, dict[int, dict[str, float]]]:
 
 
 def table(found: dict[str, dict[int, dict[str, float]]]) -> list[list[str]]:
-    """Rows of text: what grows, what is measured, a figure a size, the exponent of the last doubling."""
+    """Makes rows of text: what grows, what is measured, its value at each size, and the last doubling's exponent."""
     sizes = len(next(iter(found.values())))
     rows = [["what grows", "figure", *(f"{2**doubling}x" for doubling in range(sizes)), "exponent at the end"]]
     for what, points in found.items():
@@ -156,7 +158,9 @@ def table(found: dict[str, dict[int, dict[str, float]]]) -> list[list[str]]:
 
 
 def plot(found: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
-    """A panel for each thing that grows, both axes logarithmic, each figure relative to its smallest size."""
+    """Draws a panel for each thing that grows, with logarithmic axes and figures relative to those of the smallest
+    size.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.5), layout="constrained")
@@ -177,7 +181,7 @@ def plot(found: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
 
 
 def main() -> None:
-    """Reads the options, measures, and writes what was asked for."""
+    """Reads the options, measures, and writes the files that the options name."""
     (options,) = parse_options(GrowthOptions, description=__doc__)
     if options.only:
         keep_freed_memory()

@@ -26,20 +26,22 @@ from modeling_mcm.evaluation.reports import markdown_table, replace_part
 
 @dataclass
 class Options:
-    """What is measured."""
+    """Which checkpoint is measured at which lengths of history."""
 
     model: str = field(default="runs/quickstart", metadata={"help": "Checkpoint folder."})
-    visits: list[int] = field(default_factory=lambda: [10, 100, 1000], metadata={"help": "Lengths of history."})
-    events: int = field(default=8, metadata={"help": "Events of a visit."})
-    runs: int = field(default=40, metadata={"help": "Visits that are added after each of these lengths."})
-    threads: int = field(default=1, metadata={"help": "Of torch."})
+    visits: list[int] = field(
+        default_factory=lambda: [10, 100, 1000], metadata={"help": "Lengths of the histories, in visits."}
+    )
+    events: int = field(default=8, metadata={"help": "Number of events of one visit."})
+    runs: int = field(default=40, metadata={"help": "Number of visits that are added after each of these lengths."})
+    threads: int = field(default=1, metadata={"help": "Number of torch's threads."})
     report_file: str | None = field(
-        default=None, metadata={"help": "Markdown file; what stands between its two result lines is replaced."}
+        default=None, metadata={"help": "Markdown file, in which the text between its two result lines is replaced."}
     )
 
 
 def random_visits(extractor: MCMFeatureExtractor, number: int, size: int) -> list[list[dict[str, Any]]]:
-    """Visits, a few days apart, of events with random values; popular ones more often."""
+    """Draws visits, a few days apart, of events with random values, of which popular ones are more frequent."""
     generator = np.random.default_rng(0)
     token = extractor.token_type_feature
     values = {}
@@ -62,7 +64,7 @@ def random_visits(extractor: MCMFeatureExtractor, number: int, size: int) -> lis
 
 
 def measure(model: Any, extractor: MCMFeatureExtractor, options: Options) -> list[dict[str, float]]:
-    """A row of figures for each length: milliseconds, bytes and the largest difference."""
+    """Measures each length of history: milliseconds, bytes and the largest difference from computing anew."""
     visits = random_visits(extractor, max(options.visits) + options.runs, options.events)
     figures = []
     for length in options.visits:
@@ -103,7 +105,7 @@ def measure(model: Any, extractor: MCMFeatureExtractor, options: Options) -> lis
 
 
 def table(figures: list[dict[str, float]], options: Options) -> str:
-    """What the page says between its two lines."""
+    """Writes the text between the two result lines of the page."""
     lines = [
         f"Visits of {options.events} events, {options.threads} thread, milliseconds of computing; medians of "
         f"{options.runs} visits.",

@@ -50,10 +50,12 @@ class OfferTable:
     """Features of groups and of their offers.
 
     Attributes:
-        offsets: of shape `(G + 1,)`; group g has the offers `offsets[g]` to `offsets[g + 1]`.
-        groups: float32, of shape `(G, F)`; NaN where something was never measured.
-        offers: float32, of shape `(N, P)`.
-        group_names, offer_names: of the features.
+        offsets (`numpy.ndarray`, shape `(G + 1,)`): Group g has the offers from `offsets[g]` to before `offsets[g +
+            1]`.
+        groups (`numpy.ndarray`, shape `(G, F)`): Features of the groups in float32; NaN if a feature has no value.
+        offers (`numpy.ndarray`, shape `(N, P)`): Features of the offers in float32.
+        group_names (`list[str]`): Names of the groups' features.
+        offer_names (`list[str]`): Names of the offers' features.
     """
 
     offsets: NDArray[np.int64]
@@ -64,11 +66,11 @@ class OfferTable:
 
     @property
     def joined(self) -> NDArray[np.float32]:
-        """Features of the offers and of their groups, of shape `(N, P + F)`."""
+        """Joins the features of the offers and of their groups, in an array of shape `(N, P + F)`."""
         return np.concatenate([self.offers, np.repeat(self.groups, np.diff(self.offsets), axis=0)], axis=1)
 
     def of(self, groups: NDArray[np.int64]) -> "OfferTable":
-        """Some of the groups."""
+        """Selects some of the groups."""
         sizes = np.diff(self.offsets)
         kept = np.concatenate([np.arange(self.offsets[group], self.offsets[group + 1]) for group in groups])
         offsets = np.concatenate([[0], np.cumsum(sizes[groups])])
@@ -76,13 +78,13 @@ class OfferTable:
 
 
 def offer_features(extractor: Any, collator: Any, cases: Any, batch_size: int = 32) -> OfferTable:
-    """Features of some groups of offers, from nothing but what was before them.
+    """Computes features of some groups of offers, from nothing but events before them.
 
     Args:
-        extractor: `MCMFeatureExtractor` of the data set.
-        collator: `OfferCollator` of the groups, with `max_events` above the longest history.
-        cases: `OfferGroups`.
-        batch_size: groups a step.
+        extractor (`MCMFeatureExtractor`): The feature extractor of the data set.
+        collator (`OfferCollator`): The collator of the groups, with `max_events` above the longest history.
+        cases (`OfferGroups`): The groups.
+        batch_size (`int`): Number of groups in one batch.
     """
     sizes, offers, groups = [0], [], []
     for start in logging.tqdm(range(0, len(cases), batch_size), desc="Features", unit="batch"):
@@ -114,9 +116,10 @@ class HistoryFeatures:
     """Hand-made features of a batch of customers.
 
     Args:
-        extractor: `MCMFeatureExtractor` of the data set.
-        batch: what its `pad` gives, as numpy arrays.
-        days_until: days from each customer's last event to the moment of the question, NaN without events; `(B,)`.
+        extractor (`MCMFeatureExtractor`): The feature extractor of the data set.
+        batch (`dict[str, numpy.ndarray]`): A padded batch of the feature extractor, as numpy arrays.
+        days_until (`numpy.ndarray`, shape `(B,)`): Days from each customer's last event to the time of the offers; NaN
+            without events.
     """
 
     def __init__(self, extractor: Any, batch: Mapping[str, NDArray], days_until: NDArray):
@@ -131,7 +134,7 @@ class HistoryFeatures:
         self.events = np.bincount(self.owner, minlength=self.customers)
 
     def make(self) -> dict[str, NDArray]:
-        """Name -> values of the customers, of shape `(B,)`; the profile is not among them."""
+        """Computes the features by name, each of shape `(B,)`, without the profile."""
         result = self._history()
         for feature in self._shared_features():
             if self._size(feature) <= COARSE:
@@ -220,12 +223,12 @@ class _OfferFeatures(HistoryFeatures):
         self.actions = int(batch["offered_actions"].max()) + 1
 
     def make(self) -> dict[str, NDArray]:
-        """As `HistoryFeatures.make`, with the profile."""
+        """Computes the features by name, each of shape `(B,)`, with the profile."""
         names = [feature["name"] for feature in self.extractor.features if feature.get("profile")]
         return super().make() | {name: self.ids[:, 0, self._index(name)] for name in names}
 
     def of_offers(self) -> dict[str, NDArray]:
-        """Name -> values, of shape `(B, U)`."""
+        """Computes the features of pairs of customer and offered action by name, each of shape `(B, U)`."""
         offers: dict[str, NDArray] = {}
         customer, event, action = self.batch["action_matches"].T
         age = self.times.max(1)[customer] - self.times[customer, event] + np.nan_to_num(self.days_until)[customer]
@@ -278,14 +281,14 @@ class _OfferFeatures(HistoryFeatures):
 
 
 class LightGBMOffers:
-    """Classifier of groups, and classifier or lambdarank of offers, tuned on validation.
+    """A classifier of groups, and a classifier or lambdarank of offers, tuned on validation.
 
     Args:
-        trials: settings drawn from `SEARCH` for each of the three models.
-        seed: of the draws and of LightGBM.
+        trials (`int`): Number of settings drawn from `SEARCH` for each of the three models.
+        seed (`int`): Seed of the draws and of LightGBM.
 
     Attributes:
-        chosen: what the search chose: for `responds` and `offer` the parameters, trees and validation metric.
+        chosen (`dict`): For `responds` and `offer` the chosen parameters, number of trees and validation metric.
     """
 
     def __init__(self, trials: int = 20, seed: int = 0):
@@ -309,13 +312,13 @@ class LightGBMOffers:
         self.chosen["offer"] = max(found, key=lambda each: each["validation"])
 
     def fit(self, table: OfferTable, truth: OfferTruth) -> None:
-        """Fits both models with what the search chose."""
+        """Fits both models with the parameters that the search chose."""
         kind = self.chosen["offer"]["objective"]
         self.responds = self._train(self.chosen["responds"], *self._of_groups(table, truth))
         self.offer = self._train(self.chosen["offer"], *self._of_offers(kind, table, truth))
 
     def scores(self, table: OfferTable) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Of the offers `(N,)` and of the groups `(G,)`."""
+        """Scores the offers, of shape `(N,)`, and the groups, of shape `(G,)`."""
         return self.offer.predict(table.joined), self.responds.predict(table.groups)
 
     def _best(self, objectives: Sequence[str], data: tuple, features: NDArray, metric: Any) -> dict[str, Any]:

@@ -39,13 +39,15 @@ class Options:
     """What is shown, and where pictures go."""
 
     model: str = field(metadata={"help": "Checkpoint folder."})
-    data: str = field(metadata={"help": "Prepared data set."})
-    events: str = field(metadata={"help": "Raw log, a Parquet file."})
-    profile: str | None = field(default=None, metadata={"help": "Raw profiles, a Parquet file."})
-    customer: str | None = field(default=None, metadata={"help": "Who is shown; the first one by default."})
-    runs: int = field(default=5, metadata={"help": "Of each measurement; the median is told."})
-    pictures: str | None = field(default=None, metadata={"help": "Folder for pictures, as PNG."})
-    report_file: str | None = field(default=None, metadata={"help": "Page that gets the table."})
+    data: str = field(metadata={"help": "Folder of the prepared data set."})
+    events: str = field(metadata={"help": "Parquet file of the raw log."})
+    profile: str | None = field(default=None, metadata={"help": "Parquet file of the raw profiles."})
+    customer: str | None = field(
+        default=None, metadata={"help": "Id of the customer to show. By default the first one."}
+    )
+    runs: int = field(default=5, metadata={"help": "Number of runs of each measurement, whose median is reported."})
+    pictures: str | None = field(default=None, metadata={"help": "Folder to write pictures to, as PNG files."})
+    report_file: str | None = field(default=None, metadata={"help": "Markdown file to write the table to."})
 
 
 @contextmanager

@@ -41,22 +41,31 @@ Parts = Mapping[str, torch.Tensor]
 
 @dataclass
 class Options:
-    """What is asked of which model; as for training/run_evaluate.py."""
+    """Which model is evaluated on which targets; the options are those of `mcm evaluate`."""
 
     model: str = field(metadata={"help": "Checkpoint folder."})
     data: str = field(metadata={"help": "Folder of a prepared data set."})
-    values_file: str = field(metadata={"help": "Parquet file for every metric's value of every customer."})
-    tasks: list[str] = field(default_factory=list, metadata={"help": "All that the model was trained on by default."})
-    filter_seen: bool = field(default=False, metadata={"help": "Labels met before are neither ranked nor targets."})
-    only_new: bool = field(default=False, metadata={"help": "The same, beside --horizon_days."})
-    horizon_days: float | None = field(
-        default=None, metadata={"help": "Targets are the labels of so many days instead of the next visit's."}
+    values_file: str = field(metadata={"help": "Parquet file to write the metrics of every single customer to."})
+    tasks: list[str] = field(
+        default_factory=list, metadata={"help": "Tasks to evaluate. By default all tasks of the model."}
     )
-    batch_size: int = field(default=64, metadata={"help": "Customers a step."})
+    filter_seen: bool = field(
+        default=False,
+        metadata={"help": "Leave labels that the customer had before the cutoff out of ranking and targets."},
+    )
+    only_new: bool = field(
+        default=False,
+        metadata={"help": "Rank, and take as targets, only labels that the customer never had; for --horizon_days."},
+    )
+    horizon_days: float | None = field(
+        default=None,
+        metadata={"help": "Number of days whose labels are the targets, instead of those of the next visit."},
+    )
+    batch_size: int = field(default=64, metadata={"help": "Number of customers in one batch of the model."})
 
 
 def left(parts: Parts, out: set[str]) -> dict[str, torch.Tensor]:
-    """The parts of a task's scores without some of them."""
+    """Removes some of the parts of a task's scores."""
     kept = {name: part for name, part in parts.items() if name not in out}
     if "met" in parts and set(RELATED) <= out:
         del kept["met"]
@@ -68,7 +77,7 @@ def left(parts: Parts, out: set[str]) -> dict[str, torch.Tensor]:
 
 
 def choices(parts: Parts) -> dict[str, set[str]]:
-    """By the name of the choice what is left out of a task's scores."""
+    """Lists the parts to leave out of a task's scores, by the name of the choice."""
     there = [name for name in (*PARTS, *RELATED) if name in parts]
     counted = set(there) - {"readout", "bias"}
     found = {f"without {name}": {name} for name in there if len(there) > 1}
@@ -80,7 +89,7 @@ def choices(parts: Parts) -> dict[str, set[str]]:
 
 
 def cases_of(options: Options, manifest: PreparedManifest, rows: Any, token_type: str) -> EvaluationCases:
-    """The test cases that the options ask for."""
+    """Finds the test cases of the targets that the options name."""
     schema = manifest.event_schema
     horizon = Horizon.of(options.horizon_days, schema.cutoff("test")) if options.horizon_days else None
     cases = find_cases(rows, "test", schema.min_history, token_type, horizon=horizon)
@@ -88,7 +97,7 @@ def cases_of(options: Options, manifest: PreparedManifest, rows: Any, token_type
 
 
 class Scales:
-    """The numbers of a model that are learned on validation cases: kept, and put back."""
+    """Stores the numbers of a model that are fitted on validation cases, to restore them."""
 
     def __init__(self, model: MCMForMultiTaskRecommendation):
         memory = model.counted_memory
@@ -97,13 +106,13 @@ class Scales:
         self.values = [number.clone() for number in self.numbers]
 
     def put_back(self) -> None:
-        """Sets the model's numbers to those that were kept."""
+        """Restores the stored numbers of the model."""
         for number, value in zip(self.numbers, self.values, strict=True):
             number.copy_(value)
 
 
 def main() -> None:
-    """Fits the scales of every choice, ranks the test cases by each, and writes the values."""
+    """Fits the scales without each choice of parts, ranks the test cases, and writes the metrics."""
     (options,) = parse_options(Options, description=__doc__)
     check_files(options.model)
     model = read_checkpoint(MCMForMultiTaskRecommendation, options.model).eval()

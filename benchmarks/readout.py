@@ -38,23 +38,29 @@ GIGA, KIBI = 1e9, 1024
 
 @dataclass
 class Options:
-    """The shape, and what is measured."""
+    """The sizes of the inputs, and what is measured."""
 
-    batch_size: int = field(default=8, metadata={"help": "B, customers."})
-    units: int = field(default=300, metadata={"help": "U, events or visits of each."})
-    labels: int = field(default=8000, metadata={"help": "V."})
-    hidden_size: int = field(default=256, metadata={"help": "H."})
-    device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
-    bf16: bool = field(default=False, metadata={"help": "Vectors in bfloat16 instead of float32."})
-    threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Of torch."})
-    runs: int = field(default=7, metadata={"help": "Of each way; the median is printed."})
+    batch_size: int = field(default=8, metadata={"help": "Number of customers in one batch (B in the table)."})
+    units: int = field(
+        default=300, metadata={"help": "Number of units, visits or events, of each customer (U in the table)."}
+    )
+    labels: int = field(default=8000, metadata={"help": "Number of labels (V in the table)."})
+    hidden_size: int = field(default=256, metadata={"help": "Length of the hidden vectors (H in the table)."})
+    device: str = field(default="cpu", metadata={"help": "Device to measure on: cpu or cuda."})
+    bf16: bool = field(default=False, metadata={"help": "Compute with vectors in bfloat16 instead of float32."})
+    threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Number of torch's threads."})
+    runs: int = field(default=7, metadata={"help": "Number of runs of each implementation, whose median is printed."})
     memory: bool = field(default=False, metadata={"help": "Measure memory instead of seconds."})
-    keep_freed_memory: bool = field(default=True, metadata={"help": "As training does."})
-    only: str = field(default="", metadata={"help": "One way, in this process; prints its figures as JSON."})
+    keep_freed_memory: bool = field(
+        default=True, metadata={"help": "Keep freed memory in the process, as training does."}
+    )
+    only: str = field(
+        default="", metadata={"help": "Measure one implementation in this process and print its figures as JSON."}
+    )
 
 
 class Inputs:
-    """Hidden vectors and label vectors with gradients, and a label a prefix."""
+    """Hidden vectors and label vectors with gradients, and a label for each prefix."""
 
     def __init__(self, options: Options):
         torch.manual_seed(0)
@@ -71,7 +77,7 @@ class Inputs:
 
 
 def in_parts(inputs: Inputs, all_prefixes: bool) -> torch.Tensor:
-    """The loss as `MCMForMultiTaskRecommendation` takes it in training."""
+    """Computes the loss as `MCMForMultiTaskRecommendation` does in training."""
 
     def losses_of(part: list[int], hidden: torch.Tensor) -> torch.Tensor:
         units = PackedUnits.of(inputs.mask[part]) if all_prefixes else None
@@ -87,13 +93,13 @@ def in_parts(inputs: Inputs, all_prefixes: bool) -> torch.Tensor:
 
 
 def without_kernels(inputs: Inputs, all_prefixes: bool) -> torch.Tensor:
-    """The same in plain torch, where Triton kernels would run."""
+    """Computes the loss as in training, in plain torch instead of Triton kernels."""
     with patch.object(readout_mcm, "FUSED_ON", "nowhere"):
         return in_parts(inputs, all_prefixes)
 
 
 def whole(inputs: Inputs, all_prefixes: bool) -> torch.Tensor:
-    """The same with torch's own operations and autograd."""
+    """Computes the loss with torch's own operations and autograd."""
     z = inputs.hidden @ inputs.vectors.T
     if not all_prefixes:
         scores = (z.softmax(1) * z).sum(1)
@@ -104,7 +110,7 @@ def whole(inputs: Inputs, all_prefixes: bool) -> torch.Tensor:
 
 
 def literal(inputs: Inputs, all_prefixes: bool) -> torch.Tensor:
-    """Equations 2 and 3 term by term; it knows one prefix only."""
+    """Computes the loss by equations 2 and 3 term by term, for one prefix only."""
     scores = reference_readout(inputs.hidden, inputs.vectors, inputs.mask)
     return torch.nn.functional.cross_entropy(scores, inputs.next[:, -1])
 
@@ -121,7 +127,7 @@ WAYS: dict[str, tuple[Callable[[Inputs, bool], torch.Tensor], bool]] = {
 
 
 def run(name: str, inputs: Inputs) -> float:
-    """Seconds of one forward and backward pass."""
+    """Measures the seconds of one forward and backward pass."""
     way, all_prefixes = WAYS[name]
     inputs.hidden.grad = inputs.vectors.grad = None
     wait = torch.cuda.synchronize if inputs.device == "cuda" else lambda: None
@@ -133,7 +139,7 @@ def run(name: str, inputs: Inputs) -> float:
 
 
 def memory(name: str, inputs: Inputs) -> float:
-    """Gigabytes that one way takes above what was there before, if nothing ran before."""
+    """Measures the gigabytes that one implementation takes beyond its inputs, if nothing ran before."""
     if inputs.device == "cuda":
         before = torch.cuda.memory_allocated()
         run(name, inputs)
@@ -144,7 +150,7 @@ def memory(name: str, inputs: Inputs) -> float:
 
 
 def alone(name: str, options: Options) -> float:
-    """Gigabytes that one way takes above its inputs, in a process of its own; infinity where that was killed."""
+    """Measures the gigabytes of one implementation in a process of its own; infinity if the process was killed."""
     values = {**asdict(options), "only": name}
     flags = [word for key, value in values.items() for word in (f"--{key}", str(value))]
     done = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True)

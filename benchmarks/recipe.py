@@ -81,12 +81,12 @@ SENTENCE = "encoder"  # the name of its lines in the README
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a model.
+    """What a model is evaluated on.
 
     Attributes:
-        name: for people and files.
-        metric: the one that is shown.
-        options: of run_evaluate.
+        name (`str`): Name for people and files.
+        metric (`str`): The metric of the table.
+        options (`dict`): Options of `mcm evaluate`.
     """
 
     name: str
@@ -96,15 +96,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Log:
-    """A log and what is asked of its models.
+    """A log, with the evaluations of its models.
 
     Attributes:
-        name: for people and files.
-        tasks: that are shown.
-        questions: that are asked.
-        prepare: options of prepare_data.
-        train: options of run_pretrain besides data, output_dir and seed.
-        rivals: of `RIVALS`, which answer the first question.
+        name (`str`): Name for people and files.
+        tasks (`list[str]`): Tasks of the tables.
+        questions (`list[Question]`): The evaluations.
+        prepare (`dict`): Options of `mcm prepare`.
+        train (`dict`): Options of `mcm pretrain` besides data, output_dir and seed.
+        rivals (`list[str]`): Other models, of `RIVALS`, for the first evaluation.
     """
 
     name: str
@@ -119,17 +119,22 @@ class Log:
 class Options:
     """Options of the study."""
 
-    toys: str | None = field(default=None, metadata={"help": "Parquet file of Toys and Games; left out if not given."})
+    toys: str | None = field(
+        default=None,
+        metadata={"help": "Parquet file of the data set Toys and Games. By default that data set is left out."},
+    )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the trainings."})
     part_seeds: list[int] = field(
-        default_factory=lambda: [0], metadata={"help": "Those of the seeds of which parts are left out."}
+        default_factory=lambda: [0], metadata={"help": "Seeds for which parts of the model are left out one by one."}
     )
     rival_seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds of BERT4Rec's trainings."})
     folder: str = field(default="build/recipe", metadata={"help": "Folder for the data, the runs and their values."})
     only_made: bool = field(
         default=False, metadata={"help": "The page from what is there: nothing is trained or evaluated."}
     )
-    report_file: str | None = field(default=None, metadata={"help": "Markdown file to write; printed if not given."})
+    report_file: str | None = field(
+        default=None, metadata={"help": "Markdown file to write. By default the page is printed."}
+    )
     readme: str | None = field(
         default=None,
         metadata={"help": "File that gets a sentence on the encoder, between <!-- encoder --> and <!-- /encoder -->."},
@@ -137,7 +142,7 @@ class Options:
 
 
 def logs(options: Options, folder: Path) -> list[Log]:
-    """The logs, whose files are made where they are not downloaded."""
+    """Lists the logs, and makes the files of those that are not downloaded."""
     journey = Question("next visit", NEXT), Question("30 days", HORIZON, ("--horizon_days", "30"))
     journey += (Question("30 days, never bought", HORIZON, ("--horizon_days", "30", "--only_new")),)
     recipe = ("configuration/recipes/quickstart.yaml",)
@@ -159,16 +164,16 @@ def logs(options: Options, folder: Path) -> list[Log]:
 
 
 def run(script: str, *words: Any) -> None:
-    """Runs a script as a person would."""
+    """Runs a script in a process of its own."""
     subprocess.run([sys.executable, str(ROOT / script), *map(str, words)], check=True, cwd=ROOT)
 
 
 def files_of(log: Log, model: Path) -> list[tuple[Path, Path]]:
-    """Of each question the values' file, and that of the model without its parts; questions of one ranking share them.
+    """Names for each evaluation the file of metrics, and that of the model without its parts.
 
     Args:
-        log: that is asked of.
-        model: folder of a checkpoint.
+        log (`Log`): The log.
+        model (`Path`): Checkpoint folder.
     """
     asked = [question.options for question in log.questions]
     places = [asked.index(options) for options in asked]
@@ -176,16 +181,16 @@ def files_of(log: Log, model: Path) -> list[tuple[Path, Path]]:
 
 
 def make(log: Log, seed: int, folder: Path, parts: bool) -> list[tuple[Path, Path]]:
-    """Prepares, trains and evaluates what is not there yet.
+    """Prepares, trains and evaluates what is missing.
 
     Args:
-        log: that is learned from.
-        seed: of the training.
-        folder: for everything.
-        parts: whether the model is evaluated without its parts too.
+        log (`Log`): The log to train on.
+        seed (`int`): Seed of the training.
+        folder (`Path`): Folder for everything.
+        parts (`bool`): Whether to evaluate the model also without each of its parts.
 
     Returns:
-        Of each question the values' file, and that of the model without its parts.
+        For each evaluation the file of metrics, and that of the model without its parts.
     """
     data, model = folder / log.name / "prepared", folder / log.name / f"seed-{seed}"
     run("training/prepare_data.py", *log.prepare, "--output_dir", data, "--reuse")
@@ -219,7 +224,7 @@ def make_rival(rival: str, task: str, log: Log, seed: int, options: Options) -> 
 
 
 def answers_of(log: Log, options: Options, folder: Path) -> list[Answers]:
-    """Everything that is known about a log's questions."""
+    """Collects all results of a log's evaluations."""
     if options.only_made:
         made = {seed: files_of(log, folder / log.name / f"seed-{seed}") for seed in options.seeds}
     else:
@@ -306,10 +311,10 @@ def page(answers: Sequence[Answers], options: Options) -> str:
 
 
 def write_sentence(path: Path, sentence: str) -> None:
-    """Puts a sentence between its markers.
+    """Writes a sentence between its two markers in a page.
 
     Raises:
-        ValueError: if the file has no such markers.
+        ValueError: If the file has no such markers.
     """
     if not replace_part(path, f"{sentence}\n", SENTENCE):
         raise ValueError(f"{path} has no lines <!-- {SENTENCE} --> and <!-- /{SENTENCE} -->: add them where it goes.")

@@ -23,17 +23,18 @@ Values = dict[str, dict[str, NDArray]]  # method -> task -> one value a customer
 
 @dataclass(frozen=True)
 class Answers:
-    """What is known about a question that was asked of a log.
+    """The results of one evaluation of a log's models.
 
     Attributes:
-        log: its name.
-        question: in words.
-        tasks: that are shown.
-        seeds: of each seed the values of MCM and of counting.
-        parts: of each seed the values of MCM without some of its parts.
-        groups: name -> which customers have a history of that length; None where this is not shown.
-        truth: the values of the best ranking, where it is known.
-        rivals: the values of other models, which are no counting.
+        log (`str`): Name of the log.
+        question (`str`): The evaluation, in words.
+        tasks (`list[str]`): Tasks of the tables.
+        seeds (`list`): For each seed the metrics of MCM and of the baselines.
+        parts (`list`): For each seed the metrics of MCM without some of its parts.
+        groups (`dict`, *optional*): By name, the customers with a history of that length; `None` if they are not
+            shown.
+        truth (`dict`, *optional*): Metrics of the best ranking, if it is known.
+        rivals (`dict`): Metrics of other models.
     """
 
     log: str
@@ -68,7 +69,7 @@ def values_of(path: Path, metric: str) -> Values:
 
 
 def mean_of(seeds: Sequence[Values], method: str) -> dict[str, NDArray]:
-    """Task -> a method's mean over seeds, one value a customer."""
+    """Computes for each task a method's mean over seeds, with one value for each customer."""
     return {task: np.mean([seed[method][task] for seed in seeds], axis=0) for task in seeds[0][method]}
 
 
@@ -83,7 +84,7 @@ def difference_text(first: NDArray, second: NDArray) -> str:
 
 
 def method_table(answers: Sequence[Answers]) -> list[list[str]]:
-    """Every method, and how far MCM is above it."""
+    """Makes a row for each method, with the difference to MCM."""
     rows = [["log", "question", "task", "method", "value", "MCM less it", "MCM over it"]]
     for each in answers:
         for task in each.tasks:
@@ -105,7 +106,7 @@ def method_table(answers: Sequence[Answers]) -> list[list[str]]:
 
 
 def part_table(answers: Sequence[Answers]) -> list[list[str]]:
-    """What is left when a part is left out, and what the part brings."""
+    """Makes a row for each part: the metric without it, and the difference that the part makes."""
     rows = [["log", "question", "task", "scores", "value", "MCM less it"]]
     for each in answers:
         for task in each.tasks if each.parts else ():
@@ -119,7 +120,7 @@ def part_table(answers: Sequence[Answers]) -> list[list[str]]:
 
 
 def history_table(answers: Sequence[Answers]) -> list[list[str]]:
-    """MCM and the best of counting by the length of the history."""
+    """Compares MCM with the best baseline by the length of the history."""
     rows = [["log", "question", "task", "visits before", "customers", "MCM", "best of counting", "MCM less it"]]
     for each in answers:
         for task in each.tasks if each.groups else ():
@@ -136,7 +137,7 @@ def history_table(answers: Sequence[Answers]) -> list[list[str]]:
 
 
 def truth_table(answers: Sequence[Answers]) -> list[list[str]]:
-    """Which share of the best possible MCM and the best of counting reach."""
+    """Compares MCM and the best baseline with the best possible ranking."""
     rows = [["log", "question", "task", "method", "value", "share of the possible"]]
     for each in answers:
         for task in each.tasks if each.truth else ():
@@ -150,7 +151,7 @@ def truth_table(answers: Sequence[Answers]) -> list[list[str]]:
 
 
 def encoder_sentence(answers: Sequence[Answers]) -> str:
-    """What the encoder adds to counting alone, of the first question of each log, in words."""
+    """Writes what the encoder adds to counting, in the first evaluation of each log."""
     parts = []
     for log in dict.fromkeys(each.log for each in answers):
         first = next(each for each in answers if each.log == log)

@@ -85,13 +85,22 @@ class AblationOptions:
         default_factory=lambda: [model.name for model in MODELS],
         metadata={"help": f"Which are trained; {BERT4REC} and {OURS} are needed."},
     )
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "One run of each model a seed."})
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds; every model is trained once for each."}
+    )
     max_seconds: float = field(default=600.0, metadata={"help": "Seconds of training of each model and seed."})
     cutoff: str = field(
-        default="test", metadata={"help": "Where the history ends.", "choices": ["validation", "test"]}
+        default="test",
+        metadata={
+            "help": "Cutoff at which the history ends and the targets begin.",
+            "choices": ["validation", "test"],
+        },
     )
-    output_dir: str = field(default="runs/ablation", metadata={"help": "Runs, and results.json."})
-    report: str = field(default="docs/results.md", metadata={"help": "The page; its pictures go beside it."})
+    output_dir: str = field(default="runs/ablation", metadata={"help": "Folder for the runs and results.json."})
+    report: str = field(
+        default="docs/results.md",
+        metadata={"help": "Markdown file of the page to write; its pictures are written beside it."},
+    )
 
     def __post_init__(self):
         if not (self.max_seconds > 0 and self.seeds and self.tasks):

@@ -71,17 +71,28 @@ class OfferComparison:
 
     data: str | None = field(default=None, metadata={"help": "Folder of a prepared data set."})
     offers: str | None = field(default=None, metadata={"help": "Folder with offers.parquet and actions.parquet."})
-    pretraining: str = field(default="configuration/recipes/quickstart.yaml", metadata={"help": "Recipe."})
-    finetuning: str = field(default="configuration/recipes/offers.yaml", metadata={"help": "Recipe."})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "One run of each model a seed."})
-    shares: list[float] = field(default_factory=lambda: [0.1, 0.3], metadata={"help": "Of the learning curve."})
-    jobs: int = field(default=1, metadata={"help": "Models that are trained side by side."})
-    trials: int = field(default=20, metadata={"help": "Settings that the search of LightGBM tries."})
+    pretraining: str = field(
+        default="configuration/recipes/quickstart.yaml", metadata={"help": "Recipe of the pre-training, a YAML file."}
+    )
+    finetuning: str = field(
+        default="configuration/recipes/offers.yaml", metadata={"help": "Recipe of the fine-tuning, a YAML file."}
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds; every model is trained once for each."}
+    )
+    shares: list[float] = field(
+        default_factory=lambda: [0.1, 0.3],
+        metadata={"help": "Shares of the training groups at which the learning curve is measured."},
+    )
+    jobs: int = field(default=1, metadata={"help": "Number of models that are trained at the same time."})
+    trials: int = field(default=20, metadata={"help": "Number of settings that the search for LightGBM tries."})
     options: list[str] = field(
         default_factory=list, metadata={"help": "More options of both trainings, as name=value: use_cpu=true."}
     )
-    output_dir: str = field(default="runs/offers_comparison", metadata={"help": "Runs, and results.json."})
-    report: str = field(default="docs/results_offers.md", metadata={"help": "The page."})
+    output_dir: str = field(
+        default="runs/offers_comparison", metadata={"help": "Folder for the runs and results.json."}
+    )
+    report: str = field(default="docs/results_offers.md", metadata={"help": "Markdown file of the page to write."})
 
 
 class Comparison:

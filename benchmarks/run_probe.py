@@ -51,7 +51,7 @@ FEWEST = 30  # customers of a class; rarer ones are left out
 
 @dataclass
 class ProbeOptions:
-    """What is probed, and where it is written."""
+    """Which checkpoints are probed for which targets, and where the results are written."""
 
     models: list[str] = field(
         default_factory=list, metadata={"help": "Pre-trained checkpoints, such as several seeds of one training."}
@@ -60,33 +60,38 @@ class ProbeOptions:
     profile: list[str] = field(
         default_factory=list, metadata={"help": "Features of the profile to predict; all by default."}
     )
-    spend: str = field(default="price", metadata={"help": "Numeric feature that is summed to spend."})
-    days: int = field(default=30, metadata={"help": "Days after the cutoff."})
+    spend: str = field(default="price", metadata={"help": "Numeric feature whose sum is the spend of a customer."})
+    days: int = field(
+        default=30, metadata={"help": "Number of days after the cutoff in which churn and spend are measured."}
+    )
     cutoffs: list[str] = field(
         default_factory=lambda: ["validation", "test"],
         metadata={"help": "Where histories end: the prepared data set's validation cutoff, its test cutoff, or both."},
     )
-    min_events: int = field(default=5, metadata={"help": "Events before the cutoff that a customer needs."})
-    folds: int = field(default=5, metadata={"help": "Parts of the cross-validation."})
-    repeats: int = field(default=3, metadata={"help": "Repetitions of the cross-validation."})
-    batch_size: int = field(default=32, metadata={"help": "Customers a step."})
-    report: str = field(default="docs/results_probe.md", metadata={"help": "The page."})
-    output_file: str | None = field(default=None, metadata={"help": "JSON file for every number."})
+    min_events: int = field(default=5, metadata={"help": "Number of events that a customer needs before the cutoff."})
+    folds: int = field(default=5, metadata={"help": "Number of folds of the cross-validation."})
+    repeats: int = field(
+        default=3, metadata={"help": "Number of times that the cross-validation is repeated with other folds."}
+    )
+    batch_size: int = field(default=32, metadata={"help": "Number of customers in one batch of the model."})
+    report: str = field(default="docs/results_probe.md", metadata={"help": "Markdown file of the page to write."})
+    output_file: str | None = field(default=None, metadata={"help": "JSON file to write every number to."})
 
 
 @dataclass
 class Customers:
-    """What is known of the customers at a cutoff.
+    """The customers at a cutoff.
 
     Args:
-        counts (`(customers, F)`): hand-made counts of the history.
-        embeddings: of each model, of shape `(customers, S)`.
-        forecasts: of each model, by name; empty where it has none.
-        targets: by name, of shape `(customers,)`; NaN or "" where one is unknown.
-        facts: numbers of the history, by name, of shape `(customers,)`.
-        past: the same numbers as `forecasts` in as many days before the cutoff, by name.
-        rates: events of the Poisson-gamma model, visits and days since the first, each `(customers,)`.
-        caption: what they are.
+        counts (`numpy.ndarray`, shape `(customers, F)`): Hand-made counts of the history.
+        embeddings (list of `numpy.ndarray`): Embeddings by each model, of shape `(customers, S)`.
+        forecasts (list of `dict`): Forecasts of each model by name; empty if it has none.
+        targets (`dict[str, numpy.ndarray]`): Targets by name, of shape `(customers,)`; NaN or "" if unknown.
+        facts (`dict[str, numpy.ndarray]`): Numbers of the history by name, of shape `(customers,)`.
+        past (`dict[str, numpy.ndarray]`): The numbers that `forecasts` predict, in as many days before the cutoff.
+        rates (`tuple`): For the Poisson-gamma model: visits and days since the first visit, each of shape
+            `(customers,)`.
+        caption (`str`): A description for the page.
     """
 
     counts: NDArray
@@ -100,7 +105,7 @@ class Customers:
 
 
 def read_models(options: ProbeOptions) -> list[tuple[MCMModel, MCMFeatureExtractor]]:
-    """The checkpoints, each with its feature extractor."""
+    """Reads the checkpoints, each with its feature extractor."""
     models = []
     for path in options.models:
         check_files(path)
@@ -117,8 +122,8 @@ def read_customers(
     """Reads the customers of a prepared data set as they were at one of its cutoffs.
 
     Args:
-        options (`ProbeOptions`): what is probed.
-        models: of `read_models`.
+        options (`ProbeOptions`): The options of the probe.
+        models (list): Models with their feature extractors, from [`read_models`].
         cutoff_name (`str`): `validation` or `test`.
     """
     schema = PreparedManifest.load(str(options.data)).event_schema
@@ -222,12 +227,12 @@ def _numbers_of(row: dict[str, Any], cutoff: int, span: int, spend: str, token: 
 
 
 def poisson_gamma(visits: NDArray, days: NDArray, ahead: float) -> NDArray[np.float64]:
-    """Expected visits of the next days where each customer has a rate of their own, drawn from one gamma law.
+    """Computes the expected visits of the next days if each customer's rate is drawn from one gamma distribution.
 
     Args:
-        visits (`(customers,)`): visits so far.
-        days (`(customers,)`): days that they were seen for.
-        ahead (`float`): days ahead.
+        visits (`numpy.ndarray`, shape `(customers,)`): Number of visits so far.
+        days (`numpy.ndarray`, shape `(customers,)`): Number of days from the first visit to the cutoff.
+        ahead (`float`): Number of days ahead.
     """
     from scipy.optimize import minimize
     from scipy.stats import nbinom
@@ -245,7 +250,7 @@ def poisson_gamma(visits: NDArray, days: NDArray, ahead: float) -> NDArray[np.fl
 def out_of_fold(
     features: NDArray, target: NDArray, learner: str, classes: NDArray | None, options: ProbeOptions
 ) -> NDArray[np.float64]:
-    """Predictions of customers by models that have not seen them, the mean over repetitions, `(customers, C)`."""
+    """Predicts customers by models that were not trained on them: means over repetitions, `(customers, C)`."""
     from scipy.stats import rankdata
     from sklearn.model_selection import KFold, StratifiedKFold
 
@@ -286,12 +291,12 @@ def _learner(name: str, kind: str) -> Any:
 
 
 def signed_log(features: NDArray) -> NDArray:
-    """Counts have long tails, which a linear model can't bend."""
+    """Computes signed logarithms, because counts have long tails that a linear model can't fit."""
     return np.sign(features) * np.log1p(np.abs(features))
 
 
 def metric(target: NDArray, predicted: NDArray, classes: NDArray | None, weights: NDArray) -> NDArray[np.float64]:
-    """AUC, the mean over classes (the second of two), or rank correlation; of shape `(resamples,)`."""
+    """Computes AUC, as the mean over classes or of the second of two, or rank correlation; of shape `(resamples,)`."""
     if classes is None:
         from scipy.stats import rankdata
 
@@ -307,7 +312,7 @@ def metric(target: NDArray, predicted: NDArray, classes: NDArray | None, weights
 
 
 def probe_cutoff(customers: Customers, options: ProbeOptions) -> dict[str, Any]:
-    """Every number of one cutoff."""
+    """Computes every number of one cutoff."""
     targets: dict[str, Any] = {}
     for name, target in customers.targets.items():
         classes = None if target.dtype.kind == "f" else np.unique(target)
@@ -342,7 +347,7 @@ def probe_cutoff(customers: Customers, options: ProbeOptions) -> dict[str, Any]:
 
 
 def facts_in(customers: Customers, options: ProbeOptions) -> dict[str, float]:
-    """The cross-validated R2 of facts of the history, told from the embedding by a linear model: means over models."""
+    """Measures how well a linear model predicts facts of the history from the embedding: cross-validated R2."""
     from sklearn.linear_model import Ridge
     from sklearn.model_selection import cross_val_score
     from sklearn.pipeline import make_pipeline
@@ -358,7 +363,7 @@ def facts_in(customers: Customers, options: ProbeOptions) -> dict[str, float]:
 
 
 def forecasts_of(customers: Customers, options: ProbeOptions) -> dict[str, Any]:
-    """The checkpoint's forecasts beside simple ones: rank correlation or AUC, and the ratio of totals."""
+    """Compares the checkpoint's forecasts with simple ones: rank correlation or AUC, and the ratio of totals."""
     if not all(customers.forecasts):
         return {}
     day = f"{options.days}"
@@ -393,7 +398,7 @@ def forecasts_of(customers: Customers, options: ProbeOptions) -> dict[str, Any]:
 
 
 def probe(options: ProbeOptions) -> dict[str, Any]:
-    """Every number of the page."""
+    """Computes every number of the page."""
     models = read_models(options)
     command = shlex.join(["python", "benchmarks/run_probe.py", *sys.argv[1:]])
     cutoffs = {name: probe_cutoff(read_customers(options, models, name), options) for name in options.cutoffs}
@@ -410,7 +415,7 @@ def _summary(values: NDArray) -> dict[str, float]:
 
 
 def write_page(results: dict[str, Any], path: Path) -> None:
-    """Writes the page from what `probe` found, and beside it a picture of the calibration."""
+    """Writes the page from the result of [`probe`], and a picture of the calibration beside it."""
     lines = ["# What the customer embedding predicts", "", f"Written by `{results['command']}`.", ""]
     lines += [
         "AUC for classes, rank correlation for numbers; 95% intervals resample customers. Profiles are hidden from "
@@ -456,7 +461,7 @@ def write_page(results: dict[str, Any], path: Path) -> None:
 
 
 def draw_calibration(forecasts: dict[str, Any], path: Path) -> None:
-    """A picture: customers in ten groups by their forecast, what was told and what was found."""
+    """Draws the mean forecast and the mean outcome of customers in ten groups by their forecast."""
     import matplotlib
 
     matplotlib.use("Agg")

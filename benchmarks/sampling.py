@@ -47,18 +47,29 @@ HEADER = [
 
 @dataclass
 class SamplingOptions:
-    """What is sampled, and how often."""
+    """Which model is measured, and how many labels are sampled how often."""
 
-    model: str = field(default="runs/quickstart", metadata={"help": "Checkpoint; empty for random weights alone."})
-    data: str = field(default="data/complete_journey/prepared", metadata={"help": "Its prepared data set."})
-    config: str = field(default="configuration/mcm-tiny", metadata={"help": "Shape of the model with random weights."})
-    labels: int = field(default=20_000, metadata={"help": "Labels of that model."})
-    units: int = field(default=64, metadata={"help": "Events of a random history, each a visit."})
-    batch_size: int = field(default=16, metadata={"help": "Customers."})
-    drawn: list[int] = field(default_factory=lambda: [32, 128, 512, 2048], metadata={"help": "Labels drawn."})
-    draws: int = field(default=32, metadata={"help": "Samples of each size; an even number."})
-    threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Of torch."})
-    report_file: str | None = field(default=None, metadata={"help": "Markdown file for the table."})
+    model: str = field(
+        default="runs/quickstart",
+        metadata={"help": "Checkpoint folder. If it is empty, only a model with random weights is measured."},
+    )
+    data: str = field(
+        default="data/complete_journey/prepared",
+        metadata={"help": "Folder of the prepared data set of the checkpoint."},
+    )
+    config: str = field(
+        default="configuration/mcm-tiny",
+        metadata={"help": "Folder with the config.json of the model with random weights."},
+    )
+    labels: int = field(default=20_000, metadata={"help": "Number of labels of the model with random weights."})
+    units: int = field(default=64, metadata={"help": "Number of visits of a random history, each of one event."})
+    batch_size: int = field(default=16, metadata={"help": "Number of customers in one batch."})
+    drawn: list[int] = field(
+        default_factory=lambda: [32, 128, 512, 2048], metadata={"help": "Numbers of labels to sample."}
+    )
+    draws: int = field(default=32, metadata={"help": "Number of samples of each size; it must be even."})
+    threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Number of torch's threads."})
+    report_file: str | None = field(default=None, metadata={"help": "Markdown file to write the table to."})
 
     def __post_init__(self) -> None:
         if self.draws < 2 or self.draws % 2:
@@ -78,7 +89,7 @@ def trained(options: SamplingOptions) -> tuple[MCMForMultiTaskRecommendation, di
 
 
 def largest_task(model: MCMForMultiTaskRecommendation) -> str:
-    """The task of most labels."""
+    """Finds the task with the most labels."""
     sizes = model.config.label_sizes
     return max(sizes, key=sizes.__getitem__)
 
@@ -104,7 +115,7 @@ def untrained(options: SamplingOptions) -> tuple[MCMForMultiTaskRecommendation, 
 def loss_and_gradient(
     model: MCMForMultiTaskRecommendation, batch: dict[str, torch.Tensor]
 ) -> tuple[float, torch.Tensor]:
-    """Of one training pass; the gradient is that of all parameters, one after the other."""
+    """Computes the loss of one training pass, and the gradient of all parameters as one vector."""
     model.zero_grad()
     loss = model(**batch).loss
     loss.backward()
@@ -141,7 +152,7 @@ def errors(
 
 
 def measure(options: SamplingOptions) -> list[list[str]]:
-    """Rows of text."""
+    """Makes the rows of the table."""
     torch.manual_seed(0)
     table = [HEADER]
     for scores, make in (("random", untrained), ("trained", trained)):
@@ -166,7 +177,7 @@ def measure(options: SamplingOptions) -> list[list[str]]:
 
 
 def main() -> None:
-    """Reads the options, measures, and writes what was asked for."""
+    """Reads the options, measures, and writes the files that the options name."""
     (options,) = parse_options(SamplingOptions, description=__doc__)
     torch.set_num_threads(options.threads)
     table = measure(options)

@@ -42,25 +42,31 @@ SCHEMA = ROOT / "configuration" / "schemas" / "clickstream.yaml"
 
 @dataclass
 class ScaleOptions:
-    """How much, where, within what."""
+    """How many events are prepared, with how much memory."""
 
     events: list[float] = field(
         default_factory=lambda: [1e6, 2e6], metadata={"help": "Sizes of the logs, about; the smallest first."}
     )
     memory_limit: str = field(
-        default="4GB", metadata={"help": "Of DuckDB, as prepare_data.py's; Python comes on top."}
+        default="4GB",
+        metadata={"help": "Memory that DuckDB may use in preparation; the memory of Python comes on top."},
     )
-    rows_per_shard: int = field(default=1024, metadata={"help": "Most customers in one shard."})
-    files: int = field(default=24, metadata={"help": "Files of a log, equal stretches of time."})
-    seed: int = field(default=0, metadata={"help": "Of the logs."})
+    rows_per_shard: int = field(default=1024, metadata={"help": "Largest number of customers in one shard."})
+    files: int = field(default=24, metadata={"help": "Number of files of a log, each of the same length of time."})
+    seed: int = field(default=0, metadata={"help": "Seed of the random logs."})
     folder: str | None = field(
-        default=None, metadata={"help": "For logs, spilling and output; removed again. A temporary one if not given."}
+        default=None,
+        metadata={
+            "help": "Folder for logs, temporary data and results, which is emptied. By default a temporary one."
+        },
     )
-    log_only: bool = field(default=False, metadata={"help": "Write the first log into the folder and stop."})
+    log_only: bool = field(default=False, metadata={"help": "Write the first log into --folder and stop."})
     update: bool = field(
         default=False, metadata={"help": "Measure also what the log's last file costs as an update, and tell that."}
     )
-    report_file: str | None = field(default=None, metadata={"help": "Markdown file, as run_evaluate.py's."})
+    report_file: str | None = field(
+        default=None, metadata={"help": "Markdown file to write the table to, as `mcm evaluate` does."}
+    )
 
     def __post_init__(self) -> None:
         if not self.events or min(self.events) < 1:
@@ -70,14 +76,14 @@ class ScaleOptions:
 
 
 def write_log(folder: Path, events: float, options: ScaleOptions) -> int:
-    """Writes a log of a few more events than asked for, as a rule; returns how many."""
+    """Writes a log of about the given number of events, usually some more, and returns the number."""
     settings = StreamSettings()
     customers = math.ceil(1.02 * events / settings.mean_events)
     return write_event_log(folder, customers, settings, options.seed, options.files, lambda blocks: tqdm([*blocks]))
 
 
 def held(folder: Path) -> int:
-    """Bytes of all files below a folder, which another process is changing."""
+    """Counts the bytes of all files in a folder that another process is changing."""
     total = 0
     for path, _, names in os.walk(folder):
         for name in names:
@@ -90,7 +96,7 @@ def held(folder: Path) -> int:
 
 @dataclass
 class Run:
-    """What a command took, in seconds and bytes, and what it said at the end."""
+    """What a command took, in seconds and bytes, and its last output."""
 
     seconds: float
     memory: int
@@ -99,7 +105,7 @@ class Run:
 
 
 def timed(script: str, options: dict[str, str], scratch: Path) -> Run:
-    """Runs a command of training/ that writes below `scratch`, and watches it."""
+    """Runs a command that writes in `scratch`, and measures it."""
     before, start, disk = held(scratch), time.perf_counter(), 0
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
@@ -117,7 +123,7 @@ def timed(script: str, options: dict[str, str], scratch: Path) -> Run:
 
 
 def measure(events: float, options: ScaleOptions, scratch: Path) -> dict[str, float]:
-    """The figures of one size; leaves nothing in `scratch`."""
+    """Measures one size, and removes all files from `scratch`."""
     log, data, start = scratch / "log", scratch / "data", time.perf_counter()
     write_log(log, events, options)
     found = {"writing": time.perf_counter() - start, "log": held(log) / GIGA}
@@ -144,7 +150,7 @@ def measure(events: float, options: ScaleOptions, scratch: Path) -> dict[str, fl
 
 
 def update_table(found: list[dict[str, float]]) -> list[list[str]]:
-    """Rows of text: a new file of the log in a data set, beside preparing everything."""
+    """Makes rows of text that compare an update with preparing everything."""
     rows = [
         [
             "events",
@@ -164,7 +170,7 @@ def update_table(found: list[dict[str, float]]) -> list[list[str]]:
 
 
 def table(found: list[dict[str, float]]) -> list[list[str]]:
-    """Rows of text: one a size, and the projection."""
+    """Makes rows of text, one for each size and one for the projection."""
     last = found[-1]
     times = PROJECTED / last["events"]
     exponent = 1.0
@@ -187,7 +193,7 @@ def table(found: list[dict[str, float]]) -> list[list[str]]:
 
 
 def main() -> None:
-    """Reads the options, measures, and writes what was asked for."""
+    """Reads the options, measures, and writes the files that the options name."""
     (options,) = parse_options(ScaleOptions, description=__doc__)
     if options.log_only:
         folder = Path(options.folder) / "log"

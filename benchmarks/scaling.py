@@ -40,34 +40,59 @@ FLOAT, LONG, INT = 4, 8, 4
 
 @dataclass
 class ScalingOptions:
-    """The study, and the business that is planned for."""
+    """The measured runs, and the business that costs are computed for."""
 
-    data: str = field(default="data/complete_journey/prepared", metadata={"help": "Prepared data set of the study."})
-    recipe: str = field(default="configuration/recipes/quickstart.yaml", metadata={"help": "Of every run."})
-    max_events: int = field(default=256, metadata={"help": "Window of the study, in events."})
-    shares: list[float] = field(
-        default_factory=lambda: [0.125, 0.25, 0.5, 1.0], metadata={"help": "Of the customers, to train on."}
+    data: str = field(
+        default="data/complete_journey/prepared", metadata={"help": "Folder of the prepared data set of the study."}
     )
-    widths: list[int] = field(default_factory=lambda: [1, 2, 4], metadata={"help": "Times --hidden."})
+    recipe: str = field(
+        default="configuration/recipes/quickstart.yaml", metadata={"help": "Recipe of every run, a YAML file."}
+    )
+    max_events: int = field(
+        default=256, metadata={"help": "Largest number of events that are read of a history in the study."}
+    )
+    shares: list[float] = field(
+        default_factory=lambda: [0.125, 0.25, 0.5, 1.0], metadata={"help": "Shares of the customers to train on."}
+    )
+    widths: list[int] = field(
+        default_factory=lambda: [1, 2, 4], metadata={"help": "Widths of the encoders, as multiples of --hidden."}
+    )
     hidden: int = field(default=64, metadata={"help": "Width of the smallest encoder."})
-    customers: float = field(default=40e6, metadata={"help": "Of the business."})
-    events: float = field(default=10e9, metadata={"help": "Of the business."})
-    events_a_visit: float = field(default=10.0, metadata={"help": "Of the business; the encoder reads visits."})
-    labels: list[int] = field(default_factory=lambda: [30_000, 2_000, 300, 30], metadata={"help": "V of its tasks."})
-    config: str = field(default="configuration/mcm-base", metadata={"help": "Its model."})
-    epochs: float = field(default=2.0, metadata={"help": "Over its customers."})
-    gpus: int = field(default=8, metadata={"help": "How many."})
-    teraflops: float = field(default=989.0, metadata={"help": "Peak of one in bf16; an H100's by default."})
-    gigabytes_a_second: float = field(default=450.0, metadata={"help": "Between GPUs, one way; NVLink of an H100."})
-    batch_size: int = field(default=512, metadata={"help": "Customers of a step and GPU."})
-    dollars: float = field(default=3.0, metadata={"help": "A GPU and hour."})
-    report_file: str = field(default="", metadata={"help": "Markdown file for the tables."})
+    customers: float = field(
+        default=40e6, metadata={"help": "Number of customers of the business that costs are computed for."}
+    )
+    events: float = field(default=10e9, metadata={"help": "Number of events of that business."})
+    events_a_visit: float = field(
+        default=10.0, metadata={"help": "Number of events in one visit of that business; the encoder reads visits."}
+    )
+    labels: list[int] = field(
+        default_factory=lambda: [30_000, 2_000, 300, 30],
+        metadata={"help": "Number of labels of each task of that business."},
+    )
+    config: str = field(
+        default="configuration/mcm-base",
+        metadata={"help": "Config of the model for that business, a folder with a config.json."},
+    )
+    epochs: float = field(default=2.0, metadata={"help": "Number of passes over the customers of that business."})
+    gpus: int = field(default=8, metadata={"help": "Number of GPUs."})
+    teraflops: float = field(
+        default=989.0, metadata={"help": "Peak speed of one GPU in bf16, in teraflops. By default that of an H100."}
+    )
+    gigabytes_a_second: float = field(
+        default=450.0,
+        metadata={"help": "Speed between two GPUs in one direction, in GB a second. By default NVLink of an H100."},
+    )
+    batch_size: int = field(default=512, metadata={"help": "Number of customers in one step of one GPU."})
+    dollars: float = field(default=3.0, metadata={"help": "Price of one GPU for one hour, in dollars."})
+    report_file: str = field(default="", metadata={"help": "Markdown file to write the tables to."})
     picture: str = field(default="", metadata={"help": "PNG file for the plot; needs matplotlib."})
-    only: str = field(default="", metadata={"help": "One run: share and width; prints its figures as JSON."})
+    only: str = field(
+        default="", metadata={"help": "Train one model, of a share and a width, and print its figures as JSON."}
+    )
 
 
 class LastTrainer(MCMTrainer):
-    """Keeps itself in reach."""
+    """A Trainer that stays available after training."""
 
     last: "LastTrainer"
 
@@ -77,7 +102,7 @@ class LastTrainer(MCMTrainer):
 
 
 def one_run(options: ScalingOptions, share: float, times: int) -> dict[str, float]:
-    """Trains on a share of the customers at so many times the width, in this process."""
+    """Trains on a share of the customers with a multiple of the width, in this process."""
     read = pretraining.read_rows
 
     def some(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -121,7 +146,7 @@ def one_run(options: ScalingOptions, share: float, times: int) -> dict[str, floa
 
 
 def run(options: ScalingOptions, share: float, times: int) -> dict[str, float]:
-    """The figures of one run, from a process of its own."""
+    """Trains one model in a process of its own, and returns its figures."""
     values = {**asdict(options), "only": f"{share} {times}", "report_file": "", "picture": ""}
     flags: list[str] = []
     for name, value in values.items():
@@ -140,7 +165,7 @@ def curve(sizes: Any, floor: float, a: float, alpha: float, b: float, beta: floa
 
 
 def fitted(runs: list[dict[str, float]]) -> list[float]:
-    """E, A, a, B, b of the runs' losses."""
+    """Fits E, A, a, B and b to the losses of the runs."""
     from scipy.optimize import curve_fit
 
     sizes = np.array([[each["parameters"] for each in runs], [each["customers"] for each in runs]])
@@ -152,7 +177,7 @@ def fitted(runs: list[dict[str, float]]) -> list[float]:
 
 
 def cost_model(options: ScalingOptions, of_floor: float, collated: float) -> list[list[str]]:
-    """Rows of text: what it is, how much, how it comes about."""
+    """Makes rows of text: each cost with its value and how it is computed."""
     config = json.loads(Path(options.config, "config.json").read_text(encoding="utf-8"))
     hidden, layers = config["hidden_size"], config["num_hidden_layers"]
     units = options.events / options.customers / options.events_a_visit
@@ -192,7 +217,7 @@ def cost_model(options: ScalingOptions, of_floor: float, collated: float) -> lis
 
 
 def plot(runs: list[dict[str, float]], values: list[float], path: Path) -> None:
-    """Losses over customers, a line of the curve for each size of the model."""
+    """Draws the losses over the number of customers, with a line of the curve for each size of the model."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -210,7 +235,7 @@ def plot(runs: list[dict[str, float]], values: list[float], path: Path) -> None:
 
 
 def main() -> None:
-    """Reads the options, trains, fits, and writes what was asked for."""
+    """Reads the options, trains, fits, and writes the files that the options name."""
     (options,) = parse_options(ScalingOptions, description=__doc__)
     if options.only:
         share, times = options.only.split()

@@ -53,7 +53,7 @@ if "locust" in sys.modules:  # this file is read by Locust
         LOAD["environment"] = environment
 
     class Shop(HttpUser):
-        """A till: an event of a customer, then what to offer."""
+        """A user that sends an event of a customer and then asks for scores."""
 
         wait_time = constant(0)
 
@@ -78,19 +78,22 @@ if "locust" in sys.modules:  # this file is read by Locust
 
 @dataclass
 class Options:
-    """What is served and how much is asked."""
+    """Which checkpoint is served, and which loads are measured."""
 
     model: str = field(metadata={"help": "Checkpoint folder."})
-    events: str = field(metadata={"help": "Raw log, a Parquet file."})
+    events: str = field(metadata={"help": "Parquet file of the raw log."})
     customers: int = field(default=50, metadata={"help": "Customers whose histories are sent first."})
-    users: list[int] = field(default_factory=lambda: [1, 8], metadata={"help": "Users at once, one load for each."})
-    seconds: int = field(default=30, metadata={"help": "Of each load, at most."})
-    requests: int = field(default=20_000, metadata={"help": "Of each load, at most."})
-    report_file: str | None = field(default=None, metadata={"help": "Page that gets the table."})
+    users: list[int] = field(
+        default_factory=lambda: [1, 8],
+        metadata={"help": "Numbers of users at the same time; each is measured as a load of its own."},
+    )
+    seconds: int = field(default=30, metadata={"help": "Longest duration of each load, in seconds."})
+    requests: int = field(default=20_000, metadata={"help": "Largest number of requests of each load."})
+    report_file: str | None = field(default=None, metadata={"help": "Markdown file to write the table to."})
 
 
 def histories(options: Options) -> dict[str, list[dict[str, Any]]]:
-    """Events of some customers as the service takes them, oldest first."""
+    """Reads the events of some customers in the form of the service's requests, oldest first."""
     import pyarrow.parquet as pq
 
     from modeling_mcm import MCMFeatureExtractor
@@ -115,7 +118,7 @@ def histories(options: Options) -> dict[str, list[dict[str, Any]]]:
 
 
 def ask(port: int, path: str, body: Any = None) -> Any:
-    """One request of this process."""
+    """Sends one request from this process."""
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
     data = None if body is None else json.dumps(body).encode()
     with urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, headers)) as answer:
@@ -123,7 +126,7 @@ def ask(port: int, path: str, body: Any = None) -> Any:
 
 
 def serve(options: Options, folder: Path) -> tuple[subprocess.Popen, int]:
-    """A service that answers, and its port."""
+    """Starts a service and waits until it answers; yields its port."""
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -142,7 +145,7 @@ def serve(options: Options, folder: Path) -> tuple[subprocess.Popen, int]:
 
 
 def load(options: Options, port: int, users: int, work: dict[str, Any], folder: Path) -> list[list[str]]:
-    """Lines of the table of one load."""
+    """Runs one load, and makes its rows of the table."""
     place = folder / f"load-{users}.json"
     place.write_text(json.dumps(work | {"requests": options.requests}))
     command = [sys.executable, "-m", "locust", "-f", __file__, "--headless", "--only-summary", "-u", str(users)]

@@ -33,16 +33,18 @@ UNKNOWN = FIRST_LABEL - 1
 
 @dataclass
 class Options:
-    """Which shop."""
+    """Which shop's best ranking is computed."""
 
-    customers: int = field(metadata={"help": "Customers of the shop, made with the settings of make_click_log."})
-    data: str = field(metadata={"help": "Folder of its prepared data set."})
-    values_file: str = field(metadata={"help": "Parquet file for every metric's value of every customer."})
-    sessions: int = field(default=400, metadata={"help": "Drawn for each customer."})
+    customers: int = field(
+        metadata={"help": "Number of customers of the shop, made with the settings of make_click_log."}
+    )
+    data: str = field(metadata={"help": "Folder of the prepared data set of the shop."})
+    values_file: str = field(metadata={"help": "Parquet file to write the metrics of every single customer to."})
+    sessions: int = field(default=400, metadata={"help": "Number of sessions that are drawn for each customer."})
 
 
 def main() -> None:
-    """Draws sessions, ranks the test cases, writes the values."""
+    """Draws sessions, ranks the test cases, and writes the metrics."""
     (options,) = parse_options(Options, description=__doc__)
     log = make_click_log(customers=options.customers)
     rows, schema = load_prepared(options.data), PreparedManifest.load(options.data).event_schema

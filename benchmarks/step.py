@@ -28,7 +28,9 @@ STARTING = 3  # batches that are not counted
 
 
 class MeasuredTrainer(MCMTrainer):
-    """Notes how long each batch was waited for, and its customers, events, real events, units, real units."""
+    """Records how long each batch was waited for, and its numbers of customers, events and units, with and without
+    padding.
+    """
 
     last: "MeasuredTrainer"
 
@@ -40,6 +42,7 @@ class MeasuredTrainer(MCMTrainer):
         MeasuredTrainer.last = self
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Measures how long the batches of a step were waited for."""
         self.worked.append(time.process_time())
         start = time.perf_counter()
         found = super().get_batch_samples(*args, **kwargs)
@@ -47,6 +50,7 @@ class MeasuredTrainer(MCMTrainer):
         return found
 
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Computes the loss, and records the sizes of the batch."""
         mask = inputs["attention_mask"]
         by_visit = self.train_collator.config.encoder_unit == "visit"
         units = inputs["visit_ids"].amax(1) + 1 if by_visit else mask.sum(1)
@@ -56,7 +60,7 @@ class MeasuredTrainer(MCMTrainer):
 
 
 def main() -> None:
-    """Trains for some steps and prints what they are made of."""
+    """Trains for some steps and prints how their time is spent."""
     if {"-h", "--help"} & set(sys.argv):
         sys.stdout.write(f"{__doc__}\n")
     pretraining.MCMTrainer = MeasuredTrainer  # type: ignore[misc]

@@ -34,24 +34,29 @@ WAYS = ("streamed", "Arrow copy")
 
 @dataclass
 class StreamingOptions:
-    """How much is read, and how."""
+    """How many customers are read, and how."""
 
-    customers: int = field(default=2000, metadata={"help": "Of the smallest data set."})
-    doublings: int = field(default=3, metadata={"help": "How often they are doubled."})
-    rows_per_shard: int = field(default=128, metadata={"help": "Customers of a shard."})
-    window: int = field(default=4, metadata={"help": "Shards whose customers are mixed at a time."})
-    batch_size: int = field(default=16, metadata={"help": "Customers of a batch."})
+    customers: int = field(default=2000, metadata={"help": "Number of customers of the smallest data set."})
+    doublings: int = field(default=3, metadata={"help": "Number of times that the number of customers is doubled."})
+    rows_per_shard: int = field(default=128, metadata={"help": "Number of customers in one shard."})
+    window: int = field(default=4, metadata={"help": "Number of shards whose customers are mixed at a time."})
+    batch_size: int = field(default=16, metadata={"help": "Number of customers in one batch."})
     config: str = field(default="configuration/mcm-tiny", metadata={"help": "Folder with a config.json."})
     report_file: str | None = field(
-        default=None, metadata={"help": "Markdown file for the table, as run_evaluate.py's."}
+        default=None, metadata={"help": "Markdown file to write the table to, as `mcm evaluate` does."}
     )
     picture: str | None = field(default=None, metadata={"help": "PNG file for the plot; needs matplotlib."})
-    data: str = field(default="", metadata={"help": "Prepared data of one line, read in this process; prints JSON."})
-    way: str = field(default=WAYS[0], metadata={"help": "Of that line.", "choices": list(WAYS)})
+    data: str = field(
+        default="",
+        metadata={"help": "Folder of a prepared data set to measure in this process; prints figures as JSON."},
+    )
+    way: str = field(
+        default=WAYS[0], metadata={"help": "Way of reading that is measured with --data.", "choices": list(WAYS)}
+    )
 
 
 def prepare_all(options: StreamingOptions, folder: Path) -> list[Path]:
-    """Data sets of 1, 2, 4 ... times the customers, the smaller ones being the first shards of the largest."""
+    """Makes data sets of 1, 2, 4 ... times the customers. The smaller ones are the first shards of the largest."""
     import pyarrow.parquet as pq
 
     from modeling_mcm.data import EventSchema, PreparedManifest
@@ -76,7 +81,7 @@ def prepare_all(options: StreamingOptions, folder: Path) -> list[Path]:
 
 
 def read_epoch(options: StreamingOptions) -> dict[str, Any]:
-    """Customers, and megabytes above those before the first batch, sampled over an epoch."""
+    """Reads an epoch, and records its customers and the megabytes beyond those before the first batch."""
     from torch.utils.data import BatchSampler
 
     from modeling_mcm import MCMFeatureExtractor
@@ -108,7 +113,7 @@ def read_epoch(options: StreamingOptions) -> dict[str, Any]:
 
 
 def measure(options: StreamingOptions) -> dict[str, list[dict[str, Any]]]:
-    """What was found, by way of reading, for each size."""
+    """Measures each way of reading for each size."""
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as scratch:
         for data in prepare_all(options, Path(scratch)):
@@ -123,7 +128,7 @@ def measure(options: StreamingOptions) -> dict[str, list[dict[str, Any]]]:
 
 
 def table(found: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
-    """Rows of text: a line for each way and size."""
+    """Makes rows of text, one for each way and size."""
     rows = [["read", "customers", "MB in the middle", "MB at most"]]
     for way, points in found.items():
         for point in points:
@@ -134,7 +139,7 @@ def table(found: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
 
 
 def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """A panel for each way: memory over the epoch, a line for each size."""
+    """Draws memory over the epoch, in one panel for each way and with one line for each size."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
@@ -148,7 +153,7 @@ def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 
 def main() -> None:
-    """Reads the options, measures, and writes what was asked for."""
+    """Reads the options, measures, and writes the files that the options name."""
     (options,) = parse_options(StreamingOptions, description=__doc__)
     torch.set_num_threads(1)
     if options.data:

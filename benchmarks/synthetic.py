@@ -31,26 +31,26 @@ PURCHASE, WITH_COUPON = "purchase", "purchase_with_coupon"
 
 @dataclass(frozen=True)
 class ShopSettings:
-    """What can be chosen about a shop.
+    """Settings of a shop.
 
     Args:
-        items: of the catalogue.
-        subcategories: of the catalogue; every item has one.
-        categories: of the catalogue; every subcategory has one.
-        popularity_exponent: of the items' Zipf law.
-        taste_size: length of the latent vectors.
-        taste_strength: standard deviation of a customer's log preference among subcategories.
-        min_events: length of the shortest history; short ones are the most frequent (log-uniform).
-        max_events: length of the longest.
-        events_a_session: mean, at least 1.
-        return_rate: share of the events that return to a recent item.
-        stay_rate: share of the others within a session that stay in a subcategory.
-        lead_rate: share of them that go where it leads.
-        start: of the time in which sessions begin, ISO 8601.
-        end: of that time.
+        items (`int`): Number of items in the catalogue.
+        subcategories (`int`): Number of subcategories; every item has one.
+        categories (`int`): Number of categories; every subcategory has one.
+        popularity_exponent (`float`): Exponent of the items' Zipf distribution.
+        taste_size (`int`): Length of the latent vectors.
+        taste_strength (`float`): Standard deviation of a customer's log preference among subcategories.
+        min_events (`int`): Length of the shortest history; short ones are the most frequent (log-uniform).
+        max_events (`int`): Length of the longest history.
+        events_a_session (`float`): Mean number of events in a session, at least 1.
+        return_rate (`float`): Share of the events that return to a recent item.
+        stay_rate (`float`): Share of the other events within a session that stay in a subcategory.
+        lead_rate (`float`): Share of the others that go to the subcategory that the present one leads to.
+        start (`str`): Start of the time in which sessions begin, in ISO 8601.
+        end (`str`): End of that time.
 
     Raises:
-        ValueError: if a size or a share makes no shop.
+        ValueError: If a size or a share is not possible.
     """
 
     items: int = 12_000
@@ -89,23 +89,25 @@ class ShopSettings:
 
 @dataclass(frozen=True)
 class ClickLog:
-    """Events of a synthetic shop, and what is true of it.
+    """Events of a synthetic shop, with the true values that they were drawn from.
 
     Attributes:
-        settings: of the shop.
-        events: by user and time: user_id, timestamp, session_id, event_type, item_id, subcategory_id, category_id,
-            price, and `true_probability`, that of the item given all before it and whether the session goes on.
-        subcategory: of each item, of shape `(V,)`.
-        category: of each subcategory, of shape `(S,)`.
-        leads_to: the subcategory that each one leads to, of shape `(S,)`.
-        within: share of each item in its subcategory, of shape `(V,)`.
-        shares: of the subcategories for a customer without taste, of shape `(S,)`.
-        tastes: of the subcategories for each customer, of shape `(B, S)`; rows sum to 1.
-        deals: how much each customer is after deals, standard normal, of shape `(B,)`; the log shows it in the share
-            of their purchases that are made with a coupon.
-        items: of the events, of shape `(events,)`.
-        seconds: of the events, since 1970-01-01.
-        first_event: customer b has the events `first_event[b]` to `first_event[b + 1]`, of shape `(B + 1,)`.
+        settings (`ShopSettings`): Settings of the shop.
+        events (`pyarrow.Table`): Events by user and time: user_id, timestamp, session_id, event_type, item_id,
+            subcategory_id, category_id, price, and `true_probability`, that of the item given all events before it and
+            whether the session goes on.
+        subcategory (`numpy.ndarray`, shape `(V,)`): Subcategory of each item.
+        category (`numpy.ndarray`, shape `(S,)`): Category of each subcategory.
+        leads_to (`numpy.ndarray`, shape `(S,)`): The subcategory that each one leads to.
+        within (`numpy.ndarray`, shape `(V,)`): Share of each item in its subcategory.
+        shares (`numpy.ndarray`, shape `(S,)`): Shares of the subcategories for a customer without taste.
+        tastes (`numpy.ndarray`, shape `(B, S)`): Shares of the subcategories for each customer; rows sum to 1.
+        deals (`numpy.ndarray`, shape `(B,)`): How much each customer likes deals, standard normal; the log shows it in
+            the share of their purchases that are made with a coupon.
+        items (`numpy.ndarray`, shape `(events,)`): Item of each event.
+        seconds (`numpy.ndarray`, shape `(events,)`): Time of each event, in seconds since 1970.
+        first_event (`numpy.ndarray`, shape `(B + 1,)`): Customer b has the events from `first_event[b]` to before
+            `first_event[b + 1]`.
     """
 
     settings: ShopSettings
@@ -122,20 +124,21 @@ class ClickLog:
     first_event: NDArray[np.int64]
 
     def category_tastes(self) -> NDArray[np.float64]:
-        """The tastes summed by category, of shape `(B, categories)`."""
+        """Sums the tastes by category, in an array of shape `(B, categories)`."""
         return self.tastes @ np.eye(self.settings.categories)[self.category]
 
     def first_item_probabilities(self, customers: ArrayLike, moment: str) -> NDArray[np.float64]:
-        """Of each item to be the first of a customer's next session, given the events before a moment.
+        """Computes for each item the probability of being the first of a customer's next session, given all events
+        before.
 
-        No model can rank this item better in expectation.
+        In expectation no model can rank this item better.
 
         Args:
-            customers: their numbers, of shape `(C,)`; each needs an event before the moment.
-            moment: ISO 8601.
+            customers (array, shape `(C,)`): Numbers of the customers; each needs an event before the moment.
+            moment (`str`): The time, in ISO 8601.
 
         Returns:
-            Of shape `(C, V)`; rows sum to 1.
+            `numpy.ndarray`, shape `(C, V)`: The probabilities; rows sum to 1.
         """
         customers = np.asarray(customers)
         probabilities = self.tastes[customers][:, self.subcategory] * self.within
@@ -150,15 +153,15 @@ class ClickLog:
 
 
 def make_click_log(customers: int = 10_000, settings: ShopSettings | None = None, seed: int = 0) -> ClickLog:
-    """Draws a shop and its customers' events; the same arguments give the same log.
+    """Draws a shop and its customers' events. The same arguments give the same log.
 
     Args:
-        customers: B.
-        settings: of the shop.
-        seed: of every draw.
+        customers (`int`): Number B of customers.
+        settings (`ShopSettings`): Settings of the shop.
+        seed (`int`): Seed of every draw.
 
     Raises:
-        ValueError: for less than one customer.
+        ValueError: If there is less than one customer.
     """
     if customers < 1:
         raise ValueError(f"Found {customers} customers; expected at least one.")
@@ -256,12 +259,12 @@ def make_click_log(customers: int = 10_000, settings: ShopSettings | None = None
 
 @dataclass(frozen=True)
 class OfferLog:
-    """Offers to the customers of a shop, as `modeling_mcm.data.offers` reads them, and what is true of them.
+    """Offers to the customers of a shop, as `modeling_mcm.data.offers` reads them, with their true probabilities.
 
     Attributes:
-        offers: customer_id, time, group_id, split, action_id, click, conversion, and the true `click_probability`
-            and `conversion_probability`.
-        actions: action_id, event_type, category_id: to purchase from a category.
+        offers (`pyarrow.Table`): customer_id, time, group_id, split, action_id, click, conversion, and the true
+            `click_probability` and `conversion_probability`.
+        actions (`pyarrow.Table`): action_id, event_type and category_id: to purchase from a category.
     """
 
     offers: pa.Table
@@ -277,18 +280,21 @@ def make_offer_log(
 ) -> OfferLog:
     """Offers some categories to each customer at each moment.
 
-    A click is the likelier the more the customer's taste for the category exceeds its popularity, and the more the
-    customer is after deals; a conversion needs a click, and is rarer in a category that they have not met before.
+    The more the customer's taste for a category exceeds its popularity, and the more the customer likes deals, the
+    likelier is a click. A conversion needs a click, and is rarer in a category that the customer has not bought from
+    before.
 
     Args:
-        log: the shop.
-        moments: split -> time of its offers, ISO 8601: `{"train": "2024-03-01", "test": "2024-04-01"}`.
-        customers: their numbers; all by default. Those without an event before a moment get no offer then.
-        offers_a_customer: different actions in a group.
-        seed: of every draw.
+        log (`ClickLog`): The shop.
+        moments (`dict[str, str]`): For each split the time of its offers, in ISO 8601:
+            `{"train": "2024-03-01", "test": "2024-04-01"}`.
+        customers (array, *optional*): Numbers of the customers; by default all. Customers without an event before a
+            moment get no offer at it.
+        offers_a_customer (`int`): Number of different actions in a group.
+        seed (`int`): Seed of every draw.
 
     Raises:
-        ValueError: for more offers a customer than there are categories.
+        ValueError: If there are more offers a customer than categories.
     """
     categories = log.settings.categories
     if not 1 <= offers_a_customer <= categories:

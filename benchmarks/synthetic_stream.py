@@ -36,23 +36,25 @@ TOKEN_TYPES, SHARES = ("click", "cart", "purchase"), (0.8, 0.1, 0.1)
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """What can be chosen about a log.
+    """Settings of a log.
 
     Args:
-        items: of the catalogue.
-        categories: of the catalogue.
-        popularity_exponent: of the items' Zipf law.
-        length_scale: histories longer than 1 + s have the probability (1 + s / length_scale) ** -length_exponent.
-        length_exponent: the smaller, the more of the events belong to few customers.
-        max_events: length of the longest history.
-        events_a_session: mean, at least 1.
-        return_rate: share of the events that return to an item of the customer's earlier events.
-        yearly: how much more sessions there are at the height of the year (1 December), as a share of the mean.
-        start: of the time in which sessions begin, ISO 8601.
-        end: of that time.
+        items (`int`): Number of items in the catalogue.
+        categories (`int`): Number of categories in the catalogue.
+        popularity_exponent (`float`): Exponent of the items' Zipf distribution.
+        length_scale (`float`): Scale of the lengths: a history is longer than 1 + s with the probability
+            (1 + s / length_scale) ** -length_exponent.
+        length_exponent (`float`): Exponent of the lengths; with a smaller one few customers have more of the events.
+        max_events (`int`): Length of the longest history.
+        events_a_session (`float`): Mean number of events in a session, at least 1.
+        return_rate (`float`): Share of the events that return to an item of the customer's earlier events.
+        yearly (`float`): How many more sessions there are at the peak of the year (1 December), as a share of the
+            mean.
+        start (`str`): Start of the time in which sessions begin, in ISO 8601.
+        end (`str`): End of that time.
 
     Raises:
-        ValueError: if a size or a share makes no log.
+        ValueError: If a size or a share is not possible.
     """
 
     items: int = 200_000
@@ -79,14 +81,14 @@ class StreamSettings:
 
     @property
     def mean_events(self) -> float:
-        """Mean length of a history, about."""
+        """The approximate mean length of a history."""
         power = self.length_exponent - 1
         return 0.5 + self.length_scale / power * (1 - (1 + self.max_events / self.length_scale) ** -power)
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What all blocks share: the items, the most popular first, and when sessions begin."""
+    """What all blocks have in common: the items, the most popular first, and when sessions begin."""
 
     steps: np.ndarray
     """Cumulated popularity, of shape `(V,)`."""
@@ -99,7 +101,7 @@ class Catalogue:
 
 
 def make_catalogue(settings: StreamSettings, seed: int) -> Catalogue:
-    """Draws the items; the same arguments give the same."""
+    """Draws the items. The same arguments give the same items."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
     popularity = np.arange(1, settings.items + 1) ** -settings.popularity_exponent
     names = np.char.add("item-", rng.permutation(settings.items).astype(str))
@@ -120,14 +122,15 @@ def make_catalogue(settings: StreamSettings, seed: int) -> Catalogue:
 
 
 def make_block(block: int, customers: int, catalogue: Catalogue, settings: StreamSettings, seed: int) -> pa.Table:
-    """Events of the customers of one block, by time: they depend on nothing but the settings, the seed and who it is.
+    """Draws the events of the customers of one block, sorted by time. They depend on settings, seed and customer
+    alone.
 
     Args:
-        block: it has the customers from `block * CUSTOMERS_A_BLOCK` on.
-        customers: of the whole log; the last block is cut there.
-        catalogue: of the settings and the seed.
-        settings: of the log.
-        seed: of every draw.
+        block (`int`): Number of the block, which has the customers from `block * CUSTOMERS_A_BLOCK` on.
+        customers (`int`): Number of customers of the whole log, at which the last block ends.
+        catalogue (`Catalogue`): The catalogue of the settings and the seed.
+        settings (`StreamSettings`): Settings of the log.
+        seed (`int`): Seed of every draw.
     """
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, block)))
     drawn = settings.length_scale * ((1 - rng.random(CUSTOMERS_A_BLOCK)) ** (-1 / settings.length_exponent) - 1)
@@ -175,22 +178,22 @@ def write_event_log(
     files: int = 24,
     progress: Callable[[Iterator[int]], Iterator[int]] = iter,
 ) -> int:
-    """Writes a log to a folder of Parquet files; the same arguments give the same bytes. Memory holds one block.
+    """Writes a log to a folder of Parquet files. The same arguments give the same bytes. Memory holds one block.
 
     Args:
-        folder: to make; it appears when it is whole.
-        customers: of the log; the first ones of a longer log are those of a shorter one.
-        settings: of the log.
-        seed: of every draw.
-        files: equal stretches of time, one a file; what customers do does not depend on them.
-        progress: wraps the iterator over the blocks, as `tqdm` does.
+        folder (`Path`): Folder to write, which appears when it is complete.
+        customers (`int`): Number of customers; the first ones of a longer log are those of a shorter one.
+        settings (`StreamSettings`): Settings of the log.
+        seed (`int`): Seed of every draw.
+        files (`int`): Number of files, each of the same length of time; the events do not depend on it.
+        progress (callable): Wraps the iterator over the blocks, as `tqdm` does.
 
     Returns:
-        The number of events.
+        `int`: The number of events.
 
     Raises:
-        ValueError: for less than one customer or one file.
-        FileExistsError: if the folder is there.
+        ValueError: If there is less than one customer or one file.
+        FileExistsError: If the folder exists.
     """
     if customers < 1 or files < 1:
         raise ValueError(f"Found {customers} customers and {files} files; expected one of each at least.")

@@ -28,23 +28,23 @@ def session_gains(
     sessions: int = 400,
     seed: int = 0,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What each item and each category adds to the expected NDCG of a customer's next session.
+    """Computes what each item and each category adds to the expected NDCG of a customer's next session.
 
-    The best ranking is by it, but for what the draws leave open.
+    Ranking by it is best, except for the randomness of the drawn sessions.
 
     Args:
-        log: the shop.
-        customers: their numbers, of shape `(C,)`; each needs an event before the moment.
-        moment: in seconds since 1970.
-        item_labels: the label of each item, of shape `(V,)`; items of one label count once in a session.
-        sessions: P.
-        seed: of the draws.
+        log (`ClickLog`): The shop.
+        customers (array, shape `(C,)`): Numbers of the customers; each needs an event before the moment.
+        moment (`int`): The time, in seconds since 1970.
+        item_labels (array, shape `(V,)`): Label of each item; items of one label count once in a session.
+        sessions (`int`): Number P of sessions that are drawn for each customer.
+        seed (`int`): Seed of the draws.
 
     Returns:
-        Of shape `(C, V)` and `(C, G)`.
+        `tuple`: The gains of items, of shape `(C, V)`, and of categories, of shape `(C, G)`.
 
     Raises:
-        ValueError: for a customer without an event before the moment.
+        ValueError: If a customer has no event before the moment.
     """
     rng = np.random.default_rng(seed)
     items, categories = [], []

@@ -17,7 +17,7 @@ from modeling_mcm import MCMFeatureExtractor, MCMForCustomerPrediction
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.labels import LabelCollator, LabelledCustomers, make_labels
 from modeling_mcm.evaluation.labels import LabelMetrics
-from modeling_mcm.training.labels import KeptCounts
+from modeling_mcm.training.labels import CountedHistories
 
 
 def tables(raw, now, days=30):
@@ -39,15 +39,15 @@ def main(checkpoint, data, raw, folder, now="2017-10-01", epochs=10):
         extractor = MCMFeatureExtractor.from_pretrained(checkpoint)
         model = MCMForCustomerPrediction.from_pretrained(checkpoint, **labels.model_options())
         customers = LabelledCustomers(load_prepared(data), labels, on_unknown="drop")
-        kept = KeptCounts(model.eval(), customers, LabelCollator(extractor, model.config))
+        histories = CountedHistories(model.eval(), customers, LabelCollator(extractor, model.config))
         train, held_out = customers.labels.split(0.2, seed=0)
-        model.start_from(kept.labels[train], model.model.state(kept.counts[train]))
+        model.start_from(histories.labels[train], model.model.state(histories.counts[train]))
         how = {"learning_rate": 1e-4, "num_train_epochs": int(epochs), "report_to": "none"}
         trainer = Trainer(
             model=model,
             args=TrainingArguments(f"{folder}/{name}", save_strategy="no", **how),
-            train_dataset=Subset(kept, train.tolist()),
-            eval_dataset=Subset(kept, held_out.tolist()),
+            train_dataset=Subset(histories, train.tolist()),
+            eval_dataset=Subset(histories, held_out.tolist()),
             processing_class=extractor,
             compute_metrics=LabelMetrics(is_number=False),
         )

@@ -1,3 +1,3 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of `mcm`: each module reads the options of one, and calls the rooms of the package that do the work."""
+"""The commands of `mcm`: each module reads the options of one command and calls the sub-packages that do the work."""

@@ -1,6 +1,9 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""How every command reads its options, flags or one YAML file with flags that win over it, and how it ends."""
+"""How every command reads its options and how it ends on an error.
+
+Options come from flags, or from one YAML file whose values later flags replace.
+"""
 
 import argparse
 import dataclasses
@@ -24,13 +27,13 @@ YAML_BOOL = "tag:yaml.org,2002:bool"
 
 @contextmanager
 def exits(*errors: type[Exception]) -> Iterator[None]:
-    """Ends the process with a sentence in the place of a traceback where one of these errors is raised.
+    """A context in which expected errors end the process with their message instead of a traceback.
 
     Args:
-        errors (`type[Exception]`): The errors whose message says all that a person needs.
+        errors (`type[Exception]`): The classes of errors whose message says all that a user needs.
 
     Raises:
-        SystemExit: With the name of the command and the error's message.
+        SystemExit: With the name of the command and the error's message, where one of the errors is raised.
     """
     try:
         yield
@@ -40,42 +43,55 @@ def exits(*errors: type[Exception]) -> Iterator[None]:
 
 @dataclass
 class EngineOptions:
-    """Where the work is done."""
+    """Options that choose between this process and a Spark cluster."""
 
     engine: str = field(
         default="duckdb",
-        metadata={"help": "duckdb: this process; spark: a Spark session (docs/spark.md).", "choices": ENGINES},
+        metadata={
+            "help": "What does the work: duckdb works in this process, spark in a Spark session (docs/spark.md).",
+            "choices": ENGINES,
+        },
     )
     spark_master: str | None = field(
-        default=None, metadata={"help": "Spark's master, such as local[2]; that of the environment by default."}
+        default=None,
+        metadata={"help": "Master of the Spark session, such as local[2]. By default the environment's."},
     )
     spark_config: list[str] = field(
         default_factory=list,
-        metadata={"help": "Spark's options as KEY=VALUE ..., such as spark.executor.memory=8g."},
+        metadata={"help": "Options of the Spark session as KEY=VALUE ..., such as spark.executor.memory=8g."},
     )
 
     def __post_init__(self) -> None:
         if self.engine != "spark" and (self.spark_master or self.spark_config):
-            raise ValueError("--spark_master and --spark_config are for --engine spark.")
+            raise ValueError(
+                "--spark_master and --spark_config are for --engine spark: add that option, or leave these out."
+            )
         for pair in self.spark_config:
             if not pair.partition("=")[2]:
                 raise ValueError(f"--spark_config has {pair!r}; write KEY=VALUE.")
 
     @property
     def spark(self) -> dict[str, str]:
-        """Options of the Spark session."""
+        """The Spark session's options as a dict of strings, the master among them."""
         master = {"spark.master": self.spark_master} if self.spark_master else {}
         return master | {key: value for key, _, value in (pair.partition("=") for pair in self.spark_config)}
 
 
 @dataclass
 class ProgressOptions:
-    """What every script shows while it works; `parse_options` reads and applies it."""
+    """Whether a command shows progress bars. [`parse_options`] reads and applies this for every command."""
 
-    no_progress: bool = field(default=False, metadata={"help": "Show no progress bars, of a training neither."})
+    no_progress: bool = field(
+        default=False, metadata={"help": "Show no progress bars. By default preparation, training and scoring do."}
+    )
 
     def apply(self, others: Iterable[Any]) -> None:
-        """Switches the bars off, where that is asked for, also those of a `TrainingArguments` among the others."""
+        """Switches progress bars off if `no_progress` is true.
+
+        Args:
+            others (iterable of dataclasses): The command's other options. In a `TrainingArguments` among them
+                `disable_tqdm` is set, too.
+        """
         if not self.no_progress:
             return
         from modeling_mcm.progress import disable_progress_bars
@@ -87,7 +103,7 @@ class ProgressOptions:
 
 
 class RecipeLoader(UniqueKeyLoader):
-    """YAML in which only true and false are booleans: `eval_strategy: no` means the word."""
+    """Reads YAML in which only true and false are booleans, so that `eval_strategy: no` is the word "no"."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != YAML_BOOL or first in "tTfF"]
@@ -96,11 +112,18 @@ class RecipeLoader(UniqueKeyLoader):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and the commands of a script's docstring as they are written."""
+    """Formats `--help` with the default of every option, and with the command's docstring line by line."""
 
 
-def given_options(arguments: Sequence[str] | None = None) -> set[str]:
-    """The names of the options that a command line gives, in its YAML file or as flags; see [`parse_options`]."""
+def named_options(arguments: Sequence[str] | None = None) -> set[str]:
+    """Finds which options a command line sets, in its YAML file or as flags.
+
+    Args:
+        arguments (sequence of `str`, *optional*): The command line, as for [`parse_options`].
+
+    Returns:
+        `set[str]`: The names of the options, without dashes.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     names = {word.lstrip("-").partition("=")[0] for word in words if word.startswith("--")}
     if words and words[0].endswith((".yaml", ".yml")):
@@ -118,14 +141,18 @@ def parse_options(
     """Fills one instance of each dataclass from the command line.
 
     Args:
-        option_classes: dataclasses, as for `HfArgumentParser`. A ValueError of theirs becomes a message.
-        description: shown by `--help`, line by line.
-        arguments: the command line after the script's name; that of this process by default. If the first one ends in
-            .yaml, the file's entries are the defaults of the flags that follow.
-        defaults (*optional*): values of options that neither the file nor a flag gives.
+        option_classes (dataclasses): The classes to fill, as for `HfArgumentParser`. A `ValueError` that one raises
+            is shown as a message.
+        description (`str`): Text that `--help` shows, line by line.
+        arguments (sequence of `str`, *optional*): The command line after the command's name. By default that of this
+            process. If its first word ends in .yaml or .yml, that file's entries are defaults of the flags after it.
+        defaults (`dict[str, Any]`, *optional*): Values of options that neither the file nor a flag sets.
+
+    Returns:
+        `tuple`: One instance of each class, in the order of `option_classes`.
 
     Raises:
-        SystemExit: with a message, for unknown or missing options and values that do not fit.
+        SystemExit: With a message, for unknown or missing options and for values that do not fit.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     option_classes = (*option_classes, ProgressOptions)
@@ -148,7 +175,7 @@ def parse_options(
         for name in values:
             if name not in known:
                 parser.error(f"{recipe} has an unknown option {name!r}{_hint(str(name), known)}")
-        # Through the same door as flags, so that types and choices are checked alike; a later flag wins.
+        # As flags, so that argparse checks types and choices alike. They come first, because a later flag wins.
         words = [word for name, value in values.items() for word in _as_flags(name, value)] + words
     words = [word for name, value in (defaults or {}).items() for word in _as_flags(name, value)] + words
     _, unknown = parser.parse_known_args(words)
@@ -168,7 +195,10 @@ def _hint(name: str, known: Iterable[str]) -> str:
 
 
 def _as_flags(name: str, value: Any) -> list[str]:
-    """The words of a YAML entry; null leaves the default, and options that are dicts are JSON on the command line."""
+    """An entry of the YAML file as words of a command line.
+
+    A null sets nothing, so that the option's default stays. A dict becomes JSON, as `TrainingArguments` reads it.
+    """
     if value is None:
         return []
     if isinstance(value, list):

@@ -5,10 +5,10 @@
     mcm drift --model runs/mine --events new.parquet
     mcm drift --model runs/mine --events new.parquet --report_file drift.json
 
-Columns are those of the log that the checkpoint was trained on. Unknown: the value is not in the vocabulary, so the
-checkpoint reads every one of them as the same. Below, above: the number lies under the first or over the last inner
-edge of the bins; training had about the share in brackets in each. A part of the unknown is by design where the
-schema had a `min_count`.
+The new log needs the columns of the log that the checkpoint was trained on. The table has one line for each feature:
+`unknown` is the share of values that are not in the vocabulary; the checkpoint can't tell these values apart. Where
+the schema has a `min_count`, some values are unknown by design. `below` and `above` are the shares of numbers under
+the first and over the last inner edge of the feature's bins; in brackets stands the share that training had there.
 """
 
 from __future__ import annotations
@@ -31,28 +31,41 @@ HEADINGS = ("feature", "column", "rows", "unknown", "missing", "below", "above")
 
 @dataclass
 class DriftOptions:
-    """What is compared."""
+    """Which new log is compared with which checkpoint."""
 
-    model: str = field(metadata={"help": "Checkpoint folder, or name on the Hub; its feature extractor is read."})
-    events: str = field(metadata={"help": "New events: a .parquet, .csv or .tsv file, or a folder of Parquet files."})
-    profile: str | None = field(
-        default=None, metadata={"help": "New profiles, one row a customer; without it the profile is not looked at."}
+    model: str = field(
+        metadata={"help": "Checkpoint folder, or name on the Hub. Only its feature extractor is read, no weights."}
     )
-    report_file: str | None = field(default=None, metadata={"help": "JSON file for everything that was counted."})
-    memory_limit: str = field(default="1GB", metadata={"help": "Memory DuckDB may use before it spills to disk."})
+    events: str = field(
+        metadata={"help": "Log of new events: a .parquet, .csv or .tsv file, or a folder of Parquet files."}
+    )
+    profile: str | None = field(
+        default=None,
+        metadata={"help": "Table of new profiles, one row a customer. Without it profile features are left out."},
+    )
+    report_file: str | None = field(
+        default=None, metadata={"help": "JSON file to write all counts to. By default none is written."}
+    )
+    memory_limit: str = field(
+        default="1GB", metadata={"help": "Memory that DuckDB may use before it writes temporary data to disk."}
+    )
 
 
 def table(report: DriftReport) -> str:
-    """The report as a person reads it."""
+    """Writes the report as text: a table of features, then unknown values and how to add them.
+
+    Args:
+        report (`DriftReport`): What [`feature_drift`] counted.
+    """
     rows = [HEADINGS, *(_cells(drift) for drift in report.features)]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(HEADINGS))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     left_out = f"{report.left_out:,} without customer or time were left out"
     lines = [f"{report.events:,} events from {report.first} to {report.last}; {left_out}"]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     for drift in report.features:
         if drift.unknown:
-            most = ", ".join(f"{value!r} {count:,}" for value, count in drift.most_frequent_unknown)
-            lines += ["", f"{drift.feature}: {drift.unknown_values:,} unknown values, the most frequent {most}"]
+            frequent = ", ".join(f"{value!r} {count:,}" for value, count in drift.most_frequent_unknown)
+            lines += ["", f"{drift.feature}: {drift.unknown_values:,} unknown values, the most frequent {frequent}"]
         if drift.addable:
             lines.append(
                 f"  to add: model.resize_feature_vocabulary({drift.feature!r}, {drift.addable!r}, feature_extractor)"
@@ -71,7 +84,7 @@ def _cells(drift: FeatureDrift) -> tuple[str, ...]:
 
 
 def main() -> None:
-    """Reads the options, counts, and says what was found."""
+    """Reads the options, compares the log with the checkpoint's vocabularies and bins, and prints the report."""
     (options,) = parse_options(DriftOptions, description=__doc__)
     with exits(ValueError, OSError, ImportError):
         from modeling_mcm.preparation.drift import feature_drift

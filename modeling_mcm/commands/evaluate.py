@@ -1,19 +1,23 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluates a checkpoint on a prepared data set, beside counting baselines.
+"""Evaluates a checkpoint on a prepared data set, beside baselines.
 
     mcm evaluate --model runs/quickstart --data data/complete_journey/prepared
     mcm evaluate --model runs/mine --data data/prepared --horizon_days 30 --only_new
     mcm evaluate --model runs/offers --data data/offers/prepared --offers data/offers/raw
 
-A case is a customer with enough history before the cutoff and a visit after it; the history runs up to the cutoff,
-the target is the first visit on or after it. Everything is ranked, nothing is filtered, unless --filter_seen,
---only_new or --horizon_days ask for something else, of the model and of all baselines alike (docs/evaluation.md).
-Baselines count the training period and the customer's own history up to the cutoff; their values are kept in the data
-set's folder. Prints means over customers with their 95% bootstrap half-widths, the same by length of history, where
-MCM is under a baseline, and what three customers did last and are expected to do next.
+A case is a customer with enough history before the cutoff and a visit after it. The history runs up to the cutoff, and
+the target is the first visit on or after it. All labels are ranked and none is filtered out, unless --filter_seen,
+--only_new or --horizon_days says otherwise; they hold for the model and for all baselines (docs/evaluation.md).
+Baselines read the training period and the customer's own history up to the cutoff. Their metrics are stored in the
+data set's folder, so that the next evaluation need not compute them again.
 
-With --offers the cases are groups of offers (docs/offers.md): who takes any, and which one.
+The command prints a table of means over customers, each with half of its 95% bootstrap interval; the same by length
+of history; a sentence for each task on which a baseline is better than MCM; and, for three customers, their last visit
+and what MCM expects next.
+
+With --offers the cases are groups of offers (docs/offers.md). The metrics say how well the model tells who takes an
+offer, and which one.
 """
 
 import contextlib
@@ -64,76 +68,98 @@ from modeling_mcm.training.memory import keep_freed_memory
 
 @dataclass
 class EvaluationOptions:
-    """What is evaluated, and what is written."""
+    """What is evaluated, by which metrics and baselines, and which files are written."""
 
-    model: str | None = field(default=None, metadata={"help": "Checkpoint folder, or name on the Hub."})
-    data: str | None = field(default=None, metadata={"help": "Folder of a prepared data set."})
+    model: str | None = field(default=None, metadata={"help": "Checkpoint folder, or name on the Hub. Required."})
+    data: str | None = field(default=None, metadata={"help": "Folder of a prepared data set. Required."})
     cutoff: str = field(
-        default="test", metadata={"help": "Where the history ends.", "choices": ["validation", "test"]}
+        default="test",
+        metadata={
+            "help": "Cutoff at which the history ends and the targets begin. Choose by validation, report test.",
+            "choices": ["validation", "test"],
+        },
     )
     tasks: list[str] = field(
-        default_factory=list, metadata={"help": "Tasks of the table; all of the model's by default."}
+        default_factory=list, metadata={"help": "Tasks to evaluate. By default all tasks of the model."}
     )
-    k: list[int] = field(default_factory=lambda: [1, 3, 10], metadata={"help": "Lengths of the ranked list."})
+    k: list[int] = field(
+        default_factory=lambda: [1, 3, 10],
+        metadata={"help": "Lengths of the ranked list at which metrics are computed, as in ndcg@10."},
+    )
     table: list[str] = field(
         default_factory=list,
-        metadata={"help": "Metrics of the table, such as hr@1 ndcg@3; NDCG at the largest k by default."},
+        metadata={"help": "Metrics that the table shows, such as hr@1 ndcg@3. By default NDCG at the largest --k."},
     )
     baselines: list[str] = field(
         default_factory=list,
         metadata={
-            "help": f"Any of {', '.join(BASELINES)} (needs the extra `gbdt`); `none` for none. By default the strong "
-            "ones: most_popular visit_frequency nearest_households transitions, and lightgbm where it is "
-            "installed and takes less than about five minutes."
+            "help": f"Baselines to compare with, any of {', '.join(BASELINES)} (lightgbm needs the extra `gbdt`), or "
+            "`none`. By default the strong ones: most_popular visit_frequency nearest_households transitions, and "
+            "lightgbm where it is installed and takes less than about five minutes."
         },
     )
     filter_seen: bool = field(
         default=False,
         metadata={
-            "help": "Labels that the customer met in the task before the cutoff leave the ranking and the targets, "
-            "the protocol of catalogues without repeats."
+            "help": "Leave out of ranking and targets the labels that the customer had in the task before the "
+            "cutoff. This is the usual protocol for catalogues in which nobody takes an item twice."
         },
     )
     only_new: bool = field(
         default=False,
         metadata={
-            "help": "Targets and ranking are the labels that the customer never met before the cutoff. The same "
-            "ranking as with --filter_seen; with --horizon_days it asks what new a customer will take to."
+            "help": "Rank, and take as targets, only labels that the customer never had before the cutoff. The "
+            "ranking is that of --filter_seen; with --horizon_days the metrics say how well the model tells what "
+            "a customer will take up."
         },
     )
     horizon_days: float | None = field(
         default=None,
         metadata={
-            "help": "Targets are the labels of all target events within so many days from the cutoff, each once, "
-            "instead of the next visit's; cases are customers with at least one. The metrics are then "
-            "named horizon_..."
+            "help": "Number of days from the cutoff. The targets are then the labels of all target events within "
+            "these days, each once, instead of those of the next visit, and the cases are the customers with at "
+            "least one. The names of the metrics then begin with horizon_."
         },
     )
     min_history: int | None = field(
-        default=None, metadata={"help": "Target events that a case needs before the cutoff; the schema's by default."}
+        default=None,
+        metadata={
+            "help": "Number of target events that a customer needs before the cutoff to be a case. By default the "
+            "schema's."
+        },
     )
-    batch_size: int = field(default=64, metadata={"help": "Customers a step."})
-    shown: int = field(default=3, metadata={"help": "Customers whose past and expected next visit are printed."})
+    batch_size: int = field(default=64, metadata={"help": "Number of customers in one batch of the model."})
+    shown: int = field(
+        default=3, metadata={"help": "Number of customers whose last visit and expected next labels are printed."}
+    )
     offers: str | None = field(
         default=None,
         metadata={
-            "help": "Folder with offers.parquet and actions.parquet, to evaluate a model of run_finetune.py on."
+            "help": "Folder with offers.parquet and actions.parquet, to evaluate a model of `mcm finetune --offers`."
         },
     )
-    offers_split: str = field(default=TEST, metadata={"help": "Of the offers.", "choices": SPLITS})
-    predictions_file: str | None = field(
-        default=None, metadata={"help": "Parquet file for the best 100 labels of every case and task."}
+    offers_split: str = field(
+        default=TEST, metadata={"help": "Split of the offers that --offers evaluates.", "choices": SPLITS}
     )
-    output_file: str | None = field(default=None, metadata={"help": "JSON file for every metric and its interval."})
+    predictions_file: str | None = field(
+        default=None,
+        metadata={"help": "Parquet file to write the best 100 labels of every case and task to, with their scores."},
+    )
+    output_file: str | None = field(
+        default=None, metadata={"help": "JSON file to write every metric with its 95%% interval to."}
+    )
     values_file: str | None = field(
         default=None,
-        metadata={"help": "Parquet file for every metric's value of every customer, for differences in pairs."},
+        metadata={
+            "help": "Parquet file to write the metrics of every single customer to, so that two evaluations can be "
+            "compared customer by customer."
+        },
     )
     report_file: str | None = field(
         default=None,
         metadata={
-            "help": "Markdown file for the table. In a file that has the lines <!-- results --> and "
-            "<!-- /results -->, only what stands between them is replaced."
+            "help": "Markdown file to write the table to. In a file that has the lines <!-- results --> and "
+            "<!-- /results -->, only the text between them is replaced."
         },
     )
 
@@ -145,11 +171,13 @@ class EvaluationOptions:
         if self.min_history is not None and self.min_history < 1:
             raise ValueError(f"--min_history is {self.min_history}; a case needs at least 1 event before the cutoff.")
         if self.offers and (self.filter_seen or self.only_new or self.horizon_days):
-            raise ValueError("--filter_seen, --only_new and --horizon_days are not for --offers.")
+            raise ValueError(
+                "--filter_seen, --only_new and --horizon_days are not for --offers: leave them out, or --offers."
+            )
 
     @property
-    def asked(self) -> str:
-        """What is ranked and what the target is, where it is not the whole next visit, in words."""
+    def protocol(self) -> str:
+        """What is ranked, and what the targets are if they are not those of the next visit, in words."""
         words = "everything is ranked, nothing is filtered"
         if self.filter_seen or self.only_new:
             words = "what the customer met before the cutoff is neither ranked nor a target"
@@ -163,18 +191,26 @@ def print_customers(
     cases: EvaluationCases,
     options: EvaluationOptions,
 ) -> None:
-    """Prints the last visit before the cutoff and the labels that MCM expects next, with scores and what happened."""
+    """Prints for some customers the last visit before the cutoff and the labels that MCM expects next.
+
+    Args:
+        model (`MCMForMultiTaskRecommendation`): The model that is evaluated.
+        extractor (`MCMFeatureExtractor`): The model's feature extractor, which names the labels.
+        rows (`datasets.Dataset`): The rows of the prepared data set.
+        cases (`EvaluationCases`): The cases, of which `options.shown` are taken at even distances.
+        options (`EvaluationOptions`): The command's options.
+    """
     chosen = np.linspace(0, len(cases) - 1, options.shown).round().astype(int)
     collator = MCMCollator(extractor, model.config, "evaluate", cutoff=cases.cutoff)
     shown = PreparedRows(rows, cases.rows[chosen])
     scores = [logits for _, logits in model_scores(model, collator, shown, options.batch_size)]
-    for place, case in enumerate(chosen):
-        row, end = shown[place], cases.history_end[case]
+    for index, case in enumerate(chosen):
+        row, end = shown[index], cases.history_end[case]
         print(f"\nCustomer {cases.customer_ids[case]}")
         for task in options.tasks:
             past = row[f"task_{task}"][:end][row["visits"][:end] == row["visits"][end - 1]]
             happened = set(cases.targets[task][case].tolist())
-            ranked = mask_met(scores[0][task][place : place + 1], cases, task, np.array([case]))[0]
+            ranked = mask_met(scores[0][task][index : index + 1], cases, task, np.array([case]))[0]
             best = ranked.softmax(-1).topk(min(5, int(ranked.isfinite().sum())))
             names = extractor.decode_labels(task, best.indices)
             expected = [
@@ -188,7 +224,15 @@ def print_customers(
 
 
 def evaluate_offers(options: EvaluationOptions) -> tuple[list[list[str]], str, dict[str, Any]]:
-    """Table, caption and numbers of a model that was fine-tuned to offers, beside MCM's own scores."""
+    """Evaluates a model on offers, beside the scores that MCM has without fine-tuning.
+
+    Args:
+        options (`EvaluationOptions`): The command's options; `model`, `data` and `offers` are set.
+
+    Returns:
+        `tuple`: The table as lists of cells with its heading, its caption, and the metrics with their intervals by
+        outcome and method.
+    """
     schema = PreparedManifest.load(str(options.data)).event_schema
     config = MCMConfig.from_pretrained(str(options.model))
     tuned = "MCMForActionRecommendation" in (config.architectures or [])
@@ -209,19 +253,19 @@ def evaluate_offers(options: EvaluationOptions) -> tuple[list[list[str]], str, d
     weights = resample_customers(offers.customer_ids[groups])
     customers = len(set(offers.customer_ids[groups]))
     results: dict[str, dict[str, Any]] = {}
-    for place, outcome in enumerate(outcomes):
+    for index, outcome in enumerate(outcomes):
         truth = OfferTruth.of(offers, groups, outcome)
-        for method, scores in {"MCM without fine-tuning": own, "MCM fine-tuned": logits[:, place]}.items():
+        for method, scores in {"MCM without fine-tuning": own, "MCM fine-tuned": logits[:, index]}.items():
             if method == "MCM fine-tuned" and not tuned:
                 continue
-            found = offer_metrics(truth, scores, expected_takes(truth.offsets, scores), weights, max(options.k))
+            metrics = offer_metrics(truth, scores, expected_takes(truth.offsets, scores), weights, max(options.k))
             results[f"{outcome}: {method}"] = {
-                name: interval(values, customers)._asdict() for name, values in found.items()
+                name: interval(values, customers)._asdict() for name, values in metrics.items()
             }
     names = list(next(iter(results.values())))
     table = [["method", *names]]
-    for method, metrics in results.items():
-        cells = [with_interval(value) for value in metrics.values()]
+    for method, intervals in results.items():
+        cells = [with_interval(value) for value in intervals.values()]
         table.append([method, *cells])
     caption = (
         f"{len(groups):,} {options.offers_split} groups of offers of {schema.name}, {customers:,} customers. Who "
@@ -232,12 +276,23 @@ def evaluate_offers(options: EvaluationOptions) -> tuple[list[list[str]], str, d
 
 
 def cases_of(options: EvaluationOptions, manifest: PreparedManifest, rows: Any, token_type: str) -> EvaluationCases:
-    """The cases that the options ask for; tasks of which no target is left leave the options."""
+    """Finds the cases of the command's cutoff, targets and filters.
+
+    Args:
+        options (`EvaluationOptions`): The command's options. Tasks that are left without any target are removed
+            from `options.tasks`.
+        manifest (`PreparedManifest`): The manifest of the prepared data set.
+        rows (`datasets.Dataset`): The rows of the prepared data set.
+        token_type (`str`): Name of the feature that says what kind of event an event is.
+
+    Raises:
+        SystemExit: If there is no case.
+    """
     schema = manifest.event_schema
-    enough = options.min_history or schema.min_history
+    min_history = options.min_history or schema.min_history
     horizon = Horizon.of(options.horizon_days, schema.cutoff(options.cutoff)) if options.horizon_days else None
     try:
-        cases = find_cases(rows, options.cutoff, enough, token_type, horizon=horizon)
+        cases = find_cases(rows, options.cutoff, min_history, token_type, horizon=horizon)
         if options.filter_seen or options.only_new:
             cases = unmet_only(rows, cases, options.tasks)
             options.tasks = list(cases.targets)
@@ -247,19 +302,30 @@ def cases_of(options: EvaluationOptions, manifest: PreparedManifest, rows: Any, 
 
 
 def report_offers(options: EvaluationOptions) -> None:
-    """Evaluates on offers, prints, and writes what the options name."""
-    table, caption, found = evaluate_offers(options)
+    """Evaluates on offers, prints the table and writes the files that the options name.
+
+    Args:
+        options (`EvaluationOptions`): The command's options; `model`, `data` and `offers` are set.
+    """
+    table, caption, results = evaluate_offers(options)
     print(f"\n{caption}\n")
     print(text_table(table))
     if options.report_file:
         write_report(table, caption, Path(options.report_file))
     if options.output_file:
         Path(options.output_file).parent.mkdir(parents=True, exist_ok=True)
-        write_json(options.output_file, found)
+        write_json(options.output_file, results)
 
 
 def report_visits(options: EvaluationOptions) -> None:
-    """Evaluates on next visits or horizons, prints, and writes what the options name."""
+    """Evaluates on next visits or on a horizon, prints the tables and writes the files that the options name.
+
+    Args:
+        options (`EvaluationOptions`): The command's options; `model` and `data` are set.
+
+    Raises:
+        SystemExit: With a message, if a task, a metric or a baseline of the options is not available.
+    """
     manifest = PreparedManifest.load(str(options.data))
     model = read_checkpoint(MCMForMultiTaskRecommendation, str(options.model)).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -278,7 +344,7 @@ def report_visits(options: EvaluationOptions) -> None:
     cache = BaselineCache(Path(str(options.data)) / FOLDER, sha256_of(Path(str(options.data)) / MANIFEST_FILE))
     try:
         results = counting_baselines(rows, cases, label_sizes, names, options.k, cache)
-    except ImportError as error:  # it names the extra
+    except ImportError as error:  # the message names the extra that is missing
         raise SystemExit(f"{error} Or evaluate with --baselines none.") from error
     writer = PredictionsWriter(options.predictions_file) if options.predictions_file else None
     with writer or contextlib.nullcontext():
@@ -297,7 +363,7 @@ def report_visits(options: EvaluationOptions) -> None:
     caption += ", mean over customers, ± half of its 95% bootstrap interval"
     caption += "." if options.horizon_days else f"; in brackets next-event {named}."
     if cases.met is not None or options.horizon_days:
-        caption += f" {options.asked[0].upper()}{options.asked[1:]}."
+        caption += f" {options.protocol[0].upper()}{options.protocol[1:]}."
     print(f"\n{caption}\n")
     print(text_table(table))
     main_metric = f"{target}_{metrics[0]}"
@@ -313,7 +379,7 @@ def report_visits(options: EvaluationOptions) -> None:
     if options.report_file:
         write_report(table, caption, Path(options.report_file))
     if options.output_file:
-        report = {"data": schema.name, "cutoff": options.cutoff, "cases": len(cases), "asked": options.asked}
+        report = {"data": schema.name, "cutoff": options.cutoff, "cases": len(cases), "asked": options.protocol}
         report |= {"horizon_days": options.horizon_days, "filter_seen": options.filter_seen}
         report |= {"only_new": options.only_new, "results": summary(results), "by_history": histories}
         Path(options.output_file).parent.mkdir(parents=True, exist_ok=True)
@@ -321,7 +387,7 @@ def report_visits(options: EvaluationOptions) -> None:
 
 
 def main() -> None:
-    """Reads the options, evaluates, prints, and writes what was asked for."""
+    """Reads the options, evaluates, prints the tables, and writes the files that the options name."""
     keep_freed_memory()
     (options,) = parse_options(EvaluationOptions, description=__doc__)
     if options.model is None or options.data is None:
@@ -336,7 +402,7 @@ def main() -> None:
         check_files(options.model)
         architectures = MCMConfig.from_pretrained(options.model).architectures or []
         if "MCMForActionRecommendation" in architectures and not options.offers:
-            raise SystemExit(f"{options.model} is fine-tuned to offers: give them with --offers.")
+            raise SystemExit(f"{options.model} is fine-tuned to offers: name the folder of the offers with --offers.")
         if options.offers:
             report_offers(options)
         else:

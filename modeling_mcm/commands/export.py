@@ -7,17 +7,17 @@
     mcm export --model runs/mine --output_dir runs/mine-pt2 --format torch
     mcm export --model runs/mine --output_dir runs/mine-int8 --format int8 --data data/prepared
 
-onnx and torch go through transformers' exporters and write `model.onnx` (its weights beside it) or `model.pt2`, the
-config and the feature extractor. Batch and length are dynamic. Inputs are what the feature extractor gives, with `now`
-where the checkpoint has a customer state; outputs are `logits.<task>` of every task, `pooler_output`, the customer
-embedding, and `forecasts.<name>` of a checkpoint with forecasts; with `--what embeddings` no logits. The result is run
-on batches of other shapes than the example's and must equal the model to 1e-5. A .pt2 file is unpickled when it is
-loaded: load only your own.
+The formats onnx and torch use transformers' exporters. They write `model.onnx` (with its weights in a file beside it)
+or `model.pt2`, the config and the feature extractor. The number of customers and the length of histories may vary.
+Inputs are the tensors of the feature extractor, and `now` where the checkpoint has a customer state. Outputs are
+`logits.<task>` of every task, `pooler_output`, which is the customer embedding, and `forecasts.<name>` of a checkpoint
+with forecasts; `--what embeddings` leaves out the logits. The export is run on batches of several shapes and must
+equal the model to 1e-5. A .pt2 file is unpickled when it is loaded, so load only files that you wrote yourself.
 
-int8 keeps the weights of the encoder's linear layers as 8-bit numbers, one scale a row, and computes as before. Value
-embeddings, which are the label vectors too, are no linear layers and stay; with large vocabularies they are most of
-the size. Load the folder with `from_pretrained` (needs torchao). With --data it says what that costs in NDCG@10 on the
-validation cases of the prepared data set.
+The format int8 stores the weights of the encoder's linear layers as 8-bit numbers, with one scale for each row of a
+matrix; computation stays in floating point. Value embeddings, which are also the label vectors, stay as they are; with
+large vocabularies they are most of the size. Load the folder with `from_pretrained`, which then needs torchao. With
+--data the command says what int8 costs in NDCG@10 on the validation cases of the prepared data set.
 """
 
 import importlib.util
@@ -47,22 +47,38 @@ from modeling_mcm.training.checkpoints import check_files
 
 @dataclass
 class ExportOptions:
-    """What is exported, and where to."""
+    """Which checkpoint is exported, in which format, and where to."""
 
     model: str = field(metadata={"help": "Checkpoint folder, or name on the Hub."})
-    output_dir: str = field(metadata={"help": "Folder to write: a new one, an empty one or an earlier export."})
-    format: str = field(default=ONNX, metadata={"help": "What is written.", "choices": FORMATS})
-    what: str = field(default=SCORES, metadata={"help": "Preference scores, or embeddings.", "choices": CONTENTS})
+    output_dir: str = field(
+        metadata={"help": "Folder to write: a new one, an empty one, or an earlier export, which is replaced."}
+    )
+    format: str = field(
+        default=ONNX,
+        metadata={
+            "help": "Format to write: an ONNX file, a torch.export program, or a checkpoint with 8-bit weights.",
+            "choices": FORMATS,
+        },
+    )
+    what: str = field(
+        default=SCORES,
+        metadata={
+            "help": "Outputs of the export: scores of all labels with embeddings, or customer embeddings alone.",
+            "choices": CONTENTS,
+        },
+    )
     data: str | None = field(
-        default=None, metadata={"help": "Prepared data set, to say what int8 costs in NDCG; for scores only."}
+        default=None,
+        metadata={"help": "Folder of a prepared data set, to measure what --format int8 costs in NDCG@10."},
     )
     report_file: str | None = field(
-        default=None, metadata={"help": "Markdown file for the table of that, as run_evaluate.py's."}
+        default=None,
+        metadata={"help": "Markdown file to write the table of that measurement to, as `mcm evaluate` does."},
     )
 
     def __post_init__(self) -> None:
         if self.data and (self.format, self.what) != (INT8, SCORES):
-            raise ValueError("--data says what --format int8 costs the scores: leave it out, or export those.")
+            raise ValueError("--data measures what --format int8 costs the scores: leave it out, or export those.")
         if self.report_file and not self.data:
             raise ValueError("--report_file needs --data, the prepared data set that int8 is evaluated on.")
         if Path(self.output_dir).resolve() == Path(self.model).resolve():
@@ -72,7 +88,17 @@ class ExportOptions:
 
 
 def run(options: ExportOptions) -> str:
-    """Exports, checks and writes; returns what to say."""
+    """Exports a checkpoint, checks that the export equals the model, and writes the folder.
+
+    Args:
+        options (`ExportOptions`): The command's options.
+
+    Returns:
+        `str`: A sentence on what was written; with `options.data` a table of what int8 costs follows.
+
+    Raises:
+        ValueError: If the export differs from the model, or the checkpoint or the data set can't be read.
+    """
     check_files(options.model)
     extractor = MCMFeatureExtractor.from_pretrained(options.model)
     if options.data:
@@ -85,9 +111,9 @@ def run(options: ExportOptions) -> str:
         if options.format == INT8:
             save_int8(options.model, options.what, str(folder))
             extractor.save_pretrained(folder)
-            said = "the encoder's linear layers in 8 bits, everything else as it was"
+            summary = "the encoder's linear layers in 8 bits, everything else as it was"
             if options.data:
-                said += _said_of_cost(options, folder)
+                summary += _cost_report(options, folder)
         else:
             model = load(options.model, options.what, attn_implementation="eager")
             exported = export(model, options.what, options.format)
@@ -99,11 +125,11 @@ def run(options: ExportOptions) -> str:
                 )
             exported.save_pretrained(folder)
             extractor.save_pretrained(folder)
-            said = f"equal to the model to {difference:.1e}"
-    return f"{options.output_dir}: {options.what} as {options.format}, {said}"
+            summary = f"equal to the model to {difference:.1e}"
+    return f"{options.output_dir}: {options.what} as {options.format}, {summary}"
 
 
-def _said_of_cost(options: ExportOptions, folder: Path) -> str:
+def _cost_report(options: ExportOptions, folder: Path) -> str:
     from modeling_mcm.evaluation.reports import text_table, write_report
 
     table, caption = cost_in_ndcg(options.model, str(folder), str(options.data))
@@ -113,11 +139,11 @@ def _said_of_cost(options: ExportOptions, folder: Path) -> str:
 
 
 def main() -> None:
-    """Reads the options, exports and says what came of it."""
+    """Reads the options, exports the checkpoint and prints what was written."""
     (options,) = parse_options(ExportOptions, description=__doc__)
     with exits(ValueError, OSError, ImportError):
-        said = run(options)
-    sys.stdout.write(said + "\n")
+        summary = run(options)
+    sys.stdout.write(summary + "\n")
 
 
 if __name__ == "__main__":

@@ -1,26 +1,28 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tunes a pre-trained MCM: to offers, who takes which of the actions that they are offered; or to any label.
+"""Fine-tunes a pre-trained MCM to offers (who takes which of the offered actions), or to any label of customers.
 
     mcm finetune --model runs/mcm --data data/prepared --labels churn.csv --label churned
     mcm finetune --model runs/mcm --data data/prepared --offers data/raw
     accelerate launch -m modeling_mcm.commands.finetune ...     the same with accelerate's settings
     accelerate launch training/run_finetune.py ...              the same, in a checkout
-    ... --freeze_encoder        only the new head
-    ... --lora 8                low-rank updates of the encoder's attention, and the head; needs `peft`
-    ... --from_scratch          the same model without its pre-training
+    ... --freeze_encoder        trains the new head only
+    ... --lora 8                trains low-rank updates of the encoder's attention and the head; needs `peft`
+    ... --from_scratch          trains the same model without its pre-trained weights
 
---labels is a table of customer, time and label (docs/labels.md); of the options above it has --freeze_encoder alone.
---data is the data set that the checkpoint was pre-trained on (histories come from it, each cut where the offers were
-made), --offers a folder with offers.parquet and actions.parquet (docs/offers.md). Evaluate the result with
-run_evaluate.py --offers. Started again with the same options it goes on from its last whole checkpoint. All options of
-`TrainingArguments` work; a YAML file may hold any of them, and flags win over it.
+--data is the data set that the checkpoint was pre-trained on; histories come from it. --labels is a table of customer,
+time and label (docs/labels.md); of the last three options above it works with --freeze_encoder only. --offers is a
+folder with offers.parquet and actions.parquet (docs/offers.md); each history is read up to the time of the offers.
+Evaluate a model of offers with `mcm evaluate --offers`.
+
+The same command, started again, goes on from the last complete checkpoint. All options of `TrainingArguments` work. A
+YAML file may hold any option, and flags win over it.
 """
 
 from accelerate import PartialState
 from transformers import set_seed
 
-from modeling_mcm.commands.arguments import exits, given_options, parse_options
+from modeling_mcm.commands.arguments import exits, named_options, parse_options
 from modeling_mcm.training.checkpoints import CheckpointError, check_files
 from modeling_mcm.training.finetuning import FineTuningArguments, FineTuningOptions, fine_tune
 from modeling_mcm.training.labels import LabelOptions, label_defaults, train_to_labels
@@ -32,25 +34,25 @@ from modeling_mcm.training.resuming import RunError
 def main() -> None:
     """Reads the options, trains or goes on training, and saves the model with its feature extractor."""
     keep_freed_memory()
-    kinds = (FineTuningOptions, LabelOptions, FineTuningArguments)
-    defaults = label_defaults(given_options())
-    options, of_labels, training = parse_options(*kinds, description=__doc__, defaults=defaults)
+    option_classes = (FineTuningOptions, LabelOptions, FineTuningArguments)
+    defaults = label_defaults(named_options())
+    options, label_options, training = parse_options(*option_classes, description=__doc__, defaults=defaults)
     check_launch(training.world_size)
-    if options.model is None or options.data is None or (options.offers is None) == (of_labels.labels is None):
+    if options.model is None or options.data is None or (options.offers is None) == (label_options.labels is None):
         raise SystemExit("--model, --data and one of --offers and --labels are needed: see --help.")
     set_seed(training.seed)
-    if of_labels.labels is not None and (
+    if label_options.labels is not None and (
         options.lora or options.from_scratch or options.outcomes or options.label_share < 1
     ):
         raise SystemExit("--lora, --from_scratch, --outcomes and --label_share are for --offers: leave them out.")
     with exits(CheckpointError, RunError):
         check_files(options.model)
-        if of_labels.labels is None:
+        if label_options.labels is None:
             fine_tune(options, training)
         else:
-            how = (options.freeze_encoder, options.encoder_lr_factor, options.max_events)
-            train_to_labels(options.model, options.data, of_labels, training, *how)
-    PartialState().destroy_process_group()  # whose threads would now and then abort the process at its end
+            trained = (options.freeze_encoder, options.encoder_lr_factor, options.max_events)
+            train_to_labels(options.model, options.data, label_options, training, *trained)
+    PartialState().destroy_process_group()  # its threads sometimes abort the process at its end
 
 
 if __name__ == "__main__":

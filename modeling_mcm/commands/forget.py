@@ -6,13 +6,15 @@
     mcm forget --customers ids.txt --predictions scores/monday scores/tuesday
     mcm forget --customers ids.txt --data data/prepared --check_only true
 
-`ids.txt` is read as CSV: ids one a line, or separated by commas, in double quotes where they have a comma, a quote or
-a line break. Everything is read first, and nothing is touched where something is wrong. An id that is found nowhere is
-named, and the exit status is 1, though the others are deleted. Without --events they come back with the next
-preparation or update. After the deletion every file is read again; if anything of theirs is found, or a file can't be
-read, the files are named and the exit status is 1. A run that was killed is finished by the same command. Symbolic
-links are followed. Arrow copies of `datasets` that hold them are removed too. Not touched: model weights, vocabularies
-(docs/operations.md says what that means), backups, and other copies.
+`ids.txt` is read as CSV: one id a line, or ids separated by commas. An id that holds a comma, a quote or a line break
+stands in double quotes. All files are read before any is changed; if one can't be read, nothing is deleted. An id that
+no file holds is named, and the exit status is 1, but the other customers are deleted. Give --events, too; otherwise
+the customers come back with the next preparation or update of the data.
+
+After the deletion every file is read again. If one still holds a customer, or can't be read, it is named and the exit
+status is 1. If the command was killed, start it again to finish. Symbolic links are followed, and Arrow copies in the
+cache of `datasets` that hold the customers are removed. Model weights, vocabularies (docs/operations.md says what that
+means), backups and other copies are not touched.
 """
 
 from __future__ import annotations
@@ -36,33 +38,51 @@ if TYPE_CHECKING:
 
 @dataclass
 class ForgetOptions:
-    """Who, and where."""
+    """Which customers are deleted, and from which files."""
 
-    customers: str = field(metadata={"help": "CSV file of customer ids, one a line or separated by commas."})
-    data: list[str] = field(default_factory=list, metadata={"help": "Folders of prepared data sets."})
+    customers: str = field(
+        metadata={"help": "CSV file of the ids of the customers to delete, one a line or separated by commas."}
+    )
+    data: list[str] = field(
+        default_factory=list, metadata={"help": "Folders of prepared data sets to delete the customers from."}
+    )
     predictions: list[str] = field(
         default_factory=list,
-        metadata={"help": "Folders of run_predict.py, or other Parquet files with a column customer_id."},
+        metadata={
+            "help": "Folders that `mcm predict` wrote, or other Parquet files with a column customer_id, to delete "
+            "the customers from."
+        },
     )
     events: list[str] = field(
         default_factory=list,
-        metadata={"help": "What the data sets were made from, log and profile: Parquet files or folders of them."},
+        metadata={
+            "help": "Parquet files, or folders of them, of the log and the profile that the data sets were made "
+            "from, to delete the customers from."
+        },
     )
-    check_only: bool = field(default=False, metadata={"help": "Delete nothing; only look whether they are there."})
+    check_only: bool = field(
+        default=False, metadata={"help": "Delete nothing, and only check that no file holds the customers."}
+    )
 
     def __post_init__(self) -> None:
         if not self.data and not self.predictions:
-            raise ValueError("Give --data or --predictions: where customers are to be forgotten.")
+            raise ValueError("Give --data or --predictions: the folders that customers are to be deleted from.")
         if self.events and not self.data:
             raise ValueError("--events needs --data: its schema says which column holds the customers.")
 
 
 def read_ids(path: str) -> list[str]:
-    """The ids of a CSV file of UTF-8 or UTF-16, with or without a byte order mark, in their order.
+    """Reads customer ids from a CSV file.
+
+    Args:
+        path (`str`): File in UTF-8, with or without a byte order mark, or in UTF-16 with one.
+
+    Returns:
+        `list[str]`: The ids in the order of the file, each once.
 
     Raises:
-        OSError: The file can't be read.
-        ValueError: It is no such file, or holds no id.
+        OSError: If the file can't be read.
+        ValueError: If the file is no text, no valid CSV, or holds no id.
     """
     content = Path(path).read_bytes()
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -84,7 +104,16 @@ def read_ids(path: str) -> list[str]:
 
 
 def delete(ids: list[str], places: Places) -> tuple[Whereabouts, bool]:
-    """Forgets and says what was done; returns who was where, and whether this finished a run that was killed."""
+    """Deletes customers, and prints for every file or folder how many were deleted.
+
+    Args:
+        ids (`list[str]`): The ids of the customers.
+        places (`Places`): The data sets, predictions and logs to delete them from.
+
+    Returns:
+        `tuple[Whereabouts, bool]`: Which customers were in which place, and whether this run finished an earlier one
+        that was killed.
+    """
     from modeling_mcm.preparation.deletion import DeletionNote, check_deletion, delete_from_log_and_data, look_for
     from modeling_mcm.preparation.forget import forget_in_cache
 
@@ -94,9 +123,13 @@ def delete(ids: list[str], places: Places) -> tuple[Whereabouts, bool]:
     seen = look_for(ids, places, column)
     check_deletion(seen.there, places)
     for path, number, files in delete_from_log_and_data(seen.there, places, column, notes):
-        of_log = f"{number:,} rows deleted from {files} files"
-        said = of_log if path in places.events else f"{number:,} of {len(ids):,} customers deleted"
-        sys.stdout.write(f"{path}: {said}\n")
+        is_log = path in places.events
+        deleted = (
+            f"{number:,} rows deleted from {files} files"
+            if is_log
+            else f"{number:,} of {len(ids):,} customers deleted"
+        )
+        sys.stdout.write(f"{path}: {deleted}\n")
     for path in places.predictions:
         number = forget_in_predictions(path, seen.there)
         sys.stdout.write(f"{path}: {number:,} of {len(ids):,} customers deleted\n")
@@ -104,12 +137,26 @@ def delete(ids: list[str], places: Places) -> tuple[Whereabouts, bool]:
     for note in notes:
         note.close()
     if is_resumed:
-        sys.stdout.write("A run that was killed is finished; who is nowhere now was deleted by it, or is misspelt\n")
+        sys.stdout.write(
+            "This finished a run that was killed. An id that no file holds was deleted by that run, or is misspelt\n"
+        )
     return seen, is_resumed
 
 
 def run(options: ForgetOptions) -> list[str]:
-    """Forgets, says what was done, and returns what speaks against it that they are forgotten."""
+    """Deletes customers, or with `check_only` only looks for them, and reads everything again.
+
+    Args:
+        options (`ForgetOptions`): The command's options.
+
+    Returns:
+        `list[str]`: One line for each id that no file holds and for each file that still holds a customer or can't be
+        read; empty if it is proven that the customers are gone.
+
+    Raises:
+        FileNotFoundError: If a path of the options does not exist.
+        ValueError: If a file can't be read as the options say.
+    """
     from modeling_mcm.preparation.deletion import Places, look_for
     from modeling_mcm.preparation.forget import find_customers
     from modeling_mcm.preparation.locks import locked
@@ -123,23 +170,23 @@ def run(options: ForgetOptions) -> list[str]:
             seen, may_be_gone = look_for(ids, places, places.customer_column()), True
         else:
             seen, may_be_gone = delete(ids, places)
-        left = [f"found nowhere: {line}" for line in seen.said_of_absent(only_near=may_be_gone)]
+        problems = [f"found nowhere: {line}" for line in seen.said_of_absent(only_near=may_be_gone)]
         for place in places.all():
             column = places.customer_column() if place in places.events else CUSTOMER
-            found = find_customers(place, seen.there | {*seen.absent}, column)
-            left += [f"{path}: {what}" for path, what in found.items()]
-    return left
+            remains = find_customers(place, seen.there | {*seen.absent}, column)
+            problems += [f"{path}: {what}" for path, what in remains.items()]
+    return problems
 
 
 def main() -> None:
-    """Reads the options, forgets, and ends with status 1 if anybody is left."""
+    """Reads the options, deletes the customers, and ends with status 1 if it is not proven that all are gone."""
     (options,) = parse_options(ForgetOptions, description=__doc__)
     with exits(ValueError, OSError, ImportError):
-        found = run(options)
-    if found:
-        told = "".join(f"\n  {line}" for line in found)
-        sys.exit(f"{Path(sys.argv[0]).stem}: not proven that they are gone:{told}")
-    sys.stdout.write("Read again: none of them is there\n")
+        problems = run(options)
+    if problems:
+        lines = "".join(f"\n  {line}" for line in problems)
+        sys.exit(f"{Path(sys.argv[0]).stem}: not proven that the customers are gone:{lines}")
+    sys.stdout.write("All files were read again: none of the customers is there\n")
 
 
 if __name__ == "__main__":

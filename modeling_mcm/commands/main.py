@@ -1,13 +1,13 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The console command `mcm`: its first word names the command, all else goes to that command."""
+"""The console command `mcm`: its first word names a command, and all other words go to that command."""
 
 import importlib
 import sys
 
 from modeling_mcm import __version__
 
-# Each is a module of this folder with a `main()`.
+# Each name is a module of this folder with a function `main()`.
 COMMANDS = {
     "prepare": "make a data set of an event log: check, split by time, vocabularies, one row a customer",
     "update": "bring a prepared data set up to the new files of its log",
@@ -25,17 +25,17 @@ COMMANDS = {
 
 
 def usage() -> str:
-    """What `mcm --help` shows."""
+    """Writes the text that `mcm --help` shows."""
     lines = ["usage: mcm COMMAND [recipe.yaml] [--option value ...]", ""]
     lines += [f"  {name:<10}{what}" for name, what in COMMANDS.items()]
     return "\n".join([*lines, "", "`mcm COMMAND --help` shows a command's options; `mcm --version` the version."])
 
 
 def main() -> None:
-    """Runs the command that the first word names.
+    """Runs the command that the first word of the command line names.
 
     Raises:
-        SystemExit: With a sentence, where there is no such command, or where a package that it needs is missing.
+        SystemExit: With a message, if there is no such command or a package that it needs is not installed.
     """
     name, *words = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
@@ -48,7 +48,7 @@ def main() -> None:
         sys.argv = [f"mcm {name}", *words]
         try:
             importlib.import_module(f"modeling_mcm.commands.{name}").main()
-        except ImportError as error:  # of a package of an extra: the message names both
+        except ImportError as error:  # the message names the package and its extra
             raise SystemExit(f"mcm {name}: {error}") from error
 
 

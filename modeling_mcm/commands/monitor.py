@@ -1,15 +1,18 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Watches predictions: how far they moved since another run, and whether what happened then bears them out.
+"""Watches predictions: how much they changed since an earlier run, and whether they came true.
 
     mcm monitor --predictions scores/tuesday --before scores/monday
     mcm monitor --predictions scores/monday --data data/prepared --since 2024-05-06
 
-With --before: per task the share of the customers whose first label is another one, the mean probability of the first
-label in both, and the distance of the first labels' distributions (total variation: 0 the same, 1 nothing in common).
-With --data, updated since the predictions were made: of each customer's first visit with a target from --since on, the
-share that each predicted label has of it, beside the probability that it was given. Both are alike where scores are
-calibrated. `--report_file` keeps the figures as JSON, for alarms.
+With --before the command prints for each task the share of the customers whose first label changed, the mean
+probability of the first label in both runs, and the distance between the distributions of the first labels (total
+variation: 0 means the same, 1 nothing in common).
+
+With --data it compares predictions with what happened: --data is a data set that was updated after the predictions
+were made. For each customer's first visit with a target from --since on, it prints the share of the visit that the
+predicted labels had, beside their predicted probability. Where scores are calibrated the two are alike.
+`--report_file` writes the figures as JSON, for alarms.
 """
 
 import sys
@@ -25,27 +28,36 @@ from modeling_mcm.scoring.monitor import calibration, check_predictions, score_d
 
 @dataclass
 class MonitorOptions:
-    """What is compared with what."""
+    """Which predictions are compared with which earlier predictions or data."""
 
-    predictions: str = field(metadata={"help": "Folder of run_predict.py."})
-    before: str | None = field(default=None, metadata={"help": "Folder of an earlier run, for the drift."})
+    predictions: str = field(metadata={"help": "Folder of predictions that `mcm predict` wrote."})
+    before: str | None = field(
+        default=None, metadata={"help": "Folder of predictions of an earlier run, to measure how much they changed."}
+    )
     data: str | None = field(
-        default=None, metadata={"help": "Prepared data with what happened since, for calibration."}
+        default=None,
+        metadata={"help": "Folder of a prepared data set with later visits, to measure calibration; needs --since."},
     )
     since: str | None = field(
-        default=None, metadata={"help": "Last moment that the predictions knew of, such as 2024-05-06; with --data."}
+        default=None,
+        metadata={"help": "Time up to which the predictions knew the histories, such as 2024-05-06; needs --data."},
     )
-    report_file: str | None = field(default=None, metadata={"help": "JSON file for the figures."})
+    report_file: str | None = field(default=None, metadata={"help": "JSON file to write the figures to."})
 
     def __post_init__(self) -> None:
         if not self.before and not self.data:
-            raise ValueError("Give --before, --data, or both: what the predictions are compared with.")
+            raise ValueError("Give --before, --data, or both, to say what the predictions are compared with.")
         if bool(self.data) != bool(self.since):
-            raise ValueError("--data and --since belong together: what happened from when on.")
+            raise ValueError("--data and --since belong together: give both, the later visits and where they begin.")
 
 
-def said(drift: dict[str, Any] | None, calibrated: dict[str, list[dict[str, float]]] | None) -> str:
-    """The figures as a person reads them."""
+def report_text(drift: dict[str, Any] | None, calibrated: dict[str, list[dict[str, float]]] | None) -> str:
+    """Writes the figures as tables for a terminal.
+
+    Args:
+        drift (`dict`, *optional*): What [`score_drift`] returned.
+        calibrated (`dict`, *optional*): What [`calibration`] returned.
+    """
     lines = []
     if drift:
         lines.append(f"{drift['customers']:,} customers in both, {drift['new']:,} new, {drift['gone']:,} gone\n")
@@ -66,7 +78,7 @@ def said(drift: dict[str, Any] | None, calibrated: dict[str, list[dict[str, floa
 
 
 def main() -> None:
-    """Reads the options, compares, and says what was found."""
+    """Reads the options, compares the predictions, and prints the figures."""
     (options,) = parse_options(MonitorOptions, description=__doc__)
     with exits(ValueError, OSError, ImportError):
         check_predictions(options.predictions, options.since)
@@ -78,7 +90,7 @@ def main() -> None:
             path = Path(options.report_file)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, {"drift": drift, "calibration": calibrated}, indent=1)
-    sys.stdout.write(said(drift, calibrated) + "\n")
+    sys.stdout.write(report_text(drift, calibrated) + "\n")
 
 
 if __name__ == "__main__":

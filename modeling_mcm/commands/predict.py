@@ -3,18 +3,20 @@
 """Scores every customer: a folder of Parquet files with customer embeddings and the best labels of every task.
 
     mcm predict --model runs/mine --data data/prepared --output_dir scores
-    mcm predict --model runs/mine --events log.parquet --output_dir scores      a raw log
-    mcm predict --engine spark ...                           as a Spark job (docs/spark.md)
+    mcm predict --model runs/mine --events log.parquet --output_dir scores      scores the customers of a raw log
+    mcm predict --engine spark ...                           scores as a Spark job (docs/spark.md)
     accelerate launch --multi_gpu --num_processes 2 training/run_predict.py ...        two processes, on CPUs too
 
-One row a customer: `customer_id`, `embedding`, a column for each forecast (`visits_30d`), and for each task the
-labels, best first, with their probabilities among the task's labels (`TASK`, `TASK_scores`). The whole history is
-read, the window's latest events of a long one. With --now it is read until then.
-A raw log is read with the checkpoint's vocabularies; `training/run_drift.py` counts what is unknown to them.
+The files have one row a customer: `customer_id`, `embedding`, one column for each forecast (`visits_30d`), and for
+each task its labels, best first (`TASK`), with their probabilities among the task's labels (`TASK_scores`). The model
+reads the whole history, or its latest events where it is longer than the model's window. With --now it reads the
+history up to that time. A raw log is read with the checkpoint's vocabularies; `mcm drift` counts the values that are
+unknown to them.
 
-Files hold --rows_per_file customers each and appear when they are whole. Run again after an interruption it goes on
-with the files that are missing, in any number of processes, and ends with the same bytes. Memory holds one file's
-histories and one batch's scores, however many customers there are. `pandas.read_parquet(output_dir)` reads all files.
+A file holds --rows_per_file customers and appears when it is complete. After an interruption the same command writes
+only the files that are missing, in any number of processes, and the result has the same bytes. Memory holds the
+histories of one file and the scores of one batch, for any number of customers. `pandas.read_parquet(output_dir)` reads
+all files.
 """
 
 import shutil
@@ -45,53 +47,80 @@ from modeling_mcm.training.options import check_launch
 
 @dataclass
 class PredictionOptions:
-    """Who is scored, by what, and what is kept."""
+    """Which customers are scored by which checkpoint, and what the files hold."""
 
     model: str = field(metadata={"help": "Checkpoint folder, or name on the Hub."})
-    output_dir: str = field(metadata={"help": "Folder for the Parquet files."})
-    data: str | None = field(default=None, metadata={"help": "Folder of a prepared data set."})
+    output_dir: str = field(metadata={"help": "Folder to write the Parquet files to."})
+    data: str | None = field(
+        default=None, metadata={"help": "Folder of a prepared data set, whose customers are scored."}
+    )
     events: str | None = field(
         default=None,
-        metadata={"help": "Raw log instead: a .parquet, .csv or .tsv file, or a folder of Parquets."},
+        metadata={
+            "help": "Raw log, in the place of --data: a .parquet, .csv or .tsv file, or a folder of Parquet files."
+        },
     )
-    profile: str | None = field(default=None, metadata={"help": "Profile table of the raw log."})
+    profile: str | None = field(
+        default=None, metadata={"help": "Profile table of the raw log, with one row a customer; needs --events."}
+    )
     schema: str | None = field(
         default=None,
-        metadata={"help": "Event schema of the raw log, for its on_null and on_duplicate. Default: the checkpoint's."},
+        metadata={
+            "help": "Event schema of the raw log, a YAML file, whose on_null and on_duplicate are used. By default "
+            "the checkpoint's."
+        },
     )
-    tasks: list[str] = field(default_factory=list, metadata={"help": "Tasks that are kept; all by default."})
-    top_k: int = field(default=10, metadata={"help": "Labels a task that are kept; 0 for embeddings alone."})
-    embeddings: bool = field(default=True, metadata={"help": "Keep customer embeddings."})
+    tasks: list[str] = field(
+        default_factory=list, metadata={"help": "Tasks whose best labels are written. By default all tasks."}
+    )
+    top_k: int = field(
+        default=10, metadata={"help": "Number of labels to write for each task; 0 to write embeddings alone."}
+    )
+    embeddings: bool = field(default=True, metadata={"help": "Write the customer embeddings."})
     forecasts: bool = field(
         default=True,
-        metadata={"help": "Keep the checkpoint's forecasts, such as visits_30d, a column each."},
+        metadata={"help": "Write the checkpoint's forecasts, such as visits_30d, each in a column of its own."},
     )
     now: str | None = field(
         default=None,
         metadata={
-            "help": "The moment of the question, such as 2017-11-01: events until then are read, and embeddings and "
-            "forecasts are those of this moment. Default: each customer's last event."
+            "help": "Time to score at, such as 2017-11-01: events up to it are read, and embeddings and forecasts are "
+            "those of this moment. By default the time of each customer's last event."
         },
     )
-    batch_size: int = field(default=64, metadata={"help": "Customers a step."})
-    rows_per_file: int = field(default=2048, metadata={"help": "Customers in one file."})
-    memory_limit: str = field(default="1GB", metadata={"help": "Memory DuckDB may use on a raw log before it spills."})
+    batch_size: int = field(default=64, metadata={"help": "Number of customers in one batch of the model."})
+    rows_per_file: int = field(default=2048, metadata={"help": "Number of customers in one file."})
+    memory_limit: str = field(
+        default="1GB",
+        metadata={"help": "Memory that DuckDB may use on a raw log before it writes temporary data to disk."},
+    )
 
     def __post_init__(self) -> None:
         if bool(self.data) == bool(self.events):
-            raise ValueError("Give --data, a prepared data set, or --events, a raw log.")
+            raise ValueError("Give either --data, a prepared data set, or --events, a raw log.")
         if self.data and (self.profile or self.schema):
-            raise ValueError("--profile and --schema belong to --events; --data has both in it.")
+            raise ValueError("--profile and --schema belong to --events; leave them out, for --data holds both.")
         if self.top_k < 0 or self.batch_size < 1 or self.rows_per_file < 1:
             raise ValueError("--top_k must be at least 0, --batch_size and --rows_per_file at least 1.")
         if not self.top_k and not self.embeddings:
-            raise ValueError("--top_k 0 without --embeddings leaves nothing to write.")
+            raise ValueError("--top_k 0 without --embeddings leaves nothing to write: choose one of them.")
         if self.tasks and not self.top_k:
-            raise ValueError("--tasks names what is ranked; --top_k 0 ranks nothing.")
+            raise ValueError("--tasks names what is ranked; --top_k 0 ranks nothing: leave one of them out.")
 
 
 def prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, engine: EngineOptions) -> None:
-    """Histories of a raw log, as the checkpoint reads them; kept until all are scored, so that a rerun has them."""
+    """Prepares a raw log with the checkpoint's vocabularies, in a folder inside `output_dir`.
+
+    The folder stays until all customers are scored, so that a run after an interruption finds it.
+
+    Args:
+        options (`PredictionOptions`): The command's options; `events` is set.
+        extractor (`MCMFeatureExtractor`): The checkpoint's feature extractor.
+        engine (`EngineOptions`): What does the work.
+
+    Raises:
+        ValueError: If the log does not fit the schema.
+    """
     from modeling_mcm.preparation import prepare
 
     schema = schema_of(extractor)
@@ -112,7 +141,7 @@ def prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, engi
 
 
 def _session(engine: EngineOptions) -> AbstractContextManager[Any]:
-    """Spark's session where that is the engine."""
+    """A context with the Spark session; without Spark one that holds nothing."""
     if engine.engine != "spark":
         return nullcontext()
     with needs("spark"):
@@ -121,7 +150,18 @@ def _session(engine: EngineOptions) -> AbstractContextManager[Any]:
 
 
 def run(options: PredictionOptions, engine: EngineOptions) -> str:
-    """Scores this process's share of the files that are missing; returns what to say."""
+    """Scores the customers of the missing files; of several processes each takes its share of the files.
+
+    Args:
+        options (`PredictionOptions`): The command's options.
+        engine (`EngineOptions`): What does the work.
+
+    Returns:
+        `str`: How many customers there are and how many files were written.
+
+    Raises:
+        ValueError: If the options, the checkpoint and the data do not fit together.
+    """
     state, folder = PartialState(cpu=not torch.cuda.is_available()), Path(options.output_dir)
     check_launch(state.num_processes)
     if engine.engine == "spark" and state.num_processes > 1:
@@ -131,19 +171,19 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     config = MCMConfig.from_pretrained(options.model)
     if wrong := [task for task in options.tasks if task not in config.tasks]:
         raise ValueError(f"No tasks {wrong}; the checkpoint has {', '.join(config.tasks)}.")
-    kept: dict[str, Any] = {"tasks": (options.tasks or list(config.tasks)) if options.top_k else []}
-    kept |= {name: getattr(options, name) for name in ("top_k", "embeddings", "batch_size", "rows_per_file")}
+    contents: dict[str, Any] = {"tasks": (options.tasks or list(config.tasks)) if options.top_k else []}
+    contents |= {name: getattr(options, name) for name in ("top_k", "embeddings", "batch_size", "rows_per_file")}
     data = options.data or str(folder / HISTORIES)
-    kept["now"] = None
+    contents["now"] = None
     if options.now is not None:
         with naming("--now"):
-            kept["now"] = to_seconds(options.now, read_zone(extractor.time_zone))
-    model_class = MCMForMultiTaskRecommendation if kept["tasks"] else MCMModel
+            contents["now"] = to_seconds(options.now, read_zone(extractor.time_zone))
+    model_class = MCMForMultiTaskRecommendation if contents["tasks"] else MCMModel
     model = read_checkpoint(model_class, options.model)
     heads = cast(MCMModel, model.base_model).forecasts
-    kept["forecasts"] = heads.names() if options.forecasts and heads is not None and heads.is_trained else []
-    sequences = {name: tuple(kept[name]) for name in ("tasks", "forecasts")}
-    job = ScoringJob(options.model, data, str(folder), **kept | sequences)
+    contents["forecasts"] = heads.names() if options.forecasts and heads is not None and heads.is_trained else []
+    sequences = {name: tuple(contents[name]) for name in ("tasks", "forecasts")}
+    job = ScoringJob(options.model, data, str(folder), **contents | sequences)
     digest = model_digest(model)
     check_folder(folder)
     with _session(engine) as session:
@@ -154,9 +194,11 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
             customers = sum(shard["rows"] for shard in PreparedManifest.load(job.data).shards)
             if state.is_main_process:
                 digests = {"model": digest, "data": sha256_of(Path(job.data) / MANIFEST_FILE)}
-                claim(folder, digests | {"options": kept, "customers": customers, UNTIL: last_event(Path(job.data))})
+                claim(
+                    folder, digests | {"options": contents, "customers": customers, UNTIL: last_event(Path(job.data))}
+                )
         missing = [part for part in job.parts(customers) if not is_whole(part[0], len(part[1]))]
-        state.wait_for_everyone()  # all have looked before one writes, so all divide the same list
+        state.wait_for_everyone()  # no process writes before all have made the same list of missing files
         if session is not None:
             score_on_spark(session, job, digest, missing)
         else:
@@ -172,14 +214,14 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
 
 
 def main() -> None:
-    """Reads the options, scores and says what was written."""
+    """Reads the options, scores the customers and prints what was written."""
     keep_freed_memory()
     options, engine = parse_options(PredictionOptions, EngineOptions, description=__doc__)
     with exits(ValueError, OSError, ImportError, RuntimeError):
-        said = run(options, engine)
+        summary = run(options, engine)
     if PartialState().is_main_process:
-        sys.stdout.write(said + "\n")
-    PartialState().destroy_process_group()  # whose threads would now and then abort the process at its end
+        sys.stdout.write(summary + "\n")
+    PartialState().destroy_process_group()  # its threads sometimes abort the process at its end
 
 
 if __name__ == "__main__":

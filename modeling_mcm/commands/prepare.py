@@ -3,13 +3,13 @@
 """Prepares an event log for training.
 
     mcm prepare --demo complete_journey --output_dir data/prepared
-    mcm prepare --demo complete_journey --offers ...        and the demo's offers (docs/offers.md)
+    mcm prepare --demo complete_journey --offers ...        also writes the demo's offers (docs/offers.md)
     mcm prepare --events log.parquet --schema schema.yaml --output_dir data/prepared
     mcm prepare --engine spark --spark_master local[2] ...      on Spark (docs/spark.md)
     mcm prepare prepare.yaml --overwrite        # options as keys of one YAML file; flags win
 
-The schema is explained in docs/event_schema.md. A finished data set is replaced only with --overwrite, and kept as it
-is with --reuse if the same files, schema and options made it.
+docs/event_schema.md explains the schema. If the output folder holds a complete data set, --overwrite replaces it, and
+--reuse leaves it as it is if the same files, schema and options made it; otherwise the command ends with an error.
 """
 
 import sys
@@ -24,27 +24,30 @@ DEMOS = ("complete_journey",)
 
 @dataclass
 class PrepareOptions:
-    """Options of the preparation."""
+    """Which log is prepared by which schema, and where to."""
 
-    output_dir: str = field(metadata={"help": "Folder to make; it must not exist, see --overwrite and --reuse."})
+    output_dir: str = field(
+        metadata={"help": "Folder to write. It must not exist, except with --overwrite or --reuse."}
+    )
     events: list[str] = field(
         default_factory=list,
-        metadata={"help": "Event log: .parquet, .csv or .tsv files, folders of them, addresses (gs://...)."},
+        metadata={"help": "Event log: .parquet, .csv or .tsv files, folders of them, or addresses (gs://...)."},
     )
     profile: str | None = field(
-        default=None, metadata={"help": "Table with one row a customer; needed if the schema has `profile`."}
+        default=None,
+        metadata={"help": "Profile table, with one row a customer. Needed if the schema has `profile`."},
     )
     schema: str | None = field(
         default=None, metadata={"help": "Event schema, a YAML file such as configuration/schemas/clickstream.yaml."}
     )
     cutoffs: list[str] = field(
         default_factory=list,
-        metadata={"help": "Dates of the validation and the test cutoff, in the place of the schema's."},
+        metadata={"help": "Two dates, of the validation and the test cutoff, in the place of the schema's."},
     )
     demo: str | None = field(
         default=None,
         metadata={
-            "help": "Build this demo log first, into the folder raw/ beside output_dir, and take its schema.",
+            "help": "Make this demo log first, in the folder raw/ beside --output_dir, and use its schema.",
             "choices": list(DEMOS),
         },
     )
@@ -53,19 +56,28 @@ class PrepareOptions:
         metadata={"help": "Also write the demo's offers.parquet and actions.parquet into raw/ (docs/offers.md)."},
     )
     rows_per_shard: int | None = field(
-        default=None, metadata={"help": "Most customers in one Parquet shard; that of `prepare` by default."}
+        default=None,
+        metadata={
+            "help": "Largest number of customers in one shard, a Parquet file. By default `prepare` of "
+            "modeling_mcm.preparation decides."
+        },
     )
-    memory_limit: str = field(default="1GB", metadata={"help": "Memory DuckDB may use before it spills to disk."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace a data set that is there."})
+    memory_limit: str = field(
+        default="1GB", metadata={"help": "Memory that DuckDB may use before it writes temporary data to disk."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace a data set that is in --output_dir."})
     reuse: bool = field(
-        default=False, metadata={"help": "Keep a data set that the same files, schema and options made."}
+        default=False,
+        metadata={"help": "Leave a data set in --output_dir as it is if the same files, schema and options made it."},
     )
 
     def __post_init__(self) -> None:
         if self.demo is not None and (self.events or self.profile):
             raise ValueError("--demo brings its own --events and --profile; leave these out.")
         if self.demo is None and self.offers:
-            raise ValueError("--offers writes those of a demo: add --demo, or make your own tables (docs/offers.md).")
+            raise ValueError(
+                "--offers writes the offers of a demo: add --demo, or make your own tables (docs/offers.md)."
+            )
         if self.demo is None and not (self.events and self.schema):
             raise ValueError("Give --events and --schema, or --demo.")
         if len(self.cutoffs) not in (0, 2):
@@ -73,7 +85,12 @@ class PrepareOptions:
 
 
 def summary(manifest: PreparedManifest, output_dir: str) -> str:
-    """A few lines on what was read, left out and found."""
+    """Writes a few lines on what was read, what was left out, and what the data set holds.
+
+    Args:
+        manifest (`PreparedManifest`): The manifest of the data set.
+        output_dir (`str`): Folder of the data set.
+    """
     counts = manifest.counts
     unknown = ", ".join(f"{name} {count:,}" for name, count in counts["unknown"].items() if count)
     missing = ", ".join(f"{name} {count:,}" for name, count in counts["missing"].items() if count)
@@ -98,7 +115,7 @@ def summary(manifest: PreparedManifest, output_dir: str) -> str:
 
 
 def main() -> None:
-    """Reads the options, prepares the data set and says what it holds."""
+    """Reads the options, prepares the data set and prints what it holds."""
     options, engine = parse_options(PrepareOptions, EngineOptions, description=__doc__)
     events: str | list[str] = options.events[0] if len(options.events) == 1 else options.events
     profile, schema = options.profile, options.schema

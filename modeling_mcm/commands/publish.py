@@ -1,18 +1,19 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Publishes a checkpoint on the Hugging Face Hub, with remote code and a model card that this command fills.
+"""Publishes a checkpoint on the Hugging Face Hub, with its code and a model card that this command writes.
 
     mcm publish --model runs/quickstart --repo_id org/mcm-base --dry_run --output_dir published
     mcm publish --model runs/quickstart --repo_id org/mcm-base --data data/prepared
-    ... --min_customers 5       values of fewer customers become placeholders, pairs of labels go (needs --data)
-    bash training/runs/model_cards.sh           the cards in model_cards/
-    mcm publish --data data/prepared --dataset_card data/prepared/README.md
+    ... --min_customers 5       hides values and pairs of labels that fewer than 5 customers have (needs --data)
+    mcm publish --data data/prepared --dataset_card data/prepared/README.md     writes a card of the data set
 
-Weights (safetensors), config, feature extractor and code are sent, nothing else of the checkpoint folder; the card
-takes training command and seconds from pretraining.json or finetuning.json, and results from the evaluation. A
-repository that exists gets one new commit, or none if nothing changed; README.md is replaced. The token is that of
-`hf auth login` or HF_TOKEN. With --data the customers of each value are counted; the data set itself is never sent.
-`Trainer.push_to_hub` and `model.push_to_hub` choose less: the first sends a pickle of the training arguments.
+Weights (safetensors), config, feature extractor and code are sent, and nothing else of the checkpoint folder. The card
+takes the training command and its seconds from pretraining.json or finetuning.json, and results from the evaluation. A
+repository that exists gets one new commit, or none if nothing changed; its README.md is replaced. The token is that of
+`hf auth login` or HF_TOKEN. With --data the command counts how many customers have each value; the data set itself is
+never sent. `bash training/runs/model_cards.sh` writes the cards in model_cards/.
+
+Prefer this command to `Trainer.push_to_hub`, which also sends a pickle of the training arguments.
 """
 
 import tempfile
@@ -45,54 +46,80 @@ from modeling_mcm.hub.card import result_rows
 from modeling_mcm.hub.folder import read_json
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
-COUNTED = 5  # customers; below it the card calls a value rare, if the options don't say otherwise
+RARE_BELOW = 5  # customers: a value of fewer is rare in the card, if --min_customers does not say otherwise
 TRAINING_FILES = ("finetuning.json", "pretraining.json")
 
 
 @dataclass
 class PublishingOptions:
-    """What is published, where, and what the card says."""
+    """Which checkpoint is published under which name, and what its card is written from."""
 
-    model: str | None = field(default=None, metadata={"help": "Checkpoint folder."})
-    repo_id: str | None = field(default=None, metadata={"help": "Name on the Hub, such as org/mcm-base."})
+    model: str | None = field(default=None, metadata={"help": "Folder of the checkpoint to publish."})
+    repo_id: str | None = field(
+        default=None, metadata={"help": "Name of the repository on the Hub, such as org/mcm-base."}
+    )
     evaluation: str | None = field(
         default=None,
-        metadata={"help": "What run_evaluate.py --output_file wrote; evaluation.json of the checkpoint by default."},
+        metadata={
+            "help": "JSON file that `mcm evaluate --output_file` wrote, for the card's results. By default "
+            "evaluation.json in the checkpoint folder, if it is there."
+        },
     )
     data: str | None = field(
-        default=None, metadata={"help": "Prepared data set of the training, to count the customers of each value."}
+        default=None,
+        metadata={
+            "help": "Folder of the prepared data set of the training, to count how many customers have each value."
+        },
     )
     min_customers: int | None = field(
-        default=None, metadata={"help": "Hide values and pairs of labels that fewer customers have; needs --data."}
+        default=None,
+        metadata={
+            "help": "Hide values and pairs of labels that fewer customers than this have; needs --data. By default "
+            "none are hidden."
+        },
     )
-    private: bool = field(default=False, metadata={"help": "Make the repository private; it must not be public yet."})
-    create_only: bool = field(default=False, metadata={"help": "Refuse a repository that exists."})
-    dry_run: bool = field(default=False, metadata={"help": "Show what would be sent and send nothing."})
-    output_dir: str | None = field(default=None, metadata={"help": "New folder to keep what is sent in."})
+    private: bool = field(
+        default=False,
+        metadata={"help": "Make the repository private. It is an error if it exists and is public."},
+    )
+    create_only: bool = field(
+        default=False, metadata={"help": "Publish only to a new repository: it is an error if it exists."}
+    )
+    dry_run: bool = field(default=False, metadata={"help": "Show what would be sent, and send nothing."})
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "New folder to write the files to. By default a temporary one, which is deleted after."},
+    )
     card: str | None = field(
         default=None,
         metadata={
-            "help": "Write the card to this .md file too, and what it says of the checkpoint to a .json beside."
+            "help": "File, ending in .md, to write the model card to as well. The facts that it is written from go to "
+            "a .json file of the same name."
         },
     )
     dataset_card: str | None = field(
-        default=None, metadata={"help": "Write the card of --data to this file; it is not sent."}
+        default=None, metadata={"help": "File to write a card of the data set --data to. It is not sent."}
     )
-    watts: float = field(default=65.0, metadata={"help": "Assumed power of the machine in training."})
-    grams_per_kwh: float = field(default=450.0, metadata={"help": "Assumed carbon dioxide of the grid."})
+    watts: float = field(
+        default=65.0, metadata={"help": "Assumed power of the machine in training, in watts, for the card."}
+    )
+    grams_per_kwh: float = field(
+        default=450.0,
+        metadata={"help": "Assumed carbon dioxide of the power grid, in grams a kilowatt-hour, for the card."},
+    )
 
     def __post_init__(self) -> None:
         if not self.dataset_card and not (self.model and self.repo_id):
             raise ValueError("Give --model and --repo_id, or --data and --dataset_card.")
         if bool(self.model) != bool(self.repo_id):
-            raise ValueError("--model and --repo_id go together: what is published, and where.")
+            raise ValueError("--model and --repo_id go together: give both, the checkpoint and its name on the Hub.")
         if (self.min_customers is not None or self.dataset_card) and not self.data:
             raise ValueError("--min_customers and --dataset_card need --data, the prepared data set.")
         if self.card and (Path(self.card).suffix != ".md" or not self.model):
             raise ValueError(f"--card is {self.card!r}; give a name that ends in .md, and --model.")
         for option, folder in (("model", self.model), ("data", self.data)):
-            if folder and not Path(folder).is_dir():  # transformers would take the name for one on the Hub, and ask
-                raise ValueError(f"--{option} is {folder!r}, which is no folder here.")
+            if folder and not Path(folder).is_dir():  # transformers would look for a repository of this name
+                raise ValueError(f"--{option} is {folder!r}, which is no folder on this machine: check the path.")
         if self.repo_id:
             try:
                 check_name(self.repo_id)
@@ -103,26 +130,52 @@ class PublishingOptions:
 
 
 def count_rare(options: PublishingOptions, extractor: MCMFeatureExtractor) -> tuple[dict[str, list[str]], Exposure]:
-    """The rare values of each feature by the data set of the options, and what the card says of them."""
+    """Counts the customers of each value in the data set.
+
+    Args:
+        options (`PublishingOptions`): The command's options; `data` is set.
+        extractor (`MCMFeatureExtractor`): The feature extractor with the vocabularies.
+
+    Returns:
+        `tuple`: The rare values of each feature, and their numbers for the card.
+
+    Raises:
+        ValueError: If the folder is no prepared data set, or has other vocabularies.
+    """
     from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
 
-    PreparedManifest.load(str(options.data))  # says what is wrong with a folder that is no data set
+    PreparedManifest.load(str(options.data))  # raises an error that explains what is wrong with the folder
     check_vocabularies(str(options.data), extractor)
-    least = options.min_customers or COUNTED
+    least = options.min_customers or RARE_BELOW
     rare = rare_values(customers_per_value(load_prepared(str(options.data)), extractor), extractor, least)
     counted = {name: len(values) for name, values in rare.items()}
     return rare, Exposure(least, counted, hidden=options.min_customers is not None)
 
 
 def stored(path: Path, needed: bool) -> dict[str, Any] | None:
-    """What a JSON file holds; None where an optional one is missing. A `ValueError` names one that is damaged."""
+    """Reads a JSON file of the checkpoint.
+
+    Args:
+        path (`Path`): The file.
+        needed (`bool`): Whether it is an error if the file does not exist.
+
+    Returns:
+        `dict`: The content, or `None` if the file is not needed and does not exist.
+
+    Raises:
+        ValueError: If the file is damaged, or is needed and does not exist.
+    """
     if not needed and not path.is_file():
         return None
     return read_json(path, "which --evaluation names")
 
 
 def write_dataset_card(options: PublishingOptions) -> None:
-    """Writes the card of the prepared data set."""
+    """Writes a card of the prepared data set.
+
+    Args:
+        options (`PublishingOptions`): The command's options; `data` and `dataset_card` are set.
+    """
     from modeling_mcm.data import PreparedManifest
     from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
 
@@ -134,7 +187,15 @@ def write_dataset_card(options: PublishingOptions) -> None:
 
 
 def fill_folder(options: PublishingOptions, folder: Path) -> None:
-    """Writes all that is sent."""
+    """Writes all files that are sent to the Hub, with the card.
+
+    Args:
+        options (`PublishingOptions`): The command's options; `model` and `repo_id` are set.
+        folder (`Path`): New folder to write to.
+
+    Raises:
+        ValueError: If the checkpoint, the evaluation or the data set can't be read.
+    """
     checkpoint = Path(str(options.model))
     hidden, shared, exposure = None, None, None
     if options.data:
@@ -150,12 +211,12 @@ def fill_folder(options: PublishingOptions, folder: Path) -> None:
             f"{pairs.followers:,} pairs of labels, and {pairs.related:,} weights from or to hidden values"
         )
     evaluation = stored(Path(options.evaluation or checkpoint / "evaluation.json"), needed=bool(options.evaluation))
-    training = [facts for name in TRAINING_FILES if (facts := stored(checkpoint / name, needed=False))]
+    training = [record for name in TRAINING_FILES if (record := stored(checkpoint / name, needed=False))]
     try:
         result_rows(evaluation)
     except ValueError as error:
         raise ValueError(f"{options.evaluation or checkpoint / 'evaluation.json'}: {error}") from error
-    told = CardFacts.gather(
+    facts = CardFacts.gather(
         folder,
         str(options.repo_id),
         training[0] if training else None,
@@ -163,15 +224,15 @@ def fill_folder(options: PublishingOptions, folder: Path) -> None:
         exposure,
         Footprint(options.watts, options.grams_per_kwh),
     )
-    write_results(told, folder)
+    write_results(facts, folder)
     for path in (folder / "README.md", *([Path(options.card)] if options.card else [])):
-        write_text(path, f"{model_card(told)}\n")
+        write_text(path, f"{model_card(facts)}\n")
     if options.card:
-        told.save(Path(options.card).with_suffix(".json"))
+        facts.save(Path(options.card).with_suffix(".json"))
 
 
 def main() -> None:
-    """Reads the options, writes the folder and sends it."""
+    """Reads the options, writes the folder, prints its files and sends it."""
     (options,) = parse_options(PublishingOptions, description=__doc__)
     with exits(PublishingError, ValueError, OSError, ImportError):
         if options.dataset_card:
@@ -187,9 +248,9 @@ def main() -> None:
             if options.dry_run:
                 print(f"Nothing was sent. {len(files)} files would go to {options.repo_id}.")
                 return
-            done = publish(folder, options.repo_id, private=options.private, create_only=options.create_only)
-    what = "new repository" if done.created else "new commit" if done.changed else "nothing had changed"
-    print(f"{done.url} ({what}, commit {done.commit})")
+            result = publish(folder, options.repo_id, private=options.private, create_only=options.create_only)
+    change = "new repository" if result.created else "new commit" if result.changed else "nothing had changed"
+    print(f"{result.url} ({change}, commit {result.commit})")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Serves a checkpoint over HTTP: events in, a customer's scores, embedding and explanations out (docs/service.md).
+"""Serves a checkpoint over HTTP. It takes events, and answers with scores, embeddings and explanations of customers.
 
     export MCM_TOKEN=$(openssl rand -hex 16)
     mcm serve --model runs/quickstart --store state.db
@@ -11,9 +11,10 @@
         "customer_id": "7", "event": {"time": "2017-09-02 17:30", "token_type": "purchase", "brand": "National"}}]}'
     curl -H "$TOKEN" "localhost:8000/customers/7/scores?task=product_category&k=3"
 
-The store keeps every event that was answered with 200, through kill -9 and loss of power, and the states of customers,
-which are made anew where they are missing. Several services may share one SQLite file of one machine, or a PostgreSQL
-database. It listens on this machine alone; where others reach it, put a proxy with TLS before it.
+The store keeps every event that was answered with status 200, also through kill -9 and loss of power. It also keeps
+the states of customers, and computes those that are missing. Several services may share one SQLite file on one
+machine, or one PostgreSQL database. By default the service can be reached from this machine only; before you open it
+to others, put a proxy with TLS in front of it. docs/service.md says more.
 """
 
 import os
@@ -36,27 +37,43 @@ TOKEN = "MCM_TOKEN"
 
 @dataclass
 class ServeOptions:
-    """What is served, from where, to whom."""
+    """Which checkpoint is served, with which store, and within which limits."""
 
     model: str = field(metadata={"help": "Checkpoint folder, or name on the Hub."})
     store: str = field(
         default="state.db",
-        metadata={"help": "SQLite file, made where there is none, or URL of a PostgreSQL database."},
+        metadata={
+            "help": "Store of events and states: a SQLite file, which is made if it does not exist, or the URL of a "
+            "PostgreSQL database."
+        },
     )
     adopt: bool = field(
         default=False,
-        metadata={"help": "Take over a store of another checkpoint: its events stay, the states are made anew."},
+        metadata={
+            "help": "Use a store that another checkpoint wrote: its events stay, and the customers' states are "
+            "computed anew."
+        },
     )
-    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on."})
-    port: int = field(default=8000, metadata={"help": "Port to listen on; 0 for a free one."})
-    threads: int = field(default=1, metadata={"help": "Threads of torch for one request."})
-    in_memory: int = field(default=1024, metadata={"help": "Customers that are kept in memory."})
-    keep_every: int = field(default=16, metadata={"help": "Events after which a customer's state is stored again."})
-    lock_seconds: float = field(default=5.0, metadata={"help": "Seconds to wait for another process's lock."})
-    body_bytes: int = field(default=1_000_000, metadata={"help": "Most bytes of a request's body."})
-    body_events: int = field(default=1_000, metadata={"help": "Most events of a request's body."})
-    rate: float = field(default=200.0, metadata={"help": "Requests a second from one address."})
-    burst: int = field(default=400, metadata={"help": "Requests at once from one address."})
+    host: str = field(default="127.0.0.1", metadata={"help": "Network address to listen on."})
+    port: int = field(default=8000, metadata={"help": "Port to listen on; 0 for any free port."})
+    threads: int = field(default=1, metadata={"help": "Number of torch's threads for one request."})
+    in_memory: int = field(default=1024, metadata={"help": "Largest number of customers to keep in memory."})
+    keep_every: int = field(
+        default=16, metadata={"help": "Number of new events after which a customer's state is stored again."}
+    )
+    lock_seconds: float = field(
+        default=5.0, metadata={"help": "Longest time, in seconds, to wait for a lock that another process holds."}
+    )
+    body_bytes: int = field(
+        default=1_000_000, metadata={"help": "Largest size of a request's body, in bytes; a larger one is refused."}
+    )
+    body_events: int = field(
+        default=1_000, metadata={"help": "Largest number of events in one request; more are refused."}
+    )
+    rate: float = field(
+        default=200.0, metadata={"help": "Largest number of requests a second from one network address, on average."}
+    )
+    burst: int = field(default=400, metadata={"help": "Largest number of requests at once from one network address."})
 
     def __post_init__(self) -> None:
         names = ("threads", "in_memory", "keep_every", "lock_seconds", "body_bytes", "body_events", "rate", "burst")
@@ -65,11 +82,22 @@ class ServeOptions:
 
 
 def build(options: ServeOptions) -> tuple[object, CustomerService]:
-    """The application, and the service in it."""
+    """Makes the web application and the service in it.
+
+    Args:
+        options (`ServeOptions`): The command's options.
+
+    Returns:
+        `tuple`: The ASGI application, and the `CustomerService` that answers its requests.
+
+    Raises:
+        ValueError: If the environment variable `MCM_TOKEN` is not set, or the checkpoint can't be read.
+        ServiceError: If the store can't be opened, or is another checkpoint's.
+    """
     token = os.environ.get(TOKEN, "")
     if not token:
         raise ValueError(
-            f"{TOKEN} is not set, and who knows no token is refused: export {TOKEN}=$(openssl rand -hex 16)."
+            f"{TOKEN} is not set, and every request must carry its value: export {TOKEN}=$(openssl rand -hex 16)."
         )
     torch.set_num_threads(options.threads)
     check_files(options.model)
@@ -82,7 +110,7 @@ def build(options: ServeOptions) -> tuple[object, CustomerService]:
 
 
 def main() -> None:
-    """Reads the options and serves until it is told to stop."""
+    """Reads the options and serves until the process gets a signal to stop."""
     (options,) = parse_options(ServeOptions, description=__doc__)
     with exits(ValueError, OSError, ImportError, ServiceError):
         with needs("serve"):

@@ -1,15 +1,16 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Brings a prepared data set up to its log: only visits that new files change, and later ones, are prepared again.
+"""Updates a prepared data set with the new files of its log, without preparing the whole log again.
 
     mcm update --data data/prepared --events log
     mcm update --data data/prepared --events log --grow_vocabularies 20
     mcm update --data data/prepared --events log --corrected old/2024-03-07.parquet
 
-The log is a folder of Parquet files, such as one a day; those that the data set has not seen are found by name and
-digest. The result has the rows of a full preparation with the same vocabularies and cutoffs. Late events need nothing
-special: they are in a new file. A file that was written again, or removed, needs its earlier version (--corrected).
-docs/preparation.md says what an update costs, and when to prepare everything instead.
+The log is a folder of Parquet files, such as one a day. The command finds new files by their name and digest, and
+prepares only visits that they change and later visits of the same customers. The result has the rows of a full
+preparation with the same vocabularies and cutoffs. Events that arrive late may stand in any new file. For a file that
+was written again or removed, give its earlier version with --corrected. docs/preparation.md says what an update costs,
+and when to prepare everything instead.
 """
 
 from __future__ import annotations
@@ -26,25 +27,35 @@ if TYPE_CHECKING:
 
 @dataclass
 class UpdateOptions:
-    """What is brought up to what."""
+    """Which data set is updated from which log."""
 
-    data: str = field(metadata={"help": "Folder of the prepared data set; replaced when all went well."})
+    data: str = field(
+        metadata={"help": "Folder of the prepared data set. It is replaced once the update is complete."}
+    )
     events: str = field(
-        metadata={"help": "Folder of the whole log: the Parquet files that are known and the new ones."}
+        metadata={"help": "Folder of the whole log: the Parquet files that the data set was made from and new ones."}
     )
     profile: str | None = field(
         default=None,
-        metadata={"help": "Table with one row a customer, as it is now; needed if the schema has `profile`."},
+        metadata={"help": "Current profile table, with one row a customer. Needed if the schema has `profile`."},
     )
     corrected: list[str] = field(
         default_factory=list,
-        metadata={"help": "Earlier versions of files that changed or are gone, or folders with them; any names."},
+        metadata={
+            "help": "Earlier versions of the log's files that were changed or removed, or folders with them. Their "
+            "names do not matter."
+        },
     )
     grow_vocabularies: int = field(
         default=0,
-        metadata={"help": "Values with so many new events join the vocabularies; 0 leaves these as they are."},
+        metadata={
+            "help": "Number of new events from which on an unknown value joins the vocabulary; 0 leaves the "
+            "vocabularies as they are."
+        },
     )
-    memory_limit: str = field(default="1GB", metadata={"help": "Memory DuckDB may use before it spills to disk."})
+    memory_limit: str = field(
+        default="1GB", metadata={"help": "Memory that DuckDB may use before it writes temporary data to disk."}
+    )
 
     def __post_init__(self) -> None:
         if self.grow_vocabularies < 0:
@@ -52,11 +63,16 @@ class UpdateOptions:
 
 
 def summary(done: Update, options: UpdateOptions) -> str:
-    """What was done, in a few lines."""
+    """Writes a few lines on what was updated.
+
+    Args:
+        done (`Update`): The result of the update.
+        options (`UpdateOptions`): The command's options.
+    """
     shards = done.manifest.shards
-    held = " and ".join(f"{done.manifest.counts[name]:,} {name}" for name in ("customers", "events"))
+    contents = " and ".join(f"{done.manifest.counts[name]:,} {name}" for name in ("customers", "events"))
     lines = [
-        f"Data set    {options.data}: {held} in {len(shards)} shards",
+        f"Data set    {options.data}: {contents} in {len(shards)} shards",
         f"Files       {len(done.files)} new, changed or gone{': ' if done.files else ''}{', '.join(done.files[:5])}",
         f"Prepared    {done.events:,} events of {done.customers:,} customers, {done.shards} shards written",
     ]
@@ -65,7 +81,7 @@ def summary(done: Update, options: UpdateOptions) -> str:
 
 
 def main() -> None:
-    """Reads the options, updates the data set and says what was done."""
+    """Reads the options, updates the data set and prints what was done."""
     (options,) = parse_options(UpdateOptions, description=__doc__)
     with exits(ValueError, OSError, ImportError):
         from modeling_mcm.preparation.update import update

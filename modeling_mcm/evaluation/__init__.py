@@ -1,9 +1,9 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation: cases and targets, ranking metrics, baselines and where a model is under them, predictions.
+"""Evaluation: cases and their targets, ranking metrics, baselines, comparisons with them, and files of predictions.
 
-This file imports the metrics only, which need numpy alone. Every module here can be imported with what is always
-installed; fitting a baseline needs SciPy (the extra `evaluation`), LightGBM the extra `gbdt`.
+This file imports the metrics only, which need nothing but numpy. Every module here can be imported with the base
+installation. Fitting a baseline needs SciPy (the extra `evaluation`), and the baseline `lightgbm` the extra `gbdt`.
 """
 
 from modeling_mcm.evaluation.metrics import (

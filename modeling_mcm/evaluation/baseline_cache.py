@@ -1,10 +1,9 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Values of baselines that were computed before: a baseline of the same data and cases has the same values.
+"""A cache of the baselines' metrics: a baseline on the same data and cases has the same metrics.
 
-A file holds the values of one baseline and task, one row a case, without the customers' ids; the key that they belong
-to stands in the file in full. What is damaged or has another key counts as absent, so it is computed and written
-again.
+A file holds the metrics of one baseline and task, one row a case, without the customers' ids. It also holds the key
+that the metrics belong to. A file that is damaged or has another key is ignored and written again.
 """
 
 import hashlib
@@ -26,12 +25,20 @@ from modeling_mcm.files_mcm import atomic_write
 logger = logging.getLogger(__name__)
 
 FOLDER = "baselines"  # within a prepared data set's folder
-FORMAT = 1  # raise it where the metrics or the cases change their meaning
+FORMAT = 1  # to be raised when metrics or cases change their meaning
 KEY = b"key"
 
 
 def digest_of_cases(cases: EvaluationCases, task: str) -> str:
-    """Hex digest of who is asked what in a task: customers, histories, targets, and what is not ranked."""
+    """Computes a digest of the cases of a task: their customers, histories, targets, and labels that are not ranked.
+
+    Args:
+        cases (`EvaluationCases`): The cases.
+        task (`str`): Name of the task.
+
+    Returns:
+        `str`: SHA-256 in hexadecimal digits.
+    """
     digest = hashlib.sha256("\0".join(cases.customer_ids).encode())
     ragged = [cases.targets[task], *([cases.met[task]] if cases.met is not None else [])]
     arrays = [cases.rows, cases.history_end, *(array for each in ragged for array in (each.offsets, each.labels))]
@@ -42,20 +49,28 @@ def digest_of_cases(cases: EvaluationCases, task: str) -> str:
 
 
 class BaselineCache:
-    """Reads and writes values of baselines in a folder, in Parquet.
+    """Reads and writes metrics of baselines in a folder, as Parquet files.
 
     Args:
-        folder (str or path): where the files are; usually `FOLDER` within the prepared data set's own.
-        data (str): digest of the prepared data's manifest, which names the digests of the shards. When values of other
-            data are written, those of this one before it changed go.
+        folder (`str` or `Path`): Folder of the files; usually `FOLDER` in the folder of the prepared data set.
+        data (`str`): Digest of the data set's manifest, which holds the digests of its shards. Writing deletes the
+            files of other data.
     """
 
     def __init__(self, folder: str | os.PathLike[str], data: str):
         self.folder, self.data = Path(folder), data
 
     def read(self, key: Mapping[str, Any], cases: int) -> dict[str, NDArray[np.float64]] | None:
-        """The values that were written under the key, by metric and of shape `(cases,)`; None where there are none."""
-        path, text = self._place(key)
+        """Reads the metrics of a key.
+
+        Args:
+            key (`dict[str, Any]`): What the metrics depend on, such as baseline, task and cases.
+            cases (`int`): Number of cases.
+
+        Returns:
+            `dict[str, numpy.ndarray]`: For each metric the values, of shape `(cases,)`; `None` if there are none.
+        """
+        path, text = self._path_and_key(key)
         try:
             with pa.parquet.ParquetFile(path, page_checksum_verification=True) as file:
                 if file.schema_arrow.metadata.get(KEY) != text.encode() or file.metadata.num_rows != cases:
@@ -69,8 +84,13 @@ class BaselineCache:
             return None
 
     def write(self, key: Mapping[str, Any], values: Mapping[str, NDArray[np.float64]]) -> None:
-        """Keeps values under a key; a folder that can't be written to is passed over."""
-        path, text = self._place(key)
+        """Writes the metrics of a key. If the folder can't be written to, nothing happens.
+
+        Args:
+            key (`dict[str, Any]`): What the metrics depend on, such as baseline, task and cases.
+            values (`dict[str, numpy.ndarray]`): For each metric the values, of shape `(cases,)`.
+        """
+        path, text = self._path_and_key(key)
         table = pa.table({name: pa.array(column, pa.float64()) for name, column in values.items()})
         try:
             self.folder.mkdir(exist_ok=True)
@@ -83,7 +103,7 @@ class BaselineCache:
         except OSError as error:
             logger.debug("Values of a baseline are not kept in %s: %s.", self.folder, error)
 
-    def _place(self, key: Mapping[str, Any]) -> tuple[Path, str]:
+    def _path_and_key(self, key: Mapping[str, Any]) -> tuple[Path, str]:
         text = json.dumps({"format": FORMAT, "data": self.data, **key}, sort_keys=True)
         name = f"{self.data[:16]}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.parquet"
         return self.folder / name, text

@@ -40,10 +40,10 @@ MAX_DENSE = 2**25  # elements of a dense block, 256 MiB in double precision
 
 
 def scipy_sparse() -> ModuleType:
-    """SciPy's sparse arrays, imported where they are used.
+    """Imports SciPy's sparse arrays when they are needed, because SciPy belongs to an extra.
 
     Raises:
-        ImportError: if SciPy is not installed; it names the extra.
+        ImportError: If SciPy is not installed; the message names the extra.
     """
     with needs("evaluation"):
         import scipy.sparse
@@ -51,37 +51,49 @@ def scipy_sparse() -> ModuleType:
 
 
 def label_sums(history: TaskHistory, weights: NDArray, number_of_labels: int) -> sp.csr_array:
-    """Sums the events' weights by customer and label: a sparse array of shape `(B, V)`."""
+    """Sums the weights of events by customer and label.
+
+    Args:
+        history (`TaskHistory`): The events of B customers.
+        weights (`numpy.ndarray`, shape `(events,)`): Weight of each event.
+        number_of_labels (`int`): Number V of labels, with the ids for missing and unknown.
+
+    Returns:
+        A sparse array of SciPy, of shape `(B, V)`.
+    """
     sp = scipy_sparse()
     shape = (len(history), number_of_labels)
     return sp.coo_array((np.asarray(weights, np.float64), (history.customer, history.label)), shape=shape).tocsr()
 
 
 class Baseline(ABC):
-    """What all baselines share: fitting popularity on the training period, and scoring in batches.
+    """What all baselines share: counts of the labels in the training period, and scores in batches.
 
-    A subclass says in `_observe` what else it counts, in `_finish` what it makes of it, in `_score` how it scores, and
-    raises `VERSION` when it scores otherwise than before, so that values which were kept are not taken for its own.
+    A subclass counts more in `_observe`, computes what it needs from the counts in `_finish`, and scores in `_score`.
+    It must raise `VERSION` when its scores change, so that stored metrics of the earlier version are not used.
     """
 
     VERSION = 1
 
     def identity(self) -> dict[str, Any]:
-        """What its scores depend on besides the data: class, version and the arguments that it was made with."""
+        """What the scores depend on besides the data: class, version and arguments of the baseline."""
         made_with = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
         return {"class": type(self).__name__, "version": self.VERSION, **made_with}
 
     def fit(self, rows: Any, task: str, number_of_labels: int, cutoff: str = "validation") -> Self:
-        """Counts the events before the cutoff.
+        """Counts the events before a cutoff.
 
         Args:
-            rows: prepared rows, a `datasets.Dataset` or a `pyarrow.Table`.
-            task: name of the task.
-            number_of_labels: V, with pad and unknown.
-            cutoff: end of the training period.
+            rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows.
+            task (`str`): Name of the task.
+            number_of_labels (`int`): Number V of labels, with the ids for missing and unknown.
+            cutoff (`str`): The cutoff at which the training period ends, "validation" or "test".
+
+        Returns:
+            The baseline itself.
 
         Raises:
-            ValueError: if the cutoff or the task is unknown, a label id is V or more, or there is nothing to count.
+            ValueError: If the cutoff or the task is unknown, a label id is V or more, or there is nothing to count.
         """
         self.task, self.number_of_labels = task, number_of_labels
         self.popularity = np.zeros(number_of_labels)
@@ -103,7 +115,13 @@ class Baseline(ABC):
         return self
 
     def score_batches(self, rows: Any, cutoff: str, batch_size: int = 256) -> Iterator[NDArray[np.float32]]:
-        """Scores of shape `(batch, V)`, the histories running up to the cutoff, in the order of the rows."""
+        """Yields the scores of batches of customers, of shape `(batch, V)`, in the order of the rows.
+
+        Args:
+            rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows.
+            cutoff (`str`): The cutoff at which the histories end, "validation" or "test".
+            batch_size (`int`): Number of customers in one batch.
+        """
         if not hasattr(self, "popularity"):
             raise ValueError(
                 f"This {type(self).__name__} is not fitted yet; call fit(rows, task, number_of_labels) first."
@@ -115,7 +133,12 @@ class Baseline(ABC):
             yield scores.astype(np.float32)
 
     def scores(self, rows: Any, cutoff: str) -> NDArray[np.float32]:
-        """Scores of all rows at once, of shape `(customers, V)`."""
+        """Computes the scores of all rows at once, of shape `(customers, V)`.
+
+        Args:
+            rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows.
+            cutoff (`str`): The cutoff at which the histories end, "validation" or "test".
+        """
         batches = list(self.score_batches(rows, cutoff))
         return np.concatenate([np.zeros((0, self.number_of_labels), np.float32), *batches])
 
@@ -123,18 +146,18 @@ class Baseline(ABC):
         """Counts a batch of training histories."""
 
     def _finish(self) -> None:  # noqa: B027  nor does each finish
-        """Turns the counts into what scoring needs."""
+        """Computes from the counts what scoring needs."""
 
     @abstractmethod
     def _score(self, history: TaskHistory) -> NDArray:
-        """Scores of customers with these histories, of shape `(customers, V)`."""
+        """Scores the labels for customers with these histories, in an array of shape `(customers, V)`."""
 
     def _fallback(self) -> float:
         return POPULARITY_SHARE
 
 
 class MostPopular(Baseline):
-    """Every customer gets the labels with the most events in the training period."""
+    """Gives every customer the labels with the most events in the training period."""
 
     def _score(self, history: TaskHistory) -> NDArray:
         return np.tile(self.popularity, (len(history), 1))
@@ -144,17 +167,17 @@ class MostPopular(Baseline):
 
 
 class RecentPopular(MostPopular):
-    """The labels with the most events in the last days of the training period, which end with its last event.
+    """Gives every customer the labels with the most events in the last days of the training period.
 
     Args:
-        days: how many.
+        days (`float`): Number of days before the last event of the training period.
     """
 
     def __init__(self, days: float = 28.0):
         self.days = days
 
     def fit(self, rows: Any, task: str, number_of_labels: int, cutoff: str = "validation") -> Self:
-        """As `Baseline.fit`."""
+        """Counts the events before a cutoff; the arguments are those of [`Baseline.fit`]."""
         histories = task_histories(rows, task, cutoff)
         self._latest = max((int(np.max(history.time)) for history in histories if history.time.size), default=0)
         self._recent = np.zeros(number_of_labels)
@@ -172,10 +195,10 @@ class RecentPopular(MostPopular):
 
 
 class PersonalFrequency(Baseline):
-    """Each customer's own counts.
+    """Scores labels by the customer's own counts.
 
     Args:
-        last_events: of how many of the latest labelled events.
+        last_events (`int`, *optional*): Number of the latest labelled events to count.
     """
 
     def __init__(self, last_events: int = 300):
@@ -186,11 +209,11 @@ class PersonalFrequency(Baseline):
 
 
 class RecencyWeightedFrequency(Baseline):
-    """Each customer's own counts, an event weighing half as much for every half-life that it is old.
+    """Scores labels by the customer's own counts, in which older events have a smaller weight.
 
     Args:
-        half_life: in the unit.
-        unit: "days" or "visits".
+        half_life (`float`): Age, in `unit`, at which the weight of an event is one half.
+        unit (`str`): "days" or "visits".
     """
 
     def __init__(self, half_life: float = 90.0, unit: str = "days"):
@@ -206,15 +229,17 @@ class RecencyWeightedFrequency(Baseline):
 
 
 class VisitFrequency(Baseline):
-    """In how many of a customer's visits each label was, a visit weighing half as much for every half-life it is old.
+    """Scores labels by the number of the customer's visits that have them, in which older visits have a smaller
+    weight.
 
-    A label counts once a visit, however often it is on the receipt. The half-life is chosen where the baseline is
-    fitted: the one whose scores rank the labels of the last training visit best from the visits before it, by the mean
-    NDCG@10 over customers. So the choice, as the counts, knows nothing after the training period.
+    A label counts once in a visit, however many events have it. The half-life is chosen when the baseline is fitted:
+    the one whose scores rank the labels of the last training visit best from the visits before it, by the mean NDCG@10
+    over customers. So the choice, like the counts, uses nothing after the training period.
 
     Args:
-        half_lives: in visits, to choose from; the first one where none is better.
-        customers: on how many the choice is made at most, evenly spaced among all.
+        half_lives (sequence of `float`): Half-lives to choose from, in visits. Of equally good ones the first is
+            chosen.
+        customers (`int`): Largest number of customers, evenly spread, that the choice is made on.
     """
 
     def __init__(self, half_lives: Sequence[float] = (20.0, 5.0, 10.0, 40.0, 80.0), customers: int = 2000):
@@ -227,7 +252,7 @@ class VisitFrequency(Baseline):
         self.half_lives, self.customers = tuple(half_lives), customers
 
     def fit(self, rows: Any, task: str, number_of_labels: int, cutoff: str = "validation") -> Self:
-        """As `Baseline.fit`; `half_life` is then what was chosen."""
+        """Counts the events before a cutoff and chooses `half_life`; the arguments are those of [`Baseline.fit`]."""
         super().fit(rows, task, number_of_labels, cutoff)
         self.half_life = self.half_lives[0]
         if len(self.half_lives) > 1:
@@ -239,17 +264,17 @@ class VisitFrequency(Baseline):
         return self
 
     def _last_visit_ndcg(self, history: TaskHistory) -> list[float]:
-        """Of each half-life the sum over customers of the NDCG@10 of their last visit; 0 for a first visit."""
+        """Sums for each half-life the NDCG@10 of the customers' last visits. A customer with one visit adds 0."""
         last = history.visits_ago == 0
         offsets = np.concatenate([[0], np.cumsum(np.bincount(history.customer[last], minlength=len(history)))])
         labels, counts = distinct_targets(offsets, history.label[last])
         before = history.before_last_visit()
         counts[np.bincount(before.customer, minlength=len(history)) == 0] = 0
-        found = []
+        ndcg_sums = []
         for half_life in self.half_lives:
             scores = self._decayed(before, half_life) + POPULARITY_SHARE * self.popularity / np.max(self.popularity)
-            found.append(float(np.nansum(ndcg_at_k(*tie_ranks(scores, labels), counts, k=10))))
-        return found
+            ndcg_sums.append(float(np.nansum(ndcg_at_k(*tie_ranks(scores, labels), counts, k=10))))
+        return ndcg_sums
 
     def _decayed(self, history: TaskHistory, half_life: float) -> NDArray:
         weights = 0.5 ** (history.visits_ago / half_life) * history.once_a_visit()
@@ -260,25 +285,26 @@ class VisitFrequency(Baseline):
 
 
 class NearestHouseholds(Baseline):
-    """Decayed personal frequency blended with that of the nearest customers, in the manner of TIFU-KNN.
+    """Mixes a customer's own decayed frequencies with those of similar customers, in the manner of TIFU-KNN.
 
-    A customer's visits, latest first, fall into groups of `group_visits`. A visit `i` back within its group weighs
-    `within_decay ** i`, divided by the visits in the group; a group `g` back `group_decay ** g`. The vector of a
-    customer is the mean of the visits' label sets with these weights; TIFU-KNN divides by the number of groups
-    instead, which lets the neighbours outweigh a long history. Neighbours are training customers, never the customer
-    itself, by the cosine of these vectors, and their vectors are those of the training period.
+    A customer's visits, latest first, fall into groups of `group_visits`. The weight of a visit `i` back within its
+    group is `within_decay ** i`, divided by the number of visits in the group, times `group_decay ** g` for a group
+    `g` back. The vector of a customer is the mean of the visits' label sets with these weights. (TIFU-KNN divides by
+    the number of groups instead, so that for a long history the neighbours would outweigh it.) Neighbours are the
+    training customers whose vectors have the largest cosine with the customer's, without the customer itself, and with
+    their vectors of the training period.
 
     The defaults are a half-life of 15 visits in groups of one. They were chosen on the Complete Journey by validation
-    NDCG@10 of the next visit alone, the mean over product type and category: one parameter after the other, twice,
-    from half-lives of 5 to 80 visits, 25 to 400 neighbours, `alpha` .3 to .9 and groups of 1, 3 and 7.
+    NDCG@10 of the next visit alone, as the mean over product type and category: one parameter after the other, twice,
+    from half-lives of 5 to 80 visits, 25 to 400 neighbours, `alpha` of .3 to .9 and groups of 1, 3 and 7.
 
     Args:
-        neighbours: how many.
-        alpha: weight of the own vector; the mean of the neighbours weighs `1 - alpha`.
-        group_visits: visits in a group.
-        within_decay: at most 1.
-        group_decay: at most 1.
-        pool: among how many customers neighbours are sought at most, evenly spaced among all.
+        neighbours (`int`): Number of neighbours.
+        alpha (`float`): Weight of the customer's own vector; the mean of the neighbours' has the weight `1 - alpha`.
+        group_visits (`int`): Number of visits in a group.
+        within_decay (`float`): Decay from one visit to the one before it in the same group, at most 1.
+        group_decay (`float`): Decay from one group to the one before it, at most 1.
+        pool (`int`): Largest number of customers, evenly spread, that neighbours are searched among.
     """
 
     def __init__(
@@ -295,7 +321,9 @@ class NearestHouseholds(Baseline):
         self.pool = pool
 
     def fit(self, rows: Any, task: str, number_of_labels: int, cutoff: str = "validation") -> Self:
-        """As `Baseline.fit`."""
+        """Counts the events before a cutoff and stores the vectors of neighbours; the arguments are those of
+        [`Baseline.fit`].
+        """
         self._pool_parts: list[sp.csr_array] = []
         self._pool_ids: list[NDArray] = []
         self._rows_read, self._row_step = 0, max(1, -(-len(rows) // self.pool))
@@ -337,7 +365,9 @@ class NearestHouseholds(Baseline):
         return scores
 
     def _nearest(self, similar: sp.csr_array, customer_ids: NDArray) -> sp.csr_array:
-        """Averaging weights over the nearest pool members, of shape `(chunk, pool)`; without any in common: none."""
+        """Weights that average the nearest members of the pool, of shape `(chunk, pool)`; all 0 without a common
+        label.
+        """
         count = min(self.neighbours, similar.shape[1])
         rows, members = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for place, customer in enumerate(customer_ids):
@@ -365,16 +395,16 @@ def _unit_rows(vectors: sp.csr_array) -> sp.csr_array:
 def evaluate_baseline(
     baseline: Baseline, rows: Any, cases: EvaluationCases, ks: Sequence[int] = (10,)
 ) -> dict[str, NDArray[np.float64]]:
-    """Metrics of a fitted baseline, one value a case, in the order of the cases; a batch of scores is held at a time.
+    """Computes the metrics of a fitted baseline. Only one batch of scores is in memory at a time.
 
     Args:
-        baseline: fitted.
-        rows: the prepared rows in which the cases were found.
-        cases: from `find_cases`, and `unmet_only` where what was met is not ranked.
-        ks: lengths of the list.
+        baseline (`Baseline`): A fitted baseline.
+        rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows that the cases are of.
+        cases (`EvaluationCases`): The cases, from [`find_cases`] or [`unmet_only`].
+        ks (sequence of `int`): Lengths of the ranked list.
 
     Returns:
-        As `TargetRanks.metrics`, arrays of shape `(cases,)`.
+        `dict[str, numpy.ndarray]`: The metrics of [`TargetRanks.metrics`], each of shape `(cases,)`.
     """
     ranks = TargetRanks(cases, baseline.task)
     start = 0

@@ -1,15 +1,16 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation cases: which customers are evaluated at a cutoff, what each of them did before and does next.
+"""Evaluation cases: which customers are evaluated at a cutoff, with their histories and targets.
 
 A case is a customer with at least `min_history` target events before the cutoff and a target visit after it. The
 target is the first such visit: its events on or after the cutoff, for the validation cutoff also before the test
-cutoff. Of a visit that straddles a cutoff only the events on the asked side count. A target event is one with a label
-in any task besides the token type: an event of which nothing else is known is nothing to predict.
+cutoff. If a visit lies on both sides of a cutoff, its events before the cutoff are history and the others may be
+targets. A target event is one with a label in any task other than the token type, because an event of which nothing
+else is known is nothing to predict.
 
-Two changes of what is asked are kept here, so that a model and every baseline get the same: a `Horizon` makes the set
-of labels of all target events within some days the target, and `unmet_only` takes the labels that a customer has met
-before the cutoff out of the targets and out of the ranking.
+Two variants stand here, too, so that a model and all baselines have the same targets. With a `Horizon` the targets are
+the labels of all target events within some days. `unmet_only` removes the labels that a customer had before the cutoff
+from the targets and from the ranking.
 
 Everything is computed on the flat Arrow columns of prepared rows, a batch of customers at a time.
 """
@@ -39,11 +40,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TargetEvents:
-    """Labels of a task on the events of each case's target visit, ragged.
+    """The labels of a task in each case, as one flat array with offsets.
 
     Attributes:
-        offsets: of shape `(cases + 1,)`; case c has `labels[offsets[c]:offsets[c + 1]]`, none if no event has a label.
-        labels: label ids, 1 = unknown, one for each event with a value; repeated labels stay.
+        offsets (`numpy.ndarray`, shape `(cases + 1,)`): Case c has the labels `labels[offsets[c]:offsets[c + 1]]`,
+            none if no event has a label.
+        labels (`numpy.ndarray`, shape `(labels,)`): Label ids, one for each event with a value, so that labels may
+            repeat; 1 means unknown.
     """
 
     offsets: NDArray[np.int64]
@@ -58,11 +61,11 @@ class TargetEvents:
 
 @dataclass(frozen=True)
 class Horizon:
-    """The days after a cutoff whose labels are the target, instead of those of the next visit.
+    """The days after a cutoff whose labels are the targets, in the place of those of the next visit.
 
     Attributes:
-        days (float): how many.
-        start (int): the cutoff, in seconds since 1970 as the `times` of prepared rows.
+        days (`float`): Number of days.
+        start (`int`): The cutoff, in seconds since 1970, as are the `times` of prepared rows.
     """
 
     days: float
@@ -70,10 +73,14 @@ class Horizon:
 
     @classmethod
     def of(cls, days: float, cutoff: datetime) -> Self:
-        """The horizon of some days from the time of a cutoff, as an event schema has it.
+        """Makes the horizon that begins at a cutoff.
+
+        Args:
+            days (`float`): Number of days.
+            cutoff (`datetime`): The cutoff, as an event schema has it.
 
         Raises:
-            ValueError: if the days are not a positive finite number.
+            ValueError: If the days are not a positive finite number.
         """
         if not 0 < days < np.inf:
             raise ValueError(f"Found a horizon of {days:g} days; expected a positive number of days, such as 30.")
@@ -90,15 +97,15 @@ class EvaluationCases:
     """The cases at one cutoff, in the order of the rows.
 
     Attributes:
-        cutoff: "validation" or "test".
-        rows: place of each case among the prepared rows, of shape `(cases,)`.
-        customer_ids: of shape `(cases,)`.
-        history_end: number of stored events before the cutoff, of shape `(cases,)`.
-        targets: task -> `TargetEvents` of length `cases`.
-        history_visits: number of visits with a target event before the cutoff, of shape `(cases,)`.
-        horizon_days: length of the horizon; None where the target is the next visit.
-        met: task -> distinct labels that each case's customer met before the cutoff, which are not ranked; None where
-            everything is ranked.
+        cutoff (`str`): "validation" or "test".
+        rows (`numpy.ndarray`, shape `(cases,)`): Index of each case among the prepared rows.
+        customer_ids (`list[str]`): Id of each case's customer.
+        history_end (`numpy.ndarray`, shape `(cases,)`): Number of the customer's stored events before the cutoff.
+        targets (`dict[str, TargetEvents]`): The target labels of each task.
+        history_visits (`numpy.ndarray`, shape `(cases,)`): Number of visits with a target event before the cutoff.
+        horizon_days (`float`, *optional*): Number of days of the horizon; `None` if the target is the next visit.
+        met (`dict[str, TargetEvents]`, *optional*): For each task the distinct labels that each customer had before
+            the cutoff, which are not ranked; `None` if all labels are ranked.
     """
 
     cutoff: str
@@ -125,17 +132,18 @@ def find_cases(
     """Finds the evaluation cases at a cutoff and the target events of all tasks.
 
     Args:
-        rows: prepared rows, a `datasets.Dataset` or a `pyarrow.Table`.
-        cutoff: "validation" or "test".
-        min_history: target events that a case needs before the cutoff.
-        token_type: name of the token type feature. As a task it makes no target event, unless it is the only task.
-        batch_size: customers read at a time.
-        horizon: if given, the targets are the labels of all target events from the cutoff to its end, each label once,
-            and a case has at least one such event. Events that the rows don't hold can't be seen: a horizon that ends
-            more than a day after the last event that counts is warned of.
+        rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows.
+        cutoff (`str`): "validation" or "test".
+        min_history (`int`): Number of target events that a case needs before the cutoff.
+        token_type (`str`): Name of the token type feature. As a task it makes no target event, unless it is the only
+            task.
+        batch_size (`int`): Number of customers to read at a time.
+        horizon (`Horizon`, *optional*): The days whose labels are the targets, each label once; a case then has a
+            target event in them. If the horizon ends more than a day after the last event of the data, a warning
+            says so. By default the targets are those of the next visit.
 
     Raises:
-        ValueError: if the cutoff is unknown, the rows have no task or lack a column, or no customer is a case.
+        ValueError: If the cutoff is unknown, the rows have no task or lack a column, or no customer is a case.
     """
     end_column = check_cutoff(cutoff)
     tasks = [name for name in rows.column_names if name.startswith("task_")]
@@ -167,21 +175,20 @@ def find_cases(
         horizon_days=horizon.days if horizon else None,
     )
     if not len(cases):
-        what = f"one within {horizon.days:g} days from it" if horizon else "a target visit after it"
+        target = f"one within {horizon.days:g} days from it" if horizon else "a target visit after it"
         raise ValueError(
             f"No evaluation case at the {cutoff} cutoff among {first_row} customers; expected customers with at least "
-            f"{min_history} target events before it and {what}. Check the cutoff dates and min_history"
+            f"{min_history} target events before it and {target}. Check the cutoff dates and min_history"
             f"{', or take a longer horizon' if horizon else ''}."
         )
     if horizon and horizon.end > latest + SECONDS_PER_DAY:
         logger.warning(
             "The horizon of %g days from the %s cutoff is longer than the data: the last event that counts is %.1f "
-            "days "
-            "after the cutoff%s. The targets are what happened until then; a shorter horizon is seen whole.",
+            "days after the cutoff%s. The targets are the labels until then; choose a horizon that the data cover.",
             horizon.days,
             cutoff,
             (latest - horizon.start) / SECONDS_PER_DAY,
-            ", for the test cutoff ends what validation sees" if cutoff == "validation" else "",
+            ", because validation reads nothing after the test cutoff" if cutoff == "validation" else "",
         )
     return cases
 
@@ -195,7 +202,7 @@ def _cases_of_batch(
     first_row: int,
     horizon: Horizon | None,
 ) -> tuple[EvaluationCases, float]:
-    """The cases of a batch, and with a horizon the time of the last event that counts."""
+    """Finds the cases of a batch of customers, and with a horizon the time of the last event that counts."""
     lengths = list_lengths(table, "visits")
     starts = np.cumsum(lengths) - lengths
     row = np.repeat(np.arange(len(table)), lengths)
@@ -242,14 +249,14 @@ def _cases_of_batch(
 
 
 def _distinct(case: NDArray[np.int64], label: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs of case and label, each once, in order."""
+    """Sorts pairs of case and label, and keeps each pair once."""
     size = int(np.max(label, initial=0)) + 1
     pairs = np.unique(case * size + label)
     return pairs // size, pairs % size
 
 
 def _ragged(case: NDArray[np.int64], label: NDArray[np.int64], cases: int) -> TargetEvents:
-    """Labels of ascending cases as ragged arrays."""
+    """Makes `TargetEvents` of labels whose cases are in ascending order."""
     return TargetEvents(np.concatenate([[0], np.cumsum(np.bincount(case, minlength=cases))]), label)
 
 
@@ -260,18 +267,22 @@ def _joined(parts: Sequence[TargetEvents]) -> TargetEvents:
 
 
 def unmet_only(rows: Any, cases: EvaluationCases, tasks: Sequence[str] | None = None) -> EvaluationCases:
-    """The same cases asked for the labels that their customers have not met: the others leave targets and ranking.
+    """Removes labels that a customer had before the cutoff from the targets and from the ranking.
 
-    A customer has met the labels of a task on all its events before the cutoff, also those before a model's window.
-    The unknown id stays a target, which no ranking hits: whether it is a value that the customer met can't be told.
+    All events of the customer before the cutoff count, also those that a model's window leaves out. The unknown id
+    stays a target, because nothing says whether the customer had its value before. No ranking contains it.
 
     Args:
-        rows: the prepared rows in which the cases were found.
-        cases: from `find_cases`.
-        tasks: those of the result, all by default. A task of which no case keeps a target is warned of and left out.
+        rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows that the cases are of.
+        cases (`EvaluationCases`): The cases, from [`find_cases`].
+        tasks (sequence of `str`, *optional*): Tasks of the result, by default all. A task in which no case has a
+            target left is removed, with a warning.
+
+    Returns:
+        `EvaluationCases`: The same cases with fewer targets, and with `met`.
 
     Raises:
-        ValueError: if no case keeps a target in any task.
+        ValueError: If no case has a target left in any task.
     """
     history_rows = select_rows(rows, cases.rows)
     targets, met = {}, {}
@@ -283,16 +294,15 @@ def unmet_only(rows: Any, cases: EvaluationCases, tasks: Sequence[str] | None = 
         case = np.repeat(np.arange(len(cases)), np.diff(events.offsets))
         size = int(max(np.max(known.labels, initial=0), np.max(events.labels, initial=0))) + 1
         owner = np.repeat(np.arange(len(cases)), np.diff(known.offsets))
-        kept = ~np.isin(case * size + events.labels, owner * size + known.labels)
-        if kept.any():
-            targets[task], met[task] = _ragged(case[kept], events.labels[kept], len(cases)), known
+        is_new = ~np.isin(case * size + events.labels, owner * size + known.labels)
+        if is_new.any():
+            targets[task], met[task] = _ragged(case[is_new], events.labels[is_new], len(cases)), known
         else:
             logger.warning("Task %r is left out: its customers had met all labels of its targets before.", task)
     if not targets:
         raise ValueError(
             f"None of {len(cases)} cases has a target that its customer had not met before the {cases.cutoff} cutoff; "
             "expected at least one. Evaluate without --filter_seen and --only_new, choose other tasks, or take a "
-            "longer "
-            "horizon."
+            "longer horizon."
         )
     return replace(cases, targets=targets, met=met)

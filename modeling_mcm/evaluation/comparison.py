@@ -1,7 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where a model is under a baseline: by how much, whether that is more than noise, and what to try. Needs numpy "
-"alone."""
+"""Comparison of a model with baselines: where it is worse, whether that is more than noise, and what to try."""
 
 from collections.abc import Mapping
 
@@ -36,7 +35,15 @@ ADVICE = {
 def values_of(
     results: Mapping[str, Mapping[str, Mapping[str, NDArray]]], metric: str
 ) -> dict[str, dict[str, NDArray]]:
-    """One metric of results by method, task and metric: method -> task -> one value a case, where it was measured."""
+    """Selects one metric from the results of an evaluation.
+
+    Args:
+        results (`dict`): Values of every case, by method, task and metric.
+        metric (`str`): Name of the metric.
+
+    Returns:
+        `dict[str, dict[str, numpy.ndarray]]`: The metric's values by method and task, for tasks that have it.
+    """
     return {
         method: {task: metrics[metric] for task, metrics in by_task.items() if metric in metrics}
         for method, by_task in results.items()
@@ -44,7 +51,7 @@ def values_of(
 
 
 def title_of(metric: str) -> str:
-    """A metric's name in words: `next_visit_ndcg@10` is "next-visit NDCG@10"."""
+    """Writes the name of a metric in words: `next_visit_ndcg@10` is "next-visit NDCG@10"."""
     target, _, name = metric.rpartition("_")
     return f"{target.replace('_', '-')} {name.upper()}".strip()
 
@@ -52,23 +59,23 @@ def title_of(metric: str) -> str:
 def baseline_warnings(
     values: Mapping[str, Mapping[str, NDArray]], metric: str = "next_visit_ndcg@10", model: str = "MCM"
 ) -> list[str]:
-    """Says for each baseline that a model does not pass in which tasks that is, and what to try.
+    """Writes a sentence for each baseline that a model is not better than: on which tasks, and what to try.
 
-    The difference of two means is taken over the same customers, and so is its 95% bootstrap interval. The model is
-    *under* a baseline where the whole interval is below 0, and *level* with it where its mean is lower and the
-    interval holds 0. Tasks in which no customer has a value of both are passed over.
+    Means and their 95% bootstrap intervals are of paired differences, over the same customers. The model is *under* a
+    baseline if the whole interval of the difference is below 0. It is *level* with the baseline if its mean is lower
+    and the interval contains 0. Tasks in which no customer has a value of both are left out.
 
     Args:
-        values (method -> task -> array of shape `(cases,)`): one metric's value of each case, NaN for a case without a
-            target, the same cases in the same order for all methods; `values_of` takes them out of results.
-        metric (str): the metric's name, to be named in the sentences.
-        model (str): which of the methods is the model; all others are baselines.
+        values (`dict[str, dict[str, numpy.ndarray]]`): One metric by method and task, in arrays of shape `(cases,)`,
+            from [`values_of`]. All methods have the same cases in the same order; NaN means a case without a target.
+        metric (`str`): Name of the metric, for the sentences.
+        model (`str`): The method that is the model. All others are baselines.
 
     Returns:
-        One text a baseline that the model is under or level with; none where the model passes all.
+        `list[str]`: One sentence for each baseline that the model is under or level with.
 
     Raises:
-        ValueError: if the model is not among the methods, or values differ in their number of cases.
+        ValueError: If the model is not among the methods, or arrays have different numbers of cases.
     """
     if model not in values:
         raise ValueError(f"Found values of {', '.join(values) or 'no method'}; expected {model!r} among them.")
@@ -76,27 +83,30 @@ def baseline_warnings(
     for baseline, by_task in values.items():
         under: list[str] = []
         level: list[str] = []
-        for task, theirs in by_task.items():
-            ours = values[model].get(task)
-            if baseline == model or ours is None:
+        for task, of_baseline in by_task.items():
+            of_model = values[model].get(task)
+            if baseline == model or of_model is None:
                 continue
-            if ours.shape == theirs.shape and not ((ours == ours) & (theirs == theirs)).any():  # NaN is not itself
+            both = (
+                (of_model == of_model) & (of_baseline == of_baseline) if of_model.shape == of_baseline.shape else None
+            )
+            if both is not None and not both.any():  # NaN is not equal to itself
                 continue
-            difference = paired_difference(ours, theirs).absolute
+            difference = paired_difference(of_model, of_baseline).absolute
             if difference.mean < 0:
-                place = f"{task} by {-difference.mean:.4f} {_interval(difference)}"
-                (under if difference.high < 0 else level).append(place)
+                phrase = f"{task} by {-difference.mean:.4f} {_interval(difference)}"
+                (under if difference.high < 0 else level).append(phrase)
         if under:
             also = f" (level, within noise, on {' and '.join(level)})" if level else ""
-            said = f"{model} is under {baseline}, beyond noise, on {' and '.join(under)}{also}"
+            summary = f"{model} is under {baseline}, beyond noise, on {' and '.join(under)}{also}"
         elif level:
-            said = f"{model} is level with {baseline}: lower within noise on {' and '.join(level)}"
+            summary = f"{model} is level with {baseline}: lower within noise on {' and '.join(level)}"
         else:
             continue
-        warnings.append(f"{said}. Measured: {title_of(metric)}. What to try: {ADVICE.get(baseline, LONGER)}.")
+        warnings.append(f"{summary}. Measured: {title_of(metric)}. What to try: {ADVICE.get(baseline, LONGER)}.")
     return warnings
 
 
 def _interval(difference: Interval) -> str:
-    """The interval of how far a model is under, and of how many customers it is."""
+    """Writes the interval of how far a model is under a baseline, and the number of customers."""
     return f"[{-difference.high:.4f}, {-difference.low:.4f}] ({difference.customers:,} customers)"

@@ -1,13 +1,12 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The baselines by name, and their values on evaluation cases: computed once, then read from a cache.
+"""The baselines by name, and their metrics on evaluation cases, which are computed once and then read from a cache.
 
     cache = BaselineCache("data/prepared/baselines", sha256_of("data/prepared/manifest.json"))
-    values = counting_baselines(rows, cases, {"product_type": number_of_labels}, FIRST_BASELINES, ks=(10,),
-    cache=cache) warnings = baseline_warnings(values_of(values | {"MCM": of_the_model}, "next_visit_ndcg@10"))   #
-    comparison.py
+    values = counting_baselines(rows, cases, {"product_type": number_of_labels}, FIRST_BASELINES, cache=cache)
+    warnings = baseline_warnings(values_of(values | {"MCM": model_results}, "next_visit_ndcg@10"))  # comparison.py
 
-Needs SciPy, the extra `evaluation`, when something is computed; `lightgbm` needs the extra `gbdt`.
+To compute metrics, SciPy is needed (the extra `evaluation`), and for `lightgbm` the extra `gbdt`.
 """
 
 import importlib.util
@@ -35,7 +34,7 @@ from modeling_mcm.evaluation.transitions import Markov, Transitions
 
 logger = logging.getLogger(__name__)
 
-Results = dict[str, dict[str, dict[str, NDArray]]]  # method -> task -> metric -> one value a case
+Results = dict[str, dict[str, dict[str, NDArray]]]  # by method, task and metric: one value for each case
 
 BASELINES: dict[str, type[Baseline]] = {
     "most_popular": MostPopular,
@@ -48,23 +47,30 @@ BASELINES: dict[str, type[Baseline]] = {
     "transitions": Transitions,
     "lightgbm": LightGBMRanker,
 }
-NEEDS = {"lightgbm": "gbdt"}  # baselines by another package, of the same name -> the extra that installs it
-FIRST_BASELINES = ("most_popular",)  # what a model passes early or never
-STRONG_BASELINES = ("visit_frequency", "nearest_households", "transitions")  # the best by counting, in some seconds
-MOST_SECONDS = 300.0  # of LightGBM, where nobody asked for it by name
+NEEDS = {"lightgbm": "gbdt"}  # baselines that need a package of their name, and the extra that installs it
+FIRST_BASELINES = ("most_popular",)  # a model that learns is soon better than these
+STRONG_BASELINES = ("visit_frequency", "nearest_households", "transitions")  # the best that take some seconds
+MOST_SECONDS = 300.0  # that LightGBM may take as a default baseline
 
 
 def not_installed(baselines: Sequence[str]) -> list[str]:
-    """Those baselines whose package is missing."""
+    """Selects the baselines whose package is not installed.
+
+    Args:
+        baselines (sequence of `str`): Names of baselines.
+    """
     return [name for name in baselines if name in NEEDS and importlib.util.find_spec(name) is None]
 
 
 def default_baselines(cases: EvaluationCases, label_sizes: Mapping[str, int]) -> tuple[list[str], list[str]]:
-    """The baselines that are worth their time on these cases, and a sentence for each one that is left out.
+    """Chooses the strong baselines that make sense for some cases and do not take long.
 
     Args:
-        cases: that are evaluated.
-        label_sizes: task -> number of labels V.
+        cases (`EvaluationCases`): The cases to evaluate.
+        label_sizes (`dict[str, int]`): Number of labels of each task.
+
+    Returns:
+        `tuple[list[str], list[str]]`: Names of the baselines, and a sentence for each baseline that is left out.
     """
     names, left_out = [*FIRST_BASELINES, *STRONG_BASELINES], []
     if cases.met is not None:
@@ -93,24 +99,25 @@ def counting_baselines(
     cache: BaselineCache | None = None,
     progress: bool = True,
 ) -> Results:
-    """Fits each baseline on the training period, or reads its values from the cache; nothing after it is counted.
+    """Fits baselines on the training period and evaluates them, or reads their metrics from the cache.
 
     Args:
-        rows: the prepared rows in which the cases were found, a `datasets.Dataset` or a `pyarrow.Table`.
-        cases: from `find_cases`, and `unmet_only` where what was met is not ranked.
-        label_sizes: task -> number of labels V, with pad and unknown.
-        names: of `BASELINES`.
-        ks: lengths of the list.
-        cache: where values are kept; nowhere by default.
-        progress: whether a bar is shown.
+        rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows that the cases are of.
+        cases (`EvaluationCases`): The cases, from [`find_cases`] or [`unmet_only`].
+        label_sizes (`dict[str, int]`): Number of labels of each task, with the ids for missing and unknown.
+        names (sequence of `str`): Names of the baselines, of `BASELINES`.
+        ks (sequence of `int`): Lengths of the ranked list.
+        cache (`BaselineCache`, *optional*): Where metrics are stored. By default they are not.
+        progress (`bool`): Whether to show a progress bar.
 
     Returns:
-        Baseline -> task -> metric -> values of shape `(cases,)`, as `TargetRanks.metrics`. A baseline that has
-        nothing to learn from in a task (LightGBM, where no customer has two visits) lacks it, with a warning.
+        `dict`: By baseline, task and metric of [`TargetRanks.metrics`] the values, of shape `(cases,)`. If a baseline
+        has nothing to learn from in a task, as LightGBM if no customer has two visits, the task is left out with a
+        warning.
 
     Raises:
-        ValueError: for a name that is none of `BASELINES`, or as `Baseline.fit`.
-        ImportError: if a baseline's package is not installed.
+        ValueError: If a name is not in `BASELINES`, or the rows lack a task.
+        ImportError: If a baseline's package is not installed.
     """
     if unknown := [name for name in names if name not in BASELINES]:
         raise ValueError(f"No baselines {unknown}; choose from {', '.join(BASELINES)}.")

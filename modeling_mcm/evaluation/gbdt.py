@@ -46,19 +46,28 @@ class NothingToLearnError(ValueError):
 
 
 def expected_seconds(cases: int, number_of_labels: int) -> float:
-    """About how long fitting and scoring take: measured on two data sets, to tell seconds from hours."""
+    """Estimates how long fitting and scoring take, by measurements on two data sets.
+
+    Args:
+        cases (`int`): Number of cases.
+        number_of_labels (`int`): Number of labels of the task.
+    """
     return SECONDS_TO_FIT + SECONDS_A_SCORE * cases * number_of_labels
 
 
 @dataclass(frozen=True)
 class VisitSets:
-    """The label sets of the visits of some customers, oldest first; a row is a label of a visit.
+    """The label sets of the visits of some customers, in flat arrays and oldest first. A row is one label of one
+    visit.
 
     Attributes:
-        first_visit: of shape `(customers + 1,)`; customer c has the visits `first_visit[c]` to `first_visit[c + 1]`.
-        day: end of each visit in days since the epoch, of shape `(visits,)`.
-        first_row: of shape `(visits + 1,)`; visit v has the rows `first_row[v]` to `first_row[v + 1]`.
-        visit, label: of shape `(rows,)`.
+        first_visit (`numpy.ndarray`, shape `(customers + 1,)`): Customer c has the visits from `first_visit[c]` to
+            before `first_visit[c + 1]`.
+        day (`numpy.ndarray`, shape `(visits,)`): End of each visit, in days since 1970.
+        first_row (`numpy.ndarray`, shape `(visits + 1,)`): Visit v has the rows from `first_row[v]` to before
+            `first_row[v + 1]`.
+        visit (`numpy.ndarray`, shape `(rows,)`): Index of each row's visit.
+        label (`numpy.ndarray`, shape `(rows,)`): Label id of each row.
     """
 
     first_visit: NDArray[np.int64]
@@ -69,7 +78,11 @@ class VisitSets:
 
     @classmethod
     def of(cls, history: TaskHistory) -> Self:
-        """From labelled events."""
+        """Makes the label sets of visits from labelled events.
+
+        Args:
+            history (`TaskHistory`): The events.
+        """
         visits = np.zeros(len(history), np.int64)
         np.maximum.at(visits, history.customer, history.visits_ago + 1)
         first_visit = _offsets(visits)
@@ -82,7 +95,11 @@ class VisitSets:
 
     @classmethod
     def joined(cls, parts: list[Self]) -> Self:
-        """The customers of all parts, in their order."""
+        """Joins the customers of several parts, in their order.
+
+        Args:
+            parts (sequence of `VisitSets`): The parts.
+        """
         day, label = (np.concatenate([getattr(part, name) for part in parts]) for name in ("day", "label"))
         first_visit = _offsets(np.concatenate([np.diff(part.first_visit) for part in parts]))
         first_row = _offsets(np.concatenate([np.diff(part.first_row) for part in parts]))
@@ -90,11 +107,11 @@ class VisitSets:
 
 
 class LabelStatistics:
-    """What is known of each label from all customers, as of the end of each period of the training time.
+    """Statistics of each label over all customers, as they were at the end of each period of the training time.
 
     Args:
-        visits: of the training period.
-        number_of_labels: V; five arrays of up to 53 x V numbers are kept.
+        visits (`VisitSets`): The visits of the training period.
+        number_of_labels (`int`): Number V of labels. Five arrays of up to 53 x V numbers are held in memory.
     """
 
     def __init__(self, visits: VisitSets, number_of_labels: int):
@@ -115,7 +132,7 @@ class LabelStatistics:
         sp = scipy_sparse()
 
         def known_by(weights: NDArray) -> NDArray[np.float64]:
-            """Sums by period and label, up to and without each period: of shape `(periods + 1, V)`."""
+            """Sums by period and label of everything before each period, of shape `(periods + 1, V)`."""
             shape = (self.periods + 1, number_of_labels)
             cells = sp.coo_array((weights.astype(np.float64), (period[visit] + 1, label)), shape=shape)
             return np.cumsum(cells.toarray(), axis=0)
@@ -126,17 +143,30 @@ class LabelStatistics:
         self.gap_visits, self.gap_days = known_by(gap_visits), known_by(gap_days)
 
     def complete_periods(self, day: NDArray) -> NDArray[np.int64]:
-        """How many periods were complete at a time."""
+        """Counts how many periods were complete at a time, given in days since 1970."""
         return np.clip((day - self.start) // self.days, 0, self.periods).astype(np.int64)
 
     def popular(self, day: NDArray, number: int) -> NDArray[np.int64]:
-        """The labels met most often before a time, of shape `(len(day), number)`; less for a smaller vocabulary."""
+        """Finds the most popular labels before some times.
+
+        Args:
+            day (`numpy.ndarray`): Times, in days since 1970.
+            number (`int`): Number of labels.
+
+        Returns:
+            `numpy.ndarray`: Label ids of shape `(len(day), number)`; fewer columns if there are fewer labels.
+        """
         periods, place = np.unique(self.complete_periods(day), return_inverse=True)
         met = self.met[periods, FIRST_LABEL:]
         return FIRST_LABEL + np.argsort(-met, axis=1, kind="stable")[place, :number]
 
     def features(self, day: NDArray, label: NDArray) -> dict[str, NDArray]:
-        """Of labels at times, both of shape `(N,)`."""
+        """Computes features of labels at times.
+
+        Args:
+            day (`numpy.ndarray`, shape `(N,)`): Times, in days since 1970.
+            label (`numpy.ndarray`, shape `(N,)`): Label ids.
+        """
         now = self.complete_periods(day)
         before = np.maximum(now - RECENT_PERIODS, 0)
         met, again = self.met[now, label], self.again[now, label]
@@ -153,13 +183,13 @@ class LabelStatistics:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Candidates of all cases, those of one case together.
+    """The candidate labels of all cases; those of one case stand together.
 
     Attributes:
-        case: ascending, of shape `(N,)`.
-        label: of shape `(N,)`.
-        features: float32, of shape `(N, F)`; NaN where something was never measured.
-        names: of the features.
+        case (`numpy.ndarray`, shape `(N,)`): Index of each candidate's case, ascending.
+        label (`numpy.ndarray`, shape `(N,)`): Label id of each candidate.
+        features (`numpy.ndarray`, shape `(N, F)`): Features in float32; NaN if a feature has no value.
+        names (`list[str]`): Names of the features.
     """
 
     case: NDArray[np.int64]
@@ -171,14 +201,15 @@ class Candidates:
 def find_candidates(
     visits: VisitSets, customer: NDArray, end: NDArray, statistics: LabelStatistics, popular: int
 ) -> Candidates:
-    """The candidates of cases and their features, from nothing but the visits before `end`.
+    """Finds the candidate labels of cases and computes their features, from visits before `end` alone.
 
     Args:
-        visits: of the customers.
-        customer: of each case, of shape `(C,)`.
-        end: the visit after the history, of shape `(C,)`; at least one visit is before it.
-        statistics: of the training period.
-        popular: how many of the most popular labels are candidates too.
+        visits (`VisitSets`): The visits of the customers.
+        customer (`numpy.ndarray`, shape `(C,)`): Index of each case's customer.
+        end (`numpy.ndarray`, shape `(C,)`): Index of the visit after each case's history, which has at least one
+            visit.
+        statistics (`LabelStatistics`): Statistics of the training period.
+        popular (`int`): Number of the most popular labels that are candidates of every case.
     """
     start, now = visits.first_visit[customer], visits.day[end - 1]
     own_case, own_label, own = _history_features(visits, start, end)
@@ -202,7 +233,7 @@ def find_candidates(
 def _history_features(
     visits: VisitSets, start: NDArray, end: NDArray
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, NDArray]]:
-    """Case, label and features of each label that a case's history has."""
+    """Computes case, label and features of each label in a case's history."""
     case, row = _expanded(visits.first_row[start], visits.first_row[end])
     order = np.lexsort((row, visits.label[row], case))
     case, row = case[order], row[order]
@@ -238,21 +269,21 @@ def _customer_features(visits: VisitSets, start: NDArray, end: NDArray) -> dict[
 
 
 class LightGBMRanker(Baseline):
-    """LightGBM lambdarank over the candidates of a visit, trained on which of them the next visit has.
+    """LightGBM with the objective lambdarank, which ranks the candidate labels of a visit.
 
-    The training cases are visits of the training period, drawn with the seed, each with the history before it. Labels
-    that are no candidates of a customer are ranked below, by popularity. The training period's visits stay in memory
-    while it is fitted.
+    It is trained to rank first the candidates that the next visit has. The training cases are randomly drawn visits of
+    the training period, each with the history before it. Labels that are no candidates of a customer are ranked last,
+    by popularity. All visits of the training period are in memory while it is fitted.
 
     Args:
-        visits_a_customer: training cases of a customer, at most.
-        max_cases: training cases, at most.
-        popular: how many of the most popular labels are candidates.
-        trees: of LightGBM.
-        learning_rate: of LightGBM.
-        leaves: `num_leaves` of LightGBM.
-        min_rows: `min_data_in_leaf` of LightGBM.
-        seed: of the draw, and of LightGBM.
+        visits_a_customer (`int`): Largest number of training cases of one customer.
+        max_cases (`int`): Largest number of training cases.
+        popular (`int`): Number of the most popular labels that are candidates of every case.
+        trees (`int`): Number of LightGBM's trees.
+        learning_rate (`float`): Learning rate of LightGBM.
+        leaves (`int`): `num_leaves` of LightGBM.
+        min_rows (`int`): `min_data_in_leaf` of LightGBM.
+        seed (`int`): Seed of the drawn cases and of LightGBM.
     """
 
     def __init__(
@@ -271,16 +302,18 @@ class LightGBMRanker(Baseline):
         self.seed = seed
 
     def identity(self) -> dict[str, Any]:
-        """As `Baseline.identity`, with the version of LightGBM, which decides the trees."""
+        """What the scores depend on besides the data: as of every baseline, and the version of LightGBM, which decides
+        the trees.
+        """
         return super().identity() | {"lightgbm": _import_lightgbm().__version__}
 
     def fit(self, rows: Any, task: str, number_of_labels: int, cutoff: str = "validation") -> Self:
-        """As `Baseline.fit`.
+        """Counts the events before a cutoff and trains the trees; the arguments are those of [`Baseline.fit`].
 
         Raises:
-            ImportError: if LightGBM is not installed.
-            ValueError: as `Baseline.fit`.
-            NothingToLearnError: a ValueError too, if no customer has two visits to learn from.
+            ImportError: If LightGBM is not installed.
+            NothingToLearnError: If no customer has two visits.
+            ValueError: If the cutoff or the task is unknown, or a label id is too large.
         """
         self._lightgbm = _import_lightgbm()
         self._parts: list[VisitSets] = []
@@ -294,10 +327,10 @@ class LightGBMRanker(Baseline):
         del self._parts
         self._statistics = LabelStatistics(visits, self.number_of_labels)
         customer, target = self._training_cases(visits)
-        found = find_candidates(visits, customer, target, self._statistics, self.popular)
+        candidates = find_candidates(visits, customer, target, self._statistics, self.popular)
         case, row = _expanded(visits.first_row[target], visits.first_row[target + 1])
         size = self.number_of_labels
-        relevant = np.isin(found.case * size + found.label, case * size + visits.label[row])
+        relevant = np.isin(candidates.case * size + candidates.label, case * size + visits.label[row])
         parameters = {
             "objective": "lambdarank",
             "learning_rate": self.learning_rate,
@@ -312,14 +345,18 @@ class LightGBMRanker(Baseline):
             "force_row_wise": True,
             "verbose": -1,
         }
-        candidates = np.bincount(found.case, minlength=len(target))
+        sizes = np.bincount(candidates.case, minlength=len(target))
         data = self._lightgbm.Dataset(
-            found.features, relevant.astype(np.int8), group=candidates, feature_name=found.names, params=parameters
+            candidates.features,
+            relevant.astype(np.int8),
+            group=sizes,
+            feature_name=candidates.names,
+            params=parameters,
         )
         self.booster = self._lightgbm.train(parameters, data, self.trees)
 
     def _training_cases(self, visits: VisitSets) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Customers and the visits asked for, in order: any but a customer's first."""
+        """Customers and target visits of the training cases, in order. A customer's first visit is none."""
         customer = np.repeat(np.arange(len(visits.first_visit) - 1), np.diff(visits.first_visit))
         later = np.flatnonzero(np.arange(len(visits.day)) > visits.first_visit[customer])
         if not len(later):
@@ -341,10 +378,12 @@ class LightGBMRanker(Baseline):
         customer = np.flatnonzero(np.diff(visits.first_visit))
         if len(customer):
             end = visits.first_visit[customer + 1]
-            found = find_candidates(visits, customer, end, self._statistics, self.popular)
-            raw = self.booster.predict(found.features)
-            worst = np.minimum.reduceat(raw, np.flatnonzero(_starts(found.case, found.case)))
-            scores[customer[found.case], found.label] = 1 + raw - worst[found.case]  # above every other label
+            candidates = find_candidates(visits, customer, end, self._statistics, self.popular)
+            raw = self.booster.predict(candidates.features)
+            worst = np.minimum.reduceat(raw, np.flatnonzero(_starts(candidates.case, candidates.case)))
+            scores[customer[candidates.case], candidates.label] = (
+                1 + raw - worst[candidates.case]
+            )  # above every other label
         return scores
 
     def _fallback(self) -> float:
@@ -362,17 +401,17 @@ def _offsets(counts: NDArray) -> NDArray[np.int64]:
 
 
 def _starts(case: NDArray, label: NDArray) -> NDArray[np.bool_]:
-    """True where a run of equal pairs begins."""
+    """Marks where a run of equal pairs begins."""
     return np.append(True, (case[1:] != case[:-1]) | (label[1:] != label[:-1]))
 
 
 def _expanded(start: NDArray, end: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The place of each range [start, end), and every number of it."""
+    """For every number of the ranges [start, end): the index of its range, and the number."""
     counts = end - start
     place = np.repeat(np.arange(len(start)), counts)
     return place, np.arange(len(place)) - _offsets(counts)[place] + start[place]
 
 
 def _ratio(numerator: NDArray, denominator: NDArray) -> NDArray[np.float64]:
-    """NaN where the denominator is 0 or NaN."""
+    """Divides; the result is NaN where the denominator is 0 or NaN."""
     return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)

@@ -1,9 +1,8 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What customers did before a cutoff: the labelled events of a task, read from prepared rows in batches of customers.
+"""Histories before a cutoff: the labelled events of a task, read from prepared rows in batches of customers.
 
-Everything is computed on the flat Arrow columns, in which the events of a batch of customers stand one after the
-other.
+Everything is computed on flat Arrow columns, in which the events of a batch of customers stand one after the other.
 
 Shapes: B customers of a batch.
 """
@@ -27,12 +26,12 @@ def arrow_batches(rows: Any, columns: Sequence[str], batch_size: int = 1024) -> 
     """Reads some columns of prepared rows in batches of customers.
 
     Args:
-        rows: a `datasets.Dataset`, as `load_prepared` returns it, or a `pyarrow.Table`.
-        columns: names to read.
-        batch_size: customers a batch.
+        rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows, as `load_prepared` returns them.
+        columns (sequence of `str`): Names of the columns to read.
+        batch_size (`int`): Number of customers in one batch.
 
     Raises:
-        ValueError: if a column is missing.
+        ValueError: If a column is missing.
     """
     missing = [name for name in columns if name not in rows.column_names]
     if missing:
@@ -47,20 +46,40 @@ def arrow_batches(rows: Any, columns: Sequence[str], batch_size: int = 1024) -> 
         yield from rows.select_columns(list(columns)).with_format("arrow").iter(batch_size)
 
 
-def select_rows(rows: Any, places: NDArray[np.int64]) -> Any:
-    """Some of the prepared rows, a `datasets.Dataset` or a `pyarrow.Table`, as the same."""
-    return rows.take(places) if isinstance(rows, pa.Table) else rows.select(places)
+def select_rows(rows: Any, indices: NDArray[np.int64]) -> Any:
+    """Selects some of the prepared rows.
+
+    Args:
+        rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows.
+        indices (`numpy.ndarray`, shape `(selected,)`): Indices of the rows.
+
+    Returns:
+        The rows, of the same class as `rows`.
+    """
+    return rows.take(indices) if isinstance(rows, pa.Table) else rows.select(indices)
 
 
 def check_cutoff(cutoff: str) -> str:
-    """Returns the name of the column with the end of the history, or raises a ValueError for an unknown cutoff."""
+    """Names the column of prepared rows that holds the end of each history at a cutoff.
+
+    Args:
+        cutoff (`str`): "validation" or "test".
+
+    Raises:
+        ValueError: If the cutoff is another.
+    """
     if cutoff not in CUTOFFS:
         raise ValueError(f"Found cutoff {cutoff!r}; expected one of {', '.join(map(repr, CUTOFFS))}.")
     return f"{cutoff}_end"
 
 
 def flat_values(table: pa.Table, column: str) -> NDArray:
-    """All values of a list column, one row after the other, or the values of a scalar column."""
+    """Reads a column as one array. The values of a list column stand one row after the other.
+
+    Args:
+        table (`pyarrow.Table`): The table.
+        column (`str`): Name of the column.
+    """
     array = pa.concat_arrays(table[column].chunks) if table[column].num_chunks else pa.array([], table[column].type)
     if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
         array = array.flatten()
@@ -68,22 +87,27 @@ def flat_values(table: pa.Table, column: str) -> NDArray:
 
 
 def list_lengths(table: pa.Table, column: str) -> NDArray[np.int64]:
-    """Length of each row's list; a null list is empty."""
+    """Computes the length of each row's list. A null list has length 0.
+
+    Args:
+        table (`pyarrow.Table`): The table.
+        column (`str`): Name of a list column.
+    """
     lengths = [pa.compute.fill_null(pa.compute.list_value_length(chunk), 0) for chunk in table[column].chunks]
     return np.concatenate([np.zeros(0, np.int64), *(chunk.to_numpy(zero_copy_only=False) for chunk in lengths)])
 
 
 @dataclass(frozen=True)
 class TaskHistory:
-    """The labelled events of one task before a cutoff, of a batch of customers, flat and oldest first.
+    """The labelled events of one task before a cutoff, of a batch of customers, in flat arrays and oldest first.
 
     Attributes:
-        customer_ids: of shape `(B,)`.
-        customer: place of the event's customer in the batch, of shape `(events,)`.
-        label: label ids, at least 2, of shape `(events,)`.
-        time: seconds since the epoch, of shape `(events,)`.
-        events_ago: how many labelled events the customer has after this one, of shape `(events,)`.
-        visits_ago: how many visits with a label the customer has after this one's, of shape `(events,)`.
+        customer_ids (`numpy.ndarray`, shape `(B,)`): Ids of the customers.
+        customer (`numpy.ndarray`, shape `(events,)`): Index in the batch of the event's customer.
+        label (`numpy.ndarray`, shape `(events,)`): Label ids, at least 2.
+        time (`numpy.ndarray`, shape `(events,)`): Time of the event, in seconds since 1970.
+        events_ago (`numpy.ndarray`, shape `(events,)`): Number of labelled events of the customer after this one.
+        visits_ago (`numpy.ndarray`, shape `(events,)`): Number of the customer's visits with a label after this one's.
     """
 
     customer_ids: NDArray
@@ -98,33 +122,33 @@ class TaskHistory:
 
     @property
     def days_ago(self) -> NDArray[np.float64]:
-        """Days from the event to its customer's last one; the time since then would scale all its weights alike."""
+        """Days from each event to the customer's last event, of shape `(events,)`."""
         latest = np.full(len(self), np.iinfo(np.int64).min)
         np.maximum.at(latest, self.customer, self.time)
         return (latest[self.customer] - self.time) / SECONDS_PER_DAY
 
     def first_of_visit(self) -> NDArray[np.bool_]:
-        """True on the first event of each visit, of shape `(events,)`."""
+        """Marks the first event of each visit in a mask of shape `(events,)`."""
         first = np.ones(len(self.label), dtype=bool)
         first[1:] = (self.customer[1:] != self.customer[:-1]) | (self.visits_ago[1:] != self.visits_ago[:-1])
         return first
 
     def before_last_visit(self) -> Self:
-        """The history without the events of each customer's last visit with a label."""
-        kept = self.visits_ago > 0
-        customer = self.customer[kept]
-        taken = np.bincount(self.customer[~kept], minlength=len(self))
+        """Makes the history without the events of each customer's last visit with a label."""
+        is_earlier = self.visits_ago > 0
+        customer = self.customer[is_earlier]
+        removed = np.bincount(self.customer[~is_earlier], minlength=len(self))
         return type(self)(
             self.customer_ids,
             customer,
-            self.label[kept],
-            self.time[kept],
-            self.events_ago[kept] - taken[customer],
-            self.visits_ago[kept] - 1,
+            self.label[is_earlier],
+            self.time[is_earlier],
+            self.events_ago[is_earlier] - removed[customer],
+            self.visits_ago[is_earlier] - 1,
         )
 
     def once_a_visit(self) -> NDArray[np.bool_]:
-        """True on the first event of each label within a visit, of shape `(events,)`."""
+        """Marks the first event of each label within a visit in a mask of shape `(events,)`."""
         keys = np.stack([self.customer, self.visits_ago, self.label])
         first = np.zeros(len(self.label), dtype=bool)
         first[np.unique(keys, axis=1, return_index=True)[1]] = True
@@ -132,10 +156,16 @@ class TaskHistory:
 
 
 def task_histories(rows: Any, task: str, cutoff: str, batch_size: int = 1024) -> Iterator[TaskHistory]:
-    """Reads the labelled events of a task before a cutoff ("validation" or "test"), a batch of customers at a time.
+    """Reads the labelled events of a task before a cutoff, a batch of customers at a time.
+
+    Args:
+        rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows.
+        task (`str`): Name of the task.
+        cutoff (`str`): "validation" or "test".
+        batch_size (`int`): Number of customers in one batch.
 
     Raises:
-        ValueError: if the cutoff is unknown or the rows lack the task.
+        ValueError: If the cutoff is unknown or the rows lack the task.
     """
     end_column = check_cutoff(cutoff)
     for table in arrow_batches(rows, ["customer_id", "times", "visits", end_column, f"task_{task}"], batch_size):
@@ -147,18 +177,18 @@ def _task_history(table: pa.Table, task_column: str, end_column: str) -> TaskHis
     row = np.repeat(np.arange(len(table)), lengths)
     place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     label = flat_values(table, task_column)
-    kept = (place < flat_values(table, end_column)[row]) & (label >= FIRST_LABEL)
-    row, visit = row[kept], flat_values(table, "visits")[kept]
+    is_earlier = (place < flat_values(table, end_column)[row]) & (label >= FIRST_LABEL)
+    row, visit = row[is_earlier], flat_values(table, "visits")[is_earlier]
     counts = np.bincount(row, minlength=len(table))
-    last = np.repeat(np.cumsum(counts) - 1, counts)  # each event's customer's last event
+    last = np.repeat(np.cumsum(counts) - 1, counts)  # index of the last event of the event's customer
     starts = np.ones(len(row), dtype=np.int64)
     starts[1:] = (row[1:] != row[:-1]) | (visit[1:] != visit[:-1])
     number = np.cumsum(starts)
     return TaskHistory(
         customer_ids=np.array(table["customer_id"].to_pylist(), dtype=object),
         customer=row,
-        label=label[kept].astype(np.int64),
-        time=flat_values(table, "times")[kept].astype(np.int64),
+        label=label[is_earlier].astype(np.int64),
+        time=flat_values(table, "times")[is_earlier].astype(np.int64),
         events_ago=last - np.arange(len(row)),
         visits_ago=number[last] - number,
     )

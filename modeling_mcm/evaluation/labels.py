@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""How well a label of customers is predicted: AUC and accuracy of classes, rank correlation of numbers.
+"""Metrics of a predicted label of customers: AUC and accuracy of classes, rank correlation and error of numbers.
 
 Shapes: N labels, C classes, S resamples.
 """
@@ -14,15 +14,19 @@ from modeling_mcm.evaluation.offers import weighted_ranking
 
 
 def mean_auc(labels: ArrayLike, scores: ArrayLike, weights: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
-    """ROC AUC: of the second of two classes, or each class against the rest and the mean over those that occur.
+    """Computes the ROC AUC of classes.
+
+    With two classes it is that of the second. With more it is the mean over the classes that occur, each against all
+    others.
 
     Args:
-        labels: ids of classes, of shape `(N,)`.
-        scores: of each class, larger is likelier, of shape `(N, C)`.
-        weights (*optional*): how often each label counts, of shape `(S, N)`; once by default.
+        labels (array, shape `(N,)`): Ids of classes.
+        scores (array, shape `(N, C)`): Scores of the classes; a larger one is likelier.
+        weights (`numpy.ndarray`, shape `(S, N)`, *optional*): How often each label counts in each resample. By
+            default there is one resample, in which each counts once.
 
     Returns:
-        Of shape `(S,)`; NaN where fewer than two classes occur.
+        `numpy.ndarray`, shape `(S,)`: The AUC of each resample; NaN if fewer than two classes occur.
     """
     labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
     weights = np.ones((1, len(labels)), np.int64) if weights is None else weights
@@ -30,15 +34,23 @@ def mean_auc(labels: ArrayLike, scores: ArrayLike, weights: NDArray[np.int64] | 
         return weighted_ranking(labels == 1, scores[:, 1] - scores[:, 0], weights)["roc_auc"]
     log_sums = np.logaddexp.reduce(scores, axis=1, keepdims=True)
     chances = scores - log_sums
-    present = [place for place in range(scores.shape[1]) if 0 < (labels == place).sum() < len(labels)]
+    present = [label for label in range(scores.shape[1]) if 0 < (labels == label).sum() < len(labels)]
     if not present:
         return np.full(len(weights), np.nan)
-    found = [weighted_ranking(labels == place, chances[:, place], weights)["roc_auc"] for place in present]
-    return np.mean(found, axis=0)
+    areas = [weighted_ranking(labels == label, chances[:, label], weights)["roc_auc"] for label in present]
+    return np.mean(areas, axis=0)
 
 
 def rank_correlation(labels: ArrayLike, predicted: ArrayLike) -> float:
-    """Spearman's: the correlation of ranks, ties sharing theirs; NaN where all are alike."""
+    """Computes Spearman's rank correlation. Equal values share the mean of their ranks.
+
+    Args:
+        labels (array, shape `(N,)`): The actual numbers.
+        predicted (array, shape `(N,)`): The predicted numbers.
+
+    Returns:
+        `float`: The correlation, from -1 to 1; NaN if all labels or all predictions are equal.
+    """
     first, second = (_ranks(np.asarray(values, np.float64)) for values in (labels, predicted))
     first, second = first - first.mean(), second - second.mean()
     spread = np.sqrt((first**2).sum() * (second**2).sum())
@@ -46,16 +58,18 @@ def rank_correlation(labels: ArrayLike, predicted: ArrayLike) -> float:
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[index]
 
 
 class LabelMetrics:
-    """`compute_metrics` of the Trainer: `auc` and `accuracy` of classes; `rank_correlation` and `mae`, the mean
-    absolute error, of a number.
+    """Computes the metrics of an evaluation by the Trainer (`compute_metrics`).
+
+    They are `auc` and `accuracy` if the label is a class, and `rank_correlation` and `mae`, the mean absolute error,
+    if it is a number.
 
     Args:
-        is_number: whether the label is a number.
+        is_number (`bool`): Whether the label is a number.
     """
 
     def __init__(self, is_number: bool):

@@ -30,17 +30,19 @@ Metric = Callable[[NDArray, NDArray, NDArray], NDArray]
 
 
 def tie_ranks(scores: ArrayLike, targets: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Counts the labels above and beside each target label.
+    """Counts for each target label how many labels have a larger score and how many have the same.
 
     Args:
-        scores: of shape `(V,)`, one ranking for all customers, or `(B, V)`. Infinite scores are allowed, NaN is not.
-        targets: label ids, of shape `(N,)` or `(B, N)`; ids 0 (pad) and 1 (unknown) get `UNREACHABLE`.
+        scores (array, shape `(V,)` or `(B, V)`): Scores of the labels, the same for all customers or for each.
+            Infinite scores are allowed.
+        targets (array, shape `(N,)` or `(B, N)`): Label ids; for the ids 0 (missing) and 1 (unknown) the result is
+            `UNREACHABLE`.
 
     Returns:
-        `greater` and `ties`, both int64 with the shape of `targets`.
+        `tuple`: `greater` and `ties`, two int64 arrays of the shape of `targets`.
 
     Raises:
-        ValueError: if the shapes don't fit, a score is NaN, or a target is not a label id.
+        ValueError: If the shapes don't fit, a score is NaN, or a target is no label id.
     """
     scores, targets = np.asarray(scores), np.asarray(targets)
     if scores.ndim not in (1, 2) or (scores.ndim == 2 and targets.shape[:-1] != scores.shape[:1]):
@@ -59,8 +61,8 @@ def tie_ranks(scores: ArrayLike, targets: ArrayLike) -> tuple[NDArray[np.int64],
     if scores.ndim == 1:
         below, not_above = _searched(scores, targets)
     else:
-        found = [_searched(row, row_targets) for row, row_targets in zip(scores, targets, strict=True)]
-        below, not_above = np.array(found, dtype=np.int64).reshape(-1, 2, targets.shape[1]).transpose(1, 0, 2)
+        positions = [_searched(row, row_targets) for row, row_targets in zip(scores, targets, strict=True)]
+        below, not_above = np.array(positions, dtype=np.int64).reshape(-1, 2, targets.shape[1]).transpose(1, 0, 2)
     ranked = max(scores.shape[-1] - FIRST_LABEL, 0)
     return np.where(reachable, ranked - not_above, UNREACHABLE), np.where(reachable, not_above - below, 1)
 
@@ -71,16 +73,17 @@ def _searched(scores: NDArray, targets: NDArray) -> tuple[NDArray, NDArray]:
 
 
 def distinct_targets(offsets: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Turns ragged target labels, one for each event, into padded distinct labels and how often each occurs.
+    """Turns target labels, one for each event, into padded distinct labels and their numbers of events.
 
-    Values that were never seen in training all have the unknown id, so they count as one distinct label.
+    Values that are not in the vocabulary all have the unknown id, so they count as one distinct label.
 
     Args:
-        offsets: of shape `(B + 1,)`; customer b's events are `labels[offsets[b]:offsets[b + 1]]`.
-        labels: label ids, at least 1, of shape `(events,)`.
+        offsets (array, shape `(B + 1,)`): Customer b has the events `labels[offsets[b]:offsets[b + 1]]`.
+        labels (array, shape `(events,)`): Label ids, at least 1.
 
     Returns:
-        Labels and counts of shape `(B, N)`, int64, in ascending order of the label; 0 is padding in both.
+        `tuple`: Labels and counts, int64 arrays of shape `(B, N)`, in ascending order of the label; 0 is padding in
+        both.
     """
     offsets, labels = np.asarray(offsets), np.asarray(labels, dtype=np.int64)
     customers = len(offsets) - 1
@@ -98,20 +101,23 @@ def distinct_targets(offsets: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.
 
 
 def ndcg_at_k(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) -> NDArray[np.float64]:
-    """Expected NDCG@k of each customer's set of targets, binary gains, ideal DCG over `min(set size, k)` labels.
+    """Computes the expected NDCG@k of each customer's targets, with binary gains.
+
+    The ideal DCG is that of `min(number of targets, k)` labels. Of labels with equal scores every order is equally
+    likely.
 
     Args:
-        greater: of shape `(B, N)`, from `tie_ranks`.
-        ties: of shape `(B, N)`, from `tie_ranks`.
-        relevant: of shape `(B, N)`, true (or a positive count) where there is a target, false on padding. A
-            customer's targets are distinct labels.
-        k: length of the list, at least 1.
+        greater (array, shape `(B, N)`): Number of labels with a larger score, from [`tie_ranks`].
+        ties (array, shape `(B, N)`): Number of labels with the same score, from [`tie_ranks`].
+        relevant (array, shape `(B, N)`): True, or a positive count, for a target, and false for padding. The targets
+            of a customer must be distinct labels.
+        k (`int`): Length of the ranked list, at least 1.
 
     Returns:
-        Of shape `(B,)`, NaN for a customer without targets.
+        `numpy.ndarray`, shape `(B,)`: The NDCG of each customer; NaN without a target.
 
     Raises:
-        ValueError: if shapes differ, k is below 1 or a customer has more tied targets than the tie group has labels.
+        ValueError: If shapes differ, k is below 1, or a customer has more tied targets than labels with that score.
     """
     greater, ties, relevant = _checked(greater, ties, relevant, k)
     discounts = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, k + 2)))])
@@ -121,20 +127,20 @@ def ndcg_at_k(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) 
 
 
 def recall_at_k(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) -> NDArray[np.float64]:
-    """Expected share of the targets that stand among the first k; arguments and result as in `ndcg_at_k`."""
+    """Computes the expected share of the targets among the first k labels. Arguments and result: see [`ndcg_at_k`]."""
     greater, ties, relevant = _checked(greater, ties, relevant, k)
     return _ratio((_hit_probability(greater, ties, k) * relevant).sum(axis=1), relevant.sum(axis=1))
 
 
 def precision_at_k(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) -> NDArray[np.float64]:
-    """Expected share of the first k that are targets; arguments and result as in `ndcg_at_k`."""
+    """Computes the expected share of targets in the first k labels. Arguments and result: see [`ndcg_at_k`]."""
     greater, ties, relevant = _checked(greater, ties, relevant, k)
     hits = (_hit_probability(greater, ties, k) * relevant).sum(axis=1)
     return np.where(relevant.any(axis=1), hits / k, np.nan)
 
 
 def hit_rate_at_k(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) -> NDArray[np.float64]:
-    """Probability that at least one target stands among the first k; arguments and result as in `ndcg_at_k`."""
+    """Computes the probability of a target among the first k labels. Arguments and result: see [`ndcg_at_k`]."""
     greater, ties, relevant = _checked(greater, ties, relevant, k)
     first, size, members = _first_tie_group(greater, ties, relevant)
     # Only the group of the best targets matters: a later one reaches the list only after this one is wholly in it.
@@ -147,7 +153,7 @@ def hit_rate_at_k(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: i
 
 
 def mean_reciprocal_rank(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike) -> NDArray[np.float64]:
-    """Expected reciprocal rank of the first target, over all labels; arguments and result as in `ndcg_at_k`."""
+    """Computes the expected reciprocal rank of the first target. Arguments and result: see [`ndcg_at_k`]."""
     greater, ties, relevant = _checked(greater, ties, relevant, 1)
     first, size, members = _first_tie_group(greater, ties, relevant)
     groups, inverse = np.unique(np.stack([first, size, members]), axis=1, return_inverse=True)
@@ -159,17 +165,18 @@ def mean_reciprocal_rank(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLik
 def customer_metrics(
     greater: ArrayLike, ties: ArrayLike, counts: ArrayLike, ks: Sequence[int] = (10,)
 ) -> dict[str, NDArray[np.float64]]:
-    """All metrics of both targets, one value a customer.
+    """Computes all metrics of the next visit and of the next event, one value for each customer.
 
     Args:
-        greater: of shape `(B, N)`, from `tie_ranks`.
-        ties: of shape `(B, N)`, from `tie_ranks`.
-        counts: of shape `(B, N)`: how many of the next visit's events have the label; 0 is padding.
-        ks: lengths of the list.
+        greater (array, shape `(B, N)`): Number of labels with a larger score, from [`tie_ranks`].
+        ties (array, shape `(B, N)`): Number of labels with the same score, from [`tie_ranks`].
+        counts (array, shape `(B, N)`): Number of the next visit's events that have the label; 0 is padding.
+        ks (sequence of `int`): Lengths of the ranked list.
 
     Returns:
-        `next_visit_ndcg@10`, `next_event_recall@10`, `next_visit_mrr` ... -> array of shape `(B,)`, NaN for a customer
-        without targets. `hr` is the hit rate; for the next event it is the recall, so it is given once.
+        `dict[str, numpy.ndarray]`: Arrays of shape `(B,)` named as `next_visit_ndcg@10`, `next_event_recall@10` or
+        `next_visit_mrr`; NaN for a customer without targets. `hr` is the hit rate. For the next event the hit rate
+        equals the recall, so there is only one of them.
     """
     greater, ties, counts = (np.asarray(array) for array in (greater, ties, counts))
     values = set_metrics(greater, ties, counts > 0, ks, "next_visit")
@@ -183,17 +190,18 @@ def customer_metrics(
 def set_metrics(
     greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, ks: Sequence[int], target: str
 ) -> dict[str, NDArray[np.float64]]:
-    """All metrics of a set of distinct labels, one value a customer.
+    """Computes all metrics of a set of distinct target labels, one value for each customer.
 
     Args:
-        greater: of shape `(B, N)`, from `tie_ranks`.
-        ties: of shape `(B, N)`, from `tie_ranks`.
-        relevant: of shape `(B, N)`, true (or a positive count) where there is a target.
-        ks: lengths of the list.
-        target: what the set is, the first part of the metrics' names: "next_visit" or "horizon".
+        greater (array, shape `(B, N)`): Number of labels with a larger score, from [`tie_ranks`].
+        ties (array, shape `(B, N)`): Number of labels with the same score, from [`tie_ranks`].
+        relevant (array, shape `(B, N)`): True, or a positive count, for a target, and false for padding.
+        ks (sequence of `int`): Lengths of the ranked list.
+        target (`str`): First part of the metrics' names: "next_visit" or "horizon".
 
     Returns:
-        `horizon_ndcg@10`, `horizon_mrr` ... -> array of shape `(B,)`, NaN for a customer without targets.
+        `dict[str, numpy.ndarray]`: Arrays of shape `(B,)` named as `horizon_ndcg@10`; NaN for a customer without
+        targets.
     """
     values: dict[str, NDArray[np.float64]] = {}
     for k in ks:
@@ -208,16 +216,18 @@ LIST_METRICS = {"ndcg": ndcg_at_k, "recall": recall_at_k, "precision": precision
 
 
 def next_event(metric: Metric, greater: NDArray, ties: NDArray, counts: NDArray) -> NDArray[np.float64]:
-    """Expectation of a metric when the only target is one uniformly chosen event of the visit.
+    """Computes the expectation of a metric if the only target is one event of the visit, each with the same
+    probability.
 
     Args:
-        metric: `(greater, ties, relevant)` of shape `(customers, targets)` -> `(customers,)`.
-        greater: of shape `(B, N)`, from `tie_ranks`.
-        ties: of shape `(B, N)`, from `tie_ranks`.
-        counts: of shape `(B, N)`: events with that label; at most 0 is padding.
+        metric (callable): Computes from `(greater, ties, relevant)`, of shape `(customers, targets)`, an array of
+            shape `(customers,)`.
+        greater (array, shape `(B, N)`): Number of labels with a larger score, from [`tie_ranks`].
+        ties (array, shape `(B, N)`): Number of labels with the same score, from [`tie_ranks`].
+        counts (array, shape `(B, N)`): Number of events with the label; 0 or less is padding.
 
     Returns:
-        Of shape `(B,)`, NaN for a customer without targets.
+        `numpy.ndarray`, shape `(B,)`: The expected metric of each customer; NaN without a target.
     """
     counts = np.maximum(counts, 0)
     alone = metric(greater.reshape(-1, 1), ties.reshape(-1, 1), counts.reshape(-1, 1) > 0).reshape(counts.shape)
@@ -234,23 +244,23 @@ class Interval(NamedTuple):
 
 
 class PairedDifference(NamedTuple):
-    """First minus second on the same customers: absolute, and relative to the second's mean."""
+    """The mean difference of two methods on the same customers, absolute and relative to the second's mean."""
 
     absolute: Interval
     relative: Interval
 
 
 def bootstrap_interval(values: ArrayLike, seed: int = 0, resamples: int = 2000, confidence: float = 0.95) -> Interval:
-    """Percentile bootstrap of the mean, customers resampled.
+    """Computes the mean over customers with its percentile bootstrap interval.
 
     Args:
-        values: of shape `(B,)`, one a customer; NaN (no target) is left out.
-        seed: of the resampling; the same seed gives the same interval.
-        resamples: number of bootstrap samples.
-        confidence: mass of the interval.
+        values (array, shape `(B,)`): One value for each customer; NaN (no target) is left out.
+        seed (`int`): Seed of the resamples.
+        resamples (`int`): Number of resamples of the customers.
+        confidence (`float`): Share of the resamples within the interval.
 
     Raises:
-        ValueError: if no customer has a value.
+        ValueError: If no customer has a value.
     """
     kept = _with_value(np.asarray(values, dtype=np.float64)[None])
     return _interval(kept.mean(axis=1)[0], _resampled_means(kept, seed, resamples)[0], confidence, kept.shape[1])
@@ -259,17 +269,18 @@ def bootstrap_interval(values: ArrayLike, seed: int = 0, resamples: int = 2000, 
 def paired_difference(
     first: ArrayLike, second: ArrayLike, seed: int = 0, resamples: int = 2000, confidence: float = 0.95
 ) -> PairedDifference:
-    """Bootstrap of `first - second` and of `first / second - 1`, customers resampled in pairs.
+    """Computes bootstrap intervals of `first - second` and of `first / second - 1`; customers are resampled in pairs.
 
     Args:
-        first: of shape `(B,)`, one value a customer.
-        second: of shape `(B,)`, the same customers in the same order; who lacks a value in either is left out.
-        seed: of the resampling.
-        resamples: number of bootstrap samples.
-        confidence: mass of the intervals.
+        first (array, shape `(B,)`): One value of the first method for each customer.
+        second (array, shape `(B,)`): Values of the second method for the same customers in the same order. A customer
+            with NaN in either is left out.
+        seed (`int`): Seed of the resamples.
+        resamples (`int`): Number of resamples of the customers.
+        confidence (`float`): Share of the resamples within the interval.
 
     Raises:
-        ValueError: if the shapes differ or no customer has both values.
+        ValueError: If the shapes differ or no customer has both values.
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1:
@@ -291,18 +302,20 @@ def paired_difference(
 def average_relative_difference(
     firsts: ArrayLike, seconds: ArrayLike, seed: int = 0, resamples: int = 2000, confidence: float = 0.95
 ) -> Interval:
-    """Bootstrap of the mean over tasks of `first / second - 1`, customers resampled together in all tasks.
+    """Computes the mean over tasks of `first / second - 1` with its bootstrap interval.
+
+    A resample takes the same customers in all tasks.
 
     Args:
-        firsts: of shape `(tasks, B)`, one value a customer and task.
-        seconds: of shape `(tasks, B)`, the same customers and tasks in the same order; who lacks any value is left
-            out.
-        seed: of the resampling.
-        resamples: number of bootstrap samples.
-        confidence: mass of the interval.
+        firsts (array, shape `(tasks, B)`): Values of the first method for each task and customer.
+        seconds (array, shape `(tasks, B)`): Values of the second method for the same tasks and customers. A customer
+            with any NaN is left out.
+        seed (`int`): Seed of the resamples.
+        resamples (`int`): Number of resamples of the customers.
+        confidence (`float`): Share of the resamples within the interval.
 
     Raises:
-        ValueError: if the shapes differ or no customer has all values.
+        ValueError: If the shapes differ or no customer has all values.
     """
     firsts, seconds = np.asarray(firsts, dtype=np.float64), np.asarray(seconds, dtype=np.float64)
     if firsts.shape != seconds.shape or firsts.ndim != 2:
@@ -339,7 +352,9 @@ def _hit_probability(greater: NDArray, ties: NDArray, k: int) -> NDArray[np.floa
 
 
 def _first_tie_group(greater: NDArray, ties: NDArray, relevant: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-    """The tie group of each customer's best target: labels above it, its size, its targets; all of shape `(B,)`."""
+    """For the best target of each customer: labels with a larger score, with the same score, and targets among the
+    latter.
+    """
     first = greater.min(axis=1, initial=UNREACHABLE)
     chosen = relevant & (greater == first[:, None])
     size = np.where(chosen, ties, 1).max(axis=1, initial=1)
@@ -355,7 +370,7 @@ def _first_tie_group(greater: NDArray, ties: NDArray, relevant: NDArray) -> tupl
 
 
 def _expected_reciprocal_rank(first: int, size: int, members: int) -> float:
-    """Mean of 1 / rank of the first of `members` targets shuffled among `size` labels that follow `first` others."""
+    """Expected 1 / rank of the first of `members` targets, in random order among `size` labels after `first`."""
     if first == UNREACHABLE:
         return 0.0
     drawn = np.arange(size - members + 1)

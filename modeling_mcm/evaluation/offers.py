@@ -1,12 +1,12 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Scores and metrics of offers: who responds, and which they take.
+"""Scores and metrics of offers: who responds, and which offers they take.
 
 **Who responds** ranks all groups by one score each: average precision and ROC AUC of "takes any of its offers".
-**Which offer** ranks the offers of each group that takes one: NDCG@k and recall@k, the mean over such groups, ties in
-expectation. Groups are pooled, for most campaigns have too few takers for a figure of their own. Intervals resample
-customers, each with all groups: a metric is computed on the data (first) and on every resample, so that a difference
-of two methods is one of pairs.
+**Which offer** ranks the offers of each group that takes one: NDCG@k and recall@k, as the mean over such groups; equal
+scores count as their expected rank. The groups of all campaigns are evaluated together, because most campaigns have
+too few responses for metrics of their own. Intervals come from resamples of the customers, each with all of its
+groups. A metric is computed on the data and on every resample, so that two methods can be compared in pairs.
 
 Shapes: G groups, N offers, S resamples.
 """
@@ -25,12 +25,14 @@ from modeling_mcm.evaluation.metrics import Interval, ndcg_at_k, recall_at_k
 
 @dataclass(frozen=True)
 class OfferTruth:
-    """What came of the offers that are evaluated.
+    """The outcomes of the offers that are evaluated.
 
     Attributes:
-        customer_ids: of shape `(G,)`.
-        offsets: of shape `(G + 1,)`; group g has the offers `offsets[g]` to `offsets[g + 1]`.
-        taken: 1 or 0, of shape `(N,)`; NaN where the outcome was not observed: such an offer is not evaluated.
+        customer_ids (`numpy.ndarray`, shape `(G,)`): The customer of each group.
+        offsets (`numpy.ndarray`, shape `(G + 1,)`): Group g has the offers from `offsets[g]` to before
+            `offsets[g + 1]`.
+        taken (`numpy.ndarray`, shape `(N,)`): 1 for an offer that was taken and 0 for one that was not. NaN if the
+            outcome was not observed; such an offer is not evaluated.
     """
 
     customer_ids: NDArray
@@ -39,7 +41,13 @@ class OfferTruth:
 
     @classmethod
     def of(cls, offers: Any, groups: ArrayLike, outcome: str) -> "OfferTruth":
-        """One outcome of some groups of an `Offers`, in their order."""
+        """Reads one outcome of some groups.
+
+        Args:
+            offers (`Offers`): The offers.
+            groups (array, shape `(G,)`): Indices of the groups.
+            outcome (`str`): Name of the outcome, such as "conversion".
+        """
         groups = np.asarray(groups)
         sizes = np.diff(offers.offsets)[groups]
         taken = offers.outcomes[outcome][offers.places(groups)]
@@ -52,12 +60,19 @@ class OfferTruth:
 
 
 def which_offer(truth: OfferTruth, scores: ArrayLike, ks: Sequence[int] = (10,)) -> dict[str, NDArray[np.float64]]:
-    """`ndcg@k` and `recall@k` of each group, of shape `(G,)`; NaN for a group that takes nothing.
+    """Computes how well the offers of each group are ranked.
 
     Args:
-        truth: of the offers.
-        scores: of shape `(N,)`, larger is likelier.
-        ks: lengths of the list.
+        truth (`OfferTruth`): The outcomes of the offers.
+        scores (array, shape `(N,)`): Scores of the offers; a larger one is likelier.
+        ks (sequence of `int`): Lengths of the ranked list.
+
+    Returns:
+        `dict[str, numpy.ndarray]`: `ndcg@k` and `recall@k` of each group, of shape `(G,)`; NaN for a group that takes
+        nothing.
+
+    Raises:
+        ValueError: If there is not one number for each offer.
     """
     scores = np.asarray(scores, np.float64)
     if scores.shape != truth.taken.shape or np.isnan(scores).any():
@@ -81,7 +96,15 @@ def which_offer(truth: OfferTruth, scores: ArrayLike, ks: Sequence[int] = (10,))
 
 
 def expected_takes(offsets: NDArray[np.int64], scores: ArrayLike) -> NDArray[np.float64]:
-    """How many of its offers a group is expected to take, from log-odds or log-probabilities of each; `(G,)`."""
+    """Computes how many of its offers each group is expected to take.
+
+    Args:
+        offsets (`numpy.ndarray`, shape `(G + 1,)`): Where the offers of each group begin.
+        scores (array, shape `(N,)`): Log-odds of each offer.
+
+    Returns:
+        `numpy.ndarray`, shape `(G,)`: The expected number of offers taken.
+    """
     chances = np.exp(-np.logaddexp(0, -np.asarray(scores, np.float64)))
     return np.add.reduceat(chances, np.asarray(offsets)[:-1])
 
@@ -89,40 +112,41 @@ def expected_takes(offsets: NDArray[np.int64], scores: ArrayLike) -> NDArray[np.
 def score_offers(
     model: Any, collator: Any, groups: Any, batch_size: int = 32
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Scores of the offers of some groups, in their order.
+    """Scores the offers of some groups.
 
     Args:
-        model: a `MCMForActionRecommendation`.
-        collator: the groups' `OfferCollator`.
-        groups: an `OfferGroups`.
-        batch_size: groups a step.
+        model (`MCMForActionRecommendation`): The model.
+        collator (`OfferCollator`): The collator of the groups.
+        groups (`OfferGroups`): The groups.
+        batch_size (`int`): Number of groups in one batch of the model.
 
     Returns:
-        Log-odds of each outcome `(N, O)`, and MCM's own scores, the sum over tasks of `preferences`, `(N,)`.
+        `tuple`: The log-odds of each outcome, of shape `(N, outcomes)`, and the scores without the head, which are
+        sums over tasks of the model's `preferences`, of shape `(N,)`. Both are in the order of the groups.
     """
     model.eval()
     order = np.argsort(groups.costs(collator.max_events), kind="stable")  # less padding
     logits: list[Any] = [None] * len(groups)
     own: list[Any] = [None] * len(groups)
     for start in logging.tqdm(range(0, len(groups), batch_size), desc="Scoring offers", unit="batch"):
-        places = order[start : start + batch_size].tolist()
-        inputs = collator(groups.__getitems__(places))
+        indices = order[start : start + batch_size].tolist()
+        inputs = collator(groups.__getitems__(indices))
         del inputs["labels"]
         offered = (inputs["offered_actions"] >= 0).numpy()
         with torch.inference_mode():
             outputs = model(**{name: value.to(model.device) for name, value in inputs.items()})
-        found, expected = outputs.logits.float().cpu().numpy(), outputs.preferences.float().sum(-1).cpu().numpy()
-        for row, place in enumerate(places):
-            logits[place], own[place] = found[row][offered[row]], expected[row][offered[row]]
+        log_odds, preferences = outputs.logits.float().cpu().numpy(), outputs.preferences.float().sum(-1).cpu().numpy()
+        for row, index in enumerate(indices):
+            logits[index], own[index] = log_odds[row][offered[row]], preferences[row][offered[row]]
     return np.concatenate(logits), np.concatenate(own)
 
 
 class OfferMetrics:
-    """`compute_metrics` of the Trainer: `conversion_average_precision`, `conversion_ndcg@10` ... of each outcome.
+    """Computes metrics of each outcome, such as `conversion_ndcg@10`, in an evaluation by the Trainer.
 
     Args:
-        outcomes: names, in the order of the model's.
-        k: length of the list.
+        outcomes (sequence of `str`): Names of the outcomes, in the order of the model's.
+        k (`int`): Length of the ranked list.
     """
 
     def __init__(self, outcomes: Sequence[str], k: int = 10):
@@ -133,22 +157,32 @@ class OfferMetrics:
         logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
         groups, offers = labels.shape[:2]
         result: dict[str, float] = {}
-        for place, outcome in enumerate(self.outcomes):
-            taken = np.where(labels[..., place] < 0, np.nan, labels[..., place]).reshape(-1)
+        for index, outcome in enumerate(self.outcomes):
+            taken = np.where(labels[..., index] < 0, np.nan, labels[..., index]).reshape(-1)
             truth = OfferTruth(np.arange(groups), np.arange(groups + 1) * offers, taken.astype(np.float32))
             if not truth.responds.any() or truth.responds.all():
                 continue
-            scores = logits[..., place].reshape(-1)
+            scores = logits[..., index].reshape(-1)
             once = np.ones((1, groups), np.int64)
-            found = offer_metrics(truth, scores, expected_takes(truth.offsets, scores), once, self.k)
-            result |= {f"{outcome}_{name}": float(values[0]) for name, values in found.items()}
+            metrics = offer_metrics(truth, scores, expected_takes(truth.offsets, scores), once, self.k)
+            result |= {f"{outcome}_{name}": float(values[0]) for name, values in metrics.items()}
         return result
 
 
 def resample_customers(
     customer_ids: Sequence[str] | NDArray, resamples: int = 2000, seed: int = 0
 ) -> NDArray[np.int64]:
-    """How often each group counts: once in the first row, then in each resample of the customers; `(1 + S, G)`."""
+    """Draws resamples of the customers, each with all of its groups.
+
+    Args:
+        customer_ids (sequence of `str`): The customer of each group.
+        resamples (`int`): Number S of resamples.
+        seed (`int`): Seed of the draws.
+
+    Returns:
+        `numpy.ndarray`, shape `(1 + S, G)`: How often each group counts. In the first row, which stands for the data
+        themselves, each counts once.
+    """
     generator = np.random.default_rng(seed)
     customers, owner = np.unique(np.asarray(customer_ids, dtype=str), return_inverse=True)
     shares = np.full(len(customers), 1 / len(customers))
@@ -159,18 +193,21 @@ def resample_customers(
 def offer_metrics(
     truth: OfferTruth, scores: ArrayLike, group_scores: ArrayLike, weights: NDArray[np.int64], k: int = 10
 ) -> dict[str, NDArray[np.float64]]:
-    """All metrics on the data and on every resample, each of shape `(1 + S,)`; NaN on a resample that has no group
-    that takes an offer, or no other.
+    """Computes all metrics on the data and on every resample.
 
     Args:
-        truth: of the offers.
-        scores: of each offer, of shape `(N,)`.
-        group_scores: that any offer of the group is taken, of shape `(G,)`.
-        weights: of `resample_customers`.
-        k: length of the list.
+        truth (`OfferTruth`): The outcomes of the offers.
+        scores (array, shape `(N,)`): Score of each offer.
+        group_scores (array, shape `(G,)`): Score of each group, that any of its offers is taken.
+        weights (`numpy.ndarray`, shape `(1 + S, G)`): How often each group counts, from [`resample_customers`].
+        k (`int`): Length of the ranked list.
+
+    Returns:
+        `dict[str, numpy.ndarray]`: `average_precision`, `roc_auc`, `ndcg@k` and `recall@k`, each of shape `(1 + S,)`.
+        A value is NaN on a resample in which no group or every group takes an offer.
 
     Raises:
-        ValueError: if no group or every group takes an offer.
+        ValueError: If no group or every group of the data takes an offer.
     """
     responds, group_scores = truth.responds, np.asarray(group_scores, np.float64)
     if responds.all() or not responds.any():
@@ -189,35 +226,44 @@ def offer_metrics(
 def weighted_ranking(
     positive: NDArray[np.bool_], scores: NDArray, weights: NDArray[np.int64]
 ) -> dict[str, NDArray[np.float64]]:
-    """`average_precision` and `roc_auc` of scikit-learn for many sample weights at once; thousands of times faster.
+    """Computes average precision and ROC AUC for many sample weights at once.
+
+    The values are those of scikit-learn, which takes one vector of weights at a time and is far slower.
 
     Args:
-        positive: of shape `(G,)`.
-        scores: of shape `(G,)`.
-        weights: of shape `(S, G)`.
+        positive (`numpy.ndarray`, shape `(G,)`): Whether each group is of the positive class.
+        scores (`numpy.ndarray`, shape `(G,)`): Scores of the groups; a larger one is likelier positive.
+        weights (`numpy.ndarray`, shape `(S, G)`): Weight of each group in each resample.
 
     Returns:
-        Of shape `(S,)`; NaN where one class has no weight.
+        `dict[str, numpy.ndarray]`: `average_precision` and `roc_auc`, each of shape `(S,)`; NaN on a resample in which
+        one class has no weight.
     """
     order = np.argsort(-scores, kind="stable")
     starts = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))  # of equal scores
     hits, misses = (
         np.add.reduceat(weights[:, order] * chosen[order], starts, axis=1) for chosen in (positive, ~positive)
     )
-    found, missed = hits.cumsum(1), misses.cumsum(1)
+    positives, negatives = hits.cumsum(1), misses.cumsum(1)  # weights down to each score
     with np.errstate(divide="ignore", invalid="ignore"):
-        precision = np.where(found > 0, found / (found + missed), 0.0)
-        average_precision = (hits * precision).sum(1) / found[:, -1]
-        roc_auc = (misses * (found - hits / 2)).sum(1) / (found[:, -1] * missed[:, -1])
-    told = (found[:, -1] > 0) & (missed[:, -1] > 0)
+        precision = np.where(positives > 0, positives / (positives + negatives), 0.0)
+        average_precision = (hits * precision).sum(1) / positives[:, -1]
+        roc_auc = (misses * (positives - hits / 2)).sum(1) / (positives[:, -1] * negatives[:, -1])
+    has_both = (positives[:, -1] > 0) & (negatives[:, -1] > 0)
     return {
-        "average_precision": np.where(told, average_precision, np.nan),
-        "roc_auc": np.where(told, roc_auc, np.nan),
+        "average_precision": np.where(has_both, average_precision, np.nan),
+        "roc_auc": np.where(has_both, roc_auc, np.nan),
     }
 
 
 def interval(values: ArrayLike, customers: int, confidence: float = 0.95) -> Interval:
-    """A metric of `offer_metrics`, or a difference of two, with its percentile interval."""
+    """Computes the percentile interval of a metric, or of a difference of two methods.
+
+    Args:
+        values (array, shape `(1 + S,)`): The metric on the data and on each resample, from [`offer_metrics`].
+        customers (`int`): Number of customers, which the interval carries.
+        confidence (`float`): Share of the resamples within the interval.
+    """
     values = np.asarray(values)
     low, high = np.nanquantile(values[1:], [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(values[0]), float(low), float(high), customers)

@@ -1,9 +1,9 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The predictions file: each customer's best labels of each task, streamed to Parquet and read back.
+"""The predictions file, a Parquet file with each customer's best labels of each task.
 
-Columns: `customer_id` string, `task` string, `labels` list<string>, best first, and `scores` list<float>. One row a
-customer and task. The file appears under its name only when it is complete.
+It has one row for each customer and task, with the columns `customer_id` (string), `task` (string), `labels`
+(list<string>, best first) and `scores` (list<float>). The file appears under its name only when it is complete.
 """
 
 import os
@@ -32,31 +32,35 @@ PREDICTIONS_SCHEMA = pa.schema(
 
 
 def top_labels(scores: NDArray, top: int) -> NDArray[np.int64]:
-    """Ids of the `top` best labels, best first; equal scores in the order of the id; pad and unknown never.
+    """Finds the best labels of each customer. Equal scores are in the order of the ids.
 
     Args:
-        scores: of shape `(B, V)`.
-        top: how many.
+        scores (`numpy.ndarray`, shape `(B, V)`): Scores of V labels for B customers. The first two, for missing and
+            unknown, are never chosen.
+        top (`int`): Number of labels.
 
     Returns:
-        Of shape `(B, min(top, V - 2))`.
+        `numpy.ndarray`, shape `(B, min(top, V - 2))`: Ids of the labels, best first.
     """
     ranked = -np.asarray(scores)[:, FIRST_LABEL:]
     if 0 < top < ranked.shape[1]:
-        # Everything that is not worse than the top-th best score; a stable sort of it alone then settles the ties.
+        # Sorting only labels that are at least as good as the top-th is faster; a stable sort decides about ties.
         worst = np.partition(ranked, top - 1, axis=1)[:, top - 1 : top]
-        rows = [np.flatnonzero(keep) for keep in ranked <= worst]
-        best = [kept[np.argsort(row[kept], kind="stable")[:top]] for row, kept in zip(ranked, rows, strict=True)]
+        rows = [np.flatnonzero(is_good) for is_good in ranked <= worst]
+        best = [good[np.argsort(row[good], kind="stable")[:top]] for row, good in zip(ranked, rows, strict=True)]
         return np.array(best, dtype=np.int64).reshape(len(ranked), top) + FIRST_LABEL
     return np.argsort(ranked, axis=1, kind="stable")[:, :top] + FIRST_LABEL
 
 
 class PredictionsWriter:
-    """Writes a predictions file batch by batch, as a context manager; an error inside leaves no file.
+    """Writes a predictions file batch by batch, as a context manager. After an error inside it there is no new file.
 
     Args:
-        path: of the Parquet file; an older one is replaced when the new one is complete.
-        top: labels kept for each customer and task.
+        path (`str` or `Path`): The Parquet file. An older one is replaced when the new one is complete.
+        top (`int`): Number of labels to write for each customer and task.
+
+    Raises:
+        ValueError: If `top` is less than 1.
 
     Example:
 
@@ -82,13 +86,14 @@ class PredictionsWriter:
         """Adds the best labels of a batch of customers.
 
         Args:
-            task: name of the task.
-            customer_ids: of length B.
-            scores: of shape `(B, V)`; a label at minus infinity is not written.
-            values: the label strings by id, of length V; the first two, pad and unknown, are not used.
+            task (`str`): Name of the task.
+            customer_ids (sequence of `str`, length B): Ids of the customers.
+            scores (array, shape `(B, V)`): Scores of the labels. A label with minus infinity is not written.
+            values (sequence of `str`, length V): The label of each id. The first two, for missing and unknown, are
+                not used.
 
         Raises:
-            ValueError: if the lengths don't fit.
+            ValueError: If the lengths don't fit.
         """
         scores = np.asarray(scores, dtype=np.float32)
         if scores.shape != (len(customer_ids), len(values)):
@@ -116,11 +121,15 @@ class PredictionsWriter:
 
 
 def read_predictions(path: str | os.PathLike[str], task: str | None = None) -> pa.Table:
-    """Reads a predictions file, all tasks or one.
+    """Reads a predictions file.
+
+    Args:
+        path (`str` or `Path`): The file.
+        task (`str`, *optional*): Name of the task to read. By default all tasks are read.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no complete Parquet file, lacks a column or has no row of the task.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no complete Parquet file, lacks a column, or has no row of the task.
     """
     try:
         file = pa.parquet.ParquetFile(path)

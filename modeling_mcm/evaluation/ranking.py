@@ -1,13 +1,13 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""From scores to metrics, one way for a model and for every baseline: mask, rank, forget the scores.
+"""From scores to metrics, in the same way for a model and for every baseline.
 
     ranks = TargetRanks(cases, "product_type")
-    for places, scores in batches:
-        ranks.add(places, scores)
-    values = ranks.metrics(ks=(10,))   # metric -> one value a case
+    for indices, scores in batches:
+        ranks.add(indices, scores)
+    values = ranks.metrics(ks=(10,))   # for each metric one value a case
 
-Shapes: B cases of a batch, V labels, ids 0 (pad) and 1 (unknown) included.
+Shapes: B cases of a batch, V labels with the ids 0 (missing) and 1 (unknown).
 """
 
 from collections.abc import Sequence
@@ -21,21 +21,24 @@ from modeling_mcm.evaluation.metrics import customer_metrics, distinct_targets, 
 from modeling_mcm.evaluation.streaming import ranks_from_logits
 
 
-def mask_met(scores: torch.Tensor, cases: EvaluationCases, task: str, places: NDArray[np.int64]) -> torch.Tensor:
-    """The scores with minus infinity for labels that are not ranked; the scores themselves where everything is.
+def mask_met(scores: torch.Tensor, cases: EvaluationCases, task: str, indices: NDArray[np.int64]) -> torch.Tensor:
+    """Sets the scores of labels that are not ranked to minus infinity.
 
     Args:
-        scores: of shape `(B, V)`; they stay as they are.
-        cases: `met` says what is not ranked.
-        task: of the scores.
-        places: of the scored cases among all, of shape `(B,)`.
+        scores (`torch.Tensor`, shape `(B, V)`): Scores of the labels; they are not changed in place.
+        cases (`EvaluationCases`): All cases, with the labels that are not ranked (`met`).
+        task (`str`): Name of the task.
+        indices (`numpy.ndarray`, shape `(B,)`): Indices of the scored cases among all.
+
+    Returns:
+        `torch.Tensor`, shape `(B, V)`: The masked scores; `scores` themselves if all labels are ranked.
     """
     if cases.met is None:
         return scores
     met = cases.met[task]
-    counts = np.diff(met.offsets)[places]
-    row = np.repeat(np.arange(len(places)), counts)
-    first = np.repeat(met.offsets[places] - (np.cumsum(counts) - counts), counts)
+    counts = np.diff(met.offsets)[indices]
+    row = np.repeat(np.arange(len(indices)), counts)
+    first = np.repeat(met.offsets[indices] - (np.cumsum(counts) - counts), counts)
     label = met.labels[first + np.arange(len(row))]
     masked = scores.clone()
     masked[torch.from_numpy(row).to(scores.device), torch.from_numpy(label).to(scores.device)] = -torch.inf
@@ -43,11 +46,11 @@ def mask_met(scores: torch.Tensor, cases: EvaluationCases, task: str, places: ND
 
 
 class TargetRanks:
-    """Ranks of all cases' targets in one task; scores come a batch at a time and are not kept.
+    """Collects the ranks of the targets of one task from batches of scores, which are not stored.
 
     Args:
-        cases: what is asked and what is not ranked.
-        task: name of the task.
+        cases (`EvaluationCases`): The cases with their targets, and the labels that are not ranked.
+        task (`str`): Name of the task.
     """
 
     def __init__(self, cases: EvaluationCases, task: str):
@@ -56,15 +59,31 @@ class TargetRanks:
         self.labels, self.counts = distinct_targets(events.offsets, events.labels)
         self.greater, self.ties = np.zeros_like(self.labels), np.ones_like(self.labels)
 
-    def add(self, places: NDArray[np.int64], scores: torch.Tensor) -> torch.Tensor:
-        """Takes the scores of some cases in, of shape `(B, V)`, and returns them masked."""
-        masked = mask_met(scores, self.cases, self.task, places)
-        greater, ties = ranks_from_logits(masked, torch.from_numpy(self.labels[places]))
-        self.greater[places], self.ties[places] = greater.cpu().numpy(), ties.cpu().numpy()
+    def add(self, indices: NDArray[np.int64], scores: torch.Tensor) -> torch.Tensor:
+        """Adds the scores of some cases.
+
+        Args:
+            indices (`numpy.ndarray`, shape `(B,)`): Indices of the cases.
+            scores (`torch.Tensor`, shape `(B, V)`): Scores of the labels.
+
+        Returns:
+            `torch.Tensor`, shape `(B, V)`: The scores, with minus infinity for labels that are not ranked.
+        """
+        masked = mask_met(scores, self.cases, self.task, indices)
+        greater, ties = ranks_from_logits(masked, torch.from_numpy(self.labels[indices]))
+        self.greater[indices], self.ties[indices] = greater.cpu().numpy(), ties.cpu().numpy()
         return masked
 
     def metrics(self, ks: Sequence[int]) -> dict[str, NDArray[np.float64]]:
-        """As `customer_metrics`, or with a horizon as `set_metrics` of "horizon"; arrays of shape `(cases,)`."""
+        """Computes the metrics of all cases.
+
+        Args:
+            ks (sequence of `int`): Lengths of the ranked list.
+
+        Returns:
+            `dict[str, numpy.ndarray]`: The metrics of [`customer_metrics`], or with a horizon those of
+            [`set_metrics`], each of shape `(cases,)`.
+        """
         if self.cases.horizon_days is not None:
             return set_metrics(self.greater, self.ties, self.counts > 0, ks, "horizon")
         return customer_metrics(self.greater, self.ties, self.counts, ks)

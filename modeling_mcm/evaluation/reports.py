@@ -24,7 +24,7 @@ def with_interval(value: Interval | Mapping[str, Any], form: str = ".3f") -> str
 
 
 def with_half_interval(value: Interval | Mapping[str, Any], form: str = ".3f") -> str:
-    """A mean and half the width of its interval: `0.323 ±0.012`; the arguments are those of [`with_interval`]."""
+    """Writes a mean and half of its interval: `0.323 ±0.012`. The arguments are those of [`with_interval`]."""
     mean, low, high = (_numbers(value)[name] for name in ("mean", "low", "high"))
     return f"{mean:{form}} ±{(high - low) / 2:{form}}"
 
@@ -34,14 +34,22 @@ def _numbers(value: Interval | Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def text_table(table: Sequence[Sequence[str]]) -> str:
-    """Rows of text in columns, to print; the first row is the heading."""
+    """Aligns the rows of a table in columns, to print it.
+
+    Args:
+        table (sequence of sequences of `str`): The rows; the first one is the heading.
+    """
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
 def markdown_table(table: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table in Markdown; the first row is the heading."""
+    """Writes the lines of a table in Markdown.
+
+    Args:
+        table (sequence of sequences of `str`): The rows; the first one is the heading.
+    """
     heading, *lines = [f"| {' | '.join(row)} |" for row in table]
     return [heading, "|" + " --- |" * len(table[0]), *lines]
 
@@ -67,7 +75,14 @@ def replace_part(path: Path, text: str, part: str = RESULTS) -> bool:
 
 
 def write_report(table: Sequence[Sequence[str]], caption: str, path: Path) -> None:
-    """Writes a caption and a table as Markdown, between the lines of a page that has them, else as the whole page."""
+    """Writes a caption and a table as Markdown.
+
+    Args:
+        table (sequence of sequences of `str`): The rows; the first one is the heading.
+        caption (`str`): Text above the table.
+        path (`Path`): The page. If it has the lines `<!-- results -->` and `<!-- /results -->`, the text between them
+            is replaced, otherwise the whole page.
+    """
     text = "\n".join([caption, "", *markdown_table(table), ""])
     if not replace_part(path, text):
         path.parent.mkdir(parents=True, exist_ok=True)

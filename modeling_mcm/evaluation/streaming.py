@@ -21,21 +21,22 @@ from modeling_mcm.evaluation.metrics import UNREACHABLE, customer_metrics
 def ranks_from_logits(
     logits: torch.Tensor, labels: torch.Tensor, max_elements: int = 2**24
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Counts the labels above and beside each target label, as `tie_ranks` does.
+    """Counts for each target label how many labels have a larger score and how many have the same, as [`tie_ranks`]
+    does.
 
-    Rows are sorted and searched, a chunk of rows at a time: nothing of shape (B, N, V) is held.
+    A chunk of rows is sorted and searched at a time, so that no array of shape `(B, N, V)` is needed.
 
     Args:
-        logits: of shape `(B, V)`, any floating type.
-        labels: label ids of shape `(B, N)` or `(B,)`; ids up to 1 (padding such as 0 or -100, and unknown) are out of
-            reach.
-        max_elements: of logits sorted at a time.
+        logits (`torch.Tensor`, shape `(B, V)`): Scores of the labels, of any floating-point type.
+        labels (`torch.Tensor`, shape `(B, N)` or `(B,)`): Label ids; ids up to 1, for unknown and for padding such as
+            0 or -100, get the result `UNREACHABLE`.
+        max_elements (`int`): Number of logits that are sorted at a time.
 
     Returns:
-        `greater` and `ties`, int64, with the shape and device of `labels`.
+        `tuple[torch.Tensor, torch.Tensor]`: `greater` and `ties`, int64, with the shape and device of `labels`.
 
     Raises:
-        ValueError: if the shapes don't fit or a logit is NaN.
+        ValueError: If the shapes don't fit or a logit is NaN.
     """
     if logits.ndim != 2 or labels.ndim not in (1, 2) or len(labels) != len(logits):
         raise ValueError(
@@ -61,12 +62,12 @@ def ranks_from_logits(
 
 
 class StreamingMetrics:
-    """`compute_metrics` for a Trainer with `batch_eval_metrics=True` whose predictions are ranks.
+    """Computes metrics from ranks, for a Trainer with `batch_eval_metrics=True`.
 
-    Only metric values, a few numbers a customer, are kept between batches.
+    Between batches only metrics are stored, a few numbers for each customer.
 
     Args:
-        ks: lengths of the list.
+        ks (sequence of `int`): Lengths of the ranked list.
     """
 
     def __init__(self, ks: Sequence[int] = (10,)):
@@ -74,12 +75,16 @@ class StreamingMetrics:
         self._values: dict[str, list[np.ndarray]] = {}
 
     def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
-        """Takes a batch in; with `compute_result` returns `<task>_<metric>` -> mean over customers and starts anew.
+        """Adds a batch, and after the last one computes the metrics.
 
         Args:
-            prediction: `predictions` as task -> ranks of `ranks_from_logits`, `label_ids` as task -> `(B, N)`
-                label ids, one for each event of the next visit (repeated labels are counted), 0 or -100 is padding.
-            compute_result: true on the last batch.
+            prediction (`EvalPrediction`): `predictions` holds for each task the ranks of [`ranks_from_logits`], and
+                `label_ids` the label ids of shape `(B, N)`, one for each event of the next visit; 0 or -100 is
+                padding.
+            compute_result (`bool`): Whether this is the last batch.
+
+        Returns:
+            `dict[str, float]`: Means over customers, named `<task>_<metric>`; empty before the last batch.
         """
         for task, (greater, ties) in prediction.predictions.items():
             labels = _as_numpy(prediction.label_ids[task])
@@ -100,7 +105,9 @@ def _as_numpy(array: Any) -> np.ndarray:
 def _distinct_ranks(
     greater: np.ndarray, ties: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Brings equal labels of a customer together: ranks as they are, the count on a label's first place, else 0."""
+    """Merges equal labels of a customer: the first one gets the number of all, and the others 0. Ranks stay as they
+    are.
+    """
     greater, ties, labels = (array.reshape(len(array), -1) for array in (greater, ties, labels))  # (B,) is (B, 1)
     order = np.argsort(labels, axis=1, kind="stable")
     greater, ties, labels = (np.take_along_axis(array, order, axis=1) for array in (greater, ties, labels))

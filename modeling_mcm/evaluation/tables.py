@@ -24,15 +24,18 @@ HISTORY_GROUPS = {"1-2": (0, 2), "3-5": (3, 5), "6-20": (6, 20), "more": (21, np
 
 
 def metric_table(results: Results, tasks: Sequence[str], metrics: Sequence[str]) -> list[list[str]]:
-    """Rows of text: a method; by task and metric the mean with half its interval, of a visit's event in brackets.
+    """Makes a table of text with a row for each method, and for each task and metric the mean and half of its
+    interval.
+
+    For the next visit, the metric of the next event stands in brackets. A method without values of a task has "-".
 
     Args:
-        results: by method, task and metric; a method without a task has "-" there.
-        tasks: the columns.
-        metrics: without the target, such as `ndcg@10`: that of the horizon where it was measured, else of the visit.
+        results (`dict`): Values of every case, by method, task and metric.
+        tasks (sequence of `str`): Tasks, in the order of the columns.
+        metrics (sequence of `str`): Metrics without the target, such as `ndcg@10`.
 
     Raises:
-        ValueError: for a metric that was not measured.
+        ValueError: If there are no values of a metric.
     """
     measured = {name for by_task in results.values() for values in by_task.values() for name in values}
     known = {name.removeprefix(f"{target}_") for target in ("next_visit", "horizon") for name in measured}
@@ -54,31 +57,39 @@ def metric_table(results: Results, tasks: Sequence[str], metrics: Sequence[str])
 
 
 def target_of(results: Results) -> str:
-    """What was asked for: "horizon" or "next_visit"."""
+    """Says which target the results are of: "horizon" or "next_visit".
+
+    Args:
+        results (`dict`): Values of every case, by method, task and metric.
+    """
     names = (name for by_task in results.values() for values in by_task.values() for name in values)
     return "horizon" if any(name.startswith("horizon_") for name in names) else "next_visit"
 
 
 def history_groups(cases: EvaluationCases) -> dict[str, NDArray[np.bool_]]:
-    """Which cases have how many visits with a target event before the cutoff; groups without a case are left out."""
+    """Groups the cases by the number of visits before the cutoff; groups without a case are left out.
+
+    Args:
+        cases (`EvaluationCases`): The cases.
+    """
     visits = cases.history_visits
     groups = {name: (visits >= low) & (visits <= high) for name, (low, high) in HISTORY_GROUPS.items()}
     return {name: chosen for name, chosen in groups.items() if chosen.any()}
 
 
 def by_history(results: Results, cases: EvaluationCases, metrics: Sequence[str]) -> dict[str, Any]:
-    """Means and intervals by the length of the history.
+    """Computes means and intervals by the length of the history.
 
     Args:
-        results: by method, task and metric.
-        cases: that they are of.
-        metrics: names with the target, such as `next_visit_ndcg@10`.
+        results (`dict`): Values of every case, by method, task and metric.
+        cases (`EvaluationCases`): The cases of the results.
+        metrics (sequence of `str`): Names of metrics with the target, such as `next_visit_ndcg@10`.
 
     Returns:
-        group -> `cases`, their number, and `results`: method -> task -> metric -> mean, low, high, customers; without
-        what no customer of the group has a value of.
+        `dict`: For each group `cases`, their number, and `results`, by method, task and metric the mean, the interval
+        and the number of customers. Metrics without a value in the group are left out.
     """
-    found: dict[str, Any] = {}
+    groups: dict[str, Any] = {}
     for group, chosen in history_groups(cases).items():
         by_method: dict[str, Any] = {}
         for method, by_task in results.items():
@@ -90,16 +101,16 @@ def by_history(results: Results, cases: EvaluationCases, metrics: Sequence[str])
                 }
                 for task, values in by_task.items()
             }
-        found[group] = {"cases": int(chosen.sum()), "results": by_method}
-    return found
+        groups[group] = {"cases": int(chosen.sum()), "results": by_method}
+    return groups
 
 
-def history_table(found: Mapping[str, Any], tasks: Sequence[str], metric: str) -> list[list[str]]:
+def history_table(groups: Mapping[str, Any], tasks: Sequence[str], metric: str) -> list[list[str]]:
     """Rows of text from `by_history`: a task and group, its customers with a target, and each method's mean."""
-    methods = list(next(iter(found.values()))["results"])
+    methods = list(next(iter(groups.values()))["results"])
     table = [["task", "visits before", "customers", *methods]]
     for task in tasks:
-        for group, of_group in found.items():
+        for group, of_group in groups.items():
             measured = {name: of_group["results"][name].get(task, {}).get(metric) for name in methods}
             customers = max((each["customers"] for each in measured.values() if each), default=0)
             if customers:
@@ -109,7 +120,11 @@ def history_table(found: Mapping[str, Any], tasks: Sequence[str], metric: str) -
 
 
 def summary(results: Results) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Method -> task -> metric -> mean, low, high, customers, as JSON takes it; without what no customer has."""
+    """Computes the mean, interval and number of customers by method, task and metric, as values for JSON.
+
+    Args:
+        results (`dict`): Values of every case, by method, task and metric. Metrics without a value are left out.
+    """
     return {
         method: {
             task: {
@@ -124,9 +139,15 @@ def summary(results: Results) -> dict[str, dict[str, dict[str, dict[str, float]]
 
 
 def write_values(path: Path, customer_ids: Sequence[str], results: Results) -> None:
-    """Writes one row a method, task, metric and customer; `value` is NaN for a customer without a target in the task.
+    """Writes a Parquet file with one row for each method, task, metric and customer.
 
-    The file appears under its name only when it is complete.
+    `value` is NaN for a customer without a target in the task. The file appears under its name only when it is
+    complete.
+
+    Args:
+        path (`Path`): The file.
+        customer_ids (sequence of `str`): Customers, in the order of the cases.
+        results (`dict`): Values of every case, by method, task and metric.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial, pq.ParquetWriter(partial, VALUES_SCHEMA) as writer:

@@ -26,10 +26,12 @@ PAIRS_AT_ONCE = 2**24  # of labels that are multiplied out at a time
 
 
 class Markov(Baseline):
-    """From the labels of the last visit to the labels of the next: mean of P(b in the next visit | a in the last)."""
+    """Scores the labels of the next visit by the labels of the last: the mean of P(b in the next visit | a in the
+    last).
+    """
 
     def fit(self, rows: Any, task: str, number_of_labels: int, cutoff: str = "validation") -> Self:
-        """As `Baseline.fit`."""
+        """Counts the events before a cutoff and the transitions; the arguments are those of [`Baseline.fit`]."""
         self._together = scipy_sparse().csr_array((number_of_labels, number_of_labels))
         self._before = np.zeros(number_of_labels)
         return super().fit(rows, task, number_of_labels, cutoff)
@@ -58,23 +60,23 @@ class Markov(Baseline):
 
 
 class Transitions(Baseline):
-    """What followed the latest labels in the training period, up to six steps later.
+    """Scores labels by what followed the customer's latest labels in the training period, up to six moments later.
 
-    A moment is the set of a customer's labels of one visit and time. `c(h, w)` sums the lag's weight over the times
-    that `w` stood some moments after `h`, and `count(h)` is the number of moments with `h`. A label's score is the
-    sum over the labels `h` of the customer's last moments, the latest first with `j = 0`:
-    `sum of decay ** j * c(h, w) / (count(h) + 1) ** rarity`.
+    A moment is the set of a customer's labels of one visit and time. `c(h, w)` sums the weights of the lags at which
+    `w` followed `h`, and `count(h)` is the number of moments with `h`. A label's score is the sum over the labels `h`
+    of the customer's last moments, the latest with `j = 0`, of
+    `decay ** j * c(h, w) / (count(h) + 1) ** rarity`.
 
-    Memory is bounded: of a moment with very many labels the first `moment_labels` ids in a fixed shuffled order are
-    counted, and where there are more than `max_pairs` pairs, the half with the smaller sums is dropped.
+    Memory is limited: of a moment with very many labels only `moment_labels` are counted, chosen by a fixed random
+    order, and when there are more than `max_pairs` pairs, the half with the smaller sums is dropped.
 
     Args:
-        lag_weights: of a label one moment later, two moments later, and so on.
-        last_moments: of the history that scores start from.
-        decay: weight of a moment against the one after it.
-        rarity: exponent; 0 leaves frequent labels their weight, 1 gives each label the same.
-        moment_labels: labels of a moment that are counted.
-        max_pairs: pairs of labels that are kept.
+        lag_weights (sequence of `float`): Weights of a label one moment later, two moments later, and so on.
+        last_moments (`int`): Number of the history's latest moments that scores are computed from.
+        decay (`float`): Weight of a moment relative to the one after it.
+        rarity (`float`): Exponent; 0 lets frequent labels count fully, 1 gives each label the same weight.
+        moment_labels (`int`): Largest number of labels that are counted of one moment.
+        max_pairs (`int`): Largest number of pairs of labels that are stored.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class Transitions(Baseline):
         self.moment_labels, self.max_pairs = moment_labels, max_pairs
 
     def fit(self, rows: Any, task: str, number_of_labels: int, cutoff: str = "validation") -> Self:
-        """As `Baseline.fit`."""
+        """Counts the events before a cutoff and the transitions; the arguments are those of [`Baseline.fit`]."""
         self._together = scipy_sparse().csr_array((number_of_labels, number_of_labels))
         self._count = np.zeros(number_of_labels)
         self._lot = np.random.default_rng(0).permutation(number_of_labels)
@@ -98,7 +100,7 @@ class Transitions(Baseline):
         return super().fit(rows, task, number_of_labels, cutoff)
 
     def _moments(self, history: TaskHistory, ordered: NDArray) -> tuple[sp.csr_array, NDArray[np.int64]]:
-        """Labels of each moment, oldest first, 0 or 1, of shape `(M, V)`, and the customer of each moment."""
+        """Labels of each moment, oldest first, as 0 or 1 of shape `(M, V)`, and the customer of each moment."""
         customer, visit, time, label = (
             values[ordered] for values in (history.customer, history.visits_ago, history.time, history.label)
         )

@@ -46,11 +46,11 @@ MINUTE, HOUR, DIGITS = 60, 3600, 4
 
 @dataclass(frozen=True)
 class Footprint:
-    """Assumptions behind the estimate of emissions.
+    """Assumptions of the estimated emissions.
 
     Args:
-        watts (`float`): Power that the machine draws while it trains.
-        grams_per_kwh (`float`): Carbon dioxide equivalent of a kilowatt hour of its grid.
+        watts (`float`): Power of the machine in training, in watts.
+        grams_per_kwh (`float`): Carbon dioxide equivalent of one kilowatt-hour of the power grid, in grams.
     """
 
     watts: float = 65.0
@@ -63,19 +63,23 @@ class Footprint:
             )
 
     def grams(self, seconds: float) -> float:
-        """Grams of carbon dioxide equivalent of a training."""
+        """Estimates the emissions of a training, in grams of carbon dioxide equivalent.
+
+        Args:
+            seconds (`float`): Duration of the training.
+        """
         return seconds / HOUR * self.watts / 1000 * self.grams_per_kwh
 
 
 @dataclass(frozen=True)
 class Exposure:
-    """How many customers share the values of the vocabularies, as counted on the training data.
+    """How many customers have the values of the vocabularies, as counted on the training data.
 
     Args:
-        min_customers (`int`): k, below which a value counts as rare.
-        rare (`Mapping[str, int]`): Of each categorical feature, its values with fewer customers.
-        hidden (`bool`): Whether they are published as placeholders.
-        pairs (`int`): How many pairs of labels with fewer customers were left out of the weights.
+        min_customers (`int`): Number k of customers; a value of fewer is rare.
+        rare (`Mapping[str, int]`): Number of rare values of each categorical feature.
+        hidden (`bool`): Whether rare values are published as placeholders.
+        pairs (`int`): Number of rare pairs of labels that were left out of the weights.
     """
 
     min_customers: int
@@ -85,7 +89,11 @@ class Exposure:
 
 
 def scrub_command(command: str) -> str:
-    """A command line without what is private: paths outside the project, and what follows an option for a secret."""
+    """Removes private parts of a command line: folders outside of the project, and values of options with secrets.
+
+    Args:
+        command (`str`): The command line.
+    """
     words, skipping = [], False
     for word in command.split():
         if skipping and not word.startswith("-"):
@@ -97,14 +105,14 @@ def scrub_command(command: str) -> str:
 
 
 def _scrub_path(word: str) -> str:
-    """The last part of a path may be a name too, where a folder's name has a space; so nothing of it stays."""
+    """Replaces a path completely: if a folder's name has a space, even its last part may be a private name."""
     parts = re.split(r"[/\\]", word)
     public = PUBLIC.match(word) and ".." not in parts
     return word if len(parts) == 1 or public else HIDDEN
 
 
 def _cell(text: Any) -> str:
-    """Text of the data in a cell of a Markdown table."""
+    """Escapes a text of the data for a cell of a Markdown table."""
     return re.sub(r"([\\|`*<\[])", r"\\\1", str(text)).replace("\n", " ")
 
 
@@ -118,21 +126,21 @@ def _duration(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """All that a model card says of one checkpoint, as JSON can keep it; the other words are the template's.
+    """The facts of a checkpoint that its model card is written from, as values for JSON.
 
     Args:
-        repo_id (`str`): The name on the Hub.
-        config (`Mapping[str, Any]`): Of the model.
-        extractor (`Mapping[str, Any]`): Of the feature extractor, without its values.
-        values (`Mapping[str, int]`): Of each categorical feature, how many it has.
-        bins (`Mapping[str, int]`): Of each numeric feature, how many it has.
-        training (`Mapping[str, Any]`): What pretraining.json or finetuning.json holds, its command without what is
-            private; empty if nothing is known.
-        evaluation (`Mapping[str, Any]`): `data`, `cutoff`, `cases`, what was `asked` and whether it is of `offers`;
-            empty without one.
-        results (`Sequence[Mapping[str, Any]]`): As `result_rows` gives them.
-        exposure (`Exposure`, *optional*): How many values are rare; without it the card says that it was not counted.
-        footprint (`Footprint`): Assumptions of the emissions' estimate.
+        repo_id (`str`): Name on the Hub.
+        config (`Mapping[str, Any]`): Config of the model.
+        extractor (`Mapping[str, Any]`): Config of the feature extractor, without its vocabularies.
+        values (`Mapping[str, int]`): Number of values of each categorical feature.
+        bins (`Mapping[str, int]`): Number of bins of each numeric feature.
+        training (`Mapping[str, Any]`): Content of pretraining.json or finetuning.json, its command without private
+            parts; empty if nothing is known.
+        evaluation (`Mapping[str, Any]`): `data`, `cutoff` and `cases` of the evaluation, what was ranked (`asked`),
+            and whether it is of `offers`; empty without an evaluation.
+        results (`Sequence[Mapping[str, Any]]`): The metrics, from [`result_rows`].
+        exposure (`Exposure`, *optional*): Number of rare values. Without it the card says that they were not counted.
+        footprint (`Footprint`): Assumptions of the estimated emissions.
     """
 
     repo_id: str
@@ -156,18 +164,19 @@ class CardFacts:
         exposure: Exposure | None = None,
         footprint: Footprint | None = None,
     ) -> "CardFacts":
-        """The facts of a checkpoint.
+        """Collects the facts of a checkpoint.
 
         Args:
-            folder: what `write_upload_folder` wrote.
-            repo_id: the name on the Hub.
-            training: what pretraining.json or finetuning.json of the checkpoint holds.
-            evaluation: what `training/run_evaluate.py --output_file` wrote.
-            exposure: how many values are rare.
-            footprint: assumptions of the emissions' estimate.
+            folder (`Path`): Folder that [`write_upload_folder`] wrote.
+            repo_id (`str`): Name on the Hub.
+            training (`dict`, *optional*): Content of pretraining.json or finetuning.json of the checkpoint.
+            evaluation (`dict`, *optional*): Content of the file that `mcm evaluate --output_file` wrote.
+            exposure (`Exposure`, *optional*): Number of rare values.
+            footprint (`Footprint`): Assumptions of the estimated emissions.
 
         Raises:
-            FileNotFoundError, ValueError: if a file is missing or damaged, or the evaluation is of another kind.
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file is damaged, or the evaluation is of another kind.
         """
         vocabularies = read_json(Path(folder) / VOCABULARIES_NAME, "the values of the features")
         training, known = dict(training or {}), evaluation or {}
@@ -191,21 +200,37 @@ class CardFacts:
 
     @classmethod
     def load(cls, path: str | Path) -> "CardFacts":
-        """What `save` wrote; raises `ValueError` if the file holds something else."""
-        found = read_json(Path(path), "the facts of a card")
+        """Reads facts that [`save`] wrote.
+
+        Args:
+            path (`str` or `Path`): The JSON file.
+
+        Raises:
+            ValueError: If the file holds something else.
+        """
+        content = read_json(Path(path), "the facts of a card")
         try:
-            exposure = found["exposure"] and Exposure(**found["exposure"])
-            return cls(**found | {"exposure": exposure, "footprint": Footprint(**found["footprint"])})
+            exposure = content["exposure"] and Exposure(**content["exposure"])
+            return cls(**content | {"exposure": exposure, "footprint": Footprint(**content["footprint"])})
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} holds no facts of a card ({error!r}): write it with --card again.") from error
 
     def save(self, path: str | Path) -> None:
-        """Writes a JSON file, from which the card can be rendered without the checkpoint."""
+        """Writes a JSON file, from which the card can be written without the checkpoint.
+
+        Args:
+            path (`str` or `Path`): The file.
+        """
         write_json(path, asdict(self), indent=1)
 
 
 def schema_rows(facts: CardFacts) -> list[dict[str, str]]:
-    """What the card says of each feature: name, kind, values, whether it is a profile's or a task, rare values."""
+    """Makes a row for each feature: name, kind, number of values, whether it is a profile's or a task, and rare
+    values.
+
+    Args:
+        facts (`CardFacts`): The facts of the card.
+    """
     rows, rare = [], facts.exposure.rare if facts.exposure else {}
     for feature in facts.extractor["features"]:
         name = feature["name"]
@@ -224,34 +249,35 @@ def schema_rows(facts: CardFacts) -> list[dict[str, str]]:
 
 
 def _headline_metrics(metrics: Mapping[str, Mapping[str, float]], headlines: Sequence[str]) -> list[tuple[str, int]]:
-    """Name and length of the list (0 for none) of what is told, of the longest list."""
+    """Selects the metrics that the card shows, each with its largest length of the list, or 0."""
     parts = [(name.partition("@")[0], int(name.partition("@")[2] or 0)) for name in metrics]
     longest = {name: max(k for other, k in parts if other == name) for name, _ in parts}
     return [(name, longest[name]) for name in headlines if name in longest]
 
 
 def result_rows(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """One entry a method, task and headline metric of what `training/run_evaluate.py --output_file` wrote.
+    """Reads the results that `mcm evaluate --output_file` wrote, as one entry for each method, task and metric of the
+    card.
 
     Args:
-        evaluation: of a pre-trained model (`results` by method, task and metric), or of one fine-tuned to offers (by
-            outcome and method, then metric).
+        evaluation (`Mapping[str, Any]`, *optional*): Content of the file, of a pre-trained model (`results` by method,
+            task and metric) or of one that was fine-tuned to offers (by outcome and method, then metric).
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: If it is neither.
     """
     if evaluation is None:
         return []
     try:
         if "results" in evaluation:
             headlines: Sequence[str] = HEADLINES + HORIZON_HEADLINES
-            found = [
+            entries = [
                 (method, task, metrics, headlines)
                 for method, by_task in evaluation["results"].items()
                 for task, metrics in by_task.items()
             ]
         else:
-            found = [
+            entries = [
                 (key.partition(": ")[2], key.partition(": ")[0], metrics, OFFER_HEADLINES)
                 for key, metrics in evaluation.items()
             ]
@@ -264,7 +290,7 @@ def result_rows(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
                 **{key: float(metrics[f"{name}@{k}" if k else name][key]) for key in ("mean", "low", "high")},
                 "customers": int(metrics[f"{name}@{k}" if k else name]["customers"]),
             }
-            for method, task, metrics, headlines in found
+            for method, task, metrics, headlines in entries
             for name, k in _headline_metrics(metrics, headlines)
             if math.isfinite(metrics[f"{name}@{k}" if k else name]["mean"])  # there was a case
         ]
@@ -276,7 +302,11 @@ def result_rows(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def evaluation_metadata(facts: CardFacts) -> list[EvalResult]:
-    """The model's own results as the Hub reads them; the interval is among the metric's arguments."""
+    """Makes the model's own results in the form that the Hub reads. The interval is among the metric's arguments.
+
+    Args:
+        facts (`CardFacts`): The facts of the card.
+    """
     return [
         EvalResult(
             task_type="other",
@@ -302,14 +332,14 @@ def evaluation_metadata(facts: CardFacts) -> list[EvalResult]:
 
 
 def write_results(facts: CardFacts, folder: str | Path) -> Path | None:
-    """Writes the model's own results as `.eval_results/*.yaml`, where the Hub reads them from now.
+    """Writes the model's own results to `.eval_results/*.yaml`, where the Hub reads them.
 
     Args:
-        facts: of the card.
-        folder: what is published.
+        facts (`CardFacts`): The facts of the card.
+        folder (`Path`): Folder that is published.
 
     Returns:
-        The file, or `None` where nothing was evaluated.
+        `Path`: The file, or `None` if there are no results.
     """
     split = facts.evaluation.get("cutoff", "test")
     entries = [
@@ -340,7 +370,7 @@ def _data_of(facts: CardFacts) -> str:
 
 
 def _results_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Columns and, by task, lines of the page's table."""
+    """Makes the columns, and by task the rows, of the card's table of results."""
     metrics = list(dict.fromkeys((row["metric"], row["k"]) for row in rows))
     tasks: dict[str, dict[str, dict]] = {}
     for row in rows:
@@ -357,7 +387,11 @@ def _results_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def model_card(facts: CardFacts) -> ModelCard:
-    """The card of a checkpoint, with metadata that the client has validated."""
+    """Writes the model card of a checkpoint, with metadata that the Hub's client has validated.
+
+    Args:
+        facts (`CardFacts`): The facts of the card.
+    """
     config, extractor, training, footprint = facts.config, facts.extractor, facts.training, facts.footprint
     name, actions = facts.repo_id.split("/")[-1], ACTION_HEAD in config["architectures"]
     is_tuned = bool({ACTION_HEAD, PREDICTION_HEAD} & set(config["architectures"]))
@@ -410,13 +444,13 @@ def _is_raw(feature: Mapping[str, Any]) -> bool:
 
 
 def dataset_card(manifest: Any, exposure: Exposure | None = None) -> DatasetCard:
-    """The card of a prepared data set, to keep beside it.
+    """Writes a card of a prepared data set, to keep with it.
 
-    A prepared data set holds customers' histories under their ids, so nothing here publishes one.
+    A prepared data set holds customers' histories with their ids. Nothing in this package publishes one.
 
     Args:
-        manifest: its `PreparedManifest`.
-        exposure: how many values are rare; without it the card says that they were not counted.
+        manifest (`PreparedManifest`): The manifest of the data set.
+        exposure (`Exposure`, *optional*): Number of rare values. Without it the card says that they were not counted.
     """
     schema, counts = manifest.schema, manifest.counts
     features = [{"of": "event", **spec} for spec in schema["features"]]

@@ -55,31 +55,35 @@ FEATURE_KEYS = ("name", "kind", "column", "profile")
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Reads a JSON object from a file.
+
+    Args:
+        path (`Path`): The file.
+        what (`str`): A phrase for the message that says what the file is.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it holds no JSON object.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no JSON object.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has no {path.name}, {what}; give the folder that a training wrote.")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON ({error}); write it again.") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a {type(found).__name__}, expected an object; write it again.")
-    return found
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected an object; write it again.")
+    return content
 
 
 def published_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as it is published: MCM's own keys, the entries of the Auto classes and of the pipelines.
+    """Selects what is published of a config: MCM's own keys, and the entries of the Auto classes and of the pipelines.
 
     Args:
-        config: what config.json of a checkpoint holds.
+        config (`dict[str, Any]`): Content of the config.json of a checkpoint.
 
     Raises:
-        ValueError: if the checkpoint is of another model, or says no class of its own.
+        ValueError: If the checkpoint is of another model, or names no class of MCM.
     """
     architectures = config.get("architectures") or []
     known_heads = (BASE, HEAD, ACTION_HEAD, PREDICTION_HEAD)
@@ -99,36 +103,46 @@ def published_config(config: Mapping[str, Any]) -> dict[str, Any]:
         auto_map |= ACTION_AUTO_MAP
         pipelines |= ACTION_PIPELINES
     known = {*MCMConfig().to_dict(), "architectures", "dtype", "transformers_version"}
-    kept = {key: value for key, value in config.items() if key in known and not key.startswith("_")}
+    published = {key: value for key, value in config.items() if key in known and not key.startswith("_")}
     custom = {
         task: {"impl": f"pipeline_mcm.{name}", "pt": [auto], "type": "multimodal"}
         for task, (name, auto) in pipelines.items()
     }
-    return kept | {"auto_map": auto_map, "custom_pipelines": custom}
+    return published | {"auto_map": auto_map, "custom_pipelines": custom}
 
 
 def published_preprocessor(values: Mapping[str, Any]) -> dict[str, Any]:
-    """preprocessor_config.json as it is published: the feature extractor's own keys and its Auto class.
+    """Selects what is published of preprocessor_config.json: the feature extractor's own keys and its Auto class.
+
+    Args:
+        values (`dict[str, Any]`): Content of the file.
 
     Raises:
-        ValueError: if a feature reads the customer column, whose values are customer ids.
+        ValueError: If a feature reads the customer column, because its values are customer ids.
     """
     known = MCMFeatureExtractor().to_dict()
-    kept = {key: value for key, value in values.items() if key in known}
-    kept["features"] = [
+    published = {key: value for key, value in values.items() if key in known}
+    published["features"] = [
         {key: feature[key] for key in FEATURE_KEYS if key in feature} for feature in values.get("features", [])
     ]
-    for feature in kept["features"]:
+    for feature in published["features"]:
         if (feature.get("column") or feature.get("name")) == values.get("customer"):
             raise ValueError(
                 f"Feature {feature.get('name')!r} reads the customer column {values.get('customer')!r}, so its "
                 "vocabulary is a list of customer ids; leave the feature out of the schema, prepare and train again."
             )
-    return kept | {"auto_map": dict(PREPROCESSOR_AUTO_MAP)}
+    return published | {"auto_map": dict(PREPROCESSOR_AUTO_MAP)}
 
 
 def check_weights(path: Path) -> None:
-    """Raises a `ValueError` if a file is not in the safetensors format, or says more than which library wrote it."""
+    """Checks that a file of weights is in the safetensors format, and that its metadata say nothing but the library.
+
+    Args:
+        path (`Path`): The file.
+
+    Raises:
+        ValueError: If that is not so.
+    """
     with open(path, "rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
@@ -144,11 +158,11 @@ def check_weights(path: Path) -> None:
 
 
 class UploadFolder(NamedTuple):
-    """What was written to be published.
+    """The files that were written to be published.
 
     Attributes:
-        files (`list[Path]`): Sorted by name.
-        hidden_pairs (`HiddenPairs`): What of the counted memory was left out of the weights.
+        files (`list[Path]`): The files, sorted by name.
+        hidden_pairs (`HiddenPairs`): Number of entries of the counted memory that were left out of the weights.
     """
 
     files: list[Path]
@@ -196,24 +210,25 @@ def write_upload_folder(
     hidden: Mapping[str, Sequence[str]] | None = None,
     shared: Mapping[str, torch.Tensor] | None = None,
 ) -> UploadFolder:
-    """Writes what is published of a checkpoint, all but the card.
+    """Writes what is published of a checkpoint, except for the card.
 
     Args:
-        checkpoint: folder that a training or `save_pretrained` wrote; nothing in it changes.
-        folder: made if it is not there; must be empty.
-        hidden: of each feature the values that are published as placeholders, as `rare_values` finds them. Where it
-            is given, the weights are published without pairs of labels that too few customers have.
-        shared: the pairs that stay, as `shared_pairs` finds them; needed with `hidden` for a checkpoint with a
-            counted memory.
+        checkpoint (`Path`): Checkpoint folder, which is not changed.
+        folder (`Path`): Folder to write, which is made if it does not exist, and must be empty.
+        hidden (`dict[str, list[str]]`, *optional*): For each feature the values that are published as placeholders,
+            from [`rare_values`]. With it, the weights are published without pairs of labels that too few customers
+            have.
+        shared (`dict[str, torch.Tensor]`, *optional*): The pairs that are published, from [`shared_pairs`]; needed
+            with `hidden` if the checkpoint has a counted memory.
 
     Returns:
-        The files, and how many pairs were hidden.
+        `UploadFolder`: The files, and the number of hidden pairs.
 
     Raises:
-        FileNotFoundError: if the checkpoint lacks weights, config or feature extractor.
-        FileExistsError: if the folder is not empty.
-        ValueError: if a file is damaged, of another model, or would publish customer ids, or pairs of labels of which
-            it is not known how many customers have them.
+        FileNotFoundError: If the checkpoint lacks weights, config or feature extractor.
+        FileExistsError: If the folder is not empty.
+        ValueError: If a file is damaged or of another model, or if customer ids, or pairs of labels whose number of
+            customers is not known, would be published.
     """
     source, target = Path(checkpoint), Path(folder)
     weights = sorted(path for path in source.glob("*") if WEIGHTS.fullmatch(path.name))

@@ -29,19 +29,20 @@ COUNTED = re.compile(r"(?:.+\.)?counted_memory\.(?:follower|habit|new)_tables\..
 
 
 def customers_per_value(rows: Any, extractor: MCMFeatureExtractor) -> dict[str, NDArray[np.int64]]:
-    """How many customers have each value of each categorical feature in the training period.
+    """Counts how many customers have each value of each categorical feature in the training period.
 
-    Features that share the values of a column count together: the customer has the value, whatever its place.
+    Features that share the values of a column are counted together, because each of them tells that the customer has
+    the value.
 
     Args:
-        rows: what `load_prepared` gives of the data set that the checkpoint was trained on.
-        extractor: the checkpoint's feature extractor.
+        rows (`datasets.Dataset`): The rows of the data set that the checkpoint was trained on, from `load_prepared`.
+        extractor (`MCMFeatureExtractor`): The checkpoint's feature extractor.
 
     Returns:
-        For each categorical feature an array in the order of its vocabulary.
+        `dict[str, numpy.ndarray]`: For each categorical feature the counts, in the order of its vocabulary.
 
     Raises:
-        ValueError: if the data set has no column of a feature, or an id that its vocabulary does not have.
+        ValueError: If the data set has no column of a feature, or an id that is not in its vocabulary.
     """
     counts = {
         name: np.zeros(FIRST_VALUE_ID + len(values), np.int64) for name, values in extractor.vocabularies.items()
@@ -70,9 +71,9 @@ def customers_per_value(rows: Any, extractor: MCMFeatureExtractor) -> dict[str, 
                     "checkpoint: give the data set that the checkpoint was trained on."
                 )
             pairs.setdefault(shared[name], []).append(owner.astype(np.int64) * len(counts[name]) + ids)
-        for name, found in pairs.items():
+        for name, arrays in pairs.items():
             counts[name] += np.bincount(
-                np.unique(np.concatenate(found)) % len(counts[name]), minlength=len(counts[name])
+                np.unique(np.concatenate(arrays)) % len(counts[name]), minlength=len(counts[name])
             )
     return {name: counts[shared[name]][FIRST_VALUE_ID:] for name in counts}
 
@@ -80,31 +81,36 @@ def customers_per_value(rows: Any, extractor: MCMFeatureExtractor) -> dict[str, 
 def rare_values(
     counts: Mapping[str, NDArray[np.int64]], extractor: MCMFeatureExtractor, min_customers: int
 ) -> dict[str, list[str]]:
-    """The values that fewer than `min_customers` customers have; token types that MCM adds itself are not counted.
+    """Selects the values that fewer than `min_customers` customers have. Token types that MCM adds itself are left
+    out.
 
     Args:
-        counts: what `customers_per_value` gives.
-        extractor: the checkpoint's feature extractor.
-        min_customers: k of k-anonymity.
+        counts (`dict[str, numpy.ndarray]`): Numbers of customers, from [`customers_per_value`].
+        extractor (`MCMFeatureExtractor`): The checkpoint's feature extractor.
+        min_customers (`int`): The number k of k-anonymity.
     """
     own = set(extractor._reserved_token_types)
     rare = {}
     for name, values in extractor.vocabularies.items():
-        kept = own if name == extractor.token_type_feature else set()
+        own_types = own if name == extractor.token_type_feature else set()
         pairs = zip(values, counts[name].tolist(), strict=True)
-        rare[name] = [value for value, count in pairs if count < min_customers and value not in kept]
+        rare[name] = [value for value, count in pairs if count < min_customers and value not in own_types]
     return rare
 
 
 def hide_values(
     vocabularies: Mapping[str, Sequence[str]], hidden: Mapping[str, Sequence[str]]
 ) -> dict[str, list[str]]:
-    """The vocabularies with a placeholder for each hidden value, in its place: no id and no weight moves.
+    """Replaces hidden values of the vocabularies by placeholders, so that ids and weights stay as they are.
 
-    A customer's event with a hidden value is then read as unknown, and a score of it names the placeholder.
+    A hidden value of a customer's event is then read as unknown, and a score of it has the name of the placeholder.
+
+    Args:
+        vocabularies (`dict[str, list[str]]`): The values of each feature.
+        hidden (`dict[str, list[str]]`): For each feature the values to hide.
 
     Raises:
-        ValueError: if a value is not in its vocabulary, or a placeholder is there already.
+        ValueError: If a value is not in its vocabulary, or a placeholder is already there.
     """
     result = {name: list(values) for name, values in vocabularies.items()}
     for name, values in hidden.items():
@@ -120,15 +126,18 @@ def hide_values(
 
 
 def shared_pairs(followers: pa.Table, min_customers: int) -> dict[str, torch.Tensor]:
-    """Of each task the pairs of labels that at least `min_customers` customers have, as numbers of `PAIR`.
+    """Selects for each task the pairs of labels that at least `min_customers` customers have.
 
     Args:
-        followers: `followers.parquet` of the data set that the checkpoint was trained on.
-        min_customers: k of k-anonymity.
+        followers (`pyarrow.Table`): `followers.parquet` of the data set that the checkpoint was trained on.
+        min_customers (`int`): The number k of k-anonymity.
+
+    Returns:
+        `dict[str, torch.Tensor]`: For each task the pairs, each as one number (label times `PAIR` plus follower).
     """
-    kept = followers.filter(pc.greater_equal(followers["customers"], min_customers))
-    pairs = torch.as_tensor(kept["label"].to_numpy().astype(np.int64) * PAIR + kept["follower"].to_numpy())
-    tasks = np.asarray(kept["task"].to_pylist(), object)
+    frequent = followers.filter(pc.greater_equal(followers["customers"], min_customers))
+    pairs = torch.as_tensor(frequent["label"].to_numpy().astype(np.int64) * PAIR + frequent["follower"].to_numpy())
+    tasks = np.asarray(frequent["task"].to_pylist(), object)
     return {task: pairs[torch.as_tensor(tasks == task)] for task in sorted(set(tasks))}
 
 
@@ -136,8 +145,8 @@ class HiddenPairs(NamedTuple):
     """How many entries of the counted memory are not published.
 
     Attributes:
-        followers (`int`): Pairs of a label and one that came with it, each way.
-        related (`int`): Weights of related labels that are from or to a hidden value.
+        followers (`int`): Number of pairs of a label and a follower; each direction counts.
+        related (`int`): Number of weights of related labels from or to a hidden value.
     """
 
     followers: int
@@ -150,18 +159,18 @@ def hide_pairs(
     shared: Mapping[str, torch.Tensor],
     hidden: Mapping[str, Sequence[int]],
 ) -> tuple[dict[str, torch.Tensor], HiddenPairs]:
-    """The tables of the counted memory without pairs that too few customers have.
+    """Removes pairs that too few customers have from the tables of the counted memory.
 
-    A hidden pair leaves no id and no count, and rows ascend as before.
+    A hidden pair leaves no id and no count, and the rows of the tables stay in ascending order.
 
     Args:
-        tables: by their names in a checkpoint; see `CountedMemory`.
-        tasks: of the model, in their order.
-        shared: what `shared_pairs` gives.
-        hidden: of each feature the ids of hidden values.
+        tables (`dict[str, torch.Tensor]`): Tables of `CountedMemory`, by their names in a checkpoint.
+        tasks (sequence of `str`): Tasks of the model, in their order.
+        shared (`dict[str, torch.Tensor]`): The pairs that stay, from [`shared_pairs`].
+        hidden (`dict[str, list[int]]`): For each feature the ids of hidden values.
 
     Returns:
-        The tables that changed, by name, and how much was hidden.
+        `tuple[dict[str, torch.Tensor], HiddenPairs]`: The tables that changed, and the number of hidden entries.
     """
     changed: dict[str, torch.Tensor] = {}
     pairs = related = 0
@@ -176,13 +185,13 @@ def hide_pairs(
             task, of_counts = tasks[int(match[2])], f"{match[1]}counts"
             ids, label = table.long(), torch.arange(len(table))[:, None]
             mask = is_hidden(task, len(table))
-            kept = torch.isin(label * PAIR + ids, shared.get(task, torch.zeros(0, dtype=torch.long)))
-            kept &= (ids >= FIRST_VALUE_ID) & ~mask[ids] & ~mask[label]
-            number = int(((ids >= FIRST_VALUE_ID) & ~kept).sum())
+            is_shared = torch.isin(label * PAIR + ids, shared.get(task, torch.zeros(0, dtype=torch.long)))
+            is_shared &= (ids >= FIRST_VALUE_ID) & ~mask[ids] & ~mask[label]
+            number = int(((ids >= FIRST_VALUE_ID) & ~is_shared).sum())
             if number:
-                order = torch.where(kept, ids, 0).argsort(dim=1, stable=True)
-                changed[name] = torch.where(kept, table, 0).gather(1, order)
-                changed[of_counts] = torch.where(kept, tables[of_counts], 0).gather(1, order)
+                order = torch.where(is_shared, ids, 0).argsort(dim=1, stable=True)
+                changed[name] = torch.where(is_shared, table, 0).gather(1, order)
+                changed[of_counts] = torch.where(is_shared, tables[of_counts], 0).gather(1, order)
             pairs += number
         elif match := RELATED.fullmatch(name):
             of_weights = f"{match[1]}weights"

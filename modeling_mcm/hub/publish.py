@@ -38,18 +38,18 @@ UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, SERVER_ERROR = 401, 403, 404, 409,
 
 
 class PublishingError(RuntimeError):
-    """A push that did not take place; the message says why and what to do, and holds no token."""
+    """A checkpoint was not published. The message says why and what to do, and contains no token."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """What a push did.
+    """The result of publishing.
 
     Args:
         repo_id (`str`): Name on the Hub, with its namespace.
         url (`str`): Page of the checkpoint.
-        commit (`str`): The commit that holds it.
-        changed (`bool`): Whether there was anything new; if not, no commit was made.
+        commit (`str`): The commit that holds the checkpoint.
+        changed (`bool`): Whether there was anything new. If not, no commit was made.
         created (`bool`): Whether the repository is new.
     """
 
@@ -61,28 +61,35 @@ class Published:
 
 
 def is_publishable(name: str) -> bool:
-    """Whether a file of this name, or the folder of evaluation results, belongs into a published checkpoint."""
+    """Whether a file of this name, or the folder of evaluation results, is part of a published checkpoint.
+
+    Args:
+        name (`str`): Path of the file, relative to the folder.
+    """
     if name.startswith(RESULTS_FOLDER):
         return name == RESULTS_FOLDER or bool(re.fullmatch(r"\.eval_results/[\w-][\w.-]*\.yaml", name))
     return name in NAMED_FILES or bool(WEIGHTS.fullmatch(name)) or name in {path.name for path in PACKAGE.glob(CODE)}
 
 
 def files_to_publish(folder: str | Path) -> list[Path]:
-    """The files of an upload folder, sorted by name, those of its folder of evaluation results among them.
+    """Lists the files of an upload folder, sorted by name, with those in its folder of evaluation results.
+
+    Args:
+        folder (`str` or `Path`): The upload folder.
 
     Raises:
-        PublishingError: if something else is among them: nothing is left out silently, and nothing slips through.
+        PublishingError: If the folder holds another file, or lacks one. No file is left out without a message.
     """
-    found = sorted(path for path in Path(folder).rglob("*") if path != Path(folder, RESULTS_FOLDER))
-    names = {path: path.relative_to(folder).as_posix() for path in found}
+    paths = sorted(path for path in Path(folder).rglob("*") if path != Path(folder, RESULTS_FOLDER))
+    names = {path: path.relative_to(folder).as_posix() for path in paths}
     if wrong := [name for path, name in names.items() if not path.is_file() or not is_publishable(name)]:
         raise PublishingError(
             f"{folder} holds {', '.join(wrong)}, which a published checkpoint does not: publish a folder that "
             "`write_upload_folder` wrote."
         )
-    if missing := {CARD_NAME, CONFIG_NAME, PREPROCESSOR_NAME, VOCABULARIES_NAME} - {path.name for path in found}:
+    if missing := {CARD_NAME, CONFIG_NAME, PREPROCESSOR_NAME, VOCABULARIES_NAME} - {path.name for path in paths}:
         raise PublishingError(f"{folder} has no {', '.join(sorted(missing))}: write it again.")
-    return found
+    return paths
 
 
 def publish(
@@ -93,18 +100,18 @@ def publish(
     create_only: bool = False,
     message: str = "Publish MCM",
 ) -> Published:
-    """Publishes an upload folder with its card; a repository that exists gets a new commit if anything changed.
+    """Publishes an upload folder with its card. A repository that exists gets a new commit if anything changed.
 
     Args:
-        folder: what `write_upload_folder` wrote, and the card as README.md.
-        repo_id: name on the Hub; without a namespace, that of the token's user.
-        token: that of the environment or of `hf auth login` if not given.
-        private: makes a new repository private. One that is there must be private already.
-        create_only: refuses a repository that exists.
-        message: of the commit.
+        folder (`str` or `Path`): Folder that [`write_upload_folder`] wrote, with the card as README.md.
+        repo_id (`str`): Name on the Hub. Without a namespace it is that of the token's user.
+        token (`str`, *optional*): The token. By default that of the environment or of `hf auth login`.
+        private (`bool`): Whether a new repository is private. It is an error if it exists and is public.
+        create_only (`bool`): Whether it is an error if the repository exists.
+        message (`str`): Message of the commit.
 
     Raises:
-        PublishingError: if it did not take place.
+        PublishingError: If the checkpoint could not be published.
     """
     files = files_to_publish(folder)
     check_name(repo_id)
@@ -153,7 +160,14 @@ def _existing(api: HfApi, name: str) -> ModelInfo | None:
 
 
 def check_name(repo_id: str) -> None:
-    """Raises a `PublishingError` if the Hub has no such names."""
+    """Checks that a name is possible on the Hub.
+
+    Args:
+        repo_id (`str`): The name.
+
+    Raises:
+        PublishingError: If it is not.
+    """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -171,7 +185,7 @@ def _check_existing(before: ModelInfo | None, name: str, private: bool, create_o
 
 
 def _create(api: HfApi, name: str, private: bool) -> bool:
-    """Makes a repository; False if another process made it in the meantime."""
+    """Makes a repository. Returns false if another process has made it in the meantime."""
     try:
         api.create_repo(name, private=private or None)
     except HfHubHTTPError as error:
@@ -183,7 +197,7 @@ def _create(api: HfApi, name: str, private: bool) -> bool:
 
 @contextmanager
 def _clear_errors(repo_id: str, endpoint: str, token: str) -> Iterator[None]:
-    """Raises what the client raises as a `PublishingError` without its cause, whose text could hold headers."""
+    """A context that turns the client's errors into `PublishingError`, without their text, which may hold secrets."""
     endpoint = LOGIN.sub("", endpoint)
     try:
         yield
@@ -202,8 +216,8 @@ def _clear_errors(repo_id: str, endpoint: str, token: str) -> Iterator[None]:
     raise PublishingError(text)
 
 
-def _explain(status: int, repo_id: str, endpoint: str, said: str) -> str:
-    answer = f"{endpoint} answered {status}" + (f" ({said})" if said else "")
+def _explain(status: int, repo_id: str, endpoint: str, detail: str) -> str:
+    answer = f"{endpoint} answered {status}" + (f" ({detail})" if detail else "")
     if status == UNAUTHORIZED:
         return f"{answer}: it does not accept the token; {LOG_IN}."
     if status == FORBIDDEN:

@@ -37,13 +37,13 @@ SHORTEST_TOKEN = 16
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a request may ask for.
+    """Limits of a request; a request beyond them is refused.
 
     Args:
-        body_bytes (`int`): Of a request's body.
-        events (`int`): In one body.
-        rate (`float`): Requests a second from one address.
-        burst (`int`): Requests at once from one address.
+        body_bytes (`int`): Largest size of a request's body, in bytes.
+        events (`int`): Largest number of events in one request.
+        rate (`float`): Largest number of requests a second from one network address, on average.
+        burst (`int`): Largest number of requests at once from one network address.
     """
 
     body_bytes: int = 1_000_000
@@ -53,15 +53,15 @@ class Limits:
 
 
 def create_api(service: CustomerService, token: str, limits: Limits | None = None) -> Any:
-    """The service as an ASGI application, for uvicorn or any other server.
+    """Makes the service's ASGI application, for uvicorn or another server.
 
     Args:
-        service ([`CustomerService`]): What answers.
-        token (`str`): What a client must know; of ASCII, 16 characters or more.
-        limits ([`Limits`], *optional*): How much a request may ask for.
+        service ([`CustomerService`]): The service that answers the requests.
+        token (`str`): The secret that a client must send, at least 16 ASCII characters.
+        limits ([`Limits`], *optional*): Limits of a request.
 
     Raises:
-        ValueError: The token is too short.
+        ValueError: If the token is too short or not ASCII.
     """
     with needs("serve"):
         from fastapi import FastAPI, Query, Request
@@ -107,7 +107,7 @@ def create_api(service: CustomerService, token: str, limits: Limits | None = Non
         (BodyLimit, {"limit": allowed.body_bytes}),
         (TokenGuard, {"token": token}),
         (RateLimit, {"rate": allowed.rate, "burst": allowed.burst}),
-        (Watch, {"tell": metrics.tell}),
+        (Watch, {"record": metrics.record_request}),
     ):
         api.add_middleware(layer, **options)  # type: ignore[arg-type]  # each wraps those before it
 
@@ -144,11 +144,11 @@ def create_api(service: CustomerService, token: str, limits: Limits | None = Non
 
     @api.post("/events", responses=answer("events"))
     def post_events(body: Events) -> dict[str, Any]:
-        """Keeps the events of any customers, all of them or none.
+        """Stores the events of one or more customers, all of them or none.
 
-        An event is known by its customer and its event_id: sent again it does nothing, with other contents it is
-        refused (409). What is answered with 200 is on the disk. `late` are customers of whom an event belongs before
-        their last visit: the answers are as if it had come in time.
+        An event is identified by its customer and its event_id. If it is sent again it changes nothing; with other
+        contents it is refused (409). After an answer with 200 the events are on the disk. `late` names customers of
+        whom an event belongs before their last visit; the answers are as if it had come in time.
         """
         return service.add([Incoming(**dict(event)) for event in body.events])
 
@@ -159,7 +159,7 @@ def create_api(service: CustomerService, token: str, limits: Limits | None = Non
         k: Annotated[int, Query(ge=1, le=MOST_LABELS, description="Labels of a task.")] = 10,
         now: moment = None,
     ) -> dict[str, Any]:
-        """The labels that the customer is likely to choose next, with their probabilities, best first."""
+        """The labels that the customer is most likely to choose next, best first, with their probabilities."""
         with service.customer(customer_id) as live:
             return about(live, now) | {"tasks": live.scores(now=now, tasks=task, k=k)}
 
@@ -171,7 +171,7 @@ def create_api(service: CustomerService, token: str, limits: Limits | None = Non
 
     @api.get("/customers/{customer_id:path}/forecast", responses=answer("forecast"))
     def forecast(customer_id: str, now: moment = None) -> dict[str, Any]:
-        """What the customer will do within the next days; 501 where the checkpoint has no forecasts."""
+        """What the customer is expected to do within the next days; 501 if the checkpoint has no forecasts."""
         with service.customer(customer_id) as live:
             return about(live, now) | {"forecast": live.forecast(now)}
 
@@ -183,38 +183,42 @@ def create_api(service: CustomerService, token: str, limits: Limits | None = Non
         visits: Annotated[int, Query(ge=0, le=MOST_LABELS, description="Visits, the largest shares first.")] = 10,
         now: moment = None,
     ) -> dict[str, Any]:
-        """Why a label has its score: what it is a sum of, and the share of every past visit."""
+        """Why a label has its score: the parts of the score, and the share of every past visit."""
         with service.customer(customer_id) as live:
             explanation = live.explain(task, label, now).to_dict()
             return about(live, now) | {"explanation": explanation | {"visits": explanation["visits"][:visits]}}
 
     @api.delete("/customers/{customer_id:path}/events/{event_id}", responses=answer("delete"))
     def delete_event(customer_id: str, event_id: str) -> dict[str, Any]:
-        """Deletes one event: from here on every answer is that of a customer who never had it."""
+        """Deletes one event. From then on all answers are those for a customer without the event."""
         service.delete_event(customer_id, event_id)
         return {"customer_id": customer_id, "events": 1}
 
     @api.delete("/customers/{customer_id:path}", responses=answer("delete"))
     def delete_customer(customer_id: str) -> dict[str, Any]:
-        """Deletes the customer's events, state and profile."""
+        """Deletes a customer's events, state and profile."""
         return {"customer_id": customer_id, "events": service.delete_customer(customer_id)}
 
     @api.get("/healthz")
     def healthz() -> dict[str, str]:
-        """Whether the service can answer; needs no token."""
+        """Whether the service can answer requests; needs no token."""
         service.store.check()
         return {"status": "ok", "checkpoint": service.store.digest[:12]}
 
     @api.get("/metrics", response_class=Response)
     def prometheus() -> Response:
-        """Requests, their seconds, events and states, as Prometheus reads them."""
+        """Numbers and seconds of requests, and numbers of events and states, in the text format of Prometheus."""
         return Response(metrics.text(), media_type=metrics.media_type)
 
     return api
 
 
 def sentence(errors: Sequence[Mapping[str, Any]]) -> str:
-    """What is wrong with a request, from pydantic's list."""
+    """Writes pydantic's list of errors of a request as a sentence.
+
+    Args:
+        errors (list of `dict`): The errors.
+    """
     parts = []
     for error in errors[:3]:
         place = ".".join(str(part) for part in error["loc"])

@@ -44,14 +44,14 @@ HELP = {
 
 
 class Page:
-    """What the page answers to a choice; every function gives HTML."""
+    """The callbacks of the page. Every function returns HTML for a choice of the visitor."""
 
     def __init__(self, histories: Histories):
         self.histories, self.tasks = histories, list(histories.extractor.tasks)
         self._known = {task: set(self.labels(task)) for task in self.tasks}
 
     def show(self, customer_id: str) -> list[Any]:
-        """Everything of a customer: profile, expectations, timeline, why, forecasts, look-alikes, map."""
+        """Draws a customer: profile, expectations, timeline, explanation, forecasts, similar customers and map."""
         histories = self.histories
         household = histories.household(customer_id)
         live, main = household.live, histories.main_task
@@ -70,47 +70,47 @@ class Page:
         ]
 
     def why(self, customer_id: str, task: str, label: str) -> list[str]:
-        """Expectations, timeline and explanation with a label chosen."""
+        """Draws expectations, timeline and explanation for a chosen label."""
         household, now = self.histories.household(customer_id), self.histories.cutoff
-        found = household.live.explain(task, label, now)
+        result = household.live.explain(task, label, now)
         shares: dict[str, float] = {}
-        for visit in found.visits:
+        for visit in result.visits:
             shares[visit.time] = shares.get(visit.time, 0.0) + visit.share
         return [
             drawing.expectations(self.expected(household.live), household.bought, (task, label)),
             drawing.timeline(household.visits, now, shares),
-            drawing.explanation(found),
+            drawing.explanation(result),
         ]
 
     def expected(self, live: LiveCustomer) -> dict[str, list[dict[str, Any]]]:
-        """The best labels of every task, without those that MCM adds itself."""
+        """Scores the best labels of every task, without those that MCM adds itself."""
         scores = live.scores(now=self.histories.cutoff, k=2 * LABELS)
         return {
             task: [each for each in scores[task] if each["label"] in self._known[task]][:LABELS] for task in scores
         }
 
     def forecast(self, customer_id: str) -> str:
-        """What the checkpoint forecasts; nothing where it has no forecasts."""
+        """Draws the checkpoint's forecasts; an empty text if it has none."""
         try:
             return drawing.forecasts(self.histories.household(customer_id).live.forecast(self.histories.cutoff))
         except MissingForecastsError:
             return ""
 
     def what_if(self, customer_id: str, task: str, label: str) -> str:
-        """What moves when a label happens now."""
+        """Draws which labels' scores change most if an event with a label happens now."""
         if not label:
             return drawing.note("Choose what happens first.")
         event = self.histories.template(task, label)
         after = self.histories.what_if(customer_id, event, self.histories.cutoff)
         shown = self.histories.main_task
-        found = []
+        result = []
         for live in (self.histories.household(customer_id).live, after):
             scores = live.scores(now=self.histories.cutoff, tasks=[shown], k=MOVING)[shown]
-            found.append({each["label"]: each["score"] for each in scores})
-        return drawing.moves(shown, f"{label} ({task.replace('_', ' ')})", found[0], found[1])
+            result.append({each["label"]: each["score"] for each in scores})
+        return drawing.moves(shown, f"{label} ({task.replace('_', ' ')})", result[0], result[1])
 
     def labels(self, task: str) -> list[str]:
-        """What can happen in a task."""
+        """Lists the labels of a task that an event can have."""
         token = self.histories.extractor.token_type_feature
         own = self.histories.extractor._reserved_token_types if task == token else []
         return [label for label in self.histories.extractor.vocabularies[task] if label not in own]
@@ -121,10 +121,10 @@ class Page:
 
 
 def build_page(histories: Histories) -> Any:
-    """The page as Gradio Blocks; `launch_page` shows it.
+    """Makes the page as Gradio Blocks, which [`launch_page`] shows.
 
     Args:
-        histories ([`Histories`]): The customers and what is said of them.
+        histories ([`Histories`]): The customers of the page, with their histories.
     """
     with needs("app"):
         import gradio as gr
@@ -189,7 +189,12 @@ def build_page(histories: Histories) -> Any:
 
 
 def launch_page(blocks: Any, **options: Any) -> Any:
-    """Shows the page, with its look and without anything of other machines; options are those of Gradio's `launch`."""
+    """Shows the page, with its own style and without files of other machines.
+
+    Args:
+        blocks (`gradio.Blocks`): The page.
+        options (`dict[str, Any]`): Options of Gradio's `launch`.
+    """
     with needs("app"):
         import gradio as gr
 
@@ -201,7 +206,7 @@ def launch_page(blocks: Any, **options: Any) -> Any:
 
 
 def main() -> None:
-    """Reads what is shown and shows it until it is told to stop."""
+    """Reads the options and shows the page until the process gets a signal to stop."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in QUICKSTART.items():
         parser.add_argument(f"--{name}", default=os.environ.get(f"MCM_{name.upper()}", default), help=HELP[name])

@@ -26,17 +26,17 @@ SHOWN_VISITS, SHOWN_VALUES = 5, 4
 
 
 def note(text: str) -> str:
-    """A sentence where there is nothing to show yet."""
+    """Draws a sentence in the place of content that is not there yet."""
     return f"<p class='note placeholder'>{escape(text)}</p>"
 
 
 def percent(share: float) -> str:
-    """A probability in three digits at most."""
+    """Writes a probability as a percentage with at most three digits."""
     return f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
 
 
 def words(name: str) -> str:
-    """A name of a log as people write it."""
+    """Writes a name of the log, such as product_type, with spaces."""
     return escape(name.replace("_", " "))
 
 
@@ -48,12 +48,12 @@ def _day(time: str) -> str:
 
 
 def timeline(visits: Sequence[Visit], cutoff: str, shares: Mapping[str, float] | None = None) -> str:
-    """All visits in time; those that spoke for or against a label are coloured by their share.
+    """Draws all visits on a time axis; visits that count for or against a label are coloured by their share.
 
     Args:
-        visits (`Sequence[Visit]`): Oldest first.
-        cutoff (`str`): What lies behind it is hidden from the model.
-        shares (`Mapping[str, float]`, *optional*): By the time of a visit.
+        visits (`Sequence[Visit]`): The visits, oldest first.
+        cutoff (`str`): Time after which visits are hidden from the model.
+        shares (`Mapping[str, float]`, *optional*): Share of each visit in a label's score, by the time of the visit.
     """
     if not visits:
         return "<p>No visit yet.</p>"
@@ -78,13 +78,13 @@ def timeline(visits: Sequence[Visit], cutoff: str, shares: Mapping[str, float] |
             way = "" if not visit.is_past else " against" if (share or 0) < 0 else " for"
             kind += " weighed" + way
             style = f' style="--weight:{weight:.3f}"'
-        told = f"{_day(visit.time)}, {words(visit.kind)}: {', '.join(map(escape, visit.values[:SHOWN_VALUES]))}"
-        told += f"; share {share:+.2f}" if share is not None else ""
+        title = f"{_day(visit.time)}, {words(visit.kind)}: {', '.join(map(escape, visit.values[:SHOWN_VALUES]))}"
+        title += f"; share {share:+.2f}" if share is not None else ""
         side = "" if visit.is_past else " hidden-visit"
         width = 4 if len(visits) < 150 else 3
         parts.append(
             f'<rect class="visit {kind}{side}"{style} x="{x - width / 2:.1f}" y="{BASE - tall:.1f}" width="{width}" '
-            f'height="{tall:.1f}" rx="1.5"><title>{told}</title></rect>'
+            f'height="{tall:.1f}" rx="1.5"><title>{title}</title></rect>'
         )
     parts.append(f'<line class="cutoff" x1="{x_edge:.1f}" x2="{x_edge:.1f}" y1="0" y2="{BASE + 6}"/>')
     known, hidden = sum(visit.is_past for visit in visits), sum(not visit.is_past for visit in visits)
@@ -131,7 +131,7 @@ def expectations(
     bought: Mapping[str, Mapping[str, str]],
     chosen: tuple[str, str] | None = None,
 ) -> str:
-    """The best labels of every task, each a button, beside what was really bought."""
+    """Draws the best labels of every task as buttons, beside what the customer really chose."""
     cards = []
     for task, labels in scores.items():
         largest = max((each["score"] for each in labels), default=1.0) or 1.0
@@ -153,37 +153,37 @@ def expectations(
     return f'<h2>What MCM expects next</h2><div class="cards">{"".join(cards)}</div>'
 
 
-def explanation(found: Explanation) -> str:
-    """Why a label has its score: in words, by part of the model, and by visit."""
-    factor = math.exp(min(found.score - found.baseline, 50))
+def explanation(result: Explanation) -> str:
+    """Draws why a label has its score: in a sentence, by part of the score, and by visit."""
+    factor = math.exp(min(result.score - result.baseline, 50))
     gain = "more" if factor >= 1 else "less"
     times = f"{factor if factor >= 1 else 1 / max(factor, 1e-9):,.1f} times {gain}"
-    top = [visit for visit in found.visits if visit.share > 0][:SHOWN_VISITS]
+    top = [visit for visit in result.visits if visit.share > 0][:SHOWN_VISITS]
     largest = max((visit.share for visit in top), default=1.0)
     rows = []
     for visit in top:
         events = sorted(visit.events, key=lambda event: -event.share)
-        texts = [event.values.get(found.task, "") for event in events if event.share > 0]
+        texts = [event.values.get(result.task, "") for event in events if event.share > 0]
         names = [text for text in dict.fromkeys(texts) if text][:SHOWN_VALUES]
-        names = [f"<b>{escape(name)}</b>" if name == found.label else escape(name) for name in names]
-        share = 100 * visit.share / max(found.score - found.baseline, 1e-9)
+        names = [f"<b>{escape(name)}</b>" if name == result.label else escape(name) for name in names]
+        share = 100 * visit.share / max(result.score - result.baseline, 1e-9)
         rows.append(
             f"<li><span class='when'>{_day(visit.time)}</span><span class='bar' "
             f"style='width:{34 * visit.share / largest:.1f}%'></span><span class='share'>{visit.share:+.2f}"
-            f"{f' ({share:.0f}%)' if found.score > found.baseline else ''}</span>"
+            f"{f' ({share:.0f}%)' if result.score > result.baseline else ''}</span>"
             f"<span class='values'>{', '.join(names)}</span></li>"
         )
-    rest = sum(visit.share for visit in found.visits) - sum(visit.share for visit in top)
+    rest = sum(visit.share for visit in result.visits) - sum(visit.share for visit in top)
     parts = [
-        f"<tr><td>{words(name)}</td><td>{value - found.baseline_parts.get(name, 0):+.2f}</td></tr>"
-        for name, value in found.parts.items()
-        if abs(value - found.baseline_parts.get(name, 0)) >= 0.005
+        f"<tr><td>{words(name)}</td><td>{value - result.baseline_parts.get(name, 0):+.2f}</td></tr>"
+        for name, value in result.parts.items()
+        if abs(value - result.baseline_parts.get(name, 0)) >= 0.005
     ]
-    several = f"<li class='rest'>the other {len(found.visits) - len(top)} visits together {rest:+.2f}</li>"
+    several = f"<li class='rest'>the other {len(result.visits) - len(top)} visits together {rest:+.2f}</li>"
     return (
-        f"<div class='why' aria-live='polite'><h3>Why {escape(found.label)}, {percent(found.probability)}?</h3>"
-        f"<p>Met <b>{escape(found.words)}</b>. With this history it is <b>{times}</b> likely than with none "
-        f"(log-probability {found.score:.2f}, without history {found.baseline:.2f}).</p>"
+        f"<div class='why' aria-live='polite'><h3>Why {escape(result.label)}, {percent(result.probability)}?</h3>"
+        f"<p>Met <b>{escape(result.words)}</b>. With this history it is <b>{times}</b> likely than with none "
+        f"(log-probability {result.score:.2f}, without history {result.baseline:.2f}).</p>"
         f"<div class='split'><ol>{''.join(rows)}{several}</ol>"
         "<details><summary>By part of the model</summary><p class='note'>What history changed; `others` is what the "
         f"other labels leave.</p><table>{''.join(parts)}</table></details></div></div>"
@@ -193,46 +193,46 @@ def explanation(found: Explanation) -> str:
 # --------------------------------------------------------------------------------- forecasts, look-alikes, what if
 
 
-def forecasts(found: Mapping[str, float]) -> str:
-    """What the checkpoint forecasts: a line a quantity, a column a horizon, such as `visits_7d`."""
-    named = {name: re.fullmatch(r"(.+)_(\d+)d", name) for name in found}
+def forecasts(result: Mapping[str, float]) -> str:
+    """Draws the checkpoint's forecasts as a table, with a row for each quantity and a column for each horizon."""
+    named = {name: re.fullmatch(r"(.+)_(\d+)d", name) for name in result}
     horizons = sorted({int(match[2]) for match in named.values() if match})
     lines: dict[str, dict[int, str]] = {}
     for name, match in named.items():
         if match:
-            told = percent(found[name]) if "probability" in name else f"{found[name]:,.1f}"
-            lines.setdefault(match[1], {})[int(match[2])] = told
+            title = percent(result[name]) if "probability" in name else f"{result[name]:,.1f}"
+            lines.setdefault(match[1], {})[int(match[2])] = title
     rows = [
         f"<tr><td>{words(name)}</td>{''.join(f'<td>{values.get(days, str())}</td>' for days in horizons)}</tr>"
         for name, values in lines.items()
     ]
-    single = [f"<span>{words(name)} <b>{found[name]:,.1f}</b></span>" for name, match in named.items() if not match]
+    single = [f"<span>{words(name)} <b>{result[name]:,.1f}</b></span>" for name, match in named.items() if not match]
     head = f"<tr><th></th>{''.join(f'<th>{days} days</th>' for days in horizons)}</tr>"
     chips = f"<p class='chips'>{''.join(single)}</p>" if single else ""
     return f"<h2>Forecasts</h2><div class='moves'><table>{head}{''.join(rows)}</table>{chips}</div>"
 
 
 def profile(customer_id: str, values: Mapping[str, Any], events: int) -> str:
-    """Who the customer is, in chips."""
+    """Draws the customer's profile."""
     chips = [f"<span>{words(name)} <b>{escape(str(value))}</b></span>" for name, value in values.items()]
     chips = chips or ["<span>no profile</span>"]
     who = f"<span>customer <b>{escape(customer_id)}</b></span>"
     return f"<p class='chips'>{who}{''.join(chips)}<span><b>{events:,}</b> events</span></p>"
 
 
-def alike(found: Iterable[tuple[str, float, Sequence[str]]]) -> str:
-    """Customers with close embeddings, each a button, and what they are expected to want."""
+def alike(result: Iterable[tuple[str, float, Sequence[str]]]) -> str:
+    """Draws customers with similar embeddings, each as a button, with what they are expected to choose."""
     rows = [
         f'<button type="button" data-customer="{escape(name)}"><span class="name">{escape(name)}</span>'
         f'<span class="share">{likeness:.2f}</span><span class="values">{escape(", ".join(texts))}</span></button>'
-        for name, likeness, texts in found
+        for name, likeness, texts in result
     ]
     head = "<h2>Look-alikes<small>the closest embeddings, and what is expected of each</small></h2>"
     return f'{head}<div class="alike">{"".join(rows)}</div>'
 
 
 def moves(task: str, what: str, before: Mapping[str, float], after: Mapping[str, float], number: int = 8) -> str:
-    """The labels of a task that an event moves most, before and after."""
+    """Draws the labels of a task whose scores an event changes most, before and after it."""
     order = sorted(after, key=lambda label: -abs(after[label] - before.get(label, 0)))[:number]
     rows = []
     for label in order:
@@ -250,7 +250,7 @@ def moves(task: str, what: str, before: Mapping[str, float], after: Mapping[str,
 
 
 def customer_map(places: Any, ids: Sequence[str], chosen: str, near: Iterable[str]) -> str:
-    """All customers, the two directions in which their embeddings differ most."""
+    """Draws all customers on a map of the two directions in which their embeddings differ most."""
     close = set(near)
     x = MAP_WIDTH * (0.5 + 0.47 * np.clip(places[:, 0], -1, 1))
     y = MAP_HEIGHT * (0.5 - 0.46 * np.clip(places[:, 1], -1, 1))

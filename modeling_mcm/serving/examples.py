@@ -16,7 +16,9 @@ SHOWN, NUMBERS = 3, 4  # labels of a task, numbers of an embedding
 
 
 def example_events(extractor: MCMFeatureExtractor, now: datetime) -> list[dict[str, Any]]:
-    """Two events of the last days, a visit each, with values that the checkpoint knows; columns as in its log."""
+    """Makes two example events of the last days, each a visit, with values of the checkpoint and the columns of its
+    log.
+    """
     targets = extractor.target_token_types
     own = {*extractor._reserved_token_types}
     events = []
@@ -46,7 +48,7 @@ def example_events(extractor: MCMFeatureExtractor, now: datetime) -> list[dict[s
 
 
 def example_body(extractor: MCMFeatureExtractor, now: datetime) -> dict[str, Any]:
-    """A body of POST /events."""
+    """Makes the body of an example request to POST /events."""
     events = enumerate(example_events(extractor, now), 1)
     return {
         "events": [
@@ -56,7 +58,7 @@ def example_body(extractor: MCMFeatureExtractor, now: datetime) -> dict[str, Any
 
 
 def example_answers(model: Any, extractor: MCMFeatureExtractor, now: datetime) -> dict[str, Any]:
-    """What the service answers to the example events, by endpoint; long lists are cut."""
+    """Computes the service's answers to the example events, by endpoint; long lists are shortened."""
     live = LiveCustomer(model, extractor, customer_id=CUSTOMER)
     live.add(events := example_events(extractor, now))
     task = model.config.tasks[0]

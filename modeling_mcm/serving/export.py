@@ -26,38 +26,38 @@ EXAMPLE, OTHERS = (3, 11), ((1, 1), (2, 29), (5, 7))  # customers, events
 
 
 def load(model: str, what: str, **options: Any) -> MCMPreTrainedModel:
-    """The checkpoint as it is exported: in float32, with the head if scores are wanted.
+    """Reads a checkpoint for an export, in float32, with the head if scores are exported.
 
     Args:
-        model: checkpoint folder, or name on the Hub.
-        what: `scores` or `embeddings`.
-        options: of `from_pretrained`.
+        model (`str`): Checkpoint folder, or name on the Hub.
+        what (`str`): `scores` or `embeddings`.
+        options (`dict[str, Any]`): Keyword arguments of `from_pretrained`.
 
     Raises:
-        ValueError: if scores are wanted of a checkpoint without their head.
+        ValueError: If scores are to be exported from a checkpoint without its head.
     """
     head = MCMForMultiTaskRecommendation.__name__
-    found = MCMConfig.from_pretrained(model).architectures or []
-    if what == SCORES and head not in found:
+    architectures = MCMConfig.from_pretrained(model).architectures or []
+    if what == SCORES and head not in architectures:
         raise ValueError(
-            f"{model} is a {', '.join(found) or 'bare model'}, scores need {head}: use --what embeddings."
+            f"{model} is a {', '.join(architectures) or 'bare model'}, scores need {head}: use --what embeddings."
         )
     chosen: Any = MCMForMultiTaskRecommendation if what == SCORES else MCMModel
     return read_checkpoint(chosen, model, dtype=torch.float32, **options).eval()
 
 
 def example_inputs(config: MCMConfig, what: str, customers: int, events: int) -> dict[str, torch.Tensor]:
-    """Inputs as a feature extractor gives them: drawn ids, histories of several lengths, some visits.
+    """Makes random inputs of the kind that a feature extractor makes: histories of several lengths, with visits.
 
     Args:
-        config: of the model.
-        what: `scores` or `embeddings`.
-        customers: B.
-        events: L, at most that of the longest sequence.
+        config (`MCMConfig`): Config of the model.
+        what (`str`): `scores` or `embeddings`.
+        customers (`int`): Number B of customers.
+        events (`int`): Number L of events of the longest history; at most what the model reads.
 
     Returns:
-        `input_ids` of shape `(B, L, J)`, `event_values` of shape `(B, L, N)`, `now` of shape `(B,)`; the others of
-        shape `(B, L)`. Those that the model reads.
+        `dict[str, torch.Tensor]`: The inputs that the model reads: `input_ids` of shape `(B, L, J)`, `event_values` of
+        shape `(B, L, N)`, `now` of shape `(B,)`, and the others of shape `(B, L)`.
     """
     draw = torch.Generator().manual_seed(events)
     shape = (customers, events)
@@ -83,15 +83,16 @@ def example_inputs(config: MCMConfig, what: str, customers: int, events: int) ->
 
 
 def export(model: MCMPreTrainedModel, what: str, target: str) -> Any:
-    """Exports a model with dynamic batch and length, by transformers' exporter.
+    """Exports a model with transformers' exporter, for any number of customers and any length.
 
     Args:
-        model: from `load`, with eager attention: the other kernels ask how many visits there are, which is data.
-        what: `scores` or `embeddings`.
-        target: `onnx` or `torch`.
+        model (`PreTrainedModel`): The model, from [`load`], with eager attention, because other kernels depend on the
+            number of visits in the data.
+        what (`str`): `scores` or `embeddings`.
+        target (`str`): `onnx` or `torch`.
 
     Returns:
-        What the exporter returns: it can be called with inputs, and has `save_pretrained`.
+        The exporter's result, which can be called with inputs and has `save_pretrained`.
     """
     from transformers.exporters import DynamoConfig, DynamoExporter, OnnxConfig, OnnxExporter
 
@@ -122,12 +123,12 @@ def export(model: MCMPreTrainedModel, what: str, target: str) -> Any:
 
 
 def save_int8(model: str, what: str, output_dir: str) -> None:
-    """Saves a checkpoint whose encoder has int8 weights; `from_pretrained` reads it where torchao is installed.
+    """Saves a checkpoint with int8 weights of the encoder. `from_pretrained` reads it if torchao is installed.
 
     Args:
-        model: checkpoint folder, or name on the Hub.
-        what: `scores` keeps the head, `embeddings` leaves it out.
-        output_dir: folder to write.
+        model (`str`): Checkpoint folder, or name on the Hub.
+        what (`str`): `scores` saves the head too, `embeddings` does not.
+        output_dir (`str`): Folder to write.
     """
     from torchao.quantization import Int8WeightOnlyConfig
 
@@ -147,12 +148,15 @@ def save_int8(model: str, what: str, output_dir: str) -> None:
 
 
 def cost_in_ndcg(model: str, exported: str, data: str) -> tuple[list[list[str]], str]:
-    """Table and caption: each task's next-visit NDCG@10 on the validation cases, before and after, and the difference.
+    """Measures what int8 weights cost: the next-visit NDCG@10 of each task on the validation cases, before and after.
 
     Args:
-        model: checkpoint folder, or name on the Hub.
-        exported: folder of the same checkpoint with int8 weights.
-        data: folder of a prepared data set with the checkpoint's vocabularies.
+        model (`str`): Checkpoint folder, or name on the Hub.
+        exported (`str`): Folder of the same checkpoint with int8 weights.
+        data (`str`): Folder of a prepared data set with the checkpoint's vocabularies.
+
+    Returns:
+        `tuple`: The table as lists of cells with its heading, and its caption.
     """
     from modeling_mcm.data import PreparedManifest, load_prepared
     from modeling_mcm.evaluation import bootstrap_interval, paired_difference
@@ -167,7 +171,7 @@ def cost_in_ndcg(model: str, exported: str, data: str) -> tuple[list[list[str]],
     before, after = (model_values(each, extractor, rows, cases, tasks) for each in models)
     table = [["task", "float32", "int8", "difference, 95% interval"]]
     for task in tasks:
-        values = [found[task]["next_visit_ndcg@10"] for found in (before, after)]
+        values = [metrics[task]["next_visit_ndcg@10"] for metrics in (before, after)]
         change = paired_difference(values[1], values[0]).absolute
         means = [f"{bootstrap_interval(each).mean:.5f}" for each in values]
         table.append([task, *means, f"{change.mean:+.5f} [{change.low:+.5f}, {change.high:+.5f}]"])
@@ -179,19 +183,19 @@ def cost_in_ndcg(model: str, exported: str, data: str) -> tuple[list[list[str]],
 
 @torch.no_grad()
 def largest_difference(model: MCMPreTrainedModel, exported: Any, what: str) -> float:
-    """How far apart model and export are at most, over batches and lengths other than the example's.
+    """Computes the largest difference between the outputs of a model and of its export, on inputs of several shapes.
 
     Args:
-        model: that was exported.
-        exported: from `export`.
-        what: `scores` or `embeddings`.
+        model (`PreTrainedModel`): The model that was exported.
+        exported: The export, from [`export`].
+        what (`str`): `scores` or `embeddings`.
     """
     config: Any = model.config
     differences = []
     for customers, events in OTHERS:
         inputs = example_inputs(config, what, customers, min(events, config.max_position_embeddings or events))
-        wanted, found = _outputs(model(**inputs), what), _outputs(exported(**inputs), what)
-        differences += [(value - torch.as_tensor(found[name])).abs().max() for name, value in wanted.items()]
+        expected, actual = _outputs(model(**inputs), what), _outputs(exported(**inputs), what)
+        differences += [(value - torch.as_tensor(actual[name])).abs().max() for name, value in expected.items()]
     return float(torch.stack(differences).max())  # NaN if there is one
 
 

@@ -15,7 +15,14 @@ PARTIAL = ".export.partial"
 
 
 def check_folder(folder: Path) -> None:
-    """Raises `ValueError` for a folder that holds anything but an earlier export."""
+    """Checks that a folder is new, empty or an earlier export.
+
+    Args:
+        folder (`Path`): The folder.
+
+    Raises:
+        ValueError: If it holds anything else.
+    """
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -32,7 +39,14 @@ def check_folder(folder: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raises `OSError` where a file can't be written, and leaves no trace."""
+    """Checks that a file can be written, without leaving a new file.
+
+    Args:
+        path (`Path`): The file.
+
+    Raises:
+        OSError: If it can't be written.
+    """
     existed = path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,15 +60,15 @@ def check_writable(path: Path) -> None:
 
 @contextmanager
 def export_folder(folder: Path, **facts: str) -> Iterator[Path]:
-    """Gives an empty folder inside of `folder`, whose files take their places when all went well.
+    """A context with an empty folder inside of `folder`, whose files are moved into `folder` if no error is raised.
 
     Args:
-        folder: that of the export, which is made if it is not there.
-        facts: what the export is, for its marker.
+        folder (`Path`): Folder of the export, which is made if it does not exist.
+        facts (`dict[str, Any]`): Facts of the export, which are written into the file that marks it.
 
     Raises:
-        ValueError: The folder holds something else.
-        OSError: It can't be written.
+        ValueError: If the folder holds something else than an export.
+        OSError: If it can't be written.
     """
     check_folder(folder)
     existed, partial = folder.exists(), folder / PARTIAL

@@ -16,31 +16,31 @@ SERIALIZATION, DEADLOCK = "40001", "40P01"
 
 
 class ServiceError(Exception):
-    """An error that the service answers with a status and a sentence."""
+    """An error that the service answers with an HTTP status and a message."""
 
     status = 500
 
 
 class UnknownCustomer(ServiceError):
-    """No event of the customer is stored."""
+    """The store has no event of the customer."""
 
     status = 404
 
 
 class EventConflict(ServiceError):
-    """An event id came a second time with other contents."""
+    """An event id was sent again with other contents."""
 
     status = 409
 
 
 class StoreFailure(ServiceError):
-    """The store can't be read or written now; nothing of the request was kept."""
+    """The store can't be read or written at the moment. Nothing of the request was stored."""
 
     status = 503
 
 
 class StoreFull(StoreFailure):
-    """There is no room for more events."""
+    """The store has no room for more events."""
 
     status = 507
 
@@ -50,26 +50,26 @@ class StoreMismatch(StoreFailure):
 
 
 class StoreConflict(StoreFailure):
-    """Another process changed the same customer at the same time; the service tries again by itself."""
+    """Another process changed the same customer at the same time. The service tries again by itself."""
 
 
 @contextmanager
 def failure(store: str) -> Iterator[None]:
-    """Turns errors of a database into sentences; the transaction around it is undone.
+    """A context that turns errors of a database into messages, after the transaction was rolled back.
 
     Args:
         store (`str`): Name of the store, for the messages.
 
     Raises:
-        StoreFailure: for every error of the database.
+        StoreFailure: For every error of the database.
     """
     from sqlalchemy.exc import DBAPIError
 
     try:
         yield
     except (DBAPIError, sqlite3.Error) as error:
-        found = getattr(error, "orig", error)
-        raise _read_error(found, store, str(found)) from error
+        original = getattr(error, "orig", error)
+        raise _read_error(original, store, str(original)) from error
 
 
 def damaged(store: str, words: str) -> StoreFailure:
@@ -80,8 +80,8 @@ def damaged(store: str, words: str) -> StoreFailure:
     )
 
 
-def _read_error(found: Any, store: str, words: str) -> StoreFailure:
-    code, state = getattr(found, "sqlite_errorcode", 0) & 0xFF, getattr(found, "sqlstate", None)
+def _read_error(original: Any, store: str, words: str) -> StoreFailure:
+    code, state = getattr(original, "sqlite_errorcode", 0) & 0xFF, getattr(original, "sqlstate", None)
     kept = "nothing of this request was kept, and what was acknowledged before is still there"
     if state in (SERIALIZATION, DEADLOCK):
         return StoreConflict(f"{store} was changed by another process meanwhile.")

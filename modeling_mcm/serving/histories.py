@@ -37,14 +37,14 @@ CACHE_FILE = "page_embeddings.safetensors"
 
 @dataclass(frozen=True)
 class Visit:
-    """A visit as the timeline draws it.
+    """A visit in the page's timeline.
 
     Args:
-        time (`str`): Of its first event, ISO 8601.
+        time (`str`): Time of its first event, in ISO 8601.
         kind (`str`): Its most frequent token type.
-        events (`int`): How many it has.
-        values (`list[str]`): What stands in its events, in the words of the task with most labels.
-        is_past (`bool`): Whether it lies before the cutoff, so that the model knows of it.
+        events (`int`): Number of its events.
+        values (`list[str]`): Values of its events, of the task with the most labels.
+        is_past (`bool`): Whether it is before the cutoff, so that the model knows it.
     """
 
     time: str
@@ -56,13 +56,13 @@ class Visit:
 
 @dataclass(frozen=True)
 class Household:
-    """A customer whom the page shows.
+    """A customer that the page shows.
 
     Args:
-        live ([`LiveCustomer`]): With the events before the cutoff.
-        visits (`list[Visit]`): All of them, oldest first.
-        bought (`dict[str, dict[str, str]]`): By task and label when it was really chosen: "next visit", or within
-            the next 30 days.
+        live ([`LiveCustomer`]): The customer with the events before the cutoff.
+        visits (`list[Visit]`): All visits, oldest first.
+        bought (`dict[str, dict[str, str]]`): By task and label, when the customer really chose it: "next visit", or
+            within the next 30 days.
     """
 
     live: LiveCustomer
@@ -71,18 +71,18 @@ class Household:
 
 
 class Histories:
-    """The customers of a prepared data set and of the raw log that it was made of.
+    """The customers of a prepared data set, with the raw log that it was made from.
 
     Args:
-        model ([`MCMForMultiTaskRecommendation`]): In evaluation mode.
-        extractor ([`MCMFeatureExtractor`]): Of the same checkpoint.
+        model ([`MCMForMultiTaskRecommendation`]): The model, in evaluation mode.
+        extractor ([`MCMFeatureExtractor`]): The feature extractor of the same checkpoint.
         data (`str`): Folder of the prepared data set.
         events (`str`): The raw log, a Parquet file.
-        profile (`str`, *optional*): The raw table of profiles, a Parquet file.
-        cache (`str`, *optional*): Folder in which the embeddings of all customers are kept.
+        profile (`str`, *optional*): The raw profile table, a Parquet file.
+        cache (`str`, *optional*): Folder to store the embeddings of all customers in.
 
     Raises:
-        ValueError: The log has no times, or no test period to look at.
+        ValueError: If the log has no times or no test period.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Histories:
                     return ids, file.get_tensor("embeddings")
         except (OSError, SafetensorError):
             pass
-        found: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(ids)
+        ordered: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(ids)
         moment = int(np.datetime64(self.cutoff, "s").astype(int))
         lengths = rows.rows.data.column("test_end").to_numpy()
         order = np.argsort(lengths, kind="stable")
@@ -165,8 +165,8 @@ class Histories:
             with torch.inference_mode():
                 pooled = self.model.model(**inputs).pooler_output.float().numpy()
             for place, embedding in zip(places.tolist(), pooled, strict=True):
-                found[place] = embedding
-        embeddings = np.stack(found)
+                ordered[place] = embedding
+        embeddings = np.stack(ordered)
         # A place that can't be written: they are computed at the next start too.
         with contextlib.suppress(OSError), atomic_write(path) as partial:
             save_file({"embeddings": embeddings}, partial, about)
@@ -180,10 +180,13 @@ class Histories:
     # ------------------------------------------------------------------------------------------------- one customer
 
     def events(self, customer_id: str) -> list[dict[str, Any]]:
-        """The raw events of a customer, oldest first.
+        """Reads the raw events of a customer, oldest first.
+
+        Args:
+            customer_id (`str`): Id of the customer.
 
         Raises:
-            ValueError: The log has no such customer.
+            ValueError: If the log has no such customer.
         """
         if customer_id not in self._slices:
             raise ValueError(f"The log has no customer {customer_id!r}: choose one of the list.")
@@ -249,14 +252,28 @@ class Histories:
         return tasks
 
     def alike(self, customer_id: str, number: int = 6) -> list[tuple[str, float]]:
-        """The customers with the closest embeddings and their cosine, closest first."""
+        """Finds the customers with the closest embeddings.
+
+        Args:
+            customer_id (`str`): Id of the customer.
+            number (`int`): Number of other customers.
+
+        Returns:
+            The ids and their cosines, closest first.
+        """
         place = self.place[customer_id]
         likeness = self.directions @ self.directions[place]
         likeness[place] = -2
         return [(self.ids[other], float(likeness[other])) for other in np.argsort(-likeness)[:number]]
 
     def template(self, task: str, label: str) -> dict[str, Any]:
-        """The latest event of the log with a label, without its customer, time and visit: what an event of it is."""
+        """Finds the latest event of the log with a label, without its customer, time and visit, as a model for a new
+        event.
+
+        Args:
+            task (`str`): Name of the task.
+            label (`str`): The label.
+        """
         extractor = self.extractor
         column = next(each.get("column") or each["name"] for each in extractor.features if each["name"] == task)
         texts = pc.cast(self.log[column], pa.string())
@@ -272,7 +289,13 @@ class Histories:
         return {name: value for name, value in row.items() if value is not None and name not in left_out}
 
     def what_if(self, customer_id: str, event: Mapping[str, Any], moment: str) -> LiveCustomer:
-        """The customer as if an event happened at a moment."""
+        """Makes the customer as if an event had happened at a moment.
+
+        Args:
+            customer_id (`str`): Id of the customer.
+            event (`dict`): Raw values of the event.
+            moment: Time of the event.
+        """
         before = self.household(customer_id).live
         after = LiveCustomer(self.model, self.extractor, before.profile, customer_id)
         time, visit = str(self.extractor.time), self.extractor.visit

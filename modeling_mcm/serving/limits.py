@@ -28,7 +28,9 @@ BODY_SECONDS = 20.0  # a body that takes longer is given up
 
 
 async def refuse(send: Send, status: int, detail: str, **headers: str) -> None:
-    """Answers with a status and a sentence, and closes the connection, whose body may not have been read."""
+    """Answers a request with a status and a message, and closes the connection, because its body may not have been
+    read.
+    """
     body = json.dumps({"detail": detail}).encode()
     fields = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
     fields |= {name.replace("_", "-"): value for name, value in headers.items()}
@@ -42,12 +44,12 @@ def _header(scope: Scope, name: bytes) -> str:
 
 
 class RateLimit:
-    """So many requests a second from one address, with a store of them for bursts.
+    """Limits the requests a second from one network address, with a reserve for bursts.
 
     Args:
-        app: What is asked when the rate allows.
-        rate (`float`): Requests a second.
-        burst (`int`): Requests at once.
+        app (ASGI application): The application that gets the requests within the limit.
+        rate (`float`): Number of requests a second.
+        burst (`int`): Number of requests at once.
     """
 
     def __init__(self, app: Application, rate: float, burst: int):
@@ -70,7 +72,7 @@ class RateLimit:
 
 
 class TokenGuard:
-    """Only who knows the token gets further: `Authorization: Bearer TOKEN`, or the password of a browser."""
+    """Passes on only requests with the token, as `Authorization: Bearer TOKEN` or as a browser's password."""
 
     def __init__(self, app: Application, token: str):
         self.app, self.token = app, token.encode()
@@ -92,13 +94,15 @@ class TokenGuard:
         authorization = _header(scope, b"authorization")
         if self._fits(authorization):
             return await self.app(scope, receive, send)
-        found = "another token" if authorization else "no token"
-        detail = f"The request has {found}: send `Authorization: Bearer TOKEN` with the token of this service."
+        sent = "another token" if authorization else "no token"
+        detail = f"The request has {sent}: send `Authorization: Bearer TOKEN` with the token of this service."
         await refuse(send, 401, detail, www_authenticate='Bearer, Basic realm="MCM", charset="UTF-8"')
 
 
 class BodyLimit:
-    """Reads a body that is not too large and comes in time; of a larger one not a byte more than the limit is kept."""
+    """Passes on only requests whose body is not too large and arrives in time. Of a larger body only the limit is
+    read.
+    """
 
     def __init__(self, app: Application, limit: int):
         self.app, self.limit = app, limit
@@ -136,12 +140,12 @@ class Watch:
     """Counts and times every request, by method, path of the route and status.
 
     Args:
-        app: What is watched.
-        tell (`Callable`): Called with (method, route, status, seconds).
+        app (ASGI application): The application whose requests are counted.
+        record (`Callable`): Function that is called with method, route, status and seconds of each request.
     """
 
-    def __init__(self, app: Application, tell: Callable[[str, str, int, float], None]):
-        self.app, self.tell = app, tell
+    def __init__(self, app: Application, record: Callable[[str, str, int, float], None]):
+        self.app, self.record = app, record
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -158,4 +162,4 @@ class Watch:
             await self.app(scope, receive, seen)
         finally:
             route = getattr(scope.get("route"), "path", "none")  # a path as it came would make endless series
-            self.tell(scope["method"], route, status, time.perf_counter() - start)
+            self.record(scope["method"], route, status, time.perf_counter() - start)

@@ -23,10 +23,10 @@ COUNTED = {
 
 
 class Metrics:
-    """Requests by route, and what a service counts.
+    """Counts requests by route, and reports the numbers of a service.
 
     Args:
-        service ([`CustomerService`]): Whose counts are told.
+        service ([`CustomerService`]): The service whose numbers are reported.
     """
 
     def __init__(self, service: CustomerService):
@@ -46,16 +46,23 @@ class Metrics:
 
     @property
     def media_type(self) -> str:
-        """Of `text`."""
+        """The content type of [`text`]."""
         return self.client.CONTENT_TYPE_LATEST
 
-    def tell(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Hears of a request."""
+    def record_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Counts a request.
+
+        Args:
+            method (`str`): HTTP method.
+            route (`str`): Path of the route.
+            status (`int`): Status of the answer.
+            seconds (`float`): Duration of the request.
+        """
         self.requests.labels(method, route, str(status)).inc()
         self.seconds.labels(method, route).observe(seconds)
 
     def collect(self) -> Iterator[Any]:
-        """What the service has counted by now."""
+        """Reports what the service has counted so far."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         for name, words in COUNTED.items():
@@ -63,5 +70,5 @@ class Metrics:
         yield GaugeMetricFamily("mcm_customers_in_memory", "Customers in memory.", value=self.service.remembered)
 
     def text(self) -> bytes:
-        """All of it, as Prometheus reads it."""
+        """Writes all numbers in the text format of Prometheus."""
         return self.client.generate_latest(self.registry)

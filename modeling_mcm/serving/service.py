@@ -28,23 +28,25 @@ AHEAD = timedelta(seconds=60)  # by which the clock of a shop may be before that
 
 
 @dataclass
-class _Followed:
-    """A customer in memory, as of which event of the store, and as of which event its state is stored."""
+class _CachedCustomer:
+    """A customer in memory, with the event that it is up to date with, and the event that its stored state is up to
+    date with.
+    """
 
     live: LiveCustomer
     customer: StoredCustomer
-    kept: int = NOTHING
+    stored_sequence: int = NOTHING
 
 
 @dataclass(frozen=True)
 class Incoming:
-    """An event as a request brings it.
+    """An event of a request.
 
     Args:
-        event_id (`str`): The same event has the same id, however often it is sent.
-        customer_id (`str`): Whose event.
+        event_id (`str`): Id of the event among the customer's events. Sent again, the event has the same id.
+        customer_id (`str`): Id of the event's customer.
         event (`dict`): Raw values by column of the event log.
-        profile (`dict`, *optional*): The customer's profile from here on.
+        profile (`dict`, *optional*): The customer's profile from then on.
     """
 
     event_id: str
@@ -54,16 +56,16 @@ class Incoming:
 
 
 class CustomerService:
-    """Adds events to a store and answers questions of its customers.
+    """Adds events to a store, and answers requests about its customers.
 
     Args:
-        model ([`MCMForMultiTaskRecommendation`]): In evaluation mode.
-        extractor ([`MCMFeatureExtractor`]): Of the same checkpoint.
-        store ([`EventStore`]): With the digest of this checkpoint.
-        in_memory (`int`): Customers that are kept in memory.
-        keep_every (`int`): Events after which a customer's state is stored again. Those since are added to it when it
-            is read.
-        clock (`Callable`): Gives the time with its zone.
+        model ([`MCMForMultiTaskRecommendation`]): The model, in evaluation mode.
+        extractor ([`MCMFeatureExtractor`]): The feature extractor of the same checkpoint.
+        store ([`EventStore`]): A store that was opened with the digest of this checkpoint.
+        in_memory (`int`): Largest number of customers to keep in memory.
+        keep_every (`int`): Number of new events after which a customer's state is stored again. A reader adds later
+            events to the stored state.
+        clock (`Callable`): Returns the current time with its zone.
     """
 
     def __init__(
@@ -78,23 +80,24 @@ class CustomerService:
         self.model, self.extractor, self.store, self.clock = model, extractor, store, clock
         self.in_memory, self.keep_every = in_memory, keep_every
         self.counts: Counter[str] = Counter()
-        self._followed: OrderedDict[str, _Followed] = OrderedDict()
+        self._cached: OrderedDict[str, _CachedCustomer] = OrderedDict()
         self._memory_lock = threading.Lock()
         self._locks = [threading.Lock() for _ in range(LOCKS)]
 
     # ---------------------------------------------------------------------------------------------------- events in
 
     def add(self, events: Sequence[Incoming]) -> dict[str, Any]:
-        """Keeps all events, or none of them. What was sent before is known by its id and does no harm.
+        """Stores all events, or none of them. Events that were stored before change nothing.
 
         Returns:
-            How many were `added`, how many were `known`, the `late` ones' customers (an event belongs before the end
-            of their last visit but one: their state was computed anew), and `customers` with their number of events.
+            `dict`: How many events were `added` and how many were `known`; the `late` customers, of whom an event
+            belongs before the end of their last visit but one, so that their state was computed anew; and `customers`
+            with their numbers of events.
 
         Raises:
-            ValueError: An event can't be read, has no time, or lies in the future; the message says which.
-            EventConflict: An event id is known with other contents.
-            StoreFailure: Nothing was kept.
+            ValueError: If an event can't be read, has no time, or lies in the future; the message says which.
+            EventConflict: If the event id is stored with other contents.
+            StoreFailure: If the store can't be written; nothing was stored.
         """
         grouped: dict[str, list[Incoming]] = {}
         for event in events:
@@ -111,41 +114,41 @@ class CustomerService:
 
     def _add(self, grouped: Mapping[str, Sequence[Incoming]]) -> dict[str, Any]:
         answer: dict[str, Any] = {"added": 0, "known": 0, "late": [], "customers": {}}
-        changes, followed = [], {}
+        changes, cached_customers = [], {}
         try:
             for customer_id, events in grouped.items():
                 new = self._new_events(customer_id, events)
                 profile = next((dict(each.profile) for each in reversed(events) if each.profile is not None), None)
-                found = self._follow(customer_id)
-                before = found.customer if found else StoredCustomer()
-                if found is None or (profile is not None and profile != before.profile):
-                    found = self._start(customer_id, found, profile)
+                cached = self._up_to_date(customer_id)
+                before = cached.customer if cached else StoredCustomer()
+                if cached is None or (profile is not None and profile != before.profile):
+                    cached = self._start(customer_id, cached, profile)
                 else:
                     profile = None
-                followed[customer_id] = found
+                cached_customers[customer_id] = cached
                 if new:
                     self._forget(customer_id)  # until the store has the events, memory must not
-                    late = found.live.add([dict(each.event) for each in new], now=self.clock() + AHEAD).late
+                    late = cached.live.add([dict(each.event) for each in new], now=self.clock() + AHEAD).late
                     answer["late"] += [customer_id] * late
                 texts = [(each.event_id, canonical(dict(each.event))) for each in new]
                 if new or profile is not None or not before.epoch:
                     number = before.sequence + len(new)
-                    keep = number - found.kept >= self.keep_every or profile is not None
-                    state = found.live.to_bytes() if keep else None
+                    keep = number - cached.stored_sequence >= self.keep_every or profile is not None
+                    state = cached.live.to_bytes() if keep else None
                     changes.append(Change(customer_id, before, texts, profile, state))
                 answer["added"] += len(new)
                 answer["known"] += len(events) - len(new)
             for change, customer in zip(changes, self.store.append(changes) if changes else [], strict=True):
-                found = followed[change.customer_id]
-                found.customer = customer
-                found.kept = customer.sequence if change.state is not None else found.kept
+                cached = cached_customers[change.customer_id]
+                cached.customer = customer
+                cached.stored_sequence = customer.sequence if change.state is not None else cached.stored_sequence
         except BaseException:
             for customer_id in grouped:
                 self._forget(customer_id)
             raise
-        for customer_id, found in followed.items():
-            self._remember(customer_id, found)
-            answer["customers"][customer_id] = len(found.live.events)
+        for customer_id, cached in cached_customers.items():
+            self._remember(customer_id, cached)
+            answer["customers"][customer_id] = len(cached.live.events)
         self._count("events_added", answer["added"])
         self._count("events_known", answer["known"])
         self._count("customers_late", len(answer["late"]))
@@ -161,12 +164,14 @@ class CustomerService:
                 raise ValueError(f"found customer {named!r}; give an event one customer, or leave the column out")
         return replace(event, event={name: value for name, value in event.event.items() if name != column})
 
-    def _start(self, customer_id: str, found: _Followed | None, profile: dict[str, Any] | None) -> _Followed:
+    def _start(
+        self, customer_id: str, cached: _CachedCustomer | None, profile: dict[str, Any] | None
+    ) -> _CachedCustomer:
         """A new customer, or one with another profile."""
         live = LiveCustomer(self.model, self.extractor, profile, customer_id)
-        if found is not None and found.live.events:
-            live.add(found.live.events)
-        return _Followed(live, found.customer if found else StoredCustomer())
+        if cached is not None and cached.live.events:
+            live.add(cached.live.events)
+        return _CachedCustomer(live, cached.customer if cached else StoredCustomer())
 
     def _new_events(self, customer_id: str, events: Sequence[Incoming]) -> list[Incoming]:
         """The events that are not stored yet, each once."""
@@ -189,21 +194,24 @@ class CustomerService:
 
     @contextmanager
     def customer(self, customer_id: str) -> Iterator[LiveCustomer]:
-        """A customer as the store has it now, for one question.
+        """Reads a customer as the store has it now, for one request.
+
+        Args:
+            customer_id (`str`): Id of the customer.
 
         Raises:
-            UnknownCustomer: No event of the customer is stored.
+            UnknownCustomer: If the store has no event of the customer.
         """
         with self._alone([customer_id]):
-            found = self._follow(customer_id)
-            if found is None:
+            cached = self._up_to_date(customer_id)
+            if cached is None:
                 raise UnknownCustomer(
                     f"No customer {customer_id!r} is known: send an event with this customer_id to POST /events first."
                 )
-            yield found.live
+            yield cached.live
 
     def delete_customer(self, customer_id: str) -> int:
-        """Deletes events, state and profile; gives how many events that were."""
+        """Deletes a customer's events, state and profile, and returns the number of events."""
         with self._alone([customer_id]):
             self._forget(customer_id)
             events = self.store.delete_customer(customer_id)
@@ -212,7 +220,7 @@ class CustomerService:
         return events
 
     def delete_event(self, customer_id: str, event_id: str) -> None:
-        """Deletes one event: from here on every answer is that of a customer who never had it."""
+        """Deletes one event. From then on all answers are those for a customer without the event."""
         with self._alone([customer_id]):
             self._forget(customer_id)
             if not self.store.delete_event(customer_id, event_id):
@@ -220,62 +228,62 @@ class CustomerService:
 
     # ------------------------------------------------------------------------------------------------------- memory
 
-    def _follow(self, customer_id: str) -> _Followed | None:
-        """The customer with every stored event; None for one that is not in the store."""
+    def _up_to_date(self, customer_id: str) -> _CachedCustomer | None:
+        """Brings a customer up to date with every stored event; `None` if the store does not have the customer."""
         with self._memory_lock:
-            found = self._followed.get(customer_id)
-        if found is not None and self.store.customer(customer_id) == found.customer:
-            self._remember(customer_id, found)
-            return found
-        before = found.customer if found else StoredCustomer()
+            cached = self._cached.get(customer_id)
+        if cached is not None and self.store.customer(customer_id) == cached.customer:
+            self._remember(customer_id, cached)
+            return cached
+        before = cached.customer if cached else StoredCustomer()
         customer, state, events = self.store.history(customer_id, before.epoch, before.sequence)
         if not customer.epoch:
             self._forget(customer_id)
             return None
         if state is not None:
-            found = self._read_state(customer_id, state)
-            if found is None:  # damaged: the events are the truth
+            cached = self._read_state(customer_id, state)
+            if cached is None:  # damaged: the events are the truth
                 customer, _, events = self.store.history(customer_id, with_state=False)
-        elif found is not None and found.customer.epoch != customer.epoch:
-            found = None
-        if found is None:
-            found = _Followed(LiveCustomer(self.model, self.extractor, customer.profile, customer_id), customer)
+        elif cached is not None and cached.customer.epoch != customer.epoch:
+            cached = None
+        if cached is None:
+            cached = _CachedCustomer(LiveCustomer(self.model, self.extractor, customer.profile, customer_id), customer)
             self._count("states_made")
         self._forget(customer_id)
         if events:
-            found.live.add(events)
-        found.customer = customer
-        if customer.sequence - found.kept >= self.keep_every:
-            state = StoredState(customer.epoch, customer.sequence, found.live.to_bytes())
+            cached.live.add(events)
+        cached.customer = customer
+        if customer.sequence - cached.stored_sequence >= self.keep_every:
+            state = StoredState(customer.epoch, customer.sequence, cached.live.to_bytes())
             with suppress(StoreFailure):  # a full disk does not stop answers
                 self.store.keep_state(customer_id, state)
-                found.kept = customer.sequence
-        self._remember(customer_id, found)
-        return found
+                cached.stored_sequence = customer.sequence
+        self._remember(customer_id, cached)
+        return cached
 
-    def _read_state(self, customer_id: str, state: StoredState) -> _Followed | None:
+    def _read_state(self, customer_id: str, state: StoredState) -> _CachedCustomer | None:
         try:
             live = LiveCustomer.from_bytes(state.state, self.model, self.extractor)
         except ValueError:
             self._count("states_damaged")
             return None
         self._count("states_read")
-        return _Followed(live, StoredCustomer(), state.sequence)
+        return _CachedCustomer(live, StoredCustomer(), state.sequence)
 
-    def _remember(self, customer_id: str, found: _Followed) -> None:
+    def _remember(self, customer_id: str, cached: _CachedCustomer) -> None:
         with self._memory_lock:
-            self._followed[customer_id] = found
-            self._followed.move_to_end(customer_id)
-            while len(self._followed) > self.in_memory:
-                self._followed.popitem(last=False)
+            self._cached[customer_id] = cached
+            self._cached.move_to_end(customer_id)
+            while len(self._cached) > self.in_memory:
+                self._cached.popitem(last=False)
 
     def _forget(self, customer_id: str) -> None:
         with self._memory_lock:
-            self._followed.pop(customer_id, None)
+            self._cached.pop(customer_id, None)
 
     @contextmanager
     def _alone(self, customer_ids: Any) -> Iterator[None]:
-        """No other thread works on these customers meanwhile."""
+        """A context in which no other thread works on these customers."""
         with ExitStack() as stack:
             for place in sorted({hash(each) % LOCKS for each in customer_ids}):
                 stack.enter_context(self._locks[place])
@@ -287,8 +295,8 @@ class CustomerService:
 
     @property
     def remembered(self) -> int:
-        """Customers in memory."""
-        return len(self._followed)
+        """Number of customers in memory."""
+        return len(self._cached)
 
 
 def _short(text: str) -> str:

@@ -31,11 +31,11 @@ WRITING = "mcm_writing"  # a connection's option: SQLite takes the lock of write
 
 @dataclass(frozen=True)
 class StoredCustomer:
-    """What a store says of a customer before its events are read.
+    """What a store knows of a customer before the events are read.
 
     Args:
-        epoch (`str`): Changes whenever the past changes.
-        sequence (`int`): Number of the latest event; 0 for none.
+        epoch (`str`): A text that changes whenever past events or the profile change.
+        sequence (`int`): Number of the latest event; 0 without events.
         profile (`dict`): Raw values of the profile.
     """
 
@@ -46,7 +46,7 @@ class StoredCustomer:
 
 @dataclass(frozen=True)
 class StoredState:
-    """A customer's state as bytes, and the epoch and the sequence that it was made for."""
+    """A customer's state as bytes, with the epoch and the number of the latest event that it was computed from."""
 
     epoch: str
     sequence: int
@@ -58,11 +58,11 @@ class Change:
     """New events of one customer.
 
     Args:
-        customer_id (`str`): Whose events.
-        before (`StoredCustomer`): What was there when the change was worked out; an `epoch` of "" for a new customer.
+        customer_id (`str`): Id of the customer.
+        before (`StoredCustomer`): The customer as it was read before the change; its `epoch` is "" for a new customer.
         events (`list[tuple[str, str]]`): Event ids and canonical JSON of the raw events, in the order of arrival.
-        profile (`dict`, *optional*): Another profile, which begins a new epoch.
-        state (`bytes`, *optional*): The state with these events.
+        profile (`dict`, *optional*): A new profile, with which a new epoch begins.
+        state (`bytes`, *optional*): The customer's state with these events.
     """
 
     customer_id: str
@@ -73,7 +73,14 @@ class Change:
 
 
 def canonical(value: Any) -> str:
-    """JSON text that is the same for equal values; raises `ValueError` for NaN and infinity."""
+    """Writes JSON that is the same for equal values.
+
+    Args:
+        value: Any value of JSON's types.
+
+    Raises:
+        ValueError: If it has NaN or infinite numbers.
+    """
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except ValueError:
@@ -81,17 +88,17 @@ def canonical(value: Any) -> str:
 
 
 class EventStore:
-    """A SQLite file or a PostgreSQL database with events and states.
+    """A SQLite file or a PostgreSQL database with events and states of customers.
 
     Args:
-        place (`str`): Path of a SQLite file, which is made where there is none, or a URL of a database.
-        digest (`str`): Digest of the checkpoint whose states are kept.
-        adopt (`bool`): Takes over a store of another checkpoint: its events stay, its states go.
-        timeout (`float`): Seconds to wait for a lock of another process.
+        place (`str`): Path of a SQLite file, which is made if it does not exist, or URL of a database.
+        digest (`str`): Digest of the checkpoint that the states are of.
+        adopt (`bool`): Whether to take over a store of another checkpoint: its events stay, its states are deleted.
+        timeout (`float`): Longest time, in seconds, to wait for a lock of another process.
 
     Raises:
-        StoreMismatch: The store has states of another checkpoint, or tables of something else.
-        StoreFailure: It is damaged, locked, full or can't be reached; nothing was changed.
+        StoreMismatch: If the store has states of another checkpoint, or tables of another program.
+        StoreFailure: If the store is damaged, locked or full, or can't be reached; nothing was changed.
     """
 
     def __init__(self, place: str, digest: str, adopt: bool = False, timeout: float = 5.0):
@@ -185,9 +192,9 @@ class EventStore:
         """Makes the tables, or checks that those there belong to this checkpoint."""
         with self._writing() as connection:
             if self.is_sqlite:
-                found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
-                if found != "ok":
-                    raise damaged(self.name, found)
+                verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+                if verdict != "ok":
+                    raise damaged(self.name, verdict)
             else:
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7061)")  # one makes the tables
             present = set(self.sql.inspect(connection).get_table_names())
@@ -223,20 +230,24 @@ class EventStore:
                 connection.execute(f"PRAGMA {pragma}").fetchall()
 
     def close(self) -> None:
-        """Gives connections back; SQLite's write-ahead log is folded into the file."""
+        """Closes the connections; SQLite then moves its write-ahead log into the file."""
         self.engine.dispose()
 
     def check(self) -> None:
-        """Raises `StoreFailure` where the store can't be read, or belongs to another checkpoint since."""
+        """Checks that the store can be read and still belongs to this checkpoint.
+
+        Raises:
+            StoreFailure: If that is not so.
+        """
         with self._reading() as connection:
             self._check_checkpoint(connection)
 
     def _check_checkpoint(self, connection: Any) -> None:
         where = self.about.c.name == "checkpoint"
-        found = connection.execute(self.sql.select(self.about.c.value).where(where)).scalar()
-        if found != self.digest:
+        digest = connection.execute(self.sql.select(self.about.c.value).where(where)).scalar()
+        if digest != self.digest:
             raise StoreMismatch(
-                f"{self.name} was taken over by checkpoint {str(found)[:12]} while this service ran with "
+                f"{self.name} was taken over by checkpoint {str(digest)[:12]} while this service ran with "
                 f"{self.digest[:12]}: start it again with that checkpoint. Nothing was changed."
             )
 
@@ -246,57 +257,64 @@ class EventStore:
         return StoredCustomer() if row is None else StoredCustomer(row.epoch, row.sequence, json.loads(row.profile))
 
     def customer(self, customer_id: str) -> StoredCustomer:
-        """Epoch, sequence and profile; an epoch of "" where the customer is unknown."""
+        """Reads epoch, number of the latest event and profile of a customer; the epoch is "" if the customer is
+        unknown.
+        """
         with self._reading() as connection:
             return self._customer(connection, customer_id)
 
     def count(self) -> int:
-        """Customers in the store."""
+        """Counts the customers in the store."""
         with self._reading() as connection:
             return connection.execute(self.sql.select(self.sql.func.count()).select_from(self.customers)).scalar()
 
     def history(
         self, customer_id: str, epoch: str = NO_EPOCH, sequence: int = NOTHING, with_state: bool = True
     ) -> tuple[StoredCustomer, StoredState | None, list[dict[str, Any]]]:
-        """What is needed to bring a state up to the store.
+        """Reads what is needed to compute a customer's current state.
 
         Args:
-            customer_id (`str`): Whose history.
-            epoch (`str`), sequence (`int`): Of the state that the reader has; "" and 0 for none.
-            with_state (`bool`): Whether the stored state is read.
+            customer_id (`str`): Id of the customer.
+            epoch (`str`): Epoch of the state that the reader has; "" for none.
+            sequence (`int`): Number of the latest event in that state; 0 for none.
+            with_state (`bool`): Whether to read the stored state.
 
         Returns:
-            The customer; the stored state, if it is of this epoch and newer than the reader's; the events, in the
-            order of arrival, that the newer of both lacks (all of them if neither is of this epoch).
+            `tuple`: The customer; the stored state, if it is of this epoch and newer than the reader's; and, in the
+            order of arrival, the events that the newer of the two states lacks. These are all events if neither state
+            is of this epoch.
         """
         with self._reading() as connection:
             customer = self._customer(connection, customer_id)
             known = sequence if epoch == customer.epoch else NOTHING
             where = self.states.c.customer_id == customer_id
             newer = (self.states.c.epoch == customer.epoch) & (self.states.c.sequence > known)
-            asked = self.sql.select(self.states).where(where & newer)
-            row = connection.execute(asked).one_or_none() if with_state else None
+            statement = self.sql.select(self.states).where(where & newer)
+            row = connection.execute(statement).one_or_none() if with_state else None
             state = None if row is None else StoredState(row.epoch, row.sequence, bytes(row.state))
             return customer, state, self._events(connection, customer_id, state.sequence if state else known)
 
     def _events(self, connection: Any, customer_id: str, after: int) -> list[dict[str, Any]]:
         of_customer = (self.events.c.customer_id == customer_id) & (self.events.c.sequence > after)
-        asked = self.sql.select(self.events.c.event).where(of_customer).order_by(self.events.c.sequence)
-        return [json.loads(text) for text in connection.execute(asked).scalars()]
+        statement = self.sql.select(self.events.c.event).where(of_customer).order_by(self.events.c.sequence)
+        return [json.loads(text) for text in connection.execute(statement).scalars()]
 
     def known(self, customer_id: str, event_ids: Sequence[str]) -> dict[str, str]:
-        """Canonical JSON of those of the events that are stored, by event id."""
+        """Reads the canonical JSON of those events that are stored, by event id."""
         wanted = (self.events.c.customer_id == customer_id) & self.events.c.event_id.in_(event_ids)
         with self._reading() as connection:
             rows = connection.execute(self.sql.select(self.events.c.event_id, self.events.c.event).where(wanted))
             return {row.event_id: row.event for row in rows}
 
     def append(self, changes: Sequence[Change]) -> list[StoredCustomer]:
-        """Keeps the events of all changes, or none of them; gives the customers as they are then.
+        """Stores the events of all changes, or none of them, and returns the customers as they are then.
+
+        Args:
+            changes (sequence of `Change`): The new events of each customer.
 
         Raises:
-            StoreConflict: Another service changed one of the customers since `before`: read again, and try again.
-            StoreFailure: Nothing was kept.
+            StoreConflict: If another service changed one of the customers since `before`; read again and try again.
+            StoreFailure: If the store can't be written; nothing was stored.
         """
         with self._writing() as connection:
             self._check_checkpoint(connection)
@@ -334,35 +352,39 @@ class EventStore:
             connection.execute(self.states.insert(), {"customer_id": customer_id, **values})
 
     def keep_state(self, customer_id: str, state: StoredState) -> None:
-        """Keeps a state that was made from the events, unless the customer has changed since."""
+        """Stores a state that was computed from the events, unless the customer has changed since."""
         with self._writing() as connection:
             self._check_checkpoint(connection)
             if self._customer(connection, customer_id).epoch == state.epoch:
                 self._put_state(connection, customer_id, state)
 
     def delete_customer(self, customer_id: str) -> int:
-        """Deletes events, state and profile of a customer; gives how many events that were, -1 for no customer."""
+        """Deletes a customer's events, state and profile. Returns the number of events, or -1 if there is no such
+        customer.
+        """
         with self._writing() as connection:
             mine = [table.c.customer_id == customer_id for table in (self.events, self.states, self.customers)]
             events = connection.execute(self.events.delete().where(mine[0])).rowcount
             connection.execute(self.states.delete().where(mine[1]))
-            found = connection.execute(self.customers.delete().where(mine[2])).rowcount
+            deleted = connection.execute(self.customers.delete().where(mine[2])).rowcount
         self._forget_log()
-        return events if found else -1
+        return events if deleted else -1
 
     def delete_event(self, customer_id: str, event_id: str) -> bool:
-        """Deletes one event, and the state that knew of it; says whether there was one."""
+        """Deletes one event and the state that was computed with it. Returns whether there was such an event."""
         with self._writing() as connection:
             where = (self.events.c.customer_id == customer_id) & (self.events.c.event_id == event_id)
-            found = connection.execute(self.events.delete().where(where)).rowcount
-            if found:
+            deleted = connection.execute(self.events.delete().where(where)).rowcount
+            if deleted:
                 connection.execute(self.states.delete().where(self.states.c.customer_id == customer_id))
                 changed = self.customers.update().where(self.customers.c.customer_id == customer_id)
                 connection.execute(changed, {"epoch": secrets.token_hex(8)})
         self._forget_log()
-        return bool(found)
+        return bool(deleted)
 
     def _forget_log(self) -> None:
-        """What was deleted leaves SQLite's write-ahead log too, unless a reader holds it; then at the next time."""
+        """Empties SQLite's write-ahead log, which still has deleted data; if a reader uses it, the next deletion does
+        so.
+        """
         with contextlib.suppress(StoreFailure):
             self._sqlite("wal_checkpoint(TRUNCATE)")

@@ -1,3 +1,3 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Training: the Trainer, what happens beside its steps, and checkpoints, which are whole or not used."""
+"""Training: the Trainer and its callbacks, options, fine-tuning, and checkpoints that are complete or not used."""

@@ -1,7 +1,7 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What happens beside the steps of a training run: the epoch told to the collator, a clock, an average of the weights,
-early stopping, and what processes and resumed runs have to agree on.
+"""Callbacks of a training run: the collator's epoch, a clock, an average of the weights, a comparison with popularity,
+early stopping, and a check that processes and resumed runs have the same data and options.
 """
 
 import math
@@ -25,28 +25,38 @@ logger = logging.get_logger(__name__)
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the training collator which epoch it is, also after a resume."""
+    """Sets the epoch of the training collator, also when a run is resumed.
+
+    Args:
+        collator (`MCMCollator`): The collator of the training rows, whose draws depend on its seed and the epoch.
+    """
 
     def __init__(self, collator: MCMCollator):
         self.collator = collator
 
     def on_epoch_begin(self, args, state, control, **kwargs):
+        """Writes the number of the epoch into the collator."""
         self.collator.epoch.fill_(int((state.epoch or 0) + 1e-6))  # a resume may start inside an epoch
 
 
 class TrainingClock(TrainerCallback):
-    """Seconds of training and targets seen; neither evaluation nor saving counts. With a limit it ends the training.
+    """Counts the seconds and the targets of training, without evaluation and saving, and can end it at a time limit.
 
-    A run under a limit takes as many steps as its machine manages, so it can't be resumed to the same end and is
-    refused. Any other run goes on counting where its checkpoint stood.
+    How many steps a run with a time limit takes depends on its machine. Such a run can't be resumed to the same end,
+    so resuming it is an error. Any other run goes on counting from its checkpoint.
 
     Args:
-        total: sums a tensor over the processes, so that all of them read the same time and stop at the same step.
-        max_seconds: training ends with the first step that reaches it; `None` for no limit.
+        total (callable): Sums a tensor over the processes, so that all have the same time and stop at the same step.
+        max_seconds (`float`, *optional*): Seconds of training; the first step that reaches them is the last. `None`
+            sets no limit.
 
     Attributes:
-        seconds: of training so far, from reading a batch to the optimizer's step; the mean over the processes.
-        targets: labels of trained tasks that losses were computed on so far, in all processes.
+        seconds (`float`): Seconds of training so far, from reading a batch to the optimizer's step, as the mean over
+            the processes.
+        targets (`int`): Number of labels of trained tasks that losses were computed on so far, in all processes.
+
+    Raises:
+        ValueError: If `max_seconds` is not positive.
     """
 
     STATE = "training_clock"
@@ -59,13 +69,17 @@ class TrainingClock(TrainerCallback):
         self._new_targets: list[torch.Tensor] = []
         self._passed, self._since = 0.0, time.perf_counter()
 
-    def see(self, targets: torch.Tensor) -> None:
-        """Counts targets, a scalar, of the step that runs."""
+    def count_targets(self, targets: torch.Tensor) -> None:
+        """Adds the targets of a batch to those of the current step.
+
+        Args:
+            targets (`torch.Tensor`, shape `()`): Number of targets.
+        """
         self._new_targets.append(targets)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens inside takes no time."""
+        """A context whose time is not counted."""
         self._passed += time.perf_counter() - self._since
         try:
             yield
@@ -73,6 +87,11 @@ class TrainingClock(TrainerCallback):
             self._since = time.perf_counter()
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Starts the clock, at the values of the checkpoint if a run is resumed.
+
+        Raises:
+            ValueError: If the run to resume has a time limit.
+        """
         earlier = state.stateful_callbacks.get(self.STATE, {}) if state.global_step else {}
         limit = earlier.get("max_seconds") or self.max_seconds
         if state.global_step and limit is not None:
@@ -85,6 +104,7 @@ class TrainingClock(TrainerCallback):
         self._passed, self._since = 0.0, time.perf_counter()
 
     def on_optimizer_step(self, args, state, control, **kwargs):
+        """Adds the seconds and targets of the step, and stores both for the checkpoint."""
         now = time.perf_counter()
         targets = torch.stack(self._new_targets).sum()
         added = self.total(torch.tensor([self._passed + now - self._since, targets.item()], device=targets.device))
@@ -99,11 +119,17 @@ class TrainingClock(TrainerCallback):
         }
 
     def on_step_end(self, args, state, control, **kwargs):
+        """Ends the training if the time limit is reached."""
         if self.max_seconds is not None and self.seconds >= self.max_seconds:
             control.should_training_stop = control.should_log = True
 
     def cosine(self, warmup: float) -> float:
-        """Factor on the learning rate: from 0 to 1 in the share `warmup` of the limit, then along a cosine to 0."""
+        """Computes the factor on the learning rate at the current time of a run with a time limit.
+
+        Args:
+            warmup (`float`): Share of the limit in which the factor rises linearly from 0 to 1. After it the factor
+                falls along a cosine to 0 at the limit.
+        """
         passed = min(self.seconds / (self.max_seconds or math.inf), 1.0)
         if passed < warmup:
             return passed / warmup
@@ -111,11 +137,15 @@ class TrainingClock(TrainerCallback):
 
 
 class WeightAverage(TrainerCallback):
-    """Exponential moving average of the weights: what a constant learning rate jitters about. It changes no step.
+    """Exponential moving average of the weights. It evens out the noise of single steps and does not change them.
 
     Args:
-        model: whose weights are averaged.
-        decay: share of the average that a step keeps, under 1; the first steps keep less, (1 + n) / (10 + n).
+        model (`torch.nn.Module`): The model whose weights are averaged.
+        decay (`float`): Factor on the old average in each step, between 0 and 1. In step n it is (1 + n) / (10 + n)
+            if that is less, so that the random weights of the start are soon forgotten.
+
+    Raises:
+        ValueError: If `decay` is not between 0 and 1.
     """
 
     FILE = "average.safetensors"
@@ -126,22 +156,29 @@ class WeightAverage(TrainerCallback):
         self.decay, self.model = decay, model
         self.average = AveragedModel(model, multi_avg_fn=self._average)
 
-    def _average(self, averaged, current, seen):
-        decay = min(self.decay, (1 + int(seen)) / (10 + int(seen)))
-        get_ema_multi_avg_fn(decay)(averaged, current, seen)
+    def _average(self, averaged, current, steps):
+        decay = min(self.decay, (1 + int(steps)) / (10 + int(steps)))
+        get_ema_multi_avg_fn(decay)(averaged, current, steps)
 
     def on_step_end(self, args, state, control, **kwargs):
+        """Adds the weights of the step to the average."""
         self.average.update_parameters(self.model)
 
     def swap(self) -> None:
-        """The model gets the average, the average the model's weights; a second call undoes the first."""
+        """Exchanges the weights of the model and the average. A second call undoes the first."""
         for own, averaged in zip(self.model.parameters(), self.average.module.parameters(), strict=True):
             own.data, averaged.data = averaged.data, own.data
 
     def save(self, folder: str | Path) -> None:
+        """Writes the average to the file `average.safetensors` of a checkpoint folder."""
         save_file(self.average.state_dict(), Path(folder, self.FILE))
 
     def load(self, folder: str | Path) -> None:
+        """Reads the average from a checkpoint folder.
+
+        Raises:
+            ValueError: If the checkpoint's run had no average.
+        """
         path = Path(folder, self.FILE)
         if not path.is_file():
             raise ValueError(
@@ -151,41 +188,43 @@ class WeightAverage(TrainerCallback):
         self.average.load_state_dict(load_file(path))
 
 
-NOISE = 0.02  # share by which a first evaluation may be under popularity without a word
+NOISE = 0.02  # share by which the first evaluation may be below popularity without a warning
 
 
 class FirstComparison(TrainerCallback):
-    """After the first evaluation says where the model is under popularity, which no model should be for long.
+    """After the first evaluation, warns of each task on which the model is worse than the most popular labels.
 
     Args:
-        popularity (`dict[str, float]`): of each task the metric of the most popular labels, on the same cases.
-        metric (`str`): its name, without `eval_` and the task.
-        tell: takes a sentence, such as the `warning` of a logger.
+        popularity (`dict[str, float]`): For each task the metric of the most popular labels, on the same cases.
+        metric (`str`): Name of the metric, without `eval_` and the task.
+        warn (callable): Function that is called with each warning, such as the method `warning` of a logger.
     """
 
-    def __init__(self, popularity: Mapping[str, float], metric: str, tell: Callable[[str], Any]):
-        self.popularity, self.metric, self.tell, self.has_compared = popularity, metric, tell, False
+    def __init__(self, popularity: Mapping[str, float], metric: str, warn: Callable[[str], Any]):
+        self.popularity, self.metric, self.warn, self.has_compared = popularity, metric, warn, False
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        """Compares the metrics of the first evaluation with popularity, in the main process."""
         if self.has_compared or not state.is_world_process_zero:
             return
         self.has_compared = True
-        for task, theirs in self.popularity.items():
-            ours = (metrics or {}).get(f"eval_{task}_{self.metric}")
-            if ours is not None and ours < theirs * (1 - NOISE):
-                self.tell(
-                    f"After the first evaluation the model is under popularity on {task}: {self.metric} {ours:.4f} "
-                    f"and {theirs:.4f}. If the next evaluations do not change that, look whether the training loss "
+        for task, popular in self.popularity.items():
+            value = (metrics or {}).get(f"eval_{task}_{self.metric}")
+            if value is not None and value < popular * (1 - NOISE):
+                self.warn(
+                    f"After the first evaluation the model is under popularity on {task}: {self.metric} {value:.4f} "
+                    f"and {popular:.4f}. If the next evaluations do not change that, look whether the training loss "
                     "falls, and try another learning rate (--learning_rate) or more epochs (--num_train_epochs)."
                 )
 
 
-class SameRun(TrainerCallback):
-    """Refuses to train where processes, or a checkpoint and the run that goes on from it, differ in what must be one.
+class RunConsistency(TrainerCallback):
+    """Refuses to train if the processes, or a checkpoint and the run that resumes it, have different data or options.
 
     Args:
-        facts: name -> value, such as the digest of the data's manifest; anything that JSON keeps as it is.
-        options: name -> value of what decides the weights besides, such as the learning rate.
+        facts (`dict[str, Any]`): What must be the same, by name, such as the digest of the data's manifest. The values
+            must be of JSON's types.
+        options (`dict[str, Any]`, *optional*): Options that decide the weights, by name, such as the learning rate.
     """
 
     STATE, OPTIONS = "same_run", "options"
@@ -194,10 +233,15 @@ class SameRun(TrainerCallback):
         self.facts, self.options = facts, options or {}
 
     def check(self, step: int, earlier: Mapping[str, Any], config_changes: Sequence[str] = ()) -> None:
-        """Compares with what the checkpoint of a step noted; what it did not note is not compared.
+        """Compares this run with the run that wrote a checkpoint. What the checkpoint lacks is not compared.
+
+        Args:
+            step (`int`): Step of the checkpoint.
+            earlier (`dict[str, Any]`): Facts and options in the state of the checkpoint.
+            config_changes (`list[str]`): A phrase for each field of the model's config that differs.
 
         Raises:
-            ValueError: naming what differs.
+            ValueError: If something differs; the message names it.
         """
         advice = "Put back what there was, or start anew in another output_dir."
         for name, value in earlier.items():
@@ -213,6 +257,11 @@ class SameRun(TrainerCallback):
             )
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Compares the processes, and a resumed run with its checkpoint.
+
+        Raises:
+            ValueError: If something differs; the message names it.
+        """
         of_processes = gather_object([self.facts | {self.OPTIONS: self.options}])
         for process, facts in enumerate(of_processes):
             for name in facts:
@@ -224,19 +273,20 @@ class SameRun(TrainerCallback):
         if state.global_step:
             self.check(state.global_step, state.stateful_callbacks.get(self.STATE, {}))
         state.stateful_callbacks[self.STATE] = self.facts | {self.OPTIONS: self.options}
-        if state.global_step >= state.max_steps > 0:  # all of its steps were made before it was ended
+        if state.global_step >= state.max_steps > 0:  # the run ended after its last step, so no step is left
             control.should_training_stop = True
 
 
-class BestSoFar(TrainerCallback):
-    """Finds the best checkpoint of a run that goes on where it lies now, and says if it is lost."""
+class BestCheckpointFinder(TrainerCallback):
+    """When a run is resumed, finds its best checkpoint, also in a folder that was moved, and warns if it is lost."""
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Sets the path of the best checkpoint, or forgets it if its files are missing or damaged."""
         if not state.global_step or state.best_metric is None or not args.load_best_model_at_end:
             return
-        place = Path(args.output_dir, f"checkpoint-{state.best_global_step}")
-        if not (faults := weight_faults(place)):
-            state.best_model_checkpoint = str(place)
+        folder = Path(args.output_dir, f"checkpoint-{state.best_global_step}")
+        if not (faults := weight_faults(folder)):
+            state.best_model_checkpoint = str(folder)
             return
         logger.warning(
             f"The best checkpoint so far, of step {state.best_global_step} with {state.best_metric:.4f}, can't be "
@@ -246,9 +296,10 @@ class BestSoFar(TrainerCallback):
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """The Trainer's early stopping, whose patience is also that of a resumed run; a run that it ended stays ended."""
+    """Early stopping of transformers whose count goes on when a run is resumed. A run that it ended stays ended."""
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Reads from the checkpoint how many evaluations in a row were no better than the best."""
         super().on_train_begin(args, state, control, **kwargs)
         stored = state.stateful_callbacks.setdefault(type(self).__name__, {}) if state.global_step else {}
         self.early_stopping_patience_counter = stored.get("attributes", {}).get("early_stopping_patience_counter", 0)

@@ -1,10 +1,10 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""How every command reads a checkpoint: whole, or not at all.
+"""How every command reads a checkpoint: with all of its weights, or not at all.
 
-`from_pretrained` warns of weights that a checkpoint lacks and draws them at random, and leaves out those that have no
-place in it. That is right for a new head, and wrong for everything else: an evaluation of a half-random model
-looks like a bad model.
+If a checkpoint lacks weights, `from_pretrained` only warns and draws them at random; weights that the model does not
+have are left out. That is right for a new head and wrong for everything else, because the evaluation of a model with
+random weights looks like that of a bad model.
 """
 
 import json
@@ -21,20 +21,20 @@ from modeling_mcm.files_mcm import some, unplaced
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is not read; the message says what is wrong with it, and what to do."""
+    """A checkpoint can't be read. The message says what is wrong with it, and what to do."""
 
 
 CONFIG, EXTRACTOR = "config.json", "preprocessor_config.json"
 
 
 def check_files(folder: str) -> None:
-    """Looks at the files of a checkpoint folder; a name on the Hub is left to the reader.
+    """Checks the files of a checkpoint folder. A name on the Hub is not checked.
 
     Args:
-        folder: checkpoint folder, or name on the Hub.
+        folder (`str`): Checkpoint folder, or name on the Hub.
 
     Raises:
-        CheckpointError: if the folder is not there, or a file of it is not, or is cut, or is damaged.
+        CheckpointError: If the folder or a file of it is missing, incomplete or damaged.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -66,33 +66,37 @@ def check_files(folder: str) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} can't be read ({error}): copy it again, or give an earlier checkpoint."
         ) from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds {type(found).__name__}, and a JSON object was expected: copy it again.")
-    return found
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds {type(content).__name__}, and a JSON object was expected: copy it again.")
+    return content
 
 
 def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[str, ...] = (), **options: Any) -> Any:
-    """A model with every weight of its checkpoint, and a checkpoint with no weight that the model has no place for.
+    """Reads a model, and checks that the weights of the checkpoint and of the model are the same.
 
     Args:
-        model_class: what is read.
-        folder: checkpoint folder, or name on the Hub.
-        new: beginnings of the names of weights that may start anew, such as those of a new head.
-        options: of `from_pretrained`.
+        model_class (subclass of `PreTrainedModel`): The class of the model.
+        folder (`str`): Checkpoint folder, or name on the Hub.
+        new (`tuple[str]`): Beginnings of the names of weights that the checkpoint may lack, such as those of a new
+            head.
+        options (`dict[str, Any]`): Keyword arguments of `from_pretrained`.
+
+    Returns:
+        An instance of `model_class`.
 
     Raises:
-        CheckpointError: if a file is not there or damaged, or a weight is missing, left over, of another
-            shape, or no number.
+        CheckpointError: If a file is missing or damaged, or if a weight is missing, of another shape, unknown to the
+            model, NaN or infinite.
     """
     check_files(folder)
     name = model_class.__name__
     try:
-        read: Any = model_class.from_pretrained(
+        loaded: Any = model_class.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, StrictDataclassError, SafetensorError) as error:
@@ -101,20 +105,20 @@ def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[
         raise CheckpointError(
             f"{folder} can't be read as {name} ({type(error).__name__}: {reason}).{place}"
         ) from error
-    model, found = read
-    missing = [key for key in sorted(found["missing_keys"]) if not key.startswith(new)]
+    model, loading = loaded
+    missing = [key for key in sorted(loading["missing_keys"]) if not key.startswith(new)]
     if missing:
         raise CheckpointError(
             f"{folder} lacks {len(missing)} weights of {name}, which would start at random: {some(missing)}. It was "
             "saved as another class or by another version: give the folder that a training of this version wrote."
         )
-    if mismatched := sorted(each for each in found["mismatched_keys"] if not each[0].startswith(new)):
-        sizes = [f"{key} is {list(stored)} and {list(wanted)} was expected" for key, stored, wanted in mismatched]
+    if mismatched := sorted(each for each in loading["mismatched_keys"] if not each[0].startswith(new)):
+        sizes = [f"{key} is {list(stored)} and {list(shape)} was expected" for key, stored, shape in mismatched]
         raise CheckpointError(
             f"{len(mismatched)} weights of {folder} have other sizes than {CONFIG} says: {some(sizes)}. Take both "
             "from one and the same save."
         )
-    if unexpected := unplaced(model, found["unexpected_keys"]):
+    if unexpected := unplaced(model, loading["unexpected_keys"]):
         raise CheckpointError(
             f"{folder} has {len(unexpected)} weights that {name} has no place for by {CONFIG}, and would leave out: "
             f"{some(unexpected)}. Take both from one and the same save."

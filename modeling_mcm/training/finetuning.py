@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tuning to offers: the model with a new head, what of it is trained, and the training."""
+"""Fine-tuning to offers: options, the model with its new head, and the training."""
 
 import hashlib
 import sys
@@ -27,38 +27,62 @@ from modeling_mcm.training.checkpoints import read_checkpoint
 from modeling_mcm.training.fitting import popularity
 from modeling_mcm.training.offer_trainer import NEW_PARTS, OfferTrainer
 from modeling_mcm.training.options import PretrainingArguments
-from modeling_mcm.training.resuming import FINE_TUNING, Start, alone, deciding_options, find_start
+from modeling_mcm.training.resuming import FINE_TUNING, Start, deciding_options, find_start, output_folder_lock
 
 logger = logging.get_logger(__name__)
-# Of BertSelfAttention; the head has a `query` of its own, which is trained whole.
+# Layers of BertSelfAttention that get low-rank updates. The head has a `query`, too, but all its weights are trained.
 ADAPTED = ["query", "value"]
-# What decides the weights besides the Trainer's options and the model's config.
+# Options that decide the weights, besides those of the Trainer and of the model's config.
 DECIDING = ("outcomes", "train_splits", "label_share", "freeze_encoder", "lora", "from_scratch", "encoder_lr_factor")
 
 
 @dataclass
 class FineTuningOptions:
-    """What is fine-tuned, on what."""
+    """Which checkpoint is fine-tuned on which offers, and which of its weights are trained."""
 
     model: str | None = field(
-        default=None, metadata={"help": "Pre-trained checkpoint: a folder, or a name on the Hub."}
+        default=None, metadata={"help": "Pre-trained checkpoint: a folder, or a name on the Hub. Required."}
     )
-    data: str | None = field(default=None, metadata={"help": "Folder of the prepared data set of the checkpoint."})
+    data: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the prepared data set that the checkpoint was pre-trained on. Required."},
+    )
     offers: str | None = field(default=None, metadata={"help": "Folder with offers.parquet and actions.parquet."})
     outcomes: list[str] = field(
-        default_factory=list, metadata={"help": "Columns to predict; click and conversion by default, where known."}
+        default_factory=list,
+        metadata={"help": "Columns of offers.parquet to predict. By default click and conversion, where they exist."},
     )
-    train_splits: list[str] = field(default_factory=lambda: [TRAIN, VALIDATION], metadata={"help": "Trained on."})
-    eval_split: str = field(default=TEST, metadata={"help": "Evaluated on with --eval_strategy.", "choices": SPLITS})
-    label_share: float = field(default=1.0, metadata={"help": "Share of the training groups; drawn with --seed."})
-    freeze_encoder: bool = field(default=False, metadata={"help": "Train the head alone."})
-    lora: int = field(default=0, metadata={"help": "Rank of low-rank updates of the encoder; 0 for none."})
-    from_scratch: bool = field(default=False, metadata={"help": "Forget the pre-trained weights, keep the config."})
+    train_splits: list[str] = field(
+        default_factory=lambda: [TRAIN, VALIDATION], metadata={"help": "Splits of the offers to train on."}
+    )
+    eval_split: str = field(
+        default=TEST,
+        metadata={"help": "Split of the offers to evaluate on if --eval_strategy is set.", "choices": SPLITS},
+    )
+    label_share: float = field(
+        default=1.0,
+        metadata={"help": "Share of the training groups of offers to use, drawn with --seed: above 0, at most 1."},
+    )
+    freeze_encoder: bool = field(
+        default=False, metadata={"help": "Train the new head only, and leave the pre-trained weights as they are."}
+    )
+    lora: int = field(
+        default=0, metadata={"help": "Rank of low-rank updates of the encoder's attention (LoRA); 0 for none."}
+    )
+    from_scratch: bool = field(
+        default=False,
+        metadata={"help": "Use the checkpoint's config and start from random weights, to measure pre-training's use."},
+    )
     encoder_lr_factor: float = field(
-        default=0.1, metadata={"help": "Factor on the learning rate of what pre-training has trained already."}
+        default=0.1,
+        metadata={"help": "Factor on the learning rate of the pre-trained weights; the head's has the factor 1."},
     )
     max_events: int | None = field(
-        default=None, metadata={"help": "Longest history in events, start row included. Default: the checkpoint's."}
+        default=None,
+        metadata={
+            "help": "Largest number of events that are read of a history, the start row included. By default the "
+            "checkpoint's."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -76,17 +100,32 @@ class FineTuningOptions:
 class FineTuningArguments(PretrainingArguments):
     """`TrainingArguments` with defaults that suit a few thousand labels."""
 
-    output_dir: str | None = field(default="runs/offers", metadata={"help": "Where checkpoints and the model go."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Highest learning rate of the head."})
-    num_train_epochs: float = field(default=4.0, metadata={"help": "Passes over the groups of offers."})
-    batch_eval_metrics: bool = field(default=False, metadata={"help": "Must stay off: metrics are of all groups."})
+    output_dir: str | None = field(
+        default="runs/offers", metadata={"help": "Folder for checkpoints and the fine-tuned model."}
+    )
+    learning_rate: float = field(default=1e-3, metadata={"help": "Highest learning rate of the head's weights."})
+    num_train_epochs: float = field(
+        default=4.0, metadata={"help": "Number of passes over the training groups of offers."}
+    )
+    batch_eval_metrics: bool = field(
+        default=False, metadata={"help": "Must stay false: metrics are computed over all groups of offers at once."}
+    )
     best_metric: ClassVar[str] = "loss"
 
 
 def read_model(
     options: FineTuningOptions, extractor: MCMFeatureExtractor, offers: Offers
 ) -> MCMForActionRecommendation:
-    """The checkpoint with a new head for these offers, or a model like it as it stands before any pre-training."""
+    """Reads the checkpoint and adds a new head for the offers.
+
+    Args:
+        options (`FineTuningOptions`): The options; with `from_scratch` the pre-trained weights are not read.
+        extractor (`MCMFeatureExtractor`): The checkpoint's feature extractor.
+        offers (`Offers`): The offers, which decide the head's outcomes and features.
+
+    Raises:
+        CheckpointError: If the checkpoint can't be read.
+    """
     known: dict[str, Any] = {
         "action_outcomes": list(offers.outcomes),
         "action_features": features_of_actions(extractor, offers.columns),
@@ -99,11 +138,15 @@ def read_model(
     return model
 
 
-def adapted(model: MCMForActionRecommendation, rank: int) -> Any:
-    """The model with low-rank updates of the encoder's attention, as `peft` makes it.
+def with_low_rank_updates(model: MCMForActionRecommendation, rank: int) -> Any:
+    """Wraps a model with `peft`, so that low-rank updates of the encoder's attention are trained, and the head.
+
+    Args:
+        model (`MCMForActionRecommendation`): The model.
+        rank (`int`): Rank of the updates, at least 1.
 
     Raises:
-        ImportError: if `peft` is not installed.
+        ImportError: If `peft` is not installed.
     """
     with needs("lora"):
         from peft import LoraConfig, get_peft_model
@@ -119,16 +162,16 @@ def adapted(model: MCMForActionRecommendation, rank: int) -> Any:
 
 
 def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None:
-    """Fine-tunes a checkpoint to offers, or goes on, and saves the model with its feature extractor.
+    """Fine-tunes a checkpoint to offers and saves the model with its feature extractor. An interrupted run is resumed.
 
     Args:
-        options (`FineTuningOptions`): What is fine-tuned, on which offers.
-        training (`FineTuningArguments`): How it is trained.
+        options (`FineTuningOptions`): Which checkpoint is fine-tuned on which offers.
+        training (`FineTuningArguments`): The options of the training, such as learning rate and epochs.
 
     Raises:
-        ValueError: The offers, the data or the options do not fit together.
-        CheckpointError: The checkpoint can't be read.
-        RunError: The output folder holds another run.
+        ValueError: If the offers, the data and the options do not fit together.
+        CheckpointError: If the checkpoint can't be read.
+        RunError: If the output folder holds another run.
     """
     schema = PreparedManifest.load(str(options.data)).event_schema
     extractor = MCMFeatureExtractor.from_pretrained(str(options.model))
@@ -142,10 +185,10 @@ def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None
     training_end = int(np.datetime64(schema.cutoff("validation"), "s").astype(np.int64))
     offers.check_times(training_end, groups, evaluated)
     if options.label_share < 1:
-        kept = np.random.default_rng(training.seed).permutation(len(groups))[
+        sample = np.random.default_rng(training.seed).permutation(len(groups))[
             : round(options.label_share * len(groups))
         ]
-        groups = groups[np.sort(kept)]
+        groups = groups[np.sort(sample)]
     offers.check_trainable(groups, outcomes)
     model = read_model(options, extractor, offers)
     if options.freeze_encoder:
@@ -154,7 +197,7 @@ def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None
     own = {name: getattr(options, name) for name in DECIDING} | {"max_events": extractor.max_events}
     own["batch size"] = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
     run = digests_of(options) | {"options": deciding_options(training) | own}
-    with alone(str(training.output_dir), training.should_save):
+    with output_folder_lock(str(training.output_dir), training.should_save):
         start = find_start(str(training.output_dir), FINE_TUNING, run, model.config)
         if start.is_finished:
             logger.warning(f"{training.output_dir} holds this run, which is finished: nothing is left to train.")
@@ -163,15 +206,22 @@ def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None
 
 
 def digests_of(options: FineTuningOptions) -> dict[str, Any]:
-    """What tells the data, the offers and the pre-trained model of a run from others."""
-    found = {"data": sha256_of(Path(str(options.data)) / MANIFEST_FILE)}
+    """Computes digests of a run's data, offers and pre-trained model, which a resumed run must have in common.
+
+    Args:
+        options (`FineTuningOptions`): The options of the run.
+
+    Returns:
+        `dict[str, str]`: SHA-256 digests by name: `data`, `offers` and `pre-trained model`.
+    """
+    digests = {"data": sha256_of(Path(str(options.data)) / MANIFEST_FILE)}
     for name, folder, patterns in (
         ("offers", options.offers, ("*.parquet",)),
         ("pre-trained model", options.model, ("*.safetensors", "config.json")),
     ):
         files = [path for pattern in patterns for path in sorted(Path(str(folder)).glob(pattern))]
-        found[name] = hashlib.sha256(" ".join(map(sha256_of, files)).encode()).hexdigest()
-    return found
+        digests[name] = hashlib.sha256(" ".join(map(sha256_of, files)).encode()).hexdigest()
+    return digests
 
 
 def train(
@@ -185,10 +235,22 @@ def train(
     run: dict[str, Any],
     start: Start,
 ) -> None:
-    """Trains from where the run starts, and writes the model and its record."""
+    """Trains a model on offers, and writes the model and the record of the run, finetuning.json.
+
+    Args:
+        options (`FineTuningOptions`): Which checkpoint is fine-tuned on which offers.
+        training (`FineTuningArguments`): The options of the training.
+        extractor (`MCMFeatureExtractor`): The checkpoint's feature extractor, which is saved with the model.
+        model (`MCMForActionRecommendation`): The model to train.
+        offers (`Offers`): The offers.
+        groups (`numpy.ndarray`, shape `(groups,)`): Indices of the groups of offers to train on.
+        evaluated (`numpy.ndarray`, shape `(groups,)`): Indices of the groups to evaluate on; may be empty.
+        run (`dict[str, Any]`): Digests and options that a resumed run must have in common with this one.
+        start (`Start`): Where the training starts, from [`find_start`].
+    """
     rows = load_prepared(str(options.data))
     used = np.concatenate([groups, evaluated])
-    wrapped: Any = adapted(model, options.lora) if options.lora else model
+    wrapped: Any = with_low_rank_updates(model, options.lora) if options.lora else model
     trainer = OfferTrainer(
         model=wrapped,
         args=training,
@@ -231,5 +293,10 @@ def train(
 
 
 def first_output(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-    """The logits, for the metrics need nothing else."""
+    """Takes the logits from the model's outputs, so that evaluation stores nothing else.
+
+    Args:
+        outputs (`torch.Tensor` or `tuple`): Outputs of the model; the logits come first.
+        labels (`torch.Tensor`): The labels, which are not read.
+    """
     return outputs[0] if isinstance(outputs, tuple) else outputs

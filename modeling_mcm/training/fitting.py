@@ -1,6 +1,8 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What is learned beside the Trainer's steps: tables of counts and their gains before, scales and the state after."""
+"""What is fitted outside of the Trainer's steps: counted tables and their gains before them, and after them the scales
+of the parts of a score, the customer state and its forecasts.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -35,14 +37,20 @@ from modeling_mcm.training.options import ModelOptions
 from modeling_mcm.training.resuming import RunError
 
 logger = logging.get_logger(__name__)
-FIT_BATCH = 32  # customers of a batch that gains are learned on
+FIT_BATCH = 32  # customers in one batch when gains and scales are fitted
 
 
 def trainable(ends: NDArray) -> NDArray[np.int64]:
-    """The customers with two events or more in the training period.
+    """Finds the customers with at least two events in the training period.
+
+    Args:
+        ends (`numpy.ndarray`, shape `(customers,)`): Number of each customer's events before the validation cutoff.
+
+    Returns:
+        `numpy.ndarray`: Indices of the customers.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: If there is no such customer.
     """
     several = np.flatnonzero(ends > 1)
     if not len(several):
@@ -54,7 +62,15 @@ def trainable(ends: NDArray) -> NDArray[np.int64]:
 
 
 def popularity(data: str, config: MCMConfig) -> dict[str, torch.Tensor]:
-    """How often each label was a target in the training period."""
+    """Reads how often each label was a target in the training period.
+
+    Args:
+        data (`str`): Folder of the prepared data set.
+        config (`MCMConfig`): The model's config, which names the tasks and their numbers of labels.
+
+    Returns:
+        `dict[str, torch.Tensor]`: For each task the counts, of shape `(labels,)`.
+    """
     table = pq.read_table(Path(data) / POPULARITY_FILE).to_pandas()
     counts = {}
     for task, size in config.label_sizes.items():
@@ -67,14 +83,27 @@ def popularity(data: str, config: MCMConfig) -> dict[str, torch.Tensor]:
 
 
 def sampled_rows(options: ModelOptions) -> Any:
-    """The rows that tables and gains are learned from: all, or when streaming those of some shards."""
+    """Reads the rows that tables and gains are fitted on: all rows, or with streaming those of some shards.
+
+    Args:
+        options (`ModelOptions`): The options of the training.
+    """
     number = len(PreparedManifest.load(str(options.data)).shards)
     shards = np.unique(np.linspace(0, number - 1, min(number, options.streaming_eval_shards)).astype(int)).tolist()
     return load_prepared(str(options.data), shards=shards if options.streaming else None)
 
 
-def count(model: MCMForMultiTaskRecommendation, options: ModelOptions, seed: int) -> None:
-    """Fills the counted memory's tables, and learns what followers are worth."""
+def fit_counted_memory(model: MCMForMultiTaskRecommendation, options: ModelOptions, seed: int) -> None:
+    """Fills the tables of the counted memory, and fits how much the followers of a label count in a score.
+
+    Args:
+        model (`MCMForMultiTaskRecommendation`): The model, whose tables are filled in place.
+        options (`ModelOptions`): The options of the training.
+        seed (`int`): Seed of the order of customers and of sampled targets.
+
+    Raises:
+        RunError: If the data set has no table of followers and the model needs one.
+    """
     config, data = model.config, Path(str(options.data))
     rows = sampled_rows(options)
     if config.label_features:
@@ -100,11 +129,16 @@ def count(model: MCMForMultiTaskRecommendation, options: ModelOptions, seed: int
             logger.warning(f"Followers of {task}: {words} (loss a target).")
 
 
-def weigh(model: MCMForMultiTaskRecommendation, collator: MCMCollator, rows: PreparedRows) -> None:
-    """Learns on validation cases how much each part of a score counts, and says so."""
-    order = np.sort(
-        np.random.default_rng(0).permutation(len(rows))[:CASES]
-    ).tolist()  # rows are by length: pads little
+def fit_score_scales(model: MCMForMultiTaskRecommendation, collator: MCMCollator, rows: PreparedRows) -> None:
+    """Fits on validation cases how much each part of a score counts, and logs the scales.
+
+    Args:
+        model (`MCMForMultiTaskRecommendation`): The model, whose scales are set in place.
+        collator (`MCMCollator`): Collator in the mode "evaluate" with the validation cutoff.
+        rows (`PreparedRows`): The validation cases, sorted by length.
+    """
+    # Sorted, because the rows are sorted by length, so that a batch needs little padding.
+    order = np.sort(np.random.default_rng(0).permutation(len(rows))[:CASES]).tolist()
     batches = (collator(rows.__getitems__(order[at : at + FIT_BATCH])) for at in range(0, len(order), FIT_BATCH))
     for task, scales in fit_scales(model, batches).items():
         named = ", ".join(f"{name} {value:.3g}" for name, value in scales.items())
@@ -114,7 +148,14 @@ def weigh(model: MCMForMultiTaskRecommendation, collator: MCMCollator, rows: Pre
 def learn_state(
     model: MCMForMultiTaskRecommendation, extractor: MCMFeatureExtractor, options: ModelOptions, seed: int
 ) -> None:
-    """Trains the customer state and its forecasts on moments of the training period."""
+    """Trains the customer state and its forecasts on moments of the training period.
+
+    Args:
+        model (`MCMForMultiTaskRecommendation`): A model with a customer state, which is trained in place.
+        extractor (`MCMFeatureExtractor`): The model's feature extractor.
+        options (`ModelOptions`): The options of the training.
+        seed (`int`): Seed of the moments and of the order of customers.
+    """
     rows = sampled_rows(options)
     ends = np.asarray(rows["validation_end"])
     several = trainable(ends)
@@ -122,13 +163,13 @@ def learn_state(
     cutoff = None
     if not schema.leaves_one_out:
         cutoff = float(np.datetime64(schema.cutoff("validation"), "s").astype(np.int64))
-    wanted = sorted(model.config.forecast_days)
+    requested = sorted(model.config.forecast_days)
     losses = train_state(model.model, extractor, PreparedRows(rows, several, ends[several]), cutoff, seed)
     words = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
     learned = model.config.forecast_days = model.model.config.forecast_days
     named = ", ".join(f"{day:g}" for day in learned) or "no"
     logger.warning(f"Customer state: losses {words}; forecasts for {named} days.")
-    if missed := [f"{day:g}" for day in wanted if day not in learned]:
+    if missed := [f"{day:g}" for day in requested if day not in learned]:
         logger.warning(
             f"Forecasts for {', '.join(missed)} days have not been learned: the training period is too short. "
             "Move the validation cutoff, or name shorter horizons (--config_overrides 'forecast_days=[7,30]')."

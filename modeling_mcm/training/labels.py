@@ -1,9 +1,9 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tuning to a label of customers: what `run_finetune.py --labels` does once it has read its options.
+"""Fine-tuning to a label of customers, as `mcm finetune --labels` does it.
 
-What the state is made of does not change in training, so the counts of every label's history are taken once and kept,
-if they fit; then a step costs a millisecond.
+The counts that a customer's state is computed from do not change in training. If they fit into memory, they are
+computed once for the history of every label, and a training step then takes a millisecond.
 """
 
 import sys
@@ -39,10 +39,10 @@ from modeling_mcm.training.resuming import last_whole_checkpoint
 
 logger = logging.get_logger(__name__)
 NEW = ("prediction_head.",)
-MOST_KEPT = 2**29  # numbers of counts that are kept in memory, 2 GB
+MOST_NUMBERS = 2**29  # that the counts of all histories may have to be held in memory: 2 GB
 COUNT_BATCH = 64  # histories that are counted at a time
-SAMPLE = 2**14  # labels that the head starts with, where they are not all kept
-# Options that suit a few hundred labels, where none are given; those of a set belong together.
+SAMPLE = 2**14  # labels that the head is initialised from, if not all counts fit into memory
+# Defaults that suit a few hundred labels. Those of one dict belong together: none is used if one of them is set.
 DEFAULTS: tuple[dict[str, Any], ...] = (
     {"eval_strategy": "epoch", "save_strategy": "epoch", "early_stopping_patience": 2},
     {"output_dir": "runs/labels"},
@@ -53,38 +53,51 @@ DEFAULTS: tuple[dict[str, Any], ...] = (
 METRICS = ("auc", "accuracy", "rank_correlation", "mae", "loss")
 
 
-def label_defaults(given: Collection[str]) -> dict[str, Any]:
-    """Values of options that are not given, where `labels` is; none where it is not.
+def label_defaults(named: Collection[str]) -> dict[str, Any]:
+    """Chooses the defaults of a fine-tuning to labels.
 
     Args:
-        given: names of the options that are.
+        named (collection of `str`): Names of the options that the command line sets.
+
+    Returns:
+        `dict[str, Any]`: Values of options that are not set; empty if `labels` is not among the names.
     """
-    chosen = [part for part in DEFAULTS if "labels" in given and not set(part) & set(given)]
+    chosen = [part for part in DEFAULTS if "labels" in named and not set(part) & set(named)]
     return {name: value for part in chosen for name, value in part.items()}
 
 
 @dataclass
 class LabelOptions:
-    """Labels of customers to fine-tune to, in the place of offers."""
+    """Which labels of customers a checkpoint is fine-tuned to, in the place of offers."""
 
     labels: str | None = field(
         default=None,
-        metadata={"help": "Parquet or CSV file with customer, time and label, instead of --offers (docs/labels.md)."},
+        metadata={
+            "help": "Parquet or CSV file with customer, time and label, in the place of --offers (docs/labels.md)."
+        },
     )
-    label: str = field(default="label", metadata={"help": "Column of the label."})
-    customer_column: str = field(default="customer_id", metadata={"help": "Column of the labels that says who."})
-    time_column: str = field(default="time", metadata={"help": "Column that says when; later events are not read."})
+    label: str = field(default="label", metadata={"help": "Column of --labels with the label."})
+    customer_column: str = field(default="customer_id", metadata={"help": "Column of --labels with the customer."})
+    time_column: str = field(
+        default="time",
+        metadata={"help": "Column of --labels with the time of the label. Events after it are not read."},
+    )
     label_kind: str = field(
         default=AUTO,
-        metadata={"help": "What the label is; auto: 0 and 1, booleans and text are classes.", "choices": list(KINDS)},
+        metadata={
+            "help": "Kind of the label. With auto, a label of 0 and 1, of booleans or of text is a class, and any "
+            "other a number.",
+            "choices": list(KINDS),
+        },
     )
     validation_share: float = field(
-        default=0.2, metadata={"help": "Share of the customers that are not trained on but evaluated; 0 for none."}
+        default=0.2,
+        metadata={"help": "Share of the customers whose labels are not trained on but evaluated; 0 for none."},
     )
     on_unknown: str = field(
         default=ERROR,
         metadata={
-            "help": "What becomes of labels whose customer has no event before their time.",
+            "help": "What is done about a label whose customer has no event before the label's time.",
             "choices": list(ON_UNKNOWN),
         },
     )
@@ -94,21 +107,25 @@ class LabelOptions:
             raise ValueError(f"--validation_share is {self.validation_share}; give 0 or more and less than 1.")
 
 
-class KeptCounts(Dataset):
-    """Labels with the counts of their histories, as `MCMForCustomerPrediction.forward` takes them.
+class CountedHistories(Dataset):
+    """A data set of labels, each with the counts of the history before it, as `MCMForCustomerPrediction` reads them.
 
     Args:
-        model: whose counts they are.
-        customers: a `LabelledCustomers`, or some of them.
-        collator: its `LabelCollator`.
+        model (`MCMForCustomerPrediction`): The model that counts the histories.
+        customers (`LabelledCustomers` or a `Subset` of it): The labels with their histories.
+        collator (`LabelCollator`): Makes batches of the histories.
+
+    Attributes:
+        counts (`torch.Tensor`, shape `(labels, numbers)`): Counts of the history of each label.
+        labels (`torch.Tensor`, shape `(labels,)`): The labels.
     """
 
     def __init__(self, model: MCMForCustomerPrediction, customers: Any, collator: LabelCollator):
         counts, labels = [], []
         bar = logging.tqdm(range(0, len(customers), COUNT_BATCH), desc="Histories", unit="batch")
         for start in bar:
-            places = list(range(start, min(start + COUNT_BATCH, len(customers))))
-            batch = collator(customers.__getitems__(places))
+            indices = list(range(start, min(start + COUNT_BATCH, len(customers))))
+            batch = collator(customers.__getitems__(indices))
             labels.append(batch.pop("labels"))
             counts.append(model.counts(**{name: value.to(model.device) for name, value in batch.items()}).cpu())
         self.counts, self.labels = torch.cat(counts), torch.cat(labels)
@@ -116,17 +133,17 @@ class KeptCounts(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
-        return {"counts": self.counts[place], "labels": self.labels[place]}
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"counts": self.counts[index], "labels": self.labels[index]}
 
 
 class LabelTrainer(Trainer):
-    """`Trainer` with a smaller learning rate for what pre-training has trained already.
+    """`Trainer` with a learning rate of its own for the customer state, which pre-training has trained.
 
     Args:
-        args: as for `Trainer`.
-        encoder_lr_factor: factor on the learning rate of the customer state.
-        kwargs: as for `Trainer`.
+        args (`tuple`): Positional arguments of `Trainer`.
+        encoder_lr_factor (`float`): Factor on the learning rate of the customer state; the head's has the factor 1.
+        kwargs (`dict`): Keyword arguments of `Trainer`; `args` must be among them.
     """
 
     def __init__(self, *args: Any, encoder_lr_factor: float, **kwargs: Any):
@@ -136,6 +153,7 @@ class LabelTrainer(Trainer):
             self.add_callback(EarlyStopping(patience))
 
     def create_optimizer(self, model: Any = None):
+        """Makes the Trainer's optimizer, with groups of parameters of their own for the pre-trained weights."""
         optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
         trained: Any = self.model if model is None else model
         new = {id(value) for name, value in trained.named_parameters() if NEW[0] in name}
@@ -150,16 +168,21 @@ class LabelTrainer(Trainer):
 
 
 def read_labels(data: str, options: LabelOptions) -> LabelledCustomers:
-    """The labels of the options with the histories before them; a warning says how many were left out.
+    """Reads the labels with the histories before them, and warns of labels that are left out.
+
+    Args:
+        data (`str`): Folder of the prepared data set.
+        options (`LabelOptions`): The file of labels and its columns.
 
     Raises:
-        ValueError: as `load_labels` and `LabelledCustomers`, or if the log has no times.
+        ValueError: If the log has no times, if the table of labels is not as its options say, or if a customer is
+            unknown and `on_unknown` makes that an error.
     """
     schema = PreparedManifest.load(data).event_schema
     if schema.order is not None:
         raise ValueError(
-            f"The log {schema.name} has no times but `order`, so it can't be told what came before a label: prepare "
-            "a log with times."
+            f"The log {schema.name} has no times but `order`, so nothing says which events came before a label: "
+            "prepare a log with times."
         )
     columns = (options.label, options.customer_column, options.time_column)
     labels = load_labels(str(options.labels), *columns, options.label_kind, schema.time_zone)
@@ -175,7 +198,7 @@ def read_labels(data: str, options: LabelOptions) -> LabelledCustomers:
         if early:
             logger.warning(
                 f"{early:,} labels are of times before {cutoff:%Y-%m-%d}, and pre-training read events until then: "
-                "figures of a label that tells of the days after its time, such as churn, are too good there."
+                "metrics of a label that depends on the days after its time, such as churn, are too good there."
             )
     return customers
 
@@ -189,24 +212,24 @@ def train_to_labels(
     encoder_lr_factor: float = 0.1,
     max_events: int | None = None,
 ) -> dict[str, float]:
-    """Fine-tunes a checkpoint to a label and saves it, with its feature extractor and what was found on the customers
-    that were held out.
+    """Fine-tunes a checkpoint to a label of customers, and saves it with its feature extractor and its metrics.
 
     Args:
-        model: checkpoint folder, or name on the Hub.
-        data: folder of the prepared data set of the checkpoint.
-        options: which labels.
-        training: `TrainingArguments` with `early_stopping_patience`.
-        is_frozen: whether the state stays as it is and the head alone is trained.
-        encoder_lr_factor: factor on the learning rate of the state.
-        max_events: longest history in events, start row included; the checkpoint's by default.
+        model (`str`): Checkpoint folder, or name on the Hub.
+        data (`str`): Folder of the prepared data set that the checkpoint was pre-trained on.
+        options (`LabelOptions`): The file of labels and its columns.
+        training (`FineTuningArguments`): The options of the training.
+        is_frozen (`bool`): Whether the head alone is trained and the customer state stays as it is.
+        encoder_lr_factor (`float`): Factor on the learning rate of the customer state.
+        max_events (`int`, *optional*): Largest number of events that are read of a history, the start row included.
+            By default the checkpoint's.
 
     Returns:
-        Metrics of the validation customers; empty without any.
+        `dict[str, float]`: Metrics of the validation customers; empty if there are none.
 
     Raises:
-        ValueError: if the labels, the data or the options do not fit together.
-        CheckpointError: if the checkpoint can't be read.
+        ValueError: If the labels, the data and the options do not fit together.
+        CheckpointError: If the checkpoint can't be read.
     """
     extractor = MCMFeatureExtractor.from_pretrained(model)
     check_vocabularies(data, extractor)
@@ -214,8 +237,8 @@ def train_to_labels(
         extractor.max_events = max_events  # saved with the model
     customers = read_labels(data, options)
     labels = customers.labels
-    places, held_out = labels.split(options.validation_share, training.seed)
-    labels.of(places).check_trainable()
+    trained_on, held_out = labels.split(options.validation_share, training.seed)
+    labels.of(trained_on).check_trainable()
     evaluates = training.eval_strategy != "no"
     if evaluates and not len(held_out):
         raise ValueError(
@@ -230,12 +253,12 @@ def train_to_labels(
     collator: Any = LabelCollator(extractor, tuned.config)
     dataset: Dataset = customers
     numbers = tuned.model.state.mean.numel()
-    if len(customers) * numbers <= MOST_KEPT:
-        dataset, collator = KeptCounts(tuned, customers, collator), default_data_collator
-        sampled, sample = places, dataset.counts[places]
+    if len(customers) * numbers <= MOST_NUMBERS:
+        dataset, collator = CountedHistories(tuned, customers, collator), default_data_collator
+        sampled, sample = trained_on, dataset.counts[trained_on]
     else:
-        sampled = np.random.default_rng(training.seed).permutation(places)[:SAMPLE]
-        sample = KeptCounts(tuned, Subset(customers, sampled.tolist()), collator).counts
+        sampled = np.random.default_rng(training.seed).permutation(trained_on)[:SAMPLE]
+        sample = CountedHistories(tuned, Subset(customers, sampled.tolist()), collator).counts
     tuned.eval()
     with torch.no_grad():
         states = tuned.model.state(sample.to(tuned.device))
@@ -244,7 +267,7 @@ def train_to_labels(
         model=tuned,
         args=training,
         data_collator=collator,
-        train_dataset=Subset(dataset, places.tolist()),
+        train_dataset=Subset(dataset, trained_on.tolist()),
         eval_dataset=Subset(dataset, held_out.tolist()) if evaluates else None,
         processing_class=extractor,
         compute_metrics=LabelMetrics(labels.kind == NUMBER),
@@ -255,21 +278,22 @@ def train_to_labels(
         logger.warning(f"Interrupted while they were written, so not used: {', '.join(broken)}.")
     trained = sum(value.numel() for value in tuned.parameters() if value.requires_grad)
     logger.warning(
-        f"{trained:,} trained parameters, {len(places):,} labels to train on and {len(held_out):,} to evaluate on, "
-        f"{f'{labels.kind}: ' + ', '.join(labels.classes) if labels.classes else labels.kind}; "
+        f"{trained:,} trained parameters, {len(trained_on):,} labels to train on and {len(held_out):,} to evaluate "
+        f"on, {f'{labels.kind}: ' + ', '.join(labels.classes) if labels.classes else labels.kind}; "
         + (f"going on from {checkpoint}" if checkpoint else "starting anew")
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
-    found = trainer.evaluate() if evaluates else {}
-    metrics = {name.removeprefix("eval_"): found[name] for name in found if name.removeprefix("eval_") in METRICS}
+    evaluation = trainer.evaluate() if evaluates else {}
+    named = {name.removeprefix("eval_"): value for name, value in evaluation.items()}
+    metrics = {name: value for name, value in named.items() if name in METRICS}
     if trainer.is_world_process_zero():
         facts = {
             "label": labels.name,
             "kind": labels.kind,
             "classes": list(labels.classes),
-            "labels": len(places),
+            "labels": len(trained_on),
             "left_out": customers.dropped,
             "validation": metrics | {"labels": len(held_out) if evaluates else 0},
             "seconds": result.metrics["train_runtime"],
@@ -281,9 +305,9 @@ def train_to_labels(
         }
         write_json(Path(training.output_dir, "finetuning.json"), facts)
     words = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
-    said = f"On {len(held_out):,} labels of customers that were not trained on: {words}." if words else "Saved."
-    logger.warning(said)
+    on_held_out = f"On {len(held_out):,} labels of customers that were not trained on: {words}."
+    logger.warning(on_held_out if words else "Saved.")
     return metrics
 
 
-__all__ = ["KeptCounts", "LabelOptions", "LabelTrainer", "label_defaults", "read_labels", "train_to_labels"]
+__all__ = ["CountedHistories", "LabelOptions", "LabelTrainer", "label_defaults", "read_labels", "train_to_labels"]

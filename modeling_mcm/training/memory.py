@@ -1,27 +1,31 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What training and scoring do with freed memory on Linux: they keep it.
+"""On Linux, training and scoring do not return freed memory to the system, which makes them faster.
 
-glibc gives a large block back to the system as soon as it is freed. A training step frees and asks for dozens of
-blocks of some megabytes, and the system hands each out anew a page at a time, which costs more than much of the work
-inside them (`benchmarks/readout.py --keep_freed_memory false`; docs/log.md).
+glibc returns a large block of memory as soon as it is freed. A training step frees and allocates dozens of blocks of
+some megabytes. The system then provides each block page by page again, which can take longer than the computation
+(`benchmarks/readout.py --keep_freed_memory false` measures it; docs/log.md has the figures).
 """
 
 import ctypes
 import sys
 
-# glibc's names and numbers of malloc.h
+# Names and numbers of options as in glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 LARGEST, PAD = 2**31 - 1, 2**26
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc's malloc to keep what is freed; does nothing, and says so, with another C library."""
+    """Sets glibc's malloc to keep freed memory in the process.
+
+    Returns:
+        `bool`: Whether that was possible; `False` with another C library than glibc.
+    """
     if not sys.platform.startswith("linux"):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):  # musl has none
         return False
-    chosen = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: LARGEST, M_TOP_PAD: PAD}
-    return all([mallopt(name, value) for name, value in chosen.items()])
+    options = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: LARGEST, M_TOP_PAD: PAD}
+    return all([mallopt(name, value) for name, value in options.items()])

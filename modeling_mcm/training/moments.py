@@ -1,14 +1,14 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What trains the customer state: moments of the training period, and what followed them.
+"""Training of the customer state, on moments of the training period and what followed them.
 
-A moment is a customer and a time t. The state at t knows the events until t. From it linear heads tell the visits,
-events and sums of values of the next days, when the next visit comes, which labels of small tasks follow, and the
-counts that the state was made of. The heads but the forecasts are thrown away. Nothing after the validation cutoff is
-read, and a horizon that reaches past it is no target.
+A moment is a customer and a time t. The state at t is computed from the events up to t. From the state, linear heads
+predict the visits, events and sums of values of the next days, when the next visit comes, which labels of small tasks
+follow, and the counts that the state was computed from. After training only the forecasts are kept of these heads.
+Nothing after the validation cutoff is read, and a horizon that ends after it is no target.
 
-At the end the forecasts are learned anew on states that stay as they are, with a penalty: heads that are trained
-together with the state know the training customers by heart.
+At the end the forecasts are fitted again on fixed states, with a penalty, because heads that were trained together
+with the state overfit the training customers.
 
 Shapes: B customers, M moments a customer, R = B M moments, D horizons, Q quantities, I intervals of hazards.
 """
@@ -31,13 +31,14 @@ from modeling_mcm.modeling_mcm import MCMModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.state_mcm import CustomerState, Forecasts
 
-MOMENTS, BATCH, PASSES, LEAST_STEPS, MOST_STEPS = 16, 32, 3, 40, 1500  # a customer; customers a step; over them all
+MOMENTS, BATCH = 16, 32  # moments of a customer, and customers of a step
+PASSES, LEAST_STEPS, MOST_STEPS = 3, 40, 1500  # passes over all customers, within these numbers of steps
 LEARNING_RATE, WEIGHT_DECAY, WARM_UP, LONGEST_GRADIENT = 4e-3, 0.01, 0.1, 1.0
 RECONSTRUCTION, FUTURE, HAZARD, SETS = 3.0, 0.3, 0.1, 6.0  # weights of the losses
-MOST_SET_LABELS = 512  # of a task whose labels of the next days are told
-STANDARD_CUSTOMERS = 512  # by whose moments counts are standardised
-FORECAST_CUSTOMERS, FORECAST_MOMENTS, PENALTY = 2048, 4, 1e-2  # that forecasts are learned on anew
-UNSEEN = 2**62  # seconds; of a visit that did not come
+MOST_SET_LABELS = 512  # tasks with more labels have no head that predicts the labels of the next days
+STANDARD_CUSTOMERS = 512  # customers whose moments give the mean and spread that standardise the counts
+FORECAST_CUSTOMERS, FORECAST_MOMENTS, PENALTY = 2048, 4, 1e-2  # of the last fit of the forecasts, on fixed states
+NO_VISIT = 2**62  # seconds: the time of a next visit that did not come
 
 
 @dataclass
@@ -45,12 +46,13 @@ class Moments:
     """Moments and what followed them.
 
     Args:
-        counts (`(R, numbers)`): of [`CustomerState.counts`].
-        amounts (`(R, D, Q)`): visits, events and sums of values from one horizon to the next.
-        is_observed (`(R, D)`): whether the days up to a horizon lie in the training period.
-        next_visit (`(R,)`): days to the next visit, infinite where none was seen.
-        observed (`(R,)`): days from the moment to the end of what was seen.
-        followed (`(R, labels)`): 1 for each label of small tasks that came before the middle horizon.
+        counts (`torch.Tensor`, shape `(R, numbers)`): Counts of each history, from [`CustomerState.counts`].
+        amounts (`torch.Tensor`, shape `(R, D, Q)`): Visits, events and sums of values from one horizon to the next.
+        is_observed (`torch.Tensor`, shape `(R, D)`): Whether the days up to a horizon lie in the training period.
+        next_visit (`torch.Tensor`, shape `(R,)`): Days to the next visit; infinite if the training period has none.
+        observed (`torch.Tensor`, shape `(R,)`): Days from the moment to the end of the training period.
+        followed (`torch.Tensor`, shape `(R, labels)`): 1 for each label of small tasks that came before the middle
+            horizon, else 0.
     """
 
     counts: torch.Tensor
@@ -62,14 +64,14 @@ class Moments:
 
 
 class MomentSampler:
-    """Draws moments of customers, with what followed.
+    """Draws moments of customers, with what followed each.
 
     Args:
-        model (`MCMModel`): with a customer state.
-        extractor (`MCMFeatureExtractor`): of the model.
-        cutoff (`float`, *optional*): seconds since 1970 at which the training period ends for everybody. Without it,
-            where each customer's last visits are held out, it ends with the customer's last training event.
-        seed (`int`): of the draws.
+        model (`MCMModel`): A model with a customer state.
+        extractor (`MCMFeatureExtractor`): The model's feature extractor.
+        cutoff (`float`, *optional*): End of the training period of all customers, in seconds since 1970. `None` if
+            each customer's last visits are held out; the period then ends with the customer's last training event.
+        seed (`int`): Seed of the draws.
     """
 
     def __init__(self, model: MCMModel, extractor: MCMFeatureExtractor, cutoff: float | None, seed: int = 0):
@@ -87,15 +89,19 @@ class MomentSampler:
         self.set_sizes = [sizes[task] for task in self.set_tasks]
 
     def draw(self, rows: Sequence[Mapping[str, Any]], number: int, latest: bool = False) -> Moments:
-        """Moments of some customers.
+        """Draws moments of some customers.
 
         Args:
-            rows: prepared rows, as `PreparedRows` gives them, each with an event before its `validation_end`.
-            number: moments a customer, from the first event that is read on, half of them in the second half of what
-                is left of the training period.
-            latest: whether all are in the second half.
+            rows (sequence of `dict`): Prepared rows as of `PreparedRows`, each with an event before its
+                `validation_end`.
+            number (`int`): Number of moments of each customer. They lie between the first event that is read and the
+                end of the training period; half of them are drawn from the second half of that time.
+            latest (`bool`): Whether all moments are drawn from the second half.
+
+        Returns:
+            `Moments`: The moments, those of one customer after the other.
         """
-        longest = self.extractor.max_events - 1  # beside the start row
+        longest = self.extractor.max_events - 1  # the start row takes one place
         histories = [_before(row, longest) for row in rows]
         times, followed = [], []
         for history in histories:
@@ -116,7 +122,7 @@ class MomentSampler:
         return Moments(counts.flatten(0, 1), *columns)
 
     def _followed(self, history: Mapping[str, Any], moments: NDArray, end: float) -> tuple[NDArray, ...]:
-        """What followed moments of one customer, the fields of `Moments` after the counts."""
+        """Computes what followed the moments of one customer: the fields of `Moments` after the counts."""
         is_target = np.any([history[column] > 0 for column in self.deciding], axis=0)
         times, visits = history["times"][is_target], history["visits"][is_target]
         _, opening = np.unique(visits, return_index=True)
@@ -128,17 +134,17 @@ class MomentSampler:
             total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
             amounts.append(np.diff(total[np.searchsorted(at, ends, "right")], axis=1))
         number = np.searchsorted(visit_times, moments, "right")
-        following = np.append(visit_times, UNSEEN)[number].astype(np.float64)
-        to_next = np.where(following < UNSEEN, (following - moments) / SECONDS_PER_DAY, np.inf)
-        last_place = min(self.middle + 1, len(self.days))
-        from_event, to_event = (np.searchsorted(times, ends[:, place], "right") for place in (0, last_place))
+        following = np.append(visit_times, NO_VISIT)[number].astype(np.float64)
+        to_next = np.where(following < NO_VISIT, (following - moments) / SECONDS_PER_DAY, np.inf)
+        last = min(self.middle + 1, len(self.days))
+        from_event, to_event = (np.searchsorted(times, ends[:, index], "right") for index in (0, last))
         sets = np.zeros((len(moments), sum(self.set_sizes)), np.float32)
         start = 0
         for task, size in zip(self.set_tasks, self.set_sizes, strict=True):
             labels = history[f"task_{task}"][is_target]
-            for row, (first, last) in enumerate(zip(from_event, to_event, strict=True)):
-                sets[row, start + labels[first:last]] = 1
-            sets[:, start] = 0  # a missing label
+            for row, (begin, end_index) in enumerate(zip(from_event, to_event, strict=True)):
+                sets[row, start + labels[begin:end_index]] = 1
+            sets[:, start] = 0  # id 0 means that the label is missing
             start += size
         return (
             np.stack(amounts, -1).clip(min=0).astype(np.float32),
@@ -150,36 +156,41 @@ class MomentSampler:
 
 
 def _before(row: Mapping[str, Any], longest: int) -> dict[str, Any]:
-    """The latest events before the validation cutoff, so many: an earlier moment would know no event."""
-    kept = slice(max(0, row["validation_end"] - longest), row["validation_end"])
-    return {name: value[kept] if isinstance(value, np.ndarray) else value for name, value in row.items()}
+    """Takes the latest events before the validation cutoff, at most `longest`.
+
+    Moments begin with the first of these events: an earlier one would know no event.
+    """
+    latest = slice(max(0, row["validation_end"] - longest), row["validation_end"])
+    return {name: value[latest] if isinstance(value, np.ndarray) else value for name, value in row.items()}
 
 
 def _amounts_loss(log_amounts: torch.Tensor, moments: Moments) -> torch.Tensor:
-    """Smooth L1 between logarithms of the expected and the found amounts up to each horizon, the mean."""
+    """Mean smooth L1 loss between logarithms of the expected and the actual amounts up to each horizon."""
     weights = moments.is_observed.float()[..., None].expand_as(log_amounts)
     expected = log_amounts.clamp(max=20).exp().cumsum(1).log1p()
-    found = moments.amounts.cumsum(1).log1p()
-    losses = F.smooth_l1_loss(expected, found, reduction="none") * weights
+    actual = moments.amounts.cumsum(1).log1p()
+    losses = F.smooth_l1_loss(expected, actual, reduction="none") * weights
     return losses.sum() / weights.sum().clamp(min=1)
 
 
 def _counts_loss(log_amounts: torch.Tensor, moments: Moments, sizes: torch.Tensor) -> torch.Tensor:
-    """The negative log-likelihood of a Poisson law of amounts in units of `sizes` `(D, Q)`: its mean is right even
-    where the law is another."""
+    """Mean negative log-likelihood of amounts, in units of `sizes` of shape `(D, Q)`, under a Poisson distribution.
+
+    The mean that it fits is right even if the amounts have another distribution.
+    """
     weights = moments.is_observed.float()[..., None]
     losses = F.poisson_nll_loss(log_amounts - sizes.log(), moments.amounts / sizes, reduction="none") * weights
     return losses.sum() / weights.sum().clamp(min=1)
 
 
-def _squares(told: torch.Tensor, found: torch.Tensor, state: CustomerState) -> torch.Tensor:
-    """The mean squared error of counts, each block of them as heavy as another, however many numbers it has."""
-    parts = zip(told.split(state.blocks, -1), found.split(state.blocks, -1), strict=True)
-    return torch.stack([F.mse_loss(*part) for part in parts]).mean()
+def _blockwise_squared_error(predicted: torch.Tensor, actual: torch.Tensor, state: CustomerState) -> torch.Tensor:
+    """Mean squared error of counts, in which every block of counts has the same weight, whatever its size."""
+    blocks = zip(predicted.split(state.blocks, -1), actual.split(state.blocks, -1), strict=True)
+    return torch.stack([F.mse_loss(*block) for block in blocks]).mean()
 
 
 def _hazard_loss(hazards: torch.Tensor, moments: Moments, edges: Sequence[float]) -> torch.Tensor:
-    """The cross-entropy of a visit within each interval, among those without one before it; summed over intervals."""
+    """Cross-entropy of a visit within each interval, for moments without an earlier one; summed over intervals."""
     ends = torch.tensor(edges)
     starts = torch.cat([torch.zeros(1), ends[:-1]])
     days = moments.next_visit[:, None]
@@ -197,22 +208,23 @@ def train_state(
     seed: int = 0,
     progress: Callable[..., Any] | None = None,
 ) -> dict[str, float]:
-    """Trains the customer state and its forecasts; nothing else of the model changes.
+    """Trains the customer state and its forecasts, and nothing else of the model.
 
     Args:
-        model (`MCMModel`): with a customer state.
-        extractor (`MCMFeatureExtractor`): of the model.
-        rows: customers as `PreparedRows`, each with an event in the training period.
-        cutoff (`float`, *optional*): see [`MomentSampler`].
-        seed (`int`): of moments, dropout and the order of customers.
-        progress (*optional*): a class like `tqdm`; that of transformers if not given.
+        model (`MCMModel`): A model with a customer state, which is trained in place.
+        extractor (`MCMFeatureExtractor`): The model's feature extractor.
+        rows (`PreparedRows`): The customers, each with an event in the training period.
+        cutoff (`float`, *optional*): End of the training period of all customers, in seconds since 1970. `None` if
+            each customer's last visits are held out.
+        seed (`int`): Seed of moments, dropout and the order of customers.
+        progress (class, *optional*): Progress bar such as `tqdm`. By default that of transformers.
 
     Returns:
-        The mean losses of the last tenth of the steps, by name.
+        `dict[str, float]`: Mean losses of the last tenth of the steps, by name.
     """
     state = cast(CustomerState, model.state)
     device = state.direct.weight.device
-    cast(nn.Module, model).cpu()  # the counts of a moment are cheap, and fit no GPU kernel
+    cast(nn.Module, model).cpu()  # counting takes many small steps, which a GPU would not make faster
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         batches = _batches(rows, BATCH, seed)
@@ -233,8 +245,10 @@ def train_state(
 
 
 def _batches(rows: Any, size: int, seed: int) -> Iterator[list[dict[str, Any]]]:
-    """Customers in a random order, again and again; those of a batch have histories of similar length, which pads
-    little."""
+    """Yields batches of customers in a new random order in every epoch, without end.
+
+    The customers of a batch have histories of similar length, so that little padding is needed.
+    """
     lengths = np.ones(len(rows)) if rows.lengths is None else rows.lengths
     epoch = torch.zeros((), dtype=torch.int64)
     sampler = LengthGroupedSampler(lengths, size, seed, epoch)
@@ -272,17 +286,16 @@ def _train(
     history: list[dict[str, float]] = []
     for _ in (progress or logging.tqdm)(range(steps), desc="Customer state", unit="step"):
         moments = sampler.draw(next(batches), MOMENTS)
-        found = state(moments.counts)
-        losses = {
-            "counts": RECONSTRUCTION * _squares(heads["counts"](found), state.standardised(moments.counts), state)
-        }
+        states = state(moments.counts)
+        standardised = state.standardised(moments.counts)
+        losses = {"counts": RECONSTRUCTION * _blockwise_squared_error(heads["counts"](states), standardised, state)}
         if forecasts is not None:
-            losses["amounts"] = FUTURE * _amounts_loss(forecasts.log_amounts(found), moments)
-            losses["hazards"] = HAZARD * _hazard_loss(forecasts.hazards(found), moments, forecasts.edges)
+            losses["amounts"] = FUTURE * _amounts_loss(forecasts.log_amounts(states), moments)
+            losses["hazards"] = HAZARD * _hazard_loss(forecasts.hazards(states), moments, forecasts.edges)
         if "sets" in heads:
             is_observed = moments.is_observed[:, sampler.middle, None].float()
-            wrong = F.binary_cross_entropy_with_logits(heads["sets"](found), moments.followed, reduction="none")
-            losses["sets"] = SETS * (wrong * is_observed).mean()
+            entropies = F.binary_cross_entropy_with_logits(heads["sets"](states), moments.followed, reduction="none")
+            losses["sets"] = SETS * (entropies * is_observed).mean()
         optimizer.zero_grad()
         cast(torch.Tensor, sum(losses.values())).backward()
         nn.utils.clip_grad_norm_(parameters, LONGEST_GRADIENT)
@@ -295,7 +308,7 @@ def _train(
 
 
 def _learn_forecasts(model: MCMModel, sampler: MomentSampler, rows: Any, seed: int) -> None:
-    """Learns the forecasts on states that stay as they are, late in the training period."""
+    """Fits the forecasts on fixed states of moments late in the training period."""
     state, forecasts = cast(CustomerState, model.state), cast(Forecasts, model.forecasts)
     batches, drawn = _batches(rows, BATCH, seed + 1), []
     for _ in range(math.ceil(min(len(rows), FORECAST_CUSTOMERS) / BATCH)):
@@ -313,7 +326,7 @@ def _learn_forecasts(model: MCMModel, sampler: MomentSampler, rows: Any, seed: i
         forecasts.hazards.bias.fill_(-1.0)
     parameters = list(forecasts.parameters())
     optimizer = torch.optim.LBFGS(parameters, max_iter=100, line_search_fn="strong_wolfe")
-    spread = joined.counts.std(0).clamp(min=1e-6)  # the penalty is the same for every number of the state
+    spread = joined.counts.std(0).clamp(min=1e-6)  # so that the penalty does not depend on a number's scale
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()

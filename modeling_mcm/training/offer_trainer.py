@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The Trainer that fine-tunes to offers."""
+"""The Trainer that fine-tunes a model to offers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,19 +11,22 @@ from modeling_mcm.data.collator import LengthGroupedSampler
 from modeling_mcm.training.callbacks import EarlyStopping, EpochCallback
 from modeling_mcm.training.resumable import ResumableTrainer
 
-# Parts of a model for offers that are new, and trained whole beside an encoder with low-rank updates.
+# Modules that a model for offers adds. All of their weights are trained, also if the encoder has low-rank updates.
 NEW_PARTS = ("action_head",)
 
 
 class OfferTrainer(ResumableTrainer):
-    """`Trainer` with groups of similar length in a batch, and a learning rate for what is pre-trained already.
+    """`Trainer` whose batches hold histories of similar length, with a learning rate for the pre-trained weights.
 
     Args:
-        args: as for `Trainer`.
-        encoder_lr_factor: factor on the learning rate of what pre-training has trained already.
-        data_version: what a resumed run must agree on, such as digests of data, offers and pre-trained weights.
-        run_options: options besides these and the Trainer's that decide the weights: a resumed run must have the same.
-        kwargs: as for `Trainer`; `data_collator` is an `OfferCollator`, `train_dataset` an `OfferGroups`.
+        args (`tuple`): Positional arguments of `Trainer`.
+        encoder_lr_factor (`float`): Factor on the learning rate of the pre-trained weights; the head's has factor 1.
+        data_version (`str`, *optional*): Digests of data, offers and pre-trained weights. A resumed run and all
+            processes must have the same.
+        run_options (`dict[str, Any]`, *optional*): Further options that decide the weights. A resumed run must have
+            the same.
+        kwargs (`dict`): Keyword arguments of `Trainer`. `data_collator` must be an `OfferCollator` and
+            `train_dataset` an `OfferGroups`.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class OfferTrainer(ResumableTrainer):
 
     @property
     def _group_size(self) -> int:
-        """Groups of offers of a step, in all processes."""
+        """Number of groups of offers in one step of all processes together."""
         return self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
@@ -54,6 +57,7 @@ class OfferTrainer(ResumableTrainer):
         return LengthGroupedSampler(costs, self._group_size, self.args.seed, self.offer_collator.epoch)
 
     def create_optimizer(self, model: Any = None):
+        """Makes the Trainer's optimizer, with groups of parameters of their own for the pre-trained weights."""
         optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
         trained: Any = self.model if model is None else model
         new = {

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Options of a pre-training, which fine-tuning shares a part of, and a look at how it was started."""
+"""Options of pre-training, of which fine-tuning shares some, and a check of how `accelerate launch` started it."""
 
 import os
 from dataclasses import dataclass, field
@@ -18,54 +18,75 @@ AUTO, NONE = "auto", "none"
 
 @dataclass
 class ModelOptions:
-    """What is trained."""
+    """Which model is pre-trained on which data, and how the data are read."""
 
-    data: str | None = field(default=None, metadata={"help": "Folder of a prepared data set (prepare_data.py)."})
+    data: str | None = field(
+        default=None, metadata={"help": "Folder of a prepared data set, as `mcm prepare` writes it. Required."}
+    )
     config: str = field(
         default="mcm-base",
         metadata={
-            "help": "mcm-tiny, mcm-base or a folder with a config.json; features and sizes come from the data, "
-            "tasks where it names none."
+            "help": "Model to train: mcm-tiny, mcm-base, or a folder with a config.json. Features and vocabulary "
+            "sizes come from the data; tasks, too, if the config names none."
         },
     )
     config_overrides: list[str] = field(
-        default_factory=list, metadata={"help": "Fields of MCMConfig, as name=value: hidden_size=64 readout=last."}
+        default_factory=list,
+        metadata={"help": "Fields of MCMConfig to set, as name=value, such as hidden_size=64 readout=last."},
     )
     recipe: str = field(
         default=AUTO,
         metadata={
-            "help": "auto: what preparation measured decides about units, target, losses, memories, sampling and "
-            "epochs, where no option or config_overrides does, and the log says why; none: the config as it is.",
+            "help": "How choices are made that no option and no --config_overrides makes. With auto, measurements of "
+            "the data decide about units, target, losses, memories, sampling and epochs, and the log says why. With "
+            "none, the config stays as it is.",
             "choices": [AUTO, NONE],
         },
     )
     max_events: int | None = field(
-        default=None, metadata={"help": "Longest input in events, start row included. Default: the event schema's."}
+        default=None,
+        metadata={
+            "help": "Largest number of events that are read of a history, the start row included. By default the "
+            "event schema's."
+        },
     )
     scalar_lr_factor: float = field(
-        default=20.0, metadata={"help": "Factor on the learning rate of the readout's and the memory's scalars."}
+        default=20.0,
+        metadata={"help": "Factor on the learning rate of single parameters of the readout and of the memory."},
     )
     ema_decay: float | None = field(
         default=None,
-        metadata={"help": "Decay of a moving average of the weights, which is evaluated and saved; e.g. 0.99."},
+        metadata={
+            "help": "Decay of an exponential moving average of the weights, such as 0.99. The average is evaluated "
+            "and saved in the place of the weights. By default there is none."
+        },
     )
     max_seconds: float | None = field(
-        default=None, metadata={"help": "End after this many seconds of training; the learning rate follows them."}
+        default=None,
+        metadata={
+            "help": "Number of seconds of training after which the run ends; the learning rate reaches 0 then. By "
+            "default there is no limit."
+        },
     )
     streaming: bool = field(
-        default=False, metadata={"help": "Read the Parquet shards while training instead of keeping an Arrow copy."}
+        default=False,
+        metadata={"help": "Read the Parquet shards while training, in the place of one Arrow copy of all rows."},
     )
-    streaming_window: int = field(default=4, metadata={"help": "Shards whose customers are mixed at a time."})
+    streaming_window: int = field(
+        default=4, metadata={"help": "With --streaming, the number of shards whose customers are mixed at a time."}
+    )
     streaming_lanes: list[int] = field(
         default_factory=list,
         metadata={
-            "help": "Two numbers that, with seed and batch size, fix the order: parts of a step that come from shards "
-            "of their own, and steps in a row that do. Default: processes and dataloader workers; give the same two "
-            "when a run goes on with other numbers of those."
+            "help": "With --streaming, two numbers that fix the order of customers, together with seed and batch "
+            "size: the number of parts of a step that are read from shards of their own, and the number of steps in a "
+            "row that are. By default the numbers of processes and of dataloader workers. To resume a run with other "
+            "numbers of these, give the two numbers of its start."
         },
     )
     streaming_eval_shards: int = field(
-        default=16, metadata={"help": "Shards, spread evenly, whose customers are evaluated when streaming."}
+        default=16,
+        metadata={"help": "With --streaming, the number of shards, spread evenly, whose customers are evaluated."},
     )
 
     def __post_init__(self):
@@ -77,31 +98,56 @@ class ModelOptions:
 class PretrainingArguments(TrainingArguments):
     """`TrainingArguments` with defaults that suit MCM."""
 
-    output_dir: str | None = field(default="runs/mcm", metadata={"help": "Where checkpoints and the model go."})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Customers a step and device."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Customers a step and device."})
-    learning_rate: float = field(default=2e-3, metadata={"help": "Highest learning rate of AdamW."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Of the matrices; embeddings and biases have none."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up: a share of the steps under 1, else steps."})
-    num_train_epochs: float = field(default=6.0, metadata={"help": "Passes over the customers."})
-    logging_steps: float = field(default=50, metadata={"help": "Steps between two lines of the log."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When a checkpoint is written."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept."})
-    report_to: str | None = field(default="tensorboard", metadata={"help": "Loggers."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator reads all."})
-    batch_eval_metrics: bool = field(default=True, metadata={"help": "Must stay on: ranks are kept, never logits."})
+    output_dir: str | None = field(
+        default="runs/mcm", metadata={"help": "Folder for checkpoints and the trained model."}
+    )
+    per_device_train_batch_size: int = field(
+        default=16, metadata={"help": "Number of customers in one training batch of one device."}
+    )
+    per_device_eval_batch_size: int = field(
+        default=64, metadata={"help": "Number of customers in one evaluation batch of one device."}
+    )
+    learning_rate: float = field(default=2e-3, metadata={"help": "Highest learning rate of the optimizer AdamW."})
+    weight_decay: float = field(
+        default=0.01, metadata={"help": "Weight decay of the matrices; embeddings and biases have none."}
+    )
+    lr_scheduler_type: str = field(
+        default="cosine", metadata={"help": "Schedule of the learning rate, by its name in transformers."}
+    )
+    warmup_steps: float = field(
+        default=0.05,
+        metadata={"help": "Length of the warm-up: below 1 a share of all steps, otherwise a number of steps."},
+    )
+    num_train_epochs: float = field(default=6.0, metadata={"help": "Number of passes over the customers."})
+    logging_steps: float = field(default=50, metadata={"help": "Number of steps between two lines of the log."})
+    save_strategy: str = field(
+        default="epoch", metadata={"help": "When checkpoints are written: no, epoch, steps or best."}
+    )
+    save_total_limit: int | None = field(
+        default=2,
+        metadata={"help": "Largest number of checkpoints to keep; older ones are deleted, but not the best."},
+    )
+    report_to: str | None = field(
+        default="tensorboard", metadata={"help": "Tools that metrics are logged to, such as tensorboard, or none."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay false: the collator needs all columns of the rows."}
+    )
+    batch_eval_metrics: bool = field(
+        default=True,
+        metadata={"help": "Must stay true: evaluation stores the ranks of each batch and no logits, which are large."},
+    )
     use_cpu: bool = field(
-        default=not torch.cuda.is_available(), metadata={"help": "Train on CPUs; the default without a GPU."}
+        default=not torch.cuda.is_available(), metadata={"help": "Train on CPUs. By default true without a GPU."}
     )
     early_stopping_patience: int | None = field(
         default=None,
         metadata={
-            "help": "End after this many evaluations in a row without a better metric_for_best_model, and keep the "
-            f"best model; pre-training's is {BEST_METRIC}, the mean over its tasks."
+            "help": "Number of evaluations in a row without a better metric_for_best_model after which training ends, "
+            f"with the best model. In pre-training that metric is by default {BEST_METRIC}, the mean over the tasks."
         },
     )
-    best_metric: ClassVar[str] = BEST_METRIC  # where none is named
+    best_metric: ClassVar[str] = BEST_METRIC  # the default of metric_for_best_model
 
     def __post_init__(self):
         self.label_names = ["labels"]
@@ -124,21 +170,24 @@ class PretrainingArguments(TrainingArguments):
 
 
 def check_launch(world_size: int) -> None:
-    """Refuses to run alone when `accelerate launch` was asked for several processes and, as on CPUs, started one.
+    """Checks that `accelerate launch` started as many processes as its command line says; on CPUs it may start one.
+
+    Args:
+        world_size (`int`): Number of processes that run.
 
     Raises:
-        RuntimeError: with the launch line that works.
+        RuntimeError: If fewer processes run. The message names a command line that works.
     """
     words = psutil.Process(os.getppid()).cmdline()
     if not any(Path(word).name.startswith("accelerate") for word in words[:3]):
         return
-    asked = 1
-    for place, word in enumerate(words):
+    processes = 1
+    for index, word in enumerate(words):
         name, _, value = word.partition("=")
         if name.replace("-", "_") == "__num_processes" or name == "-n":
-            asked = int(value or words[place + 1])
-    if asked > world_size:
+            processes = int(value or words[index + 1])
+    if processes > world_size:
         raise RuntimeError(
-            f"{asked} processes were asked for and {world_size} runs: `accelerate launch --cpu` starts only one. Use "
-            f"`accelerate launch --multi_gpu --num_processes {asked}` (it works on CPUs too) or `torchrun`."
+            f"{processes} processes were asked for and {world_size} runs: `accelerate launch --cpu` starts only one. "
+            f"Use `accelerate launch --multi_gpu --num_processes {processes}` (it works on CPUs too) or `torchrun`."
         )

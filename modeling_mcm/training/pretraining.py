@@ -1,6 +1,8 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Pre-training: which model the data ask for, which rows it reads, the training, a comparison with counting."""
+"""Pre-training: the choice of a model by the data, the rows that it reads, the training, and a comparison with
+counting baselines.
+"""
 
 import os
 import platform
@@ -38,24 +40,36 @@ from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.recipe import Recipe, recipe_for
 from modeling_mcm.training.callbacks import FirstComparison
-from modeling_mcm.training.fitting import count, learn_state, popularity, sampled_rows, trainable, weigh
+from modeling_mcm.training.fitting import (
+    fit_counted_memory,
+    fit_score_scales,
+    learn_state,
+    popularity,
+    sampled_rows,
+    trainable,
+)
 from modeling_mcm.training.options import AUTO, NONE, ModelOptions, PretrainingArguments
-from modeling_mcm.training.resuming import PRETRAINING, Start, alone, deciding_options, find_start
+from modeling_mcm.training.resuming import PRETRAINING, Start, deciding_options, find_start, output_folder_lock
 from modeling_mcm.training.sizes import config_of
 from modeling_mcm.training.trainer import BEST_METRIC, MCMTrainer
 
 logger = logging.get_logger(__name__)
-# When the recipe evaluates, saves and ends. Of options that belong together: where one is given, but for the two that
-# only say how much, the recipe says nothing about the others.
+# Options that say when the recipe evaluates, saves and ends. They belong together: if the command line sets one of
+# them, except for the two numbers in HOW_MUCH, the recipe sets none of the others.
 WHEN = {"eval_strategy", "save_strategy", "early_stopping_patience", "save_total_limit", "load_best_model_at_end"}
 HOW_MUCH = {"early_stopping_patience", "save_total_limit"}
 HOW_LONG = {"max_seconds", "max_steps", "eval_steps", "save_steps", "eval_delay", "metric_for_best_model"}
-# What decides the weights besides the Trainer's options and the model's config.
+# Options that decide the weights, besides those of the Trainer and of the model's config.
 DECIDING = ("scalar_lr_factor", "ema_decay", "max_seconds", "streaming", "streaming_window", "streaming_eval_shards")
 
 
-def chosen_recipe(options: ModelOptions, given: Collection[str]) -> Recipe:
-    """What the data decide, less what the options say about how long and when."""
+def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
+    """Chooses the recipe for a prepared data set; what the command line sets is not in it.
+
+    Args:
+        options (`ModelOptions`): The options; with `recipe` "none" the recipe is empty.
+        named (collection of `str`): Names of the options that the command line sets.
+    """
     if options.recipe == NONE:
         return Recipe()
     extractor = MCMFeatureExtractor.from_pretrained(Path(str(options.data)) / FEATURE_EXTRACTOR_FOLDER)
@@ -66,24 +80,29 @@ def chosen_recipe(options: ModelOptions, given: Collection[str]) -> Recipe:
     }
     features = [name for name in extractor.feature_names if name in extractor.vocabularies and name not in own]
     recipe = recipe_for(manifest.measures, {task: sizes[task] for task in extractor.tasks}, features)
-    training = {name: value for name, value in recipe.training.items() if name not in given}
+    training = {name: value for name, value in recipe.training.items() if name not in named}
     nothing_to_evaluate = manifest.counts.get("validation_cases") == 0
     if nothing_to_evaluate:
         logger.warning(f"{options.data} has no validation case, so nothing is evaluated and no epoch is the best.")
-    if nothing_to_evaluate or any(name in given for name in (WHEN - HOW_MUCH) | HOW_LONG):
+    if nothing_to_evaluate or any(name in named for name in (WHEN - HOW_MUCH) | HOW_LONG):
         training = {name: value for name, value in training.items() if name not in WHEN}
-    if "max_seconds" in given:
+    if "max_seconds" in named:
         training.pop("lr_scheduler_type", None)
-    if "fsdp" in given or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    if "fsdp" in named or os.environ.get("ACCELERATE_USE_FSDP") == "true":
         training.pop("ema_decay", None)
     return Recipe(recipe.config, training, recipe.reasons)
 
 
 def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: Recipe | None = None) -> MCMConfig:
-    """The chosen config with the data's features, what the recipe chose, and the overrides on top.
+    """Makes the model's config. Overrides go before the recipe's choices, and these before the named config.
+
+    Args:
+        options (`ModelOptions`): The options, with the name of a config and its overrides.
+        extractor (`MCMFeatureExtractor`): The feature extractor of the data, which decides features and sizes.
+        recipe (`Recipe`, *optional*): The choices that the data made.
 
     Raises:
-        ValueError: for an override that is no field of the config.
+        ValueError: If an override is no field of `MCMConfig`.
     """
     values: dict[str, Any] = {}
     known = MCMConfig().to_dict()
@@ -104,7 +123,7 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
     )
     config["tasks"] = config.get("tasks") or extractor.tasks
     if config.get("max_position_embeddings"):
-        config["max_position_embeddings"] = extractor.max_events  # the window decides how many
+        config["max_position_embeddings"] = extractor.max_events  # as many as events are read
     if config.get("state_size", MCMConfig.state_size):
         sizes = dict(zip(extractor.feature_names, extractor.vocabulary_sizes, strict=True))
         profile = {feature["name"] for feature in extractor.features if feature.get("profile")}
@@ -116,7 +135,18 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
 def read_rows(
     options: ModelOptions, config: MCMConfig, max_events: int, evaluate: bool, min_history: int
 ) -> tuple[Any, Any]:
-    """The rows to train on, and those to evaluate on or None: all of them, or streamed and some."""
+    """Reads the rows to train on and the rows to evaluate on.
+
+    Args:
+        options (`ModelOptions`): The options; with `streaming` rows are read while training.
+        config (`MCMConfig`): The model's config, which decides what a unit is.
+        max_events (`int`): Largest number of events that are read of a history, the start row included.
+        evaluate (`bool`): Whether rows to evaluate on are needed.
+        min_history (`int`): Number of target events that a validation case needs before the cutoff.
+
+    Returns:
+        `tuple`: A `PreparedRows` or `StreamedRows` to train on, and a `PreparedRows` of validation cases or `None`.
+    """
     data = str(options.data)
     train_rows: Any = None
     shards: Any = None
@@ -124,7 +154,7 @@ def read_rows(
         train_rows = StreamedRows(data)
         ends = train_rows.column("validation_end")
         several = trainable(ends)
-        # In events, which one small column tells; visits would take a pass over all rows.
+        # Lengths in events, which stand in one small column. To count visits, all rows would have to be read.
         train_rows.keep(several, np.minimum(ends[several] + 1, max_events))
         number = len(train_rows.shards)
         shards = np.unique(np.linspace(0, number - 1, min(number, options.streaming_eval_shards)).astype(int))
@@ -139,11 +169,26 @@ def read_rows(
     if not evaluate:
         return train_rows, None
     cases = find_cases(rows, "validation", min_history)
-    return train_rows, PreparedRows(rows, cases.rows[np.argsort(units[cases.rows], kind="stable")])  # pads little
+    return train_rows, PreparedRows(
+        rows, cases.rows[np.argsort(units[cases.rows], kind="stable")]
+    )  # by length, for little padding
 
 
-def counted(config: MCMConfig, extractor: MCMFeatureExtractor, options: ModelOptions, min_history: int, names: Any):
-    """Rows, validation cases, and the values of counting baselines on them; none where SciPy is missing."""
+def baseline_results(
+    config: MCMConfig, extractor: MCMFeatureExtractor, options: ModelOptions, min_history: int, names: Any
+):
+    """Evaluates counting baselines on the validation cases.
+
+    Args:
+        config (`MCMConfig`): The model's config, which names the tasks.
+        extractor (`MCMFeatureExtractor`): The model's feature extractor.
+        options (`ModelOptions`): The options, with the folder of the data.
+        min_history (`int`): Number of target events that a case needs before the cutoff.
+        names (sequence of `str`): Names of the baselines.
+
+    Returns:
+        `tuple`: The rows, the cases, and the metrics by baseline and task; these are empty if a package is missing.
+    """
     rows, data = sampled_rows(options), Path(str(options.data))
     cases = find_cases(rows, "validation", min_history, extractor.token_type_feature)
     sizes = config.label_sizes
@@ -157,13 +202,20 @@ def counted(config: MCMConfig, extractor: MCMFeatureExtractor, options: ModelOpt
         return rows, cases, {}
 
 
-def means_of(results: Any) -> dict[str, dict[str, float]]:
-    """Of each method and task the mean of `BEST_METRIC`, of tasks in which a case has a target."""
+def mean_metrics(results: Any) -> dict[str, dict[str, float]]:
+    """Computes the mean over the cases of the metric `BEST_METRIC`.
+
+    Args:
+        results (`dict`): Metrics of every case, by method, task and name.
+
+    Returns:
+        `dict[str, dict[str, float]]`: The means by method and task, without tasks that have no target in any case.
+    """
     return {
         method: {
-            task: float(np.nanmean(found[BEST_METRIC]))
-            for task, found in by_task.items()
-            if not np.isnan(found[BEST_METRIC]).all()
+            task: float(np.nanmean(metrics[BEST_METRIC]))
+            for task, metrics in by_task.items()
+            if not np.isnan(metrics[BEST_METRIC]).all()
         }
         for method, by_task in results.items()
     }
@@ -172,14 +224,24 @@ def means_of(results: Any) -> dict[str, dict[str, float]]:
 def compare(
     model: MCMForMultiTaskRecommendation, extractor: MCMFeatureExtractor, options: ModelOptions, min_history: int
 ) -> dict[str, Any]:
-    """Compares the trained model with counting on validation cases; warns where it is under, and returns the means."""
+    """Compares the trained model with baselines on the validation cases, and warns of each task on which it is worse.
+
+    Args:
+        model (`MCMForMultiTaskRecommendation`): The trained model.
+        extractor (`MCMFeatureExtractor`): The model's feature extractor.
+        options (`ModelOptions`): The options, with the folder of the data.
+        min_history (`int`): Number of target events that a case needs before the cutoff.
+
+    Returns:
+        `dict[str, dict[str, float]]`: Means of `BEST_METRIC` by method and task; empty if a package is missing.
+    """
     names = [*FIRST_BASELINES, *STRONG_BASELINES]
-    rows, cases, results = counted(model.config, extractor, options, min_history, names)
+    rows, cases, results = baseline_results(model.config, extractor, options, min_history, names)
     if not results:
         return {}
     tasks = list(model.config.tasks)
     results["MCM"] = model_values(model.eval(), extractor, rows, cases, tasks)
-    means = means_of(results)
+    means = mean_metrics(results)
     for method, by_task in means.items():
         logger.warning(
             f"{BEST_METRIC} on validation, {method}: " + ", ".join(f"{t} {v:.4f}" for t, v in by_task.items())
@@ -190,16 +252,16 @@ def compare(
 
 
 def pretrain(options: ModelOptions, objective: Objective, training: PretrainingArguments, recipe: Recipe) -> None:
-    """Trains or goes on training, and saves the model with its feature extractor.
+    """Trains a model, or resumes an interrupted run, and saves the model with its feature extractor.
 
     Args:
-        options (`ModelOptions`): What is trained, on what.
-        objective (`Objective`): What the loss weighs, and how targets are drawn.
-        training (`PretrainingArguments`): How it is trained, with what the recipe chose.
-        recipe (`Recipe`): From [`chosen_recipe`].
+        options (`ModelOptions`): Which model is trained on which data.
+        objective (`Objective`): The weights of the losses, and how targets are sampled.
+        training (`PretrainingArguments`): The options of the training, with the recipe's choices.
+        recipe (`Recipe`): The choices that the data made, from [`chosen_recipe`].
 
     Raises:
-        RunError: The output folder holds another run, or the data lack what the model counts.
+        RunError: If the output folder holds another run, or the data lack a table that the model needs.
     """
     set_seed(training.seed)
     data = str(options.data)
@@ -217,7 +279,7 @@ def pretrain(options: ModelOptions, objective: Objective, training: PretrainingA
     own |= asdict(objective)
     own["batch size"] = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
     run = {"data": sha256_of(Path(data) / MANIFEST_FILE), "options": deciding_options(training) | own}
-    with alone(str(training.output_dir), training.should_save):
+    with output_folder_lock(str(training.output_dir), training.should_save):
         start = find_start(str(training.output_dir), PRETRAINING, run, config)
         if start.is_finished:
             logger.warning(f"{training.output_dir} holds this run, which is finished: nothing is left to train.")
@@ -235,7 +297,18 @@ def train(
     run: dict[str, Any],
     start: Start,
 ) -> None:
-    """Trains from where the run starts, compares with counting, and writes the model and its record."""
+    """Trains a model, compares it with baselines, and writes it with the record of the run, pretraining.json.
+
+    Args:
+        options (`ModelOptions`): Which model is trained on which data.
+        training (`PretrainingArguments`): The options of the training.
+        extractor (`MCMFeatureExtractor`): The model's feature extractor, which is saved with it.
+        model (`MCMForMultiTaskRecommendation`): The model to train.
+        manifest (`PreparedManifest`): The manifest of the prepared data set.
+        recipe (`Recipe`): The choices that the data made.
+        run (`dict[str, Any]`): Digest of the data and options that a resumed run must have in common with this one.
+        start (`Start`): Where the training starts, from [`find_start`].
+    """
     config, min_history = model.config, manifest.event_schema.min_history
     train_rows, eval_rows = read_rows(
         options, config, extractor.max_events, training.eval_strategy != "no", min_history
@@ -266,13 +339,13 @@ def train(
         + (f"going on from {start.checkpoint}" if start.checkpoint else "starting anew")
     )
     if eval_rows is not None and trainer.is_world_process_zero():
-        found = counted(config, extractor, options, min_history, FIRST_BASELINES)[2]
-        for popular in means_of(found).values():
+        results = baseline_results(config, extractor, options, min_history, FIRST_BASELINES)[2]
+        for popular in mean_metrics(results).values():
             trainer.add_callback(FirstComparison(popular, BEST_METRIC, logger.warning))
     if start.checkpoint is None and (model.counted_memory is not None or config.label_features):
-        count(model, options, training.seed)
+        fit_counted_memory(model, options, training.seed)
     trainer.train(resume_from_checkpoint=start.checkpoint)
-    # those that a gradient reached: a task or a feature that is not in use has tables too
+    # Only parameters that had a gradient: tasks and features that are not in use have tables, too.
     trained_parameters: Any = trainer.optimizer.state if trainer.optimizer else ()
     clock = trainer.clock
     if options.max_seconds is not None and clock.seconds < options.max_seconds:
@@ -280,9 +353,9 @@ def train(
             f"num_train_epochs or max_steps ended the run after {clock.seconds:.0f} of {options.max_seconds:g} "
             "seconds, before the learning rate had come down: raise --num_train_epochs."
         )
-    is_weighed = options.recipe == AUTO or model.counted_memory is not None
-    if is_weighed and eval_rows is not None and not trainer.is_fsdp_enabled:
-        weigh(model, MCMCollator(extractor, config, "evaluate", cutoff="validation"), eval_rows)
+    has_scales = options.recipe == AUTO or model.counted_memory is not None
+    if has_scales and eval_rows is not None and not trainer.is_fsdp_enabled:
+        fit_score_scales(model, MCMCollator(extractor, config, "evaluate", cutoff="validation"), eval_rows)
     if model.model.state is not None:
         if trainer.is_fsdp_enabled:
             logger.warning("The customer state is not trained under FSDP: pre-train it in a run without FSDP.")

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Hugging Face Trainer whose runs can be killed at any time and started again.
 
-Checkpoints are there whole or not at all, a run that goes on is the run that was, one that has made all of its steps
-makes no more, and the model that it ends with takes its place in one go.
+A checkpoint is complete or does not exist. A run is resumed only with the same data and options, and a run that has
+made all of its steps makes no more. The final model replaces an earlier one only when all of its files are written.
 """
 
 import json
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from transformers import Trainer
 
 from modeling_mcm.files_mcm import write_json
-from modeling_mcm.training.callbacks import BestSoFar, SameRun
+from modeling_mcm.training.callbacks import BestCheckpointFinder, RunConsistency
 from modeling_mcm.training.resuming import (
     STATE,
     WEIGHTS,
@@ -28,8 +28,8 @@ from modeling_mcm.training.resuming import (
     step_of,
 )
 
-# The private methods of `Trainer` that the trainers of this package override, with the parameters that they read. They
-# are no part of its interface, so a new transformers may rename them: a test holds them to the installed version.
+# The private methods of `Trainer` that the trainers of this package override, with the parameters that they use. They
+# are no part of its interface, so a new transformers may rename them: a test compares them with the installed version.
 PRIVATE_METHODS: dict[str, tuple[str, ...]] = {
     "_get_output_dir": ("trial",),
     "_get_train_sampler": ("train_dataset",),
@@ -40,50 +40,58 @@ PRIVATE_METHODS: dict[str, tuple[str, ...]] = {
     "_save": ("output_dir", "state_dict"),
     "_save_checkpoint": ("model", "trial"),
 }
-INCOMPLETE = "_incomplete"  # folder in output_dir where a checkpoint is while it is written
-FINAL = "final"  # and there, the model that a run ends with
+INCOMPLETE = "_incomplete"  # folder in output_dir that checkpoints are written to, before they are moved
+FINAL = "final"  # folder in it that the final model is written to
 
 
 class ResumableTrainer(Trainer):
-    """`Trainer` that refuses to go on from another run's checkpoint, and writes folders whole or not at all.
+    """`Trainer` that refuses to resume another run's checkpoint, and writes folders completely or not at all.
 
-    `remember_run` says what must be the same; `finish` writes what a run ends with.
+    [`remember_run`] sets what a resumed run must have in common with the first; [`finish`] writes the final model.
     """
 
     _is_saving = False
-    same_run: SameRun | None = None
+    run_consistency: RunConsistency | None = None
 
     def remember_run(self, facts: dict[str, Any], options: Mapping[str, Any]) -> None:
-        """What all processes, and a run that goes on from a checkpoint, must agree on.
+        """Sets what all processes, and a run with the checkpoint that it resumes, must have in common.
 
         Args:
-            facts: of data and order, such as the digest of the data.
-            options: besides those of `TrainingArguments` that decide the weights.
+            facts (`dict[str, Any]`): Facts of the data and their order, such as the digest of the data.
+            options (`dict[str, Any]`): Options that decide the weights, besides those of `TrainingArguments`.
         """
-        self.same_run = SameRun(facts, deciding_options(self.args) | json.loads(json.dumps(options, default=str)))
-        self.add_callback(self.same_run)
-        self.add_callback(BestSoFar())
+        own = json.loads(json.dumps(options, default=str))
+        self.run_consistency = RunConsistency(facts, deciding_options(self.args) | own)
+        self.add_callback(self.run_consistency)
+        self.add_callback(BestCheckpointFinder())
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Trains as `Trainer` does, after a check that the checkpoint to resume is of the same run.
+
+        Raises:
+            ValueError: If the checkpoint was trained with other data or options.
+        """
         if self.args.should_save:
             shutil.rmtree(Path(str(self.args.output_dir), INCOMPLETE), ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        if isinstance(resume_from_checkpoint, str) and self.same_run is not None:  # before weights of other sizes
+        if (
+            isinstance(resume_from_checkpoint, str) and self.run_consistency is not None
+        ):  # earlier than torch's error on shapes
             folder = Path(resume_from_checkpoint)
             state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-            earlier = state.get("stateful_callbacks", {}).get(SameRun.STATE, {})
+            earlier = state.get("stateful_callbacks", {}).get(RunConsistency.STATE, {})
             model: Any = self.model
             config = getattr(model, "config", None)
             changes = [] if config is None else changed_config(folder, config)
-            self.same_run.check(state.get("global_step", 0), earlier, changes)
+            self.run_consistency.check(state.get("global_step", 0), earlier, changes)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if not self.control.should_training_stop:  # a run that was ended and is started again
+        if not self.control.should_training_stop:  # true if the resumed run has ended
             super()._run_epoch(*args, **kwargs)
 
     def _uncounted(self) -> AbstractContextManager[None]:
-        """Around what takes no time of the training."""
+        """A context for work whose seconds are not counted as training."""
         return nullcontext()
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -91,7 +99,7 @@ class ResumableTrainer(Trainer):
         return os.path.join(folder, INCOMPLETE) if self._is_saving else folder
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Writes a checkpoint aside and renames it when all of it, from every process, is on the disk."""
+        """Writes a checkpoint to another folder, and renames it when the files of every process are on the disk."""
         with self._uncounted():
             folder = Path(self._get_output_dir(trial))
             name = f"checkpoint-{self.state.global_step}"
@@ -113,32 +121,36 @@ class ResumableTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self.state.save_to_json(str(folder / INCOMPLETE / name / STATE))
-                settle(folder / INCOMPLETE / name, folder / name)
+                move_into_place(folder / INCOMPLETE / name, folder / name)
                 self._drop_old_checkpoints(folder, name)
             self.accelerator.wait_for_everyone()
 
     def _drop_old_checkpoints(self, folder: Path, newest: str) -> None:
-        """Keeps `save_total_limit` checkpoints, the newest and the best among them; none is ever there in part.
+        """Keeps `save_total_limit` checkpoints, with the newest and the best. None is ever deleted in part.
 
-        Those of later steps than the newest were not whole when the run went on from an earlier one: they go first.
+        Checkpoints of later steps than the newest were incomplete when the run was resumed from an earlier one. They
+        are deleted first.
         """
-        kept = {newest, Path(self.state.best_model_checkpoint or newest).name}
-        others = [path for path in checkpoints(folder) if path.name not in kept]
+        needed = {newest, Path(self.state.best_model_checkpoint or newest).name}
+        others = [path for path in checkpoints(folder) if path.name not in needed]
         others.sort(key=lambda path: step_of(path) <= self.state.global_step)  # stable, so by step after that
         limit = self.args.save_total_limit or 0
-        for path in others[: max(len(others) + len(kept) - limit, 0)] if limit > 0 else ():
+        for path in others[: max(len(others) + len(needed) - limit, 0)] if limit > 0 else ():
             path.rename(folder / INCOMPLETE / path.name)
         shutil.rmtree(folder / INCOMPLETE)
 
     def finish(self, record: str, facts: Mapping[str, Any]) -> None:
-        """Puts the model that a run ends with in its folder: all of its files or, if that fails, none.
+        """Writes the final model into the output folder: all of its files or, if that fails, none.
 
-        The record takes its place first, and says that the run is not finished yet; the weights come last. Whoever
-        finds both knows that they are of one run.
+        The record is written first, as of a run that is not finished, and the weights last. If both are there, they
+        are of the same run.
 
         Args:
-            record: name of the file of facts.
-            facts: what is known of the run; under `run` what a run that is started again must have in common with it.
+            record (`str`): Name of the file for the record.
+            facts (`dict[str, Any]`): Facts of the run. Its entry `run` holds what a resumed run must have in common.
+
+        Raises:
+            OSError: If the files can't be written; checkpoints stay as they are.
         """
         folder = Path(str(self.args.output_dir))
         written = folder / INCOMPLETE / FINAL
@@ -159,7 +171,7 @@ class ResumableTrainer(Trainer):
             for path in sorted(written.iterdir(), key=lambda path: (path.suffix == ".safetensors", path.name)):
                 os.replace(path, folder / path.name)
                 weights.discard(path.name)
-            for name in weights:  # of an earlier save, damaged or in other parts
+            for name in weights:  # files of an earlier model that this one does not have
                 (folder / name).unlink()
             shutil.rmtree(folder / INCOMPLETE, ignore_errors=True)
         self.accelerator.wait_for_everyone()
@@ -167,12 +179,22 @@ class ResumableTrainer(Trainer):
             self.push_to_hub()
 
     def write_record(self, record: str, facts: Mapping[str, Any], is_finished: bool) -> None:
-        """Says what the model in the folder was trained with, and whether nothing is left to do."""
+        """Writes the record of a run into the output folder.
+
+        Args:
+            record (`str`): Name of the file, such as pretraining.json.
+            facts (`dict[str, Any]`): Facts of the run, such as its options, seconds and steps.
+            is_finished (`bool`): Whether nothing is left to do.
+        """
         write_json(Path(str(self.args.output_dir), record), {**facts, "finished": is_finished})
 
 
 def flush(folder: Path) -> None:
-    """Waits until the files of a folder are on the disk."""
+    """Waits until all files of a folder are on the disk.
+
+    Args:
+        folder (`Path`): The folder.
+    """
     for path in [*(path for path in folder.rglob("*") if path.is_file()), folder]:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -181,9 +203,14 @@ def flush(folder: Path) -> None:
             os.close(handle)
 
 
-def settle(written: Path, place: Path) -> None:
-    """Moves a folder to its place in one step, once its files are on the disk; one that is there is replaced."""
+def move_into_place(written: Path, target: Path) -> None:
+    """Renames a folder in one step, once its files are on the disk. An existing folder of that name is replaced.
+
+    Args:
+        written (`Path`): The folder with the files.
+        target (`Path`): Its new path, on the same disk.
+    """
     flush(written)
-    if place.exists():
-        place.rename(written.with_name(f"{written.name}-before"))
-    written.rename(place)
+    if target.exists():
+        target.rename(written.with_name(f"{written.name}-before"))
+    written.rename(target)

@@ -1,9 +1,9 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where a training starts: anew, from its last whole checkpoint, or not at all.
+"""Where a training starts: anew, from its last complete checkpoint, or not at all.
 
-Not at all where it is finished, where its folder holds something else, and where its options or data are not those
-that the folder's model was trained with: a run that went on would ignore some of them and mix others.
+It does not start if it is finished, if its folder holds something else, or if its options or data are not those that
+the folder's model was trained with: a resumed run would ignore some of them and mix others.
 """
 
 import json
@@ -23,7 +23,7 @@ from modeling_mcm.files_mcm import values_digest
 if os.name == "posix":
     import fcntl
 
-PRETRAINING, FINE_TUNING = "pretraining.json", "finetuning.json"  # what a finished run wrote, last of all
+PRETRAINING, FINE_TUNING = "pretraining.json", "finetuning.json"  # records, which a run writes as its last file
 RECORDS = (PRETRAINING, FINE_TUNING)
 VALUES_DIGEST = "values_digest"
 STATE, CONFIG, VALUES = "trainer_state.json", "config.json", "vocabularies.json"
@@ -31,7 +31,7 @@ JSON_FILES = (CONFIG, "preprocessor_config.json", VALUES, "model.safetensors.ind
 WEIGHTS: tuple[str, ...] = ("*.safetensors", "pytorch_model*")
 MODEL_FILES = (CONFIG, "adapter_config.json", *WEIGHTS)
 OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*", "rank*-of-*-optimizer.pt")
-OTHER_FOLDERS = {  # a file that says what a folder is
+OTHER_FOLDERS = {  # a file that only such a folder holds, and a name for the folder
     "manifest.json": "a prepared data set",
     "mcm_export.json": "an export",
     "_predictions.json": "predictions",
@@ -39,8 +39,8 @@ OTHER_FOLDERS = {  # a file that says what a folder is
 LOCK = ".training.lock"
 SHOWN = 3
 
-# Options of `TrainingArguments` that leave the weights as they are: where and how often something is written, and how
-# the work is shared out. The size of a step is compared apart, in customers.
+# Options of `TrainingArguments` that do not change the weights: where and how often something is written, and how the
+# work is divided. The size of a step is compared separately, in customers.
 FREE = {"output_dir", "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"}
 FREE |= {"report_to", "run_name", "project", "disable_tqdm", "use_cpu", "debug", "deepspeed", "parallelism_config"}
 FREE |= {"do_train", "do_eval", "do_predict", "resume_from_checkpoint", "local_rank", "full_determinism", "use_cache"}
@@ -50,21 +50,21 @@ FREE |= {"prediction_loss_only", "bf16_full_eval", "fp16_full_eval", "include_nu
 FREE_BEGINNINGS: tuple[str, ...] = ("_", "ddp_", "dataloader_", "eval_accumulation", "eval_do_concat", "eval_use")
 FREE_BEGINNINGS += ("fsdp", "gradient_checkpointing", "activation_checkpointing", "hub_", "log_", "logging_")
 FREE_BEGINNINGS += ("push_to_hub", "save_", "torch_compile", "trackio_")
-# Which evaluation is the best decides about the weights only where the best are kept.
+# Options that decide which checkpoint is the best. They change the final weights only with load_best_model_at_end.
 OF_THE_BEST = ("eval_strategy", "eval_steps", "eval_delay", "metric_for_best_model", "greater_is_better")
 
 
 class RunError(ValueError):
-    """A training that does not start; the message says why, and what to do."""
+    """A training can't start. The message says why, and what to do."""
 
 
 class Start(NamedTuple):
     """Where a training starts.
 
     Attributes:
-        checkpoint (`str`, *optional*): The folder of the last whole checkpoint; `None` to start anew.
-        faults (`list[str]`): What was found to be missing or damaged, file by file.
-        is_finished (`bool`): Whether there is nothing left to train.
+        checkpoint (`str`, *optional*): Folder of the last complete checkpoint; `None` to start anew.
+        faults (`list[str]`): A phrase for each file that is missing or damaged in newer checkpoints.
+        is_finished (`bool`): Whether nothing is left to train.
     """
 
     checkpoint: str | None
@@ -73,7 +73,14 @@ class Start(NamedTuple):
 
 
 def deciding_options(args: TrainingArguments) -> dict[str, Any]:
-    """The options that decide which weights a training ends with, as JSON keeps them."""
+    """Selects the options that decide the final weights of a training.
+
+    Args:
+        args (`TrainingArguments`): All options of the Trainer.
+
+    Returns:
+        `dict[str, Any]`: The options by name, with values as JSON stores them.
+    """
     chosen = {
         name: value
         for name, value in args.to_dict().items()
@@ -86,7 +93,15 @@ def deciding_options(args: TrainingArguments) -> dict[str, Any]:
 
 
 def changed_options(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A phrase for each option that both know and that differs."""
+    """Compares the options of two runs.
+
+    Args:
+        earlier (`dict[str, Any]`): Options of the earlier run.
+        now (`dict[str, Any]`): Options of this run.
+
+    Returns:
+        `list[str]`: A phrase for each option that both have and that differs.
+    """
     return [
         f"{name} {earlier[name]} and this run has {now[name]}"
         for name in earlier
@@ -95,13 +110,21 @@ def changed_options(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[
 
 
 def changed_config(folder: Path, config: PreTrainedConfig) -> list[str]:
-    """A phrase for each field of a model's config that differs from that of a folder; none where it can't be read."""
+    """Compares the config of a model with that in a folder.
+
+    Args:
+        folder (`Path`): Checkpoint folder.
+        config (`PreTrainedConfig`): Config of the model that is to be trained.
+
+    Returns:
+        `list[str]`: A phrase for each field that differs; empty if the folder's config can't be read.
+    """
     path = folder / CONFIG
     if not path.is_file() or _damage(path):
         return []
     earlier = json.loads(json.dumps(type(config).from_pretrained(str(folder)).to_dict(), default=str))
     now = json.loads(json.dumps(config.to_dict(), default=str))
-    # Not the fields of every model, which differ by how a config was made; nor what an earlier version did not know.
+    # Only MCM's own fields: those of every model depend on how a config was made. Earlier versions had no digest.
     own = sorted(name for name in type(config).__annotations__ if name != VALUES_DIGEST or earlier.get(name))
     phrases = changed_options({name: earlier.get(name) for name in own}, {name: now.get(name) for name in own})
     return [phrase if len(phrase) < 200 else f"another {phrase.partition(' ')[0]}" for phrase in phrases]
@@ -111,18 +134,29 @@ def changed_config(folder: Path, config: PreTrainedConfig) -> list[str]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step of a checkpoint folder, by its name."""
+    """Reads the step from the name of a checkpoint folder, such as checkpoint-500."""
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
-    """The checkpoint folders, by step."""
-    found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit()]
-    return sorted((path for path in found if path.is_dir()), key=step_of)
+    """Lists the checkpoint folders in an output folder, sorted by step.
+
+    Args:
+        output_dir (`str` or `Path`): The output folder of a training.
+    """
+    paths = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit()]
+    return sorted((path for path in paths if path.is_dir()), key=step_of)
 
 
 def weight_faults(folder: Path) -> list[str]:
-    """What is missing or damaged of the files that a model is read from: weights, config, feature extractor."""
+    """Checks the files that a model is read from: weights, config and feature extractor.
+
+    Args:
+        folder (`Path`): Checkpoint folder.
+
+    Returns:
+        `list[str]`: A phrase for each file that is missing or damaged.
+    """
     faults = []
     weights = [path for pattern in WEIGHTS for path in sorted(folder.glob(pattern))]
     if not [path for path in weights if not path.name.startswith("average.")]:
@@ -139,11 +173,18 @@ def weight_faults(folder: Path) -> list[str]:
 
 
 def checkpoint_faults(checkpoint: Path) -> list[str]:
-    """What keeps a run from going on from a checkpoint as if nothing had happened; empty if it is whole."""
+    """Checks all files that a run needs to resume a checkpoint as if it had not been interrupted.
+
+    Args:
+        checkpoint (`Path`): Checkpoint folder.
+
+    Returns:
+        `list[str]`: A phrase for each file that is missing or damaged; empty if the checkpoint is complete.
+    """
     faults = _state_faults(checkpoint) + (weight_faults(checkpoint) or _divergence(checkpoint))
-    for what, patterns in (("optimizer.pt", OPTIMIZERS), ("scheduler.pt", ("scheduler.pt",))):
-        found = [path for pattern in patterns for path in sorted(checkpoint.glob(pattern))]
-        faults += [fault for path in found for fault in _damage(path)] if found else [f"{checkpoint} has no {what}"]
+    for name, patterns in (("optimizer.pt", OPTIMIZERS), ("scheduler.pt", ("scheduler.pt",))):
+        paths = [path for pattern in patterns for path in sorted(checkpoint.glob(pattern))]
+        faults += [fault for path in paths for fault in _damage(path)] if paths else [f"{checkpoint} has no {name}"]
     states = sorted(checkpoint.glob("rng_state*.pth"))
     return faults + (
         [fault for path in states for fault in _damage(path)] if states else [f"{checkpoint} has no rng_state.pth"]
@@ -161,7 +202,7 @@ def _state_faults(checkpoint: Path) -> list[str]:
 
 
 def _divergence(folder: Path) -> list[str]:
-    """Files of weights with numbers that are none, from which a run could only go on to diverge."""
+    """Names the first file with NaN or infinite weights: a run that is resumed from it would go on diverging."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for name in file.keys():
@@ -172,7 +213,7 @@ def _divergence(folder: Path) -> list[str]:
 
 
 def _damage(path: Path) -> list[str]:
-    """What is wrong with the content of a file; folders, as of sharded states, are not looked into."""
+    """Checks the content of a file, and says what is wrong. A folder, as of a sharded state, is not checked."""
     if path.is_dir():
         return []
     try:
@@ -182,7 +223,7 @@ def _damage(path: Path) -> list[str]:
         elif path.suffix == ".safetensors":
             with safe_open(path, "pt"):
                 pass
-        else:  # what torch writes is a zip file with a checksum of each part
+        else:  # a file of torch is a zip file with a checksum of each part
             with zipfile.ZipFile(path) as file:
                 if (part := file.testzip()) is not None:
                     return [f"{path} is damaged (the checksum of {part} does not fit)"]
@@ -193,16 +234,21 @@ def _damage(path: Path) -> list[str]:
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> tuple[str | None, list[str]]:
-    """The newest checkpoint from which a run can go on as if nothing had happened, and what is wrong with newer ones.
+    """Finds the newest complete checkpoint.
 
-    MCMTrainer leaves none that was not written to its end. Where something else did, or a file was damaged or deleted
-    since, the file is named.
+    MCMTrainer itself leaves only complete checkpoints; files may have been damaged or deleted since.
+
+    Args:
+        output_dir (`str` or `Path`): The output folder of a training.
+
+    Returns:
+        `tuple`: The folder of the checkpoint, or `None`, and a phrase for each fault of newer checkpoints.
     """
     faults: list[str] = []
     for folder in reversed(checkpoints(output_dir)):
-        if not (found := checkpoint_faults(folder)):
+        if not (own := checkpoint_faults(folder)):
             return str(folder), faults
-        faults += found
+        faults += own
     return None, faults
 
 
@@ -210,16 +256,17 @@ def last_whole_checkpoint(output_dir: str | Path) -> tuple[str | None, list[str]
 
 
 def find_start(output_dir: str | Path, record: str, run: Mapping[str, Any], config: PreTrainedConfig) -> Start:
-    """Where a training starts that writes to a folder.
+    """Finds where a training starts that writes to a folder.
 
     Args:
-        output_dir: the folder, which need not be there.
-        record: the file that a finished run leaves there, `PRETRAINING` or `FINE_TUNING`.
-        run: what must be the same: `data` and other digests, and `options` as `deciding_options` gives them.
-        config: of the model that is to be trained, with the digest of its values.
+        output_dir (`str` or `Path`): The output folder, which need not exist.
+        record (`str`): Name of the record that a finished run leaves there, `PRETRAINING` or `FINE_TUNING`.
+        run (`dict[str, Any]`): What a resumed run must have in common: `data` and other digests, and `options` from
+            [`deciding_options`].
+        config (`PreTrainedConfig`): Config of the model that is to be trained, with the digest of its values.
 
     Raises:
-        RunError: the folder holds something else, or a model that was trained otherwise.
+        RunError: If the folder holds something else, or a model that was trained with other data or options.
     """
     folder = Path(output_dir)
     _check_folder(folder, record)
@@ -232,9 +279,9 @@ def find_start(output_dir: str | Path, record: str, run: Mapping[str, Any], conf
                 f"{folder} holds a model that was trained otherwise ({_some(changes)}), and nothing was changed: give "
                 "another output_dir, or remove that folder."
             )
-        if facts.get("finished", True) and not (found := weight_faults(folder)):
+        if facts.get("finished", True) and not (of_model := weight_faults(folder)):
             return Start(checkpoint, [], True)
-        faults = (found if facts.get("finished", True) else []) + faults
+        faults = (of_model if facts.get("finished", True) else []) + faults
     elif has_model(folder) and checkpoint is None:
         reason = damaged[0] if path.exists() else f"it has no {record}"
         raise RunError(
@@ -245,7 +292,7 @@ def find_start(output_dir: str | Path, record: str, run: Mapping[str, Any], conf
 
 
 def has_model(folder: Path) -> bool:
-    """Whether files of a model lie in a folder, whole or not."""
+    """Whether a folder holds files of a model, complete or not."""
     return any(any(folder.glob(pattern)) for pattern in MODEL_FILES)
 
 
@@ -262,9 +309,9 @@ def _check_folder(folder: Path, record: str) -> None:
 
 
 def _changes(folder: Path, facts: Mapping[str, Any], run: Mapping[str, Any], config: Any) -> list[str]:
-    """What a finished model was trained with and this run has not."""
+    """Names the data and options of a finished model that this run does not have."""
     options = run["options"]
-    if "run" not in facts:  # of an earlier version
+    if "run" not in facts:  # a record that an earlier version wrote
         earlier = {name: facts[name] for name in ("learning_rate", "seed", "max_events") if name in facts}
         same = config.values_digest in (None, _digest_of_values(folder))
         return ([] if same else ["other data"]) + changed_options(earlier, options) + changed_config(folder, config)
@@ -283,11 +330,15 @@ def _some(phrases: list[str]) -> str:
 
 
 @contextmanager
-def alone(output_dir: str | Path, is_writer: bool = True) -> Iterator[None]:
-    """Makes a folder, and keeps a second run out of it while this one trains; only the process that writes asks.
+def output_folder_lock(output_dir: str | Path, is_writer: bool = True) -> Iterator[None]:
+    """A context that makes an output folder and locks it, so that no second run trains into it at the same time.
+
+    Args:
+        output_dir (`str` or `Path`): The output folder.
+        is_writer (`bool`): Whether this process writes the files. Other processes of the run take no lock.
 
     Raises:
-        RunError: the folder can't be written to, or another run trains into it.
+        RunError: If the folder can't be written to, or another run trains into it.
     """
     folder, existed = Path(output_dir), Path(output_dir).exists()
     if not is_writer:
@@ -299,7 +350,7 @@ def alone(output_dir: str | Path, is_writer: bool = True) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"{folder} can't be written to ({error.strerror}): give another output_dir.") from error
     with file:
-        # Workers of a data loader that outlive a killed run for some seconds must not hold its lock.
+        # Workers of a data loader can outlive a killed run for some seconds, and must not keep its lock.
         if os.name == "posix":
             os.register_at_fork(after_in_child=file.close)
             _lock(file, folder)

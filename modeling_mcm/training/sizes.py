@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The models that are trained by name: `--config mcm-base` needs no folder, so an installed package has them."""
+"""Configs with a name, such as `--config mcm-base`. They stand here so that an installed package has them."""
 
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,14 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def config_of(name: str) -> dict[str, Any]:
-    """The fields of a config that are chosen before the data are known.
+    """Reads the fields of a config that do not depend on the data.
 
     Args:
-        name (`str`): `mcm-tiny` or `mcm-base`, or a folder with a config.json, or a name on the Hub. A folder of that
-            name goes before the built-in model.
+        name (`str`): `mcm-tiny` or `mcm-base`, a folder with a config.json, or a name on the Hub. If a folder has the
+            name of a built-in config, the folder is read.
+
+    Returns:
+        `dict[str, Any]`: The fields by name.
     """
     if name in SIZES and not Path(name).is_dir():
         return {"model_type": MCMConfig.model_type, **SIZES[name]}

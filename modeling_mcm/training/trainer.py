@@ -1,10 +1,10 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The Hugging Face Trainer with what MCM adds: rows grouped by length in an order that depends on (seed, epoch) alone,
-the epoch told to the collator, every customer of a step weighed alike on any number of processes, losses and ranks by
-task in the logs, and a clock that can bound the training.
+"""The Hugging Face Trainer with MCM's additions.
 
-Import it as `modeling_mcm.training.trainer`: inference does not need it.
+Rows are grouped by length, in an order that depends on seed and epoch alone; the collator knows the epoch; every
+customer of a step has the same weight on any number of processes; the logs hold losses and metrics of each task; and a
+clock can end the training. Import it from `modeling_mcm.training.trainer`, because inference does not need it.
 """
 
 from collections import defaultdict
@@ -24,9 +24,9 @@ from modeling_mcm.evaluation.streaming import StreamingMetrics, ranks_from_logit
 from modeling_mcm.training.callbacks import EarlyStopping, EpochCallback, TrainingClock, WeightAverage
 from modeling_mcm.training.resumable import ResumableTrainer
 
-# What is compared for early stopping and the best model: the mean over the tasks.
+# The metric that decides about early stopping and the best model, as the mean over the tasks.
 BEST_METRIC = "next_visit_ndcg@10"
-# Scalars on a logarithm or on all of a task's scores: steps that suit a matrix would leave them where they started.
+# Single parameters, such as logarithms of half-lives. With the learning rate of a matrix they would hardly move.
 FAST_PARAMETERS = ("log_half_life", "log_sensitivity", "memory_gain", "rarity_weight", "readout_scale")
 
 
@@ -34,25 +34,29 @@ class MCMTrainer(ResumableTrainer):
     """`Trainer` for `MCMForMultiTaskRecommendation`.
 
     Args:
-        model: as for `Trainer`.
-        args: as for `Trainer`.
-        train_collator: collator of the training rows; `args.seed` must be its seed.
-        eval_collator: collator of the evaluation rows (mode "evaluate").
-        scalar_lr_factor: factor on the learning rate of the readout's and the memory's scalars.
-        ema_decay: of the average of the weights, which is what is evaluated and what training ends with; `None` for
-            none. See `WeightAverage`.
-        max_seconds: of training; then the learning rate follows the clock instead of the steps. See `TrainingClock`.
-        patience: evaluations without a better `metric_for_best_model` after which training ends; `None` for no such
-            end.
-        data_version: what a resumed run and all processes must agree on, such as a digest of the data's manifest.
-        window: of a streamed order, in shards. See `StreamedOrder`.
-        lanes: parts and turns of a streamed order; by default one part for each process and accumulated batch, and
-            one turn for each worker.
-        run_options: options besides these and the Trainer's that decide the weights: a resumed run must have the same.
-        kwargs: as for `Trainer`; `train_dataset` is a `PreparedRows` or a `StreamedRows` with lengths.
+        model (`MCMForMultiTaskRecommendation`): The model to train.
+        args (`TrainingArguments`): The options of `Trainer`.
+        train_collator (`MCMCollator`): Collator of the training rows; its seed must be `args.seed`.
+        eval_collator (`MCMCollator`, *optional*): Collator of the evaluation rows, in the mode "evaluate".
+        scalar_lr_factor (`float`): Factor on the learning rate of single parameters of the readout and the memory.
+        ema_decay (`float`, *optional*): Decay of a moving average of the weights ([`WeightAverage`]), which is
+            evaluated and is the final model. `None` for no average.
+        max_seconds (`float`, *optional*): Seconds of training after which it ends ([`TrainingClock`]); the learning
+            rate then depends on the time instead of the steps. `None` for no limit.
+        patience (`int`, *optional*): Number of evaluations in a row without a better `metric_for_best_model` after
+            which training ends. `None` for no early stopping.
+        data_version (`str`, *optional*): Digest of the data's manifest. A resumed run and all processes must have the
+            same.
+        window (`int`): Number of shards whose customers a [`StreamedOrder`] mixes at a time.
+        lanes (sequence of `int`, *optional*): Numbers of parts and turns of a [`StreamedOrder`]. By default one part
+            for each process and accumulated batch, and one turn for each worker.
+        run_options (`dict[str, Any]`, *optional*): Further options that decide the weights. A resumed run must have
+            the same.
+        kwargs (`dict`): Further arguments of `Trainer`. `train_dataset` must be a `PreparedRows`, or a
+            `StreamedRows` with lengths.
 
     Raises:
-        ValueError: options that do not go together.
+        ValueError: If options do not fit together.
     """
 
     def __init__(
@@ -77,7 +81,7 @@ class MCMTrainer(ResumableTrainer):
         self.task_losses: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.clock = TrainingClock(lambda value: self.accelerator.reduce(value, "sum"), max_seconds)
         tasks = train_collator.config.tasks
-        # A sum of two losses is not called by the name of one.
+        # With two losses the sum is logged under a name of its own.
         self.loss_name = "loss_with_ranking" if train_collator.objective.ranking_loss_weight else "loss"
         super().__init__(
             model,
@@ -110,7 +114,7 @@ class MCMTrainer(ResumableTrainer):
 
     @property
     def _group_size(self) -> int:
-        """Customers of a step, in all processes."""
+        """Number of customers in one step of all processes together."""
         return self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
 
     def _streamed_order(self, rows: StreamedRows) -> StreamedOrder:
@@ -118,7 +122,7 @@ class MCMTrainer(ResumableTrainer):
         workers = max(1, args.dataloader_num_workers)
         parts, turns = self.lanes or (args.world_size * args.gradient_accumulation_steps, workers)
         order = StreamedOrder(rows, self._group_size, parts, turns, self.window, args.seed, self.train_collator.epoch)
-        # a window may begin and end inside a shard
+        # Two more shards than the window, which may begin and end inside a shard.
         rows.held_shards = (self.window + 2) * order.lanes_of_a_worker(args.train_batch_size, args.world_size, workers)
         return order
 
@@ -129,17 +133,18 @@ class MCMTrainer(ResumableTrainer):
         return LengthGroupedSampler(dataset.lengths, self._group_size, self.args.seed, self.train_collator.epoch)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """The batches of a step, each with its share: what its mean loss has to be multiplied by.
+        """Reads the batches of a step, and adds to each its share: the factor that its mean loss is multiplied by.
 
-        Processes and accumulated batches are averaged as if they had as many customers each. The last batches of an
-        epoch have not, and accelerate fills them up with customers of the first; those are cut off again.
+        `Trainer` averages processes and accumulated batches as if all had the same number of customers. In the last
+        step of an epoch they do not, and accelerate fills them up with customers of the first step. These customers
+        are cut off here, and the share gives every customer of the step the same weight.
 
         Raises:
-            RuntimeError: a worker was killed.
+            RuntimeError: If a worker of the data loader was killed.
         """
         try:
             samples, number = super().get_batch_samples(*args, **kwargs)
-        except (ConnectionError, EOFError) as error:  # where torch does not say so itself
+        except (ConnectionError, EOFError) as error:  # torch's own message does not say that
             raise RuntimeError(
                 f"A DataLoader worker was killed while it handed over a batch ({error!r}), most often for want of "
                 "memory: have fewer (dataloader_num_workers), or a smaller window of streaming. Started again, the "
@@ -159,6 +164,11 @@ class MCMTrainer(ResumableTrainer):
         return cut, number
 
     def get_eval_dataloader(self, eval_dataset: Any = None):
+        """Makes the data loader of an evaluation, with the evaluation's collator.
+
+        Raises:
+            ValueError: If the trainer has no `eval_collator`.
+        """
         if self.eval_collator is None:
             raise ValueError("There is no `eval_collator`: give MCMTrainer an MCMCollator in mode 'evaluate'.")
         train_collator, self.data_collator = self.data_collator, self.eval_collator
@@ -168,6 +178,7 @@ class MCMTrainer(ResumableTrainer):
             self.data_collator = train_collator
 
     def create_optimizer(self, model: Any = None):
+        """Makes the Trainer's optimizer, with a group of its own for single parameters (`FAST_PARAMETERS`)."""
         optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
         trained: Any = self.model if model is None else model
         fast = {id(p) for name, p in trained.named_parameters() if name.rsplit(".", 1)[-1] in FAST_PARAMETERS}
@@ -181,6 +192,11 @@ class MCMTrainer(ResumableTrainer):
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None):
+        """Makes the learning-rate schedule, which depends on the time if there is a limit of seconds.
+
+        Raises:
+            ValueError: If the schedule of a run with a limit of seconds is not a cosine with a share as warm-up.
+        """
         if self.clock.max_seconds is None:
             return super().create_scheduler(num_training_steps, optimizer)
         warmup = self.args.warmup_steps
@@ -190,8 +206,8 @@ class MCMTrainer(ResumableTrainer):
                 "with max_seconds; expected cosine, and a warm-up under 1, a share of the seconds."
             )
         if self.lr_scheduler is None:
-            of_time = partial(self._factor_of_time, warmup)
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, of_time)  # type: ignore[arg-type]
+            factor = partial(self._factor_of_time, warmup)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)  # type: ignore[arg-type]
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -199,8 +215,9 @@ class MCMTrainer(ResumableTrainer):
         return self.clock.cosine(warmup)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains as `Trainer` does. With an average of the weights, the model has the average's weights afterwards."""
         result = super().train(*args, **kwargs)
-        if self.weight_average is not None:  # what training ends with is the average
+        if self.weight_average is not None:  # the average is the final model
             self.weight_average.swap()
             self.remove_callback(self.weight_average)
             self.weight_average = None
@@ -209,8 +226,8 @@ class MCMTrainer(ResumableTrainer):
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         if not self.is_fsdp_enabled:
             return super()._prepare_for_training(*args, **kwargs)
-        # accelerate shards the input embeddings apart from the rest, whole only while they run; the readout reads
-        # their tables after that, so they have to stay with the root
+        # accelerate shards the input embeddings by themselves, and gathers them only while they run. The readout reads
+        # their tables later, so they must be sharded with the root module.
         model: Any = self.model
         model.get_input_embeddings = lambda: None
         try:
@@ -219,12 +236,13 @@ class MCMTrainer(ResumableTrainer):
             del model.get_input_embeddings
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluates as `Trainer` does, with the average of the weights if there is one, while the clock is paused."""
         with self.clock.paused(), self._averaged():
             return super().evaluate(*args, **kwargs)
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """What happens inside sees the average of the weights, if there is one."""
+        """A context in which the model has the weights of the average, if there is one."""
         if self.weight_average is None:
             yield
             return
@@ -249,20 +267,22 @@ class MCMTrainer(ResumableTrainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        if self.weight_average is not None:  # the average was evaluated, and `train` ends with it
+        if self.weight_average is not None:  # the final model is the best average
             self.weight_average.load(str(self.state.best_model_checkpoint))
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        """Computes the loss of a batch times its share, and keeps the losses of the tasks for the log."""
         share = inputs.pop("share", 1.0)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         loss = loss * share
         if model.training:
-            self.clock.see((inputs["labels"] >= FIRST_LABEL).sum() * (share > 0))
+            self.clock.count_targets((inputs["labels"] >= FIRST_LABEL).sum() * (share > 0))
             for task, value in outputs.task_losses.items():
                 self.task_losses[task].append(value * share)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Logs as `Trainer` does, and adds the losses of the tasks, the seconds and the number of targets."""
         if "loss" in logs:
             for task, values in self.task_losses.items():
                 logs[f"{self.loss_name}_{task}"] = self._mean_over_processes(torch.stack(values).mean())
@@ -275,23 +295,35 @@ class MCMTrainer(ResumableTrainer):
 
 
 class TaskMetrics:
-    """`compute_metrics` of the Trainer: ranks of all tasks in; next-visit and next-event metrics out, and the mean
-    NDCG of the tasks."""
+    """Computes next-visit and next-event metrics of the tasks, and their mean NDCG; the Trainer's `compute_metrics`.
+
+    Args:
+        tasks (sequence of `str`): Names of the tasks, in the order of the labels.
+    """
 
     def __init__(self, tasks: Sequence[str]):
         self.tasks, self.metrics = list(tasks), StreamingMetrics()
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         labels = torch.as_tensor(prediction.label_ids)
-        by_task: Any = {task: labels[..., place] for place, task in enumerate(self.tasks)}
-        found = self.metrics(EvalPrediction(prediction.predictions, by_task), compute_result)
-        compared = [found[name] for task in self.tasks if (name := f"{task}_{BEST_METRIC}") in found]
-        return found | ({BEST_METRIC: sum(compared) / len(compared)} if compared else {})
+        by_task: Any = {task: labels[..., index] for index, task in enumerate(self.tasks)}
+        metrics = self.metrics(EvalPrediction(prediction.predictions, by_task), compute_result)
+        compared = [metrics[name] for task in self.tasks if (name := f"{task}_{BEST_METRIC}") in metrics]
+        return metrics | ({BEST_METRIC: sum(compared) / len(compared)} if compared else {})
 
 
 def task_ranks(
     tasks: Sequence[str], logits: Any, labels: torch.Tensor
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Ranks of the labels `(B, N, T)` among the logits of each task, so that no logits are kept."""
+    """Computes the ranks of the labels, so that evaluation need not store the logits.
+
+    Args:
+        tasks (sequence of `str`): Names of the tasks, in the order of the labels.
+        logits (`dict[str, torch.Tensor]`, or a tuple that begins with it): Scores of each task.
+        labels (`torch.Tensor`, shape `(batch, units, tasks)`): The labels.
+
+    Returns:
+        `dict[str, tuple[torch.Tensor, torch.Tensor]]`: What [`ranks_from_logits`] returns for each task.
+    """
     logits = logits[0] if isinstance(logits, tuple) else logits
-    return {task: ranks_from_logits(logits[task], labels[..., place]) for place, task in enumerate(tasks)}
+    return {task: ranks_from_logits(logits[task], labels[..., index]) for index, task in enumerate(tasks)}

@@ -103,7 +103,7 @@ def test_the_cutoffs_of_a_schema_can_be_moved(call, prepared, event_log, tmp_pat
     assert [f"{moved_to[name]:%Y-%m-%d}" for name in ("validation", "test")] == ["2017-09-01", "2017-09-15"]
     for wrong, message in [
         (["--cutoffs", "2017-09-01"], "--cutoffs has 1 dates; give two, validation and test"),
-        (["--offers"], "--offers writes those of a demo: add --demo"),
+        (["--offers"], "--offers writes the offers of a demo: add --demo"),
     ]:
         with pytest.raises(SystemExit):
             call("prepare_data", *options, "--output_dir", tmp_path / "other", *wrong)
@@ -169,7 +169,7 @@ def test_evaluation_prints_and_writes_a_table(call, tuned, pretrained, prepared,
     assert "| conversion: MCM fine-tuned | " in (tmp_path / "table.md").read_text()
     call("run_evaluate", "--model", pretrained, "--data", prepared, "--offers", offers)  # the zero-shot baseline
     assert "MCM fine-tuned" not in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="is fine-tuned to offers: give them with --offers"):
+    with pytest.raises(SystemExit, match="is fine-tuned to offers: .* with --offers"):
         call("run_evaluate", "--model", tuned, "--data", prepared)
 
 

@@ -88,7 +88,7 @@ def test_they_are_gone_from_data_predictions_log_and_cache(place, forget, save, 
     before = rows(place / "data")
     everyone = customers(place / "data").tolist()
     for folder in ("--data data", "--predictions scores"):
-        said = forget(*folder.split(), "--check_only", "=true", fails="not proven that they are gone")
+        said = forget(*folder.split(), "--check_only", "=true", fails="not proven that the customers are gone")
         assert "1 rows of theirs" in said
     cached = list((place / "cache").rglob("*.arrow"))
     (place / "data" / "baselines").mkdir()
@@ -97,7 +97,7 @@ def test_they_are_gone_from_data_predictions_log_and_cache(place, forget, save, 
     broken.parent.mkdir()
     broken.write_bytes(b"cut")
     said = forget("--data", "data", "--predictions", "scores", "--events", "log", "profile.parquet")
-    assert said.endswith("none of them is there\n") and said.count("2 of 2 customers deleted") == 2
+    assert said.endswith("none of the customers is there\n") and said.count("2 of 2 customers deleted") == 2
     left = [name for name in everyone if name not in THEY]
     assert customers(place / "data").tolist() == left == customers(place / "scores").tolist()
     for raw in ("log", "profile.parquet"):
@@ -111,7 +111,7 @@ def test_they_are_gone_from_data_predictions_log_and_cache(place, forget, save, 
     assert rows(place / "data") == [row for row in before if row["customer_id"] not in THEY]
     again = ("--data", "data", "--predictions", "scores", "--events", "log", "profile.parquet")
     assert "found nowhere: 'c21'" in forget(*again, fails="found nowhere: 'c05'")
-    assert forget(*again, "--check_only", "=true").endswith("none of them is there\n")
+    assert forget(*again, "--check_only", "=true").endswith("none of the customers is there\n")
 
 
 def test_an_update_does_not_bring_them_back(place, forget, event_log):
@@ -155,7 +155,7 @@ def test_a_wrong_number_of_customers_is_found(place, forget):
 
 
 def test_bad_options_are_refused(place, forget):
-    forget("--events", "log", fails="where customers are to be forgotten")
+    forget("--events", "log", fails="Give --data or --predictions")
     forget("--predictions", "log", fails="has no column 'customer_id'")
     (place / "ids.txt").write_text("\n".join(sorted(customers(place / "data"))))
     forget("--data", "data", fails="Nobody would be left")
@@ -218,7 +218,7 @@ NOWHERE = {
 @pytest.mark.parametrize(("content", "said"), expected("Ids that are found nowhere", NOWHERE))
 def test_an_id_that_is_nowhere_is_named_and_the_others_go(place, forget, content, said):
     (place / "ids.txt").write_text(content)
-    told = forget(*EVERYWHERE, fails="not proven that they are gone")
+    told = forget(*EVERYWHERE, fails="not proven that the customers are gone")
     assert re.search(said + "$", told.strip())
     left = {*customers(place / "data")}
     assert "c05" not in left and "c21" in left
@@ -256,7 +256,7 @@ def test_symbolic_links_stay_and_what_they_name_is_changed(place, forget, name):
     real = place / "elsewhere" / Path(name).name
     (place / name).rename(real)
     (place / name).symlink_to(real)
-    assert "none of them is there" in forget(*EVERYWHERE, "--predictions", "scores")
+    assert "none of the customers is there" in forget(*EVERYWHERE, "--predictions", "scores")
     assert (place / name).is_symlink() and (place / name).resolve() == real
     for path in [*place.rglob("*.parquet"), *real.rglob("*.parquet")]:
         table = pq.read_table(path)
@@ -341,7 +341,7 @@ def test_a_killed_deletion_is_finished_by_the_same_command(place, forget, moment
         with pytest.raises(ValueError, match="forget_customers.py was killed .*: run it again"):
             update(place / "data", place / "log", place / "profile.parquet")
     said = forget(*EVERYWHERE)
-    assert "none of them is there" in said
+    assert "none of the customers is there" in said
     assert not {*THEY} & {*customers(place / "data"), *pd.read_parquet(place / "log")["who"]}
     assert len(customers(place / "data")) == 32
     assert update(place / "data", place / "log", place / "profile.parquet").files == []

@@ -339,7 +339,7 @@ def test_the_card_of_the_data_set_is_written_and_not_sent(push, hub, prepared, t
         (["--min_customers", "5"], "need --data"),
         (["--data", "docs", "--min_customers", "1"], "every value has 1 customer"),
         (["--card", "card.txt"], "--card is 'card.txt'; give a name that ends in .md"),
-        (["--data", "nowhere"], "--data is 'nowhere', which is no folder here"),
+        (["--data", "nowhere"], "--data is 'nowhere', which is no folder"),
         (["--data", "docs"], "docs"),
         (["--model", "runs/nowhere"], "--model is 'runs/nowhere', which is no folder"),
         (["--watts", "0"], "Found 0.0 watts"),

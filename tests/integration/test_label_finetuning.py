@@ -153,7 +153,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(call, options, tmp_path):
 
 
 def test_labels_that_do_not_fit_in_memory_are_counted_step_by_step(call, options, monkeypatch, tmp_path):
-    monkeypatch.setattr(importlib.import_module("modeling_mcm.training.labels"), "MOST_KEPT", 0)
+    monkeypatch.setattr(importlib.import_module("modeling_mcm.training.labels"), "MOST_NUMBERS", 0)
     call(*options, "--label", "likes", "--max_steps", 2, "--output_dir", tmp_path / "run")
     assert MCMForCustomerPrediction.from_pretrained(tmp_path / "run").prediction_head.output.weight.any()
 

@@ -19,10 +19,10 @@ from modeling_mcm.training.resuming import (
     FREE,
     PRETRAINING,
     RunError,
-    alone,
     checkpoint_faults,
     deciding_options,
     last_whole_checkpoint,
+    output_folder_lock,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -196,7 +196,7 @@ def test_a_folder_of_something_else_is_left_alone(run, finished, tmp_path, chang
     change(folder, finished)
     before = content(folder) if folder.is_dir() else folder.read_bytes()
     if "another run" in request.node.name:
-        with alone(folder), pytest.raises(SystemExit, match=message):
+        with output_folder_lock(folder), pytest.raises(SystemExit, match=message):
             run(folder)
         return
     with pytest.raises(SystemExit, match=message) as refused:
@@ -214,10 +214,14 @@ def test_a_finished_model_of_other_data_is_left_alone(run, folder, prepare_log, 
 
 
 def test_a_lock_ends_with_its_run_and_leaves_nothing(tmp_path):
-    with alone(tmp_path / "run"), pytest.raises(RunError, match="Another run trains into"), alone(tmp_path / "run"):
+    with (
+        output_folder_lock(tmp_path / "run"),
+        pytest.raises(RunError, match="Another run trains into"),
+        output_folder_lock(tmp_path / "run"),
+    ):
         pass
     assert not (tmp_path / "run").exists()
-    with alone(tmp_path / "run"):
+    with output_folder_lock(tmp_path / "run"):
         (tmp_path / "run" / "kept").touch()
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["kept"]
 

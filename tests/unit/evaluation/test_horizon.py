@@ -87,7 +87,7 @@ def test_a_horizon_longer_than_the_data_is_warned_of(caplog: pytest.LogCaptureFi
     assert "120 days from the test cutoff is longer than the data" in caplog.text and "90.0 days after" in caplog.text
     caplog.clear()
     find_cases(rows, "validation", min_history=1, horizon=horizon(120, "validation"))
-    assert "50.0 days after the cutoff, for the test cutoff ends what validation sees" in caplog.text
+    assert "50.0 days after the cutoff, because validation reads nothing after the test cutoff" in caplog.text
     with pytest.raises(ValueError, match=r"(?s)No evaluation case.*one within 2 days from it.*take a longer horizon"):
         find_cases(rows, "test", min_history=1, horizon=horizon(2, "test"))
 

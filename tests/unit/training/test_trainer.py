@@ -45,7 +45,7 @@ def start(pass_time):
         def step(seconds, targets):
             pass_time(seconds)
             for count in targets:
-                clock.see(torch.tensor(count))
+                clock.count_targets(torch.tensor(count))
             clock.on_optimizer_step(arguments, state, control)
             state.global_step += 1
             clock.on_step_end(arguments, state, control)
@@ -217,7 +217,7 @@ def test_targets_are_those_of_the_tasks(train, tasks):
     trainer = train(tasks=tasks)
     batch = next(iter(trainer.get_train_dataloader()))
     seen = []
-    trainer.clock.see = seen.append
+    trainer.clock.count_targets = seen.append
     trainer.compute_loss(trainer.model.train(), dict(batch))
     of_task = {task: (batch["labels"][..., place] >= FIRST_LABEL).sum() for place, task in enumerate(tasks)}
     assert [int(count) for count in seen] == [sum(int(count) for count in of_task.values())]
