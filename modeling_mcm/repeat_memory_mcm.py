@@ -35,7 +35,7 @@ HABITS = 6  # inputs of the network that say how often and how long ago a label 
 
 
 class FadingCounts(torch.autograd.Function):
-    """Fading counts n_u = f_u n_{u-1} + m_u: the count at the unit before, faded by the factor f_u, plus the votes m_u.
+    """Fading counts n_u = f_u n_{u-1} + m_u: the previous unit's count, faded by the factor f_u, plus the votes m_u.
 
     One loop over the units takes work that grows linearly with their number; a sum for every prefix would grow with
     the square. Backward loops in reverse: a_u = g_u + f_{u+1} a_{u+1}, dm_u = sum_k a_u, df_u = sum_w a_u n_{u-1}.
@@ -90,7 +90,7 @@ class RepeatMemory(nn.Module):
     gain c (some labels return sooner than others) and growth d (counts of a long history weigh more). Work and memory
     grow with the number of labels met.
 
-    With the rarity r_w = -log(V share_w), a label that few customers meet gains more from one meeting than a label that
+    With the rarity r_w = -log(V share_w), a label that few customers meet gains more from one meeting than one that
     everybody meets. With f = 1 the term is the posterior of a rate: a label with the prior rate q_w, met n times in N
     units, has the rate (n + m q_w) / (N + m), whose logarithm is log(1 + n / (m q_w)) plus a bias. f is learned.
 
@@ -245,9 +245,8 @@ class RepeatMemory(nn.Module):
         numbers = met.cumsum(2)  # number of units with the label, up to each unit
         place = torch.arange(votes.shape[2], device=votes.device).expand_as(numbers)
         shape = (*numbers.shape[:2], numbers.shape[2] + 1)
-        units = numbers.new_zeros(shape).scatter(
-            2, torch.where(met, numbers, 0), place
-        )  # unit of the first meeting at 1, and so on
+        # The unit of the first meeting stands at index 1, that of the second at 2, and so on.
+        units = numbers.new_zeros(shape).scatter(2, torch.where(met, numbers, 0), place)
         number = numbers.gather(2, unit_ends[:, None].expand(-1, slots, -1))
         last = units.gather(2, number)
         return number, units[..., 1:2].expand_as(last), last

@@ -286,7 +286,7 @@ def _cells(
 
 
 def _beside(of_tasks: Sequence[Parts], vectors: Sequence[torch.Tensor], rows: int) -> Parts:
-    """Parts of the counted memory for one task, or the followers of several tasks in one matrix (0 for tasks without)."""
+    """Parts of the counted memory for one task, or the followers of several tasks in one matrix (0 if none)."""
     if len(of_tasks) == 1:
         return of_tasks[0]
     if not any("followers" in parts for parts in of_tasks):
