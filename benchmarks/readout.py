@@ -82,7 +82,7 @@ def in_parts(inputs: Inputs, all_prefixes: bool) -> torch.Tensor:
     def losses_of(part: list[int], hidden: torch.Tensor) -> torch.Tensor:
         units = PackedUnits.of(inputs.mask[part]) if all_prefixes else None
         scores = attentional_readout(hidden, inputs.vectors, inputs.mask[part], units)
-        rows = torch.arange(len(part), device=hidden.device)[:, None] if units is None else units.rows
+        rows = torch.arange(len(part), device=hidden.device)[:, None] if units is None else units.score_rows
         labels = inputs.next[part, -1:] if units is None else inputs.next[part]
         loss = task_losses(scores, Targets.find(labels[..., None], rows, None, [len(inputs.vectors)]))
         return loss * (len(hidden) / len(inputs.hidden))

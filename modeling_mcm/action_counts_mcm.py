@@ -14,11 +14,11 @@
 # limitations under the License.
 """What a customer's own counts say of the actions that they are offered: how often, how long ago, what share.
 
-A softmax average can't count, and counts tell most of who takes which offer. They are numbers for the head to read;
+A softmax average can't count, and counts predict best which customer takes which offer. They are inputs of the head;
 nothing here is trained.
 
-Shapes: B customers, L events, J features, N summed features; A actions of the batch, R rows of actions, M events that
-did what an action asks; D half-lives, the infinite one of counts that do not fade among them; V values of a feature.
+Shapes: B customers, L events, J features, N summed features; A actions of the batch, R action rows, M matches (events
+that did what an action asks for); D half-lives, the infinite one of unfaded counts included; V values of a feature.
 """
 
 import math
@@ -28,19 +28,33 @@ import torch.nn.functional as F
 
 from .configuration_mcm import FIRST_LABEL, MCMConfig
 
-# Half-lives of the counts of what a customer did that an action is about, beside a count that does not fade.
+# Half-lives of the counts, in days; matches are also counted unfaded.
 HALF_LIVES_DAYS = (14.0, 60.0, 365.0)
-NEVER = 10_000.0  # days, where nothing of the kind has happened
-LEAST_SHARE = 1e-3  # smaller shares of a customer's events are as good as none
+NEVER = 10_000.0  # number of days since an event that never happened
+LEAST_SHARE = 1e-3  # added to shares of a customer's events before the logarithm
 
 
 def counted_features(config: MCMConfig) -> list[str]:
-    """The features of an action whose values are counted in a history: all tasks, if the config names none."""
+    """Features whose values an action shares with a history, and that are counted.
+
+    Args:
+        config ([`MCMConfig`]): configuration of the model.
+
+    Returns:
+        `config.action_features`, or all tasks if it is `None`.
+    """
     return list(config.tasks if config.action_features is None else config.action_features)
 
 
 def count_names(config: MCMConfig) -> tuple[list[str], list[str]]:
-    """What each number is: of `ActionCounts.of_offers`, and of `ActionCounts.of_customers`."""
+    """Names of the numeric features of [`ActionCounts`].
+
+    Args:
+        config ([`MCMConfig`]): configuration of the model.
+
+    Returns:
+        Names for the last axis of `ActionCounts.of_offers`, and for that of `ActionCounts.of_customers`.
+    """
     fading = [*(f"{days:g}d" for days in HALF_LIVES_DAYS), "all"]
     kinds = ["did", "visits", *(f"{name} of did" for name in config.summed_features)]
     kinds += ["did as asked"] if config.action_history_feature else []
@@ -58,14 +72,19 @@ def count_names(config: MCMConfig) -> tuple[list[str], list[str]]:
 
 
 class ActionCounts:
-    """Counts of a batch of histories at the time of the offers; every count is log(1 + n).
+    """Fading counts of a batch of histories at the time of the offers; every count n is returned as log(1 + n).
 
     Args:
-        config: the model's.
-        input_ids (`(B, L, J)`): ids of the histories, the start row first.
-        visit_ids (`(B, L)`, *optional*): the visit of each event; without them every event is a visit.
-        ages (`(B, L)`): days from each event to the offers, infinite where there is no event.
-        event_values (`(B, L, N)`, *optional*): values of the summed features; may be left out where there are none.
+        config ([`MCMConfig`]): configuration of the model.
+        input_ids (`torch.LongTensor` of shape `(B, L, J)`): feature ids of each event, the start row first.
+        visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): visit of each event; `None`: each event is a
+            visit.
+        ages (`torch.FloatTensor` of shape `(B, L)`): days from each event to the offers, infinite on padding.
+        event_values (`torch.FloatTensor` of shape `(B, L, N)`, *optional*): values of the summed features; may be
+            `None` if there are no summed features.
+
+    Raises:
+        ValueError: if there are summed features and no `event_values`.
     """
 
     def __init__(
@@ -88,7 +107,14 @@ class ActionCounts:
         self.weights = torch.exp2(-days / half_lives) * self.is_event[..., None]  # (B, L, D)
 
     def of_values(self, feature: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """n of each value of a feature, of shape `(B, V, D)`, and the days since the last, of shape `(B, V)`."""
+        """Counts of each value of a feature.
+
+        Args:
+            feature (`str`): name of the feature.
+
+        Returns:
+            Counts n of shape `(B, V, D)`, and days since the latest event with the value, of shape `(B, V)`.
+        """
         place = self.config.features.index(feature)
         ids, size = self.input_ids[..., place], self.config.vocabulary_sizes[place]
         counts = self.weights.new_zeros(len(ids), size, self.weights.shape[-1])
@@ -98,28 +124,32 @@ class ActionCounts:
         return counts, days
 
     def of_customers(self) -> torch.Tensor:
-        """What does not depend on the action, of shape `(B, numbers)`; see `count_names`."""
-        opens = self.is_event & (self.visits != F.pad(self.visits, (1, 0), value=-1)[:, :-1])
-        last = self.ages.clamp(max=NEVER).amin(1, keepdim=True)
-        found = [torch.einsum("bld,bl->bd", self.weights, opens.to(self.weights.dtype)).log1p(), last.log1p()]
-        if self.config.action_history_feature is not None:
-            counts, days = self.of_values(self.config.action_history_feature)
-            found += [counts[:, FIRST_LABEL:].log1p().flatten(1), days[:, FIRST_LABEL:].log1p()]
-        return torch.cat(found, -1)
-
-    def of_offers(self, action_ids: torch.Tensor, rows: torch.Tensor, matches: torch.Tensor, count: int):
-        """What the customers have done of each action, and what it shares with their history.
-
-        Args:
-            action_ids (`(R, J)`): feature ids of the actions' rows.
-            rows (`(R,)`): the action of each row.
-            matches (`(M, 3)`): customer, event and action of each event that did what an action asks.
-            count: A.
+        """Counts that do not depend on the action.
 
         Returns:
-            Of shape `(B, A, numbers)`; see `count_names`.
+            `torch.FloatTensor` of shape `(B, numbers)`; the second list of `count_names` names the numbers.
         """
-        found = self._of_matches(action_ids, rows, matches, count)
+        opens = self.is_event & (self.visits != F.pad(self.visits, (1, 0), value=-1)[:, :-1])
+        last = self.ages.clamp(max=NEVER).amin(1, keepdim=True)
+        numbers = [torch.einsum("bld,bl->bd", self.weights, opens.to(self.weights.dtype)).log1p(), last.log1p()]
+        if self.config.action_history_feature is not None:
+            counts, days = self.of_values(self.config.action_history_feature)
+            numbers += [counts[:, FIRST_LABEL:].log1p().flatten(1), days[:, FIRST_LABEL:].log1p()]
+        return torch.cat(numbers, -1)
+
+    def of_offers(self, action_ids: torch.Tensor, rows: torch.Tensor, matches: torch.Tensor, count: int):
+        """Counts of the events that match each action, and of the values that action and history share.
+
+        Args:
+            action_ids (`torch.LongTensor` of shape `(R, J)`): feature ids of each action row.
+            rows (`torch.LongTensor` of shape `(R,)`): index of each row's action.
+            matches (`torch.LongTensor` of shape `(M, 3)`): index of customer, event and action of each match.
+            count (`int`): A, the number of actions.
+
+        Returns:
+            `torch.FloatTensor` of shape `(B, A, numbers)`; the first list of `count_names` names the numbers.
+        """
+        numbers = self._of_matches(action_ids, rows, matches, count)
         for feature in counted_features(self.config):
             place = self.config.features.index(feature)
             actions, labels = self.labels_of(place, action_ids, rows)
@@ -130,42 +160,51 @@ class ActionCounts:
             share = shared / counts.sum(1)[:, None].clamp(min=LEAST_SHARE)
             last = days.new_full((len(days), count), NEVER)
             last = last.scatter_reduce(1, actions.expand(len(days), -1), days[:, labels], "amin")
-            found += [shared.log1p(), (share + LEAST_SHARE).log(), last[..., None].log1p()]
-            found.append(size.log1p()[None, :, None].expand(len(counts), -1, -1))
-        return torch.cat(found, -1)
+            numbers += [shared.log1p(), (share + LEAST_SHARE).log(), last[..., None].log1p()]
+            numbers.append(size.log1p()[None, :, None].expand(len(counts), -1, -1))
+        return torch.cat(numbers, -1)
 
     def labels_of(self, place: int, action_ids: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Action and value of each pair of the two, by the place of a feature; a value counts once an action."""
+        """Distinct values of a feature in each action.
+
+        Args:
+            place (`int`): index of the feature in `config.features`.
+            action_ids (`torch.LongTensor` of shape `(R, J)`): feature ids of each action row.
+            rows (`torch.LongTensor` of shape `(R,)`): index of each row's action.
+
+        Returns:
+            Two `torch.LongTensor` with one element for each distinct pair: index of the action, and value id.
+        """
         values = self.config.vocabulary_sizes[place]
         pairs = (rows * values + action_ids[:, place]).unique()
         pairs = pairs[pairs % values >= FIRST_LABEL]
         return pairs // values, pairs % values
 
     def _of_matches(self, action_ids: torch.Tensor, rows: torch.Tensor, matches: torch.Tensor, count: int):
-        """Counts, visits, sums and the age of the events that did what an action asks."""
+        """Counts, visits, sums and age of the matches of each customer and action, each of shape `(B, A, ...)`."""
         batch, length = self.ages.shape
         owners, events, actions = matches.T
         cells, weights = owners * count + actions, self.weights[owners, events]
 
         def total_of(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-            """Of each customer and action, of shape `(B, A, D)`."""
+            """log(1 + sum) over each customer and action, of shape `(B, A, D)`."""
             zeros = values.new_zeros(batch * count, values.shape[-1])
             return zeros.index_add(0, places, values).view(batch, count, -1).clamp(min=0).log1p()
 
         keys, visit_of = (cells * length + self.visits[owners, events]).unique(return_inverse=True)
         once = weights.new_zeros(len(keys), weights.shape[-1])
         once = once.scatter_reduce(0, visit_of[:, None].expand_as(weights), weights, "amax")
-        found = [total_of(weights, cells), total_of(once, keys // length)]
+        numbers = [total_of(weights, cells), total_of(once, keys // length)]
         if self.event_values is not None:
             values = self.event_values[owners, events]
-            found += [
+            numbers += [
                 total_of(weights * values[:, [place]], cells) for place in range(len(self.config.summed_features))
             ]
         if self.config.action_history_feature is not None:
             kind = self.config.features.index(self.config.action_history_feature)
-            asked = torch.zeros(count, self.config.vocabulary_sizes[kind], dtype=torch.bool, device=rows.device)
-            asked[rows, action_ids[:, kind]] = True
-            same = asked[actions, self.input_ids[owners, events, kind]]
-            found.append(total_of(weights[same], cells[same]))
+            kinds = torch.zeros(count, self.config.vocabulary_sizes[kind], dtype=torch.bool, device=rows.device)
+            kinds[rows, action_ids[:, kind]] = True
+            same = kinds[actions, self.input_ids[owners, events, kind]]
+            numbers.append(total_of(weights[same], cells[same]))
         last = self.ages.new_full((batch * count,), NEVER).scatter_reduce(0, cells, self.ages[owners, events], "amin")
-        return [*found, last.view(batch, count, 1).clamp(min=0).log1p()]
+        return [*numbers, last.view(batch, count, 1).clamp(min=0).log1p()]

@@ -12,13 +12,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""From raw actions to what `MCMForActionRecommendation` reads of them.
+"""Turns raw actions into the model inputs of `MCMForActionRecommendation`.
 
-An action is an interaction not yet taken, so it has the columns of the event log; one that covers several kinds of
-interactions (any of twenty products) has several rows, each with its share.
+An action is an event that has not happened yet, so it has the columns of the event log. An action that covers several
+kinds of events (any of twenty products) has several rows, each with a weight.
 
-Shapes: V actions, R rows of all actions, J features; B customers, L events, K offers of the customer with the most; of
-a batch: U distinct actions, S their rows, M events that did what an action asks.
+Shapes: V actions, R rows of all actions, J features; B customers, L events, K offers of the customer with the most; in
+a batch: U distinct actions, S rows of these, M matches (events that did what an action asks for).
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,28 +35,36 @@ NOT_OFFERED = -1
 
 
 class ActionMatcher:
-    """Finds the events that did what an action asks: those with all the values that one of its rows has.
+    """Finds matches: events that have all values of an action row.
 
-    The token type does not count, for a purchase without the coupon is a purchase too; a row with nothing but a token
-    type (watch a video) asks for just that. A value that was never seen in training matches nothing.
+    The token type is ignored, because a purchase without the coupon is a purchase too. A row that has only a token
+    type (watch a video) matches events of that type. A value that was never seen in training matches nothing.
 
     Args:
-        ids: of the rows of all actions, of shape `(R, J)`.
-        token: place of the token type among the features.
+        ids (`np.ndarray` of shape `(R, J)`): feature ids of the rows of all actions.
+        token (`int`): index of the token type among the features.
     """
 
     def __init__(self, ids: NDArray[np.int64], token: int):
         present = ids != MISSING_ID
         present[:, token] = ~np.delete(present, token, axis=1).any(1)
-        # A value of a column is a place in one large number, so rows are equal where the numbers are (mod 2^64).
+        # Each row is hashed to one number (mod 2^64), so that equal rows have equal numbers.
         self.digits = np.random.default_rng(0).integers(1, 2**63, ids.shape[1], dtype=np.uint64)
         self.kinds, kind_of = np.unique(present, axis=0, return_inverse=True)
         self.kind_of = np.where((present & (ids == UNKNOWN_ID)).any(1), -1, kind_of.reshape(-1))
         self.numbers = ((ids * present).astype(np.uint64) * self.digits).sum(1)
 
     def __call__(self, events: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[NDArray, NDArray]:
-        """Places of events `(E, J)` and of `rows`, one pair a match."""
-        found: list[tuple[NDArray, NDArray]] = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+        """Finds all matches between events and action rows.
+
+        Args:
+            events (`np.ndarray` of shape `(E, J)`): feature ids of E events.
+            rows (`np.ndarray` of shape `(S,)`): action rows to match, as indices into the R rows.
+
+        Returns:
+            Two arrays with one element for each match: index into `events`, index into `rows`.
+        """
+        matches: list[tuple[NDArray, NDArray]] = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
         for kind in np.unique(self.kind_of[rows]):
             if kind < 0:
                 continue
@@ -66,24 +74,24 @@ class ActionMatcher:
             first, last = np.searchsorted(sought, numbers, "left"), np.searchsorted(sought, numbers, "right")
             count = last - first
             inside = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-            found.append((np.repeat(np.arange(len(events)), count), order[np.repeat(first, count) + inside]))
-        return np.concatenate([pair[0] for pair in found]), np.concatenate([pair[1] for pair in found])
+            matches.append((np.repeat(np.arange(len(events)), count), order[np.repeat(first, count) + inside]))
+        return np.concatenate([pair[0] for pair in matches]), np.concatenate([pair[1] for pair in matches])
 
 
 class EncodedActions:
-    """Actions as ids, and the model's inputs for those that a batch of customers is offered.
+    """Actions encoded as feature ids; it makes the model inputs for the actions that a batch is offered.
 
     Args:
-        extractor: of the checkpoint.
-        config: of the model; `input_features` is read.
-        action_ids: of shape `(V,)`; several versions of one action may share its id.
-        columns: column of the event log -> raw values, of shape `(R,)`.
-        row_offsets: of shape `(V + 1,)`; action v has the rows `row_offsets[v]` to `row_offsets[v + 1]`.
-        weights: share of each row in its action, of shape `(R,)`.
+        extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
+        config ([`MCMConfig`]): configuration of the model.
+        action_ids (`Sequence[str]` of length V): name of each action; versions of one action may share a name.
+        columns (`Mapping[str, Any]`): raw values of each row, by column of the event log; each of length R.
+        row_offsets (`np.ndarray` of shape `(V + 1,)`): action v has the rows `row_offsets[v]` to
+            `row_offsets[v + 1] - 1`.
+        weights (`np.ndarray` of shape `(R,)`): weight of each row in its action.
 
     Raises:
-        ValueError: for a column or a value that the extractor does not know what to do with, or an extractor that is
-            not the model's.
+        ValueError: if a column is unknown, a value can't be encoded, or the extractor does not belong to the model.
     """
 
     def __init__(
@@ -110,7 +118,14 @@ class EncodedActions:
         self.has_value = (self.ids[:, read] != MISSING_ID).any(1)
 
     def check(self, offered: NDArray[np.int64]) -> None:
-        """Raises `ValueError` for an offered action that has no value in any feature, and so no embedding."""
+        """Checks that every offered action has a value, because it has no embedding otherwise.
+
+        Args:
+            offered (`np.ndarray`): indices of the offered actions.
+
+        Raises:
+            ValueError: if an action has no value in any feature; the message names it.
+        """
         values = np.add.reduceat(self.has_value.astype(np.int64), self.row_offsets[:-1])
         if len(wrong := offered[values[offered] == 0]):
             raise ValueError(
@@ -118,23 +133,25 @@ class EncodedActions:
             )
 
     def inputs(self, input_ids: NDArray[np.int64], offered: NDArray[np.int64]) -> dict[str, NDArray]:
-        """What the model reads beside the histories.
+        """Makes the model inputs for the offers of a batch.
 
         Args:
-            input_ids: of the histories, of shape `(B, L, J)`.
-            offered: places of actions, of shape `(B, K)`; negative where a customer is offered fewer.
+            input_ids (`np.ndarray` of shape `(B, L, J)`): feature ids of the histories, the start row first.
+            offered (`np.ndarray` of shape `(B, K)`): index of the action of each offer; negative where a customer has
+                fewer offers.
 
         Returns:
-            `action_input_ids` `(S, J)`, `action_rows` and `action_weights` `(S,)`, `action_matches` `(M, 3)` and
-            `offered_actions` `(B, K)`, which counts the distinct actions.
+            `dict` of arrays: `action_input_ids` `(S, J)`, `action_rows` and `action_weights` `(S,)`, `action_matches`
+            `(M, 3)` and `offered_actions` `(B, K)`, whose values are indices of the batch's distinct actions; see
+            `MCMForActionRecommendation.forward`.
         """
         distinct = np.unique(offered[offered >= 0])
         among = np.where(offered >= 0, np.searchsorted(distinct, offered), NOT_OFFERED)
         starts, ends = self.row_offsets[distinct], self.row_offsets[distinct + 1]
         rows = np.concatenate([np.arange(start, end) for start, end in zip(starts, ends, strict=True)])
         owners = np.repeat(np.arange(len(distinct)), ends - starts)
-        kept = self.has_value[rows]
-        rows, owners = rows[kept], owners[kept]
+        has_value = self.has_value[rows]
+        rows, owners = rows[has_value], owners[has_value]
         total = np.bincount(owners, self.weights[rows], minlength=len(distinct))
         return {
             "action_input_ids": self.ids[rows],
@@ -147,40 +164,47 @@ class EncodedActions:
     def _matches(
         self, input_ids: NDArray, rows: NDArray, owners: NDArray, offered: NDArray, count: int
     ) -> NDArray[np.int64]:
-        """Customer, event and action of each match of an event with an action that the customer is offered."""
+        """Customer, event and action of each match with an action that the customer is offered, of shape `(M, 3)`."""
         batch, length, features = input_ids.shape
         events, matched = self.matcher(input_ids.reshape(-1, features), rows)
         customers, places = np.divmod(events, length)
         is_offered = np.zeros((batch, count + 1), bool)
-        is_offered[np.arange(batch)[:, None], offered] = True  # NOT_OFFERED falls on the last column
-        kept = is_offered[customers, owners[matched]] & (places > 0)  # place 0 is the start row
-        # an event may match several rows of an action, and counts once
-        keys = np.unique((customers[kept] * length + places[kept]) * count + owners[matched[kept]])
+        is_offered[np.arange(batch)[:, None], offered] = True  # NOT_OFFERED, -1, is the last column
+        is_match = is_offered[customers, owners[matched]] & (places > 0)  # index 0 is the start row
+        # An event that matches several rows of an action counts once.
+        keys = np.unique((customers[is_match] * length + places[is_match]) * count + owners[matched[is_match]])
         return np.stack([keys // count // length, keys // count % length, keys % count], axis=1)
 
 
 def features_of_actions(extractor: MCMFeatureExtractor, columns: Mapping[str, Any]) -> list[str]:
-    """The features of events that some action has a value of; `columns` as in `EncodedActions`."""
+    """Features of events that at least one action has a value of.
+
+    Args:
+        extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
+        columns (`Mapping[str, Any]`): raw values of each action row, by column of the event log.
+
+    Returns:
+        Names of the features, in the order of the extractor.
+    """
     with naming("The actions"):
         has_value = (extractor.encode_actions(columns) != MISSING_ID).any(0)
     profile = {feature["name"] for feature in extractor.features if feature.get("profile")}
-    return [
-        name for name, found in zip(extractor.feature_names, has_value, strict=True) if found and name not in profile
-    ]
+    has_values = zip(extractor.feature_names, has_value, strict=True)
+    return [name for name, is_read in has_values if is_read and name not in profile]
 
 
 def read_actions(actions: Any) -> tuple[list[str], dict[str, list[Any]], NDArray[np.int64], NDArray[np.float64]]:
-    """Raw actions as a person writes them, for `EncodedActions`.
+    """Reads raw actions into the arguments of [`EncodedActions`].
 
     Args:
-        actions: list of dicts, one a row: `action_id`, optionally `weight`, and columns of the event log. Rows of one
-            `action_id` are one action.
+        actions (`Sequence[dict]`): one dict for each row: `action_id`, optionally `weight` (1 by default), and columns
+            of the event log. Rows with the same `action_id` are one action.
 
     Returns:
         Action ids in the order in which they first occur, columns, row offsets and weights.
 
     Raises:
-        ValueError: if there are none, or a row is no dict or has no `action_id`.
+        ValueError: if there are no actions, or a row is no dict or has no `action_id`.
     """
     if not isinstance(actions, Sequence) or isinstance(actions, str) or not len(actions):
         raise ValueError(

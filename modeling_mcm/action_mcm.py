@@ -14,14 +14,14 @@
 # limitations under the License.
 """The head for offers (section 3.3 of the paper): a score for each outcome of each action that a customer is offered.
 
-An action is an interaction not yet taken, so its embedding comes out of the module that embeds interactions: an
-action that was never seen in training has one too. The head reads the customer state at the time of the offers, the
-action, the history with a new attentional readout for the action, and numbers: what pre-training expects of the
-action's values, which is MCM's own scores, and the customer's counts of what the action asks (`action_counts_mcm`).
+An action is an event that has not happened yet, so the module that embeds events embeds it; an action that was never
+seen in training has an embedding too. The head reads the customer state at the time of the offers, the action, the
+history by an attentional readout with the action as query, and numeric features: MCM's own scores of the action's
+values, and counts of the customer's events that match the action (`action_counts_mcm`).
 
-Shapes: B customers, L events, U encoder units, H hidden, J features, T tasks; A actions of the batch, R rows of
-actions (an action that covers several kinds of interactions has a row for each), M events that did what an action
-asks, X numbers that are known of an offer, K offers of the customer with the most, O outcomes, N small networks.
+Shapes: B customers, L events, U encoder units, H hidden size, J features, T tasks; A actions of the batch, R action
+rows (an action that covers several kinds of events has one row for each kind), M matches (events that did what an
+action asks for), X numeric features of an offer, K offers of the customer with the most, O outcomes, N networks.
 """
 
 from collections.abc import Mapping
@@ -39,26 +39,30 @@ from .action_counts_mcm import ActionCounts, count_names
 from .configuration_mcm import MCMConfig
 from .modeling_mcm import MCMForMultiTaskRecommendation
 
-NETWORKS, UNITS = 4, 32  # small networks whose mean is the score, and hidden units of each
-DROPOUT = 0.4  # of what the networks read, and of their hidden units
-LEAST_SPREAD, FARTHEST = 0.05, 5.0  # of numbers that are standardised
+NETWORKS, UNITS = 4, 32  # number of small networks whose mean is the score, and hidden units of each
+DROPOUT = 0.4  # dropout probability on the networks' inputs and on their hidden units
+LEAST_SPREAD, FARTHEST = 0.05, 5.0  # smallest standard deviation, and largest absolute value, of standardised numbers
 
 
-@auto_docstring(custom_intro="What [`MCMForActionRecommendation`] returns.")
+@auto_docstring(custom_intro="Output of [`MCMForActionRecommendation`].")
 @dataclass
 class MCMActionOutput(ModelOutput):
     r"""
     loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `labels` is given):
-        Binary cross-entropy, the sum over outcomes and a customer's observed offers, the mean over customers.
+        Binary cross-entropy, summed over outcomes and a customer's observed offers, averaged over customers.
     logits (`torch.FloatTensor` of shape `(batch_size, offers, outcomes)`):
-        Log-odds of each outcome of each offer; a number that is always the smallest where a customer has fewer offers.
+        Log-odds of each outcome of each offer; masked with a large negative value where a customer has fewer offers.
     preferences (`torch.FloatTensor` of shape `(batch_size, offers, tasks)`):
-        MCM's own scores: the log-probability, task by task, that what comes next has one of the action's values; 0
+        MCM's own scores: for each task the log-probability that the next event has one of the action's values; 0
         where the action has no value of the task. Their sum over tasks is "MCM without fine-tuning".
     pooler_output (`torch.FloatTensor` of shape `(batch_size, embedding_size)`):
-        The customer embedding, at the time of the offers.
-    hidden_states, attentions (`tuple[torch.FloatTensor, ...]`, *optional*):
-        As in [`MCMRecommendationOutput`].
+        Customer embedding at the time of the offers.
+    hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
+        With `output_hidden_states=True`: input of the first layer and output of each layer, each of shape
+        `(batch_size, units, hidden_size)`.
+    attentions (`tuple[torch.FloatTensor, ...]`, *optional*):
+        With `output_attentions=True` and eager attention: attention weights of each layer, each of shape
+        `(batch_size, heads, units, units)`.
     """
 
     loss: torch.Tensor | None = None
@@ -70,10 +74,13 @@ class MCMActionOutput(ModelOutput):
 
 
 class Standardised(nn.Module):
-    """Numbers less their mean over their spread, both of all that training has seen so far.
+    """Standardises numbers by their mean and standard deviation over all training examples so far.
 
-    Moments of the batch alone, as in batch normalisation, would take the customers' level away: batches are of
-    histories of similar length.
+    The statistics of a batch, as batch normalisation takes them, would remove differences between customers, because a
+    batch contains histories of similar length.
+
+    Args:
+        size (`int`): number of numeric features.
     """
 
     def __init__(self, size: int):
@@ -83,36 +90,43 @@ class Standardised(nn.Module):
         self.square = nn.Buffer(torch.ones(size))
 
     def reset_parameters(self):
-        """Nothing has been seen."""
+        """Sets the statistics to those before training: no examples, mean 0, standard deviation 1."""
         init.zeros_(self.count)
         init.zeros_(self.mean)
         init.ones_(self.square)
 
     @torch.no_grad()
-    def see(self, rows: torch.Tensor) -> None:
-        """Takes more rows, of shape `(rows, numbers)`, into the moments."""
-        rows = rows.to(self.mean.dtype)
-        self.count.add_(len(rows))
-        share = len(rows) / self.count.clamp(min=1)
-        self.mean.add_(share * (rows.mean(0) - self.mean))
-        self.square.add_(share * (rows.square().mean(0) - self.square))
+    def update(self, examples: torch.Tensor) -> None:
+        """Updates the statistics.
+
+        Args:
+            examples (`torch.FloatTensor` of shape `(examples, size)`): new training examples.
+        """
+        examples = examples.to(self.mean.dtype)
+        self.count.add_(len(examples))
+        share = len(examples) / self.count.clamp(min=1)
+        self.mean.add_(share * (examples.mean(0) - self.mean))
+        self.square.add_(share * (examples.square().mean(0) - self.square))
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """The values, standardised, of the same shape."""
+        """Standardises values of shape `(..., size)`; the result has the same shape and is clipped at 5."""
         spread = (self.square - self.mean.square()).clamp(min=LEAST_SPREAD**2).sqrt()
         return ((values - self.mean) / spread).clamp(-FARTHEST, FARTHEST)
 
 
 class ActionHead(nn.Module):
-    """From the customer, the action and what is known of both to one log-odds an outcome.
+    """Computes the log-odds of each outcome from the customer, the action and numeric features of both.
 
         q_a = Q e_a;  r_a = sum_i softmax_i(q_a . h_i) h_i                                  (equation 2 for actions)
         logit_o(a) = bias_o + g_o . preferences(a) + mean_n (d_no . x + w_no . f_n(r_a, e_a, r_a * e_a, x))
 
-    x is the numbers and the customer state, standardised, f_n one hidden layer. Few customers take an offer, so the N
-    networks are small, much of what they read is dropped out in training, each is trained as if it were alone, and
-    the mean of their log-odds is the score. d and w start at 0 and the g alike, so fine-tuning starts from MCM's own
-    ranking.
+    x is the standardised vector of numeric features and customer state, and f_n a network with one hidden layer. Few
+    customers take an offer. So the N networks are small, dropout on their inputs is strong, each is trained on its
+    own, and the score is the mean of their log-odds. d and w start at 0 and all g are equal, so that fine-tuning
+    starts from MCM's own ranking.
+
+    Args:
+        config ([`MCMConfig`]): configuration of the model.
     """
 
     def __init__(self, config: MCMConfig):
@@ -130,7 +144,7 @@ class ActionHead(nn.Module):
         self.preference_gain = nn.Parameter(torch.empty(outcomes, tasks))
 
     def reset_parameters(self):
-        """Fine-tuning starts from MCM's own ranking."""
+        """Initialises the weights so that the first scores rank actions as MCM does without fine-tuning."""
         init.eye_(self.query.weight)
         init.zeros_(self.output)
         init.zeros_(self.bias)
@@ -138,31 +152,36 @@ class ActionHead(nn.Module):
         init.constant_(self.preference_gain, 1 / self.preference_gain.shape[1])
 
     def forward(self, hidden, unit_mask, states, actions, offered, preferences, known):
-        """Log-odds of every network, of shape `(N, B, K, O)`.
+        """Computes the log-odds of every network.
 
         Args:
-            hidden, unit_mask: h of shape `(B, U, H)` and where it is real.
-            states (`(B, S)`): the customer states.
-            actions: e of shape `(A, H)`.
-            offered: which actions each customer is offered, of shape `(B, K)`; negative where one has fewer.
-            preferences: of shape `(B, K, T)`.
-            known: the numbers, of shape `(B, K, X)`.
+            hidden (`torch.FloatTensor` of shape `(B, U, H)`): hidden vector h of each unit.
+            unit_mask (`torch.BoolTensor` of shape `(B, U)`): True where a unit is real.
+            states (`torch.FloatTensor` of shape `(B, S)`): customer states.
+            actions (`torch.FloatTensor` of shape `(A, H)`): embedding e_a of each action.
+            offered (`torch.LongTensor` of shape `(B, K)`): index of the action of each offer; negative where a
+                customer has fewer offers.
+            preferences (`torch.FloatTensor` of shape `(B, K, T)`): MCM's own scores of each offer.
+            known (`torch.FloatTensor` of shape `(B, K, X)`): numeric features of each offer.
+
+        Returns:
+            `torch.FloatTensor` of shape `(N, B, K, O)`.
         """
-        real, asked = offered >= 0, actions[offered.clamp(min=0)]
-        weights = (self.query(asked) @ hidden.transpose(1, 2)).masked_fill(~unit_mask[:, None], float("-inf"))
+        real, vectors = offered >= 0, actions[offered.clamp(min=0)]
+        weights = (self.query(vectors) @ hidden.transpose(1, 2)).masked_fill(~unit_mask[:, None], float("-inf"))
         read = weights.softmax(-1) @ hidden  # r: (B, K, H)
         known = torch.cat([known.to(read.dtype), states[:, None].expand(-1, read.shape[1], -1)], -1)
         if self.training:
-            self.standardised.see(known[real])
+            self.standardised.update(known[real])
         known = self.dropout(self.standardised(known).to(read.dtype) * real[..., None])
-        vectors = self.dropout(torch.cat([read, asked, read * asked], -1))
+        vectors = self.dropout(torch.cat([read, vectors, read * vectors], -1))
         units = self.activation(self.dense(torch.cat([vectors, known], -1))).unflatten(-1, (NETWORKS, UNITS))
         units = self.dropout(units)
         scores = torch.einsum("bknu,nuo->nbko", units, self.output) + torch.einsum("bkx,nxo->nbko", known, self.direct)
         return scores + self.bias + preferences @ self.preference_gain.T
 
 
-@auto_docstring(custom_intro="MCM fine-tuned to offers: for every offered action, the log-odds of every outcome.")
+@auto_docstring(custom_intro="MCM fine-tuned to offers: it predicts the log-odds of every outcome of every offer.")
 class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
     def __init__(self, config: MCMConfig):
         super().__init__(config)
@@ -183,12 +202,22 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
             )
 
     def freeze_encoder(self):
-        """Leaves only the head to training."""
+        """Freezes all parameters but those of the head."""
         self.requires_grad_(False)
         self.action_head.requires_grad_(True)
 
     def action_embeddings(self, input_ids, rows, weights, number: int) -> torch.Tensor:
-        """e_a of shape `(A, H)`, of that number A of actions; other arguments as in `forward`."""
+        """Embedding e_a of each action: the weighted mean of its rows' embeddings.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(R, J)`): feature ids of each action row.
+            rows (`torch.LongTensor` of shape `(R,)`): index of each row's action.
+            weights (`torch.FloatTensor` of shape `(R,)`): weight of each row in its action; they sum to 1.
+            number (`int`): A, the number of actions.
+
+        Returns:
+            `torch.FloatTensor` of shape `(A, H)`.
+        """
         embedded = self.model.embeddings.events(input_ids)
         embedded = embedded * weights[:, None].to(embedded.dtype)
         return embedded.new_zeros(number, embedded.shape[-1]).index_add(0, rows, embedded)
@@ -202,21 +231,22 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         matches: torch.Tensor,
         offered: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The numbers that are known of the offers.
+        """Numeric features of the offers.
 
         Args:
-            logits: MCM's own scores, task -> `(B, V)`.
-            counts: of the histories, at the time of the offers.
-            action_ids: feature ids of the actions' rows, of shape `(R, J)`.
-            rows: the action of each row, of shape `(R,)`.
-            matches: as `action_matches` of `forward`.
-            offered: as `offered_actions` of `forward`.
+            logits (`Mapping[str, torch.Tensor]`): MCM's own scores by task, each of shape `(B, V)`.
+            counts ([`ActionCounts`]): counts of the histories at the time of the offers.
+            action_ids (`torch.LongTensor` of shape `(R, J)`): feature ids of each action row.
+            rows (`torch.LongTensor` of shape `(R,)`): index of each row's action.
+            matches (`torch.LongTensor` of shape `(M, 3)`): customer, event and action of each match.
+            offered (`torch.LongTensor` of shape `(B, K)`): index of the action of each offer; negative where a
+                customer has fewer offers.
 
         Returns:
-            Preferences of shape `(B, K, T)`, and x of shape `(B, K, X)`: preferences; log(1 + labels of the action),
-            task by task; and the numbers of `count_names`.
+            Preferences of shape `(B, K, T)`, and numeric features of shape `(B, K, X)`: the preferences, for each task
+            log(1 + number of the action's labels), and the numbers of `count_names`.
         """
-        batch, asked = torch.arange(len(offered), device=offered.device)[:, None], offered.clamp(min=0)
+        batch, actions_of_offers = torch.arange(len(offered), device=offered.device)[:, None], offered.clamp(min=0)
         number = int(offered.max()) + 1
         preferences, sizes = [], []
         for place, task in zip(self.task_features, self.config.tasks, strict=True):
@@ -224,15 +254,15 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
             size = torch.bincount(actions, minlength=number)
             chances = logits[task].softmax(-1)[:, labels]
             total = chances.new_zeros(len(chances), number).index_add(1, actions, chances).clamp(1e-9, 1)
-            preferences.append(torch.where(size > 0, total.log(), 0.0)[batch, asked])
-            sizes.append(size.to(total.dtype).log1p()[asked])
+            preferences.append(torch.where(size > 0, total.log(), 0.0)[batch, actions_of_offers])
+            sizes.append(size.to(total.dtype).log1p()[actions_of_offers])
         own = torch.stack(preferences, -1)
-        of_offers = counts.of_offers(action_ids, rows, matches, number)[batch, asked]
+        of_offers = counts.of_offers(action_ids, rows, matches, number)[batch, actions_of_offers]
         of_customers = counts.of_customers()[:, None].expand(-1, offered.shape[1], -1)
         return own, torch.cat([own, torch.stack(sizes, -1), of_offers, of_customers], -1)
 
     @can_return_tuple
-    @auto_docstring(custom_intro="From histories and offered actions to log-odds, and to the loss.\n")
+    @auto_docstring(custom_intro="Computes log-odds of offers from histories and actions, and the loss.\n")
     def forward(
         self,
         input_ids: torch.LongTensor,
@@ -251,32 +281,37 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
     ) -> MCMActionOutput:
         r"""
         input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length, num_features)`):
-            As in [`MCMModel.forward`]: the history before the offers.
+            Feature ids of each event before the offers, oldest event first, padded on the right with 0. The first row
+            is the start row.
         attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
-            As in [`MCMModel.forward`].
+            1 where an event is real, 0 on padding. Default: 1 where any feature is present.
         visit_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            As in [`MCMModel.forward`].
+            Visit of each event, counted from 0 for each customer. Required if `config.encoder_unit` is "visit".
         event_times (`torch.FloatTensor` of shape `(batch_size, sequence_length)`):
-            Days since the customer's first event.
+            Days from the customer's first event to each event, in ascending order.
         action_input_ids (`torch.LongTensor` of shape `(rows, num_features)`):
-            Feature ids of the actions' rows.
+            Feature ids of each action row.
         action_rows (`torch.LongTensor` of shape `(rows,)`):
-            Which action each row is of.
+            Index of each row's action.
         action_weights (`torch.FloatTensor` of shape `(rows,)`):
-            Share of each row in its action.
+            Weight of each row in its action; the weights of an action sum to 1.
         action_matches (`torch.LongTensor` of shape `(matches, 3)`):
-            Customer, event and action of each event that did what the action asks.
+            Index of customer, event and action of each event that did what the action asks for.
         days_to_offers (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
-            Days from each customer's last event to the offers; none by default.
+            Days from each customer's last event to the offers. Default: 0.
         offered_actions (`torch.LongTensor` of shape `(batch_size, offers)`):
-            Which actions each customer is offered; negative where one has fewer.
+            Index of the action of each offer; negative where a customer has fewer offers.
         labels (`torch.FloatTensor` of shape `(batch_size, offers, outcomes)`, *optional*):
-            1, 0, or a negative number where the outcome was not observed.
+            1 if the outcome happened, 0 if it did not, a negative number if it was not observed.
         event_values (`torch.FloatTensor` of shape `(batch_size, sequence_length, num_values)`, *optional*):
-            As in [`MCMModel.forward`].
+            Values of `config.summed_features` of each event, 0 where one is missing. Required if the config has
+            summed features.
 
         Returns:
             [`MCMActionOutput`].
+
+        Raises:
+            ValueError: if there are no offers, no times, or no `event_values` where the config has summed features.
         """
         if offered_actions is None or event_times is None:
             raise ValueError("There are no offers, or no times of the events: OfferCollator gives both.")
@@ -289,7 +324,7 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         happened = attention_mask.bool() & (torch.arange(ages.shape[1], device=ages.device) > 0)  # not the start row
         moment = {"event_times": event_times, "event_values": event_values, "now": now}
         outputs = self.model(input_ids, attention_mask=attention_mask, visit_ids=visit_ids, **moment, **kwargs)
-        # MCM's own scores are evidence, not a way to train the readout: that costs most and has few labels here.
+        # MCM's own scores are inputs without gradient: training the readout would cost most, and labels are few.
         with torch.no_grad():
             inputs = (input_ids, attention_mask, visit_ids, event_times)
             expected = super().forward(*inputs, encoder_outputs=outputs).logits
@@ -313,11 +348,16 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
 
 
 def offer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy: sum over outcomes and observed offers, mean over customers.
+    """Binary cross-entropy of offers: the sum over outcomes and observed offers, the mean over customers.
 
     Args:
-        logits: of shape `(B, K, O)`, or `(N, B, K, O)`: the mean over the N.
-        labels: 1, 0, or a negative number where the outcome was not observed, of shape `(B, K, O)`.
+        logits (`torch.FloatTensor` of shape `(B, K, O)` or `(N, B, K, O)`): log-odds; with a first axis of networks
+            the loss is the mean over them.
+        labels (`torch.FloatTensor` of shape `(B, K, O)`): 1 if the outcome happened, 0 if it did not, a negative
+            number if it was not observed.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`.
     """
     observed, labels = labels >= 0, labels.clamp(min=0).expand_as(logits)
     losses = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")

@@ -28,98 +28,103 @@ CHOICES = {
     "readout": ("attentional", "last"),
     "augmentation": ("random_prefix", "last_prefix", "all_prefixes", "masked_lm"),
 }
-# Ids of every feature, and so of the labels of every task: missing, unknown (too rare, or new), then the values.
+# First ids of every feature, and so of the labels of every task: missing, unknown (too rare, or new), first value.
 MISSING_ID, UNKNOWN_ID, FIRST_VALUE_ID = 0, 1, 2
-FIRST_LABEL = FIRST_VALUE_ID  # by this name where the values are what is predicted
-# Values of a feature that the customer state counts at every half-life, and of one that it counts at all, at most.
+FIRST_LABEL = FIRST_VALUE_ID  # the name for the same id where values are predicted
+# Largest vocabulary that the customer state counts at every half-life, and largest that it counts at all.
 FEW_VALUES, MOST_VALUES = 64, 2**14
-# The paper's features and, for want of its numbers, vocabularies that make about 30K values; ids 0 and 1 included.
+# The paper's features. It does not give sizes; these vocabularies have about 30K values, ids 0 and 1 included.
 PAPER_FEATURES = {"token_type": 8, "product_line": 42, "category": 502, "subcategory": 4002, "brand": 25002}
 
 
 @auto_docstring(
     custom_intro="""
-    Configuration of [`MCMModel`] and [`MCMForMultiTaskRecommendation`]. The defaults are the model that we ship, in
-    the size of mcm-base: what `modeling_mcm.recipe` chooses for a log of visits in which customers repeat themselves.
-    The paper's models (Luo and Wang, *MCM: A Multi-task Pre-trained Customer Model for Personalization*, RecSys 2023)
-    stand in `configuration/ablations/`.
+    Configuration of [`MCMModel`] and [`MCMForMultiTaskRecommendation`]. The defaults are the shipped model mcm-base:
+    the choices of `modeling_mcm.recipe` for a log of visits in which customers repeat themselves. The paper's models
+    (Luo and Wang, *MCM: A Multi-task Pre-trained Customer Model for Personalization*, RecSys 2023) are in
+    `configuration/ablations/`.
 
-    A value of the wrong type, or two choices that contradict each other, raise a
-    `huggingface_hub.errors.StrictDataclassError` that names them and the way out. A config.json of an earlier version
-    is translated when it is loaded, and the log says what became of its fields.
+    A value of the wrong type, or two values that contradict each other, raise a
+    `huggingface_hub.errors.StrictDataclassError` that names them and what to do. A config.json of an earlier version
+    is translated when it is loaded, and a warning says how.
     """
 )
 @strict
 class MCMConfig(PreTrainedConfig):
     r"""
     features (`list[str]`, *optional*):
-        Names of the J features of an interaction, in the order of the last axis of `input_ids`.
+        Names of the J features of an event, in the order of the last axis of `input_ids`.
     vocabulary_sizes (`list[int]`, *optional*):
-        Number of ids of each feature, id 0 (missing or padding) and id 1 (unknown) included; as long as `features`.
+        Number of ids of each feature, including id 0 (missing or padding) and id 1 (unknown); as long as `features`.
     input_features (`list[str]`, *optional*):
-        The features that the embedding averages, all by default: one name here is BERT4Rec's item sequence.
+        Features that the event embedding averages. Default: all features. A single feature gives BERT4Rec's sequence
+        of items.
     tasks (`list[str]`, *optional*):
-        The features whose next value is predicted, all but `token_type` by default; one name here is the paper's
-        MCM_Single. The labels of a task are the ids of its feature.
+        Features whose next value is predicted; the labels of a task are the ids of its feature. Default: all features
+        but `token_type`. A single task is the paper's MCM_Single.
     max_position_embeddings (`int`, *optional*):
-        Longest sequence that the encoder reads, in encoder units (see `encoder_unit`): each place of it has an
-        embedding. `None` or 0: no position embeddings, and length has no limit; only what the features say of time
-        and order is known.
+        Length of the longest sequence that the encoder reads, in encoder units (see `encoder_unit`); each position has
+        an embedding. `None` or 0: no position embeddings and no limit; only features such as the days since the last
+        visit express time and order.
     event_dropout_prob (`float`):
-        Share of the events that the encoder does not get to see in a training pass.
+        Probability that training hides an event from the encoder.
     initializer_range (`float`):
-        Standard deviation of the encoder's matrices and of the position embeddings. That of the feature embeddings is
-        `1 / sqrt(hidden_size)`: at 0.02 every z = e_w . h_i is near 0, the readout stays uniform and learning does
-        not start.
+        Standard deviation of the initial weights of the encoder and the position embeddings. Feature embeddings start
+        with `1 / sqrt(hidden_size)`: with 0.02 every z = e_w . h_i would be near 0, the readout would stay uniform and
+        learning would not start.
     attention_window (`int`, *optional*):
-        A unit attends to the latest so many units, itself among them, and to the start row. What a customer did before
-        is in the memories alone, and a new visit costs the same after ten visits and after a thousand
-        ([`LiveCustomer`]). Only for a causal encoder; `None`: to all units.
+        Number of latest units that a unit attends to, itself included, beside the start row. Only the memories know
+        earlier units, and a new visit costs the same after ten visits and after a thousand ([`LiveCustomer`]). Only
+        for a causal encoder. `None`: a unit attends to all units.
     encoder_unit (`str`):
-        `"visit"`: one position a visit, the sum of its interactions over the root of their number; the target is the
-        set of labels of the next visit. A visit is a set, so its inner order can't be learned, and a year of shopping
-        is short. `"event"` (the paper): one position an interaction; the target is the next interaction.
+        `"visit"`: one encoder position for each visit, the sum of its events' embeddings divided by the square root of
+        their number; the target is the set of labels of the next visit. A visit is a set, so the order inside it
+        can't be learned, and a year of shopping is a short sequence. `"event"` (the paper): one position for each
+        event; the target is the next event.
     readout (`str`):
         `"attentional"` (equations 2 and 3) or `"last"` (the last hidden vector, as BERT4Rec).
     readout_bias (`bool`):
-        Learn one bias a label, which pre-training starts at the log of the label's share in the training period, and
-        one factor a task on z = e_w . h_i. The paper has neither.
+        Whether to learn a bias for each label and a factor on z = e_w . h_i for each task. A bias starts at the log of
+        the label's share in the training period. The paper has neither.
     repeat_memory (`bool`):
-        Count how often, and how long ago, the customer met a label. See [`~repeat_memory_mcm.RepeatMemory`].
+        Whether to count how often, and how long ago, the customer met each label. See
+        [`~repeat_memory_mcm.RepeatMemory`].
     label_features (`list[str]`, *optional*):
-        Features of an interaction that its label decides, such as an item's category: e_w is then the average of the
-        label's own embedding and those of its usual values, as e of an interaction is. Empty: its own alone.
+        Features that are determined by a label, such as the category of an item: e_w is then the average over the
+        embeddings of the label and of its most frequent values. Default: the label's own embedding alone.
     follower_tasks (`list[str]`, *optional*):
-        The tasks of whose labels the counted memory knows the followers, what came next. Empty: none. See
+        Tasks whose scores use followers, the labels that came next in training. Default: none. See
         [`~counted_memory_mcm.CountedMemory`].
     related_tasks (`list[str]`, *optional*):
-        The tasks of whose labels the counted memory knows which go together. Empty: none.
+        Tasks whose scores use related labels, those that occur for the same customers. Default: none. See
+        [`~counted_memory_mcm.CountedMemory`].
     state_size (`int`):
-        Numbers of the customer state, which is the customer embedding. 0 (the paper): none, and the embedding is the
-        encoder's. See [`~state_mcm.CustomerState`].
+        Size of the customer state, which is the customer embedding. 0 (the paper): no state; the customer embedding is
+        computed from the encoder's hidden vectors. See [`~state_mcm.CustomerState`].
     state_features (`list[str]`, *optional*):
-        Features whose values the state counts at every half-life. Default: those of up to 64 values. Of the other
-        tasks, those of 65 to 16,384 labels are counted at one half-life and without forgetting.
+        Features whose values the state counts at every half-life. Default: features of up to 64 ids. Other tasks of 65
+        to 16,384 labels are counted at one half-life and unfaded.
     summed_features (`list[str]`, *optional*):
         Numeric features that the state and the forecasts sum, such as the price, in the order of `event_values`.
     forecast_days (`list[float]`, *optional*):
-        Horizons of the forecasts. See [`~state_mcm.Forecasts`].
+        Horizons of the forecasts, in days. See [`~state_mcm.Forecasts`].
     augmentation (`str`):
-        Which prefixes of a history a training row has, and with that how the encoder attends. `"all_prefixes"`: all of
-        them in one pass of a causal encoder. `"random_prefix"` (the paper), `"last_prefix"` (no augmentation: the end
-        of the history) or `"masked_lm"` (BERT4Rec; needs the `"last"` readout): one, or masked events, of a
-        bidirectional encoder.
+        Prefixes of a history that training uses, which also decides how the encoder attends. `"all_prefixes"`: all
+        prefixes in one pass of a causal encoder. The others have a bidirectional encoder: `"random_prefix"` (the
+        paper), `"last_prefix"` (no augmentation: the whole history), and `"masked_lm"` (BERT4Rec's masked events;
+        needs the `"last"` readout).
     values_digest (`str`, *optional*):
-        What tells the values behind the ids from others (`MCMFeatureExtractor.values_digest`). The weights keep it
-        too, so that weights, config and vocabularies.json of different saves are noticed. `None`: not known.
+        Digest of the vocabularies and bins that the weights were trained with (`MCMFeatureExtractor.values_digest`).
+        The weights contain it too, so that files of different saves are noticed. `None`: unknown.
     action_outcomes (`list[str]`, *optional*):
-        What may come of an offer, one output of [`MCMForActionRecommendation`] each. Default: click and conversion.
+        Possible outcomes of an offer; each is an output of [`MCMForActionRecommendation`]. Default: click and
+        conversion.
     action_features (`list[str]`, *optional*):
-        The features of an action whose values are counted in the history: how many events share one with it, how long
-        ago, and which share of all events that is. Default: the tasks.
+        Features of an action whose values are counted in the history: number, age and share of the events that share
+        a value with the action. Default: the tasks.
     action_history_feature (`str`, *optional*):
-        The feature whose every value is counted in the history too, such as the token type: how often, and how long
-        ago, a customer redeemed coupons tells whether they will again.
+        Feature of which every value is counted in the history too, such as the token type: how often, and how long
+        ago, a customer redeemed coupons helps to predict whether they will again. Default: none.
     """
 
     model_type = "mcm"
@@ -155,7 +160,7 @@ class MCMConfig(PreTrainedConfig):
     action_features: list[str] | None = None
     action_history_feature: str | None = None
 
-    # What transformers' BertLayer and its neighbours read besides, and nobody chooses; so they are no fields.
+    # Constants that transformers' BERT layers read. Nobody has to choose them, so they are no fields.
     hidden_act = "gelu"
     layer_norm_eps = 1e-12
     is_decoder = False
@@ -176,10 +181,15 @@ class MCMConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As `PreTrainedConfig.from_dict`; fields of earlier versions are translated, and the log says how.
+        """Makes a config from a dict as `PreTrainedConfig.from_dict` does. Fields of earlier versions are translated,
+        and a warning says how.
+
+        Args:
+            config_dict (`dict`): content of a config.json of this or an earlier version.
+            kwargs: fields to override, and options of `PreTrainedConfig.from_dict`.
 
         Raises:
-            ValueError: a field has a value that can't be expressed any more.
+            ValueError: if an earlier version's field has a value that this version does not support.
         """
         result: Any = super().from_dict(of_this_version(config_dict), **kwargs)
         config = result[0] if isinstance(result, tuple) else result
@@ -193,25 +203,25 @@ class MCMConfig(PreTrainedConfig):
 
     @property
     def encoder_attention(self) -> str:
-        """`"causal"`, under which one pass serves all prefixes, or `"bidirectional"` (the paper)."""
+        """How units attend: `"causal"` (one pass scores all prefixes) or `"bidirectional"` (the paper)."""
         return "causal" if self.augmentation == "all_prefixes" else "bidirectional"
 
     @property
     def target(self) -> str:
-        """`"next_visit"`: the set of labels of the next visit, predicted at the end of the visit before; or
+        """What is predicted: `"next_visit"` (the set of labels of the next visit, at the end of the visit before) or
         `"next_event"` (the paper)."""
         return "next_visit" if self.encoder_unit == "visit" else "next_event"
 
     @property
     def label_sizes(self) -> dict[str, int]:
-        """Number of label ids of each task."""
+        """Number of label ids by task, ids 0 and 1 included."""
         sizes = dict(zip(self.features, self.vocabulary_sizes, strict=True))
         return {task: sizes[task] for task in self.tasks}
 
     @property
     def counted_features(self) -> tuple[list[str], list[str]]:
-        """The features that the state counts at every half-life, which have few values, and those that it counts at
-        one half-life and without forgetting, which have many."""
+        """Features that the customer state counts: those with few values, at every half-life; and those with many
+        values, at one half-life and unfaded."""
         sizes = dict(zip(self.features, self.vocabulary_sizes, strict=True))
         few = self.state_features
         if few is None:
@@ -221,10 +231,11 @@ class MCMConfig(PreTrainedConfig):
 
     @property
     def embedding_size(self) -> int:
-        """Numbers of the customer embedding."""
+        """Size of the customer embedding."""
         return self.state_size or self.hidden_size
 
     def validate_features(self):
+        """Checks that features, vocabulary sizes and tasks fit together; raises a `ValueError` if not."""
         if len(set(self.features)) != len(self.features):
             raise ValueError(f"`features` must be unique, got {self.features}: rename the repeated ones.")
         if len(self.vocabulary_sizes) != len(self.features):
@@ -252,6 +263,7 @@ class MCMConfig(PreTrainedConfig):
             )
 
     def validate_choices(self):
+        """Checks that each choice is a known one and that choices do not contradict; raises a `ValueError` if not."""
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
@@ -266,6 +278,7 @@ class MCMConfig(PreTrainedConfig):
             raise ValueError("`action_outcomes` is empty: expected at least one outcome of an offer.")
 
     def validate_sizes(self):
+        """Checks that sizes and horizons are in range; raises a `ValueError` if not."""
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "

@@ -1,12 +1,13 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the counted memory knows and what it is worth: tables from a prepared data set, and gains for them.
+"""Fills the tables of the counted memory from a prepared data set, and learns gains and scales of scores.
 
-Gains have losses of their own. Those of followers are learned before the encoder is trained, on training prefixes
-whose counts are without the customer's own pairs. Those of related labels, and how much each part of a score counts,
-are learned at the end on validation cases, which no table and no weight has seen.
+Gains have losses of their own. The gains of followers are learned before the encoder is trained, on training prefixes
+and on counts without the customer's own pairs. The gains of related labels, and the scale of each part of a score, are
+learned at the end on validation cases, which neither tables nor weights know.
 
-Shapes: B customers, L events, R rows (prefixes with one target, or validation cases), V labels, A latest values.
+Shapes: B customers, L events, R examples (prefixes with one target each, or validation cases), V labels of a task,
+A latest labels of a customer.
 """
 
 import itertools
@@ -33,25 +34,25 @@ from modeling_mcm.counted_memory_mcm import (
 )
 from modeling_mcm.modeling_mcm import PARTS, MCMForMultiTaskRecommendation
 
-# Ridge of the regressions, as a multiple of the mean of the diagonal: of new labels on sets, of habits on rates.
+# Ridge penalty of the regressions for new labels and for habits, as a multiple of the mean of the diagonal.
 NEW_RIDGE, HABIT_RIDGE = 6.0, 1.0
-DECIDED = 0.9  # share of events with their label's usual value, from which on the label decides a feature
-MOST_WORK = 2e12  # multiplications of a regression, which bounds the customers it is made of
-FIT_ROWS, ROWS_A_CUSTOMER = 6000, 4  # prefixes that followers' gains are learned on
-CASES, MOST_SCORES = 4000, 2**27  # validation cases, and scores of theirs held at once, that scales are learned on
-STEPS, LEAST_GAIN = (0.5, 0.2, 0.1), 1e-4  # of the grid that scales are moved along, and of NDCG for a move
-SETTLED = 1e-3  # weight of the squared distance of scales and gains from where they start
-IDEAL_PLACES = 10
+DECIDED = 0.9  # a label determines a feature if this share of events has the label's most frequent value
+MOST_WORK = 2e12  # largest number of multiplications of a regression; it limits the number of customers
+FIT_ROWS, ROWS_A_CUSTOMER = 6000, 4  # number of prefixes for the gains of followers, in all and of one customer
+CASES, MOST_SCORES = 4000, 2**27  # number of validation cases for the scales, and of their scores in memory
+STEPS, LEAST_GAIN = (0.5, 0.2, 0.1), 1e-4  # relative steps of the search for scales, and least gain of NDCG for a step
+SETTLED = 1e-3  # weight of the squared distance between scales or gains and their initial values
+IDEAL_PLACES = 10  # length of the ranked list for NDCG
 
 
 @torch.no_grad()
 def fill_followers(model: MCMForMultiTaskRecommendation, followers: pa.Table, popularity: pa.Table) -> None:
-    """Fills the tables of followers from what preparation counted.
+    """Fills the tables of followers with the counts of the preparation.
 
     Args:
-        model: with a counted memory.
-        followers: columns task, label, follower and weight; see `count_followers`.
-        popularity: columns feature, id and count.
+        model ([`MCMForMultiTaskRecommendation`]): a model with a counted memory, changed in place.
+        followers (`pa.Table`): columns `task`, `label`, `follower` and `weight`, as `count_followers` returns them.
+        popularity (`pa.Table`): columns `feature`, `id` and `count`: number of training events with each value.
     """
     memory = cast(CountedMemory, model.counted_memory)
     for place, task in enumerate(model.config.tasks):
@@ -63,7 +64,7 @@ def fill_followers(model: MCMForMultiTaskRecommendation, followers: pa.Table, po
         )
         labels, ids, weights = (of_task[name].to_numpy().copy() for name in ("label", "follower", "weight"))
         sizes = np.bincount(labels, minlength=len(table.totals))
-        # Zeros first, so that a row ascends.
+        # Padding (id 0) comes first, so that each row is ascending.
         column = FOLLOWERS - sizes[labels] + np.arange(len(labels)) - (np.cumsum(sizes) - sizes)[labels]
         table.followers[labels, column] = torch.as_tensor(ids, dtype=torch.int32)
         table.counts[labels, column] = torch.as_tensor(weights, dtype=torch.float32)
@@ -77,12 +78,12 @@ def fill_related(
     model: MCMForMultiTaskRecommendation,
     batches: Callable[[int], Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]],
 ) -> None:
-    """Solves the regressions behind habits and new labels, of each task that has related labels.
+    """Solves the regressions of habits and new labels for each task with related labels.
 
     Args:
-        model: with a counted memory.
-        batches: gives, for the place of a task, label ids and visits of training events, both of shape `(B, L)`, and
-            the last event of each customer, of shape `(B,)`.
+        model ([`MCMForMultiTaskRecommendation`]): a model with a counted memory, changed in place.
+        batches (`Callable`): returns, for the index of a task, batches of label ids `(B, L)` and visits `(B, L)` of
+            training events, and the index of each customer's last event `(B,)`; see [`training_labels`].
     """
     memory = cast(CountedMemory, model.counted_memory)
     for place, size in enumerate(model.config.label_sizes.values()):
@@ -90,8 +91,7 @@ def fill_related(
             continue
         habits, sets, customers = torch.zeros(size, size), torch.zeros(size, size), 0
         for labels, visits, ends in batches(place):
-            every = torch.arange(len(labels))
-            histories = Histories(visits, visits.float(), every, ends)
+            histories = Histories(visits, visits.float(), torch.arange(len(labels)), ends)
             rates, met = memory.rates(place, labels, visits, histories), memory.met(place, labels, histories).float()
             habits.addmm_(rates.T, rates)
             sets.addmm_(met.T, met)
@@ -114,6 +114,7 @@ def fill_related(
 
 
 def _keep_largest(table: RelatedTable, weights: torch.Tensor) -> None:
+    """Fills a table with the weights of largest absolute value in each row of a matrix `(V, V)`."""
     weights[:, :FIRST_LABEL] = 0
     largest = weights.abs().topk(min(RELATED, len(weights)), dim=1).indices
     table.related[:, : largest.shape[1]] = largest.int()
@@ -122,18 +123,18 @@ def _keep_largest(table: RelatedTable, weights: torch.Tensor) -> None:
 
 @torch.no_grad()
 def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any, batch_size: int = 1024) -> dict[str, list[str]]:
-    """Finds which of `label_features` a task's labels decide, and each label's usual value, in the training period.
+    """Determines each label's most frequent value of `label_features` in the training period.
 
-    A label decides a feature where nine in ten of its events, counted over all labels, have the label's most frequent
-    value; what it does not decide stays out of its embedding.
+    It does so for the features that a task's labels determine: those where at least nine in ten events, over all
+    labels, have their label's most frequent value. Other features stay out of the labels' embeddings.
 
     Args:
-        model: with `label_features`.
-        rows: what `load_prepared` gives.
-        batch_size (`int`): customers read at a time.
+        model ([`MCMForMultiTaskRecommendation`]): a model with `label_features`, changed in place.
+        rows (`datasets.Dataset`): prepared data, as `load_prepared` returns them.
+        batch_size (`int`): number of customers read at a time.
 
     Returns:
-        For each task the features that its labels decide.
+        `dict[str, list[str]]`: by task the features that its labels determine.
     """
     config = model.config
     decided: dict[str, list[str]] = {}
@@ -144,22 +145,22 @@ def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any, batch_siz
                 continue
             values = config.vocabulary_sizes[config.features.index(name)]
             pairs, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
-            wanted = rows.select_columns([f"task_{task}", f"feature_{name}", "validation_end"]).with_format("arrow")
-            for table in wanted.iter(batch_size):
+            columns = rows.select_columns([f"task_{task}", f"feature_{name}", "validation_end"]).with_format("arrow")
+            for table in columns.iter(batch_size):
                 lengths = pc.list_value_length(table[f"task_{task}"]).to_numpy()
                 place_in_row = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
                 trained = place_in_row < np.repeat(table["validation_end"].to_numpy(), lengths)
                 label, value = (
                     pc.list_flatten(table[each]).to_numpy() for each in (f"task_{task}", f"feature_{name}")
                 )
-                kept = trained & (label >= FIRST_LABEL) & (value >= FIRST_LABEL)
-                keys = np.concatenate([pairs, label[kept].astype(np.int64) * values + value[kept]])
-                weights = np.concatenate([counts, np.ones(kept.sum(), np.int64)])
+                is_pair = trained & (label >= FIRST_LABEL) & (value >= FIRST_LABEL)
+                keys = np.concatenate([pairs, label[is_pair].astype(np.int64) * values + value[is_pair]])
+                weights = np.concatenate([counts, np.ones(is_pair.sum(), np.int64)])
                 pairs, where = np.unique(keys, return_inverse=True)
                 counts = np.bincount(where, weights, len(pairs)).astype(np.int64)
             if not len(pairs):
                 continue
-            order = np.lexsort((pairs, -counts, pairs // values))  # of each label the most frequent value first
+            order = np.lexsort((pairs, -counts, pairs // values))  # by label, most frequent value first
             labels = (pairs // values)[order]
             first = order[np.append(True, labels[1:] != labels[:-1])]
             if counts[first].sum() >= DECIDED * counts.sum():
@@ -171,19 +172,23 @@ def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any, batch_siz
 
 
 @dataclass
-class _Rows:
-    """Prefixes of a batch with one target each, and the labels of which something is known, as flat cells.
+class _Examples:
+    """Training examples for the gains of followers: prefixes with one target each.
+
+    Only some cells, pairs of an example and a label, have features: the target, the customer's labels and followers.
+    They are stored as flat lists.
 
     Attributes:
-        cells: row and label of each pair of which something is known, as row * V + label, ascending.
-        targets: the cell of each row's target, as a place in `cells`, of shape `(R,)`.
-        rows, positions, places: of each count above 0 its row, which of the latest labels it is a follower of, and
-            its place in `cells`.
-        counts: those counts.
-        ages: of the latest labels, of shape `(R, A)`.
-        popularity: what the customer's own events take off the log of the label's count, a number a cell.
-        met: whether the row has met the label, a number a cell.
-        own: how often, newer meetings weighing more, a number a cell.
+        cells: the cells, as example * V + label, ascending.
+        targets: index into `cells` of each example's target, of shape `(R,)`.
+        rows: example of each count above 0.
+        positions: which of the example's latest labels the count belongs to, from 0 for the last.
+        places: index into `cells` of the count's follower.
+        counts: the counts.
+        ages: age of each latest label in days, of shape `(R, A)`.
+        popularity: for each cell the (negative) change of the label's log count without the customer's own events.
+        met: for each cell 1 if the prefix has the label, else 0.
+        own: for each cell the number of the prefix's events with the label, where newer events weigh more.
     """
 
     cells: torch.Tensor
@@ -198,13 +203,13 @@ class _Rows:
     own: torch.Tensor
 
 
-OWN_DECAY = 0.9  # of a meeting a moment, beside which followers' gains are learned
+OWN_DECAY = 0.9  # weight of an event of a prefix relative to one that is one moment newer
 
 
-def _rows_of(
+def _examples_of(
     model: MCMForMultiTaskRecommendation, place: int, batch: Mapping[str, Any], counts: torch.Tensor, draw: Any
-) -> _Rows | None:
-    """The rows of a training batch for a task: a few drawn targets of each customer."""
+) -> _Examples | None:
+    """Training examples of a batch for a task: a few random targets of each customer."""
     memory, ids = cast(CountedMemory, model.counted_memory), batch["input_ids"]
     size, labels = len(counts), ids[..., model.task_features[place]]
     targets = batch["labels"][..., place]
@@ -219,20 +224,20 @@ def _rows_of(
     if not chosen:
         return None
     customers, at = customers[sorted(chosen)], at[sorted(chosen)]
-    wanted = targets[customers, at]
+    target_ids = targets[customers, at]
     ends = batch["prefix_ends"][customers, batch["label_prefixes"][customers, at]]
     histories = Histories.of(batch["event_times"], batch["visit_ids"], customers, ends)
 
     rows = torch.arange(len(customers))
     table = cast(FollowerTable, memory.follower_tables[str(place)])
-    found: Followers = table.look_up(labels, histories, without_own=True)
-    row, position, k = found.counts.nonzero(as_tuple=True)
-    follower_cells = row * size + found.labels[row, position, k]
+    followers: Followers = table.look_up(labels, histories, without_own=True)
+    row, position, k = followers.counts.nonzero(as_tuple=True)
+    follower_cells = row * size + followers.labels[row, position, k]
     own = labels[customers].clamp(min=0)  # (R, L)
     times = (own[..., None] == own[:, None]).sum(-1).float()  # how often the customer has the label
     real = own >= FIRST_LABEL
     own_cells = (rows[:, None] * size + own)[real]
-    target_cells = rows * size + wanted
+    target_cells = rows * size + target_ids
     cells = torch.cat([target_cells, own_cells, follower_cells]).unique()
     at_own = torch.searchsorted(cells, own_cells)
     of_label = counts[own]
@@ -243,14 +248,14 @@ def _rows_of(
     zeros = torch.zeros(len(cells))
     met = zeros.scatter_reduce(0, at_own, seen[real].float(), "amax")
     met_weight = zeros.index_add(0, at_own, (OWN_DECAY**ago * seen)[real])
-    return _Rows(
+    return _Examples(
         cells=cells,
         targets=torch.searchsorted(cells, target_cells),
         rows=row,
         positions=position,
         places=torch.searchsorted(cells, follower_cells),
-        counts=found.counts[row, position, k],
-        ages=found.ages,
+        counts=followers.counts[row, position, k],
+        ages=followers.ages,
         popularity=zeros.scatter(0, at_own, less[real]),
         met=met,
         own=met_weight,
@@ -263,24 +268,24 @@ def fit_followers(
     counts: Mapping[str, torch.Tensor],
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Learns what followers are worth, by the likelihood of what came next after training prefixes.
+    """Learns the gains of followers by the likelihood of the targets of training prefixes.
 
     Args:
-        model: whose tables of followers are filled.
-        batches: training batches of customers drawn at random; as many are read as are needed.
-        counts: how often each label of each task is a target, of shape `(V,)`.
-        seed: of the draw of targets.
+        model ([`MCMForMultiTaskRecommendation`]): a model whose tables of followers are filled, changed in place.
+        batches (`Iterable`): training batches of random customers; as many are read as are needed.
+        counts (`Mapping[str, torch.Tensor]`): by task the number of targets with each label, of shape `(V,)`.
+        seed (`int`): seed for the choice of targets.
 
     Returns:
-        For each task with followers the loss a target before and after learning.
+        `dict`: for each task with followers the mean loss of a target, `before` and `after` learning.
     """
     memory = cast(CountedMemory, model.counted_memory)
     places = [place for place in range(len(model.config.tasks)) if memory.has_followers(place)]
     draw = np.random.default_rng(seed)
-    rows: dict[int, list[_Rows]] = {place: [] for place in places}
+    rows: dict[int, list[_Examples]] = {place: [] for place in places}
     number = 0
     for batch in batches:
-        made = {place: _rows_of(model, place, batch, counts[model.config.tasks[place]], draw) for place in places}
+        made = {place: _examples_of(model, place, batch, counts[model.config.tasks[place]], draw) for place in places}
         for place, of_task in made.items():
             if of_task is not None:
                 rows[place].append(of_task)
@@ -295,15 +300,15 @@ def fit_followers(
 
 
 def _fit_task(
-    model: MCMForMultiTaskRecommendation, place: int, rows: Sequence[_Rows], counts: torch.Tensor
+    model: MCMForMultiTaskRecommendation, place: int, rows: Sequence[_Examples], counts: torch.Tensor
 ) -> dict[str, float]:
     memory = cast(CountedMemory, model.counted_memory)
     size, log_counts, rarity = len(counts), torch.log(counts + 1), memory.label_rarity(place)
     gains = {name: value.clone().requires_grad_() for name, value in memory.gains(place).items()}
-    # Of popularity, and never under 0: a customer's own labels have lost a count each, which would tell them.
+    # Slope on popularity, never negative: counts lack the customer's own events, and a negative slope would use that.
     raw_slope = torch.tensor(0.0, requires_grad=True)
-    # Where a repeat memory will count a customer's own labels, they are counted here too, else followers would stand
-    # for them.
+    # If the model has a repeat memory, a term for the customer's own labels stands in for it here. Otherwise the gains
+    # of followers would learn repeats too.
     own_gain = torch.tensor(0.5, requires_grad=True) if model.repeat_memory is not None else None
 
     def loss() -> torch.Tensor:
@@ -318,7 +323,7 @@ def _fit_task(
             weighted = part.counts * memory.position_weights(gains, part.ages)[part.rows, part.positions]
             n = torch.zeros(len(part.cells)).index_add(0, part.places, weighted)
             scores = scores + memory.added(gains, n, rarity[label]) + gains["met_gain"] * part.met
-            # The sum over all labels is that of popularity alone, but for the cells of which more is known.
+            # The partition function is that of popularity alone, corrected for the cells with features.
             change = torch.where(label >= FIRST_LABEL, (scores - everywhere).exp() - (prior - everywhere).exp(), 0.0)
             partition = 1 + torch.zeros(len(part.targets)).index_add(0, part.cells // size, change)
             total = total + (everywhere + partition.clamp(min=1e-6).log() - scores[part.targets]).sum()
@@ -349,14 +354,15 @@ def _fit_task(
 def validation_parts(
     model: MCMForMultiTaskRecommendation, batches: Iterable[Mapping[str, torch.Tensor]]
 ) -> dict[str, tuple[dict[str, torch.Tensor], torch.Tensor]]:
-    """What the scores of validation cases are made of, as `score_parts` of the model says it, and what followed.
+    """Computes the parts of the scores of validation cases, and collects the cases' targets.
 
     Args:
-        model: in evaluation mode.
-        batches: of evaluation cases at the validation cutoff; as many are read as are needed.
+        model ([`MCMForMultiTaskRecommendation`]): the model, in evaluation mode.
+        batches (`Iterable`): batches of cases at the validation cutoff; as many are read as are needed.
 
     Returns:
-        For each task its parts by name, and which labels followed (1, else 0), all of shape `(R, V)`.
+        `dict`: by task its parts by name, as `score_parts` of the model returns them, and a tensor that is 1 where a
+        label is a target, else 0; all of shape `(R, V)`.
     """
     sizes = model.config.label_sizes
     parts: dict[str, list[dict[str, torch.Tensor]]] = {task: [] for task in model.config.tasks}
@@ -380,18 +386,18 @@ def validation_parts(
 def fit_scales(
     model: MCMForMultiTaskRecommendation, batches: Iterable[Mapping[str, torch.Tensor]]
 ) -> dict[str, dict[str, float]]:
-    """Learns how much each part of a score counts, and what habits and new labels are worth, on validation cases.
+    """Learns the scale of each part of a score, and the gains of habits and new labels, on validation cases.
 
-    A few numbers a task, first by the cross-entropy of the labels that followed, of which each weighs 1 over the best
-    DCG of so many. Of a task without related labels the weights of the parts are then moved along a grid as long as
-    NDCG@10 grows, and all of them are scaled by one factor, so that the scores stay log-probabilities.
+    These few numbers of each task minimise the cross-entropy of the targets, where a target weighs 1 / the best DCG of
+    its case. For a task without related labels, a search then changes the scales in steps while NDCG@10 grows, and one
+    common factor is fitted, so that the scores stay log-probabilities.
 
     Args:
-        model: trained.
-        batches: of evaluation cases at the validation cutoff.
+        model ([`MCMForMultiTaskRecommendation`]): a trained model, changed in place.
+        batches (`Iterable`): batches of cases at the validation cutoff.
 
     Returns:
-        For each task the numbers by name.
+        `dict[str, dict[str, float]]`: by task the learned numbers by name.
     """
     model.eval()
     return fit_scales_of(model, validation_parts(model, batches))
@@ -400,19 +406,27 @@ def fit_scales(
 def fit_scales_of(
     model: MCMForMultiTaskRecommendation, parts: Mapping[str, tuple[Mapping[str, torch.Tensor], torch.Tensor]]
 ) -> dict[str, dict[str, float]]:
-    """As [`fit_scales`], on parts that are known already ([`validation_parts`]); some may have been left out."""
+    """Learns scales and gains as [`fit_scales`] does, from parts that have been computed.
+
+    Args:
+        model ([`MCMForMultiTaskRecommendation`]): a trained model, changed in place.
+        parts (`Mapping`): result of [`validation_parts`]; parts may be left out.
+
+    Returns:
+        `dict[str, dict[str, float]]`: by task the learned numbers by name.
+    """
     result = {}
     for task, (of_task, followed) in parts.items():
-        place, wanted = model.config.tasks.index(task), followed[:, FIRST_LABEL:]
-        known = wanted.sum(1) > 0
+        place, targets = model.config.tasks.index(task), followed[:, FIRST_LABEL:]
+        known = targets.sum(1) > 0
         if not known.any():
             continue
         cases = {name: part[known] for name, part in of_task.items()}
         if "met" in cases:
-            result[task] = _fit_related(model, place, cases, wanted[known])
+            result[task] = _fit_related(model, place, cases, targets[known])
         else:
             cases = {name: part[:, FIRST_LABEL:] for name, part in cases.items()}
-            result[task] = _fit_parts(model, place, cases, wanted[known])
+            result[task] = _fit_parts(model, place, cases, targets[known])
     return result
 
 
@@ -432,7 +446,7 @@ def _ndcg(scores: torch.Tensor, followed: torch.Tensor) -> float:
 def _likeliest(
     scores: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, followed: torch.Tensor
 ) -> torch.Tensor:
-    """The numbers under which the labels that followed are likeliest; `scores` makes scores `(R, V)` of them."""
+    """Maximum-likelihood estimate of some numbers, from which the function `scores` computes scores `(R, V)`."""
     weights = followed / _ideal(followed)[:, None] / len(followed)
     learned = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([learned], max_iter=40, line_search_fn="strong_wolfe")
@@ -450,9 +464,9 @@ def _likeliest(
 def _fit_related(
     model: MCMForMultiTaskRecommendation, place: int, cases: Mapping[str, torch.Tensor], followed: torch.Tensor
 ) -> dict[str, float]:
-    """A scale for each part, and the gains of habits and new labels, all by likelihood alone.
+    """Learns a scale for each part, and the gains of habits and new labels, by maximum likelihood.
 
-    Habits say again what bias and repeats say, so all of them are learned at once.
+    They are learned together, because habits are correlated with bias and repeats.
     """
     memory = cast(CountedMemory, model.counted_memory)
     names, gains = [name for name in PARTS if name in cases], ("habit_gain", "new_gain", "new_offset")
@@ -473,7 +487,7 @@ def _fit_related(
 def _fit_parts(
     model: MCMForMultiTaskRecommendation, place: int, cases: Mapping[str, torch.Tensor], followed: torch.Tensor
 ) -> dict[str, float]:
-    """A scale for each part."""
+    """Learns a scale for each part: by maximum likelihood, then by a search that raises NDCG@10."""
     names = [name for name in PARTS if name in cases]
 
     def scores(scales: torch.Tensor) -> torch.Tensor:
@@ -491,9 +505,9 @@ def _fit_parts(
             for place_of, factor in itertools.product(range(len(names)), (1 - step, 1 + step)):
                 moved = scales.clone()
                 moved[place_of] *= factor
-                found = _ndcg(scores(moved), followed)
-                if found > best + LEAST_GAIN:
-                    scales, best, improved = moved, found, True
+                ndcg = _ndcg(scores(moved), followed)
+                if ndcg > best + LEAST_GAIN:
+                    scales, best, improved = moved, ndcg, True
     scales = scales * _likeliest(lambda factor: factor * scores(scales), torch.ones(1), followed).clamp(min=0.1)
     for name, value in zip(names, scales.tolist(), strict=True):
         model.score_scales[place, PARTS.index(name)] = value
@@ -503,13 +517,17 @@ def _fit_parts(
 def training_labels(
     rows: Any, tasks: Sequence[str], batch_size: int = 64, seed: int = 0
 ) -> Callable[[int], Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
-    """Label ids and visits of training events, for [`fill_related`], a batch of customers in a random order at a time.
+    """Reads label ids and visits of training events in batches of random customers, for [`fill_related`].
 
     Args:
-        rows: what `load_prepared` gives.
-        tasks: of the model.
-        batch_size: customers.
-        seed: of the order.
+        rows (`datasets.Dataset`): prepared data, as `load_prepared` returns them.
+        tasks (`Sequence[str]`): tasks of the model.
+        batch_size (`int`): number of customers of a batch.
+        seed (`int`): seed for the order of customers.
+
+    Returns:
+        A function from the index of a task to batches of label ids `(B, L)`, visits `(B, L)` and the index of each
+        customer's last event `(B,)`.
     """
     ends = np.asarray(rows["validation_end"])
     known = np.random.default_rng(seed).permutation(np.flatnonzero(ends > 0))
@@ -519,13 +537,13 @@ def training_labels(
         of_task = rows.select_columns(columns).with_format("numpy")
         for start in range(0, len(known), batch_size):
             chosen = known[start : start + batch_size]
-            found = of_task[np.sort(chosen)]
+            histories = of_task[np.sort(chosen)]
             last = ends[np.sort(chosen)] - 1
             padded = [
                 nn.utils.rnn.pad_sequence(
                     [
                         torch.as_tensor(values[: end + 1].astype(np.int64))
-                        for values, end in zip(found[name], last, strict=True)
+                        for values, end in zip(histories[name], last, strict=True)
                     ],
                     batch_first=True,
                 )

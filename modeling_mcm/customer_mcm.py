@@ -14,10 +14,10 @@
 # limitations under the License.
 """The head for any label of a customer at a moment: whether they will leave, whether they have kids, what they spend.
 
-It reads the customer state and nothing else of the model, so the encoder does not run: a step costs a few
-milliseconds, and a few hundred labels are enough to learn from.
+It reads only the customer state, so the encoder does not run: a training step takes a few milliseconds, and a few
+hundred labels are enough.
 
-Shapes: B customers, L events, J features, N summed features, C classes (1 for a number), S the size of the state.
+Shapes: B customers, L events, J features, N summed features, C classes (1 for a number), S size of the state.
 """
 
 from dataclasses import dataclass
@@ -34,21 +34,21 @@ from .configuration_mcm import MCMConfig
 from .modeling_mcm import MCMModel, MCMPreTrainedModel
 
 NUMBER, CLASSES = "regression", "single_label_classification"  # transformers' names of the two kinds of labels
-IGNORED = -100  # a class that is not known
-PENALTY = 50.0  # of a label, on the squared weights that the head starts with
+IGNORED = -100  # id of an unknown class
+PENALTY = 50.0  # weight of the squared weights when the head is initialised, divided by the number of labels
 
 
-@auto_docstring(custom_intro="What [`MCMForCustomerPrediction`] returns.")
+@auto_docstring(custom_intro="Output of [`MCMForCustomerPrediction`].")
 @dataclass
 class MCMPredictionOutput(ModelOutput):
     r"""
     loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `labels` is given):
-        Cross-entropy of classes; of a number the mean squared error, in units of the training labels'
-        standard deviation.
+        For classes the cross-entropy; for a number the mean squared error of labels that are divided by the standard
+        deviation of the training labels.
     logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
-        Log-odds of the classes before the softmax; of a number the number itself, in its own units.
+        For classes the scores before the softmax; for a number the predicted number.
     pooler_output (`torch.FloatTensor` of shape `(batch_size, state_size)`):
-        The customer state at `now`, as it is after fine-tuning.
+        Customer state at `now`, computed with the fine-tuned weights.
     """
 
     loss: torch.Tensor | None = None
@@ -57,25 +57,27 @@ class MCMPredictionOutput(ModelOutput):
 
 
 class PredictionHead(nn.Module):
-    """Linear in the customer state: W dropout((s - mean) / spread) + b. W starts at 0, so that the first prediction is
-    the same for everybody; mean and spread are those of the training customers' states once it is told them.
+    """Linear layer on the standardised customer state: W dropout((s - mean) / spread) + b.
+
+    W starts at 0, so that the first prediction is the same for all customers. Mean and standard deviation are those of
+    the training customers' states, which [`MCMForCustomerPrediction.start_from`] sets.
 
     Args:
-        config: the model's.
+        config ([`MCMConfig`]): configuration of the model.
     """
 
     def __init__(self, config: MCMConfig):
         super().__init__()
         self.mean = nn.Buffer(torch.zeros(config.state_size))
         self.spread = nn.Buffer(torch.ones(config.state_size))
-        # Of a number, among its training labels: the second is the unit of the loss. 0 and 1 for classes.
+        # Mean and standard deviation of the training labels if the label is a number; 0 and 1 for classes.
         self.label_mean = nn.Buffer(torch.zeros(()))
         self.label_std = nn.Buffer(torch.ones(()))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.output = nn.Linear(config.state_size, int(config.num_labels or 1))
 
     def reset_parameters(self) -> None:
-        """Everybody alike."""
+        """Initialises the head so that all customers get the same prediction."""
         init.zeros_(self.mean)
         init.ones_(self.spread)
         init.zeros_(self.label_mean)
@@ -84,7 +86,7 @@ class PredictionHead(nn.Module):
         init.zeros_(self.output.bias)
 
     def forward(self, state: torch.Tensor) -> torch.Tensor:
-        """Of shape `(B, C)`, from states `(B, S)`."""
+        """Computes scores of shape `(B, C)` from customer states of shape `(B, S)`."""
         return self.output(self.dropout((state - self.mean) / self.spread))
 
 
@@ -92,10 +94,10 @@ class PredictionHead(nn.Module):
     custom_intro="""
     MCM fine-tuned to one label of a customer at a moment: two classes, several classes or a number.
 
-    Which of them the config says in transformers' own words: `num_labels`, `id2label` and `problem_type`, which is
-    `"single_label_classification"` or `"regression"` and follows from `num_labels` if it is not given. The whole
-    [`MCMModel`] travels along, so that the checkpoint still embeds customers; the encoder has no part in the
-    prediction and is not trained.
+    The kind of label is set in the config by transformers' own fields: `num_labels`, `id2label` and `problem_type`,
+    which is `"single_label_classification"` or `"regression"` and follows from `num_labels` by default. The checkpoint
+    contains the whole [`MCMModel`], so that it still embeds customers; the encoder is not used for the prediction and
+    not trained.
     """
 )
 class MCMForCustomerPrediction(MCMPreTrainedModel):
@@ -106,7 +108,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         r"^action_vectors\.",
     ]
 
-    # Of checkpoints of classes before the head kept them, which need neither.
+    # Older checkpoints of classes do not have these buffers, and classes do not need them.
     _keys_to_ignore_on_load_missing = [
         *(MCMPreTrainedModel._keys_to_ignore_on_load_missing or []),
         r"^prediction_head\.label_(mean|std)$",
@@ -142,12 +144,17 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
             module.reset_parameters()
 
     def freeze_state(self) -> None:
-        """Leaves only the head to training: a linear model of the state as pre-training left it."""
+        """Freezes all parameters but those of the head, which is then a linear model of the pre-trained state."""
         self.model.requires_grad_(False)
         self.model.eval()
 
     def train(self, mode: bool = True):
-        """As in torch; a state that is not trained is not disturbed by dropout either."""
+        """Sets training or evaluation mode as in torch; a frozen customer state stays in evaluation mode, without
+        dropout.
+
+        Args:
+            mode (`bool`): True for training mode.
+        """
         super().train(mode)
         if not self._trains_state:
             self.model.eval()
@@ -159,19 +166,21 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
 
     @torch.no_grad()
     def _forget_forecasts(self) -> None:
-        """The forecasts are linear in the state as pre-training left it, and untrained ones are all 0."""
+        """Sets the forecasts to untrained (all 0), because they fit only the pre-trained state."""
         for value in self.model.forecasts.parameters() if self.model.forecasts is not None else ():
             value.zero_()
 
     @torch.no_grad()
     def start_from(self, labels: torch.Tensor, states: torch.Tensor | None = None) -> None:
-        """Starts the head where training need not find it: at the shares of the classes, or the mean of the number,
-        whose spread becomes the unit of the loss. With states it starts as the linear model of them, with a penalty
-        that suits some hundred labels: what is trained together from nothing knows the training customers by heart.
+        """Initialises the head from the training labels, before fine-tuning.
+
+        The bias becomes the log of the classes' shares, or the mean of the number, whose standard deviation becomes
+        the unit of the loss. With `states` the weights are fitted as a penalised linear model of the states. A head
+        that is trained from 0 together with the state would memorise the training customers.
 
         Args:
-            labels (`(labels,)`): of the training customers, as `forward` takes them.
-            states (`(labels, S)`, *optional*): their customer states.
+            labels (`torch.Tensor` of shape `(n,)`): labels of the training customers, as in `forward`.
+            states (`torch.FloatTensor` of shape `(n, S)`, *optional*): customer states of the same customers.
         """
         head = self.prediction_head
         head.output.weight.zero_()
@@ -189,7 +198,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
 
     @torch.enable_grad()
     def _fit_head(self, labels: torch.Tensor, states: torch.Tensor) -> None:
-        """The penalised linear model of standardised states."""
+        """Fits the head as a linear model of standardised states with an L2 penalty."""
         layer = self.prediction_head.output
         optimizer = torch.optim.LBFGS([layer.weight, layer.bias], max_iter=100, line_search_fn="strong_wolfe")
 
@@ -218,16 +227,21 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         event_values: torch.Tensor | None = None,
         now: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """What the state is made of, of shape `(B, numbers)`. No training changes it, so it can be taken once and
-        given to `forward` as `counts` again and again.
+        """Fading counts from which the customer state is computed.
+
+        They depend on no weights, so training can compute them once and pass them to `forward` in every epoch.
 
         Args:
-            input_ids: as in `forward`.
-            attention_mask: as in `forward`.
-            visit_ids: as in `forward`.
-            event_times: as in `forward`.
-            event_values: as in `forward`.
-            now: as in `forward`.
+            input_ids (`torch.LongTensor` of shape `(B, L, J)`): feature ids of each event, the start row first.
+            attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 1 where an event is real.
+            visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): visit of each event.
+            event_times (`torch.FloatTensor` of shape `(B, L)`): days from the customer's first event to each event.
+            event_values (`torch.FloatTensor` of shape `(B, L, N)`, *optional*): values of `config.summed_features`.
+            now (`torch.FloatTensor` of shape `(B,)`, *optional*): moment of the counts, in days on the clock of
+                `event_times`. Default: the time of the last event.
+
+        Returns:
+            `torch.FloatTensor` of shape `(B, numbers)`.
 
         Raises:
             ValueError: if there are no `event_times`.
@@ -235,7 +249,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         return self.model.state_counts(input_ids, attention_mask, visit_ids, event_times, event_values, now)
 
     @can_return_tuple
-    @auto_docstring(custom_intro="From histories to the label at `now`, and to the loss.\n")
+    @auto_docstring(custom_intro="Predicts the label of each customer at `now`, and computes the loss.\n")
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -250,30 +264,34 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
     ) -> MCMPredictionOutput:
         r"""
         input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length, num_features)`, *optional*):
-            As in [`MCMModel.forward`]: the history before the moment. Left out where `counts` are given.
+            Feature ids of each event before the moment, oldest event first, padded on the right with 0. The first row
+            is the start row. Required without `counts`.
         attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
-            As in [`MCMModel.forward`].
+            1 where an event is real, 0 on padding. Default: 1 where any feature is present.
         visit_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            As in [`MCMModel.forward`].
+            Visit of each event, counted from 0 for each customer. Default: each event is a visit.
         event_times (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            As in [`MCMModel.forward`].
+            Days from the customer's first event to each event, in ascending order. Required without `counts`.
         event_values (`torch.FloatTensor` of shape `(batch_size, sequence_length, num_values)`, *optional*):
-            As in [`MCMModel.forward`].
+            Values of `config.summed_features` of each event, 0 where one is missing.
         now (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
-            The moment that the label is of, as in [`MCMModel.forward`].
+            Moment of the label, in days on the clock of `event_times`. Default: the time of the last event.
         labels (`torch.Tensor` of shape `(batch_size,)`, *optional*):
-            Ids of classes, -100 where one is not known, or numbers.
+            Class ids, -100 where a class is unknown; or numbers.
         counts (`torch.FloatTensor` of shape `(batch_size, numbers)`, *optional*):
-            What `MCMForCustomerPrediction.counts` gave of the histories, in their place.
+            Result of `MCMForCustomerPrediction.counts`, which replaces the histories.
 
         Returns:
             [`MCMPredictionOutput`].
+
+        Raises:
+            ValueError: if there are neither histories nor `counts`, or an input that they require is missing.
         """
         if counts is None:
             if input_ids is None:
                 raise ValueError("There is no `input_ids`, and no `counts` in its place: give one of them.")
-            found = self.counts(input_ids, attention_mask, visit_ids, event_times, event_values, now)
-            counts = cast(torch.FloatTensor, found)
+            computed = self.counts(input_ids, attention_mask, visit_ids, event_times, event_values, now)
+            counts = cast(torch.FloatTensor, computed)
         if self.training and self._trains_state:
             self._forget_forecasts()
         state = self.model.state(counts)

@@ -12,9 +12,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""From ids to what the encoder reads: equation 1, visits, positions.
+"""The encoder's input: embeddings of events (equation 1), of visits, and of positions.
 
-Shapes: B customers, L events, J features, U encoder units (events or visits), H hidden.
+Shapes: B customers, L events, J features, U encoder units (events or visits), H hidden size.
 """
 
 from collections.abc import Mapping
@@ -26,15 +26,18 @@ from torch import nn
 
 from .configuration_mcm import MCMConfig
 
-# Rows up to which a table is copied beside the others in every pass, so that all are read at once.
+# Embedding tables of up to so many rows are copied into one table in every pass, so that one look-up reads them all.
 SMALL_TABLE = 2**16
 
 
 class ValueEmbedding(nn.Embedding):
-    """A vector for every value of a feature, or for every label of a task; the missing value's is 0.
+    """Embedding table of a feature: one vector for each value id. The vector of the missing value (id 0) is 0.
 
-    A class of its own, because `from_pretrained` and `post_init` initialise only modules that hold parameters
-    themselves.
+    It is a class of its own, so that `_init_weights` can recognise it.
+
+    Args:
+        size (`int`): number of ids.
+        hidden_size (`int`): H.
     """
 
     def __init__(self, size: int, hidden_size: int):
@@ -42,7 +45,13 @@ class ValueEmbedding(nn.Embedding):
 
 
 def grow(module: nn.Module, number: int, like: int | slice) -> None:
-    """New rows of a table: the row, or the mean of the rows, that `like` names; zeros where it names none."""
+    """Appends equal rows to an embedding table.
+
+    Args:
+        module (`nn.Embedding`): the table, changed in place.
+        number (`int`): number of new rows.
+        like (`int` or `slice`): present rows whose mean each new row becomes; zeros for an empty slice.
+    """
     table = cast(nn.Embedding, module)
     rows = table.weight[like].reshape(-1, table.embedding_dim)
     row = rows.mean(0) if len(rows) else torch.zeros_like(table.weight[0])
@@ -51,27 +60,30 @@ def grow(module: nn.Module, number: int, like: int | slice) -> None:
 
 
 class JoinedTables(NamedTuple):
-    """Tables of features that are looked up as one, and the features that are looked up one by one.
+    """Several embedding tables as one, for a single look-up, and the features whose tables stay apart.
 
     Attributes:
-        features (`list[int]`): places of the features whose tables are joined.
-        others (`list[int]`): places of the other features that are read.
-        rows (`torch.Tensor` of shape `(rows, H)`, *optional*): the joined tables, one below the other.
-        starts (`torch.LongTensor` of shape `(features,)`, *optional*): where each of them begins.
+        features (`list[int]`): indices of the features whose tables are joined.
+        others (`list[int]`): indices of the other features that the embedding reads.
+        weight (`torch.FloatTensor` of shape `(ids, H)`, *optional*): the joined tables, one below the other.
+        starts (`torch.LongTensor` of shape `(features,)`, *optional*): first row of each joined table.
     """
 
     features: list[int]
     others: list[int]
-    rows: torch.Tensor | None = None
+    weight: torch.Tensor | None = None
     starts: torch.Tensor | None = None
 
 
 class HeterogeneousEmbedding(nn.Embedding):
-    """Heterogeneous embedding module (equation 1): e of an interaction is the average over its features' values.
+    """Heterogeneous embedding (equation 1): the embedding e of an event is the average over its features' vectors.
 
-    It takes the place of a language model's token embedding, which transformers asks to be an `nn.Embedding`, and has
-    no weight of its own: one table a feature, so that a single vocabulary can grow, in a list, so that a feature may
-    have any name.
+    It replaces a language model's token embedding, which transformers requires to be an `nn.Embedding`. It has no
+    weight of its own, but one table for each feature, so that a single vocabulary can grow. The tables stand in a
+    list, so that a feature may have any name.
+
+    Args:
+        config ([`MCMConfig`]): configuration of the model.
     """
 
     def __init__(self, config: MCMConfig):
@@ -84,29 +96,39 @@ class HeterogeneousEmbedding(nn.Embedding):
         )
 
     def extra_repr(self) -> str:
+        """Number of features and hidden size, for `print(model)`."""
         return f"{len(self.feature_tables)} features, {self.embedding_dim}"
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """e_i of shape `(B, L, H)`: the average of the embeddings of the features that are present.
+        """Embeds events: the average over the vectors of the features that an event has.
 
-        Events that are padding are passed over. Small tables are read as one, each event's rows added up at once: J
-        passes over memory become one.
+        Padding is skipped. Small tables are joined and read by one look-up, which takes one pass over memory instead
+        of one for each feature.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, L, J)`): feature ids of each event; 0 is missing.
+
+        Returns:
+            `torch.FloatTensor` of shape `(B, L, H)`; 0 on padding.
+
+        Raises:
+            ValueError: if `input_ids` does not have J features.
         """
         if input_ids.shape[-1] != len(self.feature_tables):
             raise ValueError(
                 f"`input_ids` has {input_ids.shape[-1]} features, this checkpoint reads {len(self.feature_tables)}: "
                 "make the inputs with the checkpoint's own feature extractor."
             )
-        if torch.compiler.is_exporting():  # the number of real events is data, which a graph does not follow
+        if torch.compiler.is_exporting():  # an exported graph can't depend on the number of real events
             return self.average(input_ids, JoinedTables([], self.read))
         ids = input_ids.flatten(0, -2)
         real = (ids != 0).any(-1).nonzero()[:, 0]
         events = self.average(ids.index_select(0, real), self.joined())
-        every = events.new_zeros(len(ids), events.shape[-1]).index_copy(0, real, events)
-        return every.view(*input_ids.shape[:-1], -1)
+        padded = events.new_zeros(len(ids), events.shape[-1]).index_copy(0, real, events)
+        return padded.view(*input_ids.shape[:-1], -1)
 
     def joined(self) -> "JoinedTables":
-        """The small tables of the features that are read, as one."""
+        """Joins the small tables among those that the embedding reads."""
         small = [j for j in self.read if len(self._table(j)) <= SMALL_TABLE]
         others = [j for j in self.read if j not in small]
         if not small:
@@ -116,14 +138,22 @@ class HeterogeneousEmbedding(nn.Embedding):
         return JoinedTables(small, others, torch.cat(tables), starts)
 
     def average(self, ids: torch.Tensor, joined: "JoinedTables") -> torch.Tensor:
-        """The average over features of ids of shape `(..., J)`, of shape `(..., H)`; those of `joined` are looked up
-        at once, which needs ids of shape `(L, J)`."""
+        """Average over the vectors of the features that an event has.
+
+        Args:
+            ids (`torch.LongTensor` of shape `(..., J)`): feature ids of each event; of shape `(L, J)` if `joined` has
+                joined tables.
+            joined ([`JoinedTables`]): tables to read, as `joined()` returns them.
+
+        Returns:
+            `torch.FloatTensor` of shape `(..., H)`.
+        """
         total: torch.Tensor | int = 0
         if joined.features:
             rows = ids[:, joined.features]
-            # A missing value's row, 0 in every table, is the first of the first here: it has no gradient.
+            # Missing values of all tables use row 0 of the joined table, which is 0 and gets no gradient.
             rows = torch.where(rows == 0, 0, rows + cast(torch.Tensor, joined.starts))
-            total = F.embedding_bag(rows, cast(torch.Tensor, joined.rows), mode="sum", padding_idx=0)
+            total = F.embedding_bag(rows, cast(torch.Tensor, joined.weight), mode="sum", padding_idx=0)
         total = sum((self.feature_tables[j](ids[..., j]) for j in joined.others), total)
         return cast(torch.Tensor, total) / (ids[..., self.read] != 0).sum(-1, keepdim=True).clamp(min=1)
 
@@ -132,7 +162,14 @@ class HeterogeneousEmbedding(nn.Embedding):
 
 
 def digest_bytes(digest: str | None) -> torch.Tensor:
-    """The digest of `MCMConfig.values_digest` as a tensor of shape `(32,)`; all 0 where it is not known."""
+    """The digest of `MCMConfig.values_digest` as bytes in a tensor, which is saved with the weights.
+
+    Args:
+        digest (`str`, *optional*): 64 hexadecimal digits; `None` if the digest is unknown.
+
+    Returns:
+        `torch.ByteTensor` of shape `(32,)`; all 0 if the digest is unknown.
+    """
     return torch.tensor(list(bytes.fromhex(digest or "00" * 32)), dtype=torch.uint8)
 
 
@@ -143,18 +180,20 @@ def check_inputs(
     input_ids: torch.Tensor | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> None:
-    """Looks at what a model is asked about, outside of training and of exports: the collator's batches are right.
+    """Checks model inputs that callers made: shapes, types, value ranges and order.
+
+    Training does not call it, because the collator's batches are correct, and exports skip it.
 
     Args:
-        attention_mask: of shape `(B, L)`.
-        visit_ids (*optional*): of shape `(B, L)`.
-        event_times (*optional*): of shape `(B, L)`.
-        input_ids (*optional*): of shape `(B, L, J)`.
-        sizes (*optional*): number of ids of each of the J features. Tables of several features are read as one, so an
-            id outside of its own would be answered with another feature's value.
+        attention_mask (`torch.Tensor` of shape `(B, L)`): 1 where an event is real.
+        visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): visit of each event.
+        event_times (`torch.FloatTensor` of shape `(B, L)`, *optional*): days from the first event to each event.
+        input_ids (`torch.LongTensor` of shape `(B, L, J)`, *optional*): feature ids of each event.
+        sizes (`Mapping[str, int]`, *optional*): number of ids of each feature by name, in the order of J. Without this
+            check an id that is too large would silently read a vector of another feature, as tables are joined.
 
     Raises:
-        ValueError: naming the input, what was found and the first customer of the batch of whom it is.
+        ValueError: for the first fault; the message names the input, the event and the customer.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or attention_mask.is_meta:
         return
@@ -190,7 +229,7 @@ def check_inputs(
         outside = (input_ids < 0) | (input_ids >= limits)
         for name, wrong in zip(sizes, outside.unbind(-1), strict=True):
             faults.append(("input_ids", f"is not from 0 to {sizes[name] - 1} in feature {name!r}", wrong, advice))
-    if not faults or not torch.stack([wrong.any() for _, _, wrong, _ in faults]).any():  # one question to the device
+    if not faults or not torch.stack([wrong.any() for _, _, wrong, _ in faults]).any():  # one transfer from the device
         return
     for name, what, wrong, way in faults:
         if wrong.any():
@@ -200,13 +239,18 @@ def check_inputs(
 
 
 class MCMEmbeddings(nn.Module):
-    """The encoder's input: H = E + P, equation 1 and positions, with a layer norm and dropout as in BERT."""
+    """The encoder's input H = E + P: unit embeddings (equation 1) plus positions, then layer norm and dropout as in
+    BERT.
+
+    Args:
+        config ([`MCMConfig`]): configuration of the model.
+    """
 
     def __init__(self, config: MCMConfig):
         super().__init__()
         self.encoder_unit, self.event_dropout = config.encoder_unit, config.event_dropout_prob
         self.events = HeterogeneousEmbedding(config)
-        # Which values the rows of the tables are of: saved with the weights, compared with config and vocabularies.
+        # Digest of the vocabularies that the tables were trained with. Loading compares it with config and extractor.
         self.values_digest = nn.Buffer(digest_bytes(config.values_digest))
         self.position_embeddings: nn.Embedding | None = None
         if config.max_position_embeddings:
@@ -217,10 +261,22 @@ class MCMEmbeddings(nn.Module):
     def units(
         self, events: torch.Tensor, attention_mask: torch.Tensor, visit_ids: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The encoder's units and their mask: the events themselves, or each visit's sum over the root of its size.
+        """Makes encoder units of events: the events themselves, or visits.
 
-        The root keeps the scale of a visit's vector whatever its size: a mean would shrink with it. In training,
-        events are dropped whole: the encoder must not know a customer by heart. The repeat memory still counts them.
+        A visit's vector is the sum of its events' vectors divided by the square root of their number. The root keeps
+        the scale of the vector for every visit size; a mean would shrink with it. Training drops random events whole,
+        so that the encoder does not memorise customers; the memories still count these events.
+
+        Args:
+            events (`torch.FloatTensor` of shape `(B, L, H)`): embedding of each event.
+            attention_mask (`torch.Tensor` of shape `(B, L)`): 1 where an event is real.
+            visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): visit of each event.
+
+        Returns:
+            Unit vectors of shape `(B, U, H)`, and a boolean mask of shape `(B, U)`, True where a unit is real.
+
+        Raises:
+            ValueError: if units are visits and there are no `visit_ids`.
         """
         weight = attention_mask.to(events.dtype)
         if self.training and self.event_dropout > 0:
@@ -230,8 +286,8 @@ class MCMEmbeddings(nn.Module):
         if visit_ids is None:
             raise ValueError("encoder_unit='visit' needs `visit_ids`: MCMFeatureExtractor and the collator give them.")
         batch, length, hidden = events.shape
-        count = cast(int, visit_ids.max().item()) + 1  # not int(...), which an export can't follow
-        torch._check(count >= 1)  # so that an export knows it for a size
+        count = cast(int, visit_ids.max().item()) + 1  # not int(...), which can't be exported
+        torch._check(count >= 1)  # tells an export that it is a size
         flat = (visit_ids + count * torch.arange(batch, device=events.device)[:, None]).flatten()
         sizes = events.new_zeros(batch * count).index_add(0, flat, attention_mask.to(events.dtype).flatten())
         sums = events.new_zeros(batch * count, hidden).index_add(0, flat, (events * weight[..., None]).flatten(0, 1))
@@ -239,11 +295,26 @@ class MCMEmbeddings(nn.Module):
         return visits, (sizes > 0).view(batch, count)
 
     def forward(self, input_ids, attention_mask, visit_ids=None):
+        """Computes the encoder's input.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, L, J)`): feature ids of each event.
+            attention_mask (`torch.Tensor` of shape `(B, L)`): 1 where an event is real.
+            visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): visit of each event.
+
+        Returns:
+            Unit vectors of shape `(B, U, H)`, a boolean unit mask of shape `(B, U)`, and event embeddings of shape
+            `(B, L, H)`.
+
+        Raises:
+            ValueError: if there are more units than position embeddings, or units are visits and there are no
+                `visit_ids`.
+        """
         events = self.events(input_ids)
         units, unit_mask = self.units(events, attention_mask, visit_ids)
         if self.position_embeddings is not None:
             length, longest = units.shape[1], self.position_embeddings.num_embeddings
-            torch._check_value(  # an `if` on the number of visits, which is data, would stop an export
+            torch._check_value(  # an `if` that depends on the data can't be exported
                 length <= longest,
                 lambda: (
                     f"A sequence has {length} {self.encoder_unit}s, this checkpoint reads {longest} "

@@ -14,17 +14,17 @@
 # limitations under the License.
 """Why a label has its score: the parts that it is a sum of, and the share of every visit and event of the history.
 
-What is explained is the log-probability of a label among those of its task, so that shares of visits say by which
-factor they make the label more or less likely. Two ways to cut it up, and both add up:
+An explanation splits the log-probability of a label among those of its task, so that a share says by which factor it
+makes the label more or less likely. There are two splits, and the shares of each add up:
 
-- By part: the readout, the label's bias, the memories, and `others`, what the normalisation takes away.
-- By visit: log p(label) - log p(label of a customer without history, with the same profile) is shared out.
+- By part: the readout, the label's bias, the memories, and `others`, the logarithm of the softmax's denominator.
+- By visit: log p(label) - log p(label for a customer without history, with the same profile).
 
-A visit's share comes from deletion, what the log-probability loses when the model reads the history without the visit.
-Nothing else says whether a visit mattered: the weights of the readout do not, because the memories speak beside it.
-Deletions alone do not add up, for of nine visits with a label each can be missed and all together cannot. The rest R
-is given to the visits in proportion to what the deletion of each takes away (where R is negative: adds), so the order
-of the shares is the order of the deletions.
+A visit's share comes from deletion: the loss of log-probability when the model reads the history without the visit.
+The weights of the readout can't replace it, because they know nothing of the memories. Deletions alone do not add up:
+each of nine visits with a label can be deleted without much loss, all nine can't. The rest R is distributed over the
+visits in proportion to their deletions (where R is negative: to the deletions that raise the log-probability), so the
+order of the shares is the order of the deletions.
 
 Shapes: B histories, N visits, P parts, V labels of a task.
 """
@@ -43,22 +43,22 @@ from .events_mcm import SECONDS_PER_DAY, Timeline, naming, read_zone, to_seconds
 from .modeling_mcm import PARTS, MCMForMultiTaskRecommendation
 from .processing_mcm import DAYS_SINCE_VISIT, MCMFeatureExtractor, first_kept
 
-# What a log-probability is a sum of. The last is what is left for a label when the others have had theirs.
+# Parts whose sum is a log-probability. The last one is the softmax's normalisation.
 NAMES = (*PARTS, "habits", "new", "others")
-EVENTS_AT_ONCE = 2**13  # of all histories of a batch of deletions
-MOST_VISITS = 48  # visits that are deleted, each once
-VISITS_WITH_EVENTS = 3
-DUE = 0.8  # share of the usual gap after which a label is due
+EVENTS_AT_ONCE = 2**13  # number of events in a batch of histories with deletions
+MOST_VISITS = 48  # number of visits that are deleted, one at a time
+VISITS_WITH_EVENTS = 3  # number of visits whose single events are deleted too
+DUE = 0.8  # a label is due after this share of its usual gap
 
 
 @dataclass(frozen=True)
 class EventShare:
-    """What an event did to the log-probability of a label.
+    """Share of an event in the log-probability of a label.
 
     Attributes:
-        time (`str`): of the event, ISO 8601.
-        values (`dict[str, str]`): what the event says, by categorical feature.
-        share (`float`): its part of the visit's share.
+        time (`str`): time of the event, ISO 8601.
+        values (`dict[str, str]`): the event's value of each categorical feature.
+        share (`float`): share in units of log-probability; the shares of a visit's events add up to the visit's.
     """
 
     time: str
@@ -68,17 +68,17 @@ class EventShare:
 
 @dataclass(frozen=True)
 class VisitShare:
-    """What a visit did to the log-probability of a label.
+    """Share of a visit in the log-probability of a label.
 
     Attributes:
-        visit (`int`): its number in the history, from 0.
-        time (`str`): of its first event, ISO 8601.
-        share (`float`): in units of log-probability; positive where the visit speaks for the label.
-        deletion (`float`, *optional*): what the log-probability loses without the visit; `None` where that was not
-            tried, and the share is 0.
-        parts (`dict[str, float]`): the share by part of the score; they add up to it.
+        visit (`int`): number of the visit in the history, from 0.
+        time (`str`): time of the visit's first event, ISO 8601.
+        share (`float`): share in units of log-probability; positive if the visit makes the label more likely.
+        deletion (`float`, *optional*): loss of log-probability when the visit is deleted; `None` if it was not
+            deleted, and the share is 0.
+        parts (`dict[str, float]`): the share by part of the score; the parts add up to the share.
         has_label (`bool`): whether an event of the visit has the label.
-        events (`list[EventShare]`): of the visit, in their order; their shares add up to the visit's.
+        events (`list[EventShare]`): shares of the visit's events in their order; they add up to the visit's share.
     """
 
     visit: int
@@ -92,17 +92,18 @@ class VisitShare:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a label has its score.
+    """Explanation of a label's score by parts and by visits.
 
     Attributes:
-        task (`str`), label (`str`): what is explained.
-        probability (`float`): of the label among the task's labels.
-        score (`float`): its logarithm.
-        baseline (`float`): the log-probability for a customer with this profile and no history.
-        parts (`dict[str, float]`): what the score is a sum of.
-        baseline_parts (`dict[str, float]`): what the baseline is a sum of.
-        visits (`list[VisitShare]`): with the largest share first; the shares add up to score - baseline.
-        words (`str`): how often and when the label was met, such as "9 times, every 12 days, last 14 days ago; due".
+        task (`str`): name of the task.
+        label (`str`): the explained label, a value of the task's feature.
+        probability (`float`): probability of the label among the task's labels.
+        score (`float`): logarithm of the probability.
+        baseline (`float`): log-probability of the label for a customer with this profile and no history.
+        parts (`dict[str, float]`): parts of the score by name; they add up to it.
+        baseline_parts (`dict[str, float]`): parts of the baseline by name; they add up to it.
+        visits (`list[VisitShare]`): shares of the visits, largest first; they add up to score - baseline.
+        words (`str`): how often and when the label occurred, such as "9 times, every 12 days, last 14 days ago; due".
     """
 
     task: str
@@ -116,7 +117,7 @@ class Explanation:
     words: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values, for JSON."""
+        """Converts the explanation to nested dicts and lists, for JSON."""
         return asdict(self)
 
 
@@ -130,30 +131,37 @@ def explain(
     most_visits: int | None = MOST_VISITS,
     visits_with_events: int = VISITS_WITH_EVENTS,
 ) -> Explanation:
-    """Why a label has its score.
+    """Explains the score of a label.
 
-    The model reads the history once for every visit that is deleted, so a long history takes long; `most_visits`
-    bounds it.
+    The model reads the history again for every deleted visit, so the time grows with the history; `most_visits` limits
+    it.
 
     Args:
-        model ([`MCMForMultiTaskRecommendation`]): in evaluation mode.
-        feature_extractor ([`MCMFeatureExtractor`]): of the same checkpoint.
-        customer (`dict`): events and profile, as for the feature extractor, or a row of its `encode`.
-        task (`str`): name of a task.
-        label (*optional*): a value of the task; the one with the largest score by default.
-        now (*optional*): the time of the question; that of the last event by default.
-        most_visits (`int`, *optional*): visits that are deleted, the latest with the label first, then the latest of
-            the others; the rest has no share. `None` for all.
-        visits_with_events (`int`): visits, those with the largest shares, whose single events are deleted too.
-            Elsewhere the events with the label have the visit's share, or all events where none has it.
+        model ([`MCMForMultiTaskRecommendation`]): the model, in evaluation mode.
+        feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the same checkpoint.
+        customer (`dict`): a customer with `events` and `profile`, as for the feature extractor, or a row as its
+            `encode` returns it.
+        task (`str`): name of the task.
+        label (*optional*): the label to explain, a value of the task's feature. Default: the label with the highest
+            score.
+        now (*optional*): moment of the score: text, a datetime or a number of seconds, as for the feature extractor.
+            Default: the time of the last event.
+        most_visits (`int`, *optional*): number of visits to delete: the latest ones with the label first, then the
+            latest others. The remaining visits get a share of 0. `None`: all visits.
+        visits_with_events (`int`): number of visits, those with the largest shares, whose single events are deleted
+            too. In other visits the events with the label share the visit's share equally, or all events if none has
+            the label.
+
+    Returns:
+        [`Explanation`].
 
     Raises:
-        ValueError: for an unknown task or label, or a customer that cannot be read.
+        ValueError: if the task or the label is unknown, or the customer can't be encoded.
     """
     if task not in model.config.tasks:
         raise ValueError(f"No task {task!r}: this checkpoint predicts {model.config.tasks}.")
     row = customer if "visits" in customer else feature_extractor.encode(customer)
-    row = _kept(feature_extractor.readable(row, model.config.input_features), feature_extractor.max_events)
+    row = _read_part(feature_extractor.readable(row, model.config.input_features), feature_extractor.max_events)
     moment = None
     if now is not None and feature_extractor.time is not None:
         with naming("`now`"):
@@ -166,7 +174,7 @@ def explain(
 
 
 class _History:
-    """A customer's history, its variants without some events, and what a model says of them."""
+    """A customer's history and its variants without some events, with the model's log-probabilities for them."""
 
     def __init__(self, model, feature_extractor, row: Mapping[str, Any], moment: int | None):
         self.model, self.extractor, self.row, self.moment = model, feature_extractor, dict(row), moment
@@ -174,11 +182,13 @@ class _History:
         self.columns = [name for name, value in row.items() if isinstance(value, np.ndarray) and value.ndim]
 
     def best(self, task: str) -> int:
+        """Id of the task's label with the highest score."""
         inputs = self._inputs([self.row])
         with torch.inference_mode():
             return int(self.model(**inputs).logits[task][0].argmax())
 
     def explanation(self, task: str, label: int, most_visits: int | None, visits_with_events: int) -> Explanation:
+        """Explains a label, by its id; the other arguments are those of [`explain`]."""
         number = int(self.visits[-1]) + 1 if len(self.visits) else 0
         has_label = self._has_label(task, label)
         with_label = np.isin(np.arange(number), self.visits[has_label])
@@ -223,7 +233,7 @@ class _History:
         )
 
     def words(self, task: str, label: int) -> str:
-        """How often and when the label was met, from the times of the visits that have it."""
+        """How often and when the label occurred, in words, from the times of the visits that have it."""
         places = np.flatnonzero(self._has_label(task, label))
         if not len(places):
             return "never yet"
@@ -237,15 +247,15 @@ class _History:
         return f"{len(times)} times, every {_days(gap)}, last {_ago(ago)}" + "; due" * (ago >= DUE * gap > 0)
 
     def parts(self, rows: Sequence[Mapping[str, Any]], task: str, label: int) -> NDArray[np.float64]:
-        """What the log-probability of the label is a sum of, of shape `(B, P)`, for histories of any lengths."""
+        """Parts of the label's log-probability, of shape `(B, P)`, for histories of any lengths."""
         lengths = np.array([len(row["times"]) + 1 for row in rows])
-        found = np.empty((len(rows), len(NAMES)))
+        parts = np.empty((len(rows), len(NAMES)))
         order = np.argsort(-lengths, kind="stable")
         while len(order):
             size = max(1, EVENTS_AT_ONCE // int(lengths[order[0]]))
             batch, order = order[:size], order[size:]
-            found[batch] = _label_parts(self.model, self._inputs([rows[at] for at in batch]), task, label)
-        return found
+            parts[batch] = _label_parts(self.model, self._inputs([rows[at] for at in batch]), task, label)
+        return parts
 
     def _inputs(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         mask_next = self.model.config.augmentation == "masked_lm"
@@ -254,11 +264,12 @@ class _History:
         return {name: value.to(self.model.device) for name, value in inputs.items()}
 
     def _without(self, gone: NDArray[np.bool_]) -> dict[str, Any]:
-        """The row as if some events had never been: visits are counted anew, and so are the days between them."""
+        """The row without the events marked by `gone`, of shape `(events,)`; visits and the days between them are
+        computed again."""
         extractor = self.extractor
         token = self.row[f"feature_{extractor.token_type_feature}"]
         gone = gone.copy()
-        if extractor.end_of_visit:  # a visit that has no target any more is not closed
+        if extractor.end_of_visit:  # a visit without a target has no end-of-visit event
             closing = token == extractor.vocabularies[extractor.token_type_feature].index(extractor.end_of_visit) + 2
             is_target = ~closing & ~gone
             if extractor.target_token_types:
@@ -266,9 +277,9 @@ class _History:
                 is_target &= np.isin(token, targets)
             gone |= closing & ~np.isin(self.visits, self.visits[is_target])
         row = {name: value[~gone] if name in self.columns else value for name, value in self.row.items()}
-        kept, row["visits"] = np.unique(row["visits"], return_inverse=True)
+        distinct, row["visits"] = np.unique(row["visits"], return_inverse=True)
         row["visits"] = row["visits"].astype(np.int32)
-        first = np.searchsorted(row["visits"], np.arange(len(kept)))
+        first = np.searchsorted(row["visits"], np.arange(len(distinct)))
         timeline = Timeline(first, first[:0], row["times"], row["visits"], row["times"][first])
         for feature, kind in extractor._kinds.items():
             if kind == DAYS_SINCE_VISIT and feature in extractor._event_features:
@@ -278,7 +289,7 @@ class _History:
     def _event_shares(
         self, task: str, label: int, whole: NDArray, totals: NDArray, visits: Sequence[int]
     ) -> NDArray[np.float64]:
-        """The share of every event of the row. Of these visits by deletion; elsewhere by who has the label."""
+        """Share of each event: by deletion in the given visits, in other visits by which events have the label."""
         has_label = self._has_label(task, label)
         shares = np.zeros(len(self.visits))
         for visit, total in enumerate(totals):
@@ -312,7 +323,7 @@ class _History:
 def _label_parts(
     model: MCMForMultiTaskRecommendation, inputs: Mapping[str, torch.Tensor], task: str, label: int
 ) -> NDArray[np.float64]:
-    """What the log-probability of a label is a sum of, of shape `(B, P)`."""
+    """Parts of the log-probability of a label, of shape `(B, P)`, in the order of `NAMES`."""
     place = model.config.tasks.index(task)
     parts = model.score_parts([task], **inputs)[task]
     log_probability = model.joined_scores(place, parts).double().log_softmax(-1)[:, label]
@@ -323,28 +334,28 @@ def _label_parts(
         related = bool(cast(Any, memory).new_gain[place] != 0) or bool(cast(Any, memory).habit_gain[place] != 0)
     met = parts["met"][:, label] if related else torch.ones_like(log_probability, dtype=torch.bool)
     worth = torch.where(met, 1.0, TIE_SHARE).double()
-    found = {}
+    values = {}
     for name, scale in zip(PARTS, scales, strict=True):
         if name in parts:
-            found[name] = worth * scale * parts[name][:, label].double()
+            values[name] = worth * scale * parts[name][:, label].double()
     if related:
         gains = cast(Any, memory)
-        found["habits"] = met * gains.habit_gain[place].double() * parts["habits"][:, label].double()
-        found["new"] = ~met * gains.new_gain[place].double() * parts["new"][:, label].double()
-    found["others"] = log_probability - cast(torch.Tensor, sum(found.values()))
-    nothing = torch.zeros_like(log_probability)
-    return torch.stack([found.get(name, nothing) for name in NAMES], 1).cpu().numpy()
+        values["habits"] = met * gains.habit_gain[place].double() * parts["habits"][:, label].double()
+        values["new"] = ~met * gains.new_gain[place].double() * parts["new"][:, label].double()
+    values["others"] = log_probability - cast(torch.Tensor, sum(values.values()))
+    zeros = torch.zeros_like(log_probability)
+    return torch.stack([values.get(name, zeros) for name in NAMES], 1).cpu().numpy()
 
 
 def _shared(whole: NDArray, deletions: NDArray) -> NDArray[np.float64]:
-    """Shares of what is to be shared out, by visit and part, in the order of the deletions.
+    """Distributes totals over visits, in the order of the visits' deletions.
 
     Args:
-        whole: of each part, of shape `(P,)`.
-        deletions: what each part loses without each visit, of shape `(N, P)`.
+        whole: total of each part, of shape `(P,)`.
+        deletions: loss of each part when a visit is deleted, of shape `(N, P)`.
 
     Returns:
-        Of shape `(N, P)`; the sum over visits is `whole`.
+        Shares of shape `(N, P)`; their sum over visits is `whole`.
     """
     if not len(deletions):
         return deletions
@@ -355,15 +366,15 @@ def _shared(whole: NDArray, deletions: NDArray) -> NDArray[np.float64]:
     return deletions + weights[:, None] * rest
 
 
-def _kept(row: Mapping[str, Any], max_events: int) -> dict[str, Any]:
-    """The part of a row that the model reads, its latest events; visits from 0."""
+def _read_part(row: Mapping[str, Any], max_events: int) -> dict[str, Any]:
+    """The part of a row that the model reads: its latest events, with visits counted from 0."""
     start = first_kept(len(row["times"]), max_events - 1)
-    kept = {
+    part = {
         name: value[start:] if isinstance(value, np.ndarray) and value.ndim else value for name, value in row.items()
     }
     if start:
-        kept["visits"] = kept["visits"] - kept["visits"][:1]
-    return kept
+        part["visits"] = part["visits"] - part["visits"][:1]
+    return part
 
 
 def _iso(seconds: Any) -> str:

@@ -18,13 +18,13 @@
     live.add([{"time": "2017-03-01T18:30:00", "item": "milk"}])
     live.scores(tasks=["item"], k=5)
 
-Whatever way events are cut into calls of `add`, the answers are those of the whole history; `remove` gives the answers
-of a customer who never had the event. What the model has to remember of finished visits is in a `LiveState`, so that
-an answer takes as long after a thousand visits as after ten; the last visit may still grow, and is read again. The
-state is computed anew from the events where something has changed before the last visit, or where the history has
-outgrown what the feature extractor lets the model read (`first_kept`).
+The results are those of the whole history, however the events are split into calls of `add`. After `remove` they are
+those of a customer who never had the event. A `LiveState` holds what the model needs of finished visits, so that a
+result takes as long after a thousand visits as after ten. The last visit may still grow, and is read again. The state
+is computed again from all events where an event belongs before the last visit, or where the history becomes longer
+than the model's input (`first_kept`).
 
-Shapes: H hidden, V labels of a task.
+Shapes: S size of the customer embedding, V labels of a task.
 """
 
 import hashlib
@@ -62,22 +62,22 @@ from .processing_mcm import ROWS, MCMFeatureExtractor, first_kept
 from .state_mcm import MissingForecastsError
 
 FORMAT, VERSION = "mcm-live", "2"
-EVENTS = "events"  # the tensor of a stored state that holds the events, as compressed JSON
+EVENTS = "events"  # name of the tensor of a stored state that holds the events, as compressed JSON
 TIME_FIX = "give a datetime or ISO 8601 text such as 2017-03-01T18:30:00, or leave the event out"
-STATE = "state."  # the names of the others open with it
-# Of each model, for the weights that it has: the digest of these, and how live states read it.
+STATE = "state."  # prefix of the names of the other tensors of a stored state
+# Caches by model: the digest of its weights, and its `Reader`; each with the versions of the weights.
 _DIGESTS: WeakKeyDictionary[torch.nn.Module, tuple[Any, str]] = WeakKeyDictionary()
 _READERS: WeakKeyDictionary[torch.nn.Module, tuple[Any, Reader]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class Added:
-    """What came of `LiveCustomer.add`.
+    """Result of `LiveCustomer.add`.
 
     Attributes:
-        events (`int`): how many were added.
-        late (`bool`): whether some of them belong before or into an earlier visit than the last one. The state was
-            computed anew from the customer's events then, which takes longer; the answers are the same.
+        events (`int`): number of events that were added.
+        late (`bool`): whether some of them belong before the last visit. The state is then computed again from all
+            events, which takes longer; the results are the same.
     """
 
     events: int
@@ -86,14 +86,15 @@ class Added:
 
 @dataclass(order=True)
 class _Visit:
-    """A visit's raw events. Visits are in the order of the feature extractor: by start, those without a key first.
+    """The raw events of a visit. Visits are ordered as in the feature extractor: by start, those without key first.
 
     Attributes:
-        start: what puts its first event in order: seconds since 1970-01-01, or a place.
-        key: of the visit, as text; empty without one.
-        events: in the order in which they came.
-        opening: the event at the start.
-        end: events in a row of `encode` until the end of this visit, closing ones included; -1 until it was encoded.
+        start: start of the visit: seconds since 1970-01-01, or the place of its first event for a log without times.
+        key: whether the visit has a key, and the key as text (empty without one).
+        events: the visit's events in the order in which they were added.
+        opening: the visit's earliest event.
+        end: number of events in an encoded row up to the end of this visit, end-of-visit events included; -1 if the
+            visit has not been encoded.
     """
 
     start: int
@@ -104,25 +105,25 @@ class _Visit:
 
 
 class LiveCustomer:
-    """One customer's events and what a model says of them.
+    """One customer whose events arrive one by one, with scores, embedding, forecasts and explanations at any moment.
 
     Args:
         model ([`MCMForMultiTaskRecommendation`]): a trained model, in evaluation mode.
-        feature_extractor ([`MCMFeatureExtractor`]): the one that was saved with the model.
+        feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the same checkpoint.
         profile (`dict`, *optional*): the customer's profile, as for the feature extractor.
-        customer_id (`str`, *optional*): what messages call the customer.
+        customer_id (`str`, *optional*): name of the customer in error messages.
 
     Raises:
-        ValueError: if model and feature extractor do not belong together, or the profile cannot be read.
+        ValueError: if model and feature extractor do not belong together, or the profile can't be encoded.
     """
 
-    _closed: LiveState | None  # after the finished visits, the first `_folded` ones
+    _closed: LiveState | None  # state after the finished visits, which are the first `_folded` ones
     _folded: int
-    _tip: LiveState | None  # after all visits
-    _ahead: tuple[int, dict[str, Any]] | None  # what `_unread` gives, encoded, and its first visit
-    _start: int  # the first event that the model reads, its time and its visit
-    _base: int
-    _first_visit: int
+    _tip: LiveState | None  # state after all visits
+    _ahead: tuple[int, dict[str, Any]] | None  # number of the first visit of `_unread()`, and its encoded row
+    _start: int  # index of the first event that the model reads
+    _base: int  # time of this event, in seconds since 1970-01-01
+    _first_visit: int  # visit of this event
 
     def __init__(
         self,
@@ -131,10 +132,10 @@ class LiveCustomer:
         profile: Mapping[str, Any] | None = None,
         customer_id: str | None = None,
     ):
-        found, expected = feature_extractor.vocabulary_sizes, model.config.vocabulary_sizes
-        if feature_extractor.feature_names != model.config.features or found != expected:
+        sizes, expected = feature_extractor.vocabulary_sizes, model.config.vocabulary_sizes
+        if feature_extractor.feature_names != model.config.features or sizes != expected:
             raise ValueError(
-                f"The feature extractor's vocabularies have sizes {found}, the model's {expected}: take the feature "
+                f"The feature extractor's vocabularies have sizes {sizes}, the model's {expected}: take the feature "
                 "extractor that was saved with this checkpoint."
             )
         self.model, self.feature_extractor = model, feature_extractor
@@ -144,56 +145,60 @@ class LiveCustomer:
         self._visits: list[_Visit] = []
         self._by_key: dict[Any, _Visit] = {}
         self._arrived = 0
-        self._last = -(2**63)  # the latest event, in seconds
+        self._last = -(2**63)  # time of the latest event, in seconds since 1970-01-01
         self._forget_state()
 
     # ------------------------------------------------------------------------------------------------ events in, out
 
     def add(self, events: Any, now: Any = None) -> Added:
-        """Takes new events, in any order, also such as are older than those that are there.
+        """Adds events, in any order; they may be older than present ones.
 
         Args:
-            events: one event, a list of events, a data frame or a dict of columns, as for the feature extractor.
-            now (*optional*): the time of the call. No event may be later.
+            events: one event (`dict`), a list of events, a data frame or a dict of columns, as for the feature
+                extractor.
+            now (*optional*): time of the call; no event may be later.
+
+        Returns:
+            [`Added`].
 
         Raises:
-            ValueError: if an event has no time, lies after `now`, or cannot be read. Nothing has changed then.
+            ValueError: if an event has no time, is later than `now`, or can't be encoded. Nothing has changed then.
         """
         added = self._read(events)
         self._check_past(added, now)
-        first, row = self._folded - 1, self._encode([*self._unread(), *added])  # it raises where one can't be read
+        first, row = self._folded - 1, self._encode([*self._unread(), *added])  # raises before anything changes
         late = self._insert(added)
         if not late and first >= 0:
             self._ahead = first, row
         return Added(len(added), late)
 
     def remove(self, event: Mapping[str, Any]) -> None:
-        """Forgets one event: from here on every answer is that of a customer who never had it.
+        """Removes one event. All later results are those of a customer who never had it.
 
         Args:
-            event (`dict`): the event as it was added. Of several equal ones the last is removed.
+            event (`dict`): the event as it was added. Of several equal events the last one is removed.
 
         Raises:
             ValueError: if the customer has no such event.
         """
-        (wanted,) = self._read([event])
-        self._encode([wanted])
-        visit = self._by_key.get(self._placed(wanted)[0])
-        if self.feature_extractor.order == ROWS:  # only equality says which one it is
-            visit = next((each for each in reversed(self._visits) if wanted in each.events), None)
-        if visit is None or wanted not in visit.events:
+        (target,) = self._read([event])
+        self._encode([target])
+        visit = self._by_key.get(self._placed(target)[0])
+        if self.feature_extractor.order == ROWS:  # events have no time or place, so they are compared
+            visit = next((each for each in reversed(self._visits) if target in each.events), None)
+        if visit is None or target not in visit.events:
             raise ValueError(
                 f"{self._name()} has no event {dict(event)!r}: give all columns of the event as they were added."
             )
         everything = self.events
-        everything.remove(wanted)
+        everything.remove(target)
         self._visits, self._by_key, self._arrived, self._last = [], {}, 0, -(2**63)
         self._forget_state()
         self._insert(everything)
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """All events as they are kept, those of older visits first."""
+        """All events as dicts of plain values, ordered by visit."""
         return [event for visit in self._visits for event in visit.events]
 
     # ---------------------------------------------------------------------------------------------------- questions
@@ -201,19 +206,19 @@ class LiveCustomer:
     def scores(
         self, now: Any = None, tasks: Sequence[str] | None = None, k: int = 10
     ) -> dict[str, list[dict[str, Any]]]:
-        """The labels that the customer is likely to choose next.
+        """The labels that are likely to come next, with their probabilities.
 
         Args:
-            now (*optional*): the time of the question; the last event's by default. What the repeat memory counts
-                has faded until then. The model has learned from questions at the last event, and is measured on them.
-            tasks (`Sequence[str]`, *optional*): names of tasks, all by default.
-            k (`int`): labels of each task; at most all of them.
+            now (*optional*): moment of the scores: text, a datetime or a number of seconds. The counts of the repeat
+                memory have faded until then. Default: the time of the last event, which training and evaluation use.
+            tasks (`Sequence[str]`, *optional*): names of the tasks. Default: all tasks.
+            k (`int`): number of labels of each task; at most all labels are returned.
 
         Returns:
-            For each task a list of `{"label": value, "score": probability among the task's labels}`, best first.
+            By task a list of `{"label": value, "score": probability among the task's labels}`, best first.
 
         Raises:
-            ValueError: for an unknown task, `k` under 1, or a `now` before the last event.
+            ValueError: if a task is unknown, `k` is below 1, or `now` is before the last event.
         """
         known = self.model.config.tasks
         tasks = list(known if tasks is None else tasks)
@@ -232,11 +237,18 @@ class LiveCustomer:
         return result
 
     def logits(self, now: Any = None, tasks: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
-        """The scores of all labels, for each task of shape `(V,)`, before the softmax that makes them probabilities.
+        """Scores of all labels, before the softmax that turns them into probabilities.
 
         Args:
-            now (*optional*): as for `scores`.
-            tasks (`Sequence[str]`, *optional*): names of tasks, all by default.
+            now (*optional*): moment of the scores: text, a datetime or a number of seconds. Default: the time of the
+                last event.
+            tasks (`Sequence[str]`, *optional*): names of the tasks. Default: all tasks.
+
+        Returns:
+            `dict[str, torch.FloatTensor]`: by task the scores, of shape `(V,)`.
+
+        Raises:
+            ValueError: if `now` is before the last event.
         """
         moment = self._moment(now)
         if self._reader is not None:
@@ -246,10 +258,17 @@ class LiveCustomer:
         return {task: logits[task][0] for task in tasks or self.model.config.tasks}
 
     def embedding(self, now: Any = None) -> NDArray[np.float32]:
-        """The customer embedding, of shape `(S,)`.
+        """The customer embedding.
 
         Args:
-            now (*optional*): as for `scores`.
+            now (*optional*): moment of the embedding: text, a datetime or a number of seconds. Default: the time of
+                the last event.
+
+        Returns:
+            `np.ndarray` of shape `(S,)`, float32.
+
+        Raises:
+            ValueError: if `now` is before the last event.
         """
         moment = self._moment(now)
         if self._reader is not None:
@@ -258,34 +277,43 @@ class LiveCustomer:
             return self.model.model(**self._inputs(moment)).pooler_output[0].float().cpu().numpy()
 
     def forecast(self, now: Any = None) -> dict[str, float]:
-        """What is to be expected of the customer, as the pipeline `customer-forecast` says it.
+        """Forecasts of the customer's future.
 
         Args:
-            now (*optional*): as for `scores`.
+            now (*optional*): moment from which the forecasts count: text, a datetime or a number of seconds. Default:
+                the time of the last event.
+
+        Returns:
+            `dict[str, float]`: the forecasts by name, as [`CustomerForecastPipeline`] returns them.
 
         Raises:
-            MissingForecastsError: a `ValueError`, if the checkpoint has learned no forecasts.
+            MissingForecastsError: a `ValueError`, if the checkpoint has no trained forecasts.
+            ValueError: if `now` is before the last event.
         """
         moment, heads = self._moment(now), self.model.model.forecasts
         if heads is None or not heads.is_trained:
             raise MissingForecastsError(self.model.name_or_path)
         if self._reader is not None:
-            found = self._state().forecast(self._reader, self._days(moment))
+            forecasts = self._state().forecast(self._reader, self._days(moment))
         else:
             with torch.inference_mode():
-                found = cast(dict[str, torch.Tensor], self.model.model(**self._inputs(moment)).forecasts)
-        return {name: value.item() for name, value in found.items()}
+                forecasts = cast(dict[str, torch.Tensor], self.model.model(**self._inputs(moment)).forecasts)
+        return {name: value.item() for name, value in forecasts.items()}
 
     def explain(self, task: str, label: Any = None, now: Any = None) -> Explanation:
-        """Why a label has its score: what it is a sum of, and the share of every visit and event.
+        """Explains a label's score by parts, and by shares of visits and events.
 
         Args:
-            task (`str`): name of a task.
-            label (*optional*): a value of the task; the best by default.
-            now (*optional*): as for `scores`.
+            task (`str`): name of the task.
+            label (*optional*): the label, a value of the task's feature. Default: the label with the highest score.
+            now (*optional*): moment of the score: text, a datetime or a number of seconds. Default: the time of the
+                last event.
+
+        Returns:
+            [`~explanations_mcm.Explanation`].
 
         Raises:
-            ValueError: for an unknown task or label, or a `now` before the last event.
+            ValueError: if the task or the label is unknown, or `now` is before the last event.
         """
         self._moment(now)
         customer = {"events": self.events, "profile": self.profile or None, "customer_id": self.customer_id}
@@ -294,11 +322,11 @@ class LiveCustomer:
     # -------------------------------------------------------------------------------------------------------- stored
 
     def to_bytes(self, caches: bool = True) -> bytes:
-        """The state as a safetensors file in memory, with the digest of the checkpoint in its metadata.
+        """Stores the customer as a safetensors file in memory, with the digest of the checkpoint in its metadata.
 
         Args:
-            caches (`bool`): Store what the model remembers too. Without, a state is as small as its events, and the
-                first answer after `from_bytes` takes as long as reading the whole history.
+            caches (`bool`): whether to store the [`~live_state_mcm.LiveState`] too. Without it the result contains the
+                events alone, and the first result after `from_bytes` takes the time to read the whole history.
         """
         stored: dict[str, Any] = {"events": self.events, "profile": self.profile, "customer_id": self.customer_id}
         tensors = {}
@@ -323,15 +351,15 @@ class LiveCustomer:
     def from_bytes(
         cls, data: bytes, model: MCMForMultiTaskRecommendation, feature_extractor: MCMFeatureExtractor
     ) -> "LiveCustomer":
-        """The customer whose state `to_bytes` gave.
+        """Restores a customer that `to_bytes` stored.
 
         Args:
-            data (`bytes`): the stored state.
-            model: of the checkpoint that the state was stored with.
-            feature_extractor: of the same checkpoint.
+            data (`bytes`): result of `to_bytes`.
+            model ([`MCMForMultiTaskRecommendation`]): model of the checkpoint with which the customer was stored.
+            feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the same checkpoint.
 
         Raises:
-            ValueError: if the bytes are damaged, or the state is of another checkpoint.
+            ValueError: if the bytes are damaged, or the customer was stored with another checkpoint.
         """
         fix = "add the customer's events to a new LiveCustomer"
         try:
@@ -365,7 +393,7 @@ class LiveCustomer:
         return "Customer without id" if self.customer_id is None else f"Customer {self.customer_id!r}"
 
     def _read(self, events: Any) -> list[dict[str, Any]]:
-        """Events as dicts of plain values that JSON can hold; those that the feature extractor refuses are refused."""
+        """Converts events to dicts of plain values that JSON can hold; raises a `ValueError` for invalid ones."""
         extractor = self.feature_extractor
         with naming(self._name()):
             if isinstance(events, Mapping) and not any(_is_column(value) for value in events.values()):
@@ -396,7 +424,7 @@ class LiveCustomer:
         return {name: value.to(self.model.device) for name, value in inputs.items()}
 
     def _placed(self, event: Mapping[str, Any]) -> tuple[Any, int, str | None]:
-        """What tells an event's visit from others, what puts the event in order, and its visit's key, if any."""
+        """Identifier of an event's visit, position of the event (seconds or a place), and key of the visit, if any."""
         extractor = self.feature_extractor
         if extractor.time is not None:
             moment = int(np.datetime64(event[extractor.time], "s").astype(np.int64))
@@ -406,7 +434,7 @@ class LiveCustomer:
         return (moment if key is None else (key,)), moment, key
 
     def _insert(self, events: Sequence[dict[str, Any]]) -> bool:
-        """Puts events into their visits; returns whether a visit before the last one has changed."""
+        """Inserts events into their visits; returns whether a visit before the last one has changed."""
         before, opened = len(self._visits), self._visits[-1] if self._visits else None
         made: set[int] = set()
         late = touched = False
@@ -419,7 +447,7 @@ class LiveCustomer:
                 visit = self._by_key[known_by] = _Visit(moment, (key is not None, key or ""), [], event)
                 made.add(id(visit))
                 insort(self._visits, visit)
-            elif moment < visit.start:  # it began earlier than it seemed
+            elif moment < visit.start:  # a new earliest event moves the visit
                 self._visits.remove(visit)
                 visit.start, visit.opening = moment, event
                 insort(self._visits, visit)
@@ -437,7 +465,7 @@ class LiveCustomer:
             self._closed, self._folded, self._tip = self._tip, before, None
         return late
 
-    # -------------------------------------------------------------------------------------------------- what is kept
+    # --------------------------------------------------------------------------------------------------- live state
 
     def _forget_state(self) -> None:
         self._closed = self._tip = self._ahead = None
@@ -450,7 +478,8 @@ class LiveCustomer:
         return cast(LiveState, self._tip)
 
     def _read_on(self) -> bool:
-        """Reads the visits that are not in the state; `False` where the history has to be cut elsewhere."""
+        """Reads the visits that are not in the state; returns False where the window of events has moved, so that the
+        whole history must be read."""
         if not self._folded:
             return False
         first, row = self._ahead or (self._folded - 1, self._encode(self._unread()))
@@ -462,8 +491,8 @@ class LiveCustomer:
         return True
 
     def _unread(self) -> list[dict[str, Any]]:
-        """The events of visits that are not in the state, after the opening of the visit before: it says how many days
-        have passed."""
+        """The events of visits that are not in the state, after the opening event of the visit before, from which the
+        days since the last visit are computed."""
         if not self._folded:
             return []
         unread = [event for visit in self._visits[self._folded :] for event in visit.events]
@@ -484,15 +513,15 @@ class LiveCustomer:
         self._extend(row, self._start, 0)
 
     def _count_rows(self, row: Mapping[str, Any], first: int, skip: int) -> None:
-        """Notes where the visits from `first` on end in a row of all events; the first `skip` visits of `row` are
-        others."""
+        """Sets `end` of the visits from `first` on, from a row of their events; the first `skip` visits of `row` are
+        earlier ones."""
         counts = np.bincount(row["visits"], minlength=skip + len(self._visits) - first)[skip:]
         counts[:1] += self._visits[first - 1].end if first else 0
         for visit, end in zip(self._visits[first:], counts.cumsum().tolist(), strict=True):
             visit.end = end
 
     def _extend(self, row: Mapping[str, Any], skip: int, first: int) -> None:
-        """Reads a row's events from `skip` on, the last visit apart; its visits are counted from `first`."""
+        """Reads the events of a row from `skip` on, the last visit separately. The row's visits count from `first`."""
         extractor = self.feature_extractor
         visits = row["visits"][skip:].astype(np.int64) + first
         times = row["times"][skip:] if extractor.order is None else visits * SECONDS_PER_DAY
@@ -519,7 +548,7 @@ class LiveCustomer:
         self._tip = state
 
     def _check_past(self, events: Sequence[Mapping[str, Any]], now: Any) -> None:
-        """Raises where an event is later than `now`."""
+        """Raises a `ValueError` if an event is later than `now`."""
         if now is None:
             return
         (moment,) = self.feature_extractor._read_now(now, 1)
@@ -532,7 +561,7 @@ class LiveCustomer:
                 )
 
     def _moment(self, now: Any) -> float | None:
-        """Seconds since 1970-01-01 of the time of a question, which is not before the last event."""
+        """Seconds since 1970-01-01 of the moment `now`; raises a `ValueError` if it is before the last event."""
         if now is None:
             return None
         (moment,) = self.feature_extractor._read_now(now, 1)
@@ -544,7 +573,7 @@ class LiveCustomer:
         return moment
 
     def _days(self, moment: float | None) -> float | None:
-        """A moment on the clock of the state."""
+        """A moment in days on the clock of the state, from the first event that the model reads."""
         if moment is None or not self._visits:
             return None
         return float(np.float32((moment - self._base) / SECONDS_PER_DAY))
@@ -559,7 +588,15 @@ def _reader(model: MCMForMultiTaskRecommendation) -> Reader:
 
 
 def checkpoint_digest(model: MCMForMultiTaskRecommendation, feature_extractor: MCMFeatureExtractor) -> str:
-    """Hex digest of a model's weights and of what its feature extractor makes of events; computed once a model."""
+    """Digest of a model's weights and of its feature extractor's settings; cached for each model.
+
+    Args:
+        model ([`MCMForMultiTaskRecommendation`]): the model.
+        feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the same checkpoint.
+
+    Returns:
+        `str` of 64 hexadecimal digits.
+    """
     weights = sorted(model.state_dict().items())
     versions = tuple((value.data_ptr(), value._version) for _, value in weights)
     known = _DIGESTS.get(model)
@@ -590,8 +627,8 @@ def _content_digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A raw value as JSON holds it: text, numbers and booleans as they are, lists of them, the rest as text."""
-    if type(value) is str:  # most are
+    """Converts a raw value for JSON: text, numbers, booleans and lists of them stay, other values become text."""
+    if type(value) is str:  # the most frequent case
         return value
     if isinstance(value, np.generic) and value.dtype.kind not in "mM":
         value = value.item()

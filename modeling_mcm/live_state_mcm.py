@@ -14,19 +14,19 @@
 # limitations under the License.
 """What a model has to remember of a history, so that a new visit costs the same after ten visits and after a thousand.
 
-The encoder is causal, so what it said of a unit never changes, and everything else is a recursion:
+The encoder is causal, so the hidden vector of a unit never changes, and everything else can be updated step by step:
 
-- of each layer the keys and values of the start row and of the latest `attention_window` units;
-- of the readout, for every label the average so far and the logarithm of the sum of its weights;
-- of the memories, for every label met the counts that fade, when it was met first and last, and its rate a visit;
-- of the labels that go together, the two products with the tables of the counted memory;
-- of the customer state the counts that fade.
+- for each layer, the keys and values of the start row and of the latest `attention_window` units;
+- for the readout, the average of each label so far and the logarithm of the sum of its weights;
+- for the memories, the fading counts of each label met, its first and last unit and time, and its rate;
+- for related labels, the two products with the tables of the counted memory;
+- for the customer state, the fading counts.
 
-`LiveState.extend` reads further events and gives a new state; the old one stays as it was, so an unfinished visit can
-be read again when it has grown.
+`LiveState.extend` reads further events and returns a new state. The old state does not change, so an unfinished visit
+can be read again when it has grown.
 
-Shapes: L events, J features, U units (events or visits), H hidden, V labels of all tasks side by side, S labels that
-the customer met, K half-lives, A latest labels.
+Shapes: L events, J features, U units (events or visits), W cached units, H hidden size, V labels of all tasks, S
+labels met by the customer, K half-lives, A latest labels, T tasks, N summed features.
 """
 
 import math
@@ -42,23 +42,23 @@ from .counted_memory_mcm import HABIT_VISITS, LATEST, LEAST_RATE, LEAST_WEIGHT, 
 from .modeling_mcm import MCMForMultiTaskRecommendation
 from .state_mcm import TASTE_HALF_LIFE
 
-SCORES_AT_ONCE = 2**22  # numbers of z that reading many events holds
+SCORES_AT_ONCE = 2**22  # largest number of elements of z in memory
 DECAY = 2.0 ** (-1 / HABIT_VISITS)
-# Columns of `LiveState.met` after the K counts that fade.
+# Columns of `LiveState.met` after the K fading counts.
 NUMBER, FIRST_UNIT, LAST_UNIT, FIRST_TIME, LAST_TIME, RATE = range(6)
 COLUMNS = 6
-MOST_UNREAD = 64  # parts that wait for the readout
+MOST_UNREAD = 64  # number of calls of `extend` after which the readout reads the units of all of them
 
 
 class TaskTables(NamedTuple):
-    """What is read of a task for every new visit.
+    """Parameters of one task's labels (V labels of this task).
 
     Attributes:
-        place (`int`): of the task.
-        labels (`slice`): its labels among those of all tasks.
-        bias (`torch.Tensor` of shape `(V,)`): of the labels.
-        gains (`torch.Tensor` of shape `(V, K)`): c of the repeat memory.
-        rarity (`torch.Tensor` of shape `(V, 1)`): r of the repeat memory.
+        place (`int`): index of the task.
+        labels (`slice`): the task's labels among the labels of all tasks.
+        bias (`torch.FloatTensor` of shape `(V,)`): bias of each label.
+        gains (`torch.FloatTensor` of shape `(V, K)`): label gains c of the repeat memory.
+        rarity (`torch.FloatTensor` of shape `(V, 1)`): rarities r of the repeat memory.
     """
 
     place: int
@@ -69,11 +69,11 @@ class TaskTables(NamedTuple):
 
 
 class Reader:
-    """A model as live states read it: what is looked up for every new visit is looked up once.
+    """A model's parameters in the form that live states need; they are computed once, not for every new visit.
 
     Args:
-        model ([`MCMForMultiTaskRecommendation`]): in evaluation mode, for which [`is_incremental`] holds. Its weights
-            must not change.
+        model ([`MCMForMultiTaskRecommendation`]): the model, in evaluation mode, for which [`is_incremental`] is True.
+            Its weights must not change afterwards.
     """
 
     def __init__(self, model: MCMForMultiTaskRecommendation):
@@ -87,19 +87,19 @@ class Reader:
         memory, counted = model.repeat_memory, model.counted_memory
         self.tables: list[TaskTables] = []
         vectors, start = [], 0
-        for place, rows in enumerate(model._all_labels()):
-            size = len(rows.vectors)
-            gains, rarity = rows.memory or (rows.vectors.new_zeros(size, 0), rows.vectors.new_zeros(size, 1))
-            bias = model._label_offsets(rows, torch.float32)
+        for place, scored in enumerate(model._all_labels()):
+            size = len(scored.vectors)
+            gains, rarity = scored.memory or (scored.vectors.new_zeros(size, 0), scored.vectors.new_zeros(size, 1))
+            bias = model._label_offsets(scored, torch.float32)
             labels = slice(start, start + size)
             self.tables.append(TaskTables(place, labels, bias.detach(), gains.detach(), rarity.detach()))
             scale = 1.0 if model.readout_scale is None else model.readout_scale[place].detach()
-            vectors.append(rows.vectors.detach() * scale)
+            vectors.append(scored.vectors.detach() * scale)
             start += size
         self.vectors, self.labels = torch.cat(vectors), start
         self.features = torch.tensor(model.task_features)
         self.starts = torch.tensor([table.labels.start for table in self.tables])
-        self.task_of = torch.repeat_interleave(torch.tensor([len(rows) for rows in vectors]))
+        self.task_of = torch.repeat_interleave(torch.tensor([len(table) for table in vectors]))
         self.is_related = torch.tensor([counted is not None and counted.has_related(k) for k in range(len(vectors))])
         self.relates_some, self.relates_all = bool(self.is_related.any()), bool(self.is_related.all())
         self.rates = torch.zeros(0) if memory is None else torch.exp(-memory.log_half_life.detach()).double()
@@ -111,11 +111,11 @@ class Reader:
         self.few: list[int] = [] if state is None else state.few
         self.many: list[int] = [] if state is None else state.many
         self.channels = 0 if state is None else 2 + state.num_sums
-        # Half-lives at which features of many values are counted: the one nearest to a month, and none.
+        # Indices of the half-lives of features with many values: the one nearest to a month, and the infinite one.
         nearest = sorted(range(len(half_lives)), key=lambda k: abs(half_lives[k] - TASTE_HALF_LIFE))[:1]
         self.slow = [*nearest, len(half_lives) - 1] if half_lives else []
         self.few_rows, self.many_rows = self._rows(self.few), self._rows(self.many)
-        # P of many values: a row for each number, and the product for a customer who has none of the values.
+        # P z of features with many values: a row of P for each count, and P z of a customer without any such value.
         self.taste: torch.Tensor | None = None
         if state is not None and state.taste is not None:
             weight = state.taste.weight.detach()
@@ -124,7 +124,7 @@ class Reader:
             self.no_taste = (weight.double() @ nothing.double()).float()
 
     def _rows(self, features: Sequence[int]) -> torch.Tensor:
-        """Where the counts of each of these features begin, and where the last end: of shape `(features + 1,)`."""
+        """Index of the first count of each feature, and the index behind the last: of shape `(features + 1,)`."""
         sizes = self.model.config.vocabulary_sizes
         return torch.tensor([0, *(sizes[feature] for feature in features)]).cumsum(0)
 
@@ -137,7 +137,11 @@ def _projections(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def is_incremental(model: MCMForMultiTaskRecommendation) -> bool:
-    """Whether what the model says of a unit never changes when others follow."""
+    """Whether a model's hidden vectors never change when further units follow, as a [`LiveState`] requires.
+
+    Args:
+        model ([`MCMForMultiTaskRecommendation`]): the model.
+    """
     config = model.config
     reads_all = not config.input_features or set(config.input_features) == set(config.features)
     return config.encoder_attention == "causal" and config.augmentation != "masked_lm" and reads_all
@@ -145,33 +149,36 @@ def is_incremental(model: MCMForMultiTaskRecommendation) -> bool:
 
 @dataclass
 class LiveState:
-    """What is remembered of the events so far.
+    """The summary of a customer's events from which scores, embedding and forecasts are computed.
+
+    Times are days from the customer's first event. "Index of a label" means its index among the labels of all tasks.
 
     Attributes:
-        units (`int`): how many there are, the start row included.
-        visits (`int`): the last visit's number; 0 is that of the start row.
-        time (`float`): days from the customer's first event to the last one.
-        hidden (`torch.FloatTensor` of shape `(H,)`): the last layer's vector of the last unit.
-        kept (`torch.LongTensor` of shape `(W,)`): numbers of the units whose keys and values are kept.
+        units (`int`): number of units, the start row included.
+        visits (`int`): number of the last visit; the start row is visit 0.
+        time (`float`): time of the last event.
+        began (`float`): time of the first event, infinite without events.
+        hidden (`torch.FloatTensor` of shape `(H,)`): hidden vector of the last unit, after the last layer.
+        kept (`torch.LongTensor` of shape `(W,)`): numbers of the units whose keys and values are cached.
         caches (`torch.FloatTensor` of shape `(layers, 2, heads, W, H / heads)`): keys and values of these units.
-        average, weight (`torch.FloatTensor` of shape `(V,)`): of each label the readout, and the logarithm of the sum
-            of exp(z) of all units but the unread ones.
-        unread (`tuple[torch.FloatTensor, ...]`, each of shape `(U, H)`): vectors of the latest units, which the
-            readout has not read yet: it reads them when scores are wanted, in these parts, so that the scores are the
-            same to the last bit whenever that is.
-        labels (`torch.LongTensor` of shape `(S,)`): the labels that were met, ascending, among those of all tasks.
-        met (`torch.DoubleTensor` of shape `(S, K + 6)`): of each the counts that fade, in how many units it was met,
-            the first and the last of them, their days, and its rate a visit, not normalised.
-        label_visits (`torch.LongTensor` of shape `(T,)`): visits with a label of each task.
-        latest (`torch.LongTensor` of shape `(T, A)`), latest_times (`torch.FloatTensor` of shape `(T, A)`): the latest
-            labels of each task, the last one at the end, and their days; 0 where there are fewer.
-        began (`float`): days of the first event, infinite without one.
-        sums (`torch.DoubleTensor` of shape `(2 + sums, half-lives)`): of the customer state, the fading numbers of
-            events and visits and the fading sums.
-        few, many (`torch.DoubleTensor` of shape `(values, half-lives)` and `(values, 2)`): of the customer state, the
-            fading counts of the values of its features.
-        habits, new (`torch.DoubleTensor` of shape `(V,)`): the rates, and the labels met, times the tables of related
-            labels.
+        average (`torch.FloatTensor` of shape `(V,)`): readout of each label over all units but the unread ones.
+        weight (`torch.FloatTensor` of shape `(V,)`): log-sum-exp of z of each label over the same units.
+        unread (`tuple[torch.FloatTensor, ...]`, each of shape `(U, H)`): hidden vectors of the latest units, which the
+            readout has not read. It reads them when scores are computed, in these parts, so that the scores have the
+            same bits at any time.
+        labels (`torch.LongTensor` of shape `(S,)`): indices of the labels met, ascending.
+        met (`torch.DoubleTensor` of shape `(S, K + 6)`): for each label met the fading counts, the number of units
+            with it, the first and the last of these units, their times, and its rate, not normalised.
+        label_visits (`torch.LongTensor` of shape `(T,)`): number of visits with a label of each task.
+        latest (`torch.LongTensor` of shape `(T, A)`): label ids of each task's latest labels, the last one at the end;
+            0 where there are fewer.
+        latest_times (`torch.FloatTensor` of shape `(T, A)`): times of the latest labels.
+        sums (`torch.DoubleTensor` of shape `(2 + N, half-lives)`): counts of the customer state: the fading numbers of
+            events and visits, and the fading sums.
+        few (`torch.DoubleTensor` of shape `(values, half-lives)`): fading counts of features with few values.
+        many (`torch.DoubleTensor` of shape `(values, 2)`): fading counts of features with many values.
+        habits (`torch.DoubleTensor` of shape `(V,)`): rates of the labels met times the table of habits.
+        new (`torch.DoubleTensor` of shape `(V,)`): labels met times the table of new labels.
     """
 
     units: int
@@ -197,7 +204,11 @@ class LiveState:
 
     @classmethod
     def empty(cls, reader: Reader) -> "LiveState":
-        """Before the start row."""
+        """The state before the start row.
+
+        Args:
+            reader ([`Reader`]): parameters of the model.
+        """
         tasks, size = len(reader.tables), reader.labels
         kernels = reader.tables[0].gains.shape[1]
         caches = torch.zeros(len(reader.layers), 2, reader.heads, 0, reader.hidden_size // reader.heads)
@@ -226,7 +237,11 @@ class LiveState:
 
     @torch.inference_mode()
     def tensors(self, reader: Reader) -> dict[str, torch.Tensor]:
-        """Everything that a state is stored as; what the others give is left out."""
+        """The tensors to store, from which `of_tensors` restores the state.
+
+        Args:
+            reader ([`Reader`]): parameters of the model.
+        """
         self._read_out(reader)
         stored = {each.name: getattr(self, each.name) for each in fields(self)}
         stored = {name: value for name, value in stored.items() if isinstance(value, torch.Tensor)}
@@ -237,7 +252,12 @@ class LiveState:
 
     @classmethod
     def of_tensors(cls, stored: dict[str, torch.Tensor], reader: Reader) -> "LiveState":
-        """The state that `tensors` gave."""
+        """Restores a state.
+
+        Args:
+            stored (`dict[str, torch.Tensor]`): result of `tensors`.
+            reader ([`Reader`]): parameters of the same model.
+        """
         values: dict[str, Any] = dict(stored)
         units, visits, time, began = values.pop("numbers").tolist()
         state = cls.empty(reader)
@@ -255,15 +275,17 @@ class LiveState:
         visits: torch.Tensor,
         values: torch.Tensor | None = None,
     ) -> "LiveState":
-        """The state after further events, whole visits.
+        """Reads further events, whole visits, and returns the new state.
 
         Args:
-            reader ([`Reader`]): of the model.
-            input_ids (`torch.LongTensor` of shape `(L, J)`): of the events, oldest first.
-            times (`torch.FloatTensor` of shape `(L,)`): days from the customer's first event, none less than the one
-                before.
-            visits (`torch.LongTensor` of shape `(L,)`): their visits, counted from that of the start row, 0.
-            values (`torch.FloatTensor` of shape `(L, N)`, *optional*): of the features that the customer state sums.
+            reader ([`Reader`]): parameters of the model.
+            input_ids (`torch.LongTensor` of shape `(L, J)`): feature ids of the events, oldest first.
+            times (`torch.FloatTensor` of shape `(L,)`): days from the customer's first event, in ascending order.
+            visits (`torch.LongTensor` of shape `(L,)`): visit of each event; the start row is visit 0.
+            values (`torch.FloatTensor` of shape `(L, N)`, *optional*): values of the summed features. Default: 0.
+
+        Raises:
+            ValueError: if there are more units than position embeddings.
         """
         size = max(1, SCORES_AT_ONCE // reader.labels)
         if values is None:
@@ -300,7 +322,7 @@ class LiveState:
         return state
 
     def _encode(self, reader: Reader, events: torch.Tensor, units: torch.Tensor, count: int) -> torch.Tensor:
-        """The last layer's vectors of new units, of shape `(U, H)`; their keys and values are kept."""
+        """Hidden vectors of new units, of shape `(U, H)`; caches their keys and values."""
         embeddings = reader.model.model.embeddings
         x = events
         if reader.unit == "visit":
@@ -316,14 +338,14 @@ class LiveState:
                 )
             x = x + embeddings.position_embeddings.weight[numbers]
         x = embeddings.norm(x)[None]
-        everyone = torch.cat([self.kept, numbers])
+        cached = torch.cat([self.kept, numbers])
         window = reader.window
         mask = None
         if count > 1:
-            age = numbers[:, None] - everyone
+            age = numbers[:, None] - cached
             mask = age >= 0
             if window is not None:
-                mask &= (age < window) | (everyone == 0)
+                mask &= (age < window) | (cached == 0)
         caches = []
         for place, (layer, projections) in enumerate(zip(reader.layers, reader.projections, strict=True)):
             # Queries, keys and values, of shape (3, heads, U, H / heads).
@@ -334,15 +356,15 @@ class LiveState:
             read = read[0].transpose(0, 1).reshape(1, count, -1)
             x = layer.feed_forward_chunk(layer.attention.output(read, x))
             caches.append(cache)
-        self.kept, self.caches = everyone, torch.stack(caches)
-        if window is not None and len(everyone) > window:  # the next unit does not read the oldest but the start row
-            keep = ((everyone == 0) | (self.units + count - everyone < window)).nonzero()[:, 0]
-            self.kept, self.caches = everyone[keep], self.caches.index_select(3, keep)
+        self.kept, self.caches = cached, torch.stack(caches)
+        if window is not None and len(cached) > window:  # drop units before the window, but not the start row
+            keep = ((cached == 0) | (self.units + count - cached < window)).nonzero()[:, 0]
+            self.kept, self.caches = cached[keep], self.caches.index_select(3, keep)
         self.hidden = x[0, -1]
         return x[0]
 
     def _read_out(self, reader: Reader) -> None:
-        """The readout reads what it has not read yet."""
+        """Updates the readout by the unread units."""
         for hidden in self.unread[-1:] if reader.reads_last else self.unread:
             z = F.linear(hidden, reader.vectors)
             if reader.reads_last:
@@ -403,10 +425,13 @@ class LiveState:
         self._latest(ids, known, times)
 
     def _make_room(self, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gives labels, which ascend, a row of `met` where they have none yet; the state's `met` becomes its own.
+        """Adds rows to `met` for labels that have none, in a copy, so that the earlier state does not change.
+
+        Args:
+            labels: indices of labels, ascending.
 
         Returns:
-            Which of them had none, and the rows of all of them, both of shape `(labels,)`.
+            Whether each label is new, and its row of `met`, both of shape `(labels,)`.
         """
         places = torch.searchsorted(self.labels, labels)
         is_new = F.pad(self.labels, (0, 1), value=-1)[places] != labels
@@ -419,12 +444,13 @@ class LiveState:
         return is_new, places + is_new.cumsum(0) - is_new.long()
 
     def _habits(self, reader: Reader, labels, visits, number: int, new) -> None:
-        """What new visits add to the rates of labels, and to what goes with them.
+        """Adds new visits to the rates of labels and to the products with the tables of related labels.
 
         Args:
-            labels, visits: pairs of a label among those of all tasks and a visit that has it, each once.
-            number: how many visits there are.
-            new: labels that are met for the first time.
+            labels: index of the label of each distinct pair of a label and a visit with it.
+            visits: visit of each pair.
+            number: number of new visits.
+            new: indices of labels that are met for the first time.
         """
         tasks = reader.task_of[labels]
         if not reader.relates_all:
@@ -445,8 +471,8 @@ class LiveState:
         self._relate(reader, labels, weights, new)
 
     def _relate(self, reader: Reader, labels, rates, new) -> None:
-        """Adds the products of rates of labels, and of new labels, with the tables of related labels; labels are
-        among those of all tasks and ascend."""
+        """Adds products with the tables of related labels: those of `labels` times their `rates` to `habits`, and
+        those of `new` labels to `new`. Indices of labels are ascending."""
         counted = reader.model.counted_memory
         if counted is None:
             return
@@ -474,7 +500,7 @@ class LiveState:
         self.latest, self.latest_times = torch.stack(latest), torch.stack(latest_times)
 
     def _count(self, reader: Reader, input_ids, times, visits, values) -> None:
-        """What new events add to the counts of the customer state."""
+        """Adds new events to the counts of the customer state."""
         ages = (times[-1] - times).double()
         weights = torch.exp2(-ages[:, None] / reader.half_lives)  # (L, half-lives)
         fade = torch.exp2((self.time - times[-1].double()).clamp(max=0) / reader.half_lives)
@@ -487,7 +513,7 @@ class LiveState:
         self.began = min(self.began, float(times[0]))
 
     def _of_task(self, table: TaskTables) -> slice:
-        """Which of the labels met are a task's."""
+        """The rows of `labels` and `met` that belong to a task."""
         bounds = torch.tensor([table.labels.start, table.labels.stop])
         return slice(*torch.searchsorted(self.labels, bounds).tolist())
 
@@ -497,12 +523,16 @@ class LiveState:
     def logits(
         self, reader: Reader, tasks: Sequence[str] | None = None, now: float | None = None
     ) -> dict[str, torch.Tensor]:
-        """The scores of all labels, for each of the tasks of shape `(V,)`.
+        """Scores of all labels, before the softmax.
 
         Args:
-            reader ([`Reader`]): of the model.
-            tasks (`Sequence[str]`, *optional*): their names, all by default.
-            now (`float`, *optional*): as of `embedding`.
+            reader ([`Reader`]): parameters of the model.
+            tasks (`Sequence[str]`, *optional*): names of the tasks. Default: all tasks.
+            now (`float`, *optional*): moment of the scores, in days from the customer's first event. Default: the time
+                of the last event.
+
+        Returns:
+            `dict[str, torch.FloatTensor]`: by task the scores of its labels, of shape `(labels,)`.
         """
         self._read_out(reader)
         wait = 0.0 if now is None else max(now - self.time, 0.0)
@@ -517,11 +547,15 @@ class LiveState:
 
     @torch.inference_mode()
     def embedding(self, reader: Reader, now: float | None = None) -> torch.Tensor:
-        """The customer embedding: the customer state at a moment, or without one the last unit's vector.
+        """Customer embedding: the customer state at a moment or, in a model without one, the last hidden vector.
 
         Args:
-            reader ([`Reader`]): of the model.
-            now (`float`, *optional*): days on the clock of the events, none less than the last one's.
+            reader ([`Reader`]): parameters of the model.
+            now (`float`, *optional*): moment in days from the customer's first event, not before the last event.
+                Default: the time of the last event.
+
+        Returns:
+            `torch.FloatTensor` of shape `(embedding size,)`.
         """
         if not reader.has_state:
             return self.hidden
@@ -536,7 +570,7 @@ class LiveState:
         state = cast(Any, model.state)
         z = state.standardised(torch.cat(few).log1p().float(), slice(None, state.num_few))
         taste = None
-        if reader.taste is not None:  # most values have never been met, and add what they always add
+        if reader.taste is not None:  # P z of no values, plus the difference that the customer's values make
             values = self.many[:, -1].nonzero()[:, 0]
             places = (2 * values[:, None] + torch.arange(2)).flatten()
             counts = (self.many[values] * fade[reader.slow]).flatten().log1p().float()
@@ -549,13 +583,22 @@ class LiveState:
 
     @torch.inference_mode()
     def forecast(self, reader: Reader, now: float | None = None) -> dict[str, torch.Tensor]:
-        """The forecasts by name, none where the model has learned none; arguments as of `embedding`."""
+        """Forecasts by name; empty if the model has no trained forecasts.
+
+        Args:
+            reader ([`Reader`]): parameters of the model.
+            now (`float`, *optional*): moment in days from the customer's first event, not before the last event.
+                Default: the time of the last event.
+
+        Returns:
+            `dict[str, torch.FloatTensor]`, each of shape `()`.
+        """
         forecasts = cast(Any, reader.model.model.forecasts)
         return forecasts(self.embedding(reader, now)) if forecasts is not None and forecasts.is_trained else {}
 
     def _parts(self, reader: Reader, table: TaskTables, wait: float) -> dict[str, torch.Tensor]:
-        """What a task's scores are a sum of, each of shape `(V,)`, as `score_parts` says, so many days after the last
-        event."""
+        """Parts of a task's scores, each of shape `(labels,)`, as `score_parts` of the model returns them. `wait` is
+        the number of days from the last event to the moment of the scores."""
         model = reader.model
         size = table.labels.stop - table.labels.start
         parts = {"readout": self.average[table.labels], "bias": table.bias}
@@ -583,11 +626,11 @@ class LiveState:
     def _repeats(
         self, reader: Reader, table: TaskTables, labels: torch.Tensor, met: torch.Tensor, wait: float
     ) -> torch.Tensor:
-        """What the repeat memory adds to the scores of labels met: the formula of [`RepeatMemory`]."""
+        """Values that the repeat memory adds to the scores of labels met, by the formula of [`RepeatMemory`]."""
         memory = cast(Any, reader.model.repeat_memory)
         task, kernels = table.place, met.shape[1] - COLUMNS
         counts, columns = met[:, :kernels], met[:, kernels:]
-        if wait:  # counts that fade by days have faded on
+        if wait:  # counts that fade with days fade until the moment of the scores
             counts = counts * torch.exp2(-wait * reader.by_day * reader.rates).float()
         rarity = table.rarity[labels]
         length = torch.log1p(torch.tensor(float(self.units - 1)))
@@ -606,7 +649,7 @@ class LiveState:
         return added
 
     def _followers(self, counted, place: int) -> torch.Tensor:
-        """What the labels that follow the latest ones get: they are looked up, with the last event at their end."""
+        """Values that followers of the latest labels add to a task's scores, of shape `(labels,)`."""
         labels = F.pad(self.latest[place], (0, 1))[None]
         times = F.pad(self.latest_times[place], (0, 1), value=self.time)[None]
         nothing = torch.zeros_like(labels)
@@ -615,7 +658,14 @@ class LiveState:
 
 
 def _added(counts: torch.Tensor, ids: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Counts of the values of some features with those of new events: ids are `(L, features)`, weights `(L, k)`."""
+    """Adds new events to counts of feature values.
+
+    Args:
+        counts: counts of shape `(values, k)`, changed in place.
+        ids: feature ids of the events, of shape `(L, features)`.
+        rows: row of each feature's first value in `counts`.
+        weights: weights of the events, of shape `(L, k)`.
+    """
     event, feature = (ids > MISSING_ID).nonzero(as_tuple=True)
     return counts.index_add_(0, ids[event, feature] + rows[feature], weights[event])
 

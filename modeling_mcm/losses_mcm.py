@@ -14,12 +14,12 @@
 # limitations under the License.
 """The losses: from the scores of prefixes and the labels that followed them to one number a task.
 
-Equation 4 is what a label's probability costs; the ranking loss is what the order of the best labels costs in NDCG.
-Both are a mean over a customer's labels or prefixes first, and over the customers last. All tasks are taken together:
-their labels stand side by side in a row of scores, one row a prefix, and every gradient is written in one pass.
+Equation 4 is the cross-entropy of the targets; the ranking loss is the NDCG that a wrong order of the best labels
+loses. Both are averaged over a customer's targets or prefixes first, and over the customers last. All tasks are
+computed together: the score matrix has one row for each prefix, and the labels of all tasks as columns.
 
-Shapes: B customers, R prefixes of all customers, T tasks, V labels of all tasks, M labels that followed, G rankings
-that are asked for: pairs of a prefix and a task.
+Shapes: B customers, R scored prefixes of all customers, T tasks, V labels of all tasks, M targets of all customers
+and tasks, G rankings (pairs of a prefix and a task with a target).
 """
 
 from collections.abc import Sequence
@@ -31,40 +31,52 @@ import torch.nn.functional as F
 
 from .configuration_mcm import FIRST_LABEL
 
-# Places of a ranking whose order the ranking loss asks for, more than are ever shown, and labels sampled below them.
+# Positions of a ranking whose order the ranking loss trains (k, more than are ever shown), and labels sampled below.
 RANKED_PLACES, SAMPLED_BELOW = 30, 64
-HALF_SCALE = 2.0**12  # of losses whose gradients float16 would round to 0
+HALF_SCALE = 2.0**12  # factor on losses in float16, so that their gradients are not rounded to 0
 GOLDEN_RATIO = 0.6180339887498949  # the fractions of its multiples fill (0, 1) evenly
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What pre-training minimises, beside the config's choice of prefixes and targets; the model does not save it."""
+    """Settings of the pre-training loss. The config chooses prefixes and targets; these are not saved with the model.
+
+    Attributes:
+        ranking_loss_weight (`float`): weight of the ranking loss beside equation 4; 0: no ranking loss.
+        target_half_life_days (`float`): age of a target, in days before the customer's latest one, at which it weighs
+            half as much; 0: all targets weigh the same.
+        sampled_labels (`int`): number of labels of a task that are sampled in a training step; 0: all are scored.
+        mask_probability (`float`): share of the events that are masked with `augmentation="masked_lm"`.
+
+    Raises:
+        ValueError: if a setting is negative or infinite, or `mask_probability` is above 1.
+    """
 
     ranking_loss_weight: float = field(
         default=1.0,
         metadata={
-            "help": "Weight of the ranking loss, what the order of the best labels costs in NDCG, beside equation 4; "
-            "0 (the paper): none."
+            "help": "Weight of the ranking loss (the NDCG that a wrong order of the best labels loses) beside the "
+            "cross-entropy of equation 4; 0 (the paper): no ranking loss."
         },
     )
     target_half_life_days: float = field(
         default=30.0,
         metadata={
-            "help": "What a customer did this many days before their latest target weighs half as much in the loss, "
-            "and is left out after four times as many, so that tastes and seasons that have passed don't outvote the "
-            "present; 0: all the same. Only for augmentation=all_prefixes."
+            "help": "Age of a target, in days before the customer's latest target, at which it weighs half as much in "
+            "the loss; targets of four times this age are left out. Past tastes and seasons then don't outvote the "
+            "present. 0: all targets weigh the same. Only for augmentation=all_prefixes."
         },
     )
     sampled_labels: int = field(
         default=0,
         metadata={
-            "help": "Labels of a task that a training step scores beside those that the batch's customers met or that "
-            "followed, a corrected sample of the others: for tasks of very many labels; 0: all labels are scored."
+            "help": "Number of labels of a task that a training step samples and scores, beside the labels in the "
+            "batch's histories and targets; the loss corrects for the sampling. For tasks with very many labels. "
+            "0: all labels are scored."
         },
     )
     mask_probability: float = field(
-        default=0.2, metadata={"help": "Share of the events that augmentation=masked_lm hides (BERT4Rec)."}
+        default=0.2, metadata={"help": "Share of the events that augmentation=masked_lm masks (BERT4Rec)."}
     )
 
     def __post_init__(self):
@@ -76,16 +88,16 @@ class Objective:
 
 
 class Targets(NamedTuple):
-    """The labels that followed, flat: those that count, of all customers and tasks.
+    """The targets of a batch as flat lists, one element for each target of any customer and task.
 
     Attributes:
-        columns: where the label stands in a row of scores, of shape `(M,)`.
-        rows: the row of the prefix that it followed, of shape `(M,)`.
-        tasks: its task, of shape `(M,)`.
-        customers: of shape `(M,)`.
-        weights: of the label beside the customer's others, of shape `(M,)`.
-        sizes: V of each task.
-        batch: B.
+        columns (`torch.LongTensor` of shape `(M,)`): column of the target's label in the score matrix.
+        rows (`torch.LongTensor` of shape `(M,)`): row of the prefix that the target followed, in the score matrix.
+        tasks (`torch.LongTensor` of shape `(M,)`): index of the target's task.
+        customers (`torch.LongTensor` of shape `(M,)`): index of the target's customer.
+        weights (`torch.FloatTensor` of shape `(M,)`): weight of the target among its customer's targets.
+        sizes (`Sequence[int]`): number of labels of each task.
+        batch (`int`): B, the number of customers.
     """
 
     columns: torch.Tensor
@@ -100,50 +112,81 @@ class Targets(NamedTuple):
     def find(
         cls, labels: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor | None, sizes: Sequence[int]
     ) -> "Targets":
-        """Labels of shape `(B, N, T)` (ids under 2 are no targets), their rows and weights of shape `(B, N)`."""
+        """Collects the targets of a batch; N is the number of targets of the customer with the most.
+
+        Args:
+            labels (`torch.LongTensor` of shape `(B, N, T)`): label ids; ids below 2 are no targets.
+            rows (`torch.LongTensor` of shape `(B, N)`): row in the score matrix of the prefix that each followed.
+            weights (`torch.FloatTensor` of shape `(B, N)`, *optional*): weight of each; targets of weight 0 are left
+                out. Default: equal weights.
+            sizes (`Sequence[int]`): number of labels of each task.
+        """
         counted = labels >= FIRST_LABEL
         if weights is not None:
             counted = counted & (weights > 0)[..., None]
         customers, at, tasks = counted.nonzero(as_tuple=True)
         columns = labels[customers, at, tasks] + _starts(sizes, labels.device)[tasks]
-        found = torch.ones_like(tasks, dtype=torch.float32) if weights is None else weights[customers, at].float()
-        return cls(columns, rows[customers, at], tasks, customers, found, sizes, len(labels))
+        chosen = torch.ones_like(tasks, dtype=torch.float32) if weights is None else weights[customers, at].float()
+        return cls(columns, rows[customers, at], tasks, customers, chosen, sizes, len(labels))
 
     def shares(self, weights: torch.Tensor, customers: torch.Tensor, tasks: torch.Tensor) -> torch.Tensor:
-        """Weights over their sum for the same customer and task, and over B."""
+        """Weights of a mean over each customer's elements, and then over customers: weight / (sum of the weights of
+        the same customer and task) / B.
+
+        Args:
+            weights (`torch.FloatTensor` of shape `(n,)`): weight of each element.
+            customers (`torch.LongTensor` of shape `(n,)`): customer of each element.
+            tasks (`torch.LongTensor` of shape `(n,)`): task of each element.
+
+        Returns:
+            `torch.FloatTensor` of shape `(n,)`.
+        """
         pair = customers * len(self.sizes) + tasks
         return weights / (_total(weights, pair, self.batch * len(self.sizes))[pair] * self.batch)
 
 
 def _starts(sizes: Sequence[int], device: torch.device) -> torch.Tensor:
-    """The first column of each task."""
+    """Column of each task's first label."""
     return torch.tensor([0, *sizes[:-1]], device=device).cumsum(0)
 
 
 def _total(values: torch.Tensor, index: torch.Tensor, length: int) -> torch.Tensor:
+    """Sums of the values that have the same index, of shape `(length,)`."""
     return values.new_zeros(length).index_add(0, index, values)
 
 
-class LabelSurprise(torch.autograd.Function):
-    """For each task the weighted sum of -log softmax(s)_label, and scores picked out for the ranking loss.
+class WeightedCrossEntropy(torch.autograd.Function):
+    """For each task the weighted sum of -log softmax(s)_label over targets, and selected scores for the ranking loss.
 
-    Forward keeps s and its log-sum-exp; backward writes softmax(s) times the weight of a prefix once, and takes the
-    labels' weights off and the gradients of picked scores in, in place.
+    One function for both saves memory: forward stores s and its log-sum-exp, and backward writes the gradient of s
+    once. It starts from softmax(s) times the weight of each prefix, and then subtracts the targets' weights and adds
+    the gradients of the selected scores in place.
     """
 
     @staticmethod
     def forward(ctx, scores, targets, weights, cells, log_counts=None):
-        """Scores `(R, V)`, weights `(M,)`, cells: places in the flat scores, what is added to scores in the partition
-        functions `(V,)`. Returns `(T,)`, and the picked scores."""
+        """Computes the losses.
+
+        Args:
+            scores (`torch.FloatTensor` of shape `(R, V)`): scores s.
+            targets ([`Targets`]): the targets.
+            weights (`torch.FloatTensor` of shape `(M,)`): weight of each target.
+            cells (`torch.LongTensor`): indices of the selected scores in the flattened score matrix.
+            log_counts (`torch.FloatTensor` of shape `(V,)`, *optional*): added to the scores in the log-sum-exp.
+
+        Returns:
+            Losses of shape `(T,)`, and the selected scores.
+        """
         counted = scores if log_counts is None else scores + log_counts
         partition = torch.stack([part.logsumexp(-1) for part in counted.split(targets.sizes, 1)], 1).to(scores.dtype)
         ctx.save_for_backward(scores, partition, weights, cells, log_counts)
         ctx.targets = targets
-        surprise = weights * (partition[targets.rows, targets.tasks] - scores[targets.rows, targets.columns])
-        return _total(surprise, targets.tasks, len(targets.sizes)), scores.flatten()[cells]
+        losses = weights * (partition[targets.rows, targets.tasks] - scores[targets.rows, targets.columns])
+        return _total(losses, targets.tasks, len(targets.sizes)), scores.flatten()[cells]
 
     @staticmethod
-    def backward(ctx, gradient, of_picked):
+    def backward(ctx, gradient, of_selected):
+        """Computes the gradient of the scores from those of the losses and of the selected scores."""
         scores, partition, weights, cells, log_counts = ctx.saved_tensors
         targets = ctx.targets
         weights = weights * gradient[targets.tasks]
@@ -156,35 +199,39 @@ class LabelSurprise(torch.autograd.Function):
             written.exp_().mul_(of_row[:, place, None])
         flat = out.view(-1)
         flat.scatter_add_(0, targets.rows * scores.shape[1] + targets.columns, -weights)
-        flat.scatter_add_(0, cells, of_picked)
+        flat.scatter_add_(0, cells, of_selected)
         return out, None, None, None, None
 
 
 class RankingPairs:
-    """LambdaRank (Burges, 2010) over the first places of each prefix's ranking, of every task.
+    """LambdaRank (Burges, 2010) on the first k positions of the ranking of each prefix and task.
 
-    A label w that followed prefix p, and a label v that did not, cost
+    A target label w and a label v that is no target of prefix p cost
 
         log(1 + exp(s(v) - s(w))) |D(w) - D(v)| / ideal(p),    D(w) = 1 / log2(1 + min(rank of w, k + 1)),
 
-    what NDCG would gain if the two changed places; ideal(p) is the DCG of the best order, and two labels below place k
-    cost nothing. The pairs of a prefix are summed and weighed by log2(1 + g) / g, g being the sum of the sizes of
-    their gradients, so that a prefix whose ranking is all wrong does not outvote the others.
+    where |D(w) - D(v)| / ideal(p) is the change of NDCG if the two swapped positions, and ideal(p) is the DCG of the
+    best order. Two labels below position k cost nothing. The costs of a prefix are summed and multiplied by
+    log2(1 + g) / g, where g is the sum of the absolute gradients of its pairs. This limits the weight of a prefix
+    whose ranking is all wrong.
 
-    v is each of the k best, and below them every (V / `sampled`)th label, which stands for as many. Without those
-    the ranking breaks: what is pushed below place k is never held there. The first of them depends on the labels
-    that followed alone, so nothing is drawn and any number of processes asks the same. Where the labels are a sample
-    already, v stands for as many labels, in its pairs and in the rank of what is below it.
+    v runs over the k best labels, and below them over every (V / `sampled`)th label, which represents V / `sampled`
+    labels. Without these samples, labels that were pushed below position k would rise again unseen. The first
+    sampled label is a function of the targets, so no random numbers are used and every process computes the same.
+    Where the scored labels are themselves a sample, v is counted as the number of labels that it represents, in its
+    pairs and in the ranks below it.
 
     Args:
-        scores: of shape `(R, V)`; nothing is kept of them.
-        targets: a prefix weighs as much as its labels do on average.
-        log_counts: as for [`task_losses`].
-        places: k.
-        sampled: labels that stand for those below place k.
+        scores (`torch.FloatTensor` of shape `(R, V)`): scores without gradient; they are not stored.
+        targets ([`Targets`]): targets of the batch; a prefix has the mean weight of its targets.
+        log_counts (`torch.FloatTensor` of shape `(V,)`, *optional*): logarithm of the number of labels that each
+            column represents. Default: all labels are scored.
+        places (`int`): k, the number of ranking positions.
+        sampled (`int`): number of labels that are sampled below position k.
 
     Attributes:
-        cells: places in the flat scores, of the labels v of all rankings and of the labels that followed.
+        cells (`torch.LongTensor`): indices into the flattened score matrix of the labels v of all rankings and of the
+            targets; [`RankingPairs.losses`] needs the scores at these indices.
     """
 
     def __init__(
@@ -196,19 +243,19 @@ class RankingPairs:
         sampled: int = SAMPLED_BELOW,
     ):
         self.targets, tasks, device = targets, len(targets.sizes), scores.device
-        asked, group, count = (targets.rows * tasks + targets.tasks).unique(return_inverse=True, return_counts=True)
-        row, task = asked // tasks, asked % tasks
-        customer = torch.zeros_like(asked).scatter(0, group, targets.customers)
+        rankings, group, count = (targets.rows * tasks + targets.tasks).unique(return_inverse=True, return_counts=True)
+        row, task = rankings // tasks, rankings % tasks
+        customer = torch.zeros_like(rankings).scatter(0, group, targets.customers)
         self.group = group
-        self.weight = targets.shares(_total(targets.weights, group, len(asked)) / count, customer, task)
+        self.weight = targets.shares(_total(targets.weights, group, len(rankings)) / count, customer, task)
 
         starts = _starts(targets.sizes, device)
         ids = targets.columns - starts[targets.tasks]
-        offset = (_total(ids, group, len(asked)).double() * GOLDEN_RATIO).frac()[:, None]
-        best = scores.new_zeros(len(asked), places, dtype=torch.long)
-        spread = best.new_zeros(len(asked), sampled)
-        self.lowest = torch.zeros(len(asked), 1, device=device)  # score of place k
-        share = scores.new_zeros(tasks, places + sampled, dtype=torch.float32)  # for how many labels each stands
+        offset = (_total(ids, group, len(rankings)).double() * GOLDEN_RATIO).frac()[:, None]
+        best = scores.new_zeros(len(rankings), places, dtype=torch.long)
+        spread = best.new_zeros(len(rankings), sampled)
+        self.lowest = torch.zeros(len(rankings), 1, device=device)  # score of place k
+        share = scores.new_zeros(tasks, places + sampled, dtype=torch.float32)  # number of labels that each represents
         most = best.new_zeros(tasks)  # k, or fewer labels where the task has no more
         for place, (start, size) in enumerate(zip(starts.tolist(), targets.sizes, strict=True)):
             candidates = size - FIRST_LABEL
@@ -231,9 +278,9 @@ class RankingPairs:
         has_followed[followed] = True
         counts = torch.ones_like(cells, dtype=torch.float32) if log_counts is None else log_counts.exp()[others]
         self.share = share[task] * counts * ~has_followed[cells]
-        above = counts[:, :places].cumsum(1) - counts[:, :places]  # how many labels are above each of the best
-        above = F.pad(above, (0, sampled + 1), value=places).minimum(most[task, None])  # below those, always k
-        discount = 1 / torch.log2(2 + above)  # D of v; in the last column that of any label below place k
+        above = counts[:, :places].cumsum(1) - counts[:, :places]  # number of labels above each of the k best
+        above = F.pad(above, (0, sampled + 1), value=places).minimum(most[task, None])  # for samples below them, k
+        discount = 1 / torch.log2(2 + above)  # D of v; the last column is D of any label below position k
         met = others[:, :places].index_select(0, group) == targets.columns[:, None]
         met &= torch.arange(places, device=device) < most[targets.tasks, None]
         at = torch.where(met.any(1), met.int().argmax(1), -1)
@@ -242,17 +289,24 @@ class RankingPairs:
         self.differences = (discount[group, at][:, None] - discount[:, :-1].index_select(0, group)).abs_()
         self.places, self.task = places, task
 
-    def losses(self, picked: torch.Tensor) -> torch.Tensor:
-        """The loss of each task, of shape `(T,)`, from the scores of `cells`."""
-        asked, group = len(self.weight), self.group
+    def losses(self, selected: torch.Tensor) -> torch.Tensor:
+        """Computes the ranking loss of each task.
+
+        Args:
+            selected (`torch.FloatTensor`): scores at the indices `cells`, with gradient.
+
+        Returns:
+            `torch.FloatTensor` of shape `(T,)`.
+        """
+        rankings, group = len(self.weight), self.group
         number = self.others.numel()
-        other_scores, label_scores = picked[:number].view(self.others), picked[number:]
+        other_scores, label_scores = selected[:number].view(self.others), selected[number:]
         share = self.share.clone()
         share[:, self.places :] *= other_scores.detach()[:, self.places :] < self.lowest
         gain = self.differences * (share / self.ideal[:, None]).index_select(0, group)
         lead = other_scores.index_select(0, group) - label_scores[:, None]  # (M, places + sampled)
-        cost = _total((F.softplus(lead) * gain).sum(1), group, asked)
-        size_of_gradient = 2 * _total((lead.detach().sigmoid() * gain).sum(1), group, asked)
+        cost = _total((F.softplus(lead) * gain).sum(1), group, rankings)
+        size_of_gradient = 2 * _total((lead.detach().sigmoid() * gain).sum(1), group, rankings)
         damped = cost * torch.log2(1 + size_of_gradient) / size_of_gradient.clamp(min=1e-6)
         return _total(self.weight * damped, self.task, len(self.targets.sizes))
 
@@ -260,79 +314,97 @@ class RankingPairs:
 def task_losses(
     scores: torch.Tensor, targets: Targets, ranking_weight: float = 0.0, log_counts: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Equation 4 of each task, and `ranking_weight` times its ranking loss, of shape `(T,)`.
+    """Loss of each task: equation 4 plus `ranking_weight` times the ranking loss.
 
     Args:
-        scores: s of shape `(R, V)`, the labels of all tasks side by side.
-        targets: what followed.
-        ranking_weight: 0 for equation 4 alone.
-        log_counts: where labels are a sample, the log of how many each stands for, of shape `(V,)`; 0 for those that
-            followed.
+        scores (`torch.FloatTensor` of shape `(R, V)`): scores s, the labels of all tasks as columns.
+        targets ([`Targets`]): targets of the batch.
+        ranking_weight (`float`): weight of the ranking loss; 0: equation 4 alone.
+        log_counts (`torch.FloatTensor` of shape `(V,)`, *optional*): logarithm of the number of labels that each
+            column represents, where labels are sampled; 0 for targets. Default: all labels are scored.
 
     Returns:
-        0 for a task of which no label followed.
+        `torch.FloatTensor` of shape `(T,)`; 0 for a task without targets.
     """
     pairs = RankingPairs(scores.detach(), targets, log_counts) if ranking_weight and len(targets.rows) else None
     cells = targets.rows[:0] if pairs is None else pairs.cells
     shares = targets.shares(targets.weights, targets.customers, targets.tasks).to(scores.dtype)
-    losses, picked = LabelSurprise.apply(scores, targets, shares, cells, log_counts)
-    return losses if pairs is None else losses + ranking_weight * pairs.losses(picked.float())
+    losses, selected = WeightedCrossEntropy.apply(scores, targets, shares, cells, log_counts)
+    return losses if pairs is None else losses + ranking_weight * pairs.losses(selected.float())
 
 
 class LossInParts(torch.autograd.Function):
-    """The losses of a batch as a sum over parts of it, each with its gradients before the next is begun.
+    """The losses of a batch, computed for one group of customers after the other to save memory.
 
-    The scores of all labels at all prefixes, `(B, P, V)`, and what their gradients need are the largest tensors of a
-    training step by far. Since the total is a sum over customers, the gradients of a part's share of it can be taken
-    in the forward pass, and only one part's scores are ever held; nothing is computed twice. Backward multiplies the
-    gradients that were kept by that of the total.
-
-    Forward takes `losses_of(part, *vectors)`, which gives a part's share of the task losses, `(T,)`; the parts, lists
-    of customers; the number of the vectors; vectors with the customers first, of which it gets the part; and the
-    parameters that it reads. It gives the total, and the losses of the tasks without a gradient.
+    The scores of all labels at all prefixes, `(B, P, V)`, and the tensors that their gradients need are the largest
+    of a training step by far. The total loss is a sum over customers. So the gradients of one group can be computed in
+    the forward pass, right after its losses, and only one group's scores are in memory. Backward multiplies the stored
+    gradients by that of the total loss; nothing is computed twice.
     """
 
     @staticmethod
     def forward(ctx, losses_of, parts, number, *inputs):
+        """Computes losses and gradients, group by group.
+
+        Args:
+            losses_of (`Callable`): `losses_of(part, *vectors)` returns the share of a group of customers in the task
+                losses, of shape `(T,)`.
+            parts (`list[list[int]]`): groups of customers, as indices into the batch.
+            number (`int`): number of elements of `inputs` that are vectors of customers.
+            inputs (`torch.Tensor`): vectors with the customers as first axis, then the parameters that `losses_of`
+                reads.
+
+        Returns:
+            The total loss, and the task losses of shape `(T,)` without gradient.
+        """
         vectors, parameters = inputs[:number], inputs[number:]
-        kept, losses = [None] * len(inputs), []
+        gradients, losses = [None] * len(inputs), []
         device = inputs[0].device.type
-        computed = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs[0].dtype
-        scale = HALF_SCALE if computed == torch.half else 1  # a gradient scaler comes too late, in backward
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs[0].dtype
+        scale = HALF_SCALE if dtype == torch.half else 1  # a gradient scaler acts too late, in backward
         for part in parts:
             with torch.enable_grad():
                 cut = [value[part].detach().requires_grad_(value.requires_grad) for value in vectors]
                 read = [(place, value) for place, value in enumerate((*cut, *parameters)) if value.requires_grad]
                 losses.append(losses_of(part, *cut))
-                found = [None] * len(read)
+                part_gradients = [None] * len(read)
                 if losses[-1].requires_grad:
                     total = losses[-1].float().sum() * scale
-                    found = torch.autograd.grad(total, [value for _, value in read], allow_unused=True)
+                    part_gradients = torch.autograd.grad(total, [value for _, value in read], allow_unused=True)
             losses[-1] = losses[-1].detach()
-            for (place, _), gradient in zip(read, found, strict=True):
-                if gradient is None:  # of a task that is not trained: an optimizer must see none
+            for (place, _), gradient in zip(read, part_gradients, strict=True):
+                if gradient is None:  # a task without targets: its parameters keep the gradient None
                     continue
                 gradient = gradient if scale == 1 else gradient.float() / scale
                 if place < number:
-                    if kept[place] is None:
-                        kept[place] = torch.zeros_like(inputs[place], dtype=gradient.dtype)
-                    kept[place][part] = gradient
+                    if gradients[place] is None:
+                        gradients[place] = torch.zeros_like(inputs[place], dtype=gradient.dtype)
+                    gradients[place][part] = gradient
                 else:  # not in place: gradients of two parameters may share their memory
-                    kept[place] = gradient if kept[place] is None else kept[place] + gradient
-        ctx.save_for_backward(*kept)
+                    gradients[place] = gradient if gradients[place] is None else gradients[place] + gradient
+        ctx.save_for_backward(*gradients)
         losses = torch.stack(losses).sum(0)
         ctx.mark_non_differentiable(losses)
         return losses.sum(), losses
 
     @staticmethod
     def backward(ctx, gradient, _):
-        found = [value for value in ctx.saved_tensors if value is not None]
-        scaled = iter(torch._foreach_mul(found, gradient))
+        """Multiplies the stored gradients by that of the total loss."""
+        stored = [value for value in ctx.saved_tensors if value is not None]
+        scaled = iter(torch._foreach_mul(stored, gradient))
         return None, None, None, *(None if value is None else next(scaled) for value in ctx.saved_tensors)
 
 
 def customers_in_parts(costs: Sequence[int], most: int) -> list[list[int]]:
-    """Places of customers of similar cost together, while their number times the highest cost is at most `most`."""
+    """Groups customers of similar cost.
+
+    Args:
+        costs (`Sequence[int]`): cost of each customer, such as the number of units.
+        most (`int`): limit on a group's number of customers times its highest cost; one customer may exceed it alone.
+
+    Returns:
+        Groups of customers, as indices into `costs`.
+    """
     parts: list[list[int]] = [[]]
     for place in sorted(range(len(costs)), key=costs.__getitem__):
         if parts[-1] and (len(parts[-1]) + 1) * costs[place] > most:
@@ -348,17 +420,20 @@ def prefix_cross_entropy(
     label_weights: torch.Tensor | None = None,
     log_counts: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Equation 4: -log P(label | prefix), the mean over a customer's labels first and over the customers last.
+    """Equation 4 for one task: -log P(label | prefix), averaged over each customer's targets, then over customers.
 
     Args:
-        scores: s of one task, of shape `(B, P, V)`.
-        labels: ids of shape `(B, N)`; under 2 is no target.
-        label_prefixes: the prefix of each label, of shape `(B, N)`; the first by default.
-        label_weights: of the mean over a customer's labels, of shape `(B, N)`; all the same by default.
-        log_counts: as for [`task_losses`].
+        scores (`torch.FloatTensor` of shape `(B, P, V)`): scores s of the task's labels after each prefix.
+        labels (`torch.LongTensor` of shape `(B, N)`): label ids; ids below 2 are no targets.
+        label_prefixes (`torch.LongTensor` of shape `(B, N)`, *optional*): prefix that each target followed. Default:
+            the first prefix.
+        label_weights (`torch.FloatTensor` of shape `(B, N)`, *optional*): weight of each target in its customer's
+            mean. Default: equal weights.
+        log_counts (`torch.FloatTensor` of shape `(V,)`, *optional*): logarithm of the number of labels that each
+            column represents, where labels are sampled.
 
     Returns:
-        A scalar; 0 when no customer has a target.
+        `torch.FloatTensor` of shape `()`; 0 if no customer has a target.
     """
     targets = _of_one_task(scores, labels, label_prefixes, label_weights)
     return task_losses(scores.flatten(0, 1), targets, log_counts=log_counts)[0]
@@ -373,14 +448,21 @@ def prefix_ranking_loss(
     places: int = RANKED_PLACES,
     sampled: int = SAMPLED_BELOW,
 ) -> torch.Tensor:
-    """The loss of [`RankingPairs`] of one task.
+    """The ranking loss of [`RankingPairs`] for one task.
 
     Args:
-        scores, labels, label_prefixes, label_weights, log_counts: as for [`prefix_cross_entropy`].
-        places, sampled: as for [`RankingPairs`].
+        scores (`torch.FloatTensor` of shape `(B, P, V)`): scores s of the task's labels after each prefix.
+        labels (`torch.LongTensor` of shape `(B, N)`): label ids; ids below 2 are no targets.
+        label_prefixes (`torch.LongTensor` of shape `(B, N)`, *optional*): prefix that each target followed. Default:
+            the first prefix.
+        label_weights (`torch.FloatTensor` of shape `(B, N)`, *optional*): weight of each target. Default: equal.
+        log_counts (`torch.FloatTensor` of shape `(V,)`, *optional*): logarithm of the number of labels that each
+            column represents, where labels are sampled.
+        places (`int`): k, the number of ranking positions.
+        sampled (`int`): number of labels that are sampled below position k.
 
     Returns:
-        A scalar; 0 when no customer has a target.
+        `torch.FloatTensor` of shape `()`; 0 if no customer has a target.
     """
     targets = _of_one_task(scores, labels, label_prefixes, label_weights)
     pairs = RankingPairs(scores.detach().flatten(0, 1), targets, log_counts, places, sampled)

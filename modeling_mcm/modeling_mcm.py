@@ -14,11 +14,13 @@
 # limitations under the License.
 """MCM: heterogeneous embedding -> BERT encoder -> task-aware readout. Read from top to bottom it is the forward pass.
 
-Shapes: B customers, L events, J features, U encoder units (events or visits), H hidden, P prefixes, R rows of scores,
-N labels a customer, T tasks, V labels of a task. Equation numbers are those of Luo & Wang, RecSys 2023.
+Shapes: B customers, L events, J features, U encoder units (events or visits), H hidden size, P prefixes of a
+customer, R scored prefixes of all customers (rows of the score matrix), N targets of a customer, T tasks, V labels of
+a task. Equation numbers refer to Luo & Wang, RecSys 2023.
 
-A branch on the config has a comment `CODEPATH`, for transformers' linter of model files asks for it (TRF041): it says
-which of the models in `configuration/` take the branch. "The paper's" are those of `configuration/ablations/`.
+The comment `CODEPATH` stands above each branch on the config and says which models of `configuration/` take it.
+transformers' linter of model files requires it (rule TRF041). "The paper's models" are those of
+`configuration/ablations/`.
 """
 
 import math
@@ -50,7 +52,9 @@ from .scores_mcm import PARTS, TaskScores
 from .state_mcm import CustomerState, Forecasts
 
 
-@auto_docstring(custom_intro="Weight initialisation and what the library may assume of an MCM model.")
+@auto_docstring(
+    custom_intro="Base class of all MCM models: initialises weights, loads checkpoints, declares supported features."
+)
 class MCMPreTrainedModel(PreTrainedModel):
     config: MCMConfig
     base_model_prefix = "model"
@@ -62,12 +66,24 @@ class MCMPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": BertLayer, "attentions": BertSelfAttention}
-    _keys_to_ignore_on_load_missing = [r"values_digest$"]  # of checkpoints before it was kept
+    _keys_to_ignore_on_load_missing = [r"values_digest$"]  # older checkpoints have no digest
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
-        """As `PreTrainedModel.from_pretrained`, and whole: weights that the model has no place for are an error where
-        `output_loading_info` does not ask for them, and so are vocabularies that the weights were not trained with."""
+        """Loads a checkpoint as `PreTrainedModel.from_pretrained` does, with the same arguments, and checks it.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): folder of the checkpoint, or its name on the Hub.
+            output_loading_info (`bool`): whether to return the loading report beside the model. With it, weights
+                that the model has no place for are reported instead of raised.
+
+        Returns:
+            The model, or the model and a `dict` with the loading report.
+
+        Raises:
+            ValueError: if the checkpoint has weights that the model has no place for, or vocabularies that the
+                weights were not trained with.
+        """
         model, loading = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
@@ -77,10 +93,10 @@ class MCMPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        if not isinstance(module, HeterogeneousEmbedding):  # an embedding without a weight of its own
+        if not isinstance(module, HeterogeneousEmbedding):  # it has no weight of its own
             super()._init_weights(module)
         if isinstance(module, ValueEmbedding):
-            if not getattr(module.weight, "_is_hf_initialized", False):  # a slice of the weight does not know
+            if not getattr(module.weight, "_is_hf_initialized", False):  # the flag of the whole weight
                 init.normal_(module.weight, std=self.config.hidden_size**-0.5)
                 init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, MCMEmbeddings):
@@ -98,61 +114,76 @@ class MCMPreTrainedModel(PreTrainedModel):
                 init.ones_(module.readout_scale)
 
     def get_input_embeddings(self) -> nn.Module:
+        """Returns the [`HeterogeneousEmbedding`], which embeds events."""
         return cast(MCMModel, self.base_model).embeddings.events
 
     def set_input_embeddings(self, value: nn.Module):
+        """Replaces the module that embeds events.
+
+        Args:
+            value ([`HeterogeneousEmbedding`]): the new module.
+        """
         cast(MCMModel, self.base_model).embeddings.events = cast(HeterogeneousEmbedding, value)
 
     @torch.no_grad()
     def resize_feature_vocabulary(self, feature: str, values: Sequence[str], feature_extractor: Any) -> None:
-        """Gives one feature new values, after those that it has: new brands, without a new training.
+        """Appends new values, such as new brands, to the vocabulary of a feature, without training.
 
-        Every weight stays as it was bit for bit, and so does every label's score. A new value's vector is that of the
-        unknown value, which is what it was read as until now, so visits with it are read as they were (events of one
-        time are ordered by their ids, which encoder units of single events may notice). As a label it starts as the
-        rarest does: its bias is the smallest of the labels, its rarity the largest, its gains are 0; a label
-        embedding of its own is the mean of the labels'. It follows no label and goes with none; where related labels
-        have been learned, the scores of labels met all move by one small number, for new labels get a share of the
-        probability. Fine-tuning tells the new values apart; make the optimizer
-        after this call. Model, config and feature extractor change together: save both.
+        All present weights and scores stay the same to the bit. Each new value starts with the vector of the unknown
+        value. Until now it was read as the unknown value, so visits with it are read as before. (Events of one time
+        are ordered by their ids, so an encoder of single events may read them in another order.) As a label, a new
+        value starts like the rarest label: with the smallest bias, the largest rarity and gains of 0. The counted
+        memory knows no followers and no related labels of it. Where related labels have been learned, the scores of
+        all labels that the customer met move by one small number, because new labels get a share of the probability.
+
+        Fine-tuning makes the new values differ from each other; create the optimizer after this call. Model, config
+        and feature extractor change together: save model and feature extractor.
 
         Args:
-            feature: a categorical feature.
-            values: what its column may say from now on.
-            feature_extractor: the [`MCMFeatureExtractor`] of this checkpoint.
+            feature (`str`): name of a categorical feature.
+            values (`Sequence[str]`): new values of the feature's column.
+            feature_extractor ([`MCMFeatureExtractor`]): feature extractor of this checkpoint; it gets the values too.
 
         Raises:
-            ValueError: if the feature extractor is of another checkpoint, the feature is unknown or not categorical,
-                a value is there already or no text, or the model reads the number of the feature's values. Nothing has
-                changed then.
+            ValueError: if the feature extractor belongs to another checkpoint, the feature is unknown or not
+                categorical, a value is present already or is no text, or the model's shape depends on the number of
+                the feature's values. In these cases nothing has changed.
         """
         resize_feature_vocabulary(self, feature, values, feature_extractor)
 
     def _check_resizable(self, feature: str) -> None:
-        """Raises if the model can't take new values of a feature."""
+        """Raises a `ValueError` if the model can't take new values of a feature; the base class takes all."""
 
     def _resize_labels(self, feature: str, number: int) -> None:
-        """Gives the task that predicts a feature, if there is one, as many new labels."""
+        """Appends `number` new labels to the task that predicts `feature`, if the model has such a task."""
 
 
 def latest_units(window: int | None, units: int) -> Callable[..., torch.Tensor] | None:
-    """Which units a unit attends to, beside the causal mask: the latest `window`, and the first, which is the start
-    row. `None` where that is all of them."""
+    """Mask function of the attention window: a unit attends to the latest `window` units and to the start row.
+
+    Args:
+        window (`int`, *optional*): number of units, the attending unit included; `None`: no window.
+        units (`int`): U, the number of units of the batch.
+
+    Returns:
+        A function of batch, head, query and key index for `create_causal_mask`, or `None` where the window covers all
+        units.
+    """
     if window is None or (not torch.compiler.is_exporting() and units <= window + 1):
-        return None  # an export has any number of units
+        return None  # an exported graph must hold for any number of units
     return lambda batch, head, query, key: (query - key < window) | (key == 0)
 
 
 def check_window(mask: Any, implementation: str | None) -> None:
-    """Raises where a mask can't have the attention window in it.
+    """Checks that an attention mask can hold the attention window.
 
     Args:
-        mask: what `create_causal_mask` gives for an attention implementation: a row for each query, or which units
-            are padding where its kernel reads the lengths of sequences alone.
-        implementation (`str`, *optional*): the config's attention implementation.
+        mask: result of `create_causal_mask`. It has one row for each query, or, for attention kernels that read only
+            the lengths of sequences, one row for each customer or none.
+        implementation (`str`, *optional*): attention implementation of the config, such as "sdpa".
 
     Raises:
-        ValueError: naming it.
+        ValueError: if the mask has no row for each query; the message names the implementation.
     """
     if mask is None or (isinstance(mask, torch.Tensor) and mask.dim() < 4):
         raise ValueError(
@@ -164,7 +195,7 @@ def check_window(mask: Any, implementation: str | None) -> None:
 
 @auto_docstring(custom_intro="The customer model without a head: hidden states and a customer embedding.")
 class MCMModel(MCMPreTrainedModel):
-    # The head's own parameters, in a checkpoint that was saved with it.
+    # Parameters of the heads: a checkpoint that was saved with a head has them, and this model leaves them out.
     _keys_to_ignore_on_load_unexpected = [
         r"^readout_",
         r"^score_scales$",
@@ -178,17 +209,17 @@ class MCMModel(MCMPreTrainedModel):
         super().__init__(config)
         self.embeddings = MCMEmbeddings(config)
         self.encoder = BertEncoder(config)
-        for layer in self.encoder.layer:  # a batch without padding has no mask: the kernels then ask the layer
+        for layer in self.encoder.layer:  # without padding there is no mask, and kernels read this flag
             layer.attention.self.is_causal = config.encoder_attention == "causal"
-        # CODEPATH: a state in mcm-base and mcm-tiny, none in the paper's.
+        # CODEPATH: mcm-base and mcm-tiny have a customer state, the paper's models have none.
         self.state = CustomerState(config) if config.state_size else None
-        # CODEPATH: as the line above, but none for data that are too short for any horizon.
+        # CODEPATH: as the state, but a log that is shorter than every horizon has no forecasts.
         self.forecasts = Forecasts(config) if config.state_size and config.forecast_days else None
         self.post_init()
 
     @merge_with_config_defaults
     @capture_outputs
-    @auto_docstring(custom_intro="From interactions to hidden states and a customer embedding.\n")
+    @auto_docstring(custom_intro="Computes hidden states and the customer embedding from a batch of histories.\n")
     def forward(
         self,
         input_ids: torch.LongTensor,
@@ -201,22 +232,26 @@ class MCMModel(MCMPreTrainedModel):
     ) -> MCMModelOutput:
         r"""
         input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length, num_features)`):
-            Ids of the interactions, oldest first, padded on the right with 0.
+            Feature ids of each event, oldest event first, padded on the right with 0. The first row is the start row.
         attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
-            1 where an interaction is real. Default: where any feature is present.
+            1 where an event is real, 0 on padding. Default: 1 where any feature is present.
         visit_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Which visit an interaction belongs to, counted from 0 a customer. Read when a unit is a visit.
+            Visit of each event, counted from 0 for each customer. Required if `config.encoder_unit` is "visit".
         event_times (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Days since the customer's first event, none less than the one before. Read by the customer state.
+            Days from the customer's first event to each event, in ascending order. Required by the customer state.
         event_values (`torch.FloatTensor` of shape `(batch_size, sequence_length, num_values)`, *optional*):
-            Values of `config.summed_features`, 0 where one is missing. Read by the customer state.
+            Values of `config.summed_features` of each event, 0 where one is missing. Required by the customer state
+            if the config has summed features.
         now (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
-            The moment of the question, in days on the clock of `event_times`. The customer state and the forecasts are
-            those of this moment and know no later event; the encoder reads all events. Default: the time of the last
-            event.
+            Moment of the customer state and the forecasts, in days on the clock of `event_times`. Neither knows later
+            events; the encoder reads all events. Default: the time of the customer's last event.
 
         Returns:
             [`MCMModelOutput`].
+
+        Raises:
+            ValueError: if ids, visits or times are out of range or in the wrong order (outside of training), or an
+                input that the config requires is missing.
         """
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
@@ -224,7 +259,7 @@ class MCMModel(MCMPreTrainedModel):
             sizes = dict(zip(self.config.features, self.config.vocabulary_sizes, strict=True))
             check_inputs(attention_mask, visit_ids, input_ids=input_ids, sizes=sizes)
         hidden, unit_mask, events = self.embeddings(input_ids, attention_mask, visit_ids)
-        # CODEPATH: causal in mcm-base and mcm-tiny, bidirectional in the paper's.
+        # CODEPATH: mcm-base and mcm-tiny attend causally, the paper's models in both directions.
         if self.config.encoder_attention == "causal":
             window = latest_units(self.config.attention_window, hidden.shape[1])
             mask = create_causal_mask(self.config, hidden, unit_mask.long(), cache=None, and_mask_function=window)
@@ -255,16 +290,19 @@ class MCMModel(MCMPreTrainedModel):
         event_values: torch.Tensor | None = None,
         now: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """What the customer state at `now` is made of, of shape `(B, numbers)`; no training changes it, and the
-        encoder is not needed for it.
+        """Fading counts from which the customer state is computed. They depend on no weights and need no encoder.
 
         Args:
-            input_ids: as in `forward`.
-            attention_mask: as in `forward`.
-            visit_ids: as in `forward`.
-            event_times: as in `forward`.
-            event_values: as in `forward`.
-            now: as in `forward`.
+            input_ids (`torch.LongTensor` of shape `(B, L, J)`): feature ids of each event, the start row first.
+            attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 1 where an event is real.
+            visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): visit of each event.
+            event_times (`torch.FloatTensor` of shape `(B, L)`): days from the customer's first event to each event.
+            event_values (`torch.FloatTensor` of shape `(B, L, N)`, *optional*): values of `config.summed_features`.
+            now (`torch.FloatTensor` of shape `(B,)`, *optional*): moment of the counts, in days on the clock of
+                `event_times`. Default: the time of the last event.
+
+        Returns:
+            `torch.FloatTensor` of shape `(B, numbers)`; see [`~state_mcm.CustomerState.counts`].
 
         Raises:
             ValueError: if the model has no state, or `event_times` are missing.
@@ -279,7 +317,7 @@ class MCMModel(MCMPreTrainedModel):
         return self.state.counts(input_ids, attention_mask, visit_ids, event_times, event_values, now[:, None])[:, 0]
 
     def _pool(self, hidden, unit_mask):
-        # CODEPATH: causal in mcm-base and mcm-tiny, bidirectional in the paper's.
+        # CODEPATH: mcm-base and mcm-tiny attend causally, the paper's models in both directions.
         if self.config.encoder_attention == "causal":
             last = (unit_mask.sum(1) - 1).clamp(min=0)
             return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
@@ -287,31 +325,33 @@ class MCMModel(MCMPreTrainedModel):
         return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
-# Scores that a training step holds at a time, about: on a GPU, and on a CPU, which is no faster with more.
+# Approximate number of scores that a training step holds at a time: on a GPU, and on a CPU, where more saves no time.
 PART_ELEMENTS = (2**26, 2**22)
 
 
-@auto_docstring(custom_intro="MCM with the task-aware readout: for every task, a score for every label.")
+@auto_docstring(custom_intro="MCM with the task-aware readout, which gives every label of every task a score.")
 class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
-    accepts_loss_kwargs = False  # the loss is a mean over customers, so micro-batches of equal size average exactly
+    accepts_loss_kwargs = False  # the loss is a mean over customers: equal micro-batches average exactly
 
     def __init__(self, config: MCMConfig):
         super().__init__(config)
         self.model = MCMModel(config)
         sizes = config.label_sizes
-        self.objective = Objective()  # of training; whoever trains otherwise sets another
+        self.objective = Objective()  # training replaces it by its own settings
         self.task_features = [config.features.index(task) for task in config.tasks]
-        # CODEPATH: scale and bias in mcm-base and mcm-tiny, neither in the paper's.
+        # CODEPATH: mcm-base and mcm-tiny have scale and bias, the paper's models have neither.
         self.readout_scale = nn.Parameter(torch.ones(len(sizes))) if config.readout_bias else None
-        # CODEPATH: as the line above.
+        # CODEPATH: as the scale.
         biases = [nn.Parameter(torch.zeros(n)) for n in sizes.values()] if config.readout_bias else []
         self.readout_bias = nn.ParameterList(biases)
-        # CODEPATH: a memory in mcm-base and mcm-tiny, none in the paper's and for logs without repeats (recipe.py).
+        # CODEPATH: mcm-base and mcm-tiny have a repeat memory. The paper's models and models of logs with few repeats
+        # (recipe.py) have none.
         self.repeat_memory = RepeatMemory(list(sizes.values()), config.hidden_size) if config.repeat_memory else None
-        # How much each of `PARTS` counts; learned on validation cases when all else has been.
+        # Factor on each of `PARTS` of a score. It is learned on validation cases at the end of training.
         self.score_scales = nn.Buffer(torch.ones(len(sizes), len(PARTS)))
-        # The usual value of each of `label_features` for each label, 0 where there is none; `counting` fills them.
-        # CODEPATH: of logs without many repeats (recipe.py), none in the paper's.
+        # The most frequent value of each of `label_features` for each label, 0 where there is none. Module `counting`
+        # fills these buffers.
+        # CODEPATH: models of logs with few repeats (recipe.py) have label features, the paper's models have none.
         if config.label_features:
             for place, size in enumerate(sizes.values()):
                 values = torch.zeros(size, len(config.label_features), dtype=torch.int32)
@@ -319,22 +359,30 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         counted = [
             [task in chosen for task in config.tasks] for chosen in (config.follower_tasks, config.related_tasks)
         ]
-        # CODEPATH: chosen by the data in pre-training (recipe.py), none in the paper's.
+        # CODEPATH: pre-training chooses by the data (recipe.py); the paper's models have no counted memory.
         has_counts = config.follower_tasks or config.related_tasks
         self.counted_memory = CountedMemory(list(sizes.values()), *counted) if has_counts else None
         self.post_init()
 
     def post_init(self):
+        """Ends construction as in transformers. Head parameters are no longer ignored: this class has them."""
         super().post_init()
-        self._keys_to_ignore_on_load_unexpected = set()  # what the model inside has no place for, this class has
+        self._keys_to_ignore_on_load_unexpected = set()
 
     def label_embeddings(self, task: str) -> torch.Tensor:
-        """e_w of the task's labels, of shape `(V, H)`; row = id. With `label_features` it is equation 1: the average
-        over the label and its usual values."""
+        """Embeddings e_w of a task's labels. With `label_features` they follow equation 1: e_w is the average over the
+        vectors of the label and of its most frequent values.
+
+        Args:
+            task (`str`): name of the task.
+
+        Returns:
+            `torch.FloatTensor` of shape `(V, H)`; the row of a label is its id.
+        """
         place = self.config.tasks.index(task)
         table = self.model.embeddings.events.feature_tables[self.task_features[place]]
         vectors = cast(ValueEmbedding, table).weight
-        # CODEPATH: of logs without many repeats (recipe.py), none in the paper's.
+        # CODEPATH: models of logs with few repeats (recipe.py) have label features, the paper's models have none.
         if not self.config.label_features:
             return vectors
         values = self.label_values(place).long()
@@ -344,16 +392,25 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         return vectors / (1 + (values > 0).sum(1, keepdim=True))
 
     def label_values(self, task: int) -> torch.Tensor:
-        """The usual values of a task's labels, by its place, of shape `(V, features)`; 0 where there is none."""
+        """Most frequent values of `config.label_features` for each label of a task.
+
+        Args:
+            task (`int`): index of the task in `config.tasks`.
+
+        Returns:
+            `torch.IntTensor` of shape `(V, label features)`: value ids, 0 where a label has no usual value.
+        """
         return self.get_buffer(f"label_values_{task}")
 
     @torch.no_grad()
     def initialize_from_popularity(self, counts: Mapping[str, torch.Tensor]):
-        """Starts the label biases and the repeat memory's rarities, where the model has them, at what is known
-        beforehand: a label's bias is the log of its share, (count + 1) / sum, its rarity -log(V share).
+        """Initialises label biases and label rarities, where the model has them, from the labels' counts.
+
+        With share = (count + 1) / sum of (count + 1), a label's bias is log(share) and its rarity is -log(V share).
 
         Args:
-            counts: for each task, how often each label occurs in the training period, of shape `(V,)`.
+            counts (`Mapping[str, torch.Tensor]`): by task the number of occurrences of each label in the training
+                period, of shape `(V,)`.
         """
         for place, (task, size) in enumerate(self.config.label_sizes.items()):
             shares = counts[task].float() + 1
@@ -367,7 +424,7 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
                 self.counted_memory.label_rarity(place).copy_(rarity)
 
     def _resize_labels(self, feature: str, number: int) -> None:
-        if feature not in self.config.tasks:  # CODEPATH: the token type is no task in the paper's
+        if feature not in self.config.tasks:  # CODEPATH: the token type, for one, is no task of any shipped model
             return
         place = self.config.tasks.index(feature)
         if len(self.readout_bias):
@@ -379,13 +436,13 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
             grow(self.repeat_memory.label_gains[place], number, slice(0, 0))
         if self.counted_memory is not None:
             self.counted_memory.grow(place, number)
-        if self.config.label_features:  # CODEPATH: of logs without many repeats (recipe.py), none in the paper's
+        if self.config.label_features:  # CODEPATH: models of logs with few repeats (recipe.py)
             values = self.label_values(place)
             values = torch.cat([values, values.new_zeros(number, values.shape[1])])
             setattr(self, f"label_values_{place}", nn.Buffer(values))
 
     @can_return_tuple
-    @auto_docstring(custom_intro="From interactions to scores, and to the loss when `labels` are given.\n")
+    @auto_docstring(custom_intro="Computes scores from a batch of histories, and the loss if there are `labels`.\n")
     def forward(
         self,
         input_ids: torch.LongTensor,
@@ -403,32 +460,40 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
     ) -> MCMRecommendationOutput:
         r"""
         input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length, num_features)`):
-            As in [`MCMModel.forward`].
+            Feature ids of each event, oldest event first, padded on the right with 0. The first row is the start row.
         attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
-            As in [`MCMModel.forward`].
+            1 where an event is real, 0 on padding. Default: 1 where any feature is present.
         visit_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            As in [`MCMModel.forward`].
+            Visit of each event, counted from 0 for each customer. Required if `config.encoder_unit` is "visit".
         event_times (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Days since the customer's first event, none less than the one before. Read by the repeat memory.
+            Days from the customer's first event to each event, in ascending order. Required by the memories and the
+            customer state.
         prefix_ends (`torch.LongTensor` of shape `(batch_size, prefixes)`, *optional*):
-            Index of the last event of each prefix that is asked for; needs a causal encoder, or a masked event to read
-            from. Default: the whole sequence is the one prefix.
+            Index of the last event of each prefix that is scored. It requires a causal encoder, or a masked event at
+            each prefix end. Default: one prefix, the whole sequence.
         labels (`torch.LongTensor` of shape `(batch_size, num_labels, num_tasks)`, *optional*):
-            What followed the prefixes; ids under 2, -100 among them, are no targets.
+            Label ids of the targets, the events that followed the prefixes. Ids below 2, such as -100, are ignored.
         label_prefixes (`torch.LongTensor` of shape `(batch_size, num_labels)`, *optional*):
-            Which prefix (an index into `prefix_ends`) each label followed. Default: the first.
+            Prefix that each target followed, as an index into `prefix_ends`. Default: the first prefix.
         label_weights (`torch.FloatTensor` of shape `(batch_size, num_labels)`, *optional*):
-            How much each label counts in its customer's mean loss. Default: all the same.
+            Weight of each target in its customer's mean loss. Default: equal weights.
         event_values (`torch.FloatTensor` of shape `(batch_size, sequence_length, num_values)`, *optional*):
-            As in [`MCMModel.forward`].
+            Values of `config.summed_features` of each event, 0 where one is missing. Required by the customer state
+            if the config has summed features.
         now (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
-            As in [`MCMModel.forward`]; the repeat memory, too, has faded until then. In training and in evaluation at
-            a cutoff there is no `now`: every visit is asked about at the one before.
+            Moment of the scores, in days on the clock of `event_times`: the counts of the repeat memory have faded
+            until then, and the customer state and the forecasts are of this moment. Default: the time of the last
+            event. Training and evaluation at a cutoff use the default: they score each visit at the time of the visit
+            before.
         encoder_outputs (`MCMModelOutput`, *optional*):
-            What [`MCMModel`] gave for these inputs, where it is known already.
+            Output of [`MCMModel`] for these inputs, if it has been computed already.
 
         Returns:
             [`MCMRecommendationOutput`].
+
+        Raises:
+            ValueError: if inputs are out of range or in the wrong order (outside of training), or an input that the
+                config requires is missing.
         """
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
@@ -446,15 +511,16 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         if self.training and labels is not None and torch.is_grad_enabled():
             total, losses = self._losses_in_parts(*vectors, batch)
         else:
-            scored, rows, places = self._all_labels(), self._rows(batch), list(range(len(self.config.tasks)))
-            parts = self._score_parts(*vectors, batch, rows, scored, places)
-            scores = [self.joined_scores(place, parts[place]) for place in places]
+            task_labels, score_rows = self._all_labels(), self._rows(batch)
+            task_indices = list(range(len(self.config.tasks)))
+            parts = self._score_parts(*vectors, batch, score_rows, task_labels, task_indices)
+            scores = [self.joined_scores(place, parts[place]) for place in task_indices]
             if labels is not None:
-                of_tasks = [self._losses(scores[k], batch, rows, [scored[k]], [k]) for k in places]
+                of_tasks = [self._losses(scores[k], batch, score_rows, [task_labels[k]], [k]) for k in task_indices]
                 losses = torch.cat(of_tasks)
                 total = losses.sum()
             if prefix_ends is not None:  # (R, V) to (B, P, V)
-                of_prefixes = rows.of_units.gather(1, self._event_units(batch).gather(1, prefix_ends))
+                of_prefixes = score_rows.of_units.gather(1, self._event_units(batch).gather(1, prefix_ends))
                 scores = [of_task[of_prefixes] for of_task in scores]
             logits = dict(zip(self.config.tasks, scores, strict=True))
         return MCMRecommendationOutput(
@@ -469,16 +535,16 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
 
     @torch.no_grad()
     def score_parts(self, tasks: Sequence[str] | None = None, **inputs: Any) -> dict[str, dict[str, torch.Tensor]]:
-        """What the scores of the whole history are a sum of.
+        """Parts of the scores after the whole history. A score is their sum, weighted by `score_scales`.
 
         Args:
-            tasks: names of the tasks that are wanted, all by default.
-            inputs: what the feature extractor returns.
+            tasks (`Sequence[str]`, *optional*): names of the tasks. Default: all tasks.
+            inputs (`torch.Tensor`): model inputs by name, as the feature extractor returns them.
 
         Returns:
-            For each task its parts, each of shape `(B, V)`: `readout`, `bias` and, where the model has them,
-            `repeats` (the repeat memory) and `followers` (the counted memory), before `score_scales`; of a task with
-            related labels also `met`, `habits` and `new`. See [`CountedMemory`].
+            By task a dict of parts, each of shape `(B, V)`: `readout`, `bias` and, where the model has these memories,
+            `repeats` (repeat memory) and `followers` (counted memory), without `score_scales`. A task with related
+            labels also has `met`, `habits` and `new`; see [`~counted_memory_mcm.CountedMemory`].
         """
         batch: dict[str, Any] = {"visit_ids": None, "event_times": None, **inputs}
         if batch.get("attention_mask") is None:
@@ -487,12 +553,12 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         outputs = self.model(**{name: batch[name] for name in read if name in batch})
         batch |= {"unit_mask": outputs.unit_mask.bool(), "prefix_ends": None}
         names = self.config.tasks if tasks is None else list(tasks)
-        places, labels = [self.config.tasks.index(task) for task in names], self._all_labels()
-        scored = [labels[place] for place in places]
+        task_indices, labels = [self.config.tasks.index(task) for task in names], self._all_labels()
+        task_labels = [labels[place] for place in task_indices]
         vectors = (outputs.last_hidden_state, outputs.event_embeddings)
         result = {}
         for task, parts in zip(
-            names, self._score_parts(*vectors, batch, self._rows(batch), scored, places), strict=True
+            names, self._score_parts(*vectors, batch, self._rows(batch), task_labels, task_indices), strict=True
         ):
             if "repeats" in parts:
                 zeros = torch.zeros_like(parts["readout"])
@@ -504,29 +570,29 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
     def _losses_in_parts(
         self, hidden: torch.Tensor, events: torch.Tensor, batch: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The total and the task losses, of shape `(T,)`, of a batch whose scores would not fit at once."""
+        """Total loss, and loss of each task of shape `(T,)`, computed for some customers at a time to save memory."""
         units, lengths = batch["unit_mask"].sum(1).tolist(), batch["attention_mask"].sum(1).tolist()
-        scored = self._all_labels()
-        if number := self.objective.sampled_labels:
-            met, followed = batch["input_ids"][..., self.task_features], batch["labels"]
-            certain = torch.cat([met, followed], 1).flatten(0, 1)  # (B (L + N), T)
-            scored = [rows.sample(certain[:, place], number) for place, rows in enumerate(scored)]
-        most = PART_ELEMENTS[hidden.device.type == "cpu"] // sum(len(rows.vectors) for rows in scored)
+        task_labels = self._all_labels()
+        if sample_size := self.objective.sampled_labels:
+            met_ids, target_ids = batch["input_ids"][..., self.task_features], batch["labels"]
+            certain = torch.cat([met_ids, target_ids], 1).flatten(0, 1)  # (B (L + N), T)
+            task_labels = [labels.sample(certain[:, place], sample_size) for place, labels in enumerate(task_labels)]
+        max_cost = PART_ELEMENTS[hidden.device.type == "cpu"] // sum(len(labels.vectors) for labels in task_labels)
 
         def losses_of(part: list[int], hidden: torch.Tensor, events: torch.Tensor) -> torch.Tensor:
-            cut: dict[str, Any] = {name: None if value is None else value[part] for name, value in batch.items()}
+            part_batch: dict[str, Any] = {k: None if value is None else value[part] for k, value in batch.items()}
             unit, event = (slice(max(1, *(sizes[place] for place in part))) for sizes in (units, lengths))
-            cut["unit_mask"] = cut["unit_mask"][:, unit]
+            part_batch["unit_mask"] = part_batch["unit_mask"][:, unit]
             for name in ("input_ids", "attention_mask", "visit_ids", "event_times"):
-                cut[name] = None if cut[name] is None else cut[name][:, event]
-            losses = self._losses_side_by_side(hidden[:, unit], events[:, event], cut, scored)
+                part_batch[name] = None if part_batch[name] is None else part_batch[name][:, event]
+            losses = self._losses_side_by_side(hidden[:, unit], events[:, event], part_batch, task_labels)
             return losses * (len(hidden) / len(units))  # a loss is a mean over customers
 
-        parts = customers_in_parts(units, most)
-        return LossInParts.apply(losses_of, parts, 2, hidden, events, *self._score_parameters(scored))
+        parts = customers_in_parts(units, max_cost)
+        return LossInParts.apply(losses_of, parts, 2, hidden, events, *self._score_parameters(task_labels))
 
     def _all_labels(self) -> list[TaskLabels]:
-        """What scores read of the labels of each task."""
+        """The labels of each task, with the embeddings and parameters that their scores are computed from."""
         return [
             TaskLabels(
                 self.label_embeddings(task),
@@ -536,32 +602,32 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
             for place, task in enumerate(self.config.tasks)
         ]
 
-    def _score_parameters(self, scored: Sequence[TaskLabels]) -> list[torch.Tensor]:
-        """What scores and losses read besides the encoder's vectors, and may have a gradient."""
+    def _score_parameters(self, task_labels: Sequence[TaskLabels]) -> list[torch.Tensor]:
+        """Parameters of scores and losses, those of embeddings and encoder left out; they may need a gradient."""
         scale = [] if self.readout_scale is None else [self.readout_scale]
         memory = [] if self.repeat_memory is None else self.repeat_memory.shared_parameters()
-        return [*scale, *memory, *(table for rows in scored for table in rows.tables)]
+        return [*scale, *memory, *(table for labels in task_labels for table in labels.tables)]
 
     @torch.no_grad()
     def preferences(
         self, task: str, k: int = 10, return_weights: bool = False, **inputs: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """The k labels that the customers prefer, best first.
+        """The k labels of a task with the highest scores for each customer, best first.
 
         Args:
-            task: one of `config.tasks`.
-            k: how many labels; at most all of them.
-            return_weights: also return which units spoke for each label.
-            inputs: what the feature extractor returns.
+            task (`str`): name of the task, one of `config.tasks`.
+            k (`int`): number of labels; at most all labels of the task are returned.
+            return_weights (`bool`): whether to return the readout's attention weights too.
+            inputs (`torch.Tensor`): model inputs by name, as the feature extractor returns them.
 
         Returns:
-            `labels` (ids) and `scores` (probabilities among the task's labels), of shape `(B, k)`; with
-            `return_weights` also `weights`, a_{w,i} of equation 2 with shape `(B, k, U)`, and `unit_mask`. The weights
-            are those of the attentional readout alone, a small part of the score where a memory speaks beside it.
-            Which visits a score comes from is said by [`~explanations_mcm.explain`].
+            `dict`: `labels` (ids) and `scores` (probabilities among the task's labels), both of shape `(B, k)`. With
+            `return_weights` also `weights` of shape `(B, k, U)`, a_{w,i} of equation 2, and `unit_mask` of shape
+            `(B, U)`. The weights belong to the readout alone, which is a small part of a score where the model has a
+            memory. [`~explanations_mcm.explain`] says which visits a score comes from.
 
         Raises:
-            ValueError: for a task that the model does not have, or weights of a readout that has none.
+            ValueError: if the model has no such task, or `return_weights` is set and the readout has no weights.
         """
         if task not in self.config.tasks:
             raise ValueError(f"No task {task!r}: this checkpoint predicts {self.config.tasks}.")

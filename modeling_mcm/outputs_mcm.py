@@ -12,10 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the models return.
-
-Shapes are named as in modeling_mcm.py.
-"""
+"""Outputs of the models without a head and with the task-aware readout. Shapes are named as in modeling_mcm.py."""
 
 from dataclasses import dataclass
 
@@ -23,28 +20,28 @@ import torch
 from transformers.utils import ModelOutput, auto_docstring
 
 
-@auto_docstring(custom_intro="What [`MCMModel`] returns.")
+@auto_docstring(custom_intro="Output of [`MCMModel`].")
 @dataclass
 class MCMModelOutput(ModelOutput):
     r"""
     last_hidden_state (`torch.FloatTensor` of shape `(batch_size, units, hidden_size)`):
-        h of the last layer; a unit is an event or a visit (`config.encoder_unit`).
+        Hidden vector h of each unit after the last layer. A unit is an event or a visit (`config.encoder_unit`).
     pooler_output (`torch.FloatTensor` of shape `(batch_size, embedding_size)`):
-        The customer embedding: the customer state at `now`, of `config.state_size` numbers. Without a state it is of
-        `config.hidden_size` numbers: the last unit's h under a causal encoder, which has read everything before it;
-        the mean of all units' h under a bidirectional one.
+        Customer embedding: the customer state at `now`, of `config.state_size` numbers. In a model without a state it
+        has `config.hidden_size` numbers: h of the last unit for a causal encoder, whose last unit has read all units,
+        and the mean of h over all units for a bidirectional one.
     forecasts (`dict[str, torch.FloatTensor]`, *optional*):
-        What is to be expected of the customer from `now` on, each of shape `(batch_size,)`. See
-        [`~state_mcm.Forecasts`].
+        Forecasts from `now` on by name, each of shape `(batch_size,)`. See [`~state_mcm.Forecasts`].
     unit_mask (`torch.LongTensor` of shape `(batch_size, units)`):
-        1 where a unit is real.
+        1 where a unit is real, 0 on padding.
     event_embeddings (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
-        e of equation 1.
+        Embedding e of each event, by equation 1.
     hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
-        With `output_hidden_states=True`: what the first layer reads and what each layer gives, of shape
+        With `output_hidden_states=True`: input of the first layer and output of each layer, each of shape
         `(batch_size, units, hidden_size)`.
     attentions (`tuple[torch.FloatTensor, ...]`, *optional*):
-        With `output_attentions=True` and eager attention: of each layer, of shape `(batch_size, heads, units, units)`.
+        With `output_attentions=True` and eager attention: attention weights of each layer, each of shape
+        `(batch_size, heads, units, units)`.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -56,27 +53,28 @@ class MCMModelOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-@auto_docstring(custom_intro="What [`MCMForMultiTaskRecommendation`] returns.")
+@auto_docstring(custom_intro="Output of [`MCMForMultiTaskRecommendation`].")
 @dataclass
 class MCMRecommendationOutput(ModelOutput):
     r"""
     loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `labels` is given):
-        Equation 4, summed over the tasks.
+        Loss: equation 4 plus the weighted ranking loss ([`~losses_mcm.Objective`]), summed over the tasks.
     logits (`dict[str, torch.FloatTensor]`, *optional*):
-        s(w) of each task, of shape `(batch_size, labels)`, or `(batch_size, prefixes, labels)` when `prefix_ends` was
-        given. Ids 0 and 1, which are no labels, are masked with a large negative value. `None` in training with
-        `labels`: there the scores are taken a few customers at a time, and never held.
+        Scores s(w) by task, of shape `(batch_size, labels)`, or `(batch_size, prefixes, labels)` with `prefix_ends`.
+        Ids 0 and 1, which are no labels, are masked with a large negative value. `None` in training with `labels`:
+        there the scores are computed for a few customers at a time and not kept.
     task_losses (`dict[str, torch.FloatTensor]`, *optional*, returned when `labels` is given):
-        Equation 4 of each task, detached.
+        Loss by task, detached from the graph; they add up to `loss`.
     pooler_output (`torch.FloatTensor` of shape `(batch_size, embedding_size)`):
-        The customer embedding, as in [`MCMModelOutput`].
+        Customer embedding, as in [`MCMModelOutput`].
     forecasts (`dict[str, torch.FloatTensor]`, *optional*):
-        As in [`MCMModelOutput`].
+        Forecasts from `now` on by name, each of shape `(batch_size,)`. See [`~state_mcm.Forecasts`].
     hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
-        With `output_hidden_states=True`: what the first layer reads and what each layer gives, of shape
+        With `output_hidden_states=True`: input of the first layer and output of each layer, each of shape
         `(batch_size, units, hidden_size)`.
     attentions (`tuple[torch.FloatTensor, ...]`, *optional*):
-        With `output_attentions=True` and eager attention: of each layer, of shape `(batch_size, heads, units, units)`.
+        With `output_attentions=True` and eager attention: attention weights of each layer, each of shape
+        `(batch_size, heads, units, units)`.
     """
 
     loss: torch.Tensor | None = None

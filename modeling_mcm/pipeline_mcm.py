@@ -14,8 +14,8 @@
 # limitations under the License.
 """The pipelines: a customer's raw events in; an embedding, forecasts, preference scores or scores of offers out.
 
-A customer is a dict with `events` (list of dicts, dict of columns or DataFrame) and, if wanted, `profile` and
-`customer_id`; a list of customers is a batch. An empty history is no error: the profile and the start row speak alone.
+A customer is a dict with `events` (list of dicts, dict of columns or DataFrame) and optionally `profile` and
+`customer_id`; a list of customers is a batch. A customer may have no events: then only the profile is read.
 """
 
 import os
@@ -38,11 +38,12 @@ from .state_mcm import MissingForecastsError
 
 
 class _Numbered(tuple):
-    """A customer of several and their place, which messages name."""
+    """A customer and their index in a list of customers, which error messages name."""
 
 
 class _CustomerPipeline(Pipeline):
-    """Encodes one customer at a time and pads whole batches, so that a batch gives what single customers give."""
+    """Base class of the pipelines: encodes one customer at a time and pads batches, whose results do not depend on the
+    batch size."""
 
     _load_processor: Any = False  # the base class says None
     _load_image_processor: Any = False
@@ -57,22 +58,32 @@ class _CustomerPipeline(Pipeline):
         source = self.model.name_or_path or "The model"
         if self.feature_extractor is None:
             raise ValueError(f"{source} came without a feature extractor: give `feature_extractor`.")
-        found = dict(zip(self.feature_extractor.feature_names, self.feature_extractor.vocabulary_sizes, strict=True))
+        sizes = dict(zip(self.feature_extractor.feature_names, self.feature_extractor.vocabulary_sizes, strict=True))
         expected = dict(zip(config.features, config.vocabulary_sizes, strict=True))
-        if list(found.items()) != list(expected.items()):
+        if list(sizes.items()) != list(expected.items()):
             raise ValueError(
-                f"The feature extractor has the features and sizes {found}, and {source} was trained with {expected}: "
+                f"The feature extractor has the features and sizes {sizes}, and {source} was trained with {expected}: "
                 "take both from one and the same save."
             )
         check_values(config.values_digest, self.feature_extractor.values_digest, source)
 
     def __call__(self, inputs: Any, *args: Any, num_workers: Any = None, batch_size: Any = None, **kwargs: Any) -> Any:
-        """Answers of one customer, or of each of a list, a tuple or a generator; none for an empty list."""
+        """Computes the result of one customer, or a list of results for a list, tuple or generator of customers.
+
+        Args:
+            inputs (`dict`, or list, tuple or generator of `dict`): customers; see [`MCMFeatureExtractor.encode`].
+            num_workers (`int`, *optional*): processes that encode customers, as in transformers.
+            batch_size (`int`, *optional*): customers of one pass of the model, as in transformers.
+            kwargs: options of the pipeline.
+
+        Raises:
+            ValueError: if `inputs` is no customer, a customer can't be encoded, or an option is unknown or invalid.
+        """
         if isinstance(inputs, str) or inputs is None:
             raise ValueError(f"Found {inputs!r}, expected a customer (a dict with `events`) or a list of customers.")
         if isinstance(inputs, list | tuple):
             if not inputs:
-                self._sanitize_parameters(**kwargs)  # options are refused without customers, too
+                self._sanitize_parameters(**kwargs)  # checks the options
                 return []
             inputs = [_Numbered((place, customer)) for place, customer in enumerate(inputs)]
         elif isinstance(inputs, Iterator):
@@ -80,18 +91,22 @@ class _CustomerPipeline(Pipeline):
         return super().__call__(inputs, *args, num_workers=num_workers, batch_size=batch_size, **kwargs)
 
     def preprocess(self, input_: Any, **preprocess_parameters: Any) -> dict[str, Any]:
+        """Encodes one customer; the row stands in the result under the key `rows`."""
         place, customer = input_ if isinstance(input_, _Numbered) else (None, input_)
         where = "The customer" if place is None else f"Customer {place} of the list"
         row = self.feature_extractor.encode(customer, where)
         return {"rows": self.feature_extractor.readable(row, self.model.config.input_features) | {"where": where}}
 
     def model_inputs(self, model_inputs: dict[str, Any], now: int | None = None) -> dict[str, torch.Tensor]:
-        """Padded tensors from what `preprocess` gave: one row, or the list of rows of a batch.
+        """Pads encoded customers to tensors on the model's device.
 
         Args:
-            model_inputs (`dict`): what `preprocess` gave.
-            now (`int`, *optional*): the moment of the question, in seconds since 1970; by default each customer's
-                last event.
+            model_inputs (`dict`): result of `preprocess`; `rows` is one row or the list of rows of a batch.
+            now (`int`, *optional*): moment for which customers are scored, in seconds since 1970-01-01. Default: the
+                time of each customer's last event.
+
+        Returns:
+            `dict[str, torch.Tensor]`: model inputs by name.
         """
         rows = model_inputs["rows"]
         rows = rows if isinstance(rows, list) else [rows]
@@ -101,24 +116,32 @@ class _CustomerPipeline(Pipeline):
         return {name: value.to(self.device) for name, value in batch.items()}
 
     def _read_now(self, now: Any) -> int | None:
-        """Seconds since 1970 of a moment: text, a date, or None."""
+        """Seconds since 1970-01-01 of a moment, which is text, a date or None."""
         if now is None:
             return None
         with naming("`now`"):
             return to_seconds(now, read_zone(self.feature_extractor.time_zone))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Saves model and feature extractor; where they are remote code, the pipelines' code as well."""
+        """Saves model and feature extractor, and the pipeline's code if the checkpoint uses remote code.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): folder of the new checkpoint.
+            kwargs: options of `Pipeline.save_pretrained`.
+        """
         super().save_pretrained(save_directory, **kwargs)
         if getattr(self.model.config, "auto_map", None):
             custom_object_save(self, save_directory)
 
 
 class CustomerEmbeddingPipeline(_CustomerPipeline):
-    """`pipeline("customer-embedding", model=checkpoint)(customer)`: the customer embedding, a float32 array `(S,)`.
+    """Computes customer embeddings: `pipeline("customer-embedding", model=checkpoint)(customer)`.
 
-    `now` is the moment of the question, as the log writes its times; by default each customer's last event. Later
-    events are not read.
+    The result of a customer is a float32 array of shape `(S,)`, S being `config.embedding_size`.
+
+    Options:
+        now (text or datetime, *optional*): moment of the embedding, written as the log writes its times; later events
+            are not read. Default: the time of each customer's last event.
     """
 
     def _sanitize_parameters(self, now: Any = None, **unknown: Any):
@@ -131,16 +154,20 @@ class CustomerEmbeddingPipeline(_CustomerPipeline):
         return ModelOutput({"embedding": self.model(**inputs).pooler_output})
 
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> NDArray[np.float32]:
+        """Converts the embedding to a float32 array."""
         return model_outputs["embedding"][0].float().cpu().numpy()
 
 
 class CustomerForecastPipeline(_CustomerPipeline):
-    """`pipeline("customer-forecast", model=checkpoint)(customer)`: what is to be expected of the customer.
+    """Forecasts the future of customers: `pipeline("customer-forecast", model=checkpoint)(customer)`.
 
-    `now` is the moment from which on it is told, as the log writes its times; by default each customer's last event.
-    Gives a dict: `visits_7d`, `events_7d` and, for each numeric feature such as `price`, `price_7d` are expected
-    numbers and sums of the next 7 days, `visit_probability_7d` is the chance of a visit in them, and so for each
-    horizon; `days_to_next_visit` is the number of days by which half of such customers have come.
+    The result of a customer is a dict. For each horizon, such as 7 days, `visits_7d`, `events_7d` and `price_7d` (for
+    each summed feature such as `price`) are expected numbers and sums, and `visit_probability_7d` is the probability
+    of a visit. `days_to_next_visit` is the median number of days to the next visit.
+
+    Options:
+        now (text or datetime, *optional*): moment from which the forecasts count, written as the log writes its times.
+            Default: the time of each customer's last event.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -159,15 +186,21 @@ class CustomerForecastPipeline(_CustomerPipeline):
         return ModelOutput(self.model(**inputs).forecasts)
 
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> dict[str, float]:
+        """Converts the forecasts to numbers."""
         return {name: value[0].item() for name, value in model_outputs.items()}
 
 
 class PreferenceScoresPipeline(_CustomerPipeline):
-    """`pipeline("preference-scores", model=checkpoint)(customer)`: what the customer is likely to do next.
+    """Ranks the labels that are likely to come next: `pipeline("preference-scores", model=checkpoint)(customer)`.
 
-    Options: `tasks` (names; all by default), `top_k` (labels a task, 10 by default) and `now` (the moment of the
-    question, as the log writes its times; by default each customer's last event). Gives for each task a list of
+    The result of a customer has for each task a list of
     `{"label": value, "score": probability among the task's labels}`, best first.
+
+    Options:
+        tasks (`list[str]`, *optional*): names of the tasks. Default: all tasks.
+        top_k (`int`, *optional*): number of labels of each task. Default: 10.
+        now (text or datetime, *optional*): moment of the scores, written as the log writes its times. Default: the
+            time of each customer's last event.
     """
 
     def _sanitize_parameters(
@@ -201,6 +234,7 @@ class PreferenceScoresPipeline(_CustomerPipeline):
     def postprocess(
         self, model_outputs: ModelOutput, **postprocess_parameters: Any
     ) -> dict[str, list[dict[str, Any]]]:
+        """Converts label ids to values."""
         tasks = [name.removeprefix("scores ") for name in model_outputs if name.startswith("scores ")]
         result = {}
         for task in tasks:
@@ -211,16 +245,19 @@ class PreferenceScoresPipeline(_CustomerPipeline):
 
 
 class CustomerPredictionPipeline(_CustomerPipeline):
-    """`pipeline("customer-prediction", model=checkpoint)(customer)`: what the checkpoint was fine-tuned to tell.
+    """Predicts the label that a checkpoint was fine-tuned to: `pipeline("customer-prediction", ...)(customer)`.
 
-    Gives `{label: probability}` of the classes, or the number. `now` is the moment of the question, as the log writes
-    its times; events at or after it are not read, as in fine-tuning. By default it is right after the last event.
+    The result of a customer is `{class: probability}`, or the predicted number.
+
+    Options:
+        now (text or datetime, *optional*): moment of the label, written as the log writes its times; events at or
+            after it are not read, as in fine-tuning. Default: right after the last event.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         head: Any = getattr(self.model, "prediction_head", None)
-        if head is None or not head.output.weight.any():  # which is 0 until something was learned
+        if head is None or not head.output.weight.any():  # untrained weights are 0
             raise ValueError(
                 f"{self.model.name_or_path or 'The model'} was not fine-tuned to a label of customers: chances would "
                 "be made up. Fine-tune it first (training/run_finetune.py --labels, docs/labels.md)."
@@ -239,6 +276,7 @@ class CustomerPredictionPipeline(_CustomerPipeline):
         return ModelOutput({"logits": self.model(**self.model_inputs({"rows": rows}, now)).logits.float()})
 
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> dict[str, float] | float:
+        """Converts the scores to probabilities of the classes, or to the predicted number."""
         config: Any = self.model.config
         logits = model_outputs["logits"][0]
         if config.problem_type == "regression" or config.num_labels == 1:
@@ -247,23 +285,27 @@ class CustomerPredictionPipeline(_CustomerPipeline):
 
 
 def _events_before(row: dict[str, Any], seconds: float) -> dict[str, Any]:
-    kept = row["times"] < seconds
-    return {name: value[kept] if isinstance(value, np.ndarray) else value for name, value in row.items()}
+    """A customer's encoded row without the events at or after a moment."""
+    is_before = row["times"] < seconds
+    return {name: value[is_before] if isinstance(value, np.ndarray) else value for name, value in row.items()}
 
 
 class ActionScoresPipeline(_CustomerPipeline):
-    """`pipeline("action-scores", model=checkpoint)(customer, actions=actions)`: what would come of offers.
+    """Predicts the outcomes of offers: `pipeline("action-scores", model=checkpoint)(customer, actions=actions)`.
 
-    `actions` is a list of dicts with `action_id` and columns of the event log; an action that covers several kinds of
-    interactions has several dicts with one `action_id`, each with its `weight` (equal by default). `time` is when they
-    are offered, by default right after the customer's last event. Gives a list of
-    `{"action_id": ..., outcome: probability, ...}` in the order of the actions.
+    The result of a customer is a list of `{"action_id": ..., outcome: probability, ...}`, in the order of the actions.
+
+    Options:
+        actions (`list[dict]`): dicts with `action_id` and columns of the event log. An action that covers several
+            kinds of events has several dicts with the same `action_id`, each with a `weight` (equal by default).
+        time (text or datetime, *optional*): time of the offers, written as the log writes its times. Default: right
+            after each customer's last event.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         head: Any = self.model.action_head
-        if not (head.output.any() or head.direct.any()):  # both are 0 until something was learned
+        if not (head.output.any() or head.direct.any()):  # untrained weights are 0
             raise ValueError(
                 f"{self.model.name_or_path or 'The model'} has no trained head for actions: chances would be made up. "
                 "Fine-tune it to offers first (training/run_finetune.py, docs/offers.md)."
@@ -297,6 +339,7 @@ class ActionScoresPipeline(_CustomerPipeline):
         return ModelOutput({"chances": self.model(**inputs, **tensors).logits.float().sigmoid()})
 
     def _days(self, row: dict[str, Any], seconds: int | None) -> np.float32:
+        """Days from a customer's last event to the time of the offers."""
         times = row["times"]
         if seconds is None or not len(times):
             return np.float32(0)
@@ -306,6 +349,7 @@ class ActionScoresPipeline(_CustomerPipeline):
         return np.float32((seconds - times[-1]) / SECONDS_PER_DAY)
 
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> list[dict[str, Any]]:
+        """Pairs the probabilities with the names of actions and outcomes."""
         outcomes = self.model.config.action_outcomes
         rows = zip(postprocess_parameters["names"], model_outputs["chances"][0].tolist(), strict=True)
         return [{"action_id": name} | dict(zip(outcomes, chances, strict=True)) for name, chances in rows]

@@ -12,15 +12,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The readout: from hidden vectors to one score a label.
+"""The readout: computes one score for each label from the hidden vectors.
 
-Shapes: B customers, U encoder units (events or visits), R real units of all customers, A of them that are asked, P
-prefixes, H hidden, V labels.
+Shapes: B customers, U encoder units (events or visits), R real units of all customers, A scored units among them, P
+prefixes of a customer, H hidden size, V labels.
 
-`reference_readout` is equations 2 and 3 as the paper writes them. `attentional_readout` gives the same numbers and
-never forms r_w: with z_{w,i} = e_w . h_i, equation 3 is s(w) = sum_i softmax_i(z_w)_i z_{w,i}. With `ends` it scores
-every prefix of the sequence in one pass: under a causal encoder h_i knows events up to i only, so prefix t needs the
-same sum over i <= t, and a running softmax gives it for all t.
+`reference_readout` computes equations 2 and 3 as the paper writes them. `attentional_readout` computes the same
+numbers without r_w: with z_{w,i} = e_w . h_i, equation 3 is s(w) = sum_i softmax_i(z_w)_i z_{w,i}. With `ends` it
+scores every prefix of the sequence in one pass: under a causal encoder h_i depends on events up to i only, so prefix t
+needs the same sum over i <= t, and a running softmax computes it for all t.
 """
 
 import math
@@ -34,63 +34,70 @@ from torch.utils.checkpoint import checkpoint
 
 # Elements of z (U * B * V) that one chunk of labels may hold: 64M are 256 MB in float32.
 CHUNK_ELEMENTS = 2**26
-# Span of z beyond which exp(z_i - m) nears the end of float32, exp(-87), and sums of its inverse the other end.
+# Largest range of z (maximum - minimum) for one common maximum m: beyond it exp(z_i - m) comes near the smallest
+# float32, exp(-87), and sums of its inverse come near the largest.
 WIDEST = 60.0
-# Numbers from which on a CPU adds whole rows faster than torch's cumsum adds columns.
+# Row length from which a CPU adds whole rows faster than torch's cumsum adds columns.
 LONG_ROW = 2048
-# Labels of one piece where there are no gradients.
+# Labels that are scored at once without gradients.
 LABELS_AT_ONCE = 128
-# Where the attentional readout runs as Triton kernels, if they can (readout_triton_mcm.py): plain torch elsewhere.
+# Device type on which the attentional readout runs as Triton kernels (readout_triton_mcm.py); elsewhere plain torch.
 FUSED_ON = "cuda"
-# Share of the units from which on all are scored: picking those out that are asked costs as much as it saves.
+# Share of scored units from which all units are scored: selecting units costs as much as it saves then.
 NEARLY_ALL = 0.75
 
 
 class PackedUnits(NamedTuple):
-    """The real units of a batch, the first of all customers before the second of all, and no padding.
+    """The real units of a batch without padding: the first units of all customers, then all second units, and so on.
 
-    As `ends` of a readout: the units that end a prefix, and all that came before them.
+    A readout takes it as `ends`: each scored unit ends a prefix, and the units before it are the rest of the prefix.
 
     Attributes:
-        customers: of each unit, of shape `(R,)`; those with the longest history come first.
-        units: place in its customer's history, of shape `(R,)`.
-        sizes: how many customers have a first unit, a second and so on; they sum up to R.
-        asked: places of the units that are scored, of shape `(A,)`; `None` for all of them.
-        rows: where each unit's scores are, of shape `(B, U)`; -1 for those without.
+        customers (`torch.LongTensor` of shape `(R,)`): customer of each unit; customers with more units come first.
+        units (`torch.LongTensor` of shape `(R,)`): index of each unit in its customer's history.
+        sizes (`list[int]`): number of customers with a first unit, with a second unit, and so on; the sum is R.
+        scored (`torch.LongTensor` of shape `(A,)`, *optional*): indices of the scored units; `None`: all are scored.
+        score_rows (`torch.LongTensor` of shape `(B, U)`): row of each unit in the score matrix; -1 for units that are
+            not scored.
     """
 
     customers: torch.Tensor
     units: torch.Tensor
     sizes: list[int]
-    asked: torch.Tensor | None
-    rows: torch.Tensor
+    scored: torch.Tensor | None
+    score_rows: torch.Tensor
 
     @classmethod
-    def of(cls, mask: torch.Tensor, asked: torch.Tensor | None = None) -> "PackedUnits":
-        """Packs the units of a boolean mask of shape `(B, U)`, padding on the right; scored are those of `asked`, of
-        the same shape, or a few more."""
+    def of(cls, mask: torch.Tensor, prefix_mask: torch.Tensor | None = None) -> "PackedUnits":
+        """Packs the real units of a batch.
+
+        Args:
+            mask (`torch.BoolTensor` of shape `(B, U)`): True where a unit is real; padding is on the right.
+            prefix_mask (`torch.BoolTensor` of shape `(B, U)`, *optional*): True where a prefix ends, so that the unit
+                is scored. Where nearly all are, all units are scored. Default: all units.
+        """
         longest_first = mask.sum(1).argsort(descending=True, stable=True)
-        units, places = mask[longest_first].T.nonzero(as_tuple=True)
-        customers = longest_first[places]
-        wanted = None if asked is None else asked[customers, units].nonzero()[:, 0]
-        if wanted is not None and len(wanted) >= NEARLY_ALL * len(units):
-            wanted = None
-        scored = (customers, units) if wanted is None else (customers[wanted], units[wanted])
-        rows = torch.full(mask.shape, -1, device=mask.device)
-        rows[scored] = torch.arange(len(scored[0]), device=mask.device)
-        return cls(customers, units, [size for size in mask.sum(0).tolist() if size], wanted, rows)
+        units, indices = mask[longest_first].T.nonzero(as_tuple=True)
+        customers = longest_first[indices]
+        scored = None if prefix_mask is None else prefix_mask[customers, units].nonzero()[:, 0]
+        if scored is not None and len(scored) >= NEARLY_ALL * len(units):
+            scored = None
+        cells = (customers, units) if scored is None else (customers[scored], units[scored])
+        score_rows = torch.full(mask.shape, -1, device=mask.device)
+        score_rows[cells] = torch.arange(len(cells[0]), device=mask.device)
+        return cls(customers, units, [size for size in mask.sum(0).tolist() if size], scored, score_rows)
 
 
 def reference_readout(hidden: torch.Tensor, label_embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Equations 2 and 3, term by term. For tests and readers: it holds r_w, of shape `(B, V, H)`.
+    """Equations 2 and 3, term by term, for tests and readers. It needs memory for r_w, of shape `(B, V, H)`.
 
     Args:
-        hidden: h of shape `(B, U, H)`.
-        label_embeddings: e of shape `(V, H)`.
-        mask: boolean, of shape `(B, U)`, True where a unit is real.
+        hidden (`torch.FloatTensor` of shape `(B, U, H)`): hidden vector h of each unit.
+        label_embeddings (`torch.FloatTensor` of shape `(V, H)`): embedding e of each label.
+        mask (`torch.BoolTensor` of shape `(B, U)`): True where a unit is real.
 
     Returns:
-        s of shape `(B, V)`.
+        `torch.FloatTensor` of shape `(B, V)`: scores s.
     """
     scores = torch.einsum("vh,buh->bvu", label_embeddings, hidden)
     weights = scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1)  # a_{w,i}, exactly 0 on padding
@@ -99,19 +106,26 @@ def reference_readout(hidden: torch.Tensor, label_embeddings: torch.Tensor, mask
 
 
 def attention_weights(hidden: torch.Tensor, label_embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """a_{w,i} of equation 2, of shape `(B, V, U)`: how much each unit speaks for each label; rows sum to 1."""
+    """Attention weights a_{w,i} of equation 2: the weight of each unit in the score of each label.
+
+    Args:
+        hidden (`torch.FloatTensor` of shape `(B, U, H)`): hidden vector h of each unit.
+        label_embeddings (`torch.FloatTensor` of shape `(V, H)`): embedding e of each label.
+        mask (`torch.BoolTensor` of shape `(B, U)`): True where a unit is real.
+
+    Returns:
+        `torch.FloatTensor` of shape `(B, V, U)`; it sums to 1 over the units.
+    """
     scores = torch.einsum("vh,buh->bvu", label_embeddings, hidden)
     return scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1)
 
 
 class MaskedReadout(torch.autograd.Function):
-    """s(w) = sum_i a_i z_i with a = softmax of z over the real units; ds/dz_i = a_i (1 + z_i - s).
-
-    Forward takes z of shape `(B, U, V)` and a mask of shape `(B, U)`, and gives s of shape `(B, V)`.
-    """
+    """s(w) = sum_i a_i z_i with a = softmax of z over the real units; ds/dz_i = a_i (1 + z_i - s)."""
 
     @staticmethod
     def forward(ctx, z: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Computes scores s of shape `(B, V)` from z of shape `(B, U, V)` and a boolean mask of shape `(B, U)`."""
         a = z.masked_fill(~mask[..., None], float("-inf")).softmax(1)
         s = (a * z).sum(1)
         ctx.save_for_backward(z, a, s)
@@ -119,56 +133,71 @@ class MaskedReadout(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Computes the gradient of z from that of s."""
         z, a, s = ctx.saved_tensors
         return torch.addcmul(((1 - s) * gradient)[:, None], z, gradient[:, None]).mul_(a), None
 
 
 class RunningReadout(torch.autograd.Function):
-    """s_t(w) = sum_{i<=t} exp(z_i) z_i / sum_{i<=t} exp(z_i) for every t that is asked.
+    """s_t(w) = sum_{i<=t} exp(z_i) z_i / sum_{i<=t} exp(z_i) for every scored unit t.
 
-    Forward takes z of packed units, `(R, V)`, its largest number, and the sizes and what is asked of [`PackedUnits`];
-    it gives s of shape `(A, V)`. It divides two running sums, of exp(z_i - m) z_i and of exp(z_i - m), m being the
-    largest z of all. Backward: ds_t/dz_i = exp(z_i - m) / n_t (1 + z_i - s_t) with n_t = sum_{i<=t} exp(z_i - m), so
-    with the running sums from the right G_i = sum_{t>=i} g_t / n_t and R_i = sum_{t>=i} g_t s_t / n_t the gradient is
-    exp(z_i - m) ((1 + z_i) G_i - R_i); g_t is 0 for what was not asked.
+    Forward divides two running sums, of exp(z_i - m) z_i and of exp(z_i - m), where m is the maximum of all z.
+    Backward: ds_t/dz_i = exp(z_i - m) / n_t (1 + z_i - s_t) with n_t = sum_{i<=t} exp(z_i - m). With the running sums
+    from the right G_i = sum_{t>=i} g_t / n_t and R_i = sum_{t>=i} g_t s_t / n_t, the gradient of z_i is
+    exp(z_i - m) ((1 + z_i) G_i - R_i). g_t, the gradient of s_t, is 0 for units that are not scored.
 
-    One m for all labels and prefixes holds while exp(z_i - m) stays within float32: where z spans more than
-    `WIDEST`, [`WideRunningReadout`] takes more steps. Half precision is computed in float32.
+    One m for all labels and prefixes works while exp(z_i - m) stays within float32. Where the range of z is larger
+    than `WIDEST`, [`WideRunningReadout`] is used, which takes more steps. Half precision is computed in float32.
     """
 
     @staticmethod
-    def forward(ctx, z, top, sizes, asked=None):
-        given = z.dtype
-        z, top = (value.float() if given.itemsize < 4 else value for value in (z, top))
+    def forward(ctx, z, top, sizes, scored=None):
+        """Computes the scores of all scored units.
+
+        Args:
+            z (`torch.FloatTensor` of shape `(R, V)`): z of the packed units.
+            top (`torch.FloatTensor` of shape `()`): maximum of z.
+            sizes (`list[int]`): `sizes` of [`PackedUnits`].
+            scored (`torch.LongTensor` of shape `(A,)`, *optional*): `scored` of [`PackedUnits`].
+
+        Returns:
+            `torch.FloatTensor` of shape `(A, V)`.
+        """
+        dtype = z.dtype
+        z, top = (value.float() if dtype.itemsize < 4 else value for value in (z, top))
         n = torch.sub(z, top).exp_()
         s, n = _running_sum(n * z, sizes), _running_sum(n, sizes)
-        if asked is not None:
-            s, n = s[asked], n[asked]
+        if scored is not None:
+            s, n = s[scored], n[scored]
         s.div_(n)
-        ctx.save_for_backward(z, s, n, top, asked)
+        ctx.save_for_backward(z, s, n, top, scored)
         ctx.sizes = sizes
-        return s.to(given)
+        return s.to(dtype)
 
     @staticmethod
     def backward(ctx, gradient):
-        z, s, n, top, asked = ctx.saved_tensors
+        """Computes the gradient of z, of shape `(R, V)`, from that of s, of shape `(A, V)`."""
+        z, s, n, top, scored = ctx.saved_tensors
         g = gradient / n
         r = g * s
-        if asked is not None:
-            g, r = (torch.zeros_like(z).index_copy_(0, asked, value) for value in (g, r))
+        if scored is not None:
+            g, r = (torch.zeros_like(z).index_copy_(0, scored, value) for value in (g, r))
         r = _running_sum(r, ctx.sizes, backwards=True)
         g = _running_sum(g, ctx.sizes, backwards=True)
         return torch.addcmul(g, g, z).sub_(r).mul_(torch.sub(z, top).exp_()).to(gradient.dtype), None, None, None
 
 
 def _running_sum(x: torch.Tensor, sizes: Sequence[int], backwards: bool = False) -> torch.Tensor:
-    """Along each customer's units; x, of shape `(R, V)`, may be overwritten."""
+    """Running sum over each customer's units, from the first unit or, if `backwards`, from the last.
+
+    x, of shape `(R, V)`, may be overwritten.
+    """
     if x.device.type == "cpu" and x.numel() >= LONG_ROW * len(sizes):
         steps = x.split(list(sizes))
         if backwards:
             for after, step in pairwise(steps[::-1]):
                 step[: len(after)].add_(after)
-        else:  # a cumsum along another axis than the last is slow there
+        else:  # on a CPU cumsum is slow along every axis but the last
             for before, step in pairwise(steps):
                 step.add_(before[: len(step)])
         return x
@@ -180,16 +209,17 @@ def _running_sum(x: torch.Tensor, sizes: Sequence[int], backwards: bool = False)
 
 
 class WideRunningReadout(torch.autograd.Function):
-    """As [`RunningReadout`], for any z.
+    """As [`RunningReadout`], for z of any range.
 
     Forward keeps the running log-sum-exp c_t = log sum_{i<=t} exp(z_i) and moves the average by the new term's weight:
     s_t = s_{t-1} + exp(z_t - c_t) (z_t - s_{t-1}). Since c_t >= z_i for all i <= t, no exponent is ever positive.
-    Backward is as there with exp(z_i - c_i) in the place of exp(z_i - m), and with sums from the right that fade:
+    Backward has exp(z_i - c_i) in the place of exp(z_i - m), and fading sums from the right:
     G_i = sum_{t>=i} g_t exp(c_i - c_t) and R_i = sum_{t>=i} g_t s_t exp(c_i - c_t).
     """
 
     @staticmethod
     def forward(ctx, z: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        """Computes the scores of all units, of shape `(R, V)`, from z of this shape and `sizes` of [`PackedUnits`]."""
         s, c = z.clone(), z.clone()
         steps = zip(*(x.split(list(sizes)) for x in (z, s, c)), strict=True)
         for (_, s_before, c_before), (z_t, s_t, c_t) in pairwise(steps):
@@ -201,6 +231,7 @@ class WideRunningReadout(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Computes the gradient of z from that of s."""
         z, s, c = ctx.saved_tensors
         g, r = gradient.clone(), gradient * s
         steps = list(zip(*(x.split(list(ctx.sizes)) for x in (g, r, c)), strict=True))
@@ -211,20 +242,34 @@ class WideRunningReadout(torch.autograd.Function):
         return torch.addcmul(g, g, z).sub_(r).mul_((z - c).exp_()), None
 
 
-def running_readout(z: torch.Tensor, sizes: Sequence[int], asked: torch.Tensor | None = None) -> torch.Tensor:
-    """[`RunningReadout`] where z allows it, [`WideRunningReadout`] otherwise."""
+def running_readout(z: torch.Tensor, sizes: Sequence[int], scored: torch.Tensor | None = None) -> torch.Tensor:
+    """Scores of packed units: [`RunningReadout`] where the range of z allows it, else [`WideRunningReadout`].
+
+    Args:
+        z (`torch.FloatTensor` of shape `(R, V)`): z of the packed units.
+        sizes (`Sequence[int]`): `sizes` of [`PackedUnits`].
+        scored (`torch.LongTensor` of shape `(A,)`, *optional*): indices of the scored units. Default: all.
+
+    Returns:
+        `torch.FloatTensor` of shape `(A, V)`.
+    """
     low, top = torch.aminmax(z.detach())
     if top - low < WIDEST:
-        return RunningReadout.apply(z, top, sizes, asked)
-    every = WideRunningReadout.apply(z.float() if z.dtype.itemsize < 4 else z, sizes).to(z.dtype)
-    return every if asked is None else every[asked]
+        return RunningReadout.apply(z, top, sizes, scored)
+    scores = WideRunningReadout.apply(z.float() if z.dtype.itemsize < 4 else z, sizes).to(z.dtype)
+    return scores if scored is None else scores[scored]
 
 
 def _by_labels(read, vectors: torch.Tensor, elements: int) -> torch.Tensor:
-    """Scores of all labels, some labels at a time; z has `elements` numbers a label.
+    """Scores of all labels, computed for some labels at a time.
 
-    Without gradients every piece has as many labels as the others, the last filled up with zeros: a product of the
-    same size gives the same bits, so a label's score at the end of the history does not depend on how many there are.
+    Without gradients every chunk has the same number of labels, and the last one is filled up with zeros. Products of
+    the same size give the same bits, so a label's score does not depend on the number of labels.
+
+    Args:
+        read: function from label vectors `(v, H)` to scores `(..., v)`.
+        vectors: label vectors, of shape `(V, H)`.
+        elements: size of z for one label.
     """
     if torch.is_grad_enabled():
         size = max(1, CHUNK_ELEMENTS // elements)
@@ -244,24 +289,25 @@ def attentional_readout(
     ends: torch.Tensor | PackedUnits | None = None,
     scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Equations 2 and 3 for the whole sequence, or for the prefixes that end at `ends`.
+    """Scores by equations 2 and 3 after the whole sequence, or after the prefixes that end at `ends`.
 
-    z, of shape `(B, U, V)`, is held for some labels at a time: always without gradients, and where it would pass
-    `CHUNK_ELEMENTS` with them; it is computed again in backward then.
+    z, of shape `(B, U, V)`, is held for some labels at a time: always without gradients, and with gradients where it
+    would have more than `CHUNK_ELEMENTS` elements. In that case backward computes it again.
 
     Args:
-        hidden: h of shape `(B, U, H)`; padding on the right.
-        label_embeddings: e of shape `(V, H)`.
-        mask: boolean, of shape `(B, U)`, True where a unit is real.
-        ends: last unit of each prefix, of shape `(B, P)`, or the mask's units packed. Only for causal encoders.
-        scale: one factor on z.
+        hidden (`torch.FloatTensor` of shape `(B, U, H)`): hidden vector h of each unit; padding is on the right.
+        label_embeddings (`torch.FloatTensor` of shape `(V, H)`): embedding e of each label.
+        mask (`torch.BoolTensor` of shape `(B, U)`): True where a unit is real.
+        ends (`torch.LongTensor` of shape `(B, P)`, or [`PackedUnits`], *optional*): index of the last unit of each
+            prefix, or the packed units of `mask`. Only for causal encoders. Default: the whole sequence.
+        scale (`torch.FloatTensor` of shape `()`, *optional*): factor on z.
 
     Returns:
-        s of shape `(B, V)`; `(B, P, V)` with `ends`, `(A, V)` with packed units.
+        `torch.FloatTensor`: scores s of shape `(B, V)`; `(B, P, V)` with prefix ends, `(A, V)` with packed units.
     """
     vectors = label_embeddings if scale is None else label_embeddings * scale
     if hidden.device.type == FUSED_ON:
-        from .readout_triton_mcm import can_fuse, fused_readout  # only here: it loads Triton
+        from .readout_triton_mcm import can_fuse, fused_readout  # imported late, because it loads Triton
 
         if can_fuse(hidden, vectors):
             return fused_readout(hidden, vectors, mask, ends)
@@ -273,8 +319,8 @@ def attentional_readout(
     if ends is None:
         return _by_labels(whole, vectors, units)
     if isinstance(ends, PackedUnits):
-        packed, given = hidden[ends.customers, ends.units], (ends.sizes, ends.asked)
-        return _by_labels(lambda part: running_readout(torch.matmul(packed, part.T), *given), vectors, len(packed))
+        packed, which = hidden[ends.customers, ends.units], (ends.sizes, ends.scored)
+        return _by_labels(lambda part: running_readout(torch.matmul(packed, part.T), *which), vectors, len(packed))
     steps = hidden.transpose(0, 1).flatten(0, 1)
     customers = torch.arange(len(hidden), device=hidden.device)[:, None]
 
@@ -291,10 +337,22 @@ def last_readout(
     ends: torch.Tensor | PackedUnits | None = None,
     scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """BERT4Rec's readout: e_w . h_t with the last hidden vector. Arguments, shapes: as in [`attentional_readout`]."""
+    """Scores by BERT4Rec's readout, e_w . h_t with the last hidden vector h_t.
+
+    Args:
+        hidden (`torch.FloatTensor` of shape `(B, U, H)`): hidden vector h of each unit; padding is on the right.
+        label_embeddings (`torch.FloatTensor` of shape `(V, H)`): embedding e of each label.
+        mask (`torch.BoolTensor` of shape `(B, U)`): True where a unit is real.
+        ends (`torch.LongTensor` of shape `(B, P)`, or [`PackedUnits`], *optional*): index of the last unit of each
+            prefix, or the packed units of `mask`. Default: the whole sequence.
+        scale (`torch.FloatTensor` of shape `()`, *optional*): factor on the scores.
+
+    Returns:
+        `torch.FloatTensor`: scores s of shape `(B, V)`; `(B, P, V)` with prefix ends, `(A, V)` with packed units.
+    """
     if isinstance(ends, PackedUnits):
-        every = slice(None) if ends.asked is None else ends.asked
-        vectors = hidden[ends.customers[every], ends.units[every]]
+        scored = slice(None) if ends.scored is None else ends.scored
+        vectors = hidden[ends.customers[scored], ends.units[scored]]
     else:
         last = mask.sum(1, keepdim=True) - 1 if ends is None else ends
         vectors = hidden.gather(1, last[..., None].expand(-1, -1, hidden.shape[-1]))

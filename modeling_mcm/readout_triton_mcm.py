@@ -14,24 +14,25 @@
 # limitations under the License.
 """The readout on a GPU: z is computed tile by tile in Triton kernels and never written down as a whole.
 
-Shapes: B customers, U encoder units, R prefixes of all customers, H hidden, V labels. A tile is some units of one
-customer by some labels; its z = h e^T stays on the chip, in float32 whatever the inputs are.
+Shapes: B customers, U encoder units, R scored prefixes of all customers, H hidden size, V labels. A tile is a block of
+units of one customer by labels; its z = h e^T stays in the GPU's registers, in float32 for every input type.
 
-Forward of one prefix is a softmax that runs over tiles of units. Forward of all prefixes is a scan along the units: a
-run of units is known by c, the log-sum-exp of its z, and s, their average under the softmax, and two runs that follow
-each other are one with
+Forward of one prefix is a softmax that runs over tiles of units. Forward of all prefixes is a scan along the units.
+The scan keeps two numbers for a run of consecutive units: c, the log-sum-exp of z, and s, the average of z under the
+softmax. Two runs that follow each other are joined by
 
     c = log(exp(c_1) + exp(c_2)),    s = s_1 + sigmoid(c_2 - c_1) (s_2 - s_1),
 
-where no exponent is ever positive, however far z spans. Backward makes z again; for all prefixes from c and s before
-each tile, which is all that forward keeps. With g_t the gradient of s_t, dz_i = exp(z_i - c_i) ((1 + z_i) G_i - R_i),
+where no exponent is ever positive, for z of any range. Backward computes z again. For all prefixes it starts from c
+and s before each tile, which is all that forward stores. With g_t the gradient of s_t,
+dz_i = exp(z_i - c_i) ((1 + z_i) G_i - R_i),
 
     G_i = g_i + exp(c_i - c_{i+1}) G_{i+1},    R_i = g_i s_i + exp(c_i - c_{i+1}) R_{i+1}.
 
 dz is written once, for `CHUNK_ELEMENTS` at a time, and torch multiplies it with e and with h.
 
-Triton is optional: [`can_fuse`] says whether the kernels can run, and `attentional_readout` is what asks it. The sizes
-of tiles are fixed, not tuned, so that a label's score is the same bits however many labels there are.
+Triton is optional: `attentional_readout` calls [`can_fuse`], which says whether the kernels can run. Tile sizes are
+fixed, not tuned, so that a label's score has the same bits for every number of labels.
 """
 
 from __future__ import annotations
@@ -42,15 +43,15 @@ from torch.autograd.function import once_differentiable
 try:
     import triton
     import triton.language as tl
-except ImportError:  # the kernels below are defined and never run
+except ImportError:  # the kernels below are plain functions then, and nothing calls them
     triton = tl = None
 
-# Of a tile; Triton's product of matrices asks for 16 at least, and for powers of 2.
+# Tile sizes. Triton's matrix product requires powers of 2 from 16 on.
 UNIT_TILE, LABEL_TILE, HIDDEN_TILE = 32, 64, 32
 # Elements of dz (B * U * labels) that are held at a time: 64M are 256 MB in float32.
 CHUNK_ELEMENTS = 2**26
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# The first GPUs with a product of matrices in bfloat16.
+# Compute capability of the first GPUs with matrix products in bfloat16.
 CAPABILITY = (8, 0)
 
 
@@ -70,7 +71,7 @@ def _products(
     STEP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """z of a tile; 0 where a unit is not real, whatever stands there, or a label not known."""
+    """z of a tile; 0 on padding units and where the tile reaches beyond the labels."""
     z = tl.zeros([unit.shape[0], label.shape[0]], tl.float32)
     for start in range(0, SIZE, STEP):
         at = start + tl.arange(0, STEP)
@@ -83,7 +84,7 @@ def _products(
 
 @_kernel
 def _join(c, s, c_next, s_next):
-    """Two runs of units as one."""
+    """Joins two consecutive runs of units: c and s of both together."""
     apart = c_next - c
     small = tl.exp(-tl.abs(apart))
     share = tl.where(apart > 0, 1.0, small) / (1.0 + small)
@@ -91,15 +92,15 @@ def _join(c, s, c_next, s_next):
 
 
 @_kernel
-def _owe(c, g, r, c_before, g_before, r_before):
-    """Two runs of units as one, from the right: what the units of the first owe to the scores of both."""
+def _join_gradients(c, g, r, c_before, g_before, r_before):
+    """Joins two consecutive runs of units from the right, for the backward scan: G and R of both together."""
     decay = tl.exp(c_before - c)
     return c_before, g_before + decay * g, r_before + decay * r
 
 
 @_kernel
 def _row(values, unit, number):
-    """One row of a tile."""
+    """The row of a tile that belongs to unit `number`."""
     return tl.sum(tl.where((unit == number)[:, None], values, 0.0), 0)
 
 
@@ -118,12 +119,12 @@ def _whole_forward(
     STEP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """s and the log-sum-exp of z, both `(B, V)`, of some labels and one customer."""
+    """Writes s and the log-sum-exp of z, both `(B, V)`, for a tile of labels and one customer."""
     customer = tl.program_id(1).to(tl.int64)
     own = hidden + customer * units * SIZE
     label = tl.program_id(0).to(tl.int64) * LABELS + tl.arange(0, LABELS)
     known = label < labels
-    top = tl.full([LABELS], -1e38, tl.float32)  # finite, so that tiles of padding do no harm
+    top = tl.full([LABELS], -1e38, tl.float32)  # finite, so that a tile of padding gives no NaN
     n = tl.zeros([LABELS], tl.float32)
     total = tl.zeros([LABELS], tl.float32)
     for start in range(0, units, UNITS):
@@ -161,7 +162,7 @@ def _whole_backward(
     STEP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dz of a tile, into `out` of shape `(B, U, width)`, whose first label is `first`."""
+    """Writes dz of a tile into `out`, of shape `(B, U, width)`, which holds the labels from `first` on."""
     customer = tl.program_id(1).to(tl.int64)
     own = hidden + customer * units * SIZE
     column = tl.program_id(0) * LABELS + tl.arange(0, LABELS)
@@ -196,7 +197,7 @@ def _running_forward(
     STEP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """s of the units that have a row, `(R, V)`, and c and s before each tile, `(B, tiles, 2, V)`."""
+    """Writes s of the scored units, `(R, V)`, and c and s before each tile, `(B, tiles, 2, V)`."""
     customer = tl.program_id(1).to(tl.int64)
     own = hidden + customer * units * SIZE
     label = tl.program_id(0).to(tl.int64) * LABELS + tl.arange(0, LABELS)
@@ -237,7 +238,8 @@ def _running_backward(
     STEP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dz of some labels and one customer, into `out` of shape `(B, U, width)`, whose first label is `first`."""
+    """Writes dz of a tile of labels and one customer into `out`, of shape `(B, U, width)`, which holds the labels
+    from `first` on."""
     customer = tl.program_id(1).to(tl.int64)
     own = hidden + customer * units * SIZE
     column = tl.program_id(0) * LABELS + tl.arange(0, LABELS)
@@ -259,8 +261,8 @@ def _running_backward(
         c, s = _join(c_before[None, :], s_before[None, :], c, s)
         at = gradients + row[:, None].to(tl.int64) * labels + label[None, :]
         gradient = tl.load(at, mask=(row >= 0)[:, None] & known[None, :], other=0.0).to(tl.float32)
-        _, g, r = tl.associative_scan((c, gradient, gradient * s), 0, _owe, reverse=True)
-        _, g, r = _owe(c_after[None, :], g_after[None, :], r_after[None, :], c, g, r)
+        _, g, r = tl.associative_scan((c, gradient, gradient * s), 0, _join_gradients, reverse=True)
+        _, g, r = _join_gradients(c_after[None, :], g_after[None, :], r_after[None, :], c, g, r)
         dz = tl.exp(z - c) * ((1.0 + z) * g - r)
         to = out + (customer * units + unit[:, None]) * width + column[None, :]
         tl.store(to, dz.to(out.dtype.element_ty), mask=(unit < units)[:, None] & known[None, :])
@@ -269,7 +271,7 @@ def _running_backward(
 
 
 def _launch(kernel, grid: tuple[int, ...], hidden: torch.Tensor, *arguments) -> None:
-    """Runs a kernel with what all kernels are told, on the GPU of `hidden`."""
+    """Runs a kernel on the GPU of `hidden`, with the tile sizes and the precision that all kernels share."""
     tf32 = hidden.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     with torch.cuda.device_of(hidden):
         kernel[grid](
@@ -284,7 +286,10 @@ def _launch(kernel, grid: tuple[int, ...], hidden: torch.Tensor, *arguments) -> 
 
 
 def _through_products(ctx, hidden: torch.Tensor, vectors: torch.Tensor, write) -> tuple[torch.Tensor | None, ...]:
-    """Gradients of h and e. `write(dz, first)` fills dz of shape `(B, U, width)` for the labels from `first` on."""
+    """Gradients of h and e from dz, for some labels at a time.
+
+    `write(dz, first)` fills dz, of shape `(B, U, width)`, for `width` labels from label `first` on.
+    """
     batch, units, _ = hidden.shape
     of_hidden = torch.zeros_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
     of_vectors = torch.empty_like(vectors) if ctx.needs_input_grad[1] else None
@@ -301,10 +306,11 @@ def _through_products(ctx, hidden: torch.Tensor, vectors: torch.Tensor, write) -
 
 
 class FusedReadout(torch.autograd.Function):
-    """[`MaskedReadout`] of z = h e^T: h `(B, U, H)`, e `(V, H)` and a mask `(B, U)` give s `(B, V)`."""
+    """[`MaskedReadout`] of z = h e^T as one kernel, without z in memory."""
 
     @staticmethod
     def forward(ctx, hidden: torch.Tensor, vectors: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Computes scores s `(B, V)` from hidden vectors `(B, U, H)`, label vectors `(V, H)` and a mask `(B, U)`."""
         hidden, vectors, mask = hidden.contiguous(), vectors.contiguous(), mask.to(torch.int8).contiguous()
         batch, units, labels = *hidden.shape[:2], len(vectors)
         scores, partitions = hidden.new_empty(2, batch, labels, dtype=torch.float32)
@@ -316,6 +322,7 @@ class FusedReadout(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Computes the gradients of hidden vectors and label vectors from that of s."""
         hidden, vectors, mask, scores, partitions = ctx.saved_tensors
         gradient = gradient.contiguous()
 
@@ -329,14 +336,22 @@ class FusedReadout(torch.autograd.Function):
 
 
 class FusedRunningReadout(torch.autograd.Function):
-    """[`WideRunningReadout`] of z = h e^T, for the units that are asked.
-
-    Forward takes h `(B, U, H)`, e `(V, H)`, for each unit the row of its scores, `(B, U)`, -1 where none are wanted
-    and -2 for padding, and the number of rows, R. It gives s `(R, V)`; a row of no unit is left as it was.
-    """
+    """[`WideRunningReadout`] of z = h e^T as one kernel, without z in memory."""
 
     @staticmethod
     def forward(ctx, hidden: torch.Tensor, vectors: torch.Tensor, rows: torch.Tensor, number: int) -> torch.Tensor:
+        """Computes the scores of all scored units.
+
+        Args:
+            hidden (`torch.FloatTensor` of shape `(B, U, H)`): hidden vector h of each unit.
+            vectors (`torch.FloatTensor` of shape `(V, H)`): label vectors e.
+            rows (`torch.LongTensor` of shape `(B, U)`): row of each unit in the score matrix; -1 for a unit that is
+                not scored, -2 for padding.
+            number (`int`): R, the number of rows of the score matrix.
+
+        Returns:
+            `torch.FloatTensor` of shape `(R, V)`; rows that belong to no unit are not initialised.
+        """
         hidden, vectors, rows = hidden.contiguous(), vectors.contiguous(), rows.int().contiguous()
         batch, units, labels = *hidden.shape[:2], len(vectors)
         scores = hidden.new_empty(number, labels)
@@ -350,6 +365,7 @@ class FusedRunningReadout(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Computes the gradients of hidden vectors and label vectors from that of s."""
         hidden, vectors, rows, starts = ctx.saved_tensors
         gradient = gradient.contiguous()
 
@@ -362,8 +378,8 @@ class FusedRunningReadout(torch.autograd.Function):
         return *_through_products(ctx, hidden, vectors, write), None, None
 
 
-def _computed(hidden: torch.Tensor, vectors: torch.Tensor) -> torch.dtype | None:
-    """What a product of the two is computed in; None for a mixture, which torch refuses."""
+def _compute_dtype(hidden: torch.Tensor, vectors: torch.Tensor) -> torch.dtype | None:
+    """Data type in which torch computes the product of two tensors; None for two types, which torch refuses."""
     device = hidden.device.type
     if torch.is_autocast_enabled(device) and torch.float64 not in (hidden.dtype, vectors.dtype):
         return torch.get_autocast_dtype(device)
@@ -371,26 +387,45 @@ def _computed(hidden: torch.Tensor, vectors: torch.Tensor) -> torch.dtype | None
 
 
 def can_fuse(hidden: torch.Tensor, vectors: torch.Tensor) -> bool:
-    """Whether [`fused_readout`] can take these: Triton is there, the GPU and the numbers are of a kind it knows."""
-    if triton is None or torch.compiler.is_compiling() or _computed(hidden, vectors) not in DTYPES:
+    """Whether [`fused_readout`] supports these inputs.
+
+    It needs Triton, one of `DTYPES`, and a GPU of compute capability 8.0 or higher (or, in tests, a CPU).
+
+    Args:
+        hidden (`torch.FloatTensor` of shape `(B, U, H)`): hidden vector h of each unit.
+        vectors (`torch.FloatTensor` of shape `(V, H)`): label vectors e.
+    """
+    if triton is None or torch.compiler.is_compiling() or _compute_dtype(hidden, vectors) not in DTYPES:
         return False
     return not hidden.is_cuda or torch.cuda.get_device_capability(hidden.device) >= CAPABILITY
 
 
 def fused_readout(hidden: torch.Tensor, vectors: torch.Tensor, mask: torch.Tensor, ends=None) -> torch.Tensor:
-    """`attentional_readout` in Triton kernels: the same arguments and shapes, `vectors` being scaled already.
+    """`attentional_readout` as Triton kernels.
 
-    Only where [`can_fuse`] says so, or on a CPU under Triton's interpreter (`TRITON_INTERPRET=1`), for tests.
+    Call it only where [`can_fuse`] allows it. On a CPU it needs Triton's interpreter (`TRITON_INTERPRET=1`), which
+    tests use.
+
+    Args:
+        hidden (`torch.FloatTensor` of shape `(B, U, H)`): hidden vector h of each unit; padding is on the right.
+        vectors (`torch.FloatTensor` of shape `(V, H)`): label vectors e, multiplied by the readout's scale.
+        mask (`torch.BoolTensor` of shape `(B, U)`): True where a unit is real.
+        ends (`torch.LongTensor` of shape `(B, P)`, or `PackedUnits`, *optional*): index of the last unit of each
+            prefix, or the packed units of `mask`. Default: the whole sequence.
+
+    Returns:
+        `torch.FloatTensor`: scores s of shape `(B, V)`; `(B, P, V)` with prefix ends, `(A, V)` with packed units.
     """
-    dtype = _computed(hidden, vectors)
+    dtype = _compute_dtype(hidden, vectors)
     hidden, vectors, mask = hidden.to(dtype), vectors.to(dtype), mask.bool()
     if ends is None:
         return FusedReadout.apply(hidden, vectors, mask)
-    unasked = torch.where(mask, -1, -2)
+    not_scored = torch.where(mask, -1, -2)
     if not isinstance(ends, torch.Tensor):  # packed units
-        number = len(ends.units) if ends.asked is None else len(ends.asked)
-        return FusedRunningReadout.apply(hidden, vectors, torch.where(ends.rows >= 0, ends.rows, unasked), number)
-    asked = torch.zeros_like(mask).scatter(1, ends, True)
-    rows = torch.where(asked, asked.flatten().cumsum(0).view_as(asked) - 1, unasked)
+        number = len(ends.units) if ends.scored is None else len(ends.scored)
+        rows = torch.where(ends.score_rows >= 0, ends.score_rows, not_scored)
+        return FusedRunningReadout.apply(hidden, vectors, rows, number)
+    is_end = torch.zeros_like(mask).scatter(1, ends, True)
+    rows = torch.where(is_end, is_end.flatten().cumsum(0).view_as(is_end) - 1, not_scored)
     scores = FusedRunningReadout.apply(hidden, vectors, rows, ends.numel())
     return scores[rows.gather(1, ends)]  # several prefixes may end at one unit

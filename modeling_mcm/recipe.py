@@ -1,42 +1,44 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""How a log is learned from: one rule from what preparation measured to the choices of pre-training.
+"""The recipe: chooses model and training settings of pre-training from measures of the log.
 
-A log of repeats (groceries) and a catalogue of single items (reviews, films) want different models. What decides is
-measured once, in preparation (`modeling_mcm.preparation.counts.measure`), and this file is the one place that reads
-it. Every choice comes with the sentence that `run_pretrain` prints, and can be overridden there.
+A log with many repeats (groceries) and a log of single items (reviews, films) need different models. Preparation
+computes the measures (`modeling_mcm.preparation.counts.measure`), and only this file reads them. `run_pretrain` prints
+a sentence for every choice; its options override the choices.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-# Shares of visits with a label that was met before, from which on repeats are remembered; and from which on they rule.
+# Share of repeats (labels of a visit that occurred before) from which a model has a repeat memory, and from which
+# repeats are frequent.
 SOME_REPEATS, MANY_REPEATS = 0.05, 0.3
-# Share of customers with a single visit, from which on the next visit is no target, for most customers have none.
+# Share of customers with a single visit from which the next visit is no target, because most customers have none.
 ONE_VISIT = 0.5
-# Target events of a moment and of a visit on average, above which a visit is read as a set, or as one unit.
+# Mean number of target events of a moment above which a visit is read as a set, and of a visit above which it is one
+# unit.
 SET, SEVERAL = 2.0, 1.5
-MOST_RELATED = 10_000  # labels of a task whose relations are solved
-MANY_LABELS, SAMPLE = 8_000, 2_000  # labels from which on a sample of so many is scored in training
+MOST_RELATED = 10_000  # largest number of labels of a task for which related labels are computed
+MANY_LABELS, SAMPLE = 8_000, 2_000  # number of labels from which training samples labels, and size of the sample
 STATE_SIZE = 128
-# Evaluations in a row without a better NDCG that end the training. Where repeats do not rule, NDCG grows slowly, over
-# many epochs, and its noise would end the training early.
+# Number of evaluations without a better NDCG after which training ends. With few repeats NDCG grows slowly, over many
+# epochs, and noise would end the training too early.
 PATIENCE, PATIENCE_WITHOUT_REPEATS = 2, 4
-# What is read. A visit says how long ago the one before was, so its place in the history says nothing more.
+# Config of models that read visits. They need no positions: a feature gives the days since the visit before.
 VISITS: dict[str, Any] = {"encoder_unit": "visit", "max_position_embeddings": None, "attention_window": 64}
-# Of events there are positions, as many as the longest input has: `run_pretrain` puts the number of the data here.
+# Config of models that read events. `run_pretrain` replaces 300 by the longest input of the data.
 EVENTS: dict[str, Any] = {"encoder_unit": "event", "max_position_embeddings": 300, "attention_window": None}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What pre-training does where nobody said otherwise.
+    """Default settings of pre-training for a data set.
 
     Attributes:
-        config: fields of `MCMConfig`.
-        training: options of `run_pretrain`.
-        reasons: why, a sentence each.
+        config (`dict[str, Any]`): fields of `MCMConfig`.
+        training (`dict[str, Any]`): options of `run_pretrain`.
+        reasons (`list[str]`): a sentence on the reason of each group of settings.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
@@ -45,22 +47,25 @@ class Recipe:
 
 
 def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], features: Sequence[str] = ()) -> Recipe:
-    """Chooses by the measures of a data set.
+    """Chooses the settings of pre-training by the measures of a data set.
 
     Args:
-        measures: of the manifest, as `measure` in `modeling_mcm.preparation.counts` says; empty for a data set that
-            was prepared before there were measures, for which nothing is chosen.
-        label_sizes: for each task its number of label ids.
-        features: categorical features of events besides the token type, which labels may decide.
+        measures (`Mapping[str, Any]`): measures in the manifest of the data set, as
+            `modeling_mcm.preparation.counts.measure` returns them. Empty for data sets of earlier versions, for which
+            nothing is chosen.
+        label_sizes (`Mapping[str, int]`): by task the number of label ids.
+        features (`Sequence[str]`): categorical features of events without the token type; candidates for
+            `label_features`.
 
     Returns:
-        The choices, with a sentence for each group of them.
+        [`Recipe`].
     """
     if not measures or not measures["moments"]:
         return Recipe(reasons=["The data set has no measures, so nothing is chosen by them: prepare it again."])
-    tasks = {task: found for task, found in measures["tasks"].items() if found["met"] and task in label_sizes}
-    shares = {task: found["repeats"] / found["met"] for task, found in tasks.items()}
-    repeats = sum(found["repeats"] for found in tasks.values()) / max(sum(found["met"] for found in tasks.values()), 1)
+    tasks = {task: counts for task, counts in measures["tasks"].items() if counts["met"] and task in label_sizes}
+    shares = {task: counts["repeats"] / counts["met"] for task, counts in tasks.items()}
+    met = sum(counts["met"] for counts in tasks.values())
+    repeats = sum(counts["repeats"] for counts in tasks.values()) / max(met, 1)
     a_moment, a_visit = measures["targets"] / measures["moments"], measures["targets"] / measures["visits"]
     alone = measures["one_visit"] / measures["customers"]
     labels = max((label_sizes[task] for task in tasks), default=0)

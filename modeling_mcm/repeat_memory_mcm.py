@@ -14,8 +14,8 @@
 # limitations under the License.
 """The repeat memory: how often, and how long ago, the customer met a label, which a softmax average can't hold.
 
-Shapes: B customers, L events, U encoder units (events or visits), P prefixes, S labels that a customer met, V labels
-of a task, T tasks, K half-lives.
+Shapes: B customers, L events, U encoder units (events or visits), P prefixes of a customer, S distinct labels in a
+customer's history ("labels met"), V labels of a task, T tasks, K half-lives (one kernel each), H hidden size.
 """
 
 from collections.abc import Sequence
@@ -29,23 +29,32 @@ from transformers import initialization as init
 
 from .configuration_mcm import FIRST_LABEL
 
-# Where the half-lives of the counts start, and the hidden numbers of the network over regularity.
+# Initial half-lives of the counts in days and in units, and hidden size of the network over regularity.
 HALF_LIVES_DAYS, HALF_LIVES_UNITS, NETWORK_SIZE = (7.0, 30.0, 120.0), (2.0, 6.0, 20.0, 60.0), 16
-HABITS = 6  # how often and how long ago, for the network: see `RepeatMemory.forward`
+HABITS = 6  # inputs of the network that say how often and how long ago a label was met: see `RepeatMemory.forward`
 
 
 class FadingCounts(torch.autograd.Function):
-    """n_u = f_u n_{u-1} + m_u: of a label's votes a share of what was left at the unit before, and those of unit u.
+    """Fading counts n_u = f_u n_{u-1} + m_u: the previous unit's count, faded by the factor f_u, plus the votes m_u.
 
-    It walks over the units once, so its work grows with their number; a sum of its own for every prefix grows with
-    the square. Backward walks the other way: a_u = g_u + f_{u+1} a_{u+1}, dm_u = sum_k a_u, df_u = sum_w a_u n_{u-1}.
-
-    Forward takes m of shape `(B, S, U)`, f of shape `(U, K, B)` and the customers, units and places of labels of N
-    pairs, each of which comes once; it gives n of these, of shape `(N, K)`.
+    One loop over the units takes work that grows linearly with their number; a sum for every prefix would grow with
+    the square. Backward loops in reverse: a_u = g_u + f_{u+1} a_{u+1}, dm_u = sum_k a_u, df_u = sum_w a_u n_{u-1}.
     """
 
     @staticmethod
     def forward(ctx, votes, fades, customers, units, slots):
+        """Computes the counts of N pairs of a prefix and a label; a pair must not occur twice.
+
+        Args:
+            votes (`torch.FloatTensor` of shape `(B, S, U)`): votes m of each label in each unit.
+            fades (`torch.FloatTensor` of shape `(U, K, B)`): factors f from the unit before to each unit.
+            customers (`torch.LongTensor` of shape `(N,)`): customer of each pair.
+            units (`torch.LongTensor` of shape `(N,)`): last unit of the pair's prefix.
+            slots (`torch.LongTensor` of shape `(N,)`): index of the pair's label among the S labels met.
+
+        Returns:
+            `torch.FloatTensor` of shape `(N, K)`.
+        """
         m, f = votes.permute(2, 0, 1).contiguous(), fades[..., None]
         n = m.new_empty(*fades.shape, m.shape[2])  # labels last: the operations of a unit run along them
         n[0] = m[0]
@@ -56,6 +65,7 @@ class FadingCounts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
+        """Computes the gradients of votes and fades from that of the counts."""
         n, f, customers, units, slots = ctx.saved_tensors
         a = torch.zeros_like(n)
         a[units, :, customers, slots] = gradient
@@ -67,34 +77,35 @@ class FadingCounts(torch.autograd.Function):
 
 
 class RepeatMemory(nn.Module):
-    """How often the customer met a label, at several speeds of forgetting, as an addition to its score.
+    """Adds to each label's score how often the customer met the label, by counts with several half-lives.
 
-    Customers repeat themselves, and an average (equation 3) can't count. A label counts once a unit: once a visit, or
-    once an event where events are the units. With m_{w,u} the mean vote of the events of unit u that have label w,
+    Customers repeat themselves, and an average (equation 3) can't count. A label is counted at most once in each unit.
+    With m_{w,u} the mean vote of the events of unit u that have label w,
 
         n_{p,w,k} = sum over units u of prefix p of  m_{w,u} 2^(-age_k(p, u) / T_k)
         score(w) += sum_k  log(1 + n_{p,w,k} exp(b_k + f_k r_w)) (g_k + c_{w,k} + d_k log(1 + p))
 
-    Kernel k forgets by days or by units, with half-life T_k. An event's vote is exp(vote . e_i), so that a purchase
-    may count for more than a click. T and vote are shared by the tasks; sensitivity b, gain g, label gain c (which
-    labels come back soon and which don't) and growth d (a long history is worth more trust) are a task's own. Work and
-    memory grow with the labels that a customer met.
+    Kernel k fades with days or with units, with half-life T_k. An event's vote is exp(vote . e_i), so that a purchase
+    may count for more than a click. All tasks share T and vote. Each task has its own sensitivity b, gain g, label
+    gain c (some labels return sooner than others) and growth d (counts of a long history weigh more). Work and memory
+    grow with the number of labels met.
 
-    Rarity r_w = -log(V share_w) makes one meeting with a rare label say more than one with a label that everybody
-    meets. With f = 1 the term is the posterior of a rate: a label with the prior rate q_w, met n times in N units, has
-    the rate (n + m q_w) / (N + m), whose logarithm is log(1 + n / (m q_w)) and a bias. f is learned.
+    With the rarity r_w = -log(V share_w), a label that few customers meet gains more from one meeting than one that
+    everybody meets. With f = 1 the term is the posterior of a rate: a label with the prior rate q_w, met n times in N
+    units, has the rate (n + m q_w) / (N + m), whose logarithm is log(1 + n / (m q_w)) plus a bias. f is learned.
 
-    Counts that fade can't say that a purchase is due. With `network_size` hidden numbers a task has a network of one
-    hidden layer beside them, whose output is added to the score of every label met. It reads the terms
-    log(1 + n exp(b + f r)), log(1 + p), r_w and, each as log(1 + x): the units with the label, the units since the
-    first and since the last of them, the mean gap between two of them in units, the days since the first and since
-    the last.
+    Fading counts can't express that a purchase is due. So each task also has a network with one hidden layer of
+    `network_size` units, whose output is added to the score of every label met. Its inputs are the terms
+    log(1 + n exp(b + f r)), log(1 + p), r_w and, each as log(1 + x): the number of units with the label, the units
+    since the first and since the last of them, the mean gap between two of them in units, the days since the first and
+    since the last.
 
     Args:
-        label_sizes: V of each task.
-        hidden_size: H.
-        half_lives_days, half_lives_units: where the T_k start.
-        network_size: 0 for no network.
+        label_sizes (`Sequence[int]`): number of labels V of each task.
+        hidden_size (`int`): H.
+        half_lives_days (`Sequence[float]`): initial half-lives of the kernels that fade with days.
+        half_lives_units (`Sequence[float]`): initial half-lives of the kernels that fade with units.
+        network_size (`int`): hidden units of each task's network; 0: no network.
     """
 
     def __init__(
@@ -121,7 +132,7 @@ class RepeatMemory(nn.Module):
         self.network_out = nn.ModuleList(nn.Linear(network_size, 1, bias=False) for _ in range(tasks))
 
     def reset_parameters(self):
-        """Starts as a recency-weighted personal frequency: equal gains, no opinion on labels or events."""
+        """Initialises a recency-weighted frequency: equal gains, label gains of 0, and equal votes of all events."""
         init.copy_(self.log_half_life, torch.tensor(self.half_lives, dtype=torch.float32).log())
         init.ones_(self.log_sensitivity)
         init.constant_(self.memory_gain, 1.2 / len(self.half_lives))
@@ -135,17 +146,31 @@ class RepeatMemory(nn.Module):
                 init.zeros_(parameter)
 
     def of_labels(self, task: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """c of shape `(V, K)` and r of shape `(V, 1)`."""
+        """Parameters of a task's labels.
+
+        Args:
+            task (`int`): index of the task.
+
+        Returns:
+            Label gains c of shape `(V, K)`, and rarities r of shape `(V, 1)`.
+        """
         gains, rarity = cast(nn.Embedding, self.label_gains[task]), cast(nn.Embedding, self.label_rarity[task])
         return gains.weight, rarity.weight
 
     def shared_parameters(self) -> list[torch.Tensor]:
-        """The parameters without a row a label."""
+        """The parameters that do not belong to single labels."""
         of_labels = ("label_gains.", "label_rarity.")
         return [value for name, value in self.named_parameters() if not name.startswith(of_labels)]
 
     def fades(self, unit_times: torch.Tensor) -> torch.Tensor:
-        """2^(-age / T) of the unit before at each unit, of shape `(U, K, B)`; the first has none before it, and 1."""
+        """Fading factor 2^(-age / T) from the unit before to each unit; 1 for the first unit.
+
+        Args:
+            unit_times (`torch.FloatTensor` of shape `(B, U)`): time of each unit, in days.
+
+        Returns:
+            `torch.FloatTensor` of shape `(U, K, B)`.
+        """
         days = F.pad(unit_times.diff(dim=1).clamp(min=0), (1, 0)).T
         units = torch.ones_like(days)
         units[0] = 0
@@ -153,14 +178,14 @@ class RepeatMemory(nn.Module):
         return torch.exp2(-torch.stack(ages, 1) * torch.exp(-self.log_half_life)[:, None])
 
     def decays(self, unit_times: torch.Tensor, unit_ends: torch.Tensor) -> torch.Tensor:
-        """2^(-age / T) of each unit at each prefix, 0 for units after it.
+        """Fading factor 2^(-age / T) from each unit to each prefix end; 0 for units after the prefix.
 
         Args:
-            unit_times: days, of shape `(B, U)`.
-            unit_ends: last unit of each prefix, of shape `(B, P)`.
+            unit_times (`torch.FloatTensor` of shape `(B, U)`): time of each unit, in days.
+            unit_ends (`torch.LongTensor` of shape `(B, P)`): index of the last unit of each prefix.
 
         Returns:
-            Of shape `(B, U, P, K)`.
+            `torch.FloatTensor` of shape `(B, U, P, K)`.
         """
         place = torch.arange(unit_times.shape[1], device=unit_times.device)[:, None]
         units = (unit_ends[:, None] - place).to(unit_times.dtype)  # (B, U, P)
@@ -173,16 +198,17 @@ class RepeatMemory(nn.Module):
     def votes(
         self, label_ids: torch.Tensor, event_units: torch.Tensor, event_embeddings: torch.Tensor, num_units: int
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """For each task the customer's distinct labels, and in which units they were met.
+        """The distinct labels of each customer, and their votes in each unit.
 
         Args:
-            label_ids: of all tasks, of shape `(B, L, T)`; ids 0 and 1 do not count.
-            event_units: the unit of each event, of shape `(B, L)`.
-            event_embeddings: e_i of shape `(B, L, H)`.
-            num_units: U.
+            label_ids (`torch.LongTensor` of shape `(B, L, T)`): label of each event for each task; ids 0 and 1 are
+                ignored.
+            event_units (`torch.LongTensor` of shape `(B, L)`): index of each event's unit.
+            event_embeddings (`torch.FloatTensor` of shape `(B, L, H)`): embedding e of each event.
+            num_units (`int`): U.
 
         Returns:
-            labels of shape `(B, S)`, 0 where a customer has fewer than S, and m of shape `(B, S, U)`.
+            For each task the labels met, of shape `(B, S)`, padded with 0, and their votes m of shape `(B, S, U)`.
         """
         batch = label_ids.shape[0]
         ids = label_ids.permute(2, 0, 1)
@@ -194,8 +220,8 @@ class RepeatMemory(nn.Module):
         vote = torch.where(ordered > 1, vote, 0.0)
         result = []
         for task, most in enumerate(rank.amax((1, 2)).unbind()):
-            count = cast(int, most.item()) + 1  # not int(...), which an export can't follow
-            torch._check(count >= 1)  # so that an export knows it for a size
+            count = cast(int, most.item()) + 1  # not int(...), which can't be exported
+            torch._check(count >= 1)  # tells an export that it is a size
             labels = ids.new_zeros(batch, count).scatter(1, rank[task], ordered[task])
             zeros = vote.new_zeros(batch, count * num_units)
             sums = zeros.scatter_add(1, cells[task], vote[task])
@@ -205,20 +231,22 @@ class RepeatMemory(nn.Module):
 
     @staticmethod
     def meetings(unit_ends: torch.Tensor, votes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """In how many units of each prefix each label was met, the first of them, the last of them.
+        """Number of units of each prefix that have a label, and the first and the last of these units.
 
         Args:
-            unit_ends: last unit of each prefix, of shape `(B, P)`.
-            votes: from `votes`, of shape `(B, S, U)`.
+            unit_ends (`torch.LongTensor` of shape `(B, P)`): index of the last unit of each prefix.
+            votes (`torch.FloatTensor` of shape `(B, S, U)`): votes of one task, as `votes` returns them.
 
         Returns:
-            Each of shape `(B, S, P)`; the first and last of a label that a prefix did not meet mean nothing.
+            Three tensors of shape `(B, S, P)`: number of units, index of the first, index of the last. The indices are
+            undefined where a prefix does not have the label.
         """
         met, slots = votes > 0, votes.shape[1]
-        numbers = met.cumsum(2)  # of the meetings up to each unit
+        numbers = met.cumsum(2)  # number of units with the label, up to each unit
         place = torch.arange(votes.shape[2], device=votes.device).expand_as(numbers)
         shape = (*numbers.shape[:2], numbers.shape[2] + 1)
-        units = numbers.new_zeros(shape).scatter(2, torch.where(met, numbers, 0), place)  # of each meeting, from 1
+        # The unit of the first meeting stands at index 1, that of the second at 2, and so on.
+        units = numbers.new_zeros(shape).scatter(2, torch.where(met, numbers, 0), place)
         number = numbers.gather(2, unit_ends[:, None].expand(-1, slots, -1))
         last = units.gather(2, number)
         return number, units[..., 1:2].expand_as(last), last
@@ -229,60 +257,64 @@ class RepeatMemory(nn.Module):
         unit_times: torch.Tensor,
         unit_ends: torch.Tensor,
         met: Sequence[tuple[torch.Tensor, torch.Tensor]],
-        asked: torch.Tensor | None = None,
+        prefix_mask: torch.Tensor | None = None,
         tables: Sequence[tuple[torch.Tensor, torch.Tensor]] | None = None,
         waits: torch.Tensor | None = None,
     ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """What the memory adds to the scores: a number for each pair of a prefix and a label that it met.
+        """Computes the values that the memory adds to scores: one for each pair of a prefix and a label that it has.
 
-        The labels of all tasks, S together, are counted at once. Half of the pairs of a label and a prefix come before
-        the first meeting, or more; they are left out, and so is all work on them.
+        The labels of all tasks are computed together. At least half of the combinations of a label and a prefix come
+        before the label's first unit; they are left out to save work.
 
         Args:
-            tasks: their places.
-            unit_times: days, of shape `(B, U)`.
-            unit_ends: p of each prefix, of shape `(B, P)`.
-            met: labels and votes of each of these tasks, from `votes`.
-            asked: boolean, of shape `(B, P)`: prefixes that are wanted; all by default.
-            tables: of each of these tasks c `(V, K)` and r `(V, 1)`, where the labels are rows of others than its own.
-            waits: days from the end of each prefix to the moment of the question, of shape `(B, P)`; 0 by default.
+            tasks (`Sequence[int]`): indices of the tasks.
+            unit_times (`torch.FloatTensor` of shape `(B, U)`): time of each unit, in days.
+            unit_ends (`torch.LongTensor` of shape `(B, P)`): index of the last unit of each prefix.
+            met (`Sequence[tuple]`): labels met and votes of each task, as `votes` returns them.
+            prefix_mask (`torch.BoolTensor` of shape `(B, P)`, *optional*): True for prefixes that are scored. Default:
+                all.
+            tables (`Sequence[tuple]`, *optional*): label gains c `(V, K)` and rarities r `(V, 1)` of each task, where
+                label ids are rows of a sample. Default: the parameters of all labels.
+            waits (`torch.FloatTensor` of shape `(B, P)`, *optional*): days from the end of each prefix to the moment
+                of the scores. Default: 0.
 
         Returns:
-            Of each task: the pairs' customers, prefixes, labels, and what is added to their scores.
+            For each task four tensors with one element for each pair: customer, prefix, label, and the value that is
+            added to the score.
         """
         sizes = [labels.shape[1] for labels, _ in met]
         labels, votes = torch.cat([labels for labels, _ in met], 1), torch.cat([votes for _, votes in met], 1)
-        (batch, slots), prefixes = labels.shape, unit_ends.shape[1]  # not len(...), which an export can't follow
+        (batch, slots), prefixes = labels.shape, unit_ends.shape[1]  # not len(...), which can't be exported
         meetings = self.meetings(unit_ends, votes)
 
-        if torch.compiler.is_exporting():  # the number of pairs is data, which a graph does not follow: all of them
+        if torch.compiler.is_exporting():  # an exported graph can't depend on the number of pairs: use all
             every = (torch.arange(size, device=votes.device) for size in (slots, batch, prefixes))
             slot, customer, prefix = (index.flatten() for index in torch.meshgrid(*every, indexing="ij"))
             pairs = [size * batch * prefixes for size in sizes]
         else:
-            known = meetings[0] > 0 if asked is None else (meetings[0] > 0) & asked[:, None]
+            known = meetings[0] > 0 if prefix_mask is None else (meetings[0] > 0) & prefix_mask[:, None]
             known &= (labels >= FIRST_LABEL)[..., None]
             slot, customer, prefix = known.transpose(0, 1).nonzero(as_tuple=True)  # task after task
             pairs = [part.sum().item() for part in known.sum((0, 2)).split(sizes)]
         cell = (customer * slots + slot) * prefixes + prefix
         label, end = labels[customer, slot], unit_ends[customer, prefix]
         number, first, last = (value.flatten()[cell] for value in meetings)
-        votes = votes.to(unit_times.dtype)  # times are no half precision
-        # n, of shape (N, K). A GPU has no use for a walk along the units, and few prefixes do not need one.
-        if asked is not None and votes.device.type == "cpu":
+        votes = votes.to(unit_times.dtype)  # times are never in half precision
+        # n, of shape (N, K). The loop over units is faster on a CPU with many prefixes; a GPU multiplies matrices.
+        if prefix_mask is not None and votes.device.type == "cpu":
             counts = FadingCounts.apply(votes, self.fades(unit_times), customer, end, slot)
         else:
             decays = self.decays(unit_times, unit_ends)
             counts = torch.bmm(votes, decays.flatten(2)).view(-1, decays.shape[3])[cell]
-        asked_at = unit_times[customer, end]
-        if waits is not None:  # counts that fade by days have faded on
+        moment = unit_times[customer, end]
+        if waits is not None:  # counts that fade with days fade until the moment of the scores
             wait, by_day = waits[customer, prefix], torch.arange(counts.shape[1], device=counts.device) < self.num_days
             faded = torch.exp2(-wait[:, None] * torch.exp(-self.log_half_life))
-            counts, asked_at = counts * torch.where(by_day, faded, 1.0), asked_at + wait
+            counts, moment = counts * torch.where(by_day, faded, 1.0), moment + wait
         length = torch.log1p(end.to(counts.dtype))[:, None]
 
         def of_task(parameter: torch.Tensor) -> torch.Tensor:
-            """Each pair's row of its task."""
+            """Row of a parameter for each pair, by the pair's task."""
             return torch.cat([parameter[task].expand(size, -1) for task, size in zip(tasks, pairs, strict=True)])
 
         tables = tables or [self.of_labels(task) for task in tasks]
@@ -294,12 +326,12 @@ class RepeatMemory(nn.Module):
         if len(self.network_in):  # `network_size` 0 has none
             since_first, since_last = end - first, end - last
             gap = (since_first - since_last) / (number - 1).clamp(min=1)
-            days = [asked_at - unit_times[customer, unit] for unit in (first, last)]
+            days = [moment - unit_times[customer, unit] for unit in (first, last)]
             values = [value.to(unit_times.dtype) for value in (number, since_first, since_last, gap, *days)]
             habits = torch.stack(values, -1).clamp(min=0).log1p()
             inputs = torch.cat([terms, habits.to(terms.dtype), length / 3, rarity / 2], -1)  # all about 1 in size
-            drawn = []
+            outputs = []
             for task, part in zip(tasks, inputs.to(self.log_half_life.dtype).split(pairs), strict=True):
-                drawn.append(self.network_out[task](self.network_in[task](part).relu_())[..., 0])
-            added = added + torch.cat(drawn) * (number > 0)
+                outputs.append(self.network_out[task](self.network_in[task](part).relu_())[..., 0])
+            added = added + torch.cat(outputs) * (number > 0)
         return list(zip(*(value.split(pairs) for value in (customer, prefix, label, added)), strict=True))

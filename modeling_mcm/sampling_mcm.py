@@ -14,14 +14,14 @@
 # limitations under the License.
 """Which labels a training step scores: all of a task's, or a sample of them where they are very many.
 
-A sample has the labels that are certain, which the batch's customers met or which followed, and some of the others.
-The others, in the order of their ids, are cut into as many strata as are drawn, and one of each is drawn. It stands
-for the n labels of its stratum, so that with log n on its score (log-Q correction; Bengio & Senécal, 2008) the sum of
-exponentials over the sample is on average exactly that over all labels. Strata, because ids follow how often a value
-occurs: what is drawn is of every popularity. The logarithm of the sum is too small on average, the less so the more
-are drawn; `benchmarks/sampling.py` measures by how much.
+A sample contains all labels in the batch's histories and targets, and a random part of the other labels. The others,
+in the order of their ids, are cut into strata, and one label of each stratum is drawn. It represents the n labels of
+its stratum: with log n added to its score (log-Q correction; Bengio & Senécal, 2008) the expected sum of exponentials
+over the sample equals the sum over all labels. As ids are ordered by frequency, strata make sure that frequent and
+rare labels are drawn. The logarithm of the sum is biased downwards; the bias shrinks with the size of the sample, and
+`benchmarks/sampling.py` measures it.
 
-Shapes: B customers, H hidden, V labels of a task, S labels of a sample, K half-lives.
+Shapes: H hidden size, V labels of a task, S labels of a sample, K half-lives.
 """
 
 from collections.abc import Sequence
@@ -34,14 +34,15 @@ from .configuration_mcm import FIRST_LABEL
 
 @dataclass
 class TaskLabels:
-    """What the scores of a task read of its labels, a row a label; of all of them, or of a sample.
+    """Embeddings and parameters of a task's labels, for all labels or for a sample (V is S then).
 
     Args:
-        vectors: e_w of shape `(V, H)`.
-        bias: of shape `(V,)`, if the model has one.
-        memory: gains `(V, K)` and rarity `(V, 1)` of the repeat memory, if the model has one.
-        ids: of the rows of a sample, ascending, of shape `(S,)`; `None` where the rows are all labels.
-        log_counts: log of how many labels each row stands for, of shape `(S,)`; `None` where each is itself alone.
+        vectors (`torch.FloatTensor` of shape `(V, H)`): embedding e_w of each label.
+        bias (`torch.FloatTensor` of shape `(V,)`, *optional*): bias of each label; `None` if the model has none.
+        memory (*optional*): gains `(V, K)` and rarities `(V, 1)` of the repeat memory; `None` if the model has none.
+        ids (`torch.LongTensor` of shape `(S,)`, *optional*): ids of the sampled labels, ascending; `None`: all labels.
+        log_counts (`torch.FloatTensor` of shape `(S,)`, *optional*): logarithm of the number of labels that each
+            sampled label represents; `None`: all labels.
     """
 
     vectors: torch.Tensor
@@ -52,21 +53,32 @@ class TaskLabels:
 
     @property
     def tables(self) -> list[torch.Tensor]:
-        """All that has a row a label and may have a gradient."""
+        """All tensors that have one row for each label; they may need a gradient."""
         return [self.vectors, *([] if self.bias is None else [self.bias]), *(self.memory or ())]
 
     def places(self, ids: torch.Tensor) -> torch.Tensor:
-        """Rows of label ids; ids under 2 stay under 2. Every other id must be in the sample."""
+        """Row of each label in the tensors of this object.
+
+        Args:
+            ids (`torch.LongTensor`): label ids of any shape; ids from 2 on must be in the sample.
+
+        Returns:
+            `torch.LongTensor` of the same shape; ids below 2 get values below 2.
+        """
         return ids if self.ids is None else torch.searchsorted(self.ids, ids.clamp(min=0))
 
     def sample(self, certain: torch.Tensor, number: int) -> "TaskLabels":
-        """The certain labels and `number` of the others; all labels where there are no more than that.
+        """Draws a sample of labels.
 
-        Draws come from torch's generator, as those of dropout do, so a resumed run draws what a plain one would have.
+        It uses torch's global generator, as dropout does, so a resumed training draws the same samples.
 
         Args:
-            certain: ids in any order and shape; those under 2 do not count.
-            number: of labels drawn, at least 1.
+            certain (`torch.LongTensor`): ids, of any order and shape, of labels that the sample must contain; ids
+                below 2 are ignored.
+            number (`int`): number of other labels to draw, at least 1.
+
+        Returns:
+            The labels of the sample; all labels if there are no more than `number` others.
         """
         known = torch.cat([torch.arange(FIRST_LABEL, device=certain.device), certain.flatten().clamp(min=0)]).unique()
         others = len(self.vectors) - len(known)
@@ -74,7 +86,9 @@ class TaskLabels:
             return self
         edges = torch.arange(number + 1, device=known.device) * others // number
         counts = edges.diff()
-        drawn = edges[:-1] + (torch.rand(number, device=known.device) * counts).long()  # places among the others
+        drawn = (
+            edges[:-1] + (torch.rand(number, device=known.device) * counts).long()
+        )  # indices among the other labels
         drawn += torch.searchsorted(known - torch.arange(len(known), device=known.device), drawn, right=True)
         ids, order = torch.cat([known, drawn]).sort()
         log_counts = torch.cat([counts.new_zeros(len(known), dtype=torch.float32), counts.float().log()])[order]
@@ -88,15 +102,30 @@ class TaskLabels:
 
 
 def places_of(scored: Sequence[TaskLabels], ids: torch.Tensor) -> torch.Tensor:
-    """As [`TaskLabels.places`], for the labels of several tasks along the last axis."""
+    """[`TaskLabels.places`] for several tasks.
+
+    Args:
+        scored (`Sequence[TaskLabels]`): labels of each task.
+        ids (`torch.LongTensor` of shape `(..., T)`): label ids; the last axis is the task.
+
+    Returns:
+        `torch.LongTensor` of shape `(..., T)`.
+    """
     parts = zip(scored, ids.unbind(-1), strict=True)
     return torch.stack([labels.places(of_task) for labels, of_task in parts], -1)
 
 
 def joined_log_counts(scored: Sequence[TaskLabels]) -> torch.Tensor | None:
-    """Those of several tasks side by side; `None` where no task's labels are a sample."""
-    found = [(labels.log_counts, len(labels.vectors)) for labels in scored]
-    if all(counts is None for counts, _ in found):
+    """Concatenates the `log_counts` of several tasks.
+
+    Args:
+        scored (`Sequence[TaskLabels]`): labels of each task.
+
+    Returns:
+        `torch.FloatTensor` with one element for each label of each task, or `None` if no task's labels are sampled.
+    """
+    of_tasks = [(labels.log_counts, len(labels.vectors)) for labels in scored]
+    if all(counts is None for counts, _ in of_tasks):
         return None
     zeros = scored[0].vectors.new_zeros
-    return torch.cat([zeros(size) if counts is None else counts for counts, size in found])
+    return torch.cat([zeros(size) if counts is None else counts for counts, size in of_tasks])

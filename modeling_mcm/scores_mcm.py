@@ -14,10 +14,11 @@
 # limitations under the License.
 """From hidden vectors to scores: what the scores of labels are a sum of, and the losses of rows of scores.
 
-One path for all of it. Without gradients, or without labels, each task has scores of its own; a training step has
-those of all tasks side by side in one tensor, row by row, and takes its losses from it.
+Training, evaluation and serving share this code. Without gradients, or without labels, each task has a score matrix
+of its own. A training step has one score matrix with the labels of all tasks as columns, and computes its losses from
+it.
 
-Shapes: as in modeling_mcm.py; E labels of some tasks side by side.
+Shapes: as in modeling_mcm.py; E labels of the tasks of one score matrix.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,14 +35,14 @@ from .repeat_memory_mcm import RepeatMemory
 from .sampling_mcm import TaskLabels, joined_log_counts, places_of
 from .scored_rows_mcm import ScoredRows
 
-# What a score is a sum of, in the order of `score_scales`.
+# The parts whose sum is a score, in the order of `score_scales`.
 PARTS = ("readout", "bias", "repeats", "followers")
-# Parts of scores by name. `repeats` may be sparse: places in the flat scores, and what is added there.
+# Parts of scores by name. `repeats` may be sparse: a pair of indices into the flattened score matrix and values.
 Parts = dict[str, Any]
 
 
 class TaskScores:
-    """Of [`MCMForMultiTaskRecommendation`]: its scores and losses, given the encoder's vectors."""
+    """Mixin of [`MCMForMultiTaskRecommendation`]: computes scores and losses from the encoder's vectors."""
 
     config: Any  # [`MCMConfig`]
     training: bool
@@ -54,28 +55,28 @@ class TaskScores:
     score_scales: torch.Tensor
 
     def _event_units(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        """The unit of each event, of shape `(B, L)`."""
+        """Index of each event's unit, of shape `(B, L)`."""
         if self.config.encoder_unit == "visit" and batch["visit_ids"] is not None:  # else the embeddings have raised
             return batch["visit_ids"]
         shape = batch["input_ids"].shape[:2]
         return torch.arange(shape[1], device=batch["input_ids"].device).expand(shape)
 
     def _rows(self, batch: Mapping[str, Any], of_labels: torch.Tensor | None = None) -> ScoredRows:
-        """The rows of scores of a batch.
+        """The rows of a batch's score matrix.
 
         Args:
-            batch: inputs, `unit_mask` and `prefix_ends`.
-            of_labels (`torch.BoolTensor` of shape `(B, N)`, *optional*): labels whose prefixes have rows; by default
-                all prefixes have.
+            batch (`dict`): model inputs, `unit_mask` and `prefix_ends`.
+            of_labels (`torch.BoolTensor` of shape `(B, N)`, *optional*): targets whose prefixes are scored. Default:
+                all prefixes are scored.
         """
         event_units = self._event_units(batch)
         if batch["prefix_ends"] is None:
             return ScoredRows.of_histories(batch, event_units)
         ends = event_units.gather(1, batch["prefix_ends"])
-        wanted = torch.ones_like(ends)
+        is_scored = torch.ones_like(ends)
         if of_labels is not None:
-            ends, wanted = ends.gather(1, _prefixes_of_labels(batch)), of_labels.long()
-        is_end = torch.zeros_like(batch["unit_mask"]).long().scatter_add(1, ends, wanted) > 0
+            ends, is_scored = ends.gather(1, _prefixes_of_labels(batch)), of_labels.long()
+        is_end = torch.zeros_like(batch["unit_mask"]).long().scatter_add(1, ends, is_scored) > 0
         return ScoredRows.of_prefixes(batch, event_units, is_end)
 
     def _score_parts(
@@ -88,21 +89,22 @@ class TaskScores:
         tasks: Sequence[int],
         side_by_side: bool = False,
     ) -> list[Parts]:
-        """What the scores of some tasks are made of.
+        """Parts of the scores of some tasks.
 
         Args:
-            hidden (`torch.FloatTensor` of shape `(B, U, H)`): h of the last layer.
-            events (`torch.FloatTensor` of shape `(B, L, H)`): e of equation 1.
-            batch: inputs and `unit_mask`.
-            rows: of the scores.
-            scored: labels of each of the tasks.
-            tasks: places of the tasks among the model's.
-            side_by_side: the labels of all tasks in one tensor, as a training step has them. Followers are then
-                counted without the customers' own pairs, for these are trained on.
+            hidden (`torch.FloatTensor` of shape `(B, U, H)`): hidden vector h of each unit after the last layer.
+            events (`torch.FloatTensor` of shape `(B, L, H)`): embedding e of each event.
+            batch (`dict`): model inputs and `unit_mask`.
+            rows ([`ScoredRows`]): rows of the score matrix.
+            scored (`Sequence[TaskLabels]`): labels of each of the tasks.
+            tasks (`Sequence[int]`): indices of the tasks in `config.tasks`.
+            side_by_side (`bool`): whether the labels of all tasks are columns of one matrix, as in a training step. A
+                customer's own pairs are then left out of the counts of followers, because they contain the targets.
 
         Returns:
-            For each task, or once for all: those of `PARTS` that the model has, of shape `(R, E)` or, for the bias,
-            `(E,)`; of a task with related labels, outside training, also `met` (boolean), `habits` and `new`.
+            One dict for each task, or a single one if `side_by_side`: the `PARTS` that the model has, of shape
+            `(R, E)`, or `(E,)` for the bias. Outside of training, a task with related labels also has `met` (boolean),
+            `habits` and `new`.
         """
         places = range(len(tasks))
         groups = [list(places)] if side_by_side else [[place] for place in places]
@@ -136,7 +138,7 @@ class TaskScores:
         batch: Mapping[str, Any],
         rows: ScoredRows,
     ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """What the repeat memory adds to the scores of these tasks: see [`RepeatMemory.forward`]."""
+        """Values that the repeat memory adds to the scores of these tasks; see [`RepeatMemory.forward`]."""
         memory, shape = cast(RepeatMemory, self.repeat_memory), batch["unit_mask"].shape
         if batch["event_times"] is None:
             raise ValueError("The repeat memory needs `event_times`: MCMFeatureExtractor gives them.")
@@ -150,23 +152,23 @@ class TaskScores:
         return memory(tasks, unit_times, rows.ends, met, rows.is_row, [labels.memory for labels in scored], waits)
 
     def _histories(self, batch: Mapping[str, Any], customers: torch.Tensor, ends: torch.Tensor) -> Histories:
-        """What rows of scores look back on: the rows of these customers that may see events up to these ends."""
+        """Histories of the scored prefixes: each is one customer's events up to an end."""
         if batch["event_times"] is None:
             raise ValueError("The counted memory needs `event_times`: MCMFeatureExtractor gives them.")
         visits = torch.zeros_like(batch["attention_mask"]) if batch["visit_ids"] is None else batch["visit_ids"]
         return Histories.of(batch["event_times"], visits, customers, ends)
 
     def _counted_parts(
-        self, task: int, rows: TaskLabels, batch: Mapping[str, Any], histories: Histories, without_own: bool = False
+        self, task: int, scored: TaskLabels, batch: Mapping[str, Any], histories: Histories, without_own: bool = False
     ) -> Parts:
-        """What the counted memory knows of a task's labels, each of shape `(R, V)`."""
+        """Parts of a task's scores that the counted memory adds, each of shape `(R, V)`."""
         memory, parts = cast(CountedMemory, self.counted_memory), {}
         labels = batch["input_ids"][..., self.task_features[task]]
         if memory.has_followers(task):
-            added = memory.followers(task, labels, histories, rows.ids, without_own)
+            added = memory.followers(task, labels, histories, scored.ids, without_own)
             if self.repeat_memory is None:
                 met = memory.met(task, labels, histories)
-                met = met if rows.ids is None else met.index_select(1, rows.ids)
+                met = met if scored.ids is None else met.index_select(1, scored.ids)
                 added = added + memory.met_gain[task] * met
             parts["followers"] = added
         if memory.has_related(task) and not self.training:
@@ -177,25 +179,30 @@ class TaskScores:
         return parts
 
     @staticmethod
-    def _label_offsets(rows: TaskLabels, dtype: torch.dtype) -> torch.Tensor:
-        """The labels' biases, of shape `(V,)`; 0 where the model has none."""
-        return rows.vectors.new_zeros(len(rows.vectors), dtype=dtype) if rows.bias is None else rows.bias.to(dtype)
+    def _label_offsets(scored: TaskLabels, dtype: torch.dtype) -> torch.Tensor:
+        """Bias of each label, of shape `(V,)`; 0 if the model has no biases."""
+        return (
+            scored.vectors.new_zeros(len(scored.vectors), dtype=dtype)
+            if scored.bias is None
+            else scored.bias.to(dtype)
+        )
 
     def joined_scores(self, place: int, parts: Mapping[str, Any]) -> torch.Tensor:
-        """The scores of a task from its parts; ids 0 and 1 are masked with a large negative value.
+        """Adds up the parts of a task's scores. Ids 0 and 1 are masked with a large negative value.
 
         Args:
-            place (`int`): of the task among the model's.
-            parts: what [`MCMForMultiTaskRecommendation.score_parts`] gives for the task, all of one shape
-                `(..., V)`; one of `PARTS` that is missing counts nothing.
+            place (`int`): index of the task in `config.tasks`.
+            parts (`dict`): the task's parts as [`MCMForMultiTaskRecommendation.score_parts`] returns them, each of
+                shape `(..., V)`; a missing one of `PARTS` counts as 0.
 
         Returns:
-            Of the same shape.
+            `torch.FloatTensor` of shape `(..., V)`.
         """
         return self._joined([place], parts, [0])
 
     def _joined(self, tasks: Sequence[int], parts: Mapping[str, Any], sizes: Sequence[int]) -> torch.Tensor:
-        """As `joined_scores`, for tasks whose labels stand side by side, of these numbers; one task needs none."""
+        """As `joined_scores`, for several tasks in one matrix; `sizes` are their numbers of labels (not read for a
+        single task)."""
         scales = self.score_scales[list(tasks)]
         is_scaled = not self.training or bool((scales != 1).any())  # training starts with 1
         if len(tasks) > 1:
@@ -219,13 +226,15 @@ class TaskScores:
             memory, (task,) = self.counted_memory, tasks
             gains = [gain[task] for gain in (memory.habit_gain, memory.new_gain, memory.new_offset)]
             related = memory.joined(scores, parts, *gains)
-            is_learned = (memory.new_gain[task] != 0) | (memory.habit_gain[task] != 0)  # at the end of pre-training
+            is_learned = (memory.new_gain[task] != 0) | (
+                memory.habit_gain[task] != 0
+            )  # learned at the end of pre-training, 0 before
             scores = torch.where(is_learned, related, scores).to(scores.dtype)
-        never = torch.finfo(scores.dtype).min / 2
+        masked = torch.finfo(scores.dtype).min / 2
         if len(tasks) == 1:
-            return torch.where(torch.arange(scores.shape[-1], device=scores.device) < FIRST_LABEL, never, scores)
+            return torch.where(torch.arange(scores.shape[-1], device=scores.device) < FIRST_LABEL, masked, scores)
         for start in (sum(sizes[:place]) for place in range(len(sizes))):
-            scores[:, start : start + FIRST_LABEL] = never
+            scores[:, start : start + FIRST_LABEL] = masked
         return scores
 
     def _losses(
@@ -236,20 +245,20 @@ class TaskScores:
         scored: Sequence[TaskLabels],
         tasks: Sequence[int],
     ) -> torch.Tensor:
-        """The losses of tasks, of shape `(T,)`, whose scores of shape `(R, E)` stand side by side."""
-        followed = places_of(scored, batch["labels"][..., tasks])
-        of_labels = rows.of_units[:, :1].expand(followed.shape[:2])
+        """Loss of each task, of shape `(T,)`, from a score matrix `(R, E)` with their labels as columns."""
+        target_ids = places_of(scored, batch["labels"][..., tasks])
+        of_labels = rows.of_units[:, :1].expand(target_ids.shape[:2])
         if rows.packed is not None:
             ends = self._event_units(batch).gather(1, batch["prefix_ends"]).gather(1, _prefixes_of_labels(batch))
             of_labels = rows.of_units.gather(1, ends)
         sizes = [len(labels.vectors) for labels in scored]
-        targets = Targets.find(followed, of_labels, batch["label_weights"], sizes)
+        targets = Targets.find(target_ids, of_labels, batch["label_weights"], sizes)
         return task_losses(scores, targets, self.objective.ranking_loss_weight, joined_log_counts(scored))
 
     def _losses_side_by_side(
         self, hidden: torch.Tensor, events: torch.Tensor, batch: Mapping[str, Any], scored: Sequence[TaskLabels]
     ) -> torch.Tensor:
-        """The losses of all tasks, of shape `(T,)`, from a row of scores for each prefix that a label followed."""
+        """Loss of each task, of shape `(T,)`; only the prefixes of targets are scored."""
         tasks = list(range(len(scored)))
         counted = (places_of(scored, batch["labels"]) >= FIRST_LABEL).any(-1)
         rows = self._rows(batch, counted)
@@ -259,7 +268,7 @@ class TaskScores:
 
 
 def _prefixes_of_labels(batch: Mapping[str, Any]) -> torch.Tensor:
-    """The prefix of each label, of shape `(B, N)`; the first where nothing says so."""
+    """Prefix of each target, of shape `(B, N)`; the first prefix by default."""
     prefixes = batch["label_prefixes"]
     return torch.zeros_like(batch["labels"][..., 0]) if prefixes is None else prefixes
 
@@ -269,14 +278,15 @@ def _cells(
     remembered: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]],
     sizes: Sequence[int],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the repeat memory adds, as places in the flat scores of tasks side by side and numbers, each `(M,)`."""
+    """Values that the repeat memory adds to the scores of tasks in one matrix, as pairs of an index into the flattened
+    matrix and a value, each of shape `(M,)`."""
     columns = [labels + sum(sizes[:place]) for place, (_, _, labels, _) in enumerate(remembered)]
     customers, ends, _, added = (torch.cat(values) for values in zip(*remembered, strict=True))
     return rows.cells(customers, ends, torch.cat(columns), sum(sizes)), added
 
 
 def _beside(of_tasks: Sequence[Parts], vectors: Sequence[torch.Tensor], rows: int) -> Parts:
-    """The counted parts of one task, or the followers of several tasks side by side, 0 for those without any."""
+    """Parts of the counted memory for one task, or the followers of several tasks in one matrix (0 if none)."""
     if len(of_tasks) == 1:
         return of_tasks[0]
     if not any("followers" in parts for parts in of_tasks):

@@ -12,15 +12,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The customer state: what a customer is like at a moment, and what is to be expected of them from then on.
+"""The customer state, a vector that describes a customer at a moment, and forecasts from that moment on.
 
-A state is a function of fading counts: how many visits, events and values of each kind a customer had, and how long
-ago. Counts of events say who somebody is better than the encoder's last vector does, and they can be told for any
-moment `now`, also long after the last event. The state is trained on what followed such moments and on the counts
-themselves (`modeling_mcm.training.moments`).
+The state is computed from fading counts: the numbers of visits, events and feature values that a customer had, where
+older ones weigh less. Such counts describe a customer better than the encoder's last vector does, and they are
+defined for any moment `now`, also long after the last event. The state is trained to predict what followed random
+moments and to reconstruct the counts (`modeling_mcm.training.moments`).
 
-Shapes: B customers, L events, J features, M moments a customer, N summed features, K half-lives, V values of a
-feature, S the size of the state.
+Shapes: B customers, L events, J features, M moments of a customer, N summed features, K half-lives (the infinite one
+included), V values of a feature, S size of the state.
 """
 
 import math
@@ -34,20 +34,20 @@ from transformers import initialization as init
 
 from .configuration_mcm import MISSING_ID, MCMConfig
 
-TASTE_HALF_LIFE = 30.0  # days at which features of many values are counted, beside counts that do not fade
-TASTE_SIZE, HIDDEN = 128, 256
-DROPOUT = 0.3
-HALF_LIVES_DAYS = (7.0, 30.0, 90.0)  # of the counts, beside counts that do not fade
-LEAST_SPREAD, FARTHEST = 0.05, 8.0  # of counts when they are standardised
+TASTE_HALF_LIFE = 30.0  # half-life, in days, of the counts of features with many values; they are also counted unfaded
+TASTE_SIZE, HIDDEN = 128, 256  # size of P z (see CustomerState), and hidden size of its network
+DROPOUT = 0.3  # dropout probability on z
+HALF_LIVES_DAYS = (7.0, 30.0, 90.0)  # half-lives of the other counts; they are also counted unfaded
+LEAST_SPREAD, FARTHEST = 0.05, 8.0  # smallest standard deviation, and largest absolute value, of standardised counts
 CHANCE, NEXT_VISIT = "visit_probability", "days_to_next_visit"
 GAPS = ("days since the last event", "days since the first", "the ratio to the mean gap", "the mean gap")
 
 
 class MissingForecastsError(ValueError):
-    """Forecasts are wanted of a checkpoint that has learned none.
+    """Raised where forecasts are requested from a checkpoint that has no trained forecasts.
 
     Args:
-        name (`str`, *optional*): the checkpoint's `name_or_path`.
+        name (`str`, *optional*): name or folder of the checkpoint, for the message.
     """
 
     def __init__(self, name: str | None):
@@ -64,14 +64,14 @@ class CustomerState(nn.Module):
         z = (log(1 + n) - mean) / spread
         state = A z' + C gelu(D z'),  z' = [z of few values, P z of many values]
 
-    x_i is 1 for an event, 1 for the first event of a visit, the value of a summed feature, or 1 where a feature has a
-    certain value. One of the T_k is infinite: a count that does not fade. `state_features`, which have few values, are
-    counted at every half-life; the tasks among the others, which have many, at one and without fading (see
-    `MCMConfig.counted_features`). To z belong the logarithms of `GAPS` too. The start row is no event, so a profile is
-    no part of the state.
+    For each channel x, x_i is 1 for every event, 1 for the first event of each visit, the value of a summed feature,
+    or 1 where a feature has one certain value. One of the half-lives T_k is infinite: that count does not fade.
+    `state_features`, which have few values, are counted at every half-life. Tasks among the other features, which have
+    many values, are counted at one half-life and unfaded (see `MCMConfig.counted_features`). z also contains the
+    logarithms of `GAPS`. The start row is no event, so the profile is no part of the state.
 
     Args:
-        config: the model's.
+        config ([`MCMConfig`]): configuration of the model.
     """
 
     def __init__(self, config: MCMConfig):
@@ -82,7 +82,7 @@ class CustomerState(nn.Module):
         self.few, self.many = ([config.features.index(name) for name in names] for names in config.counted_features)
         self.mean = nn.Buffer(torch.zeros(self.num_few + self.num_many))
         self.spread = nn.Buffer(torch.ones(self.num_few + self.num_many))
-        # None for a log whose features all have few values.
+        # None if all features have few values.
         self.taste = nn.Linear(self.num_many, TASTE_SIZE, bias=False) if self.many else None
         inputs = self.num_few + (TASTE_SIZE if self.many else 0)
         self.direct = nn.Linear(inputs, config.state_size)
@@ -90,24 +90,24 @@ class CustomerState(nn.Module):
         self.bent_out = nn.Linear(HIDDEN, config.state_size, bias=False)
 
     def reset_parameters(self) -> None:
-        """The start of the buffers; weights start as the library's linear layers do."""
+        """Sets the buffers: mean 0 and standard deviation 1. Weights start as transformers' linear layers do."""
         init.zeros_(self.mean)
         init.ones_(self.spread)
 
     @property
     def num_few(self) -> int:
-        """Numbers of z but those of features with many values."""
+        """Size of the first part of z: events, visits, sums, features with few values, and gaps."""
         channels = 2 + self.num_sums + sum(self.sizes[j] for j in self.few)
         return (len(self.half_lives) + 1) * channels + len(GAPS)
 
     @property
     def num_many(self) -> int:
-        """Numbers of z of features with many values."""
+        """Size of the second part of z: features with many values."""
         return 2 * sum(self.sizes[j] for j in self.many)
 
     @property
     def blocks(self) -> list[int]:
-        """How many numbers of z stand together: all of few values, then each feature of many."""
+        """Sizes of the blocks of z: the first part, then one block for each feature with many values."""
         return [self.num_few, *(2 * self.sizes[j] for j in self.many)]
 
     @torch.no_grad()
@@ -120,18 +120,24 @@ class CustomerState(nn.Module):
         event_values: torch.Tensor | None,
         now: torch.Tensor,
     ) -> torch.Tensor:
-        """log(1 + n) and the gaps, before they are standardised.
+        """log(1 + n) and the logarithms of the gaps, not standardised.
 
         Args:
-            input_ids (`(B, L, J)`): ids, the start row first.
-            attention_mask (`(B, L)`): 1 where an event is real.
-            visit_ids (`(B, L)`): the visit of each event; without them every event is a visit.
-            event_times (`(B, L)`): days.
-            event_values (`(B, L, N)`): values of the summed features; may be left out where there are none.
-            now (`(B, M)`): moments, in days on the same clock. Events after a moment are not counted.
+            input_ids (`torch.LongTensor` of shape `(B, L, J)`): feature ids of each event, the start row first.
+            attention_mask (`torch.Tensor` of shape `(B, L)`): 1 where an event is real.
+            visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): visit of each event; `None`: each event is a
+                visit.
+            event_times (`torch.FloatTensor` of shape `(B, L)`): days from the customer's first event to each event.
+            event_values (`torch.FloatTensor` of shape `(B, L, N)`, *optional*): values of the summed features; may be
+                `None` if there are no summed features.
+            now (`torch.FloatTensor` of shape `(B, M)`): moments, in days on the clock of `event_times`. Events after a
+                moment are not counted.
 
         Returns:
-            Of shape `(B, M, numbers)`.
+            `torch.FloatTensor` of shape `(B, M, numbers)`, where numbers is `num_few + num_many`.
+
+        Raises:
+            ValueError: if there are summed features and no `event_values`.
         """
         batch, length, moments = *input_ids.shape[:2], now.shape[1]
         is_event = attention_mask.bool() & (torch.arange(length, device=now.device) > 0)
@@ -145,28 +151,30 @@ class CustomerState(nn.Module):
         kernels = len(half_lives)
         if self.num_sums and event_values is None:
             raise ValueError("The customer state sums values: `event_values` of MCMFeatureExtractor are missing.")
-        numbers = [is_event.to(weights.dtype), opens.to(weights.dtype)]
-        numbers += [] if event_values is None else list(event_values[..., : self.num_sums].unbind(-1))
-        found = [torch.einsum("blmk,bl->bmk", weights, each) for each in numbers]
+        channels = [is_event.to(weights.dtype), opens.to(weights.dtype)]
+        channels += [] if event_values is None else list(event_values[..., : self.num_sums].unbind(-1))
+        sums = [torch.einsum("blmk,bl->bmk", weights, channel) for channel in channels]
 
-        def by_value(feature: int, rows: torch.Tensor) -> torch.Tensor:
-            """Sums of weights by the feature's value, of shape `(B, M, V k)`; rows is `(B, L, M, k)`."""
+        def by_value(feature: int, event_weights: torch.Tensor) -> torch.Tensor:
+            """Sums of event weights `(B, L, M, k)` by the feature's value, of shape `(B, M, V k)`."""
             values = self.sizes[feature]
             ids = input_ids[..., feature] + values * torch.arange(batch, device=now.device)[:, None]
-            sums = rows.new_zeros(batch * values, rows.shape[2] * rows.shape[3])
-            sums = sums.index_add(0, ids.flatten(), rows.flatten(2).flatten(0, 1)).view(batch, values, *rows.shape[2:])
+            sums = event_weights.new_zeros(batch * values, event_weights.shape[2] * event_weights.shape[3])
+            sums = sums.index_add(0, ids.flatten(), event_weights.flatten(2).flatten(0, 1))
+            sums = sums.view(batch, values, *event_weights.shape[2:])
             sums = sums * (torch.arange(values, device=now.device) > MISSING_ID)[:, None, None]
             return sums.permute(0, 2, 1, 3).flatten(2)
 
-        found += [by_value(feature, weights) for feature in self.few]
-        counted = torch.cat(found, -1).clamp(min=0).log1p()
+        visits = sums[1][..., -1]  # the unfaded number of visits
+        sums += [by_value(feature, weights) for feature in self.few]
+        counted = torch.cat(sums, -1).clamp(min=0).log1p()
         if self.many:
             nearest = min(range(kernels), key=lambda k: abs(float(half_lives[k]) - TASTE_HALF_LIFE))
             slow = weights[..., [nearest, kernels - 1]]
             taste = torch.cat([by_value(feature, slow) for feature in self.many], -1).log1p()
         else:
             taste = counted[..., :0]
-        visits = found[1][..., -1]  # what does not fade
+
         last = torch.where(past, event_times[..., None], -math.inf).amax(1)
         first = torch.where(past, event_times[..., None], math.inf).amin(1)
         is_known = past.any(1)
@@ -176,30 +184,52 @@ class CustomerState(nn.Module):
         return torch.cat([counted, gaps, taste], -1).view(batch, moments, -1)
 
     def standardised(self, counts: torch.Tensor, places: slice | torch.Tensor = slice(None)) -> torch.Tensor:
-        """z, of the shape of the counts, which are those at some places of all, by default all of them."""
+        """Standardises counts: z = (counts - mean) / spread, clipped.
+
+        Args:
+            counts (`torch.FloatTensor` of shape `(..., numbers)`): counts as `counts` returns them, or some of them.
+            places (`slice` or `torch.LongTensor`): indices of these counts among all. Default: all counts.
+
+        Returns:
+            `torch.FloatTensor` of the shape of `counts`.
+        """
         mean, spread = self.mean[places], self.spread[places]
         return ((counts - mean) / spread.clamp(min=LEAST_SPREAD)).clamp(-FARTHEST, FARTHEST)
 
     def forward(self, counts: torch.Tensor) -> torch.Tensor:
-        """The state of shape `(..., S)`, from counts of shape `(..., numbers)`."""
+        """Computes the state, of shape `(..., S)`, from counts of shape `(..., numbers)`."""
         z = F.dropout(self.standardised(counts).to(self.direct.weight.dtype), DROPOUT, self.training)
         few, many = z.split([self.num_few, self.num_many], -1)
         return self.joined(few, None if self.taste is None else self.taste(many))
 
     def joined(self, few: torch.Tensor, taste: torch.Tensor | None) -> torch.Tensor:
-        """The state, from z of few values `(..., few)` and P z of many values, `(..., TASTE_SIZE)`, if there are."""
+        """Computes the state from the two parts of z.
+
+        Args:
+            few (`torch.FloatTensor` of shape `(..., num_few)`): the first part of z.
+            taste (`torch.FloatTensor` of shape `(..., TASTE_SIZE)`, *optional*): P z of features with many values;
+                `None` if there are none.
+
+        Returns:
+            `torch.FloatTensor` of shape `(..., S)`.
+        """
         joined = few if taste is None else torch.cat([few, taste], -1)
         return self.direct(joined) + self.bent_out(F.gelu(self.bent_in(joined)))
 
     @torch.no_grad()
     def grow(self, feature: int, number: int) -> None:
-        """New values of a feature, by its place, after those that it has: the state does not look at them yet."""
+        """Appends new values to a feature. Their weights are 0, so they do not change the state until fine-tuning.
+
+        Args:
+            feature (`int`): index of the feature in `config.features`.
+            number (`int`): number of new values.
+        """
         if feature not in (*self.few, *self.many):
             self.sizes[feature] += number
             return
         kernels, is_few = len(self.half_lives) + 1, feature in self.few
         counted, width = (self.few, kernels) if is_few else (self.many, 2)
-        # The place after the last of the feature's values: the numbers of a value stand together.
+        # Index behind the feature's last value; the counts of one value stand side by side.
         values = sum(self.sizes[j] for j in counted[: counted.index(feature) + 1])
         place = width * values + (kernels * (2 + self.num_sums) if is_few else self.num_few)
         columns = width * number
@@ -214,21 +244,21 @@ class CustomerState(nn.Module):
 
 
 def _inserted(values: torch.Tensor, place: int, number: int, value: float) -> torch.Tensor:
-    """The values with so many new ones at a place of the last axis."""
+    """Inserts `number` elements of one value at index `place` of the last axis."""
     new = values.new_full((*values.shape[:-1], number), value)
     return torch.cat([values[..., :place], new, values[..., place:]], -1)
 
 
 class Forecasts(nn.Module):
-    """What is to be expected of a customer from a moment on, linear in the state.
+    """Forecasts of a customer's future from a moment on, by linear layers on the customer state.
 
-    For each quantity (visits, events, sums of values) the expected number between one horizon and the next is
-    exp(a . state + b), and a forecast is the sum up to its horizon. The chance of a visit comes from hazards: of
-    customers without a visit up to the start of an interval, the share that has one within it is
+    For each quantity (visits, events, sums of values) the expected amount between one horizon and the next is
+    exp(a . state + b), and a forecast is the sum up to its horizon. The probability of a visit comes from hazards:
+    among customers without a visit before an interval, the share with a visit in the interval is
     sigmoid(c . state + d).
 
     Args:
-        config: the model's.
+        config ([`MCMConfig`]): configuration of the model.
     """
 
     def __init__(self, config: MCMConfig):
@@ -240,13 +270,13 @@ class Forecasts(nn.Module):
         self.hazards = nn.Linear(config.state_size, len(self.edges))
 
     def reset_parameters(self) -> None:
-        """Nothing has been learned."""
+        """Sets all weights to 0, which marks the forecasts as untrained."""
         for parameter in self.parameters():
             init.zeros_(parameter)
 
     @property
     def is_trained(self) -> bool:
-        """Whether anything has been learned: all weights start at 0."""
+        """Whether the forecasts were trained: all weights start at 0."""
         return bool(self.amounts.weight.any())
 
     def names(self) -> list[str]:
@@ -255,13 +285,27 @@ class Forecasts(nn.Module):
         return [*(name for names in of_days for name in names), NEXT_VISIT]
 
     def log_amounts(self, state: torch.Tensor) -> torch.Tensor:
-        """The logarithm of what is expected between horizons, of shape `(..., horizons, quantities)`."""
+        """Logarithm of the expected amount of each quantity between one horizon and the next.
+
+        Args:
+            state (`torch.FloatTensor` of shape `(..., S)`): customer states.
+
+        Returns:
+            `torch.FloatTensor` of shape `(..., horizons, quantities)`.
+        """
         return self.amounts(state).unflatten(-1, (len(self.days), len(self.quantities)))
 
     def forward(self, state: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Forecasts by name, each of shape `(...)`: `visits_7d`, `events_7d` and so on with each horizon and quantity,
-        `visit_probability_7d`, and `days_to_next_visit`, the number of days by which half of such customers have come,
-        at most the longest horizon.
+        """Computes all forecasts.
+
+        Args:
+            state (`torch.FloatTensor` of shape `(..., S)`): customer states.
+
+        Returns:
+            `dict[str, torch.FloatTensor]`, each of shape `(...)`: for each horizon, such as 7 days, `visits_7d`,
+            `events_7d` and the sum of each summed feature are expected amounts, and `visit_probability_7d` is the
+            probability of a visit. `days_to_next_visit` is the median number of days to the next visit, at most the
+            longest horizon.
         """
         amounts = self.log_amounts(state.float()).clamp(max=30).exp().cumsum(-2)
         absent = torch.cumsum(F.logsigmoid(-self.hazards(state.float())), -1).exp()  # (..., intervals)
@@ -271,7 +315,8 @@ class Forecasts(nn.Module):
         return dict(zip(self.names(), [*values, self._median_days(absent)], strict=True))
 
     def _median_days(self, absent: torch.Tensor) -> torch.Tensor:
-        """Where the share without a visit falls to a half, on a line between edges; at most the last edge."""
+        """Median days to the next visit: where the share without a visit falls to a half, by linear interpolation
+        between interval edges; at most the last edge."""
         edges = torch.tensor([0.0, *self.edges], device=absent.device)
         shares = torch.cat([torch.ones_like(absent[..., :1]), absent], -1)
         place = (shares > 0.5).sum(-1).clamp(max=len(self.edges))[..., None]  # the first edge at a half or less
@@ -282,7 +327,11 @@ class Forecasts(nn.Module):
 
 
 def interval_edges(days: Sequence[float]) -> list[float]:
-    """Ends, in days, of the intervals that hazards are told for: each about a third longer, horizons among them."""
+    """Ends of the hazard intervals, in days. Each end is about a third later than the one before.
+
+    Args:
+        days (`Sequence[float]`): horizons of the forecasts, in days; they are among the ends.
+    """
     grid = [1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 14.0, 21.0, 30.0, 45.0, 60.0, 90.0, 135.0, 180.0, 270.0, 365.0]
     return sorted({*(edge for edge in grid if edge < max(days)), *map(float, days)})
 

@@ -9,9 +9,9 @@ import torch
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.losses_mcm import (
-    LabelSurprise,
     LossInParts,
     Targets,
+    WeightedCrossEntropy,
     customers_in_parts,
     prefix_cross_entropy,
     prefix_ranking_loss,
@@ -37,7 +37,7 @@ def test_label_surprise_has_the_gradient_of_its_formula(two_tasks):
     cells = torch.tensor([3, 3, 100, 187])
 
     def both(scores):
-        losses, picked = LabelSurprise.apply(scores, targets, shares, cells)
+        losses, picked = WeightedCrossEntropy.apply(scores, targets, shares, cells)
         return losses, picked.square().sum()
 
     losses, squares = both(scores)

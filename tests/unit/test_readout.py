@@ -72,13 +72,13 @@ def test_a_prefix_knows_nothing_of_later_units(inputs, ends):
 SIZES = [3, 3, 2, 1, 1]  # customers of 5, 3 and 2 units
 
 
-@pytest.mark.parametrize("asked", [None, [1, 3, 8]], ids=["all", "some"])
+@pytest.mark.parametrize("scored", [None, [1, 3, 8]], ids=["all", "some"])
 @pytest.mark.parametrize("long_row", [1, 10**6], ids=["rows", "columns"])
-def test_gradients_of_the_running_readout(long_row, asked, monkeypatch):
+def test_gradients_of_the_running_readout(long_row, scored, monkeypatch):
     monkeypatch.setattr(readout_mcm, "LONG_ROW", long_row)
     torch.manual_seed(0)
     z = (3 * torch.randn(10, 3, dtype=torch.float64)).requires_grad_()
-    places = None if asked is None else torch.tensor(asked)
+    places = None if scored is None else torch.tensor(scored)
     assert torch.autograd.gradcheck(RunningReadout.apply, (z, z.detach().max(), SIZES, places))
 
 
@@ -95,18 +95,18 @@ def test_units_are_packed_step_by_step_and_found_again():
     assert units.customers.tolist() == [1, 3, 0, 1, 3, 0, 1, 3, 1, 1]
     assert units.units.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3, 4]
     places = torch.arange(20).view(4, 5)
-    assert torch.equal(places[units.customers, units.units][units.rows][mask], places[mask])
-    assert (units.rows[~mask] == -1).all() and units.asked is None
+    assert torch.equal(places[units.customers, units.units][units.score_rows][mask], places[mask])
+    assert (units.score_rows[~mask] == -1).all() and units.scored is None
 
 
-def test_units_that_are_asked_are_found_among_all():
+def test_only_units_that_end_a_prefix_are_scored():
     mask = torch.arange(5) < torch.tensor([2, 5, 0, 3])[:, None]
-    asked = torch.zeros_like(mask)
-    asked[[1, 1, 3], [1, 4, 0]] = True
-    units = PackedUnits.of(mask, asked)
-    assert units.sizes == SIZES and units.asked.tolist() == [1, 3, 9]  # of customers 3, 1, 1
-    assert units.rows[[3, 1, 1], [0, 1, 4]].tolist() == [0, 1, 2] and units.rows.sum() == 3 - (20 - 3)
-    assert PackedUnits.of(mask, mask).asked is None
+    scored = torch.zeros_like(mask)
+    scored[[1, 1, 3], [1, 4, 0]] = True
+    units = PackedUnits.of(mask, scored)
+    assert units.sizes == SIZES and units.scored.tolist() == [1, 3, 9]  # of customers 3, 1, 1
+    assert units.score_rows[[3, 1, 1], [0, 1, 4]].tolist() == [0, 1, 2] and units.score_rows.sum() == 3 - (20 - 3)
+    assert PackedUnits.of(mask, mask).scored is None
 
 
 @pytest.mark.parametrize("outlier", [0.0, 2 * WIDEST], ids=["narrow", "wide"])
@@ -252,20 +252,20 @@ def test_the_last_readout_is_the_last_hidden_vector(inputs, ends):
     torch.testing.assert_close(last_readout(hidden, labels, mask, ends), expected)
 
 
-@pytest.mark.parametrize("asked", [None, 0.3], ids=["all", "some"])
+@pytest.mark.parametrize("scored", [None, 0.3], ids=["all", "some"])
 @pytest.mark.parametrize("size", [1.0, 60.0], ids=["narrow", "wide"])
 @pytest.mark.parametrize("name", READOUTS)
-def test_packed_units_give_what_all_ends_give(inputs, name, size, asked):
+def test_packed_units_give_what_all_ends_give(inputs, name, size, scored):
     hidden, embeddings, mask = inputs
     hidden, embeddings = (size * hidden).requires_grad_(), embeddings.requires_grad_()
     scale, wanted = torch.tensor(0.7, requires_grad=True), mask
-    if asked is not None:
-        wanted = mask & (torch.rand(mask.shape, generator=torch.Generator().manual_seed(0)) < asked)
+    if scored is not None:
+        wanted = mask & (torch.rand(mask.shape, generator=torch.Generator().manual_seed(0)) < scored)
     units = PackedUnits.of(mask, wanted)
     every = torch.arange(UNITS).expand(BATCH, UNITS)
     packed = READOUTS[name](hidden, embeddings, mask, units, scale)
     assert packed.shape == (int(wanted.sum()), LABELS)
-    packed = packed[units.rows[wanted]]
+    packed = packed[units.score_rows[wanted]]
     padded = READOUTS[name](hidden, embeddings, mask, every, scale)[wanted]
     torch.testing.assert_close(packed, padded, atol=1e-4, rtol=1e-4)
     weight = torch.randn_like(packed)

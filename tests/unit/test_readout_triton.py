@@ -3,7 +3,7 @@
 """The Triton kernels of the readout against plain torch and float64: on a GPU, or interpreted where there is none.
 
 The interpreter runs a kernel's lines one by one in numpy. It says whether they are right, not whether a GPU can run
-them: what a compiler says of them is asked apart.
+them: a compiler of its own checks them in another test.
 """
 
 import importlib.util

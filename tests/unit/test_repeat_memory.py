@@ -155,8 +155,8 @@ def plain_habits(labels, units, days, end):
 def test_the_pairs_are_the_labels_that_each_prefix_met(memory, history):
     label_ids, event_units, embeddings, unit_times, unit_ends = history
     met = memory.votes(label_ids[..., None], event_units, embeddings, 4)
-    asked = torch.tensor([[True, False, True]] * BATCH)
-    for wanted, kept in ((None, torch.ones_like(asked)), (asked, asked)):
+    prefix_mask = torch.tensor([[True, False, True]] * BATCH)
+    for wanted, kept in ((None, torch.ones_like(prefix_mask)), (prefix_mask, prefix_mask)):
         ((customers, prefixes, labels, _),) = memory([0], unit_times, unit_ends, met, wanted)
         found = list(zip(customers.tolist(), prefixes.tolist(), labels.tolist(), strict=True))
         expected = {
@@ -172,9 +172,9 @@ def test_a_walk_over_the_units_counts_as_a_sum_for_every_prefix_does(memory, his
     label_ids, event_units, embeddings, unit_times, _ = history
     ends = torch.arange(4).expand(BATCH, 4)
     found = []
-    for asked in (torch.ones_like(ends).bool(), None):  # asked for by unit they are walked to
+    for prefix_mask in (torch.ones_like(ends).bool(), None):  # with a mask the units are looped over
         met = memory.votes(label_ids[..., None], event_units, embeddings, 4)
-        (customers, prefixes, labels, values), *_ = memory([0], unit_times, ends, met, asked)
+        (customers, prefixes, labels, values), *_ = memory([0], unit_times, ends, met, prefix_mask)
         weights = torch.cos(torch.arange(len(values)))
         gradients = torch.autograd.grad((values * weights).sum(), [memory.log_half_life, *memory.vote.parameters()])
         found.append((customers, prefixes, labels, values, *gradients))
