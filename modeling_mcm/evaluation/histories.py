@@ -14,13 +14,11 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
+from modeling_mcm.data.cases import check_cutoff, flat_values, list_lengths
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
-
-CUTOFFS = ("validation", "test")
 
 
 def arrow_batches(rows: Any, columns: Sequence[str], batch_size: int = 1024) -> Iterator[pa.Table]:
@@ -50,27 +48,6 @@ def arrow_batches(rows: Any, columns: Sequence[str], batch_size: int = 1024) -> 
 def select_rows(rows: Any, places: NDArray[np.int64]) -> Any:
     """Some of the prepared rows, a `datasets.Dataset` or a `pyarrow.Table`, as the same."""
     return rows.take(places) if isinstance(rows, pa.Table) else rows.select(places)
-
-
-def check_cutoff(cutoff: str) -> str:
-    """Returns the name of the column with the end of the history, or raises a ValueError for an unknown cutoff."""
-    if cutoff not in CUTOFFS:
-        raise ValueError(f"Found cutoff {cutoff!r}; expected one of {', '.join(map(repr, CUTOFFS))}.")
-    return f"{cutoff}_end"
-
-
-def flat_values(table: pa.Table, column: str) -> NDArray:
-    """All values of a list column, one row after the other, or the values of a scalar column."""
-    array = pa.concat_arrays(table[column].chunks) if table[column].num_chunks else pa.array([], table[column].type)
-    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-        array = array.flatten()
-    return array.to_numpy(zero_copy_only=False)
-
-
-def list_lengths(table: pa.Table, column: str) -> NDArray[np.int64]:
-    """Length of each row's list; a null list is empty."""
-    lengths = [pa.compute.fill_null(pa.compute.list_value_length(chunk), 0) for chunk in table[column].chunks]
-    return np.concatenate([np.zeros(0, np.int64), *(chunk.to_numpy(zero_copy_only=False) for chunk in lengths)])
 
 
 @dataclass(frozen=True)
