@@ -57,7 +57,7 @@ def encoder_flops(layers: int, hidden: int, inner: int, units: int) -> int:
 
 
 def readout_flops(hidden: int, units: int, labels: int) -> int:
-    """FLOPs of e_w . h_i for every label and unit of a customer; the rest of equations 2 and 3 is no matrix product."""
+    """FLOPs of e_w . h_i for each label and unit of a customer; the rest of equations 2 and 3 is no matrix product."""
     return 2 * hidden * units * labels
 
 

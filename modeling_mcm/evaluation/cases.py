@@ -25,14 +25,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from modeling_mcm.evaluation.histories import (
-    arrow_batches,
-    check_cutoff,
-    flat_values,
-    list_lengths,
-    select_rows,
-    task_histories,
-)
+from modeling_mcm.data.cases import ENDS, CaseEvents, check_cutoff, flat_values
+from modeling_mcm.evaluation.histories import arrow_batches, select_rows, task_histories
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 
 logger = logging.getLogger(__name__)
@@ -145,19 +139,18 @@ def find_cases(
     Raises:
         ValueError: If the cutoff is unknown, the rows have no task or lack a column, or no customer is a case.
     """
-    end_column = check_cutoff(cutoff)
-    tasks = [name for name in rows.column_names if name.startswith("task_")]
+    check_cutoff(cutoff)
+    tasks = [name.removeprefix("task_") for name in rows.column_names if name.startswith("task_")]
     if not tasks:
         raise ValueError(
             f"The rows have no task column; their columns are {', '.join(rows.column_names)}. Expected prepared rows "
             "with columns such as task_product_type."
         )
-    deciding = [name for name in tasks if name != f"task_{token_type}"] or tasks
-    columns = ["customer_id", "visits", "validation_end", "test_end", *tasks, *(["times"] if horizon else [])]
+    columns = ["customer_id", "visits", *ENDS, *(f"task_{task}" for task in tasks), *(["times"] if horizon else [])]
     parts, first_row = [], 0
     latest = -np.inf
     for table in arrow_batches(rows, columns, batch_size):
-        part, until = _cases_of_batch(table, end_column, tasks, deciding, min_history, first_row, horizon)
+        part, until = _cases_of_batch(table, cutoff, tasks, token_type, min_history, first_row, horizon)
         parts.append(part)
         latest = max(latest, until)
         first_row += len(table)
@@ -170,7 +163,7 @@ def find_cases(
         rows=joined("rows"),
         customer_ids=[customer for part in parts for customer in part.customer_ids],
         history_end=joined("history_end"),
-        targets={name.removeprefix("task_"): _joined([part.targets[name] for part in parts]) for name in tasks},
+        targets={task: _joined([part.targets[task] for part in parts]) for task in tasks},
         history_visits=joined("history_visits"),
         horizon_days=horizon.days if horizon else None,
     )
@@ -195,56 +188,46 @@ def find_cases(
 
 def _cases_of_batch(
     table: pa.Table,
-    end_column: str,
+    cutoff: str,
     tasks: Sequence[str],
-    deciding: Sequence[str],
+    token_type: str,
     min_history: int,
     first_row: int,
     horizon: Horizon | None,
 ) -> tuple[EvaluationCases, float]:
     """Finds the cases of a batch of customers, and with a horizon the time of the last event that counts."""
-    lengths = list_lengths(table, "visits")
-    starts = np.cumsum(lengths) - lengths
-    row = np.repeat(np.arange(len(table)), lengths)
-    place = np.arange(len(row)) - starts[row]
-    visit = flat_values(table, "visits")
-    labels = {name: flat_values(table, name) for name in tasks}
-    ends = flat_values(table, end_column).astype(np.int64)
-    stop = flat_values(table, "test_end") if end_column == "validation_end" else lengths
-
-    is_target = np.any([labels[name] > 0 for name in deciding], axis=0)
-    past = np.flatnonzero(is_target & (place < ends[row]))
-    history = np.bincount(row[past], minlength=len(table))
+    events = CaseEvents.read(table, cutoff, tasks, token_type)
+    row, visit = events.row, flat_values(table, "visits")
+    past = np.flatnonzero(events.history)
     new_visit = np.append(True, (row[past][1:] != row[past][:-1]) | (visit[past][1:] != visit[past][:-1]))[: len(past)]
     history_visits = np.bincount(row[past][new_visit], minlength=len(table))
-    counts_for = place < stop[row]
-    candidates = np.flatnonzero(is_target & (place >= ends[row]) & counts_for)
+    candidates = np.flatnonzero(events.future)
     latest = -np.inf
     if horizon:
         times = flat_values(table, "times")
-        latest = float(np.max(times[counts_for], initial=np.iinfo(np.int64).min))
+        latest = float(np.max(times[events.visible], initial=np.iinfo(np.int64).min))
         chosen = candidates[times[candidates] < horizon.end]
     else:
         owner, first = np.unique(row[candidates], return_index=True)
         target_visit = np.full(len(table), -1, dtype=np.int64)
         target_visit[owner] = visit[candidates[first]]
         chosen = candidates[visit[candidates] == target_visit[row[candidates]]]
-    is_case = (history >= min_history) & (np.bincount(row[chosen], minlength=len(table)) > 0)
+    is_case = events.is_case(min_history, chosen)
 
     chosen = chosen[is_case[row[chosen]]]
     rows = np.flatnonzero(is_case)
     case_of_row = np.cumsum(is_case) - 1
     targets = {}
-    for name, label in labels.items():
+    for task in tasks:
+        label = flat_values(table, f"task_{task}")
         with_label = chosen[label[chosen] > 0]
         case, of_case = case_of_row[row[with_label]], label[with_label].astype(np.int64)
         if horizon:
             case, of_case = _distinct(case, of_case)
-        targets[name] = _ragged(case, of_case, len(rows))
+        targets[task] = _ragged(case, of_case, len(rows))
     customer_ids = table["customer_id"].take(rows).to_pylist()
-    cases = EvaluationCases(
-        end_column.removesuffix("_end"), first_row + rows, customer_ids, ends[rows], targets, history_visits[rows]
-    )
+    history_end = events.history_end[rows]
+    cases = EvaluationCases(cutoff, first_row + rows, customer_ids, history_end, targets, history_visits[rows])
     return cases, latest
 
 

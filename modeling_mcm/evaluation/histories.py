@@ -13,13 +13,11 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
+from modeling_mcm.data.cases import check_cutoff, flat_values, list_lengths
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
-
-CUTOFFS = ("validation", "test")
 
 
 def arrow_batches(rows: Any, columns: Sequence[str], batch_size: int = 1024) -> Iterator[pa.Table]:
@@ -57,44 +55,6 @@ def select_rows(rows: Any, indices: NDArray[np.int64]) -> Any:
         The rows, of the same class as `rows`.
     """
     return rows.take(indices) if isinstance(rows, pa.Table) else rows.select(indices)
-
-
-def check_cutoff(cutoff: str) -> str:
-    """Names the column of prepared rows that holds the end of each history at a cutoff.
-
-    Args:
-        cutoff (`str`): "validation" or "test".
-
-    Raises:
-        ValueError: If the cutoff is another.
-    """
-    if cutoff not in CUTOFFS:
-        raise ValueError(f"Found cutoff {cutoff!r}; expected one of {', '.join(map(repr, CUTOFFS))}.")
-    return f"{cutoff}_end"
-
-
-def flat_values(table: pa.Table, column: str) -> NDArray:
-    """Reads a column as one array. The values of a list column stand one row after the other.
-
-    Args:
-        table (`pyarrow.Table`): The table.
-        column (`str`): Name of the column.
-    """
-    array = pa.concat_arrays(table[column].chunks) if table[column].num_chunks else pa.array([], table[column].type)
-    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-        array = array.flatten()
-    return array.to_numpy(zero_copy_only=False)
-
-
-def list_lengths(table: pa.Table, column: str) -> NDArray[np.int64]:
-    """Computes the length of each row's list. A null list has length 0.
-
-    Args:
-        table (`pyarrow.Table`): The table.
-        column (`str`): Name of a list column.
-    """
-    lengths = [pa.compute.fill_null(pa.compute.list_value_length(chunk), 0) for chunk in table[column].chunks]
-    return np.concatenate([np.zeros(0, np.int64), *(chunk.to_numpy(zero_copy_only=False) for chunk in lengths)])
 
 
 @dataclass(frozen=True)

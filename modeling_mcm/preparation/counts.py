@@ -17,6 +17,7 @@ import pyarrow as pa
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from modeling_mcm.counted_memory_mcm import FOLLOWERS as MOST_FOLLOWERS
 from modeling_mcm.counted_memory_mcm import LAG_WEIGHTS
+from modeling_mcm.data.cases import ENDS
 from modeling_mcm.data.dataset import FOLLOWERS_FILE, write_table
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.extras import needs
@@ -46,7 +47,7 @@ def shard_events(connection: ibis.BaseBackend, paths: Sequence[Path], schema: Ev
     with needs("data"):
         import ibis
 
-        from modeling_mcm.preparation.rows import ENDS, shard_schema
+        from modeling_mcm.preparation.rows import shard_schema
     table = connection.read_parquet([str(path) for path in paths])
     # By place: for DuckDB "feature_type" and "feature_Type" are one name, and it gives one of them another.
     column = dict(zip(shard_schema(schema)[0], (table[name] for name in table.columns), strict=True))

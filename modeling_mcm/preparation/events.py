@@ -41,7 +41,9 @@ with needs("data"):
 
 logger = logging.get_logger(__name__)
 
-JAVA_NUMBER = r"\d\.?[dDfF]\s*$"  # what Spark would also read as a number: "5d" and "5f"
+# What only an engine reads as a number, and `to_number` of the feature extractor does not: Spark "5d", DuckDB "+-5".
+NO_NUMBER = r"\d\.?[dDfF]\s*$|^\s*[+-][+-]"
+NOT_A_NUMBER = r"(?i)^\s*[+-]?nan\s*$"  # missing, and not unreadable
 WHOLE_NUMBER = r"^[+-]?\d+$"
 BLOCK = 10 * SECONDS_PER_DAY  # in which a zone's offset changes once or never
 ROW_NUMBER = "number of the row"  # column that a log gets whose rows are in order
@@ -102,7 +104,7 @@ def _as_number(column: ir.Value, name: str) -> ir.FloatingValue:
     if not (kind.is_numeric() or kind.is_string() or kind.is_boolean() or kind.is_null()):
         raise ValueError(f"Column {name!r} has type {kind}, and the schema says numeric; make it a number.")
     if kind.is_string():
-        column = ibis.ifelse(column.re_search(JAVA_NUMBER), ibis.null("string"), column)
+        column = ibis.ifelse(column.re_search(NO_NUMBER), ibis.null("string"), column)
     number = column.try_cast("float64") if kind.is_string() else column.cast("float64")
     return ibis.ifelse(number.isnan(), ibis.null("float64"), number)
 
@@ -296,7 +298,7 @@ def _find_unreadable(table: ir.Table, columns: dict[str, ir.Value], schema: Even
     rows = []
     for name, (value, wanted) in read.items():
         if table[name].type().is_string():
-            bad = table[name].notnull() & value.isnull() & (table[name].lower() != "nan")
+            bad = table[name].notnull() & value.isnull() & ~table[name].re_search(NOT_A_NUMBER)
             found = table.aggregate(rows=bad.sum(), example=table[name].max(where=bad)).to_pyarrow().to_pylist()[0]
             if not found["rows"]:
                 continue

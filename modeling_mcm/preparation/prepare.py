@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import math
 import platform
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from modeling_mcm.data.cases import CUTOFFS
 from modeling_mcm.data.dataset import (
     FEATURE_EXTRACTOR_FOLDER,
     FOLLOWERS_FILE,
@@ -148,18 +150,15 @@ def _drop_and_count(
 
 
 def _count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
-    """Events of each period, the evaluation cases, and the times of the first and the last event."""
+    """Customers, events of each period, and the times of the first and the last event."""
     token_place = schema.features.index(schema.token_feature)
     events = events.mutate(to_predict=to_predict(events, schema))
-
-    def targets(table: ir.Table, *periods: int) -> ir.Value:
-        return (table.to_predict & table.period.isin(periods)).sum()
-
     counts = _one_row(
         events.aggregate(
+            customers=events.customer_id.nunique(),
             events=events.count(),
             training_events=(events.period == 0).sum(),
-            training_targets=targets(events, 0),
+            training_targets=(events.to_predict & (events.period == 0)).sum(),
             validation_events=(events.period == 1).sum(),
             test_events=(events.period == 2).sum(),
             target_events=events.is_target.sum(),
@@ -181,17 +180,6 @@ def _count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
             f"The log has events of {counts['last']}, which is not yet: the clock of a source may be wrong. They "
             "count as their customers' latest; correct them, or leave them out."
         )
-    customers = events.group_by("customer_id").agg(
-        before=targets(events, 0), between=targets(events, 1), after=targets(events, 2)
-    )
-    enough = schema.min_history
-    counts |= _one_row(
-        customers.aggregate(
-            customers=customers.count(),
-            validation_cases=((customers.before >= enough) & (customers.between > 0)).sum(),
-            test_cases=((customers.before + customers.between >= enough) & (customers.after > 0)).sum(),
-        )
-    )
     return counts
 
 
@@ -240,13 +228,17 @@ def _check_periods(counts: dict[str, Any], schema: EventSchema) -> dict[str, int
         if not counts[key]:
             cutoffs = ", ".join(f"{name} {schema.cutoff(name)}" for name in ("validation", "test"))
             raise ValueError(f"{where} ({cutoffs}), and {span}; move the cutoffs.")
-    for cutoff in ("validation", "test"):
+    return counts
+
+
+def _warn_without_cases(counts: dict[str, Any], schema: EventSchema) -> None:
+    """Warns of each cutoff at which no customer can be evaluated, unless nothing is split by time."""
+    for cutoff in CUTOFFS if schema.cutoffs != NO_CUTOFFS else ():
         if not counts[f"{cutoff}_cases"]:
             logger.warning(
                 f"No customer has {schema.min_history} target events before the {cutoff} cutoff and one after it: "
                 "nothing can be evaluated there. Move the cutoffs or lower `min_history`."
             )
-    return counts
 
 
 def _number_shards(visits: ir.Table, rows_per_shard: int) -> ir.Table:
@@ -413,9 +405,12 @@ def _run(
     number = math.ceil(counts["customers"] / rows_per_shard)
     done("counted")
     bar.total = len(schema.feature_names) + 3 + number  # set and not read: a bar that is off has no number
-    shards = []
+    shards, cases = [], Counter({f"{cutoff}_cases": 0 for cutoff in CUTOFFS})
     for entry in write_shards(encoded, encoded_profiles, schema, target, number):
+        cases.update(entry.pop("cases"))
         shards.append(entry)
         done(f"shard {len(shards)} of {number}")
+    counts |= cases
+    _warn_without_cases(counts, schema)
     made_with = versions(connection)
     return PreparedManifest(counts=counts, seeds={}, versions=made_with, shards=shards, measures=measures, **wanted)

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
+from modeling_mcm.data.cases import ENDS, count_cases
 from modeling_mcm.data.dataset import sha256_of, write_table
 from modeling_mcm.data.features import CATEGORICAL, value_places
 from modeling_mcm.data.schema import EventSchema
@@ -30,7 +30,6 @@ with needs("data"):
     from modeling_mcm.preparation.vocabulary import Vocabularies
 
 ROWS_PER_ROW_GROUP = 256
-ENDS = ("validation_end", "test_end")  # how many events come before each cutoff
 
 
 def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSchema) -> ir.Table:
@@ -135,24 +134,6 @@ def _lists(values: pa.ChunkedArray, lengths: NDArray[np.int64], kind: pa.ListTyp
     return pa.ListArray.from_arrays(offsets, values.combine_chunks()).cast(kind)
 
 
-def cases_among(rows: pa.Table, schema: EventSchema) -> dict[str, int]:
-    """The evaluation cases of both cutoffs among customers, from their rows of a shard; as preparation counts them."""
-    others = [task for task in schema.tasks if task != schema.token_feature.name]
-    labels = [pc.list_flatten(rows[f"task_{task}"]).to_numpy() for task in others or schema.tasks]
-    targets = functools.reduce(operator.or_, [of_task != MISSING_ID for of_task in labels])
-    if not others and not schema.target_token_types:  # every event of the log is one
-        targets |= pc.list_flatten(rows[f"feature_{schema.token_feature.name}"]).to_numpy() == MISSING_ID
-    until = np.append(0, targets.cumsum())
-    starts = np.append(0, pc.list_value_length(rows["visits"]).to_numpy().cumsum())
-    ends = [starts[:-1] + rows[name].to_numpy() for name in ENDS]
-    before, until_test = (until[end] - until[starts[:-1]] for end in ends)
-    after, enough = until[starts[1:]] - until[ends[1]], schema.min_history
-    return {
-        "validation_cases": int(((before >= enough) & (until_test > before)).sum()),
-        "test_cases": int(((until_test >= enough) & (after > 0)).sum()),
-    }
-
-
 def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
     """Writes a Parquet file, which appears when it is whole; returns its entry of the manifest."""
     write_table(path, table.combine_chunks(), compression="zstd", row_group_size=ROWS_PER_ROW_GROUP)
@@ -164,13 +145,17 @@ def write_shards(
 ) -> Iterator[dict[str, Any]]:
     """Writes all shards into a folder, and gives their entries of the manifest in their order.
 
+    Each entry has the evaluation cases of the shard beside it, as `count_cases` counts them, under the key `cases`.
+
     Raises:
         OSError: The disk is full, or workers of Spark write to another disk than this process reads.
     """
     rows = functools.partial(customer_rows, profiles=profiles, schema=schema)
 
     def write(place: int, found: pa.Table) -> dict[str, Any]:
-        return write_shard(shard_table(found, schema), directory / f"customers-{place:05d}-of-{number:05d}.parquet")
+        table = shard_table(found, schema)
+        entry = write_shard(table, directory / f"customers-{place:05d}-of-{number:05d}.parquet")
+        return entry | {"cases": count_cases(table, schema)}
 
     for entry in each_group(rows, encoded, "shard", number, write):
         if not (directory / entry["file"]).is_file():

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from modeling_mcm.configuration_mcm import MISSING_ID
+from modeling_mcm.data.cases import count_cases
 from modeling_mcm.data.dataset import (
     FEATURE_EXTRACTOR_FOLDER,
     POPULARITY_FILE,
@@ -52,7 +53,6 @@ with needs("data"):
     )
     from modeling_mcm.preparation.prepare import check_events, digest_of, versions
     from modeling_mcm.preparation.rows import (
-        cases_among,
         continued,
         count_ids,
         customer_rows,
@@ -259,8 +259,8 @@ def _update(
             stood = table.filter(is_changed)
             kept = kept[pc.index_in(stood["customer_id"], customers).to_numpy()]
             stand = continued(stood, kept, shard_table(rows.filter(rows.shard == k).to_pyarrow(), schema))
-            before.cases.update(cases_among(stood, schema))
-            after.cases.update(cases_among(stand, schema))
+            before.cases.update(count_cases(stood, schema))
+            after.cases.update(count_cases(stand, schema))
             table = pa.concat_tables([table.filter(pc.invert(is_changed)), stand]).sort_by("customer_id")
             parts = max(len(table) // manifest.options["rows_per_shard"], min(len(table), 1))
             for start, end in (

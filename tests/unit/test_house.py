@@ -112,7 +112,7 @@ ROOMS = {
         "losses_mcm",
         "processing_mcm",
     },
-    "evaluation": {"evaluation", "extras", "configuration_mcm", "events_mcm", "files_mcm", "processing_mcm"},
+    "evaluation": {"evaluation", "data", "extras", "configuration_mcm", "events_mcm", "files_mcm", "processing_mcm"},
     "hub": {"hub", "data", "evaluation", *SIBLINGS},
     "extras": set(),
     "progress": set(),

@@ -1,0 +1,107 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What an evaluation case is, on the flat Arrow columns of prepared rows.
+
+A case is a customer with at least `min_history` target events before a cutoff and a target event after it, for the
+validation cutoff also before the test cutoff. A target event is one with a label in any task besides the token type:
+where nothing else is known of an event, there is nothing to predict. Preparation and updates count the cases of the
+shards that they write, and evaluation reads the targets of each case.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from modeling_mcm.configuration_mcm import MISSING_ID
+from modeling_mcm.data.schema import EventSchema
+
+CUTOFFS = ("validation", "test")
+ENDS = tuple(f"{cutoff}_end" for cutoff in CUTOFFS)  # columns: how many of a row's events come before each cutoff
+
+
+def check_cutoff(cutoff: str) -> str:
+    """Returns the name of the column with the end of the history, or raises a ValueError for an unknown cutoff."""
+    if cutoff not in CUTOFFS:
+        raise ValueError(f"Found cutoff {cutoff!r}; expected one of {', '.join(map(repr, CUTOFFS))}.")
+    return f"{cutoff}_end"
+
+
+def flat_values(table: pa.Table, column: str) -> NDArray:
+    """All values of a list column, one row after the other, or the values of a scalar column."""
+    array = pa.concat_arrays(table[column].chunks) if table[column].num_chunks else pa.array([], table[column].type)
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        array = array.flatten()
+    return array.to_numpy(zero_copy_only=False)
+
+
+def list_lengths(table: pa.Table, column: str) -> NDArray[np.int64]:
+    """Length of each row's list; a null list is empty."""
+    lengths = [pc.fill_null(pc.list_value_length(chunk), 0) for chunk in table[column].chunks]
+    return np.concatenate([np.zeros(0, np.int64), *(chunk.to_numpy(zero_copy_only=False) for chunk in lengths)])
+
+
+class CaseEvents(NamedTuple):
+    """The events of some customers at a cutoff, flat and oldest first.
+
+    Attributes:
+        row (int64, `(events,)`): place of the event's customer among the rows.
+        history_end (int64, `(rows,)`): number of events before the cutoff.
+        visible (bool, `(events,)`): whether the event comes before the end of what is evaluated at the cutoff.
+        history (bool, `(events,)`): whether it is a target event before the cutoff.
+        future (bool, `(events,)`): whether it is a visible target event after the cutoff.
+    """
+
+    row: NDArray[np.int64]
+    history_end: NDArray[np.int64]
+    visible: NDArray[np.bool_]
+    history: NDArray[np.bool_]
+    future: NDArray[np.bool_]
+
+    @classmethod
+    def read(cls, table: pa.Table, cutoff: str, tasks: Sequence[str], token_type: str) -> "CaseEvents":
+        """Reads the events of prepared rows.
+
+        Args:
+            table (`pyarrow.Table`): prepared rows with the columns visits, validation_end, test_end and the tasks'.
+            cutoff (str): "validation" or "test".
+            tasks (sequence of str): names of the tasks.
+            token_type (str): name of the token type feature. As a task it makes no target event, unless it is alone.
+
+        Raises:
+            ValueError: if the cutoff is unknown.
+        """
+        lengths = list_lengths(table, "visits")
+        row = np.repeat(np.arange(len(table)), lengths)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        end = flat_values(table, check_cutoff(cutoff)).astype(np.int64)
+        stop = flat_values(table, ENDS[1]) if cutoff == CUTOFFS[0] else lengths
+        deciding = [task for task in tasks if task != token_type] or tasks
+        is_target = np.any([flat_values(table, f"task_{task}") != MISSING_ID for task in deciding], axis=0)
+        is_past, visible = place < end[row], place < stop[row]
+        return cls(row, end, visible, is_target & is_past, is_target & ~is_past & visible)
+
+    def is_case(self, min_history: int, targets: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+        """Whether each customer is a case, of shape `(rows,)`.
+
+        Args:
+            min_history (int): target events that a case needs before the cutoff.
+            targets (int64, `(targets,)`, *optional*): places of the events that are the target; by default all target
+                events after the cutoff.
+        """
+        rows = len(self.history_end)
+        after = self.row[self.future if targets is None else targets]
+        enough = np.bincount(self.row[self.history], minlength=rows) >= min_history
+        return enough & (np.bincount(after, minlength=rows) > 0)
+
+
+def count_cases(table: pa.Table, schema: EventSchema) -> dict[str, int]:
+    """Evaluation cases at both cutoffs among prepared rows, as `validation_cases` and `test_cases`."""
+    counts = {}
+    for cutoff in CUTOFFS:
+        events = CaseEvents.read(table, cutoff, schema.tasks, schema.token_feature.name)
+        counts[f"{cutoff}_cases"] = int(events.is_case(schema.min_history).sum())
+    return counts

@@ -1,0 +1,195 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Preparation makes ids in SQL and the feature extractor in numpy: on random logs they are the same ids."""
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from synthetic_log import read_rows
+
+from modeling_mcm import MCMFeatureExtractor
+from modeling_mcm.data import EventSchema, schema_of
+from modeling_mcm.preparation import prepare
+
+BERLIN = "Europe/Berlin"
+SCHEMA = {
+    "customer": "who",
+    "time": "when",
+    "visit": "basket",
+    "token_type": "action",
+    "features": [
+        {"name": "action"},
+        {"name": "item", "min_count": 2},
+        {"name": "price", "kind": "numeric", "bins": 5},
+        {"name": "paid", "kind": "numeric", "bins": 3},
+        {"name": "genres", "separator": "|", "max_items": 3},
+        {"name": "tags", "max_items": 2},
+        {"name": "path", "separator": ".", "levels": ["department", "aisle"]},
+        {"name": "hour", "kind": "hour"},
+        {"name": "weekday", "kind": "weekday"},
+        {"name": "gap", "kind": "days_since_visit", "bins": 4},
+    ],
+    "profile": [
+        {"name": "home", "separator": "/", "levels": ["country", "town"]},
+        {"name": "income", "kind": "numeric", "bins": 3},
+        {"name": "likes", "max_items": 2},
+    ],
+    "tasks": ["item", "genres", "aisle", "action"],
+    "target_token_types": ["buy"],
+    "end_of_visit": "close",
+    "cutoffs": {"validation": "2024-04-15", "test": "2024-11-15"},
+    "min_history": 2,
+    "time_zone": BERLIN,
+}
+# Moments at which a zone's clock changes, midnight and the hours around 1970 and around the first year of the zone.
+CHANGES = ["1900-01-01", "1916-04-30T22:00", "1969-12-31", "1970-01-01", "2024-03-31T01:00", "2024-10-27T01:00"]
+TEXTS = ["tea", " tea", "tea ", "Tea", "green tea", "чай", "茶", "é", "e\u0301", "😀", "\ufffd", "", "'", '"', "%"]
+TEXTS += ["nan", "NULL", "None", "true", "1", "1.0", "01", "a|b", "a.b", "\t", "x\ny"]
+VALUES = {
+    "text": (pa.string(), TEXTS),
+    "float": (pa.float64(), [1.0, -0.0, 0.1, 1e20, 2.0**53, 2.0**53 - 1, 1e-7, 1 / 3, float("inf"), float("nan")]),
+    "single": (pa.float32(), [float(np.float32(number)) for number in (1, 0.1, 1e20, 1e-7, 16777217)]),
+    "whole": (pa.int64(), [0, -1, 7, 2**53 + 1, 2**62]),
+    "boolean": (pa.bool_(), [True, False]),
+}
+PARTS = ["a", "b", "a b", "", "é", "茶", "0.5", "|", "."]
+OFFSETS = ["", "Z", "+02:00", "-05:30", " UTC", "+0100"]
+
+
+def moment(generator):
+    """A random moment: of 2024, or within two hours of a change."""
+    if generator.random() < 0.6:
+        return datetime(2024, 1, 1) + timedelta(hours=int(generator.integers(366 * 24)))
+    return datetime.fromisoformat(str(generator.choice(CHANGES))) + timedelta(
+        seconds=int(generator.integers(-7200, 7200))
+    )
+
+
+def times(generator, kind):
+    """A function that gives random times of a kind: text, moments with a zone, or times without one."""
+
+    def of_text():
+        return moment(generator).isoformat(*[" T"[generator.integers(2)]]) + str(generator.choice(OFFSETS))
+
+    def of_zone():
+        shift = timezone(timedelta(minutes=int(generator.integers(-600, 600))))
+        return moment(generator).replace(tzinfo=UTC).astimezone(shift) + timedelta(microseconds=999_999)
+
+    return {"text": of_text, "zone": of_zone, "plain": lambda: moment(generator) + timedelta(microseconds=1)}[kind]
+
+
+TIME_TYPES = {"text": pa.string(), "zone": pa.timestamp("us", "UTC"), "plain": pa.timestamp("us")}
+
+
+class RandomLog:
+    """Random events and profiles of 30 customers, as Python values; `edges` are numbers at the borders of bins."""
+
+    def __init__(self, seed, time_kind, value_kind, edges=(), customers=30):
+        self.generator, self.value_kind = np.random.default_rng(seed), value_kind
+        self.time_kind, self.edges, self.customers = time_kind, list(edges), customers
+        time = times(self.generator, time_kind)
+        instants = [time() for _ in range(60)]
+        self.events = [self.event(instants, time) for _ in range(customers * 12)]
+        some = self.generator.permutation(customers)[: customers * 2 // 3].tolist()
+        self.profiles = [self.profile(f"customer {place}") for place in some]
+
+    def choose(self, values, missing=0.15):
+        return None if self.generator.random() < missing else values[self.generator.integers(len(values))]
+
+    def several(self, values, most=5):
+        return [values[place] for place in self.generator.integers(len(values), size=self.generator.integers(most))]
+
+    def number(self):
+        usual = [round(float(self.generator.normal()), 1), float("nan"), float("inf"), float("-inf"), -0.0, 1e39]
+        at_edges = [float(f) for e in self.edges for f in (e, np.nextafter(e, np.inf), np.nextafter(e, -np.inf))]
+        return self.choose([*usual[:1] * 12, *usual, *at_edges])
+
+    def paid(self):
+        number = self.number()
+        return number if number is None else self.choose([repr(number), f" {number!r} ", f"{number:+e}"], 0)
+
+    def event(self, instants, time):
+        joined = {"genres": "|", "path": "."}
+        return {
+            "who": f"customer {self.generator.integers(self.customers)}",
+            "when": self.choose(instants, 0) if self.generator.random() < 0.7 else time(),
+            "basket": self.choose(["b", "10", "9", "茶", "", "B"], 0.5),
+            "action": self.choose(["buy", "view", "Buy"], 0.05),
+            "item": self.choose(VALUES[self.value_kind][1]),
+            "price": self.number(),
+            "paid": self.paid(),
+            **{name: self.choose([mark.join(self.several(PARTS))]) for name, mark in joined.items()},
+            "tags": self.choose([[self.choose(PARTS) for _ in range(self.generator.integers(4))]]),
+        }
+
+    def profile(self, customer):
+        home = self.choose(["/".join(self.several(["de", "ulm", "", "é"]))])
+        return {
+            "who": customer,
+            "home": home,
+            "income": self.number(),
+            "likes": self.choose([self.several([3, 4, 5])]),
+        }
+
+    def tables(self):
+        text = dict.fromkeys(("who", "basket", "action", "paid", "genres", "path"), pa.string())
+        kinds = {"when": TIME_TYPES[self.time_kind], "item": VALUES[self.value_kind][0], "price": pa.float64()}
+        kinds |= text | {"tags": pa.list_(pa.string())}
+        ordered = pa.schema([(name, kinds[name]) for name in self.events[0]])
+        people = {"who": pa.string(), "home": pa.string(), "income": pa.float64(), "likes": pa.list_(pa.int64())}
+        return pa.Table.from_pylist(self.events, ordered), pa.Table.from_pylist(self.profiles, pa.schema(people))
+
+
+def check_same_ids(folder, log, extractor):
+    """Rows of preparation are those of the feature extractor; returns the ids that occur by column."""
+    profiles = {profile["who"]: profile for profile in log.profiles}
+    rows, occurring = read_rows(folder.parent, folder.name), {}
+    assert set(rows) == {event["who"] for event in log.events}
+    for customer, row in rows.items():
+        events = [event for event in log.events if event["who"] == customer]
+        encoded = extractor.encode({"customer_id": customer, "events": events, "profile": profiles.get(customer)})
+        assert set(encoded) == set(row) - {"validation_end", "test_end"}
+        for column, ids in encoded.items():
+            np.testing.assert_array_equal(row[column], ids, err_msg=f"{customer} {column}")
+            if column.startswith(("feature_", "profile_")):
+                occurring.setdefault(column, set()).update(np.atleast_1d(ids).tolist())
+    return occurring
+
+
+@pytest.mark.parametrize(
+    ("seed", "time_kind", "value_kind"),
+    [(0, "text", "text"), (1, "zone", "float"), (2, "plain", "single"), (3, "text", "whole"), (4, "zone", "boolean")],
+)
+def test_sql_and_numpy_give_the_same_ids(tmp_path, seed, time_kind, value_kind):
+    log = RandomLog(seed, time_kind, value_kind)
+    events, profiles = log.tables()
+    prepare(events, EventSchema.from_dict(SCHEMA), tmp_path / "fitted", profile=profiles, rows_per_shard=7)
+    extractor = MCMFeatureExtractor.from_pretrained(tmp_path / "fitted" / "feature_extractor")
+
+    # Another log read by the checkpoint, as `run_predict --events` does: no cutoff makes two of a visit, as in the
+    # feature extractor. It has numbers at the borders of the bins and, since some values are dropped, unknown ones.
+    edges = [edge for feature in ("price", "paid", "income") for edge in extractor.bins[feature]]
+    vocabularies = {name: values[(len(values) + 2) // 3 :] for name, values in extractor.vocabularies.items()}
+    vocabularies["action"] = extractor.vocabularies["action"]
+    stored = extractor.to_dict() | {"vocabularies": vocabularies, "bins": extractor.bins}
+    stored.pop("feature_extractor_type")
+    known = MCMFeatureExtractor(**stored)
+    other = RandomLog(seed + 100, time_kind, value_kind, edges)
+    events, profiles = other.tables()
+    prepare(events, schema_of(known), tmp_path / "scored", profile=profiles, feature_extractor=known)
+    occurring = check_same_ids(tmp_path / "scored", other, known)
+    for column in (
+        "feature_item",
+        "feature_genres",
+        "feature_tags",
+        "feature_aisle",
+        "profile_country",
+        "profile_likes",
+    ):
+        assert {0, 1} < occurring[column] and max(occurring[column]) > 1, column
+    for feature, size in zip(known.feature_names, known.vocabulary_sizes, strict=True):
+        if feature in known.bins and feature not in ("gap", "income"):
+            assert occurring[f"feature_{feature}"] == {0, *range(2, size)}, feature
+    assert occurring["feature_weekday"] == set(range(2, 9))
