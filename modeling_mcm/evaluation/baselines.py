@@ -1,15 +1,16 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Counting baselines over prepared rows: what a model has to beat before it is worth its price.
+"""Counting baselines on prepared rows, which a model has to beat to be worth its cost.
 
-Each baseline is fitted on the training period, the events before the validation cutoff, also when it is tested
-later; scoring then reads each customer's history up to the asked cutoff. Nothing after it has a say. `transitions.py`
-and `gbdt.py` have more of them, `counting.py` their names and a cache. They need SciPy, the extra `evaluation`.
-Scores have shape `(customers, V)`, float32, V labels with ids 0 (pad) and 1 (unknown) included, whose scores stay 0.
-The personal baselines add a tiny multiple of the popularity, so that equal or absent counts are ranked by it.
+Each baseline is fitted on the training period, which are the events before the validation cutoff, also if it is
+evaluated at the test cutoff. Scoring reads each customer's history up to the cutoff of the evaluation, and nothing
+after it. `transitions.py` and `gbdt.py` have more baselines; `counting.py` has their names and a cache. They need
+SciPy (the extra `evaluation`). Scores are float32, of shape `(customers, V)`; the scores of the ids 0 (missing) and 1
+(unknown) are 0. The personal baselines add a very small multiple of the popularity, which ranks labels with equal
+counts or none.
 
     baseline = PersonalFrequency().fit(rows, "product_type", number_of_labels)
-    values = evaluate_baseline(baseline, rows, find_cases(rows, "test"))   # metric -> one value a customer
+    values = evaluate_baseline(baseline, rows, find_cases(rows, "test"))   # for each metric one value a customer
 """
 
 from __future__ import annotations

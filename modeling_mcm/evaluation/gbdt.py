@@ -2,16 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """LightGBM lambdarank on counts and recency, the baseline that a careful analyst would build. Needs the extra `gbdt`.
 
-A case is a customer at the end of a visit, when the next visit is asked for; its candidates are the labels that the
-customer met so far and the most popular others. Everything is measured at that moment, the end of the last visit:
+A case is a customer at the end of a visit, and the task is to rank the labels of the next visit. Its candidates are
+the labels of the customer's history and the most popular others. All features are computed at the end of the last
+visit:
 
-- of the label in the customer's history: visits with it; its share of the visits, decayed at several half-lives in
+- of the label in the customer's history: visits with it; its share of the visits, decayed with several half-lives in
   visits; visits and days since the last time; its share of the visits since the first time; the mean gap in visits
-  and days, and how overdue it is: the visits since the last time over that gap;
+  and days, and how overdue it is: the visits since the last time divided by that gap;
 - of the label among all customers, in the periods of the training that were complete at that moment: share of
-  visits and recent share, visits with it of a customer who has any, how often it is met again in the very next
-  visit, the mean gap in visits and days;
-- of the customer: visits, days between visits, labels a visit.
+  visits and recent share, visits with it of a customer who has any, how often the very next visit has it again, the
+  mean gap in visits and days;
+- of the customer: number of visits, days between visits, labels a visit.
 
 Windows of visits and days, ranks and decay by days were tried as features too and changed nothing.
 

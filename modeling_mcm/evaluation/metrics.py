@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Ranking metrics from the ranks of the targets: one value a customer first, the mean and its interval last.
+"""Ranking metrics, computed from the ranks of the targets: one value for each customer, then means and intervals.
 
 A ranking enters only through two numbers for each target label: how many labels score higher (`greater`) and how many
 score the same, the target included (`ties`). Where labels are tied, every metric is its exact expectation under
@@ -9,8 +9,8 @@ ranked: an unknown target counts in the ideal DCG and in recall's denominator an
 
 Two targets are measured. The **next visit** is the set of the visit's distinct labels; its ideal DCG has
 `min(set size, k)` labels. The **next event** is one event of that visit, chosen uniformly; its metrics are the exact
-expectation over that choice, so a label that occurs twice weighs twice. Where a **horizon** of days is asked for
-instead, its target is the set of the distinct labels of these days, measured as the next visit's set is.
+expectation over that choice, so a label that occurs twice has twice the weight. With a **horizon** of days, the target
+is instead the set of the distinct labels of these days, with the metrics of the next visit.
 
 Shapes: B customers, N distinct target labels of a customer (right-padded), V labels, ids 0 and 1 included.
 """

@@ -1,8 +1,8 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics while the model runs: logits become ranks at once, on their device, and are never gathered or kept.
+"""Metrics while the model runs: ranks are computed on the device of the logits, which are neither moved nor stored.
 
-The torch twin of `tie_ranks`, and `StreamingMetrics`, for a Trainer with `batch_eval_metrics=True`.
+This is [`tie_ranks`] in torch, and `StreamingMetrics` for a Trainer with `batch_eval_metrics=True`.
 
 Shapes: B customers, N target labels of a customer (right-padded), V labels, ids 0 and 1 included.
 """

@@ -1,9 +1,8 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Baselines that count what follows what: from visit to visit, and over several steps for catalogues of single items.
+"""Baselines that count which label follows which: from visit to visit, and over several steps for single items.
 
-Both are fitted and scored as the baselines of `baselines.py`. A customer's own training pairs are counted with the
-others'.
+Both are fitted and scored like the baselines of `baselines.py`. The counts include the customer's own training period.
 
 Shapes: B customers, M moments of a batch, V labels.
 """

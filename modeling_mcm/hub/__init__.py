@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Publishing: the folder with remote code, the cards, the push."""
+"""Publishing on the Hugging Face Hub: the folder with the model's code, the cards, and the upload."""
 
 from modeling_mcm.hub.card import CardFacts, Exposure, Footprint, dataset_card, model_card, write_results
 from modeling_mcm.hub.folder import UploadFolder, write_upload_folder

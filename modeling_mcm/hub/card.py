@@ -1,9 +1,9 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Model and data set cards, filled from what the commands wrote: nobody types a number.
+"""Model cards and data set cards, whose numbers all come from files that the commands wrote.
 
-The words are in `templates/`; what they say of this checkpoint comes from its upload folder, from what the training
-and the evaluation stored, and from counts of the prepared data set.
+The text is in `templates/`. The facts come from the upload folder, from the records of training and evaluation, and
+from counts of the prepared data set.
 """
 
 import math

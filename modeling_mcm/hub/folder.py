@@ -1,11 +1,11 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The folder that is published: what of a checkpoint may leave the house, and the code that reads it elsewhere.
+"""The folder that is published: the parts of a checkpoint that may be public, and the code that reads them.
 
-A checkpoint folder holds more than a model: optimizer state, a pickle of the training arguments, logs, paths. So
-nothing is copied but what a list names, and of the JSON files only the keys that MCM itself writes. The package's flat
-`*_mcm.py` files go beside it, with the entries by which the Auto classes and `pipeline` find them
-(`trust_remote_code=True`), so that a reader needs transformers and torch and not this package.
+A checkpoint folder holds more than a model: optimizer state, a pickle of the training arguments, logs and paths.
+Therefore only files of a list are copied, and of JSON files only the keys that MCM itself writes. The package's flat
+`*_mcm.py` files are added, with the entries by which the Auto classes and `pipeline` find them
+(`trust_remote_code=True`), so that a reader needs transformers and torch, but not this package.
 """
 
 import json

@@ -1,11 +1,12 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What is published reveals values, and pairs of them, that few customers have: counted, and hidden if one wants that.
+"""Counts values, and pairs of values, that few customers have, and hides them in what is published if that is wanted.
 
-A checkpoint holds no customer, but it lists every value that it knows: a brand that one household buys, a town that
-one customer lives in. `min_count` of the event schema counts events, and one customer can make many; what protects a
-customer is how many others share the value (k-anonymity), which only the prepared data set can tell. The counted
-memory lists which labels came together, so a pair of values that many have may tell of one customer too.
+A checkpoint holds no customer, but it lists every value that it knows, such as a brand that one household buys or a
+town that one customer lives in. `min_count` of the event schema does not protect them: it counts events, and one
+customer can have many. A customer is protected by the number of others with the same value (k-anonymity), which can
+only be counted in the prepared data set. The counted memory lists which labels came together, so that even a pair of
+frequent values can reveal one customer.
 """
 
 import re

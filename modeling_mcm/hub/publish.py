@@ -1,9 +1,9 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Sends a folder to the Hub as one commit: a reader sees the old checkpoint or the new one, never a mixture.
+"""Sends a folder to the Hub as one commit, so that a reader sees the old checkpoint or the new one, never a mixture.
 
-`HfApi.upload_folder` splits large folders into several commits, so it is not used. Weights are stored before the
-commit and count only with it: a push that was interrupted leaves nothing to see, and the next one sends what is left.
+`HfApi.upload_folder` splits large folders into several commits, so it is not used. Weights are uploaded before the
+commit and become visible with it. An interrupted upload changes nothing, and the next one sends only what is missing.
 """
 
 import re

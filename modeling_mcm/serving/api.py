@@ -1,19 +1,19 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP service: events in, and a customer's scores, embedding, forecasts and explanations out.
+"""The HTTP service. It takes events, and answers with scores, embeddings, forecasts and explanations of customers.
 
-    POST   /events                          events of any customers, all of a body or none; once more does no harm
+    POST   /events                          stores all events of the body or none; events may be sent again
     GET    /customers/{id}/scores           the best labels: ?task=&task=&k=&now=
     GET    /customers/{id}/embedding        ?now=
     GET    /customers/{id}/forecast         ?now=
     GET    /customers/{id}/explain          why a label has its score: ?task=&label=&visits=&now=
-    DELETE /customers/{id}                  as if there never had been one
-    DELETE /customers/{id}/events/{event}   the same for one event
-    GET    /healthz                         without a token; 503 where the store does not answer
-    GET    /metrics                         for Prometheus
-    GET    /docs, /openapi.json             this, with examples of the checkpoint
+    DELETE /customers/{id}                  deletes a customer's events, state and profile
+    DELETE /customers/{id}/events/{event}   deletes one event
+    GET    /healthz                         needs no token; 503 if the store does not answer
+    GET    /metrics                         numbers for Prometheus
+    GET    /docs, /openapi.json             a page on these endpoints, with examples of the checkpoint
 
-Every error is `{"detail": "a sentence"}`.
+Every error is answered with `{"detail": "a sentence"}`.
 """
 
 # FastAPI reads the annotations of functions below while they are defined: they must not become texts.

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""A page on which a person sees what MCM expects of a customer, what really came, and which visits spoke for it.
+"""A page that shows what MCM expects of a customer, what the customer really did, and which past visits decided.
 
-    make app                                         after make quickstart; it opens on this machine alone
+    make app                                         after make quickstart; only this machine can open the page
     python modeling_mcm/serving/app.py --model runs/mine --data data/prepared --events log.parquet
 
-As a Space on the Hub this same file is `app.py`, with `modeling-mcm[app]` in requirements.txt and the places in the
-variables MCM_MODEL, MCM_DATA, MCM_EVENTS and MCM_PROFILE. The page loads nothing from other machines.
+In a Space on the Hub, use this file as `app.py`, write `modeling-mcm[app]` into requirements.txt, and set the paths in
+the variables MCM_MODEL, MCM_DATA, MCM_EVENTS and MCM_PROFILE. The page loads nothing from other machines.
 """
 
 # Gradio reads the annotations of functions below while they are defined: they must not become texts.

@@ -1,9 +1,9 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of the page as HTML and SVG: timeline, expectations, explanation, look-alikes, what moves, map.
+"""The parts of the page as HTML and SVG: timeline, expectations, explanation, similar customers, changes and map.
 
-Everything that comes from data is escaped. What can be clicked is a button with `data-` values, so that it works with
-the keyboard too; the page's script tells the server of it.
+Every text that comes from data is escaped. What can be clicked is a button with `data-` values, so that the keyboard
+works too; the page's script sends the values to the server.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Example requests that a service takes as they stand, and the answers that it gives, for its OpenAPI page."""
+"""Example requests that the service accepts, and its answers to them, for the OpenAPI page."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint as ONNX, as a torch.export program or with int8 weights, and how far that is from the model."""
+"""Export of a checkpoint as ONNX, as a torch.export program or with int8 weights, and checks against the model."""
 
 import json
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The folder that export.py writes: its own, empty or an earlier export, and filled when the export is whole."""
+"""The output folder of an export: empty or an earlier export at first, and written when the export is complete."""
 
 import json
 import shutil

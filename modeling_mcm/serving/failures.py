@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong in the service: each error has the status that the service answers with and a sentence."""
+"""The errors of the service. Each has the HTTP status of the answer, and a sentence as its message."""
 
 from __future__ import annotations
 

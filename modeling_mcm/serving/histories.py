@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the page shows of customers: visits before a cutoff, what was bought after it, embeddings and who is alike."""
+"""The customers of the page: visits before a cutoff, purchases after it, embeddings and similar customers."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What stands before every request: the token, how many and how large requests may be, and what Prometheus is told.
+"""Checks of every request: its token, the rate of requests and their size; and a count of requests for Prometheus.
 
-All are ASGI applications around another one, and refuse with the JSON that the service answers errors with.
+Each is an ASGI application around another one, and refuses a request with the service's JSON for errors.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the service tells Prometheus."""
+"""Numbers of the service in the text format of Prometheus."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Customers of a store, followed live: what the HTTP service does, without HTTP.
+"""The work of the HTTP service, without HTTP: customers of a store that are kept up to date with it.
 
-A customer in memory is a [`LiveCustomer`] with the epoch and the sequence of the store that it was made from. Before
-every answer the store is asked for both; where another service added events they are read and added, and where it
-changed the past the customer is made anew. An answer therefore knows every event that any service acknowledged.
+A customer in memory is a [`LiveCustomer`] with the store's epoch and sequence that it was computed from. Before every
+answer both are read from the store. If another service added events, they are added here, too; if it changed past
+events, the customer is computed anew. An answer therefore knows every event that any service has acknowledged.
 """
 
 from __future__ import annotations

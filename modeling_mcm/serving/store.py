@@ -1,12 +1,12 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where the service keeps events, and beside them the customers' states: one SQLite file, or a PostgreSQL database.
+"""The store of the service, with events and the customers' states: a SQLite file or a PostgreSQL database.
 
-Events are the truth. A customer's state is what a checkpoint made of them, kept so that it need not be made again; it
-names its checkpoint and may be thrown away at any time. A customer has an `epoch`, drawn anew whenever its past
-changes (an event deleted, another profile), and a `sequence`, the number of its latest event: whoever holds a state in
-memory sees from both whether it still fits and which events it lacks. Every change names the epoch and the sequence
-that it was made for and is refused where another service was faster, so several services may share a store.
+A state can be computed from the events at any time and is stored only to save that time; it names the checkpoint that
+computed it. A customer has an `epoch`, a random text that changes whenever past events or the profile change, and a
+`sequence`, the number of its latest event. From both, a service that holds a state in memory sees whether the state is
+still right and which events it lacks. Every change names the epoch and the sequence that it is based on, and is
+refused if another service has changed them, so that several services may share a store.
 """
 
 from __future__ import annotations

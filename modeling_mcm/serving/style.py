@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""How the page looks, light and dark, and the script that tells the server what was clicked. Nothing is loaded."""
+"""The style of the page, light and dark, and its script, which sends clicks to the server. Nothing is loaded."""
 
 # Clicks on buttons and dots become the events `pick` (a customer) and `ask` (why a label).
 SCRIPT = """
