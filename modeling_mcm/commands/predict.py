@@ -97,7 +97,7 @@ class PredictionOptions:
 
     def __post_init__(self) -> None:
         if bool(self.data) == bool(self.events):
-            raise ValueError("Give either --data, a prepared data set, or --events, a raw log.")
+            raise ValueError("Give --data, a prepared data set, or --events, a raw log.")
         if self.data and (self.profile or self.schema):
             raise ValueError("--profile and --schema belong to --events; leave them out, for --data holds both.")
         if self.top_k < 0 or self.batch_size < 1 or self.rows_per_file < 1:
