@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The config.json of earlier versions in the fields of this one, so that their checkpoints load.
+"""Translates the config.json of earlier versions to the fields of this version, so that their checkpoints load.
 
 Until version 0.1 the config had 57 fields, and its defaults were the paper's model. A config.json with a removed field
 is read as one of that version: fields that it leaves out get the defaults of that version.

@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Raw events as users have them, read into columns, texts, numbers, seconds and visits.
+"""Raw events as users have them, converted to columns, texts, numbers, seconds and visits.
 
 `read_columns` turns a list of dicts, a data frame or a dict of columns into columns. The meaning of raw values is
 defined here once: `to_text` for categorical values, `to_number` for numeric values, `to_seconds` for times. They raise

@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Files that are there whole or not at all, and that belong together.
+"""Writes files whole or not at all, and checks that the files of a checkpoint belong together.
 
 A file that is written in place is cut if the disk is full or the process is killed, and its earlier content is lost.
 These functions write a temporary file in the same folder, flush it to the disk, and rename it. A digest of the

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""MCM on evaluation cases: its scores a batch at a time, and every metric of every case."""
+"""Evaluates MCM: its scores batch by batch, and every metric of every evaluation case."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""From raw events to the ids that MCM reads, and back from label ids to values.
+"""The feature extractor: encodes raw events as the ids that MCM reads, and decodes label ids to values.
 
 `MCMFeatureExtractor` travels with a checkpoint: it knows the columns of the event log, the vocabulary of each
 categorical feature and the bin edges of each numeric one, all fitted on the training period by the data preparation.

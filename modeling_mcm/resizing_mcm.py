@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""New values of a feature in a trained model, where model, config and feature extractor change together."""
+"""Appends new values to a feature of a trained model; model, config and feature extractor change together."""
 
 from collections.abc import Sequence
 from typing import Any
