@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a customer's own counts say of the actions that they are offered: how often, how long ago, what share.
+"""Counts of a customer's events that match an action: how often, how long ago, and which share of all events.
 
 A softmax average can't count, and counts predict best which customer takes which offer. They are inputs of the head;
 nothing here is trained.

@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The head for offers (section 3.3 of the paper): a score for each outcome of each action that a customer is offered.
+"""The head for offers (section 3.3 of the paper): predicts each outcome of each action that a customer is offered.
 
 An action is an event that has not happened yet, so the module that embeds events embeds it; an action that was never
 seen in training has an embedding too. The head reads the customer state at the time of the offers, the action, the

@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""MCMConfig: everything that a person chooses about an MCM model, and the checks that the choices fit together."""
+"""MCMConfig: all settings of an MCM model, and the checks that they fit together."""
 
 from dataclasses import field
 from typing import Any

@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The counted memory: what all customers did, counted once, as an addition to a label's score.
+"""The counted memory: adds counts over all training customers to a label's score. They are counted once.
 
 The tables say which labels followed which labels, and which labels occur together. They are counted over the training
 customers and are not trained; only their gains are learned, by `modeling_mcm.counting`.

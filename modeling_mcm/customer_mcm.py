@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The head for any label of a customer at a moment: whether they will leave, whether they have kids, what they spend.
+"""The head for a label of a customer at a moment, such as whether they will leave, have children, or what they spend.
 
 It reads only the customer state, so the encoder does not run: a training step takes a few milliseconds, and a few
 hundred labels are enough.

@@ -12,10 +12,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The config.json of earlier versions in the fields of this one, so that their checkpoints load.
+"""Translates the config.json of earlier versions to the fields of this version, so that their checkpoints load.
 
-Until 0.1 the config had 57 fields, and its defaults were the paper's model. A config.json that names one of the fields
-that are gone is of that form, and what it leaves out has the default of that time.
+Until version 0.1 the config had 57 fields, and its defaults were the paper's model. A config.json with a removed field
+is read as one of that version: fields that it leaves out get the defaults of that version.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ logger = logging.get_logger(__name__)
 
 TRAINING = "it is an option of pre-training now (`run_pretrain`, `modeling_mcm.losses_mcm.Objective`)"
 MEMORY = "`repeat_memory` says whether there is a repeat memory; its half-lives and its network are constants"
-# The fields that are gone, and what stands in their place.
+# Removed fields, and what replaces them.
 REMOVED = {
     "encoder_attention": "`augmentation` decides it, causal for 'all_prefixes'",
     "target": "`encoder_unit` decides it, the next visit where units are visits",
@@ -53,7 +53,7 @@ REMOVED = {
     "action_embedding": "an action is its features",
     "action_ids": "an action is its features",
 }
-# Defaults of that time of fields that have another default now, or are gone.
+# Defaults of version 0.1 for fields that have another default now, or were removed.
 EARLIER_DEFAULTS: dict[str, Any] = {
     "augmentation": "random_prefix",
     "encoder_unit": "event",
@@ -71,7 +71,7 @@ EARLIER_DEFAULTS: dict[str, Any] = {
     "repeat_network_size": 0,
     "taste_features": None,
 }
-# Fields that are gone, of which one value can be expressed.
+# Removed fields of which one value is still supported.
 ONE_VALUE: dict[str, Any] = {
     "tie_label_embeddings": True,
     "embedding_layer_norm": True,
@@ -82,7 +82,7 @@ ONE_VALUE: dict[str, Any] = {
     "label_mean": 0.0,
     "label_std": 1.0,
 }
-# What was a field and is a constant of `MCMConfig` now; another value is read as before.
+# Former fields that are constants of `MCMConfig` now; other values are still read.
 CONSTANTS: dict[str, Any] = {
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-12,
@@ -90,7 +90,7 @@ CONSTANTS: dict[str, Any] = {
     "add_cross_attention": False,
     "pad_token_id": 0,
 }
-# Repeat memories that can be expressed: none, and the one that was shipped.
+# Supported repeat memories of version 0.1 (half-lives and network size): none, and the shipped one.
 MEMORIES = {
     (): False,
     (7.0, 30.0, 120.0, 2.0, 6.0, 20.0, 60.0, 16): True,
@@ -98,16 +98,16 @@ MEMORIES = {
 
 
 def of_this_version(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config.json as this version has them.
+    """Translates a config.json of any version to the fields of this version.
 
     Args:
-        values: of a config.json of any version.
+        values (`Mapping[str, Any]`): content of a config.json.
 
     Returns:
-        The same where the file is of this version.
+        `dict[str, Any]`: the fields of this version; unchanged if the file is of this version.
 
     Raises:
-        ValueError: a value of an earlier version can't be expressed any more; says which, and the way out.
+        ValueError: if this version does not support a value; the message names it and what to do.
     """
     removed = [name for name in values if name in REMOVED]
     if not removed:

@@ -12,11 +12,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Raw events as users have them, read into columns, texts, numbers, seconds and visits.
+"""Raw events as users have them, converted to columns, texts, numbers, seconds and visits.
 
-A list of dicts, a data frame and a dict of columns are the same thing after `read_columns`. What a raw value means is
-written here once: `to_text` for categorical values, `to_number` for numeric ones, `to_seconds` for times. Each refuses
-what it does not know, with a message that its caller completes with the customer and the column (`naming`).
+`read_columns` turns a list of dicts, a data frame or a dict of columns into columns. The meaning of raw values is
+defined here once: `to_text` for categorical values, `to_number` for numeric values, `to_seconds` for times. They raise
+a `ValueError` for other values, and the caller adds customer and column to the message (`naming`).
 """
 
 import difflib
@@ -37,55 +37,71 @@ from numpy.typing import NDArray
 
 SECONDS_PER_DAY = 86_400
 EPOCH = datetime(1970, 1, 1)
-EXACT_FLOAT = 2**53  # below it every whole float is one integer
+EXACT_FLOAT = 2**53  # below it floats represent every integer exactly
 LARGEST_VALUE = float(np.finfo(np.float32).max)
 NO_VISIT = -1
-# A time as text: a day; the time of the day; a zone, as Z, UTC, GMT or an offset. Names of zones are not read, for an
-# hour of autumn that happens twice has one name. SQL engines search with the same pattern, so it keeps to what their
-# regular expressions share.
+# A time as text: a day, a time of the day, and a zone as Z, UTC, GMT or an offset. Names of zones are not accepted,
+# because they are ambiguous in the hour that daylight saving time repeats. SQL engines use the same pattern, so it
+# has only syntax that all their regular expressions share.
 TIME_PATTERN = (
     r"(?i)^\s*([0-9]{4,6}[-/][0-9]{1,2}[-/][0-9]{1,2})"
     r"(?:[T ]\s*((?:[01]?[0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9])?)(?:[.,][0-9]*)?"
     r"\s*(Z|UTC|GMT|[+-](?:[01][0-9]|2[0-3])(?::?[0-5][0-9](?::?[0-5][0-9])?)?)?)?\s*$"
 )
 TIME_ADVICE = "ISO 8601 text such as 2017-10-01T12:30:00, and a zone as Z, UTC or an offset such as +02:00"
-# Offsets of a zone are looked up within these years; before and after them those of their ends hold.
+# Offsets of a zone are looked up within these years; earlier and later times get the first and the last offset.
 ZONE_YEARS = (1900, 2200)
 
 
 @contextmanager
 def naming(where: str) -> Iterator[None]:
-    """Opens the message of a `ValueError` with the place where it happened."""
+    """Context manager that puts a prefix before the message of a `ValueError`.
+
+    Args:
+        where (`str`): the prefix, such as the customer or the column.
+    """
     try:
         yield
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
 
-def check_keys(given: Mapping[Any, Any], known: Sequence[str], where: str) -> None:
-    """Raises a `ValueError` that names the unknown keys, the closest known one and all known ones."""
-    if unknown := [key for key in given if key not in known]:
+def check_keys(values: Mapping[Any, Any], known: Sequence[str], where: str) -> None:
+    """Checks that a mapping has known keys only.
+
+    Args:
+        values (`Mapping`): the mapping to check.
+        known (`Sequence[str]`): the allowed keys.
+        where (`str`): name of the mapping, for the message.
+
+    Raises:
+        ValueError: if a key is unknown; the message names it, the most similar known key and all known keys.
+    """
+    if unknown := [key for key in values if key not in known]:
         close = difflib.get_close_matches(str(unknown[0]), known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"{where}: unknown {', '.join(map(repr, unknown))}; {hint}Known are: {', '.join(known)}.")
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a raw value counts as missing: None, NaN, NaT or a data frame's NA."""
+    """Whether a raw value is missing: None, NaN, NaT or a data frame's NA."""
     if value is None or type(value).__name__ == "NAType":
         return True
-    differs = value != value  # of all values only NaN and NaT differ from themselves; an array answers with an array
+    differs = value != value  # only NaN and NaT differ from themselves; arrays give an array
     return isinstance(differs, bool | np.bool_) and bool(differs)
 
 
 def to_text(value: Any) -> str | None:
-    """The text that stands for a categorical value; None if it is missing.
+    """Converts a categorical value to text; None if it is missing.
 
     Text stays as it is, booleans become "true" and "false", whole numbers lose their decimals (1.0 and 1 are both
-    "1"), other numbers are written as the shortest text that reads back to the same double, dates as they print.
+    "1"), other numbers become the shortest text that reads back as the same double, dates their ISO 8601 text.
+
+    Args:
+        value: a raw value.
 
     Raises:
-        ValueError: if the value is anything else, such as a list.
+        ValueError: if the value is of another type, such as a list.
     """
     if isinstance(value, str):
         return value
@@ -106,9 +122,15 @@ def to_text(value: Any) -> str | None:
 
 
 def split_path(value: Any, separator: str, level: int) -> str | None:
-    """The first `level` levels of a path such as "appliances.kitchen.kettle"; None where it has fewer.
+    """The first levels of a path such as "appliances.kitchen.kettle"; None if it has fewer. An empty level ends it.
 
-    A path ends before its first empty level. `ValueError` for what `to_text` refuses.
+    Args:
+        value: a raw value.
+        separator (`str`): text between levels.
+        level (`int`): number of levels.
+
+    Raises:
+        ValueError: if `to_text` can't convert the value.
     """
     text = to_text(value)
     parts = [] if text is None else text.split(separator)[:level]
@@ -116,11 +138,15 @@ def split_path(value: Any, separator: str, level: int) -> str | None:
 
 
 def split_values(value: Any, separator: str | None) -> set[str]:
-    """The texts of an event's several values: of one text with separators, or of a list; empty ones are none.
+    """The distinct texts of a value that holds several values; empty texts are left out.
+
+    Args:
+        value: a text with separators, or a list.
+        separator (`str`, *optional*): text between values; `None`: the value is a list.
 
     Raises:
-        ValueError: if the value is a list where `separator` is given, or none where it is not, or holds what
-            `to_text` refuses.
+        ValueError: if the value is a list although there is a separator, is no list although there is none, or holds
+            a value that `to_text` can't convert.
     """
     if separator is not None:
         text = to_text(value)
@@ -133,7 +159,14 @@ def split_values(value: Any, separator: str | None) -> set[str]:
 
 
 def to_number(value: Any) -> float:
-    """The double that stands for a numeric value, also one in text; NaN if missing. `ValueError` for the rest."""
+    """Converts a numeric value, or a number as text, to a float; NaN if it is missing.
+
+    Args:
+        value: a raw value.
+
+    Raises:
+        ValueError: if the value is no number.
+    """
     if is_missing(value):
         return math.nan
     if isinstance(value, Real | Decimal | np.bool_ | str):
@@ -145,13 +178,22 @@ def to_number(value: Any) -> float:
 
 
 def to_values(numbers: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Numbers as a model reads them: 0 where one is NaN, infinite or too large for float32, and never -0."""
+    """Converts numbers to model inputs: float32, with 0 in place of NaN, infinity, too large numbers and -0.
+
+    Args:
+        numbers (`np.ndarray`): numbers of any shape.
+    """
     finite = np.abs(numbers) <= LARGEST_VALUE
     return np.where(finite, numbers, 0.0).astype(np.float32) + np.float32(0)
 
 
 def zone_offset(seconds: int, zone: tzinfo) -> int:
-    """Seconds that a zone is ahead of UTC at a moment, seconds since 1970-01-01 in UTC."""
+    """Number of seconds that a time zone is ahead of UTC.
+
+    Args:
+        seconds (`int`): moment in seconds since 1970-01-01 in UTC.
+        zone (`tzinfo`): the time zone.
+    """
     first, last = (datetime(year, 1, 1, tzinfo=UTC) for year in ZONE_YEARS)
     moment = EPOCH.replace(tzinfo=UTC) + timedelta(
         seconds=min(max(seconds, int(first.timestamp())), int(last.timestamp()) - 1)
@@ -160,15 +202,21 @@ def zone_offset(seconds: int, zone: tzinfo) -> int:
 
 
 def read_time_text(text: str) -> tuple[int, bool]:
-    """Whole seconds since 1970-01-01 of a time as text, in UTC if it says a zone, and whether it does.
+    """Reads a time from text.
+
+    Args:
+        text (`str`): a time in the form of `TIME_PATTERN`.
+
+    Returns:
+        Whole seconds since 1970-01-01, in UTC if the text has a zone; and whether it has one.
 
     Raises:
-        ValueError: if the text is no such time (see `TIME_PATTERN`), or there is no such day.
+        ValueError: if the text has another form, or the day does not exist.
     """
-    found = re.match(TIME_PATTERN, text)
-    if found is None:
+    match = re.match(TIME_PATTERN, text)
+    if match is None:
         raise ValueError(f"{text!r} is no time")
-    day, clock, zone = found.groups()
+    day, clock, zone = match.groups()
     year, month, day_of_month = map(int, re.split("[-/]", day))
     hour, minute, second = map(int, f"{clock or '0:00'}:00".split(":")[:3])
     # A year may have five digits, which `datetime` does not take.
@@ -182,7 +230,11 @@ def read_time_text(text: str) -> tuple[int, bool]:
 
 
 def to_seconds(value: Any, zone: tzinfo) -> int:
-    """Whole seconds since 1970-01-01 of a time, converted to `zone` if it carries a time zone of its own.
+    """Converts a time to whole seconds since 1970-01-01.
+
+    Args:
+        value: a datetime, a date or text. A time with a zone is converted to `zone`; one without stays as it is.
+        zone (`tzinfo`): time zone of the log.
 
     Raises:
         ValueError: if the value is missing, a number, or text that is no time.
@@ -208,13 +260,28 @@ def to_seconds(value: Any, zone: tzinfo) -> int:
 
 
 def to_moment(value: Any, zone: tzinfo) -> float:
-    """Seconds since 1970-01-01 of a moment: a number of seconds as it is, else `to_seconds`."""
+    """Converts a moment to seconds since 1970-01-01.
+
+    Args:
+        value: a number of seconds, which stays as it is, or a time as for [`to_seconds`].
+        zone (`tzinfo`): time zone of the log.
+
+    Raises:
+        ValueError: if the value is no time.
+    """
     is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     return float(value) if is_number else to_seconds(value, zone)
 
 
 def to_place(value: Any) -> int:
-    """The whole number that puts an event in order, also one in text; `ValueError` for the rest."""
+    """Converts the place of an event in its customer's order to a whole number.
+
+    Args:
+        value: a whole number, or one as text.
+
+    Raises:
+        ValueError: if the value is no whole number.
+    """
     if isinstance(value, Integral) and not isinstance(value, bool | np.bool_):
         return int(value)
     if isinstance(value, str) and re.fullmatch("[+-]?[0-9]+", value):
@@ -223,7 +290,14 @@ def to_place(value: Any) -> int:
 
 
 def read_zone(name: str) -> tzinfo:
-    """The time zone of an IANA name; raises `ValueError` if there is none."""
+    """Finds a time zone.
+
+    Args:
+        name (`str`): IANA name, such as Europe/Berlin.
+
+    Raises:
+        ValueError: if there is no such time zone.
+    """
     if name == "UTC":  # the one zone that needs no time zone database
         return UTC
     try:
@@ -233,18 +307,34 @@ def read_zone(name: str) -> tzinfo:
 
 
 def map_distinct(values: Sequence[Any], function: Callable[[Any], Any], dtype: type) -> NDArray[Any]:
-    """Applies `function` once to each distinct value. The type is part of the key, for True == 1 == 1.0 in Python."""
+    """Applies a function to every value of a column, but computes it only once for each distinct value.
+
+    Args:
+        values (`Sequence`): the column.
+        function (`Callable`): function of one value.
+        dtype (`type`): data type of the result.
+
+    Returns:
+        `np.ndarray` of shape `(len(values),)`.
+    """
     values = as_list(values)
-    keys = list(zip(map(type, values), values, strict=True))
+    keys = list(zip(map(type, values), values, strict=True))  # with the type, because True == 1 == 1.0 in Python
     try:
         table = {key: function(key[1]) for key in set(keys)}
-    except TypeError:  # an unhashable value, such as a list: the function says what is wrong with it
+    except TypeError:  # an unhashable value, such as a list: the function raises a message for it
         return np.array([function(value) for value in values], dtype)
     return np.fromiter(map(table.__getitem__, keys), dtype, len(keys))
 
 
 def as_column(values: Any) -> Any:
-    """A flat array of numbers, booleans or times, or a list of Python values; a `ValueError` for the rest."""
+    """Converts a column to a flat array of numbers, booleans or times, or to a sequence of Python values.
+
+    Args:
+        values: an array, a list, or a column of a data frame.
+
+    Raises:
+        ValueError: if the values are no flat array or list.
+    """
     if hasattr(values, "to_numpy"):  # a data frame's column
         values = values.to_numpy()
     if isinstance(values, np.ndarray):
@@ -257,21 +347,26 @@ def as_column(values: Any) -> Any:
 
 
 def as_list(column: Any) -> Any:
-    """The values of an array as Python objects; a list stays as it is."""
+    """Converts an array to a list of Python values; a list stays as it is.
+
+    Args:
+        column (`np.ndarray` or `list`): the column.
+    """
     if not isinstance(column, np.ndarray):
         return column
-    return list(column) if column.dtype.kind in "mM" else column.tolist()  # `tolist` makes plain integers of times
+    return list(column) if column.dtype.kind in "mM" else column.tolist()  # `tolist` would turn times into integers
 
 
 def read_columns(events: Any, known: Sequence[str]) -> tuple[dict[str, Any], int]:
-    """Columns of any accepted form of events and the number of events.
+    """Reads events of any accepted form into columns.
 
     Args:
         events: a list of dicts, a dict of columns, or a data frame (anything with `columns` and `to_numpy`).
-        known: columns that may occur. Others are ignored with a warning in a data frame, an error elsewhere.
+        known (`Sequence[str]`): allowed columns. Other columns of a data frame are ignored with a warning; elsewhere
+            they are an error.
 
     Returns:
-        The known columns that occur, and how many events there are.
+        The known columns that occur, by name, and the number of events.
 
     Raises:
         ValueError: if a key is unknown, or the events have another form or columns of different lengths.
@@ -280,8 +375,8 @@ def read_columns(events: Any, known: Sequence[str]) -> tuple[dict[str, Any], int
     if hasattr(events, "columns") and hasattr(events, "to_numpy"):
         if ignored := [column for column in events.columns if column not in known]:
             absent = [column for column in known if column not in events.columns]
-            found = f"Columns {ignored} of the events are not in the schema and are ignored"
-            warnings.warn(f"{found}; of the schema's columns, {absent or 'none'} are absent.", stacklevel=2)
+            notice = f"Columns {ignored} of the events are not in the schema and are ignored"
+            warnings.warn(f"{notice}; of the schema's columns, {absent or 'none'} are absent.", stacklevel=2)
         columns = {column: events[column] for column in known if column in events.columns}
         count = len(events)
     elif isinstance(events, Mapping):
@@ -309,28 +404,48 @@ def read_columns(events: Any, known: Sequence[str]) -> tuple[dict[str, Any], int
 
 
 def read_times(column: Any, zone: tzinfo) -> NDArray[np.int64]:
-    """`to_seconds` of a column, of shape `(events,)`."""
+    """Converts a column of times to whole seconds since 1970-01-01; see [`to_seconds`].
+
+    Args:
+        column: array or list of times.
+        zone (`tzinfo`): time zone of the log.
+
+    Returns:
+        `np.ndarray` of shape `(events,)`, int64.
+
+    Raises:
+        ValueError: if a value is no time.
+    """
     if isinstance(column, np.ndarray) and column.dtype.kind == "M" and not np.isnat(column).any():
         return column.astype("datetime64[s]").astype(np.int64)
     return map_distinct(column, lambda value: to_seconds(value, zone), np.int64)
 
 
 def rank_visits(column: Any) -> NDArray[np.int64]:
-    """Rank of each event's visit key as text among the customer's, of shape `(events,)`; -1 where it is missing."""
+    """Rank of each event's visit key, compared as text, among the keys of the customer.
+
+    Args:
+        column: array or list of visit keys.
+
+    Returns:
+        `np.ndarray` of shape `(events,)`, int64; -1 for missing keys.
+    """
     texts = [to_text(value) for value in as_list(column)]
     ranks = {text: rank for rank, text in enumerate(sorted({text for text in texts if text is not None}))}
     return np.array([NO_VISIT if text is None else ranks[text] for text in texts], np.int64)
 
 
 class Timeline(NamedTuple):
-    """The order of a customer's n events and where interactions that close a visit are inserted (m in all).
+    """Order, times and visits of a customer's n events and of the inserted end-of-visit events, m events in all.
 
     Attributes:
-        order: places of the events in the input, oldest first, of shape `(n,)`.
-        ends: where, in the ordered events, the closing interactions come, as `numpy.insert` wants it: `(m - n,)`.
-        times: seconds since 1970-01-01, of shape `(m,)`; a closing interaction has the time of its visit's last event.
-        visits: visit of each, counted from 0, of shape `(m,)`.
-        starts: seconds of each visit's first event, of shape `(visits,)`.
+        order (`np.ndarray` of shape `(n,)`): indices of the events in the input, oldest event first.
+        ends (`np.ndarray` of shape `(m - n,)`): indices, in the ordered events, before which end-of-visit events are
+            inserted, as for `numpy.insert`.
+        times (`np.ndarray` of shape `(m,)`): time of each event in seconds since 1970-01-01; an end-of-visit event has
+            the time of its visit's last event.
+        visits (`np.ndarray` of shape `(m,)`): visit of each event, counted from 0.
+        starts (`np.ndarray` of shape `(visits,)`): time of each visit's first event in seconds since 1970-01-01.
     """
 
     order: NDArray[np.int64]
@@ -348,15 +463,22 @@ def arrange(
     close_visits: bool,
     values: Sequence[NDArray[Any]] = (),
 ) -> Timeline:
-    """Orders events by the start of their visit, visit, time, `ties` and `values`; the input's order never counts.
+    """Orders the events of a customer by start of the visit, visit, time, `ties` and `values`.
+
+    The order of the input has no effect.
 
     Args:
-        seconds: of shape `(n,)`.
-        ranks: of the visit keys (see `rank_visits`), of shape `(n,)`.
-        ties: values that order events of one visit and time, the most important first, each of shape `(n,)`.
-        is_target: whether an event makes its visit a target visit, of shape `(n,)`.
-        close_visits: whether target visits get a closing interaction.
-        values: what orders events that are equal in all of that, the most important first, each of shape `(n,)`.
+        seconds (`np.ndarray` of shape `(n,)`): time of each event in seconds since 1970-01-01.
+        ranks (`np.ndarray` of shape `(n,)`): rank of each event's visit key, as `rank_visits` returns it.
+        ties (`Sequence[np.ndarray]`, each of shape `(n,)`): columns that order events of one visit and time, the most
+            important first.
+        is_target (`np.ndarray` of shape `(n,)`): whether an event can be a target.
+        close_visits (`bool`): whether to insert an end-of-visit event after each visit with a target.
+        values (`Sequence[np.ndarray]`, each of shape `(n,)`): columns that order events that are equal in all others,
+            the most important first.
+
+    Returns:
+        [`Timeline`].
     """
     starts = seconds.copy()
     keyed = ranks != NO_VISIT

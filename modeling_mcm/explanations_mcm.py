@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Why a label has its score: the parts that it is a sum of, and the share of every visit and event of the history.
+"""Explanations of a label's score: by the parts of the score, and by the visits and events of the history.
 
 An explanation splits the log-probability of a label among those of its task, so that a share says by which factor it
 makes the label more or less likely. There are two splits, and the shares of each add up:

@@ -1,9 +1,9 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What to say where a package is missing that `pip install modeling-mcm` leaves out: which extra brings it.
+"""Error messages for missing optional packages: they name the extra of `modeling-mcm` that installs the package.
 
-Training, fine-tuning, scoring of prepared data and the pipelines need the base install alone. Whatever needs more
-imports it inside [`needs`].
+Training, fine-tuning, scoring of prepared data and the pipelines need the base install alone. All other code imports
+its packages inside [`needs`].
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Goes around imports of packages that an extra brings.
+    """Context manager around imports of packages that an extra installs.
 
     Args:
         extra (`str`): Name of the extra in setup.py, such as `data`.
 
     Raises:
-        ImportError: A package is missing; the message is one sentence that names it and the extra.
+        ImportError: if a package is missing; the message names the package and the extra.
 
     ```python
     with needs("data"):

@@ -12,11 +12,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Files that are there whole or not at all, and that belong together.
+"""Writes files whole or not at all, and checks that the files of a checkpoint belong together.
 
-A file that is written in place is cut where the disk is full or the process is killed, and what was there before is
-lost. Here it is written beside its place, flushed to the disk, and renamed. Weights,
-config and vocabularies of a checkpoint are tied by a digest of the values, so that none is of another save.
+A file that is written in place is cut if the disk is full or the process is killed, and its earlier content is lost.
+These functions write a temporary file in the same folder, flush it to the disk, and rename it. A digest of the
+vocabularies ties weights, config and vocabularies of a checkpoint together, so that files of different saves are
+noticed.
 """
 
 import errno
@@ -35,27 +36,28 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 VOCABULARIES_NAME = "vocabularies.json"
-ACTION_HEAD = "action_head", "action_vectors"  # what a model without the head for offers leaves out
-SHOWN = 3
-# What the place is to blame for; other errors may be of what is read to be written.
+ACTION_HEAD = "action_head", "action_vectors"  # weights of the head for offers; models without it leave them out
+SHOWN = 3  # number of names that a message shows
+# Errors that are due to the target's disk or folder. Other errors may come from reading a source.
 OF_THE_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a name beside a path to write a file to, which takes its place when all of it is on the disk.
+    """Context manager that writes a file whole or not at all.
 
-    An error inside leaves what was there before, and no trace. A symbolic link stays: the file that it names is
-    written. A file that is there keeps its permissions.
+    It yields the path of a temporary file in the same folder. When the block ends, the temporary file is flushed to
+    the disk and renamed to `path`. After an error the earlier file is unchanged and the temporary file is removed. If
+    `path` is a symbolic link, the file that it points to is written. An existing file keeps its permissions.
 
     Args:
-        path (`str` or `os.PathLike`): where the file shall be; its folder must be there.
+        path (`str` or `os.PathLike`): path of the file; its folder must exist.
 
     Raises:
-        OSError: naming the path, if its disk is full or it may not be written.
+        OSError: if the disk is full or the file may not be written; the message names the path.
     """
     place = Path(os.path.realpath(path))
-    machine = re.sub(r"\W", "-", platform.node())  # workers of several may write to one disk
+    machine = re.sub(r"\W", "-", platform.node())  # several machines may write to one disk
     _remove_abandoned(place, machine)
     partial = place.with_name(f".{place.name}.{machine}.{os.getpid()}.partial")
     try:
@@ -77,86 +79,116 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _remove_abandoned(place: Path, machine: str) -> None:
-    """Removes what processes of this machine that are gone have left beside a file."""
-    if os.name != "posix":  # elsewhere a process can't be asked for without harm
+    """Removes temporary files beside a file that ended processes of this machine have left."""
+    if os.name != "posix":  # on other systems os.kill(pid, 0) may end the process
         return
     name = re.compile(re.escape(f".{place.name}.{machine}.") + r"(\d+)\.partial")
     for left in place.parent.glob(f".*.{machine}.*.partial"):
-        if found := name.fullmatch(left.name):
+        if match := name.fullmatch(left.name):
             try:
-                os.kill(int(found[1]), 0)
+                os.kill(int(match[1]), 0)
             except ProcessLookupError:
                 left.unlink(missing_ok=True)
-            except (PermissionError, OverflowError):  # it runs under another name, or is no process
+            except (PermissionError, OverflowError):  # another user's process, or no process id
                 continue
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a text file in UTF-8, whole or not at all; see [`atomic_write`]."""
+    """Writes a text file in UTF-8, whole or not at all; see [`atomic_write`].
+
+    Args:
+        path (`str` or `os.PathLike`): path of the file.
+        text (`str`): content of the file.
+    """
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike[str], values: Any, indent: int = 2, **options: Any) -> None:
-    """Writes a JSON file, whole or not at all; `options` are of `json.dumps`. See [`atomic_write`]."""
+    """Writes a JSON file, whole or not at all; see [`atomic_write`].
+
+    Args:
+        path (`str` or `os.PathLike`): path of the file.
+        values: content of the file.
+        indent (`int`): number of spaces of a level.
+        options: further arguments of `json.dumps`.
+    """
     write_text(path, json.dumps(values, indent=indent, **options) + "\n")
 
 
 def values_digest(stored: Mapping[str, Any]) -> str:
-    """What tells the values behind the ids of a checkpoint from others: 64 hexadecimal digits.
+    """Digest of the vocabularies and bins of a checkpoint, which define the meaning of its ids.
 
     Args:
-        stored (`Mapping[str, Any]`): `vocabularies` and `bins` by feature, as vocabularies.json holds them. The order
-            of the features says nothing, the order of values and edges everything.
+        stored (`Mapping[str, Any]`): content of vocabularies.json: `vocabularies` and `bins` by feature. The digest
+            depends on the order of values and edges, not on the order of features.
+
+    Returns:
+        `str` of 64 hexadecimal digits.
     """
     bins = {name: [float(edge) for edge in edges] for name, edges in dict(stored["bins"]).items()}
     text = json.dumps([dict(stored["vocabularies"]), bins], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_values(digest: str | None, found: str, source: Any) -> None:
-    """Compares the values that weights were trained with with those that are read beside them.
+def check_values(digest: str | None, values: str, source: Any) -> None:
+    """Checks that a checkpoint's vocabularies are those that its weights were trained with.
 
     Args:
-        digest (`str`, *optional*): of the model's config; `None` where it is not known, which is said once.
-        found (`str`): of vocabularies.json, or of a feature extractor.
-        source (`Any`): the checkpoint, for messages.
+        digest (`str`, *optional*): digest in the model's config; `None` if unknown, which gives a warning once.
+        values (`str`): digest of vocabularies.json or of a feature extractor; see [`values_digest`].
+        source (`str` or `os.PathLike`): name of the checkpoint, for messages.
 
     Raises:
-        ValueError: they are not the same.
+        ValueError: if the digests differ.
     """
     if digest is None:
         logger.warning_once(
             f"{source} does not say which values its weights were trained with, as earlier versions did not: make "
             f"sure that weights, config.json and {VOCABULARIES_NAME} are of one and the same save."
         )
-    elif digest != found:
+    elif digest != values:
         raise ValueError(
-            f"{source} has other values, or in another order, in {VOCABULARIES_NAME} (digest {found[:8]}) than its "
+            f"{source} has other values, or in another order, in {VOCABULARIES_NAME} (digest {values[:8]}) than its "
             f"weights were trained with ({digest[:8]}): labels would be called by each other's names. Take weights, "
             f"config.json and {VOCABULARIES_NAME} from one and the same save."
         )
 
 
 def unplaced(model: Any, unexpected: Iterable[str]) -> list[str]:
-    """Weights of a checkpoint that a model has no place for; those of a head that it does not have are left out."""
+    """Weights of a checkpoint that a model has no place for, without those of the head for offers.
+
+    Args:
+        model ([`MCMPreTrainedModel`]): the model that was loaded.
+        unexpected (`Iterable[str]`): names of weights that the loader left out.
+
+    Returns:
+        `list[str]`: names in alphabetical order. A model without the head for offers may leave its weights out.
+    """
     heads = tuple(f"{name}." for name in ACTION_HEAD) if not hasattr(model, ACTION_HEAD[0]) else ()
     return [key for key in sorted(unexpected) if not key.startswith(heads)]
 
 
 def some(names: list[str]) -> str:
-    """The first few of some names."""
+    """The first three names as text, with "..." if there are more.
+
+    Args:
+        names (`list[str]`): names to show.
+    """
     return f"{', '.join(names[:SHOWN])}{' ...' if len(names) > SHOWN else ''}"
 
 
 def check_loaded(model: Any, source: Any, unexpected: Iterable[str] = (), subfolder: str = "") -> None:
-    """Raises a `ValueError` where a model was not read whole, or not from files of one save.
+    """Checks that a model was loaded whole, and from files of one save.
 
     Args:
-        model (`MCMPreTrainedModel`): what was read.
+        model ([`MCMPreTrainedModel`]): the model that was loaded.
         source (`str` or `os.PathLike`): the checkpoint, a folder or a name on the Hub.
-        unexpected (`Iterable[str]`): names of weights that were left out.
-        subfolder (`str`): of the checkpoint.
+        unexpected (`Iterable[str]`): names of weights that the loader left out.
+        subfolder (`str`): folder of the model inside the checkpoint.
+
+    Raises:
+        ValueError: if weights were left out, or weights, config and vocabularies are not of one save.
     """
     if left := unplaced(model, unexpected):
         raise ValueError(
@@ -174,7 +206,7 @@ def check_loaded(model: Any, source: Any, unexpected: Iterable[str] = (), subfol
     path = None if source is None else Path(source, subfolder, VOCABULARIES_NAME)
     if path is not None and path.is_file():
         try:
-            found = values_digest(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, TypeError, AttributeError):  # the feature extractor says what is wrong with it
+            values = values_digest(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError, AttributeError):  # the feature extractor reports a damaged file
             return
-        check_values(model.config.values_digest, found, source)
+        check_values(model.config.values_digest, values, source)

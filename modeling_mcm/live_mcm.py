@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A customer who is followed live: events come one by one, and every question is answered as if all were read at once.
+"""Live customers: events arrive one by one, and results are the same as if the whole history were read at once.
 
     live = LiveCustomer(model, feature_extractor)
     live.add([{"time": "2017-03-01T18:30:00", "item": "milk"}])

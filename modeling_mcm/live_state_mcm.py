@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a model has to remember of a history, so that a new visit costs the same after ten visits and after a thousand.
+"""The state of a live customer, so that a new visit takes the same time after ten visits and after a thousand.
 
 The encoder is causal, so the hidden vector of a unit never changes, and everything else can be updated step by step:
 

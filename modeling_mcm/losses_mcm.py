@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The losses: from the scores of prefixes and the labels that followed them to one number a task.
+"""The losses of a batch: one number for each task, from the scores of prefixes and their targets.
 
 Equation 4 is the cross-entropy of the targets; the ranking loss is the NDCG that a wrong order of the best labels
 loses. Both are averaged over a customer's targets or prefixes first, and over the customers last. All tasks are

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""MCM on evaluation cases: its scores a batch at a time, and every metric of every case."""
+"""Evaluates MCM: its scores batch by batch, and every metric of every evaluation case."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,13 +21,16 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 def model_scores(
     model: MCMForMultiTaskRecommendation, collator: MCMCollator, rows: PreparedRows, batch_size: int
 ) -> Iterator[tuple[NDArray[np.int64], dict[str, torch.Tensor]]]:
-    """Places and logits of all tasks, a batch of cases at a time; by length where it is known, to pad little.
+    """Scores evaluation cases batch by batch, ordered by length to save padding.
 
     Args:
-        model: in evaluation mode.
-        collator: in the mode "evaluate".
-        rows: the cases.
-        batch_size (`int`): customers a step.
+        model ([`MCMForMultiTaskRecommendation`]): the model, in evaluation mode.
+        collator ([`MCMCollator`]): a collator with the mode "evaluate".
+        rows ([`PreparedRows`]): prepared rows of the cases.
+        batch_size (`int`): number of cases of a batch.
+
+    Yields:
+        Indices of the batch's cases, of shape `(B,)`, and the logits by task, each of shape `(B, V)`.
     """
     order = np.arange(len(rows)) if rows.lengths is None else np.argsort(rows.lengths, kind="stable")
     for start in logging.tqdm(range(0, len(rows), batch_size), desc="MCM", unit="batch"):
@@ -48,17 +51,20 @@ def model_values(
     batch_size: int = 64,
     writer: PredictionsWriter | None = None,
 ) -> dict[str, dict[str, NDArray]]:
-    """For each task every metric, one value a case, in the order of the cases.
+    """Computes every metric of every evaluation case.
 
     Args:
-        model: in evaluation mode.
-        extractor: of the checkpoint.
-        rows: what `load_prepared` gives.
-        cases: those of `find_cases`, perhaps without labels that were met (`unmet_only`).
-        tasks: of the model.
-        ks: lengths of the ranked list.
-        batch_size (`int`): customers a step.
-        writer (*optional*): gets the scores of what is ranked on the way.
+        model ([`MCMForMultiTaskRecommendation`]): the model, in evaluation mode.
+        extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
+        rows (`datasets.Dataset`): prepared data, as `load_prepared` returns them.
+        cases ([`EvaluationCases`]): cases, as `find_cases` returns them; `unmet_only` leaves out labels met before.
+        tasks (`Sequence[str]`): names of the tasks.
+        ks (`Sequence[int]`): lengths of the ranked list.
+        batch_size (`int`): number of cases of a batch.
+        writer ([`PredictionsWriter`], *optional*): writes the scores of all cases to a folder.
+
+    Returns:
+        `dict`: by task and name of the metric an array with one value for each case, in the order of `cases`.
     """
     collator = MCMCollator(extractor, model.config, "evaluate", cutoff=cases.cutoff)
     ranks = {task: TargetRanks(cases, task) for task in tasks}

@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The pipelines: a customer's raw events in; an embedding, forecasts, preference scores or scores of offers out.
+"""Pipelines: from raw events of customers to embeddings, forecasts, preference scores, predictions and offer scores.
 
 A customer is a dict with `events` (list of dicts, dict of columns or DataFrame) and optionally `profile` and
 `customer_id`; a list of customers is a batch. A customer may have no events: then only the profile is read.

@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""From raw events to the ids that MCM reads, and back from label ids to values.
+"""The feature extractor: encodes raw events as the ids that MCM reads, and decodes label ids to values.
 
 `MCMFeatureExtractor` travels with a checkpoint: it knows the columns of the event log, the vocabulary of each
 categorical feature and the bin edges of each numeric one, all fitted on the training period by the data preparation.
@@ -82,11 +82,15 @@ EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
 
 
 def first_kept(events: int, window: int) -> int:
-    """Which event of a history is the first that is read.
+    """Index of the first event of a history that the model reads.
 
-    The latest events are, at most `window` of them, and at least seven eighths where there are more: the first one
-    moves in steps of an eighth. What was said of a history then stays true for some events, before a customer who is
-    followed live ([`LiveCustomer`]) has to be read anew.
+    The model reads at most `window` of the latest events. In longer histories the first event moves in steps of an
+    eighth of the window, so at least seven eighths of the window are read. Between two steps the state of a live
+    customer ([`LiveCustomer`]) stays valid; at a step the whole history is read again.
+
+    Args:
+        events (`int`): number of events of the history.
+        window (`int`): largest number of events that are read.
     """
     step = max(1, window // 8)
     return max(0, -(-(events - window) // step) * step) if window else events
@@ -94,33 +98,35 @@ def first_kept(events: int, window: int) -> int:
 
 # trf-ignore: TRF057, auto_docstring knows processors but no feature extractors: it would drop the arguments.
 class MCMFeatureExtractor(FeatureExtractionMixin):
-    """Turns customers with raw events into model inputs, and label ids into values.
+    """Encodes customers with raw events as model inputs, and decodes label ids to values.
 
-    In every feature id 0 is missing or padding, 1 a value that was not seen in training, 2 and up are values or bins.
-    The first row of every model input is the start row: token type `history_start` and the customer's profile.
+    In every feature, id 0 means missing or padding, id 1 a value that was not seen in training, and ids from 2 on are
+    values or bins. The first event of every model input is the start row: token type `history_start` and the
+    customer's profile.
 
     Args:
-        features (`list[dict]`): One entry for each feature, in the model's order: `name`, `kind` (`categorical`,
-            `numeric`, `hour`, `weekday` or `days_since_visit`), `column` (the name if not given), `profile` (whether
-            it describes the customer, not the event). A feature may read a part of its column: with `item` (from 1)
-            one of several values, the smallest id first, of text with a `separator` between them or of a list; with
-            `level` and `separator` the first levels of a path. Other keys are kept. Without any feature, only
-            `token_type` is read.
-        vocabularies (`dict[str, list[str]]`): Values of each categorical feature; the first one has id 2.
-        bins (`dict[str, list[float]]`): Strictly increasing inner edges of each numeric and days_since_visit feature.
-            A value on an edge belongs to the bin above it.
-        customer (`str`), time (`str`): Columns of the event log.
-        order (`str`, *optional*): Instead of `time` a column of whole numbers by which a customer's events are in
-            order, or "rows" for the order in which they are given. Each visit is then a day after the one before.
-        token_type (`str`, *optional*): Column of the token type; without it, that of every event is "event".
-        visit (`str`, *optional*): Column whose equal values make one visit. Without it, or where it is missing, events
-            of one time are one visit.
-        time_zone (`str`): Zone that times with a zone are converted to; times without one are left as they are.
-        tasks (`Sequence[str]`): Categorical event features that the model predicts.
-        target_token_types (`Sequence[str]`): Token types that are predicted; empty means all.
-        end_of_visit (`str`, *optional*): Token type of the interaction that is added after each visit with a target.
-        max_events (`int`): Rows of the longest model input, start row included.
-        min_history (`int`): Target events that an evaluation case needs; kept for the record.
+        features (`list[dict]`): One dict for each feature, in the model's order: `name`, `kind` (`categorical`,
+            `numeric`, `hour`, `weekday` or `days_since_visit`), `column` (default: the name), `profile` (whether it
+            describes the customer instead of the event). A feature may read a part of its column: with `item` (from 1)
+            one of several values, ordered by their ids, of a text with a `separator` or of a list; with `level` and
+            `separator` the first levels of a path. Other keys are stored. Default: `token_type` alone.
+        vocabularies (`dict[str, list[str]]`): Values of each categorical feature; the first value has id 2.
+        bins (`dict[str, list[float]]`): Strictly increasing inner bin edges of each numeric and days_since_visit
+            feature. A value on an edge belongs to the bin above it.
+        customer (`str`): Column of the log with the customer's id.
+        time (`str`): Column of the log with the time of the event.
+        order (`str`, *optional*): For a log without times: a column of whole numbers that order a customer's events,
+            or "rows" for the order of the rows. Each visit is then one day after the visit before.
+        token_type (`str`, *optional*): Column of the log with the token type. `None`: every event has the type
+            "event".
+        visit (`str`, *optional*): Column of the log with the visit; equal values make one visit. Without it, or where
+            its value is missing, events of one time make one visit.
+        time_zone (`str`): Time zone that times with a zone are converted to; times without a zone stay as they are.
+        tasks (`Sequence[str]`): Categorical event features whose next value the model predicts.
+        target_token_types (`Sequence[str]`): Token types of the events that are targets. Default: all.
+        end_of_visit (`str`, *optional*): Token type of the event that is added after each visit with a target.
+        max_events (`int`): Largest number of events in a model input, start row included.
+        min_history (`int`): Smallest number of target events before an evaluation case; stored for the record.
         name (`str`): Name of the event log.
 
     Raises:
@@ -237,12 +243,12 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
 
     @property
     def numeric_features(self) -> list[str]:
-        """Names of the numeric features of events, whose values a model gets beside their bins, in the order of N."""
+        """Names of the numeric event features, whose values are model inputs beside their bins, in the order of N."""
         return [feature for feature in self._event_features if self._kinds[feature] == NUMERIC]
 
     @property
     def vocabulary_sizes(self) -> list[int]:
-        """Ids of each feature, the missing and the unknown id included, in the order of J."""
+        """Number of ids of each feature, the missing and the unknown id included, in the order of J."""
         sizes = {feature: len(values) for feature, values in self.vocabularies.items()}
         sizes |= {feature: len(edges) + 1 for feature, edges in self.bins.items()}
         sizes |= {f: CALENDAR_SIZES[kind] for f, kind in self._kinds.items() if kind in CALENDAR_SIZES}
@@ -250,12 +256,13 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
 
     @property
     def values_digest(self) -> str:
-        """What tells the values behind the ids from others; a model keeps it (`MCMConfig.values_digest`)."""
+        """Digest of vocabularies and bins, which define the meaning of the ids; see `MCMConfig.values_digest`."""
         return values_digest({"vocabularies": self.vocabularies, "bins": self.bins})
 
     @property
     def shared_vocabularies(self) -> dict[str, str]:
-        """Of each categorical feature the one whose vocabulary it has: itself, or the first `item` of its column."""
+        """For each categorical feature the name of the feature whose vocabulary it shares: its own name, or the first
+        feature with an `item` of the same column."""
         first: dict[tuple[bool, str], str] = {}
         shared = {}
         for feature, (_, item, _) in self._parts.items():
@@ -279,11 +286,18 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
 
     @property
     def _own_token_types(self) -> list[str]:
-        """Token types that no column of the log holds."""
+        """Token types that MCM adds, which the log does not contain."""
         return self._reserved_token_types + ([] if self.token_type else [ONE_TOKEN_TYPE])
 
     def label_ids(self, task: str, values: Sequence[Any]) -> NDArray[np.int64]:
-        """Ids of a task's values, of shape `(len(values),)`: 0 for a missing value, 1 for one not seen in training.
+        """Encodes values of a task's feature as label ids.
+
+        Args:
+            task (`str`): name of the task.
+            values (`Sequence`): raw values.
+
+        Returns:
+            `np.ndarray` of shape `(len(values),)`, int64: 0 for a missing value, 1 for one not seen in training.
 
         Raises:
             ValueError: if there is no such task, or a value is neither text nor number nor boolean.
@@ -292,7 +306,14 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             return self._value_ids(self._check_task(task), as_column(values)).astype(np.int64)
 
     def decode_labels(self, task: str, ids: Any) -> list[str]:
-        """Values of a task's label ids (any flat sequence or tensor); "[missing]" for 0, "[unknown]" for 1.
+        """Decodes label ids to values.
+
+        Args:
+            task (`str`): name of the task.
+            ids: flat sequence or tensor of label ids.
+
+        Returns:
+            `list[str]`: the values; "[missing]" for id 0, "[unknown]" for id 1.
 
         Raises:
             ValueError: if there is no such task or no such id.
@@ -305,13 +326,18 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         return [labels[label] for label in flat]
 
     def add_values(self, feature: str, values: Sequence[str]) -> None:
-        """New values of a categorical feature, after those that it has; a model needs `resize_feature_vocabulary`.
+        """Appends new values to the vocabulary of a categorical feature.
 
-        Features that share the values of a column (`item`) take them one after the other, all the same ones.
+        For a checkpoint with a model call the model's `resize_feature_vocabulary`, which calls this method. Features
+        that share the values of a column (`item`) must get the same values, by one call for each.
+
+        Args:
+            feature (`str`): name of the feature.
+            values (`Sequence[str]`): new values.
 
         Raises:
-            ValueError: if there is no such feature, or a value is there already, is repeated or is no text. Nothing
-                has changed then.
+            ValueError: if there is no such feature, or a value is present already, repeated or no text. Nothing has
+                changed then.
         """
         if feature not in self.vocabularies:
             raise ValueError(f"Found feature {feature!r}, expected one of {', '.join(self.vocabularies)}.")
@@ -350,14 +376,14 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         return map_distinct(column, to_number, np.float64)
 
     def _value_ids(self, feature: str, column: Any) -> NDArray[np.int32]:
-        """Ids of whole values of a categorical feature, as they stand in its vocabulary."""
+        """Ids of values of a categorical feature, without splitting them into parts."""
         return map_distinct(column, lambda value: self._id_of(feature, to_text(value)), np.int32)
 
     def _id_of(self, feature: str, text: str | None) -> int:
         return MISSING_ID if text is None else self._ids[feature].get(text, UNKNOWN_ID)
 
     def _id_of_item(self, feature: str, texts: set[str], item: int) -> int:
-        """The id at a place, from 1, among several values: known ones by their ids, then the unknown ones."""
+        """Id number `item`, from 1, among the ids of several values in ascending order, unknown values last."""
         ids = sorted((self._id_of(feature, text) for text in texts), key=lambda label: (label == UNKNOWN_ID, label))
         return ids[item - 1] if item <= len(ids) else MISSING_ID
 
@@ -368,23 +394,23 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     # -------------------------------------------------------------------------------------- raw events of one customer
 
     def encode(self, customer: Mapping[str, Any], where: str = "Customer without id") -> dict[str, Any]:
-        """Encodes one customer's whole history; the start row is left to `pad`.
+        """Encodes the whole history of one customer as a row; `pad` adds the start row.
 
         Args:
-            customer (`dict`): `events`, a list of dicts, a DataFrame or a dict of columns, in any order (only with
-                `order="rows"` does their order count); optionally `profile`, a dict, and `customer_id`. Keys of an
-                event are columns of the log; one that is absent, None or NaN is a missing feature. Columns of a
-                DataFrame that MCM does not know are ignored with a warning.
-            where (`str`): What messages call a customer without `customer_id`, such as their place in a list.
+            customer (`dict`): `events`, a list of dicts, a DataFrame or a dict of columns, in any order (the order
+                matters only with `order="rows"`); optionally `profile`, a dict, and `customer_id`. An event's keys are
+                columns of the log; an absent key, None or NaN is a missing value. Unknown columns of a DataFrame are
+                ignored with a warning.
+            where (`str`): Name in messages of a customer without `customer_id`.
 
         Returns:
-            `dict`: a row as a prepared data set has it, events oldest first and end-of-visit interactions added (n in
-            all): `customer_id`; `times` int64 `(n,)`, seconds since 1970-01-01; `visits` int32 `(n,)`, 0, 1, 2..;
-            `feature_<name>` and `task_<name>` int32 `(n,)`; `value_<name>` float32 `(n,)` of each numeric feature, 0
-            where it has no finite value; `profile_<name>` int32 scalars.
+            `dict`: a row as in a prepared data set, with n events, oldest first, end-of-visit events included:
+            `customer_id`; `times` int64 `(n,)`, seconds since 1970-01-01; `visits` int32 `(n,)`, counted from 0;
+            `feature_<name>` and `task_<name>` int32 `(n,)`, ids; `value_<name>` float32 `(n,)` by numeric feature,
+            0 where it has no finite value; `profile_<name>` int32 scalars.
 
         Raises:
-            ValueError: naming the customer, the column, what was found and what to do.
+            ValueError: if the customer can't be encoded; the message names the customer and the column.
         """
         if not isinstance(customer, Mapping):
             raise ValueError(f"{where}: found {type(customer).__name__}, expected a dict with `events`.")
@@ -500,17 +526,17 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         return ids
 
     def encode_actions(self, actions: Any) -> NDArray[np.int64]:
-        """Ids of interactions that were not taken yet, such as offers: an action has the features of an interaction.
+        """Encodes actions, such as offers: events that have not happened yet, with the same features.
 
         Args:
-            actions: raw values by column of the event log, a list of dicts, a DataFrame or a dict of columns. Features
-                of columns that are absent, of the time and of the profile are missing.
+            actions: raw values by column of the event log: a list of dicts, a DataFrame or a dict of columns. Features
+                of absent columns, of the time and of the profile get id 0.
 
         Returns:
-            Of shape `(actions, J)`.
+            `np.ndarray` of shape `(actions, J)`, int64: feature ids.
 
         Raises:
-            ValueError: naming the column that is unknown, or what was found in it.
+            ValueError: if a column is unknown or a value can't be encoded; the message names the column.
         """
         known = [
             column
@@ -531,11 +557,14 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     # --------------------------------------------------------------------------------------------- rows -> model input
 
     def readable(self, row: Mapping[str, Any], features: Sequence[str] | None) -> dict[str, Any]:
-        """The row without the events that have none of `features`: a model of items alone reads a sequence of items.
+        """Removes the events of a row that have no value in any of `features`, which a model could not read.
 
         Args:
-            row (`dict`): as `encode` or a prepared data set gives it.
-            features (`Sequence[str]`, *optional*): a config's `input_features`; `None` keeps every event.
+            row (`dict`): a row of `encode` or of a prepared data set.
+            features (`Sequence[str]`, *optional*): `input_features` of the model's config; `None`: no removal.
+
+        Returns:
+            `dict`: the new row.
         """
         names = [f"feature_{feature}" for feature in features or () if feature in self._event_features]
         if not names:
@@ -555,24 +584,26 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         """Builds model inputs from rows of `encode` or of a prepared data set.
 
         Args:
-            rows (`Sequence[dict]`): `times`, `visits`, `feature_<name>`, `value_<name>` and `profile_<name>`; other
-                keys do no harm.
-            max_events (`int`, *optional*): Rows at most, start row included; see `first_kept`.
+            rows (`Sequence[dict]`): Rows with `times`, `visits`, `feature_<name>`, `value_<name>` and
+                `profile_<name>`; other keys are ignored.
+            max_events (`int`, *optional*): Largest number of events in an input, start row included; see
+                `first_kept`. Default: `max_events` of the feature extractor.
             return_tensors (`str`, *optional*): "pt", "np" or None.
-            mask_next (`bool`): Adds a last row of unknown values, the masked next event of BERT4Rec.
-            now (`Sequence`, *optional*): Of each row the moment at which the model is asked, seconds on the clock of
-                `times`. Later events are left out, and a warning says so.
+            mask_next (`bool`): Whether to add a last event of unknown values, the masked next event of BERT4Rec.
+            now (`Sequence[float]`, *optional*): Moment of each row for which the customer is scored, in seconds on the
+                clock of `times`. Later events are left out with a warning.
 
         Returns:
-            `BatchFeature`: padded on the right with 0, the start row first: `input_ids` int64 `(B, L, J)`;
-            `attention_mask` int64 `(B, L)`; `event_times` float32 `(B, L)`, days from the first kept event to the
-            latest one so far (visits may overlap), 0 in the start row; `visit_ids` int64 `(B, L)`, 0 in the start
-            row, the kept visits from 1. Where there are numeric features, `event_values` float32 `(B, L, N)`, 0 in
-            the start row. With `now` also `now` float32 `(B,)`, in days as `event_times`, 0 where no event is kept.
+            `BatchFeature`: model inputs with the start row first, padded on the right with 0: `input_ids` int64
+            `(B, L, J)`; `attention_mask` int64 `(B, L)`; `event_times` float32 `(B, L)`, days from the first event
+            read to the latest event so far (visits may overlap), 0 in the start row; `visit_ids` int64 `(B, L)`, 0
+            in the start row, then counted from 1. With numeric features also `event_values` float32 `(B, L, N)`, 0 in
+            the start row. With `now` also `now` float32 `(B,)`, in days on the clock of `event_times`, 0 for customers
+            without events.
 
         Raises:
             ValueError: if there are no rows, a row lacks a column, ids do not fit the vocabularies, or `now` is not
-                one finite number a row.
+                one finite number for each row.
         """
         if now is not None:
             now = now.tolist() if hasattr(now, "tolist") else now
@@ -644,18 +675,21 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         return_tensors: str | None = "pt",
         now: Any = None,
     ) -> BatchFeature:
-        """Model inputs of one customer or a list of them; see `encode` for a customer and `pad` for the result.
+        """Makes the model inputs of one customer or of a list of customers.
 
         Args:
-            customers (`dict` or `Sequence[dict]`): As `encode` takes them.
+            customers (`dict` or `Sequence[dict]`): Customers with `events` and optionally `profile` and `customer_id`;
+                see `encode`.
             return_tensors (`str`, *optional*): "pt", "np" or None.
-            now (*optional*): The moment at which the model is asked, or one a customer: ISO 8601 text, a datetime or
-                seconds since 1970-01-01. It is read as the log's times are. Later events are left out, and a warning
-                says so.
+            now (*optional*): Moment for which customers are scored, or one by customer: ISO 8601 text, a datetime
+                or seconds since 1970-01-01, read as the log's times are. Later events are left out with a warning.
+
+        Returns:
+            `BatchFeature`: model inputs by name; see `pad`.
 
         Raises:
-            ValueError: as `encode` and `pad`, or if `now` is no moment, there are not as many as customers, or the
-                log has no times.
+            ValueError: if a customer can't be encoded, `now` is no moment, the number of moments differs from that of
+                customers, or the log has no times.
         """
         if isinstance(customers, Mapping):
             rows = [self.encode(customers)]
@@ -684,7 +718,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     # ----------------------------------------------------------------------------------------------------- save, load
 
     def to_dict(self) -> dict[str, Any]:
-        """What is not computed, but for the vocabularies and bins, which have a file of their own."""
+        """The settings of the feature extractor for preprocessor_config.json; vocabularies and bins, which have a file
+        of their own, are left out."""
         left_out = ("vocabularies", "bins", "model_input_names")
         kept = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in left_out}
         return copy.deepcopy(kept) | {"feature_extractor_type": type(self).__name__}
@@ -692,7 +727,15 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
-        """Writes preprocessor_config.json and vocabularies.json; returns their paths.
+        """Writes preprocessor_config.json and vocabularies.json.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): folder of the checkpoint.
+            push_to_hub (`bool`): whether to upload the folder to the Hub.
+            kwargs: options of the upload, such as `repo_id`.
+
+        Returns:
+            `list[str]`: paths of the files.
 
         Raises:
             ValueError: if features that share the values of a column no longer have the same vocabulary.
@@ -710,7 +753,15 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     def get_feature_extractor_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Reads both files, from a folder, the path of preprocessor_config.json, or the Hub.
+        """Reads preprocessor_config.json and vocabularies.json.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): folder of the checkpoint, path of its
+                preprocessor_config.json, or its name on the Hub.
+            kwargs: options of `FeatureExtractionMixin.get_feature_extractor_dict`.
+
+        Returns:
+            Arguments of the feature extractor, and the unused options.
 
         Raises:
             OSError: if a file is missing.

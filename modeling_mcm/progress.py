@@ -7,12 +7,12 @@ from transformers.utils import logging
 
 
 def disable_progress_bars() -> None:
-    """No bar is shown from now on, by this package, transformers, huggingface_hub and `datasets`."""
+    """Hides the progress bars of this package, transformers, huggingface_hub and `datasets` from now on."""
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
 
 
 def enable_progress_bars() -> None:
-    """Bars are shown again."""
+    """Shows progress bars again."""
     logging.enable_progress_bar()
     datasets.enable_progress_bars()

@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The readout on a GPU: z is computed tile by tile in Triton kernels and never written down as a whole.
+"""The readout on a GPU: Triton kernels compute z tile by tile, and z is never stored as a whole.
 
 Shapes: B customers, U encoder units, R scored prefixes of all customers, H hidden size, V labels. A tile is a block of
 units of one customer by labels; its z = h e^T stays in the GPU's registers, in float32 for every input type.

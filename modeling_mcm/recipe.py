@@ -67,63 +67,63 @@ def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], feat
     met = sum(counts["met"] for counts in tasks.values())
     repeats = sum(counts["repeats"] for counts in tasks.values()) / max(met, 1)
     a_moment, a_visit = measures["targets"] / measures["moments"], measures["targets"] / measures["visits"]
-    alone = measures["one_visit"] / measures["customers"]
+    share_of_one_visit = measures["one_visit"] / measures["customers"]
     labels = max((label_sizes[task] for task in tasks), default=0)
-    visits = (a_moment > SET or a_visit > SEVERAL) and alone < ONE_VISIT
-    rules = repeats >= MANY_REPEATS
+    reads_visits = (a_moment > SET or a_visit > SEVERAL) and share_of_one_visit < ONE_VISIT
+    repeats_are_frequent = repeats >= MANY_REPEATS
 
     config: dict[str, Any] = {"augmentation": "all_prefixes"}
     reasons = []
-    config |= VISITS if visits else EVENTS
+    config |= VISITS if reads_visits else EVENTS
     reasons.append(
-        f"A visit has {a_visit:.1f} events to predict and {alone:.0%} of the customers have one visit: "
-        + ("visits are read, and the next visit is predicted." if visits else "events are read and predicted.")
+        f"A visit has {a_visit:.1f} events to predict and {share_of_one_visit:.0%} of the customers have one visit: "
+        + ("visits are read, and the next visit is predicted." if reads_visits else "events are read and predicted.")
     )
-    remembers = repeats >= SOME_REPEATS
-    config |= {"repeat_memory": remembers, "readout": "attentional" if remembers else "last"}
+    has_memory = repeats >= SOME_REPEATS
+    config |= {"repeat_memory": has_memory, "readout": "attentional" if has_memory else "last"}
     reasons.append(
-        f"{repeats:.0%} of what is met in a visit was met before: "
-        + ("a repeat memory counts it." if remembers else "no repeat memory; the last events decide.")
+        f"{repeats:.0%} of the labels in a visit occurred in an earlier visit: "
+        + ("a repeat memory counts it." if has_memory else "no repeat memory; the last events decide.")
     )
     config |= {
-        "event_dropout_prob": 0.2 if rules else 0.0,
-        "hidden_dropout_prob": 0.1 if rules else 0.3,
-        "attention_probs_dropout_prob": 0.0 if rules else 0.1,
+        "event_dropout_prob": 0.2 if repeats_are_frequent else 0.0,
+        "hidden_dropout_prob": 0.1 if repeats_are_frequent else 0.3,
+        "attention_probs_dropout_prob": 0.0 if repeats_are_frequent else 0.1,
     }
     reasons.append(
-        "Repeats rule: the order of the best labels is trained too, and the last months most."
-        if rules
-        else "Repeats do not rule: cross-entropy alone, all times alike, and more dropout."
+        "Repeats are frequent: the order of the best labels is trained too, and the last months weigh most."
+        if repeats_are_frequent
+        else "Repeats are not frequent: cross-entropy alone, equal weights for all times, and more dropout."
     )
     followers = [task for task in tasks if a_moment <= SET]
     related = [
         task for task, share in shares.items() if share >= MANY_REPEATS and tasks[task]["labels"] <= MOST_RELATED
     ]
-    config |= {"follower_tasks": followers, "related_tasks": related if visits else []}
+    config |= {"follower_tasks": followers, "related_tasks": related if reads_visits else []}
     if followers:
         reasons.append(
-            f"Events follow each other one by one: what follows a label is counted, for {_named(followers)}."
+            f"Events follow each other one by one: the followers of each label are counted, for {_named(followers)}."
         )
     if config["related_tasks"]:
-        reasons.append(f"Habits and what goes together are solved for {_named(config['related_tasks'])}.")
-    if features and not rules:
+        reasons.append(f"Habits and related labels are computed for {_named(config['related_tasks'])}.")
+    if features and not repeats_are_frequent:
         config["label_features"] = list(features)
-        reasons.append("A label's embedding also has what it decides, such as an item's category.")
+        reasons.append("A label's embedding includes the features that it determines, such as an item's category.")
     training: dict[str, Any] = {
-        "ranking_loss_weight": 1.0 if rules else 0.0,
-        "target_half_life_days": 30.0 if rules else 0.0,
+        "ranking_loss_weight": 1.0 if repeats_are_frequent else 0.0,
+        "target_half_life_days": 30.0 if repeats_are_frequent else 0.0,
     }
-    if labels > MANY_LABELS and not rules:
+    if labels > MANY_LABELS and not repeats_are_frequent:
         training["sampled_labels"] = SAMPLE
-        reasons.append(f"{labels:,} labels: a training step scores those that matter and {SAMPLE:,} others.")
+        reasons.append(f"{labels:,} labels: a training step scores those of its batch and {SAMPLE:,} others.")
     config["state_size"] = STATE_SIZE
     reasons.append(f"The customer embedding is a state of {STATE_SIZE} numbers, trained last, with forecasts.")
     training |= {"learning_rate": 0.001, "ema_decay": 0.99}
     training |= {"eval_strategy": "epoch", "save_strategy": "epoch"}
-    training |= {"early_stopping_patience": PATIENCE if rules else PATIENCE_WITHOUT_REPEATS}
+    training |= {"early_stopping_patience": PATIENCE if repeats_are_frequent else PATIENCE_WITHOUT_REPEATS}
     training |= {"save_total_limit": 2, "load_best_model_at_end": True}
-    if rules:
-        training |= {"lr_scheduler_type": "constant_with_warmup", "num_train_epochs": 6.0 if visits else 12.0}
+    if repeats_are_frequent:
+        training |= {"lr_scheduler_type": "constant_with_warmup", "num_train_epochs": 6.0 if reads_visits else 12.0}
         training |= {"per_device_train_batch_size": 16}
     else:
         training |= {"lr_scheduler_type": "constant_with_warmup", "num_train_epochs": 60.0}
@@ -136,4 +136,5 @@ def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], feat
 
 
 def _named(tasks: list[str]) -> str:
+    """Names of tasks as words: "a, b and c"."""
     return f"{', '.join(tasks[:-1])} and {tasks[-1]}" if len(tasks) > 1 else tasks[0]

@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The repeat memory: how often, and how long ago, the customer met a label, which a softmax average can't hold.
+"""The repeat memory: counts how often, and how long ago, a customer met a label, which an average can't express.
 
 Shapes: B customers, L events, U encoder units (events or visits), P prefixes of a customer, S distinct labels in a
 customer's history ("labels met"), V labels of a task, T tasks, K half-lives (one kernel each), H hidden size.

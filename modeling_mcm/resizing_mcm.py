@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""New values of a feature in a trained model, where model, config and feature extractor change together."""
+"""Appends new values to a feature of a trained model; model, config and feature extractor change together."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,23 +25,23 @@ from .embeddings_mcm import digest_bytes, grow
 
 @torch.no_grad()
 def resize_feature_vocabulary(model: Any, feature: str, values: Sequence[str], feature_extractor: Any) -> None:
-    """As [`MCMPreTrainedModel.resize_feature_vocabulary`] says.
+    """Implements [`MCMPreTrainedModel.resize_feature_vocabulary`], which describes it.
 
     Args:
         model ([`MCMPreTrainedModel`]): the model, changed in place.
-        feature (`str`): a categorical feature.
-        values (`Sequence[str]`): what its column may say from now on.
-        feature_extractor ([`MCMFeatureExtractor`]): of the same checkpoint, changed in place.
+        feature (`str`): name of a categorical feature.
+        values (`Sequence[str]`): new values of the feature's column.
+        feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the same checkpoint, changed in place.
 
     Raises:
-        ValueError: nothing has changed then.
+        ValueError: if the feature can't get these values; nothing has changed then.
     """
     config, base = model.config, model.base_model
     sizes = dict(zip(config.features, config.vocabulary_sizes, strict=True))
-    read = dict(zip(feature_extractor.feature_names, feature_extractor.vocabulary_sizes, strict=True))
-    if read != sizes:
+    known_sizes = dict(zip(feature_extractor.feature_names, feature_extractor.vocabulary_sizes, strict=True))
+    if known_sizes != sizes:
         raise ValueError(
-            f"The feature extractor's vocabularies have sizes {read}, the model's {sizes}: take the feature "
+            f"The feature extractor's vocabularies have sizes {known_sizes}, the model's {sizes}: take the feature "
             "extractor that was saved with this checkpoint."
         )
     model._check_resizable(feature)
@@ -58,11 +58,11 @@ def resize_feature_vocabulary(model: Any, feature: str, values: Sequence[str], f
     place = config.features.index(feature)
     grow(base.embeddings.events.feature_tables[place], len(values), FIRST_LABEL - 1)  # like the unknown value
     if base.state is not None:
-        config.state_features = counted[0]  # by the sizes before
+        config.state_features = counted[0]  # stay as chosen by the earlier sizes
         base.state.grow(place, len(values))
     model._resize_labels(feature, len(values))
     config.vocabulary_sizes = list(sizes.values())
-    if config.values_digest is not None:  # known since 0.2, None in checkpoints before
+    if config.values_digest is not None:  # None in checkpoints of versions before 0.2
         config.values_digest = feature_extractor.values_digest
         base.embeddings.values_digest.copy_(digest_bytes(config.values_digest))
 

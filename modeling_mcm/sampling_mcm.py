@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Which labels a training step scores: all of a task's, or a sample of them where they are very many.
+"""The labels that a training step scores: all labels of a task, or a sample if there are very many.
 
 A sample contains all labels in the batch's histories and targets, and a random part of the other labels. The others,
 in the order of their ids, are cut into strata, and one label of each stratum is drawn. It represents the n labels of

@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Which rows of scores a batch has: one for each customer, or one for each unit at which a prefix ends.
+"""The rows of a batch's score matrix: one for each customer, or one for each unit at which a prefix ends.
 
 Shapes: B customers, L events, U encoder units (events or visits), R scored prefixes of all customers, E scored
 prefixes of the customer with the most, M selected scores.

@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""From hidden vectors to scores: what the scores of labels are a sum of, and the losses of rows of scores.
+"""Computes the scores of labels as sums of parts, and the losses of score matrices, from hidden vectors.
 
 Training, evaluation and serving share this code. Without gradients, or without labels, each task has a score matrix
 of its own. A training step has one score matrix with the labels of all tasks as columns, and computes its losses from
