@@ -177,6 +177,13 @@ def to_number(value: Any) -> float:
     raise ValueError(f"found {value!r} ({type(value).__name__}), expected a number; convert it")
 
 
+def to_numbers(column: Any) -> NDArray[np.float64]:
+    """`to_number` of a column, of shape `(events,)`."""
+    if isinstance(column, np.ndarray) and column.dtype.kind in "iufb":
+        return column.astype(np.float64)
+    return map_distinct(column, to_number, np.float64)
+
+
 def to_values(numbers: NDArray[np.float64]) -> NDArray[np.float32]:
     """Converts numbers to model inputs: float32, with 0 in place of NaN, infinity, too large numbers and -0.
 

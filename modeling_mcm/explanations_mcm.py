@@ -40,8 +40,10 @@ from numpy.typing import NDArray
 from .configuration_mcm import FIRST_LABEL
 from .counted_memory_mcm import TIE_SHARE
 from .events_mcm import SECONDS_PER_DAY, Timeline, naming, read_zone, to_seconds
+from .inputs_mcm import first_kept
 from .modeling_mcm import PARTS, MCMForMultiTaskRecommendation
-from .processing_mcm import DAYS_SINCE_VISIT, MCMFeatureExtractor, first_kept
+from .processing_mcm import MCMFeatureExtractor
+from .schema_mcm import DAYS_SINCE_VISIT
 
 # Parts whose sum is a log-probability. The last one is the softmax's normalisation.
 NAMES = (*PARTS, "habits", "new", "others")

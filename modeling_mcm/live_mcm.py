@@ -56,9 +56,11 @@ from .events_mcm import (
     to_text,
 )
 from .explanations_mcm import Explanation, explain
+from .inputs_mcm import first_kept
 from .live_state_mcm import LiveState, Reader, is_incremental
 from .modeling_mcm import MCMForMultiTaskRecommendation
-from .processing_mcm import ROWS, MCMFeatureExtractor, first_kept
+from .processing_mcm import MCMFeatureExtractor
+from .schema_mcm import ROWS
 from .state_mcm import MissingForecastsError
 
 FORMAT, VERSION = "mcm-live", "2"

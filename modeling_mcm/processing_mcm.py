@@ -24,10 +24,9 @@ numeric features of events.
 
 import copy
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
-from numbers import Real
+from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -35,7 +34,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from transformers import BatchFeature, FeatureExtractionMixin
-from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from .configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
@@ -57,43 +55,34 @@ from .events_mcm import (
     split_path,
     split_values,
     to_moment,
-    to_number,
+    to_numbers,
     to_place,
     to_text,
     to_values,
 )
 from .files_mcm import VOCABULARIES_NAME, values_digest, write_json
+from .inputs_mcm import InputLayout, pad_rows, readable
+from .schema_mcm import (
+    DEFAULT_MAX_EVENTS,
+    DEFAULT_MIN_HISTORY,
+    DEFAULT_NAME,
+    DEFAULT_ZONE,
+    HISTORY_START,
+    HOUR,
+    NUMERIC,
+    ONE_TOKEN_TYPE,
+    ROWS,
+    TOKEN_TYPE,
+    WEEKDAY,
+    FeatureSpec,
+    LogSchema,
+)
 
-logger = logging.get_logger(__name__)
-
-HISTORY_START, TOKEN_TYPE = "history_start", "token_type"
-ONE_TOKEN_TYPE = "event"  # of a log without a token type
-ROWS = "rows"  # a log without times may have its events in the order of its rows
 MISSING_LABEL, UNKNOWN_LABEL = "[missing]", "[unknown]"
 
-CATEGORICAL, NUMERIC = RAW_KINDS = ("categorical", "numeric")
-HOUR, WEEKDAY, DAYS_SINCE_VISIT = DERIVED_KINDS = ("hour", "weekday", "days_since_visit")
-KINDS = (*RAW_KINDS, *DERIVED_KINDS)
-BINNED_KINDS = (NUMERIC, DAYS_SINCE_VISIT)
-EVENT_COLUMNS = ("times", "visits", "feature_", "value_", "task_")  # of a row: those with an entry an event
 CALENDAR_SIZES = {HOUR: 24, WEEKDAY: 7}
 SECONDS_PER_HOUR = 3600
 EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
-
-
-def first_kept(events: int, window: int) -> int:
-    """Index of the first event of a history that the model reads.
-
-    The model reads at most `window` of the latest events. In longer histories the first event moves in steps of an
-    eighth of the window, so at least seven eighths of the window are read. Between two steps the state of a live
-    customer ([`LiveCustomer`]) stays valid; at a step the whole history is read again.
-
-    Args:
-        events (`int`): number of events of the history.
-        window (`int`): largest number of events that are read.
-    """
-    step = max(1, window // 8)
-    return max(0, -(-(events - window) // step) * step) if window else events
 
 
 # trf-ignore: TRF057, auto_docstring knows processors but no feature extractors: it would drop the arguments.
@@ -113,21 +102,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         vocabularies (`dict[str, list[str]]`): Values of each categorical feature; the first value has id 2.
         bins (`dict[str, list[float]]`): Strictly increasing inner bin edges of each numeric and days_since_visit
             feature. A value on an edge belongs to the bin above it.
-        customer (`str`): Column of the log with the customer's id.
-        time (`str`): Column of the log with the time of the event.
-        order (`str`, *optional*): For a log without times: a column of whole numbers that order a customer's events,
-            or "rows" for the order of the rows. Each visit is then one day after the visit before.
-        token_type (`str`, *optional*): Column of the log with the token type. `None`: every event has the type
-            "event".
-        visit (`str`, *optional*): Column of the log with the visit; equal values make one visit. Without it, or where
-            its value is missing, events of one time make one visit.
-        time_zone (`str`): Time zone that times with a zone are converted to; times without a zone stay as they are.
-        tasks (`Sequence[str]`): Categorical event features whose next value the model predicts.
-        target_token_types (`Sequence[str]`): Token types of the events that are targets. Default: all.
-        end_of_visit (`str`, *optional*): Token type of the event that is added after each visit with a target.
-        max_events (`int`): Largest number of events in a model input, start row included.
-        min_history (`int`): Smallest number of target events before an evaluation case; stored for the record.
-        name (`str`): Name of the event log.
+        customer, time, token_type, visit, time_zone, tasks, target_token_types, end_of_visit, max_events, min_history,
+            name, order: as [`LogSchema`] has them. `min_history` is kept for the record.
 
     Raises:
         ValueError: if features, vocabularies, bins and tasks do not fit together, or the time zone does not exist.
@@ -144,13 +120,13 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         time: str | None = "time",
         token_type: str | None = TOKEN_TYPE,
         visit: str | None = None,
-        time_zone: str = "UTC",
+        time_zone: str = DEFAULT_ZONE,
         tasks: Sequence[str] = (),
         target_token_types: Sequence[str] = (),
         end_of_visit: str | None = None,
-        max_events: int = 300,
-        min_history: int = 5,
-        name: str = "event_log",
+        max_events: int = DEFAULT_MAX_EVENTS,
+        min_history: int = DEFAULT_MIN_HISTORY,
+        name: str = DEFAULT_NAME,
         order: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -164,28 +140,14 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         self.time_zone, self.tasks, self.target_token_types = time_zone, list(tasks), list(target_token_types)
         self.end_of_visit, self.max_events, self.min_history = end_of_visit, max_events, min_history
 
-        self._zone = read_zone(time_zone)
-        self._kinds = {feature["name"]: feature.get("kind", CATEGORICAL) for feature in self.features}
-        self._event_features = [feature["name"] for feature in self.features if not feature.get("profile")]
-        self._profile_features = [feature["name"] for feature in self.features if feature.get("profile")]
-        self._columns = {
-            feature["name"]: feature.get("column") or feature["name"]
-            for feature in self.features
-            if self._kinds[feature["name"]] in RAW_KINDS
-        }
-        if token_type is None:
-            self._columns.pop(TOKEN_TYPE, None)
-        self._parts = {
-            feature["name"]: (feature.get("separator"), feature.get("item"), feature.get("level"))
-            for feature in self.features
-            if self._kinds[feature["name"]] == CATEGORICAL
-        }
-        event_columns = [self._columns[feature] for feature in self._event_features if feature in self._columns]
-        profile_columns = [self._columns[feature] for feature in self._profile_features if feature in self._columns]
-        place = None if order == ROWS else self.order
-        known = [customer, *(column for column in (self.time, place, visit, token_type) if column), *event_columns]
-        self._known_columns = list(dict.fromkeys(known))
-        self._known_profile = list(dict.fromkeys([customer, *profile_columns]))
+        schema, self._zone = self.schema, read_zone(time_zone)
+        self._token_feature, self._reserved_token_types = schema.token_feature.name, schema.reserved_token_types
+        self._specs = {spec.name: spec for spec in (*schema.features, *schema.profile)}
+        self._kinds = {name: spec.kind for name, spec in self._specs.items()}
+        self._event_features = [spec.name for spec in schema.features]
+        self._profile_features = [spec.name for spec in schema.profile]
+        self._columns = {name: spec.column for name, spec in self._specs.items() if spec.column}
+        self._known_columns, self._known_profile = schema.event_columns, schema.profile_columns
         self._ids = {
             feature: {value: FIRST_VALUE_ID + i for i, value in enumerate(values)}
             for feature, values in self.vocabularies.items()
@@ -193,46 +155,18 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         self._edges = {feature: np.array(edges, np.float64) for feature, edges in self.bins.items()}
         if self.numeric_features:
             self.model_input_names = [*type(self).model_input_names, "event_values"]
-        self._check_features()
-
-    def _check_features(self) -> None:
         fix = f"take preprocessor_config.json and {VOCABULARIES_NAME} from one and the same save"
-        if len(self._kinds) < len(self.features):
-            raise ValueError(f"Names of features are not unique: {self.feature_names}; give each its own.")
-        for feature, kind in self._kinds.items():
-            allowed = RAW_KINDS if feature in self._profile_features else KINDS
-            if self.order is not None and kind in DERIVED_KINDS:
-                raise ValueError(f"Feature {feature!r} has kind {kind!r}, and the log has no times but `order`.")
-            if kind not in allowed:
-                raise ValueError(f"Feature {feature!r} has kind {kind!r}; expected one of {', '.join(allowed)}.")
-        for what, kinds in (("vocabularies", (CATEGORICAL,)), ("bins", BINNED_KINDS)):
-            found, needed = sorted(getattr(self, what)), sorted(f for f, kind in self._kinds.items() if kind in kinds)
-            if found != needed:
-                raise ValueError(f"Found {what} of {found}, the features need {needed}; {fix}.")
-        for feature, values in self.vocabularies.items():
-            if not all(isinstance(value, str) for value in values) or len(self._ids[feature]) < len(values):
-                raise ValueError(f"The vocabulary of {feature!r} is not a list of distinct texts; {fix}.")
-        self._check_shared_vocabularies()
-        for feature, edges in self._edges.items():
-            if not np.isfinite(edges).all() or (np.diff(edges) <= 0).any():
-                raise ValueError(f"The bin edges of {feature!r} are not finite and strictly increasing; {fix}.")
-        for reserved in self._own_token_types:
-            if reserved not in self.vocabularies[self.token_type_feature]:
-                raise ValueError(f"The vocabulary of {self.token_type_feature!r} has no {reserved!r}; {fix}.")
-        choices = [feature for feature in self._event_features if self._kinds[feature] == CATEGORICAL]
-        for task in self.tasks:
-            if task not in choices:
-                raise ValueError(f"Task {task!r} is no categorical event feature; choose from {', '.join(choices)}.")
-        if self.max_events < 1:
-            raise ValueError(f"`max_events` is {self.max_events}; give at least 1, the start row.")
+        schema.check_values(self.vocabularies, self.bins, fix)
 
-    def _check_shared_vocabularies(self) -> None:
-        for feature, other in self.shared_vocabularies.items():
-            if self.vocabularies[feature] != self.vocabularies[other]:
-                raise ValueError(
-                    f"Features {other!r} and {feature!r} share the values of column {self._columns[feature]!r}, but "
-                    "their vocabularies differ; add new values to each of them."
-                )
+    @property
+    def schema(self) -> LogSchema:
+        """What the columns of the log mean."""
+        specs: dict[bool, list[FeatureSpec]] = {False: [], True: []}
+        for feature in self.features:
+            specs[bool(feature.get("profile"))].append(FeatureSpec.from_saved(feature, self.token_type))
+        values = {entry.name: getattr(self, entry.name) for entry in fields(LogSchema) if entry.name != "profile"}
+        values |= {key: tuple(values[key]) for key in ("tasks", "target_token_types")}
+        return LogSchema(**values | {"features": tuple(specs[False]), "profile": tuple(specs[True])})
 
     # ---------------------------------------------------------------------------------------------- features, labels
 
@@ -261,33 +195,13 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
 
     @property
     def shared_vocabularies(self) -> dict[str, str]:
-        """For each categorical feature the name of the feature whose vocabulary it shares: its own name, or the first
-        feature with an `item` of the same column."""
-        first: dict[tuple[bool, str], str] = {}
-        shared = {}
-        for feature, (_, item, _) in self._parts.items():
-            key = (feature in self._profile_features, self._columns.get(feature, feature))
-            shared[feature] = feature if item is None else first.setdefault(key, feature)
-        return shared
+        """Of each categorical feature the one whose vocabulary it has: itself, or the first `item` of its column."""
+        return self.schema.shared_vocabularies
 
     @property
     def token_type_feature(self) -> str:
         """Name of the feature that holds the token type."""
-        if self.token_type is None and TOKEN_TYPE in self._event_features:
-            return TOKEN_TYPE
-        for feature in self._event_features:
-            if self._kinds[feature] == CATEGORICAL and self._columns[feature] == self.token_type:
-                return feature
-        raise ValueError(f"No categorical event feature reads the token type column {self.token_type!r}; add one.")
-
-    @property
-    def _reserved_token_types(self) -> list[str]:
-        return [HISTORY_START] + ([self.end_of_visit] if self.end_of_visit else [])
-
-    @property
-    def _own_token_types(self) -> list[str]:
-        """Token types that MCM adds, which the log does not contain."""
-        return self._reserved_token_types + ([] if self.token_type else [ONE_TOKEN_TYPE])
+        return self._token_feature
 
     def label_ids(self, task: str, values: Sequence[Any]) -> NDArray[np.int64]:
         """Encodes values of a task's feature as label ids.
@@ -358,8 +272,9 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
 
     def _feature_ids(self, feature: str, column: Any) -> NDArray[np.int32]:
         if self._kinds[feature] == NUMERIC:
-            return self._bin(feature, self._numbers(column))
-        separator, item, level = self._parts[feature]
+            return self._bin(feature, to_numbers(column))
+        spec = self._specs[feature]
+        separator, item, level = spec.separator, spec.item, spec.level
         if level is not None:
             return map_distinct(
                 column, lambda value: self._id_of(feature, split_path(value, str(separator), level)), np.int32
@@ -368,12 +283,6 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             texts = [split_values(value, separator) for value in as_list(column)]
             return np.array([self._id_of_item(feature, each, item) for each in texts], np.int32)
         return self._value_ids(feature, column)
-
-    @staticmethod
-    def _numbers(column: Any) -> NDArray[np.float64]:
-        if isinstance(column, np.ndarray) and column.dtype.kind in "iufb":
-            return column.astype(np.float64)
-        return map_distinct(column, to_number, np.float64)
 
     def _value_ids(self, feature: str, column: Any) -> NDArray[np.int32]:
         """Ids of values of a categorical feature, without splitting them into parts."""
@@ -454,7 +363,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             if column := self._columns.get(feature):
                 with naming(f"column {column!r}"):
                     if self._kinds[feature] == NUMERIC:
-                        numbers = self._numbers(columns[column])
+                        numbers = to_numbers(columns[column])
                         ids[feature], values[feature] = self._bin(feature, numbers), to_values(numbers)
                     else:
                         ids[feature] = self._feature_ids(feature, columns[column])
@@ -566,12 +475,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         Returns:
             `dict`: the new row.
         """
-        names = [f"feature_{feature}" for feature in features or () if feature in self._event_features]
-        if not names:
-            return dict(row)
-        keep = np.any([row[name] != MISSING_ID for name in names], axis=0)
-        ends = {name: int(keep[: row[name]].sum()) for name in ("validation_end", "test_end") if name in row}
-        return _picked(row, keep) | ends
+        names = [feature for feature in features or () if feature in self._event_features]
+        return readable(row, names) if names else dict(row)
 
     def pad(
         self,
@@ -605,68 +510,15 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             ValueError: if there are no rows, a row lacks a column, ids do not fit the vocabularies, or `now` is not
                 one finite number for each row.
         """
-        if now is not None:
-            now = now.tolist() if hasattr(now, "tolist") else now
-            rows = _until(rows, now)
-        window = self.max_events if max_events is None else max_events
-        extra = 1 + mask_next  # the start row, the masked row
-        if window < extra or not len(rows):
-            raise ValueError(
-                f"Found {len(rows)} rows and max_events {window}; give at least 1 row and {extra} events."
-            )
-        counts = np.array([len(row["times"]) for row in rows])
-        starts = [first_kept(count, window - extra) for count in counts.tolist()]
-        lengths, kept = counts - starts, [slice(start, None) for start in starts]
-        position = np.arange(int(lengths.max()) + extra)
-        attention_mask = (position < lengths[:, None] + extra).astype(np.int64)
-        cells = np.flatnonzero((position > 0) & (position <= lengths[:, None]))  # of events, in the order of the rows
-
-        def join(key: str, since_first: bool = False) -> NDArray[Any]:
-            parts = [row[key][part] for row, part in zip(rows, kept, strict=True)]
-            joined = np.concatenate([part - part[:1] for part in parts] if since_first else parts)
-            if len(joined) != len(cells):
-                raise ValueError(f"Rows have {len(cells)} times but {len(joined)} values of {key!r}; give as many.")
-            return joined
-
-        input_ids = np.zeros((*attention_mask.shape, len(self.features)), np.int64)
-        event_times, visit_ids = np.zeros(attention_mask.shape, np.float32), np.zeros(attention_mask.shape, np.int64)
-        event_values = np.zeros((*attention_mask.shape, len(self.numeric_features)), np.float32)
-        last = (np.arange(len(rows)), lengths + 1)
-        try:
-            event_times.reshape(-1)[cells] = join("times", since_first=True) / SECONDS_PER_DAY
-            visit_ids.reshape(-1)[cells] = join("visits", since_first=True) + 1
-            for index, feature in enumerate(self.numeric_features):
-                event_values.reshape(-1, event_values.shape[-1])[cells, index] = join(f"value_{feature}")
-            for index, (feature, size) in enumerate(zip(self.feature_names, self.vocabulary_sizes, strict=True)):
-                if feature in self._profile_features:
-                    ids = input_ids[:, 0, index] = np.array([row[f"profile_{feature}"] for row in rows])
-                else:
-                    ids = input_ids.reshape(-1, len(self.features))[cells, index] = join(f"feature_{feature}")
-                    if mask_next:
-                        input_ids[(*last, index)] = UNKNOWN_ID
-                if ids.size and (ids.min() < 0 or ids.max() >= size):
-                    found = f"Feature {feature!r} has ids from {ids.min()} to {ids.max()}, this checkpoint has {size}"
-                    raise ValueError(f"{found}; prepare the data with its feature extractor.")
-        except KeyError as error:
-            fix = "prepare the data with the schema of this checkpoint"
-            if str(error.args[0]).startswith("value_"):
-                fix = "it was prepared before values of numeric features were kept: prepare the data again"
-            raise ValueError(f"A row has no {error}; {fix}.") from None
         token = self.token_type_feature
-        input_ids[:, 0, self.feature_names.index(token)] = self._ids[token][HISTORY_START]
-        if mask_next:
-            event_times[last] = event_times[last[0], lengths]
-            visit_ids[last] = visit_ids[last[0], lengths] + 1
-        event_times = np.maximum.accumulate(event_times, axis=1) * attention_mask.astype(np.float32)
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        inputs |= {"visit_ids": visit_ids, "event_times": event_times}
-        if self.numeric_features:
-            inputs["event_values"] = event_values
-        if now is not None:
-            firsts = (row["times"][part][:1] for row, part in zip(rows, kept, strict=True))
-            days = [float((moment - first).sum()) / SECONDS_PER_DAY for moment, first in zip(now, firsts, strict=True)]
-            inputs["now"] = np.array(days, np.float32)
-        return BatchFeature(inputs, tensor_type=return_tensors)
+        layout = InputLayout(
+            dict(zip(self.feature_names, self.vocabulary_sizes, strict=True)),
+            frozenset(self._profile_features),
+            tuple(self.numeric_features),
+            (self.feature_names.index(token), self._ids[token][HISTORY_START]),
+        )
+        window = self.max_events if max_events is None else max_events
+        return BatchFeature(pad_rows(rows, layout, window, mask_next, now), tensor_type=return_tensors)
 
     # trf-ignore: TRF057, as above.
     def __call__(
@@ -740,7 +592,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         Raises:
             ValueError: if features that share the values of a column no longer have the same vocabulary.
         """
-        self._check_shared_vocabularies()
+        self.schema.check_shared(self.vocabularies)
         folder = Path(save_directory)
         saved = super().save_pretrained(folder)
         path = folder / VOCABULARIES_NAME
@@ -782,33 +634,3 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             return values | {key: dict(stored[key]) for key in ("vocabularies", "bins")}, unused
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {fix}.") from error
-
-
-def _picked(row: Mapping[str, Any], keep: NDArray[np.bool_]) -> dict[str, Any]:
-    """A row with some of its events."""
-    return {name: value[keep] if name.startswith(EVENT_COLUMNS) else value for name, value in row.items()}
-
-
-def _until(rows: Sequence[Mapping[str, Any]], now: Sequence[float]) -> list[Mapping[str, Any]]:
-    """The rows without what is later than each one's moment in seconds; `ValueError` where one is no finite number."""
-    if len(now) != len(rows):
-        raise ValueError(f"Found {len(now)} moments `now` of {len(rows)} rows; give one a row.")
-    kept: list[Mapping[str, Any]] = []
-    late = False
-    for place, (row, moment) in enumerate(zip(rows, now, strict=True)):
-        if not isinstance(moment, Real) or not math.isfinite(moment):
-            name = "" if row.get("customer_id") is None else f" (customer {row['customer_id']!r})"
-            raise ValueError(
-                f"Row {place}{name}: `now` is {moment!r}, expected a moment in seconds since 1970-01-01; give one, or "
-                "leave `now` out."
-            )
-        stays = row["times"] <= moment
-        if not stays.all():
-            late = True
-            row = _picked(row, stays)
-        kept.append(row)
-    if late:
-        logger.warning_once(
-            "Some customers have events later than `now`, which are left out: the model reads histories up to `now`."
-        )
-    return kept

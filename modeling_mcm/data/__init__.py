@@ -6,7 +6,8 @@ This needs the base install alone. What makes a data set of an event log is in `
 """
 
 from modeling_mcm.data.dataset import PreparedManifest, check_vocabularies, load_prepared
-from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema, FeatureSpec, schema_of
+from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema, schema_of
+from modeling_mcm.schema_mcm import FeatureSpec
 
 __all__ = [
     "NO_CUTOFFS",

@@ -18,12 +18,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from modeling_mcm.data.dataset import PreparedManifest, sha256_of
-from modeling_mcm.data.features import CATEGORICAL, raw_places
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.extras import needs
 from modeling_mcm.preparation.files import InputFiles, find_files
 from modeling_mcm.preparation.locks import note_of
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.schema_mcm import CATEGORICAL, raw_places
 
 with needs("data"):
     import ibis

@@ -19,11 +19,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from modeling_mcm.data.features import CATEGORICAL, FeatureSpec, raw_places
 from modeling_mcm.data.schema import EventSchema, schema_of
 from modeling_mcm.extras import needs
 from modeling_mcm.preparation.text_files import TextFiles
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.schema_mcm import CATEGORICAL, FeatureSpec, raw_places
 
 with needs("data"):
     import ibis

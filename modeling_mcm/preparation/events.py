@@ -18,7 +18,6 @@ from typing import Any
 
 from transformers.utils import logging
 
-from modeling_mcm.data.features import CATEGORICAL, NUMERIC, FeatureSpec, raw_places
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.events_mcm import (
     EPOCH,
@@ -31,7 +30,7 @@ from modeling_mcm.events_mcm import (
 )
 from modeling_mcm.extras import needs
 from modeling_mcm.preparation.text_files import TextFiles
-from modeling_mcm.processing_mcm import ONE_TOKEN_TYPE, ROWS
+from modeling_mcm.schema_mcm import CATEGORICAL, NUMERIC, ONE_TOKEN_TYPE, ROWS, FeatureSpec, raw_places
 
 with needs("data"):
     import ibis
@@ -63,8 +62,7 @@ def open_events(source: Any, connection: ibis.BaseBackend, schema: EventSchema, 
 def open_profile(source: Any, connection: ibis.BaseBackend, schema: EventSchema, text: TextFiles) -> ir.Table:
     """The profile table as `open_table` opens it; a bad line of a text file is always an error."""
     strict = TextFiles(replace(text.format, on_bad_row="error"), text.folder / "profile")
-    columns = [schema.customer, *(spec.column for spec in schema.profile if spec.column)]
-    return open_table(source, connection, "profile", columns, strict)
+    return open_table(source, connection, "profile", schema.profile_columns, strict)
 
 
 def count_bad(table: ir.Table, read: ir.Table, schema: EventSchema) -> int:
@@ -318,8 +316,7 @@ def normalise_profile(table: ir.Table, schema: EventSchema) -> ir.Table:
     Raises:
         ValueError: A missing column, a wrong type, or a customer with two rows.
     """
-    columns = [spec.column for spec in schema.profile if spec.column]
-    check_columns(table, [schema.customer, *columns], "profile")
+    check_columns(table, schema.profile_columns, "profile")
     values = _raw_features(table, schema.profile, "p")
     out = table.select(customer_id=as_text(table[schema.customer], schema.customer), **values)
     out = out.filter(out.customer_id.notnull())

@@ -17,6 +17,7 @@ import math
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,13 @@ from modeling_mcm.data.dataset import (
     PreparedManifest,
     write_table,
 )
-from modeling_mcm.data.features import check_integer, check_size
+from modeling_mcm.data.features import check_size
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.extras import needs
 from modeling_mcm.preparation.files import describe
 from modeling_mcm.preparation.text_files import TextFiles
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.schema_mcm import LogSchema, check_integer
 
 with needs("data"):
     import ibis
@@ -249,27 +251,11 @@ def _number_shards(visits: ir.Table, rows_per_shard: int) -> ir.Table:
 
 
 def _save_feature_extractor(fitted: Vocabularies, schema: EventSchema, directory: Path) -> None:
-    features = [
-        {"name": spec.name, "kind": spec.kind, "column": spec.column, "profile": spec in schema.profile} | spec.part
-        for spec in (*schema.features, *schema.profile)
-    ]
-    MCMFeatureExtractor(
-        features=features,
-        vocabularies=fitted.values,
-        bins=fitted.bins,
-        customer=schema.customer,
-        time=schema.time,
-        order=schema.order,
-        token_type=schema.token_type,
-        visit=schema.visit,
-        time_zone=schema.time_zone,
-        tasks=list(schema.tasks),
-        target_token_types=list(schema.target_token_types),
-        end_of_visit=schema.end_of_visit,
-        max_events=schema.max_events,
-        min_history=schema.min_history,
-        name=schema.name,
-    ).save_pretrained(directory)
+    values = {entry.name: getattr(schema, entry.name) for entry in fields(LogSchema) if entry.name != "profile"}
+    values |= {key: list(values[key]) for key in ("tasks", "target_token_types")}
+    features = [spec.to_saved(spec in schema.profile) for spec in (*schema.features, *schema.profile)]
+    values |= {"features": features, "vocabularies": fitted.values, "bins": fitted.bins}
+    MCMFeatureExtractor(**values).save_pretrained(directory)
 
 
 def prepare(

@@ -35,7 +35,8 @@ from modeling_mcm.extras import needs
 from modeling_mcm.preparation.files import check_files, describe
 from modeling_mcm.preparation.locks import locked
 from modeling_mcm.preparation.text_files import TextFiles
-from modeling_mcm.processing_mcm import ROWS, MCMFeatureExtractor
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.schema_mcm import ROWS
 
 with needs("data"):
     import ibis

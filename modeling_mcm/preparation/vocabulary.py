@@ -17,11 +17,12 @@ import numpy as np
 import pyarrow as pa
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
-from modeling_mcm.data.features import CATEGORICAL, HOUR, MOST_VALUES, WEEKDAY, FeatureSpec, raw_places, value_places
-from modeling_mcm.data.schema import EventSchema, schema_of
+from modeling_mcm.data.features import MOST_VALUES
+from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.events_mcm import LARGEST_VALUE, SECONDS_PER_DAY
 from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import EPOCH_WEEKDAY, SECONDS_PER_HOUR, MCMFeatureExtractor
+from modeling_mcm.schema_mcm import CATEGORICAL, HOUR, WEEKDAY, FeatureSpec, raw_places, value_places
 
 with needs("data"):
     import ibis
@@ -48,7 +49,7 @@ def vocabularies_of(feature_extractor: MCMFeatureExtractor, schema: EventSchema)
     Raises:
         ValueError: if the schema has other features, or reads events in another way.
     """
-    known = schema_of(feature_extractor)
+    known = feature_extractor.schema
     if (schema.order is None) != (known.order is None):
         raise ValueError(
             f"`order` is {schema.order!r} in the schema and {known.order!r} in the checkpoint, and only one of them "

@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from modeling_mcm.live_mcm import LiveCustomer
-from modeling_mcm.processing_mcm import CATEGORICAL, NUMERIC, MCMFeatureExtractor
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.schema_mcm import CATEGORICAL, NUMERIC
 
 CUSTOMER = "example-customer"
 DAYS = (5, 1)  # before now, of the two visits

@@ -9,7 +9,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from modeling_mcm.processing_mcm import first_kept
+from modeling_mcm.inputs_mcm import first_kept
 
 VISITS = {"extended": True, "max_position_embeddings": None}
 

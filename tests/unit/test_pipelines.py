@@ -15,7 +15,7 @@ from modeling_mcm import (
     MCMModel,
     PreferenceScoresPipeline,
 )
-from modeling_mcm.processing_mcm import first_kept
+from modeling_mcm.inputs_mcm import first_kept
 
 CHOICES = {
     "paper": {},

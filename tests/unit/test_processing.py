@@ -380,13 +380,16 @@ def test_rows_that_do_not_fit_the_checkpoint_are_refused(extractor):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"features": [*FEATURES, {"name": "type"}]}, "not unique"),
+        ({"features": [*FEATURES, {"name": "type"}]}, "named 'type'"),
         ({"features": [{"name": "type", "column": "action", "kind": "text"}]}, "kind 'text'"),
-        ({"features": [*FEATURES, {"name": "x", "kind": "hour", "profile": True}]}, "'x' has kind 'hour'"),
+        (
+            {"features": [*FEATURES, {"name": "x", "kind": "hour", "profile": True}]},
+            "'x' of the profile has kind 'hour'",
+        ),
         ({"token_type": "event"}, "token type column 'event'"),
         ({"end_of_visit": "checkout"}, "no 'checkout'"),
-        ({"tasks": ["a.b"]}, "'a.b' is no categorical event feature"),
-        ({"tasks": ["age"]}, "'age' is no categorical event feature"),
+        ({"tasks": ["a.b"]}, "'a.b', which is no categorical event feature"),
+        ({"tasks": ["age"]}, "'age', which is no categorical event feature"),
         ({"time_zone": "Berlin"}, "`time_zone` is 'Berlin'; give an IANA name"),
         ({"max_events": 0}, "`max_events` is 0"),
         (

@@ -63,7 +63,7 @@ MISTAKES = {
     "bins of a category": ({"features": [{"name": "p", "bins": 2}]}, "`bins`"),
     "one bin": ({"features": [{"name": "p", "kind": "numeric", "bins": 1}]}, "bins.*at least 2"),
     "name twice": ({"features": [TOKEN, {"name": "item"}], "profile": [{"name": "item"}]}, "named 'item'"),
-    "derived profile": ({"profile": [{"name": "h", "kind": "hour"}]}, "'h' is hour"),
+    "derived profile": ({"profile": [{"name": "h", "kind": "hour"}]}, "'h' of the profile has kind 'hour'"),
     "no token type": ({"features": [{"name": "item"}]}, "column: kind"),
     "no task": ({"tasks": []}, "`tasks` is empty"),
     "unknown task": ({"tasks": ["items"]}, "'items'"),

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from synthetic_log import TEST, VALIDATION, make_log, of_customer, read_rows, run
 
-from modeling_mcm.data import EventSchema, FeatureSpec, schema_of
+from modeling_mcm.data import EventSchema, schema_of
+from modeling_mcm.data.features import read_feature
 from modeling_mcm.hub.privacy import customers_per_value, hide_values
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation.drift import feature_drift
@@ -198,7 +199,7 @@ def test_what_is_saved_reads_back(tmp_path):
 
 def test_old_features_are_written_as_before():
     plain = {"name": "item", "kind": "categorical", "column": "item", "min_count": 1, "max_values": None}
-    assert FeatureSpec.from_dict({"name": "item"}, "here").to_dict() == plain
+    assert read_feature({"name": "item"}, "here").to_dict() == plain
     schema = schema_with(features=[{"name": "item"}, {"name": "kind"}], tasks=["item"], token_type="kind", profile=[])
     assert schema.to_dict()["features"][0] == plain and "part" not in schema.to_dict()
 

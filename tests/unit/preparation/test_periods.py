@@ -325,7 +325,7 @@ def test_raw_events_without_a_place_are_refused(tmp_path):
         with pytest.raises(ValueError, match="column 'place': found .*, expected a whole number"):
             extractor.encode({"events": [{"place": place, "item": 1}]})
     assert extractor.encode_actions({"item": [1]}).shape == (1, 3)
-    with pytest.raises(ValueError, match="kind 'hour', and the log has no times"):
+    with pytest.raises(ValueError, match="'h' has kind 'hour', which is computed from the time"):
         features = [*extractor.features, {"name": "h", "kind": "hour"}]
         MCMFeatureExtractor(**extractor.to_dict() | {"features": features}, **stored(extractor))
 

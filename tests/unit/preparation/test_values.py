@@ -62,7 +62,7 @@ def customer(days, **others):
 def warnings_of_mcm(monkeypatch):
     """What is warned of once, each message as often as it is asked for."""
     said = []
-    monkeypatch.setattr("modeling_mcm.processing_mcm.logger.warning_once", said.append)
+    monkeypatch.setattr("modeling_mcm.inputs_mcm.logger.warning_once", said.append)
     return said
 
 

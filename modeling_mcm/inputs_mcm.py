@@ -1,0 +1,183 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""From rows of ids to model inputs: the window that is read, padding, the start row, the moment of the question.
+
+Shapes: B customers, L rows of the longest history (start row included), J features in the order of `features`, N
+numeric features of events.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers.utils import logging
+
+from .configuration_mcm import MISSING_ID, UNKNOWN_ID
+from .events_mcm import SECONDS_PER_DAY
+
+logger = logging.get_logger(__name__)
+
+EVENT_COLUMNS = ("times", "visits", "feature_", "value_", "task_")  # of a row: those with an entry an event
+
+
+class InputLayout(NamedTuple):
+    """Where the features of a row stand in a model input.
+
+    Attributes:
+        sizes (`dict[str, int]`): ids of each feature, in the order of J.
+        profile (`frozenset[str]`): features of the customer, which stand in the start row.
+        numeric (`tuple[str]`): numeric features of events, in the order of N.
+        start (`tuple[int, int]`): place of the token type among the features, and its id in the start row.
+    """
+
+    sizes: dict[str, int]
+    profile: frozenset[str]
+    numeric: tuple[str, ...]
+    start: tuple[int, int]
+
+
+def first_kept(events: int, window: int) -> int:
+    """Index of the first event of a history that the model reads.
+
+    The model reads at most `window` of the latest events. In longer histories the first event moves in steps of an
+    eighth of the window, so at least seven eighths of the window are read. Between two steps the state of a live
+    customer ([`LiveCustomer`]) stays valid; at a step the whole history is read again.
+
+    Args:
+        events (`int`): number of events of the history.
+        window (`int`): largest number of events that are read.
+    """
+    step = max(1, window // 8)
+    return max(0, -(-(events - window) // step) * step) if window else events
+
+
+def pad_rows(
+    rows: Sequence[Mapping[str, Any]],
+    layout: InputLayout,
+    window: int,
+    mask_next: bool = False,
+    now: Sequence[float] | NDArray[Any] | None = None,
+) -> dict[str, NDArray[Any]]:
+    """Model inputs of rows as numpy arrays; [`MCMFeatureExtractor.pad`] says what they are.
+
+    Args:
+        rows (`Sequence[dict]`): as the feature extractor or a prepared data set gives them.
+        layout (`InputLayout`): the features.
+        window (`int`): rows at most, start row included.
+        mask_next (`bool`): adds a last row of unknown values.
+        now (`Sequence`, *optional*): of each row the moment at which the model is asked.
+
+    Raises:
+        ValueError: as [`MCMFeatureExtractor.pad`].
+    """
+    if now is not None:
+        now = now.tolist() if hasattr(now, "tolist") else now
+        rows = until(rows, now)
+    extra = 1 + mask_next  # the start row, the masked row
+    if window < extra or not len(rows):
+        raise ValueError(f"Found {len(rows)} rows and max_events {window}; give at least 1 row and {extra} events.")
+    counts = np.array([len(row["times"]) for row in rows])
+    starts = [first_kept(count, window - extra) for count in counts.tolist()]
+    lengths, kept = counts - starts, [slice(start, None) for start in starts]
+    position = np.arange(int(lengths.max()) + extra)
+    attention_mask = (position < lengths[:, None] + extra).astype(np.int64)
+    cells = np.flatnonzero((position > 0) & (position <= lengths[:, None]))  # of events, in the order of the rows
+
+    def join(key: str, since_first: bool = False) -> NDArray[Any]:
+        parts = [row[key][part] for row, part in zip(rows, kept, strict=True)]
+        joined = np.concatenate([part - part[:1] for part in parts] if since_first else parts)
+        if len(joined) != len(cells):
+            raise ValueError(f"Rows have {len(cells)} times but {len(joined)} values of {key!r}; give as many.")
+        return joined
+
+    input_ids = np.zeros((*attention_mask.shape, len(layout.sizes)), np.int64)
+    event_times, visit_ids = np.zeros(attention_mask.shape, np.float32), np.zeros(attention_mask.shape, np.int64)
+    event_values = np.zeros((*attention_mask.shape, len(layout.numeric)), np.float32)
+    last = (np.arange(len(rows)), lengths + 1)
+    try:
+        event_times.reshape(-1)[cells] = join("times", since_first=True) / SECONDS_PER_DAY
+        visit_ids.reshape(-1)[cells] = join("visits", since_first=True) + 1
+        for index, feature in enumerate(layout.numeric):
+            event_values.reshape(-1, event_values.shape[-1])[cells, index] = join(f"value_{feature}")
+        for index, (feature, size) in enumerate(layout.sizes.items()):
+            if feature in layout.profile:
+                ids = input_ids[:, 0, index] = np.array([row[f"profile_{feature}"] for row in rows])
+            else:
+                ids = input_ids.reshape(-1, len(layout.sizes))[cells, index] = join(f"feature_{feature}")
+                if mask_next:
+                    input_ids[(*last, index)] = UNKNOWN_ID
+            if ids.size and (ids.min() < 0 or ids.max() >= size):
+                found = f"Feature {feature!r} has ids from {ids.min()} to {ids.max()}, this checkpoint has {size}"
+                raise ValueError(f"{found}; prepare the data with its feature extractor.")
+    except KeyError as error:
+        fix = "prepare the data with the schema of this checkpoint"
+        if str(error.args[0]).startswith("value_"):
+            fix = "it was prepared before values of numeric features were kept: prepare the data again"
+        raise ValueError(f"A row has no {error}; {fix}.") from None
+    place, start_id = layout.start
+    input_ids[:, 0, place] = start_id
+    if mask_next:
+        event_times[last] = event_times[last[0], lengths]
+        visit_ids[last] = visit_ids[last[0], lengths] + 1
+    event_times = np.maximum.accumulate(event_times, axis=1) * attention_mask.astype(np.float32)
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    inputs |= {"visit_ids": visit_ids, "event_times": event_times}
+    if layout.numeric:
+        inputs["event_values"] = event_values
+    if now is not None:
+        firsts = (row["times"][part][:1] for row, part in zip(rows, kept, strict=True))
+        days = [float((moment - first).sum()) / SECONDS_PER_DAY for moment, first in zip(now, firsts, strict=True)]
+        inputs["now"] = np.array(days, np.float32)
+    return inputs
+
+
+def readable(row: Mapping[str, Any], features: Sequence[str]) -> dict[str, Any]:
+    """The row without the events that have none of some event features; see [`MCMFeatureExtractor.readable`]."""
+    keep = np.any([row[f"feature_{feature}"] != MISSING_ID for feature in features], axis=0)
+    ends = {name: int(keep[: row[name]].sum()) for name in ("validation_end", "test_end") if name in row}
+    return _picked(row, keep) | ends
+
+
+def _picked(row: Mapping[str, Any], keep: NDArray[np.bool_]) -> dict[str, Any]:
+    """A row with some of its events."""
+    return {name: value[keep] if name.startswith(EVENT_COLUMNS) else value for name, value in row.items()}
+
+
+def until(rows: Sequence[Mapping[str, Any]], now: Sequence[float]) -> list[Mapping[str, Any]]:
+    """The rows without what is later than each one's moment in seconds; `ValueError` where one is no finite number."""
+    if len(now) != len(rows):
+        raise ValueError(f"Found {len(now)} moments `now` of {len(rows)} rows; give one a row.")
+    kept: list[Mapping[str, Any]] = []
+    late = False
+    for place, (row, moment) in enumerate(zip(rows, now, strict=True)):
+        if not isinstance(moment, Real) or not math.isfinite(moment):
+            name = "" if row.get("customer_id") is None else f" (customer {row['customer_id']!r})"
+            raise ValueError(
+                f"Row {place}{name}: `now` is {moment!r}, expected a moment in seconds since 1970-01-01; give one, or "
+                "leave `now` out."
+            )
+        stays = row["times"] <= moment
+        if not stays.all():
+            late = True
+            row = _picked(row, stays)
+        kept.append(row)
+    if late:
+        logger.warning_once(
+            "Some customers have events later than `now`, which are left out: the model reads histories up to `now`."
+        )
+    return kept

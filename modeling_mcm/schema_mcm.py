@@ -1,0 +1,365 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the columns of an event log mean: which one is the customer, the time, a feature, a task.
+
+`LogSchema` travels with a checkpoint: the feature extractor reads events by it. The event schema of a data set
+(`modeling_mcm.data.EventSchema`) is the same with what only preparation needs, such as the cutoffs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .events_mcm import read_zone
+
+HISTORY_START, TOKEN_TYPE = "history_start", "token_type"
+ONE_TOKEN_TYPE = "event"  # of a log without a token type
+ROWS = "rows"  # a log without times may have its events in the order of its rows
+
+CATEGORICAL, NUMERIC = RAW_KINDS = ("categorical", "numeric")
+HOUR, WEEKDAY, DAYS_SINCE_VISIT = DERIVED_KINDS = ("hour", "weekday", "days_since_visit")
+KINDS = (*RAW_KINDS, *DERIVED_KINDS)
+BINNED_KINDS = (NUMERIC, DAYS_SINCE_VISIT)
+PART_KEYS = ("separator", "item", "level")  # what a feature reads of its column
+DEFAULT_NAME, DEFAULT_ZONE, DEFAULT_MAX_EVENTS, DEFAULT_MIN_HISTORY, DEFAULT_BINS = "event_log", "UTC", 300, 5, 16
+MOST_EVENTS = 100_000  # of a customer in a period; no person has more, and one row of a shard must fit in memory
+
+
+def check_integer(value: Any, key: str, least: int, most: int) -> None:
+    """Raises `ValueError` for what is no whole number from `least` to `most`; a very long one is shown in part."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        shown = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else f"{value:.3e}"
+        limit = f" and at most {most:,}" if isinstance(value, int) and value > most else ""
+        raise ValueError(f"`{key}` is {shown}; give a whole number of at least {least}{limit}.")
+
+
+def check_text(value: Any, key: str) -> None:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"`{key}` is {value!r}; give a name in quotes.")
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """One feature of an event or of a customer's profile.
+
+    Args:
+        name (`str`): Name of the feature, unique in the schema.
+        kind (`str`): `categorical`; `numeric` (quantile bins); or derived from the time: `hour`, `weekday`,
+            `days_since_visit` (start of this visit minus start of the visit before, in days; binned).
+        column (`str`, *optional*): Column of the log; the name if not given. Derived kinds have none.
+        min_count (`int`): Values seen less often in the training period become the unknown id (categorical).
+        max_values (`int`, *optional*): Most values that are kept, the most frequent; values as frequent as each
+            other stay or go together (categorical).
+        bins (`int`): Number of quantile bins (numeric, days_since_visit).
+        separator (`str`, *optional*): What stands between the values or the levels in the column's text.
+        item (`int`, *optional*): Of a column with several values in an event, the place of the one that is read, from
+            1, the most frequent in the training period first. Without `separator` the column holds lists. Features of
+            one column share its vocabulary.
+        level (`int`, *optional*): Of a column with paths, how many levels are read, from 1. The value is the path up
+            to there, so that equal words under different parents differ.
+    """
+
+    name: str
+    kind: str = CATEGORICAL
+    column: str | None = None
+    min_count: int = 1
+    bins: int = DEFAULT_BINS
+    max_values: int | None = None
+    separator: str | None = None
+    item: int | None = None
+    level: int | None = None
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether the feature is computed from the time and so has no column of its own."""
+        return self.kind in DERIVED_KINDS
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the feature is the token type of a log without one, the same for every event."""
+        return self.kind == CATEGORICAL and self.column is None
+
+    @property
+    def part(self) -> dict[str, Any]:
+        """`separator`, `item` and `level`, where the feature reads a part of its column."""
+        return {key: getattr(self, key) for key in PART_KEYS if getattr(self, key) is not None}
+
+    @classmethod
+    def from_saved(cls, feature: Mapping[str, Any], token_type: str | None) -> "FeatureSpec":
+        """Reads a feature as a checkpoint stores it; the token type of a log without one has no column."""
+        name, kind = feature["name"], feature.get("kind", CATEGORICAL)
+        is_added = token_type is None and not feature.get("profile") and name == TOKEN_TYPE
+        column = None if kind in DERIVED_KINDS or is_added else feature.get("column") or name
+        return cls(name, kind, column, **{key: feature[key] for key in PART_KEYS if key in feature})
+
+    def to_saved(self, profile: bool) -> dict[str, Any]:
+        """The feature as a checkpoint stores it; `profile` says whether it describes the customer, not the event."""
+        return {"name": self.name, "kind": self.kind, "column": self.column, "profile": profile} | self.part
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys that mean something for this kind; `read_feature` reads them back as an equal feature."""
+        out: dict[str, Any] = {"name": self.name, "kind": self.kind}
+        if not self.is_derived:
+            out["column"] = self.column
+        if self.kind == CATEGORICAL:
+            out |= {"min_count": self.min_count, "max_values": self.max_values} | self.part
+        if self.kind in BINNED_KINDS:
+            out["bins"] = self.bins
+        return out
+
+
+def value_places(specs: Sequence[FeatureSpec]) -> list[int]:
+    """Places of the event features whose value is kept beside its bin."""
+    return [place for place, spec in enumerate(specs) if spec.kind == NUMERIC]
+
+
+def raw_places(specs: Sequence[FeatureSpec]) -> list[int]:
+    """Of each feature the place of the one whose raw column is stored for it: itself, or the first `item` of a column.
+
+    Raises:
+        ValueError: Features of one column with several values do not agree in what they share.
+    """
+    first: dict[str | None, int] = {}
+    places: list[int] = []
+    for place, spec in enumerate(specs):
+        source = place if spec.item is None else first.setdefault(spec.column, place)
+        other = specs[source]
+        for key in ("separator", "min_count", "max_values"):
+            if getattr(spec, key) != getattr(other, key):
+                raise ValueError(
+                    f"Features {other.name!r} and {spec.name!r} share the values of column {spec.column!r}, and "
+                    f"`{key}` is {getattr(other, key)!r} and {getattr(spec, key)!r}; write the same."
+                )
+        if source != place and spec.item in [specs[k].item for k in range(place) if places[k] == source]:
+            raise ValueError(f"Two features read `item` {spec.item} of column {spec.column!r}; remove {spec.name!r}.")
+        places.append(source)
+    return places
+
+
+@dataclass(frozen=True)
+class LogSchema:
+    """Maps a table of events, and optionally one of profiles, to MCM.
+
+    Args:
+        customer (`str`): Column of the log that says who.
+        time (`str`, *optional*): Column that says when; a log without times has `order` instead.
+        token_type (`str`, *optional*): Column that says what was done. Without it all events have the token type
+            "event", and the feature `token_type` is added before the others.
+        features (`tuple[FeatureSpec]`): Event features in the model's order, the token type among them.
+        tasks (`tuple[str]`): Categorical event features to predict.
+        name (`str`): Name of the event log.
+        visit (`str`, *optional*): Column whose equal values make one visit; events of one time are one otherwise.
+        profile (`tuple[FeatureSpec]`): Features of the profile table; its customer column is `customer` too.
+        target_token_types (`tuple[str]`): Token types to predict; empty means all.
+        end_of_visit (`str`, *optional*): Token type of the interaction that closes a visit with a target event.
+        max_events (`int`): Window of the model, the start row included.
+        min_history (`int`): Target events before a cutoff that an evaluation case needs.
+        time_zone (`str`): Zone that times with a zone are converted to; times without one are left as they are.
+        order (`str`, *optional*): In the place of `time` a column of whole numbers that puts a customer's events in
+            order, or `rows`: they are in the order of the log's rows. Each visit is then a day after the one before.
+
+    Raises:
+        ValueError: naming the key and the fix, where columns, features and tasks do not fit together.
+    """
+
+    customer: str
+    time: str | None
+    token_type: str | None
+    features: tuple[FeatureSpec, ...]
+    tasks: tuple[str, ...]
+    name: str = DEFAULT_NAME
+    visit: str | None = None
+    profile: tuple[FeatureSpec, ...] = ()
+    target_token_types: tuple[str, ...] = ()
+    end_of_visit: str | None = None
+    max_events: int = DEFAULT_MAX_EVENTS
+    min_history: int = DEFAULT_MIN_HISTORY
+    time_zone: str = DEFAULT_ZONE
+    order: str | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("name", "customer", "time_zone"):
+            check_text(getattr(self, key), key)
+        for key in ("time", "order", "token_type", "visit", "end_of_visit"):
+            if getattr(self, key) is not None:
+                check_text(getattr(self, key), key)
+        check_integer(self.max_events, "max_events", 1, MOST_EVENTS)
+        read_zone(self.time_zone)
+        if self.token_type is None:
+            self._add_token_type()
+        self._check_order()
+        self._check_features()
+        self._check_tasks()
+
+    def _check_order(self) -> None:
+        """Whether there is one of `time` and `order`, and nothing that needs times where there are none."""
+        if self.time is None and self.order is None:
+            raise ValueError(
+                "The event schema has no `time`; add it, or for a log without times `order`: a column of whole "
+                f"numbers, or `{ROWS}` for the order of its rows."
+            )
+        if self.time is not None and self.order is not None:
+            raise ValueError("The event schema has `time` and `order`; `order` is for logs without times: keep one.")
+        for spec in self.features:
+            if spec.is_derived and self.order is not None:
+                raise ValueError(
+                    f"Feature {spec.name!r} has kind {spec.kind!r}, which is computed from the time, and the log has "
+                    "`order` instead; remove the feature."
+                )
+
+    def _add_token_type(self) -> None:
+        """The feature of a log without a token type, unless it is there."""
+        if self.target_token_types:
+            raise ValueError(
+                "`target_token_types` chooses among the values of `token_type`, and the schema has none; add "
+                "`token_type: COLUMN`, or remove `target_token_types`."
+            )
+        if TOKEN_TYPE in self.tasks:
+            raise ValueError(
+                f"`tasks` names {TOKEN_TYPE!r}, which is the same for every event of a log without `token_type`; add "
+                "`token_type: COLUMN`, or remove the task."
+            )
+        if any(spec.name == TOKEN_TYPE and not spec.is_constant for spec in (*self.features, *self.profile)):
+            raise ValueError(
+                f"A feature is named {TOKEN_TYPE!r}, and the schema has no `token_type`, so MCM adds a feature of "
+                "this name; add `token_type: COLUMN`, or rename the feature."
+            )
+        if not any(spec.is_constant for spec in self.features):
+            object.__setattr__(self, "features", (FeatureSpec(TOKEN_TYPE), *self.features))
+
+    def _check_features(self) -> None:
+        names = self.feature_names
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"Two features are named {name!r}; names of `features` and `profile` must be unique, those among "
+                    "them that `levels` gives and that `max_items` gives (NAME, NAME_2, NAME_3 ...)."
+                )
+        for specs, kinds in ((self.features, KINDS), (self.profile, RAW_KINDS)):
+            for spec in specs:
+                if spec.kind not in kinds:
+                    where = " of the profile" if specs is self.profile else ""
+                    raise ValueError(
+                        f"Feature {spec.name!r}{where} has kind {spec.kind!r}; choose one of {', '.join(kinds)}."
+                    )
+            raw_places(specs)
+        tokens = [spec for spec in self.features if not spec.is_derived and spec.column == self.token_type]
+        if len(tokens) != 1 or tokens[0] != FeatureSpec(tokens[0].name, CATEGORICAL, self.token_type):
+            raise ValueError(
+                "`features` needs exactly one categorical feature without other keys for the token type column "
+                f"{self.token_type!r}; add {{name: token_type, column: {self.token_type}}}."
+            )
+        own = [] if self.token_type else [ONE_TOKEN_TYPE]
+        if self.end_of_visit in (HISTORY_START, *own, *self.target_token_types):
+            raise ValueError(f"`end_of_visit` is {self.end_of_visit!r}, which has another meaning; choose another.")
+
+    def _check_tasks(self) -> None:
+        categorical = [spec.name for spec in self.features if spec.kind == CATEGORICAL]
+        for task in self.tasks:
+            if task not in categorical:
+                raise ValueError(
+                    f"`tasks` names {task!r}, which is no categorical event feature; choose from "
+                    f"{', '.join(categorical)}."
+                )
+            if self.tasks.count(task) > 1:
+                raise ValueError(f"`tasks` names {task!r} twice; remove one.")
+
+    @property
+    def order_column(self) -> str | None:
+        """The column by which a customer's events are in order; None where it is the order of the rows."""
+        return self.time if self.order is None else None if self.order == ROWS else self.order
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Names of the event features, then of the profile features: the order of J."""
+        return [spec.name for spec in (*self.features, *self.profile)]
+
+    @property
+    def token_feature(self) -> FeatureSpec:
+        """The feature that holds the token type."""
+        return next(spec for spec in self.features if not spec.is_derived and spec.column == self.token_type)
+
+    @property
+    def event_columns(self) -> list[str]:
+        """Columns of the event table that are read."""
+        columns = [self.customer, self.order_column, self.visit, *(spec.column for spec in self.features)]
+        return [column for column in dict.fromkeys(columns) if column]
+
+    @property
+    def profile_columns(self) -> list[str]:
+        """Columns of the profile table that are read."""
+        return list(dict.fromkeys([self.customer, *(spec.column for spec in self.profile if spec.column)]))
+
+    @property
+    def reserved_token_types(self) -> list[str]:
+        """Token types that preparation adds; they take the last ids of the token type's vocabulary."""
+        return [HISTORY_START] + ([self.end_of_visit] if self.end_of_visit else [])
+
+    @property
+    def own_token_types(self) -> list[str]:
+        """Token types that no column of the log holds."""
+        return self.reserved_token_types + ([] if self.token_type else [ONE_TOKEN_TYPE])
+
+    @property
+    def shared_vocabularies(self) -> dict[str, str]:
+        """Of each categorical feature the one whose vocabulary it has: itself, or the first `item` of its column."""
+        shared = {}
+        for specs in (self.features, self.profile):
+            for spec, place in zip(specs, raw_places(specs), strict=True):
+                if spec.kind == CATEGORICAL:
+                    shared[spec.name] = specs[place].name
+        return shared
+
+    def check_values(
+        self, vocabularies: Mapping[str, Sequence[str]], bins: Mapping[str, Sequence[float]], fix: str
+    ) -> None:
+        """Whether each feature has its values or its edges, and the token type has those that no log holds.
+
+        Args:
+            vocabularies (`dict[str, list[str]]`): values of each categorical feature.
+            bins (`dict[str, list[float]]`): inner edges of each binned feature.
+            fix (`str`): what to do where it has not, for the message.
+
+        Raises:
+            ValueError: naming the feature.
+        """
+        kinds = {spec.name: spec.kind for spec in (*self.features, *self.profile)}
+        for what, values, of_kinds in (("vocabularies", vocabularies, (CATEGORICAL,)), ("bins", bins, BINNED_KINDS)):
+            needed = sorted(name for name, kind in kinds.items() if kind in of_kinds)
+            if sorted(values) != needed:
+                raise ValueError(f"Found {what} of {sorted(values)}, the features need {needed}; {fix}.")
+        for feature, texts in vocabularies.items():
+            if not all(isinstance(text, str) for text in texts) or len(set(texts)) < len(texts):
+                raise ValueError(f"The vocabulary of {feature!r} is not a list of distinct texts; {fix}.")
+        self.check_shared(vocabularies)
+        for feature, edges in bins.items():
+            if not np.isfinite(edges).all() or (np.diff(edges) <= 0).any():
+                raise ValueError(f"The bin edges of {feature!r} are not finite and strictly increasing; {fix}.")
+        token = self.token_feature.name
+        for text in self.own_token_types:
+            if text not in vocabularies[token]:
+                raise ValueError(f"The vocabulary of {token!r} has no {text!r}; {fix}.")
+
+    def check_shared(self, vocabularies: Mapping[str, Sequence[str]]) -> None:
+        """Raises `ValueError` where features that read one column's several values have different vocabularies."""
+        columns = {spec.name: spec.column for spec in (*self.features, *self.profile)}
+        for feature, other in self.shared_vocabularies.items():
+            if vocabularies[feature] != vocabularies[other]:
+                raise ValueError(
+                    f"Features {other!r} and {feature!r} share the values of column {columns[feature]!r}, but "
+                    "their vocabularies differ; add new values to each of them."
+                )
