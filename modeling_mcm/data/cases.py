@@ -23,6 +23,16 @@ CUTOFFS = ("validation", "test")
 ENDS = tuple(f"{cutoff}_end" for cutoff in CUTOFFS)  # columns: how many of a row's events come before each cutoff
 
 
+def deciding_tasks(tasks: Sequence[str], token_type: str) -> list[str]:
+    """The tasks whose labels make an event a target: all besides the token type, unless that is the only task.
+
+    Args:
+        tasks (sequence of str): names of the tasks.
+        token_type (str): name of the token type feature.
+    """
+    return [task for task in tasks if task != token_type] or list(tasks)
+
+
 def check_cutoff(cutoff: str) -> str:
     """Returns the name of the column with the end of the history, or raises a ValueError for an unknown cutoff."""
     if cutoff not in CUTOFFS:
@@ -79,8 +89,8 @@ class CaseEvents(NamedTuple):
         place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         end = flat_values(table, check_cutoff(cutoff)).astype(np.int64)
         stop = flat_values(table, ENDS[1]) if cutoff == CUTOFFS[0] else lengths
-        deciding = [task for task in tasks if task != token_type] or tasks
-        is_target = np.any([flat_values(table, f"task_{task}") != MISSING_ID for task in deciding], axis=0)
+        labels = [flat_values(table, f"task_{task}") for task in deciding_tasks(tasks, token_type)]
+        is_target = np.any([of_task != MISSING_ID for of_task in labels], axis=0)
         is_past, visible = place < end[row], place < stop[row]
         return cls(row, end, visible, is_target & is_past, is_target & ~is_past & visible)
 

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from torch.utils.data import Dataset, Sampler
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, UNKNOWN_ID, MCMConfig
+from modeling_mcm.data.cases import deciding_tasks
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -178,8 +179,8 @@ class MCMCollator:
         end = extractor.end_of_visit
         self.end_of_visit_id = FIRST_VALUE_ID + vocabulary.index(end) if end is not None else -1
         self.task_columns = [f"task_{task}" for task in config.tasks]
-        others = [column for column in self.task_columns if column != f"task_{extractor.token_type_feature}"]
-        self.deciding_columns = others or self.task_columns
+        deciding = deciding_tasks(config.tasks, extractor.token_type_feature)
+        self.deciding_columns = [f"task_{task}" for task in deciding]
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """A batch: `input_ids`, `attention_mask`, `event_times`, `visit_ids`; with targets also `labels` `(B, N, T)`

@@ -17,7 +17,7 @@ import pyarrow as pa
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from modeling_mcm.counted_memory_mcm import FOLLOWERS as MOST_FOLLOWERS
 from modeling_mcm.counted_memory_mcm import LAG_WEIGHTS
-from modeling_mcm.data.cases import ENDS
+from modeling_mcm.data.cases import ENDS, deciding_tasks
 from modeling_mcm.data.dataset import FOLLOWERS_FILE, write_table
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.extras import needs
@@ -122,8 +122,7 @@ def recount(
 def _label_tasks(schema: EventSchema) -> dict[str, str]:
     """Tasks that say what a target event is, and their columns; the token type counts only where it is alone."""
     columns = {spec.name: f"f{i}" for i, spec in enumerate(schema.features)}
-    others = {task: columns[task] for task in schema.tasks if task != schema.token_feature.name}
-    return others or {task: columns[task] for task in schema.tasks}
+    return {task: columns[task] for task in deciding_tasks(schema.tasks, schema.token_feature.name)}
 
 
 def measure(events: ir.Table, schema: EventSchema) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers.utils import logging
 
+from modeling_mcm.data.cases import deciding_tasks
 from modeling_mcm.data.collator import LengthGroupedSampler
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.modeling_mcm import MCMModel
@@ -81,11 +82,10 @@ class MomentSampler:
         self.days = sorted(float(day) for day in config.forecast_days)
         self.middle = len(self.days) // 2  # the horizon for sets of labels
         self.generator = np.random.default_rng(seed)
-        tasks = [f"task_{task}" for task in config.tasks]
-        token = f"task_{extractor.token_type_feature}"
-        self.deciding = [column for column in tasks if column != token] or tasks
+        token = extractor.token_type_feature
+        self.deciding = [f"task_{task}" for task in deciding_tasks(config.tasks, token)]
         sizes = config.label_sizes
-        self.set_tasks = [task for task in config.tasks if sizes[task] <= MOST_SET_LABELS and f"task_{task}" != token]
+        self.set_tasks = [task for task in config.tasks if sizes[task] <= MOST_SET_LABELS and task != token]
         self.set_sizes = [sizes[task] for task in self.set_tasks]
 
     def draw(self, rows: Sequence[Mapping[str, Any]], number: int, latest: bool = False) -> Moments:
