@@ -1,11 +1,11 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation case is, on the flat Arrow columns of prepared rows.
+"""What an evaluation case is, computed on the flat Arrow columns of prepared rows.
 
-A case is a customer with at least `min_history` target events before a cutoff and a target event after it, for the
-validation cutoff also before the test cutoff. A target event is one with a label in any task besides the token type:
-where nothing else is known of an event, there is nothing to predict. Preparation and updates count the cases of the
-shards that they write, and evaluation reads the targets of each case.
+A case is a customer with at least `min_history` target events before a cutoff and at least one target event after it.
+For the validation cutoff, that target event must also come before the test cutoff. A target event is an event with a
+label in any task besides the token type: where nothing else is known of an event, there is nothing to predict.
+Preparation and updates count the cases of the shards that they write, and evaluation reads the targets of each case.
 """
 
 from collections.abc import Sequence
@@ -20,28 +20,50 @@ from modeling_mcm.configuration_mcm import MISSING_ID
 from modeling_mcm.data.schema import EventSchema
 
 CUTOFFS = ("validation", "test")
-ENDS = tuple(f"{cutoff}_end" for cutoff in CUTOFFS)  # columns: how many of a row's events come before each cutoff
+ENDS = tuple(f"{cutoff}_end" for cutoff in CUTOFFS)  # columns with the number of a row's events before each cutoff
 
 
 def deciding_tasks(tasks: Sequence[str], token_type: str) -> list[str]:
-    """The tasks whose labels make an event a target: all besides the token type, unless that is the only task.
+    """Names the tasks whose labels make an event a target: all besides the token type, unless that is the only task.
 
     Args:
-        tasks (sequence of str): names of the tasks.
-        token_type (str): name of the token type feature.
+        tasks (`Sequence[str]`): names of the tasks.
+        token_type (`str`): name of the token type feature.
+
+    Returns:
+        `list[str]`: names of the deciding tasks, in the order of `tasks`.
     """
     return [task for task in tasks if task != token_type] or list(tasks)
 
 
 def check_cutoff(cutoff: str) -> str:
-    """Returns the name of the column with the end of the history, or raises a ValueError for an unknown cutoff."""
+    """Checks the name of a cutoff, and names the column that says where the history ends at this cutoff.
+
+    Args:
+        cutoff (`str`): name of the cutoff, "validation" or "test".
+
+    Returns:
+        `str`: name of the column of prepared rows that holds the number of events before the cutoff.
+
+    Raises:
+        ValueError: if the cutoff is unknown.
+    """
     if cutoff not in CUTOFFS:
         raise ValueError(f"Found cutoff {cutoff!r}; expected one of {', '.join(map(repr, CUTOFFS))}.")
     return f"{cutoff}_end"
 
 
 def flat_values(table: pa.Table, column: str) -> NDArray:
-    """All values of a list column, one row after the other, or the values of a scalar column."""
+    """Reads a column as one flat array.
+
+    Args:
+        table (`pyarrow.Table`): prepared rows.
+        column (`str`): name of a list column or of a scalar column.
+
+    Returns:
+        `NDArray` of shape `(values,)`: all values of a list column, one row after the other, or one value for each row
+        of a scalar column.
+    """
     array = pa.concat_arrays(table[column].chunks) if table[column].num_chunks else pa.array([], table[column].type)
     if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
         array = array.flatten()
@@ -49,20 +71,29 @@ def flat_values(table: pa.Table, column: str) -> NDArray:
 
 
 def list_lengths(table: pa.Table, column: str) -> NDArray[np.int64]:
-    """Length of each row's list; a null list is empty."""
+    """Counts the values in each row's list; a null list counts as empty.
+
+    Args:
+        table (`pyarrow.Table`): prepared rows.
+        column (`str`): name of a list column.
+
+    Returns:
+        `NDArray[int64]` of shape `(rows,)`: length of each row's list.
+    """
     lengths = [pc.fill_null(pc.list_value_length(chunk), 0) for chunk in table[column].chunks]
     return np.concatenate([np.zeros(0, np.int64), *(chunk.to_numpy(zero_copy_only=False) for chunk in lengths)])
 
 
 class CaseEvents(NamedTuple):
-    """The events of some customers at a cutoff, flat and oldest first.
+    """The events of some customers at a cutoff, as flat arrays: one customer after the other, oldest event first.
 
     Attributes:
-        row (int64, `(events,)`): place of the event's customer among the rows.
-        history_end (int64, `(rows,)`): number of events before the cutoff.
-        visible (bool, `(events,)`): whether the event comes before the end of what is evaluated at the cutoff.
-        history (bool, `(events,)`): whether it is a target event before the cutoff.
-        future (bool, `(events,)`): whether it is a visible target event after the cutoff.
+        row (`NDArray[int64]` of shape `(events,)`): index of the event's customer among the rows.
+        history_end (`NDArray[int64]` of shape `(rows,)`): number of the customer's events before the cutoff.
+        visible (`NDArray[bool]` of shape `(events,)`): whether the event may be read when the cutoff is evaluated. At
+            the validation cutoff these are the events before the test cutoff, at the test cutoff all events.
+        history (`NDArray[bool]` of shape `(events,)`): whether the event is a target event before the cutoff.
+        future (`NDArray[bool]` of shape `(events,)`): whether the event is a visible target event after the cutoff.
     """
 
     row: NDArray[np.int64]
@@ -76,10 +107,15 @@ class CaseEvents(NamedTuple):
         """Reads the events of prepared rows.
 
         Args:
-            table (`pyarrow.Table`): prepared rows with the columns visits, validation_end, test_end and the tasks'.
-            cutoff (str): "validation" or "test".
-            tasks (sequence of str): names of the tasks.
-            token_type (str): name of the token type feature. As a task it makes no target event, unless it is alone.
+            table (`pyarrow.Table`): prepared rows with the columns `visits`, `validation_end`, `test_end` and
+                `task_<name>` of each task.
+            cutoff (`str`): name of the cutoff, "validation" or "test".
+            tasks (`Sequence[str]`): names of the tasks.
+            token_type (`str`): name of the token type feature. Its labels make no event a target, unless it is the
+                only task.
+
+        Returns:
+            `CaseEvents`: the events of all rows.
 
         Raises:
             ValueError: if the cutoff is unknown.
@@ -95,12 +131,15 @@ class CaseEvents(NamedTuple):
         return cls(row, end, visible, is_target & is_past, is_target & ~is_past & visible)
 
     def is_case(self, min_history: int, targets: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
-        """Whether each customer is a case, of shape `(rows,)`.
+        """Says for each customer whether the customer is a case.
 
         Args:
-            min_history (int): target events that a case needs before the cutoff.
-            targets (int64, `(targets,)`, *optional*): places of the events that are the target; by default all target
-                events after the cutoff.
+            min_history (`int`): number of target events that a case needs before the cutoff.
+            targets (`NDArray[int64]` of shape `(targets,)`, *optional*): indices of the events that count as targets
+                after the cutoff. Default: all target events after the cutoff.
+
+        Returns:
+            `NDArray[bool]` of shape `(rows,)`: whether the customer is a case.
         """
         rows = len(self.history_end)
         after = self.row[self.future if targets is None else targets]
@@ -109,7 +148,15 @@ class CaseEvents(NamedTuple):
 
 
 def count_cases(table: pa.Table, schema: EventSchema) -> dict[str, int]:
-    """Evaluation cases at both cutoffs among prepared rows, as `validation_cases` and `test_cases`."""
+    """Counts the evaluation cases among prepared rows at both cutoffs.
+
+    Args:
+        table (`pyarrow.Table`): prepared rows.
+        schema (`EventSchema`): event schema that the rows were prepared with.
+
+    Returns:
+        `dict[str, int]`: number of cases, as `validation_cases` and `test_cases`.
+    """
     counts = {}
     for cutoff in CUTOFFS:
         events = CaseEvents.read(table, cutoff, schema.tasks, schema.token_feature.name)

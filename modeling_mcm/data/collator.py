@@ -1,12 +1,13 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""From prepared rows to a batch: what a training row asks is decided here, at batch time.
+"""From prepared rows to a batch. What a customer's row is trained or evaluated on is decided here, batch by batch.
 
-Three modes. `train` draws prefixes of the training period and says what followed them; `evaluate` gives the history
-before a cutoff and the next visit after it; `predict` gives the whole history. Every draw depends on (seed, epoch,
-row) alone, so a resumed or a distributed run sees what a plain one would have seen.
+The collator has three modes. `train` draws prefixes of the training period and gives the labels that followed them.
+`evaluate` gives the history before a cutoff and the labels of the next visit after it. `predict` gives the whole
+history. Every draw depends on the seed, the epoch and the row alone, so a run that is resumed or distributed draws the
+same as a run that is neither.
 
-Shapes: B customers, L events (start row included), P prefixes, N labels a customer, T tasks.
+Shapes: B customers, L events (start row included), P prefixes, N labels of a customer, T tasks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,17 +29,24 @@ from modeling_mcm.processing_mcm import MCMFeatureExtractor
 MODES = ("train", "evaluate", "predict")
 ONE_PREFIX = ("random_prefix", "last_prefix")
 IGNORED = -100
-POOLED_GROUPS = 64  # groups of rows that are sorted by length together
-FADED = 4  # half-lives after which a target is not worth its prefix: it would weigh a sixteenth
+POOLED_GROUPS = 64  # number of groups whose rows are sorted by length together
+FADED = 4  # older targets, in half-lives, are left out: they would weigh less than a sixteenth
 
 
 class PreparedRows(Dataset):
-    """Prepared rows as dicts of numpy arrays, read from Arrow a batch at a time and never through Python lists.
+    """Prepared rows as dicts of numpy arrays. They are read from Arrow a batch at a time, and never as Python lists.
 
     Args:
-        rows: what `load_prepared` returns, or some of its columns.
-        indices: the rows to keep, all by default. Each dict also has `row`, the place among all rows.
-        lengths: of each kept row, for [`LengthGroupedSampler`]; see `unit_counts`.
+        rows (`datasets.Dataset`): what `load_prepared` returns, or some of its columns.
+        indices (`ArrayLike` of shape `(N,)`, *optional*): indices of the rows that are used, among all rows. Default:
+            all rows. Each dict also holds `row`, the row's index among all rows.
+        lengths (`ArrayLike` of shape `(N,)`, *optional*): length of each used row, for [`LengthGroupedSampler`]; see
+            `unit_counts`.
+
+    Attributes:
+        rows (`datasets.Dataset`): all rows, in Arrow's format.
+        indices (`NDArray[int64]` of shape `(N,)`): indices of the used rows among all rows.
+        lengths (`NDArray` of shape `(N,)`, *optional*): length of each used row.
     """
 
     def __init__(self, rows: datasets.Dataset, indices: ArrayLike | None = None, lengths: ArrayLike | None = None):
@@ -58,7 +66,17 @@ class PreparedRows(Dataset):
 
 
 def numpy_rows(table: pa.Table, numbers: Sequence[int] | NDArray) -> list[dict[str, Any]]:
-    """Prepared rows as dicts of numpy arrays, each with its number among all rows as `row`."""
+    """Reads prepared rows as dicts of numpy arrays.
+
+    Args:
+        table (`pyarrow.Table`): prepared rows.
+        numbers (`Sequence[int]` or `NDArray` of shape `(rows,)`): index of each row of the table among all rows of the
+            data set.
+
+    Returns:
+        `list[dict]`: one dict by row. A list column is an array of shape `(events,)`, any other column a plain value;
+        `row` is the row's index from `numbers`.
+    """
     batch: list[dict[str, Any]] = [{"row": int(number)} for number in numbers]
     for name in table.column_names:
         column = table[name].combine_chunks()
@@ -74,16 +92,17 @@ def numpy_rows(table: pa.Table, numbers: Sequence[int] | NDArray) -> list[dict[s
 
 
 def unit_counts(rows: datasets.Dataset, ends: ArrayLike, config: MCMConfig, max_events: int) -> NDArray[np.int64]:
-    """What the encoder has to read of each row: its length in events or visits, the start row included.
+    """Counts the units that the encoder reads of each row, the start row included.
 
     Args:
-        rows: what `load_prepared` returns.
-        ends: where the history of each row ends, of shape `(rows,)`.
-        config: of the model; `encoder_unit` is read.
-        max_events: rows of the longest input, start row included; of a longer history the latest count.
+        rows (`datasets.Dataset`): what `load_prepared` returns.
+        ends (`ArrayLike` of shape `(rows,)`): number of events of each row's history.
+        config (`MCMConfig`): config of the model. Only `encoder_unit` is read.
+        max_events (`int`): largest number of events in an input, the start row included. Of a longer history the
+            latest events count.
 
     Returns:
-        Of shape `(rows,)`.
+        `NDArray[int64]` of shape `(rows,)`: number of events, or of visits where the encoder reads visits.
     """
     ends = np.asarray(ends)
     if config.encoder_unit == "event":
@@ -102,16 +121,17 @@ def unit_counts(rows: datasets.Dataset, ends: ArrayLike, config: MCMConfig, max_
 
 
 class LengthGroupedSampler(Sampler):
-    """Shuffled rows in groups of similar length, so that little of a batch is padding.
+    """Gives the rows in random order, in groups of similar length, so that little of a batch is padding.
 
-    Order depends on (seed, epoch) alone. Groups are as large as the global batch, so two processes with half the batch
-    see together what one process sees.
+    The order depends on the seed and the epoch alone. A group is as large as a global batch: two processes with half
+    of the batch each read together the rows that one process would read.
 
     Args:
-        lengths: of each row, in whatever a batch is padded to.
-        group_size: rows of a global batch.
-        seed: of the order.
-        epoch: the collator's `epoch`, which the training loop moves on.
+        lengths (`ArrayLike` of shape `(N,)`): length of each row, in the unit that a batch is padded in.
+        group_size (`int`): number of rows of a global batch, over all processes.
+        seed (`int`): seed of the order.
+        epoch (`torch.Tensor`, int64 of shape `()`): number of the epoch: the tensor `epoch` of the collator, whose
+            value the training loop increases.
     """
 
     def __init__(self, lengths: ArrayLike, group_size: int, seed: int, epoch: torch.Tensor):
@@ -128,7 +148,7 @@ class LengthGroupedSampler(Sampler):
         pools = [rows[np.argsort(self.lengths[rows], kind="stable")] for rows in pools]
         groups = [rows[at : at + self.group_size] for rows in pools for at in range(0, len(rows), self.group_size)]
         whole = [rows for rows in groups if len(rows) == self.group_size]
-        rest = [rows for rows in groups if len(rows) < self.group_size]  # last, for it may be a smaller batch
+        rest = [rows for rows in groups if len(rows) < self.group_size]  # comes last, for it may be a smaller batch
         yield from np.concatenate([*(whole[at] for at in generator.permutation(len(whole))), *rest, []]).astype(int)
 
 
@@ -136,20 +156,25 @@ class MCMCollator:
     """Turns prepared rows into model inputs.
 
     Args:
-        extractor: of the prepared data set.
-        config: of the model; `augmentation`, `target` and `tasks` are read.
-        mode: "train", "evaluate" or "predict".
-        cutoff: "validation" or "test": where the history ends in evaluation. Training always stays before the
-            validation cutoff.
-        seed: of every draw.
-        max_events: rows of the longest input, start row included; the extractor's by default.
-        now (`int`, *optional*): the moment of the question in "predict", in seconds since 1970; by default each
-            customer's last event.
-        objective (`Objective`, *optional*): of pre-training; `target_half_life_days` (with augmentation
-            "all_prefixes") and `mask_probability` (with "masked_lm") are read. Default: what we ship.
+        extractor ([`MCMFeatureExtractor`]): feature extractor of the prepared data set.
+        config (`MCMConfig`): config of the model. `augmentation`, `target`, `tasks` and `input_features` are read.
+        mode (`str`): "train", "evaluate" or "predict".
+        cutoff (`str`): "validation" or "test": where the history ends in the mode "evaluate". Training always stays
+            before the validation cutoff.
+        seed (`int`): seed of every draw.
+        max_events (`int`, *optional*): largest number of events in an input, the start row included. Default:
+            `max_events` of the feature extractor.
+        now (`int`, *optional*): moment for which customers are scored in the mode "predict", in seconds since
+            1970-01-01. Default: each customer's last event.
+        objective (`Objective`, *optional*): objective of pre-training. `target_half_life_days` (with the augmentation
+            "all_prefixes") and `mask_probability` (with "masked_lm") are read. Default: `Objective()`.
 
     Attributes:
-        epoch: shared-memory integer that the training loop sets, so that workers of any process follow.
+        epoch (`torch.Tensor`, int64 of shape `()`): number of the epoch. The training loop sets it. It lies in shared
+            memory, so that the workers of the data loader read the new number too.
+
+    Raises:
+        ValueError: if the mode is unknown.
     """
 
     def __init__(
@@ -166,10 +191,10 @@ class MCMCollator:
         if mode not in MODES:
             raise ValueError(f"Found mode {mode!r}; expected one of {MODES}.")
         self.extractor, self.config, self.mode, self.seed, self.now = extractor, config, mode, seed, now
-        # a config looks an attribute up slowly, and these are asked for every row
+        # Reading an attribute of a config is slow, and these are read for every row.
         self.augmentation, self.target = config.augmentation, config.target
         self.objective = objective or Objective()
-        # Only where one pass has several prefixes is there something to weigh them against.
+        # Weights compare the prefixes of one pass of the model, so they need several prefixes.
         self.half_life = self.objective.target_half_life_days if self.augmentation == "all_prefixes" else 0.0
         self.end_column = f"{cutoff}_end"
         self.max_events = extractor.max_events if max_events is None else max_events
@@ -183,9 +208,19 @@ class MCMCollator:
         self.deciding_columns = [f"task_{task}" for task in deciding]
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """A batch: `input_ids`, `attention_mask`, `event_times`, `visit_ids`; with targets also `labels` `(B, N, T)`
-        and `label_prefixes` `(B, N)`, `prefix_ends` `(B, P)` where there are several prefixes or masked events, and
-        `label_weights` `(B, N)` where targets fade."""
+        """Makes a batch.
+
+        Args:
+            rows (`Sequence[dict]`): prepared rows as [`PreparedRows`] gives them, one by customer.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `input_ids`, `attention_mask`, `event_times`, `visit_ids` and, with numeric
+            features, `event_values`, as `MCMFeatureExtractor.pad` gives them; with a moment `now` (mode "predict")
+            also `now`. The modes "train" and "evaluate" add `labels` int64 `(B, N, T)`, where -100 is ignored.
+            Training with several prefixes or masked events adds `prefix_ends` int64 `(B, P)`, the index of each
+            prefix's last event in the input, and `label_prefixes` int64 `(B, N)`, the index of each label's prefix.
+            Where targets fade, training also adds `label_weights` float32 `(B, N)`.
+        """
         make = {"train": self._train, "evaluate": self._evaluate, "predict": self._predict}[self.mode]
         features = self.config.input_features
         made = [make(self.extractor.readable(row, features)) for row in rows]
@@ -206,9 +241,9 @@ class MCMCollator:
         batch["labels"] = _stack(labels, IGNORED)
         return batch
 
-    # The following return (history, prefix ends (P,), prefix of each label (N,), labels (N, T)). A prefix end is a
-    # place in the padded input: the start row is 0 and event i of the history is i + 1, so the prefix before event i
-    # ends at i.
+    # Each of the next methods returns a tuple: history (dict), ends of the prefixes (P,), index of each label's prefix
+    # (N,), labels (N, T). The end of a prefix is an index in the padded input, where the start row has index 0 and
+    # event i of the history has index i + 1. So the prefix before event i ends at index i.
 
     def _predict(self, row: Mapping[str, Any]):
         return (row,)
@@ -235,10 +270,10 @@ class MCMCollator:
         return self._all_prefixes(window, whole=start == 0)
 
     def _shuffled(self, history: dict[str, Any], draw: NDArray, start: int, end: int) -> NDArray[np.int64]:
-        """Events from `start` to `end`, the end of a visit, of a history whose order is drawn anew.
+        """Indices of the events from `start` to `end` of a history whose order within visits is drawn anew.
 
-        Events of one visit and time are a set; the end of a visit stays its end. No event leaves its visit, so only
-        the visits of those events are sorted.
+        `end` is where a visit ends. Events of one visit and time are a set, so their order is random; the event that
+        closes a visit stays last. No event leaves its visit, so only the visits between `start` and `end` are sorted.
         """
         visits = history["visits"]
         first = int(np.searchsorted(visits, visits[start])) if start else 0
@@ -248,7 +283,7 @@ class MCMCollator:
         return first + order[start - first :]
 
     def _window(self, visits: NDArray, generator: np.random.Generator) -> tuple[int, int]:
-        """Start and end of the events that fit: all, or those before the end of a visit drawn at random."""
+        """Start and end of the events that fit: all events, or the events before the end of a random visit."""
         size = self.max_events - 1
         if len(visits) <= size:
             return 0, len(visits)
@@ -257,7 +292,7 @@ class MCMCollator:
         return end - size, end
 
     def _prefix_before(self, history: Mapping[str, Any]) -> NDArray:
-        """End of the prefix that each event is asked from: the event before it, or the end of the visit before."""
+        """End of the prefix from which each event is predicted: the event before, or the end of the visit before."""
         events = np.arange(len(history["visits"]))
         if self.target == "next_event" or not len(events):
             return events
@@ -268,7 +303,7 @@ class MCMCollator:
         ends = self._prefix_before(history)
         is_target = self._is_target(history)
         choices = ends[is_target] if self.target == "next_event" else np.unique(ends[is_target])
-        choices = choices[choices > 0] if (choices > 0).any() else choices  # empty only where there is no other
+        choices = choices[choices > 0] if (choices > 0).any() else choices  # else the start row is all there is
         if self.augmentation == "last_prefix":
             choices = choices[-1:]
         end = int(generator.choice(choices)) if len(choices) else 0
@@ -278,7 +313,7 @@ class MCMCollator:
 
     def _all_prefixes(self, window: dict[str, Any], whole: bool):
         ends = self._prefix_before(window)
-        # Where the window cuts the history, the start row alone is not what came before its first visit.
+        # Where the history is longer than the window, the start row is not all that came before the first visit.
         asked = self._is_target(window) & (whole | (ends > 0))
         if self.half_life:
             days = self._days_before_latest(window["times"], window["times"][asked])
@@ -300,14 +335,19 @@ class MCMCollator:
         return {**window, **masked}, hidden + 1, np.arange(len(hidden)), self._labels(window)[hidden]
 
     def _weights(self, window: Mapping[str, Any], ends: NDArray) -> NDArray[np.float32]:
-        """One a label, after the prefix that ends at `ends`: halved for every half-life between it and the latest."""
+        """Weight of each label: it halves for every half-life from the label's prefix to the latest prefix.
+
+        Args:
+            window (`dict`): the history that is read.
+            ends (`NDArray[int64]` of shape `(N,)`): end of each label's prefix.
+        """
         times = window["times"][np.minimum(ends, len(window["times"]) - 1)]
         days = self._days_before_latest(times, times)
         return np.exp2(-days / self.half_life).astype(np.float32)
 
     @staticmethod
     def _days_before_latest(times: NDArray, targets: NDArray) -> NDArray[np.float64]:
-        """From each time to the latest target, in days."""
+        """Days from each time to the latest target; times and targets are in seconds."""
         return (targets.max(initial=times.min(initial=0)) - times) / SECONDS_PER_DAY
 
     def _labels(self, row: Mapping[str, Any]) -> NDArray:
@@ -317,12 +357,12 @@ class MCMCollator:
         return np.any([row[column] > 0 for column in self.deciding_columns], axis=0)
 
     def _distinct(self, prefixes: NDArray, labels: NDArray) -> NDArray:
-        """The next visit is a set: a label that a prefix has met already is ignored."""
+        """Ignores a label that its prefix has already, because the next visit is a set of labels."""
         if self.target == "next_event":
             return labels
         tasks = labels.shape[1]
         met = (prefixes[:, None] * tasks + np.arange(tasks)) * (labels.max(initial=0) + 1) + labels
-        _, first = np.unique(met, return_index=True)  # the first event of each prefix, task and label
+        _, first = np.unique(met, return_index=True)  # index of the first event of each prefix, task and label
         result = np.full_like(labels, IGNORED)
         result.flat[first] = labels.flat[first]
         return result
@@ -337,7 +377,7 @@ def _pick(row: Mapping[str, Any], events: NDArray[np.int64] | slice) -> dict[str
 
 
 def _stack(arrays: Sequence[NDArray], padding: int, dtype: DTypeLike = np.int64) -> torch.Tensor:
-    """Arrays of different length as one tensor, padded at the end of their first axis."""
+    """Arrays of different lengths as one tensor, padded at the end of their first axis with the value `padding`."""
     longest = max(1, max(map(len, arrays)))
     result = np.full((len(arrays), longest, *arrays[0].shape[1:]), padding, dtype)
     for row, array in zip(result, arrays, strict=True):

@@ -23,21 +23,36 @@ from modeling_mcm.files_mcm import atomic_write, write_json
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 MANIFEST_FILE = "manifest.json"
-CUSTOMER = "customer_id"  # the column of a row that says whose it is; of predictions too
+CUSTOMER = "customer_id"  # the column of rows and of predictions that names the customer
 FEATURE_EXTRACTOR_FOLDER = "feature_extractor"
 POPULARITY_FILE = "popularity.parquet"
 FOLLOWERS_FILE = "followers.parquet"
-FORMAT_VERSION = 2  # 1 had no values of numeric features
+FORMAT_VERSION = 2  # version 1 had no values of numeric features
 
 
 def sha256_of(path: str | Path) -> str:
-    """Hex digest of a file's bytes, read in blocks."""
+    """Computes the SHA-256 digest of a file's bytes, which are read in blocks.
+
+    Args:
+        path (`str` or `Path`): path of the file.
+
+    Returns:
+        `str`: the digest in hexadecimal digits.
+
+    Raises:
+        OSError: if the file can't be read.
+    """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_table(path: str | Path, table: pa.Table, **options: Any) -> None:
-    """Writes a Parquet file, which appears when it is whole; `options` are of `pyarrow.parquet.write_table`.
+    """Writes a Parquet file whole or not at all.
+
+    Args:
+        path (`str` or `Path`): path of the file.
+        table (`pyarrow.Table`): rows of the file.
+        options (`Any`): options of `pyarrow.parquet.write_table`.
 
     Raises:
         OSError: naming the file, if its disk is full or it may not be written.
@@ -48,18 +63,21 @@ def write_table(path: str | Path, table: pa.Table, **options: Any) -> None:
 
 @dataclass(frozen=True)
 class PreparedManifest:
-    """What a prepared data set says of itself.
+    """What a prepared data set says of itself: the content of its `manifest.json`.
 
     Args:
-        schema (`dict`): The event schema, as `EventSchema.to_dict` gives it.
-        input (`dict`): Per input (`events`, `profile`) its file names and digests, or null for a table in memory.
-        options (`dict`): Options of preparation that shape the files.
-        counts (`dict`): Rows read and dropped, events, customers, cases, unknown and missing values.
-        seeds (`dict`): Random seeds; preparation draws no random number, so it is empty.
-        versions (`dict`): Versions of the libraries that wrote it.
-        shards (`list[dict]`): Per shard `file`, `rows`, `bytes`, `sha256`.
-        measures (`dict`): What kind of log it is, as `counts.measure` says; empty where nothing is trained on it.
-        format_version (`int`): Version of this layout.
+        schema (`dict`): event schema, as `EventSchema.to_dict` gives it.
+        input (`dict`): by input (`events`, `profile`) its name and the digests of its files, or None for a table in
+            memory.
+        options (`dict`): options of preparation that change the written files.
+        counts (`dict`): numbers of rows read and dropped, events, customers, cases, and unknown and missing values.
+        seeds (`dict`): random seeds. Preparation draws no random number, so it is empty.
+        versions (`dict`): versions of Python and of the libraries that wrote the data set, by name.
+        shards (`list[dict]`): one dict by shard, with its `file` name, its number of `rows` and `bytes`, and its
+            digest `sha256`.
+        measures (`dict`): what kind of log it is, as `counts.measure` returns it. Empty where no model is trained on
+            the data set.
+        format_version (`int`): version of the data set's format.
     """
 
     schema: dict[str, Any]
@@ -74,16 +92,22 @@ class PreparedManifest:
 
     @property
     def event_schema(self) -> EventSchema:
-        """The schema that the data set was prepared with."""
+        """`EventSchema`: the event schema that the data set was prepared with."""
         return EventSchema.from_dict(self.schema)
 
     @classmethod
     def load(cls, directory: str | Path) -> PreparedManifest:
         """Reads `manifest.json`.
 
+        Args:
+            directory (`str` or `Path`): folder of the prepared data set.
+
+        Returns:
+            `PreparedManifest`: the manifest.
+
         Raises:
-            FileNotFoundError: The folder holds no manifest, so it is no data set or an unfinished one.
-            ValueError: The manifest is damaged or of another format.
+            FileNotFoundError: if the folder holds no manifest, so that it is no data set or an unfinished one.
+            ValueError: if the manifest is damaged or has another format version.
         """
         path = Path(directory) / MANIFEST_FILE
         if not path.is_file():
@@ -103,15 +127,30 @@ class PreparedManifest:
             raise ValueError(f"{path} cannot be read ({error}); prepare the data again.") from error
 
     def save(self, directory: str | Path) -> None:
-        """Writes `manifest.json` in one step: another process sees the whole file or none."""
+        """Writes `manifest.json` in one step: another process reads the whole file or none.
+
+        Args:
+            directory (`str` or `Path`): folder of the prepared data set.
+
+        Raises:
+            OSError: if the file can't be written.
+        """
         write_json(Path(directory) / MANIFEST_FILE, asdict(self), ensure_ascii=False)
 
 
 def check_shard(path: Path, expected: dict[str, Any], verify: bool) -> pa.Schema:
-    """The columns of a shard, which is what its entry of the manifest says; `verify` reads every byte.
+    """Checks that a shard is the file that the manifest lists.
+
+    Args:
+        path (`Path`): path of the shard.
+        expected (`dict`): the shard's entry in the manifest.
+        verify (`bool`): whether to compare the digest too, which reads every byte.
+
+    Returns:
+        `pyarrow.Schema`: names and types of the shard's columns.
 
     Raises:
-        ValueError: it is not.
+        ValueError: if the file is missing, is no whole Parquet file, or has another size, number of rows or digest.
     """
     advice = "the data set is damaged: prepare the data again."
     if not path.is_file():
@@ -130,10 +169,16 @@ def check_shard(path: Path, expected: dict[str, Any], verify: bool) -> pa.Schema
 
 
 def check_shards(directory: str | Path, shards: Sequence[dict[str, Any]], verify: bool = False) -> None:
-    """Compares shards with the manifest (existence, bytes, rows, with `verify` digests) and with each other.
+    """Compares shards with the manifest and with each other.
+
+    Args:
+        directory (`str` or `Path`): folder of the prepared data set.
+        shards (`Sequence[dict]`): entries of the shards in the manifest.
+        verify (`bool`): whether to compare the digests too, which reads every byte.
 
     Raises:
-        ValueError: A shard is missing, differs from what the manifest lists, or has other columns than the first.
+        ValueError: if a shard is missing, differs from what the manifest lists, or has other columns than the first
+            shard.
     """
     first: pa.Schema | None = None
     for shard in shards:
@@ -157,43 +202,54 @@ def load_prepared(
     verify: bool = False,
     shards: Sequence[int] | None = None,
 ) -> datasets.Dataset:
-    """Opens the shards as one memory-mapped data set, one row a customer, in the order of `customer_id`.
+    """Opens the shards as one memory-mapped data set with one row by customer, in the order of `customer_id`.
 
     Args:
-        directory (`str` or `Path`): Output folder of `prepare`.
-        columns (`Sequence[str]`, *optional*): Only these columns.
-        cache_dir (`str` or `Path`, *optional*): Where `datasets` keeps its Arrow copy; its usual cache if not given.
-        verify (`bool`): Also compare the digests of the shards, which reads every byte.
-        shards (`Sequence[int]`, *optional*): Only these, by their places in the manifest.
+        directory (`str` or `Path`): folder that `prepare` wrote.
+        columns (`Sequence[str]`, *optional*): names of the columns to read. Default: all columns.
+        cache_dir (`str` or `Path`, *optional*): folder in which `datasets` keeps its Arrow copy of the rows. Default:
+            the usual cache folder of `datasets`.
+        verify (`bool`): whether to compare the digests of the shards too, which reads every byte.
+        shards (`Sequence[int]`, *optional*): indices of the shards to read, in the order of the manifest. Default: all
+            shards.
 
     Returns:
-        `datasets.Dataset`: Columns customer_id, times (seconds since 1970), visits, feature_*, task_* and, of numeric
-        features, value_* (lists with one entry an event), profile_*, validation_end, test_end (number of events before
-        the cutoff).
+        `datasets.Dataset`: one row by customer. `customer_id` is text. The lists `times` (seconds since 1970-01-01),
+        `visits`, `feature_<name>`, `task_<name>` and, of numeric features, `value_<name>` have one entry by event.
+        `profile_<name>` is an id. `validation_end` and `test_end` are the numbers of events before each cutoff.
 
     Raises:
-        FileNotFoundError: No manifest.
-        ValueError: A shard is missing, or differs from what the manifest lists or from the first in its columns.
+        FileNotFoundError: if the folder has no manifest.
+        ValueError: if a shard is missing, differs from what the manifest lists, or has other columns than the first
+            shard.
     """
     directory = Path(directory)
     manifest = PreparedManifest.load(directory)
     opened = manifest.shards if shards is None else [manifest.shards[place] for place in shards]
     check_shards(directory, opened, verify)
     files = [str(directory / shard["file"]) for shard in opened]
-    # `datasets` knows its copy by path and time; other data with the same ones must not be answered with that copy.
+    # `datasets` finds its copy by path and time. Other data with the same path and time must not get this copy.
     digest = hashlib.sha256("".join(shard["sha256"] for shard in opened).encode()).hexdigest()
     kwargs: dict[str, Any] = {"config_name": f"prepared-{digest[:32]}"}
     kwargs |= {"columns": list(columns)} if columns is not None else {}
     try:
         return datasets.Dataset.from_parquet(files, cache_dir=str(cache_dir) if cache_dir else None, **kwargs)
     except datasets.exceptions.DatasetGenerationError:
-        for shard in opened:  # it does not say which file it could not read
+        for shard in opened:  # the error does not name the file, so each one is checked
             check_shard(directory / shard["file"], shard, verify=True)
         raise
 
 
 def check_vocabularies(directory: str | Path, extractor: MCMFeatureExtractor) -> None:
-    """Raises `ValueError` where a checkpoint's ids would mean other values than the ids of a prepared data set."""
+    """Checks that the ids of a checkpoint mean the same values as the ids of a prepared data set.
+
+    Args:
+        directory (`str` or `Path`): folder of the prepared data set.
+        extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
+
+    Raises:
+        ValueError: if features, tasks, vocabularies or bins differ.
+    """
     data = MCMFeatureExtractor.from_pretrained(str(Path(directory) / FEATURE_EXTRACTOR_FOLDER))
     for what in ("feature_names", "tasks", "vocabularies", "bins"):
         ours, theirs = getattr(data, what), getattr(extractor, what)

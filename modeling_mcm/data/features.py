@@ -1,9 +1,9 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Features as a schema file has them: which column each one reads, and how.
+"""Features as a schema file names them: which column each feature reads, and how.
 
-An entry of `features` is one feature, or several that read one column: the values of a list such as "Action|Comedy"
-(`max_items`), or the levels of a path such as "appliances.kitchen.kettle" (`levels`).
+An entry of `features` is one feature, or several features that read one column: the values of a list such as
+"Action|Comedy" (`max_items`), or the levels of a path such as "appliances.kitchen.kettle" (`levels`).
 """
 
 from __future__ import annotations
@@ -26,14 +26,24 @@ from modeling_mcm.schema_mcm import (
     check_text,
 )
 
-MOST_BINS = 1_000  # each edge is a comparison of every event
-MOST_VALUES = 10_000_000  # of one feature: they go through the memory of one process, and are rows of weights
-MOST_PARTS = 100  # of one column: values of an event, levels of a path; each is a feature of the model
-MOST_COUNT = 10**12  # more events than a log has
-SEVERAL_FEATURES = ("max_items", "levels")  # keys by which an entry of the schema is several features
+MOST_BINS = 1_000  # every event is compared with each edge
+MOST_VALUES = 10_000_000  # values of one feature: one process holds them in memory, and each is a row of weights
+MOST_PARTS = 100  # values of one event, or levels of one path; each is a feature of the model
+MOST_COUNT = 10**12  # no log has more events
+SEVERAL_FEATURES = ("max_items", "levels")  # an entry of the schema with one of these keys is several features
 
 
 def check_keys(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Checks that a mapping has no unknown key.
+
+    Args:
+        given (`Mapping`): the mapping that was read.
+        known (`Sequence[str]`): all keys that it may have.
+        where (`str`): what the mapping is, for the message.
+
+    Raises:
+        ValueError: if a key is unknown. The message names the key and the known key that is most similar.
+    """
     for key in given:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
@@ -42,7 +52,15 @@ def check_keys(given: Mapping[str, Any], known: Sequence[str], where: str) -> No
 
 
 def check_size(value: Any, key: str) -> None:
-    """Raises `ValueError` for what is no size of memory that DuckDB knows, such as 4GB, 512MiB or 80%."""
+    """Checks that a value is a size of memory that DuckDB can read, such as 4GB, 512MiB or 80%.
+
+    Args:
+        value (`Any`): the size.
+        key (`str`): name of the option, for the message.
+
+    Raises:
+        ValueError: if the value is no such size.
+    """
     pattern = r"\s*([0-9]+(\.[0-9]+)?)\s*(([kmgt]i?)?b|%)\s*"
     found = re.fullmatch(pattern, value, re.IGNORECASE | re.ASCII) if isinstance(value, str) else None
     if found is None or float(found[1]) == 0 or (found[3] == "%" and float(found[1]) > 100):
@@ -50,7 +68,18 @@ def check_size(value: Any, key: str) -> None:
 
 
 def read_feature(given: Mapping[str, Any], where: str) -> FeatureSpec:
-    """Reads one entry of `features` or `profile`; raises `ValueError` naming the entry and the key."""
+    """Reads one feature of `features` or `profile`.
+
+    Args:
+        given (`Mapping`): the feature's keys and values.
+        where (`str`): which entry of the schema this is, for messages.
+
+    Returns:
+        `FeatureSpec`: the feature.
+
+    Raises:
+        ValueError: if a key or a value is wrong. The message names the entry, the key and the fix.
+    """
     if not isinstance(given, Mapping):
         raise ValueError(f"{where} is {given!r}; write it as a mapping such as {{name: brand}}.")
     check_keys(given, [f.name for f in fields(FeatureSpec)], where)
@@ -80,7 +109,7 @@ def read_feature(given: Mapping[str, Any], where: str) -> FeatureSpec:
 
 
 def _check_part(given: Mapping[str, Any], kind: str, where: str) -> None:
-    """Whether `separator`, `item` and `level` fit together."""
+    """Raises `ValueError` where `separator`, `item` and `level` do not fit together."""
     part = [key for key in PART_KEYS if given.get(key) is not None]
     if part and kind != CATEGORICAL:
         raise ValueError(f"{where}: `{part[0]}` is for categorical features; remove it from this {kind} feature.")
@@ -101,7 +130,18 @@ def _check_part(given: Mapping[str, Any], kind: str, where: str) -> None:
 
 
 def read_features(entries: Sequence[Any], key: str) -> tuple[FeatureSpec, ...]:
-    """The features of all entries of `features` or `profile`; raises `ValueError` naming the entry and the key."""
+    """Reads all entries of `features` or `profile`.
+
+    Args:
+        entries (`Sequence`): the entries; one entry may be several features.
+        key (`str`): "features" or "profile", for messages.
+
+    Returns:
+        `tuple[FeatureSpec]`: the features, in their order.
+
+    Raises:
+        ValueError: if an entry is wrong. The message names the entry, the key and the fix.
+    """
     found: list[FeatureSpec] = []
     for place, entry in enumerate(entries):
         where = f"Entry {place} of `{key}`"
@@ -110,7 +150,7 @@ def read_features(entries: Sequence[Any], key: str) -> tuple[FeatureSpec, ...]:
 
 
 def _expanded(entry: Any, where: str) -> list[Any]:
-    """One mapping a feature: an entry with `max_items` or `levels` is several."""
+    """One mapping by feature: an entry with `max_items` or `levels` stands for several features."""
     if not isinstance(entry, Mapping):
         return [entry]
     entry = {key: value for key, value in entry.items() if value is not None or key not in SEVERAL_FEATURES}
