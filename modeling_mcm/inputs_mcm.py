@@ -12,9 +12,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""From rows of ids to model inputs: the window that is read, padding, the start row, the moment of the question.
+"""From rows of ids to model inputs: the window that is read, padding, the start row, the moment of the prediction.
 
-Shapes: B customers, L rows of the longest history (start row included), J features in the order of `features`, N
+Shapes: B customers, L events of the longest input (start row included), J features in the order of `features`, N
 numeric features of events.
 """
 
@@ -32,17 +32,17 @@ from .events_mcm import SECONDS_PER_DAY
 
 logger = logging.get_logger(__name__)
 
-EVENT_COLUMNS = ("times", "visits", "feature_", "value_", "task_")  # of a row: those with an entry an event
+EVENT_COLUMNS = ("times", "visits", "feature_", "value_", "task_")  # columns with an entry by event
 
 
 class InputLayout(NamedTuple):
     """Where the features of a row stand in a model input.
 
     Attributes:
-        sizes (`dict[str, int]`): ids of each feature, in the order of J.
-        profile (`frozenset[str]`): features of the customer, which stand in the start row.
-        numeric (`tuple[str]`): numeric features of events, in the order of N.
-        start (`tuple[int, int]`): place of the token type among the features, and its id in the start row.
+        sizes (`dict[str, int]`): by feature the number of its ids, in the order of the axis J.
+        profile (`frozenset[str]`): names of the customer's features, which stand in the start row.
+        numeric (`tuple[str]`): names of the numeric features of events, in the order of the axis N.
+        start (`tuple[int, int]`): index of the token type on the axis J, and its id in the start row.
     """
 
     sizes: dict[str, int]
@@ -52,7 +52,7 @@ class InputLayout(NamedTuple):
 
 
 def first_kept(events: int, window: int) -> int:
-    """Index of the first event of a history that the model reads.
+    """Finds the first event of a history that the model reads.
 
     The model reads at most `window` of the latest events. In longer histories the first event moves in steps of an
     eighth of the window, so at least seven eighths of the window are read. Between two steps the state of a live
@@ -61,6 +61,9 @@ def first_kept(events: int, window: int) -> int:
     Args:
         events (`int`): number of events of the history.
         window (`int`): largest number of events that are read.
+
+    Returns:
+        `int`: index of the first event that is read; `events` where the window is 0.
     """
     step = max(1, window // 8)
     return max(0, -(-(events - window) // step) * step) if window else events
@@ -73,22 +76,29 @@ def pad_rows(
     mask_next: bool = False,
     now: Sequence[float] | NDArray[Any] | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """Model inputs of rows as numpy arrays; [`MCMFeatureExtractor.pad`] says what they are.
+    """Builds model inputs from rows, as numpy arrays; [`MCMFeatureExtractor.pad`] says what they are.
 
     Args:
-        rows (`Sequence[dict]`): as the feature extractor or a prepared data set gives them.
-        layout (`InputLayout`): the features.
-        window (`int`): rows at most, start row included.
-        mask_next (`bool`): adds a last row of unknown values.
-        now (`Sequence`, *optional*): of each row the moment at which the model is asked.
+        rows (`Sequence[dict]`): rows as the feature extractor or a prepared data set gives them, one by customer.
+        layout (`InputLayout`): where the features stand in an input.
+        window (`int`): largest number of events in an input, the start row included.
+        mask_next (`bool`): whether to add a last event of unknown values.
+        now (`Sequence[float]` of length B, *optional*): moment of each row for which the customer is scored, in
+            seconds on the clock of `times`.
+
+    Returns:
+        `dict[str, NDArray]`: `input_ids` int64 `(B, L, J)`, `attention_mask` int64 `(B, L)`, `visit_ids` int64 `(B,
+        L)` and `event_times` float32 `(B, L)` in days; with numeric features also `event_values` float32 `(B, L, N)`;
+        with `now` also `now` float32 `(B,)` in days.
 
     Raises:
-        ValueError: as [`MCMFeatureExtractor.pad`].
+        ValueError: if there are no rows or too small a window, a row lacks a column, ids do not fit the vocabularies,
+            or `now` is not one finite number for each row.
     """
     if now is not None:
         now = now.tolist() if hasattr(now, "tolist") else now
         rows = until(rows, now)
-    extra = 1 + mask_next  # the start row, the masked row
+    extra = 1 + mask_next  # the start row and, with `mask_next`, the masked last event
     if window < extra or not len(rows):
         raise ValueError(f"Found {len(rows)} rows and max_events {window}; give at least 1 row and {extra} events.")
     counts = np.array([len(row["times"]) for row in rows])
@@ -96,7 +106,7 @@ def pad_rows(
     lengths, kept = counts - starts, [slice(start, None) for start in starts]
     position = np.arange(int(lengths.max()) + extra)
     attention_mask = (position < lengths[:, None] + extra).astype(np.int64)
-    cells = np.flatnonzero((position > 0) & (position <= lengths[:, None]))  # of events, in the order of the rows
+    cells = np.flatnonzero((position > 0) & (position <= lengths[:, None]))  # flat indices of the events
 
     def join(key: str, since_first: bool = False) -> NDArray[Any]:
         parts = [row[key][part] for row, part in zip(rows, kept, strict=True)]
@@ -147,19 +157,38 @@ def pad_rows(
 
 
 def readable(row: Mapping[str, Any], features: Sequence[str]) -> dict[str, Any]:
-    """The row without the events that have none of some event features; see [`MCMFeatureExtractor.readable`]."""
+    """Leaves out the events in which all of some event features are missing; see [`MCMFeatureExtractor.readable`].
+
+    Args:
+        row (`dict`): a row of ids.
+        features (`Sequence[str]`): names of the event features; an event stays if it has a value in one of them.
+
+    Returns:
+        `dict`: the row with the events that stay; `validation_end` and `test_end` count these events.
+    """
     keep = np.any([row[f"feature_{feature}"] != MISSING_ID for feature in features], axis=0)
     ends = {name: int(keep[: row[name]].sum()) for name in ("validation_end", "test_end") if name in row}
     return _picked(row, keep) | ends
 
 
 def _picked(row: Mapping[str, Any], keep: NDArray[np.bool_]) -> dict[str, Any]:
-    """A row with some of its events."""
+    """A row with only the events where `keep` is true."""
     return {name: value[keep] if name.startswith(EVENT_COLUMNS) else value for name, value in row.items()}
 
 
 def until(rows: Sequence[Mapping[str, Any]], now: Sequence[float]) -> list[Mapping[str, Any]]:
-    """The rows without what is later than each one's moment in seconds; `ValueError` where one is no finite number."""
+    """Leaves out the events that are later than a moment of each row, with a warning.
+
+    Args:
+        rows (`Sequence[dict]`): rows of ids, one by customer.
+        now (`Sequence[float]` of length B): moment of each row, in seconds on the clock of `times`.
+
+    Returns:
+        `list[dict]`: the rows, without the later events.
+
+    Raises:
+        ValueError: if there is not one moment by row, or a moment is no finite number.
+    """
     if len(now) != len(rows):
         raise ValueError(f"Found {len(now)} moments `now` of {len(rows)} rows; give one a row.")
     kept: list[Mapping[str, Any]] = []

@@ -12,10 +12,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the columns of an event log mean: which one is the customer, the time, a feature, a task.
+"""What the columns of an event log mean: which one is the customer, the time, a feature or a task.
 
 `LogSchema` travels with a checkpoint: the feature extractor reads events by it. The event schema of a data set
-(`modeling_mcm.data.EventSchema`) is the same with what only preparation needs, such as the cutoffs.
+(`modeling_mcm.data.EventSchema`) adds what only preparation needs, such as the cutoffs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,20 +27,30 @@ import numpy as np
 from .events_mcm import read_zone
 
 HISTORY_START, TOKEN_TYPE = "history_start", "token_type"
-ONE_TOKEN_TYPE = "event"  # of a log without a token type
-ROWS = "rows"  # a log without times may have its events in the order of its rows
+ONE_TOKEN_TYPE = "event"  # token type of all events in a log without token types
+ROWS = "rows"  # value of `order` where the rows of a log without times are in order
 
 CATEGORICAL, NUMERIC = RAW_KINDS = ("categorical", "numeric")
 HOUR, WEEKDAY, DAYS_SINCE_VISIT = DERIVED_KINDS = ("hour", "weekday", "days_since_visit")
 KINDS = (*RAW_KINDS, *DERIVED_KINDS)
 BINNED_KINDS = (NUMERIC, DAYS_SINCE_VISIT)
-PART_KEYS = ("separator", "item", "level")  # what a feature reads of its column
+PART_KEYS = ("separator", "item", "level")  # keys that say which part of its column a feature reads
 DEFAULT_NAME, DEFAULT_ZONE, DEFAULT_MAX_EVENTS, DEFAULT_MIN_HISTORY, DEFAULT_BINS = "event_log", "UTC", 300, 5, 16
-MOST_EVENTS = 100_000  # of a customer in a period; no person has more, and one row of a shard must fit in memory
+MOST_EVENTS = 100_000  # events of a customer in a period; people have fewer, and a row must fit in memory
 
 
 def check_integer(value: Any, key: str, least: int, most: int) -> None:
-    """Raises `ValueError` for what is no whole number from `least` to `most`; a very long one is shown in part."""
+    """Checks that a value is a whole number between two limits.
+
+    Args:
+        value (`Any`): the value.
+        key (`str`): name of the option, for the message.
+        least (`int`): smallest number that is allowed.
+        most (`int`): largest number that is allowed.
+
+    Raises:
+        ValueError: if the value is no whole number from `least` to `most`. A very long number is shown shortened.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         shown = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else f"{value:.3e}"
         limit = f" and at most {most:,}" if isinstance(value, int) and value > most else ""
@@ -48,6 +58,15 @@ def check_integer(value: Any, key: str, least: int, most: int) -> None:
 
 
 def check_text(value: Any, key: str) -> None:
+    """Checks that a value is a text that is not empty.
+
+    Args:
+        value (`Any`): the value.
+        key (`str`): name of the option, for the message.
+
+    Raises:
+        ValueError: if the value is no text, or is empty.
+    """
     if not isinstance(value, str) or not value:
         raise ValueError(f"`{key}` is {value!r}; give a name in quotes.")
 
@@ -57,20 +76,22 @@ class FeatureSpec:
     """One feature of an event or of a customer's profile.
 
     Args:
-        name (`str`): Name of the feature, unique in the schema.
-        kind (`str`): `categorical`; `numeric` (quantile bins); or derived from the time: `hour`, `weekday`,
-            `days_since_visit` (start of this visit minus start of the visit before, in days; binned).
-        column (`str`, *optional*): Column of the log; the name if not given. Derived kinds have none.
-        min_count (`int`): Values seen less often in the training period become the unknown id (categorical).
-        max_values (`int`, *optional*): Most values that are kept, the most frequent; values as frequent as each
-            other stay or go together (categorical).
-        bins (`int`): Number of quantile bins (numeric, days_since_visit).
-        separator (`str`, *optional*): What stands between the values or the levels in the column's text.
-        item (`int`, *optional*): Of a column with several values in an event, the place of the one that is read, from
-            1, the most frequent in the training period first. Without `separator` the column holds lists. Features of
-            one column share its vocabulary.
-        level (`int`, *optional*): Of a column with paths, how many levels are read, from 1. The value is the path up
-            to there, so that equal words under different parents differ.
+        name (`str`): name of the feature, unique in the schema.
+        kind (`str`): "categorical"; "numeric" (ids are quantile bins); or derived from the time: "hour", "weekday" or
+            "days_since_visit" (days from the start of the visit before to the start of this visit, in bins).
+        column (`str`, *optional*): column of the log. Features derived from the time have none. Default in a schema
+            file: the name of the feature.
+        min_count (`int`): values that occur less often in the training period get the unknown id (categorical
+            features).
+        bins (`int`): number of quantile bins (numeric features and "days_since_visit").
+        max_values (`int`, *optional*): largest number of values in the vocabulary; the most frequent values stay, and
+            equally frequent values stay or go together (categorical features). Default: no limit.
+        separator (`str`, *optional*): text between the values or the levels in the column's text.
+        item (`int`, *optional*): for a column with several values in an event, which of them is read, from 1; values
+            that are more frequent in the training period come first. Without `separator` the column holds lists. The
+            features of one column share its vocabulary.
+        level (`int`, *optional*): for a column with paths, how many levels are read, from 1. The value is the path up
+            to this level, so equal words below different parents differ.
     """
 
     name: str
@@ -85,33 +106,54 @@ class FeatureSpec:
 
     @property
     def is_derived(self) -> bool:
-        """Whether the feature is computed from the time and so has no column of its own."""
+        """`bool`: whether the feature is computed from the time and so has no column of its own."""
         return self.kind in DERIVED_KINDS
 
     @property
     def is_constant(self) -> bool:
-        """Whether the feature is the token type of a log without one, the same for every event."""
+        """`bool`: whether the feature is the token type of a log without token types, the same for every event."""
         return self.kind == CATEGORICAL and self.column is None
 
     @property
     def part(self) -> dict[str, Any]:
-        """`separator`, `item` and `level`, where the feature reads a part of its column."""
+        """`dict`: `separator`, `item` and `level`, where the feature reads a part of its column; else empty."""
         return {key: getattr(self, key) for key in PART_KEYS if getattr(self, key) is not None}
 
     @classmethod
     def from_saved(cls, feature: Mapping[str, Any], token_type: str | None) -> "FeatureSpec":
-        """Reads a feature as a checkpoint stores it; the token type of a log without one has no column."""
+        """Reads a feature as a checkpoint stores it.
+
+        Args:
+            feature (`dict`): the stored feature, with `name` and optionally `kind`, `column`, `profile`, `separator`,
+                `item` and `level`.
+            token_type (`str`, *optional*): column of the token type. Without it the feature "token_type" of events has
+                no column.
+
+        Returns:
+            `FeatureSpec`: the feature.
+        """
         name, kind = feature["name"], feature.get("kind", CATEGORICAL)
         is_added = token_type is None and not feature.get("profile") and name == TOKEN_TYPE
         column = None if kind in DERIVED_KINDS or is_added else feature.get("column") or name
         return cls(name, kind, column, **{key: feature[key] for key in PART_KEYS if key in feature})
 
     def to_saved(self, profile: bool) -> dict[str, Any]:
-        """The feature as a checkpoint stores it; `profile` says whether it describes the customer, not the event."""
+        """Gives the feature as a checkpoint stores it.
+
+        Args:
+            profile (`bool`): whether the feature describes the customer and not an event.
+
+        Returns:
+            `dict`: the stored feature, which `from_saved` reads.
+        """
         return {"name": self.name, "kind": self.kind, "column": self.column, "profile": profile} | self.part
 
     def to_dict(self) -> dict[str, Any]:
-        """The keys that mean something for this kind; `read_feature` reads them back as an equal feature."""
+        """Gives the feature as an entry of a schema file, with the keys that apply to its kind.
+
+        Returns:
+            `dict`: the entry, which `read_feature` reads back as an equal feature.
+        """
         out: dict[str, Any] = {"name": self.name, "kind": self.kind}
         if not self.is_derived:
             out["column"] = self.column
@@ -123,15 +165,31 @@ class FeatureSpec:
 
 
 def value_places(specs: Sequence[FeatureSpec]) -> list[int]:
-    """Places of the event features whose value is kept beside its bin."""
+    """Finds the event features whose value is stored beside its bin: the numeric ones.
+
+    Args:
+        specs (`Sequence[FeatureSpec]`): the event features.
+
+    Returns:
+        `list[int]`: their indices in `specs`.
+    """
     return [place for place, spec in enumerate(specs) if spec.kind == NUMERIC]
 
 
 def raw_places(specs: Sequence[FeatureSpec]) -> list[int]:
-    """Of each feature the place of the one whose raw column is stored for it: itself, or the first `item` of a column.
+    """Finds for each feature the feature that stands for its raw column.
+
+    That is the feature itself or, where several features read the values of one column (`item`), the first of them.
+
+    Args:
+        specs (`Sequence[FeatureSpec]`): all event features, or all profile features.
+
+    Returns:
+        `list[int]`: by feature the index of that feature in `specs`.
 
     Raises:
-        ValueError: Features of one column with several values do not agree in what they share.
+        ValueError: if features of one column with several values differ in `separator`, `min_count` or `max_values`,
+            or read the same `item`.
     """
     first: dict[str | None, int] = {}
     places: list[int] = []
@@ -152,28 +210,31 @@ def raw_places(specs: Sequence[FeatureSpec]) -> list[int]:
 
 @dataclass(frozen=True)
 class LogSchema:
-    """Maps a table of events, and optionally one of profiles, to MCM.
+    """Says what the columns of a table of events, and optionally of a table of profiles, mean to MCM.
 
     Args:
-        customer (`str`): Column of the log that says who.
-        time (`str`, *optional*): Column that says when; a log without times has `order` instead.
-        token_type (`str`, *optional*): Column that says what was done. Without it all events have the token type
-            "event", and the feature `token_type` is added before the others.
-        features (`tuple[FeatureSpec]`): Event features in the model's order, the token type among them.
-        tasks (`tuple[str]`): Categorical event features to predict.
-        name (`str`): Name of the event log.
-        visit (`str`, *optional*): Column whose equal values make one visit; events of one time are one otherwise.
-        profile (`tuple[FeatureSpec]`): Features of the profile table; its customer column is `customer` too.
-        target_token_types (`tuple[str]`): Token types to predict; empty means all.
-        end_of_visit (`str`, *optional*): Token type of the interaction that closes a visit with a target event.
-        max_events (`int`): Window of the model, the start row included.
-        min_history (`int`): Target events before a cutoff that an evaluation case needs.
-        time_zone (`str`): Zone that times with a zone are converted to; times without one are left as they are.
-        order (`str`, *optional*): In the place of `time` a column of whole numbers that puts a customer's events in
-            order, or `rows`: they are in the order of the log's rows. Each visit is then a day after the one before.
+        customer (`str`): column of the log with the customer's id.
+        time (`str`, *optional*): column with the time of the event. A log without times has `order` instead.
+        token_type (`str`, *optional*): column that says what the customer did. Without it all events have the token
+            type "event", and the feature "token_type" is added before the others.
+        features (`tuple[FeatureSpec]`): event features in the model's order, the token type among them.
+        tasks (`tuple[str]`): names of the categorical event features whose next value is predicted.
+        name (`str`): name of the event log.
+        visit (`str`, *optional*): column whose equal values make one visit. Default: the events of one customer and
+            time are a visit.
+        profile (`tuple[FeatureSpec]`): features of the profile table, whose customer column is `customer` too.
+        target_token_types (`tuple[str]`): token types of the events that are predicted. Empty: all token types.
+        end_of_visit (`str`, *optional*): token type of the event that preparation adds to close each visit with a
+            target event. Default: no such event.
+        max_events (`int`): largest number of events that the model reads, the start row included.
+        min_history (`int`): number of target events that an evaluation case needs before a cutoff.
+        time_zone (`str`): time zone to which times with a zone are converted. Times without a zone stay as they are.
+        order (`str`, *optional*): instead of `time` a column of whole numbers that puts a customer's events in order,
+            or "rows": the events are in the order of the log's rows. Each visit then comes a day after the visit
+            before.
 
     Raises:
-        ValueError: naming the key and the fix, where columns, features and tasks do not fit together.
+        ValueError: if columns, features and tasks do not fit together. The message names the key and the fix.
     """
 
     customer: str
@@ -206,7 +267,7 @@ class LogSchema:
         self._check_tasks()
 
     def _check_order(self) -> None:
-        """Whether there is one of `time` and `order`, and nothing that needs times where there are none."""
+        """Raises `ValueError` unless there is one of `time` and `order`, and no feature needs times that are absent."""
         if self.time is None and self.order is None:
             raise ValueError(
                 "The event schema has no `time`; add it, or for a log without times `order`: a column of whole "
@@ -222,7 +283,7 @@ class LogSchema:
                 )
 
     def _add_token_type(self) -> None:
-        """The feature of a log without a token type, unless it is there."""
+        """Adds the token type feature of a log without token types, unless it is there."""
         if self.target_token_types:
             raise ValueError(
                 "`target_token_types` chooses among the values of `token_type`, and the schema has none; add "
@@ -280,43 +341,43 @@ class LogSchema:
 
     @property
     def order_column(self) -> str | None:
-        """The column by which a customer's events are in order; None where it is the order of the rows."""
+        """`str` or None: the column that puts a customer's events in order; None where the order of the rows does."""
         return self.time if self.order is None else None if self.order == ROWS else self.order
 
     @property
     def feature_names(self) -> list[str]:
-        """Names of the event features, then of the profile features: the order of J."""
+        """`list[str]`: names of the event features, then of the profile features. This is the order of the axis J."""
         return [spec.name for spec in (*self.features, *self.profile)]
 
     @property
     def token_feature(self) -> FeatureSpec:
-        """The feature that holds the token type."""
+        """`FeatureSpec`: the feature that holds the token type."""
         return next(spec for spec in self.features if not spec.is_derived and spec.column == self.token_type)
 
     @property
     def event_columns(self) -> list[str]:
-        """Columns of the event table that are read."""
+        """`list[str]`: names of the columns of the event table that are read."""
         columns = [self.customer, self.order_column, self.visit, *(spec.column for spec in self.features)]
         return [column for column in dict.fromkeys(columns) if column]
 
     @property
     def profile_columns(self) -> list[str]:
-        """Columns of the profile table that are read."""
+        """`list[str]`: names of the columns of the profile table that are read."""
         return list(dict.fromkeys([self.customer, *(spec.column for spec in self.profile if spec.column)]))
 
     @property
     def reserved_token_types(self) -> list[str]:
-        """Token types that preparation adds; they take the last ids of the token type's vocabulary."""
+        """`list[str]`: token types that preparation adds. They have the last ids of the token type's vocabulary."""
         return [HISTORY_START] + ([self.end_of_visit] if self.end_of_visit else [])
 
     @property
     def own_token_types(self) -> list[str]:
-        """Token types that no column of the log holds."""
+        """`list[str]`: token types that no column of the log holds."""
         return self.reserved_token_types + ([] if self.token_type else [ONE_TOKEN_TYPE])
 
     @property
     def shared_vocabularies(self) -> dict[str, str]:
-        """Of each categorical feature the one whose vocabulary it has: itself, or the first `item` of its column."""
+        """`dict[str, str]`: by categorical feature the feature whose vocabulary it uses, as `raw_places` finds it."""
         shared = {}
         for specs in (self.features, self.profile):
             for spec, place in zip(specs, raw_places(specs), strict=True):
@@ -327,15 +388,16 @@ class LogSchema:
     def check_values(
         self, vocabularies: Mapping[str, Sequence[str]], bins: Mapping[str, Sequence[float]], fix: str
     ) -> None:
-        """Whether each feature has its values or its edges, and the token type has those that no log holds.
+        """Checks that each feature has its vocabulary or its bins, and the token types of MCM itself are among them.
 
         Args:
-            vocabularies (`dict[str, list[str]]`): values of each categorical feature.
-            bins (`dict[str, list[float]]`): inner edges of each binned feature.
-            fix (`str`): what to do where it has not, for the message.
+            vocabularies (`dict[str, list[str]]`): by categorical feature its values.
+            bins (`dict[str, list[float]]`): by binned feature the inner edges of its bins.
+            fix (`str`): what to do about an error, for the message.
 
         Raises:
-            ValueError: naming the feature.
+            ValueError: if a feature lacks its vocabulary or bins, or these are malformed. The message names the
+                feature.
         """
         kinds = {spec.name: spec.kind for spec in (*self.features, *self.profile)}
         for what, values, of_kinds in (("vocabularies", vocabularies, (CATEGORICAL,)), ("bins", bins, BINNED_KINDS)):
@@ -355,7 +417,14 @@ class LogSchema:
                 raise ValueError(f"The vocabulary of {token!r} has no {text!r}; {fix}.")
 
     def check_shared(self, vocabularies: Mapping[str, Sequence[str]]) -> None:
-        """Raises `ValueError` where features that read one column's several values have different vocabularies."""
+        """Checks that features that read the values of one column have the same vocabulary.
+
+        Args:
+            vocabularies (`dict[str, list[str]]`): by categorical feature its values.
+
+        Raises:
+            ValueError: if two such vocabularies differ.
+        """
         columns = {spec.name: spec.column for spec in (*self.features, *self.profile)}
         for feature, other in self.shared_vocabularies.items():
             if vocabularies[feature] != vocabularies[other]:

@@ -1,8 +1,8 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The event schema, and the prepared data set: its rows, its offers and labels of customers, and batches of them.
+"""The event schema and the prepared data set: its rows, offers and labels of its customers, and batches of them.
 
-This needs the base install alone. What makes a data set of an event log is in `modeling_mcm.preparation`.
+This room needs the base install alone. What makes a data set out of an event log is in `modeling_mcm.preparation`.
 """
 
 from modeling_mcm.data.dataset import PreparedManifest, check_vocabularies, load_prepared

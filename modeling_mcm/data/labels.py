@@ -3,10 +3,10 @@
 """Labels of customers at moments: a table of customer, time and label, and the histories before those times.
 
     customer_id    as in the event log
-    time           the moment of the label: what came at or after it is not read
+    time           the moment of the label: events at or after it are not read
     churned        the label, under any name: two classes, several classes, or a number
 
-What is wrong in the table is found here, before anything is trained. `docs/labels.md` has a worked example.
+What is wrong in the table is reported here, before anything is trained. `docs/labels.md` has a worked example.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ MOST_NAMED = 3
 
 @dataclass(frozen=True)
 class CustomerLabels:
-    """Labels in the order of the table.
+    """Labels of customers, in the order of the table.
 
     Attributes:
-        name: of the label's column.
-        kind: "binary", "classes" or "number".
-        customer_ids: text, of shape `(N,)`.
-        times: seconds since 1970-01-01, of shape `(N,)`.
-        values: ids of classes (int64) or numbers (float32), of shape `(N,)`.
-        classes: what the ids stand for; empty for numbers.
+        name (`str`): name of the label's column.
+        kind (`str`): "binary", "classes" or "number".
+        customer_ids (`NDArray` of text, shape `(N,)`): id of each label's customer.
+        times (`NDArray[int64]` of shape `(N,)`): moment of each label, in seconds since 1970-01-01.
+        values (`NDArray` of shape `(N,)`): ids of classes (int64), from 0, or numbers (float32).
+        classes (`tuple[str]`): name of each class, in the order of the ids. Empty for numbers.
     """
 
     name: str
@@ -58,14 +58,25 @@ class CustomerLabels:
         return len(self.values)
 
     def of(self, places: ArrayLike) -> CustomerLabels:
-        """Some of the labels."""
+        """Selects some of the labels.
+
+        Args:
+            places (`ArrayLike` of shape `(M,)`): indices of the labels.
+
+        Returns:
+            `CustomerLabels`: the M labels, in the order of `places`.
+        """
         places = np.asarray(places, np.int64)
         return replace(
             self, customer_ids=self.customer_ids[places], times=self.times[places], values=self.values[places]
         )
 
     def model_options(self) -> dict[str, Any]:
-        """What a model's config has to say of this label: options of `from_pretrained`."""
+        """Gives what the config of a model has to say of this label.
+
+        Returns:
+            `dict`: `problem_type`, `id2label` and `label2id`, which are options of `from_pretrained`.
+        """
         named = dict(enumerate(self.classes or (self.name,)))
         return {
             "problem_type": "regression" if self.kind == NUMBER else "single_label_classification",
@@ -74,10 +85,13 @@ class CustomerLabels:
         }
 
     def check_trainable(self, what: str = "training") -> None:
-        """Raises `ValueError` where there is nothing to learn from, or to tell apart: all labels are the same.
+        """Checks that the labels have at least two different values, so that there is something to learn.
 
         Args:
-            what: labels these are, for the message.
+            what (`str`): what these labels are used for, such as "training", for the message.
+
+        Raises:
+            ValueError: if all labels are the same, or there is no label.
         """
         distinct = np.unique(self.values)
         if len(distinct) < 2:
@@ -91,19 +105,24 @@ class CustomerLabels:
         return value.item() if self.kind == NUMBER else self.classes[int(value)]
 
     def split(self, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Places of the labels to train on and of those to validate on. All labels of a customer are on one side, and
-        each class gives the same share.
+        """Splits the labels at random into training and validation.
+
+        All labels of a customer are on one side, and each class gives about the same share of its customers.
 
         Args:
-            share: of the customers that are validated on, from 0 to below 1.
-            seed: of the draw.
+            share (`float`): share of the customers for validation, at least 0 and less than 1.
+            seed (`int`): seed of the draw.
+
+        Returns:
+            `tuple[NDArray[int64], NDArray[int64]]`: indices of the training labels, and indices of the validation
+            labels.
         """
         customers, first, owner = np.unique(self.customer_ids.astype(str), return_index=True, return_inverse=True)
         order = np.random.default_rng(seed).permutation(len(customers))
         if self.kind != NUMBER:
             order = order[np.argsort(self.values[first][order], kind="stable")]
         is_held_out = np.zeros(len(customers), bool)
-        # Every so many in that order, so that each class gives its share.
+        # Customers at equal distances in this order are held out, so that each class gives its share.
         is_held_out[order] = np.diff(np.floor(np.arange(len(order) + 1) * share + 0.5)) > 0
         return np.flatnonzero(~is_held_out[owner]), np.flatnonzero(is_held_out[owner])
 
@@ -116,11 +135,22 @@ def load_labels(
     kind: str = AUTO,
     time_zone: str = "UTC",
 ) -> CustomerLabels:
-    """Reads labels from a Parquet or CSV file; see [`make_labels`].
+    """Reads labels from a Parquet or CSV file.
+
+    Args:
+        path (`str` or `Path`): path of the file.
+        label (`str`): name of the label's column.
+        customer (`str`): name of the customer's column.
+        time (`str`): name of the column with the label's moment.
+        kind (`str`): kind of the label: "binary", "classes", "number" or "auto"; see [`make_labels`].
+        time_zone (`str`): time zone to which times with a zone are converted, as in the event schema.
+
+    Returns:
+        `CustomerLabels`: the labels, in the order of the file.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: as `make_labels`, or if the file is of another format or damaged.
+        ValueError: if the file has another format or is damaged, and where [`make_labels`] raises it.
     """
     path = Path(path)
     if not path.is_file():
@@ -129,7 +159,7 @@ def load_labels(
         if path.suffix.lower() == ".parquet":
             table = pd.read_parquet(path)
         elif path.suffix.lower() == ".csv":
-            # Ids and times as they are written: 007 is not 7.
+            # Ids and times stay text as they are written: 007 is not 7.
             table = pd.read_csv(path, dtype={customer: str, time: str}, low_memory=False)
         else:
             raise ValueError(f"the name ends in {path.suffix!r}, expected .parquet or .csv")
@@ -150,16 +180,20 @@ def make_labels(
     """Checks a table of labels.
 
     Args:
-        table: one row a customer and moment.
-        label: name of the label's column.
-        customer: name of the customer's column.
-        time: name of the moment's column.
-        kind: of the label: "binary", "classes", "number", or "auto": text and booleans are classes, numbers are
-            numbers, but for 0 and 1, which are two classes.
-        time_zone: as in the event schema.
+        table (`pandas.DataFrame`): the table, with one row by customer and moment.
+        label (`str`): name of the label's column.
+        customer (`str`): name of the customer's column.
+        time (`str`): name of the column with the label's moment.
+        kind (`str`): kind of the label: "binary", "classes" or "number". With "auto" text and booleans are classes,
+            and numbers are numbers, except a column of 0 and 1 alone, which holds two classes.
+        time_zone (`str`): time zone to which times with a zone are converted, as in the event schema.
+
+    Returns:
+        `CustomerLabels`: the labels, in the order of the table.
 
     Raises:
-        ValueError: naming the column, the customer, and what to do.
+        ValueError: if a column is missing or holds values that can't be read, a customer has two labels at one time,
+            or all labels are the same. The message names the column, the customer and what to do.
     """
     if kind not in KINDS:
         raise ValueError(f"The kind of label is {kind!r}; expected one of {', '.join(KINDS)}.")
@@ -252,14 +286,18 @@ class LabelledCustomers(Dataset):
     """Labels, each with its customer's history **before** the label's time.
 
     Args:
-        rows: what `load_prepared` returns.
-        labels: the labels.
-        on_unknown: "error", or "drop": leave out the labels of customers of whom no event is known before the label's
-            time. `dropped` counts them.
+        rows (`datasets.Dataset`): what `load_prepared` returns.
+        labels (`CustomerLabels`): the labels.
+        on_unknown (`str`): what to do with labels of customers who have no event before the label's time in the data
+            set: "error" raises an error, "drop" leaves these labels out.
+
+    Attributes:
+        labels (`CustomerLabels`): the labels that are used.
+        dropped (`int`): number of labels that were left out.
 
     Raises:
-        ValueError: if a customer is not in the prepared data set or has no event before the label's time, with
-            `on_unknown="error"`; or a label is of a time that the log does not reach.
+        ValueError: with `on_unknown="error"`, if a customer is not in the prepared data set or has no event before the
+            label's time. In any case, if a label's time is more than a day after the last event of the log.
     """
 
     def __init__(self, rows: datasets.Dataset, labels: CustomerLabels, on_unknown: str = ERROR):
@@ -290,7 +328,15 @@ class LabelledCustomers(Dataset):
         return self.__getitems__([place])[0]
 
     def __getitems__(self, places: list[int]) -> list[dict[str, Any]]:
-        """Dicts with `history`, a prepared row cut at the label's time, `time` in seconds, and `label`."""
+        """Reads some labels with their histories.
+
+        Args:
+            places (`list[int]`): indices of the labels.
+
+        Returns:
+            `list[dict]`: by label `history`, a prepared row without the events from the label's time on; `time`, in
+            seconds since 1970-01-01; and `label`, the class id or the number.
+        """
         return [
             {"history": events_before(row, self.labels.times[place]), "time": int(self.labels.times[place])}
             | {"label": self.labels.values[place]}
@@ -313,7 +359,7 @@ def _refuse(labels: CustomerLabels, is_known: NDArray[np.bool_], has_history: ND
 
 
 def _first_and_last(rows: datasets.Dataset) -> tuple[NDArray[np.int64], int]:
-    """Of each customer the first event, and the last event of all, in seconds."""
+    """First event of each customer, and the last event of all customers, in seconds since 1970-01-01."""
     first = np.full(len(rows), np.iinfo(np.int64).max)
     last, place = np.iinfo(np.int64).min, 0
     for table in rows.select_columns(["times"]).with_format("arrow").iter(1024):
@@ -329,17 +375,25 @@ class LabelCollator:
     """Turns labelled customers into inputs of `MCMForCustomerPrediction`.
 
     Args:
-        extractor: of the checkpoint.
-        config: of the model; `input_features` is read.
-        max_events: rows of the longest history, start row included; the extractor's by default.
+        extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
+        config (`MCMConfig`): config of the model. Only `input_features` is read.
+        max_events (`int`, *optional*): largest number of events in an input, the start row included. Default:
+            `max_events` of the feature extractor.
     """
 
     def __init__(self, extractor: MCMFeatureExtractor, config: MCMConfig, max_events: int | None = None):
         self.extractor, self.config, self.max_events = extractor, config, max_events
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """A batch: the histories as `MCMFeatureExtractor.pad` gives them, with `now`, the label's time; `labels`
-        `(B,)`."""
+        """Makes a batch.
+
+        Args:
+            items (`Sequence[dict]`): items of [`LabelledCustomers`].
+
+        Returns:
+            `dict[str, torch.Tensor]`: the histories as `MCMFeatureExtractor.pad` gives them, with the label's time as
+            `now`; and `labels` int64 or float32 `(B,)`.
+        """
         histories = [self.extractor.readable(item["history"], self.config.input_features) for item in items]
         batch = dict(self.extractor.pad(histories, self.max_events, now=[item["time"] for item in items]))
         return batch | {"labels": torch.from_numpy(np.array([item["label"] for item in items]))}

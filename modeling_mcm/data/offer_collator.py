@@ -1,8 +1,9 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""From prepared rows and offers to a batch: the history before the offers, what was offered, what came of it.
+"""From prepared rows and offers to a batch: the history before the offers, the offered actions, their outcomes.
 
-Shapes: B groups of offers, K offers of the largest group, O outcomes; the rest as in `action_inputs_mcm.py`.
+Shapes: B groups of offers, K offers of the largest group, O outcomes. The other shapes are those that
+`action_inputs_mcm.py` names.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,13 +27,14 @@ class OfferGroups(Dataset):
     """Groups of offers, each with its customer's history **before** the offers were made.
 
     Args:
-        rows: what `load_prepared` returns.
-        offers: the offers.
-        groups: places of the groups to keep, all by default.
+        rows (`datasets.Dataset`): what `load_prepared` returns.
+        offers (`Offers`): the offers.
+        groups (`ArrayLike` of shape `(groups,)`, *optional*): indices of the groups that are used. Default: all
+            groups.
 
     Raises:
-        ValueError: if a customer is not in the prepared data set. One without events before the offers is no error:
-            the profile and the start row speak alone.
+        ValueError: if a customer is not in the prepared data set. A customer without events before the offers is no
+            error: the model then reads the profile and the start row alone.
     """
 
     def __init__(self, rows: datasets.Dataset, offers: Offers, groups: ArrayLike | None = None):
@@ -48,9 +50,16 @@ class OfferGroups(Dataset):
         self.rows = PreparedRows(rows, [places[customer] for customer in wanted])
 
     def costs(self, max_events: int) -> NDArray[np.int64]:
-        """What a step's time grows with, for batches of similar histories, `(groups,)`: events, and visits ten times.
+        """Estimates what the time of a training step grows with, for batches of similar histories.
 
-        Every event is embedded, and every label of every task reads every visit.
+        The estimate is the number of events plus ten times the number of visits: every event is embedded, and every
+        label of every task reads every visit.
+
+        Args:
+            max_events (`int`): largest number of events of a history; the latest events count.
+
+        Returns:
+            `NDArray[int64]` of shape `(groups,)`: the estimate for each group, without a unit.
         """
         found = np.zeros(len(self), np.int64)
         for start in range(0, len(self), 256):
@@ -66,7 +75,15 @@ class OfferGroups(Dataset):
         return self.__getitems__([place])[0]
 
     def __getitems__(self, places: list[int]) -> list[dict[str, Any]]:
-        """Dicts with `history`, a prepared row cut at the time of the offers, and `group`, the place of the group."""
+        """Reads some groups with their histories.
+
+        Args:
+            places (`list[int]`): indices of the groups among those that are used.
+
+        Returns:
+            `list[dict]`: by group `history`, a prepared row without the events from the time of the offers on; and
+            `group`, the index of the group in the offers.
+        """
         groups = self.groups[places]
         return [
             {"history": events_before(row, self.offers.times[group]), "group": int(group)}
@@ -75,7 +92,15 @@ class OfferGroups(Dataset):
 
 
 def events_before(row: Mapping[str, Any], time: int) -> dict[str, Any]:
-    """A prepared row without the events from `time` (seconds) on."""
+    """Leaves out the events from a time on.
+
+    Args:
+        row (`dict`): a prepared row.
+        time (`int`): the time, in seconds since 1970-01-01.
+
+    Returns:
+        `dict`: the row with only the events before `time`.
+    """
     kept = row["times"] < time
     return {name: value[kept] if isinstance(value, np.ndarray) else value for name, value in row.items()}
 
@@ -84,18 +109,22 @@ class OfferCollator:
     """Turns groups of offers into inputs of `MCMForActionRecommendation`.
 
     Args:
-        extractor: of the checkpoint.
-        config: of the model.
-        offers: the offers that the groups are of.
-        groups: places of the groups that will come, all by default.
-        max_events: rows of the longest history, start row included; the extractor's by default.
-
-    Raises:
-        ValueError: as `EncodedActions`, and if an action of these groups has no value in any feature, where its
-            features are its embedding, or no vector of its own, where that is.
+        extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
+        config (`MCMConfig`): config of the model.
+        offers (`Offers`): the offers whose groups are read.
+        groups (`ArrayLike` of shape `(groups,)`, *optional*): indices of the groups whose actions are checked.
+            Default: all groups.
+        max_events (`int`, *optional*): largest number of events in an input, the start row included. Default:
+            `max_events` of the feature extractor.
 
     Attributes:
-        epoch: shared-memory integer that the training loop sets, as `MCMCollator`'s.
+        epoch (`torch.Tensor`, int64 of shape `()`): number of the epoch in shared memory, set by the training loop as
+            for [`~collator.MCMCollator`].
+
+    Raises:
+        ValueError: where `EncodedActions` raises it. Where features are the embedding of an action, also if an action
+            of these groups has no value in any feature. Where each action has a vector of its own, also if an action
+            has none.
     """
 
     def __init__(
@@ -115,8 +144,17 @@ class OfferCollator:
         self.actions.check(np.unique(offers.actions[offers.places(groups)]))
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """A batch: the histories as `MCMFeatureExtractor.pad` gives them, the actions as `EncodedActions.inputs` does,
-        `days_to_offers` `(B,)` and `labels` `(B, K, O)`."""
+        """Makes a batch.
+
+        Args:
+            items (`Sequence[dict]`): items of [`OfferGroups`].
+
+        Returns:
+            `dict[str, torch.Tensor]`: the histories as `MCMFeatureExtractor.pad` gives them, the actions as
+            `EncodedActions.inputs` gives them, `days_to_offers` float32 `(B,)`, the days from the customer's last
+            event to the offers, and `labels` float32 `(B, K, O)`: 0 or 1 for each outcome, -100 where the outcome is
+            not known.
+        """
         histories = [self.extractor.readable(item["history"], self.config.input_features) for item in items]
         batch = dict(self.extractor.pad(histories, self.max_events))
         groups = [item["group"] for item in items]

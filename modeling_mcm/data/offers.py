@@ -1,17 +1,17 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Offers: which actions were offered to which customers, when, and what came of it.
+"""Offers: which actions were offered to which customers, when, and what their outcomes were.
 
 An offer is an action (a coupon, an incentive) that a customer can take from a time on. Offers that are made together
-are a group and are ranked together. An action is an interaction not yet taken, so it has the features of one; an
-action that covers several (any of twenty products) has several rows, each with its share.
+are a group and are ranked together. An action is an event that has not happened yet, so it has the features of an
+event. An action that covers several values (any of twenty products) has several rows, each with its share.
 
-    offers.parquet    customer_id, time, action_id, outcomes (0, 1, or null where nobody looked); group_id, split
-    actions.parquet   action_id, columns of the event log; time (since when the row holds), weight
+    offers.parquet    customer_id, time, action_id, outcomes (0, 1, or null where not observed); group_id, split
+    actions.parquet   action_id, columns of the event log; time (from which on the row holds), weight
 
 `docs/offers.md` explains each column with a worked example.
 
-Shapes: G groups, N offers, V actions (a version each), R rows of actions.
+Shapes: G groups, N offers, V versions of actions, R rows of actions.
 """
 
 from __future__ import annotations
@@ -37,15 +37,22 @@ class Offers:
     """Offers in groups, in the order of `group_id` and `action_id`, and what is known of the actions.
 
     Attributes:
-        group_ids, customer_ids, splits: text, of shape `(G,)`.
-        times: seconds since 1970-01-01 from which on the group could be taken, of shape `(G,)`.
-        offsets: of shape `(G + 1,)`; group g has the offers `offsets[g]` to `offsets[g + 1]`.
-        actions: place of each offer's action among the V, of shape `(N,)`.
-        outcomes: name -> 1.0, 0.0, or NaN where it was not observed, of shape `(N,)`.
-        action_ids: of shape `(V,)`; versions of one action share its id.
-        row_offsets: of shape `(V + 1,)`; action v has the rows `row_offsets[v]` to `row_offsets[v + 1]`.
-        weights: of shape `(R,)`; those of an action sum to 1.
-        columns: column of the event log -> raw values, of shape `(R,)`.
+        group_ids (`NDArray` of text, shape `(G,)`): id of each group.
+        customer_ids (`NDArray` of text, shape `(G,)`): id of the group's customer.
+        splits (`NDArray` of text, shape `(G,)`): "train", "validation" or "test".
+        times (`NDArray[int64]` of shape `(G,)`): time from which on the group's offers can be taken, in seconds since
+            1970-01-01.
+        offsets (`NDArray[int64]` of shape `(G + 1,)`): where groups begin: group g has the offers `offsets[g]` to
+            `offsets[g + 1] - 1`.
+        actions (`NDArray[int64]` of shape `(N,)`): index of each offer's action among the V versions.
+        outcomes (`dict[str, NDArray[float32]]`, each of shape `(N,)`): by outcome 1.0, 0.0, or NaN where it was not
+            observed.
+        action_ids (`NDArray` of text, shape `(V,)`): id of each version's action. The versions of one action have the
+            same id.
+        row_offsets (`NDArray[int64]` of shape `(V + 1,)`): where versions begin: version v has the rows
+            `row_offsets[v]` to `row_offsets[v + 1] - 1`.
+        weights (`NDArray[float64]` of shape `(R,)`): share of each row; the shares of a version sum to 1.
+        columns (`dict[str, list]`, each of length R): by column of the event log the raw values.
     """
 
     group_ids: NDArray
@@ -61,16 +68,38 @@ class Offers:
     columns: dict[str, list[Any]]
 
     def groups(self, splits: Sequence[str]) -> NDArray[np.int64]:
-        """Places of the groups of some splits."""
+        """Finds the groups of some splits.
+
+        Args:
+            splits (`Sequence[str]`): names of the splits.
+
+        Returns:
+            `NDArray[int64]` of shape `(groups,)`: indices of their groups.
+        """
         return np.flatnonzero(np.isin(self.splits, list(splits)))
 
     def places(self, groups: ArrayLike) -> NDArray[np.int64]:
-        """Places of the offers of some groups, of shape `(offers of the groups,)`."""
+        """Finds the offers of some groups.
+
+        Args:
+            groups (`ArrayLike` of shape `(groups,)`): indices of the groups.
+
+        Returns:
+            `NDArray[int64]` of shape `(offers,)`: indices of the offers of these groups, one group after the other.
+        """
         parts = [np.arange(self.offsets[g], self.offsets[g + 1]) for g in np.asarray(groups)]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def check_trainable(self, groups: ArrayLike, outcomes: Sequence[str]) -> None:
-        """Raises `ValueError` where an outcome has no two classes among the groups, so that nothing can be learned."""
+        """Checks that each outcome is 0 in some offers and 1 in others, so that there is something to learn.
+
+        Args:
+            groups (`ArrayLike` of shape `(groups,)`): indices of the groups of the training.
+            outcomes (`Sequence[str]`): names of the outcomes that are learned.
+
+        Raises:
+            ValueError: if the offers lack an outcome, or all observed values of an outcome are the same.
+        """
         places = self.places(groups)
         for name in outcomes:
             if name not in self.outcomes:
@@ -85,12 +114,16 @@ class Offers:
                 )
 
     def check_times(self, training_end: int, learned: ArrayLike, evaluated: ArrayLike) -> None:
-        """Raises `ValueError` where training would see what it is evaluated on.
+        """Checks that training sees nothing of the time in which the model is evaluated.
 
         Args:
-            training_end: seconds; the encoder was pre-trained on events before it.
-            learned: places of the groups that the head is trained on.
-            evaluated: places of the groups that it is evaluated on.
+            training_end (`int`): end of the encoder's pre-training data, in seconds since 1970-01-01.
+            learned (`ArrayLike` of shape `(groups,)`): indices of the groups that the head is trained on.
+            evaluated (`ArrayLike` of shape `(groups,)`): indices of the groups that the head is evaluated on.
+
+        Raises:
+            ValueError: if the pre-training data, or offers of the training, reach into the time of the evaluated
+                offers.
         """
         learned, starts = np.asarray(learned, np.int64), self.times[np.asarray(evaluated, np.int64)]
         if not len(starts):
@@ -115,11 +148,20 @@ def _day(seconds: int) -> str:
 
 
 def load_offers(folder: str | Path, outcomes: Sequence[str] | None = None, time_zone: str = "UTC") -> Offers:
-    """Reads and checks `offers.parquet` and `actions.parquet`; see [`make_offers`].
+    """Reads and checks `offers.parquet` and `actions.parquet`.
+
+    Args:
+        folder (`str` or `Path`): folder with both files.
+        outcomes (`Sequence[str]`, *optional*): names of the columns of outcomes. Default: "click" and "conversion",
+            each if one of its values is known.
+        time_zone (`str`): time zone to which times with a zone are converted, as in the event schema.
+
+    Returns:
+        `Offers`: the offers and their actions.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: as `make_offers`.
+        FileNotFoundError: if a file is missing.
+        ValueError: where [`make_offers`] raises it.
     """
     tables = {}
     for name in (OFFERS_FILE, ACTIONS_FILE):
@@ -133,18 +175,25 @@ def load_offers(folder: str | Path, outcomes: Sequence[str] | None = None, time_
 def make_offers(
     offers: pd.DataFrame, actions: pd.DataFrame, outcomes: Sequence[str] | None = None, time_zone: str = "UTC"
 ) -> Offers:
-    """Checks both tables and joins each offer with its action as it was at that time.
+    """Checks both tables, and joins each offer with its action as it was at the time of the offer.
 
     Args:
-        offers: one row an offer. `customer_id`, `time`, `action_id`; columns of outcomes; `group_id`, by default the
-            offers of one customer and time; `split`, train by default.
-        actions: one row an action, version and combination of feature values. `action_id`; columns of the event log;
-            `time`, from which on the version holds, always by default; `weight`, equal by default.
-        outcomes: columns of outcomes; by default `click` and `conversion`, as far as one of their values is known.
-        time_zone: as in the event schema.
+        offers (`pandas.DataFrame`): one row by offer. Columns are `customer_id`, `time` and `action_id`; the outcomes;
+            `group_id`, by default the offers of one customer and day; and `split`, by default "train".
+        actions (`pandas.DataFrame`): one row by action, version and combination of feature values. Columns are
+            `action_id`; columns of the event log; `time`, from which on the version holds, by default always; and
+            `weight`, by default the same for all rows of a version.
+        outcomes (`Sequence[str]`, *optional*): names of the columns of outcomes. Default: "click" and "conversion",
+            each if one of its values is known.
+        time_zone (`str`): time zone to which times with a zone are converted, as in the event schema.
+
+    Returns:
+        `Offers`: the offers and their actions.
 
     Raises:
-        ValueError: naming the column, the group, the action, and what to do.
+        ValueError: if a column is missing or holds a wrong value, a group has several customers, times or splits or
+            offers an action twice, or an action has no row at the time of an offer. The message names the column, the
+            group, the action and what to do.
     """
     _check_columns(offers, ("customer_id", "time", "action_id"), "The offers")
     _check_columns(actions, ("action_id",), "The actions")
@@ -222,7 +271,12 @@ def _zero_or_one(column: pd.Series, name: str) -> NDArray[np.float32]:
 
 
 def _versions(actions: pd.DataFrame, time_zone: str) -> tuple[pd.DataFrame, NDArray[np.float64], dict[str, list[Any]]]:
-    """One row a version (action_id, time, start: its first row), weights that sum to 1, columns of the event log."""
+    """Reads the actions as versions.
+
+    Returns:
+        One row by version (action_id, time, and start, the index of its first row), weights that sum to 1 in each
+        version, and columns of the event log.
+    """
     names = [name for name in actions.columns if name not in ("action_id", "time", "weight")]
     rows = actions[names].copy()
     rows["action_id"] = _texts(actions["action_id"], "action_id")
@@ -240,7 +294,7 @@ def _versions(actions: pd.DataFrame, time_zone: str) -> tuple[pd.DataFrame, NDAr
 
 
 def _at_that_time(offers: pd.DataFrame, versions: pd.DataFrame) -> NDArray[np.int64]:
-    """Place of the version that holds at each offer's time: the latest that is not later."""
+    """Index of the version that holds at each offer's time: the latest version that does not begin later."""
     pairs = offers[["action_id", "time"]].drop_duplicates().sort_values("time")
     found = pd.merge_asof(
         pairs, versions.rename_axis("version").reset_index().sort_values("time"), on="time", by="action_id"

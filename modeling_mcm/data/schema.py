@@ -1,9 +1,9 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The event schema: which column of an event log is the customer, the time, a feature, a task.
+"""The event schema: which column of an event log is the customer, the time, a feature or a task.
 
-A schema is a small YAML file, so that a new log needs a file and no code. Everything that can be wrong in it is found
-here, before any data is read. `docs/event_schema.md` explains each key with a worked example.
+A schema is a small YAML file, so a new log needs a file and no code. Everything that can be wrong in the file is
+reported here, before any data are read. `docs/event_schema.md` explains each key with a worked example.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from modeling_mcm.schema_mcm import MOST_EVENTS, ROWS, LogSchema, check_integer
 
 NO_CUTOFFS = {"validation": datetime(9999, 1, 1), "test": datetime(9999, 1, 2)}
 """Cutoffs that no event reaches, for a schema by which nothing is split by time."""
-MOST_EVENTS_PER_CUSTOMER = 100_000_000  # a customer's row has lists, whose places are 32-bit numbers
+MOST_EVENTS_PER_CUSTOMER = 100_000_000  # the lists of a customer's row have 32-bit indices
 LEAVE_ONE_OUT = "leave_one_out"
 REQUIRED_KEYS = ("customer", "features", "tasks", "cutoffs")
 
@@ -70,14 +70,21 @@ class EventSchema(LogSchema):
     """A `LogSchema` with what only preparation needs.
 
     Args:
-        cutoffs (`dict[str, datetime]` or `str`): `validation` and `test`; everything fitted comes from before
-            `validation`. Or `leave_one_out`: each customer's last visit is the test, the one before the validation.
-        on_null (`str`): `error` or `drop`: rows without a customer or time.
-        on_duplicate (`str`): `keep` or `drop`: rows that are equal in every column of the schema.
-        max_events_per_customer (`int`): Latest events of a customer in each period that are kept; guards against bots.
-        on_bad_row (`str`): `error` or `drop`: lines of a text file, and times and numbers, that can't be read.
-        delimiter (`str`, *optional*), quote (`str`), escape (`str`, *optional*): How text files are written, see
-            `TextFormat`.
+        cutoffs (`dict[str, datetime]` or `str`): moments of the keys `validation` and `test`; vocabularies and bins
+            are fitted on what comes before `validation`. Or "leave_one_out": each customer's last visit is for the
+            test, and the visit before it for validation.
+        on_null (`str`): what to do with rows without a customer or a time: "error" or "drop".
+        on_duplicate (`str`): what to do with rows that are equal in every column of the schema: "keep" or "drop".
+        max_events_per_customer (`int`): largest number of a customer's events in each period; the latest events stay.
+            It guards against bots.
+        on_bad_row (`str`): what to do with lines of a text file, times and numbers that can't be read: "error" or
+            "drop".
+        delimiter (`str`, *optional*): character between the fields of a text file, see `TextFormat`.
+        quote (`str`): character around a field of a text file, see `TextFormat`.
+        escape (`str`, *optional*): character before a quote inside a field, see `TextFormat`.
+
+    Raises:
+        ValueError: if values do not fit together. The message names the key and the fix.
     """
 
     cutoffs: dict[str, datetime] | str = field(kw_only=True)
@@ -91,7 +98,18 @@ class EventSchema(LogSchema):
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> EventSchema:
-        """Reads a schema file; raises `ValueError` naming the file, the key and the fix."""
+        """Reads a schema file.
+
+        Args:
+            path (`str` or `Path`): path of the YAML file.
+
+        Returns:
+            `EventSchema`: the schema.
+
+        Raises:
+            ValueError: if the file or a key is wrong. The message names the file, the key and the fix.
+            OSError: if the file can't be opened.
+        """
         given = read_yaml(path)
         try:
             return cls.from_dict(given)
@@ -100,7 +118,17 @@ class EventSchema(LogSchema):
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> EventSchema:
-        """Builds a schema from plain values; raises `ValueError` naming the key and the fix."""
+        """Builds a schema from plain values.
+
+        Args:
+            given (`dict`): the keys and values of a schema file.
+
+        Returns:
+            `EventSchema`: the schema.
+
+        Raises:
+            ValueError: if a key is unknown, missing or has a wrong value. The message names the key and the fix.
+        """
         if not isinstance(given, Mapping):
             raise ValueError("The event schema is not a mapping; it needs keys such as `customer: household_id`.")
         known = [f.name for f in fields(cls)]
@@ -129,7 +157,7 @@ class EventSchema(LogSchema):
         for key, choices in (("on_null", ("error", "drop")), ("on_duplicate", ("keep", "drop"))):
             if getattr(self, key) not in choices:
                 raise ValueError(f"`{key}` is {getattr(self, key)!r}; choose {' or '.join(choices)}.")
-        TextFormat(self.delimiter, self.quote, self.escape, self.on_bad_row)  # raises for what is none
+        TextFormat(self.delimiter, self.quote, self.escape, self.on_bad_row)  # raises where a value is wrong
         if not self.tasks:
             raise ValueError("`tasks` is empty; name at least one categorical event feature to predict.")
         if not self.leaves_one_out and self.cutoff("validation") >= self.cutoff("test"):
@@ -148,19 +176,25 @@ class EventSchema(LogSchema):
 
     @property
     def text_format(self) -> TextFormat:
-        """How text files of the log are written."""
+        """`TextFormat`: how the text files of the log are written."""
         return TextFormat(self.delimiter, self.quote, self.escape, self.on_bad_row)
 
     @property
     def leaves_one_out(self) -> bool:
-        """Whether each customer's last visits are held out, and not what comes after a date."""
+        """`bool`: whether each customer's last visits are held out, instead of what comes after a date."""
         return self.cutoffs == LEAVE_ONE_OUT
 
     def cutoff(self, key: str) -> datetime:
-        """The date of a cutoff, `validation` or `test`.
+        """Gives the date of a cutoff.
+
+        Args:
+            key (`str`): name of the cutoff, "validation" or "test".
+
+        Returns:
+            `datetime`: the moment of the cutoff, in the schema's time zone.
 
         Raises:
-            ValueError: There is none, as each customer's last visits are held out.
+            ValueError: if there is no date, because each customer's last visits are held out.
         """
         if isinstance(self.cutoffs, str):
             raise ValueError(
@@ -170,7 +204,11 @@ class EventSchema(LogSchema):
         return self.cutoffs[key]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON or YAML; `from_dict` reads them back to an equal schema."""
+        """Gives the schema as plain values for JSON or YAML.
+
+        Returns:
+            `dict`: keys and values, which `from_dict` reads back as an equal schema.
+        """
         out: dict[str, Any] = {}
         for entry in fields(self):
             value = getattr(self, entry.name)
@@ -183,10 +221,13 @@ class EventSchema(LogSchema):
 
 
 def schema_of(feature_extractor: MCMFeatureExtractor) -> EventSchema:
-    """The event schema by which a checkpoint reads a log, with cutoffs that no event reaches.
+    """Gives the event schema by which a checkpoint reads a log, with cutoffs that no event reaches.
 
     Args:
-        feature_extractor ([`MCMFeatureExtractor`]): that of the checkpoint.
+        feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
+
+    Returns:
+        `EventSchema`: the schema.
     """
     known = feature_extractor.schema
     values = {entry.name: getattr(known, entry.name) for entry in fields(known)}

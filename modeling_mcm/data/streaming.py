@@ -1,13 +1,14 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Prepared rows read from their Parquet shards while a model trains, a few shards at a time: for data that do not fit.
+"""Prepared rows that are read from their Parquet shards while a model trains, for large data sets.
 
-`load_prepared` keeps an Arrow copy of all rows on disk, from which any row is read at random. `StreamedRows` keeps
-nothing: it reads, checks and decodes a whole shard when one of its rows is asked for, and holds the latest few.
-`StreamedOrder` asks for rows so that each process and each of its workers stays within shards of its own.
+`load_prepared` makes an Arrow copy of all rows on disk, from which any row is read at random. `StreamedRows` makes no
+copy: it reads, checks and decodes a whole shard when one of its rows is needed, and holds the few shards that were
+read last. `StreamedOrder` gives the rows in an order in which each process and each of its workers needs few shards,
+and shares hardly any of them with others.
 
-The order is that of a sampler, not of an iterator with a buffer, so it has a length, no process ends before another,
-and a resumed run skips to where it was without reading a row.
+The order comes from a sampler and not from an iterator with a buffer. So it has a length, no process ends before
+another, and a resumed run continues where it was without reading the rows before.
 
 Shapes: N rows that are trained on, S shards.
 """
@@ -29,20 +30,29 @@ from modeling_mcm.data.dataset import PreparedManifest, check_shards
 
 
 class StreamedRows(Dataset):
-    """Prepared rows as `PreparedRows` gives them, from the shards themselves.
+    """Prepared rows as `PreparedRows` gives them, read directly from the shards.
 
-    Takes eight bytes a row, and of each shard that is held its decoded columns.
+    It needs eight bytes of memory by row, and the decoded columns of each shard that it holds.
 
     Args:
-        directory: output folder of `prepare`.
-        indices: the rows to keep, ascending, all by default. Each dict also has `row`, the place among all rows.
-        lengths: sequence length of each kept row, for [`StreamedOrder`].
-        columns: only these columns.
-        held_shards: decoded shards that this process, or each worker of a data loader, holds.
+        directory (`str` or `Path`): folder that `prepare` wrote.
+        indices (`ArrayLike` of shape `(N,)`, *optional*): indices of the rows that are used, ascending, among all
+            rows. Default: all rows. Each dict also holds `row`, the row's index among all rows.
+        lengths (`ArrayLike` of shape `(N,)`, *optional*): length of each used row, for [`StreamedOrder`].
+        columns (`Sequence[str]`, *optional*): names of the columns to read. Default: all columns.
+        held_shards (`int`): number of decoded shards that this process, or each worker of a data loader, holds.
+
+    Attributes:
+        shards (`list[dict]`): entries of the shards in the manifest.
+        starts (`NDArray[int64]` of shape `(S + 1,)`): index of each shard's first row among all rows; the last one is
+            the number of all rows.
+        indices (`NDArray[int32]` of shape `(N,)`): indices of the used rows among all rows.
+        lengths (`NDArray[int32]` of shape `(N,)`, *optional*): length of each used row.
 
     Raises:
-        FileNotFoundError: no manifest.
-        ValueError: a shard is missing, or differs from what the manifest lists or from the first in its columns.
+        FileNotFoundError: if the folder has no manifest.
+        ValueError: if a shard is missing, differs from what the manifest lists, or has other columns than the first
+            shard.
     """
 
     def __init__(
@@ -62,7 +72,12 @@ class StreamedRows(Dataset):
         self.keep(np.arange(self.starts[-1]) if indices is None else indices, lengths)
 
     def keep(self, indices: ArrayLike, lengths: ArrayLike | None = None) -> None:
-        """Keeps these rows, ascending, with their lengths."""
+        """Sets which rows are used.
+
+        Args:
+            indices (`ArrayLike` of shape `(N,)`): indices of the rows among all rows, ascending.
+            lengths (`ArrayLike` of shape `(N,)`, *optional*): length of each of these rows.
+        """
         self.indices = np.asarray(indices, np.int32)
         self.lengths = None if lengths is None else np.asarray(lengths, np.int32)
 
@@ -83,23 +98,30 @@ class StreamedRows(Dataset):
         return [found[place] for place in range(len(rows))]
 
     def column(self, name: str) -> NDArray:
-        """A column of numbers of all rows, kept or not."""
+        """Reads a column of numbers, of all rows: those that are not used too.
+
+        Args:
+            name (`str`): name of a scalar column.
+
+        Returns:
+            `NDArray` of shape `(all rows,)`: the values, in the order of the rows.
+        """
         parts = [pq.read_table(self.directory / shard["file"], columns=[name])[name] for shard in self.shards]
         return np.concatenate([part.to_numpy() for part in parts])
 
     def _shard(self, shard: int) -> pa.Table:
         table = self._held.pop(shard, None)
         while table is None and len(self._held) >= self.held_shards:
-            del self._held[next(iter(self._held))]  # the one that was not asked for the longest
+            del self._held[next(iter(self._held))]  # the shard that was not needed for the longest time
         self._held[shard] = self._read(shard) if table is None else table
         return self._held[shard]
 
     def _read(self, shard: int) -> pa.Table:
-        """A whole shard, decoded only if it is what preparation wrote.
+        """Reads a whole shard, and decodes it only if it is what preparation wrote.
 
         Raises:
-            ValueError: it is not.
-            OSError: it can't be read.
+            ValueError: if the shard's digest is not the one that the manifest lists.
+            OSError: if the shard can't be read.
         """
         entry = self.shards[shard]
         path = self.directory / entry["file"]
@@ -113,32 +135,36 @@ class StreamedRows(Dataset):
         columns = None if self.columns is None else list(self.columns)
         return pq.ParquetFile(pa.BufferReader(content)).read(columns, use_threads=False).combine_chunks()
 
-    def __getstate__(self) -> dict[str, Any]:  # a worker that is not forked reads its shards itself
+    def __getstate__(self) -> dict[str, Any]:  # a worker that is not forked reads its own shards
         return {**self.__dict__, "_held": {}}
 
 
 class StreamedOrder(Sampler):
-    """An order of rows in which few shards are needed at a time; it depends on (seed, epoch) and its arguments alone.
+    """An order of rows in which few shards are needed at a time.
 
-    The shards in random order, and the rows of each in random order, make one sequence. It is cut into lanes of equal
-    length, read side by side; a lane is read window by window, the rows of a window sorted by length and cut into
-    units, and the units come in random order, the same in lanes of one batch, so that processes have batches of like
-    length. A global batch has a unit of each of `parts` lanes; the next comes from other lanes, until after `turns`
-    batches it is the first ones' turn again. With as many parts as processes (times accumulated batches) and as many
-    turns as workers, no two workers need the same shard but where lanes touch, and at the end of an epoch: the last
-    rows, fewer than `turns` batches, are of no lane.
+    The order depends on the seed, the epoch and the arguments alone. The shards in random order, and the rows of each
+    shard in random order, make one sequence. The sequence is cut into `parts` times `turns` lanes of equal length,
+    which are read side by side. A lane is read window by window: the rows of a window are sorted by length and cut
+    into pieces of `group_size / parts` rows. The pieces come in random order, and this order is the same in all lanes
+    of one batch, so that the batches of all processes have similar lengths.
+
+    A global batch has one piece of each of `parts` lanes. The next batch comes from other lanes, and after `turns`
+    batches the first lanes follow again. With as many parts as processes (times accumulated batches) and as many turns
+    as workers, two workers need the same shard only where their lanes touch, and at the end of an epoch: the last
+    rows, fewer than `turns` batches, belong to no lane.
 
     Args:
-        rows: with lengths.
-        group_size: rows of a global batch.
-        parts: units of a global batch, each of another lane.
-        turns: global batches in a row that are of different lanes.
-        window: shards (of average size) whose rows are mixed.
-        seed: of the order.
-        epoch: the collator's `epoch`, which the training loop moves on.
+        rows ([`StreamedRows`]): the rows, with their lengths.
+        group_size (`int`): number of rows of a global batch, over all processes.
+        parts (`int`): number of pieces of a global batch, each from another lane.
+        turns (`int`): number of global batches in a row that come from different lanes.
+        window (`int`): number of shards (of average size) whose rows are mixed.
+        seed (`int`): seed of the order.
+        epoch (`torch.Tensor`, int64 of shape `()`): number of the epoch: the tensor `epoch` of the collator, whose
+            value the training loop increases.
 
     Raises:
-        ValueError: the rows have no lengths, or a global batch can't be cut into `parts`.
+        ValueError: if the rows have no lengths, or a global batch can't be cut into `parts`.
     """
 
     def __init__(
@@ -161,14 +187,24 @@ class StreamedOrder(Sampler):
         self.lengths, self.group_size, self.parts, self.turns = rows.lengths, group_size, parts, turns
         self.window, self.seed, self.epoch = window, seed, epoch
         self.unit = group_size // parts
-        self.places = np.searchsorted(rows.indices, rows.starts)  # of each shard's first row among those kept
+        self.places = np.searchsorted(rows.indices, rows.starts)  # index of each shard's first row among the used rows
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def lanes_of_a_worker(self, batch_size: int, processes: int, workers: int) -> int:
-        """Most lanes that one worker reads, if batches of `batch_size` go round the processes, and theirs round the
-        workers."""
+        """Computes the largest number of lanes that one worker reads.
+
+        Batches go to the processes in turn, and the batches of a process go to its workers in turn.
+
+        Args:
+            batch_size (`int`): number of rows of one batch of one process.
+            processes (`int`): number of processes.
+            workers (`int`): number of data loader workers of each process.
+
+        Returns:
+            `int`: the number of lanes.
+        """
         row = np.arange(self.group_size * self.turns * workers)
         lane = row // self.group_size % self.turns * self.parts + row % self.group_size // self.unit
         batch = row // batch_size
@@ -181,7 +217,7 @@ class StreamedOrder(Sampler):
         shards = generator.permutation(len(self.places) - 1)
         ends = np.cumsum(np.diff(self.places)[shards])
         lanes = self.parts * self.turns
-        in_lane = len(self) // (lanes * self.unit)  # units
+        in_lane = len(self) // (lanes * self.unit)  # pieces of a lane
         in_window = max(1, self.window * len(self) // (len(shards) * self.unit))
         for first in range(0, in_lane, in_window):
             size = min(in_window, in_lane - first)
@@ -197,7 +233,7 @@ class StreamedOrder(Sampler):
         yield from self._sequence(shards, ends, in_lane * lanes * self.unit, len(self)).tolist()
 
     def _sequence(self, shards: NDArray, ends: NDArray, start: int, end: int) -> NDArray[np.int64]:
-        """A piece of the sequence of all rows; `ends[i]` is where the rows of `shards[i]` end in it."""
+        """The rows from `start` to `end` of the sequence of all rows; the rows of `shards[i]` end at `ends[i]`."""
         first, last = np.searchsorted(ends, [start, end], side="right")
         touched = [self._shuffled(shard) for shard in shards[first : last + 1]]
         offset = ends[first - 1] if first else 0

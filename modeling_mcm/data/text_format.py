@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""How a CSV or TSV file is written: a part of the event schema; `preparation/text_files.py` reads such files."""
+"""How a CSV or TSV file is written: a part of the event schema. `preparation/text_files.py` reads the files."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,15 @@ class TextFormat:
     """How text files are written.
 
     Args:
-        delimiter (`str`, *optional*): Between the fields of a row; by default that of `,`, `;`, tab and `|` which
-            divides the heading into most fields.
-        quote (`str`): Around a field that has a delimiter, a line end or a quote in it; empty for none.
-        escape (`str`, *optional*): Before a quote in such a field; by default the quote is doubled.
-        on_bad_row (`str`): `error` or `drop`: what becomes of a line that is not as the others.
+        delimiter (`str`, *optional*): character between the fields of a row. Default: the character among `,`, `;`,
+            tab and `|` that divides the heading into most fields.
+        quote (`str`): character around a field that holds a delimiter, a line end or a quote; empty if there is none.
+        escape (`str`, *optional*): character before a quote inside such a field. Default: a quote inside a field is
+            doubled.
+        on_bad_row (`str`): what to do with a line that does not fit the heading or the format: "error" or "drop".
+
+    Raises:
+        ValueError: if a value is not one ASCII character, two of them are the same, or `on_bad_row` is unknown.
     """
 
     delimiter: str | None = None
@@ -39,5 +43,5 @@ class TextFormat:
 
     @property
     def escapes(self) -> str | None:
-        """The character before a quote, None where quotes are doubled."""
+        """`str` or None: the character before a quote inside a field; None where quotes are doubled."""
         return None if self.escape == self.quote else self.escape

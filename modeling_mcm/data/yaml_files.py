@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""YAML files that people write: a key that stands twice is a mistake, and what is wrong is said in a line."""
+"""YAML files that people write: a key that stands twice is an error, and an error names the file and the line."""
 
 from __future__ import annotations
 
@@ -11,10 +11,21 @@ import yaml
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """YAML in which a mapping has each key once; PyYAML takes the last one of several in silence."""
+    """A YAML loader that accepts each key of a mapping once. PyYAML itself silently takes the last of several."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping of a node; raises `yaml.YAMLError` for a key that stands there twice."""
+        """Builds the mapping of a YAML node.
+
+        Args:
+            node (`yaml.MappingNode`): the node.
+            deep (`bool`): whether to build the nested values at once, as PyYAML defines it.
+
+        Returns:
+            `dict`: the mapping.
+
+        Raises:
+            yaml.YAMLError: if a key stands in the mapping twice.
+        """
         lines: dict[Any, int] = {}
         for key_node, _ in node.value:
             if isinstance(key_node, yaml.ScalarNode):
@@ -29,15 +40,19 @@ class UniqueKeyLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: str | Path, loader: type[yaml.SafeLoader] = UniqueKeyLoader) -> Any:
-    """What a YAML file holds.
+    """Reads a YAML file.
 
     Args:
-        path (`str` or `Path`): The file.
-        loader (`type`): [`UniqueKeyLoader`], or a class made of it.
+        path (`str` or `Path`): path of the file.
+        loader (`type`): [`UniqueKeyLoader`], or a class derived from it.
+
+    Returns:
+        `Any`: what the file holds, as plain Python values.
 
     Raises:
-        ValueError: It is no YAML, no text in UTF-8, or has a key twice; the message names the file and the line.
-        OSError: It can't be opened.
+        ValueError: if the file is no valid YAML, is no text in UTF-8, or has a key twice. The message names the file
+            and the line.
+        OSError: if the file can't be opened.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -50,5 +65,5 @@ def read_yaml(path: str | Path, loader: type[yaml.SafeLoader] = UniqueKeyLoader)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         reason = getattr(error, "problem", None) or " ".join(str(error).split())
         raise ValueError(f"{path}{where} is not valid YAML: {reason}.") from error
-    except (RecursionError, ValueError) as error:  # nesting without end; a date such as 2024-02-30
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a date such as 2024-02-30
         raise ValueError(f"{path} is not valid YAML: {error}.") from error

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Predictions, watched: how far they moved since another run, and whether what happened then bears them out."""
+"""Predictions over time: how far they moved since another run, and whether they fit what happened afterwards."""
 
 import json
 import re
@@ -24,7 +24,17 @@ EDGES = np.array([0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0])
 
 
 def tasks_of(folder: str) -> list[str]:
-    """Tasks that a folder of predictions ranks; raises `ValueError` where it has none."""
+    """Finds the tasks that a folder of predictions ranks.
+
+    Args:
+        folder (`str`): folder of predictions.
+
+    Returns:
+        `list[str]`: names of the tasks.
+
+    Raises:
+        ValueError: if the folder holds no predictions with scores.
+    """
     files = sorted(Path(folder).glob("*.parquet"))
     names = pq.read_schema(files[0]).names if files else []
     if not (tasks := [name for name in names if name + SCORES in names]):
@@ -35,11 +45,16 @@ def tasks_of(folder: str) -> list[str]:
 
 
 def check_predictions(folder: str, since: str | None = None) -> None:
-    """Raises `ValueError` where predictions are not whole, hold no numbers, or know what is to be compared with them.
+    """Checks that predictions are complete and hold finite numbers, and know nothing of what they are compared with.
 
     Args:
-        folder: of run_predict.py; one that does not say what it holds is only looked through.
-        since: from when on events are compared, as `--since`.
+        folder (`str`): folder that run_predict.py wrote. Where the folder does not say what it holds, only its files
+            are checked.
+        since (`str`, *optional*): moment from which on events are compared with the predictions, as in `--since`.
+
+    Raises:
+        ValueError: if a file is missing, a score is missing or not finite, the number of customers is wrong, or the
+            predictions know events of `since` or later.
     """
     files = sorted(Path(folder).glob("*.parquet"))
     numbered = [re.fullmatch(r"(.+)-(\d+)-of-(\d+)\.parquet", path.name) for path in files]
@@ -77,7 +92,17 @@ def check_predictions(folder: str, since: str | None = None) -> None:
 
 
 def seconds_of(moment: str) -> int:
-    """Seconds since 1970 of `--since`; raises `ValueError` where that is no moment."""
+    """Reads the moment of `--since`.
+
+    Args:
+        moment (`str`): ISO 8601 text without a time zone, such as "2024-05-06".
+
+    Returns:
+        `int`: the moment, in seconds since 1970-01-01.
+
+    Raises:
+        ValueError: if the text is no moment.
+    """
     with needs("data"):
         from modeling_mcm.preparation.events import epoch_seconds
     try:
@@ -87,7 +112,21 @@ def seconds_of(moment: str) -> int:
 
 
 def score_drift(folder: str, before: str) -> dict[str, Any]:
-    """How far the predictions of the customers in both folders moved, per task."""
+    """Computes how far the predictions moved for the customers that are in two folders.
+
+    Args:
+        folder (`str`): folder of the new predictions.
+        before (`str`): folder of the earlier predictions.
+
+    Returns:
+        `dict`: `customers` (number in both folders), `new` and `gone` (numbers in one folder alone), and for each task
+        that both rank: `moved` (share of customers whose first label changed), `first_score` and `first_score_before`
+        (mean score of the first label), and `distance` (half the sum of the absolute differences of the shares of
+        first labels, from 0 to 1).
+
+    Raises:
+        ValueError: if the folders have no customer in common.
+    """
     with needs("data"):
         import duckdb  # noqa: F401  by the name that Ibis connects to
         import ibis
@@ -116,7 +155,17 @@ def score_drift(folder: str, before: str) -> dict[str, Any]:
 
 
 def what_happened(data: str, since: int, tasks: list[str]) -> Iterator[tuple[str, str, dict[str, float]]]:
-    """Customer, task, and each label's share of the targets in their first visit with one from a second on."""
+    """Reads what customers did from a moment on: the targets of their first visit with a target, for each task.
+
+    Args:
+        data (`str`): folder of a prepared data set that has these events.
+        since (`int`): the moment, in seconds since 1970-01-01.
+        tasks (`list[str]`): names of the tasks.
+
+    Yields:
+        `tuple[str, str, dict[str, float]]`: id of the customer, name of the task, and by label its share of the
+        targets of that visit.
+    """
     extractor = MCMFeatureExtractor.from_pretrained(str(Path(data) / FEATURE_EXTRACTOR_FOLDER))
     columns = ["customer_id", "times", "visits", *(f"task_{task}" for task in tasks)]
     for shard in PreparedManifest.load(data).shards:
@@ -135,7 +184,21 @@ def what_happened(data: str, since: int, tasks: list[str]) -> Iterator[tuple[str
 
 
 def calibration(folder: str, data: str, since: str) -> dict[str, list[dict[str, float]]]:
-    """Per task and range of the predicted probability: its mean, the mean share that happened, and how many."""
+    """Compares predicted probabilities with what happened, by task and range of the probability.
+
+    Args:
+        folder (`str`): folder of predictions.
+        data (`str`): folder of a prepared data set that has the later events.
+        since (`str`): moment from which on events count, such as "2024-05-06".
+
+    Returns:
+        `dict[str, list[dict]]`: by task one dict by range that occurs: `from` and `to` (limits of the range), `labels`
+        (number of predicted labels in it), `predicted` (their mean probability), and `happened` (their mean share of
+        the targets of the customer's next visit with a target).
+
+    Raises:
+        ValueError: if the data set has no target event from `since` on.
+    """
     tasks = tasks_of(folder)
     happened: dict[str, dict[str, dict[str, float]]] = {task: {} for task in tasks}
     for customer, task, shares in what_happened(data, seconds_of(since), tasks):

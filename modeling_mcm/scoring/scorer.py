@@ -1,9 +1,10 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Scoring everyone: prepared customers in, files of embeddings and best labels out, in this process or by Spark.
+"""Scores all customers: prepared customers in, files of embeddings and best labels out, in this process or on Spark.
 
-The customers are cut into parts, a file each. A part is read, scored a batch at a time and written by whoever takes
-it, so a part's bytes do not depend on how many share the work, and no scores of all customers ever exist together.
+The customers are cut into parts, and each part makes one file. Whoever takes a part reads it, scores it batch by batch
+and writes it. So the bytes of a file do not depend on how many processes share the work, and the scores of all
+customers are never in memory together.
 """
 
 from __future__ import annotations
@@ -30,24 +31,28 @@ from modeling_mcm.files_mcm import atomic_write
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
-EMBEDDING, SCORES = "embedding", "_scores"  # columns; a task has two
+EMBEDDING, SCORES = "embedding", "_scores"  # a column, and the end of the name of a task's second column
 
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """What is scored by what, and what is kept of it; all that a worker on another machine needs to know.
+    """What is scored, by which model, and what is written: all that a worker on another machine needs to know.
 
     Args:
-        model: checkpoint folder, or name on the Hub.
-        data: folder of a prepared data set.
-        output_dir: folder for the files.
-        tasks: that are ranked; none where only embeddings are wanted.
-        top_k: labels a task that are kept.
-        embeddings: whether customer embeddings are kept.
-        batch_size: customers a step.
-        rows_per_file: customers in one file.
-        forecasts: names of the forecasts that are kept, a column each; see [`~state_mcm.Forecasts`].
-        now: the moment of the question, in seconds since 1970; by default each customer's last event.
+        model (`str`): folder of the checkpoint, or its name on the Hub.
+        data (`str`): folder of a prepared data set.
+        output_dir (`str`): folder for the files.
+        tasks (`tuple[str]`): names of the tasks that are ranked; empty where only embeddings or forecasts are written.
+        top_k (`int`): number of labels that are written for each task.
+        embeddings (`bool`): whether to write the customer embeddings.
+        batch_size (`int`): number of customers in one pass of the model.
+        rows_per_file (`int`): number of customers in one file.
+        forecasts (`tuple[str]`): names of the forecasts that are written, a column each; see [`~state_mcm.Forecasts`].
+        now (`int`, *optional*): moment for which customers are scored, in seconds since 1970-01-01. Default: each
+            customer's last event.
+
+    Raises:
+        ValueError: if two columns of the files would have the same name.
     """
 
     model: str
@@ -72,11 +77,18 @@ class ScoringJob:
 
     @property
     def model_class(self) -> type[MCMModel] | type[MCMForMultiTaskRecommendation]:
-        """The model, with its head where something is ranked."""
+        """`type`: class of the model; with its head where a task is ranked."""
         return MCMForMultiTaskRecommendation if self.tasks else MCMModel
 
     def parts(self, customers: int) -> list[tuple[Path, range]]:
-        """The files and the customers of each."""
+        """Divides the customers into files.
+
+        Args:
+            customers (`int`): number of customers in the data set.
+
+        Returns:
+            `list[tuple[Path, range]]`: by file its path, and the indices of its customers in the data set.
+        """
         number = math.ceil(customers / self.rows_per_file)
         files = [Path(self.output_dir, f"customers-{place:05d}-of-{number:05d}.parquet") for place in range(number)]
         starts = range(0, customers, self.rows_per_file)
@@ -87,7 +99,14 @@ class ScoringJob:
 
 
 def model_digest(model: torch.nn.Module) -> str:
-    """Hex digest of names and bytes of all weights."""
+    """Computes a digest of the names and bytes of all weights.
+
+    Args:
+        model (`torch.nn.Module`): the model.
+
+    Returns:
+        `str`: SHA-256 digest in hexadecimal digits.
+    """
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -97,19 +116,19 @@ def model_digest(model: torch.nn.Module) -> str:
 
 
 def _plain_parts(value: Any) -> list[torch.Tensor]:
-    """The tensors that a weight is made of: itself, or numbers and scales of a quantised one."""
+    """The tensors that a weight consists of: the weight itself, or the numbers and scales of a quantised weight."""
     if not hasattr(value, "__tensor_flatten__"):
         return [value]
     return [part for name in value.__tensor_flatten__()[0] for part in _plain_parts(getattr(value, name))]
 
 
 class Scorer:
-    """From prepared rows to the columns of the output.
+    """Computes the columns of the output from prepared rows.
 
     Args:
-        model: of the job's class.
-        extractor: of the checkpoint.
-        job: what is kept.
+        model (`PreTrainedModel`): model of the class that the job names.
+        extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
+        job (`ScoringJob`): what is written.
     """
 
     def __init__(self, model: Any, extractor: MCMFeatureExtractor, job: ScoringJob):
@@ -119,17 +138,42 @@ class Scorer:
         self.shards = PreparedManifest.load(job.data).shards
 
     def tops(self, task: str) -> int:
-        """Labels of a task that are kept."""
+        """Gives the number of labels that are written for a task.
+
+        Args:
+            task (`str`): name of the task.
+
+        Returns:
+            `int`: `top_k` of the job, or the number of the task's labels if that is smaller.
+        """
         return min(self.job.top_k, len(self.values[task]) - FIRST_VALUE_ID)
 
     def write(self, path: Path, kept: range, tell: Callable[[int], Any] = bool) -> None:
-        """Scores some customers into a file, which appears when it is whole; `tell` hears how many are done."""
+        """Scores some customers and writes their file whole or not at all.
+
+        Args:
+            path (`Path`): path of the file.
+            kept (`range`): indices of the customers in the data set.
+            tell (`Callable[[int], Any]`): progress callback; it gets the number of customers of each batch that is
+                done.
+
+        Raises:
+            ValueError: if the model gives NaN or infinite numbers.
+            OSError: if the file can't be written.
+        """
         scores = self.score(self.read(kept), tell)
         with atomic_write(path) as partial:
             pq.write_table(scores, partial, compression="zstd")
 
     def read(self, kept: range) -> list[dict[str, Any]]:
-        """The rows of some customers, by their place in the data set."""
+        """Reads the rows of some customers.
+
+        Args:
+            kept (`range`): indices of the customers in the data set.
+
+        Returns:
+            `list[dict]`: their rows, as `PreparedRows` gives them; `row` counts from 0.
+        """
         tables, start = [], 0
         for shard in self.shards:
             end = start + shard["rows"]
@@ -142,7 +186,21 @@ class Scorer:
         return PreparedRows(rows).__getitems__(list(range(len(rows))))
 
     def score(self, rows: list[dict[str, Any]], tell: Callable[[int], Any] = bool) -> pa.Table:
-        """The output of some customers, in their order; customers of similar length share a batch."""
+        """Scores some customers. Customers of similar length share a batch.
+
+        Args:
+            rows (`list[dict]`): prepared rows of the customers.
+            tell (`Callable[[int], Any]`): progress callback; it gets the number of customers of each batch that is
+                done.
+
+        Returns:
+            `pyarrow.Table`: one row by customer, in the order of `rows`: `customer_id`; optionally `embedding`, a list
+            of float32; a float32 column by forecast; and by task its best labels, a list of text in the column
+            `<task>`, with their probabilities, a list of float32 in `<task>_scores`.
+
+        Raises:
+            ValueError: if the model gives NaN or infinite numbers.
+        """
         number = len(rows)
         embeddings = np.zeros((number, self.model.config.embedding_size), np.float32)
         forecasts = np.zeros((number, len(self.job.forecasts)), np.float32)
@@ -182,7 +240,7 @@ class Scorer:
         return pa.table(columns)
 
     def _check_finite(self, rows: Sequence[dict[str, Any]], *found: NDArray[np.float32]) -> None:
-        """Raises `ValueError` where a number of a customer's output is NaN or infinite; arrays are `(rows, ...)`."""
+        """Raises `ValueError` where a customer's output is NaN or infinite; arrays have the shape `(rows, ...)`."""
         bad = ~np.all([np.isfinite(values).all(axis=1) for values in found], axis=0)
         if bad.any():
             raise ValueError(
@@ -198,16 +256,17 @@ def _lists(values: pa.Array, number: int) -> pa.ListArray:
 
 
 def score_on_spark(session: Any, job: ScoringJob, digest: str, parts: Sequence[tuple[Path, range]]) -> None:
-    """Scores parts on the workers of a Spark session, a task each.
+    """Scores parts on the workers of a Spark session, each part as one Spark task.
 
     Args:
-        session: of Spark; its workers reach the model, the data and the output folder by the same names.
-        job: what is scored.
-        digest: `model_digest` of the model; a worker that finds another one says so.
-        parts: of `job.parts`.
+        session (`pyspark.sql.SparkSession`): the session. Its workers must reach the model, the data and the output
+            folder by the same names as this process.
+        job (`ScoringJob`): what is scored.
+        digest (`str`): digest of the model, from `model_digest`. A worker that reads another model raises an error.
+        parts (`Sequence[tuple[Path, range]]`): the files to write, from `job.parts`.
 
     Raises:
-        OSError: A worker failed, or writes to another disk than this process reads.
+        OSError: if a worker failed, or writes to another disk than this process reads.
     """
     from modeling_mcm.preparation.engine import worker_errors
 
@@ -225,7 +284,7 @@ def score_on_spark(session: Any, job: ScoringJob, digest: str, parts: Sequence[t
 
 @functools.lru_cache(maxsize=1)
 def _scorer(job: ScoringJob, digest: str) -> Scorer:
-    """The worker's model: it is read for the first of its parts and kept for the others."""
+    """The scorer of a worker: its model is loaded for the worker's first part and stays in memory for the others."""
     model = job.model_class.from_pretrained(job.model)
     if model_digest(model) != digest:
         raise ValueError(f"A worker finds another model at {job.model}: give a folder that all machines share.")
