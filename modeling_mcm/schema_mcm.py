@@ -267,7 +267,7 @@ class LogSchema:
         self._check_tasks()
 
     def _check_order(self) -> None:
-        """Raises `ValueError` unless there is one of `time` and `order`, and no feature needs times that are absent."""
+        """Raises `ValueError` unless there is one of `time` and `order`, and no feature needs absent times."""
         if self.time is None and self.order is None:
             raise ValueError(
                 "The event schema has no `time`; add it, or for a log without times `order`: a column of whole "

@@ -1,8 +1,8 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a log that went on changes in a prepared data set: files, values, customers, and each one's first visit.
+"""What a log that grew changes in a prepared data set: files, values, customers, and each one's first changed visit.
 
-Everything before that visit stays as it is in the customer's row. On most days that is all but a visit or two.
+Everything before that visit stays as it is in the customer's row. On most days that is all but one or two visits.
 """
 
 from __future__ import annotations
@@ -34,24 +34,46 @@ with needs("data"):
     from modeling_mcm.preparation.vocabulary import each_value
 
 VISIT = ["customer_id", "period", "visit_key"]
-ALL_VISITS = 2**31  # more than a customer has
+ALL_VISITS = 2**31  # no customer has more visits
 
 Cache = Callable[..., ir.Table]
 
 
 @dataclass(frozen=True)
 class LogFiles:
-    """The log's files by what they are to the data set, the names of those that changed, and the log's description."""
+    """The files of a log, by what they are to the data set.
+
+    Attributes:
+        same (`InputFiles`): files that are as they were.
+        arrived (`InputFiles`): new files, and the new versions of files that changed.
+        left (`InputFiles`): files that are gone, and the earlier versions of files that changed.
+        names (`list[str]`): names of the files that are new, changed or gone.
+        log (`dict`): description of the log for the manifest: its name and the digests of its files.
+    """
 
     same: InputFiles
     arrived: InputFiles
-    left: InputFiles  # in their earlier version
+    left: InputFiles
     names: list[str]
     log: dict[str, Any]
 
 
 def compare_files(directory: Path, log: Path, manifest: PreparedManifest, corrected: Iterable[str | Path]) -> LogFiles:
-    """Finds what is new by name and digest; raises where a file changed whose earlier version is not given."""
+    """Finds by name and digest which files of a log are new, changed or gone.
+
+    Args:
+        directory (`Path`): folder of the prepared data set.
+        log (`Path`): folder of the log.
+        manifest (`PreparedManifest`): manifest of the data set.
+        corrected (`Iterable[str | Path]`): earlier versions of files that changed or are gone, or folders with them.
+
+    Returns:
+        `LogFiles`: the files.
+
+    Raises:
+        ValueError: if the log is no folder of Parquet files, or a file changed or is gone and its earlier version is
+            not in `corrected`.
+    """
     if not log.is_dir() or not manifest.input["events"]:
         raise ValueError(
             f"{log} is no folder, or {directory} was not prepared from files: an update needs a log that is a folder "
@@ -91,14 +113,24 @@ def compare_files(directory: Path, log: Path, manifest: PreparedManifest, correc
 
 
 def new_values(arrived: ir.Table, schema: EventSchema, extractor: MCMFeatureExtractor, least: int) -> dict[str, list]:
-    """Per categorical event feature the unknown values with `least` new events, most frequent first, then by text.
+    """Finds the unknown values that join the vocabularies of the categorical event features.
 
-    Where the schema has `max_values`, as many as there is still room for.
+    Where the schema has `max_values`, only as many values join as there is room for.
+
+    Args:
+        arrived (`ibis.Table`): normalised events of the new files.
+        schema (`EventSchema`): event schema of the data set.
+        extractor ([`MCMFeatureExtractor`]): feature extractor of the data set.
+        least (`int`): number of new events that a value needs.
+
+    Returns:
+        `dict[str, list[str]]`: by feature its new values, the most frequent first and equally frequent ones by their
+        text. Features without new values are absent.
     """
     added: dict[str, list] = {}
     places = raw_places(schema.features)
     for i, spec in enumerate(schema.features):
-        if places[i] != i:  # it shares the values of a column
+        if places[i] != i:  # it shares the values of a column with an earlier feature
             if shared := added.get(schema.features[places[i]].name):
                 added[spec.name] = list(shared)
         elif spec.kind == CATEGORICAL and not spec.is_constant:
@@ -115,7 +147,7 @@ def new_values(arrived: ir.Table, schema: EventSchema, extractor: MCMFeatureExtr
 
 
 def _with_values(events: ir.Table, schema: EventSchema, added: dict[str, list[str]]) -> list[ir.Table]:
-    """Events that had an unknown value and now have a known one."""
+    """Events that had an unknown value and now have a known one: one table by feature with new values."""
     found = []
     places = raw_places(schema.features)
     for i, spec in enumerate(schema.features):
@@ -127,25 +159,33 @@ def _with_values(events: ir.Table, schema: EventSchema, added: dict[str, list[st
 
 
 def together(*tables: ir.Table | None) -> ir.Table:
-    """The rows of the tables that there are."""
+    """Joins the rows of several tables.
+
+    Args:
+        tables (`ibis.Table` or None): tables with the same columns, at least one of them not None.
+
+    Returns:
+        `ibis.Table`: the rows of all tables that are not None.
+    """
     return functools.reduce(ir.Table.union, [table for table in tables if table is not None])
 
 
 def _dated(events: ir.Table, schema: EventSchema) -> ir.Table:
-    """Events with a customer and a time, with `is_target` and `period`."""
+    """The events that have a customer and a time, with the columns `is_target` and `period`."""
     whole = events.filter(events.customer_id.notnull() & events.second.notnull())
     return add_period(add_target(whole, schema), schema)
 
 
 @dataclass(frozen=True)
 class Changes:
-    """Whose rows change, from which visit on.
+    """Which customers' rows change, and from which visit on.
 
     Attributes:
-        customers: Ids in their order.
-        shards: The shard of each.
-        kept: How many of a customer's visits stay as they are: those that come before all that changed.
-        same: Events that were there and are there, of these customers, from the last visit on that is kept.
+        customers (`list[str]`): ids of the customers, ascending.
+        shards (`NDArray[int64]` of shape `(customers,)`): index of each customer's shard.
+        kept (`NDArray[int64]` of shape `(customers,)`): number of the customer's visits that stay: those before the
+            first change.
+        same (`ibis.Table` or None): events of these customers in unchanged files, from the last visit that stays on.
     """
 
     customers: list[str]
@@ -154,12 +194,23 @@ class Changes:
     same: ir.Table | None
 
     def table(self) -> ir.Table:
-        """customer_id, shard, kept."""
+        """Gives the changes as a table of the engine.
+
+        Returns:
+            `ibis.Table`: one row by customer, with the columns customer_id, shard and kept.
+        """
         columns = {"customer_id": pa.array(self.customers, pa.string())}
         return ibis.memtable(pa.table(columns | {"shard": pa.array(self.shards), "kept": pa.array(self.kept)}))
 
     def of_shard(self, shard: int) -> tuple[pa.Array, NDArray[np.int64]]:
-        """The customers of one shard, and `kept` of each."""
+        """Selects the customers of one shard.
+
+        Args:
+            shard (`int`): index of the shard.
+
+        Returns:
+            `tuple[pyarrow.Array, NDArray[int64]]`: their ids, and the number of visits that stay of each.
+        """
         here = np.flatnonzero(self.shards == shard)
         return pa.array([self.customers[place] for place in here], pa.string()), self.kept[here]
 
@@ -175,19 +226,22 @@ def find_changes(
 ) -> Changes:
     """Finds the customers with new, removed or newly read events, and the first visit of each that these change.
 
-    Visits are numbered by their period, start and key. So all that come before the first changed one are numbered as
-    they were, and a day's events change a customer's last visits. Where a period may have more events than
-    `max_events_per_customer`, no visit is kept: which events stay may change. Nor with `leave_one_out`: a new visit
-    moves the customer's cutoffs.
+    Visits are numbered by their period, start and key. So all visits before the first changed one have the same number
+    as before, and the events of a new day change only a customer's last visits. Where a period may have more events
+    than `max_events_per_customer`, no visit stays, because the choice of events may change. No visit stays with
+    "leave_one_out" either, because a new visit moves the customer's cutoffs.
 
     Args:
-        same: Normalised events of the files that are as they were.
-        arrived: of the new files and the new versions, cached.
-        left: of the old versions and the files that are gone, cached.
-        added: Per feature the values that joined its vocabulary.
-        first_customers: Of each shard but the first, its first customer.
-        schema: The event schema.
-        cache: of `caching`.
+        same (`ibis.Table` or None): normalised events of the unchanged files.
+        arrived (`ibis.Table` or None): normalised events of the new files and the new versions, cached.
+        left (`ibis.Table` or None): normalised events of the files that are gone and the earlier versions, cached.
+        added (`dict[str, list[str]]`): by feature the values that joined its vocabulary.
+        first_customers (`Sequence[str]`): id of the first customer of each shard, without the first shard.
+        schema (`EventSchema`): event schema of the data set.
+        cache (`Callable`): function that keeps a table in the engine, from `caching`.
+
+    Returns:
+        `Changes`: the customers and their visits.
     """
     changed = [table for table in (arrived, left) if table is not None]
     changed += _with_values(same, schema, added) if same is not None else []
@@ -201,7 +255,7 @@ def find_changes(
     shards = np.searchsorted(np.array(first_customers, object), names, side="right")
     found = Changes(customers, shards, np.full(len(names), ALL_VISITS), same)
     if same is not None:
-        same = cache(same.semi_join(found.table(), "customer_id"))  # the one pass over the log
+        same = cache(same.semi_join(found.table(), "customer_id"))  # the only pass over the whole log
     states = [_dated(together(same, arrived), schema)]
     states += [_dated(together(same, left), schema)] if left is not None else []
     visits = [cache(find_visits(state).select(*VISIT, "visit")) for state in states]
@@ -213,7 +267,7 @@ def find_changes(
         firsts.append(long.select("customer_id", kept=ibis.literal(0, "int64")))
     least = together(*firsts).group_by("customer_id").agg(kept=ibis._.kept.min()).to_pyarrow()
     found.kept[np.searchsorted(names, np.array(least["customer_id"].to_pylist(), object))] = least["kept"].to_numpy()
-    if same is not None and not schema.leaves_one_out:  # else all visits of these customers are read again
+    if same is not None and not schema.leaves_one_out:  # otherwise all visits of these customers are read again
         late = visits[0].inner_join(found.table(), "customer_id")
         late = late.filter(late.visit >= late.kept - 1)
         same = cache(_dated(same, schema).semi_join(late, VISIT).select(*same.columns))

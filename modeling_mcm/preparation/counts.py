@@ -1,9 +1,9 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What is counted once over all training customers: which labels followed which values, and what kind of log it is.
+"""What is counted once over all training customers: which labels followed which labels, and what kind of log it is.
 
-Both are Ibis expressions over encoded events, so they run in any engine, and come out the same from a log and from
-the shards that preparation made of it. Counting needs the extra `data`, and reading what was counted does not.
+Both counts are Ibis expressions over encoded events, so they run in any engine, and give the same for a log and for
+the shards that preparation made of it. Counting needs the extra `data`; reading the counts does not.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from modeling_mcm.preparation.vocabulary import Vocabularies
 
-# Target events of one visit and time on average, above which the order of a visit's events says nothing.
+# Largest mean number of target events by moment at which the order of a visit's events still says something.
 SETS = 2.0
 FOLLOWERS = pa.schema(
     [("task", pa.string()), ("label", pa.int32()), ("follower", pa.int32())]
@@ -37,19 +37,24 @@ FOLLOWERS = pa.schema(
 
 
 def shard_events(connection: ibis.BaseBackend, paths: Sequence[Path], schema: EventSchema) -> ir.Table:
-    """The events of shards as [`encode_events`] makes them: customer_id, visit, period, second, f0 ..., is_target.
+    """Reads the events of shards in the form that [`encode_events`] gives.
 
     Args:
-        connection: DuckDB's.
-        paths: of the shards.
-        schema: that they were prepared with.
+        connection (`ibis.BaseBackend`): connection to DuckDB.
+        paths (`Sequence[Path]`): paths of the shards.
+        schema (`EventSchema`): event schema that the shards were prepared with.
+
+    Returns:
+        `ibis.Table`: one row by event, with the columns customer_id, visit, period, second (since 1970-01-01), f0, f1
+        ... (ids of the features), t0, t1 ... (labels of the tasks) and is_target.
     """
     with needs("data"):
         import ibis
 
         from modeling_mcm.preparation.rows import shard_schema
     table = connection.read_parquet([str(path) for path in paths])
-    # By place: for DuckDB "feature_type" and "feature_Type" are one name, and it gives one of them another.
+    # Columns are read by their position: DuckDB ignores case in names, and renames one of "feature_type" and
+    # "feature_Type".
     column = dict(zip(shard_schema(schema)[0], (table[name] for name in table.columns), strict=True))
     lists = {"second": column["times"], "visit": column["visits"]}
     lists |= {f"f{i}": column[f"f{i}"] for i in range(len(schema.features))}
@@ -63,28 +68,31 @@ def shard_events(connection: ibis.BaseBackend, paths: Sequence[Path], schema: Ev
 
 
 def mark_targets(events: ir.Table, fitted: Vocabularies, schema: EventSchema) -> ir.Table:
-    """Marks as targets also those events of shards that have no label in any task, as in the log.
+    """Also marks those events of shards as targets that have no label in any task, as in the log.
 
-    Where the token type is unknown, such an event stays unmarked, for nothing in a shard tells what it was.
+    An event with an unknown token type stays unmarked, because a shard does not say what the event was.
 
     Args:
-        events: as [`shard_events`] makes them.
-        fitted: the values of features.
-        schema: that the shards were prepared with.
+        events (`ibis.Table`): events as [`shard_events`] gives them.
+        fitted (`Vocabularies`): vocabularies of the data set.
+        schema (`EventSchema`): event schema that the shards were prepared with.
+
+    Returns:
+        `ibis.Table`: the events with the new `is_target`.
     """
     token = schema.token_feature
     column, values = events[f"f{schema.features.index(token)}"], fitted.values[token.name]
     kinds = [value for value in schema.target_token_types or values if value in values]
     ids = [fitted.id_of(token.name, value) for value in kinds if value not in schema.reserved_token_types]
     if not schema.target_token_types:
-        ids += [MISSING_ID, UNKNOWN_ID]  # every event of the log is a target
+        ids += [MISSING_ID, UNKNOWN_ID]  # every event of the log is a target, whatever its token type
     return events.mutate(is_target=((events.is_target == 1) | column.isin(ids)).cast("int8"))
 
 
 def _training_events(events: ir.Table, schema: EventSchema) -> ir.Table:
     """Training events with `moment`: the number of the event's moment, which all events of a visit and time share.
 
-    In a log without times a visit has one moment, as for the model: a shard has no more of its order than that.
+    In a log without times a visit has one moment, as for the model: a shard does not hold the order inside a visit.
     """
     with needs("data"):
         import ibis
@@ -97,22 +105,26 @@ def _training_events(events: ir.Table, schema: EventSchema) -> ir.Table:
 def recount(
     connection: ibis.BaseBackend, directory: Path, paths: Sequence[Path], schema: EventSchema
 ) -> tuple[dict[str, Any], ir.Table]:
-    """Counts anew, from the shards, what the customers of a data set did that has changed; writes `FOLLOWERS_FILE`.
+    """Counts what the customers of a changed data set did, from its shards, and writes `FOLLOWERS_FILE`.
 
     Args:
-        connection: DuckDB's, with a folder to spill into.
-        directory: where the file is written.
-        paths: of all shards.
-        schema: that they were prepared with.
+        connection (`ibis.BaseBackend`): connection to DuckDB, with a folder to spill into.
+        directory (`Path`): folder in which the file is written.
+        paths (`Sequence[Path]`): paths of all shards.
+        schema (`EventSchema`): event schema that the shards were prepared with.
 
     Returns:
-        The measures for the manifest, empty where nothing is split by time, and the training events.
+        `tuple[dict, ibis.Table]`: the measures for the manifest, empty where nothing is split by time; and the
+        training events.
+
+    Raises:
+        OSError: if the file can't be written.
     """
     with needs("data"):
         import ibis
     events = shard_events(connection, paths, schema)
     training = connection.create_table(ibis.util.gen_name("mcm"), events.filter(events.period == 0), temp=True)
-    if schema.cutoffs == NO_CUTOFFS:  # nobody will train on it
+    if schema.cutoffs == NO_CUTOFFS:  # no model is trained on it
         return {}, training
     measures = measure(training, schema)
     write_table(directory / FOLLOWERS_FILE, count_followers(training, schema, measures))
@@ -120,22 +132,23 @@ def recount(
 
 
 def _label_tasks(schema: EventSchema) -> dict[str, str]:
-    """Tasks that say what a target event is, and their columns; the token type counts only where it is alone."""
+    """The tasks that make an event a target, with their columns; the token type is among them only if it is alone."""
     columns = {spec.name: f"f{i}" for i, spec in enumerate(schema.features)}
     return {task: columns[task] for task in deciding_tasks(schema.tasks, schema.token_feature.name)}
 
 
 def measure(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
-    """What kind of log it is, by its training events; the recipe of pre-training reads it.
+    """Measures what kind of log it is by its training events. The recipe of pre-training reads the measures.
 
     Args:
-        events: as [`encode_events`] or [`shard_events`] makes them.
-        schema: of the log.
+        events (`ibis.Table`): events as [`encode_events`] or [`shard_events`] gives them.
+        schema (`EventSchema`): event schema of the log.
 
     Returns:
-        `customers`, `one_visit` (how many of them have a single visit with a target), `visits` and `moments` (with a
-        target), `targets` (events), and for each task `labels` (distinct ones), `met` (visits in which a label was
-        met; once a visit) and `repeats` (how many of those were not the customer's first).
+        `dict`: `customers` (with a target), `one_visit` (number of customers with a single visit with a target),
+        `visits` and `moments` (with a target), `targets` (target events), and `tasks`: by task `labels` (number of
+        different labels), `met` (number of pairs of a visit and a label in it) and `repeats` (number of these pairs in
+        which the customer had the label in an earlier visit).
     """
     with needs("data"):
         import ibis
@@ -165,20 +178,22 @@ def measure(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
 
 
 def count_followers(events: ir.Table, schema: EventSchema, measures: dict[str, Any]) -> pa.Table:
-    """Counts which labels of a task came within six moments of which, in the training period.
+    """Counts which labels of a task came within six moments before or after which, in the training period.
 
-    Two target events of a customer whose moments are 1 to 6 apart make a pair each way, of which near ones weigh more
-    and those after more than those before (`LAG_WEIGHTS`). Events of one moment make none, for their order says
-    nothing. Where most moments hold several target events, as baskets do, nothing is counted.
+    Two target events of a customer whose moments are 1 to 6 apart make one pair in each direction. Near pairs weigh
+    more than far ones, and what comes after weighs more than what comes before (`LAG_WEIGHTS`). Events of one moment
+    make no pair, because their order says nothing. Where most moments hold several target events, as baskets do,
+    nothing is counted.
 
     Args:
-        events: as [`encode_events`] or [`shard_events`] makes them.
-        schema: of the log.
-        measures: of [`measure`].
+        events (`ibis.Table`): events as [`encode_events`] or [`shard_events`] gives them.
+        schema (`EventSchema`): event schema of the log.
+        measures (`dict`): measures of the log, from [`measure`].
 
     Returns:
-        Columns task, label (the id of the earlier), follower (of the later), weight (sum over the pairs) and customers
-        (how many have such a pair): for each label its 50 heaviest followers, by task, label and follower.
+        `pyarrow.Table`: columns task (name), label and follower (ids), weight (sum over the pairs) and customers
+        (number with such a pair). For each label it has the 50 followers with the largest weight, in the order of
+        task, label and follower.
     """
     with needs("data"):
         import ibis

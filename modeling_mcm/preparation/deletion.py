@@ -1,11 +1,11 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The deletion of customers from everywhere as one step: refused before anything is touched, or finished.
+"""The deletion of customers from everywhere as one step: it is refused before anything changes, or it is finished.
 
-A plan reads all that is named and raises where something stands against the deletion. Then the log is written, the
-data sets and the predictions, under locks. Between a log and its data set a run may be killed: before each file of
-the log takes its place, a note beside the data set says which digest replaces which, so that the same command, run
-again, finishes, and an update knows the new files.
+A plan reads all named places, and raises an error where something stands against the deletion. Then the log, the data
+sets and the predictions are written, under locks. A run may be killed between a log and its data set. So before each
+file of the log is replaced, a note beside the data set says which digest replaces which. With the note, the same
+command finishes when it is run again, and an update knows the new files.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from modeling_mcm.preparation.locks import note_of
 
 @dataclass
 class Places:
-    """Where customers are to be forgotten; every path is one without symbolic links.
+    """The places from which customers are deleted. Every path is one without symbolic links.
 
     Args:
-        data (`list[Path]`): Folders of prepared data sets.
-        predictions (`list[Path]`): Folders or files of predictions.
-        events (`list[Path]`): What the data sets were made from: log and profile, files or folders.
+        data (`list[Path]`): folders of prepared data sets.
+        predictions (`list[Path]`): folders or files of predictions.
+        events (`list[Path]`): files or folders that the data sets were made from: log and profile.
     """
 
     data: list[Path] = field(default_factory=list)
@@ -45,18 +45,34 @@ class Places:
 
     @classmethod
     def resolved(cls, data: Iterable[str], predictions: Iterable[str], events: Iterable[str]) -> Places:
-        """Follows the symbolic links of what a person names."""
+        """Makes the places from the paths that a person names, and follows their symbolic links.
+
+        Args:
+            data (`Iterable[str]`): folders of prepared data sets.
+            predictions (`Iterable[str]`): folders or files of predictions.
+            events (`Iterable[str]`): files or folders of the log and the profile.
+
+        Returns:
+            `Places`: the places.
+        """
         return cls(*([Path(path).resolve() for path in paths] for paths in (data, predictions, events)))
 
     def all(self) -> list[Path]:
-        """All of them."""
+        """Lists all places.
+
+        Returns:
+            `list[Path]`: paths of the data sets, the predictions and the log.
+        """
         return [*self.data, *self.predictions, *self.events]
 
     def customer_column(self) -> str:
-        """The log's column that holds customers, which the data sets' schema names.
+        """Finds the log's column that holds customers, which the schema of the data sets names.
+
+        Returns:
+            `str`: name of the column.
 
         Raises:
-            ValueError: The data sets were made from logs with different columns, and a log is given.
+            ValueError: if a log is given and the data sets were made from logs with different customer columns.
         """
         columns = sorted({PreparedManifest.load(folder).event_schema.customer for folder in self.data})
         if self.events and len(columns) > 1:
@@ -66,29 +82,42 @@ class Places:
 
 @dataclass(frozen=True)
 class Whereabouts:
-    """What a look at all places found of some ids.
+    """In which form the ids of customers stand in the places.
 
     Attributes:
-        there (`set[str]`): Ids of customers that are in at least one place.
-        absent (`dict[str, list[str]]`): Ids that are nowhere, each with the ids that differ from it in case or in the
-            spaces around it alone.
+        there (`set[str]`): ids of customers that are in at least one place.
+        absent (`dict[str, list[str]]`): ids that are in no place, each with the ids that differ from it only in case
+            or in the spaces around it.
     """
 
     there: set[str]
     absent: dict[str, list[str]]
 
     def said_of_absent(self, only_near: bool = False) -> list[str]:
-        """A line for each id that is nowhere, or with `only_near` for those that another one is near to."""
+        """Writes a line for each id that is in no place.
+
+        Args:
+            only_near (`bool`): whether to write only the lines of ids that have a similar id in a place.
+
+        Returns:
+            `list[str]`: the lines.
+        """
         hints = {name: " or ".join(map(repr, near)) for name, near in self.absent.items() if near or not only_near}
         return [f"{name!r}{f'; is {hint} meant?' if hint else ''}" for name, hint in hints.items()]
 
 
 def predictions_files(place: Path) -> list[Path]:
-    """The Parquet files of a folder of predictions, or the file itself.
+    """Finds the Parquet files of predictions.
+
+    Args:
+        place (`Path`): folder of predictions, or one file.
+
+    Returns:
+        `list[Path]`: the files of the folder, or the file itself.
 
     Raises:
-        FileNotFoundError: There is no such file or folder.
-        ValueError: The folder holds none.
+        FileNotFoundError: if there is no such file or folder.
+        ValueError: if the folder holds no Parquet file.
     """
     if not place.exists():
         raise FileNotFoundError(f"{place} does not exist; check the path.")
@@ -99,18 +128,21 @@ def predictions_files(place: Path) -> list[Path]:
 
 
 def look_for(ids: Collection[str], places: Places, column: str) -> Whereabouts:
-    """Reads the ids of every place, and raises before anything is changed where something is wrong with one.
+    """Reads the ids of every place. It raises an error where something is wrong with a place, before anything changes.
 
     Spaces around an id count only where the customers' own ids have them.
 
     Args:
-        ids (`Collection[str]`): As a person wrote them.
-        places (`Places`): Where to look.
-        column (`str`): Of the log, that holds customers.
+        ids (`Collection[str]`): ids as a person wrote them.
+        places (`Places`): where to look.
+        column (`str`): name of the log's column that holds customers.
+
+    Returns:
+        `Whereabouts`: the ids that are in a place, and those that are not.
 
     Raises:
-        FileNotFoundError: A place does not exist.
-        ValueError: A file is damaged, is no Parquet file, or has no such column.
+        FileNotFoundError: if a place does not exist.
+        ValueError: if a file is damaged, is no Parquet file, or has no such column.
     """
     exact: set[str] = set()
     near: dict[str, set[str]] = {_plain(name): set() for name in ids}
@@ -155,14 +187,14 @@ def _columns_of(places: Places, column: str) -> Iterator[tuple[Path, str]]:
 
 
 def check_deletion(customers: Collection[str], places: Places) -> None:
-    """Raises where a data set stands against the deletion, before the log is touched.
+    """Checks that no data set stands against the deletion, before the log changes.
 
     Args:
-        customers (`Collection[str]`): Ids as the places have them.
-        places (`Places`): Where they are deleted.
+        customers (`Collection[str]`): ids as they stand in the places.
+        places (`Places`): where the customers are deleted.
 
     Raises:
-        ValueError: A shard is a symbolic link, or nobody would be left in a data set.
+        ValueError: if a shard is a symbolic link, or no customer would be left in a data set.
     """
     wanted = pa.array(sorted(customers), pa.string())
     for place in places.data:
@@ -181,12 +213,16 @@ def check_deletion(customers: Collection[str], places: Places) -> None:
 
 
 class DeletionNote:
-    """What a deletion notes beside a data set while its log and itself do not fit: `.NAME.deletion.json`.
+    """What a deletion notes beside a data set while the data set does not fit its log: the file `.NAME.deletion.json`.
 
-    The note holds digests of files and the number of the process, and no ids.
+    The note holds digests of files and the number of the process, and no ids of customers.
 
     Args:
-        directory (`Path`): Of the data set.
+        directory (`Path`): folder of the data set.
+
+    Attributes:
+        path (`Path`): path of the note.
+        digests (`dict[str, str]`): by old digest of a file of the log its new digest.
     """
 
     def __init__(self, directory: Path):
@@ -194,7 +230,11 @@ class DeletionNote:
         self.digests: dict[str, str] = {}
 
     def resume(self) -> bool:
-        """Reads the note of a run that was killed, if there is one, and tidies what it left beside the data set."""
+        """Reads the note of a run that was killed, if there is one, and tidies what it left beside the data set.
+
+        Returns:
+            `bool`: whether there was a note.
+        """
         if not self.path.is_file():
             return False
         said = json.loads(self.path.read_text(encoding="utf-8"))
@@ -208,29 +248,38 @@ class DeletionNote:
         return True
 
     def add(self, digests: dict[str, str]) -> None:
-        """Notes that files of the log are about to be others; the digests are old to new."""
+        """Notes that files of the log are about to be replaced.
+
+        Args:
+            digests (`dict[str, str]`): by old digest of a file its new digest.
+
+        Raises:
+            OSError: if the note can't be written.
+        """
         settled = {old: digests.get(new, new) for old, new in self.digests.items()}
         self.digests = settled | digests
         write_json(self.path, {"process": os.getpid(), "files": self.digests})
 
     def close(self) -> None:
-        """All is deleted, and the data set fits its log."""
+        """Removes the note, when everything is deleted and the data set fits its log."""
         self.path.unlink(missing_ok=True)
 
 
 def delete_from_log_and_data(
     customers: Collection[str], places: Places, column: str, notes: Sequence[DeletionNote]
 ) -> Iterator[tuple[Path, int, int]]:
-    """Deletes from the log, then from the data sets made of it.
+    """Deletes customers from the log, then from the data sets made of it.
 
     Args:
-        customers (`Collection[str]`): Ids as the places have them.
-        places (`Places`): Where they are deleted; predictions are left alone.
-        column (`str`): Of the log, that holds customers.
-        notes (`Sequence[DeletionNote]`): One a data set, resumed; to be closed when all else is deleted too.
+        customers (`Collection[str]`): ids as they stand in the places.
+        places (`Places`): where the customers are deleted. Predictions stay as they are.
+        column (`str`): name of the log's column that holds customers.
+        notes (`Sequence[DeletionNote]`): the note of each data set, resumed. The caller closes them when everything
+            else is deleted too.
 
     Yields:
-        The place, how many rows of a log or customers of a data set were deleted, and how many files of a log changed.
+        `tuple[Path, int, int]`: a place, the number of rows (of a log) or customers (of a data set) that were deleted,
+        and the number of files of a log that changed.
     """
 
     def record(digests: dict[str, str]) -> None:
@@ -242,7 +291,7 @@ def delete_from_log_and_data(
     for log in places.events:
         rows, changed = forget_in_log(log, customers, column, record)
         yield log, rows, len(changed)
-    # Of a run that was killed before the new file took its place.
+    # Digests of files that a killed run noted and did not replace.
     unchanged = {sha256_of(path) for log in places.events for path in log_files(log)} if is_resumed else set()
     for directory, note in zip(places.data, notes, strict=True):
         digests = {old: new for old, new in note.digests.items() if old not in unchanged}

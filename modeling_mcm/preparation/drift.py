@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drift: how much of a new event log a checkpoint can still read.
 
-A checkpoint knows the values and the bins of its training period. New brands and new prices arrive every week: what
-is not in a vocabulary is read as the one unknown value, and a price beyond the outer edges falls into the outer bins.
-The log is read as preparation reads it, by the same Ibis expressions, so a large one works in bounded memory.
+A checkpoint knows the values and the bins of its training period. New brands and new prices arrive every week. A value
+that is not in a vocabulary is read as the unknown value, and a price beyond the outer edges falls into an outer bin.
+The log is read by the same Ibis expressions as in preparation, so a large log needs little memory.
 """
 
 from __future__ import annotations
@@ -44,17 +44,24 @@ MOST_FREQUENT = 10
 
 @dataclass(frozen=True)
 class FeatureDrift:
-    """What a log says of one feature. Shares are of `rows`.
+    """How the values of one feature in a log fit a checkpoint. Shares are shares of `rows`.
 
     Attributes:
-        feature, kind, column: the feature, `categorical` or `numeric`, and the column that it reads.
-        rows: events of the log, or rows of the profile table.
-        missing, unknown: rows without a value, and with a value that is not in the vocabulary.
-            Of a column with several values in an event, rows with one at least that is not.
-        unknown_values: how many different values that are.
-        most_frequent_unknown: the most frequent of them with their counts, at most 10; equals by their text.
-        below, above: share of the rows with a number below the first inner edge, or on or above the last (numeric).
-        expected_outside: what each of the two was in training, about: bins hold equal shares of it (numeric).
+        feature (`str`): name of the feature.
+        kind (`str`): "categorical" or "numeric".
+        column (`str`): column that the feature reads.
+        rows (`int`): number of events of the log, or of rows of the profile table.
+        missing (`int`): number of rows without a value.
+        unknown (`int`): number of rows with a value that is not in the vocabulary. For a column with several values in
+            an event, the number of rows with at least one such value.
+        unknown_values (`int`): number of different unknown values.
+        most_frequent_unknown (`list[tuple[str, int]]`): the most frequent unknown values with their counts, at most
+            10; equally frequent values are in the order of their text.
+        below (`float`, *optional*): share of the rows with a number below the first inner edge (numeric features).
+        above (`float`, *optional*): share of the rows with a number at or above the last inner edge (numeric
+            features).
+        expected_outside (`float`, *optional*): about what `below` and `above` each were in training, because bins hold
+            equal shares of it (numeric features).
     """
 
     feature: str
@@ -71,31 +78,32 @@ class FeatureDrift:
 
     @property
     def missing_share(self) -> float:
-        """Share of the rows without a value."""
+        """`float`: share of the rows without a value."""
         return self.missing / self.rows
 
     @property
     def unknown_share(self) -> float:
-        """Share of the rows with a value that the checkpoint does not know."""
+        """`float`: share of the rows with a value that the checkpoint does not know."""
         return self.unknown / self.rows
 
     @property
     def addable(self) -> list[str]:
-        """Of the most frequent unknown values, those that `model.resize_feature_vocabulary` takes."""
+        """`list[str]`: the most frequent unknown values that `model.resize_feature_vocabulary` can add."""
         return [value for value, _ in self.most_frequent_unknown if value]
 
 
 @dataclass(frozen=True)
 class DriftReport:
-    """What a log says of a checkpoint's features.
+    """How a log fits the features of a checkpoint.
 
     Attributes:
-        events: events that were read.
-        left_out: events without customer or time, which were not.
-        first, last: times of the first and the last event, or their places in a log without times.
-        features: one entry for each feature that has a column, in the model's order; of features that share the
-            values of a column, the first one.
-        not_read: profile features, where no profile table was given.
+        events (`int`): number of events that were read.
+        left_out (`int`): number of events without a customer or a time, which were not read.
+        first (`str`): time of the first event, or its number in a log without times.
+        last (`str`): time of the last event, or its number in a log without times.
+        features (`list[FeatureDrift]`): one entry by feature that has a column, in the model's order. Features that
+            share the values of a column have one entry, that of the first of them.
+        not_read (`list[str]`): names of the profile features, where no profile table was given.
     """
 
     events: int
@@ -106,7 +114,11 @@ class DriftReport:
     not_read: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with the shares and the values that could be added."""
+        """Gives the report as plain values for JSON.
+
+        Returns:
+            `dict`: the attributes, and for each feature also `missing_share`, `unknown_share` and `addable`.
+        """
         values = dataclasses.asdict(self)
         for entry, drift in zip(values["features"], self.features, strict=True):
             entry["most_frequent_unknown"] = [
@@ -126,14 +138,19 @@ def feature_drift(
     """Compares an event log with the vocabularies and bins of a checkpoint.
 
     Args:
-        events: Parquet or CSV file, folder of them, data frame, Arrow table or Ibis table; one row an event.
-        feature_extractor ([`MCMFeatureExtractor`]): That of the checkpoint.
-        profile (*optional*): The profile table in any of the same forms. Without it the profile is not looked at.
-        memory_limit (`str`): Memory that DuckDB may use before it spills to disk.
+        events (`Any`): the log, one row by event: a Parquet or CSV file, a folder of them, a data frame, an Arrow
+            table or an Ibis table.
+        feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
+        profile (`Any`, *optional*): the profile table in any of the same forms. Default: profile features are not
+            compared.
+        memory_limit (`str`): memory that DuckDB may use before it spills to disk, such as "1GB".
+
+    Returns:
+        `DriftReport`: the comparison.
 
     Raises:
-        ValueError: A column is missing or can't be read, the log is empty, or it holds token types that MCM adds.
-        FileNotFoundError: No such file.
+        ValueError: if a column is missing or can't be read, the log is empty, or it holds token types that MCM adds.
+        FileNotFoundError: if there is no such file.
     """
     schema = schema_of(feature_extractor)
     engine: Any = "duckdb"
@@ -204,7 +221,7 @@ def _count(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
 
 
 def _drift(table: ir.Table, spec: FeatureSpec, feature_extractor: MCMFeatureExtractor) -> FeatureDrift:
-    """The drift of one feature; `table` has the one column `value`, text, a list of texts, or a number."""
+    """The drift of one feature. The table has one column, `value`: text, a list of texts, or a number."""
     counts = table.aggregate(rows=table.count(), missing=table.value.isnull().sum()).to_pyarrow().to_pylist()[0]
     common = FeatureDrift(spec.name, spec.kind, spec.column or "", counts["rows"], counts["missing"] or 0)
     if spec.kind == CATEGORICAL:
@@ -224,7 +241,7 @@ def _unknown(table: ir.Table, vocabulary: Sequence[str], spec: FeatureSpec) -> d
     unknown = seen.anti_join(known, seen.value == known.known)
     sums = unknown.aggregate(unknown=unknown.number.sum(), unknown_values=unknown.count()).to_pyarrow().to_pylist()[0]
     most = unknown.order_by(ibis.desc("number"), ibis.asc("value")).limit(MOST_FREQUENT).to_pyarrow().to_pylist()
-    if spec.item is not None:  # a row may have several
+    if spec.item is not None:  # a row may have several values
         lists = table.group_by("value").agg(number=lambda t: t.count())
         each = lists.mutate(each=lists.value.unnest()).semi_join(unknown, ibis._.each == unknown.value)
         each = each.select("value", "number").distinct()

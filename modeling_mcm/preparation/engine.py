@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where preparation runs and writes: DuckDB or Spark, tables that are kept there, a folder that appears when whole.
 
-Everything that differs between engines is here; all else are Ibis expressions. On DuckDB one process does the work and
-spills to disk what does not fit in memory. On Spark its workers do, and write the shards themselves.
+Everything that differs between engines is in this file; all other steps are Ibis expressions. On DuckDB one process
+does the work, and what does not fit in memory is spilled to disk. On Spark its workers do the work, and write the
+shards themselves.
 """
 
 from __future__ import annotations
@@ -45,16 +46,16 @@ with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-SPARK = "pyspark"  # Ibis' name of the backend, and that of the package
-# Times are read in UTC; names differ where their case does; parts of a path are text, as DuckDB is told too; overflow
-# is an error; frames travel as Arrow.
+SPARK = "pyspark"  # name of the backend in Ibis, and of the package
+# Times are read in UTC. Names that differ in case are different. Parts of a path are text, as on DuckDB. An overflow is
+# an error. Data frames travel as Arrow.
 SPARK_SETTINGS = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.caseSensitive": "true",
     "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
     "spark.sql.ansi.enabled": "true",
     "spark.sql.execution.arrow.pyspark.enabled": "true",
-    "spark.sql.csv.parser.columnPruning.enabled": "false",  # else it does not count the fields of a row
+    "spark.sql.csv.parser.columnPruning.enabled": "false",  # otherwise Spark does not count the fields of a row
 }
 
 
@@ -65,20 +66,23 @@ def open_engine(
     memory_limit: str = "1GB",
     spark_config: Mapping[str, str] | None = None,
 ) -> Iterator[ibis.BaseBackend]:
-    """A connection to DuckDB that spills into `workspace` beyond `memory_limit`, to Spark, or the one that is given.
+    """Opens a connection to DuckDB or Spark, or uses the connection that is given.
 
     Args:
-        engine: `duckdb`, `spark` or an Ibis connection.
-        workspace: folder for what DuckDB spills.
-        memory_limit: of DuckDB.
-        spark_config: of the Spark session, such as `{"spark.master": "local[2]"}`. A session that runs already is
-            used and left running.
+        engine (`str` or `ibis.BaseBackend`): "duckdb", "spark" or an Ibis connection.
+        workspace (`Path`): folder into which DuckDB spills what does not fit in memory.
+        memory_limit (`str`): memory that DuckDB may use, such as "1GB".
+        spark_config (`dict[str, str]`, *optional*): options of the Spark session, such as `{"spark.master":
+            "local[2]"}`. A session that runs already is used and stays running.
+
+    Yields:
+        `ibis.BaseBackend`: the connection.
 
     Raises:
-        ValueError: for another name, an option that the running session can't change any more, and where DuckDB finds
-            input damaged.
-        OSError: where DuckDB finds no more memory or disk, and where Spark does not start.
-        ImportError: where Spark is not installed.
+        ValueError: if the engine is unknown, the running Spark session can't change an option any more, or DuckDB
+            finds damaged input.
+        OSError: if DuckDB finds no more memory or disk, or Spark does not start or fails.
+        ImportError: if Spark is not installed.
     """
     if spark_config and engine != "spark":
         raise ValueError(f"Spark's options are given ({', '.join(spark_config)}) and the engine is {engine!r}.")
@@ -121,14 +125,26 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def spark_session(config: Mapping[str, str]) -> Iterator[Any]:
-    """The Spark session that runs in this process, or a new one, which is stopped at the end."""
+    """Opens the Spark session that runs in this process, or starts a new one, which is stopped at the end.
+
+    Args:
+        config (`dict[str, str]`): options of the session.
+
+    Yields:
+        `pyspark.sql.SparkSession`: the session.
+
+    Raises:
+        ImportError: if Spark is not installed.
+        ValueError: if a running session can't change an option any more.
+        OSError: if Spark does not start.
+    """
     try:
         from pyspark.sql import SparkSession
     except ImportError as error:
         raise ImportError("Spark is not installed: pip install 'modeling-mcm[spark]' (and Java 17).") from error
     running = SparkSession.getActiveSession()
     if running is not None:
-        session = running.newSession()  # with settings and views of its own
+        session = running.newSession()  # a session with its own settings and views
         for key, value in config.items():
             if session.conf.get(key, None) != value:
                 if not session.conf.isModifiable(key):
@@ -136,7 +152,7 @@ def spark_session(config: Mapping[str, str]) -> Iterator[Any]:
                 session.conf.set(key, value)
         yield session
         return
-    if config.get("spark.master", "local").startswith("local"):  # workers of this machine have this Python's packages
+    if config.get("spark.master", "local").startswith("local"):  # workers on this machine use this Python
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = SparkSession.builder.appName("MCM")
     for key, value in config.items():
@@ -153,7 +169,7 @@ def spark_session(config: Mapping[str, str]) -> Iterator[Any]:
 
 @contextmanager
 def _in_utc(connection: ibis.BaseBackend) -> Iterator[None]:
-    """Times are read in UTC: a session of DuckDB's in another zone would give moments the hours of that."""
+    """Reads times in UTC while it lasts: a DuckDB session in another zone would shift times with a zone by some hours."""
     if connection.name != "duckdb":
         yield
         return
@@ -167,6 +183,7 @@ def _in_utc(connection: ibis.BaseBackend) -> Iterator[None]:
 
 @contextmanager
 def _spark_settings(connection: ibis.BaseBackend) -> Iterator[None]:
+    """Sets the options of `SPARK_SETTINGS` and the function `shortest_text` while it lasts; other engines need none."""
     if connection.name != SPARK:
         yield
         return
@@ -191,10 +208,15 @@ def _session(connection: Any) -> Any:
 
 @contextmanager
 def caching(connection: ibis.BaseBackend) -> Iterator[Callable[..., ir.Table]]:
-    """Gives a function that keeps a table in the engine; the tables are dropped at the end.
+    """Gives a function that keeps a table in the engine. The tables are dropped at the end.
 
-    The function takes the table and, as `near`, a column whose equal rows should lie together. Spark needs no such
-    order: it brings them together when they are asked for.
+    Args:
+        connection (`ibis.BaseBackend`): connection from `open_engine`.
+
+    Yields:
+        `Callable[[ibis.Table, str | None], ibis.Table]`: the function. It takes the table and, as `near`, optionally a
+        column whose equal rows should lie together on disk. Spark ignores `near`, because it brings such rows together
+        when they are read.
     """
     names: list[str] = []
 
@@ -228,20 +250,24 @@ def open_table(
 ) -> ir.Table:
     """Opens Parquet or CSV files, a folder of them, a data frame, an Arrow table or an Ibis table.
 
-    A CSV has no types, so each value is read as the text that stands in the file ("007" stays "007").
+    A CSV file has no types, so each value is read as the text that stands in the file ("007" stays "007").
 
     Args:
-        source: the table; files are a path, an address such as `gs://bucket/log`, or a list of these.
-        connection: from `open_engine`.
-        what: `event` or `profile`, for messages.
-        columns: those that are read, and must be the same in all files; all if none are given.
-        text: how text files are written and where their values are put; by default a folder of this machine that is
-            gone with the connection.
+        source (`Any`): the table. Files are a path, an address such as `gs://bucket/log`, or a list of these.
+        connection (`ibis.BaseBackend`): connection from `open_engine`.
+        what (`str`): "event" or "profile", for messages.
+        columns (`Sequence[str]`): names of the columns that are read, and must be the same in all files. Empty: all
+            columns.
+        text (`TextFiles`, *optional*): how text files are written and where their values are put. Default: the usual
+            format, and a temporary folder of this machine that is removed with the connection.
+
+    Returns:
+        `ibis.Table`: the table.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: An unknown file type, an empty file or a damaged one, files that differ in `columns`, an address
-            that the engine can't read.
+        FileNotFoundError: if there is no such file.
+        ValueError: if a file has an unknown type or is empty or damaged, files differ in `columns`, or the engine
+            can't read an address.
     """
     if isinstance(source, ir.Table):
         table = known_types(source)
@@ -256,23 +282,26 @@ def open_table(
         tables = [(read_files(files, connection), files.empty_columns()) for files in merged(found)]
         table = _together([(table, frozenset.intersection(*empty.values())) for table, empty in tables], what, columns)
     if connection.name == SPARK and isinstance(table.op(), ibis.expr.operations.InMemoryTable):
-        return connection.create_view(ibis.util.gen_name("mcm"), table)  # so that the table knows its engine
+        return connection.create_view(ibis.util.gen_name("mcm"), table)  # as a view the table knows its engine
     return table
 
 
 def number_rows(table: ir.Table, source: Any, connection: Any, column: str) -> ir.Table:
-    """Adds a column with the place of each row in the files, the data frame or the Arrow table, from 0.
+    """Adds a column with the number of each row in the files, the data frame or the Arrow table, from 0.
 
-    Files are in the order in which they are given, those of a folder in the order of their names.
+    Files are read in the given order, and the files of a folder in the order of their names.
 
     Args:
-        table: of `open_table`.
-        source: what it was opened from.
-        connection: from `open_engine`.
-        column: name of the new column.
+        table (`ibis.Table`): table from `open_table`.
+        source (`Any`): what the table was opened from.
+        connection (`ibis.BaseBackend`): connection from `open_engine`.
+        column (`str`): name of the new column.
+
+    Returns:
+        `ibis.Table`: the table with the new column.
 
     Raises:
-        ValueError: The rows have no order that would be the same next time.
+        ValueError: if the rows have no order that would be the same next time.
     """
     if connection.name != "duckdb" or isinstance(source, ir.Table):
         raise ValueError(
@@ -288,7 +317,9 @@ def number_rows(table: ir.Table, source: Any, connection: Any, column: str) -> i
 def _as_parquet(
     found: list[InputFiles], connection: Any, what: str, columns: Sequence[str], text: TextFiles | None
 ) -> list[InputFiles]:
-    """Files of a log as Parquet: text files are read here, the same for every engine."""
+    """The files of a log as Parquet files. Text files are read by this process, so they mean the same for every
+    engine.
+    """
     if text is None:
         text = TextFiles(TextFormat(), Path(tempfile.mkdtemp(prefix="mcm-text-")))
         weakref.finalize(connection, shutil.rmtree, text.folder, ignore_errors=True)
@@ -302,19 +333,35 @@ def _text_as_parquet(files: InputFiles, what: str, columns: Sequence[str], text:
 
 
 def read_files(files: InputFiles, connection: Any) -> ir.Table:
-    """Parquet files as a table of DuckDB's."""
+    """Reads Parquet files as a table of DuckDB.
+
+    Args:
+        files (`InputFiles`): the files.
+        connection (`ibis.BaseBackend`): connection to DuckDB.
+
+    Returns:
+        `ibis.Table`: the rows of all files.
+    """
     names = files.filesystem.protocol
     name = names if isinstance(names, str) else names[0]
     if not is_local(files.filesystem) and not connection.con.filesystem_is_registered(name):
         connection.register_filesystem(files.filesystem)
-    # Where a column holds nothing in some files, its type is that of the others.
+    # A column without values in some files gets its type from the other files.
     options = {"union_by_name": True} if len({*files.empty_columns().values()}) > 1 else {}
     options |= {"hive_partitioning": files.partitioned, "hive_types_autocast": False}
     return known_types(connection.read_parquet(list(files.paths), **options))
 
 
 def known_types(table: ir.Table) -> ir.Table:
-    """The table with types that Ibis knows in the place of DuckDB's for nanoseconds with a zone, and for nothing."""
+    """Replaces the types that Ibis does not know: DuckDB's types of nanoseconds with a zone and of columns without
+    values.
+
+    Args:
+        table (`ibis.Table`): the table.
+
+    Returns:
+        `ibis.Table`: the table, with UTC timestamps and text in the place of these types.
+    """
     changed = {}
     for name, kind in table.schema().items():
         raw = str(getattr(kind, "raw_type", "")).upper()
@@ -328,7 +375,7 @@ def known_types(table: ir.Table) -> ir.Table:
 def _open_on_spark(
     source: Any, connection: Any, what: str, columns: Sequence[str], text: TextFiles | None
 ) -> ir.Table:
-    """Spark reaches stores by itself (through Hadoop), so it is given their addresses as they are, unchecked."""
+    """Spark reads addresses of stores itself (by Hadoop), so it gets these addresses as they are, unchecked."""
     addresses = [str(part) for part in (source if isinstance(source, list | tuple) else [source])]
     local = [address for address in addresses if "://" not in address or address.startswith("file://")]
     found = find_files(local, what) if local else []
@@ -357,8 +404,10 @@ def _open_on_spark(
 
 
 def _by_empty_columns(files: InputFiles) -> list[tuple[InputFiles, frozenset[str]]]:
-    """The files by which of their columns hold nothing: Spark takes the types of one file for all that it reads."""
-    if files.filesystem is None:  # only Spark reaches them
+    """The files in groups with the same empty columns, because Spark takes the types of one file for all that it
+    reads.
+    """
+    if files.filesystem is None:  # only Spark reaches the files
         return [(files, frozenset())]
     empty = files.empty_columns()
     return [
@@ -368,7 +417,7 @@ def _by_empty_columns(files: InputFiles) -> list[tuple[InputFiles, frozenset[str
 
 
 def _together(found: list[tuple[ir.Table, frozenset[str]]], what: str, columns: Sequence[str]) -> ir.Table:
-    """The rows of tables with the same columns; those that hold nothing in a table get their type from the others."""
+    """Joins the rows of tables with the same columns; a column without values gets its type from the other tables."""
     kinds: dict[str, Any] = {}
     for table, empty in found:
         kinds = {name: kind for name, kind in table.schema().items() if name not in empty} | kinds
@@ -388,7 +437,9 @@ def _together(found: list[tuple[ir.Table, frozenset[str]]], what: str, columns: 
 
 
 def _read_csv(reader: Any, files: InputFiles, text: TextFiles | None) -> Any:
-    """A text file that only Spark reaches: it says no line of a bad row, and can't count those that it drops."""
+    """Reads text files that only Spark reaches. Spark does not say which line is bad, and can't count lines that it
+    drops.
+    """
     import pyspark.sql.functions as F
 
     written = text.format if text else TextFormat()
@@ -411,28 +462,67 @@ def _read_csv(reader: Any, files: InputFiles, text: TextFiles | None) -> Any:
 
 @ibis.udf.scalar.builtin
 def shortest_text(number: float) -> str:  # type: ignore[empty-body]
-    """The function that `_spark_settings` registers."""
+    """Writes a number as its shortest exact text. `_spark_settings` registers this function in Spark.
+
+    Args:
+        number (`float`): the number.
+
+    Returns:
+        `str`: its text.
+    """
 
 
 def split_text(text: ir.StringValue, separator: str) -> ir.ArrayValue:
-    """The parts of a text between separators; Spark takes a separator for a regular expression."""
+    """Splits a text at a separator. Spark reads a separator as a regular expression, so it is escaped there.
+
+    Args:
+        text (`ibis.StringValue`): the text.
+        separator (`str`): the separator, taken literally.
+
+    Returns:
+        `ibis.ArrayValue`: the parts of the text.
+    """
     return text.split(re.escape(separator) if text.get_backend().name == SPARK else separator)
 
 
 def total(terms: Sequence[ir.Value], start: int) -> ir.Value:
-    """The sum of expressions and a number."""
+    """Adds up expressions and a number.
+
+    Args:
+        terms (`Sequence[ibis.Value]`): the expressions.
+        start (`int`): the number.
+
+    Returns:
+        `ibis.Value`: the sum.
+    """
     return tree(operator.add, [*terms, ibis.literal(start)])
 
 
 def tree(join: Callable[[Any, Any], Any], terms: Sequence[ir.Value]) -> ir.Value:
-    """Many expressions as one, joined two by two: engines recurse, and a chain of a thousand is too deep for them."""
+    """Joins many expressions into one, two by two. Engines recurse, and a chain of a thousand is too deep for them.
+
+    Args:
+        join (`Callable`): joins two expressions, such as `operator.add`.
+        terms (`Sequence[ibis.Value]`): the expressions, at least one.
+
+    Returns:
+        `ibis.Value`: the joined expression.
+    """
     while len(terms) > 1:
         terms = [functools.reduce(join, terms[place : place + 2]) for place in range(0, len(terms), 2)]
     return terms[0]
 
 
 def text_of_float(number: ir.FloatingValue) -> ir.StringValue:
-    """The shortest text that reads back to the same number, as DuckDB writes it; Java 17 has another form."""
+    """Writes a number as the shortest text that reads back to the same number, as DuckDB does. Java 17 writes it
+    differently.
+
+    Args:
+        number (`ibis.FloatingValue`): the number.
+
+    Returns:
+        `ibis.StringValue`: its text.
+    """
     return shortest_text(number) if number.get_backend().name == SPARK else number.cast("string")
 
 
@@ -443,20 +533,25 @@ def each_group(
     number: int,
     use: Callable[[int, pa.Table], dict[str, Any]],
 ) -> Iterator[dict[str, Any]]:
-    """Gives what `use` makes of each group of rows, in the order of the groups.
+    """Applies a function to each group of rows, and gives its results in the order of the groups.
 
-    On DuckDB one group after the other comes into this process. On Spark each goes to a worker, and only what `use`
-    returns comes here.
+    On DuckDB one group after the other comes into this process. On Spark each group goes to a worker, and only the
+    result of `use` comes into this process.
 
     Args:
-        rows: expression over `table`, whose result has the column `key` too.
-        table: cached.
-        key: column with the numbers of the groups, from 0.
-        number: of groups.
-        use: takes the number and the rows of a group and gives values that JSON can hold.
+        rows (`Callable[[ibis.Table], ibis.Table]`): makes the rows of the groups from `table`; its result has the
+            column `key` too.
+        table (`ibis.Table`): the table, cached.
+        key (`str`): name of the column with the number of the group, from 0.
+        number (`int`): number of groups.
+        use (`Callable[[int, pyarrow.Table], dict]`): takes the number and the rows of a group, and returns values that
+            JSON can hold.
+
+    Yields:
+        `dict`: the result of `use` for each group.
 
     Raises:
-        OSError: A worker of Spark failed.
+        OSError: if a worker of Spark failed.
     """
     connection = table.get_backend()
     if connection.name != SPARK:
@@ -482,7 +577,11 @@ def each_group(
 
 @contextmanager
 def worker_errors() -> Iterator[None]:
-    """Turns what a worker of Spark raises into an `OSError` with the reason, without pages of Java."""
+    """Turns an error of a Spark worker into an `OSError` with the reason alone, without the traces of Java.
+
+    Raises:
+        OSError: if a worker failed.
+    """
     try:
         yield
     except _spark_errors() as error:
@@ -497,7 +596,7 @@ def _spark_errors() -> tuple[type[Exception], ...]:
 
 
 def _reason(error: Exception) -> str:
-    """The line that says it, of a message that holds the traces of a worker and of Java."""
+    """The line of an error message that gives the reason; the other lines are traces of a worker and of Java."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for mark in ("Error: ", "Exception: ") for line in lines if mark in line]
     return (telling or lines)[0]
@@ -505,8 +604,18 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def replacing(output_dir: Path) -> Iterator[tuple[Path, Path]]:
-    """Gives a folder to fill and one for scratch; the first takes the place of `output_dir` when all went well."""
-    output_dir = output_dir.resolve()  # of a symbolic link, which stays, the folder that it names
+    """Gives a folder to fill and a scratch folder. If no error occurs, the first replaces `output_dir` at the end.
+
+    Args:
+        output_dir (`Path`): the folder to write. Where it is a symbolic link, the folder that it names.
+
+    Yields:
+        `tuple[Path, Path]`: the folder to fill, and the scratch folder, which is removed at the end.
+
+    Raises:
+        OSError: if a folder can't be made or renamed; `output_dir` then is as it was.
+    """
+    output_dir = output_dir.resolve()  # a symbolic link stays, and the folder that it names is replaced
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     partial = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.partial")
     replaced = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.replaced")
@@ -526,7 +635,16 @@ def replacing(output_dir: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def link(source: Path, target: Path) -> None:
-    """The same file under another name; a copy where there are no hard links. Files of a data set never change."""
+    """Puts a file under a second name, as a hard link or, where there are none, as a copy. Files of a data set never
+    change.
+
+    Args:
+        source (`Path`): path of the file.
+        target (`Path`): the second path.
+
+    Raises:
+        OSError: if the file can't be copied.
+    """
     try:
         os.link(source, target)
     except OSError:

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From any table to checked, normalised events and their visits, as Ibis expressions.
 
-Columns get internal names by position (`f0`, `f1` ... for features, `p0` ... for the profile), because feature names
-such as "a.b" or "Type" beside "type" are legal in a schema and not in every engine. Times are seconds since 1970.
+Columns get internal names by their position (`f0`, `f1` ... for features, `p0` ... for the profile), because feature
+names such as "a.b", or "Type" beside "type", are legal in a schema but not in every engine. Times are seconds since
+1970-01-01.
 """
 
 from __future__ import annotations
@@ -40,40 +41,93 @@ with needs("data"):
 
 logger = logging.get_logger(__name__)
 
-# What only an engine reads as a number, and `to_number` of the feature extractor does not: Spark "5d", DuckDB "+-5".
+# Texts that `to_number` of the feature extractor does not read as numbers but an engine does: Spark "5d", DuckDB "+-5".
 NO_NUMBER = r"\d\.?[dDfF]\s*$|^\s*[+-][+-]"
-NOT_A_NUMBER = r"(?i)^\s*[+-]?nan\s*$"  # missing, and not unreadable
+NOT_A_NUMBER = r"(?i)^\s*[+-]?nan\s*$"  # such a text is a missing number, and no error
 WHOLE_NUMBER = r"^[+-]?\d+$"
-BLOCK = 10 * SECONDS_PER_DAY  # in which a zone's offset changes once or never
-ROW_NUMBER = "number of the row"  # column that a log gets whose rows are in order
+BLOCK = 10 * SECONDS_PER_DAY  # seconds in which a time zone's offset changes at most once
+ROW_NUMBER = "number of the row"  # name of the added column in a log whose rows are in order
 
 
 def epoch_seconds(time: datetime) -> int:
-    """Whole seconds from 1970-01-01 to a time without a zone."""
+    """Counts the seconds from 1970-01-01 to a time without a zone.
+
+    Args:
+        time (`datetime`): the time.
+
+    Returns:
+        `int`: whole seconds, rounded down.
+    """
     return (time - EPOCH) // timedelta(seconds=1)
 
 
 def open_events(source: Any, connection: ibis.BaseBackend, schema: EventSchema, text: TextFiles) -> ir.Table:
-    """The log as `open_table` opens it, with the number of each row where the schema needs it."""
+    """Opens the log as `open_table` does, and numbers its rows where the schema needs it.
+
+    Args:
+        source (`Any`): the log, in any form that `open_table` takes.
+        connection (`ibis.BaseBackend`): connection from `open_engine`.
+        schema (`EventSchema`): event schema of the log.
+        text (`TextFiles`): how text files are written and where their values are put.
+
+    Returns:
+        `ibis.Table`: the log.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: where `open_table` or `number_rows` raises it.
+    """
     table = open_table(source, connection, "event", schema.event_columns, text)
     return number_rows(table, source, connection, ROW_NUMBER) if schema.order == ROWS else table
 
 
 def open_profile(source: Any, connection: ibis.BaseBackend, schema: EventSchema, text: TextFiles) -> ir.Table:
-    """The profile table as `open_table` opens it; a bad line of a text file is always an error."""
+    """Opens the profile table as `open_table` does. A bad line of a text file is always an error here.
+
+    Args:
+        source (`Any`): the profile table, in any form that `open_table` takes.
+        connection (`ibis.BaseBackend`): connection from `open_engine`.
+        schema (`EventSchema`): event schema of the log.
+        text (`TextFiles`): how text files are written and where their values are put.
+
+    Returns:
+        `ibis.Table`: the profile table.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: where `open_table` raises it.
+    """
     strict = TextFiles(replace(text.format, on_bad_row="error"), text.folder / "profile")
     return open_table(source, connection, "profile", schema.profile_columns, strict)
 
 
 def count_bad(table: ir.Table, read: ir.Table, schema: EventSchema) -> int:
-    """How many rows of a log `normalise_events` left out, for a time or a number that can't be read."""
+    """Counts the rows of a log that `normalise_events` left out because a time or a number can't be read.
+
+    Args:
+        table (`ibis.Table`): the log.
+        read (`ibis.Table`): result of `normalise_events`.
+        schema (`EventSchema`): event schema of the log.
+
+    Returns:
+        `int`: number of these rows; 0 where bad rows are errors.
+    """
     if schema.on_bad_row == "error":
         return 0
     return table.count().to_pyarrow().as_py() - read.count().to_pyarrow().as_py()
 
 
 def check_columns(table: ir.Table, wanted: Sequence[str], what: str) -> None:
-    """Raises `ValueError` naming the first column that the schema asks for and the table lacks."""
+    """Checks that a table has the columns that the schema names.
+
+    Args:
+        table (`ibis.Table`): the table.
+        wanted (`Sequence[str]`): names of the columns.
+        what (`str`): "event" or "profile", for the message.
+
+    Raises:
+        ValueError: if a column is missing. The message names the first one, and a similar column of the table.
+    """
     for column in wanted:
         if column not in table.columns:
             close = difflib.get_close_matches(column, table.columns, n=1)
@@ -82,7 +136,18 @@ def check_columns(table: ir.Table, wanted: Sequence[str], what: str) -> None:
 
 
 def as_text(column: ir.Value, name: str) -> ir.StringValue:
-    """The text of a categorical value: 1 and 1.0 are "1", true is "true", NaN is missing, the rest as it prints."""
+    """Writes a categorical value as text: 1 and 1.0 are "1", true is "true", NaN is missing, others are as they print.
+
+    Args:
+        column (`ibis.Value`): the values.
+        name (`str`): name of the column, for the message.
+
+    Returns:
+        `ibis.StringValue`: the texts, null where the value is missing.
+
+    Raises:
+        ValueError: if the column has another type than text, numbers, booleans and dates.
+    """
     kind = column.type()
     if kind.is_null():
         return column.cast("string")
@@ -108,7 +173,9 @@ def _as_number(column: ir.Value, name: str) -> ir.FloatingValue:
 
 
 def _as_values(column: ir.Value, spec: FeatureSpec) -> ir.ArrayValue:
-    """The different values of an event in the order of their text, null where there is none; empty text is none."""
+    """The different values of an event in the order of their text, null where there is none. An empty text is no
+    value.
+    """
     kind, name = column.type(), spec.column or spec.name
     if spec.separator is not None:
         if kind.is_array():
@@ -135,7 +202,7 @@ def _as_values(column: ir.Value, spec: FeatureSpec) -> ir.ArrayValue:
 
 
 def _as_path(column: ir.Value, spec: FeatureSpec) -> ir.StringValue:
-    """The first levels of a path, null where it has fewer; a path ends before its first empty level."""
+    """The first levels of a path, null where the path has fewer. A path ends before its first empty level."""
     separator, level = str(spec.separator), int(spec.level or 1)
     parts = split_text(as_text(column, spec.column or spec.name), separator)[:level]
     is_whole = (parts.length() == level) & (parts.filter(lambda part: part == "").length() == 0)
@@ -156,7 +223,7 @@ def _as_feature(table: ir.Table, spec: FeatureSpec) -> ir.Value:
 
 
 def _raw_features(table: ir.Table, specs: Sequence[FeatureSpec], letter: str) -> dict[str, ir.Value]:
-    """The columns that are stored for features: none for those from the time, one for the values of one column."""
+    """The columns that are stored for features: none for features from the time, one for features that share a column."""
     places = raw_places(specs)
     return {
         f"{letter}{i}": _as_feature(table, spec)
@@ -166,16 +233,33 @@ def _raw_features(table: ir.Table, specs: Sequence[FeatureSpec], letter: str) ->
 
 
 def has_value(table: ir.Table, specs: Sequence[FeatureSpec], place: int) -> ir.BooleanValue:
-    """Whether an event has a value of the categorical feature at a place among the event features."""
+    """Says whether an event has a value of a categorical feature.
+
+    Args:
+        table (`ibis.Table`): normalised events.
+        specs (`Sequence[FeatureSpec]`): the event features.
+        place (`int`): index of the feature.
+
+    Returns:
+        `ibis.BooleanValue`: whether there is a value.
+    """
     column, item = table[f"f{raw_places(specs)[place]}"], specs[place].item
     return column.notnull() if item is None else ibis.coalesce(column.length() >= item, False)
 
 
 def offset_steps(zone: tzinfo, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The zone's offsets to UTC within ranges of UTC seconds, in their order, as (from when, change of the offset).
+    """Finds when a time zone's offset to UTC changes within some ranges of time.
 
-    The first entry has the offset itself. What changes between two ranges is one change, at the start of the second:
-    a log of a few years with one time of another century is a few steps.
+    A change between two ranges counts as one change at the start of the second range. So a log of a few years with one
+    time in another century needs few steps.
+
+    Args:
+        zone (`tzinfo`): the time zone.
+        ranges (`Iterable[tuple[int, int]]`): first and last second of each range, in UTC, since 1970-01-01, ascending.
+
+    Returns:
+        `list[tuple[int, int]]`: second of each change, and the change of the offset in seconds. The first entry has
+        the offset itself.
     """
     steps: list[tuple[int, int]] = []
     offset = 0
@@ -196,7 +280,7 @@ def offset_steps(zone: tzinfo, ranges: Iterable[tuple[int, int]]) -> list[tuple[
 
 
 def _moments(table: ir.Table, schema: EventSchema) -> ir.IntegerValue:
-    """What puts events in order: whole seconds of the time column, or the numbers of a log without times."""
+    """What puts events in order: seconds of the time column, or the numbers of a log without times."""
     if schema.order is None:
         return _seconds(table, str(schema.time), schema.time_zone)
     column = table[schema.order_column or ROW_NUMBER]
@@ -209,7 +293,9 @@ def _moments(table: ir.Table, schema: EventSchema) -> ir.IntegerValue:
 
 
 def _seconds(table: ir.Table, name: str, time_zone: str) -> ir.IntegerValue:
-    """Whole seconds of the time column: times with a zone go to the schema's zone, others stay as they are."""
+    """Whole seconds of the time column. Times with a zone are converted to the schema's zone, other times stay as they
+    are.
+    """
     column = table[name]
     kind = column.type()
     if kind.is_date():
@@ -235,11 +321,15 @@ def _seconds(table: ir.Table, name: str, time_zone: str) -> ir.IntegerValue:
 
 
 def _seconds_of_text(column: ir.StringValue) -> tuple[ir.IntegerValue, ir.BooleanValue]:
-    """As `read_time_text` reads one: whole seconds, in UTC where the text says a zone, and whether it does."""
+    """Reads times as `read_time_text` does.
+
+    Returns:
+        Whole seconds, in UTC where the text has a zone, and whether it has a zone.
+    """
     day, clock, zone = (column.re_extract(TIME_PATTERN, place) for place in (1, 2, 3))
     text = day.replace("/", "-") + " " + ibis.ifelse(clock == "", "00:00", clock)
     text = ibis.ifelse(column.re_search(TIME_PATTERN), text, ibis.null("string"))
-    if column.get_backend().name == SPARK:  # whose times are moments, and whose session is in UTC
+    if column.get_backend().name == SPARK:  # Spark's times are moments, and its session is in UTC
         moment = text.try_cast(ibis.dtype("timestamp('UTC')")).cast("timestamp")
     else:
         moment = text.try_cast("timestamp")
@@ -255,14 +345,20 @@ def _seconds_of_text(column: ir.StringValue) -> tuple[ir.IntegerValue, ir.Boolea
 
 
 def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
-    """Table before: the log. After: customer_id, second, visit_key, f0, f1 ... (text or number per stored feature).
+    """Gives the columns of a log their internal names and types.
 
-    Of a column with several values there is one list of texts, at the place of the first feature that reads it.
-    `visit_key` is "v" and the visit column's text, or "t" where the events of one time make a visit. In a log without
-    times `second` is what puts the events in order.
+    Args:
+        table (`ibis.Table`): the log.
+        schema (`EventSchema`): event schema of the log.
+
+    Returns:
+        `ibis.Table`: one row by event: customer_id (text), second (since 1970-01-01; in a log without times the number
+        that puts events in order), visit_key, and f0, f1 ... (text or number by stored feature). A column with several
+        values is one list of texts, in the position of the first feature that reads it. `visit_key` is "v" and the
+        text of the visit column, or "t" and the second where the events of one time are a visit.
 
     Raises:
-        ValueError: A missing column, a column of the wrong type, times or numbers that cannot be read.
+        ValueError: if a column is missing or has the wrong type, or times or numbers can't be read.
     """
     check_columns(table, schema.event_columns, "event")
     columns = {
@@ -284,7 +380,14 @@ def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
 
 
 def _find_unreadable(table: ir.Table, columns: dict[str, ir.Value], schema: EventSchema) -> ir.BooleanValue | None:
-    """Which rows hold a time or a number that can't be read, None for no row; an error where these are errors."""
+    """Finds the rows with a time or a number that can't be read.
+
+    Returns:
+        Whether each row is one of them, or None where no row is.
+
+    Raises:
+        ValueError: if there is such a row and bad rows are errors.
+    """
     wanted = "a whole number" if schema.order else f"a time; write {TIME_ADVICE}"
     read = {schema.order_column or ROW_NUMBER: (columns["second"], wanted)}
     for i, spec in enumerate(schema.features):
@@ -311,10 +414,17 @@ def _find_unreadable(table: ir.Table, columns: dict[str, ir.Value], schema: Even
 
 
 def normalise_profile(table: ir.Table, schema: EventSchema) -> ir.Table:
-    """Table before: the profiles. After: customer_id, p0, p1 ... with one row a customer.
+    """Gives the columns of a profile table their internal names and types.
+
+    Args:
+        table (`ibis.Table`): the profile table.
+        schema (`EventSchema`): event schema of the log.
+
+    Returns:
+        `ibis.Table`: one row by customer: customer_id (text), and p0, p1 ... (text or number by stored feature).
 
     Raises:
-        ValueError: A missing column, a wrong type, or a customer with two rows.
+        ValueError: if a column is missing or has the wrong type, or a customer has two rows.
     """
     check_columns(table, schema.profile_columns, "profile")
     values = _raw_features(table, schema.profile, "p")
@@ -331,18 +441,31 @@ def normalise_profile(table: ir.Table, schema: EventSchema) -> ir.Table:
 
 
 def moment_text(moment: ir.IntegerValue, schema: EventSchema) -> ir.StringValue:
-    """A time as text, or the place of an event in a log without times."""
+    """Writes a time as text, or the number of an event in a log without times.
+
+    Args:
+        moment (`ibis.IntegerValue`): second, or number.
+        schema (`EventSchema`): event schema of the log.
+
+    Returns:
+        `ibis.StringValue`: the text.
+    """
     return (moment.as_timestamp("s") if schema.order is None else moment).cast("string")
 
 
 def keep_latest(events: ir.Table, most: int) -> tuple[ir.Table, dict[str, int]]:
-    """Leaves out all but the latest `most` events of a customer in each period; also returns what was left out.
+    """Leaves out all but the latest events of each customer in each period.
 
-    Each period is cut by itself, so that what is kept before a cutoff never depends on what comes after it.
+    Each period is shortened by itself, so that the events that stay before a cutoff never depend on what comes after
+    it.
 
     Args:
-        events: normalised events with `period`.
-        most: events of a customer and period that are kept.
+        events (`ibis.Table`): normalised events with `period`.
+        most (`int`): largest number of events of a customer in a period.
+
+    Returns:
+        `tuple[ibis.Table, dict[str, int]]`: the events that stay; and `dropped_excess` (number of events left out) and
+        `customers_with_excess` (number of customers that had too many).
     """
     long = events.group_by("customer_id", "period").agg(number=events.count())
     long = long.filter(long.number > most)
@@ -352,7 +475,7 @@ def keep_latest(events: ir.Table, most: int) -> tuple[ir.Table, dict[str, int]]:
         return events, {"dropped_excess": 0, "customers_with_excess": 0}
     keys = ["customer_id", "period"]
     cut = events.semi_join(long, keys)
-    # Every column has a say, so that the same events go whatever the order of the input.
+    # All columns decide, so that the same events are left out whatever the order of the input.
     latest = [ibis.desc("second"), *(ibis.asc(name) for name in cut.columns if name not in (*keys, "second"))]
     place = ibis.row_number().over(ibis.window(group_by=keys, order_by=latest))
     cut = cut.mutate(place=place).filter(lambda table: table.place < most).drop("place")
@@ -363,13 +486,18 @@ def keep_latest(events: ir.Table, most: int) -> tuple[ir.Table, dict[str, int]]:
 
 
 def find_visits(events: ir.Table) -> ir.Table:
-    """One row a visit: customer_id, period, visit_key, visit (0, 1, 2 ... per customer), start, end, has_target, days.
+    """Finds the visits of all customers.
+
+    A visit that reaches over a cutoff counts as two, so that what lies before a cutoff never depends on what comes
+    after.
 
     Args:
-        events: Table with customer_id, second, period, visit_key and is_target.
+        events (`ibis.Table`): events with customer_id, second, period, visit_key and is_target.
 
-    `days` is the time in days from the start of the customer's previous visit, null in the first. A visit that
-    straddles a cutoff is two, so that what lies before a cutoff never depends on what comes after it.
+    Returns:
+        `ibis.Table`: one row by visit: customer_id, period, visit_key, visit (number of the customer's visit, from 0),
+        start and end (seconds), has_target, and days (from the start of the customer's visit before, null in the first
+        visit).
     """
     visits = events.group_by("customer_id", "period", "visit_key").agg(
         start=events.second.min(), end=events.second.max(), has_target=events.is_target.max()

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files of an input table: a file, a folder, an address that fsspec knows, or a list of these; found and checked.
 
-Below a folder, parts of a path such as `year=2024` are columns of the table ("hive partitions"), read as text. Names
-that begin with `_` or `.` are passed over, as every engine does.
+Below a folder, parts of a path such as `year=2024` are columns of the table ("hive partitions"), which are read as
+text. Files and folders whose names begin with `_` or `.` are skipped, as every engine does.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from modeling_mcm.data.dataset import sha256_of
 from modeling_mcm.preparation.text_files import TextFormat, heading
 
 SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv"}
-PACKED = (".gz", ".bz2", ".xz", ".zst")  # what may follow the suffix of a text file
-ABSENT, NULL = "absent", "null"  # in the place of a type: no such column; one that holds nothing
+PACKED = (".gz", ".bz2", ".xz", ".zst")  # suffixes of compressed text files
+ABSENT, NULL = "absent", "null"  # in the place of a type: the file lacks the column; the column has no value
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,12 @@ class InputFiles:
     """Some files of one kind that an engine reads at once.
 
     Args:
-        root (`str`): What was given: the folder, or the file.
-        paths (`tuple[str]`): The files, local paths or addresses, in the order of their names.
-        kind (`str`): `parquet`, `csv` or `tsv`.
-        filesystem: Of fsspec; null where only the engine can look at the address.
-        partitioned (`bool`): Whether parts of the paths below the root are columns.
+        root (`str`): the folder or the file that was named.
+        paths (`tuple[str]`): the files, as local paths or addresses, in the order of their names.
+        kind (`str`): "parquet", "csv" or "tsv".
+        filesystem (`fsspec.AbstractFileSystem` or None): file system of the paths; None where only the engine reaches
+            the address.
+        partitioned (`bool`): whether parts of the paths below the root are columns.
     """
 
     root: str
@@ -46,7 +47,14 @@ class InputFiles:
     partitioned: bool = False
 
     def empty_columns(self) -> dict[str, frozenset[str]]:
-        """Of each Parquet file the columns of the type null: they hold nothing, whatever they hold elsewhere."""
+        """Finds the columns without any value, which have the type null in a Parquet file.
+
+        Returns:
+            `dict[str, frozenset[str]]`: by file the names of its empty columns.
+
+        Raises:
+            ValueError: if a file is no whole Parquet file.
+        """
         if self.kind != "parquet":
             return {path: frozenset() for path in self.paths}
         with ThreadPoolExecutor() as pool:
@@ -58,11 +66,19 @@ class InputFiles:
 
     @property
     def name(self) -> str:
-        """Of the folder or the file, for a manifest."""
+        """`str`: name of the folder or the file, for a manifest."""
         return PurePosixPath(self.root).name
 
     def digests(self) -> dict[str, str]:
-        """Per file what tells it from another version: the digest of a local file, what the store says of others."""
+        """Computes for each file what tells it from another version: the digest of a local file, else the store's
+        checksum.
+
+        Returns:
+            `dict[str, str]`: by name of the file below the root its digest.
+
+        Raises:
+            OSError: if a file can't be read.
+        """
         inside = len(self.root) + 1
         names = {path: path[inside:] or PurePosixPath(path).name for path in self.paths}
         if is_local(self.filesystem):
@@ -71,12 +87,20 @@ class InputFiles:
 
 
 def describe(source: Any) -> dict[str, Any] | None:
-    """Names of the files and what tells them from others; None for a table, or files that only the engine reaches."""
+    """Describes the files of a source for the manifest.
+
+    Args:
+        source (`Any`): files or a table, as for `open_table`.
+
+    Returns:
+        `dict` or None: `name`, and `files`, by name of the file its digest. None for a table in memory, and for files
+        that only the engine reaches.
+    """
     if not is_files(source):
         return None
     try:
         found = find_files(source, "input")
-    except (ValueError, OSError, ImportError):  # opening says what is wrong, where the engine can't reach them either
+    except (ValueError, OSError, ImportError):  # opening the files reports what is wrong
         return None
     digests = [files.digests() for files in found]
     if len(found) > 1:
@@ -88,12 +112,26 @@ def describe(source: Any) -> dict[str, Any] | None:
 
 
 def is_local(filesystem: Any) -> bool:
-    """Whether files lie on this machine."""
+    """Says whether a file system is that of this machine.
+
+    Args:
+        filesystem (`fsspec.AbstractFileSystem`): the file system.
+
+    Returns:
+        `bool`: whether it is.
+    """
     return isinstance(filesystem, fsspec.implementations.local.LocalFileSystem)
 
 
 def kind_of(name: str) -> str | None:
-    """`parquet`, `csv` or `tsv` by the end of a file's name, None for others; .csv.gz is csv."""
+    """Finds the kind of a file by the end of its name; `.csv.gz` is csv.
+
+    Args:
+        name (`str`): name or path of the file.
+
+    Returns:
+        `str` or None: "parquet", "csv" or "tsv"; None for other files.
+    """
     path = PurePosixPath(name.lower())
     packed = path.suffix in PACKED
     kind = SUFFIXES.get((path.with_suffix("") if packed else path).suffix)
@@ -101,7 +139,14 @@ def kind_of(name: str) -> str | None:
 
 
 def is_files(source: Any) -> bool:
-    """Whether a source names files, and is no table."""
+    """Says whether a source names files and is no table.
+
+    Args:
+        source (`Any`): files or a table, as for `open_table`.
+
+    Returns:
+        `bool`: whether the source is a path or a list of paths.
+    """
     each = source if isinstance(source, list | tuple) else [source]
     return bool(each) and all(isinstance(part, str | Path) for part in each)
 
@@ -110,13 +155,16 @@ def find_files(source: str | Path | Sequence[str | Path], what: str) -> list[Inp
     """Finds the files of a source.
 
     Args:
-        source: a file, a folder of them, an address such as `gs://bucket/log`, or a list of these.
-        what: `event` or `profile`, for messages.
+        source (`str`, `Path` or a list of these): a file, a folder of files, or an address such as `gs://bucket/log`.
+        what (`str`): "event" or "profile", for messages.
+
+    Returns:
+        `list[InputFiles]`: the files of each part of the source.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: An unknown file type, or an empty folder.
-        ImportError: What the address needs is not installed; the message says what to install.
+        FileNotFoundError: if there is no such file.
+        ValueError: if a file has an unknown type, or a folder holds no file.
+        ImportError: if a package that the address needs is not installed. The message says what to install.
     """
     given = source if isinstance(source, list | tuple) else [source]
     found = [_find(str(part), what) for part in given]
@@ -130,22 +178,22 @@ def find_files(source: str | Path | Sequence[str | Path], what: str) -> list[Inp
 def check_files(
     found: Sequence[InputFiles], what: str, columns: Sequence[str] = (), text: TextFormat | None = None
 ) -> None:
-    """Looks into every file, and raises where they do not have the same columns, of the same types.
+    """Checks that all files have the same columns with the same types.
 
-    A column that holds nothing in a file is of any type there.
+    In a file in which a column has no value, the column fits any type.
 
     Args:
-        found: of `find_files`.
-        what: `event` or `profile`, for messages.
-        columns: those that every file must have, in the same type, if one has it; all if none are given.
-        text: how text files are written.
+        found (`Sequence[InputFiles]`): files from `find_files`.
+        what (`str`): "event" or "profile", for messages.
+        columns (`Sequence[str]`): names of the columns that are compared. Empty: all columns.
+        text (`TextFormat`, *optional*): how text files are written. Default: the usual format.
 
     Raises:
-        ValueError: An empty file or a damaged one, or a column that some files have in another type or not at all.
+        ValueError: if a file is empty or damaged, or a column is absent from some files or has another type there.
     """
-    seen: dict[str, dict[str, str]] = {}  # column -> type -> the first file that has it so
+    seen: dict[str, dict[str, str]] = {}  # by column and type the first file with it
     first = found[0].paths[0]
-    with ThreadPoolExecutor() as pool:  # a store answers slowly, and many at once
+    with ThreadPoolExecutor() as pool:  # a store answers slowly, so many files are read at once
         for files in found:
             read = pool.map(lambda path, files=files: _columns(path, files, what, text), files.paths)
             for path, columns_of in zip(files.paths, read, strict=True):
@@ -196,7 +244,14 @@ def _find(address: str, what: str) -> InputFiles:
 
 
 def merged(found: list[InputFiles]) -> list[InputFiles]:
-    """The same files, with those that have no columns in their paths as one, for an engine reads them at once."""
+    """Joins files into as few groups as possible, because an engine reads a group at once.
+
+    Args:
+        found (`list[InputFiles]`): files from `find_files`.
+
+    Returns:
+        `list[InputFiles]`: the same files; those with columns in their paths stay by themselves.
+    """
     merged: dict[Any, InputFiles] = {}
     for place, files in enumerate(found):
         key = place if files.partitioned else (files.kind, id(files.filesystem))
@@ -210,7 +265,7 @@ def _address(filesystem: Any, path: str) -> str:
 
 
 def _columns(path: str, files: InputFiles, what: str, text: TextFormat | None = None) -> list[tuple[str, str]]:
-    """Columns and types of a file, with those that its path has; in a text file all are text."""
+    """Names and types of the columns of a file and of its path. In a text file all columns are text."""
     if files.filesystem.size(path) == 0:
         raise ValueError(f"The {what} file {path} is empty; it needs at least one row.")
     inside = PurePosixPath(path).parts[:-1] if files.partitioned else ()
@@ -229,12 +284,15 @@ def _columns(path: str, files: InputFiles, what: str, text: TextFormat | None = 
 
 
 def check_names(names: Sequence[str], where: str, columns: Sequence[str] = ()) -> None:
-    """Raises `ValueError` where two columns have one name, or names that differ in their case alone.
+    """Checks that no two columns have the same name, or names that differ only in their case.
 
     Args:
-        names: Columns of a table.
-        where: The table, for the message.
-        columns: Those that are read; all if none are given.
+        names (`Sequence[str]`): names of a table's columns.
+        where (`str`): what the table is, for the message.
+        columns (`Sequence[str]`): names of the columns that are read. Empty: all columns.
+
+    Raises:
+        ValueError: if two columns that are read can't be told apart.
     """
     wanted = {name.casefold() for name in columns}
     counted = Counter(str(name).casefold() for name in names)
@@ -248,7 +306,7 @@ def check_names(names: Sequence[str], where: str, columns: Sequence[str] = ()) -
 
 
 def _kind_of(kind: pa.DataType) -> str:
-    """A type's name; those that hold the same text are the same."""
+    """Name of a type; types that hold the same text have the same name."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return "string" if pa.types.is_large_string(kind) else str(kind)
