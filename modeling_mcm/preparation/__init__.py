@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From an event log to a prepared data set, its daily updates, the deletion of customers, and drift of new logs.
 
-Everything here needs the extra `data`; training and scoring of prepared data need nothing of it.
+Everything here needs the extra `data`. Training on prepared data and scoring them do not need this room.
 """
 
 from modeling_mcm.preparation.prepare import prepare

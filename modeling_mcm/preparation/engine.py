@@ -47,8 +47,8 @@ with needs("data"):
     import ibis.expr.types as ir
 
 SPARK = "pyspark"  # name of the backend in Ibis, and of the package
-# Times are read in UTC. Names that differ in case are different. Parts of a path are text, as on DuckDB. An overflow is
-# an error. Data frames travel as Arrow.
+# Times are read in UTC. Names that differ in case are different. Parts of a path are text, as on DuckDB. An overflow
+# is an error. Data frames travel as Arrow.
 SPARK_SETTINGS = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.caseSensitive": "true",
@@ -169,7 +169,7 @@ def spark_session(config: Mapping[str, str]) -> Iterator[Any]:
 
 @contextmanager
 def _in_utc(connection: ibis.BaseBackend) -> Iterator[None]:
-    """Reads times in UTC while it lasts: a DuckDB session in another zone would shift times with a zone by some hours."""
+    """Sets a DuckDB session to UTC and back: in another zone times with a zone would be shifted by some hours."""
     if connection.name != "duckdb":
         yield
         return
@@ -183,7 +183,7 @@ def _in_utc(connection: ibis.BaseBackend) -> Iterator[None]:
 
 @contextmanager
 def _spark_settings(connection: ibis.BaseBackend) -> Iterator[None]:
-    """Sets the options of `SPARK_SETTINGS` and the function `shortest_text` while it lasts; other engines need none."""
+    """Sets the options of `SPARK_SETTINGS` and registers `shortest_text` on Spark, and sets the options back."""
     if connection.name != SPARK:
         yield
         return
@@ -317,9 +317,7 @@ def number_rows(table: ir.Table, source: Any, connection: Any, column: str) -> i
 def _as_parquet(
     found: list[InputFiles], connection: Any, what: str, columns: Sequence[str], text: TextFiles | None
 ) -> list[InputFiles]:
-    """The files of a log as Parquet files. Text files are read by this process, so they mean the same for every
-    engine.
-    """
+    """The files of a log as Parquet. This process reads text files, so they mean the same for every engine."""
     if text is None:
         text = TextFiles(TextFormat(), Path(tempfile.mkdtemp(prefix="mcm-text-")))
         weakref.finalize(connection, shutil.rmtree, text.folder, ignore_errors=True)
@@ -353,8 +351,7 @@ def read_files(files: InputFiles, connection: Any) -> ir.Table:
 
 
 def known_types(table: ir.Table) -> ir.Table:
-    """Replaces the types that Ibis does not know: DuckDB's types of nanoseconds with a zone and of columns without
-    values.
+    """Replaces the types that Ibis does not know: DuckDB's nanoseconds with a zone, and columns without values.
 
     Args:
         table (`ibis.Table`): the table.
@@ -404,9 +401,7 @@ def _open_on_spark(
 
 
 def _by_empty_columns(files: InputFiles) -> list[tuple[InputFiles, frozenset[str]]]:
-    """The files in groups with the same empty columns, because Spark takes the types of one file for all that it
-    reads.
-    """
+    """The files in groups with the same empty columns, because Spark takes the types of one file for all files."""
     if files.filesystem is None:  # only Spark reaches the files
         return [(files, frozenset())]
     empty = files.empty_columns()
@@ -437,9 +432,7 @@ def _together(found: list[tuple[ir.Table, frozenset[str]]], what: str, columns: 
 
 
 def _read_csv(reader: Any, files: InputFiles, text: TextFiles | None) -> Any:
-    """Reads text files that only Spark reaches. Spark does not say which line is bad, and can't count lines that it
-    drops.
-    """
+    """Reads text files that only Spark reaches. Spark does not name bad lines, and can't count those it drops."""
     import pyspark.sql.functions as F
 
     written = text.format if text else TextFormat()
@@ -514,8 +507,7 @@ def tree(join: Callable[[Any, Any], Any], terms: Sequence[ir.Value]) -> ir.Value
 
 
 def text_of_float(number: ir.FloatingValue) -> ir.StringValue:
-    """Writes a number as the shortest text that reads back to the same number, as DuckDB does. Java 17 writes it
-    differently.
+    """Writes a number as the shortest text that reads back to it, as DuckDB does. Java 17 writes it differently.
 
     Args:
         number (`ibis.FloatingValue`): the number.
@@ -635,8 +627,9 @@ def replacing(output_dir: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def link(source: Path, target: Path) -> None:
-    """Puts a file under a second name, as a hard link or, where there are none, as a copy. Files of a data set never
-    change.
+    """Puts a file under a second name, as a hard link or, where there are no hard links, as a copy.
+
+    Files of a data set never change, so both names may share their bytes.
 
     Args:
         source (`Path`): path of the file.

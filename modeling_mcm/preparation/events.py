@@ -41,7 +41,7 @@ with needs("data"):
 
 logger = logging.get_logger(__name__)
 
-# Texts that `to_number` of the feature extractor does not read as numbers but an engine does: Spark "5d", DuckDB "+-5".
+# Texts that an engine reads as numbers and `to_number` of the feature extractor does not: Spark "5d", DuckDB "+-5".
 NO_NUMBER = r"\d\.?[dDfF]\s*$|^\s*[+-][+-]"
 NOT_A_NUMBER = r"(?i)^\s*[+-]?nan\s*$"  # such a text is a missing number, and no error
 WHOLE_NUMBER = r"^[+-]?\d+$"
@@ -173,9 +173,7 @@ def _as_number(column: ir.Value, name: str) -> ir.FloatingValue:
 
 
 def _as_values(column: ir.Value, spec: FeatureSpec) -> ir.ArrayValue:
-    """The different values of an event in the order of their text, null where there is none. An empty text is no
-    value.
-    """
+    """The different values of an event in the order of their text, null where there is none; empty text is none."""
     kind, name = column.type(), spec.column or spec.name
     if spec.separator is not None:
         if kind.is_array():
@@ -223,7 +221,7 @@ def _as_feature(table: ir.Table, spec: FeatureSpec) -> ir.Value:
 
 
 def _raw_features(table: ir.Table, specs: Sequence[FeatureSpec], letter: str) -> dict[str, ir.Value]:
-    """The columns that are stored for features: none for features from the time, one for features that share a column."""
+    """The stored columns of features: features from the time have none, features of one column share one."""
     places = raw_places(specs)
     return {
         f"{letter}{i}": _as_feature(table, spec)
@@ -293,9 +291,7 @@ def _moments(table: ir.Table, schema: EventSchema) -> ir.IntegerValue:
 
 
 def _seconds(table: ir.Table, name: str, time_zone: str) -> ir.IntegerValue:
-    """Whole seconds of the time column. Times with a zone are converted to the schema's zone, other times stay as they
-    are.
-    """
+    """Whole seconds of the time column. Times with a zone go to the schema's zone, other times stay as they are."""
     column = table[name]
     kind = column.type()
     if kind.is_date():

@@ -70,11 +70,11 @@ class InputFiles:
         return PurePosixPath(self.root).name
 
     def digests(self) -> dict[str, str]:
-        """Computes for each file what tells it from another version: the digest of a local file, else the store's
-        checksum.
+        """Finds for each file what tells it from another version.
 
         Returns:
-            `dict[str, str]`: by name of the file below the root its digest.
+            `dict[str, str]`: by name of the file below the root the SHA-256 digest of a local file, or the store's
+            checksum.
 
         Raises:
             OSError: if a file can't be read.

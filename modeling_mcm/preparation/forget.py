@@ -1,11 +1,12 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Customers who ask to be forgotten: out of one kind of file at a time, and a look whether they are in it.
+"""Customers who ask to be forgotten: deleting them from one kind of file at a time, and looking whether any are left.
 
-`deletion.py` makes one step of all of it. What is written takes its place when it is whole, so a killed run leaves a
-file or a data set as it was, or done. A symbolic link is followed: the file that it names is written, and it stays.
-What is counted over training customers is counted anew: `followers.parquet`, `popularity.parquet` and the manifest's
-`measures`. Its other counts besides `customers` stay those of the preparation: sums over many.
+`deletion.py` makes all of it one step. A file takes its place when it is whole, so a run that is killed leaves each
+file or data set either as it was or finished. A symbolic link stays, and the file that it names is written. What was
+counted over training customers is counted again: `followers.parquet`, `popularity.parquet` and the manifest's
+`measures`. The manifest's other counts besides `customers` stay those of the preparation: they are sums over many
+customers.
 """
 
 from __future__ import annotations
@@ -45,22 +46,28 @@ with needs("data"):
     from modeling_mcm.preparation.rows import popularity, write_shard
     from modeling_mcm.preparation.vocabulary import vocabularies_of
 
-# Folders in a data set of what was computed of its customers and is computed again where it is needed.
+# Folders in a data set with results about its customers, which are computed again when they are needed.
 CACHES = {"baselines"}
 
 
 def _is_theirs(column: pa.ChunkedArray, customers: Collection[str]) -> pa.ChunkedArray:
-    """Of each row whether it is of one of the customers; their numbers and texts are those of preparation."""
+    """Whether each row belongs to one of the customers; ids are compared as texts, as preparation writes them."""
     values = column.unique()
     kept = [to_text(value) in customers for value in values.to_pylist()]
     return pc.is_in(column, values.filter(pa.array(kept, pa.bool_())))
 
 
 def files_of(place: Path) -> list[Path]:
-    """The files of a folder at any depth, or the file itself: each once, with symbolic links followed.
+    """Lists the files of a folder at any depth, or the file itself, each once and with symbolic links followed.
+
+    Args:
+        place (`Path`): the folder or file.
+
+    Returns:
+        `list[Path]`: paths of the files, in their order.
 
     Raises:
-        FileNotFoundError: There is no such file or folder.
+        FileNotFoundError: if there is no such file or folder.
     """
     place = place.resolve()
     if not place.exists():
@@ -76,11 +83,17 @@ def files_of(place: Path) -> list[Path]:
 
 
 def log_files(log: Path) -> list[Path]:
-    """The Parquet files of a log, which is a folder at any depth or a file.
+    """Lists the Parquet files of a log.
+
+    Args:
+        log (`Path`): a folder with files at any depth, or a file.
+
+    Returns:
+        `list[Path]`: paths of the files.
 
     Raises:
-        FileNotFoundError: There is no such log.
-        ValueError: It has files of text, such as a CSV, out of which nothing is deleted here.
+        FileNotFoundError: if there is no such log.
+        ValueError: if it has text files such as CSV, from which nothing is deleted here.
     """
     files = files_of(log)
     kinds = {path: kind for path in files if (kind := kind_of(path.name))}
@@ -95,10 +108,17 @@ def log_files(log: Path) -> list[Path]:
 
 
 def open_parquet(path: Path, column: str) -> pq.ParquetFile:
-    """A Parquet file with a column.
+    """Opens a Parquet file that must have a column.
+
+    Args:
+        path (`Path`): path of the file.
+        column (`str`): name of the column.
+
+    Returns:
+        `pyarrow.parquet.ParquetFile`: the open file.
 
     Raises:
-        ValueError: It has no such column, or is no whole Parquet file.
+        ValueError: if the file has no such column, or is no whole Parquet file.
     """
     try:
         file = pq.ParquetFile(path)
@@ -117,19 +137,21 @@ def forget_in_file(
     column: str = CUSTOMER,
     before_replacing: Callable[[Path], Any] | None = None,
 ) -> int:
-    """Writes a Parquet file anew without the rows of some customers, if it has any.
+    """Writes a Parquet file again without the rows of some customers, if it has any.
 
     Args:
-        path (`Path`): The file; where it is a symbolic link, the file that this names.
-        customers (`Collection[str]`): Their ids.
-        column (`str`): Of the file, that holds ids.
-        before_replacing (`Callable`, *optional*): Is given the new file, still under another name.
+        path (`Path`): path of the file; where it is a symbolic link, of the file that it names.
+        customers (`Collection[str]`): ids of the customers.
+        column (`str`): name of the column with ids.
+        before_replacing (`Callable[[Path], Any]`, *optional*): called with the path of the new file before it replaces
+            the old one.
 
     Returns:
-        `int`: How many rows they had.
+        `int`: number of rows that were deleted.
 
     Raises:
-        ValueError: It has no such column, or is no whole Parquet file.
+        ValueError: if the file has no such column, or is no whole Parquet file.
+        OSError: if the file can't be written.
     """
     path = path.resolve()
     with open_parquet(path, column) as file:
@@ -151,16 +173,23 @@ def forget_in_log(
     column: str,
     record: Callable[[dict[str, str]], Any] | None = None,
 ) -> tuple[int, dict[str, str]]:
-    """Takes customers out of a Parquet file or a folder of them, at any depth.
+    """Deletes customers from a Parquet file, or from a folder of such files at any depth.
 
     Args:
-        log (`Path`): The file or folder.
-        customers (`Collection[str]`): Their ids.
-        column (`str`): Of the log, that holds ids.
-        record (`Callable`, *optional*): Is given the digests of a file, old to new, before it is replaced.
+        log (`Path`): the file or folder.
+        customers (`Collection[str]`): ids of the customers.
+        column (`str`): name of the log's column with ids.
+        record (`Callable[[dict[str, str]], Any]`, *optional*): called before each file is replaced, with the file's
+            old digest and its new digest as key and value.
 
     Returns:
-        How many rows they had, and the digests of changed files, old to new.
+        `tuple[int, dict[str, str]]`: number of rows that were deleted; and by old digest of a changed file its new
+        digest.
+
+    Raises:
+        FileNotFoundError: if there is no such log.
+        ValueError: if a file is no whole Parquet file, or has no such column.
+        OSError: if a file can't be written.
     """
     rows, digests = 0, {}
     for path in log_files(log):
@@ -176,16 +205,21 @@ def forget_in_log(
 
 
 def forget_in_prepared(directory: Path, customers: Collection[str], digests: Mapping[str, str] | None = None) -> int:
-    """Takes customers out of a prepared data set; returns how many were in it.
+    """Deletes customers from a prepared data set.
 
     Args:
-        directory (`Path`): Of the data set; where it is a symbolic link, the folder that this names.
-        customers (`Collection[str]`): Their ids.
-        digests (`Mapping[str, str]`, *optional*): Of files of the log that changed with it, old to new, so that a
-            later update knows them.
+        directory (`Path`): folder of the data set; where it is a symbolic link, the folder that it names.
+        customers (`Collection[str]`): ids of the customers.
+        digests (`dict[str, str]`, *optional*): by old digest of a file of the log its new digest, where the deletion
+            changed the log too. A later update then knows the new files.
+
+    Returns:
+        `int`: number of customers that were deleted.
 
     Raises:
-        ValueError: A shard is damaged, or nobody would be left.
+        FileNotFoundError: if there is no such data set.
+        ValueError: if a shard is damaged, or no customer would be left.
+        OSError: if the disk is full or not writable; the data set then is as it was.
     """
     directory = directory.resolve()
     manifest = PreparedManifest.load(directory)
@@ -228,7 +262,7 @@ def forget_in_prepared(directory: Path, customers: Collection[str], digests: Map
 
 
 def _count_again(directory: Path, scratch: Path, manifest: PreparedManifest) -> dict[str, Any]:
-    """Writes what is counted over training customers by those who are left, and gives the measures."""
+    """Writes the popularity and followers of the customers who are left, and returns the manifest's measures."""
     schema = manifest.event_schema
     extractor = MCMFeatureExtractor.from_pretrained(str(directory / FEATURE_EXTRACTOR_FOLDER))
     fitted = vocabularies_of(extractor, schema)
@@ -248,10 +282,17 @@ def _with_digests(described: dict[str, Any] | None, digests: Mapping[str, str]) 
 
 
 def forget_in_cache(customers: Collection[str], cache: Path | None = None) -> int:
-    """Removes the Arrow copies of prepared data that hold one of the customers; returns how many folders.
+    """Removes the Arrow copies of prepared data that hold one of the customers.
 
-    `datasets` makes a copy when a data set is loaded, and makes it again when it is needed. A copy that can't be read,
-    as of a run that was killed, is removed too.
+    `datasets` makes such a copy when a data set is loaded, and makes it again when it is needed. A copy that can't be
+    read, such as that of a run that was killed, is removed too.
+
+    Args:
+        customers (`Collection[str]`): ids of the customers.
+        cache (`Path`, *optional*): the cache folder. Default: the cache folder of `datasets`.
+
+    Returns:
+        `int`: number of folders that were removed.
     """
     folders = set()
     for path in (cache or Path(datasets.config.HF_DATASETS_CACHE)).joinpath("parquet").rglob("*.arrow"):
@@ -267,7 +308,7 @@ def forget_in_cache(customers: Collection[str], cache: Path | None = None) -> in
 
 
 def _columns(path: Path, column: str) -> Iterator[pa.ChunkedArray]:
-    """The column of a Parquet or Arrow file in parts, nothing if it has none."""
+    """The column of a Parquet or Arrow file in parts; no part if the file has no such column."""
     if path.suffix.lower() == ".parquet":
         with pq.ParquetFile(path) as file:
             if column in file.schema_arrow.names:
@@ -286,11 +327,20 @@ def _count(path: Path, column: str, customers: Collection[str]) -> Iterator[int]
 
 
 def find_customers(folder: Path, customers: Collection[str], column: str = CUSTOMER) -> dict[str, str]:
-    """Reads every file of a folder, hidden ones too, and what a killed run left beside it.
+    """Looks for customers in every file of a folder, hidden ones too, and in what a killed run left beside it.
+
+    Args:
+        folder (`Path`): the folder.
+        customers (`Collection[str]`): ids of the customers.
+        column (`str`): name of the column with ids.
 
     Returns:
-        What speaks against it that they are forgotten, by file: rows of theirs, files that can't be read, leftovers,
-        and a manifest whose number of customers is not that of the shards.
+        `dict[str, str]`: by path of a file what is wrong with it: it has rows of the customers, can't be read, was
+        left by a killed run, or is a manifest whose number of customers is not that of the shards. Empty if the
+        customers are forgotten.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
     """
     found: dict[str, str] = {}
     folder = folder.resolve()

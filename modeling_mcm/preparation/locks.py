@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One writer at a time: a file lock for each data set, log and folder of predictions that is changed in its place.
 
-Without it two deletions at once would each write what the other one has just taken out. A lock ends with its process,
-however that ends. Its file is empty, has a name that readers of folders pass over, and goes with the lock. Windows has
-no such locks: there nothing keeps two writers apart.
+Without a lock, two deletions at the same time would each write back what the other one has just deleted. A lock ends
+with its process, however the process ends. The file of a lock is empty, has a name that readers of folders skip, and
+is removed with the lock. Windows has no such locks, so nothing keeps two writers apart there.
 """
 
 from __future__ import annotations
@@ -27,10 +27,13 @@ INSIDE = f".changes{LOCK_SUFFIX}"
 
 
 def lock_file(path: Path) -> Path:
-    """Where the lock of something lies: beside a data set, which is replaced as a folder; inside any other folder.
+    """Finds the path of the lock: beside a data set, which is replaced as a folder, and inside any other folder.
 
     Args:
-        path (`Path`): The data set, a folder of files, or a file, whose lock is that of its folder.
+        path (`Path`): a data set, a folder of files, or a file, which has the lock of its folder.
+
+    Returns:
+        `Path`: path of the lock's file.
     """
     if (path / MANIFEST_FILE).is_file() or not path.exists():
         return path.with_name(f".{path.name}{LOCK_SUFFIX}")
@@ -38,22 +41,29 @@ def lock_file(path: Path) -> Path:
 
 
 def note_of(directory: Path) -> Path:
-    """Where a deletion notes what it has changed in the log and not yet in a data set; see `deletion.py`."""
+    """Finds the path of the note in which a deletion says what it changed in the log and not yet in a data set.
+
+    Args:
+        directory (`Path`): folder of the data set.
+
+    Returns:
+        `Path`: path of the note; see `deletion.py`.
+    """
     return directory.with_name(f".{directory.name}.deletion.json")
 
 
 @contextmanager
 def locked(*paths: Path) -> Iterator[None]:
-    """Holds the locks of some data sets, logs and predictions, and waits for whoever holds one of them.
+    """Holds the locks of some data sets, logs and predictions, and waits for other processes that hold one of them.
 
     Args:
-        paths (`Path`): Of what is changed, with all symbolic links resolved.
+        paths (`Path`): what is changed, with all symbolic links resolved.
 
     Raises:
-        OSError: The lock's file can't be made.
+        OSError: if the file of a lock can't be made.
     """
     with ExitStack() as held:
-        for path in sorted({lock_file(path) for path in paths}):  # in one order for all, so that nobody waits forever
+        for path in sorted({lock_file(path) for path in paths}):  # all processes use this order, so none waits forever
             if os.name == "posix":
                 held.enter_context(_held(path))
         yield
@@ -68,7 +78,7 @@ def _held(path: Path) -> Iterator[None]:
             except BlockingIOError:
                 logger.warning(f"Another run changes what {path} stands for; waiting for its end.")
                 fcntl.flock(file, fcntl.LOCK_EX)
-            # Who held it took the file away, so what was waited for may be a file that nobody else finds.
+            # The process that held the lock removed its file, so no other process may find this open file.
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 try:
                     yield

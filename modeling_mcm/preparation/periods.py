@@ -1,8 +1,8 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which period an event belongs to: 0 training, 1 validation, 2 test; by dates, or by each customer's last visits.
+"""The period of an event: 0 training, 1 validation, 2 test, either by dates or by each customer's last visits.
 
-Everything that is fitted comes from period 0. A customer's events of one period stand together in the customer's row.
+Everything that is fitted comes from period 0. The events of one period stand together in a customer's row.
 """
 
 from __future__ import annotations
@@ -19,18 +19,36 @@ with needs("data"):
 
     from modeling_mcm.preparation.events import epoch_seconds, has_value
 
-LEAST_TARGET_VISITS = 3  # one each to train, to validate and to test on
+LEAST_TARGET_VISITS = 3  # one for training, one for validation and one for the test
 
 
 def add_target(events: ir.Table, schema: EventSchema) -> ir.Table:
-    """Adds `is_target`: 1 where the token type is one of `target_token_types`, or there are none."""
+    """Adds `is_target`: 1 where the token type is one of `target_token_types`, or the schema names none; else 0.
+
+    Args:
+        events (`ibis.Table`): normalised events.
+        schema (`EventSchema`): event schema of the log.
+
+    Returns:
+        `ibis.Table`: the events with `is_target`.
+    """
     token = events[f"f{schema.features.index(schema.token_feature)}"]
     is_target = token.isin(schema.target_token_types) if schema.target_token_types else ibis.literal(True)
     return events.mutate(is_target=ibis.coalesce(is_target, False).cast("int8"))
 
 
 def to_predict(events: ir.Table, schema: EventSchema) -> ir.BooleanValue:
-    """Whether an event is a target with a label in a task besides the token type: else there is nothing to predict."""
+    """Says whether an event is a target and has a label in a task besides the token type.
+
+    Other events have nothing to predict. Where the token type is the only task, every target has something to predict.
+
+    Args:
+        events (`ibis.Table`): normalised events with `is_target`.
+        schema (`EventSchema`): event schema of the log.
+
+    Returns:
+        `ibis.BooleanValue`: whether there is something to predict.
+    """
     token_place = schema.features.index(schema.token_feature)
     places = [i for i, spec in enumerate(schema.features) if spec.name in schema.tasks and i != token_place]
     has_label = [has_value(events, schema.features, i) for i in places] or [ibis.literal(True)]
@@ -38,11 +56,18 @@ def to_predict(events: ir.Table, schema: EventSchema) -> ir.BooleanValue:
 
 
 def add_period(events: ir.Table, schema: EventSchema) -> ir.Table:
-    """Adds `period` to events with `is_target`.
+    """Adds `period`: 0, 1 or 2.
 
-    By dates a visit may be in two periods. With `leave_one_out` it is in one, and period 2 begins with a customer's
-    last visit that has something to predict, period 1 with the one before. Customers with fewer than three such visits
-    are in period 0 alone.
+    With dates a visit may lie in two periods. With "leave_one_out" it lies in one: of a customer's visits that have
+    something to predict, the last one begins period 2, and the one before it begins period 1. Customers with fewer
+    than three such visits are in period 0 alone.
+
+    Args:
+        events (`ibis.Table`): normalised events with `is_target`.
+        schema (`EventSchema`): event schema of the log.
+
+    Returns:
+        `ibis.Table`: the events with `period`.
     """
     if schema.cutoffs == NO_CUTOFFS:
         return events.mutate(period=ibis.literal(0, "int8"))

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From an event log to a prepared data set: check, split by time, fit on the training period, write customers.
 
-All steps on events are Ibis expressions without a construct of one engine (engine.py): DuckDB runs them by default and
-spills to disk what does not fit in memory, Spark runs the same on many machines. The data set is written into a folder
-beside its place and renamed at the end, so that a full disk or a kill leaves nothing that looks whole (after a kill, a
-hidden folder that ends in `.partial`).
+All steps on events are Ibis expressions that no engine needs its own form of (engine.py). DuckDB runs them by default
+and spills to disk what does not fit in memory; Spark runs the same expressions on many machines. The data set is
+written into a folder beside its place, which is renamed at the end. So a full disk leaves nothing, and a run that is
+killed leaves only a hidden folder that ends in `.partial`.
 """
 
 from __future__ import annotations
@@ -64,34 +64,55 @@ with needs("data"):
 
 logger = logging.get_logger(__name__)
 
-ROWS_PER_SHARD, MOST_ROWS_PER_SHARD = 1024, 1_000_000  # the rows of a shard are in memory together
+ROWS_PER_SHARD, MOST_ROWS_PER_SHARD = 1024, 1_000_000  # the rows of a shard are in memory at the same time
 LIBRARIES = ("modeling-mcm", "ibis-framework", "duckdb", "pyarrow", "numpy", "transformers", "datasets")
 
 
 def versions(connection: ibis.BaseBackend) -> dict[str, str]:
-    """Versions of Python and of the libraries that made a data set."""
+    """Lists the versions of Python and of the libraries that make a data set.
+
+    Args:
+        connection (`ibis.BaseBackend`): connection to the engine; with Spark its version is listed too.
+
+    Returns:
+        `dict[str, str]`: by name the version, or "not installed".
+    """
     versions = {"python": platform.python_version()}
     for name in (*LIBRARIES, *([SPARK] if connection.name == SPARK else [])):
         try:
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+        except importlib.metadata.PackageNotFoundError:  # imported from a checkout
             versions[name] = "not installed"
     return versions
 
 
 def _one_row(table: ir.Table) -> dict[str, Any]:
-    """The values of an aggregate; sums over no row are 0."""
+    """The values of an aggregate, where a sum over no row is 0."""
     return {name: 0 if value is None else value for name, value in table.to_pyarrow().to_pylist()[0].items()}
 
 
 def digest_of(extractor: MCMFeatureExtractor) -> str:
-    """Hex digest of a feature extractor's vocabularies and bins."""
+    """Computes a digest of a feature extractor's vocabularies and bins.
+
+    Args:
+        extractor ([`MCMFeatureExtractor`]): the feature extractor.
+
+    Returns:
+        `str`: SHA-256 digest in hexadecimal digits.
+    """
     known = json.dumps([extractor.vocabularies, extractor.bins], sort_keys=True)
     return hashlib.sha256(known.encode()).hexdigest()
 
 
 def _reusable(output_dir: Path, wanted: dict[str, Any], overwrite: bool, reuse: bool) -> PreparedManifest | None:
-    """The manifest there if it may be reused, None if the folder is to be written; raises where neither is wanted."""
+    """Finds out whether the data set in a folder can be reused.
+
+    Returns:
+        Its manifest if it can be reused, None if the folder is to be written.
+
+    Raises:
+        FileExistsError: if the folder holds something else, or may be neither reused nor replaced.
+    """
     if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
         return None
     if not (output_dir / MANIFEST_FILE).is_file():
@@ -100,10 +121,10 @@ def _reusable(output_dir: Path, wanted: dict[str, Any], overwrite: bool, reuse: 
     if reuse:
         try:
             manifest = PreparedManifest.load(output_dir)
-        except ValueError as error:  # of another format, or damaged
+        except ValueError as error:  # the manifest has another format, or is damaged
             differs = f"it can't be reused ({str(error).removesuffix('.')})"
         else:
-            # The schema is read first, for an older one lacks what has been added since, with its default.
+            # The schema is read and written again, because an older one lacks keys that were added since.
             found = {"schema": manifest.event_schema.to_dict(), "input": manifest.input, "options": manifest.options}
             changed = [key for key, value in wanted.items() if found[key] != value]
             if wanted["input"]["events"] is None:
@@ -122,7 +143,7 @@ def _reusable(output_dir: Path, wanted: dict[str, Any], overwrite: bool, reuse: 
 def _drop_and_count(
     events: ir.Table, schema: EventSchema, cache: Callable[..., ir.Table]
 ) -> tuple[ir.Table, dict[str, int]]:
-    """Counts rows without customer or time and duplicates, and leaves out what the schema says; cached."""
+    """Counts duplicates and rows without a customer or a time, and leaves out those that the schema says; cached."""
     if schema.on_duplicate == "keep":
         events = cache(events)
     is_whole = events.customer_id.notnull() & events.second.notnull()
@@ -144,7 +165,7 @@ def _drop_and_count(
     whole = events.filter(is_whole)
     distinct = whole.distinct()
     if schema.on_duplicate == "drop":
-        whole = distinct = cache(distinct)  # once: it is expensive
+        whole = distinct = cache(distinct)  # computed once, because it is expensive
     duplicates = total - distinct.count().to_pyarrow().as_py()
     dropped = duplicates if schema.on_duplicate == "drop" else 0
     counts |= {"dropped_null": counts["rows"] - total, "duplicates": duplicates, "dropped_duplicates": dropped}
@@ -152,7 +173,7 @@ def _drop_and_count(
 
 
 def _count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
-    """Customers, events of each period, and the times of the first and the last event."""
+    """Counts customers and the events of each period, and finds the times of the first and the last event."""
     token_place = schema.features.index(schema.token_feature)
     events = events.mutate(to_predict=to_predict(events, schema))
     counts = _one_row(
@@ -188,17 +209,25 @@ def _count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
 def check_events(
     events: ir.Table, schema: EventSchema, cache: Callable[..., ir.Table]
 ) -> tuple[ir.Table, dict[str, Any]]:
-    """The events that are kept, with `is_target` and `period`, and what was counted on the way.
+    """Leaves out the events that the schema says, marks targets and periods, and counts both.
 
     Args:
-        events: of `normalise_events`.
-        schema: says what is left out.
-        cache: of `caching`.
+        events (`ibis.Table`): normalised events.
+        schema (`EventSchema`): event schema of the log.
+        cache (`Callable`): function that keeps a table in the engine, from `caching`.
+
+    Returns:
+        `tuple[ibis.Table, dict]`: the events that stay, with `is_target` and `period`; and the counts by name, with
+        the texts `first` and `last`.
+
+    Raises:
+        ValueError: if events lack a customer or a time and this is an error, or the log holds token types that MCM
+            adds.
     """
     whole, counts = _drop_and_count(events, schema, cache)
     dated = add_period(add_target(whole, schema), schema)
     if schema.leaves_one_out:
-        dated = cache(dated)  # it takes a join
+        dated = cache(dated)  # the periods need a join
     kept, excess = keep_latest(dated, schema.max_events_per_customer)
     if excess["dropped_excess"]:
         kept = cache(kept)  # every step reads it
@@ -206,7 +235,7 @@ def check_events(
 
 
 def _check_periods(counts: dict[str, Any], schema: EventSchema) -> dict[str, int]:
-    """The counts without the times; raises where a cutoff leaves nothing."""
+    """The counts without the times; raises `ValueError` where a cutoff leaves a period without events."""
     span = f"the log runs from {counts.pop('first')} to {counts.pop('last')}"
     if not counts["events"]:
         raise ValueError("Every event was dropped for a missing customer or time; check `customer` and `time`.")
@@ -244,7 +273,7 @@ def _warn_without_cases(counts: dict[str, Any], schema: EventSchema) -> None:
 
 
 def _number_shards(visits: ir.Table, rows_per_shard: int) -> ir.Table:
-    """customer_id and its shard: customers in the order of their id, `rows_per_shard` to a shard."""
+    """The customers with the number of their shard: in the order of their ids, `rows_per_shard` to a shard."""
     customers = visits.select("customer_id").distinct()
     place = ibis.row_number().over(ibis.window(order_by=customers.customer_id))
     return customers.mutate(shard=(place // rows_per_shard).cast("int64"))
@@ -275,31 +304,35 @@ def prepare(
     """Prepares an event log: `manifest.json`, `feature_extractor/`, `popularity.parquet` and shards of customers.
 
     Args:
-        events: Parquet or CSV file, folder of them, an address that fsspec knows, a list of these, a data
-            frame, an Arrow table or an Ibis table; one row an event.
-        schema (`EventSchema`): What the columns mean. With the cutoffs `NO_CUTOFFS`, as those of `schema_of`, nothing
-            is split by time and no period needs an event: such a data set is only scored.
-        output_dir (`str` or `Path`): Folder to make.
-        profile (*optional*): The profile table in any of the same forms; needed if the schema has `profile`.
-        feature_extractor ([`MCMFeatureExtractor`], *optional*): Of a checkpoint whose vocabularies and bins are used
-            in the place of those of the training period, so that it can read the result.
-        engine (`str` or Ibis connection): `duckdb`, `spark` (docs/spark.md), or a connection; an Ibis table of a
-            database runs there.
-        rows_per_shard (`int`): Most customers in one shard.
-        overwrite (`bool`): Replace a prepared data set that is there.
-        reuse (`bool`): Return at once if the data set there was made from the same files, schema and options.
-        memory_limit (`str`): Memory that DuckDB may use before it spills to disk.
-        spark_config (*optional*): Options of the Spark session, such as `{"spark.master": "local[2]"}`.
-        progress (*optional*): A class like `tqdm`; that of transformers if not given.
+        events (`Any`): the log, one row by event: a Parquet or CSV file, a folder of them, an address that fsspec
+            knows, a list of these, a data frame, an Arrow table or an Ibis table.
+        schema (`EventSchema`): what the columns mean. With the cutoffs `NO_CUTOFFS`, as `schema_of` sets them, nothing
+            is split by time and no period needs an event: such a data set is for scoring only.
+        output_dir (`str` or `Path`): folder to make.
+        profile (`Any`, *optional*): the profile table in any of the same forms; needed if the schema has `profile`.
+        feature_extractor ([`MCMFeatureExtractor`], *optional*): feature extractor of a checkpoint that is to read the
+            result. Its vocabularies and bins are used. Default: vocabularies and bins are fitted on the training
+            period.
+        engine (`str` or `ibis.BaseBackend`): "duckdb", "spark" (docs/spark.md), or an Ibis connection. An Ibis table
+            of a database is always prepared by that database.
+        rows_per_shard (`int`): largest number of customers in one shard.
+        overwrite (`bool`): whether to replace a prepared data set that is in the folder.
+        reuse (`bool`): whether to return at once if the data set in the folder was made from the same files, schema
+            and options.
+        memory_limit (`str`): memory that DuckDB may use before it spills to disk, such as "1GB".
+        spark_config (`dict[str, str]`, *optional*): options of the Spark session, such as `{"spark.master":
+            "local[2]"}`.
+        progress (`type`, *optional*): class of the progress bar, with the methods of `tqdm`. Default: the one of
+            transformers.
 
     Returns:
-        `PreparedManifest`: The manifest as written.
+        `PreparedManifest`: the manifest as written.
 
     Raises:
-        ValueError: The data do not fit the schema; the message names the column and the fix.
-        FileExistsError: `output_dir` exists and neither `overwrite` nor `reuse` covers it.
-        FileNotFoundError: No such input file.
-        OSError: The disk is full or not writable; nothing is left behind.
+        ValueError: if the data do not fit the schema. The message names the column and the fix.
+        FileExistsError: if `output_dir` exists and neither `overwrite` nor `reuse` applies.
+        FileNotFoundError: if there is no such input file.
+        OSError: if the disk is full or not writable. Nothing is left behind.
     """
     check_integer(rows_per_shard, "rows_per_shard", 1, MOST_ROWS_PER_SHARD)
     if engine == "duckdb":
@@ -348,7 +381,7 @@ def _run(
     wanted: dict[str, Any],
     text: TextFiles,
 ) -> PreparedManifest:
-    """The steps in their order; every table is an Ibis expression, cached where several steps read it."""
+    """Runs the steps in their order. Every table is an Ibis expression, cached where several steps read it."""
 
     def done(step: str) -> None:
         bar.set_postfix_str(step)
@@ -378,19 +411,19 @@ def _run(
         bar.update(len(schema.feature_names))
     numbers = cache(_number_shards(visits, rows_per_shard))
     sharded, visits = (table.inner_join(numbers, "customer_id") for table in (checked, visits))
-    # Near each other by shard, so that reading one shard skips the rest of the table.
+    # The rows of a shard lie together, so that reading one shard skips the rest of the table.
     encoded = cache(encode_events(sharded, visits, fitted, schema), near="shard")
     counts |= count_ids(encoded, schema)
     done("encoded")
     write_table(target / POPULARITY_FILE, popularity(encoded, fitted, schema))
     measures = {}
-    if schema.cutoffs != NO_CUTOFFS:  # else nobody will train on it
+    if schema.cutoffs != NO_CUTOFFS:  # otherwise no model is trained on it
         measures = measure(encoded, schema)
         write_table(target / FOLLOWERS_FILE, count_followers(encoded, schema, measures))
     encoded_profiles = cache(encode_profiles(profiles, fitted, schema)) if profiles is not None else None
     number = math.ceil(counts["customers"] / rows_per_shard)
     done("counted")
-    bar.total = len(schema.feature_names) + 3 + number  # set and not read: a bar that is off has no number
+    bar.total = len(schema.feature_names) + 3 + number  # set, because a bar that is off has no total to increase
     shards, cases = [], Counter({f"{cutoff}_cases": 0 for cutoff in CUTOFFS})
     for entry in write_shards(encoded, encoded_profiles, schema, target, number):
         cases.update(entry.pop("cases"))

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""From encoded events to what lies on disk: one row a customer in Parquet shards, popularity, counts of ids."""
+"""From encoded events to what lies on disk: one row by customer in Parquet shards, popularity, counts of ids."""
 
 from __future__ import annotations
 
@@ -33,10 +33,18 @@ ROWS_PER_ROW_GROUP = 256
 
 
 def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSchema) -> ir.Table:
-    """Table before: one row an event (see `encode_events`). After: one row a customer, and its shard.
+    """Collects the events of each customer into one row.
 
-    Events are ordered by visit, then time, ids and values: nothing depends on the order of the input. The structs are
-    sorted after collecting, because an ordered collect does not exist in every engine.
+    Events are ordered by visit, then time, ids and values, so that nothing depends on the order of the input. They are
+    sorted after they are collected, because not every engine can collect in an order.
+
+    Args:
+        encoded (`ibis.Table`): one row by event, from `encode_events`.
+        profiles (`ibis.Table` or None): encoded profiles, from `encode_profiles`.
+        schema (`EventSchema`): event schema of the log.
+
+    Returns:
+        `ibis.Table`: one row by customer, with the internal columns of `shard_schema` and the number of its `shard`.
     """
     names = [f"f{i}" for i in range(len(schema.features))]
     value_names = [f"v{i}" for i in value_places(schema.features)]
@@ -67,12 +75,20 @@ def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSch
 
 
 def _time(event: ir.StructValue, schema: EventSchema) -> ir.IntegerValue:
-    """Seconds since 1970-01-01; in a log without times each visit is a day after the one before."""
+    """Seconds since 1970-01-01; in a log without times each visit comes a day after the visit before."""
     return event["second"] if schema.order is None else event["visit"].cast("int64") * SECONDS_PER_DAY
 
 
 def shard_schema(schema: EventSchema) -> tuple[list[str], pa.Schema]:
-    """Internal column names of `customer_rows` in the order of a shard, and the shard's Arrow schema."""
+    """Gives the columns of a shard.
+
+    Args:
+        schema (`EventSchema`): event schema of the log.
+
+    Returns:
+        `tuple[list[str], pyarrow.Schema]`: internal names of the columns as in `customer_rows`, in the order of a
+        shard; and the shard's own names and types.
+    """
     ids = pa.list_(pa.int32())
     columns = [("customer_id", "customer_id", pa.string()), ("times", "times", pa.list_(pa.int64()))]
     columns += [("visits", "visits", ids)]
@@ -87,15 +103,31 @@ def shard_schema(schema: EventSchema) -> tuple[list[str], pa.Schema]:
 
 
 def shard_table(rows: pa.Table, schema: EventSchema) -> pa.Table:
-    """Rows of `customer_rows` as they stand in a shard."""
+    """Gives rows the form in which they stand in a shard.
+
+    Args:
+        rows (`pyarrow.Table`): rows of `customer_rows`.
+        schema (`EventSchema`): event schema of the log.
+
+    Returns:
+        `pyarrow.Table`: the rows in the order of `customer_id`.
+    """
     internal, arrow_schema = shard_schema(schema)
     return rows.sort_by("customer_id").select(internal).rename_columns(arrow_schema.names).cast(arrow_schema)
 
 
 def continued(rows: pa.Table, kept: NDArray[np.int64], others: pa.Table) -> pa.Table:
-    """Rows of a shard with their first `kept` visits, then the events of `others`, which has new customers too.
+    """Continues rows of a shard: their first visits stay, and new events follow.
 
-    Customers of whom no event is left are left out.
+    Customers without any event are left out. A customer's profile is the newest one.
+
+    Args:
+        rows (`pyarrow.Table`): rows of a shard.
+        kept (`NDArray[int64]` of shape `(rows,)`): number of visits that stay in each row.
+        others (`pyarrow.Table`): rows with the new events, of these customers and of new ones.
+
+    Returns:
+        `pyarrow.Table`: one row by customer, in the order of `customer_id`.
     """
     lengths = pc.list_value_length(rows["visits"]).to_numpy()
     owners = np.repeat(np.arange(len(rows)), lengths)
@@ -106,10 +138,10 @@ def continued(rows: pa.Table, kept: NDArray[np.int64], others: pa.Table) -> pa.T
         if pa.types.is_list(column.type):
             values = pc.list_flatten(rows[column.name]).filter(mask)
             rows = rows.set_column(place, column, _lists(values, lengths, column.type))
-        elif column.name in ENDS:  # events lie in the order of their periods
+        elif column.name in ENDS:  # a row's events are in the order of their periods
             rows = rows.set_column(place, column, pa.array(np.minimum(rows[column.name], lengths), column.type))
     both = pa.concat_tables([rows, others])
-    both = both.take(pc.sort_indices(both, [("customer_id", "ascending")]))  # stable: a customer's new events are last
+    both = both.take(pc.sort_indices(both, [("customer_id", "ascending")]))  # stable: new events come last
     lengths = pc.list_value_length(both["visits"]).to_numpy()
     both = both.filter(pa.array(lengths > 0))
     if not len(both):
@@ -124,7 +156,7 @@ def continued(rows: pa.Table, kept: NDArray[np.int64], others: pa.Table) -> pa.T
             columns.append(_lists(pc.list_flatten(found), lengths, column.type))
         elif column.name in ENDS:
             columns.append(pa.array(np.add.reduceat(found.to_numpy(), first), column.type))
-        else:  # a profile is the newest one
+        else:  # the newest profile counts
             columns.append(found.take(np.append(first[1:], len(both)) - 1))
     return pa.table(columns, both.schema)
 
@@ -135,7 +167,18 @@ def _lists(values: pa.ChunkedArray, lengths: NDArray[np.int64], kind: pa.ListTyp
 
 
 def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
-    """Writes a Parquet file, which appears when it is whole; returns its entry of the manifest."""
+    """Writes a shard whole or not at all.
+
+    Args:
+        table (`pyarrow.Table`): rows of the shard.
+        path (`Path`): path of the file.
+
+    Returns:
+        `dict`: the shard's entry in the manifest: `file`, `rows`, `bytes` and `sha256`.
+
+    Raises:
+        OSError: if the file can't be written.
+    """
     write_table(path, table.combine_chunks(), compression="zstd", row_group_size=ROWS_PER_ROW_GROUP)
     return {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
@@ -143,12 +186,21 @@ def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
 def write_shards(
     encoded: ir.Table, profiles: ir.Table | None, schema: EventSchema, directory: Path, number: int
 ) -> Iterator[dict[str, Any]]:
-    """Writes all shards into a folder, and gives their entries of the manifest in their order.
+    """Writes all shards into a folder.
 
-    Each entry has the evaluation cases of the shard beside it, as `count_cases` counts them, under the key `cases`.
+    Args:
+        encoded (`ibis.Table`): encoded events with the number of their `shard`, cached.
+        profiles (`ibis.Table` or None): encoded profiles.
+        schema (`EventSchema`): event schema of the log.
+        directory (`Path`): the folder.
+        number (`int`): number of shards.
+
+    Yields:
+        `dict`: entry of each shard in the manifest, in the order of the shards, with the key `cases` added: the
+        evaluation cases of the shard, from `count_cases`.
 
     Raises:
-        OSError: The disk is full, or workers of Spark write to another disk than this process reads.
+        OSError: if the disk is full, or workers of Spark write to another disk than this process reads.
     """
     rows = functools.partial(customer_rows, profiles=profiles, schema=schema)
 
@@ -164,15 +216,21 @@ def write_shards(
                 "folder on storage that all machines of the cluster share."
             )
         yield entry
-    for partial in directory.glob(".*.partial"):  # of a worker that was lost, and whose shard another one wrote
+    for partial in directory.glob(".*.partial"):  # left by a lost worker, whose shard another worker wrote
         partial.unlink()
 
 
 def popularity(encoded: ir.Table, fitted: Vocabularies, schema: EventSchema) -> pa.Table:
-    """Counts of every value in the training period.
+    """Counts every value in the training period.
+
+    Args:
+        encoded (`ibis.Table`): encoded events.
+        fitted (`Vocabularies`): vocabularies of the data set.
+        schema (`EventSchema`): event schema of the log.
 
     Returns:
-        `pa.Table`: Columns feature, id, value, count (events), target_count (target events), by feature and id.
+        `pyarrow.Table`: columns feature, id, value, count (number of events) and target_count (number of target
+        events), in the order of features and ids.
     """
     training = encoded.filter(encoded.period == 0)
     parts = []
@@ -192,10 +250,18 @@ def popularity(encoded: ir.Table, fitted: Vocabularies, schema: EventSchema) -> 
 
 
 def count_ids(encoded: ir.Table, schema: EventSchema) -> dict[str, Any]:
-    """Events of the log with a missing or unknown value, per feature, and the interactions that preparation added.
+    """Counts the events of the log with a missing or unknown value, and the events that preparation added.
+
+    Args:
+        encoded (`ibis.Table`): encoded events.
+        schema (`EventSchema`): event schema of the log.
+
+    Returns:
+        `dict`: `missing` and `unknown`, by feature a number of events; and `ends_of_visit`, the number of added
+        events.
 
     Raises:
-        ValueError: An event has no value at all, so that it has no embedding.
+        ValueError: if an event has no value at all, so that it would have no embedding.
     """
     events = encoded.filter(encoded.closes_visit == 0)
     wanted: dict[str, ir.Value] = {}

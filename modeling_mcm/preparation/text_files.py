@@ -1,10 +1,10 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""CSV and TSV files: every line is looked at and what is wrong is said, then engines read the values as Parquet.
+"""CSV and TSV files: every line is checked and each error is reported, then engines read the values as Parquet.
 
-The grammar is strict: a field is in quotes from its first to its last character, or has no quote at all; each row has
-as many fields as the heading. A block without a fault is seen to have none by counting with numpy; one with a fault is
-read record by record. So the same lines are good, and the same values are read, whatever engine goes on with them.
+The grammar is strict. A field is in quotes from its first to its last character, or has no quote at all, and each row
+has as many fields as the heading. A block without an error is recognised by counting with numpy, and a block with an
+error is read record by record. So the same lines are good, and the same values are read, for every engine.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from modeling_mcm.data.text_format import TextFormat
 
 logger = logging.get_logger(__name__)
 
-DELIMITERS = {"csv": (",", ";", "\t", "|"), "tsv": ("\t", ",", ";", "|")}  # by the kind of file, the usual one first
-BLOCK = 8_000_000  # bytes that are looked at together
-LONGEST_RECORD = 1_000_000  # bytes; what seems longer is a quote that was never closed
+DELIMITERS = {"csv": (",", ";", "\t", "|"), "tsv": ("\t", ",", ";", "|")}  # by kind of file, the usual delimiter first
+BLOCK = 8_000_000  # bytes that are checked at once
+LONGEST_RECORD = 1_000_000  # bytes; a record that seems longer has a quote that was never closed
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 NO_TEXT = {
     b"\xff\xfe": "UTF-16",
@@ -45,12 +45,12 @@ NO_TEXT = {
 
 @dataclass
 class TextFiles:
-    """Text files on their way into an engine.
+    """Reads text files for an engine, by writing their values as Parquet.
 
     Attributes:
-        format: How they are written.
-        folder: Where their values are put as Parquet; all machines of a cluster must reach it.
-        dropped: How many lines were left out so far.
+        format (`TextFormat`): how the files are written.
+        folder (`Path`): folder for the Parquet files. All machines of a cluster must reach it.
+        dropped (`int`): number of lines that were left out so far.
     """
 
     format: TextFormat
@@ -61,18 +61,23 @@ class TextFiles:
     def to_parquet(
         self, paths: Sequence[str], root: str, kind: str, filesystem: Any, what: str, columns: Sequence[str]
     ) -> tuple[Path, tuple[str, ...]]:
-        """Writes the values of files as Parquet; gives the folder and the new files, in the order of the old ones.
+        """Writes the values of text files as Parquet.
 
         Args:
-            paths: Of the files.
-            root: The folder that they are in, or the file; folders in it such as `year=2024` are kept.
-            kind: `csv` or `tsv`.
-            filesystem: Of fsspec.
-            what: `event` or `profile`, for messages.
-            columns: Those that are read; all if none are given.
+            paths (`Sequence[str]`): paths of the files.
+            root (`str`): folder that the files are in, or the file itself. Folders below it such as `year=2024` stay
+                in the new paths.
+            kind (`str`): "csv" or "tsv".
+            filesystem (`fsspec.AbstractFileSystem`): file system of the paths.
+            what (`str`): "event" or "profile", for messages.
+            columns (`Sequence[str]`): names of the columns that are read. Empty: all columns.
+
+        Returns:
+            `tuple[Path, tuple[str, ...]]`: the folder, and the new files in the order of `paths`.
 
         Raises:
-            ValueError: A file is no text in UTF-8, is cut off, or has a bad line where these are errors.
+            ValueError: if a file is no text in UTF-8, is cut off, or has a bad line where bad lines are errors.
+            OSError: if a file can't be read or written.
         """
         self._written += 1
         folder = self.folder / f"text-{self._written}"
@@ -89,7 +94,7 @@ class TextFiles:
     def _write(self, reader: TextReader, target: Path, columns: Sequence[str]) -> None:
         some = (
             {*columns} if {*columns} <= {*reader.names} else {*reader.names}
-        )  # what is absent is told with all of them
+        )  # the error about absent columns names all columns
         kept = [place for place, name in enumerate(reader.names) if not columns or name in some]
         schema = pa.schema([(reader.names[place], pa.string()) for place in kept])
         with pq.ParquetWriter(target, schema, compression="zstd", compression_level=1) as writer:
@@ -101,28 +106,43 @@ class TextFiles:
 
 
 def heading(path: str, kind: str, filesystem: Any, text: TextFormat, what: str) -> list[str]:
-    """Names of the columns of a text file; raises as `TextReader`."""
+    """Reads the names of the columns of a text file.
+
+    Args:
+        path (`str`): path of the file.
+        kind (`str`): "csv" or "tsv".
+        filesystem (`fsspec.AbstractFileSystem`): file system of the path.
+        text (`TextFormat`): how the file is written.
+        what (`str`): "event" or "profile", for messages.
+
+    Returns:
+        `list[str]`: the names.
+
+    Raises:
+        ValueError: where [`TextReader`] raises it.
+    """
     with TextReader(path, kind, filesystem, text, what) as reader:
         return reader.names
 
 
 class TextReader:
-    """One text file, open: its heading, then its rows in blocks.
+    """One open text file: its heading, then its rows in blocks.
 
     Args:
-        path (`str`): Of the file.
-        kind (`str`): `csv` or `tsv`.
-        filesystem: Of fsspec.
-        text (`TextFormat`): How it is written.
-        what (`str`): `event` or `profile`, for messages.
+        path (`str`): path of the file.
+        kind (`str`): "csv" or "tsv".
+        filesystem (`fsspec.AbstractFileSystem`): file system of the path.
+        text (`TextFormat`): how the file is written.
+        what (`str`): "event" or "profile", for messages.
 
     Attributes:
-        names (`list[str]`): Columns, as the heading says.
-        bad (`int`): Lines that were left out so far.
-        first_bad (`str`): What was wrong with the first of them.
+        names (`list[str]`): names of the columns, from the heading.
+        bad (`int`): number of lines that were left out so far.
+        first_bad (`str`): what was wrong with the first of them; empty if there is none.
+        line (`int`): number of the next line, from 1.
 
     Raises:
-        ValueError: It is no text in UTF-8, or has no heading.
+        ValueError: if the file is no text in UTF-8, is cut off, or has no heading.
     """
 
     def __init__(self, path: str, kind: str, filesystem: Any, text: TextFormat, what: str):
@@ -156,14 +176,14 @@ class TextReader:
             self._stream = pa.CompressedInputStream(pa.PythonFile(self._file, mode="r"), self.compression)
 
     def _read(self) -> bytes:
-        """The next block of the text, b"" at the end."""
+        """The next block of the file's bytes, b"" at the end."""
         parts, size = [], 0
         try:
             while size < BLOCK and (part := self._stream.read(BLOCK - size)):
                 parts.append(part)
                 size += len(part)
         except (EOFError, OSError, zlib.error, lzma.LZMAError, pa.ArrowInvalid) as error:
-            if isinstance(error, OSError) and error.errno is not None:  # of the disk or the network
+            if isinstance(error, OSError) and error.errno is not None:  # an error of the disk or the network
                 raise
             raise ValueError(
                 f"{self.where} is a {self.compression} file that is cut off or damaged after line {self.line:,} "
@@ -190,7 +210,7 @@ class TextReader:
         given = self.text.delimiter
         grammars = [_Grammar(each, self.text) for each in ([given] if given else delimiters)]
         read = [(grammar.fields(line), grammar) for grammar in grammars]
-        names, self._grammar = max(read, key=lambda each: len(each[0] or ()))  # the first one of equals
+        names, self._grammar = max(read, key=lambda each: len(each[0] or ()))  # of equally good delimiters the first
         if names is None:
             raise ValueError(f"{self.where}, line {self.line}: {self._grammar.reason(line, 0)}")
         self.names = [name.decode() for name in names]
@@ -199,13 +219,16 @@ class TextReader:
     # ----------------------------------------------------------------------------------------------------------- rows
 
     def tables(self, kept: Sequence[int]) -> Iterator[pa.Table]:
-        """The good rows, in blocks.
+        """Reads the good rows.
 
         Args:
-            kept: Places of the columns that are read.
+            kept (`Sequence[int]`): indices of the columns that are read.
+
+        Yields:
+            `pyarrow.Table`: the rows of each block, all values as text. The name of a column is its index.
 
         Raises:
-            ValueError: A line is bad, where these are errors.
+            ValueError: if a line is bad where bad lines are errors, or the file is cut off.
         """
         names = [str(place) for place in range(len(self.names))]
         grammar = self._grammar
@@ -227,7 +250,7 @@ class TextReader:
             yield pyarrow.csv.read_csv(pa.BufferReader(block), reading, parsing, converting)
 
     def _good_blocks(self) -> Iterator[bytes]:
-        """The text without its bad lines; a block ends where a row ends."""
+        """The bytes without the bad lines, in blocks that end where a row ends."""
         data = self._rest
         while True:
             block = self._read()
@@ -241,7 +264,7 @@ class TextReader:
                 return
 
     def _look_at(self, data: bytes, is_last: bool) -> tuple[bytes, int]:
-        """The good rows of a block, and how many bytes of it were read: the rest has no end yet."""
+        """The good rows of a block, and the number of bytes that were read; the other bytes are an unfinished row."""
         used = self._grammar.sound(data, len(self.names), is_last)
         if used is not None and self._no_text(data[:used]) is None:
             return data[:used], used
@@ -257,7 +280,7 @@ class TextReader:
             if end is None:
                 if not is_last and len(data) - place < LONGEST_RECORD and self._grammar.may_go_on(data, place):
                     break
-                end = data.find(b"\n", place) + 1 or len(data)  # one line is bad, and the next is looked at anew
+                end = data.find(b"\n", place) + 1 or len(data)  # the line is bad; reading goes on after it
                 if end == len(data) and not data.endswith(b"\n") and not is_last:
                     break
                 self._tell(data, place, end, self._grammar.reason(data[place:end], number), is_last)
@@ -275,8 +298,9 @@ class TextReader:
         return b"".join(good), place
 
     def _tell(self, data: bytes, start: int, end: int, reason: str, is_last: bool) -> None:
+        """Counts a bad line, and reports it: as an error, or as `first_bad` where bad lines are left out."""
         self.bad += 1
-        if self.first_bad:  # counting lines takes long
+        if self.first_bad:  # only the first is reported, because counting lines takes long
             return
         line = self.line + data.count(b"\n", 0, start)
         if is_last and end == len(data) and not data.endswith(b"\n"):
@@ -290,7 +314,7 @@ class TextReader:
         self.first_bad = told
 
     def _no_text(self, data: bytes) -> str | None:
-        """What speaks against it that some bytes are text."""
+        """The reason why some bytes are no text in UTF-8; None if they are."""
         if b"\0" in data:
             return "a null byte, which no text has; if the file is UTF-16, save it as UTF-8."
         try:
@@ -301,7 +325,7 @@ class TextReader:
 
 
 class _Grammar:
-    """What a record is, with a delimiter."""
+    """Recognises records of a text file, for one delimiter."""
 
     def __init__(self, delimiter: str, text: TextFormat):
         self.delimiter = delimiter
@@ -314,7 +338,7 @@ class _Grammar:
         self._parts = (value, d)
         self._runs: dict[int, re.Pattern[bytes]] = {}
         self._record = re.compile(rb"(" + row + rb")(?:\r?\n|\Z)", re.DOTALL)
-        # A row whose last field opens with a quote, to the end of the bytes.
+        # A row whose last field opens with a quote and continues to the end of the bytes.
         self._open = re.compile(
             rb"(?:" + value + d + rb")*+" + q + inside + q + rb"?\r?\Z" if q else rb"(?!)", re.DOTALL
         )
@@ -322,7 +346,16 @@ class _Grammar:
         self._escaped = re.compile(e + rb".", re.DOTALL) if e else None
 
     def run(self, data: bytes, place: int, number: int) -> int:
-        """Where the records with `number` fields end that follow each other from a place on."""
+        """Finds the end of the good records that follow each other.
+
+        Args:
+            data (`bytes`): the bytes.
+            place (`int`): index of the first byte to read.
+            number (`int`): number of fields of a good record.
+
+        Returns:
+            `int`: index after the last good record.
+        """
         if number not in self._runs:
             value, delimiter = self._parts
             row = value + b"(?:%b%b){%d}" % (delimiter, value, number - 1)
@@ -330,14 +363,30 @@ class _Grammar:
         return self._runs[number].match(data, place).end()  # type: ignore[union-attr]
 
     def record(self, data: bytes, place: int) -> tuple[int | None, int]:
-        """Where the record that starts at a place ends, None where there is none; and how many fields it has."""
+        """Reads one record.
+
+        Args:
+            data (`bytes`): the bytes.
+            place (`int`): index of the first byte of the record.
+
+        Returns:
+            `tuple[int | None, int]`: index after the record, or None if no record starts there; and its number of
+            fields.
+        """
         found = self._record.match(data, place)
         if found is None or found.end() - place > LONGEST_RECORD:
             return None, 0
         return found.end(), len(self.fields(found[1]) or ())
 
     def fields(self, row: bytes) -> list[bytes] | None:
-        """The values of a row, without quotes; None where it is none."""
+        """Reads the values of a row.
+
+        Args:
+            row (`bytes`): the row, with or without its line end.
+
+        Returns:
+            `list[bytes]` or None: the values without quotes; None if the bytes are no row.
+        """
         row = re.sub(rb"\r?\n?\Z", b"", row)
         if self._record.fullmatch(row) is None:
             return None
@@ -353,13 +402,29 @@ class _Grammar:
         return self._escaped.sub(lambda found: found[0][1:], value) if self._escaped else value
 
     def may_go_on(self, data: bytes, place: int) -> bool:
-        """Whether what starts at a place may be a record that goes on after the end of the bytes."""
+        """Says whether the rest of some bytes may be the beginning of a record that continues after them.
+
+        Args:
+            data (`bytes`): the bytes.
+            place (`int`): index of the first byte of the record.
+
+        Returns:
+            `bool`: whether an open quote may continue.
+        """
         return self._open.match(data, place) is not None
 
     def sound(self, data: bytes, number: int, is_last: bool) -> int | None:
-        """Bytes up to the end of the last whole record, if every one has `number` fields; None if one has not.
+        """Checks all whole records of some bytes by counting alone.
 
-        By counting alone: quotes that open and close take turns, and what is between them is no delimiter or line end.
+        Opening and closing quotes take turns, and a delimiter or line end between them is a part of the value.
+
+        Args:
+            data (`bytes`): the bytes, from the start of a record on.
+            number (`int`): number of fields of a good record.
+            is_last (`bool`): whether the file ends with these bytes.
+
+        Returns:
+            `int` or None: number of bytes up to the end of the last whole record; None if a record is bad.
         """
         if self._escaped:
             data = self._escaped.sub(b"xx", data)
@@ -379,7 +444,7 @@ class _Grammar:
             return None
         after = np.append(bytes_[:used], np.uint8(ord("\n")))
         delimiter, line_ends = ord(self.delimiter), [ord("\n"), ord("\r")]
-        before = after[quotes[::2] - 1]  # of the first byte the line end that was appended
+        before = after[quotes[::2] - 1]  # before the first byte is index -1, the appended line end
         opens = np.isin(before, [delimiter, ord("\n"), *self._quote])
         closes = np.isin(after[quotes[1::2] + 1], [delimiter, *line_ends, *self._quote])
         returns = outside(ord("\r"))
@@ -394,11 +459,27 @@ class _Grammar:
         return used if ((delimiters == number - 1) | is_blank).all() else None
 
     def count(self, found: int, number: int) -> str:
-        """What is said of a row with another number of fields."""
+        """Writes what is wrong with a row that has another number of fields.
+
+        Args:
+            found (`int`): number of fields of the row.
+            number (`int`): number of fields of the heading.
+
+        Returns:
+            `str`: the sentence.
+        """
         return f"{found:,} fields were found, and the heading has {number:,} (delimiter {self.delimiter!r})."
 
     def reason(self, line: bytes, number: int) -> str:
-        """What is wrong with a line that is no record."""
+        """Writes what is wrong with a line that is no record.
+
+        Args:
+            line (`bytes`): the line.
+            number (`int`): number of fields of the heading.
+
+        Returns:
+            `str`: the sentence.
+        """
         line = line.removesuffix(b"\n").removesuffix(b"\r")
         quote = self._quote.decode()
         if self._open.match(line):

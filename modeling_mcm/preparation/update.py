@@ -1,12 +1,12 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Tomorrow's events in a prepared data set, without preparing all customers again.
+"""Adds new events to a prepared data set, without preparing all customers again.
 
-The log is a folder of Parquet files, one or more a day, and stays what is true: an update finds the files that it has
-not seen, and the first visit of each customer in them that they change. What comes before it stays as it is in the
-customer's row, and the visits from there on are read from the log again. All other rows, and shards without such a
-customer, stay as they are. So a late event, or a visit that goes on after midnight, is like any other: the result has
-the rows of a full preparation with the same vocabularies and cutoffs, in the same order.
+The log is a folder of Parquet files, one or more by day, and it is always the truth. An update finds the files that it
+has not read yet, and for each customer in them the first visit that they change. What comes before that visit stays in
+the customer's row, and the visits from there on are read from the log again. All other rows stay as they are, and so
+do shards without a changed customer. A late event, or a visit that continues after midnight, needs no special care:
+the result has the same rows in the same order as a full preparation with the same vocabularies and cutoffs.
 """
 
 from __future__ import annotations
@@ -69,12 +69,13 @@ class Update:
     """What an update did.
 
     Attributes:
-        manifest: As written.
-        files: Names of the log's files that were new, changed or gone.
-        customers: How many have rows that changed.
-        events: How many events of theirs were read and prepared anew, those of the last visit that is kept included.
-        shards: How many were written anew; the others are the same files.
-        added: Per feature the values that joined its vocabulary.
+        manifest (`PreparedManifest`): the manifest as written.
+        files (`list[str]`): names of the log's files that were new, changed or gone.
+        customers (`int`): number of customers whose rows changed.
+        events (`int`): number of their events that were read and prepared again, with the events of the last visit
+            that stays.
+        shards (`int`): number of shards that were written again. The others are the same files as before.
+        added (`dict[str, list[str]]`): by feature the values that joined its vocabulary.
     """
 
     manifest: PreparedManifest
@@ -87,18 +88,25 @@ class Update:
 
 @dataclass(frozen=True)
 class _Part:
-    """Some customers' last events, encoded, with what a manifest counts of them."""
+    """The last events of some customers, encoded, with what a manifest counts of them.
+
+    Attributes:
+        encoded (`ibis.Table`): the events, from `encode_events`.
+        counts (`dict`): counts of the manifest.
+        popularity (`pyarrow.Table`): popularity of the values in these events.
+        cases (`Counter[str]`): evaluation cases among the whole histories of these customers.
+    """
 
     encoded: ir.Table
     counts: dict[str, Any]
     popularity: pa.Table
-    cases: Counter[str]  # among the whole histories
+    cases: Counter[str]
 
 
 def _encode(events: ir.Table, changes: Changes, fitted: Vocabularies, schema: EventSchema, cache: Cache) -> _Part:
-    """The steps of preparation for the visits from `kept` on of the customers in `changes`.
+    """Runs the steps of preparation for the changed visits of the customers in `changes`: those from number `kept` on.
 
-    The events begin one visit earlier, so that the first of these has one before it.
+    The events begin one visit earlier, so that the first changed visit has one before it.
     """
     checked, counts = check_events(events, schema, cache)
     visits = find_visits(checked).inner_join(changes.table(), "customer_id")
@@ -111,7 +119,7 @@ def _encode(events: ir.Table, changes: Changes, fitted: Vocabularies, schema: Ev
 
 
 def _combined(old: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Counts are sums over customers: those of all, without what some of them were, with what these are."""
+    """Updates counts, which are sums over customers: minus what the changed customers were, plus what they are."""
     return {
         name: _combined(value, before[name], after[name])
         if isinstance(value, dict)
@@ -132,7 +140,7 @@ def _combined_popularity(old: pa.Table, before: pa.Table, after: pa.Table, schem
 
 
 def _refresh_profiles(table: pa.Table, profiles: ir.Table, schema: EventSchema) -> pa.Table:
-    """Rows of a shard with the profiles as they are now."""
+    """Rows of a shard with the current profiles of their customers."""
     wanted = ibis.memtable(table.select(["customer_id"]))
     found = profiles.semi_join(wanted, "customer_id").to_pyarrow()
     place = pc.index_in(table["customer_id"].combine_chunks(), found["customer_id"].combine_chunks())
@@ -155,29 +163,29 @@ def update(
     grow_vocabularies: int = 0,
     memory_limit: str = "1GB",
 ) -> Update:
-    """Brings a prepared data set up to its log; the data set that was there is replaced when all went well.
+    """Updates a prepared data set to its log. The new data set replaces the old one if no error occurs.
 
     Args:
-        directory (`str` or `Path`): Output folder of `prepare`, made from files.
-        events (`str` or `Path`): Folder of the log: the old Parquet files and the new ones.
-        profile (*optional*): The profile table as it is now; needed if the schema has `profile`.
-        corrected (`Iterable`): Of files of the log that changed or are gone, the versions that were read before, or
-            folders with them. They are found by their digest; their names do not matter.
-        grow_vocabularies (`int`): Values with at least so many events in the new files join the vocabularies of the
-            event features, after those that are there, up to `max_values`; 0 leaves the vocabularies as they are.
-            Bins stay.
-        memory_limit (`str`): Memory that DuckDB may use before it spills to disk.
+        directory (`str` or `Path`): folder that `prepare` wrote, made from files.
+        events (`str` or `Path`): folder of the log, with the old Parquet files and the new ones.
+        profile (`Any`, *optional*): the current profile table; needed if the schema has `profile`.
+        corrected (`Iterable[str | Path]`): for files of the log that changed or are gone, the versions that were read
+            before, or folders with these. They are recognised by their digest, and their names do not matter.
+        grow_vocabularies (`int`): number of events in the new files with which an unknown value joins the vocabulary
+            of its event feature, after the values that are there and up to `max_values`. With 0 the vocabularies stay
+            as they are. Bins always stay.
+        memory_limit (`str`): memory that DuckDB may use before it spills to disk, such as "1GB".
 
     Returns:
-        `Update`: The new manifest, and what was done.
+        `Update`: the new manifest, and what was done.
 
     Raises:
-        ValueError: A file of the log changed or is gone and its earlier version is not given; the new events do not
-            fit the schema; a shard that is to be changed is damaged.
-        FileNotFoundError: No such data set or log.
-        OSError: The disk is full or not writable; the data set is as it was.
+        ValueError: if a file of the log changed or is gone and its earlier version is not in `corrected`, the new
+            events do not fit the schema, or a shard to be changed is damaged.
+        FileNotFoundError: if there is no such data set or log.
+        OSError: if the disk is full or not writable. The data set then is as it was.
     """
-    with locked(directory := Path(directory).resolve()):  # of a symbolic link, the folder that it names
+    with locked(directory := Path(directory).resolve()):  # where it is a symbolic link, the folder that it names
         return _update(directory, Path(events), profile, corrected, grow_vocabularies, memory_limit)
 
 
@@ -223,7 +231,7 @@ def _update(
             0 if table is None or read is None else count_bad(table, read, schema)
             for table, read in zip(tables[1:], (arrived, left), strict=True)
         ]
-        # Rows of the log's new and corrected files, and of what stood there.
+        # Rows of the log's new and corrected files, and rows of their earlier versions.
         arrived, left = (cache(table) if table is not None else None for table in (arrived, left))
         old = vocabularies_of(extractor, schema)
         old = Vocabularies({name: list(values) for name, values in old.values.items()}, old.bins)

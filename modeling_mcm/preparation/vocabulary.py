@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Vocabularies and bins fitted on the training period, and the ids that they give.
 
-Ids of every feature: 0 missing, 1 unknown (never seen in training, or too rarely), 2 and up the values or bins.
+Ids of every feature: 0 is missing, 1 is unknown (never seen in training, or too rarely), and the values or bins have
+the ids from 2 on.
 """
 
 from __future__ import annotations
@@ -33,21 +34,45 @@ with needs("data"):
 
 @dataclass
 class Vocabularies:
-    """What is fitted: per categorical feature its values (id 2, 3 ...), per binned feature its inner bin edges."""
+    """What is fitted on the training period.
+
+    Attributes:
+        values (`dict[str, list[str]]`): by categorical feature its values, in the order of their ids, which begin at
+            2.
+        bins (`dict[str, list[float]]`): by binned feature the inner edges of its bins, strictly increasing.
+    """
 
     values: dict[str, list[str]] = field(default_factory=dict)
     bins: dict[str, list[float]] = field(default_factory=dict)
 
     def id_of(self, name: str, value: str) -> int:
-        """The id of a value that is in the vocabulary."""
+        """Finds the id of a value.
+
+        Args:
+            name (`str`): name of the feature.
+            value (`str`): the value.
+
+        Returns:
+            `int`: the id.
+
+        Raises:
+            ValueError: if the value is not in the vocabulary.
+        """
         return FIRST_VALUE_ID + self.values[name].index(value)
 
 
 def vocabularies_of(feature_extractor: MCMFeatureExtractor, schema: EventSchema) -> Vocabularies:
-    """What was fitted for a checkpoint, to encode another log for it.
+    """Gives the vocabularies and bins of a checkpoint, to encode another log for it.
+
+    Args:
+        feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
+        schema (`EventSchema`): event schema of the other log.
+
+    Returns:
+        `Vocabularies`: the vocabularies and bins.
 
     Raises:
-        ValueError: if the schema has other features, or reads events in another way.
+        ValueError: if the schema has other features than the checkpoint, or reads events in another way.
     """
     known = feature_extractor.schema
     if (schema.order is None) != (known.order is None):
@@ -84,12 +109,21 @@ def vocabularies_of(feature_extractor: MCMFeatureExtractor, schema: EventSchema)
 
 
 def fit_values(column: ir.Value, spec: FeatureSpec) -> list[str]:
-    """Values seen at least `min_count` times, the most frequent first, equals by their text, `max_values` at most.
+    """Finds the values of a feature that are frequent enough.
 
-    The engine leaves out values, by their counts alone, and the order is made here: no engine has to sort them all.
+    The engine leaves out values by their counts alone, and the order is made in this process, so no engine has to sort
+    all values.
+
+    Args:
+        column (`ibis.Value`): values of the feature, one by event.
+        spec (`FeatureSpec`): the feature, with `min_count` and `max_values`.
+
+    Returns:
+        `list[str]`: values with at least `min_count` events, `max_values` at most, the most frequent first and equally
+        frequent ones by their text.
 
     Raises:
-        ValueError: More values are left than one process should hold.
+        ValueError: if more values are left than one process should hold.
     """
     table = column.name("value").as_table()
     counts = table.filter(table.value.notnull()).group_by("value").agg(number=lambda t: t.count())
@@ -110,15 +144,30 @@ def fit_values(column: ir.Value, spec: FeatureSpec) -> list[str]:
 
 
 def each_value(column: ir.Value, spec: FeatureSpec) -> ir.Value:
-    """The column itself, or each of an event's several values as a row of its own."""
+    """Gives each of several values of an event a row of its own.
+
+    Args:
+        column (`ibis.Value`): column of the feature.
+        spec (`FeatureSpec`): the feature.
+
+    Returns:
+        `ibis.Value`: the values; the column itself where an event has one value.
+    """
     return column if spec.item is None else column.unnest()
 
 
 def fit_bins(column: ir.Value, bins: int) -> list[float]:
-    """Inner edges of quantile bins, strictly increasing; fewer than `bins` - 1 where values repeat.
+    """Finds the inner edges of quantile bins.
 
-    A quantile lies between the two neighbours of its rank, as numpy's does. They are found by counting, which an
-    engine can spill to disk, and not by its own quantile: that holds the column in memory and rounds in its own way.
+    A quantile lies between the two neighbours of its rank, as numpy defines it. The neighbours are found by counting,
+    which an engine can spill to disk. An engine's own quantile holds the column in memory and rounds in its own way.
+
+    Args:
+        column (`ibis.Value`): numbers; null and infinite ones do not count.
+        bins (`int`): number of bins.
+
+    Returns:
+        `list[float]`: the edges, strictly increasing; fewer than `bins - 1` where values repeat.
     """
     table = column.name("value").as_table()
     finite = table.filter(table.value.abs() < float("inf"))  # `isinf` is always false in Ibis' PySpark backend
@@ -151,20 +200,26 @@ def fit(
     schema: EventSchema,
     on_feature: Callable[[str], None],
 ) -> Vocabularies:
-    """Fits every feature on the training period (period 0).
+    """Fits the vocabulary or the bins of every feature on the training period (period 0).
 
     Args:
-        events: Normalised events with `period`.
-        visits: The visits, of which each counts once for `days_since_visit`.
-        profiles: Normalised profiles; those of customers with a training event count.
-        schema: The event schema.
-        on_feature: Called with each feature's name when it is done.
+        events (`ibis.Table`): normalised events with `period`.
+        visits (`ibis.Table`): the visits. Each counts once for "days_since_visit".
+        profiles (`ibis.Table` or None): normalised profiles. Only customers with a training event count.
+        schema (`EventSchema`): event schema of the log.
+        on_feature (`Callable[[str], None]`): progress callback; it gets the name of each feature that is done.
+
+    Returns:
+        `Vocabularies`: the vocabularies and bins.
+
+    Raises:
+        ValueError: if a feature has more values than one process should hold.
     """
     fitted = Vocabularies()
     training = events.filter(events.period == 0)
     places = raw_places(schema.features)
     for i, spec in enumerate(schema.features):
-        if places[i] != i:  # it shares the values of a column
+        if places[i] != i:  # it shares the values of a column with an earlier feature
             fitted.values[spec.name] = list(fitted.values[schema.features[places[i]].name])
         elif spec.kind == CATEGORICAL:
             fitted.values[spec.name] = fit_values(each_value(training[f"f{i}"], spec), spec)
@@ -189,7 +244,7 @@ def fit(
 
 
 def _bin_id(column: ir.NumericValue, edges: Sequence[float]) -> ir.IntegerValue:
-    """2 + the number of edges at or below the value: numpy's `searchsorted(edges, x, side="right")`."""
+    """2 plus the number of edges at or below the value, as numpy's `searchsorted(edges, x, side="right")`."""
     # Edges go as text: a number with a point is a decimal in SQL, and its way to a float need not be exact.
     exact = [ibis.literal(repr(edge)).cast("float64") for edge in edges]
     above = total([(column >= edge).cast("int32") for edge in exact], FIRST_VALUE_ID)
@@ -197,30 +252,44 @@ def _bin_id(column: ir.NumericValue, edges: Sequence[float]) -> ir.IntegerValue:
 
 
 def _value(number: ir.NumericValue) -> ir.FloatingValue:
-    """What a model reads as the value of a number: `to_values` of the feature extractor."""
-    largest = ibis.literal(repr(LARGEST_VALUE)).cast("float64")  # as text, see `_bin_id`
+    """What a model reads as the value of a number, as `to_values` of the feature extractor computes it."""
+    largest = ibis.literal(repr(LARGEST_VALUE)).cast("float64")  # as text, for the reason that `_bin_id` gives
     value = ibis.ifelse(number.abs() <= largest, number, ibis.literal(0, "float64")).cast("float32")
     nothing = ibis.literal(0, "float32")
     return ibis.ifelse(value == nothing, nothing, value)  # -0 is 0
 
 
 def hour_id(second: ir.IntegerValue) -> ir.IntegerValue:
-    """2 + hour of the day."""
+    """Computes the id of the hour: 2 plus the hour of the day.
+
+    Args:
+        second (`ibis.IntegerValue`): time, in seconds since 1970-01-01.
+
+    Returns:
+        `ibis.IntegerValue`: ids from 2 to 25, int32.
+    """
     return (FIRST_VALUE_ID + _remainder(second // SECONDS_PER_HOUR, 24)).cast("int32")
 
 
 def weekday_id(second: ir.IntegerValue) -> ir.IntegerValue:
-    """2 + day of the week, Monday first."""
+    """Computes the id of the weekday: 2 for Monday to 8 for Sunday.
+
+    Args:
+        second (`ibis.IntegerValue`): time, in seconds since 1970-01-01.
+
+    Returns:
+        `ibis.IntegerValue`: ids from 2 to 8, int32.
+    """
     return (FIRST_VALUE_ID + _remainder(second // SECONDS_PER_DAY + EPOCH_WEEKDAY, 7)).cast("int32")
 
 
 def _remainder(number: ir.IntegerValue, divisor: int) -> ir.IntegerValue:
-    """From 0 to divisor - 1 also of a number below 0, such as an hour before 1970; SQL's % has its sign."""
+    """A remainder from 0 to divisor - 1, also for negative numbers such as hours before 1970, unlike SQL's %."""
     return (number % divisor + divisor) % divisor
 
 
 def _look_up(table: ir.Table, column: str, values: Sequence[str]) -> ir.Table:
-    """Replaces a text column by its ids."""
+    """Replaces a text column by the ids of its values."""
     ids = ibis.memtable(
         pa.table(
             {
@@ -236,20 +305,20 @@ def _look_up(table: ir.Table, column: str, values: Sequence[str]) -> ir.Table:
 
 
 def _look_up_items(table: ir.Table, column: str, items: dict[str, int], values: Sequence[str]) -> ir.Table:
-    """Replaces a column of lists of texts by the ids of features, each at its place (from 1) in the list.
+    """Replaces a column of lists of texts by the ids of features, each of which reads one position of the list.
 
-    Known values come first, in the order of their ids, then the unknown ones.
+    Known values come first, in the order of their ids, and then the unknown ones.
 
     Args:
-        table: with the column.
-        column: name; it is null where a list would be empty.
-        items: per internal name of a feature its place.
-        values: the vocabulary that the features share.
+        table (`ibis.Table`): table with the column.
+        column (`str`): name of the column, which is null where a list would be empty.
+        items (`dict[str, int]`): by internal name of a feature the position that it reads, from 1.
+        values (`Sequence[str]`): the vocabulary that the features share.
     """
     lists, ids = f"{column}_list", f"{column}_ids"
     each = table.select(**{lists: table[column]}).distinct().mutate(**{column: ibis._[lists].unnest()})
     each = _look_up(each.filter(each[column].notnull()), column, values)
-    last = FIRST_VALUE_ID + len(values)  # so that the unknown ones are sorted behind
+    last = FIRST_VALUE_ID + len(values)  # so that unknown values are sorted last
     each = each.mutate(**{column: ibis.ifelse(each[column] == UNKNOWN_ID, last, each[column]).cast("int32")})
     found = each.group_by(lists).agg(**{ids: each[column].collect()})
     found = found.mutate(**{ids: found[ids].sort()})
@@ -262,7 +331,7 @@ def _look_up_items(table: ir.Table, column: str, items: dict[str, int], values: 
 
 
 def _encode_raw(table: ir.Table, specs: Sequence[FeatureSpec], letter: str, fitted: Vocabularies) -> ir.Table:
-    """Replaces the raw columns of features by ids; those from the time are left out."""
+    """Replaces the raw columns of features by ids; features that are computed from the time are left out."""
     places = raw_places(specs)
     for i, spec in enumerate(specs):
         name = f"{letter}{i}"
@@ -278,7 +347,16 @@ def _encode_raw(table: ir.Table, specs: Sequence[FeatureSpec], letter: str, fitt
 
 
 def encode_profiles(profiles: ir.Table, fitted: Vocabularies, schema: EventSchema) -> ir.Table:
-    """Table before: customer_id and raw p0, p1 ... After: the same with ids."""
+    """Replaces the raw values of profiles by ids.
+
+    Args:
+        profiles (`ibis.Table`): normalised profiles: customer_id and raw p0, p1 ...
+        fitted (`Vocabularies`): vocabularies and bins.
+        schema (`EventSchema`): event schema of the log.
+
+    Returns:
+        `ibis.Table`: the same columns with ids.
+    """
     return _encode_raw(profiles, schema.profile, "p", fitted)
 
 
@@ -291,11 +369,18 @@ def _derived(table: ir.Table, spec: FeatureSpec, fitted: Vocabularies, second: s
 
 
 def encode_events(events: ir.Table, visits: ir.Table, fitted: Vocabularies, schema: EventSchema) -> ir.Table:
-    """Ids of all events and of the interactions that close visits.
+    """Computes the ids of all events, and adds the events that close visits.
 
-    Table before: normalised events (customer_id, shard, second, period, visit_key, is_target, raw f0 ...). After:
-    customer_id, shard, visit, period, closes_visit, second, f0, f1 ... as ids, is_target, and of each numeric feature
-    its value as v0, v1 ..., by the places of the features.
+    Args:
+        events (`ibis.Table`): normalised events: customer_id, shard, second, period, visit_key, is_target and raw f0,
+            f1 ...
+        visits (`ibis.Table`): the visits, from `find_visits`, with the number of their shard.
+        fitted (`Vocabularies`): vocabularies and bins.
+        schema (`EventSchema`): event schema of the log.
+
+    Returns:
+        `ibis.Table`: one row by event: customer_id, shard, visit, period, closes_visit (1 for an added event), second,
+        f0, f1 ... (ids), is_target, and v0, v1 ... (values of numeric features, numbered like the features).
     """
     joined = events.inner_join(
         visits.select("customer_id", "period", "visit_key", "visit", "days"), ["customer_id", "period", "visit_key"]
@@ -308,7 +393,7 @@ def encode_events(events: ir.Table, visits: ir.Table, fitted: Vocabularies, sche
             joined = joined.mutate(**{f"f{i}": _derived(joined, spec, fitted, "second")})
     names = [f"f{i}" for i in range(len(schema.features))]
     order = ("customer_id", "shard", "visit", "period", "closes_visit", "second", *names, "is_target", *value_names)
-    # Of one type in both: an engine may have widened one of them.
+    # Both tables get the same types, because an engine may have widened one of them.
     of_event = {"period": joined.period.cast("int8"), "closes_visit": ibis.literal(0, "int8")}
     encoded = joined.mutate(**of_event).select(*order)
     if schema.end_of_visit is None:
