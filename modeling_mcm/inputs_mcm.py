@@ -32,7 +32,7 @@ from .events_mcm import SECONDS_PER_DAY
 
 logger = logging.get_logger(__name__)
 
-EVENT_COLUMNS = ("times", "visits", "feature_", "value_", "task_")  # columns with an entry by event
+EVENT_COLUMNS = ("times", "visits", "feature_", "value_", "task_")  # columns with an entry per event
 
 
 class InputLayout(NamedTuple):
@@ -79,7 +79,7 @@ def pad_rows(
     """Builds model inputs from rows, as numpy arrays; [`MCMFeatureExtractor.pad`] says what they are.
 
     Args:
-        rows (`Sequence[dict]`): rows as the feature extractor or a prepared data set gives them, one by customer.
+        rows (`Sequence[dict]`): rows as the feature extractor or a prepared data set gives them, one per customer.
         layout (`InputLayout`): where the features stand in an input.
         window (`int`): largest number of events in an input, the start row included.
         mask_next (`bool`): whether to add a last event of unknown values.
@@ -180,14 +180,14 @@ def until(rows: Sequence[Mapping[str, Any]], now: Sequence[float]) -> list[Mappi
     """Leaves out the events that are later than a moment of each row, with a warning.
 
     Args:
-        rows (`Sequence[dict]`): rows of ids, one by customer.
+        rows (`Sequence[dict]`): rows of ids, one per customer.
         now (`Sequence[float]` of length B): moment of each row, in seconds on the clock of `times`.
 
     Returns:
         `list[dict]`: the rows, without the later events.
 
     Raises:
-        ValueError: if there is not one moment by row, or a moment is no finite number.
+        ValueError: if there is not one moment per row, or a moment is no finite number.
     """
     if len(now) != len(rows):
         raise ValueError(f"Found {len(now)} moments `now` of {len(rows)} rows; give one a row.")

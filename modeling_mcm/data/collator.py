@@ -74,7 +74,7 @@ def numpy_rows(table: pa.Table, numbers: Sequence[int] | NDArray) -> list[dict[s
             data set.
 
     Returns:
-        `list[dict]`: one dict by row. A list column is an array of shape `(events,)`, any other column a plain value;
+        `list[dict]`: one dict per row. A list column is an array of shape `(events,)`, any other column a plain value;
         `row` is the row's index from `numbers`.
     """
     batch: list[dict[str, Any]] = [{"row": int(number)} for number in numbers]
@@ -211,7 +211,7 @@ class MCMCollator:
         """Makes a batch.
 
         Args:
-            rows (`Sequence[dict]`): prepared rows as [`PreparedRows`] gives them, one by customer.
+            rows (`Sequence[dict]`): prepared rows as [`PreparedRows`] gives them, one per customer.
 
         Returns:
             `dict[str, torch.Tensor]`: `input_ids`, `attention_mask`, `event_times`, `visit_ids` and, with numeric
@@ -303,7 +303,7 @@ class MCMCollator:
         ends = self._prefix_before(history)
         is_target = self._is_target(history)
         choices = ends[is_target] if self.target == "next_event" else np.unique(ends[is_target])
-        choices = choices[choices > 0] if (choices > 0).any() else choices  # else the start row is all there is
+        choices = choices[choices > 0] if (choices > 0).any() else choices  # else only the start row is read
         if self.augmentation == "last_prefix":
             choices = choices[-1:]
         end = int(generator.choice(choices)) if len(choices) else 0

@@ -73,7 +73,7 @@ class PreparedManifest:
         counts (`dict`): numbers of rows read and dropped, events, customers, cases, and unknown and missing values.
         seeds (`dict`): random seeds. Preparation draws no random number, so it is empty.
         versions (`dict`): versions of Python and of the libraries that wrote the data set, by name.
-        shards (`list[dict]`): one dict by shard, with its `file` name, its number of `rows` and `bytes`, and its
+        shards (`list[dict]`): one dict per shard, with its `file` name, its number of `rows` and `bytes`, and its
             digest `sha256`.
         measures (`dict`): what kind of log it is, as `counts.measure` returns it. Empty where no model is trained on
             the data set.
@@ -202,7 +202,7 @@ def load_prepared(
     verify: bool = False,
     shards: Sequence[int] | None = None,
 ) -> datasets.Dataset:
-    """Opens the shards as one memory-mapped data set with one row by customer, in the order of `customer_id`.
+    """Opens the shards as one memory-mapped data set with one row per customer, in the order of `customer_id`.
 
     Args:
         directory (`str` or `Path`): folder that `prepare` wrote.
@@ -214,8 +214,8 @@ def load_prepared(
             shards.
 
     Returns:
-        `datasets.Dataset`: one row by customer. `customer_id` is text. The lists `times` (seconds since 1970-01-01),
-        `visits`, `feature_<name>`, `task_<name>` and, of numeric features, `value_<name>` have one entry by event.
+        `datasets.Dataset`: one row per customer. `customer_id` is text. The lists `times` (seconds since 1970-01-01),
+        `visits`, `feature_<name>`, `task_<name>` and, of numeric features, `value_<name>` have one entry per event.
         `profile_<name>` is an id. `validation_end` and `test_end` are the numbers of events before each cutoff.
 
     Raises:

@@ -150,7 +150,7 @@ def read_features(entries: Sequence[Any], key: str) -> tuple[FeatureSpec, ...]:
 
 
 def _expanded(entry: Any, where: str) -> list[Any]:
-    """One mapping by feature: an entry with `max_items` or `levels` stands for several features."""
+    """One mapping per feature: an entry with `max_items` or `levels` stands for several features."""
     if not isinstance(entry, Mapping):
         return [entry]
     entry = {key: value for key, value in entry.items() if value is not None or key not in SEVERAL_FEATURES}

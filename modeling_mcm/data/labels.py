@@ -180,7 +180,7 @@ def make_labels(
     """Checks a table of labels.
 
     Args:
-        table (`pandas.DataFrame`): the table, with one row by customer and moment.
+        table (`pandas.DataFrame`): the table, with one row per customer and moment.
         label (`str`): name of the label's column.
         customer (`str`): name of the customer's column.
         time (`str`): name of the column with the label's moment.

@@ -178,9 +178,9 @@ def make_offers(
     """Checks both tables, and joins each offer with its action as it was at the time of the offer.
 
     Args:
-        offers (`pandas.DataFrame`): one row by offer. Columns are `customer_id`, `time` and `action_id`; the outcomes;
-            `group_id`, by default the offers of one customer and day; and `split`, by default "train".
-        actions (`pandas.DataFrame`): one row by action, version and combination of feature values. Columns are
+        offers (`pandas.DataFrame`): one row per offer. Columns are `customer_id`, `time` and `action_id`; the
+            outcomes; `group_id`, by default the offers of one customer and day; and `split`, by default "train".
+        actions (`pandas.DataFrame`): one row per action, version and combination of feature values. Columns are
             `action_id`; columns of the event log; `time`, from which on the version holds, by default always; and
             `weight`, by default the same for all rows of a version.
         outcomes (`Sequence[str]`, *optional*): names of the columns of outcomes. Default: "click" and "conversion",

@@ -32,7 +32,7 @@ from modeling_mcm.data.dataset import PreparedManifest, check_shards
 class StreamedRows(Dataset):
     """Prepared rows as `PreparedRows` gives them, read directly from the shards.
 
-    It needs eight bytes of memory by row, and the decoded columns of each shard that it holds.
+    It needs eight bytes of memory per row, and the decoded columns of each shard that it holds.
 
     Args:
         directory (`str` or `Path`): folder that `prepare` wrote.

@@ -147,7 +147,7 @@ def new_values(arrived: ir.Table, schema: EventSchema, extractor: MCMFeatureExtr
 
 
 def _with_values(events: ir.Table, schema: EventSchema, added: dict[str, list[str]]) -> list[ir.Table]:
-    """Events that had an unknown value and now have a known one: one table by feature with new values."""
+    """Events that had an unknown value and now have a known one: one table per feature with new values."""
     found = []
     places = raw_places(schema.features)
     for i, spec in enumerate(schema.features):
@@ -197,7 +197,7 @@ class Changes:
         """Gives the changes as a table of the engine.
 
         Returns:
-            `ibis.Table`: one row by customer, with the columns customer_id, shard and kept.
+            `ibis.Table`: one row per customer, with the columns customer_id, shard and kept.
         """
         columns = {"customer_id": pa.array(self.customers, pa.string())}
         return ibis.memtable(pa.table(columns | {"shard": pa.array(self.shards), "kept": pa.array(self.kept)}))

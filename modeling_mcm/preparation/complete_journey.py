@@ -43,7 +43,7 @@ def _source_folder() -> Path:
 
 
 def _purchases(transactions: ir.Table, products: ir.Table) -> ir.Table:
-    """One row by line of a receipt. A line without units (a refund, a fee) has no price."""
+    """One row per line of a receipt. A line without units (a refund, a fee) has no price."""
     lines = transactions.left_join(products, "product_id")
     with_coupon = (lines.coupon_disc > 0) | (lines.coupon_match_disc > 0)
     return lines.select(
@@ -67,7 +67,7 @@ def _without_product(table: ir.Table, purchases: ir.Table) -> ir.Table:
 
 
 def _mailings(campaigns: ir.Table, descriptions: ir.Table) -> ir.Table:
-    """One row by household and campaign, at the campaign's start. The row belongs to no visit."""
+    """One row per household and campaign, at the campaign's start. The row belongs to no visit."""
     sent = campaigns.inner_join(descriptions, "campaign_id")
     return sent.select(
         household_id=sent.household_id,
@@ -78,7 +78,7 @@ def _mailings(campaigns: ir.Table, descriptions: ir.Table) -> ir.Table:
 
 
 def _redemptions(redemptions: ir.Table, transactions: ir.Table) -> ir.Table:
-    """One row by redeemed coupon, in the household's last basket of that day, because only the day is known."""
+    """One row per redeemed coupon, in the household's last basket of that day, because only the day is known."""
     baskets = transactions.group_by(transactions.household_id, day=transactions.transaction_timestamp.date()).agg(
         basket_id=transactions.basket_id.argmax(
             ibis.struct({"time": transactions.transaction_timestamp, "basket": transactions.basket_id})
@@ -135,7 +135,7 @@ def build_complete_journey(output_dir: str | Path) -> tuple[Path, Path]:
 
 
 def _offers(campaigns: ir.Table, descriptions: ir.Table, coupons: ir.Table, redemptions: ir.Table) -> ir.Table:
-    """One row by household that got a campaign and coupon of the campaign. Conversion is the coupon's redemption.
+    """One row per household that got a campaign and coupon of the campaign. Conversion is the coupon's redemption.
 
     Which coupons of a large campaign a household got was not recorded, so all of them count as offered.
     """
@@ -161,7 +161,7 @@ def _offers(campaigns: ir.Table, descriptions: ir.Table, coupons: ir.Table, rede
 
 
 def _actions(coupons: ir.Table, descriptions: ir.Table, products: ir.Table) -> ir.Table:
-    """One row by coupon, start of a campaign with it, and feature values of some of its products; see `offers.py`.
+    """One row per coupon, start of a campaign with it, and feature values of some of its products; see `offers.py`.
 
     The products of a coupon differ a little between campaigns, so each start is a version of its own.
     """

@@ -45,7 +45,7 @@ def shard_events(connection: ibis.BaseBackend, paths: Sequence[Path], schema: Ev
         schema (`EventSchema`): event schema that the shards were prepared with.
 
     Returns:
-        `ibis.Table`: one row by event, with the columns customer_id, visit, period, second (since 1970-01-01), f0, f1
+        `ibis.Table`: one row per event, with the columns customer_id, visit, period, second (since 1970-01-01), f0, f1
         ... (ids of the features), t0, t1 ... (labels of the tasks) and is_target.
     """
     with needs("data"):

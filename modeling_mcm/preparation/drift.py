@@ -101,7 +101,7 @@ class DriftReport:
         left_out (`int`): number of events without a customer or a time, which were not read.
         first (`str`): time of the first event, or its number in a log without times.
         last (`str`): time of the last event, or its number in a log without times.
-        features (`list[FeatureDrift]`): one entry by feature that has a column, in the model's order. Features that
+        features (`list[FeatureDrift]`): one entry per feature that has a column, in the model's order. Features that
             share the values of a column have one entry, that of the first of them.
         not_read (`list[str]`): names of the profile features, where no profile table was given.
     """
@@ -138,7 +138,7 @@ def feature_drift(
     """Compares an event log with the vocabularies and bins of a checkpoint.
 
     Args:
-        events (`Any`): the log, one row by event: a Parquet or CSV file, a folder of them, a data frame, an Arrow
+        events (`Any`): the log, one row per event: a Parquet or CSV file, a folder of them, a data frame, an Arrow
             table or an Ibis table.
         feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
         profile (`Any`, *optional*): the profile table in any of the same forms. Default: profile features are not

@@ -348,10 +348,10 @@ def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
         schema (`EventSchema`): event schema of the log.
 
     Returns:
-        `ibis.Table`: one row by event: customer_id (text), second (since 1970-01-01; in a log without times the number
-        that puts events in order), visit_key, and f0, f1 ... (text or number by stored feature). A column with several
-        values is one list of texts, in the position of the first feature that reads it. `visit_key` is "v" and the
-        text of the visit column, or "t" and the second where the events of one time are a visit.
+        `ibis.Table`: one row per event: customer_id (text), second (since 1970-01-01; in a log without times the
+        number that puts events in order), visit_key, and f0, f1 ... (text or number per stored feature). A column with
+        several values is one list of texts, in the position of the first feature that reads it. `visit_key` is "v" and
+        the text of the visit column, or "t" and the second where the events of one time are a visit.
 
     Raises:
         ValueError: if a column is missing or has the wrong type, or times or numbers can't be read.
@@ -417,7 +417,7 @@ def normalise_profile(table: ir.Table, schema: EventSchema) -> ir.Table:
         schema (`EventSchema`): event schema of the log.
 
     Returns:
-        `ibis.Table`: one row by customer: customer_id (text), and p0, p1 ... (text or number by stored feature).
+        `ibis.Table`: one row per customer: customer_id (text), and p0, p1 ... (text or number per stored feature).
 
     Raises:
         ValueError: if a column is missing or has the wrong type, or a customer has two rows.
@@ -491,9 +491,9 @@ def find_visits(events: ir.Table) -> ir.Table:
         events (`ibis.Table`): events with customer_id, second, period, visit_key and is_target.
 
     Returns:
-        `ibis.Table`: one row by visit: customer_id, period, visit_key, visit (number of the customer's visit, from 0),
-        start and end (seconds), has_target, and days (from the start of the customer's visit before, null in the first
-        visit).
+        `ibis.Table`: one row per visit: customer_id, period, visit_key, visit (number of the customer's visit, from
+        0), start and end (seconds), has_target, and days (from the start of the customer's visit before, null in the
+        first visit).
     """
     visits = events.group_by("customer_id", "period", "visit_key").agg(
         start=events.second.min(), end=events.second.max(), has_target=events.is_target.max()

@@ -304,7 +304,7 @@ def prepare(
     """Prepares an event log: `manifest.json`, `feature_extractor/`, `popularity.parquet` and shards of customers.
 
     Args:
-        events (`Any`): the log, one row by event: a Parquet or CSV file, a folder of them, an address that fsspec
+        events (`Any`): the log, one row per event: a Parquet or CSV file, a folder of them, an address that fsspec
             knows, a list of these, a data frame, an Arrow table or an Ibis table.
         schema (`EventSchema`): what the columns mean. With the cutoffs `NO_CUTOFFS`, as `schema_of` sets them, nothing
             is split by time and no period needs an event: such a data set is for scoring only.

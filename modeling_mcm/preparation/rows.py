@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""From encoded events to what lies on disk: one row by customer in Parquet shards, popularity, counts of ids."""
+"""From encoded events to what lies on disk: one row per customer in Parquet shards, popularity, counts of ids."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSch
     sorted after they are collected, because not every engine can collect in an order.
 
     Args:
-        encoded (`ibis.Table`): one row by event, from `encode_events`.
+        encoded (`ibis.Table`): one row per event, from `encode_events`.
         profiles (`ibis.Table` or None): encoded profiles, from `encode_profiles`.
         schema (`EventSchema`): event schema of the log.
 
     Returns:
-        `ibis.Table`: one row by customer, with the internal columns of `shard_schema` and the number of its `shard`.
+        `ibis.Table`: one row per customer, with the internal columns of `shard_schema` and the number of its `shard`.
     """
     names = [f"f{i}" for i in range(len(schema.features))]
     value_names = [f"v{i}" for i in value_places(schema.features)]
@@ -127,7 +127,7 @@ def continued(rows: pa.Table, kept: NDArray[np.int64], others: pa.Table) -> pa.T
         others (`pyarrow.Table`): rows with the new events, of these customers and of new ones.
 
     Returns:
-        `pyarrow.Table`: one row by customer, in the order of `customer_id`.
+        `pyarrow.Table`: one row per customer, in the order of `customer_id`.
     """
     lengths = pc.list_value_length(rows["visits"]).to_numpy()
     owners = np.repeat(np.arange(len(rows)), lengths)

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adds new events to a prepared data set, without preparing all customers again.
 
-The log is a folder of Parquet files, one or more by day, and it is always the truth. An update finds the files that it
-has not read yet, and for each customer in them the first visit that they change. What comes before that visit stays in
-the customer's row, and the visits from there on are read from the log again. All other rows stay as they are, and so
-do shards without a changed customer. A late event, or a visit that continues after midnight, needs no special care:
+The log is a folder of Parquet files, one or more per day, and it is always the truth. An update finds the files that
+it has not read yet, and for each customer in them the first visit that they change. What comes before that visit stays
+in the customer's row, and the visits from there on are read from the log again. All other rows stay as they are, and
+so do shards without a changed customer. A late event, or a visit that continues after midnight, needs no special care:
 the result has the same rows in the same order as a full preparation with the same vocabularies and cutoffs.
 """
 

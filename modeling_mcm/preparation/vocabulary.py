@@ -115,7 +115,7 @@ def fit_values(column: ir.Value, spec: FeatureSpec) -> list[str]:
     all values.
 
     Args:
-        column (`ibis.Value`): values of the feature, one by event.
+        column (`ibis.Value`): values of the feature, one per event.
         spec (`FeatureSpec`): the feature, with `min_count` and `max_values`.
 
     Returns:
@@ -379,8 +379,8 @@ def encode_events(events: ir.Table, visits: ir.Table, fitted: Vocabularies, sche
         schema (`EventSchema`): event schema of the log.
 
     Returns:
-        `ibis.Table`: one row by event: customer_id, shard, visit, period, closes_visit (1 for an added event), second,
-        f0, f1 ... (ids), is_target, and v0, v1 ... (values of numeric features, numbered like the features).
+        `ibis.Table`: one row per event: customer_id, shard, visit, period, closes_visit (1 for an added event),
+        second, f0, f1 ... (ids), is_target, and v0, v1 ... (values of numeric features, numbered like the features).
     """
     joined = events.inner_join(
         visits.select("customer_id", "period", "visit_key", "visit", "days"), ["customer_id", "period", "visit_key"]

@@ -192,9 +192,9 @@ def calibration(folder: str, data: str, since: str) -> dict[str, list[dict[str, 
         since (`str`): moment from which on events count, such as "2024-05-06".
 
     Returns:
-        `dict[str, list[dict]]`: by task one dict by range that occurs: `from` and `to` (limits of the range), `labels`
-        (number of predicted labels in it), `predicted` (their mean probability), and `happened` (their mean share of
-        the targets of the customer's next visit with a target).
+        `dict[str, list[dict]]`: by task one dict per range that occurs: `from` and `to` (limits of the range),
+        `labels` (number of predicted labels in it), `predicted` (their mean probability), and `happened` (their mean
+        share of the targets of the customer's next visit with a target).
 
     Raises:
         ValueError: if the data set has no target event from `since` on.

@@ -31,7 +31,7 @@ from modeling_mcm.files_mcm import atomic_write
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
-EMBEDDING, SCORES = "embedding", "_scores"  # a column, and the end of the name of a task's second column
+EMBEDDING, SCORES = "embedding", "_scores"  # the embedding's column; a task's scores are in TASK_scores
 
 
 @dataclass(frozen=True)
@@ -194,8 +194,8 @@ class Scorer:
                 done.
 
         Returns:
-            `pyarrow.Table`: one row by customer, in the order of `rows`: `customer_id`; optionally `embedding`, a list
-            of float32; a float32 column by forecast; and by task its best labels, a list of text in the column
+            `pyarrow.Table`: one row per customer, in the order of `rows`: `customer_id`; optionally `embedding`, a
+            list of float32; a float32 column per forecast; and by task its best labels, a list of text in the column
             `<task>`, with their probabilities, a list of float32 in `<task>_scores`.
 
         Raises:
