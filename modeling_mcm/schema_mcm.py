@@ -20,7 +20,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -251,6 +251,7 @@ class LogSchema:
     min_history: int = DEFAULT_MIN_HISTORY
     time_zone: str = DEFAULT_ZONE
     order: str | None = None
+    FEWEST_EVENTS: ClassVar[int] = 1  # the start row alone
 
     def __post_init__(self) -> None:
         for key in ("name", "customer", "time_zone"):
@@ -258,7 +259,7 @@ class LogSchema:
         for key in ("time", "order", "token_type", "visit", "end_of_visit"):
             if getattr(self, key) is not None:
                 check_text(getattr(self, key), key)
-        check_integer(self.max_events, "max_events", 1, MOST_EVENTS)
+        check_integer(self.max_events, "max_events", self.FEWEST_EVENTS, MOST_EVENTS)
         read_zone(self.time_zone)
         if self.token_type is None:
             self._add_token_type()

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from modeling_mcm.data.features import check_keys, read_features
 from modeling_mcm.data.text_format import TextFormat
@@ -95,6 +95,7 @@ class EventSchema(LogSchema):
     delimiter: str | None = None
     quote: str = '"'
     escape: str | None = None
+    FEWEST_EVENTS: ClassVar[int] = 2  # the start row and an event
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> EventSchema:
@@ -149,7 +150,6 @@ class EventSchema(LogSchema):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer(self.max_events, "max_events", 2, MOST_EVENTS)
         check_integer(self.min_history, "min_history", 1, MOST_EVENTS)
         check_integer(
             self.max_events_per_customer, "max_events_per_customer", self.max_events, MOST_EVENTS_PER_CUSTOMER
