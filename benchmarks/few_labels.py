@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is a pre-trained customer state worth where labels are few? Kids and churn with 100, 300 and 1,000 of them.
 
-    python benchmarks/few_labels.py --model runs/before_offers --data data/offers/prepared
+    python benchmarks/few_labels.py --model runs/quickstart --data data/complete_journey/prepared
 
 Histories end at the validation cutoff, where pre-training ended. Of the labelled customers some are drawn, each class
 in its share, and the others are predicted; that is repeated, with the same draws for every method:
