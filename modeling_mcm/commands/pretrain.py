@@ -33,9 +33,13 @@ def main() -> None:
     """Reads the options, trains or goes on training, and saves the model with its feature extractor."""
     keep_freed_memory()
     option_classes = (ModelOptions, Objective, PretrainingArguments)
-    # The recipe depends on --data, so the options are read twice. These two are the same in every recipe.
+    # The recipe depends on --data, so the options are read twice. These two are the same in every recipe, and without
+    # them a patience alone would be a mistake.
     every_epoch = {"eval_strategy": "epoch", "save_strategy": "epoch"}
-    options, _, training = parse_options(*option_classes, description=__doc__, defaults=every_epoch)
+    has_own = bool(every_epoch.keys() & named_options())
+    options, _, training = parse_options(
+        *option_classes, description=__doc__, defaults=None if has_own else every_epoch
+    )
     check_launch(training.world_size)
     if options.data is None:
         raise SystemExit("--data is missing: give the folder that training/prepare_data.py wrote.")
