@@ -28,7 +28,7 @@ class Task:
         method: its name in the table.
         sequences: Parquet file with `customer` and `items`, ids from 0, oldest first, at most `length` + 1 of each.
         items: how many there are.
-        seconds: of training.
+        seconds (`float`): seconds that a method may train for.
         recommend_to: Parquet file for `customer` and `items`, the best `top`, best first.
         more: what only this method reads.
     """

@@ -30,7 +30,6 @@ def command(settings, prepared, folder, *options, script="training/run_pretrain.
         "hidden_dropout_prob=0",
         "attention_probs_dropout_prob=0",
         "event_dropout_prob=0",
-        "state_size=0",  # it is not trained under FSDP, and a run with it is not resumed there
     ]
     return list(map(str, words))
 
@@ -106,7 +105,10 @@ def test_sharded_weights_give_the_model_of_whole_ones_also_after_a_resume(on_two
     assert losses(folder) == pytest.approx(losses(on_two), rel=1e-5)
     whole, sharded = load_file(on_two / "model.safetensors"), load_file(folder / "model.safetensors")
     assert whole.keys() == sharded.keys()
-    assert all(torch.allclose(value, sharded[name], atol=1e-4) for name, value in whole.items())
+    not_under_fsdp = ("model.state.", "model.forecasts.")  # a warning says so
+    of_training = {name: value for name, value in whole.items() if not name.startswith(not_under_fsdp)}
+    assert 10 < len(of_training) < len(whole)
+    assert all(torch.allclose(value, sharded[name], atol=1e-4) for name, value in of_training.items())
     for path in folder.iterdir():
         if path.is_file():
             path.unlink()
