@@ -122,13 +122,18 @@ def named_options(arguments: Sequence[str] | None = None) -> set[str]:
         arguments (sequence of `str`, *optional*): The command line, as for [`parse_options`].
 
     Returns:
-        `set[str]`: The names of the options, without dashes.
+        `set[str]`: The names of the options, without dashes. A YAML file that can't be read adds none:
+        [`parse_options`] says what is wrong with it.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     names = {word.lstrip("-").partition("=")[0] for word in words if word.startswith("--")}
     if words and words[0].endswith((".yaml", ".yml")):
-        values = read_yaml(words[0], RecipeLoader)
-        names |= {name for name, value in values.items() if value is not None}
+        try:
+            values = read_yaml(words[0], RecipeLoader)
+        except (OSError, ValueError):
+            values = None
+        if isinstance(values, dict):
+            names |= {name for name, value in values.items() if value is not None}
     return names
 
 
