@@ -26,7 +26,6 @@ from tqdm.auto import tqdm
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.commands.arguments import parse_options
-from modeling_mcm.counting import CASES, fit_scales_of, validation_parts
 from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
 from modeling_mcm.evaluation.cases import EvaluationCases, Horizon, find_cases, unmet_only
@@ -34,6 +33,7 @@ from modeling_mcm.evaluation.ranking import TargetRanks
 from modeling_mcm.evaluation.tables import write_values
 from modeling_mcm.modeling_mcm import PARTS
 from modeling_mcm.training.checkpoints import check_files, read_checkpoint
+from modeling_mcm.training.gains import CASES, fit_scales_of, validation_parts
 
 RELATED = ("habits", "new")
 Parts = Mapping[str, torch.Tensor]

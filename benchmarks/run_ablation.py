@@ -31,10 +31,10 @@ from modeling_mcm.data import PreparedManifest, load_prepared
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, MANIFEST_FILE, sha256_of
 from modeling_mcm.evaluation.cases import EvaluationCases, find_cases
 from modeling_mcm.evaluation.counting import BASELINES, NEEDS, counting_baselines, not_installed
+from modeling_mcm.evaluation.model import model_values
 from modeling_mcm.evaluation.tables import write_values
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_json
-from modeling_mcm.model_evaluation import model_values
 
 logger = logging.getLogger("run_ablation")
 ROOT = Path(__file__).resolve().parents[1]

@@ -40,9 +40,9 @@ PAPER_FEATURES = {"token_type": 8, "product_line": 42, "category": 502, "subcate
 @auto_docstring(
     custom_intro="""
     Configuration of [`MCMModel`] and [`MCMForMultiTaskRecommendation`]. The defaults are the shipped model mcm-base:
-    the choices of `modeling_mcm.recipe` for a log of visits in which customers repeat themselves. The paper's models
-    (Luo and Wang, *MCM: A Multi-task Pre-trained Customer Model for Personalization*, RecSys 2023) are in
-    `configuration/ablations/`.
+    the choices of `modeling_mcm.training.recipe` for a log of visits in which customers repeat themselves. The
+    paper's models (Luo and Wang, *MCM: A Multi-task Pre-trained Customer Model for Personalization*, RecSys 2023) are
+    in `configuration/ablations/`.
 
     A value of the wrong type, or two values that contradict each other, raise a
     `huggingface_hub.errors.StrictDataclassError` that names them and what to do. A config.json of an earlier version

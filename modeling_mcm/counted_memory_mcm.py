@@ -15,7 +15,7 @@
 """The counted memory: adds counts over all training customers to a label's score. They are counted once.
 
 The tables say which labels followed which labels, and which labels occur together. They are counted over the training
-customers and are not trained; only their gains are learned, by `modeling_mcm.counting`.
+customers and are not trained; only their gains are learned, by `modeling_mcm.training.gains`.
 
 Shapes: B customers, L events, R scored prefixes of all customers, V labels of a task, A latest labels of a customer,
 K followers of a label. A follower of a label is a label that came soon after it.

@@ -46,6 +46,7 @@ from modeling_mcm.evaluation.counting import (
     default_baselines,
     not_installed,
 )
+from modeling_mcm.evaluation.model import model_scores, model_values
 from modeling_mcm.evaluation.offers import (
     OfferTruth,
     expected_takes,
@@ -59,7 +60,6 @@ from modeling_mcm.evaluation.ranking import mask_met
 from modeling_mcm.evaluation.reports import text_table, with_interval, write_report
 from modeling_mcm.evaluation.tables import by_history, history_table, metric_table, summary, target_of, write_values
 from modeling_mcm.files_mcm import write_json
-from modeling_mcm.model_evaluation import model_scores, model_values
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.checkpoints import CheckpointError, check_files, read_checkpoint

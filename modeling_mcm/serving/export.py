@@ -161,7 +161,7 @@ def cost_in_ndcg(model: str, exported: str, data: str) -> tuple[list[list[str]],
     from modeling_mcm.data import PreparedManifest, load_prepared
     from modeling_mcm.evaluation import bootstrap_interval, paired_difference
     from modeling_mcm.evaluation.cases import find_cases
-    from modeling_mcm.model_evaluation import model_values
+    from modeling_mcm.evaluation.model import model_values
 
     extractor, rows = MCMFeatureExtractor.from_pretrained(model), load_prepared(data)
     schema = PreparedManifest.load(data).event_schema

@@ -14,15 +14,6 @@ from numpy.typing import NDArray
 from transformers.utils import logging
 
 from modeling_mcm.configuration_mcm import MCMConfig
-from modeling_mcm.counting import (
-    CASES,
-    fill_followers,
-    fill_label_values,
-    fill_related,
-    fit_followers,
-    fit_scales,
-    training_labels,
-)
 from modeling_mcm.data import PreparedManifest, load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.data.dataset import (
@@ -32,6 +23,8 @@ from modeling_mcm.data.dataset import (
 )
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.training.counts import fill_followers, fill_label_values, fill_related, training_labels
+from modeling_mcm.training.gains import CASES, fit_followers, fit_scales
 from modeling_mcm.training.moments import train_state
 from modeling_mcm.training.options import ModelOptions
 from modeling_mcm.training.resuming import RunError

@@ -34,11 +34,10 @@ from modeling_mcm.evaluation.baseline_cache import BaselineCache
 from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.evaluation.comparison import baseline_warnings, values_of
 from modeling_mcm.evaluation.counting import FIRST_BASELINES, STRONG_BASELINES, counting_baselines
+from modeling_mcm.evaluation.model import model_values
 from modeling_mcm.losses_mcm import Objective
-from modeling_mcm.model_evaluation import model_values
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.recipe import Recipe, recipe_for
 from modeling_mcm.training.callbacks import FirstComparison
 from modeling_mcm.training.fitting import (
     fit_counted_memory,
@@ -49,6 +48,7 @@ from modeling_mcm.training.fitting import (
     trainable,
 )
 from modeling_mcm.training.options import AUTO, NONE, ModelOptions, PretrainingArguments
+from modeling_mcm.training.recipe import Recipe, recipe_for
 from modeling_mcm.training.resuming import PRETRAINING, Start, deciding_options, find_start, output_folder_lock
 from modeling_mcm.training.sizes import config_of
 from modeling_mcm.training.trainer import BEST_METRIC, MCMTrainer

@@ -18,10 +18,10 @@ import torch
 from faults import expected
 
 from modeling_mcm import MCMFeatureExtractor, MCMForActionRecommendation, MCMForMultiTaskRecommendation, MCMModel
-from modeling_mcm.counting import fill_followers, fill_label_values, fill_related, training_labels
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.dataset import POPULARITY_FILE
 from modeling_mcm.serving.export import example_inputs
+from modeling_mcm.training.counts import fill_followers, fill_label_values, fill_related, training_labels
 
 pytestmark = pytest.mark.skipif(torch.__version__ < (2, 11), reason="transformers' exporters need torch 2.11")
 

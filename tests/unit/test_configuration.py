@@ -16,7 +16,7 @@ from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation
 from modeling_mcm.configuration_mcm import CHOICES
 from modeling_mcm.earlier_configs_mcm import EARLIER_DEFAULTS, ONE_VALUE, REMOVED
 from modeling_mcm.losses_mcm import Objective
-from modeling_mcm.recipe import recipe_for
+from modeling_mcm.training.recipe import recipe_for
 
 CONFIGURATION = Path(__file__).resolve().parents[2] / "configuration"
 FEATURES = {"type": 5, "items": 9, "a.b": 4, "Age": 3}  # neither alphabetical nor the reverse

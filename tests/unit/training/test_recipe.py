@@ -5,7 +5,7 @@
 import pytest
 
 from modeling_mcm import MCMConfig
-from modeling_mcm.recipe import MANY_LABELS, recipe_for
+from modeling_mcm.training.recipe import MANY_LABELS, recipe_for
 
 SIZES = {"item": 502}
 FEATURES = {"features": ["item"], "vocabulary_sizes": [502], "tasks": ["item"]}
