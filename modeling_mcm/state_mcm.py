@@ -68,7 +68,8 @@ class CustomerState(nn.Module):
     or 1 where a feature has one certain value. One of the half-lives T_k is infinite: that count does not fade.
     `state_features`, which have few values, are counted at every half-life. Tasks among the other features, which have
     many values, are counted at one half-life and unfaded (see `MCMConfig.counted_features`). z also contains the
-    logarithms of `GAPS`. The start row is no event, so the profile is no part of the state.
+    logarithms of `GAPS`. The start row is no event, so the profile is no part of the state. The first numbers of the
+    state are the z of `plain_counts`, which a linear model of visits or spend would otherwise miss.
 
     Args:
         config ([`MCMConfig`]): configuration of the model.
@@ -99,6 +100,27 @@ class CustomerState(nn.Module):
         """Size of the first part of z: events, visits, sums, features with few values, and gaps."""
         channels = 2 + self.num_sums + sum(self.sizes[j] for j in self.few)
         return (len(self.half_lives) + 1) * channels + len(GAPS)
+
+    @property
+    def plain_counts(self) -> list[int]:
+        """Indices in z of the counts that the state holds unchanged: gaps, visits, sums and events.
+
+        There are at most half as many as the state has numbers; the first of this order come first.
+        """
+        kernels = len(self.half_lives) + 1
+        gaps = list(range(self.num_few - len(GAPS), self.num_few))
+        events, others = list(range(kernels)), list(range(kernels, kernels * (2 + self.num_sums)))
+        return [*gaps, *others, *events][: self.direct.out_features // 2]
+
+    @torch.no_grad()
+    def keep_plain_counts(self) -> None:
+        """Sets the weights of the first numbers of the state, so that they are the z of `plain_counts`."""
+        plain = self.plain_counts
+        rows = slice(len(plain))
+        self.direct.weight[rows] = 0.0
+        self.direct.weight[range(len(plain)), plain] = 1.0
+        self.direct.bias[rows] = 0.0
+        self.bent_out.weight[rows] = 0.0
 
     @property
     def num_many(self) -> int:

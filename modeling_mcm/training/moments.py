@@ -283,6 +283,7 @@ def _train(
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=WARM_UP)
     state.train()
+    state.keep_plain_counts()
     history: list[dict[str, float]] = []
     for _ in (progress or logging.tqdm)(range(steps), desc="Customer state", unit="step"):
         moments = sampler.draw(next(batches), MOMENTS)
@@ -300,6 +301,7 @@ def _train(
         cast(torch.Tensor, sum(losses.values())).backward()
         nn.utils.clip_grad_norm_(parameters, LONGEST_GRADIENT)
         optimizer.step()
+        state.keep_plain_counts()
         schedule.step()
         history.append({name: value.item() for name, value in losses.items()})
     state.eval()
