@@ -93,7 +93,7 @@ class Whereabouts:
     there: set[str]
     absent: dict[str, list[str]]
 
-    def said_of_absent(self, only_near: bool = False) -> list[str]:
+    def absent_lines(self, only_near: bool = False) -> list[str]:
         """Writes a line for each id that is in no place.
 
         Args:
