@@ -154,10 +154,12 @@ def costs(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
         own_runs = [run for run in runs if (run.model, run.tasks[0] if run.one_task else None) == name]
         facts = [run.read("pretraining.json") for run in own_runs]
         row: dict[str, Any] = {"model": name[0], "task": name[1]}
-        rows.append(
-            row | {count: float(np.mean([fact[count] for fact in facts])) for count in ("max_seconds", *SHOWN_COSTS)}
-        )
+        rows.append(row | {count: float(np.mean([fact[count] for fact in facts])) for count in SHOWN_COSTS})
     return rows
+
+
+def _name(cost: dict[str, Any]) -> str:
+    return f"{cost['model']} ({cost['task']})" if cost["task"] else cost["model"]
 
 
 def _distinct(facts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -168,7 +170,7 @@ def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> 
     """Writes the page from the result of [`summarize`]; paths of `pictures` are relative to the page."""
     models, ours, reference = results["models"], results["ours"], results["reference"]
     alone = list(dict.fromkeys(cost["model"] for cost in results["costs"] if cost["task"]))
-    budget = max(cost["max_seconds"] for cost in results["costs"])
+    ended = [_name(cost) for cost in results["costs"] if cost["seconds"] >= results["max_seconds"]]
     lines = [
         "# Results",
         "",
@@ -176,10 +178,11 @@ def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> 
         "",
         f"{results['cases']:,} {results['cutoff']} cases of {results['data']} "
         "([how cases are made](event_schema.md)): everything is ranked, nothing is filtered. In square brackets 95% "
-        f"intervals, customers resampled. Every model trains for {budget:g} seconds, evaluation and saving not "
-        f"counted ({ours} by [its recipe](recipe.md), which may end it before), once with each of the seeds "
-        f"{', '.join(map(str, results['seeds']))}; a customer's value is the mean over the seeds. "
-        f"{' and '.join(alone)} are one model for each task, each with the whole budget, which is generous to them; "
+        f"intervals, customers resampled. Every model trains until {results['patience']} epochs in a row bring no "
+        f"better validation, for at most {results['max_seconds']:g} seconds, evaluation and saving not counted, and "
+        f"its best epoch is taken; {', '.join(ended) or 'none'} came to that limit. All else of {ours} is by [its "
+        f"recipe](recipe.md). Seeds: {', '.join(map(str, results['seeds']))}; a customer's value is the mean over "
+        f"them. {' and '.join(alone)} are one model for each task, each with all that time, which favours them; "
         "each of the others predicts all tasks of the event schema at once.",
         "",
     ]
@@ -221,8 +224,7 @@ def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> 
     ]
     rows = []
     for cost in results["costs"]:
-        name = f"{cost['model']} ({cost['task']})" if cost["task"] else cost["model"]
-        rows.append([name, *(f"{cost[count]:{style}}" for count, (_, style) in SHOWN_COSTS.items())])
+        rows.append([_name(cost), *(f"{cost[count]:{style}}" for count, (_, style) in SHOWN_COSTS.items())])
     lines += [*markdown_table([["model", *(title for title, _ in SHOWN_COSTS.values())], *rows]), ""]
     lines += [
         f"![Training curves]({pictures[1]})",

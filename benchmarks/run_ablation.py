@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's ablation beside ours and the counting baselines, at equal compute; writes the results page.
+"""The paper's ablation beside ours and the counting baselines, each trained to its best; writes the results page.
 
-    python benchmarks/run_ablation.py --data data/complete_journey/prepared --max_seconds 600 --seeds 0 1 2
+    python benchmarks/run_ablation.py --data data/complete_journey/prepared --seeds 0 1 2
 
-Every model trains for the same seconds, ours by its recipe, which may end it before. BERT4Rec and MCM_Single predict
-one task, so there is one of them for each task, each with the whole budget; the others are one model for all tasks of
-the event schema. Leave the machine to it: what else runs on it takes from the budget of whichever model is training.
+Every model trains until validation gets no better for some epochs, or until a limit of seconds. BERT4Rec and
+MCM_Single predict one task, so there is one of them for each task, each with all that time; the others are one model
+for all tasks of the event schema. Leave the machine to it: what else runs takes from the seconds of a training.
 
 Finished runs with the same options, configuration and data are kept, so it may be interrupted and run again. A change
 of the code is not noticed: remove the output folder then.
@@ -40,7 +40,7 @@ logger = logging.getLogger("run_ablation")
 ROOT = Path(__file__).resolve().parents[1]
 LENGTHS = [1, 3, 10]
 PAPER_OBJECTIVE = {"ranking_loss_weight": 0.0, "target_half_life_days": 0.0}  # equation 4 alone, all times alike
-UNBOUNDED = 1_000_000  # epochs: the clock ends a run
+UNBOUNDED = 1_000_000  # epochs: validation or the clock ends a run
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,12 @@ class AblationOptions:
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds; every model is trained once for each."}
     )
-    max_seconds: float = field(default=600.0, metadata={"help": "Seconds of training of each model and seed."})
+    patience: int = field(
+        default=3, metadata={"help": "Epochs in a row without a better validation after which a training ends."}
+    )
+    max_seconds: float = field(
+        default=3600.0, metadata={"help": "Seconds after which the training of a model and seed ends at the latest."}
+    )
     cutoff: str = field(
         default="test",
         metadata={
@@ -103,8 +108,10 @@ class AblationOptions:
     )
 
     def __post_init__(self):
-        if not (self.max_seconds > 0 and self.seeds and self.tasks):
-            raise ValueError("--max_seconds must be positive, and --seeds and --tasks name at least one each.")
+        if not (self.max_seconds > 0 and self.patience > 0 and self.seeds and self.tasks):
+            raise ValueError(
+                "--max_seconds and --patience must be positive, and --seeds and --tasks name at least one each."
+            )
         known = [model.name for model in MODELS]
         if not {BERT4REC, OURS} <= set(self.models) <= set(known):
             raise ValueError(
@@ -143,6 +150,7 @@ def train(model: AblatedModel, run: FinishedRun, options: AblationOptions, data:
     """Trains a model unless it was, in a process of its own; returns what identifies the run."""
     overrides = [f"{name}={json.dumps(run.tasks)}" for name in model.fields_of_task]
     settings: dict[str, Any] = {"max_seconds": options.max_seconds, "seed": run.seed}
+    settings["early_stopping_patience"] = options.patience
     if not model.by_recipe:
         settings |= PAPER_OBJECTIVE
         settings |= {"per_device_train_batch_size": model.batch_size, "learning_rate": model.learning_rate}
@@ -159,11 +167,11 @@ def train(model: AblatedModel, run: FinishedRun, options: AblationOptions, data:
         shutil.rmtree(run.folder)
     flags = {"data": options.data, "config": ROOT / model.config, "output_dir": run.folder, **settings}
     flags |= {"num_train_epochs": UNBOUNDED, "logging_steps": 10, "logging_first_step": True}
-    flags |= {"report_to": "none", "disable_tqdm": True}
-    flags |= {} if model.by_recipe else {"save_strategy": "no", "recipe": "none"}
+    flags |= {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 1}
+    flags |= {"report_to": "none", "disable_tqdm": True} | ({} if model.by_recipe else {"recipe": "none"})
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     words += ["--config_overrides", *overrides] if overrides else []
-    logger.info("%s trains for %g seconds.", run.folder, options.max_seconds)
+    logger.info("%s trains for at most %g seconds.", run.folder, options.max_seconds)
     subprocess.run([sys.executable, str(ROOT / "training" / "run_pretrain.py"), *words], check=True)
     write_record(record, identity)
     return identity
@@ -236,7 +244,7 @@ def compare(options: AblationOptions) -> Path:
 
     results = summarize(runs, counting, options.cutoff, options.tasks, ours=OURS, reference=BERT4REC)
     results["command"] = shlex.join(["python", "benchmarks/run_ablation.py", *sys.argv[1:]])
-    results["data"] = schema.name
+    results |= {"data": schema.name, "patience": options.patience, "max_seconds": options.max_seconds}
     write_json(Path(options.output_dir, "results.json"), results)
     page = Path(options.report)
     pictures = page.parent / "pictures"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The paper's ablation and ours at equal compute, on real data, into docs/results.md: seven runs a seed, three and a half
-# hours with the defaults. Safe to interrupt and to run again. Options go to run_ablation.py: --max_seconds 60 --seeds 0
+# The paper's ablation and ours, each until validation stops, on real data, into docs/results.md: seven runs a seed of
+# up to an hour each. Safe to interrupt and to run again. Options go to run_ablation.py: --max_seconds 900 --seeds 0
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

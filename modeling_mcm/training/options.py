@@ -10,6 +10,7 @@ from typing import ClassVar
 import psutil
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import is_tensorboard_available
 
 from modeling_mcm.training.trainer import BEST_METRIC
 
@@ -128,7 +129,8 @@ class PretrainingArguments(TrainingArguments):
         metadata={"help": "Largest number of checkpoints to keep; older ones are deleted, but not the best."},
     )
     report_to: str | None = field(
-        default="tensorboard", metadata={"help": "Tools that metrics are logged to, such as tensorboard, or none."}
+        default="tensorboard" if is_tensorboard_available() else "none",
+        metadata={"help": "Tools that metrics are logged to, or none. By default tensorboard where it is installed."},
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay false: the collator needs all columns of the rows."}

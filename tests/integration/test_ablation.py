@@ -98,7 +98,7 @@ def test_the_json_holds_what_the_runs_left(ablation, results):
         found = results["methods"][name][TASK]["next_visit_ndcg@10"]
         assert found["mean"] == pytest.approx(of_method[name].mean()) == found["by_seed"]["3"]
         facts = json.loads((run / "pretraining.json").read_text())
-        assert facts["seed"] == 3 and facts["seconds"] >= 1 and facts["targets"] > 0 and facts["steps"] > 0
+        assert facts["seed"] == 3 and facts["seconds"] > 0 and facts["targets"] > 0 and facts["steps"] > 0
         (cost,) = [cost for cost in results["costs"] if cost["model"] == name]
         assert cost["steps"] == facts["steps"] and cost["targets"] == facts["targets"]
     gain = of_method["ours"].mean() / of_method["BERT4Rec"].mean() - 1

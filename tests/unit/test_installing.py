@@ -8,12 +8,15 @@ import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import import_without
 import pytest
 from choices import TINY
 from faults import expected
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 # What setup.py always installs, and what that brings with it.
@@ -101,6 +104,21 @@ def test_a_module_of_ours_that_is_missing_is_no_extra():
         import modeling_mcm.nowhere  # noqa: F401
 
 
+def beyond_the_base_install():
+    """Every installed top-level module that `pip install modeling-mcm` alone does not bring."""
+    waiting, base = ["modeling-mcm"], set()
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name in base:
+            continue
+        base.add(name)
+        needed = [Requirement(each) for each in metadata.requires(name) or []]
+        waiting += [each.name for each in needed if not each.marker or each.marker.evaluate({"extra": ""})]
+    modules = metadata.packages_distributions()
+    names = {name for name, owners in modules.items() if not base & {canonicalize_name(each) for each in owners}}
+    return sorted(names - {"_distutils_hack", "pkg_resources", "setuptools"})
+
+
 @pytest.mark.slow
 def test_training_and_scoring_run_without_any_extra(prepared, tmp_path):
     code = "import runpy, sys\nfrom import_without import hide\nhide(sys.argv.pop(1))\n"
@@ -111,7 +129,8 @@ def test_training_and_scoring_run_without_any_extra(prepared, tmp_path):
     pretrain = ["--config", tmp_path, "--config_overrides", *sizes, "--max_steps", 2, "--output_dir", tmp_path / "run"]
     predict = ["--model", tmp_path / "run", "--output_dir", tmp_path / "scores"]
     for script, options in (("run_pretrain", pretrain), ("run_predict", predict)):
-        command = [sys.executable, "-c", code, CASES[-1], f"training/{script}.py", "--data", prepared, *options]
+        hidden = ",".join(beyond_the_base_install())
+        command = [sys.executable, "-c", code, hidden, f"training/{script}.py", "--data", prepared, *options]
         done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
     assert list((tmp_path / "scores").glob("*.parquet"))
