@@ -92,27 +92,27 @@ def summarize(
     baselines = list(methods)
     by_seed: dict[str, dict[tuple[str, str], dict[int, NDArray]]] = {}
     for run in runs:
-        found, values = read_values(run.values_file(cutoff))
-        if found != customers:
+        names, values = read_values(run.values_file(cutoff))
+        if names != customers:
             raise ValueError(
-                f"{run.folder} was evaluated on {len(found)} customers that are not the {len(customers)} of "
+                f"{run.folder} was evaluated on {len(names)} customers that are not the {len(customers)} of "
                 f"{counting}: remove the output folder and run the ablation again."
             )
-        for key, of_customers in values[run.model].items():
-            by_seed.setdefault(run.model, {}).setdefault(key, {})[run.seed] = of_customers
+        for key, by_customer in values[run.model].items():
+            by_seed.setdefault(run.model, {}).setdefault(key, {})[run.seed] = by_customer
     # a customer's value is the mean over seeds, so that intervals are those of customers
     methods |= {
-        model: {key: np.mean(list(seeds.values()), axis=0) for key, seeds in found.items()}
-        for model, found in by_seed.items()
+        model: {key: np.mean(list(seeds.values()), axis=0) for key, seeds in by_key.items()}
+        for model, by_key in by_seed.items()
     }
     table: dict[str, Any] = {}
-    for method, of_method in methods.items():
+    for method, metrics in methods.items():
         table[method] = {task: {} for task in tasks}
         for task in tasks:
             for metric in METRICS:
                 seeds = by_seed.get(method, {}).get((task, metric), {})
                 means = {str(seed): float(np.nanmean(values)) for seed, values in seeds.items()}
-                interval = bootstrap_interval(of_method[task, metric])._asdict()
+                interval = bootstrap_interval(metrics[task, metric])._asdict()
                 table[method][task][metric] = interval | ({"by_seed": means} if means else {})
     return {
         "cutoff": cutoff,
@@ -136,34 +136,34 @@ def summarize(
 
 def differences(ours: Values, theirs: Values, tasks: Sequence[str]) -> dict[str, Any]:
     """Computes relative differences of two methods on the same customers by metric, of each task and of their mean."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for metric in COMPARED:
         pairs = {task: (ours[task, metric], theirs[task, metric]) for task in tasks}
-        found[metric] = {task: paired_difference(*pair).relative._asdict() for task, pair in pairs.items()}
+        result[metric] = {task: paired_difference(*pair).relative._asdict() for task, pair in pairs.items()}
         firsts, seconds = zip(*pairs.values(), strict=True)
-        found[metric]["average"] = average_relative_difference(np.stack(firsts), np.stack(seconds))._asdict()
-    return found
+        result[metric]["average"] = average_relative_difference(np.stack(firsts), np.stack(seconds))._asdict()
+    return result
 
 
 def costs(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
     """Computes what the training of each model took, as the mean over its seeds. Models of one task are listed
     separately.
     """
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for name in dict.fromkeys((run.model, run.tasks[0] if run.one_task else None) for run in runs):
-        of_model = [run for run in runs if (run.model, run.tasks[0] if run.one_task else None) == name]
-        facts = [run.read("pretraining.json") for run in of_model]
+        own_runs = [run for run in runs if (run.model, run.tasks[0] if run.one_task else None) == name]
+        facts = [run.read("pretraining.json") for run in own_runs]
         row: dict[str, Any] = {"model": name[0], "task": name[1]}
-        found.append(row | {count: float(np.mean([fact[count] for fact in facts])) for count in SHOWN_COSTS})
-    return found
+        rows.append(row | {count: float(np.mean([fact[count] for fact in facts])) for count in SHOWN_COSTS})
+    return rows
 
 
 def _name(cost: dict[str, Any]) -> str:
     return f"{cost['model']} ({cost['task']})" if cost["task"] else cost["model"]
 
 
-def _distinct(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [each for place, each in enumerate(found) if each not in found[:place]]
+def _distinct(facts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [fact for index, fact in enumerate(facts) if fact not in facts[:index]]
 
 
 def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> None:
@@ -194,9 +194,9 @@ def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> 
             lines += [f"The most popular labels reach {SATURATED:g} already, so the top of the list is shown too.", ""]
         rows = []
         for method in [*results["baselines"], *models]:
-            found = results["methods"][method][task]
-            seeds = [f"{mean:.3f}" for mean in found[metrics[0]].get("by_seed", {}).values()]
-            rows.append([method, *(with_interval(found[metric]) for metric in metrics), " ".join(seeds)])
+            intervals = results["methods"][method][task]
+            seeds = [f"{mean:.3f}" for mean in intervals[metrics[0]].get("by_seed", {}).values()]
+            rows.append([method, *(with_interval(intervals[metric]) for metric in metrics), " ".join(seeds)])
         lines += [
             *markdown_table(
                 [["method", *(METRICS[metric] for metric in metrics), f"{METRICS[metrics[0]]} by seed"], *rows]
@@ -206,8 +206,8 @@ def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> 
     lines += [f"## {ours} over each method", "", "Relative differences of means, in pairs of the same customers.", ""]
     for metric in COMPARED:
         rows = [
-            [method, *(with_interval(found[metric][key], "+.1%") for key in (*results["tasks"], "average"))]
-            for method, found in results["differences"].items()
+            [method, *(with_interval(intervals[metric][key], "+.1%") for key in (*results["tasks"], "average"))]
+            for method, intervals in results["differences"].items()
         ]
         lines += [*markdown_table([[METRICS[metric], *results["tasks"], "average over tasks"], *rows]), ""]
     average = {metric: results["differences"][reference][metric]["average"] for metric in COMPARED}
@@ -235,8 +235,10 @@ def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> 
         "## Versions and machine",
         "",
     ]
-    lines += [f"- {', '.join(f'{name} {version}' for name, version in each.items())}" for each in results["versions"]]
-    lines += [f"- {', '.join(f'{name}: {value}' for name, value in each.items())}" for each in results["machines"]]
+    lines += [
+        f"- {', '.join(f'{name} {version}' for name, version in facts.items())}" for facts in results["versions"]
+    ]
+    lines += [f"- {', '.join(f'{name}: {value}' for name, value in facts.items())}" for facts in results["machines"]]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "\n".join(lines) + "\n")
 
@@ -250,13 +252,13 @@ def _figure(width: float, height: float) -> Any:
 def draw_bars(results: dict[str, Any], path: Path) -> None:
     """Draws next-visit NDCG@10 of all methods with 95% intervals, in one panel for each task."""
     methods, tasks = [*results["baselines"], *results["models"]], results["tasks"]
-    colours = ["0.65"] * len(results["baselines"]) + [f"C{place}" for place in range(len(results["models"]))]
+    colours = ["0.65"] * len(results["baselines"]) + [f"C{index}" for index in range(len(results["models"]))]
     figure = _figure(4.5 * len(tasks) + 1.5, 0.32 * len(methods) + 1.2)
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for panel, task in zip(panels, tasks, strict=True):
-        found = [results["methods"][method][task]["next_visit_ndcg@10"] for method in methods]
-        means = [value["mean"] for value in found]
-        sides = [[v["mean"] - v["low"] for v in found], [v["high"] - v["mean"] for v in found]]
+        intervals = [results["methods"][method][task]["next_visit_ndcg@10"] for method in methods]
+        means = [value["mean"] for value in intervals]
+        sides = [[v["mean"] - v["low"] for v in intervals], [v["high"] - v["mean"] for v in intervals]]
         panel.barh(methods, means, xerr=sides, color=colours)
         panel.set(title=task, xlabel=METRICS["next_visit_ndcg@10"])
     panels[0].invert_yaxis()
@@ -267,7 +269,7 @@ def draw_curves(runs: Sequence[FinishedRun], tasks: Sequence[str], path: Path) -
     """Draws the training loss of each run against the seconds, in one panel for each task and one colour for each
     model.
     """
-    colours = {model: f"C{place}" for place, model in enumerate(dict.fromkeys(run.model for run in runs))}
+    colours = {model: f"C{index}" for index, model in enumerate(dict.fromkeys(run.model for run in runs))}
     figure = _figure(4.5 * len(tasks) + 1.5, 3.8)
     panels = figure.subplots(1, len(tasks), squeeze=False)[0]
     for run in runs:

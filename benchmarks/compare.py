@@ -137,9 +137,9 @@ def write_sequences(rows: Any, task: str, length: int, path: Path) -> None:
     for history in task_histories(rows, task, "validation"):
         counts = np.bincount(history.customer, minlength=len(history))
         labels_by_customer = np.split(history.label - FIRST_LABEL, np.cumsum(counts)[:-1])
-        kept = [place for place, labels in enumerate(labels_by_customer) if len(labels) > 1]
-        customers += [history.customer_ids[place] for place in kept]
-        items += [labels_by_customer[place][-length - 1 :] for place in kept]
+        indices = [index for index, labels in enumerate(labels_by_customer) if len(labels) > 1]
+        customers += [history.customer_ids[index] for index in indices]
+        items += [labels_by_customer[index][-length - 1 :] for index in indices]
     pq.write_table(pa.table({"customer": customers, "items": pa.array(items, pa.list_(pa.int64()))}), path)
 
 
@@ -186,15 +186,17 @@ def accuracy(path: Path, cases: EvaluationCases, task: str, labels: int) -> str:
     return with_half_interval(bootstrap_interval(values))
 
 
-def speed_table(found: dict[str, list[dict[str, float]]]) -> list[list[str]]:
+def speed_table(runs_by_method: dict[str, list[dict[str, float]]]) -> list[list[str]]:
     """Makes a table of medians, their ratios to the first method's, and the share of the time that is the floor's
     (floor.py).
     """
     rows = [["method", "training: sequences/s", "of the first", "floor", "targets/s"]]
     rows[0] += ["inference: customers/s", "of the first", "floor"]
-    if not all(found.values()):
+    if not all(runs_by_method.values()):
         return rows
-    middle = {name: {key: median(run[key] for run in runs) for key in runs[0]} for name, runs in found.items()}
+    middle = {
+        name: {key: median(run[key] for run in runs) for key in runs[0]} for name, runs in runs_by_method.items()
+    }
     first = next(iter(middle.values()))
     for name, values in middle.items():
         training, inference = (
@@ -216,26 +218,26 @@ def compare(options: CompareOptions, scratch: Path) -> tuple[list[list[str]], li
     sequences = scratch / "sequences.parquet"
     write_sequences(rows, options.task, options.length, sequences)
     labels = 1 + max(int(np.max(row, initial=0)) for row in rows.with_format("numpy")[f"task_{options.task}"])
-    given = (options, sequences, labels - FIRST_LABEL)
+    arguments = (options, sequences, labels - FIRST_LABEL)
 
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in options.methods}
+    runs_by_method: dict[str, list[dict[str, float]]] = {name: [] for name in options.methods}
     for _ in range(options.rounds):
-        for name, runs in found.items():
-            runs.append(run(name, options.seconds, *given))
+        for name, runs in runs_by_method.items():
+            runs.append(run(name, options.seconds, *arguments))
             print(name, runs[-1], flush=True)
     reached = [["method", "seconds of training", f"next-visit NDCG@10 of {options.task}, validation"]]
     if options.reference_seconds:
-        run(options.reference, options.reference_seconds, *given)
+        run(options.reference, options.reference_seconds, *arguments)
         recommended = sequences.with_name("recommended.parquet")
         goal = accuracy(recommended, cases, options.task, labels)
         reached.append([options.reference, f"{options.reference_seconds:g}", goal])
         for seconds in options.steps_up:
-            run("MCM", seconds, *given)
+            run("MCM", seconds, *arguments)
             reached.append(["MCM", f"{seconds:g}", accuracy(recommended, cases, options.task, labels)])
             print(reached[-1], flush=True)
             if float(reached[-1][2].split()[0]) >= float(goal.split()[0]):
                 break
-    return speed_table(found), reached
+    return speed_table(runs_by_method), reached
 
 
 def main() -> None:

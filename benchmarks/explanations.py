@@ -76,11 +76,11 @@ def histories(options: Options, cutoff: str) -> list[dict[str, Any]]:
     """Reads the prepared rows of some customers, up to the cutoff."""
     manifest, rows = PreparedManifest.load(options.data), load_prepared(options.data)
     cases = find_cases(rows, cutoff, manifest.event_schema.min_history)
-    places = np.linspace(0, len(cases) - 1, min(options.customers, len(cases))).round().astype(int)
-    made = []
-    for row, end in zip(PreparedRows(rows, cases.rows[places]), cases.history_end[places], strict=False):
-        made.append({k: v[:end] if isinstance(v, np.ndarray) and v.ndim else v for k, v in row.items()})
-    return made
+    indices = np.linspace(0, len(cases) - 1, min(options.customers, len(cases))).round().astype(int)
+    prefixes = []
+    for row, end in zip(PreparedRows(rows, cases.rows[indices]), cases.history_end[indices], strict=False):
+        prefixes.append({k: v[:end] if isinstance(v, np.ndarray) and v.ndim else v for k, v in row.items()})
+    return prefixes
 
 
 @dataclass
@@ -98,29 +98,29 @@ class Worth:
 
 def worth(model: Any, extractor: Any, row: dict[str, Any], task: str) -> tuple[Worth, Explanation]:
     """Measures how much the visit of each way is worth; returns that and the explanation."""
-    found = explain(model, extractor, row, task, most_visits=None, visits_with_events=0)
-    tried = sorted(found.visits, key=lambda visit: (not visit.has_label, -visit.visit))[:MOST_VISITS]
-    deletions = np.zeros(len(found.visits))
-    has_label = np.zeros(len(found.visits), bool)
-    for visit in found.visits:
+    explanation = explain(model, extractor, row, task, most_visits=None, visits_with_events=0)
+    tried = sorted(explanation.visits, key=lambda visit: (not visit.has_label, -visit.visit))[:MOST_VISITS]
+    deletions = np.zeros(len(explanation.visits))
+    has_label = np.zeros(len(explanation.visits), bool)
+    for visit in explanation.visits:
         deletions[visit.visit], has_label[visit.visit] = visit.deletion, visit.has_label
-    label = int(extractor.label_ids(task, [found.label])[0])
+    label = int(extractor.label_ids(task, [explanation.label])[0])
     history = _History(model, extractor, _kept(row, extractor.max_events), None)
     single = [history._without(history.visits != visit) for visit in range(len(deletions))]
-    insertions = history.parts(single, task, label).sum(1) - found.baseline
+    insertions = history.parts(single, task, label).sum(1) - explanation.baseline
     every = np.arange(len(deletions))
-    named = {
+    visits_by_way = {
         "explanation": max(tried, key=lambda visit: deletions[visit.visit]).visit,
-        "explanation, all visits": found.visits[0].visit,
+        "explanation, all visits": explanation.visits[0].visit,
         "readout": heaviest(model, extractor, row, task, label),
         "random": every,
         "random with the label": every[has_label] if has_label.any() else every,
     }
     by_deletion, by_insertion = (
-        {way: float(np.mean(values[visits])) for way, visits in named.items()} | {"best": float(values.max())}
+        {way: float(np.mean(values[visits])) for way, visits in visits_by_way.items()} | {"best": float(values.max())}
         for values in (deletions, insertions)
     )
-    return Worth(by_deletion, by_insertion), found
+    return Worth(by_deletion, by_insertion), explanation
 
 
 def heaviest(model: Any, extractor: Any, row: dict[str, Any], task: str, label: int) -> int:
@@ -149,15 +149,15 @@ def planted(
         never had, or the customer has only one visit.
     """
     own = [0, 1, *row[f"feature_{task}"]]
-    shuffled = (donors[place] for place in generator.permutation(len(donors)))
-    found = ((each, np.setdiff1d(each[f"task_{task}"], own)) for each in shuffled)
-    donor, new = next(((each, labels) for each, labels in found if len(labels)), (row, []))
+    shuffled = (donors[index] for index in generator.permutation(len(donors)))
+    candidates = ((other, np.setdiff1d(other[f"task_{task}"], own)) for other in shuffled)
+    donor, new = next(((other, labels) for other, labels in candidates if len(labels)), (row, []))
     if not len(new):
         return None
     label = int(generator.choice(new))
-    of_label = donor["visits"][donor[f"task_{task}"] == label]
-    given = donor["visits"] == generator.choice(of_label)
-    row = _kept(row, most - int(given.sum()))
+    label_visits = donor["visits"][donor[f"task_{task}"] == label]
+    visit_events = donor["visits"] == generator.choice(label_visits)
+    row = _kept(row, most - int(visit_events.sum()))
     if not len(row["visits"]) or row["visits"][-1] == 0:
         return None
     visit = int(generator.integers(1, row["visits"][-1] + 1))
@@ -166,25 +166,25 @@ def planted(
     joined = dict(row)
     for name, values in row.items():
         if isinstance(values, np.ndarray) and values.ndim:
-            inserted = donor[name][given]
+            inserted = donor[name][visit_events]
             joined[name] = np.concatenate([values[:start], inserted, values[start:]])
-    end = start + int(given.sum())
+    end = start + int(visit_events.sum())
     joined["times"][start:end] = middle
     joined["visits"][start:end] = visit
     joined["visits"][end:] += 1
     return joined, label, visit
 
 
-def names_planted(model: Any, extractor: Any, made: tuple[dict[str, Any], int, int], task: str) -> dict[str, float]:
+def names_planted(model: Any, extractor: Any, graft: tuple[dict[str, Any], int, int], task: str) -> dict[str, float]:
     """Says for each way whether it names the planted visit first, and for a random choice with which probability."""
-    row, label, visit = made
+    row, label, visit = graft
     row = _History(model, extractor, row, None)._without(np.zeros(len(row["times"]), bool))  # with its days between
     name = extractor.decode_labels(task, [label])[0]
-    found = explain(model, extractor, row, task, name, visits_with_events=0)
+    explanation = explain(model, extractor, row, task, name, visits_with_events=0)
     return {
-        "explanation": float(found.visits[0].visit == visit),
+        "explanation": float(explanation.visits[0].visit == visit),
         "readout": float(heaviest(model, extractor, row, task, label) == visit),
-        "random": 1 / len(found.visits),
+        "random": 1 / len(explanation.visits),
     }
 
 
@@ -213,7 +213,7 @@ def planted_rows_of(task: str, cutoff: str, values: Sequence[dict[str, float]]) 
 
 def page(
     lines: Sequence[list[str]],
-    of_planted: Sequence[list[str]],
+    planted_lines: Sequence[list[str]],
     options: Options,
     facts: dict[str, float],
     example: Explanation,
@@ -281,7 +281,7 @@ def page(
             *markdown_table(
                 [
                     ["task, cutoff", "cases", "explanation", "largest weight of the readout", "a random visit"],
-                    *of_planted,
+                    *planted_lines,
                 ]
             ),
             "",
@@ -296,26 +296,27 @@ def main() -> None:
     model = MCMForMultiTaskRecommendation.from_pretrained(options.model).eval()
     extractor = MCMFeatureExtractor.from_pretrained(options.model)
     generator = np.random.default_rng(0)
-    lines, of_planted, seconds, errors, examples = [], [], [], [0.0], []
+    lines, planted_lines, seconds, errors, examples = [], [], [], [0.0], []
     for cutoff in options.cutoffs:
         rows = histories(options, cutoff)
         for task in options.tasks:
             values = []
             for row in tqdm(rows, desc=f"{cutoff} {task}"):
-                value, found = worth(model, extractor, row, task)
+                value, explanation = worth(model, extractor, row, task)
                 values.append(value)
-                errors.append(abs(sum(visit.share for visit in found.visits) - (found.score - found.baseline)))
-                errors.append(abs(sum(found.parts.values()) - found.score))
+                shares = sum(visit.share for visit in explanation.visits)
+                errors.append(abs(shares - (explanation.score - explanation.baseline)))
+                errors.append(abs(sum(explanation.parts.values()) - explanation.score))
             for row in rows[:TIMED]:
                 start = perf_counter()
                 examples.append(explain(model, extractor, row, task))
                 seconds.append(perf_counter() - start)
             lines += rows_of(task, cutoff, values)
-            made = [planted(row, rows, task, extractor.max_events, generator) for row in rows]
-            named = [names_planted(model, extractor, one, task) for one in made if one is not None]
-            of_planted.append(planted_rows_of(task, cutoff, named))
+            grafts = [planted(row, rows, task, extractor.max_events, generator) for row in rows]
+            chances = [names_planted(model, extractor, one, task) for one in grafts if one is not None]
+            planted_lines.append(planted_rows_of(task, cutoff, chances))
     facts = {"seconds": float(np.median(seconds)), "error": max(errors)}
-    text = page(lines, of_planted, options, facts, examples[0])
+    text = page(lines, planted_lines, options, facts, examples[0])
     if options.report_file:
         Path(options.report_file).write_text(text, encoding="utf-8")
     else:

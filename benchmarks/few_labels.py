@@ -81,13 +81,13 @@ class Customers:
     """The customers at the cutoff.
 
     Attributes:
-        kept (`numpy.ndarray`, shape `(customers, numbers)`): Counts that the customer state is computed from.
+        state_counts (`numpy.ndarray`, shape `(customers, numbers)`): Counts that the customer state is computed from.
         counts (`numpy.ndarray`, shape `(customers, F)`): Hand-made counts.
         targets (`dict[str, numpy.ndarray]`): By name the ids of classes, of shape `(customers,)`; negative if unknown.
         caption (`str`): A description for the page.
     """
 
-    kept: torch.Tensor
+    state_counts: torch.Tensor
     counts: NDArray
     targets: dict[str, NDArray[np.int64]]
     caption: str
@@ -106,7 +106,7 @@ def read_customers(options: FewLabelsOptions, model: MCMForCustomerPrediction) -
     rows = load_prepared(data)
     customers = PreparedRows(rows, np.flatnonzero(np.asarray(rows["validation_end"]) >= options.min_events))
     tasks = [f"task_{task}" for task in extractor.tasks if task != extractor.token_type_feature]
-    kept, counts, ids, churn = [], [], [], []
+    state_counts, counts, ids, churn = [], [], [], []
     for start in tqdm(range(0, len(customers), 32), desc="Customers", unit="batch"):
         batch = customers.__getitems__(list(range(start, min(start + 32, len(customers)))))
         for row in batch:
@@ -115,15 +115,15 @@ def read_customers(options: FewLabelsOptions, model: MCMForCustomerPrediction) -
             ids.append(row[f"profile_{options.profile}"])
         blank = [events_before(row, cutoff) | {f"profile_{name}": 0 for name in profile} for row in batch]
         readable = [extractor.readable(row, model.config.input_features) for row in blank]
-        kept.append(model.counts(**extractor.pad(readable, now=[cutoff] * len(readable))))
+        state_counts.append(model.counts(**extractor.pad(readable, now=[cutoff] * len(readable))))
         whole = {name: value.numpy() for name, value in extractor.pad(blank, WHOLE_HISTORY).items()}
         days = np.array([(cutoff - row["times"].max()) / SECONDS_PER_DAY for row in blank])
         counts.append(np.stack(list(HistoryFeatures(extractor, whole, days).make().values()), axis=1))
-    found = np.array(ids)
-    often = [value for value in np.unique(found[found >= 2]) if (found == value).sum() >= FEWEST]
-    classes = np.full(len(found), -1)
-    for place, value in enumerate(often):
-        classes[found == value] = place
+    values = np.array(ids)
+    often = [value for value in np.unique(values[values >= 2]) if (values == value).sum() >= FEWEST]
+    classes = np.full(len(values), -1)
+    for index, value in enumerate(often):
+        classes[values == value] = index
     joined = np.nan_to_num(np.concatenate(counts), nan=-1.0)
     caption = (
         f"{len(customers):,} customers of {schema.name} with at least {options.min_events} events before "
@@ -132,18 +132,18 @@ def read_customers(options: FewLabelsOptions, model: MCMForCustomerPrediction) -
         f"{joined.shape[1]} counts, {model.config.state_size} numbers of state."
     )
     targets = {options.profile: classes, f"churn in {options.days} days": np.array(churn).astype(np.int64)}
-    return Customers(torch.cat(kept), joined, targets, caption)
+    return Customers(torch.cat(state_counts), joined, targets, caption)
 
 
-def fine_tuned(options: FewLabelsOptions, known: Customers, target: NDArray, places: NDArray, seed: int) -> NDArray:
+def fine_tuned(options: FewLabelsOptions, known: Customers, target: NDArray, indices: NDArray, seed: int) -> NDArray:
     """Fine-tunes the checkpoint to the labels of some customers, and computes log-odds of all, of shape `(customers,
     C)`.
     """
-    names = {"id2label": {place: str(place) for place in range(target.max() + 1)}}
+    names = {"id2label": {index: str(index) for index in range(target.max() + 1)}}
     with tempfile.TemporaryDirectory() as folder:
-        chosen = {name: value for name, value in label_defaults({"labels", "eval_strategy"}).items()}
+        options_of_labels = {name: value for name, value in label_defaults({"labels", "eval_strategy"}).items()}
         training = FineTuningArguments(
-            **chosen | {"output_dir": folder, "seed": seed, "report_to": "none", "disable_tqdm": True},
+            **options_of_labels | {"output_dir": folder, "seed": seed, "report_to": "none", "disable_tqdm": True},
             save_strategy="no",
             logging_strategy="no",
         )
@@ -151,24 +151,24 @@ def fine_tuned(options: FewLabelsOptions, known: Customers, target: NDArray, pla
         model = read_checkpoint(MCMForCustomerPrediction, str(options.model), NEW, **names).eval()
         labels = torch.from_numpy(target)
         with torch.no_grad():
-            states = model.model.state(known.kept[places])
-        model.start_from(labels[places], states)
+            states = model.model.state(known.state_counts[indices])
+        model.start_from(labels[indices], states)
         trainer = LabelTrainer(
             model=model,
             args=training,
             data_collator=lambda items: (
                 {"counts": torch.stack([i[0] for i in items])} | {"labels": torch.stack([i[1] for i in items])}
             ),
-            train_dataset=Subset(TensorDataset(known.kept, labels), places.tolist()),
+            train_dataset=Subset(TensorDataset(known.state_counts, labels), indices.tolist()),
             encoder_lr_factor=FineTuningOptions().encoder_lr_factor,
         )
         trainer.train()
     model.eval()
     with torch.inference_mode():
-        return torch.cat([model(counts=part).logits for part in known.kept.split(512)]).numpy()
+        return torch.cat([model(counts=part).logits for part in known.state_counts.split(512)]).numpy()
 
 
-def drawn(target: NDArray, size: int, seed: int) -> NDArray[np.int64]:
+def sample(target: NDArray, size: int, seed: int) -> NDArray[np.int64]:
     """Draws the indices of labelled customers, with each class in its share."""
     from sklearn.model_selection import train_test_split
 
@@ -178,25 +178,25 @@ def drawn(target: NDArray, size: int, seed: int) -> NDArray[np.int64]:
 
 def compare(options: FewLabelsOptions, known: Customers, states: NDArray) -> dict[str, Any]:
     """Computes the AUC of each draw, by target, size and method."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     inputs = {FROZEN: ("linear", states), TREES: ("LightGBM", known.counts), LINEAR: ("linear", known.counts)}
     for name, target in known.targets.items():
         labelled = np.flatnonzero(target >= 0)
         for size in sorted({min(size, int(LARGEST_SHARE * len(labelled))) for size in options.sizes}):
             values: dict[str, list[float]] = {method: [] for method in METHODS}
             for seed in tqdm(range(options.draws), desc=f"{name}, {size} labels", unit="draw"):
-                places = drawn(target, size, seed)
-                others = np.setdiff1d(labelled, places)
-                scores = {TUNED: fine_tuned(options, known, target, places, seed)[others]}
+                indices = sample(target, size, seed)
+                others = np.setdiff1d(labelled, indices)
+                scores = {TUNED: fine_tuned(options, known, target, indices, seed)[others]}
                 for method, (learner, features) in inputs.items():
-                    fitted = _learner(learner, "classes").fit(features[places], target[places])
+                    fitted = _learner(learner, "classes").fit(features[indices], target[indices])
                     chances = np.zeros((len(others), target.max() + 1))
                     chances[:, fitted.classes_] = fitted.predict_proba(features[others])
                     scores[method] = np.log(np.clip(chances, 1e-9, 1))
                 for method in METHODS:
                     values[method].append(float(mean_auc(target[others], scores[method])[0]))
-            found.setdefault(name, {})[str(size)] = values | {"predicted": len(labelled) - size}
-    return found
+            results.setdefault(name, {})[str(size)] = values | {"predicted": len(labelled) - size}
+    return results
 
 
 def write_page(results: dict[str, Any], path: Path) -> None:
@@ -231,7 +231,7 @@ def main() -> None:
     model = read_checkpoint(MCMForCustomerPrediction, options.model, NEW).eval()
     known = read_customers(options, model)
     with torch.inference_mode():
-        states = model.model.state(known.kept).numpy()
+        states = model.model.state(known.state_counts).numpy()
     results = {
         "command": shlex.join(["python", "benchmarks/few_labels.py", *sys.argv[1:]]),
         "caption": known.caption,

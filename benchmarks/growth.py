@@ -65,20 +65,20 @@ def training_step(options: GrowthOptions, units: int, labels: int) -> dict[str, 
 
     shape = json.loads((ROOT / options.config / "config.json").read_text(encoding="utf-8"))
     del shape["model_type"]
-    of_data = {"features": ["token_type", "item"], "vocabulary_sizes": [5, labels + 2], "tasks": ["item"]}
+    fields = {"features": ["token_type", "item"], "vocabulary_sizes": [5, labels + 2], "tasks": ["item"]}
     torch.manual_seed(0)
-    model = MCMForMultiTaskRecommendation(MCMConfig(**shape | of_data)).train()
+    model = MCMForMultiTaskRecommendation(MCMConfig(**shape | fields)).train()
     grid = (options.batch_size, units)
     items = torch.randint(2, labels + 2, grid)
-    places = torch.arange(units).expand(grid)
+    positions = torch.arange(units).expand(grid)
     batch = {
         "input_ids": torch.stack([torch.full(grid, 2), items], -1),
         "attention_mask": torch.ones(grid, dtype=torch.long),
-        "visit_ids": places,
-        "event_times": places.float(),
-        "prefix_ends": places,
+        "visit_ids": positions,
+        "event_times": positions.float(),
+        "prefix_ends": positions,
         "labels": items.roll(-1, 1)[..., None],
-        "label_prefixes": places,
+        "label_prefixes": positions,
     }
     before, seconds = psutil.Process().memory_info().rss, []
     for _ in range(STEPS):
@@ -112,9 +112,9 @@ def everyone(options: GrowthOptions, customers: int) -> dict[str, float]:
         extractor = MCMFeatureExtractor.from_pretrained(str(folder / "data" / FEATURE_EXTRACTOR_FOLDER))
         shape = json.loads((ROOT / options.config / "config.json").read_text(encoding="utf-8"))
         del shape["model_type"]
-        of_data: dict[str, Any] = {"features": extractor.feature_names, "tasks": extractor.tasks}
-        of_data |= {"vocabulary_sizes": extractor.vocabulary_sizes}
-        MCMForMultiTaskRecommendation(MCMConfig(**shape | of_data)).save_pretrained(folder / "model")
+        fields: dict[str, Any] = {"features": extractor.feature_names, "tasks": extractor.tasks}
+        fields |= {"vocabulary_sizes": extractor.vocabulary_sizes}
+        MCMForMultiTaskRecommendation(MCMConfig(**shape | fields)).save_pretrained(folder / "model")
         extractor.save_pretrained(folder / "model")
         before = psutil.Process().memory_info().rss
         start = time.perf_counter()
@@ -137,34 +137,34 @@ def point(options: GrowthOptions, what: str, size: int) -> dict[str, float]:
 def measure(options: GrowthOptions) -> dict[str, dict[int, dict[str, float]]]:
     """Measures all points, by what grows and its size."""
     starts = {"customers": options.customers, "units": options.units, "labels": options.labels}
-    found: dict[str, dict[int, dict[str, float]]] = {}
+    results: dict[str, dict[int, dict[str, float]]] = {}
     for what, start in starts.items():
         for size in (start * 2**doubling for doubling in range(options.doublings + 1)):
-            found.setdefault(what, {})[size] = point(options, what, size)
-            print(what, size, found[what][size], flush=True)
-    return found
+            results.setdefault(what, {})[size] = point(options, what, size)
+            print(what, size, results[what][size], flush=True)
+    return results
 
 
-def table(found: dict[str, dict[int, dict[str, float]]]) -> list[list[str]]:
+def table(results: dict[str, dict[int, dict[str, float]]]) -> list[list[str]]:
     """Makes rows of text: what grows, what is measured, its value at each size, and the last doubling's exponent."""
-    sizes = len(next(iter(found.values())))
+    sizes = len(next(iter(results.values())))
     rows = [["what grows", "figure", *(f"{2**doubling}x" for doubling in range(sizes)), "exponent at the end"]]
-    for what, points in found.items():
+    for what, points in results.items():
         for name in next(iter(points.values())):
-            values = [each[name] for each in points.values()]
+            values = [point[name] for point in points.values()]
             exponent = math.log2(values[-1] / values[-2]) if min(values[-2:]) > 0 else math.nan
             rows.append([f"{what} from {min(points)}", name, *(f"{v:.3g}" for v in values), f"{exponent:.2f}"])
     return rows
 
 
-def plot(found: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
+def plot(results: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
     """Draws a panel for each thing that grows, with logarithmic axes and figures relative to those of the smallest
     size.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.5), layout="constrained")
-    for axes, (what, points) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
+    for axes, (what, points) in zip(figure.subplots(1, len(results)), results.items(), strict=True):
         sizes = list(points)
         for name in next(iter(points.values())):
             if name == TIMES_THE_FLOOR:
@@ -195,15 +195,15 @@ def main() -> None:
         return
     from modeling_mcm.evaluation.reports import text_table, write_report
 
-    found = measure(options)
-    rows = table(found)
+    results = measure(options)
+    rows = table(results)
     machine = f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}"
     caption = f"Seconds, and gigabytes above what was there before; {options.config}, {machine}."
     print(f"\n{caption}\n\n{text_table(rows)}")
     if options.report_file:
         write_report(rows, caption, Path(options.report_file))
     if options.picture:
-        plot(found, Path(options.picture))
+        plot(results, Path(options.picture))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def random_visits(extractor: MCMFeatureExtractor, number: int, size: int) -> lis
         if column is not None and feature in extractor._event_features:
             known = extractor.target_token_types if feature == token and extractor.target_token_types else words
             values[column] = known
-    made, time = [], np.datetime64("2015-01-01T10:00:00")
+    visits, time = [], np.datetime64("2015-01-01T10:00:00")
     for visit in range(number):
         time += np.timedelta64(int(generator.integers(1, 96)), "h")
         events = []
@@ -59,8 +59,8 @@ def random_visits(extractor: MCMFeatureExtractor, number: int, size: int) -> lis
             event |= {extractor.time: str(time)} | ({extractor.visit: str(visit)} if extractor.visit else {})
             event |= {extractor._columns[name]: float(generator.integers(1, 9)) for name in extractor.numeric_features}
             events.append(event)
-        made.append(events)
-    return made
+        visits.append(events)
+    return visits
 
 
 def measure(model: Any, extractor: MCMFeatureExtractor, options: Options) -> list[dict[str, float]]:
@@ -77,7 +77,7 @@ def measure(model: Any, extractor: MCMFeatureExtractor, options: Options) -> lis
             live.add(visit)
             live.embedding()
             middle = process_time()
-            found = live.logits()
+            live_logits = live.logits()
             added.append(middle - start)
             scored.append(process_time() - middle)
         whole = []
@@ -87,7 +87,7 @@ def measure(model: Any, extractor: MCMFeatureExtractor, options: Options) -> lis
             with torch.inference_mode():
                 logits = model(**inputs).logits
             whole.append(process_time() - start)
-        errors = [float((found[task][2:] - logits[task][0, 2:]).abs().max()) for task in found]
+        errors = [float((live_logits[task][2:] - logits[task][0, 2:]).abs().max()) for task in live_logits]
         stored, events = live.to_bytes(), live.to_bytes(caches=False)
         figures.append(
             {

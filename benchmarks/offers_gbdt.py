@@ -72,9 +72,9 @@ class OfferTable:
     def of(self, groups: NDArray[np.int64]) -> "OfferTable":
         """Selects some of the groups."""
         sizes = np.diff(self.offsets)
-        kept = np.concatenate([np.arange(self.offsets[group], self.offsets[group + 1]) for group in groups])
+        rows = np.concatenate([np.arange(self.offsets[group], self.offsets[group + 1]) for group in groups])
         offsets = np.concatenate([[0], np.cumsum(sizes[groups])])
-        return OfferTable(offsets, self.groups[groups], self.offers[kept], self.group_names, self.offer_names)
+        return OfferTable(offsets, self.groups[groups], self.offers[rows], self.group_names, self.offer_names)
 
 
 def offer_features(extractor: Any, collator: Any, cases: Any, batch_size: int = 32) -> OfferTable:
@@ -94,21 +94,21 @@ def offer_features(extractor: Any, collator: Any, cases: Any, batch_size: int = 
         latest = np.array([item["history"]["times"].max(initial=np.iinfo(np.int64).min) for item in items])
         days_until = np.where(latest > 0, (times - latest) / SECONDS_PER_DAY, np.nan)
         features = _OfferFeatures(extractor, batch, days_until)
-        of_offers, of_customers = features.of_offers(), features.make()
+        pair_features, customer_features = features.pair_features(), features.make()
         offered = batch["offered_actions"]
         cells = offered >= 0
         sizes += cells.sum(1).tolist()
-        table = np.stack([values[np.nonzero(cells)[0], offered[cells]] for values in of_offers.values()], axis=1)
+        table = np.stack([values[np.nonzero(cells)[0], offered[cells]] for values in pair_features.values()], axis=1)
         offers.append(table.astype(np.float32))
-        shared = [name for name in of_offers if name.startswith(("did_", "share_"))]
+        shared = [name for name in pair_features if name.startswith(("did_", "share_"))]
         for name in shared:
-            inside = np.where(cells, np.take_along_axis(of_offers[name], np.maximum(offered, 0), 1), np.nan)
-            of_customers[f"sum_{name}"] = np.nansum(inside, 1)
-            of_customers[f"max_{name}"] = np.nanmax(inside, 1)
-        of_customers["offers"] = cells.sum(1)
-        groups.append(np.stack(list(of_customers.values()), axis=1).astype(np.float32))
+            inside = np.where(cells, np.take_along_axis(pair_features[name], np.maximum(offered, 0), 1), np.nan)
+            customer_features[f"sum_{name}"] = np.nansum(inside, 1)
+            customer_features[f"max_{name}"] = np.nanmax(inside, 1)
+        customer_features["offers"] = cells.sum(1)
+        groups.append(np.stack(list(customer_features.values()), axis=1).astype(np.float32))
     return OfferTable(
-        np.cumsum(sizes), np.concatenate(groups), np.concatenate(offers), list(of_customers), list(of_offers)
+        np.cumsum(sizes), np.concatenate(groups), np.concatenate(offers), list(customer_features), list(pair_features)
     )
 
 
@@ -127,7 +127,7 @@ class HistoryFeatures:
         self.ids, self.times, self.visits = (batch[name] for name in ("input_ids", "event_times", "visit_ids"))
         real = batch["attention_mask"].astype(bool)
         real[:, 0] = False  # the start row
-        self.owner, self.place = np.nonzero(real)
+        self.owner, self.event_index = np.nonzero(real)
         self.customers = len(real)
         self.age = self.times.max(1)[self.owner] - self.times[real] + np.nan_to_num(days_until)[self.owner]
         self.days_until = days_until
@@ -140,7 +140,7 @@ class HistoryFeatures:
             if self._size(feature) <= COARSE:
                 for name, half_life in DECAYS.items():
                     counts, values = self._counts(feature, half_life), self.extractor.vocabularies[feature]
-                    result |= {f"{feature} {value} {name}": counts[:, 2 + place] for place, value in enumerate(values)}
+                    result |= {f"{feature} {value} {name}": counts[:, 2 + index] for index, value in enumerate(values)}
         return result
 
     def _shared_features(self) -> list[str]:
@@ -160,7 +160,7 @@ class HistoryFeatures:
 
     def _counts(self, feature: str, half_life: float) -> NDArray:
         size = self._size(feature)
-        cell = self.owner * size + self.ids[self.owner, self.place, self._index(feature)]
+        cell = self.owner * size + self.ids[self.owner, self.event_index, self._index(feature)]
         total = np.bincount(cell, 0.5 ** (self.age / half_life), minlength=self.customers * size)
         return total.reshape(self.customers, size)
 
@@ -177,23 +177,23 @@ class HistoryFeatures:
         for days in (30, 90):
             recent = self.age < days
             keys = np.unique(
-                self.owner[recent] * (self.visits.max() + 1) + self.visits[self.owner, self.place][recent]
+                self.owner[recent] * (self.visits.max() + 1) + self.visits[self.owner, self.event_index][recent]
             )
             result[f"visits_{days}"] = np.bincount(keys // (self.visits.max() + 1), minlength=self.customers)
             result[f"events_{days}"] = np.bincount(self.owner, recent, minlength=self.customers)
         for name, half_life in DECAYS.items():
             counts = self._counts(token, half_life)
-            for place, value in enumerate(extractor.vocabularies[token]):
-                result[f"{value}_{name}"] = counts[:, 2 + place]
-                result[f"{value}_share_{name}"] = counts[:, 2 + place] / np.maximum(counts.sum(1), 1e-9)
-        tokens = self.ids[self.owner, self.place, self._index(token)]
-        for place, value in enumerate(extractor.vocabularies[token]):
+            for index, value in enumerate(extractor.vocabularies[token]):
+                result[f"{value}_{name}"] = counts[:, 2 + index]
+                result[f"{value}_share_{name}"] = counts[:, 2 + index] / np.maximum(counts.sum(1), 1e-9)
+        tokens = self.ids[self.owner, self.event_index, self._index(token)]
+        for index, value in enumerate(extractor.vocabularies[token]):
             last = np.full(self.customers, np.inf)
-            chosen = tokens == 2 + place
-            np.minimum.at(last, self.owner[chosen], self.age[chosen])
+            same = tokens == 2 + index
+            np.minimum.at(last, self.owner[same], self.age[same])
             result[f"days_since_{value}"] = np.where(np.isinf(last), np.nan, last)
         for feature in self._numbers():
-            values, known = self._values(feature, self.ids[self.owner, self.place, self._index(feature)])
+            values, known = self._values(feature, self.ids[self.owner, self.event_index, self._index(feature)])
             total = np.bincount(self.owner, values, minlength=self.customers)
             result[f"sum_{feature}"] = total
             result[f"mean_{feature}"] = total / np.maximum(np.bincount(self.owner, known, minlength=self.customers), 1)
@@ -227,7 +227,7 @@ class _OfferFeatures(HistoryFeatures):
         names = [feature["name"] for feature in self.extractor.features if feature.get("profile")]
         return super().make() | {name: self.ids[:, 0, self._index(name)] for name in names}
 
-    def of_offers(self) -> dict[str, NDArray]:
+    def pair_features(self) -> dict[str, NDArray]:
         """Computes the features of pairs of customer and offered action by name, each of shape `(B, U)`."""
         offers: dict[str, NDArray] = {}
         customer, event, action = self.batch["action_matches"].T
@@ -262,22 +262,22 @@ class _OfferFeatures(HistoryFeatures):
     ) -> dict[str, NDArray]:
         """Of the events that did what an action asks: those of its token type, visits with one, sums of numbers."""
         shape, token = (self.customers, self.actions), self._index(self.extractor.token_type_feature)
-        asked = np.zeros((self.actions, self.extractor.vocabulary_sizes[token]), bool)
-        asked[self.batch["action_rows"], self.batch["action_input_ids"][:, token]] = True
-        same = asked[action, self.ids[customer, event, token]]
-        found = {
+        offered = np.zeros((self.actions, self.extractor.vocabulary_sizes[token]), bool)
+        offered[self.batch["action_rows"], self.batch["action_input_ids"][:, token]] = True
+        same = offered[action, self.ids[customer, event, token]]
+        result = {
             f"did_as_asked_{name}": np.bincount(cell[same], 0.5 ** (age[same] / half_life), np.prod(shape))
             for name, half_life in DECAYS.items()
         }
         visits = np.unique(cell * (self.visits.max() + 1) + self.visits[customer, event])
-        found["visits_did"] = np.bincount(visits // (self.visits.max() + 1), minlength=np.prod(shape))
+        result["visits_did"] = np.bincount(visits // (self.visits.max() + 1), minlength=np.prod(shape))
         for feature in self._numbers():
             values, _ = self._values(feature, self.ids[customer, event, self._index(feature)])
-            found[f"sum_{feature}_did"] = np.bincount(cell, values, np.prod(shape))
-        return {name: values.reshape(shape) for name, values in found.items()}
+            result[f"sum_{feature}_did"] = np.bincount(cell, values, np.prod(shape))
+        return {name: values.reshape(shape) for name, values in result.items()}
 
-    def _every(self, of_action: NDArray) -> NDArray:
-        return np.broadcast_to(of_action.astype(np.float64), (self.customers, self.actions))
+    def _every(self, values: NDArray) -> NDArray:
+        return np.broadcast_to(values.astype(np.float64), (self.customers, self.actions))
 
 
 class LightGBMOffers:
@@ -288,34 +288,36 @@ class LightGBMOffers:
         seed (`int`): Seed of the draws and of LightGBM.
 
     Attributes:
-        chosen (`dict`): For `responds` and `offer` the chosen parameters, number of trees and validation metric.
+        settings (`dict`): For `responds` and `offer` the chosen parameters, number of trees and validation metric.
     """
 
     def __init__(self, trials: int = 20, seed: int = 0):
         self.trials, self.seed = trials, seed
-        self.chosen: dict[str, dict[str, Any]] = {}
+        self.settings: dict[str, dict[str, Any]] = {}
 
     def search(self, train: OfferTable, train_truth: OfferTruth, valid: OfferTable, valid_truth: OfferTruth) -> None:
         """Chooses parameters: average precision decides for who responds, NDCG@10 for which offer."""
         once = np.ones((1, len(valid_truth.customer_ids)), np.int64)
         responders = np.zeros(len(valid_truth.taken)), valid_truth.responds
 
-        def of_groups(scores: NDArray) -> float:
+        def precision(scores: NDArray) -> float:
             return offer_metrics(valid_truth, responders[0], scores, once)["average_precision"][0]
 
-        def of_offers(scores: NDArray) -> float:
+        def ndcg(scores: NDArray) -> float:
             return offer_metrics(valid_truth, scores, expected_takes(valid_truth.offsets, scores), once)["ndcg@10"][0]
 
-        self.chosen["responds"] = self._best(["binary"], self._of_groups(train, train_truth), valid.groups, of_groups)
-        both = {kind: self._of_offers(kind, train, train_truth) for kind in ("binary", "lambdarank")}
-        found = [self._best([kind], data, valid.joined, of_offers) for kind, data in both.items()]
-        self.chosen["offer"] = max(found, key=lambda each: each["validation"])
+        self.settings["responds"] = self._best(
+            ["binary"], self._group_data(train, train_truth), valid.groups, precision
+        )
+        both = {kind: self._offer_data(kind, train, train_truth) for kind in ("binary", "lambdarank")}
+        settings = [self._best([kind], data, valid.joined, ndcg) for kind, data in both.items()]
+        self.settings["offer"] = max(settings, key=lambda setting: setting["validation"])
 
     def fit(self, table: OfferTable, truth: OfferTruth) -> None:
         """Fits both models with the parameters that the search chose."""
-        kind = self.chosen["offer"]["objective"]
-        self.responds = self._train(self.chosen["responds"], *self._of_groups(table, truth))
-        self.offer = self._train(self.chosen["offer"], *self._of_offers(kind, table, truth))
+        kind = self.settings["offer"]["objective"]
+        self.responds = self._train(self.settings["responds"], *self._group_data(table, truth))
+        self.offer = self._train(self.settings["offer"], *self._offer_data(kind, table, truth))
 
     def scores(self, table: OfferTable) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Scores the offers, of shape `(N,)`, and the groups, of shape `(G,)`."""
@@ -326,24 +328,25 @@ class LightGBMOffers:
         space = list(itertools.product(*SEARCH.values()))
         best: dict[str, Any] = {"validation": -np.inf}
         for objective in objectives:
-            for place in logging.tqdm(generator.permutation(len(space))[: self.trials], desc=f"LightGBM {objective}"):
-                setting = {"objective": objective, **dict(zip(SEARCH, space[place], strict=True))}
+            for index in logging.tqdm(generator.permutation(len(space))[: self.trials], desc=f"LightGBM {objective}"):
+                setting = {"objective": objective, **dict(zip(SEARCH, space[index], strict=True))}
                 booster = self._train({**setting, "trees": max(TREES)}, *data)
                 for trees in TREES:
-                    found = metric(booster.predict(features, num_iteration=trees))
-                    if found > best["validation"]:
-                        best = {**setting, "trees": trees, "validation": float(found)}
+                    value = metric(booster.predict(features, num_iteration=trees))
+                    if value > best["validation"]:
+                        best = {**setting, "trees": trees, "validation": float(value)}
         return best
 
-    def _of_groups(self, table: OfferTable, truth: OfferTruth) -> tuple[NDArray, NDArray, None]:
+    def _group_data(self, table: OfferTable, truth: OfferTruth) -> tuple[NDArray, NDArray, None]:
         return table.groups, truth.responds, None
 
-    def _of_offers(self, kind: str, table: OfferTable, truth: OfferTruth) -> tuple[NDArray, NDArray, NDArray | None]:
+    def _offer_data(self, kind: str, table: OfferTable, truth: OfferTruth) -> tuple[NDArray, NDArray, NDArray | None]:
         """Only groups that take an offer tell which."""
         sizes = np.diff(table.offsets)
-        kept = ~np.isnan(truth.taken) & np.repeat(truth.responds, sizes)
-        of_group = np.bincount(np.repeat(np.arange(len(sizes)), sizes)[kept], minlength=len(sizes))
-        return table.joined[kept], truth.taken[kept], of_group[of_group > 0] if kind == "lambdarank" else None
+        responded = ~np.isnan(truth.taken) & np.repeat(truth.responds, sizes)
+        group_sizes = np.bincount(np.repeat(np.arange(len(sizes)), sizes)[responded], minlength=len(sizes))
+        ranked = group_sizes[group_sizes > 0] if kind == "lambdarank" else None
+        return table.joined[responded], truth.taken[responded], ranked
 
     def _train(self, setting: dict[str, Any], features: NDArray, labels: NDArray, sizes: NDArray | None) -> Any:
         lightgbm = _import_lightgbm()

@@ -26,7 +26,7 @@ ZERO_SHOT, FINE_TUNED, RANDOM, GBDT = (
 
 def write_page(results: dict[str, Any], path: Path) -> None:
     """Writes the page from what `compare` found."""
-    methods, chosen = results["methods"], results["lightgbm"]["chosen"]
+    methods, settings = results["methods"], results["lightgbm"]["chosen"]
     names = list(METRICS)
     lines = [
         "# Results on offers",
@@ -42,10 +42,10 @@ def write_page(results: dict[str, Any], path: Path) -> None:
     rows = [
         [
             name,
-            *(with_interval(found[metric]) for metric in names),
-            " ".join(f"{v:.3f}" for v in found["by_seed"]["ndcg@10"]),
+            *(with_interval(metrics[metric]) for metric in names),
+            " ".join(f"{v:.3f}" for v in metrics["by_seed"]["ndcg@10"]),
         ]
-        for name, found in methods.items()
+        for name, metrics in methods.items()
     ]
     lines += [*markdown_table([["method", *METRICS.values(), "NDCG@10 by seed"], *rows]), ""]
     lines += [
@@ -55,37 +55,37 @@ def write_page(results: dict[str, Any], path: Path) -> None:
         "",
     ]
     rows = [
-        [name, *(with_interval(found[metric], "+.1%") for metric in names)]
-        for name, found in results["differences"].items()
+        [name, *(with_interval(metrics[metric], "+.1%") for metric in names)]
+        for name, metrics in results["differences"].items()
     ]
     lines += [*markdown_table([["over", *METRICS.values()], *rows]), ""]
     lines += ["## With fewer labels", ""]
     for metric in ("average_precision", "ndcg@10"):
         rows = [
-            [f"{float(share):.0%}", *(with_interval(each[metric]) for each in found.values())]
-            for share, found in results["curve"].items()
+            [f"{float(share):.0%}", *(with_interval(metrics[metric]) for metrics in by_method.values())]
+            for share, by_method in results["curve"].items()
         ]
         lines += [*markdown_table([[METRICS[metric], *results["curve"]["1"]], *rows]), ""]
     lines += [f"{FINE_TUNED} over the others with as many labels, relative differences in pairs of customers:", ""]
     rows = [
-        [f"{float(share):.0%}", name, *(with_interval(found[metric], "+.1%") for metric in names)]
-        for share, each in results["with_fewer"].items()
-        for name, found in each.items()
+        [f"{float(share):.0%}", name, *(with_interval(metrics[metric], "+.1%") for metric in names)]
+        for share, by_method in results["with_fewer"].items()
+        for name, metrics in by_method.items()
     ]
     lines += [*markdown_table([["labels", "over", *METRICS.values()], *rows]), ""]
     lines += ["## What fine-tuning took", ""]
-    rows = [[name, *(f"{value:,.0f}" for value in found.values())] for name, found in results["took"].items()]
+    rows = [[name, *(f"{value:,.0f}" for value in facts.values())] for name, facts in results["took"].items()]
     lines += [*markdown_table([["model", "seconds", "steps", "trained parameters"], *rows]), ""]
     lines += ["## LightGBM: features and search", ""]
-    for question, setting in chosen.items():
+    for question, setting in settings.items():
         shown = (
             f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in setting.items()
         )
         lines.append(f"- {question}: " + ", ".join(shown))
     lines += ["", f"Searched: {SEARCH}, trees {TREES}.", ""]
     for kind in ("group_features", "offer_features"):
-        found = results["lightgbm"][kind]
-        lines += [f"{kind.replace('_', ' ').capitalize()} ({len(found)}): {', '.join(found)}.", ""]
+        features = results["lightgbm"][kind]
+        lines += [f"{kind.replace('_', ' ').capitalize()} ({len(features)}): {', '.join(features)}.", ""]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "\n".join(lines).rstrip() + "\n")
 

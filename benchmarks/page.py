@@ -56,13 +56,13 @@ def opened(browser: Any, address: str, width: int, scheme: str) -> Iterator[tupl
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     others: list[str] = []
 
-    def route(asked: Any) -> None:
-        if asked.request.url.startswith((address, "data:", "blob:")):
-            return asked.continue_()
-        others.append(asked.request.url)
-        return asked.abort()
+    def refuse_others(route: Any) -> None:
+        if route.request.url.startswith((address, "data:", "blob:")):
+            return route.continue_()
+        others.append(route.request.url)
+        return route.abort()
 
-    context.route("**/*", route)
+    context.route("**/*", refuse_others)
     page = context.new_page()
     start = time.perf_counter()
     page.goto(address)
@@ -71,9 +71,9 @@ def opened(browser: Any, address: str, width: int, scheme: str) -> Iterator[tupl
     context.close()
 
 
-def choose(page: Any, place: int) -> float:
+def choose(page: Any, index: int) -> float:
     """Seconds from choosing a label to its explanation."""
-    button = page.locator(LABEL).nth(place)
+    button = page.locator(LABEL).nth(index)
     label = button.get_attribute("data-label")
     start = time.perf_counter()
     button.press("Enter")
@@ -100,17 +100,17 @@ def main() -> None:
         histories.ids.insert(0, options.customer)
     blocks = build_page(histories)
     _, address, _ = launch_page(blocks, server_name="127.0.0.1", prevent_thread_lock=True)
-    loads, choices, asked = [], [], 0
+    loads, choices, requests = [], [], 0
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
         for _ in range(options.runs):
             with opened(browser, address, 1280, "light") as (page, seconds, others):
                 loads.append(seconds)
-                choices += [choose(page, place) for place in (1, 7)]
-                asked += len(others)
+                choices += [choose(page, index) for index in (1, 7)]
+                requests += len(others)
         for name, (width, scheme) in LOOKS.items():
             with opened(browser, address, width, scheme) as (page, _, others):
-                asked += len(others)
+                requests += len(others)
                 choose(page, 8)
                 page.wait_for_timeout(500)
                 if options.pictures:
@@ -121,7 +121,7 @@ def main() -> None:
     table = [["what", "seconds, median", "slowest"]]
     for what, seconds in (("open the page", loads), ("choose a label", choices)):
         table.append([what, f"{median(seconds):.2f}", f"{max(seconds):.2f}"])
-    caption = f"{len(loads)} times each or more; requests to other machines: {asked}."
+    caption = f"{len(loads)} times each or more; requests to other machines: {requests}."
     sys.stdout.write(f"{caption}\n{text_table(table)}\n")
     if options.report_file:
         write_report(table, caption, Path(options.report_file))

@@ -66,26 +66,26 @@ class Options:
 
 def left(parts: Parts, out: set[str]) -> dict[str, torch.Tensor]:
     """Removes some of the parts of a task's scores."""
-    kept = {name: part for name, part in parts.items() if name not in out}
+    rest = {name: part for name, part in parts.items() if name not in out}
     if "met" in parts and set(RELATED) <= out:
-        del kept["met"]
+        del rest["met"]
     elif "met" in parts and "habits" in out:
-        kept["habits"] = torch.zeros_like(parts["habits"])
+        rest["habits"] = torch.zeros_like(parts["habits"])
     elif "met" in parts and "new" in out:
-        kept["new"] = torch.stack([part for name, part in kept.items() if name in PARTS]).sum(0)
-    return kept
+        rest["new"] = torch.stack([part for name, part in rest.items() if name in PARTS]).sum(0)
+    return rest
 
 
 def choices(parts: Parts) -> dict[str, set[str]]:
     """Lists the parts to leave out of a task's scores, by the name of the choice."""
     there = [name for name in (*PARTS, *RELATED) if name in parts]
     counted = set(there) - {"readout", "bias"}
-    found = {f"without {name}": {name} for name in there if len(there) > 1}
+    result = {f"without {name}": {name} for name in there if len(there) > 1}
     if set(RELATED) <= set(there):
-        found["without habits and new"] = set(RELATED)
+        result["without habits and new"] = set(RELATED)
     if counted:
-        found["readout and bias alone"] = counted
-    return found
+        result["readout and bias alone"] = counted
+    return result
 
 
 def cases_of(options: Options, manifest: PreparedManifest, rows: Any, token_type: str) -> EvaluationCases:
@@ -123,21 +123,21 @@ def main() -> None:
 
     known = find_cases(rows, "validation", manifest.event_schema.min_history, extractor.token_type_feature)
     units = unit_counts(rows, rows["validation_end"], model.config, extractor.max_events)[known.rows]
-    places = known.rows[np.argsort(units, kind="stable")]  # the same cases as in training/run_pretrain.py
-    places = places[np.sort(np.random.default_rng(0).permutation(len(places))[:CASES])]
+    indices = known.rows[np.argsort(units, kind="stable")]  # the same cases as in training/run_pretrain.py
+    indices = indices[np.sort(np.random.default_rng(0).permutation(len(indices))[:CASES])]
     collator = MCMCollator(extractor, model.config, "evaluate", cutoff="validation")
-    validation = PreparedRows(rows, places)
-    order = np.arange(len(places)).tolist()
+    validation = PreparedRows(rows, indices)
+    order = np.arange(len(indices)).tolist()
     starts = tqdm(range(0, len(order), options.batch_size), desc="validation", unit="batch")
     batches = (order[start : start + options.batch_size] for start in starts)
-    found = validation_parts(model, (collator(validation.__getitems__(batch)) for batch in batches))
+    parts_by_task = validation_parts(model, (collator(validation.__getitems__(batch)) for batch in batches))
     whole, fitted = Scales(model), {}
     for task in options.tasks:
-        parts, followed = found.pop(task)
+        parts, followed = parts_by_task.pop(task)
         for name, out in choices(parts).items():
             whole.put_back()
             numbers = fit_scales_of(model, {task: (left(parts, out), followed)})[task]
-            print(f"{task} {name}: {', '.join(f'{each} {value:.3g}' for each, value in numbers.items())}", flush=True)
+            print(f"{task} {name}: {', '.join(f'{key} {value:.3g}' for key, value in numbers.items())}", flush=True)
             fitted[task, name] = (Scales(model), out)
         whole.put_back()
         fitted[task, "MCM"] = (Scales(model), set())
@@ -153,14 +153,14 @@ def main() -> None:
         inputs.pop("labels")
         with torch.inference_mode():
             scored = model.score_parts(**inputs)
-            for (task, name), of_choice in ranks.items():
+            for (task, name), ranking in ranks.items():
                 scales, out = fitted[task, name]
                 scales.put_back()
                 logits = model.joined_scores(model.config.tasks.index(task), left(scored[task], out))
-                of_choice.add(batch, logits)
+                ranking.add(batch, logits)
     results: dict[str, dict[str, Any]] = {}
-    for (task, name), of_choice in ranks.items():
-        results.setdefault(name, {})[task] = of_choice.metrics((10,))
+    for (task, name), ranking in ranks.items():
+        results.setdefault(name, {})[task] = ranking.metrics((10,))
     write_values(Path(options.values_file), cases.customer_ids, results)
 
 

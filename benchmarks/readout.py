@@ -183,10 +183,10 @@ def main() -> None:
     print(f"floor: {flops / GIGA:,.0f} GFLOP at {rate / GIGA:,.0f} GFLOP/s, {least:.4f} s, {machine}")
     seconds: dict[str, list[float]] = {name: [] for name in ways if "literal" not in name}
     for _ in range(options.runs + 1):
-        for name, found in seconds.items():
-            found.append(run(name, inputs))
-    for name, found in seconds.items():
-        took = median(found[1:])  # the first warms up
+        for name, times in seconds.items():
+            times.append(run(name, inputs))
+    for name, times in seconds.items():
+        took = median(times[1:])  # the first warms up
         print(f"{name:30s} {took:8.4f} s, the floor is {least / took:.0%} of it")
 
 

@@ -53,7 +53,7 @@ TOYS = {
     "customer": "user",
     "time": "time",
     "token_type": "event",
-    "features": [{"name": name} for name in ("event", "item", *(f"attribute_{place}" for place in range(1, 5)))],
+    "features": [{"name": name} for name in ("event", "item", *(f"attribute_{index}" for index in range(1, 5)))],
     "tasks": ["item"],
     "cutoffs": {"validation": "2024-03-01", "test": "2024-04-01"},
     "min_history": 1,
@@ -147,20 +147,20 @@ def logs(options: Options, folder: Path) -> list[Log]:
     journey += (Question("30 days, never bought", HORIZON, ("--horizon_days", "30", "--only_new")),)
     recipe = ("configuration/recipes/quickstart.yaml",)
     demo = ("--demo", "complete_journey")
-    found = [Log("complete_journey", ("product_type", "product_category"), journey, demo, recipe, tuple(RIVALS))]
+    result = [Log("complete_journey", ("product_type", "product_category"), journey, demo, recipe, tuple(RIVALS))]
     shop = folder / "shop.parquet"
     if not shop.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(make_click_log(customers=SHOP_CUSTOMERS).events, shop)
     words = ("--events", str(shop), "--schema", "configuration/schemas/clickstream.yaml")
-    found.append(Log(SHOP, ("item", "category"), (Question("next visit", NEXT),), words))
+    result.append(Log(SHOP, ("item", "category"), (Question("next visit", NEXT),), words))
     if options.toys:
         schema = folder / "toys.yaml"
         schema.write_text(yaml.safe_dump(TOYS, sort_keys=False), encoding="utf-8")
-        asked = (Question("next item, seen ones filtered", NEXT, ("--filter_seen",)),)
-        asked += (Question("the same, HR@10", HITS, ("--filter_seen",)),)
-        found.append(Log("toys", ("item",), asked, ("--events", options.toys, "--schema", str(schema))))
-    return found
+        questions = (Question("next item, seen ones filtered", NEXT, ("--filter_seen",)),)
+        questions += (Question("the same, HR@10", HITS, ("--filter_seen",)),)
+        result.append(Log("toys", ("item",), questions, ("--events", options.toys, "--schema", str(schema))))
+    return result
 
 
 def run(script: str, *words: Any) -> None:
@@ -175,9 +175,9 @@ def files_of(log: Log, model: Path) -> list[tuple[Path, Path]]:
         log (`Log`): The log.
         model (`Path`): Checkpoint folder.
     """
-    asked = [question.options for question in log.questions]
-    places = [asked.index(options) for options in asked]
-    return [(model / f"values-{place}.parquet", model / f"parts-{place}.parquet") for place in places]
+    options_of_questions = [question.options for question in log.questions]
+    indices = [options_of_questions.index(options) for options in options_of_questions]
+    return [(model / f"values-{index}.parquet", model / f"parts-{index}.parquet") for index in indices]
 
 
 def make(log: Log, seed: int, folder: Path, parts: bool) -> list[tuple[Path, Path]]:
@@ -226,44 +226,46 @@ def make_rival(rival: str, task: str, log: Log, seed: int, options: Options) -> 
 def answers_of(log: Log, options: Options, folder: Path) -> list[Answers]:
     """Collects all results of a log's evaluations."""
     if options.only_made:
-        made = {seed: files_of(log, folder / log.name / f"seed-{seed}") for seed in options.seeds}
+        files_by_seed = {seed: files_of(log, folder / log.name / f"seed-{seed}") for seed in options.seeds}
     else:
-        made = {seed: make(log, seed, folder, seed in options.part_seeds) for seed in options.seeds}
+        files_by_seed = {seed: make(log, seed, folder, seed in options.part_seeds) for seed in options.seeds}
     data = folder / log.name / "prepared"
     truth = folder / log.name / "truth.parquet"
     if log.name == SHOP and not truth.is_file() and not options.only_made:
         run("benchmarks/shop_truth.py", "--customers", SHOP_CUSTOMERS, "--data", data, "--values_file", truth)
     schema = PreparedManifest.load(str(data)).event_schema
     groups = history_groups(find_cases(load_prepared(str(data)), "test", schema.min_history))
-    found = []
-    for place, question in enumerate(log.questions):
+    answers = []
+    for index, question in enumerate(log.questions):
         rivals: Values = {}
-        for rival in () if place else log.rivals:
+        for rival in () if index else log.rivals:
             files = {t: [make_rival(rival, t, log, seed, options) for seed in options.rival_seeds] for t in log.tasks}
             rivals[rival] = {
                 task: mean_of([values_of(path, question.metric) for path in paths], MCM)[task]
                 for task, paths in files.items()
                 if all(path.is_file() for path in paths)
             }
-        found.append(
+        answers.append(
             Answers(
                 log=log.name,
                 question=question.name,
                 tasks=log.tasks,
                 seeds=[
-                    values_of(files[place][0], question.metric) for files in made.values() if files[place][0].is_file()
+                    values_of(files[index][0], question.metric)
+                    for files in files_by_seed.values()
+                    if files[index][0].is_file()
                 ],
                 parts=[
-                    values_of(made[seed][place][1], question.metric)
+                    values_of(files_by_seed[seed][index][1], question.metric)
                     for seed in options.part_seeds
-                    if made[seed][place][1].is_file()
+                    if files_by_seed[seed][index][1].is_file()
                 ],
-                groups=None if place else groups,
+                groups=None if index else groups,
                 rivals=rivals,
                 truth=values_of(truth, question.metric) if truth.is_file() else None,
             )
         )
-    return found
+    return answers
 
 
 def page(answers: Sequence[Answers], options: Options) -> str:
@@ -324,7 +326,7 @@ def main() -> None:
     """Makes what is missing, and the page."""
     (options,) = parse_options(Options, description=__doc__)
     folder = Path(options.folder).resolve()
-    answers = [each for log in logs(options, folder) for each in answers_of(log, options, folder)]
+    answers = [answer for log in logs(options, folder) for answer in answers_of(log, options, folder)]
     text = page(answers, options)
     if options.readme:
         write_sentence(Path(options.readme), encoder_sentence(answers))

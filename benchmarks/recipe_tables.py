@@ -52,20 +52,20 @@ class Answers:
         counted = {name: values for name, values in self.seeds[0].items() if name != MCM}
         return counted | self.rivals | {MCM: mean_of(self.seeds, MCM)}
 
-    def best(self, task: str, chosen: NDArray[np.bool_] | slice = slice(None)) -> str:
+    def best(self, task: str, customers: NDArray[np.bool_] | slice = slice(None)) -> str:
         """The best method of counting in a task, of all customers or some."""
         counted = {name: by_task[task] for name, by_task in self.seeds[0].items() if name != MCM and task in by_task}
-        return max(counted, key=lambda name: float(np.nanmean(counted[name][chosen])))
+        return max(counted, key=lambda name: float(np.nanmean(counted[name][customers])))
 
 
 def values_of(path: Path, metric: str) -> Values:
     """Reads one metric of a values file."""
     table = pq.read_table(path).filter(pc.field("metric") == metric)
-    found: Values = {}
+    values: Values = {}
     for method, task in sorted(set(zip(*(table[name].to_pylist() for name in ("method", "task")), strict=True))):
         rows = table.filter((pc.field("method") == method) & (pc.field("task") == task))
-        found.setdefault(method, {})[task] = rows["value"].to_numpy()
-    return found
+        values.setdefault(method, {})[task] = rows["value"].to_numpy()
+    return values
 
 
 def mean_of(seeds: Sequence[Values], method: str) -> dict[str, NDArray]:
@@ -86,21 +86,22 @@ def difference_text(first: NDArray, second: NDArray) -> str:
 def method_table(answers: Sequence[Answers]) -> list[list[str]]:
     """Makes a row for each method, with the difference to MCM."""
     rows = [["log", "question", "task", "method", "value", "MCM less it", "MCM over it"]]
-    for each in answers:
-        for task in each.tasks:
-            for method, by_task in each.methods.items():
+    for answer in answers:
+        for task in answer.tasks:
+            for method, by_task in answer.methods.items():
                 if task not in by_task:
                     continue
                 shown = mean_text(by_task[task])
                 if method == MCM:
-                    by_seed = ", ".join(f"{np.nanmean(seed[MCM][task]):.4f}" for seed in each.seeds)
-                    less, over = f"seeds: {by_seed}" if len(each.seeds) > 1 else "", ""
+                    by_seed = ", ".join(f"{np.nanmean(seed[MCM][task]):.4f}" for seed in answer.seeds)
+                    less, over = f"seeds: {by_seed}" if len(answer.seeds) > 1 else "", ""
                 else:
-                    pair = each.methods[MCM][task], by_task[task]
-                    found = paired_difference(*pair).relative
-                    less, over = difference_text(*pair), f"{found.mean:+.1%} [{found.low:+.1%}, {found.high:+.1%}]"
+                    pair = answer.methods[MCM][task], by_task[task]
+                    relative = paired_difference(*pair).relative
+                    less = difference_text(*pair)
+                    over = f"{relative.mean:+.1%} [{relative.low:+.1%}, {relative.high:+.1%}]"
                 rows.append(
-                    [each.log, each.question, task, f"**{MCM}**" if method == MCM else method, shown, less, over]
+                    [answer.log, answer.question, task, f"**{MCM}**" if method == MCM else method, shown, less, over]
                 )
     return rows
 
@@ -108,53 +109,55 @@ def method_table(answers: Sequence[Answers]) -> list[list[str]]:
 def part_table(answers: Sequence[Answers]) -> list[list[str]]:
     """Makes a row for each part: the metric without it, and the difference that the part makes."""
     rows = [["log", "question", "task", "scores", "value", "MCM less it"]]
-    for each in answers:
-        for task in each.tasks if each.parts else ():
-            whole = mean_of(each.parts, MCM)[task]
-            for method in [name for name in each.parts[0] if name != MCM and task in each.parts[0][name]]:
-                of_part = mean_of(each.parts, method)[task]
+    for answer in answers:
+        for task in answer.tasks if answer.parts else ():
+            whole = mean_of(answer.parts, MCM)[task]
+            for method in [name for name in answer.parts[0] if name != MCM and task in answer.parts[0][name]]:
+                without = mean_of(answer.parts, method)[task]
                 words = f"{method} (counting alone)" if method == NO_ENCODER else method
-                difference = difference_text(whole, of_part)
-                rows.append([each.log, each.question, task, words, mean_text(of_part), difference])
+                difference = difference_text(whole, without)
+                rows.append([answer.log, answer.question, task, words, mean_text(without), difference])
     return rows
 
 
 def history_table(answers: Sequence[Answers]) -> list[list[str]]:
     """Compares MCM with the best baseline by the length of the history."""
     rows = [["log", "question", "task", "visits before", "customers", "MCM", "best of counting", "MCM less it"]]
-    for each in answers:
-        for task in each.tasks if each.groups else ():
-            for name, chosen in (each.groups or {}).items():
-                ours = each.methods[MCM][task][chosen]
+    for answer in answers:
+        for task in answer.tasks if answer.groups else ():
+            for name, group in (answer.groups or {}).items():
+                ours = answer.methods[MCM][task][group]
                 if np.isnan(ours).all():
                     continue
-                best = each.best(task, chosen)
-                counted = each.methods[best][task][chosen]
+                best = answer.best(task, group)
+                counted = answer.methods[best][task][group]
                 shown = [mean_text(ours), f"{mean_text(counted)} ({best})", difference_text(ours, counted)]
                 customers = f"{int((~np.isnan(ours)).sum()):,}"
-                rows.append([each.log, each.question, task, name, customers, *shown])
+                rows.append([answer.log, answer.question, task, name, customers, *shown])
     return rows
 
 
 def truth_table(answers: Sequence[Answers]) -> list[list[str]]:
     """Compares MCM and the best baseline with the best possible ranking."""
     rows = [["log", "question", "task", "method", "value", "share of the possible"]]
-    for each in answers:
-        for task in each.tasks if each.truth else ():
-            possible = (each.truth or {})[TRUTH][task]
-            rows.append([each.log, each.question, task, "the best ranking", mean_text(possible), "100%"])
-            for method in (MCM, each.best(task)):
-                share = paired_difference(each.methods[method][task], possible).relative
+    for answer in answers:
+        for task in answer.tasks if answer.truth else ():
+            possible = (answer.truth or {})[TRUTH][task]
+            rows.append([answer.log, answer.question, task, "the best ranking", mean_text(possible), "100%"])
+            for method in (MCM, answer.best(task)):
+                share = paired_difference(answer.methods[method][task], possible).relative
                 words = f"{1 + share.mean:.1%} [{1 + share.low:.1%}, {1 + share.high:.1%}]"
-                rows.append([each.log, each.question, task, method, mean_text(each.methods[method][task]), words])
+                rows.append(
+                    [answer.log, answer.question, task, method, mean_text(answer.methods[method][task]), words]
+                )
     return rows
 
 
 def encoder_sentence(answers: Sequence[Answers]) -> str:
     """Writes what the encoder adds to counting, in the first evaluation of each log."""
     parts = []
-    for log in dict.fromkeys(each.log for each in answers):
-        first = next(each for each in answers if each.log == log)
+    for log in dict.fromkeys(answer.log for answer in answers):
+        first = next(answer for answer in answers if answer.log == log)
         words = []
         for task in first.tasks if first.parts else ():
             whole, alone = mean_of(first.parts, MCM)[task], mean_of(first.parts, NO_ENCODER)[task]

@@ -124,8 +124,8 @@ def training_runs(options: AblationOptions) -> Iterator[tuple[AblatedModel, Fini
     for seed in options.seeds:
         for model in (model for model in MODELS if model.name in options.models):
             for tasks in [[task] for task in options.tasks] if model.fields_of_task else [options.tasks]:
-                of_task = f"-{tasks[0]}" if model.fields_of_task else ""
-                folder = Path(options.output_dir, f"{Path(model.config).name}{of_task}-seed{seed}")
+                suffix = f"-{tasks[0]}" if model.fields_of_task else ""
+                folder = Path(options.output_dir, f"{Path(model.config).name}{suffix}-seed{seed}")
                 yield model, FinishedRun(model.name, tasks, seed, folder, bool(model.fields_of_task))
 
 
@@ -149,15 +149,15 @@ def write_record(record: Path, options: dict[str, Any]) -> None:
 def train(model: AblatedModel, run: FinishedRun, options: AblationOptions, data: str) -> dict[str, Any]:
     """Trains a model unless it was, in a process of its own; returns what identifies the run."""
     overrides = [f"{name}={json.dumps(run.tasks)}" for name in model.fields_of_task]
-    chosen: dict[str, Any] = {"max_seconds": options.max_seconds, "seed": run.seed}
-    chosen["early_stopping_patience"] = options.patience
+    settings: dict[str, Any] = {"max_seconds": options.max_seconds, "seed": run.seed}
+    settings["early_stopping_patience"] = options.patience
     if not model.by_recipe:
-        chosen |= PAPER_OBJECTIVE
-        chosen |= {"per_device_train_batch_size": model.batch_size, "learning_rate": model.learning_rate}
+        settings |= PAPER_OBJECTIVE
+        settings |= {"per_device_train_batch_size": model.batch_size, "learning_rate": model.learning_rate}
     if model.max_events is not None:
-        chosen["max_events"] = model.max_events
+        settings["max_events"] = model.max_events
     config = json.loads((ROOT / model.config / "config.json").read_text(encoding="utf-8"))
-    identity = {"data": data, "config": config, "config_overrides": overrides, "recipe": model.by_recipe, **chosen}
+    identity = {"data": data, "config": config, "config_overrides": overrides, "recipe": model.by_recipe, **settings}
     record = run.folder / "trained.json"
     existed = record.exists()
     if is_finished(record, identity):
@@ -165,7 +165,7 @@ def train(model: AblatedModel, run: FinishedRun, options: AblationOptions, data:
         return identity
     if existed:  # of other options or data: a training would leave it alone
         shutil.rmtree(run.folder)
-    flags = {"data": options.data, "config": ROOT / model.config, "output_dir": run.folder, **chosen}
+    flags = {"data": options.data, "config": ROOT / model.config, "output_dir": run.folder, **settings}
     flags |= {"num_train_epochs": UNBOUNDED, "logging_steps": 10, "logging_first_step": True}
     flags |= {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 1}
     flags |= {"report_to": "none", "disable_tqdm": True} | ({} if model.by_recipe else {"recipe": "none"})
@@ -185,8 +185,8 @@ def evaluate_run(run: FinishedRun, identity: dict[str, Any], rows: Any, cases: E
         return
     model = MCMForMultiTaskRecommendation.from_pretrained(run.folder).eval()
     extractor = MCMFeatureExtractor.from_pretrained(str(run.folder))
-    found = model_values(model, extractor, rows, cases, run.tasks, LENGTHS)
-    write_values(run.values_file(cases.cutoff), cases.customer_ids, {run.model: found})
+    values = model_values(model, extractor, rows, cases, run.tasks, LENGTHS)
+    write_values(run.values_file(cases.cutoff), cases.customer_ids, {run.model: values})
     write_record(record, evaluated)
 
 
@@ -203,9 +203,9 @@ def evaluate_counting(
     if is_finished(record, evaluated):
         return
     label_sizes = dict(zip(extractor.feature_names, extractor.vocabulary_sizes, strict=True))
-    chosen = {task: label_sizes[task] for task in tasks}
-    found = counting_baselines(rows, cases, chosen, baselines, LENGTHS)
-    write_values(folder / f"values-{cases.cutoff}.parquet", cases.customer_ids, found)
+    sizes = {task: label_sizes[task] for task in tasks}
+    values = counting_baselines(rows, cases, sizes, baselines, LENGTHS)
+    write_values(folder / f"values-{cases.cutoff}.parquet", cases.customer_ids, values)
     write_record(record, evaluated)
 
 

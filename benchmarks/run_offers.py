@@ -202,21 +202,21 @@ class Comparison:
             tables = [everything.of(np.searchsorted(self.learned, groups)) for groups in (train, valid)]
             model = LightGBMOffers(self.options.trials)
             model.search(tables[0], self.truth(train), tables[1], self.truth(valid))
-            found: dict[str, NDArray] = {}
+            all_scores: dict[str, NDArray] = {}
             for share in shares:
                 for seed in self.options.seeds:
                     model.seed, count = seed, round(share * len(self.learned))
-                    kept = np.sort(np.random.default_rng(seed).permutation(len(self.learned))[:count])
-                    model.fit(everything.of(kept), self.truth(self.learned[kept]))
+                    subset = np.sort(np.random.default_rng(seed).permutation(len(self.learned))[:count])
+                    model.fit(everything.of(subset), self.truth(self.learned[subset]))
                     offers, groups = model.scores(test)
-                    found |= {f"offers {share} {seed}": offers, f"groups {share} {seed}": groups}
+                    all_scores |= {f"offers {share} {seed}": offers, f"groups {share} {seed}": groups}
             facts = {
-                "chosen": model.chosen,
+                "chosen": model.settings,
                 "group_features": everything.group_names,
                 "offer_features": everything.offer_names,
             }
             write_json(folder / "chosen.json", facts)
-            return found
+            return all_scores
 
         facts = {"seeds": self.options.seeds, "shares": shares, "trials": self.options.trials}
         scores = self.stored(folder, facts, make)
@@ -238,7 +238,7 @@ def make_side_by_side(options: OfferComparison) -> None:
         first += [pool.submit(_make, options, "zero_shot", seed) for seed in options.seeds]
         for step in first:
             step.result()
-        for step in [pool.submit(_make, options, "finetuned", *each) for each in tuned]:
+        for step in [pool.submit(_make, options, "finetuned", *arguments) for arguments in tuned]:
             step.result()
 
 
@@ -250,9 +250,9 @@ def mean_metrics(
     truth: OfferTruth, scores: Sequence[Mapping[str, NDArray]], weights: NDArray[np.int64]
 ) -> dict[str, NDArray[np.float64]]:
     """Metrics on the data and each resample, the mean over seeds; and one row a seed on the data, `seeds <metric>`."""
-    found = [offer_metrics(truth, each["offers"], each["groups"], weights) for each in scores]
-    mean = {metric: np.mean([each[metric] for each in found], axis=0) for metric in METRICS}
-    return mean | {f"seeds {metric}": np.array([each[metric][0] for each in found]) for metric in METRICS}
+    metrics = [offer_metrics(truth, run["offers"], run["groups"], weights) for run in scores]
+    mean = {metric: np.mean([run[metric] for run in metrics], axis=0) for metric in METRICS}
+    return mean | {f"seeds {metric}": np.array([run[metric][0] for run in metrics]) for metric in METRICS}
 
 
 def compare(options: OfferComparison) -> dict[str, Any]:
@@ -260,7 +260,7 @@ def compare(options: OfferComparison) -> dict[str, Any]:
     comparison = Comparison(options)
     if options.jobs > 1:
         make_side_by_side(options)
-    gbdt, chosen = comparison.lightgbm()
+    gbdt, lightgbm = comparison.lightgbm()
     truth, seeds = comparison.truth(comparison.test), options.seeds
     weights = resample_customers(truth.customer_ids)
     customers = len(set(truth.customer_ids))
@@ -278,19 +278,19 @@ def compare(options: OfferComparison) -> dict[str, Any]:
         }
     curve["1"] = {name: methods[name] for name in (FINE_TUNED, RANDOM, GBDT)}
 
-    def differences_of(ours: Mapping[str, NDArray], found: Mapping[str, NDArray]) -> dict[str, Any]:
+    def differences_of(ours: Mapping[str, NDArray], theirs: Mapping[str, NDArray]) -> dict[str, Any]:
         with np.errstate(invalid="ignore"):
-            return {metric: interval(ours[metric] / found[metric] - 1, customers)._asdict() for metric in METRICS}
+            return {metric: interval(ours[metric] / theirs[metric] - 1, customers)._asdict() for metric in METRICS}
 
-    def intervals(found: Mapping[str, NDArray]) -> dict[str, Any]:
-        of_metrics = {metric: interval(found[metric], customers)._asdict() for metric in METRICS}
-        return of_metrics | {"by_seed": {metric: found[f"seeds {metric}"].tolist() for metric in METRICS}}
+    def intervals(metrics: Mapping[str, NDArray]) -> dict[str, Any]:
+        by_metric = {metric: interval(metrics[metric], customers)._asdict() for metric in METRICS}
+        return by_metric | {"by_seed": {metric: metrics[f"seeds {metric}"].tolist() for metric in METRICS}}
 
     ours = methods[FINE_TUNED]
-    differences = {name: differences_of(ours, found) for name, found in methods.items() if name != FINE_TUNED}
+    differences = {name: differences_of(ours, theirs) for name, theirs in methods.items() if name != FINE_TUNED}
     with_fewer = {
-        share: {name: differences_of(found[FINE_TUNED], found[name]) for name in (RANDOM, GBDT)}
-        for share, found in curve.items()
+        share: {name: differences_of(by_method[FINE_TUNED], by_method[name]) for name in (RANDOM, GBDT)}
+        for share, by_method in curve.items()
     }
     took = {}
     for name in VARIANTS:
@@ -305,11 +305,14 @@ def compare(options: OfferComparison) -> dict[str, Any]:
         "customers": customers,
         "takers": int(truth.responds.sum()),
         "learned": len(comparison.learned),
-        "methods": {name: intervals(found) for name, found in methods.items()},
+        "methods": {name: intervals(metrics) for name, metrics in methods.items()},
         "differences": differences,
-        "curve": {share: {name: intervals(each) for name, each in found.items()} for share, found in curve.items()},
+        "curve": {
+            share: {name: intervals(metrics) for name, metrics in by_method.items()}
+            for share, by_method in curve.items()
+        },
         "with_fewer": with_fewer,
-        "lightgbm": chosen,
+        "lightgbm": lightgbm,
         "took": took,
     }
 

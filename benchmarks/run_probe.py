@@ -138,8 +138,8 @@ def read_customers(
         )
     cutoff = int(np.datetime64(schema.cutoff(cutoff_name), "s").astype(np.int64))
     rows = load_prepared(str(options.data))
-    kept = np.flatnonzero(np.asarray(rows[f"{cutoff_name}_end"]) >= options.min_events)
-    customers = PreparedRows(rows, kept)
+    indices = np.flatnonzero(np.asarray(rows[f"{cutoff_name}_end"]) >= options.min_events)
+    customers = PreparedRows(rows, indices)
     token = extractor.token_type_feature
     types = FIRST_VALUE_ID + len(extractor.vocabularies[token])
     span = options.days * SECONDS_PER_DAY
@@ -151,22 +151,22 @@ def read_customers(
         for row in batch:
             for name, number in _numbers_of(row, cutoff, span, options.spend, token, types).items():
                 values.setdefault(name, []).append(number)
-            for name, found in labels.items():
+            for name, column in labels.items():
                 known = ["", "", *extractor.vocabularies[name]] if name in extractor.vocabularies else None
-                found.append(str(row[f"profile_{name}"]) if known is None else known[row[f"profile_{name}"]])
+                column.append(str(row[f"profile_{name}"]) if known is None else known[row[f"profile_{name}"]])
         histories = [events_before(row, cutoff) for row in batch]
         blank = [row | {f"profile_{name}": 0 for name in profile} for row in histories]
-        for place, (model, of_model) in enumerate(models):
-            readable = [of_model.readable(row, model.config.input_features) for row in blank]
+        for index, (model, own_extractor) in enumerate(models):
+            readable = [own_extractor.readable(row, model.config.input_features) for row in blank]
             with torch.inference_mode():
-                outputs = model(**of_model.pad(readable, now=[cutoff] * len(readable)))
-            embeddings[place].append(outputs.pooler_output.numpy())
-            told = outputs.forecasts or {}
-            forecasts[place].append({name: value.numpy() for name, value in told.items()})
+                outputs = model(**own_extractor.pad(readable, now=[cutoff] * len(readable)))
+            embeddings[index].append(outputs.pooler_output.numpy())
+            means = outputs.forecasts or {}
+            forecasts[index].append({name: value.numpy() for name, value in means.items()})
         whole = {name: value.numpy() for name, value in extractor.pad(blank, WHOLE_HISTORY).items()}
         days = np.array([(cutoff - row["times"].max()) / SECONDS_PER_DAY for row in histories])
         counts.append(np.stack(list(HistoryFeatures(extractor, whole, days).make().values()), axis=1))
-    numbers = {name: np.array(found) for name, found in values.items()}
+    numbers = {name: np.array(column) for name, column in values.items()}
     day = f"{options.days}"
     targets: dict[str, NDArray] = {
         f"spend in {day} days": numbers["spend after"],
@@ -187,15 +187,15 @@ def read_customers(
     ]
     counted = np.nan_to_num(np.concatenate(counts), nan=-1.0)
     caption = (
-        f"{len(kept):,} customers of {schema.name} with at least {options.min_events} events before "
+        f"{len(indices):,} customers of {schema.name} with at least {options.min_events} events before "
         f"{schema.cutoff(cutoff_name):%Y-%m-%d} (the {cutoff_name} cutoff); {counted.shape[1]} counts, "
         f"{embeddings[0][0].shape[1]} numbers of embedding, {len(models)} trained models."
     )
     return Customers(
         counted,
         [np.concatenate(parts) for parts in embeddings],
-        [each if model.forecasts is not None else {} for each, (model, _) in zip(joined, models, strict=True)],
-        targets | {name: np.array(found) for name, found in labels.items()},
+        [forecast if model.forecasts is not None else {} for forecast, (model, _) in zip(joined, models, strict=True)],
+        targets | {name: np.array(column) for name, column in labels.items()},
         facts,
         {f"visits_{day}d": numbers["visits before"], f"{options.spend}_{day}d": numbers["spend before"]},
         (numbers["all visits"], numbers["days known"]),
@@ -283,8 +283,8 @@ def _learner(name: str, kind: str) -> Any:
             StandardScaler(),
             Ridge(100.0) if kind == "regression" else LogisticRegression(C=0.01, max_iter=500),
         )
-    chosen = lightgbm.LGBMRegressor if kind == "regression" else lightgbm.LGBMClassifier
-    return chosen(
+    estimator = lightgbm.LGBMRegressor if kind == "regression" else lightgbm.LGBMClassifier
+    return estimator(
         n_estimators=100, learning_rate=0.05, num_leaves=8, min_child_samples=20, colsample_bytree=0.3, subsample=0.8,
         subsample_freq=1, reg_lambda=1.0, random_state=0, n_jobs=1, verbose=-1,
     )  # fmt: skip
@@ -306,9 +306,9 @@ def metric(target: NDArray, predicted: NDArray, classes: NDArray | None, weights
         covariance = shares @ (first * second) - mean[0] * mean[1]
         spreads = [shares @ ranks**2 - of**2 for ranks, of in zip((first, second), mean, strict=True)]
         return covariance / np.sqrt(spreads[0] * spreads[1])
-    asked = [1] if len(classes) == 2 else range(len(classes))
-    found = [weighted_ranking(target == classes[c], predicted[:, c], weights)["roc_auc"] for c in asked]
-    return np.mean(found, axis=0)
+    columns = [1] if len(classes) == 2 else range(len(classes))
+    areas = [weighted_ranking(target == classes[c], predicted[:, c], weights)["roc_auc"] for c in columns]
+    return np.mean(areas, axis=0)
 
 
 def probe_cutoff(customers: Customers, options: ProbeOptions) -> dict[str, Any]:
@@ -316,28 +316,28 @@ def probe_cutoff(customers: Customers, options: ProbeOptions) -> dict[str, Any]:
     targets: dict[str, Any] = {}
     for name, target in customers.targets.items():
         classes = None if target.dtype.kind == "f" else np.unique(target)
-        kept = np.arange(len(target))
+        indices = np.arange(len(target))
         if classes is not None:
             sizes = {value: (target == value).sum() for value in classes}
             classes = np.array([value for value, size in sizes.items() if size >= FEWEST and not _unknown(value)])
-            kept = np.flatnonzero(np.isin(target, classes))
+            indices = np.flatnonzero(np.isin(target, classes))
             if len(classes) < 2:
                 continue  # nothing to tell apart
-        weights = resample_customers(np.arange(len(kept)).astype(str), 500)
-        of_target: dict[str, Any] = {"customers": len(kept), "classes": 0 if classes is None else len(classes)}
+        weights = resample_customers(np.arange(len(indices)).astype(str), 500)
+        results: dict[str, Any] = {"customers": len(indices), "classes": 0 if classes is None else len(classes)}
         for learner in LEARNERS:
             values: dict[str, NDArray] = {}
             for kind in logging.tqdm(INPUTS, desc=f"{name}, {learner}", unit="fit"):
-                of_models = []
+                by_model = []
                 for embedding in customers.embeddings[: 1 if kind == "counts" else None]:
                     inputs = {"counts": customers.counts, "embedding": embedding}
                     inputs["counts and embedding"] = np.concatenate([customers.counts, embedding], axis=1)
-                    predicted = out_of_fold(inputs[kind][kept], target[kept], learner, classes, options)
-                    of_models.append(metric(target[kept], predicted, classes, weights))
-                values[kind] = np.mean(of_models, axis=0)
+                    predicted = out_of_fold(inputs[kind][indices], target[indices], learner, classes, options)
+                    by_model.append(metric(target[indices], predicted, classes, weights))
+                values[kind] = np.mean(by_model, axis=0)
             differences = {f"{kind} over counts": values[kind] - values["counts"] for kind in INPUTS[1:]}
-            of_target[learner] = {key: _summary(each) for key, each in (values | differences).items()}
-        targets[name] = of_target
+            results[learner] = {key: _summary(measured) for key, measured in (values | differences).items()}
+        targets[name] = results
     return {
         "caption": customers.caption,
         "targets": targets,
@@ -356,7 +356,7 @@ def facts_in(customers: Customers, options: ProbeOptions) -> dict[str, float]:
     learner = make_pipeline(StandardScaler(), Ridge(10.0))
     return {
         name: float(
-            np.mean([cross_val_score(learner, each, fact, cv=options.folds).mean() for each in customers.embeddings])
+            np.mean([cross_val_score(learner, x, fact, cv=options.folds).mean() for x in customers.embeddings])
         )
         for name, fact in customers.facts.items()
     }
@@ -367,32 +367,32 @@ def forecasts_of(customers: Customers, options: ProbeOptions) -> dict[str, Any]:
     if not all(customers.forecasts):
         return {}
     day = f"{options.days}"
-    found = {name: customers.targets[f"{name} in {day} days"] for name in ("visits", "spend", "churn")}
+    truths = {name: customers.targets[f"{name} in {day} days"] for name in ("visits", "spend", "churn")}
     columns = {"visits": f"visits_{day}d", "spend": f"{options.spend}_{day}d", "churn": f"visit_probability_{day}d"}
-    if any(column not in each for each in customers.forecasts for column in columns.values()):
+    if any(column not in forecast for forecast in customers.forecasts for column in columns.values()):
         return {}
-    weights = resample_customers(np.arange(len(found["visits"])).astype(str), 500)
+    weights = resample_customers(np.arange(len(truths["visits"])).astype(str), 500)
     ahead = poisson_gamma(*customers.rates, float(options.days))
     result: dict[str, Any] = {}
     for name, column in columns.items():
-        told = {"forecast": np.mean([each[column] for each in customers.forecasts], axis=0)}
+        forecasts = {"forecast": np.mean([forecast[column] for forecast in customers.forecasts], axis=0)}
         if name != "churn":
-            told[f"the last {day} days again"] = customers.past[column]
+            forecasts[f"the last {day} days again"] = customers.past[column]
         else:
-            told["forecast"] = 1 - told["forecast"]
-            told[f"the last {day} days again"] = -customers.past[columns["visits"]]
+            forecasts["forecast"] = 1 - forecasts["forecast"]
+            forecasts[f"the last {day} days again"] = -customers.past[columns["visits"]]
         if name != "spend":
-            told["Poisson-gamma"] = ahead if name == "visits" else -ahead
+            forecasts["Poisson-gamma"] = ahead if name == "visits" else -ahead
         classes = np.array([False, True]) if name == "churn" else None
         result[name] = {}
-        for method, value in told.items():
-            ranks = metric(found[name], np.stack([value] * (1 if classes is None else 2), 1), classes, weights)
-            means = {"told": float(value.mean()), "found": float(found[name].mean())}
+        for method, value in forecasts.items():
+            ranks = metric(truths[name], np.stack([value] * (1 if classes is None else 2), 1), classes, weights)
+            means = {"told": float(value.mean()), "found": float(truths[name].mean())}
             result[name][method] = _summary(ranks) | means
-        order = np.argsort(told["forecast"], kind="stable")
+        order = np.argsort(forecasts["forecast"], kind="stable")
         parts = np.array_split(order, 10)
         result[name]["forecast"]["by tenth"] = [
-            [float(told["forecast"][part].mean()), float(found[name][part].mean())] for part in parts
+            [float(forecasts["forecast"][part].mean()), float(truths[name][part].mean())] for part in parts
         ]
     return result
 
@@ -422,40 +422,40 @@ def write_page(results: dict[str, Any], path: Path) -> None:
         "the embedding. *Alone* is the embedding less the counts, *beside* both less the counts alone.",
         "",
     ]
-    for cutoff, found in results["cutoffs"].items():
-        lines += [f"## At the {cutoff} cutoff", "", found["caption"], ""]
+    for cutoff, result in results["cutoffs"].items():
+        lines += [f"## At the {cutoff} cutoff", "", result["caption"], ""]
         for learner in LEARNERS:
             rows = []
-            for name, of_target in found["targets"].items():
-                of_learner = of_target[learner]
-                cells = [with_interval(of_learner[kind]) for kind in INPUTS[:2]]
+            for name, measured in result["targets"].items():
+                intervals = measured[learner]
+                cells = [with_interval(intervals[kind]) for kind in INPUTS[:2]]
                 for kind in INPUTS[1:]:
-                    gain = of_learner[f"{kind} over counts"]
+                    gain = intervals[f"{kind} over counts"]
                     cells.append(with_interval(gain, "+.3f"))
-                classes = f", {of_target['classes']} classes" if of_target["classes"] else ""
-                size = f"{of_target['customers']:,}{classes}"
+                classes = f", {measured['classes']} classes" if measured["classes"] else ""
+                size = f"{measured['customers']:,}{classes}"
                 rows.append([name, size, *cells])
             lines += [f"### {learner}", ""]
             lines += [*markdown_table([["target", "customers", *INPUTS[:2], "alone", "beside"], *rows]), ""]
         lines += ["### What of the history is in the embedding", ""]
         lines += ["Cross-validated R2 of a linear model.", ""]
         lines += [
-            *markdown_table([["fact", "R2"], *[[name, f"{value:.2f}"] for name, value in found["facts"].items()]]),
+            *markdown_table([["fact", "R2"], *[[name, f"{value:.2f}"] for name, value in result["facts"].items()]]),
             "",
         ]
-        if found["forecasts"]:
+        if result["forecasts"]:
             lines += ["### Forecasts of the checkpoint itself", ""]
             rows = []
-            for name, methods in found["forecasts"].items():
+            for name, methods in result["forecasts"].items():
                 for method, value in methods.items():
-                    told = f"{value['told']:.2f}" if value["told"] >= 0 else ""  # a score is no chance
-                    rows.append([name, method, with_interval(value), told, f"{value['found']:.2f}"])
+                    forecast = f"{value['told']:.2f}" if value["told"] >= 0 else ""  # a score is no chance
+                    rows.append([name, method, with_interval(value), forecast, f"{value['found']:.2f}"])
             lines += [
                 *markdown_table([["what", "method", "rank correlation or AUC", "mean told", "mean found"], *rows]),
                 "",
             ]
             picture = path.with_name(f"{path.stem}_{cutoff}.png")
-            draw_calibration(found["forecasts"], picture)
+            draw_calibration(result["forecasts"], picture)
             lines += [f"![Calibration of the forecasts at the {cutoff} cutoff]({picture.name})", ""]
     write_text(path, "\n".join(lines).rstrip() + "\n")
 
@@ -469,9 +469,9 @@ def draw_calibration(forecasts: dict[str, Any], path: Path) -> None:
 
     figure, axes = pyplot.subplots(1, len(forecasts), figsize=(4 * len(forecasts), 3.6), layout="constrained")
     for axis, (name, methods) in zip(np.atleast_1d(axes), forecasts.items(), strict=True):
-        told, found = np.array(methods["forecast"]["by tenth"]).T
-        axis.plot([0, max(told.max(), found.max())], [0, max(told.max(), found.max())], color="0.7", linewidth=1)
-        axis.plot(told, found, marker="o")
+        tenths = np.array(methods["forecast"]["by tenth"])
+        axis.plot([0, tenths.max()], [0, tenths.max()], color="0.7", linewidth=1)
+        axis.plot(*tenths.T, marker="o")
         axis.set(title=name, xlabel="told", ylabel="found")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

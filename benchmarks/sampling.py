@@ -81,9 +81,9 @@ def trained(options: SamplingOptions) -> tuple[MCMForMultiTaskRecommendation, di
     model = MCMForMultiTaskRecommendation.from_pretrained(options.model, **STILL)
     collator = MCMCollator(MCMFeatureExtractor.from_pretrained(options.model), model.config)
     rows = PreparedRows(load_prepared(options.data))
-    places = torch.linspace(0, len(rows) - 1, options.batch_size).long().tolist()
-    batch = collator(rows.__getitems__(places))
-    others = [place for place, task in enumerate(model.config.tasks) if task != largest_task(model)]
+    indices = torch.linspace(0, len(rows) - 1, options.batch_size).long().tolist()
+    batch = collator(rows.__getitems__(indices))
+    others = [index for index, task in enumerate(model.config.tasks) if task != largest_task(model)]
     batch["labels"][..., others] = IGNORED
     return model, batch
 
@@ -98,17 +98,17 @@ def untrained(options: SamplingOptions) -> tuple[MCMForMultiTaskRecommendation, 
     """A model with random weights and random histories."""
     shape = json.loads((ROOT / options.config / "config.json").read_text(encoding="utf-8"))
     del shape["model_type"]
-    of_data: dict[str, Any] = {"features": ["token_type", "item"], "tasks": ["item"]}
-    of_data["vocabulary_sizes"] = [5, options.labels + FIRST_LABEL]
-    model = MCMForMultiTaskRecommendation(MCMConfig(**shape | of_data | STILL))
+    fields: dict[str, Any] = {"features": ["token_type", "item"], "tasks": ["item"]}
+    fields["vocabulary_sizes"] = [5, options.labels + FIRST_LABEL]
+    model = MCMForMultiTaskRecommendation(MCMConfig(**shape | fields | STILL))
     grid = (options.batch_size, options.units)
-    items, places = (
+    items, positions = (
         torch.randint(FIRST_LABEL, options.labels + FIRST_LABEL, grid),
         torch.arange(options.units).expand(grid),
     )
-    batch = {"input_ids": torch.stack([torch.full(grid, 2), items], -1), "visit_ids": places}
-    batch |= {"attention_mask": torch.ones(grid, dtype=torch.long), "event_times": places.float()}
-    batch |= {"prefix_ends": places, "label_prefixes": places, "labels": items.roll(-1, 1)[..., None]}
+    batch = {"input_ids": torch.stack([torch.full(grid, 2), items], -1), "visit_ids": positions}
+    batch |= {"attention_mask": torch.ones(grid, dtype=torch.long), "event_times": positions.float()}
+    batch |= {"prefix_ends": positions, "label_prefixes": positions, "labels": items.roll(-1, 1)[..., None]}
     return model, batch
 
 
@@ -123,7 +123,7 @@ def loss_and_gradient(
 
 
 def errors(
-    model: MCMForMultiTaskRecommendation, batch: dict[str, torch.Tensor], drawn: list[int | None], draws: int
+    model: MCMForMultiTaskRecommendation, batch: dict[str, torch.Tensor], numbers: list[int | None], draws: int
 ) -> dict[int | None, list[float]]:
     """For each number of labels drawn: bias of the loss, its standard deviation, bias of the gradient, and the root
     of the mean squared error of one gradient."""
@@ -133,8 +133,8 @@ def errors(
     every_pair = partial(RankingPairs, sampled=max(model.config.label_sizes.values()))
     with patch.object(losses_mcm, "RankingPairs", every_pair):
         whole, gradient = loss_and_gradient(model, batch)
-    found = {}
-    for number in drawn:
+    results = {}
+    for number in numbers:
         model.objective = replace(objective, sampled_labels=number or 0)
         losses, squares = [], 0.0
         halves = [torch.zeros_like(gradient), torch.zeros_like(gradient)]  # errors of their means
@@ -147,8 +147,8 @@ def errors(
         off = torch.tensor(losses, dtype=torch.float64)
         square_of_bias = max(0.0, (halves[0] @ halves[1]).item())
         norm = gradient.norm().item()
-        found[number] = [off.mean().item(), off.std().item(), square_of_bias**0.5 / norm, squares**0.5 / norm]
-    return found
+        results[number] = [off.mean().item(), off.std().item(), square_of_bias**0.5 / norm, squares**0.5 / norm]
+    return results
 
 
 def measure(options: SamplingOptions) -> list[list[str]]:
@@ -163,13 +163,13 @@ def measure(options: SamplingOptions) -> list[list[str]]:
         met, followed = batch["input_ids"][..., model.config.features.index(task)], batch["labels"]
         ids = torch.cat([met.flatten(), followed[..., model.config.tasks.index(task)].flatten()]).unique()
         certain, labels = int((ids >= FIRST_LABEL).sum()), model.config.label_sizes[task] - FIRST_LABEL
-        drawn = [number for number in options.drawn if certain + number < labels]
+        numbers = [number for number in options.drawn if certain + number < labels]
         for loss, weight in (("equation 4", 0.0), ("ranked", 1.0)):
             model.objective = replace(model.objective, ranking_loss_weight=weight)
-            found = errors(model, batch, drawn, options.draws)
+            results = errors(model, batch, numbers, options.draws)
             if weight:
-                found = errors(model, batch, [None], draws=2) | found
-            for number, values in found.items():
+                results = errors(model, batch, [None], draws=2) | results
+            for number, values in results.items():
                 shown = [f"{values[0]:+.2%}", *(f"{value:.2%}" for value in values[1:])]
                 table.append([scores, loss, f"{labels:,}", f"{certain:,}", f"{number:,}" if number else "all", *shown])
                 print(*table[-1], flush=True)

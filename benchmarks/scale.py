@@ -82,7 +82,7 @@ def write_log(folder: Path, events: float, options: ScaleOptions) -> int:
     return write_event_log(folder, customers, settings, options.seed, options.files, lambda blocks: tqdm([*blocks]))
 
 
-def held(folder: Path) -> int:
+def folder_size(folder: Path) -> int:
     """Counts the bytes of all files in a folder that another process is changing."""
     total = 0
     for path, _, names in os.walk(folder):
@@ -101,32 +101,32 @@ class Run:
     seconds: float
     memory: int
     disk: int
-    said: str
+    output: str
 
 
 def timed(script: str, options: dict[str, str], scratch: Path) -> Run:
     """Runs a command that writes in `scratch`, and measures it."""
-    before, start, disk = held(scratch), time.perf_counter(), 0
+    before, start, disk = folder_size(scratch), time.perf_counter(), 0
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         command = [sys.executable, str(ROOT / "training" / script), *words]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         while (done := os.wait4(process.pid, os.WNOHANG))[0] == 0:
-            disk = max(disk, held(scratch) - before)
+            disk = max(disk, folder_size(scratch) - before)
             time.sleep(0.5)
         seconds, process.returncode = time.perf_counter() - start, os.waitstatus_to_exitcode(done[1])
         output.seek(0)
-        said = output.read()
+        text = output.read()
     if process.returncode:
-        raise RuntimeError(f"{script} ended with {process.returncode}: {said[-2000:]}")
-    return Run(seconds, done[2].ru_maxrss * KIBI, disk, said)
+        raise RuntimeError(f"{script} ended with {process.returncode}: {text[-2000:]}")
+    return Run(seconds, done[2].ru_maxrss * KIBI, disk, text)
 
 
 def measure(events: float, options: ScaleOptions, scratch: Path) -> dict[str, float]:
     """Measures one size, and removes all files from `scratch`."""
     log, data, start = scratch / "log", scratch / "data", time.perf_counter()
     write_log(log, events, options)
-    found = {"writing": time.perf_counter() - start, "log": held(log) / GIGA}
+    result = {"writing": time.perf_counter() - start, "log": folder_size(log) / GIGA}
     flags = {"events": str(log), "schema": str(SCHEMA), "output_dir": str(data), "memory_limit": options.memory_limit}
     flags["rows_per_shard"] = str(options.rows_per_shard)
     if options.update:
@@ -137,19 +137,19 @@ def measure(events: float, options: ScaleOptions, scratch: Path) -> dict[str, fl
         flags |= {"output_dir": str(scratch / "full")}
         update = {"data": str(data), "events": str(log), "memory_limit": options.memory_limit}
         updated = timed("update_data.py", update, scratch)
-        found |= {"update": updated.seconds, "update memory": updated.memory / GIGA}
-        found["prepared"] = len(pq.read_table(tomorrow, columns=["user_id"])["user_id"].unique())
-        found["new"] = pq.read_metadata(tomorrow).num_rows
+        result |= {"update": updated.seconds, "update memory": updated.memory / GIGA}
+        result["prepared"] = len(pq.read_table(tomorrow, columns=["user_id"])["user_id"].unique())
+        result["new"] = pq.read_metadata(tomorrow).num_rows
     run = timed("prepare_data.py", flags, scratch)
     counts = PreparedManifest.load(data).counts
-    found |= {"events": counts["rows"], "customers": counts["customers"], "seconds": run.seconds}
-    found |= {"memory": run.memory / GIGA, "disk": run.disk / GIGA, "output": held(data) / GIGA}
+    result |= {"events": counts["rows"], "customers": counts["customers"], "seconds": run.seconds}
+    result |= {"memory": run.memory / GIGA, "disk": run.disk / GIGA, "output": folder_size(data) / GIGA}
     for path in scratch.iterdir():
         shutil.rmtree(path)
-    return found
+    return result
 
 
-def update_table(found: list[dict[str, float]]) -> list[list[str]]:
+def update_table(points: list[dict[str, float]]) -> list[list[str]]:
     """Makes rows of text that compare an update with preparing everything."""
     rows = [
         [
@@ -163,27 +163,27 @@ def update_table(found: list[dict[str, float]]) -> list[list[str]]:
             "memory, GB",
         ]
     ]
-    for each in found:
-        cells = [f"{each[name]:,.0f}" for name in ("events", "customers", "new", "prepared", "update", "seconds")]
-        rows.append([*cells, f"{each['update'] / each['seconds']:.2f}", f"{each['update memory']:.2f}"])
+    for point in points:
+        cells = [f"{point[name]:,.0f}" for name in ("events", "customers", "new", "prepared", "update", "seconds")]
+        rows.append([*cells, f"{point['update'] / point['seconds']:.2f}", f"{point['update memory']:.2f}"])
     return rows
 
 
-def table(found: list[dict[str, float]]) -> list[list[str]]:
+def table(points: list[dict[str, float]]) -> list[list[str]]:
     """Makes rows of text, one for each size and one for the projection."""
-    last = found[-1]
+    last = points[-1]
     times = PROJECTED / last["events"]
     exponent = 1.0
-    if len(found) > 1:
-        times_longer, times_more = (last[name] / found[-2][name] for name in ("seconds", "events"))
+    if len(points) > 1:
+        times_longer, times_more = (last[name] / points[-2][name] for name in ("seconds", "events"))
         exponent = max(math.log(times_longer) / math.log(times_more), 1.0)
     rows = [
         ["events", "customers", "log, GB", "minutes", "events a second", "peak memory, GB", "disk, GB", "result, GB"]
     ]
-    for each in found:
-        sizes = [f"{each['events']:,.0f}", f"{each['customers']:,.0f}", f"{each['log']:.2f}"]
-        sizes += [f"{each['seconds'] / 60:.1f}", f"{each['events'] / each['seconds']:,.0f}"]
-        rows.append([*sizes, *(f"{each[name]:.2f}" for name in ("memory", "disk", "output"))])
+    for point in points:
+        sizes = [f"{point['events']:,.0f}", f"{point['customers']:,.0f}", f"{point['log']:.2f}"]
+        sizes += [f"{point['seconds'] / 60:.1f}", f"{point['events'] / point['seconds']:,.0f}"]
+        rows.append([*sizes, *(f"{point[name]:.2f}" for name in ("memory", "disk", "output"))])
     minutes = last["seconds"] / 60 * times**exponent
     sizes = [f"{PROJECTED:,}, projected", f"{last['customers'] * times:,.0f}", f"{last['log'] * times:,.0f}"]
     sizes += [f"{minutes:,.0f} ({minutes / 60:,.0f} hours, exponent {exponent:.2f})"]
@@ -203,12 +203,12 @@ def main() -> None:
 
     if options.folder:
         Path(options.folder).mkdir(parents=True, exist_ok=True)
-    found = []
+    points = []
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         for events in options.events:
-            found.append(measure(events, options, Path(scratch)))
-            print(json.dumps(found[-1]), flush=True)
-    rows = (update_table if options.update else table)(found)
+            points.append(measure(events, options, Path(scratch)))
+            print(json.dumps(points[-1]), flush=True)
+    rows = (update_table if options.update else table)(points)
     memory = psutil.virtual_memory().total / GIGA
     what = f"An update by the last of {options.files} files" if options.update else "Preparation"
     caption = (

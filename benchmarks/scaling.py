@@ -122,23 +122,23 @@ def one_run(options: ScalingOptions, share: float, times: int) -> dict[str, floa
         pretrain.main()
     trainer = LastTrainer.last
     trained: Any = trainer.optimizer  # a table of a feature that is not read is no parameter
-    found = [line for line in trainer.state.log_history if "eval_loss" in line][-1]
-    ndcg = [value for name, value in found.items() if name.endswith("next_visit_ndcg@10")]
+    metrics = [line for line in trainer.state.log_history if "eval_loss" in line][-1]
+    ndcg = [value for name, value in metrics.items() if name.endswith("next_visit_ndcg@10")]
     rows: Any = trainer.train_dataset
     start = time.perf_counter()
     trainer.train_collator(rows.__getitems__(list(range(min(64, len(rows))))))
     collated = min(64, len(rows)) / (time.perf_counter() - start)
     config: Any = trainer.train_collator.config
     label_sizes, units = config.label_sizes.values(), round(float(np.mean(rows.lengths)))
-    of_customer = encoder_flops(config.num_hidden_layers, hidden, 4 * hidden, units)
-    of_customer += readout_flops(hidden, units, sum(label_sizes))
-    flops = of_customer * len(rows) * trainer.args.num_train_epochs
+    flops_a_customer = encoder_flops(config.num_hidden_layers, hidden, 4 * hidden, units)
+    flops_a_customer += readout_flops(hidden, units, sum(label_sizes))
+    flops = flops_a_customer * len(rows) * trainer.args.num_train_epochs
     least = FORWARD_AND_BACKWARD * flops / matmul_rate(1024, hidden, max(label_sizes))
     return {
         "customers": len(rows),
         "parameters": sum(parameter.numel() for parameter in trained.state),
         "seconds": trainer.clock.seconds,
-        "loss": found["eval_loss"],
+        "loss": metrics["eval_loss"],
         "ndcg": float(np.mean(ndcg)),
         "of_floor": least / trainer.clock.seconds,
         "collated": collated,
@@ -168,15 +168,15 @@ def fitted(runs: list[dict[str, float]]) -> list[float]:
     """Fits E, A, a, B and b to the losses of the runs."""
     from scipy.optimize import curve_fit
 
-    sizes = np.array([[each["parameters"] for each in runs], [each["customers"] for each in runs]])
-    losses = np.array([each["loss"] for each in runs])
+    sizes = np.array([[run["parameters"] for run in runs], [run["customers"] for run in runs]])
+    losses = np.array([run["loss"] for run in runs])
     start = [losses.min(), 0.1, 0.3, losses.max() - losses.min(), 0.3]
     bounds = ([0, 0, 0, 0, 0], [np.inf, np.inf, 3, np.inf, 3])
     values, _ = curve_fit(curve, sizes / sizes.min(1, keepdims=True), losses, start, bounds=bounds, maxfev=20_000)
     return values.tolist()
 
 
-def cost_model(options: ScalingOptions, of_floor: float, collated: float) -> list[list[str]]:
+def cost_model(options: ScalingOptions, share: float, collated: float) -> list[list[str]]:
     """Makes rows of text: each cost with its value and how it is computed."""
     config = json.loads(Path(options.config, "config.json").read_text(encoding="utf-8"))
     hidden, layers = config["hidden_size"], config["num_hidden_layers"]
@@ -188,8 +188,8 @@ def cost_model(options: ScalingOptions, of_floor: float, collated: float) -> lis
     parameters = layers * (4 * hidden**2 + 2 * hidden * config["intermediate_size"]) + sum(options.labels) * hidden
     steps = options.customers * options.epochs / (options.batch_size * options.gpus)
     reduced = 2 * FLOAT * parameters * steps / (options.gigabytes_a_second * 1e9)
-    rate = options.customers * options.epochs / (whole / peak / of_floor)
-    dollars = whole / peak / of_floor / 3600 * options.gpus * options.dollars
+    rate = options.customers * options.epochs / (whole / peak / share)
+    dollars = whole / peak / share / 3600 * options.gpus * options.dollars
     bytes_an_event = 17 * INT + LONG + INT
 
     def hours(seconds: float) -> str:
@@ -202,7 +202,7 @@ def cost_model(options: ScalingOptions, of_floor: float, collated: float) -> lis
         ["FLOPs, readout", f"{readout / 1e9:,.3g} GFLOP a customer, forward", f"{sum(options.labels):,} labels"],
         ["FLOPs, all", f"{whole / 1e18:,.3g} EFLOP", f"3 times forward, {options.epochs:g} epochs"],
         ["hours at the peak", hours(whole / peak), f"{options.gpus} GPUs of {options.teraflops:g} TFLOP/s"],
-        ["hours at this machine's share", hours(whole / peak / of_floor), f"{of_floor:.0%} of the floor, as here"],
+        ["hours at this machine's share", hours(whole / peak / share), f"{share:.0%} of the floor, as here"],
         ["dollars", f"{dollars:,.2f}", f"{options.dollars:g} a GPU and hour"],
         ["all-reduce", hours(reduced), f"{parameters / 1e6:.0f} M parameters in float32, {steps:,.0f} steps"],
         ["prepared data", f"{options.events * bytes_an_event / 1e12:,.3g} TB decoded", "17 features, time, visit"],
@@ -222,9 +222,9 @@ def plot(runs: list[dict[str, float]], values: list[float], path: Path) -> None:
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    least = [min(each[name] for each in runs) for name in ("parameters", "customers")]
-    for parameters in sorted({each["parameters"] for each in runs}):
-        own = sorted((each["customers"], each["loss"]) for each in runs if each["parameters"] == parameters)
+    least = [min(run[name] for run in runs) for name in ("parameters", "customers")]
+    for parameters in sorted({run["parameters"] for run in runs}):
+        own = sorted((run["customers"], run["loss"]) for run in runs if run["parameters"] == parameters)
         x = np.geomspace(own[0][0], 4 * own[-1][0], 50)
         line = axes.plot(x, curve((parameters / least[0], x / least[1]), *values), linewidth=1)[0]
         label = f"{parameters / 1e6:.2f} M parameters"
@@ -247,21 +247,21 @@ def main() -> None:
             runs.append(run(options, share, times))
             print({name: round(value, 4) for name, value in runs[-1].items()}, flush=True)
     table = [["customers", "parameters", "seconds", "validation loss", "mean NDCG@10"]]
-    for each in runs:
-        cells = (f"{each['customers']:,}", f"{each['parameters']:,}", f"{each['seconds']:.0f}")
-        table.append([*cells, f"{each['loss']:.3f}", f"{each['ndcg']:.4f}"])
+    for point in runs:
+        cells = (f"{point['customers']:,}", f"{point['parameters']:,}", f"{point['seconds']:.0f}")
+        table.append([*cells, f"{point['loss']:.3f}", f"{point['ndcg']:.4f}"])
     values = fitted(runs)
     names = ("E", "A", "a", "B", "b")
     fit = ", ".join(f"{name} = {value:.3g}" for name, value in zip(names, values, strict=True))
-    least = {name: min(each[name] for each in runs) for name in ("parameters", "customers")}
-    errors = [each["loss"] - curve([each[name] / least[name] for name in least], *values) for each in runs]
+    least = {name: min(point[name] for point in runs) for name in ("parameters", "customers")}
+    errors = [point["loss"] - curve([point[name] / least[name] for name in least], *values) for point in runs]
     caption = (
         f"{options.recipe} with a window of {options.max_events} events, {torch.get_num_threads()} threads, "
         f"{platform.machine()}, torch {torch.__version__}. The curve, sizes relative to the smallest: {fit}; it "
         f"misses the losses by {np.abs(errors).max():.3f} at most."
     )
     costs = cost_model(
-        options, *(float(np.median([each[name] for each in runs])) for name in ("of_floor", "collated"))
+        options, *(float(np.median([point[name] for point in runs])) for name in ("of_floor", "collated"))
     )
     print(f"\n{caption}\n\n{text_table(table)}\n\n{text_table(costs)}")
     if options.report_file:

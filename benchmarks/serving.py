@@ -102,19 +102,19 @@ def histories(options: Options) -> dict[str, list[dict[str, Any]]]:
     names = [name for name in extractor._known_columns if name in pq.read_schema(options.events).names]
     log = pq.read_table(options.events, columns=names).to_pandas()
     who = log[extractor.customer].astype(str)
-    chosen = random.Random(0).sample(sorted(who.unique()), options.customers)
-    found = {}
-    for customer in chosen:
+    customers = random.Random(0).sample(sorted(who.unique()), options.customers)
+    logs = {}
+    for customer in customers:
         rows = log[who == customer].drop(columns=extractor.customer).sort_values(str(extractor.time))
         events = json.loads(rows.to_json(orient="records", date_format="iso"))
         times = rows[extractor.time].dt.strftime("%Y-%m-%dT%H:%M:%S")
         events = [event | {extractor.time: time} for event, time in zip(events, times, strict=True)]
         events = [{name: value for name, value in event.items() if value is not None} for event in events]
-        found[customer] = [
-            {"event_id": f"{customer}-{place}", "customer_id": customer, "event": event}
-            for place, event in enumerate(events)
+        logs[customer] = [
+            {"event_id": f"{customer}-{index}", "customer_id": customer, "event": event}
+            for index, event in enumerate(events)
         ]
-    return found
+    return logs
 
 
 def ask(port: int, path: str, body: Any = None) -> Any:
@@ -146,12 +146,12 @@ def serve(options: Options, folder: Path) -> tuple[subprocess.Popen, int]:
 
 def load(options: Options, port: int, users: int, work: dict[str, Any], folder: Path) -> list[list[str]]:
     """Runs one load, and makes its rows of the table."""
-    place = folder / f"load-{users}.json"
-    place.write_text(json.dumps(work | {"requests": options.requests}))
+    path = folder / f"load-{users}.json"
+    path.write_text(json.dumps(work | {"requests": options.requests}))
     command = [sys.executable, "-m", "locust", "-f", __file__, "--headless", "--only-summary", "-u", str(users)]
     command += ["-r", str(users), "-t", f"{options.seconds}s", "--host", f"http://127.0.0.1:{port}", "--skip-log"]
     command += ["--csv", str(folder / f"load-{users}")]
-    subprocess.run(command, env=os.environ | {WORK: str(place)}, check=False, stdout=subprocess.DEVNULL)
+    subprocess.run(command, env=os.environ | {WORK: str(path)}, check=False, stdout=subprocess.DEVNULL)
     with open(folder / f"load-{users}_stats.csv", newline="") as file:
         rows = {row["Name"]: row for row in csv.DictReader(file)}
     lines = []
@@ -171,29 +171,29 @@ def main() -> None:
     from modeling_mcm.evaluation.reports import text_table, write_report
 
     (options,) = parse_options(Options, description=__doc__)
-    found = histories(options)
-    number = sum(map(len, found.values()))
+    logs = histories(options)
+    number = sum(map(len, logs.values()))
     with tempfile.TemporaryDirectory(prefix="mcm-serving-") as name:
         folder = Path(name)
         process, port = serve(options, folder)
         try:
-            for customer_events in found.values():
+            for customer_events in logs.values():
                 past = customer_events[:-LAST_EVENTS]
                 for start in range(0, len(past), 500):
                     ask(port, "/events", {"events": past[start : start + 500]})
-            waiting = [event for customer_events in found.values() for event in customer_events[-LAST_EVENTS:]]
+            waiting = [event for customer_events in logs.values() for event in customer_events[-LAST_EVENTS:]]
             waiting.sort(key=lambda event: (int(event["event_id"].rpartition("-")[2]), event["customer_id"]))
             table = [["users", "request", "requests", "failed", "a second", "p50 ms", "p95 ms", "p99 ms"]]
             share = -(-len(waiting) // len(options.users))
-            for place, users in enumerate(options.users):
-                part = waiting[place * share : (place + 1) * share]
-                table += load(options, port, users, {"waiting": part[::-1], "customers": list(found)}, folder)
+            for index, users in enumerate(options.users):
+                part = waiting[index * share : (index + 1) * share]
+                table += load(options, port, users, {"waiting": part[::-1], "customers": list(logs)}, folder)
         finally:
             process.terminate()
             process.wait(30)
         size = (folder / "state.db").stat().st_size
     caption = (
-        f"{len(found)} customers with {number:,} events, SQLite store of {size / 1e6:.0f} MB at the end, one process, "
+        f"{len(logs)} customers with {number:,} events, SQLite store of {size / 1e6:.0f} MB at the end, one process, "
         f"{os.cpu_count()} cores, shared with Locust."
     )
     sys.stdout.write(f"{caption}\n{text_table(table)}\n")

@@ -53,16 +53,16 @@ def main() -> None:
     names = {"item": log.settings.items, "category": log.settings.categories}
     labels = {}
     for task, number in names.items():
-        ids = {value: place for place, value in enumerate(extractor.vocabularies[task], FIRST_LABEL)}
-        labels[task] = np.array([ids.get(f"{task}-{each}", UNKNOWN) for each in range(number)])
+        ids = {value: index for index, value in enumerate(extractor.vocabularies[task], FIRST_LABEL)}
+        labels[task] = np.array([ids.get(f"{task}-{label}", UNKNOWN) for label in range(number)])
     moment = int(np.datetime64(schema.cutoff("test"), "s").astype(np.int64))
     customers = np.array(cases.customer_ids).astype(int)
-    found = session_gains(log, customers, moment, labels["item"], options.sessions)
+    gains_by_task = session_gains(log, customers, moment, labels["item"], options.sessions)
     metrics = {}
-    for (task, of_labels), gains in zip(labels.items(), found, strict=True):
+    for (task, task_labels), gains in zip(labels.items(), gains_by_task, strict=True):
         scores = np.full((len(cases), len(extractor.vocabularies[task]) + FIRST_LABEL), -np.inf)
-        known = of_labels != UNKNOWN
-        scores[:, of_labels[known]] = gains[:, known]
+        known = task_labels != UNKNOWN
+        scores[:, task_labels[known]] = gains[:, known]
         ranks = TargetRanks(cases, task)
         ranks.add(np.arange(len(cases)), torch.from_numpy(scores))
         metrics[task] = ranks.metrics((10,))

@@ -45,9 +45,9 @@ class MeasuredTrainer(MCMTrainer):
         """Measures how long the batches of a step were waited for."""
         self.worked.append(time.process_time())
         start = time.perf_counter()
-        found = super().get_batch_samples(*args, **kwargs)
+        samples = super().get_batch_samples(*args, **kwargs)
         self.waits.append(time.perf_counter() - start)
-        return found
+        return samples
 
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
         """Computes the loss, and records the sizes of the batch."""

@@ -68,7 +68,7 @@ def prepare_all(options: StreamingOptions, folder: Path) -> list[Path]:
     schema = EventSchema.from_yaml(ROOT / "configuration" / "schemas" / "clickstream.yaml")
     prepare(folder / "log.parquet", schema, folder / "all", rows_per_shard=options.rows_per_shard)
     manifest = PreparedManifest.load(folder / "all")
-    made = []
+    parts = []
     for doubling in range(options.doublings + 1):
         number = -(-len(manifest.shards) // 2 ** (options.doublings - doubling))
         part = folder / f"part-{doubling}"
@@ -76,8 +76,8 @@ def prepare_all(options: StreamingOptions, folder: Path) -> list[Path]:
         for name in (FEATURE_EXTRACTOR_FOLDER, *(shard["file"] for shard in manifest.shards[:number])):
             (part / name).symlink_to(folder / "all" / name)
         PreparedManifest(**{**asdict(manifest), "shards": manifest.shards[:number]}).save(part)
-        made.append(part)
-    return made
+        parts.append(part)
+    return parts
 
 
 def read_epoch(options: StreamingOptions) -> dict[str, Any]:
@@ -93,10 +93,10 @@ def read_epoch(options: StreamingOptions) -> dict[str, Any]:
 
     extractor = MCMFeatureExtractor.from_pretrained(str(Path(options.data) / FEATURE_EXTRACTOR_FOLDER))
     streaming = options.way == WAYS[0]
-    chosen = ModelOptions(data=options.data, config=str(ROOT / options.config), streaming=streaming)
-    config = read_config(chosen, extractor)
+    model_options = ModelOptions(data=options.data, config=str(ROOT / options.config), streaming=streaming)
+    config = read_config(model_options, extractor)
     collator = MCMCollator(extractor, config)
-    rows, _ = read_rows(chosen, config, extractor.max_events, False, 0)
+    rows, _ = read_rows(model_options, config, extractor.max_events, False, 0)
     if streaming:
         rows.held_shards = options.window + 2
         order: Any = StreamedOrder(rows, options.batch_size, 1, 1, options.window, 0, collator.epoch)
@@ -114,7 +114,7 @@ def read_epoch(options: StreamingOptions) -> dict[str, Any]:
 
 def measure(options: StreamingOptions) -> dict[str, list[dict[str, Any]]]:
     """Measures each way of reading for each size."""
-    found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    results: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as scratch:
         for data in prepare_all(options, Path(scratch)):
             for way in WAYS:
@@ -123,14 +123,14 @@ def measure(options: StreamingOptions) -> dict[str, list[dict[str, Any]]]:
                 done = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True)
                 if done.returncode:
                     raise RuntimeError(f"{way} failed: {done.stderr[-2000:]}")
-                found[way].append(json.loads(done.stdout.splitlines()[-1]))
-    return found
+                results[way].append(json.loads(done.stdout.splitlines()[-1]))
+    return results
 
 
-def table(found: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
+def table(results: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
     """Makes rows of text, one for each way and size."""
     rows = [["read", "customers", "MB in the middle", "MB at most"]]
-    for way, points in found.items():
+    for way, points in results.items():
         for point in points:
             size = np.asarray(point["megabytes"])
             cells = [f"{point['customers']:,}", f"{size[len(size) // 2]:.0f}", f"{size.max():.0f}"]
@@ -138,15 +138,15 @@ def table(found: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
     return rows
 
 
-def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Draws memory over the epoch, in one panel for each way and with one line for each size."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
-    for axes, (way, points) in zip(figure.subplots(1, len(found), sharey=True), found.items(), strict=True):
+    for axes, (way, points) in zip(figure.subplots(1, len(results), sharey=True), results.items(), strict=True):
         for point in points:
-            place = np.linspace(0, 1, len(point["megabytes"]))
-            axes.plot(place, point["megabytes"], label=f"{point['customers']:,} customers")
+            progress = np.linspace(0, 1, len(point["megabytes"]))
+            axes.plot(progress, point["megabytes"], label=f"{point['customers']:,} customers")
         axes.set(title=way, xlabel="share of the epoch", ylabel="MB above the start", ylim=(0, None))
         axes.legend(loc="center right")
     figure.savefig(path, dpi=110)
@@ -162,8 +162,8 @@ def main() -> None:
         return
     from modeling_mcm.evaluation.reports import text_table, write_report
 
-    found = measure(options)
-    rows = table(found)
+    results = measure(options)
+    rows = table(results)
     machine = f"one process, {platform.machine()}, torch {torch.__version__}"
     caption = (
         f"Memory above the start while an epoch is read, shards of {options.rows_per_shard} customers, a window of "
@@ -173,7 +173,7 @@ def main() -> None:
     if options.report_file:
         write_report(rows, caption, Path(options.report_file))
     if options.picture:
-        plot(found, Path(options.picture))
+        plot(results, Path(options.picture))
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ class ShopSettings:
             raise ValueError("return_rate, stay_rate and lead_rate are shares; the last two add up to 1 at most.")
         if self.return_rate > 1 or self.events_a_session < 1:
             raise ValueError("Expected a return_rate of 1 at most and at least one of the events_a_session.")
-        if _seconds(self.end) - _seconds(self.start) <= self.max_events * SESSION_SECONDS:
+        if seconds_of(self.end) - seconds_of(self.start) <= self.max_events * SESSION_SECONDS:
             raise ValueError(f"From {self.start} to {self.end} is too short: give an hour for each of the max_events.")
 
 
@@ -144,7 +144,7 @@ class ClickLog:
         probabilities = self.tastes[customers][:, self.subcategory] * self.within
         for row, customer in enumerate(customers):
             before = slice(self.first_event[customer], self.first_event[customer + 1])
-            recent = self.items[before][self.seconds[before] < _seconds(moment)][-RECENT:]
+            recent = self.items[before][self.seconds[before] < seconds_of(moment)][-RECENT:]
             if not len(recent):
                 raise ValueError(f"Customer {customer} has no event before {moment}; ask for a later moment.")
             probabilities[row] *= 1 - self.settings.return_rate
@@ -176,8 +176,9 @@ def make_click_log(customers: int = 10_000, settings: ShopSettings | None = None
     leads_to = np.roll(np.arange(s.subcategories), 1)[rng.permutation(s.subcategories)]
     price = np.round(rng.lognormal(3.0, 0.8, s.subcategories)[subcategory] * rng.lognormal(0, 0.3, s.items), 2)
     # the customers
-    of_category, own = rng.normal(size=(s.categories, s.taste_size)), rng.normal(size=(s.subcategories, s.taste_size))
-    directions = (of_category[category] + own) * s.taste_strength / np.sqrt(2 * s.taste_size)
+    shared = rng.normal(size=(s.categories, s.taste_size))
+    own = rng.normal(size=(s.subcategories, s.taste_size))
+    directions = (shared[category] + own) * s.taste_strength / np.sqrt(2 * s.taste_size)
     logits = np.log(shares) + rng.normal(size=(customers, s.taste_size)) @ directions.T
     tastes = np.exp(logits - logits.max(axis=1, keepdims=True))
     tastes /= tastes.sum(axis=1, keepdims=True)
@@ -199,46 +200,46 @@ def make_click_log(customers: int = 10_000, settings: ShopSettings | None = None
         inside = ~opens[:, step]
         stays = inside & (stays_or_leads[:, step] < s.stay_rate)
         leads = inside & ~stays & (stays_or_leads[:, step] < s.stay_rate + s.lead_rate)
-        drawn = (taste_steps < rng.random((customers, 1))).sum(axis=1).clip(max=s.subcategories - 1)
-        chosen = np.where(stays, last, np.where(leads, leads_to[last], drawn))
+        by_taste = (taste_steps < rng.random((customers, 1))).sum(axis=1).clip(max=s.subcategories - 1)
+        choice = np.where(stays, last, np.where(leads, leads_to[last], by_taste))
         # Items lie by subcategory, so that a place within its stretch of the cumulated popularity is an item of it.
-        place = steps[np.searchsorted(subcategory, chosen, "right") - 1] - rng.random(customers) * shares[chosen]
-        fresh = np.searchsorted(steps, place).clip(max=s.items - 1)
+        point = steps[np.searchsorted(subcategory, choice, "right") - 1] - rng.random(customers) * shares[choice]
+        fresh = np.searchsorted(steps, point).clip(max=s.items - 1)
         recent = item[:, max(step - RECENT, 0) : step]
         back = recent[rows, rng.integers(max(recent.shape[1], 1), size=customers)] if step else fresh
         item[:, step] = now = np.where(returns[:, step], back, fresh)
 
         rate = s.return_rate if step else 0.0
-        of_taste = tastes[rows, subcategory[now]]
+        taste_share = tastes[rows, subcategory[now]]
         moved = s.stay_rate * (subcategory[now] == last) + s.lead_rate * (subcategory[now] == leads_to[last])
-        of_subcategory = np.where(inside, moved + (1 - s.stay_rate - s.lead_rate) * of_taste, of_taste)
+        subcategory_share = np.where(inside, moved + (1 - s.stay_rate - s.lead_rate) * taste_share, taste_share)
         returned = (recent == now[:, None]).sum(axis=1) / max(recent.shape[1], 1)
-        probability[:, step] = rate * returned + (1 - rate) * of_subcategory * within[now]
+        probability[:, step] = rate * returned + (1 - rate) * subcategory_share * within[now]
 
     # Sessions begin an hour apart at least, at as many moments as the history has sessions.
-    span = _seconds(s.end) - _seconds(s.start) - shape[1] * SESSION_SECONDS
+    span = seconds_of(s.end) - seconds_of(s.start) - shape[1] * SESSION_SECONDS
     begins = rng.integers(span, size=shape)
     begins[np.arange(shape[1]) > session[rows, length - 1][:, None]] = span
     begins = np.sort(begins, axis=1) + np.arange(shape[1]) * SESSION_SECONDS
     passed = np.where(opens, 0, rng.integers(5, EVENT_SECONDS, size=shape)).cumsum(axis=1)
     passed -= np.maximum.accumulate(np.where(opens, passed, 0), axis=1)
-    seconds = _seconds(s.start) + np.take_along_axis(begins, session, axis=1) + passed
+    seconds = seconds_of(s.start) + np.take_along_axis(begins, session, axis=1) + passed
     coupon = np.where(rng.random(shape) < _sigmoid(deals - 1.5)[:, None], WITH_COUPON, PURCHASE)
     # who returns to an item puts it into the cart or buys it
     kind = np.where(returns, np.where(rng.random(shape) < 0.5, coupon, "cart"), "click")
 
-    kept = np.arange(shape[1]) < length[:, None]
-    user, items = np.repeat(rows, length), item[kept]
+    real = np.arange(shape[1]) < length[:, None]
+    user, items = np.repeat(rows, length), item[real]
     columns = {
         "user_id": user,
-        "timestamp": pa.array(seconds[kept]).cast(pa.timestamp("s")),
-        "session_id": user * s.max_events + session[kept],
-        "event_type": kind[kept],
-        "item_id": _names("item", items),
-        "subcategory_id": _names("subcategory", subcategory[items]),
-        "category_id": _names("category", category[subcategory[items]]),
+        "timestamp": pa.array(seconds[real]).cast(pa.timestamp("s")),
+        "session_id": user * s.max_events + session[real],
+        "event_type": kind[real],
+        "item_id": names_of("item", items),
+        "subcategory_id": names_of("subcategory", subcategory[items]),
+        "category_id": names_of("category", category[subcategory[items]]),
         "price": price[items],
-        "true_probability": probability[kept],
+        "true_probability": probability[real],
     }
     first_event: NDArray[np.int64] = np.concatenate([[0], length.cumsum()])
     return ClickLog(
@@ -252,7 +253,7 @@ def make_click_log(customers: int = 10_000, settings: ShopSettings | None = None
         tastes=tastes,
         deals=deals,
         items=items,
-        seconds=seconds[kept],
+        seconds=seconds[real],
         first_event=first_event,
     )
 
@@ -304,17 +305,16 @@ def make_offer_log(
     everyone = np.bincount(log.category, log.shares)
     liked = np.log(log.category_tastes() / everyone).clip(-3, 3)
     user = np.repeat(np.arange(len(log.tastes)), np.diff(log.first_event))
-    chosen = np.arange(len(log.tastes)) if customers is None else np.asarray(customers)
+    members = np.arange(len(log.tastes)) if customers is None else np.asarray(customers)
     parts = []
     for split, moment in moments.items():
-        earlier = log.seconds < _seconds(moment)
+        earlier = log.seconds < seconds_of(moment)
         met = np.zeros((len(log.tastes), categories), bool)
         met[user[earlier], log.category[log.subcategory[log.items[earlier]]]] = True
-        asked = chosen[met[chosen].any(axis=1)]
-        action = (
-            rng.random((len(asked), categories)).argpartition(offers_a_customer - 1)[:, :offers_a_customer].ravel()
-        )
-        owner = np.repeat(asked, offers_a_customer)
+        recipients = members[met[members].any(axis=1)]
+        luck = rng.random((len(recipients), categories))
+        action = luck.argpartition(offers_a_customer - 1)[:, :offers_a_customer].ravel()
+        owner = np.repeat(recipients, offers_a_customer)
         push = liked[owner, action] + 0.7 * log.deals[owner]
         click = _sigmoid(push + appeal[action] - 1.0)
         conversion = click * _sigmoid(push - 1.5 * ~met[owner, action])
@@ -323,10 +323,10 @@ def make_offer_log(
         parts.append(
             {
                 "customer_id": owner.astype(str),
-                "time": np.full(len(owner), _seconds(moment)),
+                "time": np.full(len(owner), seconds_of(moment)),
                 "group_id": np.char.add(owner.astype(str), f" {moment}"),
                 "split": np.full(len(owner), split),
-                "action_id": _names("buy-category", action),
+                "action_id": names_of("buy-category", action),
                 "click": clicks.astype(np.int8),
                 "conversion": (clicks & (luck[1] * click < conversion)).astype(np.int8),
                 "click_probability": click,
@@ -337,18 +337,20 @@ def make_offer_log(
     offers["time"] = pa.array(offers["time"]).cast(pa.timestamp("s"))
     every = np.arange(categories)
     actions = {
-        "action_id": _names("buy-category", every),
+        "action_id": names_of("buy-category", every),
         "event_type": np.full(categories, PURCHASE),
-        "category_id": _names("category", every),
+        "category_id": names_of("category", every),
     }
     return OfferLog(pa.table(offers), pa.table(actions))
 
 
-def _names(kind: str, numbers: NDArray) -> NDArray:
+def names_of(kind: str, numbers: NDArray) -> NDArray:
+    """Writes numbers as names, such as `item-7`."""
     return np.char.add(f"{kind}-", numbers.astype(str))
 
 
-def _seconds(moment: str) -> int:
+def seconds_of(moment: str) -> int:
+    """The seconds from 1970 to a time in ISO 8601."""
     return int((datetime.fromisoformat(moment) - datetime(1970, 1, 1)).total_seconds())
 
 

@@ -15,7 +15,6 @@ Shapes: C customers of a block, N events of it, V items.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling_mcm.extras import needs
+from synthetic import names_of, seconds_of
 
 with needs("data"):
     from modeling_mcm.preparation.engine import replacing
@@ -76,7 +76,7 @@ class StreamSettings:
             raise ValueError("Expected a length_scale above 0 and a length_exponent above 1, else there is no mean.")
         if not 0 <= self.return_rate <= 1 or not 0 <= self.yearly <= 1:
             raise ValueError("return_rate and yearly are shares: give numbers from 0 to 1.")
-        if _seconds(self.end) - _seconds(self.start) < HOUR:
+        if seconds_of(self.end) - seconds_of(self.start) < HOUR:
             raise ValueError(f"From {self.start} to {self.end} is too short: give an hour at least.")
 
     @property
@@ -104,14 +104,15 @@ def make_catalogue(settings: StreamSettings, seed: int) -> Catalogue:
     """Draws the items. The same arguments give the same items."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
     popularity = np.arange(1, settings.items + 1) ** -settings.popularity_exponent
-    names = np.char.add("item-", rng.permutation(settings.items).astype(str))
-    category = np.char.add("category-", rng.integers(settings.categories, size=settings.items).astype(str))
-    hour = _seconds(settings.start) // HOUR + np.arange((_seconds(settings.end) - _seconds(settings.start)) // HOUR)
+    names = names_of("item", rng.permutation(settings.items))
+    category = names_of("category", rng.integers(settings.categories, size=settings.items))
+    start, end = seconds_of(settings.start), seconds_of(settings.end)
+    hour = start // HOUR + np.arange((end - start) // HOUR)
     day = hour // 24
-    of_day = 1.05 - np.cos(2 * np.pi * (hour % 24 - 4) / 24)  # fewest at four in the night
-    of_week = np.where((day + 3) % 7 >= 5, 1.3, 0.88)  # 1970 began on a Thursday
-    of_year = 1 + settings.yearly * np.cos(2 * np.pi * (day - 334) / 365.25)
-    weight = of_day * of_week * of_year
+    daily = 1.05 - np.cos(2 * np.pi * (hour % 24 - 4) / 24)  # fewest at four in the night
+    weekly = np.where((day + 3) % 7 >= 5, 1.3, 0.88)  # 1970 began on a Thursday
+    yearly = 1 + settings.yearly * np.cos(2 * np.pi * (day - 334) / 365.25)
+    weight = daily * weekly * yearly
     return Catalogue(
         steps=np.cumsum(popularity / popularity.sum()),
         names=pa.array(names, pa.string()),
@@ -133,8 +134,8 @@ def make_block(block: int, customers: int, catalogue: Catalogue, settings: Strea
         seed (`int`): Seed of every draw.
     """
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, block)))
-    drawn = settings.length_scale * ((1 - rng.random(CUSTOMERS_A_BLOCK)) ** (-1 / settings.length_exponent) - 1)
-    length = np.minimum(1 + drawn, settings.max_events).astype(np.int64)
+    extra = settings.length_scale * ((1 - rng.random(CUSTOMERS_A_BLOCK)) ** (-1 / settings.length_exponent) - 1)
+    length = np.minimum(1 + extra, settings.max_events).astype(np.int64)
     first = np.cumsum(length) - length
     number = int(length.sum())
     user, opens = np.repeat(np.arange(CUSTOMERS_A_BLOCK), length), rng.random(number) < 1 / settings.events_a_session
@@ -142,20 +143,20 @@ def make_block(block: int, customers: int, catalogue: Catalogue, settings: Strea
     session = np.cumsum(opens) - 1
     # Sessions of a customer are drawn at any time and put in order.
     hours = np.searchsorted(catalogue.hours, rng.random(session[-1] + 1)).clip(max=len(catalogue.hours) - 1)
-    begins = _seconds(settings.start) + hours * HOUR + rng.integers(HOUR, size=len(hours))
+    begins = seconds_of(settings.start) + hours * HOUR + rng.integers(HOUR, size=len(hours))
     begins = begins[np.lexsort((begins, user[opens]))]
     passed = np.cumsum(np.where(opens, 0, rng.integers(LEAST_GAP, MOST_GAP, size=number)))
     second = begins[session] + passed - passed[opens][session]
 
     fresh = np.searchsorted(catalogue.steps, rng.random(number)).clip(max=settings.items - 1)
     back = rng.random(number) < settings.return_rate
-    place = np.arange(number) - first[user]
-    earlier = first[user] + (rng.random(number) * place).astype(np.int64)  # the first event of all is its own
+    index = np.arange(number) - first[user]
+    earlier = first[user] + (rng.random(number) * index).astype(np.int64)  # the first event of all is its own
     item = np.where(back, fresh[earlier], fresh)
     kind = np.searchsorted(np.cumsum(SHARES)[:-1], rng.random(number), side="right")
 
-    kept = int(length[: max(customers - block * CUSTOMERS_A_BLOCK, 0)].sum())
-    order = np.argsort(second[:kept], kind="stable")
+    events = int(length[: max(customers - block * CUSTOMERS_A_BLOCK, 0)].sum())
+    order = np.argsort(second[:events], kind="stable")
     item = item[order]
     return pa.table(
         {
@@ -201,7 +202,7 @@ def write_event_log(
     if folder.exists():
         raise FileExistsError(f"{folder} exists; remove it or choose another folder.")
     catalogue, events = make_catalogue(settings, seed), 0
-    edges = np.linspace(_seconds(settings.start), _seconds(settings.end), files + 1)[1:-1].astype(np.int64)
+    edges = np.linspace(seconds_of(settings.start), seconds_of(settings.end), files + 1)[1:-1].astype(np.int64)
     writers: list[pq.ParquetWriter] = []
     with replacing(folder) as (target, _):
         try:
@@ -219,7 +220,3 @@ def write_event_log(
             for writer in writers:
                 writer.close()
     return events
-
-
-def _seconds(moment: str) -> int:
-    return int(datetime.fromisoformat(moment).replace(tzinfo=UTC).timestamp())

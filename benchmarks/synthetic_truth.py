@@ -49,17 +49,17 @@ def session_gains(
     rng = np.random.default_rng(seed)
     items, categories = [], []
     for start in range(0, len(customers), AT_ONCE):
-        chosen = customers[start : start + AT_ONCE]
-        recent, number = _recent(log, chosen, moment)
-        owner = np.repeat(np.arange(len(chosen)), sessions)  # of each drawn session
+        block = customers[start : start + AT_ONCE]
+        recent, number = _recent(log, block, moment)
+        owner = np.repeat(np.arange(len(block)), sessions)  # of each drawn session
         most = np.maximum(log.settings.max_events - number, 1)
         steps = np.minimum(rng.geometric(1 / log.settings.events_a_session, len(owner)), most[owner])
-        windows, drawn = _draw(log, chosen, recent, owner, steps, rng)
-        items.append(_item_gains(log, chosen, windows, drawn, owner, item_labels) / sessions)
-        of_drawn = np.where(drawn == MISSING, MISSING, log.category[log.subcategory[drawn]])
-        has = (of_drawn[..., None] == np.arange(log.settings.categories)).any(axis=1)
+        windows, draws = _draw(log, block, recent, owner, steps, rng)
+        items.append(_item_gains(log, block, windows, draws, owner, item_labels) / sessions)
+        draw_categories = np.where(draws == MISSING, MISSING, log.category[log.subcategory[draws]])
+        has = (draw_categories[..., None] == np.arange(log.settings.categories)).any(axis=1)
         gains = has / _best_dcg(has.sum(axis=1))[:, None]
-        categories.append(gains.reshape(len(chosen), sessions, -1).mean(axis=1))
+        categories.append(gains.reshape(len(block), sessions, -1).mean(axis=1))
     return np.concatenate(items), np.concatenate(categories)
 
 
@@ -73,11 +73,11 @@ def _recent(log: ClickLog, customers: NDArray[np.int64], moment: int) -> tuple[N
     recent, number = np.full((len(customers), RECENT), MISSING), np.zeros(len(customers), np.int64)
     for row, customer in enumerate(customers):
         events = slice(log.first_event[customer], log.first_event[customer + 1])
-        found = log.items[events][log.seconds[events] < moment]
-        if not len(found):
+        items = log.items[events][log.seconds[events] < moment]
+        if not len(items):
             raise ValueError(f"Customer {customer} has no event before {moment}; ask for a later moment.")
-        recent[row, max(RECENT - len(found), 0) :] = found[-RECENT:]
-        number[row] = len(found)
+        recent[row, max(RECENT - len(items), 0) :] = items[-RECENT:]
+        number[row] = len(items)
     return recent, number
 
 
@@ -85,18 +85,18 @@ def _item_gains(
     log: ClickLog,
     customers: NDArray[np.int64],
     windows: list[NDArray[np.int64]],
-    drawn: NDArray[np.int64],
+    draws: NDArray[np.int64],
     owner: NDArray[np.int64],
     labels: NDArray[np.int64],
 ) -> NDArray[np.float64]:
     """The sum over drawn sessions of what each item adds to NDCG, of shape `(C, V)`; arguments as from [`_draw`]."""
     s = log.settings
-    known = np.where(drawn == MISSING, MISSING, labels[drawn])
+    known = np.where(draws == MISSING, MISSING, labels[draws])
     distinct = (np.diff(np.sort(known, axis=1), axis=1, prepend=MISSING) != 0).sum(axis=1)  # missing ones come first
     by_subcategory = np.zeros((len(customers), s.subcategories))
     direct = np.zeros((len(customers), s.items))
     for step, window in enumerate(windows):
-        at = np.flatnonzero(drawn[:, step] != MISSING)
+        at = np.flatnonzero(draws[:, step] != MISSING)
         window, row = window[at], owner[at]
         # An item that is new at this step takes the drawn one's place, which may have been no new one.
         others = distinct[at] - ((known[at] == known[at, step][:, None]).sum(axis=1) == 1)
@@ -112,8 +112,8 @@ def _item_gains(
         back = np.where(there, s.return_rate * (weight / there.sum(axis=1))[:, None], 0)
         np.add.at(direct, (np.repeat(row, RECENT), window.ravel()), back.ravel())  # missing ones add 0
         for before in range(step):  # what the session has had adds nothing again
-            item = drawn[at, before]
-            first = (drawn[at, :before] != item[:, None]).all(axis=1)
+            item = draws[at, before]
+            first = (draws[at, :before] != item[:, None]).all(axis=1)
             subcategory = log.subcategory[item]
             chance = by_taste * log.tastes[customers[row], subcategory]
             for rate, to in moves:
@@ -135,20 +135,20 @@ def _draw(
     s = log.settings
     popularity = np.cumsum(log.within * log.shares[log.subcategory])
     tastes, window = log.tastes[customers].cumsum(axis=1), recent[owner]
-    drawn, windows = np.full((len(owner), int(steps.max())), MISSING), []
-    for step in range(drawn.shape[1]):
+    draws, windows = np.full((len(owner), int(steps.max())), MISSING), []
+    for step in range(draws.shape[1]):
         windows.append(window)
         at = np.flatnonzero(steps > step)
         last = log.subcategory[window[at, -1]]
         luck = rng.random(len(at))
         by_taste = (tastes[owner[at]] < rng.random((len(at), 1))).sum(axis=1).clip(max=s.subcategories - 1)
         moved = np.where(luck < s.stay_rate, last, np.where(luck < s.stay_rate + s.lead_rate, log.leads_to[last], -1))
-        chosen = by_taste if step == 0 else np.where(moved < 0, by_taste, moved)
-        place = popularity[np.searchsorted(log.subcategory, chosen, "right") - 1]
-        fresh = np.searchsorted(popularity, place - rng.random(len(at)) * log.shares[chosen]).clip(max=s.items - 1)
+        choice = by_taste if step == 0 else np.where(moved < 0, by_taste, moved)
+        end = popularity[np.searchsorted(log.subcategory, choice, "right") - 1]
+        fresh = np.searchsorted(popularity, end - rng.random(len(at)) * log.shares[choice]).clip(max=s.items - 1)
         filled = (window[at] != MISSING).sum(axis=1)
         back = window[at, RECENT - 1 - rng.integers(filled)]
-        drawn[at, step] = np.where(rng.random(len(at)) < s.return_rate, back, fresh)
+        draws[at, step] = np.where(rng.random(len(at)) < s.return_rate, back, fresh)
         window = window.copy()
-        window[at] = np.concatenate([window[at, 1:], drawn[at, step][:, None]], axis=1)
-    return windows, drawn
+        window[at] = np.concatenate([window[at, 1:], draws[at, step][:, None]], axis=1)
+    return windows, draws

@@ -58,11 +58,9 @@ class MCMActionOutput(ModelOutput):
     pooler_output (`torch.FloatTensor` of shape `(batch_size, embedding_size)`):
         Customer embedding at the time of the offers.
     hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
-        With `output_hidden_states=True`: input of the first layer and output of each layer, each of shape
-        `(batch_size, units, hidden_size)`.
+        As in [`MCMModelOutput`].
     attentions (`tuple[torch.FloatTensor, ...]`, *optional*):
-        With `output_attentions=True` and eager attention: attention weights of each layer, each of shape
-        `(batch_size, heads, units, units)`.
+        As in [`MCMModelOutput`].
     """
 
     loss: torch.Tensor | None = None

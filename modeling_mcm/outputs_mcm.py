@@ -68,13 +68,11 @@ class MCMRecommendationOutput(ModelOutput):
     pooler_output (`torch.FloatTensor` of shape `(batch_size, embedding_size)`):
         Customer embedding, as in [`MCMModelOutput`].
     forecasts (`dict[str, torch.FloatTensor]`, *optional*):
-        Forecasts from `now` on by name, each of shape `(batch_size,)`. See [`~state_mcm.Forecasts`].
+        As in [`MCMModelOutput`].
     hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
-        With `output_hidden_states=True`: input of the first layer and output of each layer, each of shape
-        `(batch_size, units, hidden_size)`.
+        As in [`MCMModelOutput`].
     attentions (`tuple[torch.FloatTensor, ...]`, *optional*):
-        With `output_attentions=True` and eager attention: attention weights of each layer, each of shape
-        `(batch_size, heads, units, units)`.
+        As in [`MCMModelOutput`].
     """
 
     loss: torch.Tensor | None = None

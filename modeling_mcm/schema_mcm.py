@@ -176,7 +176,7 @@ def value_places(specs: Sequence[FeatureSpec]) -> list[int]:
     return [place for place, spec in enumerate(specs) if spec.kind == NUMERIC]
 
 
-def raw_places(specs: Sequence[FeatureSpec]) -> list[int]:
+def raw_indices(specs: Sequence[FeatureSpec]) -> list[int]:
     """Finds for each feature the feature that stands for its raw column.
 
     That is the feature itself or, where several features read the values of one column (`item`), the first of them.
@@ -318,7 +318,7 @@ class LogSchema:
                     raise ValueError(
                         f"Feature {spec.name!r}{where} has kind {spec.kind!r}; choose one of {', '.join(kinds)}."
                     )
-            raw_places(specs)
+            raw_indices(specs)
         tokens = [spec for spec in self.features if not spec.is_derived and spec.column == self.token_type]
         if len(tokens) != 1 or tokens[0] != FeatureSpec(tokens[0].name, CATEGORICAL, self.token_type):
             raise ValueError(
@@ -378,10 +378,10 @@ class LogSchema:
 
     @property
     def shared_vocabularies(self) -> dict[str, str]:
-        """`dict[str, str]`: by categorical feature the feature whose vocabulary it uses, as `raw_places` finds it."""
+        """`dict[str, str]`: by categorical feature the feature whose vocabulary it uses, as `raw_indices` finds it."""
         shared = {}
         for specs in (self.features, self.profile):
-            for spec, place in zip(specs, raw_places(specs), strict=True):
+            for spec, place in zip(specs, raw_indices(specs), strict=True):
                 if spec.kind == CATEGORICAL:
                     shared[spec.name] = specs[place].name
         return shared

@@ -57,8 +57,8 @@ def method(task: Task) -> dict[str, float]:
     start = time.perf_counter()
     with torch.inference_mode():
         for at in range(0, len(items), task.inference_batch_size):
-            asked = [np.append(one, MASK - FIRST_ITEM) for one in items[at : at + task.inference_batch_size]]
-            batch = right_padded(asked, task.length + 1)
+            sequences = [np.append(one, MASK - FIRST_ITEM) for one in items[at : at + task.inference_batch_size]]
+            batch = right_padded(sequences, task.length + 1)
             last = (batch != PADDING).sum(1) - 1
             hidden = model.bert(batch, attention_mask=(batch != PADDING).long()).last_hidden_state
             scores = model.cls(hidden[torch.arange(len(batch)), last])

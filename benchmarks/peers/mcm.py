@@ -62,9 +62,9 @@ def method(task: Task) -> dict[str, float]:
         model = MCMForMultiTaskRecommendation.from_pretrained(folder).eval()
     steps = math.ceil(facts["customers"] / task.batch_size)  # of an epoch; its last batch is smaller
     training = facts["steps"] / steps * facts["customers"] / facts["seconds"]
-    found = {"training": training, "targets": facts["targets"] / facts["seconds"], **predict(task, model)}
+    result = {"training": training, "targets": facts["targets"] / facts["seconds"], **predict(task, model)}
     least = fewest_seconds(task, model)
-    return found | {f"{name}_of_floor": seconds * found[name] for name, seconds in least.items()}
+    return result | {f"{name}_of_floor": seconds * result[name] for name, seconds in least.items()}
 
 
 def fewest_seconds(task: Task, model: MCMForMultiTaskRecommendation) -> dict[str, float]:
@@ -104,13 +104,13 @@ def predict(task: Task, model: MCMForMultiTaskRecommendation) -> dict[str, float
         rows_per_file=1,
     )
     scorer = Scorer(model, extractor, job)
-    rows, wanted = PreparedRows(load_prepared(task.more["data"])), set(task.read()[0])
+    rows, customers = PreparedRows(load_prepared(task.more["data"])), set(task.read()[0])
     start = time.perf_counter()
-    found = scorer.score([before_validation(row) for row in rows.__getitems__(range(len(rows)))])
+    scores = scorer.score([before_validation(row) for row in rows.__getitems__(range(len(rows)))])
     inference = len(rows) / (time.perf_counter() - start)
-    names = {name: place for place, name in enumerate(extractor.vocabularies[task.more["task"]])}
-    lists = zip(found["customer_id"].to_pylist(), found[task.more["task"]].to_pylist(), strict=True)
-    best = {customer: [names[name] for name in labels] for customer, labels in lists if customer in wanted}
+    names = {name: index for index, name in enumerate(extractor.vocabularies[task.more["task"]])}
+    lists = zip(scores["customer_id"].to_pylist(), scores[task.more["task"]].to_pylist(), strict=True)
+    best = {customer: [names[name] for name in labels] for customer, labels in lists if customer in customers}
     task.write(list(best), np.array(list(best.values())))
     return {"inference": inference}
 

@@ -47,10 +47,10 @@ def method(task: Task) -> dict[str, float]:
     model.fit(dataset)
     clock = next(one for one in model.fit_trainer.callbacks if isinstance(one, ClockCallback))
     start = time.perf_counter()
-    found = model.recommend(np.arange(len(items)), dataset, k=task.top, filter_viewed=False)
+    recommended = model.recommend(np.arange(len(items)), dataset, k=task.top, filter_viewed=False)
     inference = len(items) / (time.perf_counter() - start)
-    best = found[Columns.Item].to_numpy().reshape(-1, task.top)
-    task.write([customers[place] for place in found[Columns.User].to_numpy()[:: task.top]], best)
+    best = recommended[Columns.Item].to_numpy().reshape(-1, task.top)
+    task.write([customers[index] for index in recommended[Columns.User].to_numpy()[:: task.top]], best)
     return {"training": clock.rate, "inference": inference}
 
 

@@ -50,9 +50,9 @@ def method(task: Task) -> dict[str, float]:
 
     def training_batch(rows: list[torch.Tensor]) -> dict:
         batch = torch.stack(rows)
-        read, asked = batch[:, :-1], batch[:, 1:, None]
+        read, targets = batch[:, :-1], batch[:, 1:, None]
         inputs = {"feature_tensors": {"item_id": read}, "padding_mask": read != task.items}
-        return inputs | {"positive_labels": asked, "target_padding_mask": asked != task.items}
+        return inputs | {"positive_labels": targets, "target_padding_mask": targets != task.items}
 
     callback = ClockCallback(task.seconds)
     trainer = lightning.Trainer(callbacks=[callback], **TRAINER)

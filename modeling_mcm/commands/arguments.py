@@ -22,6 +22,7 @@ from transformers import HfArgumentParser
 from modeling_mcm.data.yaml_files import UniqueKeyLoader, read_yaml
 
 ENGINES = ["duckdb", "spark"]
+MEMORY_LIMIT = "Memory that DuckDB may use before it writes temporary data to disk."  # help of --memory_limit
 YAML_BOOL = "tag:yaml.org,2002:bool"
 
 

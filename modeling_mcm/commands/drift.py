@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modeling_mcm.commands.arguments import exits, parse_options
+from modeling_mcm.commands.arguments import MEMORY_LIMIT, exits, parse_options
 from modeling_mcm.data.features import CATEGORICAL
 from modeling_mcm.files_mcm import write_json
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -46,9 +46,7 @@ class DriftOptions:
     report_file: str | None = field(
         default=None, metadata={"help": "JSON file to write all counts to. By default none is written."}
     )
-    memory_limit: str = field(
-        default="1GB", metadata={"help": "Memory that DuckDB may use before it writes temporary data to disk."}
-    )
+    memory_limit: str = field(default="1GB", metadata={"help": MEMORY_LIMIT})
 
 
 def table(report: DriftReport) -> str:

@@ -200,11 +200,11 @@ def print_customers(
         cases (`EvaluationCases`): The cases, of which `options.shown` are taken at even distances.
         options (`EvaluationOptions`): The command's options.
     """
-    chosen = np.linspace(0, len(cases) - 1, options.shown).round().astype(int)
+    indices = np.linspace(0, len(cases) - 1, options.shown).round().astype(int)
     collator = MCMCollator(extractor, model.config, "evaluate", cutoff=cases.cutoff)
-    shown = PreparedRows(rows, cases.rows[chosen])
+    shown = PreparedRows(rows, cases.rows[indices])
     scores = [logits for _, logits in model_scores(model, collator, shown, options.batch_size)]
-    for index, case in enumerate(chosen):
+    for index, case in enumerate(indices):
         row, end = shown[index], cases.history_end[case]
         print(f"\nCustomer {cases.customer_ids[case]}")
         for task in options.tasks:
@@ -358,10 +358,10 @@ def report_visits(options: EvaluationOptions) -> None:
         table = metric_table(results, options.tasks, metrics)
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    named = ", ".join(metric.upper() for metric in metrics)
-    caption = f"{len(cases):,} {options.cutoff} cases of {schema.name}: {target.replace('_', '-')} {named}"
+    metric_names = ", ".join(metric.upper() for metric in metrics)
+    caption = f"{len(cases):,} {options.cutoff} cases of {schema.name}: {target.replace('_', '-')} {metric_names}"
     caption += ", mean over customers, ± half of its 95% bootstrap interval"
-    caption += "." if options.horizon_days else f"; in brackets next-event {named}."
+    caption += "." if options.horizon_days else f"; in brackets next-event {metric_names}."
     if cases.met is not None or options.horizon_days:
         caption += f" {options.protocol[0].upper()}{options.protocol[1:]}."
     print(f"\n{caption}\n")

@@ -120,9 +120,9 @@ def delete(ids: list[str], places: Places) -> tuple[Whereabouts, bool]:
     notes = [DeletionNote(folder) for folder in places.data]
     is_resumed = any([note.resume() for note in notes])
     column = places.customer_column()
-    seen = look_for(ids, places, column)
-    check_deletion(seen.there, places)
-    for path, number, files in delete_from_log_and_data(seen.there, places, column, notes):
+    whereabouts = look_for(ids, places, column)
+    check_deletion(whereabouts.there, places)
+    for path, number, files in delete_from_log_and_data(whereabouts.there, places, column, notes):
         is_log = path in places.events
         deleted = (
             f"{number:,} rows deleted from {files} files"
@@ -131,16 +131,16 @@ def delete(ids: list[str], places: Places) -> tuple[Whereabouts, bool]:
         )
         sys.stdout.write(f"{path}: {deleted}\n")
     for path in places.predictions:
-        number = forget_in_predictions(path, seen.there)
+        number = forget_in_predictions(path, whereabouts.there)
         sys.stdout.write(f"{path}: {number:,} of {len(ids):,} customers deleted\n")
-    sys.stdout.write(f"{forget_in_cache(seen.there | {*ids})} Arrow copies removed\n")
+    sys.stdout.write(f"{forget_in_cache(whereabouts.there | {*ids})} Arrow copies removed\n")
     for note in notes:
         note.close()
     if is_resumed:
         sys.stdout.write(
             "This finished a run that was killed. An id that no file holds was deleted by that run, or is misspelt\n"
         )
-    return seen, is_resumed
+    return whereabouts, is_resumed
 
 
 def run(options: ForgetOptions) -> list[str]:
@@ -167,13 +167,13 @@ def run(options: ForgetOptions) -> list[str]:
         raise FileNotFoundError(f"{absent[0]} does not exist; check the path.")
     with nullcontext() if options.check_only else locked(*places.all()):
         if options.check_only:
-            seen, may_be_gone = look_for(ids, places, places.customer_column()), True
+            whereabouts, may_be_gone = look_for(ids, places, places.customer_column()), True
         else:
-            seen, may_be_gone = delete(ids, places)
-        problems = [f"found nowhere: {line}" for line in seen.said_of_absent(only_near=may_be_gone)]
-        for place in places.all():
-            column = places.customer_column() if place in places.events else CUSTOMER
-            remains = find_customers(place, seen.there | {*seen.absent}, column)
+            whereabouts, may_be_gone = delete(ids, places)
+        problems = [f"found nowhere: {line}" for line in whereabouts.absent_lines(only_near=may_be_gone)]
+        for location in places.all():
+            column = places.customer_column() if location in places.events else CUSTOMER
+            remains = find_customers(location, whereabouts.there | {*whereabouts.absent}, column)
             problems += [f"{path}: {what}" for path, what in remains.items()]
     return problems
 

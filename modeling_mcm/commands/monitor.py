@@ -62,17 +62,17 @@ def report_text(drift: dict[str, Any] | None, calibrated: dict[str, list[dict[st
     if drift:
         lines.append(f"{drift['customers']:,} customers in both, {drift['new']:,} new, {drift['gone']:,} gone\n")
         rows = [["task", "first label moved", "first score", "before", "distance"]]
-        for task, each in drift.items():
-            if isinstance(each, dict):
-                scores = [f"{each[name]:.4f}" for name in ("first_score", "first_score_before", "distance")]
-                rows.append([task, f"{each['moved']:.2%}", *scores])
+        for task, values in drift.items():
+            if isinstance(values, dict):
+                scores = [f"{values[name]:.4f}" for name in ("first_score", "first_score_before", "distance")]
+                rows.append([task, f"{values['moved']:.2%}", *scores])
         lines.append(text_table(rows))
     if calibrated:
         rows = [["task", "probability", "labels", "predicted", "happened"]]
         for task, bins in calibrated.items():
-            for each in bins:
-                span = f"{each['from']:g} to {each['to']:g}"
-                rows.append([task, span, f"{each['labels']:,}", f"{each['predicted']:.4f}", f"{each['happened']:.4f}"])
+            for part in bins:
+                span = f"{part['from']:g} to {part['to']:g}"
+                rows.append([task, span, f"{part['labels']:,}", f"{part['predicted']:.4f}", f"{part['happened']:.4f}"])
         lines.append(text_table(rows))
     return "\n".join(lines)
 

@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modeling_mcm.commands.arguments import EngineOptions, exits, parse_options
+from modeling_mcm.commands.arguments import MEMORY_LIMIT, EngineOptions, exits, parse_options
 from modeling_mcm.data import EventSchema, PreparedManifest
 
 DEMOS = ("complete_journey",)
@@ -62,9 +62,7 @@ class PrepareOptions:
             "modeling_mcm.preparation decides."
         },
     )
-    memory_limit: str = field(
-        default="1GB", metadata={"help": "Memory that DuckDB may use before it writes temporary data to disk."}
-    )
+    memory_limit: str = field(default="1GB", metadata={"help": MEMORY_LIMIT})
     overwrite: bool = field(default=False, metadata={"help": "Replace a data set that is in --output_dir."})
     reuse: bool = field(
         default=False,

@@ -19,7 +19,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from modeling_mcm.commands.arguments import exits, parse_options
+from modeling_mcm.commands.arguments import MEMORY_LIMIT, exits, parse_options
 
 if TYPE_CHECKING:
     from modeling_mcm.preparation.update import Update
@@ -53,9 +53,7 @@ class UpdateOptions:
             "vocabularies as they are."
         },
     )
-    memory_limit: str = field(
-        default="1GB", metadata={"help": "Memory that DuckDB may use before it writes temporary data to disk."}
-    )
+    memory_limit: str = field(default="1GB", metadata={"help": MEMORY_LIMIT})
 
     def __post_init__(self) -> None:
         if self.grow_vocabularies < 0:

@@ -41,7 +41,7 @@ def digest_of_cases(cases: EvaluationCases, task: str) -> str:
     """
     digest = hashlib.sha256("\0".join(cases.customer_ids).encode())
     ragged = [cases.targets[task], *([cases.met[task]] if cases.met is not None else [])]
-    arrays = [cases.rows, cases.history_end, *(array for each in ragged for array in (each.offsets, each.labels))]
+    arrays = [cases.rows, cases.history_end, *(array for entry in ragged for array in (entry.offsets, entry.labels))]
     for array in arrays:
         digest.update(f"{len(array)}:".encode())
         digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())

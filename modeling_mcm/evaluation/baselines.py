@@ -78,8 +78,8 @@ class Baseline(ABC):
 
     def identity(self) -> dict[str, Any]:
         """What the scores depend on besides the data: class, version and arguments of the baseline."""
-        made_with = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-        return {"class": type(self).__name__, "version": self.VERSION, **made_with}
+        arguments = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {"class": type(self).__name__, "version": self.VERSION, **arguments}
 
     def fit(self, rows: Any, task: str, number_of_labels: int, cutoff: str = "validation") -> Self:
         """Counts the events before a cutoff.
@@ -257,9 +257,9 @@ class VisitFrequency(Baseline):
         super().fit(rows, task, number_of_labels, cutoff)
         self.half_life = self.half_lives[0]
         if len(self.half_lives) > 1:
-            places = np.unique(np.linspace(0, len(rows) - 1, min(self.customers, len(rows))).round().astype(np.int64))
+            indices = np.unique(np.linspace(0, len(rows) - 1, min(self.customers, len(rows))).round().astype(np.int64))
             sums = np.zeros(len(self.half_lives))
-            for history in task_histories(select_rows(rows, places), task, cutoff, batch_size=256):
+            for history in task_histories(select_rows(rows, indices), task, cutoff, batch_size=256):
                 sums += self._last_visit_ndcg(history)
             self.half_life = self.half_lives[int(np.argmax(np.round(sums, 9)))]
         return self
@@ -341,7 +341,7 @@ class NearestHouseholds(Baseline):
         sp = scipy_sparse()
         self._pool = sp.csr_array(sp.vstack(self._pool_parts))
         self._pool_directions = _unit_rows(self._pool)
-        self._place = {customer: place for place, customer in enumerate(np.concatenate(self._pool_ids))}
+        self._row_of_customer = {customer: index for index, customer in enumerate(np.concatenate(self._pool_ids))}
 
     def _vectors(self, history: TaskHistory) -> sp.csr_array:
         group, within = np.divmod(history.visits_ago, self.group_visits)
@@ -371,15 +371,15 @@ class NearestHouseholds(Baseline):
         """
         count = min(self.neighbours, similar.shape[1])
         rows, members = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-        for place, customer in enumerate(customer_ids):
-            of_row = slice(similar.indptr[place], similar.indptr[place + 1])
-            member, value = similar.indices[of_row], similar.data[of_row]
-            other = member != self._place.get(customer, -1)
+        for index, customer in enumerate(customer_ids):
+            neighbours = slice(similar.indptr[index], similar.indptr[index + 1])
+            member, value = similar.indices[neighbours], similar.data[neighbours]
+            other = member != self._row_of_customer.get(customer, -1)
             member, value = member[other], value[other]
             if len(member) > count:
                 member = member[np.argpartition(-value, count - 1)[:count]]
             members.append(member)
-            rows.append(np.full(len(member), place))
+            rows.append(np.full(len(member), index))
         row, member = np.concatenate(rows), np.concatenate(members)
         return scipy_sparse().coo_array((np.full(len(row), 1 / count), (row, member)), shape=similar.shape).tocsr()
 

@@ -206,25 +206,25 @@ def _cases_of_batch(
     if horizon:
         times = flat_values(table, "times")
         latest = float(np.max(times[events.visible], initial=np.iinfo(np.int64).min))
-        chosen = candidates[times[candidates] < horizon.end]
+        targeted = candidates[times[candidates] < horizon.end]
     else:
         owner, first = np.unique(row[candidates], return_index=True)
         target_visit = np.full(len(table), -1, dtype=np.int64)
         target_visit[owner] = visit[candidates[first]]
-        chosen = candidates[visit[candidates] == target_visit[row[candidates]]]
-    is_case = events.is_case(min_history, chosen)
+        targeted = candidates[visit[candidates] == target_visit[row[candidates]]]
+    is_case = events.is_case(min_history, targeted)
 
-    chosen = chosen[is_case[row[chosen]]]
+    targeted = targeted[is_case[row[targeted]]]
     rows = np.flatnonzero(is_case)
     case_of_row = np.cumsum(is_case) - 1
     targets = {}
     for task in tasks:
         label = flat_values(table, f"task_{task}")
-        with_label = chosen[label[chosen] > 0]
-        case, of_case = case_of_row[row[with_label]], label[with_label].astype(np.int64)
+        with_label = targeted[label[targeted] > 0]
+        case, case_labels = case_of_row[row[with_label]], label[with_label].astype(np.int64)
         if horizon:
-            case, of_case = _distinct(case, of_case)
-        targets[task] = _ragged(case, of_case, len(rows))
+            case, case_labels = _distinct(case, case_labels)
+        targets[task] = _ragged(case, case_labels, len(rows))
     customer_ids = table["customer_id"].take(rows).to_pylist()
     history_end = events.history_end[rows]
     cases = EvaluationCases(cutoff, first_row + rows, customer_ids, history_end, targets, history_visits[rows])

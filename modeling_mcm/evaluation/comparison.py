@@ -83,16 +83,14 @@ def baseline_warnings(
     for baseline, by_task in values.items():
         under: list[str] = []
         level: list[str] = []
-        for task, of_baseline in by_task.items():
-            of_model = values[model].get(task)
-            if baseline == model or of_model is None:
+        for task, theirs in by_task.items():
+            ours = values[model].get(task)
+            if baseline == model or ours is None:
                 continue
-            both = (
-                (of_model == of_model) & (of_baseline == of_baseline) if of_model.shape == of_baseline.shape else None
-            )
+            both = (ours == ours) & (theirs == theirs) if ours.shape == theirs.shape else None
             if both is not None and not both.any():  # NaN is not equal to itself
                 continue
-            difference = paired_difference(of_model, of_baseline).absolute
+            difference = paired_difference(ours, theirs).absolute
             if difference.mean < 0:
                 phrase = f"{task} by {-difference.mean:.4f} {_interval(difference)}"
                 (under if difference.high < 0 else level).append(phrase)

@@ -157,9 +157,9 @@ class LabelStatistics:
         Returns:
             `numpy.ndarray`: Label ids of shape `(len(day), number)`; fewer columns if there are fewer labels.
         """
-        periods, place = np.unique(self.complete_periods(day), return_inverse=True)
+        periods, period_index = np.unique(self.complete_periods(day), return_inverse=True)
         met = self.met[periods, FIRST_LABEL:]
-        return FIRST_LABEL + np.argsort(-met, axis=1, kind="stable")[place, :number]
+        return FIRST_LABEL + np.argsort(-met, axis=1, kind="stable")[period_index, :number]
 
     def features(self, day: NDArray, label: NDArray) -> dict[str, NDArray]:
         """Computes features of labels at times.
@@ -366,11 +366,11 @@ class LightGBMRanker(Baseline):
                 "learns the next visit from the visits before it. Check the cutoff dates and the visit column."
             )
         generator = np.random.default_rng(self.seed)
-        drawn = generator.permutation(later)
-        drawn = drawn[np.argsort(customer[drawn], kind="stable")]  # by customer, in random order within one
-        place = np.arange(len(drawn)) - np.searchsorted(customer[drawn], customer[drawn])
-        drawn = drawn[place < self.visits_a_customer]
-        target = np.sort(generator.permutation(drawn)[: self.max_cases])
+        sample = generator.permutation(later)
+        sample = sample[np.argsort(customer[sample], kind="stable")]  # by customer, in random order within one
+        rank = np.arange(len(sample)) - np.searchsorted(customer[sample], customer[sample])
+        sample = sample[rank < self.visits_a_customer]
+        target = np.sort(generator.permutation(sample)[: self.max_cases])
         return customer[target], target
 
     def _score(self, history: TaskHistory) -> NDArray:
@@ -409,8 +409,8 @@ def _starts(case: NDArray, label: NDArray) -> NDArray[np.bool_]:
 def _expanded(start: NDArray, end: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """For every number of the ranges [start, end): the index of its range, and the number."""
     counts = end - start
-    place = np.repeat(np.arange(len(start)), counts)
-    return place, np.arange(len(place)) - _offsets(counts)[place] + start[place]
+    index = np.repeat(np.arange(len(start)), counts)
+    return index, np.arange(len(index)) - _offsets(counts)[index] + start[index]
 
 
 def _ratio(numerator: NDArray, denominator: NDArray) -> NDArray[np.float64]:

@@ -135,9 +135,9 @@ def task_histories(rows: Any, task: str, cutoff: str, batch_size: int = 1024) ->
 def _task_history(table: pa.Table, task_column: str, end_column: str) -> TaskHistory:
     lengths = list_lengths(table, "visits")
     row = np.repeat(np.arange(len(table)), lengths)
-    place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    index = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     label = flat_values(table, task_column)
-    is_earlier = (place < flat_values(table, end_column)[row]) & (label >= FIRST_LABEL)
+    is_earlier = (index < flat_values(table, end_column)[row]) & (label >= FIRST_LABEL)
     row, visit = row[is_earlier], flat_values(table, "visits")[is_earlier]
     counts = np.bincount(row, minlength=len(table))
     last = np.repeat(np.cumsum(counts) - 1, counts)  # index of the last event of the event's customer

@@ -92,11 +92,11 @@ def distinct_targets(offsets: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.
     pairs, pair_counts = np.unique(customer * size + labels, return_counts=True)
     owner, label = np.divmod(pairs, size)
     sizes = np.bincount(owner, minlength=customers)
-    place = np.arange(len(pairs)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    index = np.arange(len(pairs)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     padded = np.zeros((customers, int(np.max(sizes, initial=0))), dtype=np.int64)
     counts = np.zeros_like(padded)
-    padded[owner, place] = label
-    counts[owner, place] = pair_counts
+    padded[owner, index] = label
+    counts[owner, index] = pair_counts
     return padded, counts
 
 
@@ -146,9 +146,9 @@ def hit_rate_at_k(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: i
     # Only the group of the best targets matters: a later one reaches the list only after this one is wholly in it.
     inside = np.clip(k - first, 0, size)
     miss = np.ones(len(first))
-    for drawn in range(min(k, int(inside.max(initial=0)))):
-        left = np.maximum(size - drawn, 1)
-        miss *= np.where(drawn < inside, np.maximum(left - members, 0) / left, 1.0)
+    for draw in range(min(k, int(inside.max(initial=0)))):
+        left = np.maximum(size - draw, 1)
+        miss *= np.where(draw < inside, np.maximum(left - members, 0) / left, 1.0)
     return np.where(relevant.any(axis=1), 1 - miss, np.nan)
 
 
@@ -262,8 +262,9 @@ def bootstrap_interval(values: ArrayLike, seed: int = 0, resamples: int = 2000, 
     Raises:
         ValueError: If no customer has a value.
     """
-    kept = _with_value(np.asarray(values, dtype=np.float64)[None])
-    return _interval(kept.mean(axis=1)[0], _resampled_means(kept, seed, resamples)[0], confidence, kept.shape[1])
+    matrix = _with_value(np.asarray(values, dtype=np.float64)[None])
+    means = _resampled_means(matrix, seed, resamples)
+    return _interval(matrix.mean(axis=1)[0], means[0], confidence, matrix.shape[1])
 
 
 def paired_difference(
@@ -288,11 +289,12 @@ def paired_difference(
             f"Found values of shapes {first.shape} and {second.shape}; expected one value for each of the same "
             "customers, in the same order. Align both by customer_id first."
         )
-    kept = _with_value(np.stack([first, second]))
-    (mean_first, mean_second), (means_first, means_second) = kept.mean(axis=1), _resampled_means(kept, seed, resamples)
+    matrix = _with_value(np.stack([first, second]))
+    mean_first, mean_second = matrix.mean(axis=1)
+    means_first, means_second = _resampled_means(matrix, seed, resamples)
     with np.errstate(divide="ignore", invalid="ignore"):  # a second of zero has no relative difference: inf or nan
         relative = np.divide(mean_first, mean_second) - 1, means_first / means_second - 1
-    customers = kept.shape[1]
+    customers = matrix.shape[1]
     return PairedDifference(
         _interval(mean_first - mean_second, means_first - means_second, confidence, customers),
         _interval(*relative, confidence, customers),
@@ -323,11 +325,11 @@ def average_relative_difference(
             f"Found values of shapes {firsts.shape} and {seconds.shape}; expected (tasks, customers) twice, the same "
             "of both in the same order. Align both by customer_id first."
         )
-    kept = _with_value(np.concatenate([firsts, seconds]))
-    tasks, means, resampled = len(firsts), kept.mean(axis=1), _resampled_means(kept, seed, resamples)
+    matrix = _with_value(np.concatenate([firsts, seconds]))
+    tasks, means, resampled = len(firsts), matrix.mean(axis=1), _resampled_means(matrix, seed, resamples)
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = (means[:tasks] / means[tasks:] - 1).mean()
-        return _interval(mean, (resampled[:tasks] / resampled[tasks:] - 1).mean(axis=0), confidence, kept.shape[1])
+        return _interval(mean, (resampled[:tasks] / resampled[tasks:] - 1).mean(axis=0), confidence, matrix.shape[1])
 
 
 def _checked(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) -> tuple[NDArray, NDArray, NDArray]:
@@ -356,9 +358,9 @@ def _first_tie_group(greater: NDArray, ties: NDArray, relevant: NDArray) -> tupl
     latter.
     """
     first = greater.min(axis=1, initial=UNREACHABLE)
-    chosen = relevant & (greater == first[:, None])
-    size = np.where(chosen, ties, 1).max(axis=1, initial=1)
-    members = chosen.sum(axis=1)
+    relevant_ties = relevant & (greater == first[:, None])
+    size = np.where(relevant_ties, ties, 1).max(axis=1, initial=1)
+    members = relevant_ties.sum(axis=1)
     reached = first < UNREACHABLE
     if (members > size)[reached].any():
         row = int(np.flatnonzero(reached & (members > size))[0])
@@ -373,20 +375,20 @@ def _expected_reciprocal_rank(first: int, size: int, members: int) -> float:
     """Expected 1 / rank of the first of `members` targets, in random order among `size` labels after `first`."""
     if first == UNREACHABLE:
         return 0.0
-    drawn = np.arange(size - members + 1)
+    draws = np.arange(size - members + 1)
     # Hypergeometric: P(no target among the first j) = prod_{i<j} (size - members - i) / (size - i).
-    still_none = np.cumprod(np.concatenate([[1.0], (size - members - drawn[:-1]) / (size - drawn[:-1])]))
-    return float(np.sum(still_none * members / (size - drawn) / (first + 1 + drawn)))
+    still_none = np.cumprod(np.concatenate([[1.0], (size - members - draws[:-1]) / (size - draws[:-1])]))
+    return float(np.sum(still_none * members / (size - draws) / (first + 1 + draws)))
 
 
 def _with_value(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    kept = values[:, ~np.isnan(values).any(axis=0)]
-    if not kept.size:
+    matrix = values[:, ~np.isnan(values).any(axis=0)]
+    if not matrix.size:
         raise ValueError(
             f"None of {values.shape[1]} customers has a value; expected at least one customer with a target. Check "
             "the cutoff dates and the task."
         )
-    return kept
+    return matrix
 
 
 def _resampled_means(values: NDArray[np.float64], seed: int, resamples: int) -> NDArray[np.float64]:
@@ -395,8 +397,10 @@ def _resampled_means(values: NDArray[np.float64], seed: int, resamples: int) -> 
     at_once = max(1, 2**22 // customers)  # 32 MiB of indices
     chunks = []
     for start in range(0, resamples, at_once):
-        drawn = generator.integers(customers, size=(min(at_once, resamples - start), customers))
-        chunks.append(np.stack([row.take(drawn).mean(axis=-1) for row in values]))  # far faster than values[:, drawn]
+        sample = generator.integers(customers, size=(min(at_once, resamples - start), customers))
+        chunks.append(
+            np.stack([row.take(sample).mean(axis=-1) for row in values])
+        )  # far faster than values[:, sample]
     return np.concatenate(chunks, axis=1)
 
 

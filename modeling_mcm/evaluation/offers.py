@@ -241,9 +241,7 @@ def weighted_ranking(
     """
     order = np.argsort(-scores, kind="stable")
     starts = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))  # of equal scores
-    hits, misses = (
-        np.add.reduceat(weights[:, order] * chosen[order], starts, axis=1) for chosen in (positive, ~positive)
-    )
+    hits, misses = (np.add.reduceat(weights[:, order] * side[order], starts, axis=1) for side in (positive, ~positive))
     positives, negatives = hits.cumsum(1), misses.cumsum(1)  # weights down to each score
     with np.errstate(divide="ignore", invalid="ignore"):
         precision = np.where(positives > 0, positives / (positives + negatives), 0.0)

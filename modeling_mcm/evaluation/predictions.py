@@ -148,8 +148,8 @@ def read_predictions(path: str | os.PathLike[str], task: str | None = None) -> p
         table = file.read(columns=PREDICTIONS_SCHEMA.names)
     if task is None:
         return table
-    chosen = table.filter(pa.compute.equal(table["task"], task))
-    if not len(chosen):
+    rows = table.filter(pa.compute.equal(table["task"], task))
+    if not len(rows):
         tasks = ", ".join(sorted(pa.compute.unique(table["task"]).to_pylist()))
         raise ValueError(f"{os.fspath(path)} has no predictions of task {task!r}; its tasks are: {tasks or 'none'}.")
-    return chosen
+    return rows

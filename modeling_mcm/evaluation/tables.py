@@ -74,7 +74,7 @@ def history_groups(cases: EvaluationCases) -> dict[str, NDArray[np.bool_]]:
     """
     visits = cases.history_visits
     groups = {name: (visits >= low) & (visits <= high) for name, (low, high) in HISTORY_GROUPS.items()}
-    return {name: chosen for name, chosen in groups.items() if chosen.any()}
+    return {name: mask for name, mask in groups.items() if mask.any()}
 
 
 def by_history(results: Results, cases: EvaluationCases, metrics: Sequence[str]) -> dict[str, Any]:
@@ -90,18 +90,18 @@ def by_history(results: Results, cases: EvaluationCases, metrics: Sequence[str])
         and the number of customers. Metrics without a value in the group are left out.
     """
     groups: dict[str, Any] = {}
-    for group, chosen in history_groups(cases).items():
+    for group, mask in history_groups(cases).items():
         by_method: dict[str, Any] = {}
         for method, by_task in results.items():
             by_method[method] = {
                 task: {
-                    metric: bootstrap_interval(values[metric][chosen])._asdict()
+                    metric: bootstrap_interval(values[metric][mask])._asdict()
                     for metric in metrics
-                    if metric in values and not np.isnan(values[metric][chosen]).all()
+                    if metric in values and not np.isnan(values[metric][mask]).all()
                 }
                 for task, values in by_task.items()
             }
-        groups[group] = {"cases": int(chosen.sum()), "results": by_method}
+        groups[group] = {"cases": int(mask.sum()), "results": by_method}
     return groups
 
 
@@ -110,11 +110,11 @@ def history_table(groups: Mapping[str, Any], tasks: Sequence[str], metric: str) 
     methods = list(next(iter(groups.values()))["results"])
     table = [["task", "visits before", "customers", *methods]]
     for task in tasks:
-        for group, of_group in groups.items():
-            measured = {name: of_group["results"][name].get(task, {}).get(metric) for name in methods}
-            customers = max((each["customers"] for each in measured.values() if each), default=0)
+        for group, part in groups.items():
+            measured = {name: part["results"][name].get(task, {}).get(metric) for name in methods}
+            customers = max((interval["customers"] for interval in measured.values() if interval), default=0)
             if customers:
-                cells = [with_half_interval(each) if each else "-" for each in measured.values()]
+                cells = [with_half_interval(interval) if interval else "-" for interval in measured.values()]
                 table.append([task, group, f"{customers:,}", *cells])
     return table
 

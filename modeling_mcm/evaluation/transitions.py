@@ -111,11 +111,11 @@ class Transitions(Baseline):
             moment * self.number_of_labels + self._lot[label]
         )  # a label of a moment once, in lot's order
         moment, lot = np.divmod(pairs, self.number_of_labels)
-        place = np.arange(len(moment)) - np.searchsorted(moment, moment)
-        kept = place < self.moment_labels
-        label = self._label_of_lot[lot[kept]]
+        rank = np.arange(len(moment)) - np.searchsorted(moment, moment)
+        is_first = rank < self.moment_labels
+        label = self._label_of_lot[lot[is_first]]
         shape = (int(starts.sum()), self.number_of_labels)
-        moments = scipy_sparse().coo_array((np.ones(len(label)), (moment[kept], label)), shape=shape).tocsr()
+        moments = scipy_sparse().coo_array((np.ones(len(label)), (moment[is_first], label)), shape=shape).tocsr()
         return moments, customer[starts]
 
     def _observe(self, history: TaskHistory) -> None:
@@ -128,16 +128,16 @@ class Transitions(Baseline):
         for lag, weight in enumerate(self.lag_weights, start=1):
             before = np.flatnonzero(customer[lag:] == customer[:-lag])
             part = np.cumsum(sizes[before] * sizes[before + lag]) // PAIRS_AT_ONCE
-            for each in np.split(before, np.flatnonzero(np.diff(part)) + 1):
-                self._together += weight * (moments[each].T @ moments[each + lag])
+            for indices in np.split(before, np.flatnonzero(np.diff(part)) + 1):
+                self._together += weight * (moments[indices].T @ moments[indices + lag])
                 self._bound_pairs()
 
     def _bound_pairs(self) -> None:
         if self._together.nnz > self.max_pairs:
             pairs = self._together.tocoo()
             largest = np.argpartition(-pairs.data, self.max_pairs // 2)[: self.max_pairs // 2]
-            kept = (pairs.data[largest], (pairs.row[largest], pairs.col[largest]))
-            self._together = scipy_sparse().coo_array(kept, shape=self._together.shape).tocsr()
+            largest_pairs = (pairs.data[largest], (pairs.row[largest], pairs.col[largest]))
+            self._together = scipy_sparse().coo_array(largest_pairs, shape=self._together.shape).tocsr()
 
     def _finish(self) -> None:
         self._transition = scipy_sparse().diags_array((self._count + 1) ** -self.rarity) @ self._together

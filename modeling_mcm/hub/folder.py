@@ -258,8 +258,8 @@ def write_upload_folder(
         for path in weights:
             shutil.copyfile(path, target / path.name)
     else:
-        places = {name: {value: place for place, value in enumerate(known[name])} for name in hidden}
-        ids = {name: [FIRST_VALUE_ID + places[name][value] for value in hidden[name]] for name in hidden}
+        indices = {name: {value: position for position, value in enumerate(known[name])} for name in hidden}
+        ids = {name: [FIRST_VALUE_ID + indices[name][value] for value in hidden[name]] for name in hidden}
         number = _hide_pairs(weights, target, config, shared, ids)
     if len(weights) > 1:
         index = read_json(source / WEIGHTS_INDEX, "which names the file of each weight")

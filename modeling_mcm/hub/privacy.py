@@ -63,8 +63,8 @@ def customers_per_value(rows: Any, extractor: MCMFeatureExtractor) -> dict[str, 
             else:
                 lengths = values.value_lengths().to_numpy()
                 owner, ids = np.repeat(np.arange(len(ends)), lengths), values.flatten().to_numpy()
-                place = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-                trained = place < ends[owner]
+                index = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+                trained = index < ends[owner]
                 owner, ids = owner[trained], ids[trained]
             if len(ids) and ids.max() >= len(counts[name]):
                 raise ValueError(
@@ -115,14 +115,14 @@ def hide_values(
     """
     result = {name: list(values) for name, values in vocabularies.items()}
     for name, values in hidden.items():
-        places = {value: place for place, value in enumerate(result.get(name, []))}
+        indices = {value: index for index, value in enumerate(result.get(name, []))}
         for value in values:
-            if value not in places:
+            if value not in indices:
                 raise ValueError(f"A value to hide is not in the vocabulary of {name!r}: count with its own data set.")
-            placeholder = f"[hidden {FIRST_VALUE_ID + places[value]}]"
-            if placeholder in places:
+            placeholder = f"[hidden {FIRST_VALUE_ID + indices[value]}]"
+            if placeholder in indices:
                 raise ValueError(f"{name!r} has a value {placeholder!r} already: rename it in the log.")
-            result[name][places[value]] = placeholder
+            result[name][indices[value]] = placeholder
     return result
 
 
@@ -183,7 +183,7 @@ def hide_pairs(
 
     for name, table in tables.items():
         if match := FOLLOWERS.fullmatch(name):
-            task, of_counts = tasks[int(match[2])], f"{match[1]}counts"
+            task, counts_name = tasks[int(match[2])], f"{match[1]}counts"
             ids, label = table.long(), torch.arange(len(table))[:, None]
             mask = is_hidden(task, len(table))
             is_shared = torch.isin(label * PAIR + ids, shared.get(task, torch.zeros(0, dtype=torch.long)))
@@ -192,14 +192,16 @@ def hide_pairs(
             if number:
                 order = torch.where(is_shared, ids, 0).argsort(dim=1, stable=True)
                 changed[name] = torch.where(is_shared, table, 0).gather(1, order)
-                changed[of_counts] = torch.where(is_shared, tables[of_counts], 0).gather(1, order)
+                changed[counts_name] = torch.where(is_shared, tables[counts_name], 0).gather(1, order)
             pairs += number
         elif match := RELATED.fullmatch(name):
-            of_weights = f"{match[1]}weights"
+            weights_name = f"{match[1]}weights"
             mask = is_hidden(tasks[int(match[2])], len(table))
-            gone = (mask[:, None] | mask[table.long()]) & (tables[of_weights] != 0)
+            gone = (mask[:, None] | mask[table.long()]) & (tables[weights_name] != 0)
             if gone.any():
-                changed[name], changed[of_weights] = (tables[each].masked_fill(gone, 0) for each in (name, of_weights))
+                changed[name], changed[weights_name] = (
+                    tables[key].masked_fill(gone, 0) for key in (name, weights_name)
+                )
             related += int(gone.sum())
     return changed, HiddenPairs(pairs, related)
 

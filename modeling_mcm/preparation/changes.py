@@ -23,7 +23,7 @@ from modeling_mcm.extras import needs
 from modeling_mcm.preparation.files import InputFiles, find_files
 from modeling_mcm.preparation.locks import note_of
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.schema_mcm import CATEGORICAL, raw_places
+from modeling_mcm.schema_mcm import CATEGORICAL, raw_indices
 
 with needs("data"):
     import ibis
@@ -79,15 +79,15 @@ def compare_files(directory: Path, log: Path, manifest: PreparedManifest, correc
             f"{log} is no folder, or {directory} was not prepared from files: an update needs a log that is a folder "
             "of Parquet files, the old ones among them."
         )
-    (found,) = find_files(log, "event")
-    if found.kind != "parquet":
+    (files,) = find_files(log, "event")
+    if files.kind != "parquet":
         raise ValueError(
-            f"{log} is a folder of {found.kind} files, and an update needs Parquet: prepare everything, or write the "
+            f"{log} is a folder of {files.kind} files, and an update needs Parquet: prepare everything, or write the "
             "log as Parquet."
         )
-    then, now = manifest.input["events"]["files"], found.digests()
-    given = [path for each in map(Path, corrected) for path in (each.rglob("*.parquet") if each.is_dir() else [each])]
-    earlier = {sha256_of(path): str(path) for path in given}
+    then, now = manifest.input["events"]["files"], files.digests()
+    old = [path for part in map(Path, corrected) for path in (part.rglob("*.parquet") if part.is_dir() else [part])]
+    earlier = {sha256_of(path): str(path) for path in old}
     arrived = [name for name, digest in now.items() if then.get(name) != digest]
     left = [name for name, digest in then.items() if now.get(name) != digest]
     unknown = [name for name in left if then[name] not in earlier]
@@ -102,13 +102,13 @@ def compare_files(directory: Path, log: Path, manifest: PreparedManifest, correc
             "that was read then as `corrected` (--corrected), so that customers who are in that one alone are "
             "prepared anew too, or prepare everything with `prepare`."
         )
-    paths = dict(zip(now, found.paths, strict=True))
+    paths = dict(zip(now, files.paths, strict=True))
     return LogFiles(
-        same=replace(found, paths=tuple(path for name, path in paths.items() if name not in arrived)),
-        arrived=replace(found, paths=tuple(paths[name] for name in arrived)),
-        left=replace(found, paths=tuple(earlier[then[name]] for name in left)),
+        same=replace(files, paths=tuple(path for name, path in paths.items() if name not in arrived)),
+        arrived=replace(files, paths=tuple(paths[name] for name in arrived)),
+        left=replace(files, paths=tuple(earlier[then[name]] for name in left)),
         names=sorted({*arrived, *left}),
-        log={"name": found.name, "files": now},
+        log={"name": files.name, "files": now},
     )
 
 
@@ -128,34 +128,34 @@ def new_values(arrived: ir.Table, schema: EventSchema, extractor: MCMFeatureExtr
         text. Features without new values are absent.
     """
     added: dict[str, list] = {}
-    places = raw_places(schema.features)
+    sources = raw_indices(schema.features)
     for i, spec in enumerate(schema.features):
-        if places[i] != i:  # it shares the values of a column with an earlier feature
-            if shared := added.get(schema.features[places[i]].name):
+        if sources[i] != i:  # it shares the values of a column with an earlier feature
+            if shared := added.get(schema.features[sources[i]].name):
                 added[spec.name] = list(shared)
         elif spec.kind == CATEGORICAL and not spec.is_constant:
             known = ibis.memtable(pa.table({"known": pa.array(extractor.vocabularies[spec.name], pa.string())}))
             values = arrived.select(value=each_value(arrived[f"f{i}"], spec))
-            seen = values.filter(values.value.length() > 0).group_by("value")
-            counts = seen.agg(number=lambda t: t.count()).anti_join(known, ibis._.value == known.known)
-            kept = counts.filter(counts.number >= least).order_by(ibis.desc("number"), ibis.asc("value"))
+            by_value = values.filter(values.value.length() > 0).group_by("value")
+            counts = by_value.agg(number=lambda t: t.count()).anti_join(known, ibis._.value == known.known)
+            frequent = counts.filter(counts.number >= least).order_by(ibis.desc("number"), ibis.asc("value"))
             if spec.max_values:
-                kept = kept.limit(max(spec.max_values - len(extractor.vocabularies[spec.name]), 0))
-            if found := kept.value.to_pyarrow().to_pylist():
-                added[spec.name] = found
+                frequent = frequent.limit(max(spec.max_values - len(extractor.vocabularies[spec.name]), 0))
+            if new := frequent.value.to_pyarrow().to_pylist():
+                added[spec.name] = new
     return added
 
 
 def _with_values(events: ir.Table, schema: EventSchema, added: dict[str, list[str]]) -> list[ir.Table]:
     """Events that had an unknown value and now have a known one: one table per feature with new values."""
-    found = []
-    places = raw_places(schema.features)
+    tables = []
+    sources = raw_indices(schema.features)
     for i, spec in enumerate(schema.features):
-        if spec.name in added and places[i] == i:
+        if spec.name in added and sources[i] == i:
             values = ibis.memtable(pa.table({"value": pa.array(added[spec.name], pa.string())}))
-            each = events.mutate(value_=each_value(events[f"f{i}"], spec))
-            found.append(each.semi_join(values, each.value_ == values.value).drop("value_"))
-    return found
+            single = events.mutate(value_=each_value(events[f"f{i}"], spec))
+            tables.append(single.semi_join(values, single.value_ == values.value).drop("value_"))
+    return tables
 
 
 def together(*tables: ir.Table | None) -> ir.Table:
@@ -183,26 +183,26 @@ class Changes:
     Attributes:
         customers (`list[str]`): ids of the customers, ascending.
         shards (`NDArray[int64]` of shape `(customers,)`): index of each customer's shard.
-        kept (`NDArray[int64]` of shape `(customers,)`): number of the customer's visits that stay: those before the
-            first change.
+        prefix_visits (`NDArray[int64]` of shape `(customers,)`): number of the customer's visits that stay: those
+            before the first change.
         same (`ibis.Table` or None): events of these customers in unchanged files, from the last visit that stays on.
     """
 
     customers: list[str]
     shards: NDArray[np.int64]
-    kept: NDArray[np.int64]
+    prefix_visits: NDArray[np.int64]
     same: ir.Table | None
 
     def table(self) -> ir.Table:
         """Gives the changes as a table of the engine.
 
         Returns:
-            `ibis.Table`: one row per customer, with the columns customer_id, shard and kept.
+            `ibis.Table`: one row per customer, with the columns customer_id, shard and prefix_visits.
         """
-        columns = {"customer_id": pa.array(self.customers, pa.string())}
-        return ibis.memtable(pa.table(columns | {"shard": pa.array(self.shards), "kept": pa.array(self.kept)}))
+        columns = {"customer_id": pa.array(self.customers, pa.string()), "shard": pa.array(self.shards)}
+        return ibis.memtable(pa.table(columns | {"prefix_visits": pa.array(self.prefix_visits)}))
 
-    def of_shard(self, shard: int) -> tuple[pa.Array, NDArray[np.int64]]:
+    def select_shard(self, shard: int) -> tuple[pa.Array, NDArray[np.int64]]:
         """Selects the customers of one shard.
 
         Args:
@@ -212,7 +212,7 @@ class Changes:
             `tuple[pyarrow.Array, NDArray[int64]]`: their ids, and the number of visits that stay of each.
         """
         here = np.flatnonzero(self.shards == shard)
-        return pa.array([self.customers[place] for place in here], pa.string()), self.kept[here]
+        return pa.array([self.customers[index] for index in here], pa.string()), self.prefix_visits[here]
 
 
 def find_changes(
@@ -253,22 +253,26 @@ def find_changes(
     customers = everyone.customer_id.to_pyarrow().to_pylist()
     names = np.array(customers, object)
     shards = np.searchsorted(np.array(first_customers, object), names, side="right")
-    found = Changes(customers, shards, np.full(len(names), ALL_VISITS), same)
+    changes = Changes(customers, shards, np.full(len(names), ALL_VISITS), same)
     if same is not None:
-        same = cache(same.semi_join(found.table(), "customer_id"))  # the only pass over the whole log
+        same = cache(same.semi_join(changes.table(), "customer_id"))  # the only pass over the whole log
     states = [_dated(together(same, arrived), schema)]
     states += [_dated(together(same, left), schema)] if left is not None else []
     visits = [cache(find_visits(state).select(*VISIT, "visit")) for state in states]
     moved = together(*(_dated(table, schema).select(*VISIT) for table in changed))
-    firsts = [each.semi_join(moved, VISIT).select("customer_id", kept=ibis._.visit.cast("int64")) for each in visits]
+    firsts = [
+        numbered.semi_join(moved, VISIT).select("customer_id", prefix_visits=ibis._.visit.cast("int64"))
+        for numbered in visits
+    ]
     for state in states:
         sizes = state.group_by("customer_id", "period").agg(number=state.count())
         long = sizes if schema.leaves_one_out else sizes.filter(sizes.number > schema.max_events_per_customer)
-        firsts.append(long.select("customer_id", kept=ibis.literal(0, "int64")))
-    least = together(*firsts).group_by("customer_id").agg(kept=ibis._.kept.min()).to_pyarrow()
-    found.kept[np.searchsorted(names, np.array(least["customer_id"].to_pylist(), object))] = least["kept"].to_numpy()
+        firsts.append(long.select("customer_id", prefix_visits=ibis.literal(0, "int64")))
+    least = together(*firsts).group_by("customer_id").agg(prefix_visits=ibis._.prefix_visits.min()).to_pyarrow()
+    owners = np.searchsorted(names, np.array(least["customer_id"].to_pylist(), object))
+    changes.prefix_visits[owners] = least["prefix_visits"].to_numpy()
     if same is not None and not schema.leaves_one_out:  # otherwise all visits of these customers are read again
-        late = visits[0].inner_join(found.table(), "customer_id")
-        late = late.filter(late.visit >= late.kept - 1)
+        late = visits[0].inner_join(changes.table(), "customer_id")
+        late = late.filter(late.visit >= late.prefix_visits - 1)
         same = cache(_dated(same, schema).semi_join(late, VISIT).select(*same.columns))
-    return replace(found, same=same)
+    return replace(changes, same=same)

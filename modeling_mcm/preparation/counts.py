@@ -172,8 +172,8 @@ def measure(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
     for task, column in tasks.items():
         known = targets.filter(targets[column] >= FIRST_VALUE_ID)
         pairs = known.group_by("customer_id", label=known[column]).agg(visits=known.visit.nunique())
-        found = pairs.aggregate(labels=pairs.label.nunique(), met=pairs.visits.sum(), repeats=(pairs.visits - 1).sum())
-        result["tasks"][task] = {name: int(value or 0) for name, value in found.to_pyarrow().to_pylist()[0].items()}
+        sums = pairs.aggregate(labels=pairs.label.nunique(), met=pairs.visits.sum(), repeats=(pairs.visits - 1).sum())
+        result["tasks"][task] = {name: int(value or 0) for name, value in sums.to_pyarrow().to_pylist()[0].items()}
     return result
 
 
@@ -217,9 +217,9 @@ def count_followers(events: ir.Table, schema: EventSchema, measures: dict[str, A
             weight=pairs.lag_weight.sum(), customers=pairs.customer_id.nunique()
         )
         order = [ibis.desc(counted.weight), counted.follower]
-        place = ibis.row_number().over(ibis.window(group_by=counted.label, order_by=order))
-        kept = counted.mutate(place=place).filter(lambda table: table.place < MOST_FOLLOWERS).drop("place")
-        found = kept.to_pyarrow().sort_by([("label", "ascending"), ("follower", "ascending")])
-        columns = {name: [task] * len(found) if name == "task" else found[name] for name in FOLLOWERS.names}
+        rank = ibis.row_number().over(ibis.window(group_by=counted.label, order_by=order))
+        first = counted.mutate(rank=rank).filter(lambda table: table.rank < MOST_FOLLOWERS).drop("rank")
+        followers = first.to_pyarrow().sort_by([("label", "ascending"), ("follower", "ascending")])
+        columns = {name: [task] * len(followers) if name == "task" else followers[name] for name in FOLLOWERS.names}
         parts.append(pa.table(columns, FOLLOWERS))
     return pa.concat_tables(parts)

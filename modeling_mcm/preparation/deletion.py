@@ -93,7 +93,7 @@ class Whereabouts:
     there: set[str]
     absent: dict[str, list[str]]
 
-    def said_of_absent(self, only_near: bool = False) -> list[str]:
+    def absent_lines(self, only_near: bool = False) -> list[str]:
         """Writes a line for each id that is in no place.
 
         Args:
@@ -106,11 +106,11 @@ class Whereabouts:
         return [f"{name!r}{f'; is {hint} meant?' if hint else ''}" for name, hint in hints.items()]
 
 
-def predictions_files(place: Path) -> list[Path]:
+def predictions_files(path: Path) -> list[Path]:
     """Finds the Parquet files of predictions.
 
     Args:
-        place (`Path`): folder of predictions, or one file.
+        path (`Path`): folder of predictions, or one file.
 
     Returns:
         `list[Path]`: the files of the folder, or the file itself.
@@ -119,11 +119,11 @@ def predictions_files(place: Path) -> list[Path]:
         FileNotFoundError: if there is no such file or folder.
         ValueError: if the folder holds no Parquet file.
     """
-    if not place.exists():
-        raise FileNotFoundError(f"{place} does not exist; check the path.")
-    files = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; check the path.")
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files:
-        raise ValueError(f"{place} holds no Parquet file.")
+        raise ValueError(f"{path} holds no Parquet file.")
     return files
 
 
@@ -154,7 +154,7 @@ def look_for(ids: Collection[str], places: Places, column: str) -> Whereabouts:
                 exact.add(text)
     there, absent = set(), {}
     for name in ids:
-        if match := next((each for each in (name, name.strip()) if each in exact), None):
+        if match := next((spelling for spelling in (name, name.strip()) if spelling in exact), None):
             there.add(match)
         else:
             absent[name] = sorted(near[_plain(name)])
@@ -176,14 +176,14 @@ def _values_of(path: Path, column: str) -> Iterator[Any]:
 
 
 def _columns_of(places: Places, column: str) -> Iterator[tuple[Path, str]]:
-    for place in places.data:
-        for shard in PreparedManifest.load(place).shards:
-            check_shard(place / shard["file"], shard, verify=True)
-            yield place / shard["file"], CUSTOMER
-    for place in places.predictions:
-        yield from ((path, CUSTOMER) for path in predictions_files(place))
-    for place in places.events:
-        yield from ((path, column) for path in log_files(place))
+    for directory in places.data:
+        for shard in PreparedManifest.load(directory).shards:
+            check_shard(directory / shard["file"], shard, verify=True)
+            yield directory / shard["file"], CUSTOMER
+    for folder in places.predictions:
+        yield from ((path, CUSTOMER) for path in predictions_files(folder))
+    for log in places.events:
+        yield from ((path, column) for path in log_files(log))
 
 
 def check_deletion(customers: Collection[str], places: Places) -> None:
@@ -196,20 +196,20 @@ def check_deletion(customers: Collection[str], places: Places) -> None:
     Raises:
         ValueError: if a shard is a symbolic link, or no customer would be left in a data set.
     """
-    wanted = pa.array(sorted(customers), pa.string())
-    for place in places.data:
+    ids = pa.array(sorted(customers), pa.string())
+    for directory in places.data:
         left = 0
-        for shard in PreparedManifest.load(place).shards:
-            path = place / shard["file"]
+        for shard in PreparedManifest.load(directory).shards:
+            path = directory / shard["file"]
             if path.is_symlink():
                 raise ValueError(
                     f"{path} is a symbolic link to {path.resolve()}, which would keep the customers: put the file "
                     "itself there. Nothing was changed."
                 )
-            theirs = pc.is_in(pq.read_table(path, columns=[CUSTOMER])[CUSTOMER], wanted)
+            theirs = pc.is_in(pq.read_table(path, columns=[CUSTOMER])[CUSTOMER], ids)
             left += len(theirs) - (pc.sum(theirs).as_py() or 0)
         if not left:
-            raise ValueError(f"Nobody would be left in {place}: remove the folder instead. Nothing was changed.")
+            raise ValueError(f"Nobody would be left in {directory}: remove the folder instead. Nothing was changed.")
 
 
 class DeletionNote:
@@ -237,9 +237,9 @@ class DeletionNote:
         """
         if not self.path.is_file():
             return False
-        said = json.loads(self.path.read_text(encoding="utf-8"))
-        self.digests = said["files"]
-        left = self.directory.with_name(f".{self.directory.name}.{said['process']}")
+        note = json.loads(self.path.read_text(encoding="utf-8"))
+        self.digests = note["files"]
+        left = self.directory.with_name(f".{self.directory.name}.{note['process']}")
         replaced, partial = (left.with_name(f"{left.name}.{state}") for state in ("replaced", "partial"))
         if replaced.exists() and not self.directory.exists():
             replaced.rename(self.directory)

@@ -23,7 +23,7 @@ from modeling_mcm.data.schema import EventSchema, schema_of
 from modeling_mcm.extras import needs
 from modeling_mcm.preparation.text_files import TextFiles
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.schema_mcm import CATEGORICAL, FeatureSpec, raw_places
+from modeling_mcm.schema_mcm import CATEGORICAL, FeatureSpec, raw_indices
 
 with needs("data"):
     import ibis
@@ -182,10 +182,10 @@ def feature_drift(
                 raise ValueError("The profile table has no row with a customer: give one, or leave `profile` out.")
             tables.append((people, "p", schema.profile))
         features = [
-            _drift(values.select(value=values[f"{letter}{place}"]), spec, feature_extractor)
+            _drift(values.select(value=values[f"{letter}{index}"]), spec, feature_extractor)
             for values, letter, specs in tables
-            for place, spec in enumerate(specs)
-            if spec.column and raw_places(specs)[place] == place
+            for index, spec in enumerate(specs)
+            if spec.column and raw_indices(specs)[index] == index
         ]
     return DriftReport(
         events=counts["events"],
@@ -197,8 +197,8 @@ def feature_drift(
     )
 
 
-def _check_columns(table: ir.Table, wanted: Sequence[str], what: str) -> None:
-    absent = [column for column in dict.fromkeys(wanted) if column not in table.columns]
+def _check_columns(table: ir.Table, columns: Sequence[str], what: str) -> None:
+    absent = [column for column in dict.fromkeys(columns) if column not in table.columns]
     if absent:
         close = difflib.get_close_matches(absent[0], table.columns, n=1)
         hint = f" ({absent[0]!r} may be {close[0]!r})" if close else ""
@@ -211,13 +211,13 @@ def _check_columns(table: ir.Table, wanted: Sequence[str], what: str) -> None:
 
 def _count(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
     token = events[f"f{schema.features.index(schema.token_feature)}"]
-    found = events.aggregate(
+    counts = events.aggregate(
         events=events.count(),
         reserved=token.isin(schema.reserved_token_types).sum(),
         first=moment_text(events.second.min(), schema),
         last=moment_text(events.second.max(), schema),
     )
-    return found.to_pyarrow().to_pylist()[0]
+    return counts.to_pyarrow().to_pylist()[0]
 
 
 def _drift(table: ir.Table, spec: FeatureSpec, feature_extractor: MCMFeatureExtractor) -> FeatureDrift:
@@ -236,16 +236,16 @@ def _drift(table: ir.Table, spec: FeatureSpec, feature_extractor: MCMFeatureExtr
 
 def _unknown(table: ir.Table, vocabulary: Sequence[str], spec: FeatureSpec) -> dict[str, Any]:
     known = ibis.memtable(pa.table({"known": pa.array(vocabulary, pa.string())}))
-    each = table.select(value=each_value(table.value, spec))
-    seen = each.filter(each.value.notnull()).group_by("value").agg(number=lambda t: t.count())
-    unknown = seen.anti_join(known, seen.value == known.known)
+    values = table.select(value=each_value(table.value, spec))
+    counts = values.filter(values.value.notnull()).group_by("value").agg(number=lambda t: t.count())
+    unknown = counts.anti_join(known, counts.value == known.known)
     sums = unknown.aggregate(unknown=unknown.number.sum(), unknown_values=unknown.count()).to_pyarrow().to_pylist()[0]
     most = unknown.order_by(ibis.desc("number"), ibis.asc("value")).limit(MOST_FREQUENT).to_pyarrow().to_pylist()
     if spec.item is not None:  # a row may have several values
         lists = table.group_by("value").agg(number=lambda t: t.count())
-        each = lists.mutate(each=lists.value.unnest()).semi_join(unknown, ibis._.each == unknown.value)
-        each = each.select("value", "number").distinct()
-        sums["unknown"] = each.number.sum().to_pyarrow().as_py()
+        values = lists.mutate(single=lists.value.unnest()).semi_join(unknown, ibis._.single == unknown.value)
+        values = values.select("value", "number").distinct()
+        sums["unknown"] = values.number.sum().to_pyarrow().as_py()
     return {
         "unknown": sums["unknown"] or 0,
         "unknown_values": sums["unknown_values"],

@@ -31,7 +31,7 @@ from modeling_mcm.events_mcm import (
 )
 from modeling_mcm.extras import needs
 from modeling_mcm.preparation.text_files import TextFiles
-from modeling_mcm.schema_mcm import CATEGORICAL, NUMERIC, ONE_TOKEN_TYPE, ROWS, FeatureSpec, raw_places
+from modeling_mcm.schema_mcm import CATEGORICAL, NUMERIC, ONE_TOKEN_TYPE, ROWS, FeatureSpec, raw_indices
 
 with needs("data"):
     import ibis
@@ -117,18 +117,18 @@ def count_bad(table: ir.Table, read: ir.Table, schema: EventSchema) -> int:
     return table.count().to_pyarrow().as_py() - read.count().to_pyarrow().as_py()
 
 
-def check_columns(table: ir.Table, wanted: Sequence[str], what: str) -> None:
+def check_columns(table: ir.Table, columns: Sequence[str], what: str) -> None:
     """Checks that a table has the columns that the schema names.
 
     Args:
         table (`ibis.Table`): the table.
-        wanted (`Sequence[str]`): names of the columns.
+        columns (`Sequence[str]`): names of the columns.
         what (`str`): "event" or "profile", for the message.
 
     Raises:
         ValueError: if a column is missing. The message names the first one, and a similar column of the table.
     """
-    for column in wanted:
+    for column in columns:
         if column not in table.columns:
             close = difflib.get_close_matches(column, table.columns, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(table.columns)}."
@@ -182,8 +182,8 @@ def _as_values(column: ir.Value, spec: FeatureSpec) -> ir.ArrayValue:
             )
         values = split_text(as_text(column, name), spec.separator)
     elif kind.is_array():
-        of_value = kind.value_type
-        if not (of_value.is_string() or of_value.is_integer() or of_value.is_boolean() or of_value.is_null()):
+        value_type = kind.value_type
+        if not (value_type.is_string() or value_type.is_integer() or value_type.is_boolean() or value_type.is_null()):
             raise ValueError(
                 f"Column {name!r} has type {kind}; write its lists of values as text, whole numbers or booleans."
             )
@@ -222,26 +222,26 @@ def _as_feature(table: ir.Table, spec: FeatureSpec) -> ir.Value:
 
 def _raw_features(table: ir.Table, specs: Sequence[FeatureSpec], letter: str) -> dict[str, ir.Value]:
     """The stored columns of features: features from the time have none, features of one column share one."""
-    places = raw_places(specs)
+    sources = raw_indices(specs)
     return {
         f"{letter}{i}": _as_feature(table, spec)
         for i, spec in enumerate(specs)
-        if not spec.is_derived and places[i] == i
+        if not spec.is_derived and sources[i] == i
     }
 
 
-def has_value(table: ir.Table, specs: Sequence[FeatureSpec], place: int) -> ir.BooleanValue:
+def has_value(table: ir.Table, specs: Sequence[FeatureSpec], index: int) -> ir.BooleanValue:
     """Says whether an event has a value of a categorical feature.
 
     Args:
         table (`ibis.Table`): normalised events.
         specs (`Sequence[FeatureSpec]`): the event features.
-        place (`int`): index of the feature.
+        index (`int`): index of the feature.
 
     Returns:
         `ibis.BooleanValue`: whether there is a value.
     """
-    column, item = table[f"f{raw_places(specs)[place]}"], specs[place].item
+    column, item = table[f"f{raw_indices(specs)[index]}"], specs[index].item
     return column.notnull() if item is None else ibis.coalesce(column.length() >= item, False)
 
 
@@ -322,7 +322,7 @@ def _seconds_of_text(column: ir.StringValue) -> tuple[ir.IntegerValue, ir.Boolea
     Returns:
         Whole seconds, in UTC where the text has a zone, and whether it has a zone.
     """
-    day, clock, zone = (column.re_extract(TIME_PATTERN, place) for place in (1, 2, 3))
+    day, clock, zone = (column.re_extract(TIME_PATTERN, group) for group in (1, 2, 3))
     text = day.replace("/", "-") + " " + ibis.ifelse(clock == "", "00:00", clock)
     text = ibis.ifelse(column.re_search(TIME_PATTERN), text, ibis.null("string"))
     if column.get_backend().name == SPARK:  # Spark's times are moments, and its session is in UTC
@@ -384,8 +384,8 @@ def _find_unreadable(table: ir.Table, columns: dict[str, ir.Value], schema: Even
     Raises:
         ValueError: if there is such a row and bad rows are errors.
     """
-    wanted = "a whole number" if schema.order else f"a time; write {TIME_ADVICE}"
-    read = {schema.order_column or ROW_NUMBER: (columns["second"], wanted)}
+    form = "a whole number" if schema.order else f"a time; write {TIME_ADVICE}"
+    read = {schema.order_column or ROW_NUMBER: (columns["second"], form)}
     for i, spec in enumerate(schema.features):
         if spec.kind == NUMERIC and spec.column:
             read[spec.column] = (
@@ -393,18 +393,18 @@ def _find_unreadable(table: ir.Table, columns: dict[str, ir.Value], schema: Even
                 "a number; correct it, or leave the field empty where it is missing",
             )
     rows = []
-    for name, (value, wanted) in read.items():
+    for name, (value, form) in read.items():
         if table[name].type().is_string():
             bad = table[name].notnull() & value.isnull() & ~table[name].re_search(NOT_A_NUMBER)
-            found = table.aggregate(rows=bad.sum(), example=table[name].max(where=bad)).to_pyarrow().to_pylist()[0]
-            if not found["rows"]:
+            sums = table.aggregate(rows=bad.sum(), example=table[name].max(where=bad)).to_pyarrow().to_pylist()[0]
+            if not sums["rows"]:
                 continue
-            told = f"Column {name!r} has {found['rows']} values that cannot be read, such as {found['example']!r}"
+            message = f"Column {name!r} has {sums['rows']} values that cannot be read, such as {sums['example']!r}"
             if schema.on_bad_row == "error":
                 raise ValueError(
-                    f"{told}; each must be {wanted}. Or set `on_bad_row: drop` in the schema to leave such rows out."
+                    f"{message}; each must be {form}. Or set `on_bad_row: drop` in the schema to leave such rows out."
                 )
-            logger.warning(f"{told}; these rows are left out.")
+            logger.warning(f"{message}; these rows are left out.")
             rows.append(ibis.coalesce(bad, False))
     return functools.reduce(operator.or_, rows) if rows else None
 
@@ -465,16 +465,16 @@ def keep_latest(events: ir.Table, most: int) -> tuple[ir.Table, dict[str, int]]:
     """
     long = events.group_by("customer_id", "period").agg(number=events.count())
     long = long.filter(long.number > most)
-    found = long.aggregate(events=(long.number - most).sum(), customers=long.customer_id.nunique())
-    counts = found.to_pyarrow().to_pylist()[0]
+    totals = long.aggregate(events=(long.number - most).sum(), customers=long.customer_id.nunique())
+    counts = totals.to_pyarrow().to_pylist()[0]
     if not counts["customers"]:
         return events, {"dropped_excess": 0, "customers_with_excess": 0}
     keys = ["customer_id", "period"]
     cut = events.semi_join(long, keys)
     # All columns decide, so that the same events are left out whatever the order of the input.
     latest = [ibis.desc("second"), *(ibis.asc(name) for name in cut.columns if name not in (*keys, "second"))]
-    place = ibis.row_number().over(ibis.window(group_by=keys, order_by=latest))
-    cut = cut.mutate(place=place).filter(lambda table: table.place < most).drop("place")
+    rank = ibis.row_number().over(ibis.window(group_by=keys, order_by=latest))
+    cut = cut.mutate(rank=rank).filter(lambda table: table.rank < most).drop("rank")
     return (
         events.anti_join(long, keys).union(cut),
         {"dropped_excess": counts["events"], "customers_with_excess": counts["customers"]},

@@ -99,15 +99,17 @@ def describe(source: Any) -> dict[str, Any] | None:
     if not is_files(source):
         return None
     try:
-        found = find_files(source, "input")
+        parts = find_files(source, "input")
     except (ValueError, OSError, ImportError):  # opening the files reports what is wrong
         return None
-    digests = [files.digests() for files in found]
-    if len(found) > 1:
-        digests = [{f"{place}/{name}": digest for name, digest in each.items()} for place, each in enumerate(digests)]
+    is_one = len(parts) == 1
     return {
-        "name": ", ".join(files.name for files in found),
-        "files": {name: digest for each in digests for name, digest in each.items()},
+        "name": ", ".join(files.name for files in parts),
+        "files": {
+            name if is_one else f"{index}/{name}": digest
+            for index, files in enumerate(parts)
+            for name, digest in files.digests().items()
+        },
     }
 
 
@@ -147,8 +149,8 @@ def is_files(source: Any) -> bool:
     Returns:
         `bool`: whether the source is a path or a list of paths.
     """
-    each = source if isinstance(source, list | tuple) else [source]
-    return bool(each) and all(isinstance(part, str | Path) for part in each)
+    parts = source if isinstance(source, list | tuple) else [source]
+    return bool(parts) and all(isinstance(part, str | Path) for part in parts)
 
 
 def find_files(source: str | Path | Sequence[str | Path], what: str) -> list[InputFiles]:
@@ -166,24 +168,24 @@ def find_files(source: str | Path | Sequence[str | Path], what: str) -> list[Inp
         ValueError: if a file has an unknown type, or a folder holds no file.
         ImportError: if a package that the address needs is not installed. The message says what to install.
     """
-    given = source if isinstance(source, list | tuple) else [source]
-    found = [_find(str(part), what) for part in given]
-    if kinds := {files.kind for files in found} - {found[0].kind}:
+    addresses = source if isinstance(source, list | tuple) else [source]
+    parts = [_find(str(part), what) for part in addresses]
+    if kinds := {files.kind for files in parts} - {parts[0].kind}:
         raise ValueError(
-            f"The {what} files are {found[0].kind} and {', '.join(sorted(kinds))}; give files of one kind at a time."
+            f"The {what} files are {parts[0].kind} and {', '.join(sorted(kinds))}; give files of one kind at a time."
         )
-    return found
+    return parts
 
 
 def check_files(
-    found: Sequence[InputFiles], what: str, columns: Sequence[str] = (), text: TextFormat | None = None
+    parts: Sequence[InputFiles], what: str, columns: Sequence[str] = (), text: TextFormat | None = None
 ) -> None:
     """Checks that all files have the same columns with the same types.
 
     In a file in which a column has no value, the column fits any type.
 
     Args:
-        found (`Sequence[InputFiles]`): files from `find_files`.
+        parts (`Sequence[InputFiles]`): files from `find_files`.
         what (`str`): "event" or "profile", for messages.
         columns (`Sequence[str]`): names of the columns that are compared. Empty: all columns.
         text (`TextFormat`, *optional*): how text files are written. Default: the usual format.
@@ -191,18 +193,18 @@ def check_files(
     Raises:
         ValueError: if a file is empty or damaged, or a column is absent from some files or has another type there.
     """
-    seen: dict[str, dict[str, str]] = {}  # by column and type the first file with it
-    first = found[0].paths[0]
+    kinds_by_column: dict[str, dict[str, str]] = {}  # by column and type the first file with it
+    first = parts[0].paths[0]
     with ThreadPoolExecutor() as pool:  # a store answers slowly, so many files are read at once
-        for files in found:
+        for files in parts:
             read = pool.map(lambda path, files=files: _columns(path, files, what, text), files.paths)
             for path, columns_of in zip(files.paths, read, strict=True):
                 check_names([name for name, _ in columns_of], f"The {what} file {path}", columns)
                 kinds = dict(columns_of)
-                for name in {*kinds, *seen}:
-                    known = seen.setdefault(name, {} if path == first else {ABSENT: first})
+                for name in {*kinds, *kinds_by_column}:
+                    known = kinds_by_column.setdefault(name, {} if path == first else {ABSENT: first})
                     known.setdefault(kinds.get(name, ABSENT), path)
-    for name, types in sorted(seen.items()):
+    for name, types in sorted(kinds_by_column.items()):
         types.pop(NULL, None)
         if len(types) > 1 and (not columns or name in columns):
             ways = " and ".join(f"{kind} in {path}" for kind, path in types.items())
@@ -224,37 +226,37 @@ def _find(address: str, what: str) -> InputFiles:
             )
         return InputFiles(path, (_address(filesystem, path),), kind, filesystem)
     root = path.rstrip("/")
-    inside = {each: PurePosixPath(each[len(root) + 1 :]).parts for each in sorted(filesystem.find(path))}
+    inside = {file: PurePosixPath(file[len(root) + 1 :]).parts for file in sorted(filesystem.find(path))}
     kinds = {
-        each: kind
-        for each, parts in inside.items()
-        if (kind := kind_of(each)) and not any(part.startswith(("_", ".")) for part in parts)
+        file: kind
+        for file, parts in inside.items()
+        if (kind := kind_of(file)) and not any(part.startswith(("_", ".")) for part in parts)
     }
     if not kinds:
         raise ValueError(f"The {what} file {address} is empty; it needs at least one row in a .parquet or .csv file.")
-    firsts = {kind: each for each, kind in reversed(kinds.items())}
+    firsts = {kind: file for file, kind in reversed(kinds.items())}
     if len(firsts) > 1:
         raise ValueError(
             f"The {what} folder {address} holds files of several kinds, {' and '.join(sorted(firsts.values()))}; put "
             "those that are no part of the log elsewhere, or write all of them alike."
         )
-    partitioned = any("=" in part for each in kinds for part in inside[each][:-1])
-    paths = tuple(_address(filesystem, each) for each in kinds)
+    partitioned = any("=" in part for file in kinds for part in inside[file][:-1])
+    paths = tuple(_address(filesystem, file) for file in kinds)
     return InputFiles(_address(filesystem, root), paths, next(iter(firsts)), filesystem, partitioned)
 
 
-def merged(found: list[InputFiles]) -> list[InputFiles]:
+def merged(parts: list[InputFiles]) -> list[InputFiles]:
     """Joins files into as few groups as possible, because an engine reads a group at once.
 
     Args:
-        found (`list[InputFiles]`): files from `find_files`.
+        parts (`list[InputFiles]`): files from `find_files`.
 
     Returns:
         `list[InputFiles]`: the same files; those with columns in their paths stay by themselves.
     """
     merged: dict[Any, InputFiles] = {}
-    for place, files in enumerate(found):
-        key = place if files.partitioned else (files.kind, id(files.filesystem))
+    for index, files in enumerate(parts):
+        key = index if files.partitioned else (files.kind, id(files.filesystem))
         earlier = merged.get(key)
         merged[key] = replace(earlier, paths=earlier.paths + files.paths) if earlier else files
     return list(merged.values())
@@ -269,10 +271,10 @@ def _columns(path: str, files: InputFiles, what: str, text: TextFormat | None = 
     if files.filesystem.size(path) == 0:
         raise ValueError(f"The {what} file {path} is empty; it needs at least one row.")
     inside = PurePosixPath(path).parts[:-1] if files.partitioned else ()
-    of_path = [(part.partition("=")[0], "string") for part in inside if "=" in part]
+    path_columns = [(part.partition("=")[0], "string") for part in inside if "=" in part]
     if files.kind != "parquet":
         names = heading(path, files.kind, files.filesystem, text or TextFormat(), what)
-        return [(name, "string") for name in names] + of_path
+        return [(name, "string") for name in names] + path_columns
     try:
         with files.filesystem.open(path) as file:
             schema = pq.read_schema(file)
@@ -280,7 +282,7 @@ def _columns(path: str, files: InputFiles, what: str, text: TextFormat | None = 
         raise ValueError(
             f"The {what} file {path} is not a whole Parquet file ({error}); it may be cut off: write it again."
         ) from error
-    return [(field.name, _kind_of(field.type)) for field in schema] + of_path
+    return [(field.name, _kind_of(field.type)) for field in schema] + path_columns
 
 
 def check_names(names: Sequence[str], where: str, columns: Sequence[str] = ()) -> None:
@@ -294,10 +296,10 @@ def check_names(names: Sequence[str], where: str, columns: Sequence[str] = ()) -
     Raises:
         ValueError: if two columns that are read can't be told apart.
     """
-    wanted = {name.casefold() for name in columns}
+    names_read = {name.casefold() for name in columns}
     counted = Counter(str(name).casefold() for name in names)
     for folded, number in counted.items():
-        if number > 1 and (not columns or folded in wanted):
+        if number > 1 and (not columns or folded in names_read):
             same = [str(name) for name in names if str(name).casefold() == folded]
             raise ValueError(
                 f"{where} has {number} columns {' and '.join(map(repr, same))}, which engines can't tell apart (a "

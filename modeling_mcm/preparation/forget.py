@@ -53,15 +53,15 @@ CACHES = {"baselines"}
 def _is_theirs(column: pa.ChunkedArray, customers: Collection[str]) -> pa.ChunkedArray:
     """Whether each row belongs to one of the customers; ids are compared as texts, as preparation writes them."""
     values = column.unique()
-    kept = [to_text(value) in customers for value in values.to_pylist()]
-    return pc.is_in(column, values.filter(pa.array(kept, pa.bool_())))
+    matches = [to_text(value) in customers for value in values.to_pylist()]
+    return pc.is_in(column, values.filter(pa.array(matches, pa.bool_())))
 
 
-def files_of(place: Path) -> list[Path]:
+def files_of(path: Path) -> list[Path]:
     """Lists the files of a folder at any depth, or the file itself, each once and with symbolic links followed.
 
     Args:
-        place (`Path`): the folder or file.
+        path (`Path`): the folder or file.
 
     Returns:
         `list[Path]`: paths of the files, in their order.
@@ -69,17 +69,17 @@ def files_of(place: Path) -> list[Path]:
     Raises:
         FileNotFoundError: if there is no such file or folder.
     """
-    place = place.resolve()
-    if not place.exists():
-        raise FileNotFoundError(f"{place} does not exist; check the path.")
-    if not place.is_dir():
-        return [place]
-    found, entered = set(), set()
-    for folder, folders, names in os.walk(place, followlinks=True):
+    path = path.resolve()
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; check the path.")
+    if not path.is_dir():
+        return [path]
+    files, entered = set(), set()
+    for folder, folders, names in os.walk(path, followlinks=True):
         entered.add(os.path.realpath(folder))
         folders[:] = [name for name in folders if os.path.realpath(Path(folder, name)) not in entered]
-        found |= {Path(folder, name).resolve() for name in names}
-    return sorted(found)
+        files |= {Path(folder, name).resolve() for name in names}
+    return sorted(files)
 
 
 def log_files(log: Path) -> list[Path]:
@@ -250,8 +250,8 @@ def forget_in_prepared(directory: Path, customers: Collection[str], digests: Map
                 link(path, target / path.name)
                 shards.append(shard)
             elif number < shard["rows"]:
-                kept = pq.read_table(path).filter(pc.invert(theirs[shard["file"]]))
-                shards.append(write_shard(kept, target / path.name))
+                rest = pq.read_table(path).filter(pc.invert(theirs[shard["file"]]))
+                shards.append(write_shard(rest, target / path.name))
         counts = manifest.counts | {"customers": manifest.counts["customers"] - forgotten}
         counts["forgotten"] = manifest.counts.get("forgotten", 0) + forgotten
         changed = replace(manifest, shards=shards, counts=counts, input=source)
@@ -342,29 +342,29 @@ def find_customers(folder: Path, customers: Collection[str], column: str = CUSTO
     Raises:
         FileNotFoundError: if there is no such folder.
     """
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     folder = folder.resolve()
     for pattern in ("partial", "replaced"):
         for path in folder.parent.glob(f".{folder.name}.*.{pattern}"):
-            found[str(path)] = "left by a run that was killed, if none is running: remove it"
+            reasons[str(path)] = "left by a run that was killed, if none is running: remove it"
     if note_of(folder).is_file():
-        found[str(note_of(folder))] = "a deletion was killed: run it again with its options, which finishes it"
+        reasons[str(note_of(folder))] = "a deletion was killed: run it again with its options, which finishes it"
     for path in files_of(folder):
         if path.suffix == ".partial":
-            found[str(path)] = "left by a run that was killed, if none is running: remove it"
+            reasons[str(path)] = "left by a run that was killed, if none is running: remove it"
         elif path.suffix.lower() in (".parquet", ".arrow"):
             try:
                 rows = sum(_count(path, column, customers))
             except (OSError, pa.ArrowInvalid) as error:
-                found[str(path)] = f"can't be read: {error}"
+                reasons[str(path)] = f"can't be read: {error}"
                 continue
             if rows:
-                found[str(path)] = f"{rows} rows of theirs"
+                reasons[str(path)] = f"{rows} rows of theirs"
         elif path.suffix not in (".json", ".jinja", LOCK_SUFFIX):
-            found[str(path)] = "neither Parquet nor Arrow nor JSON: look into it yourself"
+            reasons[str(path)] = "neither Parquet nor Arrow nor JSON: look into it yourself"
     if (folder / MANIFEST_FILE).is_file():
         manifest = PreparedManifest.load(folder)
         rows = sum(pq.read_metadata(folder / shard["file"]).num_rows for shard in manifest.shards)
-        if rows != manifest.counts["customers"]:
-            found[str(folder / MANIFEST_FILE)] = f"says {manifest.counts['customers']} customers, and there are {rows}"
-    return found
+        if rows != (number := manifest.counts["customers"]):
+            reasons[str(folder / MANIFEST_FILE)] = f"says {number} customers, and there are {rows}"
+    return reasons

@@ -62,15 +62,15 @@ def locked(*paths: Path) -> Iterator[None]:
     Raises:
         OSError: if the file of a lock can't be made.
     """
-    with ExitStack() as held:
+    with ExitStack() as locks:
         for path in sorted({lock_file(path) for path in paths}):  # all processes use this order, so none waits forever
             if os.name == "posix":
-                held.enter_context(_held(path))
+                locks.enter_context(_one_lock(path))
         yield
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[None]:
+def _one_lock(path: Path) -> Iterator[None]:
     while True:
         with open(path, "a", encoding="utf-8") as file:
             try:

@@ -50,8 +50,8 @@ def to_predict(events: ir.Table, schema: EventSchema) -> ir.BooleanValue:
         `ibis.BooleanValue`: whether there is something to predict.
     """
     token_place = schema.features.index(schema.token_feature)
-    places = [i for i, spec in enumerate(schema.features) if spec.name in schema.tasks and i != token_place]
-    has_label = [has_value(events, schema.features, i) for i in places] or [ibis.literal(True)]
+    indices = [i for i, spec in enumerate(schema.features) if spec.name in schema.tasks and i != token_place]
+    has_label = [has_value(events, schema.features, i) for i in indices] or [ibis.literal(True)]
     return (events.is_target == 1) & functools.reduce(operator.or_, has_label)
 
 

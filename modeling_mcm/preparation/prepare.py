@@ -104,7 +104,7 @@ def digest_of(extractor: MCMFeatureExtractor) -> str:
     return hashlib.sha256(known.encode()).hexdigest()
 
 
-def _reusable(output_dir: Path, wanted: dict[str, Any], overwrite: bool, reuse: bool) -> PreparedManifest | None:
+def _reusable(output_dir: Path, facts: dict[str, Any], overwrite: bool, reuse: bool) -> PreparedManifest | None:
     """Finds out whether the data set in a folder can be reused.
 
     Returns:
@@ -125,9 +125,9 @@ def _reusable(output_dir: Path, wanted: dict[str, Any], overwrite: bool, reuse: 
             differs = f"it can't be reused ({str(error).removesuffix('.')})"
         else:
             # The schema is read and written again, because an older one lacks keys that were added since.
-            found = {"schema": manifest.event_schema.to_dict(), "input": manifest.input, "options": manifest.options}
-            changed = [key for key, value in wanted.items() if found[key] != value]
-            if wanted["input"]["events"] is None:
+            earlier = {"schema": manifest.event_schema.to_dict(), "input": manifest.input, "options": manifest.options}
+            changed = [key for key, value in facts.items() if earlier[key] != value]
+            if facts["input"]["events"] is None:
                 changed.append("input")
             if not changed:
                 return manifest
@@ -228,10 +228,10 @@ def check_events(
     dated = add_period(add_target(whole, schema), schema)
     if schema.leaves_one_out:
         dated = cache(dated)  # the periods need a join
-    kept, excess = keep_latest(dated, schema.max_events_per_customer)
+    latest, excess = keep_latest(dated, schema.max_events_per_customer)
     if excess["dropped_excess"]:
-        kept = cache(kept)  # every step reads it
-    return kept, counts | excess | _count_periods(kept, schema)
+        latest = cache(latest)  # every step reads it
+    return latest, counts | excess | _count_periods(latest, schema)
 
 
 def _check_periods(counts: dict[str, Any], schema: EventSchema) -> dict[str, int]:
@@ -275,8 +275,8 @@ def _warn_without_cases(counts: dict[str, Any], schema: EventSchema) -> None:
 def _number_shards(visits: ir.Table, rows_per_shard: int) -> ir.Table:
     """The customers with the number of their shard: in the order of their ids, `rows_per_shard` to a shard."""
     customers = visits.select("customer_id").distinct()
-    place = ibis.row_number().over(ibis.window(order_by=customers.customer_id))
-    return customers.mutate(shard=(place // rows_per_shard).cast("int64"))
+    index = ibis.row_number().over(ibis.window(order_by=customers.customer_id))
+    return customers.mutate(shard=(index // rows_per_shard).cast("int64"))
 
 
 def _save_feature_extractor(fitted: Vocabularies, schema: EventSchema, directory: Path) -> None:
@@ -342,14 +342,14 @@ def prepare(
             "The schema has `profile` features, but no profile table is given; pass `profile` (--profile)."
         )
     output_dir = Path(output_dir)
-    wanted = {
+    facts = {
         "schema": schema.to_dict(),
         "input": {"events": describe(events), "profile": describe(profile) if schema.profile else None},
         "options": {"rows_per_shard": rows_per_shard},
     }
     if feature_extractor is not None:
-        wanted["options"]["vocabularies"] = digest_of(feature_extractor)
-    existing = _reusable(output_dir, wanted, overwrite, reuse)
+        facts["options"]["vocabularies"] = digest_of(feature_extractor)
+    existing = _reusable(output_dir, facts, overwrite, reuse)
     if existing is not None:
         return existing
     if isinstance(events, ir.Table) and not isinstance(events.op(), ibis.expr.operations.InMemoryTable):
@@ -363,7 +363,7 @@ def prepare(
         with caching(connection) as cache:
             reading = (schema, feature_extractor)
             text = TextFiles(schema.text_format, scratch)
-            manifest = _run(events, profile, *reading, connection, cache, target, rows_per_shard, bar, wanted, text)
+            manifest = _run(events, profile, *reading, connection, cache, target, rows_per_shard, bar, facts, text)
         manifest.save(target)
     return manifest
 
@@ -378,7 +378,7 @@ def _run(
     target: Path,
     rows_per_shard: int,
     bar: Any,
-    wanted: dict[str, Any],
+    facts: dict[str, Any],
     text: TextFiles,
 ) -> PreparedManifest:
     """Runs the steps in their order. Every table is an Ibis expression, cached where several steps read it."""
@@ -431,5 +431,5 @@ def _run(
         done(f"shard {len(shards)} of {number}")
     counts |= cases
     _warn_without_cases(counts, schema)
-    made_with = versions(connection)
-    return PreparedManifest(counts=counts, seeds={}, versions=made_with, shards=shards, measures=measures, **wanted)
+    own_versions = versions(connection)
+    return PreparedManifest(counts=counts, seeds={}, versions=own_versions, shards=shards, measures=measures, **facts)

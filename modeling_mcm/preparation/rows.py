@@ -116,14 +116,14 @@ def shard_table(rows: pa.Table, schema: EventSchema) -> pa.Table:
     return rows.sort_by("customer_id").select(internal).rename_columns(arrow_schema.names).cast(arrow_schema)
 
 
-def continued(rows: pa.Table, kept: NDArray[np.int64], others: pa.Table) -> pa.Table:
+def continued(rows: pa.Table, prefix_visits: NDArray[np.int64], others: pa.Table) -> pa.Table:
     """Continues rows of a shard: their first visits stay, and new events follow.
 
     Customers without any event are left out. A customer's profile is the newest one.
 
     Args:
         rows (`pyarrow.Table`): rows of a shard.
-        kept (`NDArray[int64]` of shape `(rows,)`): number of visits that stay in each row.
+        prefix_visits (`NDArray[int64]` of shape `(rows,)`): number of visits that stay in each row.
         others (`pyarrow.Table`): rows with the new events, of these customers and of new ones.
 
     Returns:
@@ -131,15 +131,15 @@ def continued(rows: pa.Table, kept: NDArray[np.int64], others: pa.Table) -> pa.T
     """
     lengths = pc.list_value_length(rows["visits"]).to_numpy()
     owners = np.repeat(np.arange(len(rows)), lengths)
-    stays = pc.list_flatten(rows["visits"]).to_numpy() < kept[owners]
+    stays = pc.list_flatten(rows["visits"]).to_numpy() < prefix_visits[owners]
     lengths = np.bincount(owners[stays], minlength=len(rows))
     mask = pa.array(stays)
-    for place, column in enumerate(rows.schema):
+    for index, column in enumerate(rows.schema):
         if pa.types.is_list(column.type):
             values = pc.list_flatten(rows[column.name]).filter(mask)
-            rows = rows.set_column(place, column, _lists(values, lengths, column.type))
+            rows = rows.set_column(index, column, _lists(values, lengths, column.type))
         elif column.name in ENDS:  # a row's events are in the order of their periods
-            rows = rows.set_column(place, column, pa.array(np.minimum(rows[column.name], lengths), column.type))
+            rows = rows.set_column(index, column, pa.array(np.minimum(rows[column.name], lengths), column.type))
     both = pa.concat_tables([rows, others])
     both = both.take(pc.sort_indices(both, [("customer_id", "ascending")]))  # stable: new events come last
     lengths = pc.list_value_length(both["visits"]).to_numpy()
@@ -151,13 +151,13 @@ def continued(rows: pa.Table, kept: NDArray[np.int64], others: pa.Table) -> pa.T
     lengths = np.add.reduceat(lengths[lengths > 0], first)
     columns = []
     for column in both.schema:
-        found = both[column.name]
+        whole = both[column.name]
         if pa.types.is_list(column.type):
-            columns.append(_lists(pc.list_flatten(found), lengths, column.type))
+            columns.append(_lists(pc.list_flatten(whole), lengths, column.type))
         elif column.name in ENDS:
-            columns.append(pa.array(np.add.reduceat(found.to_numpy(), first), column.type))
+            columns.append(pa.array(np.add.reduceat(whole.to_numpy(), first), column.type))
         else:  # the newest profile counts
-            columns.append(found.take(np.append(first[1:], len(both)) - 1))
+            columns.append(whole.take(np.append(first[1:], len(both)) - 1))
     return pa.table(columns, both.schema)
 
 
@@ -204,9 +204,9 @@ def write_shards(
     """
     rows = functools.partial(customer_rows, profiles=profiles, schema=schema)
 
-    def write(place: int, found: pa.Table) -> dict[str, Any]:
-        table = shard_table(found, schema)
-        entry = write_shard(table, directory / f"customers-{place:05d}-of-{number:05d}.parquet")
+    def write(index: int, rows_of_shard: pa.Table) -> dict[str, Any]:
+        table = shard_table(rows_of_shard, schema)
+        entry = write_shard(table, directory / f"customers-{index:05d}-of-{number:05d}.parquet")
         return entry | {"cases": count_cases(table, schema)}
 
     for entry in each_group(rows, encoded, "shard", number, write):
@@ -236,16 +236,16 @@ def popularity(encoded: ir.Table, fitted: Vocabularies, schema: EventSchema) -> 
     parts = []
     for i, spec in enumerate(schema.features):
         if spec.kind == CATEGORICAL:
-            seen = training.filter(training[f"f{i}"] >= FIRST_VALUE_ID).group_by(id=training[f"f{i}"])
-            table = seen.agg(count=lambda t: t.count(), target_count=lambda t: t.is_target.sum())
-            found = table.to_pyarrow().cast(
+            values_of_feature = training.filter(training[f"f{i}"] >= FIRST_VALUE_ID).group_by(id=training[f"f{i}"])
+            table = values_of_feature.agg(count=lambda t: t.count(), target_count=lambda t: t.is_target.sum())
+            counts = table.to_pyarrow().cast(
                 pa.schema([("id", pa.int32()), ("count", pa.int64()), ("target_count", pa.int64())])
             )
-            found = found.sort_by("id")
-            values = [fitted.values[spec.name][k - FIRST_VALUE_ID] for k in found["id"].to_pylist()]
-            columns = {"feature": pa.array([spec.name] * len(values), pa.string()), "id": found["id"]}
-            columns |= {"value": pa.array(values, pa.string()), "count": found["count"]}
-            parts.append(pa.table(columns | {"target_count": found["target_count"]}))
+            counts = counts.sort_by("id")
+            values = [fitted.values[spec.name][k - FIRST_VALUE_ID] for k in counts["id"].to_pylist()]
+            columns = {"feature": pa.array([spec.name] * len(values), pa.string()), "id": counts["id"]}
+            columns |= {"value": pa.array(values, pa.string()), "count": counts["count"]}
+            parts.append(pa.table(columns | {"target_count": counts["target_count"]}))
     return pa.concat_tables(parts)
 
 
@@ -264,18 +264,18 @@ def count_ids(encoded: ir.Table, schema: EventSchema) -> dict[str, Any]:
         ValueError: if an event has no value at all, so that it would have no embedding.
     """
     events = encoded.filter(encoded.closes_visit == 0)
-    wanted: dict[str, ir.Value] = {}
+    sums: dict[str, ir.Value] = {}
     for i, _ in enumerate(schema.features):
-        wanted |= {f"m{i}": (events[f"f{i}"] == MISSING_ID).sum(), f"u{i}": (events[f"f{i}"] == UNKNOWN_ID).sum()}
+        sums |= {f"m{i}": (events[f"f{i}"] == MISSING_ID).sum(), f"u{i}": (events[f"f{i}"] == UNKNOWN_ID).sum()}
     empty = events.filter(*(events[f"f{i}"] == MISSING_ID for i in range(len(schema.features)))).count()
-    found = events.aggregate(**wanted, empty=empty.as_scalar()).to_pyarrow().to_pylist()[0]
-    if found["empty"]:
+    counts = events.aggregate(**sums, empty=empty.as_scalar()).to_pyarrow().to_pylist()[0]
+    if counts["empty"]:
         raise ValueError(
-            f"{found['empty']} events have no value in any feature; leave them out of the log, or add a feature that "
+            f"{counts['empty']} events have no value in any feature; leave them out of the log, or add a feature that "
             "is always there, such as {name: hour, kind: hour}."
         )
     return {
-        "missing": {spec.name: found[f"m{i}"] or 0 for i, spec in enumerate(schema.features)},
-        "unknown": {spec.name: found[f"u{i}"] or 0 for i, spec in enumerate(schema.features)},
+        "missing": {spec.name: counts[f"m{i}"] or 0 for i, spec in enumerate(schema.features)},
+        "unknown": {spec.name: counts[f"u{i}"] or 0 for i, spec in enumerate(schema.features)},
         "ends_of_visit": (encoded.closes_visit == 1).sum().to_pyarrow().as_py() or 0,
     }

@@ -82,9 +82,9 @@ class TextFiles:
         self._written += 1
         folder = self.folder / f"text-{self._written}"
         written = []
-        for place, path in enumerate(paths):
+        for index, path in enumerate(paths):
             inside = PurePosixPath(path[len(root) + 1 :]).parent if path != root else PurePosixPath()
-            target = folder / inside / f"{place:06d}.parquet"
+            target = folder / inside / f"{index:06d}.parquet"
             target.parent.mkdir(parents=True, exist_ok=True)
             with TextReader(path, kind, filesystem, self.format, what) as reader:
                 self._write(reader, target, columns)
@@ -95,10 +95,10 @@ class TextFiles:
         some = (
             {*columns} if {*columns} <= {*reader.names} else {*reader.names}
         )  # the error about absent columns names all columns
-        kept = [place for place, name in enumerate(reader.names) if not columns or name in some]
-        schema = pa.schema([(reader.names[place], pa.string()) for place in kept])
+        indices = [index for index, name in enumerate(reader.names) if not columns or name in some]
+        schema = pa.schema([(reader.names[index], pa.string()) for index in indices])
         with pq.ParquetWriter(target, schema, compression="zstd", compression_level=1) as writer:
-            for table in reader.tables(kept):
+            for table in reader.tables(indices):
                 writer.write_table(table.rename_columns(schema.names))
         if reader.bad:
             self.dropped += reader.bad
@@ -196,33 +196,31 @@ class TextReader:
         if kind := next((name for magic, name in NO_TEXT.items() if data.startswith(magic)), None):
             raise ValueError(f"{self.where} is {kind}, and a text file in UTF-8 was expected; save it as one.")
         data = data.removeprefix(b"\xef\xbb\xbf")
-        end = re.search(rb"\n|\Z", data).end()  # type: ignore[union-attr]
-        while end < len(data) and not data[:end].strip():  # empty lines before the heading
-            data, self.line = data[end:], self.line + 1
-            end = re.search(rb"\n|\Z", data).end()  # type: ignore[union-attr]
-        line = data[:end]
+        blank = re.match(rb"(?:\s*\n)?", data).end()  # type: ignore[union-attr]  # empty lines before the heading
+        data, self.line = data[blank:], self.line + data.count(b"\n", 0, blank)
+        line = data[: data.find(b"\n") + 1 or len(data)]
         if not line.strip():
             raise ValueError(f"{self.where} is empty; it needs a heading and at least one row.")
         if reason := self._no_text(line):
             raise ValueError(f"{self.where}, line {self.line}: {reason}")
         if b"\r" in line.removesuffix(b"\n").removesuffix(b"\r"):
             raise ValueError(f"{self.where} has lines that end with a carriage return alone; write line feeds.")
-        given = self.text.delimiter
-        grammars = [_Grammar(each, self.text) for each in ([given] if given else delimiters)]
-        read = [(grammar.fields(line), grammar) for grammar in grammars]
-        names, self._grammar = max(read, key=lambda each: len(each[0] or ()))  # of equally good delimiters the first
+        if self.text.delimiter:
+            delimiters = [self.text.delimiter]
+        read = [(grammar.fields(line), grammar) for grammar in (_Grammar(mark, self.text) for mark in delimiters)]
+        names, self._grammar = max(read, key=lambda pair: len(pair[0] or ()))  # of equally good delimiters the first
         if names is None:
             raise ValueError(f"{self.where}, line {self.line}: {self._grammar.reason(line, 0)}")
         self.names = [name.decode() for name in names]
-        self._rest, self.line = data[end:], self.line + 1
+        self._rest, self.line = data[len(line) :], self.line + 1
 
     # ----------------------------------------------------------------------------------------------------------- rows
 
-    def tables(self, kept: Sequence[int]) -> Iterator[pa.Table]:
+    def tables(self, indices: Sequence[int]) -> Iterator[pa.Table]:
         """Reads the good rows.
 
         Args:
-            kept (`Sequence[int]`): indices of the columns that are read.
+            indices (`Sequence[int]`): indices of the columns that are read.
 
         Yields:
             `pyarrow.Table`: the rows of each block, all values as text. The name of a column is its index.
@@ -230,7 +228,7 @@ class TextReader:
         Raises:
             ValueError: if a line is bad where bad lines are errors, or the file is cut off.
         """
-        names = [str(place) for place in range(len(self.names))]
+        names = [str(index) for index in range(len(self.names))]
         grammar = self._grammar
         parsing = pyarrow.csv.ParseOptions(
             delimiter=grammar.delimiter,
@@ -241,7 +239,7 @@ class TextReader:
         )
         converting = pyarrow.csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()),
-            include_columns=[str(place) for place in kept],
+            include_columns=[str(index) for index in indices],
             strings_can_be_null=True,
             null_values=[""],
         )
@@ -268,36 +266,36 @@ class TextReader:
         used = self._grammar.sound(data, len(self.names), is_last)
         if used is not None and self._no_text(data[:used]) is None:
             return data[:used], used
-        good, place, number, one_by_one = [], 0, len(self.names), 0
-        while place < len(data):
-            if place >= one_by_one and (through := self._grammar.run(data, place, number)) > place:
-                if self._no_text(data[place:through]) is None:
-                    good.append(data[place:through])
-                    place = through
+        good, start, number, one_by_one = [], 0, len(self.names), 0
+        while start < len(data):
+            if start >= one_by_one and (through := self._grammar.run(data, start, number)) > start:
+                if self._no_text(data[start:through]) is None:
+                    good.append(data[start:through])
+                    start = through
                     continue
                 one_by_one = through
-            end, fields = self._grammar.record(data, place)
+            end, fields = self._grammar.record(data, start)
             if end is None:
-                if not is_last and len(data) - place < LONGEST_RECORD and self._grammar.may_go_on(data, place):
+                if not is_last and len(data) - start < LONGEST_RECORD and self._grammar.may_go_on(data, start):
                     break
-                end = data.find(b"\n", place) + 1 or len(data)  # the line is bad; reading goes on after it
+                end = data.find(b"\n", start) + 1 or len(data)  # the line is bad; reading goes on after it
                 if end == len(data) and not data.endswith(b"\n") and not is_last:
                     break
-                self._tell(data, place, end, self._grammar.reason(data[place:end], number), is_last)
+                self._report(data, start, end, self._grammar.reason(data[start:end], number), is_last)
             elif end == len(data) and not data.endswith(b"\n") and not is_last:
                 break
-            elif not data[place:end].strip(b"\r\n"):  # an empty line
+            elif not data[start:end].strip(b"\r\n"):  # an empty line
                 pass
-            elif reason := self._no_text(data[place:end]):
-                self._tell(data, place, end, reason, is_last)
+            elif reason := self._no_text(data[start:end]):
+                self._report(data, start, end, reason, is_last)
             elif fields != number:
-                self._tell(data, place, end, self._grammar.count(fields, number), is_last)
+                self._report(data, start, end, self._grammar.count(fields, number), is_last)
             else:
-                good.append(data[place:end])
-            place = end
-        return b"".join(good), place
+                good.append(data[start:end])
+            start = end
+        return b"".join(good), start
 
-    def _tell(self, data: bytes, start: int, end: int, reason: str, is_last: bool) -> None:
+    def _report(self, data: bytes, start: int, end: int, reason: str, is_last: bool) -> None:
         """Counts a bad line, and reports it: as an error, or as `first_bad` where bad lines are left out."""
         self.bad += 1
         if self.first_bad:  # only the first is reported, because counting lines takes long
@@ -306,12 +304,12 @@ class TextReader:
         if is_last and end == len(data) and not data.endswith(b"\n"):
             reason += " It is the last line and does not end: the file may be cut off."
         shown = data[start:end].decode(errors="backslashreplace").rstrip("\r\n")
-        told = f"line {line:,}: {reason} It reads {shown[:60]!r}{' ...' if len(shown) > 60 else ''}."
+        message = f"line {line:,}: {reason} It reads {shown[:60]!r}{' ...' if len(shown) > 60 else ''}."
         if self.text.on_bad_row == "error":
             raise ValueError(
-                f"{self.where}, {told} Correct it, or set `on_bad_row: drop` in the schema to leave such lines out."
+                f"{self.where}, {message} Correct it, or set `on_bad_row: drop` in the schema to leave such lines out."
             )
-        self.first_bad = told
+        self.first_bad = message
 
     def _no_text(self, data: bytes) -> str | None:
         """The reason why some bytes are no text in UTF-8; None if they are."""
@@ -330,7 +328,7 @@ class _Grammar:
     def __init__(self, delimiter: str, text: TextFormat):
         self.delimiter = delimiter
         self._quote, self._escape = text.quote.encode(), (text.escapes or "").encode()
-        d, q, e = (re.escape(each) for each in (delimiter.encode(), self._quote, self._escape))
+        d, q, e = (re.escape(mark) for mark in (delimiter.encode(), self._quote, self._escape))
         plain = rb"(?:[^" + q + d + e + rb"\r\n]" + (rb"|" + e + rb"." if e else rb"") + rb")*+"
         inside = rb"(?:[^" + q + e + rb"]|" + (e + rb"." if e else q + q) + rb")*+"
         value = rb"(?>" + q + inside + q + rb"|" + plain + rb")" if q else plain
@@ -345,12 +343,12 @@ class _Grammar:
         self._delimiters = re.compile(rb"(" + value + rb")" + d, re.DOTALL)
         self._escaped = re.compile(e + rb".", re.DOTALL) if e else None
 
-    def run(self, data: bytes, place: int, number: int) -> int:
+    def run(self, data: bytes, start: int, number: int) -> int:
         """Finds the end of the good records that follow each other.
 
         Args:
             data (`bytes`): the bytes.
-            place (`int`): index of the first byte to read.
+            start (`int`): index of the first byte to read.
             number (`int`): number of fields of a good record.
 
         Returns:
@@ -360,23 +358,23 @@ class _Grammar:
             value, delimiter = self._parts
             row = value + b"(?:%b%b){%d}" % (delimiter, value, number - 1)
             self._runs[number] = re.compile(b"(?:" + row + rb"\r?\n)*+", re.DOTALL)
-        return self._runs[number].match(data, place).end()  # type: ignore[union-attr]
+        return self._runs[number].match(data, start).end()  # type: ignore[union-attr]
 
-    def record(self, data: bytes, place: int) -> tuple[int | None, int]:
+    def record(self, data: bytes, start: int) -> tuple[int | None, int]:
         """Reads one record.
 
         Args:
             data (`bytes`): the bytes.
-            place (`int`): index of the first byte of the record.
+            start (`int`): index of the first byte of the record.
 
         Returns:
             `tuple[int | None, int]`: index after the record, or None if no record starts there; and its number of
             fields.
         """
-        found = self._record.match(data, place)
-        if found is None or found.end() - place > LONGEST_RECORD:
+        match = self._record.match(data, start)
+        if match is None or match.end() - start > LONGEST_RECORD:
             return None, 0
-        return found.end(), len(self.fields(found[1]) or ())
+        return match.end(), len(self.fields(match[1]) or ())
 
     def fields(self, row: bytes) -> list[bytes] | None:
         """Reads the values of a row.
@@ -390,28 +388,28 @@ class _Grammar:
         row = re.sub(rb"\r?\n?\Z", b"", row)
         if self._record.fullmatch(row) is None:
             return None
-        found, place = [], 0
-        while match := self._delimiters.match(row, place):
-            found.append(match[1])
-            place = match.end()
-        return [self._unquoted(value) for value in (*found, row[place:])]
+        values, start = [], 0
+        while match := self._delimiters.match(row, start):
+            values.append(match[1])
+            start = match.end()
+        return [self._unquoted(value) for value in (*values, row[start:])]
 
     def _unquoted(self, value: bytes) -> bytes:
         if self._quote and value.startswith(self._quote):
             value = value[1:-1].replace(self._quote * 2, self._quote) if not self._escape else value[1:-1]
-        return self._escaped.sub(lambda found: found[0][1:], value) if self._escaped else value
+        return self._escaped.sub(lambda match: match[0][1:], value) if self._escaped else value
 
-    def may_go_on(self, data: bytes, place: int) -> bool:
+    def may_go_on(self, data: bytes, start: int) -> bool:
         """Says whether the rest of some bytes may be the beginning of a record that continues after them.
 
         Args:
             data (`bytes`): the bytes.
-            place (`int`): index of the first byte of the record.
+            start (`int`): index of the first byte of the record.
 
         Returns:
             `bool`: whether an open quote may continue.
         """
-        return self._open.match(data, place) is not None
+        return self._open.match(data, start) is not None
 
     def sound(self, data: bytes, number: int, is_last: bool) -> int | None:
         """Checks all whole records of some bytes by counting alone.
@@ -432,8 +430,8 @@ class _Grammar:
         quotes = np.flatnonzero(bytes_ == self._quote[0]) if self._quote else np.zeros(0, np.int64)
 
         def outside(code: int) -> np.ndarray:
-            places = np.flatnonzero(bytes_ == code)
-            return places[np.searchsorted(quotes, places) % 2 == 0] if len(quotes) else places
+            indices = np.flatnonzero(bytes_ == code)
+            return indices[np.searchsorted(quotes, indices) % 2 == 0] if len(quotes) else indices
 
         ends = outside(ord("\n"))
         used = len(data) if is_last else int(ends[-1]) + 1 if len(ends) else 0
@@ -458,17 +456,17 @@ class _Grammar:
         is_blank = (sizes == 0) | ((sizes == 1) & (after[starts] == ord("\r")))
         return used if ((delimiters == number - 1) | is_blank).all() else None
 
-    def count(self, found: int, number: int) -> str:
+    def count(self, fields: int, number: int) -> str:
         """Writes what is wrong with a row that has another number of fields.
 
         Args:
-            found (`int`): number of fields of the row.
+            fields (`int`): number of fields of the row.
             number (`int`): number of fields of the heading.
 
         Returns:
             `str`: the sentence.
         """
-        return f"{found:,} fields were found, and the heading has {number:,} (delimiter {self.delimiter!r})."
+        return f"{fields:,} fields were found, and the heading has {number:,} (delimiter {self.delimiter!r})."
 
     def reason(self, line: bytes, number: int) -> str:
         """Writes what is wrong with a line that is no record.

@@ -104,14 +104,14 @@ class _Part:
 
 
 def _encode(events: ir.Table, changes: Changes, fitted: Vocabularies, schema: EventSchema, cache: Cache) -> _Part:
-    """Runs the steps of preparation for the changed visits of the customers in `changes`: those from number `kept` on.
+    """Runs the steps of preparation for the changed visits of the customers in `changes`: those after their prefix.
 
     The events begin one visit earlier, so that the first changed visit has one before it.
     """
     checked, counts = check_events(events, schema, cache)
     visits = find_visits(checked).inner_join(changes.table(), "customer_id")
-    visits = visits.mutate(visit=(visits.visit + ibis.greatest(visits.kept - 1, 0)).cast("int32"))
-    visits = cache(visits.filter(visits.visit >= visits.kept))
+    visits = visits.mutate(visit=(visits.visit + ibis.greatest(visits.prefix_visits - 1, 0)).cast("int32"))
+    visits = cache(visits.filter(visits.visit >= visits.prefix_visits))
     sharded = checked.inner_join(changes.table(), "customer_id")
     encoded = cache(encode_events(sharded, visits, fitted, schema), near="shard")
     counts |= count_ids(encoded, schema)
@@ -135,17 +135,17 @@ def _combined_popularity(old: pa.Table, before: pa.Table, after: pa.Table, schem
     totals = pa.concat_tables([old, minus, after]).group_by(["feature", "id", "value"])
     summed = totals.aggregate([("count", "sum"), ("target_count", "sum")]).rename_columns(old.column_names)
     summed = summed.filter(pc.greater(summed["count"], 0))
-    place = pc.index_in(summed["feature"], pa.array([spec.name for spec in schema.features]))
-    return summed.append_column("place", place).sort_by([("place", "ascending"), ("id", "ascending")]).drop("place")
+    index = pc.index_in(summed["feature"], pa.array([spec.name for spec in schema.features]))
+    return summed.append_column("index", index).sort_by([("index", "ascending"), ("id", "ascending")]).drop("index")
 
 
 def _refresh_profiles(table: pa.Table, profiles: ir.Table, schema: EventSchema) -> pa.Table:
     """Rows of a shard with the current profiles of their customers."""
-    wanted = ibis.memtable(table.select(["customer_id"]))
-    found = profiles.semi_join(wanted, "customer_id").to_pyarrow()
-    place = pc.index_in(table["customer_id"].combine_chunks(), found["customer_id"].combine_chunks())
+    customers = ibis.memtable(table.select(["customer_id"]))
+    own_profiles = profiles.semi_join(customers, "customer_id").to_pyarrow()
+    indices = pc.index_in(table["customer_id"].combine_chunks(), own_profiles["customer_id"].combine_chunks())
     for i, spec in enumerate(schema.profile):
-        ids = pc.fill_null(found[f"p{i}"].cast(pa.int32()).take(place), MISSING_ID)
+        ids = pc.fill_null(own_profiles[f"p{i}"].cast(pa.int32()).take(indices), MISSING_ID)
         table = table.set_column(table.column_names.index(f"profile_{spec.name}"), f"profile_{spec.name}", ids)
     return table
 
@@ -213,7 +213,7 @@ def _update(
     new_people = bool(schema.profile) and (people is None or people != manifest.input["profile"])
     if not files.names and not new_people:
         return Update(manifest, [], 0, 0, 0, {})
-    read = [each for each in (files.same, files.arrived, files.left) if each.paths]
+    read = [group for group in (files.same, files.arrived, files.left) if group.paths]
     check_files(read, "event", schema.event_columns)
     extractor = MCMFeatureExtractor.from_pretrained(str(directory / FEATURE_EXTRACTOR_FOLDER))
     for shard in manifest.shards:
@@ -224,7 +224,7 @@ def _update(
         caching(connection) as cache,
     ):
         tables = [
-            read_files(each, connection) if each.paths else None for each in (files.same, files.arrived, files.left)
+            read_files(group, connection) if group.paths else None for group in (files.same, files.arrived, files.left)
         ]
         same, arrived, left = (None if table is None else normalise_events(table, schema) for table in tables)
         bad = [
@@ -263,11 +263,11 @@ def _update(
             table = pq.read_table(path)
             if new_people and profiles is not None:
                 table = _refresh_profiles(table, profiles, schema)
-            customers, kept = changes.of_shard(k)
+            customers, prefix_visits = changes.select_shard(k)
             is_changed = pc.is_in(table["customer_id"], customers)
             stood = table.filter(is_changed)
-            kept = kept[pc.index_in(stood["customer_id"], customers).to_numpy()]
-            stand = continued(stood, kept, shard_table(rows.filter(rows.shard == k).to_pyarrow(), schema))
+            prefix_visits = prefix_visits[pc.index_in(stood["customer_id"], customers).to_numpy()]
+            stand = continued(stood, prefix_visits, shard_table(rows.filter(rows.shard == k).to_pyarrow(), schema))
             before.cases.update(count_cases(stood, schema))
             after.cases.update(count_cases(stand, schema))
             table = pa.concat_tables([table.filter(pc.invert(is_changed)), stand]).sort_by("customer_id")

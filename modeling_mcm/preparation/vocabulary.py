@@ -23,7 +23,7 @@ from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.events_mcm import LARGEST_VALUE, SECONDS_PER_DAY
 from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import EPOCH_WEEKDAY, SECONDS_PER_HOUR, MCMFeatureExtractor
-from modeling_mcm.schema_mcm import CATEGORICAL, HOUR, WEEKDAY, FeatureSpec, raw_places, value_places
+from modeling_mcm.schema_mcm import CATEGORICAL, HOUR, WEEKDAY, FeatureSpec, raw_indices, value_places
 
 with needs("data"):
     import ibis
@@ -100,9 +100,9 @@ def vocabularies_of(feature_extractor: MCMFeatureExtractor, schema: EventSchema)
             "only one of them has token types: take the schema that the checkpoint was trained with."
         )
     if ours != theirs:
-        found, expected = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
+        extra, expected = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
         raise ValueError(
-            f"The schema's features are not the checkpoint's, or in another order: {found} in the schema alone, "
+            f"The schema's features are not the checkpoint's, or in another order: {extra} in the schema alone, "
             f"{expected} in the checkpoint alone. Take the schema that the checkpoint was trained with."
         )
     return Vocabularies(dict(feature_extractor.vocabularies), dict(feature_extractor.bins))
@@ -134,13 +134,13 @@ def fit_values(column: ir.Value, spec: FeatureSpec) -> list[str]:
         )
         too_many = np.cumsum(sizes["values"].to_numpy()) > spec.max_values
         least = max(least, 1 + max(sizes["number"].to_numpy()[too_many], default=0))
-    found = counts.filter(counts.number >= least).limit(MOST_VALUES + 1).to_pyarrow()
-    if len(found) > MOST_VALUES:
+    frequent = counts.filter(counts.number >= least).limit(MOST_VALUES + 1).to_pyarrow()
+    if len(frequent) > MOST_VALUES:
         raise ValueError(
             f"Feature {spec.name!r} has more than {MOST_VALUES:,} values (min_count: {spec.min_count}); set "
             "`max_values` to keep the most frequent, or a higher `min_count`."
         )
-    return found.sort_by([("number", "descending"), ("value", "ascending")])["value"].to_pylist()
+    return frequent.sort_by([("number", "descending"), ("value", "ascending")])["value"].to_pylist()
 
 
 def each_value(column: ir.Value, spec: FeatureSpec) -> ir.Value:
@@ -178,11 +178,11 @@ def fit_bins(column: ir.Value, bins: int) -> list[float]:
     if not total:
         return []
     ranks = [(total - 1) * (k / bins) for k in range(1, bins)]
-    wanted = sorted({neighbour for rank in ranks for neighbour in (math.floor(rank), math.ceil(rank))})
+    neighbours = sorted({neighbour for rank in ranks for neighbour in (math.floor(rank), math.ceil(rank))})
     first = through.last - through.number + 1
-    hits = tree(operator.or_, [(first <= rank) & (rank <= through.last) for rank in wanted])
-    found = through.filter(hits).select("value", "last").to_pyarrow().sort_by("last")
-    lasts, values = found["last"].to_numpy(), found["value"].to_numpy()
+    hits = tree(operator.or_, [(first <= rank) & (rank <= through.last) for rank in neighbours])
+    values_of_ranks = through.filter(hits).select("value", "last").to_pyarrow().sort_by("last")
+    lasts, values = values_of_ranks["last"].to_numpy(), values_of_ranks["value"].to_numpy()
     edges = []
     for rank in ranks:
         low, high = values[np.searchsorted(lasts, [math.floor(rank), math.ceil(rank)])]
@@ -217,10 +217,10 @@ def fit(
     """
     fitted = Vocabularies()
     training = events.filter(events.period == 0)
-    places = raw_places(schema.features)
+    sources = raw_indices(schema.features)
     for i, spec in enumerate(schema.features):
-        if places[i] != i:  # it shares the values of a column with an earlier feature
-            fitted.values[spec.name] = list(fitted.values[schema.features[places[i]].name])
+        if sources[i] != i:  # it shares the values of a column with an earlier feature
+            fitted.values[spec.name] = list(fitted.values[schema.features[sources[i]].name])
         elif spec.kind == CATEGORICAL:
             fitted.values[spec.name] = fit_values(each_value(training[f"f{i}"], spec), spec)
         elif not spec.is_derived:
@@ -230,15 +230,15 @@ def fit(
         on_feature(spec.name)
     fitted.values[schema.token_feature.name] += schema.reserved_token_types
     if profiles is not None:
-        seen = profiles.semi_join(training.select("customer_id").distinct(), "customer_id")
-        places = raw_places(schema.profile)
+        members = profiles.semi_join(training.select("customer_id").distinct(), "customer_id")
+        sources = raw_indices(schema.profile)
         for i, spec in enumerate(schema.profile):
-            if places[i] != i:
-                fitted.values[spec.name] = list(fitted.values[schema.profile[places[i]].name])
+            if sources[i] != i:
+                fitted.values[spec.name] = list(fitted.values[schema.profile[sources[i]].name])
             elif spec.kind == CATEGORICAL:
-                fitted.values[spec.name] = fit_values(each_value(seen[f"p{i}"], spec), spec)
+                fitted.values[spec.name] = fit_values(each_value(members[f"p{i}"], spec), spec)
             else:
-                fitted.bins[spec.name] = fit_bins(seen[f"p{i}"], spec.bins)
+                fitted.bins[spec.name] = fit_bins(members[f"p{i}"], spec.bins)
             on_feature(spec.name)
     return fitted
 
@@ -316,13 +316,14 @@ def _look_up_items(table: ir.Table, column: str, items: dict[str, int], values: 
         values (`Sequence[str]`): the vocabulary that the features share.
     """
     lists, ids = f"{column}_list", f"{column}_ids"
-    each = table.select(**{lists: table[column]}).distinct().mutate(**{column: ibis._[lists].unnest()})
-    each = _look_up(each.filter(each[column].notnull()), column, values)
+    elements = table.select(**{lists: table[column]}).distinct().mutate(**{column: ibis._[lists].unnest()})
+    elements = _look_up(elements.filter(elements[column].notnull()), column, values)
     last = FIRST_VALUE_ID + len(values)  # so that unknown values are sorted last
-    each = each.mutate(**{column: ibis.ifelse(each[column] == UNKNOWN_ID, last, each[column]).cast("int32")})
-    found = each.group_by(lists).agg(**{ids: each[column].collect()})
-    found = found.mutate(**{ids: found[ids].sort()})
-    joined = table.left_join(found, table[column] == found[lists])
+    label = ibis.ifelse(elements[column] == UNKNOWN_ID, last, elements[column])
+    elements = elements.mutate(**{column: label.cast("int32")})
+    id_lists = elements.group_by(lists).agg(**{ids: elements[column].collect()})
+    id_lists = id_lists.mutate(**{ids: id_lists[ids].sort()})
+    joined = table.left_join(id_lists, table[column] == id_lists[lists])
     features = {}
     for name, item in items.items():
         label = ibis.ifelse(joined[ids].length() >= item, joined[ids][item - 1], MISSING_ID)
@@ -332,12 +333,12 @@ def _look_up_items(table: ir.Table, column: str, items: dict[str, int], values: 
 
 def _encode_raw(table: ir.Table, specs: Sequence[FeatureSpec], letter: str, fitted: Vocabularies) -> ir.Table:
     """Replaces the raw columns of features by ids; features that are computed from the time are left out."""
-    places = raw_places(specs)
+    sources = raw_indices(specs)
     for i, spec in enumerate(specs):
         name = f"{letter}{i}"
         if spec.item is not None:
-            if places[i] == i:
-                items = {f"{letter}{k}": other.item or 1 for k, other in enumerate(specs) if places[k] == i}
+            if sources[i] == i:
+                items = {f"{letter}{k}": other.item or 1 for k, other in enumerate(specs) if sources[k] == i}
                 table = _look_up_items(table, name, items, fitted.values[spec.name])
         elif spec.kind == CATEGORICAL:
             table = _look_up(table, name, fitted.values[spec.name])
@@ -394,8 +395,8 @@ def encode_events(events: ir.Table, visits: ir.Table, fitted: Vocabularies, sche
     names = [f"f{i}" for i in range(len(schema.features))]
     order = ("customer_id", "shard", "visit", "period", "closes_visit", "second", *names, "is_target", *value_names)
     # Both tables get the same types, because an engine may have widened one of them.
-    of_event = {"period": joined.period.cast("int8"), "closes_visit": ibis.literal(0, "int8")}
-    encoded = joined.mutate(**of_event).select(*order)
+    event_columns = {"period": joined.period.cast("int8"), "closes_visit": ibis.literal(0, "int8")}
+    encoded = joined.mutate(**event_columns).select(*order)
     if schema.end_of_visit is None:
         return encoded
     closing = visits.filter(visits.has_target == 1)
@@ -407,6 +408,6 @@ def encode_events(events: ir.Table, visits: ir.Table, fitted: Vocabularies, sche
             ids[f"f{i}"] = ibis.literal(fitted.id_of(spec.name, schema.end_of_visit), "int32")
         else:
             ids[f"f{i}"] = ibis.literal(MISSING_ID, "int32")
-    of_visit = {"period": closing.period.cast("int8"), "closes_visit": ibis.literal(1, "int8")}
-    ends = closing.mutate(**ids, **of_visit, second=closing.end, is_target=ibis.literal(0, "int8"))
+    visit_columns = {"period": closing.period.cast("int8"), "closes_visit": ibis.literal(1, "int8")}
+    ends = closing.mutate(**ids, **visit_columns, second=closing.end, is_target=ibis.literal(0, "int8"))
     return encoded.union(ends.select(*order))

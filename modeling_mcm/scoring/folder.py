@@ -79,11 +79,11 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
     path = folder / IDENTITY_FILE
     if path.is_file():
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            earlier = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            found = {}
-        found = found if isinstance(found, dict) else {}
-        if changed := sorted(name for name in {*identity} - {UNTIL} if found.get(name) != identity[name]):
+            earlier = {}
+        earlier = earlier if isinstance(earlier, dict) else {}
+        if changed := sorted(name for name in {*identity} - {UNTIL} if earlier.get(name) != identity[name]):
             raise ValueError(
                 f"{folder} holds predictions of another {', '.join(changed)}: choose another --output_dir, or remove "
                 "that one."
@@ -111,8 +111,8 @@ def forget_in_predictions(folder: Path, customers: Collection[str]) -> int:
     rows = sum(forget_in_file(path, customers) for path in files)
     identity = folder / IDENTITY_FILE
     if rows and identity.is_file():
-        said = json.loads(identity.read_text(encoding="utf-8"))
+        facts = json.loads(identity.read_text(encoding="utf-8"))
         # These are predictions of the data set as it was, so run_predict.py will not continue this folder.
-        said["customers"] = sum(pq.read_metadata(path).num_rows for path in files)
-        write_json(identity, said, indent=1)
+        facts["customers"] = sum(pq.read_metadata(path).num_rows for path in files)
+        write_json(identity, facts, indent=1)
     return rows

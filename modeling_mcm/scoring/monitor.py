@@ -74,8 +74,8 @@ def check_predictions(folder: str, since: str | None = None) -> None:
     if not (path := Path(folder, IDENTITY_FILE)).is_file():
         return
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        expected, until = said["customers"], said.get(UNTIL)
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        expected, until = facts["customers"], facts.get(UNTIL)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} can't be read ({error}): score again into another folder.") from error
     if rows != expected:
@@ -137,8 +137,8 @@ def score_drift(folder: str, before: str) -> dict[str, Any]:
     number = both.count().to_pyarrow().as_py()
     if not number:
         raise ValueError(f"{folder} and {before} have no customer in common.")
-    found: dict[str, Any] = {"customers": number, "new": new.count().to_pyarrow().as_py() - number}
-    found["gone"] = old.count().to_pyarrow().as_py() - number
+    result: dict[str, Any] = {"customers": number, "new": new.count().to_pyarrow().as_py() - number}
+    result["gone"] = old.count().to_pyarrow().as_py() - number
     for task in tasks:
         first, was = both[task][0], both[f"{task}_before"][0]
         means = both.aggregate(
@@ -150,8 +150,8 @@ def score_drift(folder: str, before: str) -> dict[str, Any]:
         joined = counts[0].outer_join(counts[1], "label", rname="{name}_before")
         apart = (joined.n.fill_null(0) - joined.n_before.fill_null(0)).abs().sum()
         distance = joined.aggregate(apart=apart).to_pyarrow()["apart"][0].as_py() / (2 * number)
-        found[task] = means.to_pyarrow().to_pylist()[0] | {"distance": distance}
-    return found
+        result[task] = means.to_pyarrow().to_pylist()[0] | {"distance": distance}
+    return result
 
 
 def what_happened(data: str, since: int, tasks: list[str]) -> Iterator[tuple[str, str, dict[str, float]]]:
@@ -212,15 +212,15 @@ def calibration(folder: str, data: str, since: str) -> dict[str, list[dict[str, 
             for task in tasks:
                 if shares := happened[task].get(row["customer_id"], {}):
                     scores = np.array(row[task + SCORES])
-                    found = np.array([shares.get(label, 0.0) for label in row[task]])
-                    place = np.searchsorted(EDGES[1:-1], scores, side="right")
-                    for each, values in zip(sums[task], (np.ones_like(scores), scores, found), strict=True):
-                        np.add.at(each, place, values)
+                    outcomes = np.array([shares.get(label, 0.0) for label in row[task]])
+                    bins = np.searchsorted(EDGES[1:-1], scores, side="right")
+                    for task_sums, values in zip(sums[task], (np.ones_like(scores), scores, outcomes), strict=True):
+                        np.add.at(task_sums, bins, values)
     return {
         task: [
             {"from": low, "to": high, "labels": int(n), "predicted": p / n, "happened": h / n}
-            for low, high, n, p, h in zip(EDGES.tolist(), EDGES[1:].tolist(), *each.tolist(), strict=False)
+            for low, high, n, p, h in zip(EDGES.tolist(), EDGES[1:].tolist(), *task_sums.tolist(), strict=False)
             if n
         ]
-        for task, each in sums.items()
+        for task, task_sums in sums.items()
     }

@@ -90,7 +90,7 @@ class ScoringJob:
             `list[tuple[Path, range]]`: by file its path, and the indices of its customers in the data set.
         """
         number = math.ceil(customers / self.rows_per_file)
-        files = [Path(self.output_dir, f"customers-{place:05d}-of-{number:05d}.parquet") for place in range(number)]
+        files = [Path(self.output_dir, f"customers-{index:05d}-of-{number:05d}.parquet") for index in range(number)]
         starts = range(0, customers, self.rows_per_file)
         return [
             (path, range(start, min(customers, start + self.rows_per_file)))
@@ -148,28 +148,28 @@ class Scorer:
         """
         return min(self.job.top_k, len(self.values[task]) - FIRST_VALUE_ID)
 
-    def write(self, path: Path, kept: range, tell: Callable[[int], Any] = bool) -> None:
+    def write(self, path: Path, indices: range, progress: Callable[[int], Any] = bool) -> None:
         """Scores some customers and writes their file whole or not at all.
 
         Args:
             path (`Path`): path of the file.
-            kept (`range`): indices of the customers in the data set.
-            tell (`Callable[[int], Any]`): progress callback; it gets the number of customers of each batch that is
+            indices (`range`): indices of the customers in the data set.
+            progress (`Callable[[int], Any]`): progress callback; it gets the number of customers of each batch that is
                 done.
 
         Raises:
             ValueError: if the model gives NaN or infinite numbers.
             OSError: if the file can't be written.
         """
-        scores = self.score(self.read(kept), tell)
+        scores = self.score(self.read(indices), progress)
         with atomic_write(path) as partial:
             pq.write_table(scores, partial, compression="zstd")
 
-    def read(self, kept: range) -> list[dict[str, Any]]:
+    def read(self, indices: range) -> list[dict[str, Any]]:
         """Reads the rows of some customers.
 
         Args:
-            kept (`range`): indices of the customers in the data set.
+            indices (`range`): indices of the customers in the data set.
 
         Returns:
             `list[dict]`: their rows, as `PreparedRows` gives them; `row` counts from 0.
@@ -177,20 +177,20 @@ class Scorer:
         tables, start = [], 0
         for shard in self.shards:
             end = start + shard["rows"]
-            if start < kept.stop and kept.start < end:
+            if start < indices.stop and indices.start < end:
                 table = pq.read_table(Path(self.job.data, shard["file"]))
-                first = max(kept.start - start, 0)
-                tables.append(table.slice(first, min(kept.stop, end) - start - first))
+                first = max(indices.start - start, 0)
+                tables.append(table.slice(first, min(indices.stop, end) - start - first))
             start = end
         rows = datasets.Dataset(datasets.table.InMemoryTable(pa.concat_tables(tables).combine_chunks()))
         return PreparedRows(rows).__getitems__(list(range(len(rows))))
 
-    def score(self, rows: list[dict[str, Any]], tell: Callable[[int], Any] = bool) -> pa.Table:
+    def score(self, rows: list[dict[str, Any]], progress: Callable[[int], Any] = bool) -> pa.Table:
         """Scores some customers. Customers of similar length share a batch.
 
         Args:
             rows (`list[dict]`): prepared rows of the customers.
-            tell (`Callable[[int], Any]`): progress callback; it gets the number of customers of each batch that is
+            progress (`Callable[[int], Any]`): progress callback; it gets the number of customers of each batch that is
                 done.
 
         Returns:
@@ -208,10 +208,10 @@ class Scorer:
         scores = {task: np.zeros((number, self.tops(task)), np.float32) for task in self.job.tasks}
         read = [row["visits"][1 - self.collator.max_events :] for row in rows]
         by_visit = self.model.config.encoder_unit == "visit"
-        order = np.argsort([len(np.unique(each)) if by_visit else len(each) for each in read], kind="stable")
+        order = np.argsort([len(np.unique(visits)) if by_visit else len(visits) for visits in read], kind="stable")
         for start in range(0, number, self.job.batch_size):
             batch = order[start : start + self.job.batch_size]
-            inputs = self.collator([rows[place] for place in batch])
+            inputs = self.collator([rows[index] for index in batch])
             with torch.inference_mode():
                 outputs = self.model(**{name: value.to(self.model.device) for name, value in inputs.items()})
                 embeddings[batch] = outputs.pooler_output.float().cpu().numpy()
@@ -223,12 +223,12 @@ class Scorer:
                     labels[task][batch] = best.indices.cpu().numpy()
                     scores[task][batch] = (best.values - logits.logsumexp(-1, keepdim=True)).exp().cpu().numpy()
             self._check_finite(
-                [rows[place] for place in batch],
+                [rows[index] for index in batch],
                 embeddings[batch],
                 forecasts[batch],
                 *(scores[t][batch] for t in scores),
             )
-            tell(len(batch))
+            progress(len(batch))
         columns: dict[str, Any] = {CUSTOMER: pa.array([row["customer_id"] for row in rows], pa.string())}
         if self.job.embeddings:
             columns[EMBEDDING] = _lists(pa.array(embeddings.reshape(-1)), number)
@@ -239,9 +239,9 @@ class Scorer:
             columns[task + SCORES] = _lists(pa.array(scores[task].reshape(-1)), number)
         return pa.table(columns)
 
-    def _check_finite(self, rows: Sequence[dict[str, Any]], *found: NDArray[np.float32]) -> None:
+    def _check_finite(self, rows: Sequence[dict[str, Any]], *outputs: NDArray[np.float32]) -> None:
         """Raises `ValueError` where a customer's output is NaN or infinite; arrays have the shape `(rows, ...)`."""
-        bad = ~np.all([np.isfinite(values).all(axis=1) for values in found], axis=0)
+        bad = ~np.all([np.isfinite(values).all(axis=1) for values in outputs], axis=0)
         if bad.any():
             raise ValueError(
                 f"{self.job.model} gives NaN or infinite numbers for {bad.sum()} of {len(rows)} customers, the first "
@@ -295,6 +295,6 @@ def _write_parts(
     job: ScoringJob, digest: str, parts: Sequence[tuple[Path, range]], batches: Iterable[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        for place in batch.column(0).to_pylist():
-            _scorer(job, digest).write(*parts[place])
+        for index in batch.column(0).to_pylist():
+            _scorer(job, digest).write(*parts[index])
         yield pa.RecordBatch.from_arrays([batch.column(0)], ["part"])

@@ -221,7 +221,7 @@ def sentence(errors: Sequence[Mapping[str, Any]]) -> str:
     """
     parts = []
     for error in errors[:3]:
-        place = ".".join(str(part) for part in error["loc"])
-        parts.append(f"{place}: {error['msg']}")
+        field = ".".join(str(part) for part in error["loc"])
+        parts.append(f"{field}: {error['msg']}")
     more = f" ({len(errors) - 3} more)" if len(errors) > 3 else ""
     return f"The request can't be read: {'; '.join(parts)}{more}. GET /docs shows an example."

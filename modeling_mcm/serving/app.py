@@ -56,15 +56,15 @@ class Page:
         household = histories.household(customer_id)
         live, main = household.live, histories.main_task
         alike = histories.alike(customer_id)
-        wanted = [
-            (name, likeness, [each["label"] for each in self._scores(name, main, 3)]) for name, likeness in alike
+        similar = [
+            (name, likeness, [entry["label"] for entry in self._scores(name, main, 3)]) for name, likeness in alike
         ]
-        chosen = (main, self.expected(live)[main][0]["label"])
+        choice = (main, self.expected(live)[main][0]["label"])
         return [
             drawing.profile(customer_id, live.profile, len(live.events)),
-            *self.why(customer_id, *chosen),
+            *self.why(customer_id, *choice),
             self.forecast(customer_id),
-            drawing.alike(wanted),
+            drawing.alike(similar),
             drawing.customer_map(histories.map, histories.ids, customer_id, [name for name, _ in alike]),
             drawing.note("Choose an event: what is expected next is shown with it and without it."),
         ]
@@ -86,7 +86,7 @@ class Page:
         """Scores the best labels of every task, without those that MCM adds itself."""
         scores = live.scores(now=self.histories.cutoff, k=2 * LABELS)
         return {
-            task: [each for each in scores[task] if each["label"] in self._known[task]][:LABELS] for task in scores
+            task: [entry for entry in scores[task] if entry["label"] in self._known[task]][:LABELS] for task in scores
         }
 
     def forecast(self, customer_id: str) -> str:
@@ -106,7 +106,7 @@ class Page:
         result = []
         for live in (self.histories.household(customer_id).live, after):
             scores = live.scores(now=self.histories.cutoff, tasks=[shown], k=MOVING)[shown]
-            result.append({each["label"]: each["score"] for each in scores})
+            result.append({entry["label"]: entry["score"] for entry in scores})
         return drawing.moves(shown, f"{label} ({task.replace('_', ' ')})", result[0], result[1])
 
     def labels(self, task: str) -> list[str]:

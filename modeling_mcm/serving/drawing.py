@@ -91,7 +91,7 @@ def timeline(visits: Sequence[Visit], cutoff: str, shares: Mapping[str, float] |
     spoken = f"{known} visits that the model knows, {hidden} after {_day(cutoff)} that it does not"
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Timeline: {spoken}">{"".join(parts)}</svg>'
     if shares is None:
-        legend = "".join(f'<span><i class="kind{place}"></i>{words(kind)}</span>' for place, kind in enumerate(kinds))
+        legend = "".join(f'<span><i class="kind{index}"></i>{words(kind)}</span>' for index, kind in enumerate(kinds))
     else:
         legend = '<span><i class="for"></i>speaks for it</span><span><i class="against"></i>speaks against it</span>'
     legend += f'<span><i class="after"></i>after {_day(cutoff)}, hidden from MCM</span>'
@@ -129,25 +129,25 @@ def _months(first: int, last: int, scale: float) -> str:
 def expectations(
     scores: Mapping[str, Sequence[Mapping[str, Any]]],
     bought: Mapping[str, Mapping[str, str]],
-    chosen: tuple[str, str] | None = None,
+    choice: tuple[str, str] | None = None,
 ) -> str:
     """Draws the best labels of every task as buttons, beside what the customer really chose."""
     cards = []
     for task, labels in scores.items():
-        largest = max((each["score"] for each in labels), default=1.0) or 1.0
+        largest = max((entry["score"] for entry in labels), default=1.0) or 1.0
         rows = []
-        for each in labels:
-            label, share = each["label"], each["score"]
+        for entry in labels:
+            label, share = entry["label"], entry["score"]
             came = bought.get(task, {}).get(label)
             badge = f'<em class="{"next" if came == "next visit" else "later"}">✓ {came}</em>' if came else ""
-            pressed = str(chosen == (task, label)).lower()
+            pressed = str(choice == (task, label)).lower()
             rows.append(
                 f'<button type="button" data-task="{escape(task)}" data-label="{escape(label)}" '
                 f'aria-pressed="{pressed}"><span class="name">{escape(label)}{badge}</span>'
                 f'<span class="share">{percent(share)}</span>'
                 f'<span class="bar" style="width:{100 * share / largest:.1f}%"></span></button>'
             )
-        hits = sum(bought.get(task, {}).get(each["label"]) == "next visit" for each in labels)
+        hits = sum(bought.get(task, {}).get(entry["label"]) == "next visit" for entry in labels)
         note = f"{hits} of {len(labels)} in the next visit"
         cards.append(f'<section class="card"><h3>{words(task)}<small>{note}</small></h3>{"".join(rows)}</section>')
     return f'<h2>What MCM expects next</h2><div class="cards">{"".join(cards)}</div>'
@@ -195,10 +195,10 @@ def explanation(result: Explanation) -> str:
 
 def forecasts(result: Mapping[str, float]) -> str:
     """Draws the checkpoint's forecasts as a table, with a row for each quantity and a column for each horizon."""
-    named = {name: re.fullmatch(r"(.+)_(\d+)d", name) for name in result}
-    horizons = sorted({int(match[2]) for match in named.values() if match})
+    matches = {name: re.fullmatch(r"(.+)_(\d+)d", name) for name in result}
+    horizons = sorted({int(match[2]) for match in matches.values() if match})
     lines: dict[str, dict[int, str]] = {}
-    for name, match in named.items():
+    for name, match in matches.items():
         if match:
             title = percent(result[name]) if "probability" in name else f"{result[name]:,.1f}"
             lines.setdefault(match[1], {})[int(match[2])] = title
@@ -206,7 +206,7 @@ def forecasts(result: Mapping[str, float]) -> str:
         f"<tr><td>{words(name)}</td>{''.join(f'<td>{values.get(days, str())}</td>' for days in horizons)}</tr>"
         for name, values in lines.items()
     ]
-    single = [f"<span>{words(name)} <b>{result[name]:,.1f}</b></span>" for name, match in named.items() if not match]
+    single = [f"<span>{words(name)} <b>{result[name]:,.1f}</b></span>" for name, match in matches.items() if not match]
     head = f"<tr><th></th>{''.join(f'<th>{days} days</th>' for days in horizons)}</tr>"
     chips = f"<p class='chips'>{''.join(single)}</p>" if single else ""
     return f"<h2>Forecasts</h2><div class='moves'><table>{head}{''.join(rows)}</table>{chips}</div>"
@@ -249,20 +249,20 @@ def moves(task: str, what: str, before: Mapping[str, float], after: Mapping[str,
     )
 
 
-def customer_map(places: Any, ids: Sequence[str], chosen: str, near: Iterable[str]) -> str:
+def customer_map(points: Any, ids: Sequence[str], customer: str, near: Iterable[str]) -> str:
     """Draws all customers on a map of the two directions in which their embeddings differ most."""
     close = set(near)
-    x = MAP_WIDTH * (0.5 + 0.47 * np.clip(places[:, 0], -1, 1))
-    y = MAP_HEIGHT * (0.5 - 0.46 * np.clip(places[:, 1], -1, 1))
+    x = MAP_WIDTH * (0.5 + 0.47 * np.clip(points[:, 0], -1, 1))
+    y = MAP_HEIGHT * (0.5 - 0.46 * np.clip(points[:, 1], -1, 1))
     dots: list[str] = []
     marked: list[str] = []  # drawn last, over the others
-    for place, name in enumerate(ids):
-        kind = " class='chosen'" if name == chosen else " class='near'" if name in close else ""
-        radius = 7 if name == chosen else 4.5 if name in close else 2.2
-        dot = f"<circle{kind} cx='{x[place]:.1f}' cy='{y[place]:.1f}' r='{radius}' data-customer='{escape(name)}'/>"
+    for index, name in enumerate(ids):
+        kind = " class='chosen'" if name == customer else " class='near'" if name in close else ""
+        radius = 7 if name == customer else 4.5 if name in close else 2.2
+        dot = f"<circle{kind} cx='{x[index]:.1f}' cy='{y[index]:.1f}' r='{radius}' data-customer='{escape(name)}'/>"
         (marked if kind else dots).append(dot)
     return (
         "<h2>All customers<small>the two directions in which embeddings differ most</small></h2>"
         f"<svg class='map' viewBox='0 0 {MAP_WIDTH} {MAP_HEIGHT}' role='img' aria-label='Map of {len(ids)} customers; "
-        f"customer {escape(chosen)} and look-alikes are marked'>{''.join(dots)}{''.join(marked)}</svg>"
+        f"customer {escape(customer)} and look-alikes are marked'>{''.join(dots)}{''.join(marked)}</svg>"
     )

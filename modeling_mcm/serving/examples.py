@@ -23,15 +23,15 @@ def example_events(extractor: MCMFeatureExtractor, now: datetime) -> list[dict[s
     targets = extractor.target_token_types
     own = {*extractor._reserved_token_types}
     events = []
-    for place, days in enumerate(DAYS):
+    for index, days in enumerate(DAYS):
         event: dict[str, Any] = {}
         time = f"{now - timedelta(days=days):%Y-%m-%d}T17:30:00"
         if extractor.time is not None:
             event[extractor.time] = time
         elif extractor.order in extractor._known_columns:
-            event[str(extractor.order)] = place
+            event[str(extractor.order)] = index
         if extractor.visit:
-            event[extractor.visit] = f"visit-{place}"
+            event[extractor.visit] = f"visit-{index}"
         for feature in extractor.features:
             column = feature.get("column") or feature["name"]
             kind = feature.get("kind", CATEGORICAL)
@@ -43,7 +43,7 @@ def example_events(extractor: MCMFeatureExtractor, now: datetime) -> list[dict[s
                 edges = extractor.bins[feature["name"]]
                 event[column] = round(edges[len(edges) // 2], 2) if edges else 1.0
             elif kind == CATEGORICAL and feature.get("item") is None and extractor.vocabularies[feature["name"]]:
-                event[column] = extractor.vocabularies[feature["name"]][place % SHOWN if place else 0]
+                event[column] = extractor.vocabularies[feature["name"]][index % SHOWN if index else 0]
         events.append(event)
     return events
 

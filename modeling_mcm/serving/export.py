@@ -42,8 +42,8 @@ def load(model: str, what: str, **options: Any) -> MCMPreTrainedModel:
         raise ValueError(
             f"{model} is a {', '.join(architectures) or 'bare model'}, scores need {head}: use --what embeddings."
         )
-    chosen: Any = MCMForMultiTaskRecommendation if what == SCORES else MCMModel
-    return read_checkpoint(chosen, model, dtype=torch.float32, **options).eval()
+    model_class: Any = MCMForMultiTaskRecommendation if what == SCORES else MCMModel
+    return read_checkpoint(model_class, model, dtype=torch.float32, **options).eval()
 
 
 def example_inputs(config: MCMConfig, what: str, customers: int, events: int) -> dict[str, torch.Tensor]:
@@ -167,13 +167,13 @@ def cost_in_ndcg(model: str, exported: str, data: str) -> tuple[list[list[str]],
     schema = PreparedManifest.load(data).event_schema
     cases = find_cases(rows, CUTOFF, schema.min_history, extractor.token_type_feature)
     tasks = list(extractor.tasks)
-    models: Any = [load(each, SCORES) for each in (model, exported)]
-    before, after = (model_values(each, extractor, rows, cases, tasks) for each in models)
+    models: Any = [load(checkpoint, SCORES) for checkpoint in (model, exported)]
+    before, after = (model_values(checkpoint, extractor, rows, cases, tasks) for checkpoint in models)
     table = [["task", "float32", "int8", "difference, 95% interval"]]
     for task in tasks:
         values = [metrics[task]["next_visit_ndcg@10"] for metrics in (before, after)]
         change = paired_difference(values[1], values[0]).absolute
-        means = [f"{bootstrap_interval(each).mean:.5f}" for each in values]
+        means = [f"{bootstrap_interval(ndcg).mean:.5f}" for ndcg in values]
         table.append([task, *means, f"{change.mean:+.5f} [{change.low:+.5f}, {change.high:+.5f}]"])
     return (
         table,

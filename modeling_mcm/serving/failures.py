@@ -82,17 +82,17 @@ def damaged(store: str, words: str) -> StoreFailure:
 
 def _read_error(original: Any, store: str, words: str) -> StoreFailure:
     code, state = getattr(original, "sqlite_errorcode", 0) & 0xFF, getattr(original, "sqlstate", None)
-    kept = "nothing of this request was kept, and what was acknowledged before is still there"
+    effect = "nothing of this request was kept, and what was acknowledged before is still there"
     if state in (SERIALIZATION, DEADLOCK):
         return StoreConflict(f"{store} was changed by another process meanwhile.")
     if code in (SQLITE_BUSY, SQLITE_LOCKED) or state == LOCK_TIMEOUT:
-        return StoreFailure(f"{store} is locked by another process ({words}): {kept}. Try again in a moment.")
+        return StoreFailure(f"{store} is locked by another process ({words}): {effect}. Try again in a moment.")
     if code == SQLITE_FULL or state == DISK_FULL:
-        return StoreFull(f"{store} has no room left ({words}): {kept}. Free space on its disk, then send it again.")
+        return StoreFull(f"{store} has no room left ({words}): {effect}. Free space on its disk, then send it again.")
     if code in (SQLITE_CORRUPT, SQLITE_NOTADB):
         return damaged(store, words)
     if code in (SQLITE_READONLY, SQLITE_CANTOPEN):
-        return StoreFailure(f"{store} can't be written ({words}): check the path and the rights. Otherwise {kept}.")
+        return StoreFailure(f"{store} can't be written ({words}): check the path and the rights. Otherwise {effect}.")
     if code == SQLITE_IOERR:
-        return StoreFailure(f"The disk of {store} does not answer ({words}): {kept}.")
-    return StoreFailure(f"{store} can't be used now ({' '.join(words.split())}): {kept}.")
+        return StoreFailure(f"The disk of {store} does not answer ({words}): {effect}.")
+    return StoreFailure(f"{store} can't be used now ({' '.join(words.split())}): {effect}.")

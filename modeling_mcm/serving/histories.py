@@ -105,7 +105,7 @@ class Histories:
         self.profiles = self._read_profiles(profile)
         rows = PreparedRows(load_prepared(data))
         self.ids, self.embeddings = self._embeddings(rows, Path(cache or data) / CACHE_FILE)
-        self.place = {customer_id: place for place, customer_id in enumerate(self.ids)}
+        self.indices = {customer_id: index for index, customer_id in enumerate(self.ids)}
         spread = self.embeddings - self.embeddings.mean(0)
         spread /= np.maximum(spread.std(0), 1e-6)
         self.directions = spread / np.maximum(np.linalg.norm(spread, axis=1, keepdims=True), 1e-6)
@@ -159,13 +159,13 @@ class Histories:
         lengths = rows.rows.data.column("test_end").to_numpy()
         order = np.argsort(lengths, kind="stable")
         for start in range(0, len(order), BATCH):
-            places = order[start : start + BATCH]
-            batch = [self._cut(row) for row in rows.__getitems__(places.tolist())]
+            indices = order[start : start + BATCH]
+            batch = [self._cut(row) for row in rows.__getitems__(indices.tolist())]
             inputs = self.extractor.pad(batch, now=[moment] * len(batch))
             with torch.inference_mode():
                 pooled = self.model.model(**inputs).pooler_output.float().numpy()
-            for place, embedding in zip(places.tolist(), pooled, strict=True):
-                ordered[place] = embedding
+            for index, embedding in zip(indices.tolist(), pooled, strict=True):
+                ordered[index] = embedding
         embeddings = np.stack(ordered)
         # A place that can't be written: they are computed at the next start too.
         with contextlib.suppress(OSError), atomic_write(path) as partial:
@@ -215,13 +215,13 @@ class Histories:
         kinds, values = row[f"feature_{token}"], row[f"feature_{task}"]
         visits = []
         for visit in range(int(row["visits"][-1]) + 1 if len(row["visits"]) else 0):
-            places = np.flatnonzero(row["visits"] == visit)
-            kind = Counter(self._texts(token, kinds[places])).most_common(2)
+            indices = np.flatnonzero(row["visits"] == visit)
+            kind = Counter(self._texts(token, kinds[indices])).most_common(2)
             names = [name for name, _ in kind if name != self.extractor.end_of_visit]
-            first = str(np.datetime64(int(row["times"][places[0]]), "s"))
-            texts = list(dict.fromkeys(self._texts(task, values[places])))
+            first = str(np.datetime64(int(row["times"][indices[0]]), "s"))
+            texts = list(dict.fromkeys(self._texts(task, values[indices])))
             closed = self.extractor.end_of_visit in dict(kind)
-            number = len(places) - int(closed or kinds[places[-1]] == self._closing)
+            number = len(indices) - int(closed or kinds[indices[-1]] == self._closing)
             visits.append(Visit(first, names[0] if names else "", number, texts, first < self.cutoff))
         return visits
 
@@ -261,9 +261,9 @@ class Histories:
         Returns:
             The ids and their cosines, closest first.
         """
-        place = self.place[customer_id]
-        likeness = self.directions @ self.directions[place]
-        likeness[place] = -2
+        index = self.indices[customer_id]
+        likeness = self.directions @ self.directions[index]
+        likeness[index] = -2
         return [(self.ids[other], float(likeness[other])) for other in np.argsort(-likeness)[:number]]
 
     def template(self, task: str, label: str) -> dict[str, Any]:
@@ -275,16 +275,17 @@ class Histories:
             label (`str`): The label.
         """
         extractor = self.extractor
-        column = next(each.get("column") or each["name"] for each in extractor.features if each["name"] == task)
+        feature = next(feature for feature in extractor.features if feature["name"] == task)
+        column = feature.get("column") or feature["name"]
         texts = pc.cast(self.log[column], pa.string())
         fits = pc.equal(texts, label)
         if extractor.target_token_types and extractor.token_type:
             kinds = pc.cast(self.log[extractor.token_type], pa.string())
             fits = pc.and_(fits, pc.is_in(kinds, pa.array(extractor.target_token_types)))
-        places = np.flatnonzero(pc.fill_null(fits, False).to_numpy())
-        if not len(places):
+        indices = np.flatnonzero(pc.fill_null(fits, False).to_numpy())
+        if not len(indices):
             return {column: label}
-        (row,) = self.log.take([places[-1]]).to_pylist()
+        (row,) = self.log.take([indices[-1]]).to_pylist()
         left_out = {extractor.customer, extractor.time, extractor.visit}
         return {name: value for name, value in row.items() if value is not None and name not in left_out}
 
@@ -307,5 +308,5 @@ class Histories:
 def _two_axes(spread: NDArray[np.float32]) -> NDArray[np.float32]:
     """Places on a map, the two directions in which customers differ most, `(customers, 2)`, within -1 and 1."""
     _, axes = np.linalg.eigh(spread.T @ spread)
-    places = spread @ axes[:, :-3:-1]
-    return places / np.maximum(np.quantile(np.abs(places), 0.995, axis=0), 1e-6).clip(1e-6)
+    points = spread @ axes[:, :-3:-1]
+    return points / np.maximum(np.quantile(np.abs(points), 0.995, axis=0), 1e-6).clip(1e-6)

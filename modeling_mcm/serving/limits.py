@@ -78,15 +78,15 @@ class TokenGuard:
         self.app, self.token = app, token.encode()
 
     def _fits(self, authorization: str) -> bool:
-        kind, _, given = authorization.partition(" ")
+        kind, _, secret = authorization.partition(" ")
         if kind.lower() == "basic":
             try:
-                given = base64.b64decode(given, validate=True).decode().partition(":")[2]
+                secret = base64.b64decode(secret, validate=True).decode().partition(":")[2]
             except (binascii.Error, ValueError):
                 return False
         elif kind.lower() != "bearer":
             return False
-        return hmac.compare_digest(given.strip().encode(), self.token)
+        return hmac.compare_digest(secret.strip().encode(), self.token)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] == OPEN:

@@ -118,7 +118,7 @@ class CustomerService:
         try:
             for customer_id, events in grouped.items():
                 new = self._new_events(customer_id, events)
-                profile = next((dict(each.profile) for each in reversed(events) if each.profile is not None), None)
+                profile = next((dict(event.profile) for event in reversed(events) if event.profile is not None), None)
                 cached = self._up_to_date(customer_id)
                 before = cached.customer if cached else StoredCustomer()
                 if cached is None or (profile is not None and profile != before.profile):
@@ -128,9 +128,9 @@ class CustomerService:
                 cached_customers[customer_id] = cached
                 if new:
                     self._forget(customer_id)  # until the store has the events, memory must not
-                    late = cached.live.add([dict(each.event) for each in new], now=self.clock() + AHEAD).late
+                    late = cached.live.add([dict(event.event) for event in new], now=self.clock() + AHEAD).late
                     answer["late"] += [customer_id] * late
-                texts = [(each.event_id, canonical(dict(each.event))) for each in new]
+                texts = [(event.event_id, canonical(dict(event.event))) for event in new]
                 if new or profile is not None or not before.epoch:
                     number = before.sequence + len(new)
                     keep = number - cached.stored_sequence >= self.keep_every or profile is not None
@@ -160,8 +160,8 @@ class CustomerService:
         if column not in event.event:
             return event
         with naming(f"Event {event.event_id!r} of customer {event.customer_id!r}: column {column!r}"):
-            if (named := to_text(event.event[column])) not in (None, event.customer_id):
-                raise ValueError(f"found customer {named!r}; give an event one customer, or leave the column out")
+            if (owner := to_text(event.event[column])) not in (None, event.customer_id):
+                raise ValueError(f"found customer {owner!r}; give an event one customer, or leave the column out")
         return replace(event, event={name: value for name, value in event.event.items() if name != column})
 
     def _start(
@@ -175,18 +175,18 @@ class CustomerService:
 
     def _new_events(self, customer_id: str, events: Sequence[Incoming]) -> list[Incoming]:
         """The events that are not stored yet, each once."""
-        texts = self.store.known(customer_id, [each.event_id for each in events])
+        texts = self.store.known(customer_id, [event.event_id for event in events])
         new = []
-        for each in events:
-            with naming(f"Event {each.event_id!r} of customer {customer_id!r}"):
-                text = canonical(dict(each.event))
-            if each.event_id not in texts:
-                texts[each.event_id] = text
-                new.append(each)
-            elif texts[each.event_id] != text:
+        for event in events:
+            with naming(f"Event {event.event_id!r} of customer {customer_id!r}"):
+                text = canonical(dict(event.event))
+            if event.event_id not in texts:
+                texts[event.event_id] = text
+                new.append(event)
+            elif texts[event.event_id] != text:
                 raise EventConflict(
-                    f"Event {each.event_id!r} of customer {customer_id!r} is known with other contents, "
-                    f"{_short(texts[each.event_id])}: give another event its own id, or delete that one first."
+                    f"Event {event.event_id!r} of customer {customer_id!r} is known with other contents, "
+                    f"{_short(texts[event.event_id])}: give another event its own id, or delete that one first."
                 )
         return new
 
@@ -285,8 +285,8 @@ class CustomerService:
     def _alone(self, customer_ids: Any) -> Iterator[None]:
         """A context in which no other thread works on these customers."""
         with ExitStack() as stack:
-            for place in sorted({hash(each) % LOCKS for each in customer_ids}):
-                stack.enter_context(self._locks[place])
+            for index in sorted({hash(customer_id) % LOCKS for customer_id in customer_ids}):
+                stack.enter_context(self._locks[index])
             yield
 
     def _count(self, name: str, number: int = 1) -> None:

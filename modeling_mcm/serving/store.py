@@ -91,7 +91,7 @@ class EventStore:
     """A SQLite file or a PostgreSQL database with events and states of customers.
 
     Args:
-        place (`str`): Path of a SQLite file, which is made if it does not exist, or URL of a database.
+        address (`str`): Path of a SQLite file, which is made if it does not exist, or URL of a database.
         digest (`str`): Digest of the checkpoint that the states are of.
         adopt (`bool`): Whether to take over a store of another checkpoint: its events stay, its states are deleted.
         timeout (`float`): Longest time, in seconds, to wait for a lock of another process.
@@ -101,16 +101,16 @@ class EventStore:
         StoreFailure: If the store is damaged, locked or full, or can't be reached; nothing was changed.
     """
 
-    def __init__(self, place: str, digest: str, adopt: bool = False, timeout: float = 5.0):
+    def __init__(self, address: str, digest: str, adopt: bool = False, timeout: float = 5.0):
         with needs("serve"):
             import sqlalchemy
 
         self.sql, self.digest, self.timeout = sqlalchemy, digest, timeout
-        url = place if "://" in place else f"sqlite:///{place}"
+        url = address if "://" in address else f"sqlite:///{address}"
         for name in ("postgresql://", "postgres://"):
             url = f"postgresql+psycopg://{url.removeprefix(name)}" if url.startswith(name) else url
         self.is_sqlite = url.startswith("sqlite")
-        self.name = place if "://" not in place else sqlalchemy.make_url(url).render_as_string(hide_password=True)
+        self.name = address if "://" not in address else sqlalchemy.make_url(url).render_as_string(hide_password=True)
         if self.is_sqlite and not Path(url.removeprefix("sqlite:///")).absolute().parent.is_dir():
             raise StoreMismatch(f"The folder of {self.name} is not there: make it, or give another --store.")
         waits = {"timeout": timeout} if self.is_sqlite else {"connect_timeout": max(2, round(timeout))}
@@ -295,15 +295,15 @@ class EventStore:
             return customer, state, self._events(connection, customer_id, state.sequence if state else known)
 
     def _events(self, connection: Any, customer_id: str, after: int) -> list[dict[str, Any]]:
-        of_customer = (self.events.c.customer_id == customer_id) & (self.events.c.sequence > after)
-        statement = self.sql.select(self.events.c.event).where(of_customer).order_by(self.events.c.sequence)
+        later = (self.events.c.customer_id == customer_id) & (self.events.c.sequence > after)
+        statement = self.sql.select(self.events.c.event).where(later).order_by(self.events.c.sequence)
         return [json.loads(text) for text in connection.execute(statement).scalars()]
 
     def known(self, customer_id: str, event_ids: Sequence[str]) -> dict[str, str]:
         """Reads the canonical JSON of those events that are stored, by event id."""
-        wanted = (self.events.c.customer_id == customer_id) & self.events.c.event_id.in_(event_ids)
+        condition = (self.events.c.customer_id == customer_id) & self.events.c.event_id.in_(event_ids)
         with self._reading() as connection:
-            rows = connection.execute(self.sql.select(self.events.c.event_id, self.events.c.event).where(wanted))
+            rows = connection.execute(self.sql.select(self.events.c.event_id, self.events.c.event).where(condition))
             return {row.event_id: row.event for row in rows}
 
     def append(self, changes: Sequence[Change]) -> list[StoredCustomer]:
@@ -336,7 +336,7 @@ class EventStore:
                     raise StoreConflict(f"Customer {change.customer_id!r} was changed meanwhile.")
             if change.events:
                 numbered = enumerate(change.events, before.sequence + 1)
-                rows = [{"sequence": place, "event_id": name, "event": text} for place, (name, text) in numbered]
+                rows = [{"sequence": number, "event_id": name, "event": text} for number, (name, text) in numbered]
                 rows = [{"customer_id": change.customer_id, **row} for row in rows]
                 connection.execute(self.events.insert(), rows)
         except self.sql.exc.IntegrityError as error:

@@ -262,12 +262,12 @@ class RunConsistency(TrainerCallback):
         Raises:
             ValueError: If something differs; the message names it.
         """
-        of_processes = gather_object([self.facts | {self.OPTIONS: self.options}])
-        for process, facts in enumerate(of_processes):
+        all_facts = gather_object([self.facts | {self.OPTIONS: self.options}])
+        for process, facts in enumerate(all_facts):
             for name in facts:
-                if facts[name] != of_processes[0][name]:
+                if facts[name] != all_facts[0][name]:
                     raise ValueError(
-                        f"Process {process} has {name} {facts[name]} and process 0 has {of_processes[0][name]}: one "
+                        f"Process {process} has {name} {facts[name]} and process 0 has {all_facts[0][name]}: one "
                         "model can't be trained on both. Give every machine the same data and options."
                     )
         if state.global_step:

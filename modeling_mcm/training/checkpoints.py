@@ -101,10 +101,8 @@ def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[
         )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, StrictDataclassError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        place = "" if Path(folder).is_dir() else " It is no folder here either: check the path or the name."
-        raise CheckpointError(
-            f"{folder} can't be read as {name} ({type(error).__name__}: {reason}).{place}"
-        ) from error
+        hint = "" if Path(folder).is_dir() else " It is no folder here either: check the path or the name."
+        raise CheckpointError(f"{folder} can't be read as {name} ({type(error).__name__}: {reason}).{hint}") from error
     model, loading = loaded
     missing = [key for key in sorted(loading["missing_keys"]) if not key.startswith(new)]
     if missing:
@@ -112,7 +110,7 @@ def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[
             f"{folder} lacks {len(missing)} weights of {name}, which would start at random: {some(missing)}. It was "
             "saved as another class or by another version: give the folder that a training of this version wrote."
         )
-    if mismatched := sorted(each for each in loading["mismatched_keys"] if not each[0].startswith(new)):
+    if mismatched := sorted(weight for weight in loading["mismatched_keys"] if not weight[0].startswith(new)):
         sizes = [f"{key} is {list(stored)} and {list(shape)} was expected" for key, stored, shape in mismatched]
         raise CheckpointError(
             f"{len(mismatched)} weights of {folder} have other sizes than {CONFIG} says: {some(sizes)}. Take both "

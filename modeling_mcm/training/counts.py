@@ -34,14 +34,14 @@ def fill_followers(model: MCMForMultiTaskRecommendation, followers: pa.Table, po
         popularity (`pa.Table`): columns `feature`, `id` and `count`: number of training events with each value.
     """
     memory = cast(CountedMemory, model.counted_memory)
-    for place, task in enumerate(model.config.tasks):
-        if not memory.has_followers(place):
+    for task_index, task in enumerate(model.config.tasks):
+        if not memory.has_followers(task_index):
             continue
-        table = cast(FollowerTable, memory.follower_tables[str(place)])
-        of_task = followers.filter(pc.equal(followers["task"], task)).sort_by(
+        table = cast(FollowerTable, memory.follower_tables[str(task_index)])
+        task_followers = followers.filter(pc.equal(followers["task"], task)).sort_by(
             [("label", "ascending"), ("follower", "ascending")]
         )
-        labels, ids, weights = (of_task[name].to_numpy().copy() for name in ("label", "follower", "weight"))
+        labels, ids, weights = (task_followers[name].to_numpy().copy() for name in ("label", "follower", "weight"))
         sizes = np.bincount(labels, minlength=len(table.totals))
         # Padding (id 0) comes first, so that each row is ascending.
         column = FOLLOWERS - sizes[labels] + np.arange(len(labels)) - (np.cumsum(sizes) - sizes)[labels]
@@ -65,13 +65,14 @@ def fill_related(
             training events, and the index of each customer's last event `(B,)`; see [`training_labels`].
     """
     memory = cast(CountedMemory, model.counted_memory)
-    for place, size in enumerate(model.config.label_sizes.values()):
-        if not memory.has_related(place):
+    for task_index, size in enumerate(model.config.label_sizes.values()):
+        if not memory.has_related(task_index):
             continue
         habits, sets, customers = torch.zeros(size, size), torch.zeros(size, size), 0
-        for labels, visits, ends in batches(place):
+        for labels, visits, ends in batches(task_index):
             histories = Histories(visits, visits.float(), torch.arange(len(labels)), ends)
-            rates, met = memory.rates(place, labels, visits, histories), memory.met(place, labels, histories).float()
+            rates = memory.rates(task_index, labels, visits, histories)
+            met = memory.met(task_index, labels, histories).float()
             habits.addmm_(rates.T, rates)
             sets.addmm_(met.T, met)
             customers += len(labels)
@@ -79,8 +80,8 @@ def fill_related(
                 break
         kind = torch.float64 if size < 5000 else torch.float32
         for gram, ridge, table in (
-            (habits, HABIT_RIDGE, memory.habit_tables[str(place)]),
-            (sets, NEW_RIDGE, memory.new_tables[str(place)]),
+            (habits, HABIT_RIDGE, memory.habit_tables[str(task_index)]),
+            (sets, NEW_RIDGE, memory.new_tables[str(task_index)]),
         ):
             strength = ridge * gram.diagonal()[FIRST_LABEL:].mean().clamp(min=1e-8)
             inverse = torch.linalg.inv(gram.to(kind) + strength * torch.eye(size, dtype=kind))
@@ -117,7 +118,7 @@ def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any, batch_siz
     """
     config = model.config
     decided: dict[str, list[str]] = {}
-    for place, task in enumerate(config.tasks):
+    for task_index, task in enumerate(config.tasks):
         size, decided[task] = config.label_sizes[task], []
         for column, name in enumerate(config.label_features):
             if name == task:
@@ -127,11 +128,9 @@ def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any, batch_siz
             columns = rows.select_columns([f"task_{task}", f"feature_{name}", "validation_end"]).with_format("arrow")
             for table in columns.iter(batch_size):
                 lengths = pc.list_value_length(table[f"task_{task}"]).to_numpy()
-                place_in_row = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-                trained = place_in_row < np.repeat(table["validation_end"].to_numpy(), lengths)
-                label, value = (
-                    pc.list_flatten(table[each]).to_numpy() for each in (f"task_{task}", f"feature_{name}")
-                )
+                index_in_row = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+                trained = index_in_row < np.repeat(table["validation_end"].to_numpy(), lengths)
+                label, value = (pc.list_flatten(table[key]).to_numpy() for key in (f"task_{task}", f"feature_{name}"))
                 is_pair = trained & (label >= FIRST_LABEL) & (value >= FIRST_LABEL)
                 keys = np.concatenate([pairs, label[is_pair].astype(np.int64) * values + value[is_pair]])
                 weights = np.concatenate([counts, np.ones(is_pair.sum(), np.int64)])
@@ -146,7 +145,7 @@ def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any, batch_siz
                 decided[task].append(name)
                 usual = torch.zeros(size, dtype=torch.int32)
                 usual[torch.as_tensor(pairs[first] // values)] = torch.as_tensor(pairs[first] % values).int()
-                model.label_values(place)[:, column] = usual
+                model.label_values(task_index)[:, column] = usual
     return decided
 
 
@@ -168,13 +167,13 @@ def training_labels(
     ends = np.asarray(rows["validation_end"])
     known = np.random.default_rng(seed).permutation(np.flatnonzero(ends > 0))
 
-    def batches(place: int) -> Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        columns = [f"task_{tasks[place]}", "visits"]
-        of_task = rows.select_columns(columns).with_format("numpy")
+    def batches(task_index: int) -> Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        columns = [f"task_{tasks[task_index]}", "visits"]
+        task_rows = rows.select_columns(columns).with_format("numpy")
         for start in range(0, len(known), batch_size):
-            chosen = known[start : start + batch_size]
-            histories = of_task[np.sort(chosen)]
-            last = ends[np.sort(chosen)] - 1
+            indices = known[start : start + batch_size]
+            histories = task_rows[np.sort(indices)]
+            last = ends[np.sort(indices)] - 1
             padded = [
                 nn.utils.rnn.pad_sequence(
                     [

@@ -67,10 +67,10 @@ def popularity(data: str, config: MCMConfig) -> dict[str, torch.Tensor]:
     table = pq.read_table(Path(data) / POPULARITY_FILE).to_pandas()
     counts = {}
     for task, size in config.label_sizes.items():
-        of_task = table[table["feature"] == task]
+        task_rows = table[table["feature"] == task]
         counts[task] = torch.zeros(size)
-        counts[task][torch.as_tensor(of_task["id"].to_numpy().copy())] = torch.as_tensor(
-            of_task["target_count"].to_numpy().copy(), dtype=torch.float32
+        counts[task][torch.as_tensor(task_rows["id"].to_numpy().copy())] = torch.as_tensor(
+            task_rows["target_count"].to_numpy().copy(), dtype=torch.float32
         )
     return counts
 
@@ -134,8 +134,8 @@ def fit_score_scales(model: MCMForMultiTaskRecommendation, collator: MCMCollator
     order = np.sort(np.random.default_rng(0).permutation(len(rows))[:CASES]).tolist()
     batches = (collator(rows.__getitems__(order[at : at + FIT_BATCH])) for at in range(0, len(order), FIT_BATCH))
     for task, scales in fit_scales(model, batches).items():
-        named = ", ".join(f"{name} {value:.3g}" for name, value in scales.items())
-        logger.warning(f"What the scores of {task} are made of, learned on validation cases: {named}.")
+        words = ", ".join(f"{name} {value:.3g}" for name, value in scales.items())
+        logger.warning(f"What the scores of {task} are made of, learned on validation cases: {words}.")
 
 
 def learn_state(
@@ -160,8 +160,8 @@ def learn_state(
     losses = train_state(model.model, extractor, PreparedRows(rows, several, ends[several]), cutoff, seed)
     words = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
     learned = model.config.forecast_days = model.model.config.forecast_days
-    named = ", ".join(f"{day:g}" for day in learned) or "no"
-    logger.warning(f"Customer state: losses {words}; forecasts for {named} days.")
+    days = ", ".join(f"{day:g}" for day in learned) or "no"
+    logger.warning(f"Customer state: losses {words}; forecasts for {days} days.")
     if missed := [f"{day:g}" for day in requested if day not in learned]:
         logger.warning(
             f"Forecasts for {', '.join(missed)} days have not been learned: the training period is too short. "

@@ -42,7 +42,7 @@ class _Examples:
         targets: index into `cells` of each example's target, of shape `(R,)`.
         rows: example of each count above 0.
         positions: which of the example's latest labels the count belongs to, from 0 for the last.
-        places: index into `cells` of the count's follower.
+        follower_cells: index into `cells` of the count's follower.
         counts: the counts.
         ages: age of each latest label in days, of shape `(R, A)`.
         popularity: for each cell the (negative) change of the label's log count without the customer's own events.
@@ -54,7 +54,7 @@ class _Examples:
     targets: torch.Tensor
     rows: torch.Tensor
     positions: torch.Tensor
-    places: torch.Tensor
+    follower_cells: torch.Tensor
     counts: torch.Tensor
     ages: torch.Tensor
     popularity: torch.Tensor
@@ -66,29 +66,29 @@ OWN_DECAY = 0.9  # weight of an event of a prefix relative to one that is one mo
 
 
 def _examples_of(
-    model: MCMForMultiTaskRecommendation, place: int, batch: Mapping[str, Any], counts: torch.Tensor, draw: Any
+    model: MCMForMultiTaskRecommendation, task_index: int, batch: Mapping[str, Any], counts: torch.Tensor, draw: Any
 ) -> _Examples | None:
     """Training examples of a batch for a task: a few random targets of each customer."""
     memory, ids = cast(CountedMemory, model.counted_memory), batch["input_ids"]
-    size, labels = len(counts), ids[..., model.task_features[place]]
-    targets = batch["labels"][..., place]
+    size, labels = len(counts), ids[..., model.task_features[task_index]]
+    targets = batch["labels"][..., task_index]
     customers, at = (targets >= FIRST_LABEL).nonzero(as_tuple=True)
     order = draw.permutation(len(customers))
     number = np.zeros(len(labels), int)
-    chosen = []
+    positions = []
     for position in order:
         if number[customers[position]] < ROWS_A_CUSTOMER:
             number[customers[position]] += 1
-            chosen.append(position)
-    if not chosen:
+            positions.append(position)
+    if not positions:
         return None
-    customers, at = customers[sorted(chosen)], at[sorted(chosen)]
+    customers, at = customers[sorted(positions)], at[sorted(positions)]
     target_ids = targets[customers, at]
     ends = batch["prefix_ends"][customers, batch["label_prefixes"][customers, at]]
     histories = Histories.of(batch["event_times"], batch["visit_ids"], customers, ends)
 
     rows = torch.arange(len(customers))
-    table = cast(FollowerTable, memory.follower_tables[str(place)])
+    table = cast(FollowerTable, memory.follower_tables[str(task_index)])
     followers: Followers = table.look_up(labels, histories, without_own=True)
     row, position, k = followers.counts.nonzero(as_tuple=True)
     follower_cells = row * size + followers.labels[row, position, k]
@@ -99,20 +99,20 @@ def _examples_of(
     target_cells = rows * size + target_ids
     cells = torch.cat([target_cells, own_cells, follower_cells]).unique()
     at_own = torch.searchsorted(cells, own_cells)
-    of_label = counts[own]
-    less = torch.log((of_label - times).clamp(min=0) + 1) - torch.log(of_label + 1)
-    seen = (torch.arange(own.shape[1]) <= ends[:, None]) & real
+    label_counts = counts[own]
+    less = torch.log((label_counts - times).clamp(min=0) + 1) - torch.log(label_counts + 1)
+    is_earlier = (torch.arange(own.shape[1]) <= ends[:, None]) & real
     moments = histories.moments
     ago = (moments[customers, ends][:, None] - moments[customers]).clamp(min=0).float()
     zeros = torch.zeros(len(cells))
-    met = zeros.scatter_reduce(0, at_own, seen[real].float(), "amax")
-    met_weight = zeros.index_add(0, at_own, (OWN_DECAY**ago * seen)[real])
+    met = zeros.scatter_reduce(0, at_own, is_earlier[real].float(), "amax")
+    met_weight = zeros.index_add(0, at_own, (OWN_DECAY**ago * is_earlier)[real])
     return _Examples(
         cells=cells,
         targets=torch.searchsorted(cells, target_cells),
         rows=row,
         positions=position,
-        places=torch.searchsorted(cells, follower_cells),
+        follower_cells=torch.searchsorted(cells, follower_cells),
         counts=followers.counts[row, position, k],
         ages=followers.ages,
         popularity=zeros.scatter(0, at_own, less[real]),
@@ -139,31 +139,33 @@ def fit_followers(
         `dict`: for each task with followers the mean loss of a target, `before` and `after` learning.
     """
     memory = cast(CountedMemory, model.counted_memory)
-    places = [place for place in range(len(model.config.tasks)) if memory.has_followers(place)]
+    indices = [index for index in range(len(model.config.tasks)) if memory.has_followers(index)]
     draw = np.random.default_rng(seed)
-    rows: dict[int, list[_Examples]] = {place: [] for place in places}
+    rows: dict[int, list[_Examples]] = {index: [] for index in indices}
     number = 0
     for batch in batches:
-        made = {place: _examples_of(model, place, batch, counts[model.config.tasks[place]], draw) for place in places}
-        for place, of_task in made.items():
-            if of_task is not None:
-                rows[place].append(of_task)
-        number += max(len(of_task.targets) if of_task is not None else 0 for of_task in made.values())
+        examples = {
+            index: _examples_of(model, index, batch, counts[model.config.tasks[index]], draw) for index in indices
+        }
+        for index, own in examples.items():
+            if own is not None:
+                rows[index].append(own)
+        number += max(len(own.targets) if own is not None else 0 for own in examples.values())
         if number >= FIT_ROWS:
             break
     result = {}
-    for place in places:
-        if rows[place]:
-            result[model.config.tasks[place]] = _fit_task(model, place, rows[place], counts[model.config.tasks[place]])
+    for index in indices:
+        if rows[index]:
+            result[model.config.tasks[index]] = _fit_task(model, index, rows[index], counts[model.config.tasks[index]])
     return result
 
 
 def _fit_task(
-    model: MCMForMultiTaskRecommendation, place: int, rows: Sequence[_Examples], counts: torch.Tensor
+    model: MCMForMultiTaskRecommendation, task_index: int, rows: Sequence[_Examples], counts: torch.Tensor
 ) -> dict[str, float]:
     memory = cast(CountedMemory, model.counted_memory)
-    size, log_counts, rarity = len(counts), torch.log(counts + 1), memory.label_rarity(place)
-    gains = {name: value.clone().requires_grad_() for name, value in memory.gains(place).items()}
+    size, log_counts, rarity = len(counts), torch.log(counts + 1), memory.label_rarity(task_index)
+    gains = {name: value.clone().requires_grad_() for name, value in memory.gains(task_index).items()}
     # Slope on popularity, never negative: counts lack the customer's own events, and a negative slope would use that.
     raw_slope = torch.tensor(0.0, requires_grad=True)
     # If the model has a repeat memory, a term for the customer's own labels stands in for it here. Otherwise the gains
@@ -180,7 +182,7 @@ def _fit_task(
             if own_gain is not None:
                 scores = scores + own_gain * torch.log1p(part.own)
             weighted = part.counts * memory.position_weights(gains, part.ages)[part.rows, part.positions]
-            n = torch.zeros(len(part.cells)).index_add(0, part.places, weighted)
+            n = torch.zeros(len(part.cells)).index_add(0, part.follower_cells, weighted)
             scores = scores + memory.added(gains, n, rarity[label]) + gains["met_gain"] * part.met
             # The partition function is that of popularity alone, corrected for the cells with features.
             change = torch.where(label >= FIRST_LABEL, (scores - everywhere).exp() - (prior - everywhere).exp(), 0.0)
@@ -205,7 +207,7 @@ def _fit_task(
     optimizer.step(closure)
     with torch.no_grad():
         for name, value in gains.items():
-            memory.get_buffer(name)[place] = value
+            memory.get_buffer(name)[task_index] = value
         return {"before": before, "after": loss().item()}
 
 
@@ -229,16 +231,19 @@ def validation_parts(
     most, cases = min(CASES, MOST_SCORES // (len(PARTS) * max(sizes.values()))), 0
     for batch in batches:
         inputs: dict[str, Any] = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
-        for place, (task, of_task) in enumerate(model.score_parts(**inputs).items()):
-            parts[task].append({name: part.cpu() for name, part in of_task.items()})
-            labels = batch["labels"][..., place].clamp(min=0)
+        for task_index, (task, task_parts) in enumerate(model.score_parts(**inputs).items()):
+            parts[task].append({name: part.cpu() for name, part in task_parts.items()})
+            labels = batch["labels"][..., task_index].clamp(min=0)
             followed[task].append(torch.zeros(len(labels), sizes[task]).scatter(1, labels, 1.0))
         cases += len(batch["labels"])
         if cases >= most:
             break
     return {
-        task: ({name: torch.cat([each[name] for each in of_task]) for name in of_task[0]}, torch.cat(followed[task]))
-        for task, of_task in parts.items()
+        task: (
+            {name: torch.cat([scores[name] for scores in task_parts]) for name in task_parts[0]},
+            torch.cat(followed[task]),
+        )
+        for task, task_parts in parts.items()
     }
 
 
@@ -275,17 +280,17 @@ def fit_scales_of(
         `dict[str, dict[str, float]]`: by task the learned numbers by name.
     """
     result = {}
-    for task, (of_task, followed) in parts.items():
-        place, targets = model.config.tasks.index(task), followed[:, FIRST_LABEL:]
+    for task, (task_parts, followed) in parts.items():
+        task_index, targets = model.config.tasks.index(task), followed[:, FIRST_LABEL:]
         known = targets.sum(1) > 0
         if not known.any():
             continue
-        cases = {name: part[known] for name, part in of_task.items()}
+        cases = {name: part[known] for name, part in task_parts.items()}
         if "met" in cases:
-            result[task] = _fit_related(model, place, cases, targets[known])
+            result[task] = _fit_related(model, task_index, cases, targets[known])
         else:
             cases = {name: part[:, FIRST_LABEL:] for name, part in cases.items()}
-            result[task] = _fit_parts(model, place, cases, targets[known])
+            result[task] = _fit_parts(model, task_index, cases, targets[known])
     return result
 
 
@@ -321,7 +326,7 @@ def _likeliest(
 
 
 def _fit_related(
-    model: MCMForMultiTaskRecommendation, place: int, cases: Mapping[str, torch.Tensor], followed: torch.Tensor
+    model: MCMForMultiTaskRecommendation, task_index: int, cases: Mapping[str, torch.Tensor], followed: torch.Tensor
 ) -> dict[str, float]:
     """Learns a scale for each part, and the gains of habits and new labels, by maximum likelihood.
 
@@ -337,14 +342,14 @@ def _fit_related(
 
     values = _likeliest(scores, torch.tensor([0.0, 1.0, 0.0] + [1.0] * len(names)), followed).tolist()
     for name, value in zip(gains, values, strict=False):
-        memory.get_buffer(name)[place] = value
+        memory.get_buffer(name)[task_index] = value
     for name, value in zip(names, values[len(gains) :], strict=True):
-        model.score_scales[place, PARTS.index(name)] = value
+        model.score_scales[task_index, PARTS.index(name)] = value
     return dict(zip((*names, *gains), values[len(gains) :] + values[: len(gains)], strict=True))
 
 
 def _fit_parts(
-    model: MCMForMultiTaskRecommendation, place: int, cases: Mapping[str, torch.Tensor], followed: torch.Tensor
+    model: MCMForMultiTaskRecommendation, task_index: int, cases: Mapping[str, torch.Tensor], followed: torch.Tensor
 ) -> dict[str, float]:
     """Learns a scale for each part: by maximum likelihood, then by a search that raises NDCG@10."""
     names = [name for name in PARTS if name in cases]
@@ -355,7 +360,7 @@ def _fit_parts(
     scales = _likeliest(scores, torch.ones(len(names)), followed)
     scales, best = max(
         ((start, _ndcg(scores(start), followed)) for start in (scales, torch.ones(len(names)))),
-        key=lambda each: each[1],
+        key=lambda pair: pair[1],
     )
     for step in STEPS:
         improved = True
@@ -369,5 +374,5 @@ def _fit_parts(
                     scales, best, improved = moved, ndcg, True
     scales = scales * _likeliest(lambda factor: factor * scores(scales), torch.ones(1), followed).clamp(min=0.1)
     for name, value in zip(names, scales.tolist(), strict=True):
-        model.score_scales[place, PARTS.index(name)] = value
+        model.score_scales[task_index, PARTS.index(name)] = value
     return dict(zip(names, scales.tolist(), strict=True))

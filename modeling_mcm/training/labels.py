@@ -62,8 +62,8 @@ def label_defaults(named: Collection[str]) -> dict[str, Any]:
     Returns:
         `dict[str, Any]`: Values of options that are not set; empty if `labels` is not among the names.
     """
-    chosen = [part for part in DEFAULTS if "labels" in named and not set(part) & set(named)]
-    return {name: value for part in chosen for name, value in part.items()}
+    defaults = [part for part in DEFAULTS if "labels" in named and not set(part) & set(named)]
+    return {name: value for part in defaults for name, value in part.items()}
 
 
 @dataclass
@@ -286,8 +286,8 @@ def train_to_labels(
     trainer.save_model()
     trainer.save_state()
     evaluation = trainer.evaluate() if evaluates else {}
-    named = {name.removeprefix("eval_"): value for name, value in evaluation.items()}
-    metrics = {name: value for name, value in named.items() if name in METRICS}
+    values = {name.removeprefix("eval_"): value for name, value in evaluation.items()}
+    metrics = {name: value for name, value in values.items() if name in METRICS}
     if trainer.is_world_process_zero():
         facts = {
             "label": labels.name,

@@ -129,7 +129,7 @@ class MomentSampler:
         _, opening = np.unique(visits, return_index=True)
         visit_times = np.sort(times[opening])
         ends = moments[:, None] + np.array([0.0, *self.days]) * SECONDS_PER_DAY  # (M, D + 1)
-        amounts = [np.diff(np.searchsorted(each, ends, "right"), axis=1) for each in (visit_times, times)]
+        amounts = [np.diff(np.searchsorted(series, ends, "right"), axis=1) for series in (visit_times, times)]
         for name in self.sums:
             values, at = history[f"value_{name}"], history["times"]
             total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
@@ -231,12 +231,12 @@ def train_state(
         batches = _batches(rows, BATCH, seed)
         customers = [next(batches) for _ in range(math.ceil(min(len(rows), STANDARD_CUSTOMERS) / BATCH))]
         sampler = MomentSampler(model, extractor, cutoff, seed)
-        drawn = _joined([sampler.draw(each, MOMENTS) for each in customers])
-        state.mean.copy_(drawn.counts.mean(0))
-        state.spread.copy_(drawn.counts.std(0))
+        sample = _joined([sampler.draw(batch, MOMENTS) for batch in customers])
+        state.mean.copy_(sample.counts.mean(0))
+        state.spread.copy_(sample.counts.std(0))
         config = model.config
-        seen = zip(sampler.days, drawn.is_observed.any(0).tolist(), strict=True)
-        config.forecast_days = [day for day, is_observed in seen if is_observed]
+        observed = zip(sampler.days, sample.is_observed.any(0).tolist(), strict=True)
+        config.forecast_days = [day for day, is_observed in observed if is_observed]
         model.forecasts = Forecasts(config) if config.forecast_days else None
         losses = _train(model, MomentSampler(model, extractor, cutoff, seed), batches, len(rows), progress)
         if model.forecasts is not None:
@@ -260,8 +260,8 @@ def _batches(rows: Any, size: int, seed: int) -> Iterator[list[dict[str, Any]]]:
         epoch += 1
 
 
-def _joined(drawn: Sequence[Moments]) -> Moments:
-    return Moments(*(torch.cat([getattr(each, name) for each in drawn]) for name in Moments.__dataclass_fields__))
+def _joined(parts: Sequence[Moments]) -> Moments:
+    return Moments(*(torch.cat([getattr(part, name) for part in parts]) for name in Moments.__dataclass_fields__))
 
 
 def _train(
@@ -308,19 +308,19 @@ def _train(
         history.append({name: value.item() for name, value in losses.items()})
     state.eval()
     last = history[-max(1, steps // 10) :]
-    return {name: float(np.mean([each[name] for each in last])) for name in history[0]}
+    return {name: float(np.mean([step_losses[name] for step_losses in last])) for name in history[0]}
 
 
 def _learn_forecasts(model: MCMModel, sampler: MomentSampler, rows: Any, seed: int) -> None:
     """Fits the forecasts on fixed states of moments late in the training period."""
     state, forecasts = cast(CustomerState, model.state), cast(Forecasts, model.forecasts)
-    batches, drawn = _batches(rows, BATCH, seed + 1), []
+    batches, samples = _batches(rows, BATCH, seed + 1), []
     for _ in range(math.ceil(min(len(rows), FORECAST_CUSTOMERS) / BATCH)):
         moments = sampler.draw(next(batches), FORECAST_MOMENTS, latest=True)
         with torch.no_grad():
             moments.counts = state(moments.counts)
-        drawn.append(moments)
-    joined = _joined(drawn)
+        samples.append(moments)
+    joined = _joined(samples)
     weights = joined.is_observed.float()[..., None]
     sizes = ((joined.amounts * weights).sum(0) / weights.sum(0).clamp(min=1)).clamp(min=1e-6)  # (D, Q)
     with torch.no_grad():

@@ -102,10 +102,10 @@ def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], feat
     config |= {"follower_tasks": followers, "related_tasks": related if reads_visits else []}
     if followers:
         reasons.append(
-            f"Events follow each other one by one: the followers of each label are counted, for {_named(followers)}."
+            f"Events follow each other one by one: the followers of each label are counted, for {_words(followers)}."
         )
     if config["related_tasks"]:
-        reasons.append(f"Habits and related labels are computed for {_named(config['related_tasks'])}.")
+        reasons.append(f"Habits and related labels are computed for {_words(config['related_tasks'])}.")
     if features and not repeats_are_frequent:
         config["label_features"] = list(features)
         reasons.append("A label's embedding includes the features that it determines, such as an item's category.")
@@ -135,6 +135,6 @@ def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], feat
     return Recipe(config, training, reasons)
 
 
-def _named(tasks: list[str]) -> str:
+def _words(tasks: list[str]) -> str:
     """Names of tasks as words: "a, b and c"."""
     return f"{', '.join(tasks[:-1])} and {tasks[-1]}" if len(tasks) > 1 else tasks[0]

@@ -81,15 +81,15 @@ def deciding_options(args: TrainingArguments) -> dict[str, Any]:
     Returns:
         `dict[str, Any]`: The options by name, with values as JSON stores them.
     """
-    chosen = {
+    facts = {
         name: value
         for name, value in args.to_dict().items()
         if name not in FREE and not name.startswith(FREE_BEGINNINGS)
     }
-    chosen["dataloader_drop_last"] = args.dataloader_drop_last
+    facts["dataloader_drop_last"] = args.dataloader_drop_last
     if not args.load_best_model_at_end:
-        chosen = {name: value for name, value in chosen.items() if name not in OF_THE_BEST}
-    return json.loads(json.dumps(chosen, default=lambda value: value.value if isinstance(value, Enum) else str(value)))
+        facts = {name: value for name, value in facts.items() if name not in OF_THE_BEST}
+    return json.loads(json.dumps(facts, default=lambda value: value.value if isinstance(value, Enum) else str(value)))
 
 
 def changed_options(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -279,9 +279,9 @@ def find_start(output_dir: str | Path, record: str, run: Mapping[str, Any], conf
                 f"{folder} holds a model that was trained otherwise ({_some(changes)}), and nothing was changed: give "
                 "another output_dir, or remove that folder."
             )
-        if facts.get("finished", True) and not (of_model := weight_faults(folder)):
+        if facts.get("finished", True) and not (faults_of_weights := weight_faults(folder)):
             return Start(checkpoint, [], True)
-        faults = (of_model if facts.get("finished", True) else []) + faults
+        faults = (faults_of_weights if facts.get("finished", True) else []) + faults
     elif has_model(folder) and checkpoint is None:
         reason = damaged[0] if path.exists() else f"it has no {record}"
         raise RunError(

@@ -207,7 +207,7 @@ def test_a_page_without_a_quickstart_says_so(monkeypatch, tmp_path):
 
 def test_embeddings_of_an_earlier_start_are_those_of_the_model(histories, prepared, page_files, tmp_path, extractor):
     live = histories.household(WHO).live
-    assert histories.embeddings[histories.place[WHO]] == pytest.approx(live.embedding(histories.cutoff), abs=1e-5)
+    assert histories.embeddings[histories.indices[WHO]] == pytest.approx(live.embedding(histories.cutoff), abs=1e-5)
     files = [str(page_files / f"{name}.parquet") for name in ("events", "profile")]
     again = Histories(histories.model, extractor, str(prepared), *files, cache=str(tmp_path))
     assert (again.embeddings == histories.embeddings).all()

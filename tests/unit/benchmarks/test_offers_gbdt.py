@@ -83,7 +83,7 @@ def test_a_planted_rule_is_found(table_of, offers):
     }
     model = LightGBMOffers(trials=3)
     model.search(tables["train"], truths["train"], tables["valid"], truths["valid"])
-    assert set(model.chosen) == {"responds", "offer"} and model.chosen["offer"]["validation"] > 0.8
+    assert set(model.settings) == {"responds", "offer"} and model.settings["offer"]["validation"] > 0.8
     model.fit(tables["train"], truths["train"])
     scores, groups = model.scores(tables["test"])
     found = offer_metrics(truths["test"], scores, groups, np.ones((1, 7), int))

@@ -166,7 +166,7 @@ def test_a_household_is_not_its_own_neighbour() -> None:
 def test_neighbours_are_sought_among_a_bounded_number_of_customers(customers: dict[str, list[Visit]]) -> None:
     rows = prepared_rows(customers)
     baseline = NearestHouseholds(pool=4).fit(rows, "brand", LABELS)
-    assert 0 < len(baseline._place) <= 4
+    assert 0 < len(baseline._row_of_customer) <= 4
     assert baseline.scores(rows, "test").shape == (len(customers), LABELS)
 
 
