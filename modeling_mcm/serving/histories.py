@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.data.collator import PreparedRows
-from modeling_mcm.data.dataset import PreparedManifest, load_prepared
+from modeling_mcm.data.dataset import PreparedData
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.files_mcm import atomic_write
 from modeling_mcm.live_mcm import LiveCustomer, checkpoint_digest
@@ -97,13 +97,14 @@ class Histories:
         if extractor.time is None:
             raise ValueError(f"The log {extractor.name} has no times, and the page draws them.")
         self.model, self.extractor = model, extractor
-        cutoff = PreparedManifest.load(data).schema.get("cutoffs", {})
+        prepared = PreparedData(data)
+        cutoff = prepared.manifest.schema.get("cutoffs", {})
         if not isinstance(cutoff, Mapping) or "test" not in cutoff:
             raise ValueError(f"{data} has no test period: prepare it with `cutoffs`, two dates.")
         self.cutoff = str(np.datetime64(str(cutoff["test"]), "s"))
         self._read_log(events)
         self.profiles = self._read_profiles(profile)
-        rows = PreparedRows(load_prepared(data))
+        rows = PreparedRows(prepared.rows)
         self.ids, self.embeddings = self._embeddings(rows, Path(cache or data) / CACHE_FILE)
         self.place = {customer_id: place for place, customer_id in enumerate(self.ids)}
         spread = self.embeddings - self.embeddings.mean(0)
