@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.dataset import PreparedData
-from modeling_mcm.events_mcm import SECONDS_PER_DAY
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns
 from modeling_mcm.files_mcm import atomic_write
 from modeling_mcm.live_mcm import LiveCustomer, checkpoint_digest
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -134,11 +134,9 @@ class Histories:
     def _read_profiles(self, path: str | None) -> dict[str, dict[str, Any]]:
         if path is None:
             return {}
-        columns = [name for name in pq.read_schema(path).names if name in self.extractor._known_profile]
-        if self.extractor.customer not in columns:
-            raise ValueError(
-                f"{path} has no column {self.extractor.customer!r}: give the profiles of this log (--profile)."
-            )
+        names = pq.read_schema(path).names
+        check_columns(names, [self.extractor.customer], f"{path} has", "Give the profiles of this log (--profile).")
+        columns = [name for name in names if name in self.extractor._known_profile]
         rows = pq.read_table(path, columns=columns).to_pylist()
         names = [str(row.pop(self.extractor.customer)) for row in rows]
         known = [{key: value for key, value in row.items() if value is not None} for row in rows]
