@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedData, check_vocabularies
-from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
+from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length, unit_counts
 from modeling_mcm.evaluation.cases import EvaluationCases, cases_at, unmet_only
 from modeling_mcm.evaluation.ranking import TargetRanks
 from modeling_mcm.evaluation.tables import write_values
@@ -144,9 +144,8 @@ def main() -> None:
     ranks = {key: TargetRanks(cases, key[0]) for key in fitted if key[0] in cases.targets}
     collator = MCMCollator(extractor, model.config, "evaluate", cutoff="test")
     units = unit_counts(rows, rows["test_end"], model.config, extractor.max_events)[cases.rows]
-    by_length, test = np.argsort(units, kind="stable"), PreparedRows(rows, cases.rows, units)
-    for start in tqdm(range(0, len(by_length), options.batch_size), desc="test", unit="batch"):
-        batch = by_length[start : start + options.batch_size]
+    test = PreparedRows(rows, cases.rows)
+    for batch in tqdm(batches_by_length(units, options.batch_size), desc="test", unit="batch"):
         inputs = collator(test.__getitems__(batch.tolist()))
         inputs.pop("labels")
         with torch.inference_mode():

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
-from modeling_mcm.data.collator import PreparedRows
+from modeling_mcm.data.collator import PreparedRows, batches_by_length
 from modeling_mcm.data.dataset import PreparedData
 from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns
 from modeling_mcm.files_mcm import atomic_write
@@ -156,9 +156,7 @@ class Histories:
         ordered: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(ids)
         moment = int(np.datetime64(self.cutoff, "s").astype(int))
         lengths = rows.rows.data.column("test_end").to_numpy()
-        order = np.argsort(lengths, kind="stable")
-        for start in range(0, len(order), BATCH):
-            places = order[start : start + BATCH]
+        for places in batches_by_length(lengths, BATCH):
             batch = [self._cut(row) for row in rows.__getitems__(places.tolist())]
             inputs = self.extractor.pad(batch, now=[moment] * len(batch))
             with torch.inference_mode():
