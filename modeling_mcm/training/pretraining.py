@@ -158,10 +158,8 @@ def read_rows(options: ModelOptions, data: PreparedData, config: MCMConfig, eval
         train_rows = PreparedRows(rows, several, units[several])
     if not evaluate:
         return train_rows, None
-    cases = cases_at(data, "validation", rows)
-    return train_rows, PreparedRows(
-        rows, cases.rows[np.argsort(units[cases.rows], kind="stable")]
-    )  # by length, for little padding
+    places = cases_at(data, "validation", rows).rows
+    return train_rows, PreparedRows(rows, places[np.argsort(units[places], kind="stable")])  # for little padding
 
 
 def baseline_results(options: ModelOptions, data: PreparedData, config: MCMConfig, names: Any):
