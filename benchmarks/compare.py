@@ -30,8 +30,8 @@ import torch
 
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.data import PreparedManifest, load_prepared
-from modeling_mcm.evaluation.cases import EvaluationCases, find_cases
+from modeling_mcm.data import PreparedData
+from modeling_mcm.evaluation.cases import EvaluationCases, cases_at
 from modeling_mcm.evaluation.histories import task_histories
 from modeling_mcm.evaluation.metrics import bootstrap_interval, customer_metrics, distinct_targets, tie_ranks
 from modeling_mcm.evaluation.reports import text_table, with_half_interval, write_report
@@ -213,8 +213,8 @@ def _text(values: dict[str, float], key: str, form: str) -> str:
 
 def compare(options: CompareOptions, scratch: Path) -> tuple[list[list[str]], list[list[str]]]:
     """Runs all methods and makes both tables, of speed and of accuracy."""
-    rows, manifest = load_prepared(options.data), PreparedManifest.load(options.data)
-    cases = find_cases(rows, "validation", manifest.event_schema.min_history)
+    data = PreparedData(options.data)
+    rows, cases = data.rows, cases_at(data, "validation")
     sequences = scratch / "sequences.parquet"
     write_sequences(rows, options.task, options.length, sequences)
     labels = 1 + max(int(np.max(row, initial=0)) for row in rows.with_format("numpy")[f"task_{options.task}"])

@@ -30,8 +30,8 @@ from tqdm import tqdm
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data.collator import PreparedRows
-from modeling_mcm.data.dataset import PreparedManifest, load_prepared
-from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.data.dataset import PreparedData
+from modeling_mcm.evaluation.cases import cases_at
 from modeling_mcm.evaluation.metrics import bootstrap_interval
 from modeling_mcm.evaluation.reports import markdown_table, with_half_interval
 from modeling_mcm.explanations_mcm import MOST_VISITS, Explanation, _History, _kept, explain
@@ -74,11 +74,11 @@ class Options:
 
 def histories(options: Options, cutoff: str) -> list[dict[str, Any]]:
     """Reads the prepared rows of some customers, up to the cutoff."""
-    manifest, rows = PreparedManifest.load(options.data), load_prepared(options.data)
-    cases = find_cases(rows, cutoff, manifest.event_schema.min_history)
+    data = PreparedData(options.data)
+    cases = cases_at(data, cutoff)
     indices = np.linspace(0, len(cases) - 1, min(options.customers, len(cases))).round().astype(int)
     prefixes = []
-    for row, end in zip(PreparedRows(rows, cases.rows[indices]), cases.history_end[indices], strict=False):
+    for row, end in zip(PreparedRows(data.rows, cases.rows[indices]), cases.history_end[indices], strict=False):
         prefixes.append({k: v[:end] if isinstance(v, np.ndarray) and v.ndim else v for k, v in row.items()})
     return prefixes
 

@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 from modeling_mcm import MCMFeatureExtractor, MCMForCustomerPrediction
 from modeling_mcm.commands.arguments import parse_options
-from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
+from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.offer_collator import events_before
 from modeling_mcm.evaluation.labels import mean_auc
@@ -95,15 +95,14 @@ class Customers:
 
 def read_customers(options: FewLabelsOptions, model: MCMForCustomerPrediction) -> Customers:
     """Reads the customers of a prepared data set as they were at its validation cutoff."""
-    data = str(options.data)
-    schema = PreparedManifest.load(data).event_schema
+    data = PreparedData(str(options.data))
+    rows, schema = data.rows, data.schema
     extractor = MCMFeatureExtractor.from_pretrained(str(options.model))
-    check_vocabularies(data, extractor)
+    check_vocabularies(data.folder, extractor)
     profile = [feature["name"] for feature in extractor.features if feature.get("profile")]
     if options.profile not in profile:
         raise SystemExit(f"No feature {options.profile!r} in the profile; it has {', '.join(profile) or 'none'}.")
     cutoff = int(np.datetime64(schema.cutoff("validation"), "s").astype(np.int64))
-    rows = load_prepared(data)
     customers = PreparedRows(rows, np.flatnonzero(np.asarray(rows["validation_end"]) >= options.min_events))
     tasks = [f"task_{task}" for task in extractor.tasks if task != extractor.token_type_feature]
     state_counts, counts, ids, churn = [], [], [], []

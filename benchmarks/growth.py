@@ -94,11 +94,10 @@ def everyone(options: GrowthOptions, customers: int) -> dict[str, float]:
     """Measures seconds of preparing a log and of scoring its customers, and gigabytes of scoring."""
     import pyarrow.parquet as pq
 
-    from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
+    from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation
     from modeling_mcm.commands import predict
     from modeling_mcm.commands.arguments import EngineOptions
-    from modeling_mcm.data import EventSchema
-    from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
+    from modeling_mcm.data import EventSchema, PreparedData
     from modeling_mcm.preparation import prepare
     from synthetic import make_click_log
 
@@ -109,7 +108,7 @@ def everyone(options: GrowthOptions, customers: int) -> dict[str, float]:
         schema = EventSchema.from_yaml(ROOT / "configuration" / "schemas" / "clickstream.yaml")
         prepare(folder / "log.parquet", schema, folder / "data")
         prepared = time.perf_counter() - start
-        extractor = MCMFeatureExtractor.from_pretrained(str(folder / "data" / FEATURE_EXTRACTOR_FOLDER))
+        extractor = PreparedData(folder / "data").extractor
         shape = json.loads((ROOT / options.config / "config.json").read_text(encoding="utf-8"))
         del shape["model_type"]
         fields: dict[str, Any] = {"features": extractor.feature_names, "tasks": extractor.tasks}

@@ -26,9 +26,9 @@ from tqdm.auto import tqdm
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.commands.arguments import parse_options
-from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
-from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
-from modeling_mcm.evaluation.cases import EvaluationCases, Horizon, find_cases, unmet_only
+from modeling_mcm.data import PreparedData, check_vocabularies
+from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length, unit_counts
+from modeling_mcm.evaluation.cases import EvaluationCases, cases_at, unmet_only
 from modeling_mcm.evaluation.ranking import TargetRanks
 from modeling_mcm.evaluation.tables import write_values
 from modeling_mcm.modeling_mcm import PARTS
@@ -88,12 +88,10 @@ def choices(parts: Parts) -> dict[str, set[str]]:
     return result
 
 
-def cases_of(options: Options, manifest: PreparedManifest, rows: Any, token_type: str) -> EvaluationCases:
+def cases_of(options: Options, data: PreparedData) -> EvaluationCases:
     """Finds the test cases of the targets that the options name."""
-    schema = manifest.event_schema
-    horizon = Horizon.of(options.horizon_days, schema.cutoff("test")) if options.horizon_days else None
-    cases = find_cases(rows, "test", schema.min_history, token_type, horizon=horizon)
-    return unmet_only(rows, cases, options.tasks) if options.filter_seen or options.only_new else cases
+    cases = cases_at(data, "test", horizon_days=options.horizon_days)
+    return unmet_only(data.rows, cases, options.tasks) if options.filter_seen or options.only_new else cases
 
 
 class Scales:
@@ -117,11 +115,11 @@ def main() -> None:
     check_files(options.model)
     model = read_checkpoint(MCMForMultiTaskRecommendation, options.model).eval()
     extractor = MCMFeatureExtractor.from_pretrained(options.model)
-    check_vocabularies(options.data, extractor)
+    data = PreparedData(options.data)
+    check_vocabularies(data.folder, extractor)
     options.tasks = options.tasks or model.config.tasks
-    rows, manifest = load_prepared(options.data), PreparedManifest.load(options.data)
 
-    known = find_cases(rows, "validation", manifest.event_schema.min_history, extractor.token_type_feature)
+    rows, known = data.rows, cases_at(data, "validation")
     units = unit_counts(rows, rows["validation_end"], model.config, extractor.max_events)[known.rows]
     indices = known.rows[np.argsort(units, kind="stable")]  # the same cases as in training/run_pretrain.py
     indices = indices[np.sort(np.random.default_rng(0).permutation(len(indices))[:CASES])]
@@ -142,13 +140,12 @@ def main() -> None:
         whole.put_back()
         fitted[task, "MCM"] = (Scales(model), set())
 
-    cases = cases_of(options, manifest, rows, extractor.token_type_feature)
+    cases = cases_of(options, data)
     ranks = {key: TargetRanks(cases, key[0]) for key in fitted if key[0] in cases.targets}
     collator = MCMCollator(extractor, model.config, "evaluate", cutoff="test")
     units = unit_counts(rows, rows["test_end"], model.config, extractor.max_events)[cases.rows]
-    by_length, test = np.argsort(units, kind="stable"), PreparedRows(rows, cases.rows, units)
-    for start in tqdm(range(0, len(by_length), options.batch_size), desc="test", unit="batch"):
-        batch = by_length[start : start + options.batch_size]
+    test = PreparedRows(rows, cases.rows)
+    for batch in tqdm(batches_by_length(units, options.batch_size), desc="test", unit="batch"):
         inputs = collator(test.__getitems__(batch.tolist()))
         inputs.pop("labels")
         with torch.inference_mode():

@@ -28,8 +28,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from modeling_mcm.commands.arguments import parse_options
-from modeling_mcm.data import PreparedManifest, load_prepared
-from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.data import PreparedData
+from modeling_mcm.evaluation.cases import cases_at
 from modeling_mcm.evaluation.reports import markdown_table, replace_part
 from modeling_mcm.evaluation.tables import history_groups
 from recipe_tables import (
@@ -233,8 +233,7 @@ def answers_of(log: Log, options: Options, folder: Path) -> list[Answers]:
     truth = folder / log.name / "truth.parquet"
     if log.name == SHOP and not truth.is_file() and not options.only_made:
         run("benchmarks/shop_truth.py", "--customers", SHOP_CUSTOMERS, "--data", data, "--values_file", truth)
-    schema = PreparedManifest.load(str(data)).event_schema
-    groups = history_groups(find_cases(load_prepared(str(data)), "test", schema.min_history))
+    groups = history_groups(cases_at(PreparedData(data), "test"))
     answers = []
     for index, question in enumerate(log.questions):
         rivals: Values = {}

@@ -27,9 +27,9 @@ from typing import Any
 from ablation_report import FinishedRun, draw_bars, draw_curves, summarize, write_page
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.commands.arguments import parse_options
-from modeling_mcm.data import PreparedManifest, load_prepared
-from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, MANIFEST_FILE, sha256_of
-from modeling_mcm.evaluation.cases import EvaluationCases, find_cases
+from modeling_mcm.data import PreparedData
+from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
+from modeling_mcm.evaluation.cases import EvaluationCases, cases_at
 from modeling_mcm.evaluation.counting import BASELINES, NEEDS, counting_baselines, not_installed
 from modeling_mcm.evaluation.model import model_values
 from modeling_mcm.evaluation.tables import write_values
@@ -226,14 +226,12 @@ def main() -> None:
 
 def compare(options: AblationOptions) -> Path:
     """Trains and evaluates what is missing; gives the page that it has written."""
-    folder = Path(str(options.data))
-    schema = PreparedManifest.load(folder).event_schema
-    extractor = MCMFeatureExtractor.from_pretrained(str(folder / FEATURE_EXTRACTOR_FOLDER))
+    prepared = PreparedData(str(options.data))
+    rows, extractor = prepared.rows, prepared.extractor
     if wrong := [task for task in options.tasks if task not in extractor.tasks]:
         raise SystemExit(f"No tasks {wrong}; the data set has {', '.join(extractor.tasks)}.")
-    data = sha256_of(folder / MANIFEST_FILE)
-    rows = load_prepared(folder)
-    cases = find_cases(rows, options.cutoff, schema.min_history, extractor.token_type_feature)
+    data = sha256_of(prepared.folder / MANIFEST_FILE)
+    cases = cases_at(prepared, options.cutoff)
 
     counting = Path(options.output_dir, "baselines")
     evaluate_counting(counting, data, options.tasks, extractor, rows, cases)
@@ -244,7 +242,7 @@ def compare(options: AblationOptions) -> Path:
 
     results = summarize(runs, counting, options.cutoff, options.tasks, ours=OURS, reference=BERT4REC)
     results["command"] = shlex.join(["python", "benchmarks/run_ablation.py", *sys.argv[1:]])
-    results |= {"data": schema.name, "patience": options.patience, "max_seconds": options.max_seconds}
+    results |= {"data": prepared.schema.name, "patience": options.patience, "max_seconds": options.max_seconds}
     write_json(Path(options.output_dir, "results.json"), results)
     page = Path(options.report)
     pictures = page.parent / "pictures"

@@ -35,8 +35,8 @@ from safetensors.numpy import load_file, save_file
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation
 from modeling_mcm.commands.arguments import parse_options
-from modeling_mcm.data import PreparedManifest, load_prepared
-from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER, MANIFEST_FILE, sha256_of
+from modeling_mcm.data import PreparedData
+from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
 from modeling_mcm.data.offers import OFFERS_FILE, TEST, TRAIN, VALIDATION, Offers, load_offers
 from modeling_mcm.evaluation.offers import (
@@ -100,14 +100,13 @@ class Comparison:
 
     def __init__(self, options: OfferComparison):
         self.options, self.folder = options, Path(options.output_dir)
-        self.data, self.rows = str(options.data), load_prepared(str(options.data))
-        schema = PreparedManifest.load(self.data).event_schema
-        self.name = schema.name
+        self.data = PreparedData(str(options.data))
+        schema = self.data.schema
         self.offers: Offers = load_offers(str(options.offers), [OUTCOME], schema.time_zone)
         self.test, self.learned = self.offers.groups([TEST]), self.offers.groups([TRAIN, VALIDATION])
         self.offers.check_times(int(np.datetime64(schema.cutoff("validation"), "s").astype(np.int64)), [], self.test)
         self.identity = {
-            "data": sha256_of(Path(self.data) / MANIFEST_FILE),
+            "data": sha256_of(self.data.folder / MANIFEST_FILE),
             "offers": sha256_of(Path(str(options.offers)) / OFFERS_FILE),
             "recipes": [
                 (ROOT / recipe).read_text(encoding="utf-8") for recipe in (options.pretraining, options.finetuning)
@@ -145,7 +144,7 @@ class Comparison:
     def pretrained(self, seed: int) -> Path:
         """Folder of the pre-trained model."""
         folder = self.folder / f"pretrained-seed{seed}"
-        self.script("run_pretrain", folder, self.options.pretraining, "--data", self.data, "--seed", seed)
+        self.script("run_pretrain", folder, self.options.pretraining, "--data", self.data.folder, "--seed", seed)
         return folder
 
     def folder_of(self, name: str, seed: int, share: float = 1.0) -> Path:
@@ -155,7 +154,7 @@ class Comparison:
     def finetuned(self, name: str, seed: int, share: float = 1.0) -> dict[str, NDArray]:
         """Scores of a fine-tuned variant."""
         folder = self.folder_of(name, seed, share)
-        flags = ["--model", self.pretrained(seed), "--data", self.data, "--offers", self.options.offers]
+        flags = ["--model", self.pretrained(seed), "--data", self.data.folder, "--offers", self.options.offers]
         flags += ["--seed", seed, "--label_share", share, "--outcomes", OUTCOME, *VARIANTS[name]]
         self.script("run_finetune", folder, self.options.finetuning, *flags)
         return self.stored(folder, {"words": list(map(str, flags))}, lambda: self.scored(folder)[1])
@@ -170,7 +169,7 @@ class Comparison:
         model = MCMForActionRecommendation.from_pretrained(folder, action_outcomes=[OUTCOME])
         extractor = MCMFeatureExtractor.from_pretrained(str(folder))
         collator = OfferCollator(extractor, model.config, self.offers, self.test)
-        logits, own = score_offers(model, collator, OfferGroups(self.rows, self.offers, self.test))
+        logits, own = score_offers(model, collator, OfferGroups(self.data.rows, self.offers, self.test))
         offsets = self.truth(self.test).offsets
         return tuple(  # type: ignore[return-value]
             {"offers": scores, "groups": expected_takes(offsets, scores)} for scores in (own, logits[:, 0])
@@ -182,7 +181,7 @@ class Comparison:
 
     def table(self, groups: NDArray[np.int64]) -> OfferTable:
         """LightGBM's features of some groups."""
-        extractor = MCMFeatureExtractor.from_pretrained(str(Path(self.data) / FEATURE_EXTRACTOR_FOLDER))
+        extractor = self.data.extractor
         config = MCMConfig(
             features=extractor.feature_names,
             vocabulary_sizes=extractor.vocabulary_sizes,
@@ -190,7 +189,7 @@ class Comparison:
             action_outcomes=[OUTCOME],
         )
         collator = OfferCollator(extractor, config, self.offers, groups, WHOLE_HISTORY)
-        return offer_features(extractor, collator, OfferGroups(self.rows, self.offers, groups))
+        return offer_features(extractor, collator, OfferGroups(self.data.rows, self.offers, groups))
 
     def lightgbm(self) -> tuple[dict[tuple[float, int], dict[str, NDArray]], dict[str, Any]]:
         """Scores by share of the labels and seed, and what the search chose, with the names of the features."""
@@ -299,7 +298,7 @@ def compare(options: OfferComparison) -> dict[str, Any]:
         took[name] = {key: float(np.mean([fact[key] for fact in facts])) for key in FACTS}
     return {
         "command": shlex.join(["python", "benchmarks/run_offers.py", *sys.argv[1:]]),
-        "data": comparison.name,
+        "data": comparison.data.schema.name,
         "seeds": seeds,
         "groups": len(comparison.test),
         "customers": customers,

@@ -32,7 +32,7 @@ from transformers.utils import logging
 from modeling_mcm import MCMFeatureExtractor, MCMModel
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
-from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
+from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.offer_collator import events_before
 from modeling_mcm.evaluation.offers import resample_customers, weighted_ranking
@@ -126,7 +126,8 @@ def read_customers(
         models (list): Models with their feature extractors, from [`read_models`].
         cutoff_name (`str`): `validation` or `test`.
     """
-    schema = PreparedManifest.load(str(options.data)).event_schema
+    data = PreparedData(str(options.data))
+    schema = data.schema
     extractor = models[0][1]
     profile = [feature["name"] for feature in extractor.features if feature.get("profile")]
     if wrong := [name for name in options.profile if name not in profile]:
@@ -137,7 +138,7 @@ def read_customers(
             f"{', '.join(extractor.numeric_features) or 'none'}."
         )
     cutoff = int(np.datetime64(schema.cutoff(cutoff_name), "s").astype(np.int64))
-    rows = load_prepared(str(options.data))
+    rows = data.rows
     indices = np.flatnonzero(np.asarray(rows[f"{cutoff_name}_end"]) >= options.min_events)
     customers = PreparedRows(rows, indices)
     token = extractor.token_type_feature

@@ -17,12 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from modeling_mcm import MCMFeatureExtractor
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.data import PreparedManifest, load_prepared
-from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
-from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.data import PreparedData
+from modeling_mcm.evaluation.cases import cases_at
 from modeling_mcm.evaluation.ranking import TargetRanks
 from modeling_mcm.evaluation.tables import write_values
 from synthetic import make_click_log
@@ -47,20 +45,19 @@ def main() -> None:
     """Draws sessions, ranks the test cases, and writes the metrics."""
     (options,) = parse_options(Options, description=__doc__)
     log = make_click_log(customers=options.customers)
-    rows, schema = load_prepared(options.data), PreparedManifest.load(options.data).event_schema
-    extractor = MCMFeatureExtractor.from_pretrained(str(Path(options.data) / FEATURE_EXTRACTOR_FOLDER))
-    cases = find_cases(rows, "test", schema.min_history, extractor.token_type_feature)
+    data = PreparedData(options.data)
+    cases, vocabularies = cases_at(data, "test"), data.extractor.vocabularies
     names = {"item": log.settings.items, "category": log.settings.categories}
     labels = {}
     for task, number in names.items():
-        ids = {value: index for index, value in enumerate(extractor.vocabularies[task], FIRST_LABEL)}
+        ids = {value: index for index, value in enumerate(vocabularies[task], FIRST_LABEL)}
         labels[task] = np.array([ids.get(f"{task}-{label}", UNKNOWN) for label in range(number)])
-    moment = int(np.datetime64(schema.cutoff("test"), "s").astype(np.int64))
+    moment = int(np.datetime64(data.schema.cutoff("test"), "s").astype(np.int64))
     customers = np.array(cases.customer_ids).astype(int)
     gains_by_task = session_gains(log, customers, moment, labels["item"], options.sessions)
     metrics = {}
     for (task, task_labels), gains in zip(labels.items(), gains_by_task, strict=True):
-        scores = np.full((len(cases), len(extractor.vocabularies[task]) + FIRST_LABEL), -np.inf)
+        scores = np.full((len(cases), len(vocabularies[task]) + FIRST_LABEL), -np.inf)
         known = task_labels != UNKNOWN
         scores[:, task_labels[known]] = gains[:, known]
         ranks = TargetRanks(cases, task)

@@ -84,19 +84,18 @@ def read_epoch(options: StreamingOptions) -> dict[str, Any]:
     """Reads an epoch, and records its customers and the megabytes beyond those before the first batch."""
     from torch.utils.data import BatchSampler
 
-    from modeling_mcm import MCMFeatureExtractor
+    from modeling_mcm.data import PreparedData
     from modeling_mcm.data.collator import LengthGroupedSampler, MCMCollator
-    from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
     from modeling_mcm.data.streaming import StreamedOrder
     from modeling_mcm.training.options import ModelOptions
     from modeling_mcm.training.pretraining import read_config, read_rows
 
-    extractor = MCMFeatureExtractor.from_pretrained(str(Path(options.data) / FEATURE_EXTRACTOR_FOLDER))
+    data = PreparedData(options.data)
     streaming = options.way == WAYS[0]
     model_options = ModelOptions(data=options.data, config=str(ROOT / options.config), streaming=streaming)
-    config = read_config(model_options, extractor)
-    collator = MCMCollator(extractor, config)
-    rows, _ = read_rows(model_options, config, extractor.max_events, False, 0)
+    config = read_config(model_options, data.extractor)
+    collator = MCMCollator(data.extractor, config)
+    rows, _ = read_rows(model_options, data, config, False)
     if streaming:
         rows.held_shards = options.window + 2
         order: Any = StreamedOrder(rows, options.batch_size, 1, 1, options.window, 0, collator.epoch)

@@ -14,7 +14,7 @@ import sys
 from transformers import Trainer, TrainingArguments
 
 from modeling_mcm import MCMFeatureExtractor, MCMForActionRecommendation
-from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared
+from modeling_mcm.data import PreparedData
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
 from modeling_mcm.data.offers import TEST, TRAIN, VALIDATION, load_offers
 from modeling_mcm.evaluation.offers import OfferMetrics
@@ -22,15 +22,14 @@ from modeling_mcm.evaluation.offers import OfferMetrics
 
 def main(checkpoint, data, offers_folder, folder, steps=-1):
     """Trains the head of a checkpoint, its encoder frozen, and returns the metrics of the test offers."""
-    schema: EventSchema = PreparedManifest.load(data).event_schema
+    prepared = PreparedData(data)
     extractor = MCMFeatureExtractor.from_pretrained(checkpoint)
-    offers = load_offers(offers_folder, time_zone=schema.time_zone)
+    offers = load_offers(offers_folder, time_zone=prepared.schema.time_zone)
 
     new_head = {"action_outcomes": list(offers.outcomes), "action_history_feature": extractor.token_type_feature}
     model = MCMForActionRecommendation.from_pretrained(checkpoint, **new_head)
     model.freeze_encoder()
 
-    rows = load_prepared(data)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
@@ -44,8 +43,8 @@ def main(checkpoint, data, offers_folder, folder, steps=-1):
             report_to="none",
         ),
         data_collator=OfferCollator(extractor, model.config, offers),
-        train_dataset=OfferGroups(rows, offers, offers.groups([TRAIN, VALIDATION])),
-        eval_dataset=OfferGroups(rows, offers, offers.groups([TEST])),
+        train_dataset=OfferGroups(prepared.rows, offers, offers.groups([TRAIN, VALIDATION])),
+        eval_dataset=OfferGroups(prepared.rows, offers, offers.groups([TEST])),
         processing_class=extractor,
         compute_metrics=OfferMetrics(model.config.action_outcomes),
         preprocess_logits_for_metrics=lambda outputs, labels: outputs[0] if isinstance(outputs, tuple) else outputs,

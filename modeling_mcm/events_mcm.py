@@ -23,7 +23,7 @@ import difflib
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from decimal import Decimal
@@ -81,6 +81,27 @@ def check_keys(values: Mapping[Any, Any], known: Sequence[str], where: str) -> N
         close = difflib.get_close_matches(str(unknown[0]), known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"{where}: unknown {', '.join(map(repr, unknown))}; {hint}Known are: {', '.join(known)}.")
+
+
+def check_columns(columns: Sequence[Any], wanted: Iterable[str], where: str, fix: str = "") -> None:
+    """Checks that a table has columns.
+
+    Args:
+        columns (`Sequence`): the columns that the table has.
+        wanted (`Iterable[str]`): names of the columns that it must have.
+        where (`str`): the table with its verb, for the message, such as "The labels have".
+        fix (`str`): what to do, for the end of the message.
+
+    Raises:
+        ValueError: if a column is absent; the message names it, all columns of the table and the most similar one.
+    """
+    if absent := [name for name in dict.fromkeys(wanted) if name not in columns]:
+        names = [str(column) for column in columns]
+        nor = f", nor {', '.join(map(repr, absent[1:]))}" if absent[1:] else ""
+        they = f"{'they' if where.endswith(' have') else 'it'} {where.rpartition(' ')[2]} {', '.join(names)}"
+        close = difflib.get_close_matches(absent[0], names, n=1)
+        hint = f": is {close[0]!r} meant?" if close else "."
+        raise ValueError(f"{where} no column {absent[0]!r}{nor}; {they}{hint} {fix}".rstrip())
 
 
 def is_missing(value: Any) -> bool:

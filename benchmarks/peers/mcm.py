@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
-from modeling_mcm.data import load_prepared
+from modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import PreparedRows, unit_counts
-from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
 from modeling_mcm.scoring import Scorer, ScoringJob
 
 from protocol import Task, run
@@ -69,7 +68,7 @@ def method(task: Task) -> dict[str, float]:
 
 def fewest_seconds(task: Task, model: MCMForMultiTaskRecommendation) -> dict[str, float]:
     """The floor of training and of inference, a customer."""
-    rows, config = load_prepared(task.more["data"]), model.config
+    rows, config = PreparedData(task.more["data"]).rows, model.config
     ends = np.asarray(rows["validation_end"])
     shape = Shape(
         label_sizes=list(config.label_sizes.values()),
@@ -91,7 +90,8 @@ def before_validation(row: dict[str, Any]) -> dict[str, Any]:
 
 def predict(task: Task, model: MCMForMultiTaskRecommendation) -> dict[str, float]:
     """Customers a second, from prepared rows to the best labels of every task."""
-    extractor = MCMFeatureExtractor.from_pretrained(Path(task.more["data"]) / FEATURE_EXTRACTOR_FOLDER)
+    data = PreparedData(task.more["data"])
+    extractor = data.extractor
     extractor.max_events = task.length + 1
     job = ScoringJob(
         model="",
@@ -104,7 +104,7 @@ def predict(task: Task, model: MCMForMultiTaskRecommendation) -> dict[str, float
         rows_per_file=1,
     )
     scorer = Scorer(model, extractor, job)
-    rows, customers = PreparedRows(load_prepared(task.more["data"])), set(task.read()[0])
+    rows, customers = PreparedRows(data.rows), set(task.read()[0])
     start = time.perf_counter()
     scores = scorer.score([before_validation(row) for row in rows.__getitems__(range(len(rows)))])
     inference = len(rows) / (time.perf_counter() - start)

@@ -31,13 +31,13 @@ import torch
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.commands.arguments import exits, parse_options
 from modeling_mcm.configuration_mcm import MCMConfig
-from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
+from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
 from modeling_mcm.data.offers import SPLITS, TEST, load_offers
 from modeling_mcm.evaluation.baseline_cache import FOLDER, BaselineCache
-from modeling_mcm.evaluation.cases import EvaluationCases, Horizon, find_cases, unmet_only
+from modeling_mcm.evaluation.cases import EvaluationCases, cases_at, unmet_only
 from modeling_mcm.evaluation.comparison import baseline_warnings, title_of, values_of
 from modeling_mcm.evaluation.counting import (
     BASELINES,
@@ -233,22 +233,22 @@ def evaluate_offers(options: EvaluationOptions) -> tuple[list[list[str]], str, d
         `tuple`: The table as lists of cells with its heading, its caption, and the metrics with their intervals by
         outcome and method.
     """
-    schema = PreparedManifest.load(str(options.data)).event_schema
+    data = PreparedData(str(options.data))
     config = MCMConfig.from_pretrained(str(options.model))
     tuned = "MCMForActionRecommendation" in (config.architectures or [])
-    offers = load_offers(str(options.offers), config.action_outcomes if tuned else None, schema.time_zone)
+    offers = load_offers(str(options.offers), config.action_outcomes if tuned else None, data.schema.time_zone)
     outcomes = list(offers.outcomes)
     new = () if tuned else ("action_head.",)
     model = read_checkpoint(MCMForActionRecommendation, str(options.model), new, action_outcomes=outcomes)
     device: Any = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
     extractor = MCMFeatureExtractor.from_pretrained(str(options.model))
-    check_vocabularies(str(options.data), extractor)
+    check_vocabularies(data.folder, extractor)
     groups = offers.groups([options.offers_split])
-    training_end = int(np.datetime64(schema.cutoff("validation"), "s").astype(np.int64))
+    training_end = int(np.datetime64(data.schema.cutoff("validation"), "s").astype(np.int64))
     offers.check_times(training_end, [], groups)
     collator = OfferCollator(extractor, model.config, offers, groups)
-    cases = OfferGroups(load_prepared(str(options.data)), offers, groups)
+    cases = OfferGroups(data.rows, offers, groups)
     logits, own = score_offers(model, collator, cases, options.batch_size)
     weights = resample_customers(offers.customer_ids[groups])
     customers = len(set(offers.customer_ids[groups]))
@@ -268,33 +268,28 @@ def evaluate_offers(options: EvaluationOptions) -> tuple[list[list[str]], str, d
         cells = [with_interval(value) for value in intervals.values()]
         table.append([method, *cells])
     caption = (
-        f"{len(groups):,} {options.offers_split} groups of offers of {schema.name}, {customers:,} customers. Who "
+        f"{len(groups):,} {options.offers_split} groups of offers of {data.schema.name}, {customers:,} customers. Who "
         "responds: average_precision, roc_auc; which offer, of those who take one: ndcg, recall. 95% intervals "
         "resample customers."
     )
     return table, caption, results
 
 
-def cases_of(options: EvaluationOptions, manifest: PreparedManifest, rows: Any, token_type: str) -> EvaluationCases:
+def cases_of(options: EvaluationOptions, data: PreparedData) -> EvaluationCases:
     """Finds the cases of the command's cutoff, targets and filters.
 
     Args:
         options (`EvaluationOptions`): The command's options. Tasks that are left without any target are removed
             from `options.tasks`.
-        manifest (`PreparedManifest`): The manifest of the prepared data set.
-        rows (`datasets.Dataset`): The rows of the prepared data set.
-        token_type (`str`): Name of the feature that says what kind of event an event is.
+        data (`PreparedData`): The prepared data set.
 
     Raises:
         SystemExit: If there is no case.
     """
-    schema = manifest.event_schema
-    min_history = options.min_history or schema.min_history
-    horizon = Horizon.of(options.horizon_days, schema.cutoff(options.cutoff)) if options.horizon_days else None
     try:
-        cases = find_cases(rows, options.cutoff, min_history, token_type, horizon=horizon)
+        cases = cases_at(data, options.cutoff, min_history=options.min_history, horizon_days=options.horizon_days)
         if options.filter_seen or options.only_new:
-            cases = unmet_only(rows, cases, options.tasks)
+            cases = unmet_only(data.rows, cases, options.tasks)
             options.tasks = list(cases.targets)
     except ValueError as error:
         raise SystemExit(str(error)) from error
@@ -326,22 +321,21 @@ def report_visits(options: EvaluationOptions) -> None:
     Raises:
         SystemExit: With a message, if a task, a metric or a baseline of the options is not available.
     """
-    manifest = PreparedManifest.load(str(options.data))
+    data = PreparedData(str(options.data))
     model = read_checkpoint(MCMForMultiTaskRecommendation, str(options.model)).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     extractor = MCMFeatureExtractor.from_pretrained(str(options.model))
-    check_vocabularies(str(options.data), extractor)
+    check_vocabularies(data.folder, extractor)
     if wrong := [task for task in options.tasks if task not in model.config.tasks]:
         raise SystemExit(f"No tasks {wrong}; the checkpoint has {', '.join(model.config.tasks)}.")
     options.tasks = options.tasks or list(model.config.tasks)
 
-    rows = load_prepared(str(options.data))
-    cases = cases_of(options, manifest, rows, extractor.token_type_feature)
+    rows, cases = data.rows, cases_of(options, data)
     label_sizes = {task: model.config.label_sizes[task] for task in options.tasks}
     names, left_out = default_baselines(cases, label_sizes)
     if options.baselines:
         names, left_out = [name for name in options.baselines if name != "none"], []
-    cache = BaselineCache(Path(str(options.data)) / FOLDER, sha256_of(Path(str(options.data)) / MANIFEST_FILE))
+    cache = BaselineCache(data.folder / FOLDER, sha256_of(data.folder / MANIFEST_FILE))
     try:
         results = counting_baselines(rows, cases, label_sizes, names, options.k, cache)
     except ImportError as error:  # the message names the extra that is missing
@@ -352,14 +346,14 @@ def report_visits(options: EvaluationOptions) -> None:
             model, extractor, rows, cases, options.tasks, options.k, options.batch_size, writer
         )
 
-    schema, target = manifest.event_schema, target_of(results)
+    name, target = data.schema.name, target_of(results)
     metrics = options.table or [f"ndcg@{max(options.k)}"]
     try:
         table = metric_table(results, options.tasks, metrics)
     except ValueError as error:
         raise SystemExit(str(error)) from error
     metric_names = ", ".join(metric.upper() for metric in metrics)
-    caption = f"{len(cases):,} {options.cutoff} cases of {schema.name}: {target.replace('_', '-')} {metric_names}"
+    caption = f"{len(cases):,} {options.cutoff} cases of {name}: {target.replace('_', '-')} {metric_names}"
     caption += ", mean over customers, ± half of its 95% bootstrap interval"
     caption += "." if options.horizon_days else f"; in brackets next-event {metric_names}."
     if cases.met is not None or options.horizon_days:
@@ -379,7 +373,7 @@ def report_visits(options: EvaluationOptions) -> None:
     if options.report_file:
         write_report(table, caption, Path(options.report_file))
     if options.output_file:
-        report = {"data": schema.name, "cutoff": options.cutoff, "cases": len(cases), "asked": options.protocol}
+        report = {"data": name, "cutoff": options.cutoff, "cases": len(cases), "asked": options.protocol}
         report |= {"horizon_days": options.horizon_days, "filter_seen": options.filter_seen}
         report |= {"only_new": options.only_new, "results": summary(results), "by_history": histories}
         Path(options.output_file).parent.mkdir(parents=True, exist_ok=True)

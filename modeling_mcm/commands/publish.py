@@ -142,12 +142,12 @@ def count_rare(options: PublishingOptions, extractor: MCMFeatureExtractor) -> tu
     Raises:
         ValueError: If the folder is no prepared data set, or has other vocabularies.
     """
-    from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
+    from modeling_mcm.data import PreparedData, check_vocabularies
 
-    PreparedManifest.load(str(options.data))  # raises an error that explains what is wrong with the folder
-    check_vocabularies(str(options.data), extractor)
+    data = PreparedData(str(options.data))
+    check_vocabularies(data.folder, extractor)
     least = options.min_customers or RARE_BELOW
-    rare = rare_values(customers_per_value(load_prepared(str(options.data)), extractor), extractor, least)
+    rare = rare_values(customers_per_value(data.rows, extractor), extractor, least)
     counted = {name: len(values) for name, values in rare.items()}
     return rare, Exposure(least, counted, hidden=options.min_customers is not None)
 
@@ -176,12 +176,11 @@ def write_dataset_card(options: PublishingOptions) -> None:
     Args:
         options (`PublishingOptions`): The command's options; `data` and `dataset_card` are set.
     """
-    from modeling_mcm.data import PreparedManifest
-    from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
+    from modeling_mcm.data import PreparedData
 
-    extractor = MCMFeatureExtractor.from_pretrained(str(Path(str(options.data), FEATURE_EXTRACTOR_FOLDER)))
-    _, exposure = count_rare(options, extractor)
-    card = dataset_card(PreparedManifest.load(str(options.data)), exposure)
+    data = PreparedData(str(options.data))
+    _, exposure = count_rare(options, data.extractor)
+    card = dataset_card(data.manifest, exposure)
     write_text(str(options.dataset_card), f"{card}\n")
     print(f"{options.dataset_card}: the card of {options.data}; the data set stays where it is")
 

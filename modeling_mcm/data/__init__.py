@@ -5,7 +5,7 @@
 This room needs the base install alone. What makes a data set out of an event log is in `modeling_mcm.preparation`.
 """
 
-from modeling_mcm.data.dataset import PreparedManifest, check_vocabularies, load_prepared
+from modeling_mcm.data.dataset import PreparedData, PreparedManifest, check_vocabularies, load_prepared
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema, schema_of
 from modeling_mcm.schema_mcm import FeatureSpec
 
@@ -13,6 +13,7 @@ __all__ = [
     "NO_CUTOFFS",
     "EventSchema",
     "FeatureSpec",
+    "PreparedData",
     "PreparedManifest",
     "check_vocabularies",
     "load_prepared",

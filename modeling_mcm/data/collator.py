@@ -120,6 +120,21 @@ def unit_counts(rows: datasets.Dataset, ends: ArrayLike, config: MCMConfig, max_
     return counts
 
 
+def batches_by_length(lengths: ArrayLike, size: int) -> list[NDArray[np.int64]]:
+    """Cuts rows into batches of similar length, shortest first, so that little of a batch is padding.
+
+    Args:
+        lengths (`ArrayLike` of shape `(N,)`): length of each row, in the unit that a batch is padded in. Rows of one
+            length stay in their order.
+        size (`int`): number of rows of a batch; the last one may have fewer.
+
+    Returns:
+        `list[NDArray[int64]]`: indices of the rows of each batch.
+    """
+    order = np.argsort(lengths, kind="stable")
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
 class LengthGroupedSampler(Sampler):
     """Gives the rows in random order, in groups of similar length, so that little of a batch is padding.
 
@@ -145,8 +160,7 @@ class LengthGroupedSampler(Sampler):
         order = generator.permutation(len(self.lengths))
         pool = POOLED_GROUPS * self.group_size
         pools = [order[start : start + pool] for start in range(0, len(order), pool)]
-        pools = [rows[np.argsort(self.lengths[rows], kind="stable")] for rows in pools]
-        groups = [rows[at : at + self.group_size] for rows in pools for at in range(0, len(rows), self.group_size)]
+        groups = [rows[at] for rows in pools for at in batches_by_length(self.lengths[rows], self.group_size)]
         whole = [rows for rows in groups if len(rows) == self.group_size]
         rest = [rows for rows in groups if len(rows) < self.group_size]  # comes last, for it may be a smaller batch
         yield from np.concatenate([*(whole[at] for at in generator.permutation(len(whole))), *rest, []]).astype(int)

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,39 @@ def load_prepared(
         raise
 
 
+class PreparedData:
+    """A prepared data set. Its manifest is read at once, everything else when it is first used.
+
+    Args:
+        folder (`str` or `Path`): folder that `prepare` wrote.
+
+    Attributes:
+        folder (`Path`): the same folder.
+        manifest ([`PreparedManifest`]): what the data set says of itself.
+
+    Raises:
+        FileNotFoundError, ValueError: as [`PreparedManifest.load`] raises them.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder, self.manifest = Path(folder), PreparedManifest.load(folder)
+
+    @cached_property
+    def schema(self) -> EventSchema:
+        """[`EventSchema`]: the event schema that it was prepared with."""
+        return self.manifest.event_schema
+
+    @cached_property
+    def extractor(self) -> MCMFeatureExtractor:
+        """[`MCMFeatureExtractor`]: the feature extractor with its vocabularies and bins."""
+        return MCMFeatureExtractor.from_pretrained(self.folder / FEATURE_EXTRACTOR_FOLDER)
+
+    @cached_property
+    def rows(self) -> datasets.Dataset:
+        """`datasets.Dataset`: all rows, as [`load_prepared`] opens them."""
+        return load_prepared(self.folder)
+
+
 def check_vocabularies(directory: str | Path, extractor: MCMFeatureExtractor) -> None:
     """Checks that the ids of a checkpoint mean the same values as the ids of a prepared data set.
 
@@ -250,7 +284,7 @@ def check_vocabularies(directory: str | Path, extractor: MCMFeatureExtractor) ->
     Raises:
         ValueError: if features, tasks, vocabularies or bins differ.
     """
-    data = MCMFeatureExtractor.from_pretrained(str(Path(directory) / FEATURE_EXTRACTOR_FOLDER))
+    data = PreparedData(directory).extractor
     for what in ("feature_names", "tasks", "vocabularies", "bins"):
         ours, theirs = getattr(data, what), getattr(extractor, what)
         if ours != theirs:

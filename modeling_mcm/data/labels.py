@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.offer_collator import events_before
-from modeling_mcm.events_mcm import SECONDS_PER_DAY, as_column, naming, read_times, read_zone, to_text
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, as_column, check_columns, naming, read_times, read_zone, to_text
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 AUTO, BINARY, CLASSES, NUMBER = KINDS = ("auto", "binary", "classes", "number")
@@ -197,12 +197,8 @@ def make_labels(
     """
     if kind not in KINDS:
         raise ValueError(f"The kind of label is {kind!r}; expected one of {', '.join(KINDS)}.")
-    for name in (customer, time, label):
-        if name not in table.columns:
-            raise ValueError(
-                f"The labels have no column {name!r}; they have {', '.join(map(str, table.columns))}. Name yours with "
-                "--label, --customer_column and --time_column."
-            )
+    fix = "Name yours with --label, --customer_column and --time_column."
+    check_columns(table.columns, (customer, time, label), "The labels have", fix)
     if not len(table):
         raise ValueError("The labels have no rows; give at least two, with two values.")
     for name in (customer, time, label):

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from modeling_mcm.events_mcm import as_column, naming, read_times, read_zone, to_text
+from modeling_mcm.events_mcm import as_column, check_columns, naming, read_times, read_zone, to_text
 
 OFFERS_FILE, ACTIONS_FILE = "offers.parquet", "actions.parquet"
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
@@ -195,11 +195,11 @@ def make_offers(
             offers an action twice, or an action has no row at the time of an offer. The message names the column, the
             group, the action and what to do.
     """
-    _check_columns(offers, ("customer_id", "time", "action_id"), "The offers")
-    _check_columns(actions, ("action_id",), "The actions")
+    check_columns(offers.columns, ("customer_id", "time", "action_id"), "The offers have")
+    check_columns(actions.columns, ("action_id",), "The actions have")
     if outcomes is None:
         outcomes = [name for name in OUTCOMES if name in offers.columns and offers[name].notna().any()]
-    _check_columns(offers, outcomes, "The offers")
+    check_columns(offers.columns, outcomes, "The offers have")
     if not len(offers) or not len(outcomes):
         raise ValueError(f"Found {len(offers)} offers with outcomes {list(outcomes)}; expected at least one of each.")
 
@@ -241,11 +241,6 @@ def make_offers(
         weights=weights,
         columns=columns,
     )
-
-
-def _check_columns(frame: pd.DataFrame, names: Sequence[str], where: str) -> None:
-    if missing := [name for name in names if name not in frame.columns]:
-        raise ValueError(f"{where} have no column {missing[0]!r}; they have {', '.join(map(str, frame.columns))}.")
 
 
 def _texts(column: pd.Series, name: str) -> NDArray:

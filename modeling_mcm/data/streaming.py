@@ -25,7 +25,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset, Sampler
 
-from modeling_mcm.data.collator import numpy_rows
+from modeling_mcm.data.collator import batches_by_length, numpy_rows
 from modeling_mcm.data.dataset import PreparedManifest, check_shards
 
 
@@ -227,8 +227,7 @@ class StreamedOrder(Sampler):
                 for part in range(self.parts):
                     start = ((turn * self.parts + part) * in_lane + first) * self.unit
                     rows = self._sequence(shards, ends, start, start + size * self.unit)
-                    rows = rows[np.argsort(self.lengths[rows], kind="stable")]
-                    units[turn, part] = rows.reshape(size, self.unit)[order]
+                    units[turn, part] = rows[np.stack(batches_by_length(self.lengths[rows], self.unit))[order]]
             yield from units.transpose(2, 0, 1, 3).ravel().tolist()
         yield from self._sequence(shards, ends, in_lane * lanes * self.unit, len(self)).tolist()
 

@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import ENDS, CaseEvents, check_cutoff, flat_values
 from modeling_mcm.evaluation.histories import arrow_batches, select_rows, task_histories
 from modeling_mcm.events_mcm import SECONDS_PER_DAY
@@ -184,6 +185,28 @@ def find_cases(
             ", because validation reads nothing after the test cutoff" if cutoff == "validation" else "",
         )
     return cases
+
+
+def cases_at(
+    data: PreparedData,
+    cutoff: str,
+    rows: Any = None,
+    min_history: int | None = None,
+    horizon_days: float | None = None,
+) -> EvaluationCases:
+    """Finds the cases of a prepared data set as its schema defines them, with [`find_cases`].
+
+    Args:
+        data (`PreparedData`): The data set.
+        cutoff (`str`): "validation" or "test".
+        rows (`datasets.Dataset`, *optional*): A part of its rows. By default all.
+        min_history (`int`, *optional*): Number of target events that a case needs, in the place of the schema's.
+        horizon_days (`float`, *optional*): Number of days of a [`Horizon`], in the place of the next visit.
+    """
+    schema = data.schema
+    horizon = Horizon.of(horizon_days, schema.cutoff(cutoff)) if horizon_days else None
+    rows, least = data.rows if rows is None else rows, min_history or schema.min_history
+    return find_cases(rows, cutoff, least, schema.token_feature.name, horizon=horizon)
 
 
 def _cases_of_batch(

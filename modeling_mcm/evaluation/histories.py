@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import check_cutoff, flat_values, list_lengths
-from modeling_mcm.events_mcm import SECONDS_PER_DAY
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns
 
 
 def arrow_batches(rows: Any, columns: Sequence[str], batch_size: int = 1024) -> Iterator[pa.Table]:
@@ -31,12 +31,8 @@ def arrow_batches(rows: Any, columns: Sequence[str], batch_size: int = 1024) -> 
     Raises:
         ValueError: If a column is missing.
     """
-    missing = [name for name in columns if name not in rows.column_names]
-    if missing:
-        raise ValueError(
-            f"The rows have no column {missing[0]!r}; their columns are {', '.join(rows.column_names)}. Expected "
-            "prepared rows; check the name of the task, or prepare the data again with a schema that has it."
-        )
+    fix = "Expected prepared rows; check the name of the task, or prepare the data again with a schema that has it."
+    check_columns(rows.column_names, columns, "The rows have", fix)
     if isinstance(rows, pa.Table):
         table = rows.select(list(columns))
         yield from (table.slice(start, batch_size) for start in range(0, len(table), batch_size))

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from transformers.utils import logging
 
-from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
+from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length, unit_counts
 from modeling_mcm.evaluation.cases import EvaluationCases
 from modeling_mcm.evaluation.predictions import PredictionsWriter
 from modeling_mcm.evaluation.ranking import TargetRanks
@@ -32,9 +32,8 @@ def model_scores(
     Yields:
         Indices of the batch's cases, of shape `(B,)`, and the logits by task, each of shape `(B, V)`.
     """
-    order = np.arange(len(rows)) if rows.lengths is None else np.argsort(rows.lengths, kind="stable")
-    for start in logging.tqdm(range(0, len(rows), batch_size), desc="MCM", unit="batch"):
-        batch = order[start : start + batch_size]
+    batches = batches_by_length(np.zeros(len(rows)) if rows.lengths is None else rows.lengths, batch_size)
+    for batch in logging.tqdm(batches, desc="MCM", unit="batch"):
         inputs = collator(rows.__getitems__(batch.tolist()))
         inputs.pop("labels")
         with torch.inference_mode():

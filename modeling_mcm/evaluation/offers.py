@@ -20,6 +20,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from transformers.utils import logging
 
+from modeling_mcm.data.collator import batches_by_length
 from modeling_mcm.evaluation.metrics import Interval, ndcg_at_k, recall_at_k
 
 
@@ -125,18 +126,17 @@ def score_offers(
         sums over tasks of the model's `preferences`, of shape `(N,)`. Both are in the order of the groups.
     """
     model.eval()
-    order = np.argsort(groups.costs(collator.max_events), kind="stable")  # less padding
     logits: list[Any] = [None] * len(groups)
     own: list[Any] = [None] * len(groups)
-    for start in logging.tqdm(range(0, len(groups), batch_size), desc="Scoring offers", unit="batch"):
-        indices = order[start : start + batch_size].tolist()
-        inputs = collator(groups.__getitems__(indices))
+    batches = batches_by_length(groups.costs(collator.max_events), batch_size)
+    for batch in logging.tqdm(batches, desc="Scoring offers", unit="batch"):
+        inputs = collator(groups.__getitems__(batch.tolist()))
         del inputs["labels"]
         offered = (inputs["offered_actions"] >= 0).numpy()
         with torch.inference_mode():
             outputs = model(**{name: value.to(model.device) for name, value in inputs.items()})
         log_odds, preferences = outputs.logits.float().cpu().numpy(), outputs.preferences.float().sum(-1).cpu().numpy()
-        for row, index in enumerate(indices):
+        for row, index in enumerate(batch):
             logits[index], own[index] = log_odds[row][offered[row]], preferences[row][offered[row]]
     return np.concatenate(logits), np.concatenate(own)
 

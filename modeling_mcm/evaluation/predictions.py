@@ -19,6 +19,7 @@ import pyarrow.parquet
 from numpy.typing import ArrayLike, NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
+from modeling_mcm.events_mcm import check_columns
 from modeling_mcm.files_mcm import atomic_write
 
 PREDICTIONS_SCHEMA = pa.schema(
@@ -139,12 +140,8 @@ def read_predictions(path: str | os.PathLike[str], task: str | None = None) -> p
             "with --predictions_file."
         ) from error
     with file:
-        missing = [name for name in PREDICTIONS_SCHEMA.names if name not in file.schema_arrow.names]
-        if missing:
-            raise ValueError(
-                f"{os.fspath(path)} has no column {missing[0]!r}; expected a predictions file with the columns "
-                f"{', '.join(PREDICTIONS_SCHEMA.names)}."
-            )
+        fix = f"Expected a predictions file with the columns {', '.join(PREDICTIONS_SCHEMA.names)}."
+        check_columns(file.schema_arrow.names, PREDICTIONS_SCHEMA.names, f"{os.fspath(path)} has", fix)
         table = file.read(columns=PREDICTIONS_SCHEMA.names)
     if task is None:
         return table

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
+from modeling_mcm.events_mcm import check_columns
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 BATCH = 1024
@@ -51,8 +52,8 @@ def customers_per_value(rows: Any, extractor: MCMFeatureExtractor) -> dict[str, 
     profile = {feature["name"] for feature in extractor.features if feature.get("profile")}
     columns = {name: f"profile_{name}" if name in profile else f"feature_{name}" for name in counts}
     shared = extractor.shared_vocabularies
-    if missing := [column for column in columns.values() if column not in rows.column_names]:
-        raise ValueError(f"The data set has no columns {missing}: give the one that the checkpoint was trained on.")
+    fix = "Give the one that the checkpoint was trained on."
+    check_columns(rows.column_names, columns.values(), "The data set has", fix)
     for batch in rows.with_format("arrow").iter(batch_size=BATCH):
         ends = batch["validation_end"].to_numpy()
         pairs: dict[str, list[NDArray[np.int64]]] = {}

@@ -10,7 +10,6 @@ The log is read by the same Ibis expressions as in preparation, so a large log n
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from modeling_mcm.data.schema import EventSchema, schema_of
+from modeling_mcm.events_mcm import check_columns
 from modeling_mcm.extras import needs
 from modeling_mcm.preparation.text_files import TextFiles
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -159,7 +159,8 @@ def feature_drift(
     with tempfile.TemporaryDirectory() as folder, open_engine(engine, Path(folder), memory_limit) as connection:
         text = TextFiles(schema.text_format, Path(folder))
         table = open_events(events, connection, schema, text)
-        _check_columns(table, schema.event_columns, "event")
+        fix = "The checkpoint reads it: rename columns, or add an empty one for a feature that was not recorded."
+        check_columns(table.columns, schema.event_columns, "The event table has", fix)
         read = normalise_events(table, schema)
         whole = read.filter(read.customer_id.notnull() & read.second.notnull())
         counts = _count(whole, schema) | {"rows": read.count().to_pyarrow().as_py()}
@@ -176,7 +177,7 @@ def feature_drift(
         tables = [(whole, "f", schema.features)]
         if profile is not None and schema.profile:
             people = open_profile(profile, connection, schema, text)
-            _check_columns(people, [schema.customer, *(spec.column or "" for spec in schema.profile)], "profile")
+            check_columns(people.columns, schema.profile_columns, "The profile table has", fix)
             people = normalise_profile(people, schema)
             if not people.count().to_pyarrow().as_py():
                 raise ValueError("The profile table has no row with a customer: give one, or leave `profile` out.")
@@ -195,18 +196,6 @@ def feature_drift(
         features=features,
         not_read=[] if len(tables) > 1 else [spec.name for spec in schema.profile],
     )
-
-
-def _check_columns(table: ir.Table, columns: Sequence[str], what: str) -> None:
-    absent = [column for column in dict.fromkeys(columns) if column not in table.columns]
-    if absent:
-        close = difflib.get_close_matches(absent[0], table.columns, n=1)
-        hint = f" ({absent[0]!r} may be {close[0]!r})" if close else ""
-        raise ValueError(
-            f"The {what} table has the columns {', '.join(table.columns)}, the checkpoint also reads "
-            f"{', '.join(map(repr, absent))}{hint}: rename the table's columns, or add an empty one for a feature "
-            "that was not recorded."
-        )
 
 
 def _count(events: ir.Table, schema: EventSchema) -> dict[str, Any]:

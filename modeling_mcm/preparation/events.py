@@ -9,7 +9,6 @@ names such as "a.b", or "Type" beside "type", are legal in a schema but not in e
 
 from __future__ import annotations
 
-import difflib
 import functools
 import operator
 from collections.abc import Iterable, Sequence
@@ -26,6 +25,7 @@ from modeling_mcm.events_mcm import (
     SECONDS_PER_DAY,
     TIME_ADVICE,
     TIME_PATTERN,
+    check_columns,
     read_zone,
     zone_offset,
 )
@@ -115,24 +115,6 @@ def count_bad(table: ir.Table, read: ir.Table, schema: EventSchema) -> int:
     if schema.on_bad_row == "error":
         return 0
     return table.count().to_pyarrow().as_py() - read.count().to_pyarrow().as_py()
-
-
-def check_columns(table: ir.Table, columns: Sequence[str], what: str) -> None:
-    """Checks that a table has the columns that the schema names.
-
-    Args:
-        table (`ibis.Table`): the table.
-        columns (`Sequence[str]`): names of the columns.
-        what (`str`): "event" or "profile", for the message.
-
-    Raises:
-        ValueError: if a column is missing. The message names the first one, and a similar column of the table.
-    """
-    for column in columns:
-        if column not in table.columns:
-            close = difflib.get_close_matches(column, table.columns, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(table.columns)}."
-            raise ValueError(f"The {what} table has no column {column!r}, which the schema names; {hint}")
 
 
 def as_text(column: ir.Value, name: str) -> ir.StringValue:
@@ -356,7 +338,7 @@ def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
     Raises:
         ValueError: if a column is missing or has the wrong type, or times or numbers can't be read.
     """
-    check_columns(table, schema.event_columns, "event")
+    check_columns(table.columns, schema.event_columns, "The event table has", "The schema names it.")
     columns = {
         "customer_id": as_text(table[schema.customer], schema.customer),
         "second": _moments(table, schema),
@@ -422,7 +404,7 @@ def normalise_profile(table: ir.Table, schema: EventSchema) -> ir.Table:
     Raises:
         ValueError: if a column is missing or has the wrong type, or a customer has two rows.
     """
-    check_columns(table, schema.profile_columns, "profile")
+    check_columns(table.columns, schema.profile_columns, "The profile table has", "The schema names it.")
     values = _raw_features(table, schema.profile, "p")
     out = table.select(customer_id=as_text(table[schema.customer], schema.customer), **values)
     out = out.filter(out.customer_id.notnull())

@@ -33,7 +33,7 @@ from modeling_mcm.data.dataset import (
     sha256_of,
     write_table,
 )
-from modeling_mcm.events_mcm import to_text
+from modeling_mcm.events_mcm import check_columns, to_text
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import atomic_write
 from modeling_mcm.preparation.files import kind_of
@@ -121,14 +121,11 @@ def open_parquet(path: Path, column: str) -> pq.ParquetFile:
         ValueError: if the file has no such column, or is no whole Parquet file.
     """
     try:
-        file = pq.ParquetFile(path)
+        columns = pq.read_schema(path).names
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"{path} is not a whole Parquet file ({error}); remove it or write it again.") from error
-    if column not in file.schema_arrow.names:
-        names = ", ".join(file.schema_arrow.names)
-        file.close()
-        raise ValueError(f"{path} has no column {column!r}; it has {names}.")
-    return file
+    check_columns(columns, [column], f"{path} has")
+    return pq.ParquetFile(path)
 
 
 def forget_in_file(

@@ -26,6 +26,7 @@ from modeling_mcm.data.cases import count_cases
 from modeling_mcm.data.dataset import (
     FEATURE_EXTRACTOR_FOLDER,
     POPULARITY_FILE,
+    PreparedData,
     PreparedManifest,
     check_shard,
     write_table,
@@ -35,7 +36,6 @@ from modeling_mcm.extras import needs
 from modeling_mcm.preparation.files import check_files, describe
 from modeling_mcm.preparation.locks import locked
 from modeling_mcm.preparation.text_files import TextFiles
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import ROWS
 
 with needs("data"):
@@ -197,8 +197,8 @@ def _update(
     grow_vocabularies: int,
     memory_limit: str,
 ) -> Update:
-    manifest = PreparedManifest.load(directory)
-    schema = manifest.event_schema
+    data = PreparedData(directory)
+    manifest, schema = data.manifest, data.schema
     if schema.order == ROWS:
         raise ValueError(
             f"{directory} was prepared with `order: {ROWS}`, and rows of other files have no place among those "
@@ -215,7 +215,7 @@ def _update(
         return Update(manifest, [], 0, 0, 0, {})
     read = [group for group in (files.same, files.arrived, files.left) if group.paths]
     check_files(read, "event", schema.event_columns)
-    extractor = MCMFeatureExtractor.from_pretrained(str(directory / FEATURE_EXTRACTOR_FOLDER))
+    extractor = data.extractor
     for shard in manifest.shards:
         check_shard(directory / shard["file"], shard, verify=False)
     with (

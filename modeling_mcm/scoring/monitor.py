@@ -13,10 +13,8 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from modeling_mcm.data import PreparedManifest
-from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
+from modeling_mcm.data import PreparedData
 from modeling_mcm.extras import needs
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.scoring import SCORES
 from modeling_mcm.scoring.folder import IDENTITY_FILE, UNTIL
 
@@ -166,10 +164,10 @@ def what_happened(data: str, since: int, tasks: list[str]) -> Iterator[tuple[str
         `tuple[str, str, dict[str, float]]`: id of the customer, name of the task, and by label its share of the
         targets of that visit.
     """
-    extractor = MCMFeatureExtractor.from_pretrained(str(Path(data) / FEATURE_EXTRACTOR_FOLDER))
+    prepared = PreparedData(data)
     columns = ["customer_id", "times", "visits", *(f"task_{task}" for task in tasks)]
-    for shard in PreparedManifest.load(data).shards:
-        for row in pq.read_table(Path(data) / shard["file"], columns=columns).to_pylist():
+    for shard in prepared.manifest.shards:
+        for row in pq.read_table(prepared.folder / shard["file"], columns=columns).to_pylist():
             if max(row["times"]) < since:
                 continue
             later, visits = np.array(row["times"]) >= since, np.array(row["visits"])
@@ -178,7 +176,7 @@ def what_happened(data: str, since: int, tasks: list[str]) -> Iterator[tuple[str
                 targets = later & (labels > 0)
                 if targets.any():
                     labels = labels[targets & (visits == visits[targets.argmax()])]
-                    names, counts = np.unique(extractor.decode_labels(task, labels), return_counts=True)
+                    names, counts = np.unique(prepared.extractor.decode_labels(task, labels), return_counts=True)
                     shares = zip(names.tolist(), (counts / counts.sum()).tolist(), strict=True)
                     yield row["customer_id"], task, dict(shares)
 

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
-from modeling_mcm.data.collator import MCMCollator, PreparedRows
+from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
 from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest
 from modeling_mcm.files_mcm import atomic_write
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
@@ -208,9 +208,8 @@ class Scorer:
         scores = {task: np.zeros((number, self.tops(task)), np.float32) for task in self.job.tasks}
         read = [row["visits"][1 - self.collator.max_events :] for row in rows]
         by_visit = self.model.config.encoder_unit == "visit"
-        order = np.argsort([len(np.unique(visits)) if by_visit else len(visits) for visits in read], kind="stable")
-        for start in range(0, number, self.job.batch_size):
-            batch = order[start : start + self.job.batch_size]
+        lengths = [len(np.unique(visits)) if by_visit else len(visits) for visits in read]
+        for batch in batches_by_length(lengths, self.job.batch_size):
             inputs = self.collator([rows[index] for index in batch])
             with torch.inference_mode():
                 outputs = self.model(**{name: value.to(self.model.device) for name, value in inputs.items()})

@@ -158,27 +158,24 @@ def cost_in_ndcg(model: str, exported: str, data: str) -> tuple[list[list[str]],
     Returns:
         `tuple`: The table as lists of cells with its heading, and its caption.
     """
-    from modeling_mcm.data import PreparedManifest, load_prepared
+    from modeling_mcm.data import PreparedData
     from modeling_mcm.evaluation import bootstrap_interval, paired_difference
-    from modeling_mcm.evaluation.cases import find_cases
+    from modeling_mcm.evaluation.cases import cases_at
     from modeling_mcm.evaluation.model import model_values
 
-    extractor, rows = MCMFeatureExtractor.from_pretrained(model), load_prepared(data)
-    schema = PreparedManifest.load(data).event_schema
-    cases = find_cases(rows, CUTOFF, schema.min_history, extractor.token_type_feature)
+    extractor, prepared = MCMFeatureExtractor.from_pretrained(model), PreparedData(data)
+    cases = cases_at(prepared, CUTOFF)
     tasks = list(extractor.tasks)
     models: Any = [load(checkpoint, SCORES) for checkpoint in (model, exported)]
-    before, after = (model_values(checkpoint, extractor, rows, cases, tasks) for checkpoint in models)
+    before, after = (model_values(checkpoint, extractor, prepared.rows, cases, tasks) for checkpoint in models)
     table = [["task", "float32", "int8", "difference, 95% interval"]]
     for task in tasks:
         values = [metrics[task]["next_visit_ndcg@10"] for metrics in (before, after)]
         change = paired_difference(values[1], values[0]).absolute
         means = [f"{bootstrap_interval(ndcg).mean:.5f}" for ndcg in values]
         table.append([task, *means, f"{change.mean:+.5f} [{change.low:+.5f}, {change.high:+.5f}]"])
-    return (
-        table,
-        f"Next-visit NDCG@10, {len(cases):,} {CUTOFF} cases of {schema.name}; the difference is paired by customer.",
-    )
+    caption = f"Next-visit NDCG@10, {len(cases):,} {CUTOFF} cases of {prepared.schema.name}"
+    return table, f"{caption}; the difference is paired by customer."
 
 
 @torch.no_grad()

@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
-from modeling_mcm.data.collator import PreparedRows
-from modeling_mcm.data.dataset import PreparedManifest, load_prepared
-from modeling_mcm.events_mcm import SECONDS_PER_DAY
+from modeling_mcm.data.collator import PreparedRows, batches_by_length
+from modeling_mcm.data.dataset import PreparedData
+from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns
 from modeling_mcm.files_mcm import atomic_write
 from modeling_mcm.live_mcm import LiveCustomer, checkpoint_digest
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -97,13 +97,14 @@ class Histories:
         if extractor.time is None:
             raise ValueError(f"The log {extractor.name} has no times, and the page draws them.")
         self.model, self.extractor = model, extractor
-        cutoff = PreparedManifest.load(data).schema.get("cutoffs", {})
+        prepared = PreparedData(data)
+        cutoff = prepared.manifest.schema.get("cutoffs", {})
         if not isinstance(cutoff, Mapping) or "test" not in cutoff:
             raise ValueError(f"{data} has no test period: prepare it with `cutoffs`, two dates.")
         self.cutoff = str(np.datetime64(str(cutoff["test"]), "s"))
         self._read_log(events)
         self.profiles = self._read_profiles(profile)
-        rows = PreparedRows(load_prepared(data))
+        rows = PreparedRows(prepared.rows)
         self.ids, self.embeddings = self._embeddings(rows, Path(cache or data) / CACHE_FILE)
         self.indices = {customer_id: index for index, customer_id in enumerate(self.ids)}
         spread = self.embeddings - self.embeddings.mean(0)
@@ -133,11 +134,9 @@ class Histories:
     def _read_profiles(self, path: str | None) -> dict[str, dict[str, Any]]:
         if path is None:
             return {}
-        columns = [name for name in pq.read_schema(path).names if name in self.extractor._known_profile]
-        if self.extractor.customer not in columns:
-            raise ValueError(
-                f"{path} has no column {self.extractor.customer!r}: give the profiles of this log (--profile)."
-            )
+        names = pq.read_schema(path).names
+        check_columns(names, [self.extractor.customer], f"{path} has", "Give the profiles of this log (--profile).")
+        columns = [name for name in names if name in self.extractor._known_profile]
         rows = pq.read_table(path, columns=columns).to_pylist()
         names = [str(row.pop(self.extractor.customer)) for row in rows]
         known = [{key: value for key, value in row.items() if value is not None} for row in rows]
@@ -157,9 +156,7 @@ class Histories:
         ordered: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(ids)
         moment = int(np.datetime64(self.cutoff, "s").astype(int))
         lengths = rows.rows.data.column("test_end").to_numpy()
-        order = np.argsort(lengths, kind="stable")
-        for start in range(0, len(order), BATCH):
-            indices = order[start : start + BATCH]
+        for indices in batches_by_length(lengths, BATCH):
             batch = [self._cut(row) for row in rows.__getitems__(indices.tolist())]
             inputs = self.extractor.pad(batch, now=[moment] * len(batch))
             with torch.inference_mode():

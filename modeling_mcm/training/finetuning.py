@@ -16,7 +16,7 @@ from transformers.utils import logging
 from modeling_mcm.action_inputs_mcm import features_of_actions
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.configuration_mcm import MCMConfig
-from modeling_mcm.data import PreparedManifest, check_vocabularies, load_prepared
+from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
 from modeling_mcm.data.offers import SPLITS, TEST, TRAIN, VALIDATION, Offers, load_offers
@@ -134,7 +134,7 @@ def read_model(
     if not options.from_scratch:
         return read_checkpoint(MCMForActionRecommendation, str(options.model), ("action_head.",), **known)
     model = MCMForActionRecommendation(MCMConfig.from_pretrained(str(options.model), **known))
-    model.initialize_from_popularity(popularity(str(options.data), model.config))
+    model.initialize_from_popularity(popularity(PreparedData(str(options.data)), model.config))
     return model
 
 
@@ -173,16 +173,16 @@ def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None
         CheckpointError: If the checkpoint can't be read.
         RunError: If the output folder holds another run.
     """
-    schema = PreparedManifest.load(str(options.data)).event_schema
+    data = PreparedData(str(options.data))
     extractor = MCMFeatureExtractor.from_pretrained(str(options.model))
-    check_vocabularies(str(options.data), extractor)
+    check_vocabularies(data.folder, extractor)
     if options.max_events is not None:
         extractor.max_events = options.max_events  # saved with the model
-    offers = load_offers(str(options.offers), options.outcomes or None, schema.time_zone)
+    offers = load_offers(str(options.offers), options.outcomes or None, data.schema.time_zone)
     outcomes = list(offers.outcomes)
     groups = offers.groups(options.train_splits)
     evaluated = offers.groups([options.eval_split]) if training.eval_strategy != "no" else groups[:0]
-    training_end = int(np.datetime64(schema.cutoff("validation"), "s").astype(np.int64))
+    training_end = int(np.datetime64(data.schema.cutoff("validation"), "s").astype(np.int64))
     offers.check_times(training_end, groups, evaluated)
     if options.label_share < 1:
         sample = np.random.default_rng(training.seed).permutation(len(groups))[
@@ -202,7 +202,7 @@ def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None
         if start.is_finished:
             logger.warning(f"{training.output_dir} holds this run, which is finished: nothing is left to train.")
         else:
-            train(options, training, extractor, model, offers, groups, evaluated, run, start)
+            train(options, training, data, extractor, model, offers, groups, evaluated, run, start)
 
 
 def digests_of(options: FineTuningOptions) -> dict[str, Any]:
@@ -227,6 +227,7 @@ def digests_of(options: FineTuningOptions) -> dict[str, Any]:
 def train(
     options: FineTuningOptions,
     training: FineTuningArguments,
+    data: PreparedData,
     extractor: MCMFeatureExtractor,
     model: MCMForActionRecommendation,
     offers: Any,
@@ -240,6 +241,7 @@ def train(
     Args:
         options (`FineTuningOptions`): Which checkpoint is fine-tuned on which offers.
         training (`FineTuningArguments`): The options of the training.
+        data (`PreparedData`): The data set with the histories of the offers' customers.
         extractor (`MCMFeatureExtractor`): The checkpoint's feature extractor, which is saved with the model.
         model (`MCMForActionRecommendation`): The model to train.
         offers (`Offers`): The offers.
@@ -248,15 +250,14 @@ def train(
         run (`dict[str, Any]`): Digests and options that a resumed run must have in common with this one.
         start (`Start`): Where the training starts, from [`find_start`].
     """
-    rows = load_prepared(str(options.data))
     used = np.concatenate([groups, evaluated])
     wrapped: Any = with_low_rank_updates(model, options.lora) if options.lora else model
     trainer = OfferTrainer(
         model=wrapped,
         args=training,
         data_collator=OfferCollator(extractor, model.config, offers, used),
-        train_dataset=OfferGroups(rows, offers, groups),
-        eval_dataset=OfferGroups(rows, offers, evaluated) if len(evaluated) else None,
+        train_dataset=OfferGroups(data.rows, offers, groups),
+        eval_dataset=OfferGroups(data.rows, offers, evaluated) if len(evaluated) else None,
         processing_class=extractor,
         compute_metrics=OfferMetrics(list(offers.outcomes)),
         preprocess_logits_for_metrics=first_output,

@@ -4,7 +4,6 @@
 of the parts of a score, the customer state and its forecasts.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,15 +13,10 @@ from numpy.typing import NDArray
 from transformers.utils import logging
 
 from modeling_mcm.configuration_mcm import MCMConfig
-from modeling_mcm.data import PreparedManifest, load_prepared
+from modeling_mcm.data import PreparedData, load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
-from modeling_mcm.data.dataset import (
-    FEATURE_EXTRACTOR_FOLDER,
-    FOLLOWERS_FILE,
-    POPULARITY_FILE,
-)
+from modeling_mcm.data.dataset import FOLLOWERS_FILE, POPULARITY_FILE
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.counts import fill_followers, fill_label_values, fill_related, training_labels
 from modeling_mcm.training.gains import CASES, fit_followers, fit_scales
 from modeling_mcm.training.moments import train_state
@@ -54,17 +48,17 @@ def trainable(ends: NDArray) -> NDArray[np.int64]:
     return several
 
 
-def popularity(data: str, config: MCMConfig) -> dict[str, torch.Tensor]:
+def popularity(data: PreparedData, config: MCMConfig) -> dict[str, torch.Tensor]:
     """Reads how often each label was a target in the training period.
 
     Args:
-        data (`str`): Folder of the prepared data set.
+        data (`PreparedData`): The data set.
         config (`MCMConfig`): The model's config, which names the tasks and their numbers of labels.
 
     Returns:
         `dict[str, torch.Tensor]`: For each task the counts, of shape `(labels,)`.
     """
-    table = pq.read_table(Path(data) / POPULARITY_FILE).to_pandas()
+    table = pq.read_table(data.folder / POPULARITY_FILE).to_pandas()
     counts = {}
     for task, size in config.label_sizes.items():
         task_rows = table[table["feature"] == task]
@@ -75,30 +69,35 @@ def popularity(data: str, config: MCMConfig) -> dict[str, torch.Tensor]:
     return counts
 
 
-def sampled_rows(options: ModelOptions) -> Any:
-    """Reads the rows that tables and gains are fitted on: all rows, or with streaming those of some shards.
+def sampled_rows(options: ModelOptions, data: PreparedData, verify: bool = False) -> Any:
+    """Reads the rows to evaluate and to fit tables and gains on: all, or with streaming those of some shards.
 
     Args:
         options (`ModelOptions`): The options of the training.
+        data (`PreparedData`): The data set.
+        verify (`bool`): Whether to compare the digests of the shards too, which reads every byte.
     """
-    number = len(PreparedManifest.load(str(options.data)).shards)
+    number = len(data.manifest.shards)
     shards = np.unique(np.linspace(0, number - 1, min(number, options.streaming_eval_shards)).astype(int)).tolist()
-    return load_prepared(str(options.data), shards=shards if options.streaming else None)
+    return load_prepared(data.folder, verify=verify, shards=shards if options.streaming else None)
 
 
-def fit_counted_memory(model: MCMForMultiTaskRecommendation, options: ModelOptions, seed: int) -> None:
+def fit_counted_memory(
+    model: MCMForMultiTaskRecommendation, options: ModelOptions, data: PreparedData, seed: int
+) -> None:
     """Fills the tables of the counted memory, and fits how much the followers of a label count in a score.
 
     Args:
         model (`MCMForMultiTaskRecommendation`): The model, whose tables are filled in place.
         options (`ModelOptions`): The options of the training.
+        data (`PreparedData`): The data set.
         seed (`int`): Seed of the order of customers and of sampled targets.
 
     Raises:
         RunError: If the data set has no table of followers and the model needs one.
     """
-    config, data = model.config, Path(str(options.data))
-    rows = sampled_rows(options)
+    config, followers = model.config, data.folder / FOLLOWERS_FILE
+    rows = sampled_rows(options, data)
     if config.label_features:
         for task, decided in fill_label_values(model, rows).items():
             logger.warning(f"Labels of {task} decide: {', '.join(decided) or 'no other feature'}.")
@@ -106,18 +105,17 @@ def fit_counted_memory(model: MCMForMultiTaskRecommendation, options: ModelOptio
         logger.warning(f"Solving what goes together, of {', '.join(config.related_tasks)}.")
         fill_related(model, training_labels(rows, config.tasks))
     if config.follower_tasks:
-        if not (data / FOLLOWERS_FILE).is_file():
-            raise RunError(f"{data} has no {FOLLOWERS_FILE}: prepare it again (training/prepare_data.py --overwrite).")
-        fill_followers(model, pq.read_table(data / FOLLOWERS_FILE), pq.read_table(data / POPULARITY_FILE))
-        extractor = MCMFeatureExtractor.from_pretrained(data / FEATURE_EXTRACTOR_FOLDER)
-        extractor.max_events = options.max_events or extractor.max_events
-        collator = MCMCollator(extractor, config, "train", seed=seed, objective=model.objective)
+        if not followers.is_file():
+            words = "prepare it again (training/prepare_data.py --overwrite)."
+            raise RunError(f"{data.folder} has no {FOLLOWERS_FILE}: {words}")
+        fill_followers(model, pq.read_table(followers), pq.read_table(data.folder / POPULARITY_FILE))
+        collator = MCMCollator(data.extractor, config, "train", seed=seed, objective=model.objective)
         customers = PreparedRows(rows, trainable(np.asarray(rows["validation_end"])))
         order = np.random.default_rng(seed).permutation(len(customers)).tolist()
         batches = (
             collator(customers.__getitems__(order[at : at + FIT_BATCH])) for at in range(0, len(order), FIT_BATCH)
         )
-        for task, losses in fit_followers(model, batches, popularity(str(data), config), seed).items():
+        for task, losses in fit_followers(model, batches, popularity(data, config), seed).items():
             words = f"{losses['before']:.3f} before and {losses['after']:.3f} after their gains were learned"
             logger.warning(f"Followers of {task}: {words} (loss a target).")
 
@@ -138,26 +136,23 @@ def fit_score_scales(model: MCMForMultiTaskRecommendation, collator: MCMCollator
         logger.warning(f"What the scores of {task} are made of, learned on validation cases: {words}.")
 
 
-def learn_state(
-    model: MCMForMultiTaskRecommendation, extractor: MCMFeatureExtractor, options: ModelOptions, seed: int
-) -> None:
+def learn_state(model: MCMForMultiTaskRecommendation, options: ModelOptions, data: PreparedData, seed: int) -> None:
     """Trains the customer state and its forecasts on moments of the training period.
 
     Args:
         model (`MCMForMultiTaskRecommendation`): A model with a customer state, which is trained in place.
-        extractor (`MCMFeatureExtractor`): The model's feature extractor.
         options (`ModelOptions`): The options of the training.
+        data (`PreparedData`): The data set.
         seed (`int`): Seed of the moments and of the order of customers.
     """
-    rows = sampled_rows(options)
+    rows, schema = sampled_rows(options, data), data.schema
     ends = np.asarray(rows["validation_end"])
     several = trainable(ends)
-    schema = PreparedManifest.load(str(options.data)).event_schema
     cutoff = None
     if not schema.leaves_one_out:
         cutoff = float(np.datetime64(schema.cutoff("validation"), "s").astype(np.int64))
     requested = sorted(model.config.forecast_days)
-    losses = train_state(model.model, extractor, PreparedRows(rows, several, ends[several]), cutoff, seed)
+    losses = train_state(model.model, data.extractor, PreparedRows(rows, several, ends[several]), cutoff, seed)
     words = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
     learned = model.config.forecast_days = model.model.config.forecast_days
     days = ", ".join(f"{day:g}" for day in learned) or "no"

@@ -19,7 +19,7 @@ from transformers import Trainer, default_data_collator
 from transformers.utils import logging
 
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
-from modeling_mcm.data.dataset import PreparedManifest, check_vocabularies, load_prepared
+from modeling_mcm.data.dataset import PreparedData, check_vocabularies
 from modeling_mcm.data.labels import (
     AUTO,
     ERROR,
@@ -178,7 +178,8 @@ def read_labels(data: str, options: LabelOptions) -> LabelledCustomers:
         ValueError: If the log has no times, if the table of labels is not as its options say, or if a customer is
             unknown and `on_unknown` makes that an error.
     """
-    schema = PreparedManifest.load(data).event_schema
+    prepared = PreparedData(data)
+    schema = prepared.schema
     if schema.order is not None:
         raise ValueError(
             f"The log {schema.name} has no times but `order`, so nothing says which events came before a label: "
@@ -186,7 +187,7 @@ def read_labels(data: str, options: LabelOptions) -> LabelledCustomers:
         )
     columns = (options.label, options.customer_column, options.time_column)
     labels = load_labels(str(options.labels), *columns, options.label_kind, schema.time_zone)
-    customers = LabelledCustomers(load_prepared(data), labels, options.on_unknown)
+    customers = LabelledCustomers(prepared.rows, labels, options.on_unknown)
     if customers.dropped:
         logger.warning(
             f"{customers.dropped:,} of {len(labels):,} labels are left out: no event of their customer is known "

@@ -20,18 +20,14 @@ from transformers.utils import logging
 
 from modeling_mcm import __version__
 from modeling_mcm.configuration_mcm import FEW_VALUES, MCMConfig
-from modeling_mcm.data import PreparedManifest, load_prepared
+from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
-from modeling_mcm.data.dataset import (
-    FEATURE_EXTRACTOR_FOLDER,
-    MANIFEST_FILE,
-    sha256_of,
-)
+from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
 from modeling_mcm.data.streaming import StreamedRows
 from modeling_mcm.earlier_configs_mcm import REMOVED, of_this_version
 from modeling_mcm.evaluation.baseline_cache import FOLDER as BASELINES_FOLDER
 from modeling_mcm.evaluation.baseline_cache import BaselineCache
-from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.evaluation.cases import cases_at
 from modeling_mcm.evaluation.comparison import baseline_warnings, values_of
 from modeling_mcm.evaluation.counting import FIRST_BASELINES, STRONG_BASELINES, counting_baselines
 from modeling_mcm.evaluation.model import model_values
@@ -72,9 +68,9 @@ def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
     """
     if options.recipe == NONE:
         return Recipe()
-    extractor = MCMFeatureExtractor.from_pretrained(Path(str(options.data)) / FEATURE_EXTRACTOR_FOLDER)
+    data = PreparedData(str(options.data))
+    extractor, manifest = data.extractor, data.manifest
     sizes = dict(zip(extractor.feature_names, extractor.vocabulary_sizes, strict=True))
-    manifest = PreparedManifest.load(str(options.data))
     own = {feature["name"] for feature in extractor.features if feature.get("profile")} | {
         extractor.token_type_feature
     }
@@ -132,35 +128,29 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
     return MCMConfig(**(config | values))
 
 
-def read_rows(
-    options: ModelOptions, config: MCMConfig, max_events: int, evaluate: bool, min_history: int
-) -> tuple[Any, Any]:
+def read_rows(options: ModelOptions, data: PreparedData, config: MCMConfig, evaluate: bool) -> tuple[Any, Any]:
     """Reads the rows to train on and the rows to evaluate on.
 
     Args:
         options (`ModelOptions`): The options; with `streaming` rows are read while training.
+        data (`PreparedData`): The data set. Its extractor says how many events are read of a history.
         config (`MCMConfig`): The model's config, which decides what a unit is.
-        max_events (`int`): Largest number of events that are read of a history, the start row included.
         evaluate (`bool`): Whether rows to evaluate on are needed.
-        min_history (`int`): Number of target events that a validation case needs before the cutoff.
 
     Returns:
         `tuple`: A `PreparedRows` or `StreamedRows` to train on, and a `PreparedRows` of validation cases or `None`.
     """
-    data = str(options.data)
     train_rows: Any = None
-    shards: Any = None
+    max_events = data.extractor.max_events
     if options.streaming:
-        train_rows = StreamedRows(data)
+        train_rows = StreamedRows(data.folder)
         ends = train_rows.column("validation_end")
         several = trainable(ends)
         # Lengths in events, which stand in one small column. To count visits, all rows would have to be read.
         train_rows.keep(several, np.minimum(ends[several] + 1, max_events))
-        number = len(train_rows.shards)
-        shards = np.unique(np.linspace(0, number - 1, min(number, options.streaming_eval_shards)).astype(int))
         if not evaluate:
             return train_rows, None
-    rows: Any = load_prepared(data, shards=shards, verify=True)
+    rows = sampled_rows(options, data, verify=True)
     ends = np.asarray(rows["validation_end"])
     units = unit_counts(rows, ends, config, max_events)
     if train_rows is None:
@@ -168,33 +158,28 @@ def read_rows(
         train_rows = PreparedRows(rows, several, units[several])
     if not evaluate:
         return train_rows, None
-    cases = find_cases(rows, "validation", min_history)
-    return train_rows, PreparedRows(
-        rows, cases.rows[np.argsort(units[cases.rows], kind="stable")]
-    )  # by length, for little padding
+    places = cases_at(data, "validation", rows).rows
+    return train_rows, PreparedRows(rows, places[np.argsort(units[places], kind="stable")])  # for little padding
 
 
-def baseline_results(
-    config: MCMConfig, extractor: MCMFeatureExtractor, options: ModelOptions, min_history: int, names: Any
-):
+def baseline_results(options: ModelOptions, data: PreparedData, config: MCMConfig, names: Any):
     """Evaluates counting baselines on the validation cases.
 
     Args:
+        options (`ModelOptions`): The options of the training.
+        data (`PreparedData`): The data set.
         config (`MCMConfig`): The model's config, which names the tasks.
-        extractor (`MCMFeatureExtractor`): The model's feature extractor.
-        options (`ModelOptions`): The options, with the folder of the data.
-        min_history (`int`): Number of target events that a case needs before the cutoff.
         names (sequence of `str`): Names of the baselines.
 
     Returns:
         `tuple`: The rows, the cases, and the metrics by baseline and task; these are empty if a package is missing.
     """
-    rows, data = sampled_rows(options), Path(str(options.data))
-    cases = find_cases(rows, "validation", min_history, extractor.token_type_feature)
+    rows = sampled_rows(options, data)
+    cases = cases_at(data, "validation", rows)
     sizes = config.label_sizes
     cache = None
     if not options.streaming:
-        cache = BaselineCache(data / BASELINES_FOLDER, sha256_of(data / MANIFEST_FILE))
+        cache = BaselineCache(data.folder / BASELINES_FOLDER, sha256_of(data.folder / MANIFEST_FILE))
     try:
         return rows, cases, counting_baselines(rows, cases, sizes, names, cache=cache)
     except ImportError as error:
@@ -221,26 +206,23 @@ def mean_metrics(results: Any) -> dict[str, dict[str, float]]:
     }
 
 
-def compare(
-    model: MCMForMultiTaskRecommendation, extractor: MCMFeatureExtractor, options: ModelOptions, min_history: int
-) -> dict[str, Any]:
+def compare(options: ModelOptions, data: PreparedData, model: MCMForMultiTaskRecommendation) -> dict[str, Any]:
     """Compares the trained model with baselines on the validation cases, and warns of each task on which it is worse.
 
     Args:
+        options (`ModelOptions`): The options of the training.
+        data (`PreparedData`): The data set, with the model's feature extractor.
         model (`MCMForMultiTaskRecommendation`): The trained model.
-        extractor (`MCMFeatureExtractor`): The model's feature extractor.
-        options (`ModelOptions`): The options, with the folder of the data.
-        min_history (`int`): Number of target events that a case needs before the cutoff.
 
     Returns:
         `dict[str, dict[str, float]]`: Means of `BEST_METRIC` by method and task; empty if a package is missing.
     """
     names = [*FIRST_BASELINES, *STRONG_BASELINES]
-    rows, cases, results = baseline_results(model.config, extractor, options, min_history, names)
+    rows, cases, results = baseline_results(options, data, model.config, names)
     if not results:
         return {}
     tasks = list(model.config.tasks)
-    results["MCM"] = model_values(model.eval(), extractor, rows, cases, tasks)
+    results["MCM"] = model_values(model.eval(), data.extractor, rows, cases, tasks)
     means = mean_metrics(results)
     for method, by_task in means.items():
         logger.warning(
@@ -264,9 +246,8 @@ def pretrain(options: ModelOptions, objective: Objective, training: PretrainingA
         RunError: If the output folder holds another run, or the data lack a table that the model needs.
     """
     set_seed(training.seed)
-    data = str(options.data)
-    manifest = PreparedManifest.load(data)
-    extractor = MCMFeatureExtractor.from_pretrained(Path(data) / FEATURE_EXTRACTOR_FOLDER)
+    data = PreparedData(str(options.data))
+    extractor = data.extractor
     if options.max_events is not None:
         extractor.max_events = options.max_events
     config = read_config(options, extractor, recipe)
@@ -278,21 +259,20 @@ def pretrain(options: ModelOptions, objective: Objective, training: PretrainingA
     own = {name: getattr(options, name) for name in DECIDING} | {"max_events": extractor.max_events}
     own |= asdict(objective)
     own["batch size"] = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
-    run = {"data": sha256_of(Path(data) / MANIFEST_FILE), "options": deciding_options(training) | own}
+    run = {"data": sha256_of(data.folder / MANIFEST_FILE), "options": deciding_options(training) | own}
     with output_folder_lock(str(training.output_dir), training.should_save):
         start = find_start(str(training.output_dir), PRETRAINING, run, config)
         if start.is_finished:
             logger.warning(f"{training.output_dir} holds this run, which is finished: nothing is left to train.")
         else:
-            train(options, training, extractor, model, manifest, recipe, run, start)
+            train(options, training, data, model, recipe, run, start)
 
 
 def train(
     options: ModelOptions,
     training: PretrainingArguments,
-    extractor: MCMFeatureExtractor,
+    data: PreparedData,
     model: MCMForMultiTaskRecommendation,
-    manifest: PreparedManifest,
     recipe: Recipe,
     run: dict[str, Any],
     start: Start,
@@ -302,17 +282,14 @@ def train(
     Args:
         options (`ModelOptions`): Which model is trained on which data.
         training (`PretrainingArguments`): The options of the training.
-        extractor (`MCMFeatureExtractor`): The model's feature extractor, which is saved with it.
+        data (`PreparedData`): The data set; its feature extractor is saved with the model.
         model (`MCMForMultiTaskRecommendation`): The model to train.
-        manifest (`PreparedManifest`): The manifest of the prepared data set.
         recipe (`Recipe`): The choices that the data made.
         run (`dict[str, Any]`): Digest of the data and options that a resumed run must have in common with this one.
         start (`Start`): Where the training starts, from [`find_start`].
     """
-    config, min_history = model.config, manifest.event_schema.min_history
-    train_rows, eval_rows = read_rows(
-        options, config, extractor.max_events, training.eval_strategy != "no", min_history
-    )
+    config, extractor = model.config, data.extractor
+    train_rows, eval_rows = read_rows(options, data, config, training.eval_strategy != "no")
     trainer = MCMTrainer(
         model=model,
         args=training,
@@ -344,11 +321,11 @@ def train(
         + (f"going on from {start.checkpoint}" if start.checkpoint else "starting anew")
     )
     if eval_rows is not None and trainer.is_world_process_zero():
-        results = baseline_results(config, extractor, options, min_history, FIRST_BASELINES)[2]
+        results = baseline_results(options, data, config, FIRST_BASELINES)[2]
         for popular in mean_metrics(results).values():
             trainer.add_callback(FirstComparison(popular, BEST_METRIC, logger.warning))
     if start.checkpoint is None and (model.counted_memory is not None or config.label_features):
-        fit_counted_memory(model, options, training.seed)
+        fit_counted_memory(model, options, data, training.seed)
     trainer.train(resume_from_checkpoint=start.checkpoint)
     # Only parameters that had a gradient: tasks and features that are not in use have tables, too.
     trained_parameters: Any = trainer.optimizer.state if trainer.optimizer else ()
@@ -365,7 +342,7 @@ def train(
         if trainer.is_fsdp_enabled:
             logger.warning("The customer state is not trained under FSDP: pre-train it in a run without FSDP.")
         else:
-            learn_state(model, extractor, options, training.seed)
+            learn_state(model, options, data, training.seed)
     facts: dict[str, Any] = {
         "run": run,
         "recipe": recipe.reasons,
@@ -381,8 +358,8 @@ def train(
         "learning_rate": training.learning_rate,
         "seed": training.seed,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "data": manifest.event_schema.name,
-        "versions": manifest.versions | {"modeling-mcm": __version__, "torch": torch.__version__},
+        "data": data.schema.name,
+        "versions": data.manifest.versions | {"modeling-mcm": __version__, "torch": torch.__version__},
         "machine": {
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
@@ -394,5 +371,5 @@ def train(
     trainer.finish(PRETRAINING, facts)
     if trainer.is_world_process_zero():
         if eval_rows is not None and not trainer.is_fsdp_enabled:
-            facts["validation"] = compare(model, extractor, options, min_history)
+            facts["validation"] = compare(options, data, model)
         trainer.write_record(PRETRAINING, facts, is_finished=True)

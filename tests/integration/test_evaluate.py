@@ -13,10 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from corner_shop import SCHEMA
 
-from modeling_mcm import MCMFeatureExtractor
-from modeling_mcm.data import EventSchema, load_prepared
+from modeling_mcm.data import EventSchema, PreparedData
 from modeling_mcm.evaluation import counting
-from modeling_mcm.evaluation.cases import find_cases, unmet_only
+from modeling_mcm.evaluation.cases import cases_at, unmet_only
 from modeling_mcm.preparation import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,9 +70,8 @@ def test_a_model_that_learned_nothing_is_told_of(evaluate, save):
 def test_what_was_met_is_not_recommended(evaluate, data, tmp_path):
     predictions = tmp_path / "predictions.parquet"
     said, numbers = evaluate("--filter_seen", "true", "--predictions_file", predictions, "--baselines", "transitions")
-    rows = load_prepared(data)
-    cases = unmet_only(rows, find_cases(rows, "test", 3, "type"), ["items"])
-    extractor = MCMFeatureExtractor.from_pretrained(str(data / "feature_extractor"))
+    stored = PreparedData(data)
+    cases, extractor = unmet_only(stored.rows, cases_at(stored, "test"), ["items"]), stored.extractor
     table = pq.read_table(predictions, filters=[("task", "=", "items")]).to_pylist()
     by_customer = {row["customer_id"]: row["labels"] for row in table}
     assert by_customer.keys() == set(cases.customer_ids)

@@ -16,8 +16,8 @@ from choices import PAPER
 from safetensors.torch import load_file
 from transformers import pipeline
 
-from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForCustomerPrediction, MCMForMultiTaskRecommendation
-from modeling_mcm.data import load_prepared
+from modeling_mcm import MCMConfig, MCMForCustomerPrediction, MCMForMultiTaskRecommendation
+from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.training.moments import train_state
 
@@ -29,7 +29,8 @@ QUICK = ["--per_device_train_batch_size", 8, "--report_to", "none", "--disable_t
 def pretrained(prepared, tmp_path_factory):
     """Folder of a checkpoint with a state that was trained for a few steps."""
     folder = tmp_path_factory.mktemp("pretrained")
-    extractor = MCMFeatureExtractor.from_pretrained(str(prepared / "feature_extractor"))
+    data = PreparedData(prepared)
+    rows, extractor = data.rows, data.extractor
     config = MCMConfig(
         features=extractor.feature_names,
         vocabulary_sizes=extractor.vocabulary_sizes,
@@ -45,7 +46,6 @@ def pretrained(prepared, tmp_path_factory):
     )
     torch.manual_seed(0)
     model = MCMForMultiTaskRecommendation(config)
-    rows = load_prepared(prepared)
     train_state(model.model, extractor, PreparedRows(rows, lengths=rows["validation_end"]), None)
     model.save_pretrained(folder)
     extractor.save_pretrained(folder)

@@ -14,7 +14,7 @@ from choices import PAPER
 from transformers import pipeline
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
-from modeling_mcm.data import load_prepared
+from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.training.moments import train_state
 
@@ -26,7 +26,8 @@ CUTOFF = pd.Timestamp("2017-10-01").timestamp()
 def trained(prepared, tmp_path_factory):
     """Folder of a checkpoint whose state and forecasts are trained; its encoder is not."""
     folder = tmp_path_factory.mktemp("trained")
-    extractor = MCMFeatureExtractor.from_pretrained(str(prepared / "feature_extractor"))
+    data = PreparedData(prepared)
+    rows, extractor = data.rows, data.extractor
     torch.manual_seed(0)
     model = MCMForMultiTaskRecommendation(
         MCMConfig(
@@ -41,7 +42,6 @@ def trained(prepared, tmp_path_factory):
             **PAPER | {"augmentation": "all_prefixes", "state_size": 12},
         )
     )
-    rows = load_prepared(str(prepared))
     ends = np.asarray(rows["validation_end"])
     train_state(model.model, extractor, PreparedRows(rows, np.flatnonzero(ends > 1)), CUTOFF)
     model.save_pretrained(folder)

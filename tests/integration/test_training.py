@@ -23,9 +23,9 @@ from launched_runs import ONE_PROCESS, TWO_PROCESSES, run
 from safetensors.torch import load_file, save_file
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
-from modeling_mcm.data import load_prepared
+from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
-from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.evaluation.cases import cases_at
 from modeling_mcm.training.resuming import last_whole_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,9 +80,7 @@ def losses(folder):
 
 def test_a_run_leaves_a_checkpoint_with_its_feature_extractor_and_facts(trained, prepared):
     model = MCMForMultiTaskRecommendation.from_pretrained(trained)
-    extractor, stored = (
-        MCMFeatureExtractor.from_pretrained(str(f)) for f in (trained, prepared / "feature_extractor")
-    )
+    extractor, stored = MCMFeatureExtractor.from_pretrained(str(trained)), PreparedData(prepared).extractor
     assert extractor.to_dict() == stored.to_dict() and extractor.vocabularies == stored.vocabularies
     assert model.config.features == extractor.feature_names and model.config.hidden_size == 16
     assert model.config.augmentation == "all_prefixes"  # of the chosen config
@@ -208,7 +206,7 @@ def test_evaluation_prints_a_table_and_writes_predictions_and_numbers(trained, p
     options = ["--model", trained, "--data", prepared, "--tasks", "items", "aisle", "--shown", 2]
     files = ["--predictions_file", predictions, "--output_file", numbers]
     said = forked_runs.evaluate([*options, *files], tmp_path / "log")
-    cases = find_cases(load_prepared(prepared), "test", 3, "type")
+    cases = cases_at(PreparedData(prepared), "test")
     assert f"{len(cases)} test cases of corner_shop" in said
     lines = [line.split("  ")[0] for line in said.splitlines() if line.strip()]
     for method in ("most_popular", "visit_frequency", "nearest_households", "transitions", "MCM"):
@@ -257,8 +255,8 @@ def test_cases_are_scored_by_length_and_keep_their_place(trained, prepared):
     model_scores = importlib.import_module("modeling_mcm.commands.evaluate").model_scores
     model = MCMForMultiTaskRecommendation.from_pretrained(trained).eval()
     collator = MCMCollator(MCMFeatureExtractor.from_pretrained(str(trained)), model.config, "evaluate", cutoff="test")
-    rows = load_prepared(prepared)
-    cases = find_cases(rows, "test", 3, "type")
+    data = PreparedData(prepared)
+    rows, cases = data.rows, cases_at(data, "test")
     assert (np.diff(cases.history_end) < 0).any()  # else the order would not change
     found = {}
     for places, logits in model_scores(model, collator, PreparedRows(rows, cases.rows, cases.history_end), 7):
@@ -342,11 +340,11 @@ def test_what_happens_after_a_cutoff_changes_nothing_before_it(
     cutoff, date, event_log, prepared, prepare_log, tiny_model, tiny_config
 ):
     folders = [prepared, prepare_log(changed_after(event_log, date))]
-    extractors = [MCMFeatureExtractor.from_pretrained(str(folder / "feature_extractor")) for folder in folders]
+    prepared_data = [PreparedData(folder) for folder in folders]
     vocabularies = [(folder / "feature_extractor" / "vocabularies.json").read_text() for folder in folders]
     popularity = [pq.read_table(folder / "popularity.parquet") for folder in folders]
     assert vocabularies[0] == vocabularies[1] and popularity[0] == popularity[1]
-    stored = [load_prepared(folder) for folder in folders]
+    stored, extractors = [data.rows for data in prepared_data], [data.extractor for data in prepared_data]
     assert stored[1]["customer_id"][:-1] == stored[0]["customer_id"][:] and stored[1]["customer_id"][-1] == "c99"
     everyone = list(range(len(stored[0])))
     batches = [PreparedRows(dataset).__getitems__(everyone) for dataset in stored]

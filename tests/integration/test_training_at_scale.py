@@ -22,10 +22,10 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
-from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared
+from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.data.streaming import StreamedOrder, StreamedRows
-from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.evaluation.cases import cases_at
 from modeling_mcm.preparation import prepare
 from modeling_mcm.training.resumable import INCOMPLETE
 from modeling_mcm.training.resuming import last_whole_checkpoint
@@ -39,8 +39,7 @@ def data(prepared, event_log, tmp_path_factory):
     """The log of 34 customers in shards of three."""
     folder = tmp_path_factory.mktemp("shards") / "data"
     ages = pd.DataFrame({"who": sorted(event_log["who"].unique()), "age": "young"})
-    schema = EventSchema.from_dict(PreparedManifest.load(prepared).schema)
-    prepare(event_log, schema, folder, profile=ages, rows_per_shard=3)
+    prepare(event_log, PreparedData(prepared).schema, folder, profile=ages, rows_per_shard=3)
     return folder
 
 
@@ -251,7 +250,7 @@ def other_data(data, event_log, tmp_path_factory):
     folder = tmp_path_factory.mktemp("other") / "data"
     log = pd.concat([event_log, event_log.tail(1).assign(when=event_log["when"].min())])
     ages = pd.DataFrame({"who": sorted(event_log["who"].unique()), "age": "young"})
-    prepare(log, EventSchema.from_dict(PreparedManifest.load(data).schema), folder, profile=ages, rows_per_shard=3)
+    prepare(log, PreparedData(data).schema, folder, profile=ages, rows_per_shard=3)
     return folder
 
 
@@ -354,7 +353,7 @@ def test_a_run_ends_early_with_the_average_that_was_evaluated_best(stopping, dat
 
     saved = MCMForMultiTaskRecommendation.from_pretrained(folder)
     extractor = MCMFeatureExtractor.from_pretrained(str(folder))
-    rows = load_prepared(data)
+    stored = PreparedData(data)
     arguments = TrainingArguments(str(folder), remove_unused_columns=False, batch_eval_metrics=True, use_cpu=True)
     arguments.label_names = ["labels"]
     trainer = MCMTrainer(
@@ -362,7 +361,7 @@ def test_a_run_ends_early_with_the_average_that_was_evaluated_best(stopping, dat
         arguments,
         train_collator=MCMCollator(extractor, saved.config, "train"),
         eval_collator=MCMCollator(extractor, saved.config, "evaluate"),
-        eval_dataset=PreparedRows(rows, find_cases(rows, "validation", 3, "type").rows),
+        eval_dataset=PreparedRows(stored.rows, cases_at(stored, "validation").rows),
     )
     assert trainer.evaluate()["eval_next_visit_ndcg@10"] == pytest.approx(found[best], rel=1e-6)
     tasks = [f"eval_{task}_next_visit_ndcg@10" for task in ("items", "aisle", "type")]

@@ -117,7 +117,7 @@ def test_missing_columns_and_unknown_cutoffs_are_named() -> None:
     rows = prepared_rows(CUSTOMERS)
     with pytest.raises(ValueError, match="cutoff 'training'; expected one of 'validation', 'test'"):
         find_cases(rows, "training")
-    with pytest.raises(ValueError, match="no column 'task_type'; their columns are customer_id"):
+    with pytest.raises(ValueError, match="no column 'task_type'; they have customer_id"):
         next(task_histories(rows, "type", "test"))
     with pytest.raises(ValueError, match="no task column"):
         find_cases(rows.select(["customer_id", "visits"]), "test")

@@ -72,5 +72,5 @@ def test_reading_names_what_is_wrong_with_the_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a complete Parquet file"):
         read_predictions(path)
     pa.parquet.write_table(pa.table({"customer_id": ["a"]}), path)
-    with pytest.raises(ValueError, match="no column 'task'"):
+    with pytest.raises(ValueError, match="no column 'task', nor 'labels', 'scores'; it has customer_id. Expected"):
         read_predictions(path)

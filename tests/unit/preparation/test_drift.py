@@ -97,10 +97,13 @@ def test_the_profile_is_read_when_it_is_given(new_log, extractor):
 
 
 BAD_LOGS = {
-    "missing column": (lambda log: log.drop(columns="item"), "also reads 'item'.*rename the table's columns"),
+    "missing column": (
+        lambda log: log.drop(columns="item"),
+        "no column 'item'; it has.*The checkpoint reads it: rename",
+    ),
     "renamed columns": (
         lambda log: log.rename(columns={"price": "prices", "who": "user"}),
-        "also reads 'who', 'price'.*add an empty one",
+        "no column 'who', nor 'price'.*add an empty one",
     ),
     "no rows": (lambda log: log.head(0), "0 rows and none.*give a log with at least one event"),
     "no customers": (lambda log: log.assign(who=None), "90 rows and none with a customer"),

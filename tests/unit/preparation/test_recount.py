@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest
+from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedData
 from modeling_mcm.data.dataset import FOLLOWERS_FILE
 from modeling_mcm.evaluation.baseline_cache import FOLDER
 from modeling_mcm.preparation import prepare
@@ -20,7 +20,6 @@ from modeling_mcm.preparation.forget import CACHES, forget_in_prepared
 from modeling_mcm.preparation.rows import popularity
 from modeling_mcm.preparation.update import update
 from modeling_mcm.preparation.vocabulary import vocabularies_of
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 FEATURES = [{"name": "kind"}, {"name": "item"}, {"name": "group"}, {"name": "hour", "kind": "hour"}]
 SCHEMA = {"customer": "user", "time": "at", "token_type": "kind", "features": FEATURES, "tasks": ["item", "group"]}
@@ -63,21 +62,17 @@ def schema_with(**changes):
     return EventSchema.from_dict({**SCHEMA, **changes})
 
 
-def extractor_of(folder):
-    return MCMFeatureExtractor.from_pretrained(str(folder / "feature_extractor"))
-
-
 def counted(folder):
     """What is counted in a data set, with labels as values: measures, followers, popularity."""
-    extractor, manifest = extractor_of(folder), PreparedManifest.load(folder)
+    data = PreparedData(folder)
     pairs = set()
     if (folder / FOLLOWERS_FILE).is_file():
         for row in pq.read_table(folder / FOLLOWERS_FILE).to_pylist():
-            values = extractor.decode_labels(row["task"], [row["label"], row["follower"]])
+            values = data.extractor.decode_labels(row["task"], [row["label"], row["follower"]])
             pairs.add((row["task"], *values, row["weight"], row["customers"]))
     columns = ["feature", "value", "count", "target_count"]
     rows = pq.read_table(folder / "popularity.parquet", columns=columns).to_pylist()
-    return manifest.measures, pairs, {tuple(row.values()) for row in rows}
+    return data.manifest.measures, pairs, {tuple(row.values()) for row in rows}
 
 
 @pytest.mark.parametrize("changes", CHOICES.values(), ids=CHOICES)
@@ -89,8 +84,9 @@ def test_after_an_update_they_are_those_of_a_full_preparation(tmp_path, changes)
     first = prepare(tmp_path / "log", schema, tmp_path / "data", rows_per_shard=4)
     log[late].to_parquet(tmp_path / "log" / "2.parquet")
     found = update(tmp_path / "data", tmp_path / "log").manifest
-    full = prepare(tmp_path / "log", schema, tmp_path / "full", feature_extractor=extractor_of(tmp_path / "data"))
-    assert found.measures == full.measures and PreparedManifest.load(tmp_path / "data").measures == full.measures
+    data = PreparedData(tmp_path / "data")
+    full = prepare(tmp_path / "log", schema, tmp_path / "full", feature_extractor=data.extractor)
+    assert found.measures == full.measures == data.manifest.measures
     if schema.cutoffs == NO_CUTOFFS:
         assert full.measures == {} and not (tmp_path / "data" / FOLLOWERS_FILE).exists()
         return
@@ -137,7 +133,7 @@ def test_shards_tell_what_preparation_counted(tmp_path, changes):
     schema = schema_with(**changes)
     manifest = prepare(make_log(seed=3), schema, tmp_path / "data", rows_per_shard=4)
     paths = [tmp_path / "data" / shard["file"] for shard in manifest.shards]
-    fitted = vocabularies_of(extractor_of(tmp_path / "data"), schema)
+    fitted = vocabularies_of(PreparedData(tmp_path / "data").extractor, schema)
     with open_engine("duckdb", tmp_path) as connection:
         measures, _ = recount(connection, tmp_path, paths, schema)
         found = popularity(mark_targets(shard_events(connection, paths, schema), fitted, schema), fitted, schema)
