@@ -145,7 +145,7 @@ def _session(engine: EngineOptions) -> AbstractContextManager[Any]:
     if engine.engine != "spark":
         return nullcontext()
     with needs("spark"):
-        from modeling_mcm.preparation.engine import spark_session
+        from modeling_mcm.preparation.spark import spark_session
     return spark_session(engine.spark)
 
 

@@ -37,7 +37,9 @@ with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-    from modeling_mcm.preparation.engine import SPARK, number_rows, open_table, split_text, text_of_float, total
+    from modeling_mcm.preparation.expressions import split_text, text_of_float, total
+    from modeling_mcm.preparation.spark import SPARK
+    from modeling_mcm.preparation.tables import number_rows, open_table
 
 logger = logging.get_logger(__name__)
 

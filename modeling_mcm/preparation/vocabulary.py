@@ -29,7 +29,7 @@ with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-    from modeling_mcm.preparation.engine import total, tree
+    from modeling_mcm.preparation.expressions import total, tree
 
 
 @dataclass
