@@ -20,18 +20,11 @@ from typing import Any
 from transformers.utils import logging
 
 from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.events_mcm import (
-    EPOCH,
-    EXACT_FLOAT,
-    SECONDS_PER_DAY,
-    TIME_ADVICE,
-    TIME_PATTERN,
-    read_zone,
-    zone_offset,
-)
+from modeling_mcm.events_mcm import EXACT_FLOAT
 from modeling_mcm.extras import needs
 from modeling_mcm.preparation.text_files import TextFiles
 from modeling_mcm.schema_mcm import CATEGORICAL, NUMERIC, ONE_TOKEN_TYPE, ROWS, FeatureSpec, raw_places
+from modeling_mcm.times_mcm import EPOCH, SECONDS_PER_DAY, TIME_ADVICE, TIME_PATTERN, read_zone, zone_offset
 
 with needs("data"):
     import ibis
