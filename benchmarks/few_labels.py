@@ -38,9 +38,9 @@ from modeling_mcm.data.offer_collator import events_before
 from modeling_mcm.evaluation.labels import mean_auc
 from modeling_mcm.evaluation.metrics import bootstrap_interval
 from modeling_mcm.evaluation.reports import markdown_table, with_interval
-from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_json, write_text
+from modeling_mcm.times_mcm import SECONDS_PER_DAY
 from modeling_mcm.training.checkpoints import read_checkpoint
 from modeling_mcm.training.finetuning import FineTuningArguments, FineTuningOptions
 from modeling_mcm.training.labels import NEW, LabelTrainer, label_defaults

@@ -46,8 +46,8 @@ def random_visits(extractor: MCMFeatureExtractor, number: int, size: int) -> lis
     token = extractor.token_type_feature
     values = {}
     for feature, words in extractor.vocabularies.items():
-        column = extractor._columns.get(feature)
-        if column is not None and feature in extractor._event_features:
+        column = extractor._encoding.columns.get(feature)
+        if column is not None and feature in extractor._encoding.event_features:
             known = extractor.target_token_types if feature == token and extractor.target_token_types else words
             values[column] = known
     visits, time = [], np.datetime64("2015-01-01T10:00:00")
@@ -57,7 +57,10 @@ def random_visits(extractor: MCMFeatureExtractor, number: int, size: int) -> lis
         for _ in range(size):
             event = {c: words[int(len(words) * generator.random() ** 3)] for c, words in values.items()}
             event |= {extractor.time: str(time)} | ({extractor.visit: str(visit)} if extractor.visit else {})
-            event |= {extractor._columns[name]: float(generator.integers(1, 9)) for name in extractor.numeric_features}
+            event |= {
+                extractor._encoding.columns[name]: float(generator.integers(1, 9))
+                for name in extractor.numeric_features
+            }
             events.append(event)
         visits.append(events)
     return visits

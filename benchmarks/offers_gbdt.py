@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from transformers.utils import logging
 
 from modeling_mcm.evaluation.offers import OfferTruth, expected_takes, offer_metrics
-from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.extras import needs
+from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 DECAYS = {"all": np.inf, "30": 30.0, "120": 120.0}  # half-lives in days
 COARSE = 48  # a customer's events are counted by each value of a feature that has fewer

@@ -37,9 +37,9 @@ from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.data.offer_collator import events_before
 from modeling_mcm.evaluation.offers import resample_customers, weighted_ranking
 from modeling_mcm.evaluation.reports import markdown_table, with_interval
-from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_json, write_text
+from modeling_mcm.times_mcm import SECONDS_PER_DAY
 from modeling_mcm.training.checkpoints import check_files, read_checkpoint
 from offers_gbdt import HistoryFeatures
 

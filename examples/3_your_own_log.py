@@ -19,7 +19,8 @@ from transformers import pipeline
 import modeling_mcm  # noqa: F401  registers the pipelines
 from modeling_mcm.data import EventSchema
 from modeling_mcm.preparation import prepare
-from modeling_mcm.preparation.engine import open_engine, open_table
+from modeling_mcm.preparation.engine import open_engine
+from modeling_mcm.preparation.tables import open_table
 from modeling_mcm.preparation.text_files import TextFiles
 
 ROOT = Path(__file__).resolve().parents[1]

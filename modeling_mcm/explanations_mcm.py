@@ -39,11 +39,12 @@ from numpy.typing import NDArray
 
 from .configuration_mcm import FIRST_LABEL
 from .counted_memory_mcm import TIE_SHARE
-from .events_mcm import SECONDS_PER_DAY, Timeline, naming, read_zone, to_seconds
+from .events_mcm import Timeline, naming
 from .inputs_mcm import first_kept
 from .modeling_mcm import PARTS, MCMForMultiTaskRecommendation
 from .processing_mcm import MCMFeatureExtractor
 from .schema_mcm import DAYS_SINCE_VISIT
+from .times_mcm import SECONDS_PER_DAY, read_zone, to_seconds
 
 # Parts whose sum is a log-probability. The last one is the softmax's normalisation.
 NAMES = (*PARTS, "habits", "new", "others")
@@ -275,7 +276,7 @@ class _History:
             closing = token == extractor.vocabularies[extractor.token_type_feature].index(extractor.end_of_visit) + 2
             is_target = ~closing & ~gone
             if extractor.target_token_types:
-                targets = extractor._value_ids(extractor.token_type_feature, extractor.target_token_types)
+                targets = extractor._encoding.value_ids(extractor.token_type_feature, extractor.target_token_types)
                 is_target &= np.isin(token, targets)
             gone |= closing & ~np.isin(self.visits, self.visits[is_target])
         row = {name: value[~gone] if name in self.columns else value for name, value in self.row.items()}
@@ -283,9 +284,9 @@ class _History:
         row["visits"] = row["visits"].astype(np.int32)
         first = np.searchsorted(row["visits"], np.arange(len(distinct)))
         timeline = Timeline(first, first[:0], row["times"], row["visits"], row["times"][first])
-        for feature, kind in extractor._kinds.items():
-            if kind == DAYS_SINCE_VISIT and feature in extractor._event_features:
-                row[f"feature_{feature}"] = extractor._derived_ids(feature, timeline)
+        for feature in extractor._encoding.event_features:
+            if extractor._encoding.specs[feature].kind == DAYS_SINCE_VISIT:
+                row[f"feature_{feature}"] = extractor._encoding.derived_ids(feature, timeline)
         return row
 
     def _event_shares(
@@ -314,7 +315,7 @@ class _History:
         extractor = self.extractor
         values: list[dict[str, str]] = [{} for _ in self.visits]
         for feature, vocabulary in extractor.vocabularies.items():
-            if feature in extractor._event_features:
+            if feature in extractor._encoding.event_features:
                 for place, value in enumerate(self.row[f"feature_{feature}"].tolist()):
                     if value:
                         values[place][feature] = vocabulary[value - FIRST_LABEL] if value > 1 else "[unknown]"

@@ -22,45 +22,19 @@ Shapes: B customers, L rows of the longest history (start row included), J featu
 numeric features of events.
 """
 
-import copy
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import BatchFeature, FeatureExtractionMixin
-from transformers.utils.hub import cached_file
+from transformers import BatchFeature
 
-from .configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
-from .events_mcm import (
-    NO_VISIT,
-    SECONDS_PER_DAY,
-    Timeline,
-    arrange,
-    as_column,
-    as_list,
-    check_keys,
-    is_missing,
-    map_distinct,
-    naming,
-    rank_visits,
-    read_columns,
-    read_times,
-    read_zone,
-    split_path,
-    split_values,
-    to_moment,
-    to_numbers,
-    to_place,
-    to_text,
-    to_values,
-)
-from .files_mcm import VOCABULARIES_NAME, values_digest, write_json
+from .configuration_mcm import FIRST_VALUE_ID
+from .encoding_mcm import Encoding
+from .events_mcm import as_column, as_list, check_keys, is_missing, naming, read_columns
+from .files_mcm import VOCABULARIES_NAME, values_digest
 from .inputs_mcm import InputLayout, pad_rows, readable
 from .schema_mcm import (
     DEFAULT_MAX_EVENTS,
@@ -70,23 +44,21 @@ from .schema_mcm import (
     HISTORY_START,
     HOUR,
     NUMERIC,
-    ONE_TOKEN_TYPE,
-    ROWS,
     TOKEN_TYPE,
     WEEKDAY,
     FeatureSpec,
     LogSchema,
 )
+from .times_mcm import to_moment
+from .vocabulary_files_mcm import VocabularyFiles
 
 MISSING_LABEL, UNKNOWN_LABEL = "[missing]", "[unknown]"
 
 CALENDAR_SIZES = {HOUR: 24, WEEKDAY: 7}
-SECONDS_PER_HOUR = 3600
-EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
 
 
 # trf-ignore: TRF057, auto_docstring knows processors but no feature extractors: it would drop the arguments.
-class MCMFeatureExtractor(FeatureExtractionMixin):
+class MCMFeatureExtractor(VocabularyFiles):
     """Encodes customers with raw events as model inputs, and decodes label ids to values.
 
     In every feature, id 0 means missing or padding, id 1 a value that was not seen in training, and ids from 2 on are
@@ -140,19 +112,9 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         self.time_zone, self.tasks, self.target_token_types = time_zone, list(tasks), list(target_token_types)
         self.end_of_visit, self.max_events, self.min_history = end_of_visit, max_events, min_history
 
-        schema, self._zone = self.schema, read_zone(time_zone)
-        self._token_feature, self._reserved_token_types = schema.token_feature.name, schema.reserved_token_types
-        self._specs = {spec.name: spec for spec in (*schema.features, *schema.profile)}
-        self._kinds = {name: spec.kind for name, spec in self._specs.items()}
-        self._event_features = [spec.name for spec in schema.features]
-        self._profile_features = [spec.name for spec in schema.profile]
-        self._columns = {name: spec.column for name, spec in self._specs.items() if spec.column}
+        schema = self.schema
+        self._encoding = Encoding(schema, self.feature_names, self.vocabularies, self.bins)
         self._known_columns, self._known_profile = schema.event_columns, schema.profile_columns
-        self._ids = {
-            feature: {value: FIRST_VALUE_ID + i for i, value in enumerate(values)}
-            for feature, values in self.vocabularies.items()
-        }
-        self._edges = {feature: np.array(edges, np.float64) for feature, edges in self.bins.items()}
         if self.numeric_features:
             self.model_input_names = [*type(self).model_input_names, "event_values"]
         fix = f"take preprocessor_config.json and {VOCABULARIES_NAME} from one and the same save"
@@ -178,14 +140,15 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     @property
     def numeric_features(self) -> list[str]:
         """Names of the numeric event features, whose values are model inputs beside their bins, in the order of N."""
-        return [feature for feature in self._event_features if self._kinds[feature] == NUMERIC]
+        return [feature for feature in self._encoding.event_features if self._encoding.specs[feature].kind == NUMERIC]
 
     @property
     def vocabulary_sizes(self) -> list[int]:
         """Number of ids of each feature, the missing and the unknown id included, in the order of J."""
+        specs = self._encoding.specs
         sizes = {feature: len(values) for feature, values in self.vocabularies.items()}
         sizes |= {feature: len(edges) + 1 for feature, edges in self.bins.items()}
-        sizes |= {f: CALENDAR_SIZES[kind] for f, kind in self._kinds.items() if kind in CALENDAR_SIZES}
+        sizes |= {name: CALENDAR_SIZES[spec.kind] for name, spec in specs.items() if spec.kind in CALENDAR_SIZES}
         return [FIRST_VALUE_ID + sizes[feature] for feature in self.feature_names]
 
     @property
@@ -201,7 +164,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     @property
     def token_type_feature(self) -> str:
         """Name of the feature that holds the token type."""
-        return self._token_feature
+        return self._encoding.token_feature
 
     def label_ids(self, task: str, values: Sequence[Any]) -> NDArray[np.int64]:
         """Encodes values of a task's feature as label ids.
@@ -217,7 +180,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             ValueError: if there is no such task, or a value is neither text nor number nor boolean.
         """
         with naming(f"Task {task!r}"):
-            return self._value_ids(self._check_task(task), as_column(values)).astype(np.int64)
+            return self._encoding.value_ids(self._check_task(task), as_column(values)).astype(np.int64)
 
     def decode_labels(self, task: str, ids: Any) -> list[str]:
         """Decodes label ids to values.
@@ -257,7 +220,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"Found feature {feature!r}, expected one of {', '.join(self.vocabularies)}.")
         if isinstance(values, str) or not all(isinstance(value, str) and value for value in values):
             raise ValueError(f"New values of {feature!r} must be a list of texts that are not empty, got {values!r}.")
-        known = self._ids[feature]
+        known = self._encoding.ids[feature]
         if repeated := sorted({value for value in values if value in known or list(values).count(value) > 1}):
             raise ValueError(
                 f"{feature!r} has the values {repeated[:5]} already, or they are given twice: leave them out."
@@ -269,36 +232,6 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         if task not in self.tasks:
             raise ValueError(f"Found task {task!r}, expected one of {', '.join(self.tasks)}.")
         return task
-
-    def _feature_ids(self, feature: str, column: Any) -> NDArray[np.int32]:
-        if self._kinds[feature] == NUMERIC:
-            return self._bin(feature, to_numbers(column))
-        spec = self._specs[feature]
-        separator, item, level = spec.separator, spec.item, spec.level
-        if level is not None:
-            return map_distinct(
-                column, lambda value: self._id_of(feature, split_path(value, str(separator), level)), np.int32
-            )
-        if item is not None:
-            texts = [split_values(value, separator) for value in as_list(column)]
-            return np.array([self._id_of_item(feature, each, item) for each in texts], np.int32)
-        return self._value_ids(feature, column)
-
-    def _value_ids(self, feature: str, column: Any) -> NDArray[np.int32]:
-        """Ids of values of a categorical feature, without splitting them into parts."""
-        return map_distinct(column, lambda value: self._id_of(feature, to_text(value)), np.int32)
-
-    def _id_of(self, feature: str, text: str | None) -> int:
-        return MISSING_ID if text is None else self._ids[feature].get(text, UNKNOWN_ID)
-
-    def _id_of_item(self, feature: str, texts: set[str], item: int) -> int:
-        """Id number `item`, from 1, among the ids of several values in ascending order, unknown values last."""
-        ids = sorted((self._id_of(feature, text) for text in texts), key=lambda label: (label == UNKNOWN_ID, label))
-        return ids[item - 1] if item <= len(ids) else MISSING_ID
-
-    def _bin(self, feature: str, numbers: NDArray[np.float64]) -> NDArray[np.int32]:
-        ids = FIRST_VALUE_ID + np.searchsorted(self._edges[feature], numbers, side="right")
-        return np.where(np.isnan(numbers), MISSING_ID, ids).astype(np.int32)
 
     # -------------------------------------------------------------------------------------- raw events of one customer
 
@@ -330,109 +263,13 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             if customer.get("events") is None:
                 raise ValueError("there is no `events`; give an empty list for a customer without history")
             columns, count = read_columns(customer["events"], self._known_columns)
-            customer_id = self._customer_id(customer.get("customer_id"), columns.pop(self.customer, []))
+            customer_id = self._encoding.customer_id(customer.get("customer_id"), columns.pop(self.customer, []))
             columns = {column: [None] * count for column in self._known_columns} | columns
             return {
                 "customer_id": customer_id,
-                **self._encode_events(columns, count),
-                **self._encode_profile(customer.get("profile")),
+                **self._encoding.events(columns, count),
+                **self._encoding.profile(customer.get("profile")),
             }
-
-    def _customer_id(self, given: Any, column: Any) -> str | None:
-        """The id as text; the events, where they carry one, must all be this customer's."""
-        with naming(f"column {self.customer!r}"):
-            found = set(map(to_text, [*as_list(column), *([] if is_missing(given) else [given])]))
-            if len(found) > 1 or None in found:
-                shown = ", ".join(sorted(map(str, found))[:5])
-                raise ValueError(f"found the customers {shown}; give each customer a dict of its own")
-        return next(iter(found), None)
-
-    def _encode_events(self, columns: Mapping[str, Any], count: int) -> dict[str, NDArray[Any]]:
-        moments = self._read_moments(columns, count)
-        ranks = np.full(count, NO_VISIT)
-        if self.visit:
-            with naming(f"column {self.visit!r}"):
-                ranks = rank_visits(columns[self.visit])
-        ids, values, is_target = {}, {}, np.ones(count, bool)
-        if self.token_type is None:
-            ids[TOKEN_TYPE] = np.full(count, self._ids[TOKEN_TYPE][ONE_TOKEN_TYPE], np.int32)
-        else:
-            with naming(f"column {self.token_type!r}"):
-                is_target = map_distinct(columns[self.token_type], self._is_target, np.bool_)
-        for feature in self._event_features:
-            if column := self._columns.get(feature):
-                with naming(f"column {column!r}"):
-                    if self._kinds[feature] == NUMERIC:
-                        numbers = to_numbers(columns[column])
-                        ids[feature], values[feature] = self._bin(feature, numbers), to_values(numbers)
-                    else:
-                        ids[feature] = self._feature_ids(feature, columns[column])
-
-        ties = (list(ids.values()), is_target, bool(self.end_of_visit), list(values.values()))
-        timeline = arrange(moments, ranks, *ties)
-        order, ends = timeline.order, timeline.ends
-        closing_id = self._ids[self.token_type_feature].get(self.end_of_visit or "", MISSING_ID)
-        times = timeline.times if self.order is None else timeline.visits.astype(np.int64) * SECONDS_PER_DAY
-        row: dict[str, NDArray[Any]] = {"times": times, "visits": timeline.visits}
-        places = np.insert(order, ends, 0)  # in the input, of each interaction but those that close a visit
-        closes = np.insert(np.zeros(count, bool), ends, True)
-
-        def in_order(values: NDArray[Any], closing: int = 0) -> NDArray[Any]:
-            """A column in the order of the row; `closing` is what interactions that close a visit have."""
-            ordered = values[places]
-            ordered[closes] = closing
-            return ordered
-
-        for feature in self._event_features:
-            if feature in ids:
-                added = closing_id if feature == self.token_type_feature else MISSING_ID
-                row[f"feature_{feature}"] = in_order(ids[feature], added)
-            else:
-                row[f"feature_{feature}"] = self._derived_ids(feature, timeline)
-        is_empty = ~np.any([row[f"feature_{feature}"] for feature in self._event_features], axis=0)
-        if is_empty.any():
-            raise ValueError(f"event {np.argmax(is_empty)} in order of time has no value in any feature; leave it out")
-        for feature, of_events in values.items():
-            row[f"value_{feature}"] = in_order(of_events)
-        for task in self.tasks:
-            row[f"task_{task}"] = in_order(np.where(is_target, ids[task], MISSING_ID), MISSING_ID)
-        return row
-
-    def _read_moments(self, columns: Mapping[str, Any], count: int) -> NDArray[np.int64]:
-        """What puts the events in order: seconds since 1970-01-01, or their places."""
-        if self.order == ROWS:
-            return np.arange(count)
-        column = self.time or str(self.order)
-        with naming(f"column {column!r}"):
-            if self.order is None:
-                return read_times(columns[column], self._zone)
-            return np.array([to_place(value) for value in as_list(columns[column])], np.int64)
-
-    def _derived_ids(self, feature: str, timeline: Timeline) -> NDArray[np.int32]:
-        if self._kinds[feature] == HOUR:
-            return (FIRST_VALUE_ID + timeline.times // SECONDS_PER_HOUR % 24).astype(np.int32)
-        if self._kinds[feature] == WEEKDAY:
-            return (FIRST_VALUE_ID + (timeline.times // SECONDS_PER_DAY + EPOCH_WEEKDAY) % 7).astype(np.int32)
-        days = np.diff(timeline.starts, prepend=0) / SECONDS_PER_DAY
-        days[:1] = np.nan  # the first visit follows none
-        return self._bin(feature, days)[timeline.visits]
-
-    def _is_target(self, value: Any) -> bool:
-        text = to_text(value)
-        if text in self._reserved_token_types:
-            raise ValueError(f"found {text!r}, which MCM adds itself; leave these events out or rename the token type")
-        return not self.target_token_types or text in self.target_token_types
-
-    def _encode_profile(self, profile: Mapping[str, Any] | None) -> dict[str, np.int32]:
-        profile = {} if profile is None else profile
-        if not isinstance(profile, Mapping):
-            raise ValueError(f"the profile is {type(profile).__name__}, expected a dict of column and value")
-        check_keys(profile, self._known_profile, "profile")
-        ids = {}
-        for feature in self._profile_features:
-            with naming(f"profile column {self._columns[feature]!r}"):
-                ids[f"profile_{feature}"] = self._feature_ids(feature, [profile.get(self._columns[feature])])[0]
-        return ids
 
     def encode_actions(self, actions: Any) -> NDArray[np.int64]:
         """Encodes actions, such as offers: events that have not happened yet, with the same features.
@@ -447,21 +284,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         Raises:
             ValueError: if a column is unknown or a value can't be encoded; the message names the column.
         """
-        known = [
-            column
-            for column in self._known_columns
-            if column not in (self.customer, self.time, self.order, self.visit)
-        ]
-        columns, count = read_columns(actions, known)
-        ids = np.zeros((count, len(self.features)), np.int64)
-        for index, feature in enumerate(self.feature_names):
-            column = self._columns.get(feature)
-            if feature in self._event_features and column in columns:
-                with naming(f"column {column!r}"):
-                    ids[:, index] = self._feature_ids(feature, columns[column])
-            elif self.token_type is None and feature == TOKEN_TYPE:
-                ids[:, index] = self._ids[TOKEN_TYPE][ONE_TOKEN_TYPE]
-        return ids
+        return self._encoding.actions(actions)
 
     # --------------------------------------------------------------------------------------------- rows -> model input
 
@@ -475,7 +298,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         Returns:
             `dict`: the new row.
         """
-        names = [feature for feature in features or () if feature in self._event_features]
+        names = [feature for feature in features or () if feature in self._encoding.event_features]
         return readable(row, names) if names else dict(row)
 
     def pad(
@@ -513,9 +336,9 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         token = self.token_type_feature
         layout = InputLayout(
             dict(zip(self.feature_names, self.vocabulary_sizes, strict=True)),
-            frozenset(self._profile_features),
+            frozenset(self._encoding.profile_features),
             tuple(self.numeric_features),
-            (self.feature_names.index(token), self._ids[token][HISTORY_START]),
+            (self.feature_names.index(token), self._encoding.ids[token][HISTORY_START]),
         )
         window = self.max_events if max_events is None else max_events
         return BatchFeature(pad_rows(rows, layout, window, mask_next, now), tensor_type=return_tensors)
@@ -562,75 +385,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         with naming("`now`"):
             if isinstance(now, str) or not (isinstance(now, Sequence) or np.ndim(now)):
                 now = [now] * count
-            moments = [to_moment(moment, self._zone) for moment in as_list(as_column(now))]
+            moments = [to_moment(moment, self._encoding.zone) for moment in as_list(as_column(now))]
         if len(moments) != count:
             raise ValueError(f"Found {len(moments)} moments `now` of {count} customers; give one, or one a customer.")
         return moments
-
-    # ----------------------------------------------------------------------------------------------------- save, load
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings of the feature extractor for preprocessor_config.json; vocabularies and bins, which have a file
-        of their own, are left out."""
-        left_out = ("vocabularies", "bins", "model_input_names")
-        kept = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in left_out}
-        return copy.deepcopy(kept) | {"feature_extractor_type": type(self).__name__}
-
-    def save_pretrained(
-        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
-    ) -> list[str]:
-        """Writes preprocessor_config.json and vocabularies.json.
-
-        Args:
-            save_directory (`str` or `os.PathLike`): folder of the checkpoint.
-            push_to_hub (`bool`): whether to upload the folder to the Hub.
-            kwargs: options of the upload, such as `repo_id`.
-
-        Returns:
-            `list[str]`: paths of the files.
-
-        Raises:
-            ValueError: if features that share the values of a column no longer have the same vocabulary.
-        """
-        self.schema.check_shared(self.vocabularies)
-        folder = Path(save_directory)
-        saved = super().save_pretrained(folder)
-        path = folder / VOCABULARIES_NAME
-        write_json(path, {"vocabularies": self.vocabularies, "bins": self.bins}, indent=1, allow_nan=False)
-        if push_to_hub:  # not in the base class, which would upload before the vocabularies are written
-            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
-        return [*saved, str(path)]
-
-    @classmethod
-    def get_feature_extractor_dict(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Reads preprocessor_config.json and vocabularies.json.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): folder of the checkpoint, path of its
-                preprocessor_config.json, or its name on the Hub.
-            kwargs: options of `FeatureExtractionMixin.get_feature_extractor_dict`.
-
-        Returns:
-            Arguments of the feature extractor, and the unused options.
-
-        Raises:
-            OSError: if a file is missing.
-            ValueError: if vocabularies.json is damaged.
-        """
-        source = str(pretrained_model_name_or_path)
-        names = ("cache_dir", "force_download", "proxies", "subfolder", "token", "local_files_only", "revision")
-        options = {key: kwargs[key] for key in names if kwargs.get(key) is not None}
-        values, unused = super().get_feature_extractor_dict(source, **kwargs)
-        folder = os.path.dirname(source) or "." if os.path.isfile(source) else source
-        fix = "save the feature extractor again, or copy the file from the original checkpoint"
-        try:
-            path = str(cached_file(folder, VOCABULARIES_NAME, **options))
-        except OSError as error:
-            raise OSError(f"{source} has no {VOCABULARIES_NAME}, which holds the feature values; {fix}.") from error
-        try:
-            stored = json.loads(Path(path).read_text(encoding="utf-8"))
-            return values | {key: dict(stored[key]) for key in ("vocabularies", "bins")}, unused
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {fix}.") from error

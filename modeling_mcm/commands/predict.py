@@ -34,12 +34,13 @@ from modeling_mcm.commands.arguments import EngineOptions, exits, parse_options
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest, check_vocabularies, schema_of
 from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
-from modeling_mcm.events_mcm import naming, read_zone, to_seconds
+from modeling_mcm.events_mcm import naming
 from modeling_mcm.extras import needs
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.scoring import Scorer, ScoringJob, model_digest, score_on_spark
 from modeling_mcm.scoring.folder import HISTORIES, UNTIL, check_folder, claim, is_whole, last_event
+from modeling_mcm.times_mcm import read_zone, to_seconds
 from modeling_mcm.training.checkpoints import check_files, read_checkpoint
 from modeling_mcm.training.memory import keep_freed_memory
 from modeling_mcm.training.options import check_launch
@@ -145,7 +146,7 @@ def _session(engine: EngineOptions) -> AbstractContextManager[Any]:
     if engine.engine != "spark":
         return nullcontext()
     with needs("spark"):
-        from modeling_mcm.preparation.engine import spark_session
+        from modeling_mcm.preparation.spark import spark_session
     return spark_session(engine.spark)
 
 

@@ -30,8 +30,8 @@ from modeling_mcm.evaluation.cases import EvaluationCases
 from modeling_mcm.evaluation.histories import TaskHistory, select_rows, task_histories
 from modeling_mcm.evaluation.metrics import distinct_targets, ndcg_at_k, tie_ranks
 from modeling_mcm.evaluation.ranking import TargetRanks
-from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.extras import needs
+from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 if TYPE_CHECKING:
     import scipy.sparse as sp

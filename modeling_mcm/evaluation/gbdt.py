@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.evaluation.baselines import Baseline, scipy_sparse
 from modeling_mcm.evaluation.histories import TaskHistory
-from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.extras import needs
+from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 HALF_LIVES_VISITS = (5, 10, 20, 40, 80)
 PERIOD_DAYS, MAX_PERIODS, RECENT_PERIODS = 7, 52, 4

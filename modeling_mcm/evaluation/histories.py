@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import check_cutoff, flat_values, list_lengths
-from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns
+from modeling_mcm.events_mcm import check_columns
+from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 
 def arrow_batches(rows: Any, columns: Sequence[str], batch_size: int = 1024) -> Iterator[pa.Table]:

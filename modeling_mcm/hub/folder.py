@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MCMConfig
 from modeling_mcm.embeddings_mcm import digest_bytes
-from modeling_mcm.files_mcm import check_values, values_digest, write_json
+from modeling_mcm.files_mcm import VOCABULARIES_NAME, check_values, values_digest, write_json
 from modeling_mcm.hub.privacy import COUNTED, HiddenPairs, hide_pairs, hide_values
-from modeling_mcm.processing_mcm import VOCABULARIES_NAME, MCMFeatureExtractor
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 CONFIG_NAME, PREPROCESSOR_NAME, CARD_NAME = "config.json", "preprocessor_config.json", "README.md"
 RESULTS_FOLDER = ".eval_results"  # where the Hub reads results from; `model-index` in the card is its older form

@@ -91,7 +91,7 @@ def rare_values(
         extractor (`MCMFeatureExtractor`): The checkpoint's feature extractor.
         min_customers (`int`): The number k of k-anonymity.
     """
-    own = set(extractor._reserved_token_types)
+    own = set(extractor.schema.reserved_token_types)
     rare = {}
     for name, values in extractor.vocabularies.items():
         own_types = own if name == extractor.token_type_feature else set()

@@ -2,61 +2,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where preparation runs and writes: DuckDB or Spark, tables that are kept there, a folder that appears when whole.
 
-Everything that differs between engines is in this file; all other steps are Ibis expressions. On DuckDB one process
-does the work, and what does not fit in memory is spilled to disk. On Spark its workers do the work, and write the
-shards themselves.
+What differs between engines is in this file, spark.py, tables.py and expressions.py; all other steps are Ibis
+expressions. On DuckDB one process does the work, and what does not fit in memory is spilled to disk. On Spark its
+workers do the work, and write the shards themselves.
 """
 
 from __future__ import annotations
 
-import functools
 import json
-import operator
 import os
-import re
 import shutil
-import sys
-import tempfile
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 
 from modeling_mcm.data.features import check_size
 from modeling_mcm.extras import needs
-from modeling_mcm.preparation.files import (
-    InputFiles,
-    check_files,
-    check_names,
-    find_files,
-    is_files,
-    is_local,
-    kind_of,
-    merged,
-)
-from modeling_mcm.preparation.text_files import DELIMITERS, TextFiles, TextFormat
 
 with needs("data"):
     import duckdb
     import ibis
     import ibis.expr.types as ir
 
-SPARK = "pyspark"  # name of the backend in Ibis, and of the package
-# Times are read in UTC. Names that differ in case are different. Parts of a path are text, as on DuckDB. An overflow
-# is an error. Data frames travel as Arrow.
-SPARK_SETTINGS = {
-    "spark.sql.session.timeZone": "UTC",
-    "spark.sql.caseSensitive": "true",
-    "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
-    "spark.sql.ansi.enabled": "true",
-    "spark.sql.execution.arrow.pyspark.enabled": "true",
-    "spark.sql.csv.parser.columnPruning.enabled": "false",  # otherwise Spark does not count the fields of a row
-}
+    from modeling_mcm.preparation.spark import (
+        SPARK,
+        reason_of,
+        session_of,
+        spark_errors,
+        spark_session,
+        spark_settings,
+        worker_errors,
+    )
 
 
 @contextmanager
@@ -87,7 +66,7 @@ def open_engine(
     if spark_config and engine != "spark":
         raise ValueError(f"Spark's options are given ({', '.join(spark_config)}) and the engine is {engine!r}.")
     if not isinstance(engine, str):
-        with _spark_settings(engine), _in_utc(engine):
+        with spark_settings(engine), _in_utc(engine):
             yield engine
     elif engine == "duckdb":
         check_size(memory_limit, "memory_limit")
@@ -111,60 +90,16 @@ def open_engine(
         with spark_session(spark_config or {}) as session:
             connection = ibis.pyspark.connect(session)
             try:
-                with _spark_settings(connection):
+                with spark_settings(connection):
                     yield connection
-            except _spark_errors() as error:
-                raise OSError(f"Spark can't go on: {_reason(error)}") from error
+            except spark_errors() as error:
+                raise OSError(f"Spark can't go on: {reason_of(error)}") from error
     else:
         raise ValueError(f"`engine` is {engine!r}; give 'duckdb', 'spark' or an Ibis connection.")
 
 
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
-
-
-@contextmanager
-def spark_session(config: Mapping[str, str]) -> Iterator[Any]:
-    """Opens the Spark session that runs in this process, or starts a new one, which is stopped at the end.
-
-    Args:
-        config (`dict[str, str]`): options of the session.
-
-    Yields:
-        `pyspark.sql.SparkSession`: the session.
-
-    Raises:
-        ImportError: if Spark is not installed.
-        ValueError: if a running session can't change an option any more.
-        OSError: if Spark does not start.
-    """
-    try:
-        from pyspark.sql import SparkSession
-    except ImportError as error:
-        raise ImportError("Spark is not installed: pip install 'modeling-mcm[spark]' (and Java 17).") from error
-    running = SparkSession.getActiveSession()
-    if running is not None:
-        session = running.newSession()  # a session with its own settings and views
-        for key, value in config.items():
-            if session.conf.get(key, None) != value:
-                if not session.conf.isModifiable(key):
-                    raise ValueError(f"A Spark session runs already, and {key} can't be changed any more.")
-                session.conf.set(key, value)
-        yield session
-        return
-    if config.get("spark.master", "local").startswith("local"):  # workers on this machine use this Python
-        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    builder = SparkSession.builder.appName("MCM")
-    for key, value in config.items():
-        builder = builder.config(key, value)
-    try:
-        session = builder.getOrCreate()
-    except _spark_errors() as error:
-        raise OSError(f"Spark did not start ({_reason(error)}); check its options, and JAVA_HOME: Java 17.") from error
-    try:
-        yield session
-    finally:
-        session.stop()
 
 
 @contextmanager
@@ -179,31 +114,6 @@ def _in_utc(connection: ibis.BaseBackend) -> Iterator[None]:
         yield
     finally:
         connection.raw_sql(f"SET TimeZone = '{before}'")
-
-
-@contextmanager
-def _spark_settings(connection: ibis.BaseBackend) -> Iterator[None]:
-    """Sets the options of `SPARK_SETTINGS` and registers `shortest_text` on Spark, and sets the options back."""
-    if connection.name != SPARK:
-        yield
-        return
-    settings = _session(connection).conf
-    before = {key: settings.get(key, None) for key in SPARK_SETTINGS}
-    for key, value in SPARK_SETTINGS.items():
-        settings.set(key, value)
-    from pyspark.sql.functions import udf
-
-    text = udf(lambda number: None if number is None else repr(float(number)), "string", useArrow=True)
-    _session(connection).udf.register(shortest_text.__name__, text)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            settings.unset(key) if value is None else settings.set(key, value)
-
-
-def _session(connection: Any) -> Any:
-    return connection._session  # Ibis has no other way to its session
 
 
 @contextmanager
@@ -224,7 +134,7 @@ def caching(connection: ibis.BaseBackend) -> Iterator[Callable[..., ir.Table]]:
         name = ibis.util.gen_name("mcm")
         if connection.name == SPARK:
             kept = connection.create_view(name, table)
-            _session(connection).catalog.cacheTable(name)
+            session_of(connection).catalog.cacheTable(name)
         else:
             kept = connection.create_table(name, table.order_by(near) if near else table, temp=True)
         names.append(name)
@@ -235,287 +145,10 @@ def caching(connection: ibis.BaseBackend) -> Iterator[Callable[..., ir.Table]]:
     finally:
         for name in reversed(names):
             if connection.name == SPARK:
-                _session(connection).catalog.uncacheTable(name)
-                _session(connection).catalog.dropTempView(name)
+                session_of(connection).catalog.uncacheTable(name)
+                session_of(connection).catalog.dropTempView(name)
             else:
                 connection.raw_sql(f"DROP TABLE {name}")
-
-
-def open_table(
-    source: Any,
-    connection: ibis.BaseBackend,
-    what: str,
-    columns: Sequence[str] = (),
-    text: TextFiles | None = None,
-) -> ir.Table:
-    """Opens Parquet or CSV files, a folder of them, a data frame, an Arrow table or an Ibis table.
-
-    A CSV file has no types, so each value is read as the text that stands in the file ("007" stays "007").
-
-    Args:
-        source (`Any`): the table. Files are a path, an address such as `gs://bucket/log`, or a list of these.
-        connection (`ibis.BaseBackend`): connection from `open_engine`.
-        what (`str`): "event" or "profile", for messages.
-        columns (`Sequence[str]`): names of the columns that are read, and must be the same in all files. Empty: all
-            columns.
-        text (`TextFiles`, *optional*): how text files are written and where their values are put. Default: the usual
-            format, and a temporary folder of this machine that is removed with the connection.
-
-    Returns:
-        `ibis.Table`: the table.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if a file has an unknown type or is empty or damaged, files differ in `columns`, or the engine
-            can't read an address.
-    """
-    if isinstance(source, ir.Table):
-        table = known_types(source)
-    elif not is_files(source):
-        names: Any = source.column_names if isinstance(source, pa.Table) else getattr(source, "columns", ())
-        check_names([*map(str, names)], f"The {what} table", columns)
-        table = known_types(ibis.memtable(source))
-    elif connection.name == SPARK:
-        return _open_on_spark(source, connection, what, columns, text)
-    else:
-        found = _as_parquet(find_files(source, what), connection, what, columns, text)
-        tables = [(read_files(files, connection), files.empty_columns()) for files in merged(found)]
-        table = _together([(table, frozenset.intersection(*empty.values())) for table, empty in tables], what, columns)
-    if connection.name == SPARK and isinstance(table.op(), ibis.expr.operations.InMemoryTable):
-        return connection.create_view(ibis.util.gen_name("mcm"), table)  # as a view the table knows its engine
-    return table
-
-
-def number_rows(table: ir.Table, source: Any, connection: Any, column: str) -> ir.Table:
-    """Adds a column with the number of each row in the files, the data frame or the Arrow table, from 0.
-
-    Files are read in the given order, and the files of a folder in the order of their names.
-
-    Args:
-        table (`ibis.Table`): table from `open_table`.
-        source (`Any`): what the table was opened from.
-        connection (`ibis.BaseBackend`): connection from `open_engine`.
-        column (`str`): name of the new column.
-
-    Returns:
-        `ibis.Table`: the table with the new column.
-
-    Raises:
-        ValueError: if the rows have no order that would be the same next time.
-    """
-    if connection.name != "duckdb" or isinstance(source, ir.Table):
-        raise ValueError(
-            f"`order: rows` needs files, a data frame or an Arrow table that DuckDB reads: the rows of a table of "
-            f"{connection.name} have no order of their own. Number the events of a customer in a column, and name it "
-            "as `order`."
-        )
-    if connection.raw_sql("SELECT current_setting('preserve_insertion_order')").fetchall() != [(True,)]:
-        raise ValueError("`order: rows` needs DuckDB's setting preserve_insertion_order, which is off; turn it on.")
-    return table.mutate(**{column: ibis.row_number()})
-
-
-def _as_parquet(
-    found: list[InputFiles], connection: Any, what: str, columns: Sequence[str], text: TextFiles | None
-) -> list[InputFiles]:
-    """The files of a log as Parquet. This process reads text files, so they mean the same for every engine."""
-    if text is None:
-        text = TextFiles(TextFormat(), Path(tempfile.mkdtemp(prefix="mcm-text-")))
-        weakref.finalize(connection, shutil.rmtree, text.folder, ignore_errors=True)
-    check_files(found, what, columns, text.format)
-    return [files if files.kind == "parquet" else _text_as_parquet(files, what, columns, text) for files in found]
-
-
-def _text_as_parquet(files: InputFiles, what: str, columns: Sequence[str], text: TextFiles) -> InputFiles:
-    folder, paths = text.to_parquet(files.paths, files.root, files.kind, files.filesystem, what, columns)
-    return replace(files, root=str(folder), paths=paths, kind="parquet", filesystem=fsspec.filesystem("file"))
-
-
-def read_files(files: InputFiles, connection: Any) -> ir.Table:
-    """Reads Parquet files as a table of DuckDB.
-
-    Args:
-        files (`InputFiles`): the files.
-        connection (`ibis.BaseBackend`): connection to DuckDB.
-
-    Returns:
-        `ibis.Table`: the rows of all files.
-    """
-    names = files.filesystem.protocol
-    name = names if isinstance(names, str) else names[0]
-    if not is_local(files.filesystem) and not connection.con.filesystem_is_registered(name):
-        connection.register_filesystem(files.filesystem)
-    # A column without values in some files gets its type from the other files.
-    options = {"union_by_name": True} if len({*files.empty_columns().values()}) > 1 else {}
-    options |= {"hive_partitioning": files.partitioned, "hive_types_autocast": False}
-    return known_types(connection.read_parquet(list(files.paths), **options))
-
-
-def known_types(table: ir.Table) -> ir.Table:
-    """Replaces the types that Ibis does not know: DuckDB's nanoseconds with a zone, and columns without values.
-
-    Args:
-        table (`ibis.Table`): the table.
-
-    Returns:
-        `ibis.Table`: the table, with UTC timestamps and text in the place of these types.
-    """
-    changed = {}
-    for name, kind in table.schema().items():
-        raw = str(getattr(kind, "raw_type", "")).upper()
-        if kind.is_null() or "NULL" in raw:
-            changed[name] = ibis.null("string")
-        elif "TIMESTAMPTZ_NS" in raw or "TIMESTAMP_NS WITH TIME ZONE" in raw:
-            changed[name] = table[name].cast("timestamp('UTC')")
-    return table.mutate(**changed) if changed else table
-
-
-def _open_on_spark(
-    source: Any, connection: Any, what: str, columns: Sequence[str], text: TextFiles | None
-) -> ir.Table:
-    """Spark reads addresses of stores itself (by Hadoop), so it gets these addresses as they are, unchecked."""
-    addresses = [str(part) for part in (source if isinstance(source, list | tuple) else [source])]
-    local = [address for address in addresses if "://" not in address or address.startswith("file://")]
-    found = find_files(local, what) if local else []
-    if found:
-        found = _as_parquet(found, connection, what, columns, text)
-    for address in addresses:
-        if address not in local:
-            found.append(InputFiles(address, (address,), kind_of(address) or "parquet", None))
-    tables = []
-    for files, empty in (part for each in merged(found) for part in _by_empty_columns(each)):
-        reader = _session(connection).read
-        if files.partitioned:
-            reader = reader.option("basePath", files.root)
-        try:
-            read = reader.parquet(*files.paths) if files.kind == "parquet" else _read_csv(reader, files, text)
-        except _spark_errors() as error:
-            raise ValueError(
-                f"Spark can't read the {what} file {files.root} ({_reason(error)}); check the path, write times in "
-                "microseconds where it says NANOS, or give what Hadoop needs for such an address (--spark_config "
-                "spark.jars.packages=..., docs/spark.md)."
-            ) from error
-        name = ibis.util.gen_name("mcm")
-        read.createOrReplaceTempView(name)
-        tables.append((connection.table(name), empty))
-    return _together(tables, what, columns)
-
-
-def _by_empty_columns(files: InputFiles) -> list[tuple[InputFiles, frozenset[str]]]:
-    """The files in groups with the same empty columns, because Spark takes the types of one file for all files."""
-    if files.filesystem is None:  # only Spark reaches the files
-        return [(files, frozenset())]
-    empty = files.empty_columns()
-    return [
-        (replace(files, paths=tuple(path for path in files.paths if empty[path] == names)), names)
-        for names in dict.fromkeys(empty.values())
-    ]
-
-
-def _together(found: list[tuple[ir.Table, frozenset[str]]], what: str, columns: Sequence[str]) -> ir.Table:
-    """Joins the rows of tables with the same columns; a column without values gets its type from the other tables."""
-    kinds: dict[str, Any] = {}
-    for table, empty in found:
-        kinds = {name: kind for name, kind in table.schema().items() if name not in empty} | kinds
-    tables = [
-        table.mutate(**{name: ibis.null(kinds.get(name, "string")) for name in empty}) if empty else table
-        for table, empty in found
-    ]
-    if len(tables) > 1 and columns:
-        tables = [table.select([name for name in table.columns if name in columns]) for table in tables]
-    try:
-        return functools.reduce(lambda table, other: table.union(other), tables)
-    except ibis.common.exceptions.RelationError as error:
-        raise ValueError(
-            f"The {what} files have different columns or types ({' '.join(str(error).split())}): write them alike, or "
-            "pass an Ibis table."
-        ) from error
-
-
-def _read_csv(reader: Any, files: InputFiles, text: TextFiles | None) -> Any:
-    """Reads text files that only Spark reaches. Spark does not name bad lines, and can't count those it drops."""
-    import pyspark.sql.functions as F
-
-    written = text.format if text else TextFormat()
-    if written.on_bad_row != "error":
-        raise ValueError(
-            f"`on_bad_row: {written.on_bad_row}` needs files that this process can read, and only Spark reaches "
-            f"{files.root}; copy the log, or write it as Parquet."
-        )
-    frame = reader.csv(
-        list(files.paths),
-        header=True,
-        sep=written.delimiter or DELIMITERS[files.kind][0],
-        quote=written.quote,
-        escape=written.escape or written.quote,
-        multiLine=True,
-        mode="FAILFAST",
-    )
-    return frame.select([F.nullif(F.col(f"`{name}`"), F.lit("")).alias(name) for name in frame.columns])
-
-
-@ibis.udf.scalar.builtin
-def shortest_text(number: float) -> str:  # type: ignore[empty-body]
-    """Writes a number as its shortest exact text. `_spark_settings` registers this function in Spark.
-
-    Args:
-        number (`float`): the number.
-
-    Returns:
-        `str`: its text.
-    """
-
-
-def split_text(text: ir.StringValue, separator: str) -> ir.ArrayValue:
-    """Splits a text at a separator. Spark reads a separator as a regular expression, so it is escaped there.
-
-    Args:
-        text (`ibis.StringValue`): the text.
-        separator (`str`): the separator, taken literally.
-
-    Returns:
-        `ibis.ArrayValue`: the parts of the text.
-    """
-    return text.split(re.escape(separator) if text.get_backend().name == SPARK else separator)
-
-
-def total(terms: Sequence[ir.Value], start: int) -> ir.Value:
-    """Adds up expressions and a number.
-
-    Args:
-        terms (`Sequence[ibis.Value]`): the expressions.
-        start (`int`): the number.
-
-    Returns:
-        `ibis.Value`: the sum.
-    """
-    return tree(operator.add, [*terms, ibis.literal(start)])
-
-
-def tree(join: Callable[[Any, Any], Any], terms: Sequence[ir.Value]) -> ir.Value:
-    """Joins many expressions into one, two by two. Engines recurse, and a chain of a thousand is too deep for them.
-
-    Args:
-        join (`Callable`): joins two expressions, such as `operator.add`.
-        terms (`Sequence[ibis.Value]`): the expressions, at least one.
-
-    Returns:
-        `ibis.Value`: the joined expression.
-    """
-    while len(terms) > 1:
-        terms = [functools.reduce(join, terms[place : place + 2]) for place in range(0, len(terms), 2)]
-    return terms[0]
-
-
-def text_of_float(number: ir.FloatingValue) -> ir.StringValue:
-    """Writes a number as the shortest text that reads back to it, as DuckDB does. Java 17 writes it differently.
-
-    Args:
-        number (`ibis.FloatingValue`): the number.
-
-    Returns:
-        `ibis.StringValue`: its text.
-    """
-    return shortest_text(number) if number.get_backend().name == SPARK else number.cast("string")
 
 
 def each_group(
@@ -559,39 +192,12 @@ def each_group(
     connection.create_view(name, rows(table))
     try:
         with worker_errors():
-            frame = _session(connection).table(name).groupBy(key)
+            frame = session_of(connection).table(name).groupBy(key)
             made = frame.applyInArrow(used, "`group` long, made string").toArrow().sort_by("group")
     finally:
-        _session(connection).catalog.dropTempView(name)
+        session_of(connection).catalog.dropTempView(name)
     for text in made["made"].to_pylist():
         yield json.loads(text)
-
-
-@contextmanager
-def worker_errors() -> Iterator[None]:
-    """Turns an error of a Spark worker into an `OSError` with the reason alone, without the traces of Java.
-
-    Raises:
-        OSError: if a worker failed.
-    """
-    try:
-        yield
-    except _spark_errors() as error:
-        raise OSError(f"A worker of Spark failed: {_reason(error)}") from error
-
-
-def _spark_errors() -> tuple[type[Exception], ...]:
-    from py4j.protocol import Py4JError
-    from pyspark.errors import PySparkException
-
-    return PySparkException, Py4JError
-
-
-def _reason(error: Exception) -> str:
-    """The line of an error message that gives the reason; the other lines are traces of a worker and of Java."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for mark in ("Error: ", "Exception: ") for line in lines if mark in line]
-    return (telling or lines)[0]
 
 
 @contextmanager

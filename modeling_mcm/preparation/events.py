@@ -19,25 +19,19 @@ from typing import Any
 from transformers.utils import logging
 
 from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.events_mcm import (
-    EPOCH,
-    EXACT_FLOAT,
-    SECONDS_PER_DAY,
-    TIME_ADVICE,
-    TIME_PATTERN,
-    check_columns,
-    read_zone,
-    zone_offset,
-)
+from modeling_mcm.events_mcm import EXACT_FLOAT, check_columns
 from modeling_mcm.extras import needs
 from modeling_mcm.preparation.text_files import TextFiles
 from modeling_mcm.schema_mcm import CATEGORICAL, NUMERIC, ONE_TOKEN_TYPE, ROWS, FeatureSpec, raw_indices
+from modeling_mcm.times_mcm import EPOCH, SECONDS_PER_DAY, TIME_ADVICE, TIME_PATTERN, read_zone, zone_offset
 
 with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-    from modeling_mcm.preparation.engine import SPARK, number_rows, open_table, split_text, text_of_float, total
+    from modeling_mcm.preparation.expressions import split_text, text_of_float, total
+    from modeling_mcm.preparation.spark import SPARK
+    from modeling_mcm.preparation.tables import number_rows, open_table
 
 logger = logging.get_logger(__name__)
 

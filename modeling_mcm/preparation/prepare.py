@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From an event log to a prepared data set: check, split by time, fit on the training period, write customers.
 
-All steps on events are Ibis expressions that no engine needs its own form of (engine.py). DuckDB runs them by default
-and spills to disk what does not fit in memory; Spark runs the same expressions on many machines. The data set is
-written into a folder beside its place, which is renamed at the end. So a full disk leaves nothing, and a run that is
-killed leaves only a hidden folder that ends in `.partial`.
+All steps on events are Ibis expressions that no engine needs its own form of (expressions.py). DuckDB runs them by
+default and spills to disk what does not fit in memory; Spark runs the same expressions on many machines. The data set
+is written into a folder beside its place, which is renamed at the end. So a full disk leaves nothing, and a run that
+is killed leaves only a hidden folder that ends in `.partial`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ with needs("data"):
     import ibis.expr.types as ir
 
     from modeling_mcm.preparation.counts import count_followers, measure
-    from modeling_mcm.preparation.engine import SPARK, caching, open_engine, replacing
+    from modeling_mcm.preparation.engine import caching, open_engine, replacing
     from modeling_mcm.preparation.events import (
         count_bad,
         epoch_seconds,
@@ -60,6 +60,7 @@ with needs("data"):
     )
     from modeling_mcm.preparation.periods import LEAST_TARGET_VISITS, add_period, add_target, to_predict
     from modeling_mcm.preparation.rows import count_ids, popularity, write_shards
+    from modeling_mcm.preparation.spark import SPARK
     from modeling_mcm.preparation.vocabulary import Vocabularies, encode_events, encode_profiles, fit, vocabularies_of
 
 logger = logging.get_logger(__name__)

@@ -44,7 +44,7 @@ with needs("data"):
 
     from modeling_mcm.preparation.changes import Cache, Changes, compare_files, find_changes, new_values, together
     from modeling_mcm.preparation.counts import recount
-    from modeling_mcm.preparation.engine import caching, link, open_engine, read_files, replacing
+    from modeling_mcm.preparation.engine import caching, link, open_engine, replacing
     from modeling_mcm.preparation.events import (
         count_bad,
         find_visits,
@@ -61,6 +61,7 @@ with needs("data"):
         shard_table,
         write_shard,
     )
+    from modeling_mcm.preparation.tables import read_files
     from modeling_mcm.preparation.vocabulary import Vocabularies, encode_events, encode_profiles, vocabularies_of
 
 

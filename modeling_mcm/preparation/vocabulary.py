@@ -20,16 +20,17 @@ import pyarrow as pa
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from modeling_mcm.data.features import MOST_VALUES
 from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.events_mcm import LARGEST_VALUE, SECONDS_PER_DAY
+from modeling_mcm.events_mcm import LARGEST_VALUE
 from modeling_mcm.extras import needs
-from modeling_mcm.processing_mcm import EPOCH_WEEKDAY, SECONDS_PER_HOUR, MCMFeatureExtractor
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import CATEGORICAL, HOUR, WEEKDAY, FeatureSpec, raw_indices, value_places
+from modeling_mcm.times_mcm import EPOCH_WEEKDAY, SECONDS_PER_DAY, SECONDS_PER_HOUR
 
 with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-    from modeling_mcm.preparation.engine import total, tree
+    from modeling_mcm.preparation.expressions import total, tree
 
 
 @dataclass

@@ -267,7 +267,7 @@ def score_on_spark(session: Any, job: ScoringJob, digest: str, parts: Sequence[t
     Raises:
         OSError: if a worker failed, or writes to another disk than this process reads.
     """
-    from modeling_mcm.preparation.engine import worker_errors
+    from modeling_mcm.preparation.spark import worker_errors
 
     if not parts:
         return

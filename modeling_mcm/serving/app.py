@@ -112,7 +112,7 @@ class Page:
     def labels(self, task: str) -> list[str]:
         """Lists the labels of a task that an event can have."""
         token = self.histories.extractor.token_type_feature
-        own = self.histories.extractor._reserved_token_types if task == token else []
+        own = self.histories.extractor.schema.reserved_token_types if task == token else []
         return [label for label in self.histories.extractor.vocabularies[task] if label not in own]
 
     def _scores(self, customer_id: str, task: str, number: int) -> list[dict[str, Any]]:

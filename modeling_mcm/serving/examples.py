@@ -21,7 +21,7 @@ def example_events(extractor: MCMFeatureExtractor, now: datetime) -> list[dict[s
     log.
     """
     targets = extractor.target_token_types
-    own = {*extractor._reserved_token_types}
+    own = {*extractor.schema.reserved_token_types}
     events = []
     for index, days in enumerate(DAYS):
         event: dict[str, Any] = {}

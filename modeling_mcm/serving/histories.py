@@ -24,10 +24,12 @@ from safetensors.numpy import save_file
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.data.collator import PreparedRows, batches_by_length
 from modeling_mcm.data.dataset import PreparedData
-from modeling_mcm.events_mcm import SECONDS_PER_DAY, check_columns
+from modeling_mcm.events_mcm import check_columns
 from modeling_mcm.files_mcm import atomic_write
-from modeling_mcm.live_mcm import LiveCustomer, checkpoint_digest
+from modeling_mcm.live_mcm import LiveCustomer
+from modeling_mcm.live_storage_mcm import checkpoint_digest
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 NEXT_DAYS = 30
 BATCH = 64

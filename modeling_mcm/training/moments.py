@@ -27,10 +27,10 @@ from transformers.utils import logging
 
 from modeling_mcm.data.cases import deciding_tasks
 from modeling_mcm.data.collator import LengthGroupedSampler
-from modeling_mcm.events_mcm import SECONDS_PER_DAY
 from modeling_mcm.modeling_mcm import MCMModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.state_mcm import CustomerState, Forecasts
+from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 MOMENTS, BATCH = 16, 32  # moments of a customer, and customers of a step
 PASSES, LEAST_STEPS, MOST_STEPS = 3, 40, 1500  # passes over all customers, within these numbers of steps

@@ -99,7 +99,7 @@ def show(page, customer):
 
 def expected_of(histories, customer, task, count):
     """Labels and probabilities as the page should write them."""
-    own = histories.extractor._reserved_token_types if task == "type" else []
+    own = histories.extractor.schema.reserved_token_types if task == "type" else []
     scores = histories.household(customer).live.scores(now=histories.cutoff, tasks=[task], k=count + len(own))[task]
     return [(each["label"], percent(each["score"])) for each in scores if each["label"] not in own][:count]
 

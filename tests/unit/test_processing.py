@@ -17,7 +17,8 @@ from transformers import AutoFeatureExtractor, PreTrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from modeling_mcm.events_mcm import to_text
-from modeling_mcm.processing_mcm import VOCABULARIES_NAME, MCMFeatureExtractor
+from modeling_mcm.files_mcm import VOCABULARIES_NAME
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 MISSING, UNKNOWN = 0, 1
 BUY, CLICK, START, CLOSE = 2, 3, 4, 5

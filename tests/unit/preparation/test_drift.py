@@ -53,7 +53,7 @@ def test_it_counts_what_the_feature_extractor_reads(new_log, extractor):
         for _, events in new_log.groupby("who")  # one customer after the other, as a model would read them
     ]
     ids = torch.cat([each["input_ids"][0, 1:] for each in inputs])
-    ids = ids[(ids[:, place] != 0) | (ids[:, 0] == extractor._ids["type"]["click"])]  # without ends of visit
+    ids = ids[(ids[:, place] != 0) | (ids[:, 0] == extractor._encoding.ids["type"]["click"])]  # without ends of visit
     drift = drift_of(report, "items")
     assert drift.unknown == (ids[:, place] == 1).sum() == 42
     assert drift.unknown_share == 42 / 90 and drift.unknown_values == 12

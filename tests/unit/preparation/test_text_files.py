@@ -21,7 +21,8 @@ from synthetic_log import make_log, read_rows, run, schema_with
 from modeling_mcm.data import EventSchema
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation import text_files as text_files_module
-from modeling_mcm.preparation.engine import open_engine, open_table
+from modeling_mcm.preparation.engine import open_engine
+from modeling_mcm.preparation.tables import open_table
 from modeling_mcm.preparation.text_files import TextFiles, TextFormat
 from modeling_mcm.preparation.update import update
 

@@ -1,0 +1,293 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The encoding of one customer's raw events, profile and actions as ids, by the values that training knew.
+
+Preparation encodes whole tables by the same rules, with Ibis; tests compare the two.
+
+Shapes: J features.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
+from .events_mcm import (
+    NO_VISIT,
+    Timeline,
+    arrange,
+    as_list,
+    check_keys,
+    is_missing,
+    map_distinct,
+    naming,
+    rank_visits,
+    read_columns,
+    split_path,
+    split_values,
+    to_numbers,
+    to_place,
+    to_text,
+    to_values,
+)
+from .schema_mcm import HOUR, NUMERIC, ONE_TOKEN_TYPE, ROWS, TOKEN_TYPE, WEEKDAY, LogSchema
+from .times_mcm import EPOCH_WEEKDAY, SECONDS_PER_DAY, SECONDS_PER_HOUR, read_times, read_zone
+
+
+class Encoding:
+    """Raw values to ids. Id 0 means missing, 1 a value that was not seen in training; values and bins follow.
+
+    Args:
+        schema ([`LogSchema`]): what the columns of the log mean.
+        feature_names (`list[str]`): names of all features, in the order of J.
+        vocabularies (`dict[str, list[str]]`): values of each categorical feature.
+        bins (`dict[str, list[float]]`): inner bin edges of each numeric and days_since_visit feature.
+
+    Attributes:
+        specs (`dict[str, FeatureSpec]`): the features by name.
+        columns (`dict[str, str]`): by feature the column that it is read from; derived features have none.
+        ids (`dict[str, dict[str, int]]`): by categorical feature the id of each value.
+        zone (`tzinfo`, *optional*): time zone of times that name none.
+        event_features, profile_features (`list[str]`): names of the features of events, and of those of the profile.
+        token_feature (`str`): name of the feature that holds the token type.
+    """
+
+    def __init__(
+        self,
+        schema: LogSchema,
+        feature_names: Sequence[str],
+        vocabularies: Mapping[str, Sequence[str]],
+        bins: Mapping[str, Sequence[float]],
+    ):
+        self.schema, self.feature_names, self.zone = schema, feature_names, read_zone(schema.time_zone)
+        self.specs = {spec.name: spec for spec in (*schema.features, *schema.profile)}
+        self.columns = {name: spec.column for name, spec in self.specs.items() if spec.column}
+        self.event_features = [spec.name for spec in schema.features]
+        self.profile_features = [spec.name for spec in schema.profile]
+        self.token_feature, self._reserved_token_types = schema.token_feature.name, schema.reserved_token_types
+        self._known_profile = schema.profile_columns
+        self.ids = {
+            feature: {value: FIRST_VALUE_ID + i for i, value in enumerate(values)}
+            for feature, values in vocabularies.items()
+        }
+        self._edges = {feature: np.array(edges, np.float64) for feature, edges in bins.items()}
+
+    def events(self, columns: Mapping[str, Any], count: int) -> dict[str, NDArray[Any]]:
+        """Encodes the events of one customer, in any order, as the columns of a row.
+
+        Args:
+            columns (`Mapping[str, Sequence]`): raw values of all columns that the schema names, by column.
+            count (`int`): number of events.
+
+        Returns:
+            `dict[str, np.ndarray]`: `times`, `visits`, `feature_<name>`, `value_<name>` and `task_<name>`, the oldest
+            event first, end-of-visit events included; see `MCMFeatureExtractor.encode`.
+
+        Raises:
+            ValueError: if a value can't be encoded; the message names the column.
+        """
+        schema = self.schema
+        moments = self._read_moments(columns, count)
+        ranks = np.full(count, NO_VISIT)
+        if schema.visit:
+            with naming(f"column {schema.visit!r}"):
+                ranks = rank_visits(columns[schema.visit])
+        ids, values, is_target = {}, {}, np.ones(count, bool)
+        if schema.token_type is None:
+            ids[TOKEN_TYPE] = np.full(count, self.ids[TOKEN_TYPE][ONE_TOKEN_TYPE], np.int32)
+        else:
+            with naming(f"column {schema.token_type!r}"):
+                is_target = map_distinct(columns[schema.token_type], self._is_target, np.bool_)
+        for feature in self.event_features:
+            if column := self.columns.get(feature):
+                with naming(f"column {column!r}"):
+                    if self.specs[feature].kind == NUMERIC:
+                        numbers = to_numbers(columns[column])
+                        ids[feature], values[feature] = self._bin(feature, numbers), to_values(numbers)
+                    else:
+                        ids[feature] = self._feature_ids(feature, columns[column])
+
+        ties = (list(ids.values()), is_target, bool(schema.end_of_visit), list(values.values()))
+        timeline = arrange(moments, ranks, *ties)
+        order, ends = timeline.order, timeline.ends
+        closing_id = self.ids[self.token_feature].get(schema.end_of_visit or "", MISSING_ID)
+        times = timeline.times if schema.order is None else timeline.visits.astype(np.int64) * SECONDS_PER_DAY
+        row: dict[str, NDArray[Any]] = {"times": times, "visits": timeline.visits}
+        places = np.insert(order, ends, 0)  # in the input, of each interaction but those that close a visit
+        closes = np.insert(np.zeros(count, bool), ends, True)
+
+        def in_order(values: NDArray[Any], closing: int = 0) -> NDArray[Any]:
+            """A column in the order of the row; `closing` is what interactions that close a visit have."""
+            ordered = values[places]
+            ordered[closes] = closing
+            return ordered
+
+        for feature in self.event_features:
+            if feature in ids:
+                added = closing_id if feature == self.token_feature else MISSING_ID
+                row[f"feature_{feature}"] = in_order(ids[feature], added)
+            else:
+                row[f"feature_{feature}"] = self.derived_ids(feature, timeline)
+        is_empty = ~np.any([row[f"feature_{feature}"] for feature in self.event_features], axis=0)
+        if is_empty.any():
+            raise ValueError(f"event {np.argmax(is_empty)} in order of time has no value in any feature; leave it out")
+        for feature, of_events in values.items():
+            row[f"value_{feature}"] = in_order(of_events)
+        for task in schema.tasks:
+            row[f"task_{task}"] = in_order(np.where(is_target, ids[task], MISSING_ID), MISSING_ID)
+        return row
+
+    def _read_moments(self, columns: Mapping[str, Any], count: int) -> NDArray[np.int64]:
+        """What puts the events in order: seconds since 1970-01-01, or their places."""
+        schema = self.schema
+        if schema.order == ROWS:
+            return np.arange(count)
+        column = schema.time or str(schema.order)
+        with naming(f"column {column!r}"):
+            if schema.order is None:
+                return read_times(columns[column], self.zone)
+            return np.array([to_place(value) for value in as_list(columns[column])], np.int64)
+
+    def derived_ids(self, feature: str, timeline: Timeline) -> NDArray[np.int32]:
+        """Ids of a feature that is computed from the times of events.
+
+        Args:
+            feature (`str`): name of a feature of kind `hour`, `weekday` or `days_since_visit`.
+            timeline (`Timeline`): the events in order.
+
+        Returns:
+            `np.ndarray` of shape `(events,)`, int32.
+        """
+        if self.specs[feature].kind == HOUR:
+            return (FIRST_VALUE_ID + timeline.times // SECONDS_PER_HOUR % 24).astype(np.int32)
+        if self.specs[feature].kind == WEEKDAY:
+            return (FIRST_VALUE_ID + (timeline.times // SECONDS_PER_DAY + EPOCH_WEEKDAY) % 7).astype(np.int32)
+        days = np.diff(timeline.starts, prepend=0) / SECONDS_PER_DAY
+        days[:1] = np.nan  # the first visit follows none
+        return self._bin(feature, days)[timeline.visits]
+
+    def _is_target(self, value: Any) -> bool:
+        text = to_text(value)
+        if text in self._reserved_token_types:
+            raise ValueError(f"found {text!r}, which MCM adds itself; leave these events out or rename the token type")
+        return not self.schema.target_token_types or text in self.schema.target_token_types
+
+    def profile(self, profile: Mapping[str, Any] | None) -> dict[str, np.int32]:
+        """Encodes a profile.
+
+        Args:
+            profile (`dict`, *optional*): raw values by column.
+
+        Returns:
+            `dict[str, np.int32]`: ids by `profile_<name>`.
+
+        Raises:
+            ValueError: if a column is unknown, or a value can't be encoded.
+        """
+        profile = {} if profile is None else profile
+        if not isinstance(profile, Mapping):
+            raise ValueError(f"the profile is {type(profile).__name__}, expected a dict of column and value")
+        check_keys(profile, self._known_profile, "profile")
+        ids = {}
+        for feature in self.profile_features:
+            with naming(f"profile column {self.columns[feature]!r}"):
+                ids[f"profile_{feature}"] = self._feature_ids(feature, [profile.get(self.columns[feature])])[0]
+        return ids
+
+    def actions(self, actions: Any) -> NDArray[np.int64]:
+        """Encodes actions; see `MCMFeatureExtractor.encode_actions`.
+
+        Args:
+            actions: raw values by column of the event log: a list of dicts, a DataFrame or a dict of columns.
+
+        Returns:
+            `np.ndarray` of shape `(actions, J)`, int64.
+        """
+        schema = self.schema
+        known = [
+            column
+            for column in schema.event_columns
+            if column not in (schema.customer, schema.time, schema.order, schema.visit)
+        ]
+        columns, count = read_columns(actions, known)
+        ids = np.zeros((count, len(self.feature_names)), np.int64)
+        for index, feature in enumerate(self.feature_names):
+            column = self.columns.get(feature)
+            if feature in self.event_features and column in columns:
+                with naming(f"column {column!r}"):
+                    ids[:, index] = self._feature_ids(feature, columns[column])
+            elif schema.token_type is None and feature == TOKEN_TYPE:
+                ids[:, index] = self.ids[TOKEN_TYPE][ONE_TOKEN_TYPE]
+        return ids
+
+    def customer_id(self, given: Any, column: Any) -> str | None:
+        """The id as text; the events, where they carry one, must all be this customer's.
+
+        Args:
+            given (`Any`): the id that stands beside the events, or a missing value.
+            column (`Sequence`): ids of the events.
+
+        Raises:
+            ValueError: if there are two ids.
+        """
+        with naming(f"column {self.schema.customer!r}"):
+            found = set(map(to_text, [*as_list(column), *([] if is_missing(given) else [given])]))
+            if len(found) > 1 or None in found:
+                shown = ", ".join(sorted(map(str, found))[:5])
+                raise ValueError(f"found the customers {shown}; give each customer a dict of its own")
+        return next(iter(found), None)
+
+    def value_ids(self, feature: str, column: Any) -> NDArray[np.int32]:
+        """Ids of values of a categorical feature, without splitting them into parts.
+
+        Args:
+            feature (`str`): name of the feature.
+            column (`Sequence`): raw values.
+
+        Returns:
+            `np.ndarray` of shape `(len(column),)`, int32.
+        """
+        return map_distinct(column, lambda value: self._id_of(feature, to_text(value)), np.int32)
+
+    def _feature_ids(self, feature: str, column: Any) -> NDArray[np.int32]:
+        if self.specs[feature].kind == NUMERIC:
+            return self._bin(feature, to_numbers(column))
+        spec = self.specs[feature]
+        separator, item, level = spec.separator, spec.item, spec.level
+        if level is not None:
+            return map_distinct(
+                column, lambda value: self._id_of(feature, split_path(value, str(separator), level)), np.int32
+            )
+        if item is not None:
+            texts = [split_values(value, separator) for value in as_list(column)]
+            return np.array([self._id_of_item(feature, each, item) for each in texts], np.int32)
+        return self.value_ids(feature, column)
+
+    def _id_of(self, feature: str, text: str | None) -> int:
+        return MISSING_ID if text is None else self.ids[feature].get(text, UNKNOWN_ID)
+
+    def _id_of_item(self, feature: str, texts: set[str], item: int) -> int:
+        """Id number `item`, from 1, among the ids of several values in ascending order, unknown values last."""
+        ids = sorted((self._id_of(feature, text) for text in texts), key=lambda label: (label == UNKNOWN_ID, label))
+        return ids[item - 1] if item <= len(ids) else MISSING_ID
+
+    def _bin(self, feature: str, numbers: NDArray[np.float64]) -> NDArray[np.int32]:
+        ids = FIRST_VALUE_ID + np.searchsorted(self._edges[feature], numbers, side="right")
+        return np.where(np.isnan(numbers), MISSING_ID, ids).astype(np.int32)
+
+
+__all__ = ["Encoding"]

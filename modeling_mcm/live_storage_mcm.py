@@ -1,0 +1,123 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Live customers as bytes, in the safetensors format, with the digest of the checkpoint that they belong to."""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from .modeling_mcm import MCMForMultiTaskRecommendation
+from .processing_mcm import MCMFeatureExtractor
+
+FORMAT, VERSION = "mcm-live", "2"
+EVENTS = "events"  # name of the tensor of a stored customer that holds the events, as compressed JSON
+STATE = "state."  # prefix of the names of the other tensors of a stored customer
+# The digest of each model's weights, with the versions of the weights that it was computed from.
+_DIGESTS: WeakKeyDictionary[torch.nn.Module, tuple[Any, str]] = WeakKeyDictionary()
+
+
+def pack(values: Mapping[str, Any], state: Mapping[str, torch.Tensor], checkpoint: str) -> bytes:
+    """Stores a customer as a safetensors file in memory.
+
+    Args:
+        values (`Mapping[str, Any]`): what JSON can hold of the customer, such as the events.
+        state (`Mapping[str, torch.Tensor]`): tensors of the customer's state by name; empty: no state.
+        checkpoint (`str`): the digest of the checkpoint, which is put into the metadata.
+    """
+    tensors = {STATE + name: value for name, value in state.items()}
+    packed = zlib.compress(json.dumps(values, separators=(",", ":"), allow_nan=False).encode())
+    tensors[EVENTS] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
+    metadata = {"format": FORMAT, "version": VERSION, "checkpoint": checkpoint, "content": _content_digest(tensors)}
+    return save(tensors, metadata)
+
+
+def unpack(
+    data: bytes, model: MCMForMultiTaskRecommendation, feature_extractor: MCMFeatureExtractor
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Restores what `pack` stored.
+
+    Args:
+        data (`bytes`): result of `pack`.
+        model ([`MCMForMultiTaskRecommendation`]): model of the checkpoint with which the customer was stored.
+        feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the same checkpoint.
+
+    Returns:
+        The values, and the tensors of the state by name.
+
+    Raises:
+        ValueError: if the bytes are damaged, or the customer was stored with another checkpoint.
+    """
+    fix = "add the customer's events to a new LiveCustomer"
+    try:
+        tensors = load(data)
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+        if metadata.get("format") != FORMAT or metadata.get("content") != _content_digest(tensors):
+            raise ValueError("its content does not have the digest that was stored with it")
+        values = json.loads(zlib.decompress(tensors[EVENTS].numpy().tobytes()))
+    except (SafetensorError, ValueError, KeyError, TypeError, zlib.error) as error:
+        raise ValueError(f"A stored state of {len(data):,} bytes is cut or damaged ({error}): {fix}.") from error
+    digest = checkpoint_digest(model, feature_extractor)
+    if metadata.get("version") != VERSION or metadata.get("checkpoint") != digest:
+        raise ValueError(
+            f"A stored state is of the checkpoint {str(metadata.get('checkpoint'))[:12]} (format version "
+            f"{metadata.get('version')}), this one is {digest[:12]} (version {VERSION}): {fix}."
+        )
+    return values, {name.removeprefix(STATE): value for name, value in tensors.items() if name != EVENTS}
+
+
+def checkpoint_digest(model: MCMForMultiTaskRecommendation, feature_extractor: MCMFeatureExtractor) -> str:
+    """Digest of a model's weights and of its feature extractor's settings; cached for each model.
+
+    Args:
+        model ([`MCMForMultiTaskRecommendation`]): the model.
+        feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the same checkpoint.
+
+    Returns:
+        `str` of 64 hexadecimal digits.
+    """
+    weights = sorted(model.state_dict().items())
+    versions = tuple((value.data_ptr(), value._version) for _, value in weights)
+    known = _DIGESTS.get(model)
+    if known is None or known[0] != versions:
+        digest = hashlib.sha256()
+        for name, value in weights:
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        known = _DIGESTS[model] = (versions, digest.hexdigest())
+    reads = feature_extractor.to_dict() | {
+        "vocabularies": feature_extractor.vocabularies,
+        "bins": feature_extractor.bins,
+    }
+    of_extractor = json.dumps(reads, sort_keys=True, default=str)
+    return hashlib.sha256(f"{known[1]} {of_extractor}".encode()).hexdigest()
+
+
+def _content_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+__all__ = ["checkpoint_digest", "pack", "unpack"]

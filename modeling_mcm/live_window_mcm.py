@@ -1,0 +1,197 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The part of a live customer's history that the model reads, and the states after it.
+
+The last visit may still grow, so it is read again from the state before it. The model reads the latest events of a
+long history (`first_kept`); where this window of events moves, the states are computed again from all events.
+
+Shapes: L events, J features.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from .inputs_mcm import first_kept
+from .live_history_mcm import LiveHistory
+from .live_reader_mcm import Reader
+from .live_state_mcm import LiveState
+from .times_mcm import SECONDS_PER_DAY
+
+
+class LiveWindow:
+    """The states of a customer, and how far they have read the history.
+
+    Args:
+        reader ([`Reader`]): parameters of the model.
+        history ([`LiveHistory`]): profile and events. Where one is removed, `forget` must follow.
+        start_row (`torch.LongTensor` of shape `(1, J)`): feature ids of the start row.
+    """
+
+    _closed: LiveState | None  # state after the finished visits, which are the first `_folded` ones
+    _folded: int
+    _tip: LiveState | None  # state after all visits
+    _ahead: tuple[int, dict[str, Any]] | None  # number of the first visit of `_unread()`, and its encoded row
+    _start: int  # index of the first event that the model reads
+    _base: int  # time of this event, in seconds since 1970-01-01
+    _first_visit: int  # visit of this event
+
+    def __init__(self, reader: Reader, history: LiveHistory, start_row: torch.Tensor):
+        self.reader, self.history, self._start_row = reader, history, start_row
+        self.forget()
+
+    def forget(self) -> None:
+        """Forgets the states, so that the next one is computed from all events."""
+        self._closed = self._tip = self._ahead = None
+        self._folded = self._start = self._base = self._first_visit = 0
+
+    def add(self, events: Sequence[dict[str, Any]]) -> bool:
+        """Inserts events into the history.
+
+        Args:
+            events (`Sequence[dict]`): result of `LiveHistory.read`.
+
+        Returns:
+            `bool`: whether some of them belong before the last visit, so that the states are computed again.
+
+        Raises:
+            ValueError: if an event can't be encoded. Nothing has changed then.
+        """
+        row = self.history.encode([*self._unread(), *events])  # raises before anything changes
+        first, before = self._folded - 1, len(self.history.visits)
+        late, touched = self.history.insert(events)
+        if events:
+            self._ahead = None
+        if late:
+            self.forget()
+        elif touched:
+            self._tip = None
+        elif self._tip is not None and events:  # the last visit is finished as it was read
+            self._closed, self._folded, self._tip = self._tip, before, None
+        if not late and first >= 0:
+            self._ahead = first, row
+        return late
+
+    def state(self) -> LiveState:
+        """The state after the last event."""
+        if self._tip is None and not (self._closed is not None and self._read_on()):
+            self._read_all()
+        return cast(LiveState, self._tip)
+
+    def days(self, moment: float | None) -> float | None:
+        """A moment in days on the clock of the state, from the first event that the model reads.
+
+        Args:
+            moment (`float`, *optional*): the moment, in seconds since 1970-01-01.
+
+        Returns:
+            `float`, or `None` for no moment or a customer without events.
+        """
+        if moment is None or not self.history.visits:
+            return None
+        return float(np.float32((moment - self._base) / SECONDS_PER_DAY))
+
+    def stored(self) -> tuple[list[Any], dict[str, torch.Tensor]]:
+        """What `restore` takes: numbers that JSON can hold, and the tensors of the state after the finished visits."""
+        self.state()
+        ends = [visit.end for visit in self.history.visits]
+        numbers = [self._folded, self._start, self._base, self._first_visit, ends]
+        return numbers, cast(LiveState, self._closed).tensors(self.reader)
+
+    def restore(self, numbers: Sequence[Any], tensors: dict[str, torch.Tensor]) -> None:
+        """Restores the state of a history that was stored whole.
+
+        Args:
+            numbers (`list`), tensors (`dict[str, torch.Tensor]`): result of `stored`.
+        """
+        self._folded, self._start, self._base, self._first_visit, ends = numbers
+        for visit, end in zip(self.history.visits, ends, strict=True):
+            visit.end = end
+        self._closed = LiveState.of_tensors(tensors, self.reader)
+
+    def _read_on(self) -> bool:
+        """Reads the visits that are not in the state; returns False where the window of events has moved, so that the
+        whole history must be read."""
+        if not self._folded:
+            return False
+        first, row = self._ahead or (self._folded - 1, self.history.encode(self._unread()))
+        self._count_rows(row, first + 1, 1)
+        visits, length = self.history.visits, self.history.feature_extractor.max_events - 1
+        before = visits[-2].end if len(visits) > 1 else 0
+        if self._start > before or first_kept(visits[-1].end, length) != self._start:
+            return False
+        self._extend(row, int(np.searchsorted(row["visits"], self._folded - first)), first)
+        return True
+
+    def _unread(self) -> list[dict[str, Any]]:
+        """The events of visits that are not in the state, after the opening event of the visit before, from which the
+        days since the last visit are computed."""
+        if not self._folded:
+            return []
+        last, *unread = self.history.visits[self._folded - 1 :]
+        return [last.opening, *(event for visit in unread for event in visit.events)]
+
+    def _read_all(self) -> None:
+        """Reads the whole history, as far as the model reads it."""
+        row = self.history.encode(self.history.events)
+        self._count_rows(row, 0, 0)
+        number = len(row["times"])
+        self._start = first_kept(number, self.history.feature_extractor.max_events - 1)
+        self._base = int(row["times"][self._start]) if self._start < number else 0
+        self._first_visit = int(row["visits"][self._start]) if self._start < number else 0
+        nothing = torch.zeros(1)
+        self._closed = LiveState.empty(self.reader).extend(self.reader, self._start_row, nothing, nothing.long())
+        self._folded = 0
+        self._extend(row, self._start, 0)
+
+    def _count_rows(self, row: Mapping[str, Any], first: int, skip: int) -> None:
+        """Sets `end` of the visits from `first` on, from a row of their events; the first `skip` visits of `row` are
+        earlier ones."""
+        counts = np.bincount(row["visits"], minlength=skip + len(self.history.visits) - first)[skip:]
+        counts[:1] += self.history.visits[first - 1].end if first else 0
+        for visit, end in zip(self.history.visits[first:], counts.cumsum().tolist(), strict=True):
+            visit.end = end
+
+    def _extend(self, row: Mapping[str, Any], skip: int, first: int) -> None:
+        """Reads the events of a row from `skip` on, the last visit separately. The row's visits count from `first`."""
+        extractor = self.history.feature_extractor
+        visits = row["visits"][skip:].astype(np.int64) + first
+        times = row["times"][skip:] if extractor.order is None else visits * SECONDS_PER_DAY
+        days = ((times - self._base) / SECONDS_PER_DAY).astype(np.float32)
+        input_ids = np.zeros((len(visits), len(extractor.feature_names)), np.int64)
+        for index, feature in enumerate(extractor.feature_names):
+            if f"feature_{feature}" in row:
+                input_ids[:, index] = row[f"feature_{feature}"][skip:]
+        ids = torch.from_numpy(input_ids)
+        values = np.zeros((len(visits), len(extractor.numeric_features)), np.float32)
+        for index, feature in enumerate(extractor.numeric_features):
+            values[:, index] = row[f"value_{feature}"][skip:]
+        last = int(np.searchsorted(visits, len(self.history.visits) - 1))
+        numbers = torch.from_numpy(visits - self._first_visit + 1)
+        state = closed = cast(LiveState, self._closed)
+        for part in (slice(0, last), slice(last, None)):
+            closed = state
+            if part.stop == 0:  # the last visit is the only one
+                continue
+            latest = np.maximum.accumulate(np.maximum(days[part], np.float32(state.time)))
+            read = (ids[part], torch.from_numpy(latest), numbers[part], torch.from_numpy(values[part]))
+            state = state.extend(self.reader, *read)
+        self._closed, self._folded = closed, max(len(self.history.visits) - 1, 0)
+        self._tip = state
+
+
+__all__ = ["LiveWindow"]

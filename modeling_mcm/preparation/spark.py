@@ -1,0 +1,236 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Preparation on Spark: its session and settings, the files that it reads, and its errors in one line.
+
+Nothing of Spark is imported before it is used, because it is an extra of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from modeling_mcm.extras import needs
+from modeling_mcm.preparation.files import InputFiles
+from modeling_mcm.preparation.text_files import DELIMITERS, TextFiles, TextFormat
+
+with needs("data"):
+    import ibis
+    import ibis.expr.types as ir
+
+SPARK = "pyspark"  # name of the backend in Ibis, and of the package
+# Times are read in UTC. Names that differ in case are different. Parts of a path are text, as on DuckDB. An overflow
+# is an error. Data frames travel as Arrow.
+SPARK_SETTINGS = {
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.caseSensitive": "true",
+    "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
+    "spark.sql.ansi.enabled": "true",
+    "spark.sql.execution.arrow.pyspark.enabled": "true",
+    "spark.sql.csv.parser.columnPruning.enabled": "false",  # otherwise Spark does not count the fields of a row
+}
+
+
+@contextmanager
+def spark_session(config: Mapping[str, str]) -> Iterator[Any]:
+    """Opens the Spark session that runs in this process, or starts a new one, which is stopped at the end.
+
+    Args:
+        config (`dict[str, str]`): options of the session.
+
+    Yields:
+        `pyspark.sql.SparkSession`: the session.
+
+    Raises:
+        ImportError: if Spark is not installed.
+        ValueError: if a running session can't change an option any more.
+        OSError: if Spark does not start.
+    """
+    try:
+        from pyspark.sql import SparkSession
+    except ImportError as error:
+        raise ImportError("Spark is not installed: pip install 'modeling-mcm[spark]' (and Java 17).") from error
+    running = SparkSession.getActiveSession()
+    if running is not None:
+        session = running.newSession()  # a session with its own settings and views
+        for key, value in config.items():
+            if session.conf.get(key, None) != value:
+                if not session.conf.isModifiable(key):
+                    raise ValueError(f"A Spark session runs already, and {key} can't be changed any more.")
+                session.conf.set(key, value)
+        yield session
+        return
+    if config.get("spark.master", "local").startswith("local"):  # workers on this machine use this Python
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    builder = SparkSession.builder.appName("MCM")
+    for key, value in config.items():
+        builder = builder.config(key, value)
+    try:
+        session = builder.getOrCreate()
+    except spark_errors() as error:
+        raise OSError(
+            f"Spark did not start ({reason_of(error)}); check its options, and JAVA_HOME: Java 17."
+        ) from error
+    try:
+        yield session
+    finally:
+        session.stop()
+
+
+@contextmanager
+def spark_settings(connection: ibis.BaseBackend) -> Iterator[None]:
+    """Sets the options of `SPARK_SETTINGS` and registers `shortest_text` on Spark, and sets the options back.
+
+    Args:
+        connection (`ibis.BaseBackend`): connection to an engine; nothing happens where it is another than Spark.
+    """
+    if connection.name != SPARK:
+        yield
+        return
+    settings = session_of(connection).conf
+    before = {key: settings.get(key, None) for key in SPARK_SETTINGS}
+    for key, value in SPARK_SETTINGS.items():
+        settings.set(key, value)
+    from pyspark.sql.functions import udf
+
+    text = udf(lambda number: None if number is None else repr(float(number)), "string", useArrow=True)
+    session_of(connection).udf.register(shortest_text.__name__, text)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            settings.unset(key) if value is None else settings.set(key, value)
+
+
+def session_of(connection: Any) -> Any:
+    """The Spark session of a connection.
+
+    Args:
+        connection (`ibis.BaseBackend`): connection to Spark.
+
+    Returns:
+        `pyspark.sql.SparkSession`: the session.
+    """
+    return connection._session  # Ibis has no other way to its session
+
+
+def read_by_spark(
+    files: InputFiles, connection: Any, what: str, text: TextFiles | None
+) -> Iterator[tuple[ir.Table, frozenset[str]]]:
+    """Reads files as tables of Spark. Files that this process does not reach are read unchecked.
+
+    Args:
+        files (`InputFiles`): the files, of one kind.
+        connection (`ibis.BaseBackend`): connection to Spark.
+        what (`str`): "event" or "profile", for messages.
+        text (`TextFiles`, *optional*): how text files are written. Default: the usual format.
+
+    Yields:
+        `tuple[ibis.Table, frozenset[str]]`: a table, and the names of its columns that have no value.
+
+    Raises:
+        ValueError: if Spark can't read a file.
+    """
+    for part, empty in _by_empty_columns(files):
+        reader = session_of(connection).read
+        if part.partitioned:
+            reader = reader.option("basePath", part.root)
+        try:
+            read = reader.parquet(*part.paths) if part.kind == "parquet" else _read_csv(reader, part, text)
+        except spark_errors() as error:
+            raise ValueError(
+                f"Spark can't read the {what} file {part.root} ({reason_of(error)}); check the path, write times in "
+                "microseconds where it says NANOS, or give what Hadoop needs for such an address (--spark_config "
+                "spark.jars.packages=..., docs/spark.md)."
+            ) from error
+        name = ibis.util.gen_name("mcm")
+        read.createOrReplaceTempView(name)
+        yield connection.table(name), empty
+
+
+def _by_empty_columns(files: InputFiles) -> list[tuple[InputFiles, frozenset[str]]]:
+    """The files in groups with the same empty columns, because Spark takes the types of one file for all files."""
+    if files.filesystem is None:  # only Spark reaches the files
+        return [(files, frozenset())]
+    empty = files.empty_columns()
+    return [
+        (replace(files, paths=tuple(path for path in files.paths if empty[path] == names)), names)
+        for names in dict.fromkeys(empty.values())
+    ]
+
+
+def _read_csv(reader: Any, files: InputFiles, text: TextFiles | None) -> Any:
+    """Reads text files that only Spark reaches. Spark does not name bad lines, and can't count those it drops."""
+    import pyspark.sql.functions as F
+
+    written = text.format if text else TextFormat()
+    if written.on_bad_row != "error":
+        raise ValueError(
+            f"`on_bad_row: {written.on_bad_row}` needs files that this process can read, and only Spark reaches "
+            f"{files.root}; copy the log, or write it as Parquet."
+        )
+    frame = reader.csv(
+        list(files.paths),
+        header=True,
+        sep=written.delimiter or DELIMITERS[files.kind][0],
+        quote=written.quote,
+        escape=written.escape or written.quote,
+        multiLine=True,
+        mode="FAILFAST",
+    )
+    return frame.select([F.nullif(F.col(f"`{name}`"), F.lit("")).alias(name) for name in frame.columns])
+
+
+@ibis.udf.scalar.builtin
+def shortest_text(number: float) -> str:  # type: ignore[empty-body]
+    """Writes a number as its shortest exact text. `spark_settings` registers this function in Spark.
+
+    Args:
+        number (`float`): the number.
+
+    Returns:
+        `str`: its text.
+    """
+
+
+@contextmanager
+def worker_errors() -> Iterator[None]:
+    """Turns an error of a Spark worker into an `OSError` with the reason alone, without the traces of Java.
+
+    Raises:
+        OSError: if a worker failed.
+    """
+    try:
+        yield
+    except spark_errors() as error:
+        raise OSError(f"A worker of Spark failed: {reason_of(error)}") from error
+
+
+def spark_errors() -> tuple[type[Exception], ...]:
+    """The errors that Spark raises.
+
+    Returns:
+        `tuple[type[Exception], ...]`: their classes.
+    """
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    return PySparkException, Py4JError
+
+
+def reason_of(error: Exception) -> str:
+    """The line of an error message that gives the reason; the other lines are traces of a worker and of Java.
+
+    Args:
+        error (`Exception`): an error of Spark.
+
+    Returns:
+        `str`: the line.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for mark in ("Error: ", "Exception: ") for line in lines if mark in line]
+    return (telling or lines)[0]
