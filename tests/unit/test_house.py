@@ -157,6 +157,7 @@ ROOMS = {
     "evaluation": {
         "evaluation",
         "data",
+        "events_mcm",
         "extras",
         "configuration_mcm",
         "files_mcm",
