@@ -30,13 +30,8 @@ with needs("data"):
     import ibis.expr.types as ir
 
     from modeling_mcm.preparation.engine import open_engine
-    from modeling_mcm.preparation.events import (
-        moment_text,
-        normalise_events,
-        normalise_profile,
-        open_events,
-        open_profile,
-    )
+    from modeling_mcm.preparation.events import normalise_events, normalise_profile, open_events, open_profile
+    from modeling_mcm.preparation.times import moment_text
     from modeling_mcm.preparation.vocabulary import each_value
 
 MOST_FREQUENT = 10

@@ -17,7 +17,8 @@ with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-    from modeling_mcm.preparation.events import epoch_seconds, has_value
+    from modeling_mcm.preparation.events import has_value
+    from modeling_mcm.preparation.times import epoch_seconds
 
 LEAST_TARGET_VISITS = 3  # one for training, one for validation and one for the test
 

@@ -49,10 +49,8 @@ with needs("data"):
     from modeling_mcm.preparation.engine import caching, open_engine, replacing
     from modeling_mcm.preparation.events import (
         count_bad,
-        epoch_seconds,
         find_visits,
         keep_latest,
-        moment_text,
         normalise_events,
         normalise_profile,
         open_events,
@@ -61,6 +59,7 @@ with needs("data"):
     from modeling_mcm.preparation.periods import LEAST_TARGET_VISITS, add_period, add_target, to_predict
     from modeling_mcm.preparation.rows import count_ids, popularity, write_shards
     from modeling_mcm.preparation.spark import SPARK
+    from modeling_mcm.preparation.times import epoch_seconds, moment_text
     from modeling_mcm.preparation.vocabulary import Vocabularies, encode_events, encode_profiles, fit, vocabularies_of
 
 logger = logging.get_logger(__name__)

@@ -102,7 +102,7 @@ def seconds_of(moment: str) -> int:
         ValueError: if the text is no moment.
     """
     with needs("data"):
-        from modeling_mcm.preparation.events import epoch_seconds
+        from modeling_mcm.preparation.times import epoch_seconds
     try:
         return epoch_seconds(datetime.fromisoformat(moment))
     except ValueError:

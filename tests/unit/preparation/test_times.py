@@ -16,8 +16,9 @@ from synthetic_log import make_log, of_customer, read_rows, run, schema_with
 from modeling_mcm import MCMFeatureExtractor
 from modeling_mcm.data import EventSchema
 from modeling_mcm.preparation.engine import open_engine
-from modeling_mcm.preparation.events import normalise_events, offset_steps
+from modeling_mcm.preparation.events import normalise_events
 from modeling_mcm.preparation.tables import open_table
+from modeling_mcm.preparation.times import offset_steps
 from modeling_mcm.times_mcm import read_zone, to_seconds
 
 BERLIN = "Europe/Berlin"
