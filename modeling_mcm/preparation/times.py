@@ -65,7 +65,7 @@ def _seconds_of_text(column: ir.StringValue) -> tuple[ir.IntegerValue, ir.Boolea
     Returns:
         Whole seconds, in UTC where the text has a zone, and whether it has a zone.
     """
-    day, clock, zone = (column.re_extract(TIME_PATTERN, place) for place in (1, 2, 3))
+    day, clock, zone = (column.re_extract(TIME_PATTERN, group) for group in (1, 2, 3))
     text = day.replace("/", "-") + " " + ibis.ifelse(clock == "", "00:00", clock)
     text = ibis.ifelse(column.re_search(TIME_PATTERN), text, ibis.null("string"))
     if column.get_backend().name == SPARK:  # Spark's times are moments, and its session is in UTC
