@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: quickstart app test test-slow slow conformance test-oldest check docs figures clean
@@ -13,8 +14,8 @@ quickstart: $(VENV)/demo.done  ## real data, a trained model, its results; REPOR
 app: $(VENV)/app.done  ## after the quickstart: a page on which to look at a customer, what is expected, and why
 	$(RUN)/python modeling_mcm/serving/app.py
 
-test: $(VENV)/test.done  ## everything that takes seconds; no GPU
-	$(RUN)/python -m pytest -m "not slow"
+test: $(VENV)/test.done  ## everything that takes seconds, a file of tests after the other on each core; no GPU
+	$(RUN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-slow: slow test-oldest  ## what takes minutes, and downloads
 
@@ -28,7 +29,7 @@ test-oldest:  ## the tests with the oldest versions of what setup.py always inst
 	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --constraint tests/oldest.txt \
 		--editable ".[test-oldest]"
-	$(VENV)-oldest/bin/python -m pytest -m "not slow"
+	$(VENV)-oldest/bin/python -m pytest -m "not slow" $(PARALLEL)
 
 check: $(VENV)/check.done  ## style, types, and linters of Hugging Face's model folders and of the Dockerfile
 	$(RUN)/ruff check .
