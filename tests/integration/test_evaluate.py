@@ -25,7 +25,7 @@ COUNTED = ["most_popular", "visit_frequency", "nearest_households", "transitions
 @pytest.fixture
 def data(prepared, tmp_path):
     """A copy of the prepared data, for values of baselines are written into its folder."""
-    return Path(shutil.copytree(prepared, tmp_path / "data"))
+    return Path(shutil.copytree(prepared, tmp_path / "data", ignore=shutil.ignore_patterns("baselines")))
 
 
 @pytest.fixture

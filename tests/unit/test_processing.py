@@ -436,12 +436,19 @@ def test_auto_feature_extractor_loads_it(tmp_path, extractor):
     assert type(loaded) is MCMFeatureExtractor and batches_equal(loaded(CUSTOMER), extractor(CUSTOMER))
 
 
-def test_its_code_travels_with_it(tmp_path, extractor, monkeypatch):
+@pytest.fixture
+def other_modules(tmp_path, monkeypatch):
+    """A folder of its own for remote code: not that of another test, and none is left for other tests."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    # not the remote code of another test, which stands in another folder
     monkeypatch.setattr(sys, "path", [path for path in sys.path if not Path(path, "transformers_modules").is_dir()])
-    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
-        monkeypatch.delitem(sys.modules, name)
+    before = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("transformers_modules")}
+    yield
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+def test_its_code_travels_with_it(tmp_path, extractor, other_modules, monkeypatch):
     monkeypatch.setattr(MCMFeatureExtractor, "_auto_class", None)
     MCMFeatureExtractor.register_for_auto_class()
     extractor.save_pretrained(tmp_path / "saved")
