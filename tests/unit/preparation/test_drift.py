@@ -168,7 +168,7 @@ def test_the_script_says_what_is_wrong(script, new_log, stored_extractor, tmp_pa
     path = tmp_path / "new.parquet"
     new_log.drop(columns="item").to_parquet(path)
     for options, message in (
-        (("--model", stored_extractor, "--events", path), "run_drift: The event table has the columns who"),
+        (("--model", stored_extractor, "--events", path), "run_drift: The event table has no column 'item'; it"),
         (("--model", stored_extractor, "--events", tmp_path / "none.parquet"), "does not exist; check the path"),
         (("--model", tmp_path, "--events", path), "run_drift: "),
     ):
