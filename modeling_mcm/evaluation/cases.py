@@ -205,8 +205,9 @@ def cases_at(
     """
     schema = data.schema
     horizon = Horizon.of(horizon_days, schema.cutoff(cutoff)) if horizon_days else None
-    rows, least = data.rows if rows is None else rows, min_history or schema.min_history
-    return find_cases(rows, cutoff, least, schema.token_feature.name, horizon=horizon)
+    rows = data.rows if rows is None else rows
+    min_history = schema.min_history if min_history is None else min_history
+    return find_cases(rows, cutoff, min_history, schema.token_feature.name, horizon=horizon)
 
 
 def _cases_of_batch(
