@@ -81,7 +81,7 @@ class OfferComparison:
         default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds; every model is trained once for each."}
     )
     shares: list[float] = field(
-        default_factory=lambda: [0.1, 0.3],
+        default_factory=lambda: [0.1],
         metadata={"help": "Shares of the training groups at which the learning curve is measured."},
     )
     jobs: int = field(default=1, metadata={"help": "Number of models that are trained at the same time."})

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Fine-tuning to offers beside LightGBM, on real data, into docs/results_offers.md, and what the customer embedding
-# predicts, into docs/results_probe.md; an hour on two cores. Safe to interrupt and to run again. Options go to
-# run_offers.py: --seeds 0
+# Fine-tuning to offers beside LightGBM, on real data, into docs/results_offers.md; an hour on two cores. Safe to
+# interrupt and to run again. Options go to run_offers.py: --seeds 0
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -9,4 +8,3 @@ python training/prepare_data.py --demo complete_journey --offers --cutoffs 2017-
     --output_dir data/offers/prepared --reuse
 python benchmarks/run_offers.py --data data/offers/prepared --offers data/offers/raw --jobs 2 \
     --options disable_tqdm=true "$@"
-python benchmarks/run_probe.py --models runs/offers_comparison/pretrained-seed0 --data data/offers/prepared
