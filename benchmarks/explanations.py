@@ -34,7 +34,7 @@ from modeling_mcm.data.dataset import PreparedData
 from modeling_mcm.evaluation.cases import cases_at
 from modeling_mcm.evaluation.metrics import bootstrap_interval
 from modeling_mcm.evaluation.reports import markdown_table, with_half_interval
-from modeling_mcm.explanations_mcm import MOST_VISITS, Explanation, _History, _kept, explain
+from modeling_mcm.explanations_mcm import MOST_VISITS, Explanation, _History, _read_part, explain
 
 WAYS = {
     "explanation": "named first by the explanation",
@@ -105,7 +105,7 @@ def worth(model: Any, extractor: Any, row: dict[str, Any], task: str) -> tuple[W
     for visit in explanation.visits:
         deletions[visit.visit], has_label[visit.visit] = visit.deletion, visit.has_label
     label = int(extractor.label_ids(task, [explanation.label])[0])
-    history = _History(model, extractor, _kept(row, extractor.max_events), None)
+    history = _History(model, extractor, _read_part(row, extractor.max_events), None)
     single = [history._without(history.visits != visit) for visit in range(len(deletions))]
     insertions = history.parts(single, task, label).sum(1) - explanation.baseline
     every = np.arange(len(deletions))
@@ -157,7 +157,7 @@ def planted(
     label = int(generator.choice(new))
     label_visits = donor["visits"][donor[f"task_{task}"] == label]
     visit_events = donor["visits"] == generator.choice(label_visits)
-    row = _kept(row, most - int(visit_events.sum()))
+    row = _read_part(row, most - int(visit_events.sum()))
     if not len(row["visits"]) or row["visits"][-1] == 0:
         return None
     visit = int(generator.integers(1, row["visits"][-1] + 1))
