@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Every benchmark can be imported, so that a name that moved in the package is not found by the next `make figures`."""
+"""Every benchmark can be imported: `make figures` would be the first to miss a name that moved in the package."""
 
 import importlib
 from pathlib import Path
