@@ -220,7 +220,11 @@ class CustomerState(nn.Module):
 
     def forward(self, counts: torch.Tensor) -> torch.Tensor:
         """Computes the state, of shape `(..., S)`, from counts of shape `(..., numbers)`."""
-        z = F.dropout(self.standardised(counts).to(self.direct.weight.dtype), DROPOUT, self.training)
+        z = self.standardised(counts).to(self.direct.weight.dtype)
+        if self.training:
+            plain = self.plain_counts
+            # What a head reads directly is not dropped.
+            z = F.dropout(z, DROPOUT).index_copy(-1, torch.tensor(plain, device=z.device), z[..., plain])
         few, many = z.split([self.num_few, self.num_many], -1)
         return self.joined(few, None if self.taste is None else self.taste(many))
 

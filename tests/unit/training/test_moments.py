@@ -83,8 +83,10 @@ def test_the_first_numbers_of_a_trained_state_are_counts(extractor, rows, size, 
     with torch.no_grad():
         state = model.state(moments.counts)
     torch.testing.assert_close(state[:, :number], standardised[:, model.state.plain_counts])
-    days_since_last = standardised[:, model.state.num_few - 4]
-    torch.testing.assert_close(state[:, 0], days_since_last)
+    torch.testing.assert_close(state[:, 0], standardised[:, model.state.num_few - 4])  # days since the last event
+    in_training = model.state.train()(moments.counts)  # dropout leaves out other counts alone
+    torch.testing.assert_close(in_training[:, :number], state[:, :number])
+    assert not torch.allclose(in_training[:, number:], state[:, number:])
 
 
 def test_nothing_after_the_cutoff_is_read(event_log, prepare_log, prepared, extractor):
