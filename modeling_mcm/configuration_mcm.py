@@ -32,7 +32,7 @@ CHOICES = {
 MISSING_ID, UNKNOWN_ID, FIRST_VALUE_ID = 0, 1, 2
 FIRST_LABEL = FIRST_VALUE_ID  # the name for the same id where values are predicted
 # Largest vocabulary that the customer state counts at every half-life, and largest that it counts at all.
-FEW_VALUES, MOST_VALUES = 64, 2**14
+FEW_VALUES, MOST_COUNTED = 64, 2**14
 # The paper's features. It does not give sizes; these vocabularies have about 30K values, ids 0 and 1 included.
 PAPER_FEATURES = {"token_type": 8, "product_line": 42, "category": 502, "subcategory": 4002, "brand": 25002}
 
@@ -68,10 +68,6 @@ class MCMConfig(PreTrainedConfig):
         visit express time and order.
     event_dropout_prob (`float`):
         Probability that training hides an event from the encoder.
-    initializer_range (`float`):
-        Standard deviation of the initial weights of the encoder and the position embeddings. Feature embeddings start
-        with `1 / sqrt(hidden_size)`: with 0.02 every z = e_w . h_i would be near 0, the readout would stay uniform and
-        learning would not start.
     attention_window (`int`, *optional*):
         Number of latest units that a unit attends to, itself included, beside the start row. Only the memories know
         earlier units, and a new visit costs the same after ten visits and after a thousand ([`LiveCustomer`]). Only
@@ -102,8 +98,10 @@ class MCMConfig(PreTrainedConfig):
         Size of the customer state, which is the customer embedding. 0 (the paper): no state; the customer embedding is
         computed from the encoder's hidden vectors. See [`~state_mcm.CustomerState`].
     state_features (`list[str]`, *optional*):
-        Features whose values the state counts at every half-life. Default: features of up to 64 ids. Other tasks of 65
-        to 16,384 labels are counted at one half-life and unfaded.
+        Features whose values the state counts at every half-life. Default: features of up to 64 ids.
+    taste_features (`list[str]`, *optional*):
+        Features of more values, which the state counts at one half-life and unfaded. Default: tasks of 65 to 16,384
+        labels that are not among `state_features`.
     summed_features (`list[str]`, *optional*):
         Numeric features that the state and the forecasts sum, such as the price, in the order of `event_values`.
     forecast_days (`list[float]`, *optional*):
@@ -141,7 +139,6 @@ class MCMConfig(PreTrainedConfig):
     attention_probs_dropout_prob: float | int = 0.0
     event_dropout_prob: float | int = 0.2
     max_position_embeddings: int | None = None
-    initializer_range: float = 0.02
     attention_window: int | None = 64
     encoder_unit: str = "visit"
     readout: str = "attentional"
@@ -152,6 +149,7 @@ class MCMConfig(PreTrainedConfig):
     related_tasks: list[str] = field(default_factory=list)
     state_size: int = 128
     state_features: list[str] | None = None
+    taste_features: list[str] | None = None
     summed_features: list[str] = field(default_factory=list)
     forecast_days: list[float | int] = field(default_factory=lambda: [7.0, 30.0, 90.0])
     augmentation: str = "all_prefixes"
@@ -162,6 +160,7 @@ class MCMConfig(PreTrainedConfig):
 
     # Constants that transformers' BERT layers read. Nobody has to choose them, so they are no fields.
     hidden_act = "gelu"
+    initializer_range = 0.02  # of the encoder; feature embeddings start with 1 / sqrt(hidden_size)
     layer_norm_eps = 1e-12
     is_decoder = False
     add_cross_attention = False
@@ -191,15 +190,7 @@ class MCMConfig(PreTrainedConfig):
         Raises:
             ValueError: if an earlier version's field has a value that this version does not support.
         """
-        result: Any = super().from_dict(of_this_version(config_dict), **kwargs)
-        config = result[0] if isinstance(result, tuple) else result
-        many, earlier = config.counted_features[1], config_dict.get("taste_features")
-        if config.state_size and earlier is not None and earlier != many:
-            raise ValueError(
-                f"This config.json is of an earlier version and has `taste_features` {earlier}, and a state of these "
-                f"tasks counts {many}: {REMOVED['taste_features']}. Pre-train the model again (run_pretrain)."
-            )
-        return result
+        return super().from_dict(of_this_version(config_dict), **kwargs)
 
     @property
     def encoder_attention(self) -> str:
@@ -223,11 +214,12 @@ class MCMConfig(PreTrainedConfig):
         """Features that the customer state counts: those with few values, at every half-life; and those with many
         values, at one half-life and unfaded."""
         sizes = dict(zip(self.features, self.vocabulary_sizes, strict=True))
-        few = self.state_features
+        few, many = self.state_features, self.taste_features
         if few is None:
             few = [name for name, size in sizes.items() if size <= FEW_VALUES]
-        many = [name for name in self.tasks if FEW_VALUES < sizes[name] <= MOST_VALUES and name not in few]
-        return list(few), many
+        if many is None:
+            many = [name for name in self.tasks if FEW_VALUES < sizes[name] <= MOST_COUNTED and name not in few]
+        return list(few), list(many)
 
     @property
     def embedding_size(self) -> int:
@@ -250,7 +242,8 @@ class MCMConfig(PreTrainedConfig):
             raise ValueError(
                 f"The tasks {missing} are no features; a task is the next value of one of {self.features}."
             )
-        for name in ("input_features", "label_features", "state_features", "summed_features", "action_features"):
+        lists = ("input_features", "label_features", "state_features", "taste_features", "summed_features")
+        for name in (*lists, "action_features"):
             if missing := [feature for feature in getattr(self, name) or [] if feature not in self.features]:
                 raise ValueError(f"`{name}` names {missing}, which are not among the features {self.features}.")
         for name in ("follower_tasks", "related_tasks"):

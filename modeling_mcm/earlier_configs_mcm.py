@@ -41,7 +41,6 @@ REMOVED = {
     "sampled_labels": TRAINING,
     "mask_probability": TRAINING,
     "trained_tasks": "name the tasks that are trained in `tasks`",
-    "taste_features": "they follow from `tasks`, `state_features` and the sizes of the vocabularies",
     "label_mean": "the head keeps it among its weights",
     "label_std": "the head keeps it among its weights",
     "tie_label_embeddings": "labels have the embeddings of the input",
@@ -69,7 +68,6 @@ EARLIER_DEFAULTS: dict[str, Any] = {
     "repeat_half_lives_days": [],
     "repeat_half_lives_units": [],
     "repeat_network_size": 0,
-    "taste_features": None,
 }
 # Removed fields of which one value is still supported.
 ONE_VALUE: dict[str, Any] = {
@@ -85,6 +83,7 @@ ONE_VALUE: dict[str, Any] = {
 # Former fields that are constants of `MCMConfig` now; other values are still read.
 CONSTANTS: dict[str, Any] = {
     "hidden_act": "gelu",
+    "initializer_range": 0.02,
     "layer_norm_eps": 1e-12,
     "is_decoder": False,
     "add_cross_attention": False,

@@ -45,20 +45,12 @@ def resize_feature_vocabulary(model: Any, feature: str, values: Sequence[str], f
             "extractor that was saved with this checkpoint."
         )
     model._check_resizable(feature)
-    counted = config.counted_features
     sizes[feature] = sizes.get(feature, 0) + len(values)
-    resized = type(config).from_dict(config.to_dict() | {"state_features": counted[0]})
-    resized.vocabulary_sizes = list(sizes.values())
-    if base.state is not None and feature in config.features and resized.counted_features != counted:
-        raise ValueError(
-            f"{feature!r} would have {sizes[feature]} ids, and the customer state counts a feature of so many in "
-            "another way than one of as few as now, or not at all: pre-train a model with the new values."
-        )
     feature_extractor.add_values(feature, values)
     place = config.features.index(feature)
     grow(base.embeddings.events.feature_tables[place], len(values), FIRST_LABEL - 1)  # like the unknown value
     if base.state is not None:
-        config.state_features = counted[0]  # stay as chosen by the earlier sizes
+        config.state_features, config.taste_features = config.counted_features  # stay as chosen by the earlier sizes
         base.state.grow(place, len(values))
     model._resize_labels(feature, len(values))
     config.vocabulary_sizes = list(sizes.values())

@@ -161,7 +161,7 @@ class CustomerState(nn.Module):
         Raises:
             ValueError: if there are summed features and no `event_values`.
         """
-        batch, length, moments = *input_ids.shape[:2], now.shape[1]
+        batch, length = input_ids.shape[:2]
         is_event = attention_mask.bool() & (torch.arange(length, device=now.device) > 0)
         opens = is_event
         if visit_ids is not None:
@@ -177,33 +177,27 @@ class CustomerState(nn.Module):
         channels += [] if event_values is None else list(event_values[..., : self.num_sums].unbind(-1))
         sums = [torch.einsum("blmk,bl->bmk", weights, channel) for channel in channels]
 
-        def by_value(feature: int, event_weights: torch.Tensor) -> torch.Tensor:
-            """Sums of event weights `(B, L, M, k)` by the feature's value, of shape `(B, M, V k)`."""
-            values = self.sizes[feature]
-            ids = input_ids[..., feature] + values * torch.arange(batch, device=now.device)[:, None]
-            sums = event_weights.new_zeros(batch * values, event_weights.shape[2] * event_weights.shape[3])
-            sums = sums.index_add(0, ids.flatten(), event_weights.flatten(2).flatten(0, 1))
-            sums = sums.view(batch, values, *event_weights.shape[2:])
-            sums = sums * (torch.arange(values, device=now.device) > MISSING_ID)[:, None, None]
-            return sums.permute(0, 2, 1, 3).flatten(2)
+        def by_value(features: Sequence[int], event_weights: torch.Tensor) -> torch.Tensor:
+            """Sums of event weights `(B, L, M, k)` by the features' values, of shape `(B, M, values k)`."""
+            values, start = sum(self.sizes[feature] for feature in features), 0
+            of_values = event_weights.new_zeros(batch * values, event_weights.shape[2] * event_weights.shape[3])
+            for feature in features:
+                indices = input_ids[..., feature] + start + values * torch.arange(batch, device=now.device)[:, None]
+                of_values.index_add_(0, indices.flatten(), event_weights.flatten(2).flatten(0, 1))
+                of_values.view(batch, values, -1)[:, start + MISSING_ID] = 0.0
+                start += self.sizes[feature]
+            return of_values.view(batch, values, *event_weights.shape[2:]).permute(0, 2, 1, 3).flatten(2)
 
-        visits = sums[1][..., -1]  # the unfaded number of visits
-        sums += [by_value(feature, weights) for feature in self.few]
-        counted = torch.cat(sums, -1).clamp(min=0).log1p()
-        if self.many:
-            nearest = min(range(kernels), key=lambda k: abs(float(half_lives[k]) - TASTE_HALF_LIFE))
-            slow = weights[..., [nearest, kernels - 1]]
-            taste = torch.cat([by_value(feature, slow) for feature in self.many], -1).log1p()
-        else:
-            taste = counted[..., :0]
-
+        nearest = min(range(kernels), key=lambda k: abs(float(half_lives[k]) - TASTE_HALF_LIFE))
+        few, many = by_value(self.few, weights), by_value(self.many, weights[..., [nearest, kernels - 1]])
         last = torch.where(past, event_times[..., None], -math.inf).amax(1)
         first = torch.where(past, event_times[..., None], math.inf).amin(1)
         is_known = past.any(1)
         since_last, since_first = (torch.where(is_known, now - time, 0.0) for time in (last, first))
+        visits = sums[1][..., -1]  # the unfaded number of visits
         gap = (since_first - since_last) / (visits - 1).clamp(min=1)
-        gaps = torch.stack([since_last, since_first, since_last / (gap + 0.5), gap], -1).clamp(min=0).log1p()
-        return torch.cat([counted, gaps, taste], -1).view(batch, moments, -1)
+        gaps = torch.stack([since_last, since_first, since_last / (gap + 0.5), gap], -1)
+        return torch.cat([*sums, few, gaps, many], -1).clamp_(min=0).log1p_()
 
     def standardised(self, counts: torch.Tensor, places: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """Standardises counts: z = (counts - mean) / spread, clipped.
@@ -215,18 +209,32 @@ class CustomerState(nn.Module):
         Returns:
             `torch.FloatTensor` of the shape of `counts`.
         """
-        mean, spread = self.mean[places], self.spread[places]
-        return ((counts - mean) / spread.clamp(min=LEAST_SPREAD)).clamp(-FARTHEST, FARTHEST)
+        mean, spread = self.mean[places], self.spread[places].clamp(min=LEAST_SPREAD)
+        return (counts - mean).div_(spread).clamp_(-FARTHEST, FARTHEST)  # in place: there may be many thousand counts
 
     def forward(self, counts: torch.Tensor) -> torch.Tensor:
         """Computes the state, of shape `(..., S)`, from counts of shape `(..., numbers)`."""
-        z = self.standardised(counts).to(self.direct.weight.dtype)
+        return self.of_standardised(self.standardised(counts))
+
+    def of_standardised(self, z: torch.Tensor) -> torch.Tensor:
+        """Computes the state, of shape `(..., S)`, from z as `standardised` returns it, of shape `(..., numbers)`."""
+        z = z.to(self.direct.weight.dtype)
         if self.training:
-            plain = self.plain_counts
-            # What a head reads directly is not dropped.
-            z = F.dropout(z, DROPOUT).index_copy(-1, torch.tensor(plain, device=z.device), z[..., plain])
+            z = self._with_dropout(z)
         few, many = z.split([self.num_few, self.num_many], -1)
         return self.joined(few, None if self.taste is None else self.taste(many))
+
+    def _with_dropout(self, z: torch.Tensor) -> torch.Tensor:
+        """Dropout on z but for `plain_counts`, which a head reads directly.
+
+        A random byte decides about each number, so the probability is `DROPOUT` to the nearest 256th: random numbers
+        of 32 bits take a CPU several times as long.
+        """
+        least, size = round(256 * DROPOUT), z.numel()
+        numbers = torch.empty(-(-size // 8), dtype=torch.int64, device=z.device).random_(-(2**63), None)
+        factors = (numbers.view(torch.uint8)[:size].view(z.shape) >= least).to(z.dtype).mul_(256 / (256 - least))
+        factors[..., self.plain_counts] = 1.0
+        return factors.mul_(z)
 
     def joined(self, few: torch.Tensor, taste: torch.Tensor | None) -> torch.Tensor:
         """Computes the state from the two parts of z.

@@ -14,7 +14,7 @@ Shapes: B customers, M moments a customer, R = B M moments, D horizons, Q quanti
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -33,7 +33,7 @@ from modeling_mcm.state_mcm import CustomerState, Forecasts
 from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 MOMENTS, BATCH = 16, 32  # moments of a customer, and customers of a step
-PASSES, LEAST_STEPS, MOST_STEPS = 3, 40, 1500  # passes over all customers, within these numbers of steps
+PASSES, LEAST_STEPS, MOST_STEPS = 4, 40, 1500  # passes over all customers, within these numbers of steps
 MOST_COUNTS = 2**24  # largest number of steps times counts of a moment: minutes on one core for 12,000 items
 LEARNING_RATE, WEIGHT_DECAY, WARM_UP, LONGEST_GRADIENT = 4e-3, 0.01, 0.1, 1.0
 RECONSTRUCTION, FUTURE, HAZARD, SETS = 3.0, 0.3, 0.1, 6.0  # weights of the losses
@@ -231,12 +231,10 @@ def train_state(
         batches = _batches(rows, BATCH, seed)
         customers = [next(batches) for _ in range(math.ceil(min(len(rows), STANDARD_CUSTOMERS) / BATCH))]
         sampler = MomentSampler(model, extractor, cutoff, seed)
-        sample = _joined([sampler.draw(batch, MOMENTS) for batch in customers])
-        state.mean.copy_(sample.counts.mean(0))
-        state.spread.copy_(sample.counts.std(0))
+        is_observed = _standardise(state, (sampler.draw(batch, MOMENTS) for batch in customers))
         config = model.config
-        observed = zip(sampler.days, sample.is_observed.any(0).tolist(), strict=True)
-        config.forecast_days = [day for day, is_observed in observed if is_observed]
+        observed = zip(sampler.days, is_observed.tolist(), strict=True)
+        config.forecast_days = [day for day, is_seen in observed if is_seen]
         model.forecasts = Forecasts(config) if config.forecast_days else None
         losses = _train(model, MomentSampler(model, extractor, cutoff, seed), batches, len(rows), progress)
         if model.forecasts is not None:
@@ -258,6 +256,21 @@ def _batches(rows: Any, size: int, seed: int) -> Iterator[list[dict[str, Any]]]:
         for start in range(0, len(order), size):
             yield rows.__getitems__(order[start : start + size])
         epoch += 1
+
+
+def _standardise(state: CustomerState, parts: Iterable[Moments]) -> torch.Tensor:
+    """Sets the mean and spread of the counts to those of a sample, and says which horizons it observes, `(D,)`."""
+    number, observed = 0, []
+    totals, squares = state.mean.new_zeros(2, len(state.mean), dtype=torch.float64)
+    for moments in parts:
+        number += len(moments.counts)
+        totals += moments.counts.sum(0, dtype=torch.float64)
+        squares += moments.counts.square().sum(0, dtype=torch.float64)
+        observed.append(moments.is_observed.any(0))
+    mean = totals / number
+    state.mean.copy_(mean)
+    state.spread.copy_((squares / number - mean**2).clamp(min=0).sqrt())
+    return torch.stack(observed).any(0)
 
 
 def _joined(parts: Sequence[Moments]) -> Moments:
@@ -282,15 +295,15 @@ def _train(
     parameters = [value for module in modules for value in module.parameters()]
     most = max(min(MOST_STEPS, MOST_COUNTS // len(state.mean)), LEAST_STEPS)
     steps = min(max(math.ceil(PASSES * customers / BATCH), LEAST_STEPS), most)
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=WARM_UP)
     state.train()
     state.keep_plain_counts()
     history: list[dict[str, float]] = []
     for _ in (progress or logging.tqdm)(range(steps), desc="Customer state", unit="step"):
         moments = sampler.draw(next(batches), MOMENTS)
-        states = state(moments.counts)
         standardised = state.standardised(moments.counts)
+        states = state.of_standardised(standardised)
         losses = {"counts": RECONSTRUCTION * _blockwise_squared_error(heads["counts"](states), standardised, state)}
         if forecasts is not None:
             losses["amounts"] = FUTURE * _amounts_loss(forecasts.log_amounts(states), moments)

@@ -44,7 +44,7 @@ from modeling_mcm.training.fitting import (
     trainable,
 )
 from modeling_mcm.training.options import AUTO, NONE, ModelOptions, PretrainingArguments
-from modeling_mcm.training.recipe import Recipe, recipe_for
+from modeling_mcm.training.recipe import Recipe, recipe_for, taste_features
 from modeling_mcm.training.resuming import PRETRAINING, Start, deciding_options, find_start, output_folder_lock
 from modeling_mcm.training.sizes import config_of
 from modeling_mcm.training.trainer import BEST_METRIC, MCMTrainer
@@ -125,6 +125,7 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
         profile = {feature["name"] for feature in extractor.features if feature.get("profile")}
         few = [name for name, size in sizes.items() if size <= FEW_VALUES and name not in profile]
         config |= {"state_features": few, "summed_features": extractor.numeric_features}
+        config["taste_features"] = taste_features({task: sizes[task] for task in config["tasks"] if task not in few})
     return MCMConfig(**(config | values))
 
 

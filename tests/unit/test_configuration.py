@@ -205,6 +205,14 @@ def test_an_earlier_config_loads_and_says_what_became_of_its_fields(tmp_path, ca
     assert not [record for record in caplog.records if "earlier version" in record.message]
 
 
+def test_the_features_that_a_state_counts_stay_as_a_config_names_them(tmp_path):
+    sizes = {"vocabulary_sizes": [100] * len(DATA["features"])}
+    assert MCMConfig(**DATA | SMALL | sizes).counted_features == ([], DATA["tasks"])
+    named = {"taste_features": DATA["tasks"][:1], "state_features": DATA["features"][-1:]}
+    read = MCMConfig.from_pretrained(write(tmp_path, EARLIER | sizes | named))
+    assert read.counted_features == (named["state_features"], named["taste_features"])
+
+
 def test_what_an_earlier_config_leaves_out_had_the_papers_values(tmp_path):
     found = MCMConfig.from_pretrained(write(tmp_path, DATA | SMALL | {"model_type": "mcm", "target": "next_event"}))
     assert (found.encoder_attention, found.encoder_unit, found.max_position_embeddings) == (
@@ -225,7 +233,6 @@ def test_what_an_earlier_config_leaves_out_had_the_papers_values(tmp_path):
         {"repeat_half_lives_days": [7.0]},
         {"repeat_half_lives_days": [7.0, 30.0, 120.0, 2.0], "repeat_half_lives_units": [6.0, 20.0, 60.0]},
         {"readout_scale": False},
-        {"taste_features": ["items"]},
     ],
     ids=str,
 )

@@ -56,6 +56,15 @@ def test_old_weights_and_scores_stay_bit_for_bit(tiny_model, extractor, customer
 
 
 @torch.no_grad()
+def test_a_state_counts_a_feature_that_has_become_large_as_it_did(tiny_model, extractor):
+    model = tiny_model(extended=True, state_size=8)
+    counted = model.config.counted_features
+    model.resize_feature_vocabulary("items", [f"new {number}" for number in range(300)], extractor)
+    assert "items" in counted[0] and model.config.counted_features == counted
+    assert model.model.state.num_few == model.model.state.direct.in_features
+
+
+@torch.no_grad()
 def test_model_config_and_extractor_know_the_new_values(tiny_model, extractor, tmp_path):
     model = tiny_model(extended=True)
     old = extractor.vocabulary_sizes

@@ -5,7 +5,7 @@
 import pytest
 
 from modeling_mcm import MCMConfig
-from modeling_mcm.training.recipe import MANY_LABELS, recipe_for
+from modeling_mcm.training.recipe import MANY_LABELS, MOST_TASTES, recipe_for, taste_features
 
 SIZES = {"item": 502}
 FEATURES = {"features": ["item"], "vocabulary_sizes": [502], "tasks": ["item"]}
@@ -50,3 +50,17 @@ def test_very_many_labels_are_sampled_only_where_nothing_repeats():
 def test_data_without_measures_choose_nothing_and_say_so():
     recipe = recipe_for({}, SIZES)
     assert (recipe.config, recipe.training) == ({}, {}) and "prepare it again" in recipe.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "chosen"),
+    [
+        ({"maker": 3719, "type": 2163, "category": 300}, ["type", "category"]),
+        ({"item": MOST_TASTES + 1}, ["item"]),  # the smallest is counted in any case,
+        ({"item": 2**14 + 1}, []),  # unless there are too many to count at all
+        ({"item": 3000, "brand": 1000}, ["item", "brand"]),
+        ({}, []),
+    ],
+)
+def test_a_state_counts_the_labels_of_the_smallest_tasks(sizes, chosen):
+    assert taste_features(sizes) == chosen
