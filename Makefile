@@ -8,16 +8,16 @@ export TOKENIZERS_PARALLELISM := false
 
 .PHONY: quickstart app test test-slow slow conformance test-oldest check docs figures clean
 
-quickstart: $(VENV)/demo.done  ## real data, a trained model, its results; REPORT=file.md writes the table there
+quickstart: $(VENV)/demo.done  ## prepares real data, trains a model and evaluates it; REPORT=file.md writes the table there
 	PATH="$(CURDIR)/$(RUN):$$PATH" REPORT="$(REPORT)" bash training/runs/quickstart.sh
 
-app: $(VENV)/app.done  ## after the quickstart: a page on which to look at a customer, what is expected, and why
+app: $(VENV)/app.done  ## after the quickstart: opens a page that shows a customer, what MCM expects next, and why
 	$(RUN)/python modeling_mcm/serving/app.py
 
-test: $(VENV)/test.done  ## everything that takes seconds, a file of tests after the other on each core; no GPU
+test: $(VENV)/test.done  ## all tests that take seconds, in parallel; no GPU
 	$(RUN)/python -m pytest -m "not slow" $(PARALLEL)
 
-test-slow: slow test-oldest  ## what takes minutes, and downloads
+test-slow: slow test-oldest  ## the tests that take minutes, and those with the oldest versions
 
 slow: $(VENV)/test.done  ## the tests that take minutes
 	$(RUN)/python -m pytest -m slow
@@ -31,17 +31,17 @@ test-oldest:  ## the tests with the oldest versions of what setup.py always inst
 		--editable ".[test-oldest]"
 	$(VENV)-oldest/bin/python -m pytest -m "not slow" $(PARALLEL)
 
-check: $(VENV)/check.done  ## style, types, and linters of Hugging Face's model folders and of the Dockerfile
+check: $(VENV)/check.done  ## ruff, mypy, and linters of Hugging Face's model folders and of the Dockerfile
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	$(RUN)/mlinter --no-cache --enable-all-trf-rules modeling_mcm
 	$(RUN)/hadolint Dockerfile
 
-docs: $(VENV)/site.done  ## the pages and the API as a site, in build/site
+docs: $(VENV)/site.done  ## builds a site with the pages and the API in build/site
 	$(RUN)/zensical build --strict
 
-figures: $(VENV)/test.done  ## remakes the tables and pictures of pages that are older than what made them; PAGES=docs/live.md
+figures: $(VENV)/test.done  ## makes tables and pictures again if their sources have changed; PAGES=docs/live.md
 	$(RUN)/python benchmarks/figures.py $(PAGES)
 
 clean:  ## removes the environment, the data and the runs

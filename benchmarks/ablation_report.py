@@ -177,13 +177,13 @@ def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> 
         f"Written by `{results['command']}` from the files of its runs.",
         "",
         f"{results['cases']:,} {results['cutoff']} cases of {results['data']} "
-        "([how cases are made](event_schema.md)): everything is ranked, nothing is filtered. In square brackets 95% "
-        f"intervals, customers resampled. Every model trains until {results['patience']} epochs in a row bring no "
-        f"better validation, for at most {results['max_seconds']:g} seconds, evaluation and saving not counted, and "
-        f"its best epoch is taken; {', '.join(ended) or 'none'} came to that limit. All else of {ours} is by [its "
-        f"recipe](recipe.md). Seeds: {', '.join(map(str, results['seeds']))}; a customer's value is the mean over "
-        f"them. {' and '.join(alone)} are one model for each task, each with all that time, which favours them; "
-        "each of the others predicts all tasks of the event schema at once.",
+        "([how cases are made](event_schema.md)): all labels are ranked, and none is filtered out. 95% intervals, in "
+        f"square brackets, resample customers. Every model trains until {results['patience']} epochs in a row bring "
+        f"no better validation, for at most {results['max_seconds']:g} seconds without evaluation and saving, and its "
+        f"best epoch is used; {', '.join(ended) or 'none'} reached that limit. All other settings of {ours} are those "
+        f"of [its recipe](recipe.md). Seeds: {', '.join(map(str, results['seeds']))}; a customer's value is the mean "
+        f"over them. {' and '.join(alone)} are one model for each task, each with the whole time, which is an "
+        "advantage for them. Each of the others predicts all tasks of the event schema at once.",
         "",
     ]
     lines += [f"![NDCG@10 of all methods]({pictures[0]})", ""]
@@ -203,7 +203,7 @@ def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> 
             ),
             "",
         ]
-    lines += [f"## {ours} over each method", "", "Relative differences of means, in pairs of the same customers.", ""]
+    lines += [f"## {ours} over each method", "", "Relative differences of means, paired by customer.", ""]
     for metric in COMPARED:
         rows = [
             [method, *(with_interval(intervals[metric][key], "+.1%") for key in (*results["tasks"], "average"))]
@@ -214,12 +214,12 @@ def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> 
     lines += [
         f"{ours} over {reference}, average over the tasks: "
         + ", ".join(f"{METRICS[metric]} {with_interval(value, '+.1%')}" for metric, value in average.items())
-        + ". (The paper reports +17% of its model over BERT4Rec, on its own data.)",
+        + ". (The paper reports +17% for its model over BERT4Rec, on its own data.)",
         "",
-        "## What it took",
+        "## What training took",
         "",
-        "The mean over seeds. A target is a label of one trained task that a loss was computed on; parameters are "
-        "those that a gradient reached; the window is in events.",
+        "Figures are means over the seeds. A target is a label of one trained task for which a loss was computed. "
+        "Parameters are those that got a gradient. The window is in events.",
         "",
     ]
     rows = []
@@ -229,8 +229,8 @@ def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> 
     lines += [
         f"![Training curves]({pictures[1]})",
         "",
-        "Each line is a run. Losses of different models answer different questions (a masked event, the next event, "
-        "the next visit's labels), so slopes can be compared and heights can't.",
+        "Each line is a run. The losses of different models are for different targets (a masked event, the next "
+        "event, the labels of the next visit), so their slopes can be compared but not their values.",
         "",
         "## Versions and machine",
         "",

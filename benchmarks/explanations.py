@@ -225,8 +225,8 @@ def page(
         [
             "# Why a label has its score",
             "",
-            "`explain` (or `LiveCustomer.explain`) says what the log-probability of a label is a sum of, and which "
-            "visits and events it comes from:",
+            "`explain` (or `LiveCustomer.explain`) divides the log-probability of a label into parts of the model, "
+            "and says which visits and events it comes from:",
             "",
             "```python",
             "from modeling_mcm.explanations_mcm import explain",
@@ -234,37 +234,39 @@ def page(
             f'why = explain(model, feature_extractor, customer, "{example.task}")',
             "```",
             "",
-            f"`{example.label}` has probability {example.probability:.3f}: {example.words}. Its log-probability "
-            f"{example.score:.2f} is the sum of its parts: {parts}. A customer with the same profile and no history "
-            f"has {example.baseline:.2f}; the difference is the sum of the visits' shares. The first of them, of "
-            f"{top.time[:10]}, has {top.share:.2f}, and without it the log-probability falls by {top.deletion:.2f}.",
+            f"The label `{example.label}` has probability {example.probability:.3f}. The customer met it as follows: "
+            f"{example.words}. Its log-probability {example.score:.2f} is the sum of its parts: {parts}. For a "
+            f"customer with the same profile and no history it would be {example.baseline:.2f}. The difference is the "
+            f"sum of the visits' shares. The visit with the largest share, of {top.time[:10]}, has {top.share:.2f}; "
+            f"without this visit the log-probability falls by {top.deletion:.2f}.",
             "",
-            "- **Parts**: the readout, the label's bias, the memories (`repeats`, `followers`, `habits`, `new`), and "
-            "`others`, what the other labels of the task take away when scores become probabilities.",
-            "- **Shares** come from deletion: the model reads the history without the visit, with the days between "
-            "visits counted anew. Deletions alone do not add up, for of nine visits with a label each can be missed "
-            "and all together cannot; the rest is given to the visits in proportion to their deletions, so the order "
-            "of the shares is the order of the deletions. `baseline` is the log-probability of a customer with this "
-            "profile and no event.",
-            f"- **Cost**: a reading of the history for each of the {MOST_VISITS} visits that are tried (`most_visits`;"
-            " those with the label first, then the latest), and for each event of the first three. The median "
-            f"explanation here took {facts['seconds']:.2f} s on {options.threads} thread.",
-            "- **Not an explanation** are the weights of `preferences(return_weights=True)`: they are those of the "
-            "readout alone, a small part of the score. The table shows what they name.",
+            "- **Parts** are the readout, the label's bias, the memories (`repeats`, `followers`, `habits`, `new`), "
+            "and `others`: what the other labels of the task take away when scores become probabilities.",
+            "- **Shares** come from deletions: the model reads the history without the visit, and the days between "
+            "visits are computed again. The deletions do not add up to the difference: if nine visits have the label, "
+            "each one hardly matters alone, but all together matter. The rest is therefore divided among the visits "
+            "in proportion to their deletions, so shares and deletions have the same order. `baseline` is the "
+            "log-probability of a customer with this profile and no event.",
+            f"- **Cost**: the model reads the history once for each of the {MOST_VISITS} visits that are tried "
+            "(`most_visits`; those with the label first, then the latest), and once for each event of the first "
+            f"three. The median explanation here took {facts['seconds']:.2f} s on {options.threads} thread.",
+            "- The weights of `preferences(return_weights=True)` are **not an explanation**: they are those of the "
+            "readout alone, which is a small part of the score. The table shows which visits they name.",
             "",
             "## Does it name the visit that matters?",
             "",
             f"Written by `python benchmarks/explanations.py --customers {options.customers} --cutoffs "
-            f"{' '.join(options.cutoffs)} --report_file docs/explanations.md`: "
-            f"{options.customers} customers of each cutoff, the best label of each, on {options.threads} thread. "
-            f"The largest error of a sum was {facts['error']:.1e}.",
+            f"{' '.join(options.cutoffs)} --report_file docs/explanations.md`, for {options.customers} customers of "
+            f"each cutoff and the best label of each, on {options.threads} thread. Sums of parts and of shares had "
+            f"an error of at most {facts['error']:.1e}.",
             "",
-            "- **Deletion**: what the log-probability of the label falls by without the visit that is named first "
-            "(mean ± half of its 95% interval), and its share of what the best visit takes away. The explanation is "
-            "made by the same deletions, so where every visit is tried it names the best one by construction; the "
-            "rows tell what `most_visits` costs, and how far the other ways are from it.",
-            "- **Insertion**: what it rises by from a customer without history to one with that visit alone, and its "
-            "share of what the best single visit brings. No explanation is made by it.",
+            "- **Deletion** is how much the log-probability of the label falls without the visit that is named first "
+            "(mean ± half of its 95% interval). The next column gives it as a share of the largest fall that any "
+            "visit causes. Explanations are made from the same deletions. So if every visit is tried, an explanation "
+            "always names the best one. These rows show what `most_visits` costs, and how far other ways are from the "
+            "best.",
+            "- **Insertion** is how much the log-probability rises from a customer without history to one with that "
+            "visit alone, and its share of the largest such rise. Explanations do not use insertions.",
             "",
             *markdown_table(
                 [["task, cutoff", "visit", "deletion", "of the best", "insertion", "of the best"], *lines]
@@ -272,11 +274,11 @@ def page(
             "",
             "## Does it name a cause that was planted?",
             "",
-            "Into the history of each of these customers goes one visit of another customer, at a place drawn between "
-            "two of their own. It has a label that the customer never had, so it alone holds the label, and that "
-            "label is explained. In how many cases the planted visit is named first, of all visits of the history "
-            "(95% interval). A rule that names the visit with the label is right by construction here; the weights "
-            "of the readout and a visit drawn at random don't know it.",
+            "One visit of another customer is put into the history of each of these customers, at a random place "
+            "between two of their own visits. It has a label that the customer never had, and this label is "
+            "explained. So the planted visit is the only one with the label. The table shows in how many cases it is "
+            "named first of all visits of the history (95% interval). A rule that names the visit with the label "
+            "would always be right here; the weights of the readout and a random visit do not use such a rule.",
             "",
             *markdown_table(
                 [

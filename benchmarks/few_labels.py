@@ -203,8 +203,9 @@ def write_page(results: dict[str, Any], path: Path) -> None:
     lines = ["# What the customer state is worth where labels are few", "", f"Written by `{results['command']}`.", ""]
     lines += [results["caption"], ""]
     lines += [
-        f"AUC (of several classes the mean of each against the rest), the mean over {results['draws']} draws of "
-        "labels with its 95% interval, which resamples the draws. The profile is hidden from all inputs.",
+        "The metric is AUC (for several classes the mean over classes, each against the rest). The table has its mean "
+        f"over {results['draws']} draws of labels, with a 95% interval that resamples the draws. No method reads the "
+        "profile.",
         "",
     ]
     table = [["target", "labels", "predicted", *METHODS, "fine-tuned over counts, LightGBM"]]

@@ -34,9 +34,9 @@ def write_page(results: dict[str, Any], path: Path) -> None:
         f"Written by `{results['command']}` from the files of its runs ([what offers are](offers.md)).",
         "",
         f"{results['data']}: {results['groups']:,} test groups of {results['customers']:,} customers, of which "
-        f"{results['takers']} take an offer; {results['learned']:,} groups to learn from. **Who** responds ranks all "
-        "groups, **which** offer ranks the offers of each group that takes one. "
-        f"{_seeds(results['seeds'])} 95% intervals resample customers.",
+        f"{results['takers']} take an offer; {results['learned']:,} groups are for training. **Who** tells who takes "
+        "an offer: all groups are ranked. **Which** tells which offer is taken: the offers of each group that takes "
+        f"one are ranked. {_seeds(results['seeds'])} 95% intervals resample customers.",
         "",
     ]
     rows = [
@@ -51,7 +51,7 @@ def write_page(results: dict[str, Any], path: Path) -> None:
     lines += [
         f"## {FINE_TUNED} over each method",
         "",
-        "Relative differences, in pairs of the same customers.",
+        "Relative differences, paired by customer.",
         "",
     ]
     rows = [
@@ -66,7 +66,7 @@ def write_page(results: dict[str, Any], path: Path) -> None:
             for share, by_method in results["curve"].items()
         ]
         lines += [*markdown_table([[METRICS[metric], *results["curve"]["1"]], *rows]), ""]
-    lines += [f"{FINE_TUNED} over the others with as many labels, relative differences in pairs of customers:", ""]
+    lines += [f"{FINE_TUNED} over the others with as many labels, as relative differences paired by customer:", ""]
     rows = [
         [f"{float(share):.0%}", name, *(with_interval(metrics[metric], "+.1%") for metric in names)]
         for share, by_method in results["with_fewer"].items()
@@ -92,5 +92,5 @@ def write_page(results: dict[str, Any], path: Path) -> None:
 
 def _seeds(seeds: Sequence[int]) -> str:
     if len(seeds) == 1:
-        return f"One seed, {seeds[0]}: how much another one would change is not in the intervals."
-    return f"The mean over the seeds {', '.join(map(str, seeds))}."
+        return f"The figures are of one seed, {seeds[0]}; the intervals do not include differences between seeds."
+    return f"The figures are means over the seeds {', '.join(map(str, seeds))}."

@@ -272,24 +272,25 @@ def page(answers: Sequence[Answers], options: Options) -> str:
     command = f"python benchmarks/recipe.py --seeds {' '.join(map(str, options.seeds))}"
     command += " --toys TOYS.parquet" if options.toys else ""
     lines = [
-        "# By the defaults, on several logs",
+        "# Default settings on several logs",
         "",
-        f"Written by `{command} --report_file docs/results_recipe.md --readme README.md`. Every model is "
-        "`configuration/mcm-tiny` with what [the recipe](recipe.md) chose, without other options; Complete Journey is "
-        "the quickstart. Values are NDCG@10 where a question names nothing else, of test cases, mean over customers ± "
-        f"half of its 95% bootstrap interval; MCM is the mean of the seeds in its row. Differences are in pairs "
-        "of customers, with their 95% intervals. BERT4Rec is a model for each task, trained for two epochs as "
-        f"MCM, the better of them on validation taken; seeds {', '.join(map(str, options.rival_seeds))}.",
+        f"Written by `{command} --report_file docs/results_recipe.md --readme README.md`.",
+        "",
+        "Every model is `configuration/mcm-tiny` with the choices of [the recipe](recipe.md) and no other options; "
+        "Complete Journey is the quickstart. Values are of test cases: NDCG@10, unless the question names another "
+        "metric, as the mean over customers ± half of its 95% bootstrap interval. MCM is the mean of the seeds in its "
+        "row. Differences are paired by customer, with their 95% intervals. BERT4Rec is one model for each task. It "
+        "is trained for two epochs, as MCM, and the epoch that is better on validation is used; seeds "
+        f"{', '.join(map(str, options.rival_seeds))}.",
         "",
         *markdown_table(method_table(answers)),
         "",
         "## What each part brings",
         "",
-        "Parts are left out of the sum of a trained model's scores, the scales of the others fitted again on "
-        "validation cases; no model is trained anew without them. Of the models of seed "
-        f"{' and '.join(map(str, options.part_seeds))}. Readout is the encoder; repeats is the repeat "
-        "memory; followers, habits and new labels are the counted memory. Counting alone is everything but the "
-        "encoder.",
+        "A part is left out of the sum of a trained model's scores, and the scales of the other parts are fitted "
+        "again on validation cases. No model is trained again without the part. The models are those of seed "
+        f'{" and ".join(map(str, options.part_seeds))}. "Readout" is the encoder, "repeats" is the repeat memory, '
+        'and "followers", "habits" and "new" are the counted memory. Counting alone is all parts but the encoder.',
         "",
         *markdown_table(part_table(answers)),
         "",
@@ -297,13 +298,14 @@ def page(answers: Sequence[Answers], options: Options) -> str:
         "",
         "## The share of the possible",
         "",
-        "The shop's law is known. The best ranking knows each customer's taste too, which the log does not tell.",
+        "The probabilities by which the synthetic shop's customers choose are known. The best ranking also knows the "
+        "taste of each customer, which can't be read from the log.",
         "",
         *markdown_table(truth_table(answers)),
         "",
         "## By length of history",
         "",
-        "The best of counting is chosen for each length on the same cases, which favours it.",
+        "The best of counting is chosen for each length on the same cases, which is an advantage for it.",
         "",
         *markdown_table(history_table(answers)),
         "",

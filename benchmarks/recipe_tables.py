@@ -162,6 +162,6 @@ def encoder_sentence(answers: Sequence[Answers]) -> str:
         for task in first.tasks if first.parts else ():
             whole, alone = mean_of(first.parts, MCM)[task], mean_of(first.parts, NO_ENCODER)[task]
             gain = with_interval(paired_difference(whole, alone).absolute, "+.3f")
-            words.append(f"{gain} on {np.nanmean(alone):.3f} ({task})")
+            words.append(f"{gain} to {np.nanmean(alone):.3f} ({task})")
         parts += [f"{log.replace('_', ' ')} {' and '.join(words)}"] if words else []
-    return f"What the encoder adds to all that is counted, NDCG@10 of test cases: {'; '.join(parts)}."
+    return f"What the encoder adds to the NDCG@10 of counting alone, on test cases: {'; '.join(parts)}."

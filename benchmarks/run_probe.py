@@ -419,8 +419,9 @@ def write_page(results: dict[str, Any], path: Path) -> None:
     """Writes the page from the result of [`probe`], and a picture of the calibration beside it."""
     lines = ["# What the customer embedding predicts", "", f"Written by `{results['command']}`.", ""]
     lines += [
-        "AUC for classes, rank correlation for numbers; 95% intervals resample customers. Profiles are hidden from "
-        "the embedding. *Alone* is the embedding less the counts, *beside* both less the counts alone.",
+        "The metric is AUC for classes and rank correlation for numbers; 95% intervals resample customers. The "
+        "embedding does not read profiles. *Alone* is the metric of the embedding minus that of the counts. *Beside* "
+        "is the metric of both together minus that of the counts.",
         "",
     ]
     for cutoff, result in results["cutoffs"].items():
