@@ -55,16 +55,16 @@ class Objective:
     ranking_loss_weight: float = field(
         default=1.0,
         metadata={
-            "help": "Weight of the ranking loss (the NDCG that a wrong order of the best labels loses) beside the "
-            "cross-entropy of equation 4; 0 (the paper): no ranking loss."
+            "help": "Weight of the ranking loss, which is added to the cross-entropy of equation 4. It measures the "
+            "NDCG that is lost by a wrong order of the best labels. 0, as in the paper, means no ranking loss."
         },
     )
     target_half_life_days: float = field(
         default=30.0,
         metadata={
             "help": "Age of a target, in days before the customer's latest target, at which it weighs half as much in "
-            "the loss; targets of four times this age are left out. Past tastes and seasons then don't outvote the "
-            "present. 0: all targets weigh the same. Only for augmentation=all_prefixes."
+            "the loss; targets of four times this age are left out. Older tastes and seasons then have less effect. "
+            "With 0 all targets have the same weight. Only for augmentation=all_prefixes."
         },
     )
     sampled_labels: int = field(
@@ -72,7 +72,7 @@ class Objective:
         metadata={
             "help": "Number of labels of a task that a training step samples and scores, beside the labels in the "
             "batch's histories and targets; the loss corrects for the sampling. For tasks with very many labels. "
-            "0: all labels are scored."
+            "With 0 all labels are scored."
         },
     )
     mask_probability: float = field(

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluates a checkpoint on a prepared data set, beside baselines.
+"""Evaluates a checkpoint on a prepared data set, and compares it with baselines.
 
     mcm evaluate --model runs/quickstart --data data/complete_journey/prepared
     mcm evaluate --model runs/mine --data data/prepared --horizon_days 30 --only_new
@@ -75,7 +75,8 @@ class EvaluationOptions:
     cutoff: str = field(
         default="test",
         metadata={
-            "help": "Cutoff at which the history ends and the targets begin. Choose by validation, report test.",
+            "help": "Cutoff at which the history ends and the targets begin. Compare models by validation, and use "
+            "test only for the final figures.",
             "choices": ["validation", "test"],
         },
     )
@@ -95,7 +96,7 @@ class EvaluationOptions:
         metadata={
             "help": f"Baselines to compare with, any of {', '.join(BASELINES)} (lightgbm needs the extra `gbdt`), or "
             "`none`. By default the strong ones: most_popular visit_frequency nearest_households transitions, and "
-            "lightgbm where it is installed and takes less than about five minutes."
+            "lightgbm if it is installed and takes less than about five minutes."
         },
     )
     filter_seen: bool = field(
@@ -109,8 +110,8 @@ class EvaluationOptions:
         default=False,
         metadata={
             "help": "Rank, and take as targets, only labels that the customer never had before the cutoff. The "
-            "ranking is that of --filter_seen; with --horizon_days the metrics say how well the model tells what "
-            "a customer will take up."
+            "ranking is that of --filter_seen; with --horizon_days the metrics say how well the model predicts "
+            "labels that are new to a customer."
         },
     )
     horizon_days: float | None = field(

@@ -78,7 +78,9 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         if self.data and (self.format, self.what) != (INT8, SCORES):
-            raise ValueError("--data says what --format int8 costs the scores: leave it out, or export those.")
+            raise ValueError(
+                "--data measures what --format int8 costs in scores: use it with --format int8 and --what scores only."
+            )
         if self.report_file and not self.data:
             raise ValueError("--report_file needs --data, the prepared data set that int8 is evaluated on.")
         if Path(self.output_dir).resolve() == Path(self.model).resolve():

@@ -9,15 +9,15 @@ from modeling_mcm import __version__
 
 # Each name is a module of this folder with a function `main()`.
 COMMANDS = {
-    "prepare": "make a data set of an event log: check, split by time, vocabularies, one row a customer",
-    "update": "bring a prepared data set up to the new files of its log",
-    "forget": "delete customers from data, predictions and the log, and prove that they are gone",
-    "drift": "say how much of a new log a checkpoint can still read",
+    "prepare": "prepare an event log for training: check it, split it by time, make one row for each customer",
+    "update": "add the new files of the log to a prepared data set",
+    "forget": "delete customers from prepared data, predictions and the log, and check that they are gone",
+    "drift": "show how many values of a new log a checkpoint does not know",
     "pretrain": "pre-train a model on a prepared data set",
     "finetune": "fine-tune a checkpoint to offers, or to any label of customers",
-    "evaluate": "evaluate a checkpoint beside counting baselines",
+    "evaluate": "evaluate a checkpoint and compare it with baselines",
     "predict": "score every customer: embeddings and the best labels of every task",
-    "monitor": "watch predictions: how far they moved, and whether they came true",
+    "monitor": "compare predictions with earlier ones, and with what happened",
     "export": "write a checkpoint as ONNX, as a torch.export program or with int8 weights",
     "serve": "serve a checkpoint over HTTP",
     "publish": "publish a checkpoint on the Hugging Face Hub, with its card",

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Watches predictions: how much they changed since an earlier run, and whether they came true.
+"""Compares predictions with those of an earlier run, and with what happened since.
 
     mcm monitor --predictions scores/tuesday --before scores/monday
     mcm monitor --predictions scores/monday --data data/prepared --since 2024-05-06
@@ -11,7 +11,7 @@ variation: 0 means the same, 1 nothing in common).
 
 With --data it compares predictions with what happened: --data is a data set that was updated after the predictions
 were made. For each customer's first visit with a target from --since on, it prints the share of the visit that the
-predicted labels had, beside their predicted probability. Where scores are calibrated the two are alike.
+predicted labels had, beside their predicted probability. If scores are calibrated, the two are about equal.
 `--report_file` writes the figures as JSON, for alarms.
 """
 

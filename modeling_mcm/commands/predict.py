@@ -85,8 +85,8 @@ class PredictionOptions:
     now: str | None = field(
         default=None,
         metadata={
-            "help": "Time to score at, such as 2017-11-01: events up to it are read, and embeddings and forecasts are "
-            "those of this moment. By default the time of each customer's last event."
+            "help": "Time to score at, such as 2017-11-01: events up to it are read, and embeddings, forecasts and "
+            "scores are those of this moment. By default the time of each customer's last event."
         },
     )
     batch_size: int = field(default=64, metadata={"help": "Number of customers in one batch of the model."})
@@ -100,13 +100,13 @@ class PredictionOptions:
         if bool(self.data) == bool(self.events):
             raise ValueError("Give --data, a prepared data set, or --events, a raw log.")
         if self.data and (self.profile or self.schema):
-            raise ValueError("--profile and --schema belong to --events; leave them out, for --data holds both.")
+            raise ValueError("--profile and --schema belong to --events; leave them out, because --data has both.")
         if self.top_k < 0 or self.batch_size < 1 or self.rows_per_file < 1:
             raise ValueError("--top_k must be at least 0, --batch_size and --rows_per_file at least 1.")
         if not self.top_k and not self.embeddings:
-            raise ValueError("--top_k 0 without --embeddings leaves nothing to write: choose one of them.")
+            raise ValueError("--top_k 0 without --embeddings leaves nothing to write: change one of them.")
         if self.tasks and not self.top_k:
-            raise ValueError("--tasks names what is ranked; --top_k 0 ranks nothing: leave one of them out.")
+            raise ValueError("--tasks names tasks to rank, but --top_k 0 ranks nothing: leave one of them out.")
 
 
 def prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, engine: EngineOptions) -> None:

@@ -100,9 +100,9 @@ def fit_counted_memory(
     rows = sampled_rows(options, data)
     if config.label_features:
         for task, decided in fill_label_values(model, rows).items():
-            logger.warning(f"Labels of {task} decide: {', '.join(decided) or 'no other feature'}.")
+            logger.warning(f"A label of {task} determines: {', '.join(decided) or 'no other feature'}.")
     if config.related_tasks:
-        logger.warning(f"Solving what goes together, of {', '.join(config.related_tasks)}.")
+        logger.warning(f"Computing habits and related labels of {', '.join(config.related_tasks)}.")
         fill_related(model, training_labels(rows, config.tasks))
     if config.follower_tasks:
         if not followers.is_file():
@@ -116,8 +116,8 @@ def fit_counted_memory(
             collator(customers.__getitems__(order[at : at + FIT_BATCH])) for at in range(0, len(order), FIT_BATCH)
         )
         for task, losses in fit_followers(model, batches, popularity(data, config), seed).items():
-            words = f"{losses['before']:.3f} before and {losses['after']:.3f} after their gains were learned"
-            logger.warning(f"Followers of {task}: {words} (loss a target).")
+            words = f"{losses['before']:.3f} before and {losses['after']:.3f} after their weights were learned"
+            logger.warning(f"Followers of {task}: the mean loss of a target was {words}.")
 
 
 def fit_score_scales(model: MCMForMultiTaskRecommendation, collator: MCMCollator, rows: PreparedRows) -> None:
@@ -133,7 +133,7 @@ def fit_score_scales(model: MCMForMultiTaskRecommendation, collator: MCMCollator
     batches = (collator(rows.__getitems__(order[at : at + FIT_BATCH])) for at in range(0, len(order), FIT_BATCH))
     for task, scales in fit_scales(model, batches).items():
         words = ", ".join(f"{name} {value:.3g}" for name, value in scales.items())
-        logger.warning(f"What the scores of {task} are made of, learned on validation cases: {words}.")
+        logger.warning(f"Weights of the parts of the scores of {task}, learned on validation cases: {words}.")
 
 
 def learn_state(model: MCMForMultiTaskRecommendation, options: ModelOptions, data: PreparedData, seed: int) -> None:
@@ -156,9 +156,9 @@ def learn_state(model: MCMForMultiTaskRecommendation, options: ModelOptions, dat
     words = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
     learned = model.config.forecast_days = model.model.config.forecast_days
     days = ", ".join(f"{day:g}" for day in learned) or "no"
-    logger.warning(f"Customer state: losses {words}; forecasts for {days} days.")
+    logger.warning(f"The customer state is trained. Losses: {words}. It has forecasts for {days} days.")
     if missed := [f"{day:g}" for day in requested if day not in learned]:
         logger.warning(
-            f"Forecasts for {', '.join(missed)} days have not been learned: the training period is too short. "
-            "Move the validation cutoff, or name shorter horizons (--config_overrides 'forecast_days=[7,30]')."
+            f"There are no forecasts for {', '.join(missed)} days, because the training period is too short. Choose a "
+            "later validation cutoff, or shorter horizons (--config_overrides 'forecast_days=[7,30]')."
         )

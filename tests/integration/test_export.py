@@ -231,8 +231,8 @@ def test_int8_for_another_data_set_is_refused_before_anything_is_written(script,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": "data/prepared"}, "--data says what --format int8 costs the scores"),
-        ({"data": "data/prepared", "format": "int8", "what": "embeddings"}, "--data says what --format int8 costs"),
+        ({"data": "data/prepared"}, "--data measures what --format int8 costs in scores"),
+        ({"data": "data/prepared", "format": "int8", "what": "embeddings"}, "--data measures what --format int8"),
         ({"report_file": "page.md", "format": "int8"}, "--report_file needs --data"),
     ],
 )

@@ -41,7 +41,7 @@ def test_what_the_data_decide_is_said_and_kept(chosen):
     config = json.loads((folder / "config.json").read_text())
     assert config["follower_tasks"] or config["related_tasks"]
     assert set(facts["validation"]) >= {"MCM", "most_popular", "visit_frequency", "nearest_households", "transitions"}
-    assert re.search(r"What the scores of items are made of, learned on validation cases: ", said)
+    assert re.search(r"Weights of the parts of the scores of items, learned on validation cases: ", said)
     weights = load_file(folder / "model.safetensors")
     assert (weights["score_scales"] != 1).any()
 
