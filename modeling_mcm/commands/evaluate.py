@@ -75,8 +75,7 @@ class EvaluationOptions:
     cutoff: str = field(
         default="test",
         metadata={
-            "help": "Cutoff at which the history ends and the targets begin. Compare models by validation, and use "
-            "test only for the final figures.",
+            "help": "Cutoff at which the history ends and the targets begin. Choose by validation, report test.",
             "choices": ["validation", "test"],
         },
     )
@@ -96,7 +95,7 @@ class EvaluationOptions:
         metadata={
             "help": f"Baselines to compare with, any of {', '.join(BASELINES)} (lightgbm needs the extra `gbdt`), or "
             "`none`. By default the strong ones: most_popular visit_frequency nearest_households transitions, and "
-            "lightgbm if it is installed and takes less than about five minutes."
+            "lightgbm where it is installed and takes less than about five minutes."
         },
     )
     filter_seen: bool = field(
@@ -110,8 +109,8 @@ class EvaluationOptions:
         default=False,
         metadata={
             "help": "Rank, and take as targets, only labels that the customer never had before the cutoff. The "
-            "ranking is that of --filter_seen; with --horizon_days the metrics say how well the model predicts "
-            "labels that are new to a customer."
+            "ranking is that of --filter_seen; with --horizon_days the metrics say how well the model tells what "
+            "a customer will take up."
         },
     )
     horizon_days: float | None = field(

@@ -85,8 +85,8 @@ class PredictionOptions:
     now: str | None = field(
         default=None,
         metadata={
-            "help": "Time to score at, such as 2017-11-01: events up to it are read, and embeddings, forecasts and "
-            "scores are those of this moment. By default the time of each customer's last event."
+            "help": "Time to score at, such as 2017-11-01: events up to it are read, and embeddings and forecasts are "
+            "those of this moment. By default the time of each customer's last event."
         },
     )
     batch_size: int = field(default=64, metadata={"help": "Number of customers in one batch of the model."})
