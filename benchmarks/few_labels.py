@@ -102,7 +102,7 @@ def read_customers(options: FewLabelsOptions, model: MCMForCustomerPrediction) -
     profile = [feature["name"] for feature in extractor.features if feature.get("profile")]
     if options.profile not in profile:
         raise SystemExit(f"No feature {options.profile!r} in the profile; it has {', '.join(profile) or 'none'}.")
-    cutoff = int(np.datetime64(schema.cutoff("validation"), "s").astype(np.int64))
+    cutoff = schema.seconds("validation")
     customers = PreparedRows(rows, np.flatnonzero(np.asarray(rows["validation_end"]) >= options.min_events))
     tasks = [f"task_{task}" for task in extractor.tasks if task != extractor.token_type_feature]
     state_counts, counts, ids, churn = [], [], [], []

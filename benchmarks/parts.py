@@ -123,7 +123,7 @@ def main() -> None:
     units = unit_counts(rows, rows["validation_end"], model.config, extractor.max_events)[known.rows]
     indices = known.rows[np.argsort(units, kind="stable")]  # the same cases as in training/run_pretrain.py
     indices = indices[np.sort(np.random.default_rng(0).permutation(len(indices))[:CASES])]
-    collator = MCMCollator(extractor, model.config, "evaluate", cutoff="validation")
+    collator = MCMCollator(extractor, model.config, "evaluate", cutoff="validation", now=known.moment)
     validation = PreparedRows(rows, indices)
     order = np.arange(len(indices)).tolist()
     starts = tqdm(range(0, len(order), options.batch_size), desc="validation", unit="batch")
@@ -142,7 +142,7 @@ def main() -> None:
 
     cases = cases_of(options, data)
     ranks = {key: TargetRanks(cases, key[0]) for key in fitted if key[0] in cases.targets}
-    collator = MCMCollator(extractor, model.config, "evaluate", cutoff="test")
+    collator = MCMCollator(extractor, model.config, "evaluate", cutoff="test", now=cases.moment)
     units = unit_counts(rows, rows["test_end"], model.config, extractor.max_events)[cases.rows]
     test = PreparedRows(rows, cases.rows)
     for batch in tqdm(batches_by_length(units, options.batch_size), desc="test", unit="batch"):

@@ -104,7 +104,7 @@ class Comparison:
         schema = self.data.schema
         self.offers: Offers = load_offers(str(options.offers), [OUTCOME], schema.time_zone)
         self.test, self.learned = self.offers.groups([TEST]), self.offers.groups([TRAIN, VALIDATION])
-        self.offers.check_times(int(np.datetime64(schema.cutoff("validation"), "s").astype(np.int64)), [], self.test)
+        self.offers.check_times(schema.seconds("validation"), [], self.test)
         self.identity = {
             "data": sha256_of(self.data.folder / MANIFEST_FILE),
             "offers": sha256_of(Path(str(options.offers)) / OFFERS_FILE),

@@ -137,7 +137,7 @@ def read_customers(
             f"No numeric feature {options.spend!r} to sum; there are "
             f"{', '.join(extractor.numeric_features) or 'none'}."
         )
-    cutoff = int(np.datetime64(schema.cutoff(cutoff_name), "s").astype(np.int64))
+    cutoff = schema.seconds(cutoff_name)
     rows = data.rows
     indices = np.flatnonzero(np.asarray(rows[f"{cutoff_name}_end"]) >= options.min_events)
     customers = PreparedRows(rows, indices)

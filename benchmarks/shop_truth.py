@@ -52,7 +52,7 @@ def main() -> None:
     for task, number in names.items():
         ids = {value: index for index, value in enumerate(vocabularies[task], FIRST_LABEL)}
         labels[task] = np.array([ids.get(f"{task}-{label}", UNKNOWN) for label in range(number)])
-    moment = int(np.datetime64(data.schema.cutoff("test"), "s").astype(np.int64))
+    moment = data.schema.seconds("test")
     customers = np.array(cases.customer_ids).astype(int)
     gains_by_task = session_gains(log, customers, moment, labels["item"], options.sessions)
     metrics = {}

@@ -358,6 +358,7 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         label_weights: torch.FloatTensor | None = None,
         event_values: torch.FloatTensor | None = None,
         now: torch.FloatTensor | None = None,
+        prefix_times: torch.FloatTensor | None = None,
         encoder_outputs: MCMModelOutput | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MCMRecommendationOutput:
@@ -386,8 +387,10 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         now (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
             Moment of the scores, in days on the clock of `event_times`: the counts of the repeat memory have faded
             until then, and the customer state and the forecasts are of this moment. Default: the time of the last
-            event. Training and evaluation at a cutoff use the default: they score each visit at the time of the visit
-            before.
+            event. Evaluation at a cutoff gives the cutoff.
+        prefix_times (`torch.FloatTensor` of shape `(batch_size, prefixes)`, *optional*):
+            Moment of the scores of each prefix, in days on the clock of `event_times`, where `now` is that of the
+            whole history. Default: the time of each prefix's last event. Training draws moments between two visits.
         encoder_outputs (`MCMModelOutput`, *optional*):
             Output of [`MCMModel`] for these inputs, if it has been computed already.
 
@@ -407,7 +410,8 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
             moment = {"event_times": event_times, "event_values": event_values, "now": now}
             outputs = self.model(input_ids, attention_mask=attention_mask, visit_ids=visit_ids, **moment, **kwargs)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "unit_mask": outputs.unit_mask.bool()}
-        batch |= {"visit_ids": visit_ids, "event_times": event_times, "prefix_ends": prefix_ends, "now": now}
+        batch |= {"visit_ids": visit_ids, "event_times": event_times, "prefix_ends": prefix_ends}
+        batch |= {"prefix_times": prefix_times, "now": now}
         batch |= {"labels": labels, "label_prefixes": label_prefixes, "label_weights": label_weights}
         vectors = (outputs.last_hidden_state, outputs.event_embeddings)
         logits = losses = total = None

@@ -146,9 +146,14 @@ class TaskScores:
         unit_times = times.new_zeros(shape).scatter_reduce(1, event_units, times, "amax")
         label_ids = places_of(scored, batch["input_ids"][..., [self.task_features[task] for task in tasks]])
         met = memory.votes(label_ids, event_units, events, shape[1])
-        waits = None
-        if (now := batch.get("now")) is not None:
-            waits = (now[:, None] - unit_times.gather(1, rows.ends)).clamp(min=0)
+        waits, moments = None, None
+        if (prefix_times := batch.get("prefix_times")) is not None:
+            ends = event_units.gather(1, batch["prefix_ends"])
+            moments = unit_times.scatter_reduce(1, ends, prefix_times, "amax").gather(1, rows.ends)
+        elif (now := batch.get("now")) is not None:
+            moments = now[:, None]
+        if moments is not None:
+            waits = (moments - unit_times.gather(1, rows.ends)).clamp(min=0)
         return memory(tasks, unit_times, rows.ends, met, rows.is_row, [labels.memory for labels in scored], waits)
 
     def _histories(self, batch: Mapping[str, Any], customers: torch.Tensor, ends: torch.Tensor) -> Histories:

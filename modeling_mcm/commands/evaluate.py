@@ -201,7 +201,7 @@ def print_customers(
         options (`EvaluationOptions`): The command's options.
     """
     indices = np.linspace(0, len(cases) - 1, options.shown).round().astype(int)
-    collator = MCMCollator(extractor, model.config, "evaluate", cutoff=cases.cutoff)
+    collator = MCMCollator(extractor, model.config, "evaluate", cutoff=cases.cutoff, now=cases.moment)
     shown = PreparedRows(rows, cases.rows[indices])
     scores = [logits for _, logits in model_scores(model, collator, shown, options.batch_size)]
     for index, case in enumerate(indices):
@@ -245,7 +245,7 @@ def evaluate_offers(options: EvaluationOptions) -> tuple[list[list[str]], str, d
     extractor = MCMFeatureExtractor.from_pretrained(str(options.model))
     check_vocabularies(data.folder, extractor)
     groups = offers.groups([options.offers_split])
-    training_end = int(np.datetime64(data.schema.cutoff("validation"), "s").astype(np.int64))
+    training_end = data.schema.seconds("validation")
     offers.check_times(training_end, [], groups)
     collator = OfferCollator(extractor, model.config, offers, groups)
     cases = OfferGroups(data.rows, offers, groups)

@@ -14,6 +14,8 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from modeling_mcm.data.features import check_keys, read_features
 from modeling_mcm.data.text_format import TextFormat
 from modeling_mcm.data.yaml_files import read_yaml
@@ -202,6 +204,32 @@ class EventSchema(LogSchema):
                 "prepare the log with dates."
             )
         return self.cutoffs[key]
+
+    def seconds(self, key: str) -> int:
+        """Gives the date of a cutoff in seconds since 1970, as prepared rows have their times.
+
+        Args:
+            key (`str`): name of the cutoff, "validation" or "test".
+
+        Returns:
+            `int`: the moment of the cutoff.
+
+        Raises:
+            ValueError: if there is no date, because each customer's last visits are held out.
+        """
+        return int(np.datetime64(self.cutoff(key), "s").astype(np.int64))
+
+    def moment(self, key: str) -> int | None:
+        """Gives the moment at which all customers are scored at a cutoff.
+
+        Args:
+            key (`str`): name of the cutoff, "validation" or "test".
+
+        Returns:
+            `int`, *optional*: the cutoff in seconds since 1970. `None` if there is no common moment, because each
+            customer's last visits are held out or the log has no times: a customer is then scored at the last event.
+        """
+        return None if self.leaves_one_out or self.order is not None else self.seconds(key)
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the schema as plain values for JSON or YAML.

@@ -101,6 +101,8 @@ class EvaluationCases:
         horizon_days (`float`, *optional*): Number of days of the horizon; `None` if the target is the next visit.
         met (`dict[str, TargetEvents]`, *optional*): For each task the distinct labels that each customer had before
             the cutoff, which are not ranked; `None` if all labels are ranked.
+        moment (`int`, *optional*): Moment at which a model scores the customers, in seconds since 1970, from
+            [`~data.schema.EventSchema.moment`]; `None`: at the last event of each.
     """
 
     cutoff: str
@@ -111,6 +113,7 @@ class EvaluationCases:
     history_visits: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     horizon_days: float | None = None
     met: dict[str, TargetEvents] | None = None
+    moment: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -207,7 +210,8 @@ def cases_at(
     horizon = Horizon.of(horizon_days, schema.cutoff(cutoff)) if horizon_days else None
     rows = data.rows if rows is None else rows
     min_history = schema.min_history if min_history is None else min_history
-    return find_cases(rows, cutoff, min_history, schema.token_feature.name, horizon=horizon)
+    cases = find_cases(rows, cutoff, min_history, schema.token_feature.name, horizon=horizon)
+    return replace(cases, moment=schema.moment(cutoff))
 
 
 def _cases_of_batch(

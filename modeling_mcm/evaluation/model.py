@@ -65,7 +65,7 @@ def model_values(
     Returns:
         `dict`: by task and name of the metric an array with one value for each case, in the order of `cases`.
     """
-    collator = MCMCollator(extractor, model.config, "evaluate", cutoff=cases.cutoff)
+    collator = MCMCollator(extractor, model.config, "evaluate", cutoff=cases.cutoff, now=cases.moment)
     ranks = {task: TargetRanks(cases, task) for task in tasks}
     names: Mapping[str, list[str]] = {task: ["", "", *extractor.vocabularies[task]] for task in tasks}
     units = unit_counts(rows, rows[f"{cases.cutoff}_end"], model.config, extractor.max_events)[cases.rows]

@@ -182,7 +182,7 @@ def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None
     outcomes = list(offers.outcomes)
     groups = offers.groups(options.train_splits)
     evaluated = offers.groups([options.eval_split]) if training.eval_strategy != "no" else groups[:0]
-    training_end = int(np.datetime64(data.schema.cutoff("validation"), "s").astype(np.int64))
+    training_end = data.schema.seconds("validation")
     offers.check_times(training_end, groups, evaluated)
     if options.label_share < 1:
         sample = np.random.default_rng(training.seed).permutation(len(groups))[

@@ -150,7 +150,7 @@ def learn_state(model: MCMForMultiTaskRecommendation, options: ModelOptions, dat
     several = trainable(ends)
     cutoff = None
     if not schema.leaves_one_out:
-        cutoff = float(np.datetime64(schema.cutoff("validation"), "s").astype(np.int64))
+        cutoff = float(schema.seconds("validation"))
     requested = sorted(model.config.forecast_days)
     losses = train_state(model.model, data.extractor, PreparedRows(rows, several, ends[several]), cutoff, seed)
     words = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())

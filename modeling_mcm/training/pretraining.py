@@ -291,14 +291,23 @@ def train(
     """
     config, extractor = model.config, data.extractor
     train_rows, eval_rows = read_rows(options, data, config, training.eval_strategy != "no")
+    moment = data.schema.moment("validation")
+    eval_collator = MCMCollator(extractor, config, "evaluate", cutoff="validation", now=moment)
     trainer = MCMTrainer(
         model=model,
         args=training,
         train_dataset=train_rows,
         eval_dataset=eval_rows,
         processing_class=extractor,
-        train_collator=MCMCollator(extractor, config, "train", seed=training.seed, objective=model.objective),
-        eval_collator=MCMCollator(extractor, config, "evaluate", cutoff="validation"),
+        train_collator=MCMCollator(
+            extractor,
+            config,
+            "train",
+            seed=training.seed,
+            objective=model.objective,
+            between_visits=moment is not None and config.repeat_memory,
+        ),
+        eval_collator=eval_collator,
         scalar_lr_factor=options.scalar_lr_factor,
         ema_decay=options.ema_decay,
         max_seconds=options.max_seconds,
@@ -338,7 +347,7 @@ def train(
         )
     has_scales = options.recipe == AUTO or model.counted_memory is not None
     if has_scales and eval_rows is not None and not trainer.is_fsdp_enabled:
-        fit_score_scales(model, MCMCollator(extractor, config, "evaluate", cutoff="validation"), eval_rows)
+        fit_score_scales(model, eval_collator, eval_rows)
     if model.model.state is not None:
         if trainer.is_fsdp_enabled:
             logger.warning("The customer state is not trained under FSDP: pre-train it in a run without FSDP.")

@@ -131,6 +131,19 @@ def test_all_prefixes_of_one_pass_equal_each_prefix_alone(tiny_model, inputs, ch
         assert_close(together[place], score(model, events(rows(inputs, 2), slice(end + 1)))[0])
 
 
+def test_a_prefix_at_a_moment_equals_the_history_until_then(tiny_model, inputs):
+    model, history = tiny_model(extended=True), rows(inputs, 2)
+    ends = visit_ends(inputs, 2)
+    moments = history["event_times"][0, ends] + torch.arange(len(ends)) % 3 * 20.0
+    prefixes = {"prefix_ends": torch.tensor([ends]), "prefix_times": moments[None]}
+    together = score(model, history, **prefixes)[0]
+    for place, end in enumerate(ends):
+        assert_close(together[place], score(model, events(history, slice(end + 1)), now=moments[place : place + 1])[0])
+    unmoved = score(model, history, prefix_ends=prefixes["prefix_ends"])[0]
+    moved = (together - unmoved).abs().amax(-1) > 1e-4
+    assert moved.tolist() == [place % 3 > 0 and place > 0 for place in range(len(ends))]
+
+
 @every_causal
 def test_later_events_have_no_effect_on_earlier_prefixes(tiny_model, inputs, choices):
     model = tiny_model(**choices)
