@@ -46,7 +46,7 @@ SAMPLE = 2**14  # labels that the head is initialised from, if not all counts fi
 DEFAULTS: tuple[dict[str, Any], ...] = (
     {"eval_strategy": "epoch", "save_strategy": "epoch", "early_stopping_patience": 2},
     {"output_dir": "runs/labels"},
-    {"learning_rate": 1e-3},
+    {"learning_rate": 3e-4},
     {"num_train_epochs": 5},
     {"per_device_train_batch_size": 32},
 )
