@@ -45,11 +45,11 @@ def resize_feature_vocabulary(model: Any, feature: str, values: Sequence[str], f
             "extractor that was saved with this checkpoint."
         )
     model._check_resizable(feature)
-    counted = config.counted_features
+    features_before = config.counted_features
     sizes[feature] = sizes.get(feature, 0) + len(values)
-    resized = type(config).from_dict(config.to_dict() | {"state_features": counted[0]})
+    resized = type(config).from_dict(config.to_dict() | {"state_features": features_before[0]})
     resized.vocabulary_sizes = list(sizes.values())
-    if base.state is not None and feature in config.features and resized.counted_features != counted:
+    if base.state is not None and feature in config.features and resized.counted_features != features_before:
         raise ValueError(
             f"{feature!r} would have {sizes[feature]} ids, and the customer state counts a feature of so many in "
             "another way than one of as few as now, or not at all: pre-train a model with the new values."
@@ -58,7 +58,7 @@ def resize_feature_vocabulary(model: Any, feature: str, values: Sequence[str], f
     place = config.features.index(feature)
     grow(base.embeddings.events.feature_tables[place], len(values), FIRST_LABEL - 1)  # like the unknown value
     if base.state is not None:
-        config.state_features = counted[0]  # stay as chosen by the earlier sizes
+        config.state_features = features_before[0]  # stay as chosen by the earlier sizes
         base.state.grow(place, len(values))
     model._resize_labels(feature, len(values))
     config.vocabulary_sizes = list(sizes.values())

@@ -115,9 +115,6 @@ def heading(path: str, kind: str, filesystem: Any, text: TextFormat, what: str) 
         text (`TextFormat`): how the file is written.
         what (`str`): "event" or "profile", for messages.
 
-    Returns:
-        `list[str]`: the names.
-
     Raises:
         ValueError: where [`TextReader`] raises it.
     """
@@ -462,9 +459,6 @@ class _Grammar:
         Args:
             fields (`int`): number of fields of the row.
             number (`int`): number of fields of the heading.
-
-        Returns:
-            `str`: the sentence.
         """
         return f"{fields:,} fields were found, and the heading has {number:,} (delimiter {self.delimiter!r})."
 
@@ -474,9 +468,6 @@ class _Grammar:
         Args:
             line (`bytes`): the line.
             number (`int`): number of fields of the heading.
-
-        Returns:
-            `str`: the sentence.
         """
         line = line.removesuffix(b"\n").removesuffix(b"\r")
         quote = self._quote.decode()
