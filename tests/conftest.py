@@ -20,13 +20,14 @@ from typing import Any  # noqa: E402
 import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from choices import EXTENDED, PAPER, TINY  # noqa: E402
+from choices import EXTENDED, PAPER, TINY, of_data  # noqa: E402
 from ci_skips import (  # noqa: E402, F401
     pytest_make_collect_report,
     pytest_runtest_makereport,
     pytest_terminal_summary,
 )
-from corner_shop import SCHEMA, make_log  # noqa: E402
+from corner_shop import SCHEMA, make_log, make_profile  # noqa: E402
+from in_process import call  # noqa: E402
 
 if not torch.cuda.is_available():  # before transformers loads Triton: its kernels are interpreted then, with numpy
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -60,9 +61,7 @@ def prepare_log(tmp_path_factory: pytest.TempPathFactory) -> Callable[[pd.DataFr
 
     def run(log: pd.DataFrame, **changes: Any) -> Path:
         folder = tmp_path_factory.mktemp("prepared") / "data"
-        who = sorted(log["who"].unique())
-        ages = pd.DataFrame({"who": who, "age": [("young", "old")[int(name[1:]) % 2] for name in who]})
-        prepare(log, EventSchema.from_dict(SCHEMA | changes), folder, profile=ages, rows_per_shard=20)
+        prepare(log, EventSchema.from_dict(SCHEMA | changes), folder, profile=make_profile(log), rows_per_shard=20)
         return folder
 
     return run
@@ -91,12 +90,7 @@ def tiny_config(extractor: MCMFeatureExtractor) -> Callable[..., MCMConfig]:
     """A function that makes a tiny config for the log's features: the paper's choices, with `extended=True` ours."""
 
     def make(extended: bool = False, **changes: Any) -> MCMConfig:
-        of_data = {
-            "features": extractor.feature_names,
-            "vocabulary_sizes": extractor.vocabulary_sizes,
-            "tasks": extractor.tasks,
-        }
-        return MCMConfig(**(of_data | TINY | (EXTENDED if extended else PAPER) | changes))
+        return MCMConfig(**(of_data(extractor) | TINY | (EXTENDED if extended else PAPER) | changes))
 
     return make
 
@@ -128,6 +122,23 @@ def save(tiny_model, extractor, tmp_path):
         tiny_model(**choices).save_pretrained(tmp_path / "checkpoint")
         extractor.save_pretrained(tmp_path / "checkpoint")
         return str(tmp_path / "checkpoint")
+
+    return run
+
+
+@pytest.fixture
+def command(capsys):
+    """A function that calls a script with options and gives what it printed; `fails` is what it ends with."""
+
+    def run(script, *options, fails=None):
+        if fails is None:
+            call(script, *options)
+            return capsys.readouterr().out
+        with pytest.raises(SystemExit) as caught:
+            call(script, *options)
+        said = f"{caught.value.code} {capsys.readouterr().err}"
+        assert caught.value.code not in (0, None) and fails in said
+        return said
 
     return run
 

@@ -4,6 +4,8 @@
 
 from typing import Any
 
+from modeling_mcm import MCMFeatureExtractor
+
 # The paper's model, as in configuration/ablations/mcm-final.
 PAPER: dict[str, Any] = {
     "augmentation": "random_prefix",
@@ -30,3 +32,12 @@ TINY: dict[str, Any] = {
     "num_attention_heads": 2,
     "intermediate_size": 32,
 }
+
+
+def of_data(extractor: MCMFeatureExtractor) -> dict[str, Any]:
+    """The fields of a config that a data set decides."""
+    return {
+        "features": extractor.feature_names,
+        "vocabulary_sizes": extractor.vocabulary_sizes,
+        "tasks": extractor.tasks,
+    }

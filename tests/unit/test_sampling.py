@@ -5,12 +5,13 @@
 import pytest
 import torch
 from choices import EXTENDED, PAPER
+from one_task import prefix_cross_entropy, prefix_ranking_loss
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.losses_mcm import Objective, prefix_cross_entropy, prefix_ranking_loss
+from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.sampling_mcm import TaskLabels
 
 LABELS, CERTAIN = 60, torch.tensor([[9, 1, 0, 41], [-100, 9, 30, 59]])
