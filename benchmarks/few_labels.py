@@ -105,7 +105,7 @@ def read_customers(options: FewLabelsOptions, model: MCMForCustomerPrediction) -
             churn.append(not (after & np.any([row[name] > 0 for name in tasks], axis=0)).any())
             ids.append(row[f"profile_{options.profile}"])
         readable = [extractor.readable(row, model.config.input_features) for row in blank]
-        state_counts.append(model.counts(**extractor.pad(readable, now=[cutoff] * len(readable))))
+        state_counts.append(model.model.state_counts(**extractor.pad(readable, now=[cutoff] * len(readable))))
     values = np.array(ids)
     often = [value for value in np.unique(values[values >= 2]) if (values == value).sum() >= FEWEST]
     classes = np.full(len(values), -1)

@@ -5,6 +5,7 @@
 import atexit
 import os
 import shutil
+import subprocess
 import tempfile
 
 CACHE = tempfile.TemporaryDirectory(prefix="mcm-tests-")
@@ -20,7 +21,7 @@ from typing import Any  # noqa: E402
 import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from choices import EXTENDED, PAPER, TINY, of_data  # noqa: E402
+from choices import EXTENDED, PAPER, TINY, of_data, stirred  # noqa: E402
 from ci_skips import (  # noqa: E402, F401
     pytest_make_collect_report,
     pytest_runtest_makereport,
@@ -104,12 +105,7 @@ def tiny_model(tiny_config: Callable[..., MCMConfig]) -> Callable[..., MCMForMul
         torch.manual_seed(0)
         model = MCMForMultiTaskRecommendation(tiny_config(extended, **changes)).eval()
         model.objective = Objective(ranking_loss_weight=float(extended), target_half_life_days=0)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter += 0.1 * torch.randn_like(parameter)
-            for table in model.model.embeddings.events.feature_tables:
-                table.weight[0] = 0  # padding, as `padding_idx` keeps it
-        return model
+        return stirred(model)
 
     return make
 
@@ -141,6 +137,28 @@ def command(capsys):
         return said
 
     return run
+
+
+@pytest.fixture
+def small_disk(tmp_path, request):
+    """A function that mounts a disk of a size in memory, or changes its size, and gives its folder."""
+    if not request.config.getoption("--mount"):
+        pytest.skip("mounts a disk: give --mount")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = []
+
+    def size(size):
+        how = f"remount,size={size}" if mounted else f"size={size}"
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", how, "tmpfs", folder], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
+        mounted.append(size)
+        return folder
+
+    yield size
+    if mounted:
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -106,18 +106,7 @@ class TextFiles:
 
 
 def heading(path: str, kind: str, filesystem: Any, text: TextFormat, what: str) -> list[str]:
-    """Reads the names of the columns of a text file.
-
-    Args:
-        path (`str`): path of the file.
-        kind (`str`): "csv" or "tsv".
-        filesystem (`fsspec.AbstractFileSystem`): file system of the path.
-        text (`TextFormat`): how the file is written.
-        what (`str`): "event" or "profile", for messages.
-
-    Raises:
-        ValueError: where [`TextReader`] raises it.
-    """
+    """Reads the names of the columns of a text file; arguments and errors are those of [`TextReader`]."""
     with TextReader(path, kind, filesystem, text, what) as reader:
         return reader.names
 

@@ -116,7 +116,8 @@ class CountedHistories(Dataset):
             indices = list(range(start, min(start + COUNT_BATCH, len(customers))))
             batch = collator(customers.__getitems__(indices))
             labels.append(batch.pop("labels"))
-            counts.append(model.counts(**{name: value.to(model.device) for name, value in batch.items()}).cpu())
+            inputs = {name: value.to(model.device) for name, value in batch.items()}
+            counts.append(model.model.state_counts(**inputs).cpu())
         self.counts, self.labels = torch.cat(counts), torch.cat(labels)
 
     def __len__(self) -> int:

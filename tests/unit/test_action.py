@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from choices import stirred
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import pipeline
 
@@ -59,13 +60,7 @@ def action_model(tiny_config):
 
     def make(*args, **changes):
         torch.manual_seed(0)
-        model = MCMForActionRecommendation(tiny_config(*args, **changes)).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter += 0.1 * torch.randn_like(parameter)
-            for table in model.model.embeddings.events.feature_tables:
-                table.weight[0] = 0
-        return model
+        return stirred(MCMForActionRecommendation(tiny_config(*args, **changes)).eval())
 
     return make
 
