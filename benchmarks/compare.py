@@ -39,7 +39,7 @@ from modeling_mcm.evaluation.reports import with_half_interval
 from modeling_mcm.option import option
 
 ROOT = Path(__file__).resolve().parents[1]
-PEERS = ROOT / "benchmarks" / "peers"
+PEERS, ENVIRONMENTS = ROOT / "benchmarks" / "peers", ROOT / "build" / "peers"
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,6 @@ class CompareOptions:
         420.0, "Seconds of training of that method; 0 to leave the comparison of accuracy out."
     )
     steps_up: list[float] = option([5.0, 15.0, 30.0, 60.0], "Seconds that MCM is given, one by one.")
-    environments: str = option("build/peers", "Folder with the environments in which the other methods are installed.")
     report_file: str | None = option(None, "Markdown file to write the tables to.")
 
     def __post_init__(self) -> None:
@@ -148,7 +147,7 @@ def run(name: str, seconds: float, options: CompareOptions, sequences: Path, ite
         "threads": options.threads,
         "more": {"data": options.data, "task": options.task, **method.more},
     }
-    python = install(method, ROOT / options.environments)
+    python = install(method, ENVIRONMENTS)
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
     command = [python, str(PEERS / f"{method.script}.py"), json.dumps(task)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)

@@ -43,7 +43,6 @@ class Options:
     data: str = option(help="Folder of the prepared data set.")
     events: str = option(help="Parquet file of the raw log.")
     profile: str | None = option(None, "Parquet file of the raw profiles.")
-    customer: str | None = option(None, "Id of the customer to show. By default the first one.")
     runs: int = option(5, "Number of runs of each measurement, whose median is reported.")
     pictures: str | None = option(None, "Folder to write pictures to, as PNG files.")
     report_file: str | None = option(None, "Markdown file to write the table to.")
@@ -94,9 +93,6 @@ def main() -> None:
     model = MCMForMultiTaskRecommendation.from_pretrained(options.model).eval()
     extractor = MCMFeatureExtractor.from_pretrained(options.model)
     histories = Histories(model, extractor, options.data, options.events, options.profile, options.model)
-    if options.customer:
-        histories.ids.remove(options.customer)
-        histories.ids.insert(0, options.customer)
     blocks = build_page(histories)
     _, address, _ = launch_page(blocks, server_name="127.0.0.1", prevent_thread_lock=True)
     loads, choices, requests = [], [], 0

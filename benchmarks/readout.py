@@ -50,7 +50,6 @@ class Options:
     threads: int = option(help="Number of torch's threads.", factory=torch.get_num_threads)
     runs: int = option(7, "Number of runs of each implementation, whose median is printed.")
     memory: bool = option(False, "Measure memory instead of seconds.")
-    keep_freed_memory: bool = option(True, "Keep freed memory in the process, as training does.")
     only: str = option("", "Measure one implementation in this process and print its figures as JSON.")
 
 
@@ -159,8 +158,7 @@ def main() -> None:
     """Reads the options, measures and prints a table."""
     (options,) = parse_options(Options, description=__doc__)
     torch.set_num_threads(options.threads)
-    if options.keep_freed_memory:
-        keep_freed_memory()
+    keep_freed_memory()
     inputs = Inputs(options)
     if options.only:
         print(memory(options.only, inputs))

@@ -37,7 +37,6 @@ class Options:
     customers: int = option(help="Number of customers of the shop, made with the settings of make_click_log.")
     data: str = option(help="Folder of the prepared data set of the shop.")
     values_file: str = option(help="Parquet file to write the metrics of every single customer to.")
-    sessions: int = option(400, "Number of sessions that are drawn for each customer.")
 
 
 def main() -> None:
@@ -53,7 +52,7 @@ def main() -> None:
         labels[task] = np.array([ids.get(f"{task}-{label}", UNKNOWN) for label in range(number)])
     moment = data.schema.cutoff_seconds("test")
     customers = np.array(cases.customer_ids).astype(int)
-    gains_by_task = session_gains(log, customers, moment, labels["item"], options.sessions)
+    gains_by_task = session_gains(log, customers, moment, labels["item"])
     metrics = {}
     for (task, task_labels), gains in zip(labels.items(), gains_by_task, strict=True):
         scores = np.full((len(cases), len(vocabularies[task]) + FIRST_LABEL), -np.inf)

@@ -21,7 +21,7 @@ from typing import Any  # noqa: E402
 import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from choices import EXTENDED, PAPER, TINY, of_data, stirred  # noqa: E402
+from choices import EXTENDED, PAPER, TINY, of_data, perturb  # noqa: E402
 from ci_skips import (  # noqa: E402, F401
     pytest_make_collect_report,
     pytest_runtest_makereport,
@@ -105,7 +105,7 @@ def tiny_model(tiny_config: Callable[..., MCMConfig]) -> Callable[..., MCMForMul
         torch.manual_seed(0)
         model = MCMForMultiTaskRecommendation(tiny_config(extended, **changes)).eval()
         model.objective = Objective(ranking_loss_weight=float(extended), target_half_life_days=0)
-        return stirred(model)
+        return perturb(model)
 
     return make
 

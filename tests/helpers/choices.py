@@ -46,8 +46,8 @@ def of_data(extractor) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def stirred(model):
-    """A model after every parameter moved, so that none is left at 0 without a say."""
+def perturb(model):
+    """Moves every parameter of a model, so that none is left at 0 without a say; gives the model."""
     for parameter in model.parameters():
         parameter += 0.1 * torch.randn_like(parameter)
     for table in model.model.embeddings.events.feature_tables:

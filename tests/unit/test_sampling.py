@@ -4,7 +4,7 @@
 
 import pytest
 import torch
-from choices import EXTENDED, PAPER, stirred
+from choices import EXTENDED, PAPER, perturb
 from one_task import prefix_cross_entropy, prefix_ranking_loss
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -119,7 +119,7 @@ def make(items=200, extended=True, ranking_loss_weight=1.0, sampled_labels=0, **
     config = MCMConfig(**data | shape | (EXTENDED if extended else PAPER) | no_dropout | changes)
     model = MCMForMultiTaskRecommendation(config).train()
     model.objective = Objective(ranking_loss_weight=ranking_loss_weight * extended, sampled_labels=sampled_labels)
-    return stirred(model)
+    return perturb(model)
 
 
 def make_batch(items=200):
