@@ -28,16 +28,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from measuring import show
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import PreparedData
 from modeling_mcm.evaluation.cases import EvaluationCases, cases_at
 from modeling_mcm.evaluation.histories import task_histories
 from modeling_mcm.evaluation.metrics import bootstrap_interval, customer_metrics, distinct_targets, tie_ranks
-from modeling_mcm.evaluation.reports import text_table, with_half_interval, write_report
+from modeling_mcm.evaluation.reports import with_half_interval
+from modeling_mcm.option import option
 
 ROOT = Path(__file__).resolve().parents[1]
-PEERS = ROOT / "benchmarks" / "peers"
+PEERS, ENVIRONMENTS = ROOT / "benchmarks" / "peers", ROOT / "build" / "peers"
 
 
 @dataclass(frozen=True)
@@ -79,38 +81,24 @@ METHODS = {
 class CompareOptions:
     """Which methods are compared, for how long, and on which data."""
 
-    data: str = field(default="data/complete_journey/prepared", metadata={"help": "Folder of a prepared data set."})
-    task: str = field(
-        default="product_type", metadata={"help": "Task whose labels are the items that the other methods recommend."}
+    data: str = option("data/complete_journey/prepared", "Folder of a prepared data set.")
+    task: str = option("product_type", "Task whose labels are the items that the other methods recommend.")
+    methods: list[str] = option(list(METHODS), "Methods to compare, the rows of the table.")
+    rounds: int = option(
+        3, "Number of runs of each method, whose median is printed; 0 to leave the comparison of speed out."
     )
-    methods: list[str] = field(
-        default_factory=lambda: list(METHODS), metadata={"help": "Methods to compare, the rows of the table."}
+    seconds: float = option(20.0, "Seconds of training in each run.")
+    length: int = option(100, "Number of each customer's latest events that are read.")
+    batch_size: int = option(32, "Number of customers in one training step.")
+    inference_batch_size: int = option(256, "Number of customers in one batch of inference.")
+    hidden: int = option(128, "Width of the encoder: the length of its hidden vectors.")
+    threads: int = option(help="Number of torch's threads.", factory=torch.get_num_threads)
+    reference: str = option("RecTools BERT4Rec", "Method whose accuracy MCM has to reach.")
+    reference_seconds: float = option(
+        420.0, "Seconds of training of that method; 0 to leave the comparison of accuracy out."
     )
-    rounds: int = field(
-        default=3,
-        metadata={
-            "help": "Number of runs of each method, whose median is printed; 0 to leave the comparison of speed out."
-        },
-    )
-    seconds: float = field(default=20.0, metadata={"help": "Seconds of training in each run."})
-    length: int = field(default=100, metadata={"help": "Number of each customer's latest events that are read."})
-    batch_size: int = field(default=32, metadata={"help": "Number of customers in one training step."})
-    inference_batch_size: int = field(default=256, metadata={"help": "Number of customers in one batch of inference."})
-    hidden: int = field(default=128, metadata={"help": "Width of the encoder: the length of its hidden vectors."})
-    threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Number of torch's threads."})
-    reference: str = field(default="RecTools BERT4Rec", metadata={"help": "Method whose accuracy MCM has to reach."})
-    reference_seconds: float = field(
-        default=420.0,
-        metadata={"help": "Seconds of training of that method; 0 to leave the comparison of accuracy out."},
-    )
-    steps_up: list[float] = field(
-        default_factory=lambda: [5.0, 15.0, 30.0, 60.0], metadata={"help": "Seconds that MCM is given, one by one."}
-    )
-    environments: str = field(
-        default="build/peers",
-        metadata={"help": "Folder with the environments in which the other methods are installed."},
-    )
-    report_file: str | None = field(default=None, metadata={"help": "Markdown file to write the tables to."})
+    steps_up: list[float] = option([5.0, 15.0, 30.0, 60.0], "Seconds that MCM is given, one by one.")
+    report_file: str | None = option(None, "Markdown file to write the tables to.")
 
     def __post_init__(self) -> None:
         if unknown := [name for name in [*self.methods, self.reference] if name not in METHODS]:
@@ -159,7 +147,7 @@ def run(name: str, seconds: float, options: CompareOptions, sequences: Path, ite
         "threads": options.threads,
         "more": {"data": options.data, "task": options.task, **method.more},
     }
-    python = install(method, ROOT / options.environments)
+    python = install(method, ENVIRONMENTS)
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
     command = [python, str(PEERS / f"{method.script}.py"), json.dumps(task)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
@@ -255,9 +243,7 @@ def main() -> None:
         (reached, f"From nothing, seconds of preparing and starting not counted; {shape}"),
     ):
         if len(table) > 1:
-            print(f"\n{caption}\n\n{text_table(table)}")
-            if options.report_file:
-                write_report(table, caption, Path(options.report_file))
+            show(table, caption, options.report_file)
 
 
 if __name__ == "__main__":

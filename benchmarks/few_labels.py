@@ -20,7 +20,7 @@ customers. The profile is hidden from all inputs. Needs the extra `gbdt`; writes
 import shlex
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +33,17 @@ from tqdm.auto import tqdm
 from modeling_mcm import MCMFeatureExtractor, MCMForCustomerPrediction
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedData, check_vocabularies
-from modeling_mcm.data.collator import PreparedRows
-from modeling_mcm.data.offer_collator import events_before
 from modeling_mcm.evaluation.labels import mean_auc
 from modeling_mcm.evaluation.metrics import bootstrap_interval
 from modeling_mcm.evaluation.reports import markdown_table, with_interval
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_json, write_text
+from modeling_mcm.option import option
 from modeling_mcm.times_mcm import SECONDS_PER_DAY
 from modeling_mcm.training.checkpoints import read_checkpoint
 from modeling_mcm.training.finetuning import FineTuningArguments, FineTuningOptions
 from modeling_mcm.training.labels import NEW, LabelTrainer, label_defaults
-from offers_gbdt import HistoryFeatures
-from run_probe import FEWEST, WHOLE_HISTORY, _learner
+from run_probe import FEWEST, _learner, batches_at
 
 TUNED, FROZEN, TREES, LINEAR = METHODS = (
     "MCM fine-tuned",
@@ -60,20 +58,15 @@ LARGEST_SHARE = 0.75  # of the labelled customers that are drawn, so that some a
 class FewLabelsOptions:
     """What is compared, on which labels, and where the results are written."""
 
-    model: str | None = field(default=None, metadata={"help": "Pre-trained checkpoint with a customer state."})
-    data: str | None = field(default=None, metadata={"help": "Folder of the prepared data set of the checkpoint."})
-    profile: str = field(default="kids_count", metadata={"help": "Feature of the profile to predict."})
-    days: int = field(
-        default=30,
-        metadata={"help": "Number of days after the cutoff; a customer without a visit in them has churned."},
-    )
-    min_events: int = field(default=5, metadata={"help": "Number of events that a customer needs before the cutoff."})
-    sizes: list[int] = field(
-        default_factory=lambda: [100, 300, 1000], metadata={"help": "Numbers of labels to learn from."}
-    )
-    draws: int = field(default=10, metadata={"help": "Number of random draws of the labels of each size."})
-    report: str = field(default="docs/results_few_labels.md", metadata={"help": "Markdown file of the page to write."})
-    output_file: str | None = field(default=None, metadata={"help": "JSON file to write every number to."})
+    model: str | None = option(None, "Pre-trained checkpoint with a customer state.")
+    data: str | None = option(None, "Folder of the prepared data set of the checkpoint.")
+    profile: str = option("kids_count", "Feature of the profile to predict.")
+    days: int = option(30, "Number of days after the cutoff; a customer without a visit in them has churned.")
+    min_events: int = option(5, "Number of events that a customer needs before the cutoff.")
+    sizes: list[int] = option([100, 300, 1000], "Numbers of labels to learn from.")
+    draws: int = option(10, "Number of random draws of the labels of each size.")
+    report: str = option("docs/results_few_labels.md", "Markdown file of the page to write.")
+    output_file: str | None = option(None, "JSON file to write every number to.")
 
 
 @dataclass(frozen=True)
@@ -96,28 +89,23 @@ class Customers:
 def read_customers(options: FewLabelsOptions, model: MCMForCustomerPrediction) -> Customers:
     """Reads the customers of a prepared data set as they were at its validation cutoff."""
     data = PreparedData(str(options.data))
-    rows, schema = data.rows, data.schema
+    schema = data.schema
     extractor = MCMFeatureExtractor.from_pretrained(str(options.model))
     check_vocabularies(data.folder, extractor)
     profile = [feature["name"] for feature in extractor.features if feature.get("profile")]
     if options.profile not in profile:
         raise SystemExit(f"No feature {options.profile!r} in the profile; it has {', '.join(profile) or 'none'}.")
-    cutoff = schema.seconds("validation")
-    customers = PreparedRows(rows, np.flatnonzero(np.asarray(rows["validation_end"]) >= options.min_events))
+    cutoff = schema.cutoff_seconds("validation")
     tasks = [f"task_{task}" for task in extractor.tasks if task != extractor.token_type_feature]
     state_counts, counts, ids, churn = [], [], [], []
-    for start in tqdm(range(0, len(customers), 32), desc="Customers", unit="batch"):
-        batch = customers.__getitems__(list(range(start, min(start + 32, len(customers)))))
+    for batch, blank, of_batch in batches_at(data, extractor, "validation", options.min_events):
+        counts.append(of_batch)
         for row in batch:
             after = (row["times"] >= cutoff) & (row["times"] < cutoff + options.days * SECONDS_PER_DAY)
             churn.append(not (after & np.any([row[name] > 0 for name in tasks], axis=0)).any())
             ids.append(row[f"profile_{options.profile}"])
-        blank = [events_before(row, cutoff) | {f"profile_{name}": 0 for name in profile} for row in batch]
         readable = [extractor.readable(row, model.config.input_features) for row in blank]
-        state_counts.append(model.counts(**extractor.pad(readable, now=[cutoff] * len(readable))))
-        whole = {name: value.numpy() for name, value in extractor.pad(blank, WHOLE_HISTORY).items()}
-        days = np.array([(cutoff - row["times"].max()) / SECONDS_PER_DAY for row in blank])
-        counts.append(np.stack(list(HistoryFeatures(extractor, whole, days).make().values()), axis=1))
+        state_counts.append(model.model.state_counts(**extractor.pad(readable, now=[cutoff] * len(readable))))
     values = np.array(ids)
     often = [value for value in np.unique(values[values >= 2]) if (values == value).sum() >= FEWEST]
     classes = np.full(len(values), -1)
@@ -125,7 +113,7 @@ def read_customers(options: FewLabelsOptions, model: MCMForCustomerPrediction) -
         classes[values == value] = index
     joined = np.nan_to_num(np.concatenate(counts), nan=-1.0)
     caption = (
-        f"{len(customers):,} customers of {schema.name} with at least {options.min_events} events before "
+        f"{len(ids):,} customers of {schema.name} with at least {options.min_events} events before "
         f"{schema.cutoff('validation'):%Y-%m-%d}, of whom {(classes >= 0).sum():,} have {options.profile} in "
         f"{len(often)} classes and {np.mean(churn):.1%} have no visit in the {options.days} days after; "
         f"{joined.shape[1]} counts, {model.config.state_size} numbers of state."
@@ -193,7 +181,7 @@ def compare(options: FewLabelsOptions, known: Customers, states: NDArray) -> dic
                     chances[:, fitted.classes_] = fitted.predict_proba(features[others])
                     scores[method] = np.log(np.clip(chances, 1e-9, 1))
                 for method in METHODS:
-                    values[method].append(float(mean_auc(target[others], scores[method])[0]))
+                    values[method].append(mean_auc(target[others], scores[method]))
             results.setdefault(name, {})[str(size)] = values | {"predicted": len(labelled) - size}
     return results
 

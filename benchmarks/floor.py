@@ -14,7 +14,7 @@ the machine's matrix product and bytes at its measured rate of copying. The othe
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 from modeling_mcm.commands.arguments import parse_options
+from modeling_mcm.option import option
 
 FLOAT, LONG = 4, 8
 FORWARD_AND_BACKWARD, ADAM = 3, 7  # of AdamW: reads weight, gradient and two averages, writes weight and averages
@@ -32,21 +33,15 @@ PIECES = (1, 4, 16)  # of the rows of a product, to see in which it is made the 
 class Shape:
     """The sizes that the floor is computed for. The defaults are those of a batch of the quickstart."""
 
-    config: str = field(default="configuration/mcm-tiny", metadata={"help": "Folder with a config.json."})
-    label_sizes: list[int] = field(
-        default_factory=lambda: [32, 304, 1914, 5115],
-        metadata={"help": "Number of labels of each task (V in the table)."},
+    config: str = option("configuration/mcm-tiny", "Folder with a config.json.")
+    label_sizes: list[int] = option([32, 304, 1914, 5115], "Number of labels of each task (V in the table).")
+    features: int = option(17, "Number of features of an event (J in the table).")
+    batch_size: int = option(16, "Number of customers in one batch (B in the table).")
+    events: int = option(700, "Number of events of each customer (L in the table).")
+    units: int = option(
+        120, "Number of units, visits or events, that the encoder reads of each customer (U in the table)."
     )
-    features: int = field(default=17, metadata={"help": "Number of features of an event (J in the table)."})
-    batch_size: int = field(default=16, metadata={"help": "Number of customers in one batch (B in the table)."})
-    events: int = field(default=700, metadata={"help": "Number of events of each customer (L in the table)."})
-    units: int = field(
-        default=120,
-        metadata={
-            "help": "Number of units, visits or events, that the encoder reads of each customer (U in the table)."
-        },
-    )
-    threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Number of torch's threads."})
+    threads: int = option(help="Number of torch's threads.", factory=torch.get_num_threads)
 
 
 def encoder_flops(layers: int, hidden: int, inner: int, units: int) -> int:

@@ -13,24 +13,22 @@ import json
 import math
 import platform
 import resource
-import subprocess
-import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import psutil
 import torch
 
 from floor import Shape, floor
+from measuring import KIBI, ROOT, measure_alone, random_model, shape_of, show
 from modeling_mcm.commands.arguments import parse_options
+from modeling_mcm.option import option
 from modeling_mcm.training.memory import keep_freed_memory
 
-ROOT = Path(__file__).resolve().parents[1]
-KIBI, GIGA = 1024, 1e9
+GIGA = 1e9
 STEPS = 5
 TIMES_THE_FLOOR = "times the floor"
 
@@ -39,19 +37,15 @@ TIMES_THE_FLOOR = "times the floor"
 class GrowthOptions:
     """Which sizes grow, and where they begin."""
 
-    config: str = field(default="configuration/mcm-tiny", metadata={"help": "Folder with a config.json."})
-    customers: int = field(default=500, metadata={"help": "Number of customers of the smallest log."})
-    units: int = field(default=64, metadata={"help": "Number of units of the shortest histories."})
-    labels: int = field(default=1000, metadata={"help": "Number of labels of the smallest task."})
-    batch_size: int = field(default=16, metadata={"help": "Number of customers in one training step."})
-    doublings: int = field(default=3, metadata={"help": "Number of times that each of these sizes is doubled."})
-    report_file: str | None = field(
-        default=None, metadata={"help": "Markdown file to write the table to, as `mcm evaluate` does."}
-    )
-    picture: str | None = field(default=None, metadata={"help": "PNG file for the plot; needs matplotlib."})
-    only: str = field(
-        default="", metadata={"help": "Measure one point in this process and print its figures as JSON."}
-    )
+    config: str = option("configuration/mcm-tiny", "Folder with a config.json.")
+    customers: int = option(500, "Number of customers of the smallest log.")
+    units: int = option(64, "Number of units of the shortest histories.")
+    labels: int = option(1000, "Number of labels of the smallest task.")
+    batch_size: int = option(16, "Number of customers in one training step.")
+    doublings: int = option(3, "Number of times that each of these sizes is doubled.")
+    report_file: str | None = option(None, "Markdown file to write the table to, as `mcm evaluate` does.")
+    picture: str | None = option(None, "PNG file for the plot; needs matplotlib.")
+    only: str = option("", "Measure one point in this process and print its figures as JSON.")
 
 
 def peak() -> int:
@@ -61,25 +55,8 @@ def peak() -> int:
 
 def training_step(options: GrowthOptions, units: int, labels: int) -> dict[str, float]:
     """Measures seconds and gigabytes of a training step on random histories with one event in each visit."""
-    from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation
-
-    shape = json.loads((ROOT / options.config / "config.json").read_text(encoding="utf-8"))
-    del shape["model_type"]
-    fields = {"features": ["token_type", "item"], "vocabulary_sizes": [5, labels + 2], "tasks": ["item"]}
     torch.manual_seed(0)
-    model = MCMForMultiTaskRecommendation(MCMConfig(**shape | fields)).train()
-    grid = (options.batch_size, units)
-    items = torch.randint(2, labels + 2, grid)
-    positions = torch.arange(units).expand(grid)
-    batch = {
-        "input_ids": torch.stack([torch.full(grid, 2), items], -1),
-        "attention_mask": torch.ones(grid, dtype=torch.long),
-        "visit_ids": positions,
-        "event_times": positions.float(),
-        "prefix_ends": positions,
-        "labels": items.roll(-1, 1)[..., None],
-        "label_prefixes": positions,
-    }
+    model, batch = random_model(options.config, labels, options.batch_size, units)
     before, seconds = psutil.Process().memory_info().rss, []
     for _ in range(STEPS):
         start = time.perf_counter()
@@ -87,7 +64,9 @@ def training_step(options: GrowthOptions, units: int, labels: int) -> dict[str, 
         seconds.append(time.perf_counter() - start)
     took = {"seconds": median(seconds[1:]), "gigabytes": (peak() - before) / GIGA}
     floor_of = Shape(label_sizes=[labels + 2], features=2, batch_size=options.batch_size, events=units, units=units)
-    return took | {TIMES_THE_FLOOR: 1e3 * took["seconds"] / floor(floor_of, shape)["training step"]["floor_ms"]}
+    return took | {
+        TIMES_THE_FLOOR: 1e3 * took["seconds"] / floor(floor_of, shape_of(options.config))["training step"]["floor_ms"]
+    }
 
 
 def everyone(options: GrowthOptions, customers: int) -> dict[str, float]:
@@ -109,11 +88,10 @@ def everyone(options: GrowthOptions, customers: int) -> dict[str, float]:
         prepare(folder / "log.parquet", schema, folder / "data")
         prepared = time.perf_counter() - start
         extractor = PreparedData(folder / "data").extractor
-        shape = json.loads((ROOT / options.config / "config.json").read_text(encoding="utf-8"))
-        del shape["model_type"]
-        fields: dict[str, Any] = {"features": extractor.feature_names, "tasks": extractor.tasks}
+        fields = {"features": extractor.feature_names, "tasks": extractor.tasks}
         fields |= {"vocabulary_sizes": extractor.vocabulary_sizes}
-        MCMForMultiTaskRecommendation(MCMConfig(**shape | fields)).save_pretrained(folder / "model")
+        config = MCMConfig(**shape_of(options.config) | fields)
+        MCMForMultiTaskRecommendation(config).save_pretrained(folder / "model")
         extractor.save_pretrained(folder / "model")
         before = psutil.Process().memory_info().rss
         start = time.perf_counter()
@@ -123,23 +101,14 @@ def everyone(options: GrowthOptions, customers: int) -> dict[str, float]:
     return {"preparing": prepared, "scoring": scored, "gigabytes": (peak() - before) / GIGA}
 
 
-def point(options: GrowthOptions, what: str, size: int) -> dict[str, float]:
-    """Measures one point in a process of its own."""
-    values = {**asdict(options), "only": f"{what} {size}", "report_file": "", "picture": ""}
-    flags = [word for key, value in values.items() if value != "" for word in (f"--{key}", str(value))]
-    done = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{what} {size} failed: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def measure(options: GrowthOptions) -> dict[str, dict[int, dict[str, float]]]:
     """Measures all points, by what grows and its size."""
     starts = {"customers": options.customers, "units": options.units, "labels": options.labels}
     results: dict[str, dict[int, dict[str, float]]] = {}
     for what, start in starts.items():
         for size in (start * 2**doubling for doubling in range(options.doublings + 1)):
-            results.setdefault(what, {})[size] = point(options, what, size)
+            only = {"only": f"{what} {size}", "report_file": None, "picture": None}
+            results.setdefault(what, {})[size] = measure_alone(__file__, options, **only)
             print(what, size, results[what][size], flush=True)
     return results
 
@@ -192,15 +161,11 @@ def main() -> None:
             values = training_step(options, sizes["units"], sizes["labels"])
         print(json.dumps(values))
         return
-    from modeling_mcm.evaluation.reports import text_table, write_report
-
     results = measure(options)
     rows = table(results)
     machine = f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}"
     caption = f"Seconds, and gigabytes above what was there before; {options.config}, {machine}."
-    print(f"\n{caption}\n\n{text_table(rows)}")
-    if options.report_file:
-        write_report(rows, caption, Path(options.report_file))
+    show(rows, caption, options.report_file)
     if options.picture:
         plot(results, Path(options.picture))
 

@@ -11,7 +11,7 @@ feature extractor and the model read the whole history for the same scores. Seco
 computing, which on a quiet machine are those that one waits; other work on the machine does not count.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -22,21 +22,20 @@ import torch
 from modeling_mcm import LiveCustomer, MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.evaluation.reports import markdown_table, replace_part
+from modeling_mcm.option import option
 
 
 @dataclass
 class Options:
     """Which checkpoint is measured at which lengths of history."""
 
-    model: str = field(default="runs/quickstart", metadata={"help": "Checkpoint folder."})
-    visits: list[int] = field(
-        default_factory=lambda: [10, 100, 1000], metadata={"help": "Lengths of the histories, in visits."}
-    )
-    events: int = field(default=8, metadata={"help": "Number of events of one visit."})
-    runs: int = field(default=40, metadata={"help": "Number of visits that are added after each of these lengths."})
-    threads: int = field(default=1, metadata={"help": "Number of torch's threads."})
-    report_file: str | None = field(
-        default=None, metadata={"help": "Markdown file, in which the text between its two result lines is replaced."}
+    model: str = option("runs/quickstart", "Checkpoint folder.")
+    visits: list[int] = option([10, 100, 1000], "Lengths of the histories, in visits.")
+    events: int = option(8, "Number of events of one visit.")
+    runs: int = option(40, "Number of visits that are added after each of these lengths.")
+    threads: int = option(1, "Number of torch's threads.")
+    report_file: str | None = option(
+        None, "Markdown file, in which the text between its two result lines is replaced."
     )
 
 

@@ -16,16 +16,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
+from measuring import show
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.commands.arguments import parse_options
-from modeling_mcm.evaluation.reports import text_table, write_report
+from modeling_mcm.option import option
 from modeling_mcm.serving.app import build_page, launch_page
 from modeling_mcm.serving.histories import Histories
 
@@ -38,16 +39,13 @@ LABEL = "#expectations button"
 class Options:
     """What is shown, and where pictures go."""
 
-    model: str = field(metadata={"help": "Checkpoint folder."})
-    data: str = field(metadata={"help": "Folder of the prepared data set."})
-    events: str = field(metadata={"help": "Parquet file of the raw log."})
-    profile: str | None = field(default=None, metadata={"help": "Parquet file of the raw profiles."})
-    customer: str | None = field(
-        default=None, metadata={"help": "Id of the customer to show. By default the first one."}
-    )
-    runs: int = field(default=5, metadata={"help": "Number of runs of each measurement, whose median is reported."})
-    pictures: str | None = field(default=None, metadata={"help": "Folder to write pictures to, as PNG files."})
-    report_file: str | None = field(default=None, metadata={"help": "Markdown file to write the table to."})
+    model: str = option(help="Checkpoint folder.")
+    data: str = option(help="Folder of the prepared data set.")
+    events: str = option(help="Parquet file of the raw log.")
+    profile: str | None = option(None, "Parquet file of the raw profiles.")
+    runs: int = option(5, "Number of runs of each measurement, whose median is reported.")
+    pictures: str | None = option(None, "Folder to write pictures to, as PNG files.")
+    report_file: str | None = option(None, "Markdown file to write the table to.")
 
 
 @contextmanager
@@ -95,9 +93,6 @@ def main() -> None:
     model = MCMForMultiTaskRecommendation.from_pretrained(options.model).eval()
     extractor = MCMFeatureExtractor.from_pretrained(options.model)
     histories = Histories(model, extractor, options.data, options.events, options.profile, options.model)
-    if options.customer:
-        histories.ids.remove(options.customer)
-        histories.ids.insert(0, options.customer)
     blocks = build_page(histories)
     _, address, _ = launch_page(blocks, server_name="127.0.0.1", prevent_thread_lock=True)
     loads, choices, requests = [], [], 0
@@ -122,9 +117,7 @@ def main() -> None:
     for what, seconds in (("open the page", loads), ("choose a label", choices)):
         table.append([what, f"{median(seconds):.2f}", f"{max(seconds):.2f}"])
     caption = f"{len(loads)} times each or more; requests to other machines: {requests}."
-    sys.stdout.write(f"{caption}\n{text_table(table)}\n")
-    if options.report_file:
-        write_report(table, caption, Path(options.report_file))
+    show(table, caption, options.report_file)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ say of them, by a gain of their own. The values file is as that of training/run_
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from modeling_mcm.evaluation.cases import EvaluationCases, cases_at, unmet_only
 from modeling_mcm.evaluation.ranking import TargetRanks
 from modeling_mcm.evaluation.tables import write_values
 from modeling_mcm.modeling_mcm import PARTS
+from modeling_mcm.option import option
 from modeling_mcm.training.checkpoints import check_files, read_checkpoint
 from modeling_mcm.training.gains import CASES, fit_scales_of, validation_parts
 
@@ -43,25 +44,20 @@ Parts = Mapping[str, torch.Tensor]
 class Options:
     """Which model is evaluated on which targets; the options are those of `mcm evaluate`."""
 
-    model: str = field(metadata={"help": "Checkpoint folder."})
-    data: str = field(metadata={"help": "Folder of a prepared data set."})
-    values_file: str = field(metadata={"help": "Parquet file to write the metrics of every single customer to."})
-    tasks: list[str] = field(
-        default_factory=list, metadata={"help": "Tasks to evaluate. By default all tasks of the model."}
+    model: str = option(help="Checkpoint folder.")
+    data: str = option(help="Folder of a prepared data set.")
+    values_file: str = option(help="Parquet file to write the metrics of every single customer to.")
+    tasks: list[str] = option([], "Tasks to evaluate. By default all tasks of the model.")
+    filter_seen: bool = option(
+        False, "Leave labels that the customer had before the cutoff out of ranking and targets."
     )
-    filter_seen: bool = field(
-        default=False,
-        metadata={"help": "Leave labels that the customer had before the cutoff out of ranking and targets."},
+    only_new: bool = option(
+        False, "Rank, and take as targets, only labels that the customer never had; for --horizon_days."
     )
-    only_new: bool = field(
-        default=False,
-        metadata={"help": "Rank, and take as targets, only labels that the customer never had; for --horizon_days."},
+    horizon_days: float | None = option(
+        None, "Number of days whose labels are the targets, instead of those of the next visit."
     )
-    horizon_days: float | None = field(
-        default=None,
-        metadata={"help": "Number of days whose labels are the targets, instead of those of the next visit."},
-    )
-    batch_size: int = field(default=64, metadata={"help": "Number of customers in one batch of the model."})
+    batch_size: int = option(64, "Number of customers in one batch of the model.")
 
 
 def left(parts: Parts, out: set[str]) -> dict[str, torch.Tensor]:

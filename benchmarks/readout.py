@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from statistics import median
 from unittest.mock import patch
 
@@ -30,6 +30,7 @@ from modeling_mcm import readout_mcm
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.losses_mcm import LossInParts, Targets, customers_in_parts, task_losses
 from modeling_mcm.modeling_mcm import PART_ELEMENTS
+from modeling_mcm.option import option
 from modeling_mcm.readout_mcm import PackedUnits, attentional_readout, reference_readout
 from modeling_mcm.training.memory import keep_freed_memory
 
@@ -40,23 +41,16 @@ GIGA, KIBI = 1e9, 1024
 class Options:
     """The sizes of the inputs, and what is measured."""
 
-    batch_size: int = field(default=8, metadata={"help": "Number of customers in one batch (B in the table)."})
-    units: int = field(
-        default=300, metadata={"help": "Number of units, visits or events, of each customer (U in the table)."}
-    )
-    labels: int = field(default=8000, metadata={"help": "Number of labels (V in the table)."})
-    hidden_size: int = field(default=256, metadata={"help": "Length of the hidden vectors (H in the table)."})
-    device: str = field(default="cpu", metadata={"help": "Device to measure on: cpu or cuda."})
-    bf16: bool = field(default=False, metadata={"help": "Compute with vectors in bfloat16 instead of float32."})
-    threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Number of torch's threads."})
-    runs: int = field(default=7, metadata={"help": "Number of runs of each implementation, whose median is printed."})
-    memory: bool = field(default=False, metadata={"help": "Measure memory instead of seconds."})
-    keep_freed_memory: bool = field(
-        default=True, metadata={"help": "Keep freed memory in the process, as training does."}
-    )
-    only: str = field(
-        default="", metadata={"help": "Measure one implementation in this process and print its figures as JSON."}
-    )
+    batch_size: int = option(8, "Number of customers in one batch (B in the table).")
+    units: int = option(300, "Number of units, visits or events, of each customer (U in the table).")
+    labels: int = option(8000, "Number of labels (V in the table).")
+    hidden_size: int = option(256, "Length of the hidden vectors (H in the table).")
+    device: str = option("cpu", "Device to measure on: cpu or cuda.")
+    bf16: bool = option(False, "Compute with vectors in bfloat16 instead of float32.")
+    threads: int = option(help="Number of torch's threads.", factory=torch.get_num_threads)
+    runs: int = option(7, "Number of runs of each implementation, whose median is printed.")
+    memory: bool = option(False, "Measure memory instead of seconds.")
+    only: str = option("", "Measure one implementation in this process and print its figures as JSON.")
 
 
 class Inputs:
@@ -164,8 +158,7 @@ def main() -> None:
     """Reads the options, measures and prints a table."""
     (options,) = parse_options(Options, description=__doc__)
     torch.set_num_threads(options.threads)
-    if options.keep_freed_memory:
-        keep_freed_memory()
+    keep_freed_memory()
     inputs = Inputs(options)
     if options.only:
         print(memory(options.only, inputs))

@@ -20,7 +20,7 @@ again, so a run that was stopped goes on.
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from modeling_mcm.data import PreparedData
 from modeling_mcm.evaluation.cases import cases_at
 from modeling_mcm.evaluation.reports import markdown_table, replace_part
 from modeling_mcm.evaluation.tables import history_groups
+from modeling_mcm.option import option
 from recipe_tables import (
     MCM,
     Answers,
@@ -62,20 +63,9 @@ TOYS = {
 SHOP, SHOP_CUSTOMERS = "synthetic_shop", 6000
 NEXT, HORIZON, HITS = "next_visit_ndcg@10", "horizon_ndcg@10", "next_visit_hr@10"
 RIVALS = {"BERT4Rec": "configuration/ablations/bert4rec"}  # models of one task, with a training of their own for each
-RIVAL = (
-    "--recipe",
-    "none",
-    "--ranking_loss_weight",
-    "0",
-    "--max_events",
-    "300",
-    "--per_device_train_batch_size",
-    "16",
-    "--learning_rate",
-    "0.002",
-)
-RIVAL += ("--num_train_epochs", "2", "--eval_strategy", "epoch", "--save_strategy", "epoch", "--save_total_limit", "2")
-RIVAL += ("--load_best_model_at_end", "true")
+RIVAL = "--recipe none --ranking_loss_weight 0 --max_events 300 --per_device_train_batch_size 16".split()
+RIVAL += "--learning_rate 0.002 --num_train_epochs 2 --eval_strategy epoch --save_strategy epoch".split()
+RIVAL += "--save_total_limit 2 --load_best_model_at_end true".split()
 SENTENCE = "encoder"  # the name of its lines in the README
 
 
@@ -119,25 +109,17 @@ class Log:
 class Options:
     """Options of the study."""
 
-    toys: str | None = field(
-        default=None,
-        metadata={"help": "Parquet file of the data set Toys and Games. By default that data set is left out."},
+    toys: str | None = option(
+        None, "Parquet file of the data set Toys and Games. By default that data set is left out."
     )
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the trainings."})
-    part_seeds: list[int] = field(
-        default_factory=lambda: [0], metadata={"help": "Seeds for which parts of the model are left out one by one."}
-    )
-    rival_seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Seeds of BERT4Rec's trainings."})
-    folder: str = field(default="build/recipe", metadata={"help": "Folder for the data, the runs and their values."})
-    only_made: bool = field(
-        default=False, metadata={"help": "The page from what is there: nothing is trained or evaluated."}
-    )
-    report_file: str | None = field(
-        default=None, metadata={"help": "Markdown file to write. By default the page is printed."}
-    )
-    readme: str | None = field(
-        default=None,
-        metadata={"help": "File that gets a sentence on the encoder, between <!-- encoder --> and <!-- /encoder -->."},
+    seeds: list[int] = option([0, 1, 2], "Seeds of the trainings.")
+    part_seeds: list[int] = option([0], "Seeds for which parts of the model are left out one by one.")
+    rival_seeds: list[int] = option([0], "Seeds of BERT4Rec's trainings.")
+    folder: str = option("build/recipe", "Folder for the data, the runs and their values.")
+    only_made: bool = option(False, "The page from what is there: nothing is trained or evaluated.")
+    report_file: str | None = option(None, "Markdown file to write. By default the page is printed.")
+    readme: str | None = option(
+        None, "File that gets a sentence on the encoder, between <!-- encoder --> and <!-- /encoder -->."
     )
 
 

@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from modeling_mcm.evaluation.model import model_values
 from modeling_mcm.evaluation.tables import write_values
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_json
+from modeling_mcm.option import option
 
 logger = logging.getLogger("run_ablation")
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,35 +78,19 @@ BERT4REC, OURS = MODELS[0].name, MODELS[-1].name
 class AblationOptions:
     """What is compared, for how long, and where it is written."""
 
-    data: str | None = field(default=None, metadata={"help": "Folder of a prepared data set."})
-    tasks: list[str] = field(
-        default_factory=lambda: ["product_type", "product_category"], metadata={"help": "Tasks of the tables."}
+    data: str | None = option(None, "Folder of a prepared data set.")
+    tasks: list[str] = option(["product_type", "product_category"], "Tasks of the tables.")
+    models: list[str] = option(
+        help=f"Which are trained; {BERT4REC} and {OURS} are needed.", factory=lambda: [model.name for model in MODELS]
     )
-    models: list[str] = field(
-        default_factory=lambda: [model.name for model in MODELS],
-        metadata={"help": f"Which are trained; {BERT4REC} and {OURS} are needed."},
+    seeds: list[int] = option([0, 1, 2], "Seeds; every model is trained once for each.")
+    patience: int = option(3, "Epochs in a row without a better validation after which a training ends.")
+    max_seconds: float = option(3600.0, "Seconds after which the training of a model and seed ends at the latest.")
+    cutoff: str = option(
+        "test", "Cutoff at which the history ends and the targets begin.", choices=["validation", "test"]
     )
-    seeds: list[int] = field(
-        default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds; every model is trained once for each."}
-    )
-    patience: int = field(
-        default=3, metadata={"help": "Epochs in a row without a better validation after which a training ends."}
-    )
-    max_seconds: float = field(
-        default=3600.0, metadata={"help": "Seconds after which the training of a model and seed ends at the latest."}
-    )
-    cutoff: str = field(
-        default="test",
-        metadata={
-            "help": "Cutoff at which the history ends and the targets begin.",
-            "choices": ["validation", "test"],
-        },
-    )
-    output_dir: str = field(default="runs/ablation", metadata={"help": "Folder for the runs and results.json."})
-    report: str = field(
-        default="docs/results.md",
-        metadata={"help": "Markdown file of the page to write; its pictures are written beside it."},
-    )
+    output_dir: str = option("runs/ablation", "Folder for the runs and results.json.")
+    report: str = option("docs/results.md", "Markdown file of the page to write; its pictures are written beside it.")
 
     def __post_init__(self):
         if not (self.max_seconds > 0 and self.patience > 0 and self.seeds and self.tasks):

@@ -25,7 +25,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ from modeling_mcm.evaluation.offers import (
 )
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_json
+from modeling_mcm.option import option
 from offers_gbdt import LightGBMOffers, OfferTable, offer_features
 from offers_report import FINE_TUNED, GBDT, METRICS, RANDOM, ZERO_SHOT, write_page
 from run_ablation import is_finished, write_record
@@ -69,30 +70,17 @@ VARIANTS: dict[str, list[str]] = {
 class OfferComparison:
     """What is compared, and where it is written."""
 
-    data: str | None = field(default=None, metadata={"help": "Folder of a prepared data set."})
-    offers: str | None = field(default=None, metadata={"help": "Folder with offers.parquet and actions.parquet."})
-    pretraining: str = field(
-        default="configuration/recipes/quickstart.yaml", metadata={"help": "Recipe of the pre-training, a YAML file."}
-    )
-    finetuning: str = field(
-        default="configuration/recipes/offers.yaml", metadata={"help": "Recipe of the fine-tuning, a YAML file."}
-    )
-    seeds: list[int] = field(
-        default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds; every model is trained once for each."}
-    )
-    shares: list[float] = field(
-        default_factory=lambda: [0.1],
-        metadata={"help": "Shares of the training groups at which the learning curve is measured."},
-    )
-    jobs: int = field(default=1, metadata={"help": "Number of models that are trained at the same time."})
-    trials: int = field(default=20, metadata={"help": "Number of settings that the search for LightGBM tries."})
-    options: list[str] = field(
-        default_factory=list, metadata={"help": "More options of both trainings, as name=value: use_cpu=true."}
-    )
-    output_dir: str = field(
-        default="runs/offers_comparison", metadata={"help": "Folder for the runs and results.json."}
-    )
-    report: str = field(default="docs/results_offers.md", metadata={"help": "Markdown file of the page to write."})
+    data: str | None = option(None, "Folder of a prepared data set.")
+    offers: str | None = option(None, "Folder with offers.parquet and actions.parquet.")
+    pretraining: str = option("configuration/recipes/quickstart.yaml", "Recipe of the pre-training, a YAML file.")
+    finetuning: str = option("configuration/recipes/offers.yaml", "Recipe of the fine-tuning, a YAML file.")
+    seeds: list[int] = option([0, 1, 2], "Seeds; every model is trained once for each.")
+    shares: list[float] = option([0.1], "Shares of the training groups at which the learning curve is measured.")
+    jobs: int = option(1, "Number of models that are trained at the same time.")
+    trials: int = option(20, "Number of settings that the search for LightGBM tries.")
+    options: list[str] = option([], "More options of both trainings, as name=value: use_cpu=true.")
+    output_dir: str = option("runs/offers_comparison", "Folder for the runs and results.json.")
+    report: str = option("docs/results_offers.md", "Markdown file of the page to write.")
 
 
 class Comparison:
@@ -104,7 +92,7 @@ class Comparison:
         schema = self.data.schema
         self.offers: Offers = load_offers(str(options.offers), [OUTCOME], schema.time_zone)
         self.test, self.learned = self.offers.groups([TEST]), self.offers.groups([TRAIN, VALIDATION])
-        self.offers.check_times(schema.seconds("validation"), [], self.test)
+        self.offers.check_times(schema.cutoff_seconds("validation"), [], self.test)
         self.identity = {
             "data": sha256_of(self.data.folder / MANIFEST_FILE),
             "offers": sha256_of(Path(str(options.offers)) / OFFERS_FILE),

@@ -20,7 +20,8 @@ Poisson-gamma model of each customer's rate; the picture is their calibration. N
 
 import shlex
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from modeling_mcm.evaluation.offers import resample_customers, weighted_ranking
 from modeling_mcm.evaluation.reports import markdown_table, with_interval
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_json, write_text
+from modeling_mcm.option import option
 from modeling_mcm.times_mcm import SECONDS_PER_DAY
 from modeling_mcm.training.checkpoints import check_files, read_checkpoint
 from offers_gbdt import HistoryFeatures
@@ -53,29 +55,21 @@ FEWEST = 30  # customers of a class; rarer ones are left out
 class ProbeOptions:
     """Which checkpoints are probed for which targets, and where the results are written."""
 
-    models: list[str] = field(
-        default_factory=list, metadata={"help": "Pre-trained checkpoints, such as several seeds of one training."}
+    models: list[str] = option([], "Pre-trained checkpoints, such as several seeds of one training.")
+    data: str | None = option(None, "Folder of the prepared data set of the checkpoint.")
+    profile: list[str] = option([], "Features of the profile to predict; all by default.")
+    spend: str = option("price", "Numeric feature whose sum is the spend of a customer.")
+    days: int = option(30, "Number of days after the cutoff in which churn and spend are measured.")
+    cutoffs: list[str] = option(
+        ["validation", "test"],
+        "Where histories end: the prepared data set's validation cutoff, its test cutoff, or both.",
     )
-    data: str | None = field(default=None, metadata={"help": "Folder of the prepared data set of the checkpoint."})
-    profile: list[str] = field(
-        default_factory=list, metadata={"help": "Features of the profile to predict; all by default."}
-    )
-    spend: str = field(default="price", metadata={"help": "Numeric feature whose sum is the spend of a customer."})
-    days: int = field(
-        default=30, metadata={"help": "Number of days after the cutoff in which churn and spend are measured."}
-    )
-    cutoffs: list[str] = field(
-        default_factory=lambda: ["validation", "test"],
-        metadata={"help": "Where histories end: the prepared data set's validation cutoff, its test cutoff, or both."},
-    )
-    min_events: int = field(default=5, metadata={"help": "Number of events that a customer needs before the cutoff."})
-    folds: int = field(default=5, metadata={"help": "Number of folds of the cross-validation."})
-    repeats: int = field(
-        default=3, metadata={"help": "Number of times that the cross-validation is repeated with other folds."}
-    )
-    batch_size: int = field(default=32, metadata={"help": "Number of customers in one batch of the model."})
-    report: str = field(default="docs/results_probe.md", metadata={"help": "Markdown file of the page to write."})
-    output_file: str | None = field(default=None, metadata={"help": "JSON file to write every number to."})
+    min_events: int = option(5, "Number of events that a customer needs before the cutoff.")
+    folds: int = option(5, "Number of folds of the cross-validation.")
+    repeats: int = option(3, "Number of times that the cross-validation is repeated with other folds.")
+    batch_size: int = option(32, "Number of customers in one batch of the model.")
+    report: str = option("docs/results_probe.md", "Markdown file of the page to write.")
+    output_file: str | None = option(None, "JSON file to write every number to.")
 
 
 @dataclass
@@ -137,26 +131,21 @@ def read_customers(
             f"No numeric feature {options.spend!r} to sum; there are "
             f"{', '.join(extractor.numeric_features) or 'none'}."
         )
-    cutoff = schema.seconds(cutoff_name)
-    rows = data.rows
-    indices = np.flatnonzero(np.asarray(rows[f"{cutoff_name}_end"]) >= options.min_events)
-    customers = PreparedRows(rows, indices)
     token = extractor.token_type_feature
     types = FIRST_VALUE_ID + len(extractor.vocabularies[token])
     span = options.days * SECONDS_PER_DAY
     labels: dict[str, list[str]] = {name: [] for name in options.profile or profile}
     values: dict[str, list[float]] = {}
     counts, embeddings, forecasts = [], [[] for _ in models], [[] for _ in models]  # type: ignore[var-annotated]
-    for start in logging.tqdm(range(0, len(customers), options.batch_size), desc="Customers", unit="batch"):
-        batch = customers.__getitems__(list(range(start, min(start + options.batch_size, len(customers)))))
+    cutoff = schema.cutoff_seconds(cutoff_name)
+    for batch, blank, of_batch in batches_at(data, extractor, cutoff_name, options.min_events, options.batch_size):
+        counts.append(of_batch)
         for row in batch:
             for name, number in _numbers_of(row, cutoff, span, options.spend, token, types).items():
                 values.setdefault(name, []).append(number)
             for name, column in labels.items():
                 known = ["", "", *extractor.vocabularies[name]] if name in extractor.vocabularies else None
                 column.append(str(row[f"profile_{name}"]) if known is None else known[row[f"profile_{name}"]])
-        histories = [events_before(row, cutoff) for row in batch]
-        blank = [row | {f"profile_{name}": 0 for name in profile} for row in histories]
         for index, (model, own_extractor) in enumerate(models):
             readable = [own_extractor.readable(row, model.config.input_features) for row in blank]
             with torch.inference_mode():
@@ -164,9 +153,6 @@ def read_customers(
             embeddings[index].append(outputs.pooler_output.numpy())
             means = outputs.forecasts or {}
             forecasts[index].append({name: value.numpy() for name, value in means.items()})
-        whole = {name: value.numpy() for name, value in extractor.pad(blank, WHOLE_HISTORY).items()}
-        days = np.array([(cutoff - row["times"].max()) / SECONDS_PER_DAY for row in histories])
-        counts.append(np.stack(list(HistoryFeatures(extractor, whole, days).make().values()), axis=1))
     numbers = {name: np.array(column) for name, column in values.items()}
     day = f"{options.days}"
     targets: dict[str, NDArray] = {
@@ -188,7 +174,7 @@ def read_customers(
     ]
     counted = np.nan_to_num(np.concatenate(counts), nan=-1.0)
     caption = (
-        f"{len(indices):,} customers of {schema.name} with at least {options.min_events} events before "
+        f"{len(counted):,} customers of {schema.name} with at least {options.min_events} events before "
         f"{schema.cutoff(cutoff_name):%Y-%m-%d} (the {cutoff_name} cutoff); {counted.shape[1]} counts, "
         f"{embeddings[0][0].shape[1]} numbers of embedding, {len(models)} trained models."
     )
@@ -202,6 +188,26 @@ def read_customers(
         (numbers["all visits"], numbers["days known"]),
         caption,
     )
+
+
+def batches_at(
+    data: PreparedData, extractor: MCMFeatureExtractor, cutoff_name: str, min_events: int, batch_size: int = 32
+) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]], NDArray]]:
+    """Reads the customers with enough events before a cutoff, batch by batch.
+
+    Yields:
+        `tuple`: Their prepared rows; the same with the events before the cutoff alone and without the profile; and
+        hand-made counts of these, of shape `(customers, F)`.
+    """
+    cutoff = data.schema.cutoff_seconds(cutoff_name)
+    hidden = {f"profile_{feature['name']}": 0 for feature in extractor.features if feature.get("profile")}
+    customers = PreparedRows(data.rows, np.flatnonzero(np.asarray(data.rows[f"{cutoff_name}_end"]) >= min_events))
+    for start in logging.tqdm(range(0, len(customers), batch_size), desc="Customers", unit="batch"):
+        batch = customers.__getitems__(list(range(start, min(start + batch_size, len(customers)))))
+        blank = [events_before(row, cutoff) | hidden for row in batch]
+        whole = {name: value.numpy() for name, value in extractor.pad(blank, WHOLE_HISTORY).items()}
+        days = np.array([(cutoff - row["times"].max()) / SECONDS_PER_DAY for row in blank])
+        yield batch, blank, np.stack(list(HistoryFeatures(extractor, whole, days).make().values()), axis=1)
 
 
 def _numbers_of(row: dict[str, Any], cutoff: int, span: int, spend: str, token: str, types: int) -> dict[str, float]:

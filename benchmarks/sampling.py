@@ -13,24 +13,21 @@ which is right on average; 0 where the product is negative. `ranked` has the ran
 asks every pair of labels there; `all` are the errors of that loss as it is, which asks some.
 """
 
-import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import torch
 
-from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation, losses_mcm
+from measuring import random_model, show
+from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation, losses_mcm
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.collator import IGNORED, MCMCollator, PreparedRows
-from modeling_mcm.evaluation.reports import text_table, write_report
 from modeling_mcm.losses_mcm import RankingPairs
+from modeling_mcm.option import option
 
-ROOT = Path(__file__).resolve().parents[1]
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "event_dropout_prob": 0.0}
 HEADER = [
     "scores",
@@ -49,27 +46,18 @@ HEADER = [
 class SamplingOptions:
     """Which model is measured, and how many labels are sampled how often."""
 
-    model: str = field(
-        default="runs/quickstart",
-        metadata={"help": "Checkpoint folder. If it is empty, only a model with random weights is measured."},
+    model: str = option(
+        "runs/quickstart", "Checkpoint folder. If it is empty, only a model with random weights is measured."
     )
-    data: str = field(
-        default="data/complete_journey/prepared",
-        metadata={"help": "Folder of the prepared data set of the checkpoint."},
-    )
-    config: str = field(
-        default="configuration/mcm-tiny",
-        metadata={"help": "Folder with the config.json of the model with random weights."},
-    )
-    labels: int = field(default=20_000, metadata={"help": "Number of labels of the model with random weights."})
-    units: int = field(default=64, metadata={"help": "Number of visits of a random history, each of one event."})
-    batch_size: int = field(default=16, metadata={"help": "Number of customers in one batch."})
-    drawn: list[int] = field(
-        default_factory=lambda: [32, 128, 512, 2048], metadata={"help": "Numbers of labels to sample."}
-    )
-    draws: int = field(default=32, metadata={"help": "Number of samples of each size; it must be even."})
-    threads: int = field(default_factory=torch.get_num_threads, metadata={"help": "Number of torch's threads."})
-    report_file: str | None = field(default=None, metadata={"help": "Markdown file to write the table to."})
+    data: str = option("data/complete_journey/prepared", "Folder of the prepared data set of the checkpoint.")
+    config: str = option("configuration/mcm-tiny", "Folder with the config.json of the model with random weights.")
+    labels: int = option(20_000, "Number of labels of the model with random weights.")
+    units: int = option(64, "Number of visits of a random history, each of one event.")
+    batch_size: int = option(16, "Number of customers in one batch.")
+    drawn: list[int] = option([32, 128, 512, 2048], "Numbers of labels to sample.")
+    draws: int = option(32, "Number of samples of each size; it must be even.")
+    threads: int = option(help="Number of torch's threads.", factory=torch.get_num_threads)
+    report_file: str | None = option(None, "Markdown file to write the table to.")
 
     def __post_init__(self) -> None:
         if self.draws < 2 or self.draws % 2:
@@ -96,20 +84,7 @@ def largest_task(model: MCMForMultiTaskRecommendation) -> str:
 
 def untrained(options: SamplingOptions) -> tuple[MCMForMultiTaskRecommendation, dict[str, torch.Tensor]]:
     """A model with random weights and random histories."""
-    shape = json.loads((ROOT / options.config / "config.json").read_text(encoding="utf-8"))
-    del shape["model_type"]
-    fields: dict[str, Any] = {"features": ["token_type", "item"], "tasks": ["item"]}
-    fields["vocabulary_sizes"] = [5, options.labels + FIRST_LABEL]
-    model = MCMForMultiTaskRecommendation(MCMConfig(**shape | fields | STILL))
-    grid = (options.batch_size, options.units)
-    items, positions = (
-        torch.randint(FIRST_LABEL, options.labels + FIRST_LABEL, grid),
-        torch.arange(options.units).expand(grid),
-    )
-    batch = {"input_ids": torch.stack([torch.full(grid, 2), items], -1), "visit_ids": positions}
-    batch |= {"attention_mask": torch.ones(grid, dtype=torch.long), "event_times": positions.float()}
-    batch |= {"prefix_ends": positions, "label_prefixes": positions, "labels": items.roll(-1, 1)[..., None]}
-    return model, batch
+    return random_model(options.config, options.labels, options.batch_size, options.units, **STILL)
 
 
 def loss_and_gradient(
@@ -182,9 +157,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     table = measure(options)
     caption = f"{options.batch_size} customers, {options.draws} draws of each size."
-    print(f"\n{caption}\n\n{text_table(table)}")
-    if options.report_file:
-        write_report(table, caption, Path(options.report_file))
+    show(table, caption, options.report_file)
 
 
 if __name__ == "__main__":

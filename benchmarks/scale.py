@@ -23,19 +23,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
+from measuring import KIBI, ROOT, show
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedManifest
+from modeling_mcm.option import option
 from synthetic_stream import StreamSettings, write_event_log
 
-ROOT = Path(__file__).resolve().parents[1]
-KIBI, GIGA = 1024, 1e9
+GIGA = 1e9
 PROJECTED = 10**10
 SCHEMA = ROOT / "configuration" / "schemas" / "clickstream.yaml"
 
@@ -44,29 +45,17 @@ SCHEMA = ROOT / "configuration" / "schemas" / "clickstream.yaml"
 class ScaleOptions:
     """How many events are prepared, with how much memory."""
 
-    events: list[float] = field(
-        default_factory=lambda: [1e6, 2e6], metadata={"help": "Sizes of the logs, about; the smallest first."}
+    events: list[float] = option([1e6, 2e6], "Sizes of the logs, about; the smallest first.")
+    memory_limit: str = option("4GB", "Memory that DuckDB may use in preparation; the memory of Python comes on top.")
+    rows_per_shard: int = option(1024, "Largest number of customers in one shard.")
+    files: int = option(24, "Number of files of a log, each of the same length of time.")
+    seed: int = option(0, "Seed of the random logs.")
+    folder: str | None = option(
+        None, "Folder for logs, temporary data and results, which is emptied. By default a temporary one."
     )
-    memory_limit: str = field(
-        default="4GB",
-        metadata={"help": "Memory that DuckDB may use in preparation; the memory of Python comes on top."},
-    )
-    rows_per_shard: int = field(default=1024, metadata={"help": "Largest number of customers in one shard."})
-    files: int = field(default=24, metadata={"help": "Number of files of a log, each of the same length of time."})
-    seed: int = field(default=0, metadata={"help": "Seed of the random logs."})
-    folder: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder for logs, temporary data and results, which is emptied. By default a temporary one."
-        },
-    )
-    log_only: bool = field(default=False, metadata={"help": "Write the first log into --folder and stop."})
-    update: bool = field(
-        default=False, metadata={"help": "Measure also what the log's last file costs as an update, and tell that."}
-    )
-    report_file: str | None = field(
-        default=None, metadata={"help": "Markdown file to write the table to, as `mcm evaluate` does."}
-    )
+    log_only: bool = option(False, "Write the first log into --folder and stop.")
+    update: bool = option(False, "Measure also what the log's last file costs as an update, and tell that.")
+    report_file: str | None = option(None, "Markdown file to write the table to, as `mcm evaluate` does.")
 
     def __post_init__(self) -> None:
         if not self.events or min(self.events) < 1:
@@ -199,8 +188,6 @@ def main() -> None:
         folder = Path(options.folder) / "log"
         print(f"{folder}: {write_log(folder, options.events[0], options):,} events")
         return
-    from modeling_mcm.evaluation.reports import text_table, write_report
-
     if options.folder:
         Path(options.folder).mkdir(parents=True, exist_ok=True)
     points = []
@@ -215,9 +202,7 @@ def main() -> None:
         f"{what} of synthetic logs, DuckDB {importlib.metadata.version('duckdb')} within {options.memory_limit}; "
         f"{os.cpu_count()} cores, {memory:.0f} GB, {platform.machine()}."
     )
-    print(f"\n{caption}\n\n{text_table(rows)}")
-    if options.report_file:
-        write_report(rows, caption, Path(options.report_file))
+    show(rows, caption, options.report_file)
 
 
 if __name__ == "__main__":

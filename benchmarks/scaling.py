@@ -17,11 +17,10 @@ the gradients' all-reduce; and how many customers a second one core makes batche
 
 import json
 import platform
-import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,11 @@ import numpy as np
 import torch
 
 from floor import FORWARD_AND_BACKWARD, encoder_flops, matmul_rate, readout_flops
+from measuring import measure_alone
 from modeling_mcm.commands import pretrain
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.evaluation.reports import markdown_table, text_table, write_report
+from modeling_mcm.option import option
 from modeling_mcm.training import pretraining
 from modeling_mcm.training.trainer import MCMTrainer
 
@@ -42,53 +43,30 @@ FLOAT, LONG, INT = 4, 8, 4
 class ScalingOptions:
     """The measured runs, and the business that costs are computed for."""
 
-    data: str = field(
-        default="data/complete_journey/prepared", metadata={"help": "Folder of the prepared data set of the study."}
+    data: str = option("data/complete_journey/prepared", "Folder of the prepared data set of the study.")
+    recipe: str = option("configuration/recipes/quickstart.yaml", "Recipe of every run, a YAML file.")
+    max_events: int = option(256, "Largest number of events that are read of a history in the study.")
+    shares: list[float] = option([0.125, 0.25, 0.5, 1.0], "Shares of the customers to train on.")
+    widths: list[int] = option([1, 2, 4], "Widths of the encoders, as multiples of --hidden.")
+    hidden: int = option(64, "Width of the smallest encoder.")
+    customers: float = option(40e6, "Number of customers of the business that costs are computed for.")
+    events: float = option(10e9, "Number of events of that business.")
+    events_a_visit: float = option(10.0, "Number of events in one visit of that business; the encoder reads visits.")
+    labels: list[int] = option([30_000, 2_000, 300, 30], "Number of labels of each task of that business.")
+    config: str = option(
+        "configuration/mcm-base", "Config of the model for that business, a folder with a config.json."
     )
-    recipe: str = field(
-        default="configuration/recipes/quickstart.yaml", metadata={"help": "Recipe of every run, a YAML file."}
+    epochs: float = option(2.0, "Number of passes over the customers of that business.")
+    gpus: int = option(8, "Number of GPUs.")
+    teraflops: float = option(989.0, "Peak speed of one GPU in bf16, in teraflops. By default that of an H100.")
+    gigabytes_a_second: float = option(
+        450.0, "Speed between two GPUs in one direction, in GB a second. By default NVLink of an H100."
     )
-    max_events: int = field(
-        default=256, metadata={"help": "Largest number of events that are read of a history in the study."}
-    )
-    shares: list[float] = field(
-        default_factory=lambda: [0.125, 0.25, 0.5, 1.0], metadata={"help": "Shares of the customers to train on."}
-    )
-    widths: list[int] = field(
-        default_factory=lambda: [1, 2, 4], metadata={"help": "Widths of the encoders, as multiples of --hidden."}
-    )
-    hidden: int = field(default=64, metadata={"help": "Width of the smallest encoder."})
-    customers: float = field(
-        default=40e6, metadata={"help": "Number of customers of the business that costs are computed for."}
-    )
-    events: float = field(default=10e9, metadata={"help": "Number of events of that business."})
-    events_a_visit: float = field(
-        default=10.0, metadata={"help": "Number of events in one visit of that business; the encoder reads visits."}
-    )
-    labels: list[int] = field(
-        default_factory=lambda: [30_000, 2_000, 300, 30],
-        metadata={"help": "Number of labels of each task of that business."},
-    )
-    config: str = field(
-        default="configuration/mcm-base",
-        metadata={"help": "Config of the model for that business, a folder with a config.json."},
-    )
-    epochs: float = field(default=2.0, metadata={"help": "Number of passes over the customers of that business."})
-    gpus: int = field(default=8, metadata={"help": "Number of GPUs."})
-    teraflops: float = field(
-        default=989.0, metadata={"help": "Peak speed of one GPU in bf16, in teraflops. By default that of an H100."}
-    )
-    gigabytes_a_second: float = field(
-        default=450.0,
-        metadata={"help": "Speed between two GPUs in one direction, in GB a second. By default NVLink of an H100."},
-    )
-    batch_size: int = field(default=512, metadata={"help": "Number of customers in one step of one GPU."})
-    dollars: float = field(default=3.0, metadata={"help": "Price of one GPU for one hour, in dollars."})
-    report_file: str = field(default="", metadata={"help": "Markdown file to write the tables to."})
-    picture: str = field(default="", metadata={"help": "PNG file for the plot; needs matplotlib."})
-    only: str = field(
-        default="", metadata={"help": "Train one model, of a share and a width, and print its figures as JSON."}
-    )
+    batch_size: int = option(512, "Number of customers in one step of one GPU.")
+    dollars: float = option(3.0, "Price of one GPU for one hour, in dollars.")
+    report_file: str = option("", "Markdown file to write the tables to.")
+    picture: str = option("", "PNG file for the plot; needs matplotlib.")
+    only: str = option("", "Train one model, of a share and a width, and print its figures as JSON.")
 
 
 class LastTrainer(MCMTrainer):
@@ -143,19 +121,6 @@ def one_run(options: ScalingOptions, share: float, times: int) -> dict[str, floa
         "of_floor": least / trainer.clock.seconds,
         "collated": collated,
     }
-
-
-def run(options: ScalingOptions, share: float, times: int) -> dict[str, float]:
-    """Trains one model in a process of its own, and returns its figures."""
-    values = {**asdict(options), "only": f"{share} {times}", "report_file": "", "picture": ""}
-    flags: list[str] = []
-    for name, value in values.items():
-        if value != "":
-            flags += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    done = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{share} of the customers at {times} times the width failed: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def curve(sizes: Any, floor: float, a: float, alpha: float, b: float, beta: float) -> Any:
@@ -244,7 +209,8 @@ def main() -> None:
     runs = []
     for times in options.widths:
         for share in options.shares:
-            runs.append(run(options, share, times))
+            only = {"only": f"{share} {times}", "report_file": None, "picture": None}
+            runs.append(measure_alone(__file__, options, **only))
             print({name: round(value, 4) for name, value in runs[-1].items()}, flush=True)
     table = [["customers", "parameters", "seconds", "validation loss", "mean NDCG@10"]]
     for point in runs:

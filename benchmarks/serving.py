@@ -167,8 +167,8 @@ def load(options: Options, port: int, users: int, work: dict[str, Any], folder: 
 
 def main() -> None:
     """Starts the service, loads it and writes the table."""
+    from measuring import show
     from modeling_mcm.commands.arguments import parse_options
-    from modeling_mcm.evaluation.reports import text_table, write_report
 
     (options,) = parse_options(Options, description=__doc__)
     logs = histories(options)
@@ -196,9 +196,7 @@ def main() -> None:
         f"{len(logs)} customers with {number:,} events, SQLite store of {size / 1e6:.0f} MB at the end, one process, "
         f"{os.cpu_count()} cores, shared with Locust."
     )
-    sys.stdout.write(f"{caption}\n{text_table(table)}\n")
-    if options.report_file:
-        write_report(table, caption, Path(options.report_file))
+    show(table, caption, options.report_file)
 
 
 if __name__ == "__main__":

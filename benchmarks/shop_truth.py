@@ -11,7 +11,7 @@ what they add to the expected NDCG@10 (benchmarks/synthetic_truth.py). It knows 
 log does not tell: no model reaches it. The values file is as that of training/run_evaluate.py, of the method `truth`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from modeling_mcm.data import PreparedData
 from modeling_mcm.evaluation.cases import cases_at
 from modeling_mcm.evaluation.ranking import TargetRanks
 from modeling_mcm.evaluation.tables import write_values
+from modeling_mcm.option import option
 from synthetic import make_click_log
 from synthetic_truth import session_gains
 
@@ -33,12 +34,9 @@ UNKNOWN = FIRST_LABEL - 1
 class Options:
     """Which shop's best ranking is computed."""
 
-    customers: int = field(
-        metadata={"help": "Number of customers of the shop, made with the settings of make_click_log."}
-    )
-    data: str = field(metadata={"help": "Folder of the prepared data set of the shop."})
-    values_file: str = field(metadata={"help": "Parquet file to write the metrics of every single customer to."})
-    sessions: int = field(default=400, metadata={"help": "Number of sessions that are drawn for each customer."})
+    customers: int = option(help="Number of customers of the shop, made with the settings of make_click_log.")
+    data: str = option(help="Folder of the prepared data set of the shop.")
+    values_file: str = option(help="Parquet file to write the metrics of every single customer to.")
 
 
 def main() -> None:
@@ -52,9 +50,9 @@ def main() -> None:
     for task, number in names.items():
         ids = {value: index for index, value in enumerate(vocabularies[task], FIRST_LABEL)}
         labels[task] = np.array([ids.get(f"{task}-{label}", UNKNOWN) for label in range(number)])
-    moment = data.schema.seconds("test")
+    moment = data.schema.cutoff_seconds("test")
     customers = np.array(cases.customer_ids).astype(int)
-    gains_by_task = session_gains(log, customers, moment, labels["item"], options.sessions)
+    gains_by_task = session_gains(log, customers, moment, labels["item"])
     metrics = {}
     for (task, task_labels), gains in zip(labels.items(), gains_by_task, strict=True):
         scores = np.full((len(cases), len(vocabularies[task]) + FIRST_LABEL), -np.inf)

@@ -12,10 +12,8 @@ counts the pages that were touched, which the system may take back.
 
 import json
 import platform
-import subprocess
-import sys
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,11 @@ import numpy as np
 import psutil
 import torch
 
+from measuring import ROOT, measure_alone, show
 from modeling_mcm.commands.arguments import parse_options
+from modeling_mcm.option import option
 from modeling_mcm.training.memory import keep_freed_memory
 
-ROOT = Path(__file__).resolve().parents[1]
 MEGA = 1e6
 SAMPLES = 200
 WAYS = ("streamed", "Arrow copy")
@@ -36,23 +35,16 @@ WAYS = ("streamed", "Arrow copy")
 class StreamingOptions:
     """How many customers are read, and how."""
 
-    customers: int = field(default=2000, metadata={"help": "Number of customers of the smallest data set."})
-    doublings: int = field(default=3, metadata={"help": "Number of times that the number of customers is doubled."})
-    rows_per_shard: int = field(default=128, metadata={"help": "Number of customers in one shard."})
-    window: int = field(default=4, metadata={"help": "Number of shards whose customers are mixed at a time."})
-    batch_size: int = field(default=16, metadata={"help": "Number of customers in one batch."})
-    config: str = field(default="configuration/mcm-tiny", metadata={"help": "Folder with a config.json."})
-    report_file: str | None = field(
-        default=None, metadata={"help": "Markdown file to write the table to, as `mcm evaluate` does."}
-    )
-    picture: str | None = field(default=None, metadata={"help": "PNG file for the plot; needs matplotlib."})
-    data: str = field(
-        default="",
-        metadata={"help": "Folder of a prepared data set to measure in this process; prints figures as JSON."},
-    )
-    way: str = field(
-        default=WAYS[0], metadata={"help": "Way of reading that is measured with --data.", "choices": list(WAYS)}
-    )
+    customers: int = option(2000, "Number of customers of the smallest data set.")
+    doublings: int = option(3, "Number of times that the number of customers is doubled.")
+    rows_per_shard: int = option(128, "Number of customers in one shard.")
+    window: int = option(4, "Number of shards whose customers are mixed at a time.")
+    batch_size: int = option(16, "Number of customers in one batch.")
+    config: str = option("configuration/mcm-tiny", "Folder with a config.json.")
+    report_file: str | None = option(None, "Markdown file to write the table to, as `mcm evaluate` does.")
+    picture: str | None = option(None, "PNG file for the plot; needs matplotlib.")
+    data: str = option("", "Folder of a prepared data set to measure in this process; prints figures as JSON.")
+    way: str = option(WAYS[0], "Way of reading that is measured with --data.", choices=list(WAYS))
 
 
 def prepare_all(options: StreamingOptions, folder: Path) -> list[Path]:
@@ -117,12 +109,8 @@ def measure(options: StreamingOptions) -> dict[str, list[dict[str, Any]]]:
     with tempfile.TemporaryDirectory() as scratch:
         for data in prepare_all(options, Path(scratch)):
             for way in WAYS:
-                values = {**asdict(options), "data": data, "way": way, "report_file": None, "picture": None}
-                flags = [str(w) for key, value in values.items() if value is not None for w in (f"--{key}", value)]
-                done = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True)
-                if done.returncode:
-                    raise RuntimeError(f"{way} failed: {done.stderr[-2000:]}")
-                results[way].append(json.loads(done.stdout.splitlines()[-1]))
+                only = {"data": data, "way": way, "report_file": None, "picture": None}
+                results[way].append(measure_alone(__file__, options, **only))
     return results
 
 
@@ -159,8 +147,6 @@ def main() -> None:
         keep_freed_memory()
         print(json.dumps(read_epoch(options)))
         return
-    from modeling_mcm.evaluation.reports import text_table, write_report
-
     results = measure(options)
     rows = table(results)
     machine = f"one process, {platform.machine()}, torch {torch.__version__}"
@@ -168,9 +154,7 @@ def main() -> None:
         f"Memory above the start while an epoch is read, shards of {options.rows_per_shard} customers, a window of "
         f"{options.window}; {machine}."
     )
-    print(f"{caption}\n\n{text_table(rows)}")
-    if options.report_file:
-        write_report(rows, caption, Path(options.report_file))
+    show(rows, caption, options.report_file)
     if options.picture:
         plot(results, Path(options.picture))
 

@@ -16,7 +16,7 @@ of one category are alike.
 Shapes: B customers, E events of the longest history, S subcategories, V items, A actions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -275,11 +275,9 @@ class OfferLog:
 def make_offer_log(
     log: ClickLog,
     moments: Mapping[str, str],
-    customers: Sequence[int] | None = None,
     offers_a_customer: int = 5,
-    seed: int = 0,
 ) -> OfferLog:
-    """Offers some categories to each customer at each moment.
+    """Offers some categories to each customer with an event before it, at each moment.
 
     The more the customer's taste for a category exceeds its popularity, and the more the customer likes deals, the
     likelier is a click. A conversion needs a click, and is rarer in a category that the customer has not bought from
@@ -289,10 +287,7 @@ def make_offer_log(
         log (`ClickLog`): The shop.
         moments (`dict[str, str]`): For each split the time of its offers, in ISO 8601:
             `{"train": "2024-03-01", "test": "2024-04-01"}`.
-        customers (array, *optional*): Numbers of the customers; by default all. Customers without an event before a
-            moment get no offer at it.
         offers_a_customer (`int`): Number of different actions in a group.
-        seed (`int`): Seed of every draw.
 
     Raises:
         ValueError: If there are more offers a customer than categories.
@@ -300,18 +295,17 @@ def make_offer_log(
     categories = log.settings.categories
     if not 1 <= offers_a_customer <= categories:
         raise ValueError(f"Found offers_a_customer {offers_a_customer}; expected 1 to {categories}, the categories.")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     appeal = rng.normal(0.0, 0.5, categories)
     everyone = np.bincount(log.category, log.shares)
     liked = np.log(log.category_tastes() / everyone).clip(-3, 3)
     user = np.repeat(np.arange(len(log.tastes)), np.diff(log.first_event))
-    members = np.arange(len(log.tastes)) if customers is None else np.asarray(customers)
     parts = []
     for split, moment in moments.items():
         earlier = log.seconds < seconds_of(moment)
         met = np.zeros((len(log.tastes), categories), bool)
         met[user[earlier], log.category[log.subcategory[log.items[earlier]]]] = True
-        recipients = members[met[members].any(axis=1)]
+        recipients = np.flatnonzero(met.any(axis=1))
         luck = rng.random((len(recipients), categories))
         action = luck.argpartition(offers_a_customer - 1)[:, :offers_a_customer].ravel()
         owner = np.repeat(recipients, offers_a_customer)

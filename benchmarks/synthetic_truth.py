@@ -26,7 +26,6 @@ def session_gains(
     moment: int,
     item_labels: NDArray[np.int64],
     sessions: int = 400,
-    seed: int = 0,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Computes what each item and each category adds to the expected NDCG of a customer's next session.
 
@@ -38,7 +37,6 @@ def session_gains(
         moment (`int`): The time, in seconds since 1970.
         item_labels (array, shape `(V,)`): Label of each item; items of one label count once in a session.
         sessions (`int`): Number P of sessions that are drawn for each customer.
-        seed (`int`): Seed of the draws.
 
     Returns:
         `tuple`: The gains of items, of shape `(C, V)`, and of categories, of shape `(C, G)`.
@@ -46,7 +44,7 @@ def session_gains(
     Raises:
         ValueError: If a customer has no event before the moment.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     items, categories = [], []
     for start in range(0, len(customers), AT_ONCE):
         block = customers[start : start + AT_ONCE]

@@ -68,8 +68,8 @@ class ActionMatcher:
         for kind in np.unique(self.kind_of[rows]):
             if kind < 0:
                 continue
-            chosen = np.flatnonzero(self.kind_of[rows] == kind)
-            order = chosen[np.argsort(self.numbers[rows[chosen]], kind="stable")]
+            same_kind = np.flatnonzero(self.kind_of[rows] == kind)
+            order = same_kind[np.argsort(self.numbers[rows[same_kind]], kind="stable")]
             sought, numbers = self.numbers[rows[order]], (events * self.kinds[kind]).astype(np.uint64) @ self.digits
             first, last = np.searchsorted(sought, numbers, "left"), np.searchsorted(sought, numbers, "right")
             count = last - first
@@ -114,8 +114,8 @@ class EncodedActions:
         with naming("The actions"):
             self.ids = extractor.encode_actions(columns)
         self.matcher = ActionMatcher(self.ids, names.index(extractor.token_type_feature))
-        read = [names.index(name) for name in config.input_features or names]
-        self.has_value = (self.ids[:, read] != MISSING_ID).any(1)
+        input_places = [names.index(name) for name in config.input_features or names]
+        self.has_value = (self.ids[:, input_places] != MISSING_ID).any(1)
 
     def check(self, offered: NDArray[np.int64]) -> None:
         """Checks that every offered action has a value, because it has no embedding otherwise.

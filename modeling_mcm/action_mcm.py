@@ -130,15 +130,15 @@ class ActionHead(nn.Module):
     def __init__(self, config: MCMConfig):
         super().__init__()
         hidden, outcomes, tasks = config.hidden_size, len(config.action_outcomes), len(config.tasks)
-        known = 2 * tasks + sum(map(len, count_names(config))) + config.embedding_size
+        numbers = 2 * tasks + sum(map(len, count_names(config))) + config.embedding_size
         self.query = nn.Linear(hidden, hidden, bias=False)
-        self.standardised = Standardised(known)
-        self.dense = nn.Linear(3 * hidden + known, NETWORKS * UNITS)
+        self.standardised = Standardised(numbers)
+        self.dense = nn.Linear(3 * hidden + numbers, NETWORKS * UNITS)
         self.activation = nn.GELU()
         self.dropout = nn.Dropout(DROPOUT)
         self.output = nn.Parameter(torch.empty(NETWORKS, UNITS, outcomes))
         self.bias = nn.Parameter(torch.empty(outcomes))
-        self.direct = nn.Parameter(torch.empty(NETWORKS, known, outcomes))
+        self.direct = nn.Parameter(torch.empty(NETWORKS, numbers, outcomes))
         self.preference_gain = nn.Parameter(torch.empty(outcomes, tasks))
 
     def reset_parameters(self):
@@ -149,7 +149,7 @@ class ActionHead(nn.Module):
         init.zeros_(self.direct)
         init.constant_(self.preference_gain, 1 / self.preference_gain.shape[1])
 
-    def forward(self, hidden, unit_mask, states, actions, offered, preferences, known):
+    def forward(self, hidden, unit_mask, states, actions, offered, preferences, numbers):
         """Computes the log-odds of every network.
 
         Args:
@@ -160,22 +160,24 @@ class ActionHead(nn.Module):
             offered (`torch.LongTensor` of shape `(B, K)`): index of the action of each offer; negative where a
                 customer has fewer offers.
             preferences (`torch.FloatTensor` of shape `(B, K, T)`): MCM's own scores of each offer.
-            known (`torch.FloatTensor` of shape `(B, K, X)`): numeric features of each offer.
+            numbers (`torch.FloatTensor` of shape `(B, K, X)`): numeric features of each offer.
 
         Returns:
             `torch.FloatTensor` of shape `(N, B, K, O)`.
         """
         real, vectors = offered >= 0, actions[offered.clamp(min=0)]
         weights = (self.query(vectors) @ hidden.transpose(1, 2)).masked_fill(~unit_mask[:, None], float("-inf"))
-        read = weights.softmax(-1) @ hidden  # r: (B, K, H)
-        known = torch.cat([known.to(read.dtype), states[:, None].expand(-1, read.shape[1], -1)], -1)
+        readout = weights.softmax(-1) @ hidden  # r: (B, K, H)
+        numbers = torch.cat([numbers.to(readout.dtype), states[:, None].expand(-1, readout.shape[1], -1)], -1)
         if self.training:
-            self.standardised.update(known[real])
-        known = self.dropout(self.standardised(known).to(read.dtype) * real[..., None])
-        vectors = self.dropout(torch.cat([read, vectors, read * vectors], -1))
-        units = self.activation(self.dense(torch.cat([vectors, known], -1))).unflatten(-1, (NETWORKS, UNITS))
+            self.standardised.update(numbers[real])
+        numbers = self.dropout(self.standardised(numbers).to(readout.dtype) * real[..., None])
+        vectors = self.dropout(torch.cat([readout, vectors, readout * vectors], -1))
+        units = self.activation(self.dense(torch.cat([vectors, numbers], -1))).unflatten(-1, (NETWORKS, UNITS))
         units = self.dropout(units)
-        scores = torch.einsum("bknu,nuo->nbko", units, self.output) + torch.einsum("bkx,nxo->nbko", known, self.direct)
+        scores = torch.einsum("bknu,nuo->nbko", units, self.output) + torch.einsum(
+            "bkx,nxo->nbko", numbers, self.direct
+        )
         return scores + self.bias + preferences @ self.preference_gain.T
 
 
@@ -325,15 +327,15 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         # MCM's own scores are inputs without gradient: training the readout would cost most, and labels are few.
         with torch.no_grad():
             inputs = (input_ids, attention_mask, visit_ids, event_times)
-            expected = super().forward(*inputs, encoder_outputs=outputs).logits
+            scores = super().forward(*inputs, encoder_outputs=outputs).logits
             happened_at = ages.masked_fill(~happened, torch.inf)
             counts = ActionCounts(self.config, input_ids, visit_ids, happened_at, event_values)
             offers: Any = (action_input_ids, action_rows, action_matches, offered_actions)
-            own, known = self.known_of(expected, counts, *offers)
+            own, numbers = self.known_of(scores, counts, *offers)
         actions = self.action_embeddings(action_input_ids, action_rows, action_weights, int(offered_actions.max()) + 1)
         units = (outputs.last_hidden_state, outputs.unit_mask.bool(), outputs.pooler_output)
         own = own.to(actions.dtype)
-        each = self.action_head(*units, actions, offered_actions, own, known)
+        each = self.action_head(*units, actions, offered_actions, own, numbers)
         logits = each.mean(0)
         return MCMActionOutput(
             loss=None if labels is None else offer_loss(each if self.training else logits, labels),

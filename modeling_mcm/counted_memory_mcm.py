@@ -131,11 +131,11 @@ class FollowerTable(nn.Module):
                 table contains the training customers' pairs, and so their targets.
         """
         customers, ends = histories.customers[:, None], histories.ends[:, None]
-        known = labels >= FIRST_LABEL
-        number = known.cumsum(1)
+        is_label = labels >= FIRST_LABEL
+        number = is_label.cumsum(1)
         ranks = number[customers, ends] - 1 - torch.arange(LATEST, device=labels.device)  # (R, A), among known events
         exists = ranks >= 0
-        places = _places(known, number)[customers, ranks.clamp(min=0)]
+        places = _places(is_label, number)[customers, ranks.clamp(min=0)]
         latest = torch.where(exists, labels[customers, places], 0)
         ages = histories.times[customers, ends] - histories.times[customers, places]
         followers, counts, totals = self.followers[latest].long(), self.counts[latest], self.totals[latest]
@@ -157,31 +157,31 @@ class FollowerTable(nn.Module):
         weights = [LAG_WEIGHTS.get(lag, 0) for lag in range(-furthest, furthest + 1)]
         lag = (moments[:, None] - moments[..., None]).clamp(-furthest, furthest)
         weight = torch.tensor(weights, dtype=torch.float32, device=labels.device)[lag + furthest]
-        known = labels >= FIRST_LABEL
-        known = known[..., None] & known[:, None]
+        is_pair = labels >= FIRST_LABEL
+        is_pair = is_pair[..., None] & is_pair[:, None]
         same = (labels[..., None] == labels[:, None]).float()
-        pairs = same @ (weight * known)  # weight of the pairs of each event's label with each event
+        pairs = same @ (weight * is_pair)  # weight of the pairs of each event's label with each event
         followers, counts = self.followers[labels.clamp(min=0)], self.counts[labels.clamp(min=0)]
         keys = labels.int()[:, None].expand(*labels.shape, -1).contiguous()
         place = torch.searchsorted(followers, keys).clamp(max=FOLLOWERS - 1)
         in_table = followers.gather(2, place) == keys  # pairs that are not in the table are not in its counts
-        own = torch.zeros(followers.shape, device=labels.device).scatter_add(2, place, pairs * in_table * known)
+        own = torch.zeros(followers.shape, device=labels.device).scatter_add(2, place, pairs * in_table * is_pair)
         # A full row has only the most frequent followers. A follower that is among them only because of this customer
         # is removed whole: the rest of its count would reveal that the customer has it.
         only_by_own = (own > 0) & (counts - own < counts.amin(-1, keepdim=True))
         return torch.where(only_by_own, counts, own.minimum(counts)), same.sum(-1)
 
 
-def _places(known: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+def _places(is_label: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
     """Indices of each customer's known events in ascending order, of shape `(B, L)`, padded with 0.
 
     Args:
-        known: whether an event has a known label, of shape `(B, L)`.
+        is_label: whether an event has a known label, of shape `(B, L)`.
         number: number of known events up to each event, of shape `(B, L)`.
     """
-    event = torch.arange(known.shape[1], device=known.device).expand_as(known)
-    at = torch.where(known, number - 1, known.shape[1])
-    padded = event.new_zeros(known.shape[0], known.shape[1] + 1).scatter(1, at, event)
+    event = torch.arange(is_label.shape[1], device=is_label.device).expand_as(is_label)
+    at = torch.where(is_label, number - 1, is_label.shape[1])
+    padded = event.new_zeros(is_label.shape[0], is_label.shape[1] + 1).scatter(1, at, event)
     return padded[:, :-1]
 
 
@@ -410,9 +410,9 @@ class CountedMemory(nn.Module):
             `torch.FloatTensor` of shape `(R, V)`.
         """
         size = len(self.label_rarity(task))
-        known = labels >= FIRST_LABEL
-        number = (_first_of_group(torch.where(known, visits, -1)) & known).cumsum(1)  # visits with a label
-        once = _first_of_group(torch.where(known, visits * size + labels, -1)) & known
+        is_label = labels >= FIRST_LABEL
+        number = (_first_of_group(torch.where(is_label, visits, -1)) & is_label).cumsum(1)  # visits with a label
+        once = _first_of_group(torch.where(is_label, visits * size + labels, -1)) & is_label
         customers, ends = histories.customers, histories.ends
         total = number[customers, ends][:, None]
         seen = once[customers] & (torch.arange(labels.shape[1], device=labels.device) <= ends[:, None])
@@ -447,11 +447,11 @@ class CountedMemory(nn.Module):
         def total(values: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
             return torch.where(among, values, NEVER).logsumexp(-1, keepdim=True)
 
-        known = scores + habit_gain * parts["habits"]
+        met_scores = scores + habit_gain * parts["habits"]
         new = scores * TIE_SHARE + new_gain * parts["new"]
-        known = known - total(known, met) + total(scores, met)
+        met_scores = met_scores - total(met_scores, met) + total(scores, met)
         new = new - total(new, unmet) + total(scores, unmet) + new_offset
-        return torch.where(met, known, new)
+        return torch.where(met, met_scores, new)
 
     def habits(self, task: int, rates: torch.Tensor) -> torch.Tensor:
         """Habits: log(x S + .003).

@@ -218,36 +218,6 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
             return F.mse_loss(scores[:, 0], numbers)
         return F.cross_entropy(scores, labels, ignore_index=IGNORED)
 
-    def counts(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        visit_ids: torch.Tensor | None = None,
-        event_times: torch.Tensor | None = None,
-        event_values: torch.Tensor | None = None,
-        now: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Fading counts from which the customer state is computed.
-
-        They depend on no weights, so training can compute them once and pass them to `forward` in every epoch.
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(B, L, J)`): feature ids of each event, the start row first.
-            attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 1 where an event is real.
-            visit_ids (`torch.LongTensor` of shape `(B, L)`, *optional*): visit of each event.
-            event_times (`torch.FloatTensor` of shape `(B, L)`): days from the customer's first event to each event.
-            event_values (`torch.FloatTensor` of shape `(B, L, N)`, *optional*): values of `config.summed_features`.
-            now (`torch.FloatTensor` of shape `(B,)`, *optional*): moment of the counts, in days on the clock of
-                `event_times`. Default: the time of the last event.
-
-        Returns:
-            `torch.FloatTensor` of shape `(B, numbers)`.
-
-        Raises:
-            ValueError: if there are no `event_times`.
-        """
-        return self.model.state_counts(input_ids, attention_mask, visit_ids, event_times, event_values, now)
-
     @can_return_tuple
     @auto_docstring(custom_intro="Predicts the label of each customer at `now`, and computes the loss.\n")
     def forward(
@@ -279,7 +249,8 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         labels (`torch.Tensor` of shape `(batch_size,)`, *optional*):
             Class ids, -100 where a class is unknown; or numbers.
         counts (`torch.FloatTensor` of shape `(batch_size, numbers)`, *optional*):
-            Result of `MCMForCustomerPrediction.counts`, which replaces the histories.
+            Result of `MCMModel.state_counts`, which replaces the histories. It depends on no weights, so training can
+            compute it once for all epochs.
 
         Returns:
             [`MCMPredictionOutput`].
@@ -290,7 +261,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         if counts is None:
             if input_ids is None:
                 raise ValueError("There is no `input_ids`, and no `counts` in its place: give one of them.")
-            computed = self.counts(input_ids, attention_mask, visit_ids, event_times, event_values, now)
+            computed = self.model.state_counts(input_ids, attention_mask, visit_ids, event_times, event_values, now)
             counts = cast(torch.FloatTensor, computed)
         if self.training and self._trains_state:
             self._forget_forecasts()

@@ -89,8 +89,8 @@ class HeterogeneousEmbedding(nn.Embedding):
     def __init__(self, config: MCMConfig):
         nn.Module.__init__(self)
         self.embedding_dim = config.hidden_size
-        read = config.input_features or config.features
-        self.read = [place for place, name in enumerate(config.features) if name in read]
+        input_features = config.input_features or config.features
+        self.read = [place for place, name in enumerate(config.features) if name in input_features]
         self.feature_tables = nn.ModuleList(
             ValueEmbedding(size, config.hidden_size) for size in config.vocabulary_sizes
         )

@@ -218,12 +218,12 @@ class Encoding:
             `np.ndarray` of shape `(actions, J)`, int64.
         """
         schema = self.schema
-        known = [
+        columns_of_features = [
             column
             for column in schema.event_columns
             if column not in (schema.customer, schema.time, schema.order, schema.visit)
         ]
-        columns, count = read_columns(actions, known)
+        columns, count = read_columns(actions, columns_of_features)
         ids = np.zeros((count, len(self.feature_names)), np.int64)
         for index, feature in enumerate(self.feature_names):
             column = self.columns.get(feature)
@@ -245,11 +245,11 @@ class Encoding:
             ValueError: if there are two ids.
         """
         with naming(f"column {self.schema.customer!r}"):
-            found = set(map(to_text, [*as_list(column), *([] if is_missing(given) else [given])]))
-            if len(found) > 1 or None in found:
-                shown = ", ".join(sorted(map(str, found))[:5])
-                raise ValueError(f"found the customers {shown}; give each customer a dict of its own")
-        return next(iter(found), None)
+            ids = set(map(to_text, [*as_list(column), *([] if is_missing(given) else [given])]))
+            if len(ids) > 1 or None in ids:
+                first_ids = ", ".join(sorted(map(str, ids))[:5])
+                raise ValueError(f"found the customers {first_ids}; give each customer a dict of its own")
+        return next(iter(ids), None)
 
     def value_ids(self, feature: str, column: Any) -> NDArray[np.int32]:
         """Ids of values of a categorical feature, without splitting them into parts.

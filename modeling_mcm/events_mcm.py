@@ -369,9 +369,6 @@ def arrange(
         close_visits (`bool`): whether to insert an end-of-visit event after each visit with a target.
         values (`Sequence[np.ndarray]`, each of shape `(n,)`): columns that order events that are equal in all others,
             the most important first.
-
-    Returns:
-        [`Timeline`].
     """
     starts = seconds.copy()
     keyed = ranks != NO_VISIT

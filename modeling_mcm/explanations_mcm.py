@@ -155,9 +155,6 @@ def explain(
             too. In other visits the events with the label share the visit's share equally, or all events if none has
             the label.
 
-    Returns:
-        [`Explanation`].
-
     Raises:
         ValueError: if the task or the label is unknown, or the customer can't be encoded.
     """

@@ -83,12 +83,12 @@ def _remove_abandoned(place: Path, machine: str) -> None:
     if os.name != "posix":  # on other systems os.kill(pid, 0) may end the process
         return
     name = re.compile(re.escape(f".{place.name}.{machine}.") + r"(\d+)\.partial")
-    for left in place.parent.glob(f".*.{machine}.*.partial"):
-        if match := name.fullmatch(left.name):
+    for partial in place.parent.glob(f".*.{machine}.*.partial"):
+        if match := name.fullmatch(partial.name):
             try:
                 os.kill(int(match[1]), 0)
             except ProcessLookupError:
-                left.unlink(missing_ok=True)
+                partial.unlink(missing_ok=True)
             except (PermissionError, OverflowError):  # another user's process, or no process id
                 continue
 
@@ -190,13 +190,13 @@ def check_loaded(model: Any, source: Any, unexpected: Iterable[str] = (), subfol
     Raises:
         ValueError: if weights were left out, or weights, config and vocabularies are not of one save.
     """
-    if left := unplaced(model, unexpected):
+    if names := unplaced(model, unexpected):
         raise ValueError(
-            f"{source} has {len(left)} weights that {type(model).__name__} has no place for by its config, and would "
-            f"leave out: {some(left)}. Take both from one and the same save."
+            f"{source} has {len(names)} weights that {type(model).__name__} has no place for by its config, and would "
+            f"leave out: {some(names)}. Take both from one and the same save."
         )
-    stored = model.base_model.embeddings.values_digest
-    weights = None if stored.is_meta or not stored.any() else bytes(stored.tolist()).hex()
+    digest_bytes = model.base_model.embeddings.values_digest
+    weights = None if digest_bytes.is_meta or not digest_bytes.any() else bytes(digest_bytes.tolist()).hex()
     if weights is not None and model.config.values_digest not in (None, weights):
         raise ValueError(
             f"{source} has weights that were trained with other values (digest {weights[:8]}) than its config.json "

@@ -103,13 +103,13 @@ def pad_rows(
         raise ValueError(f"Found {len(rows)} rows and max_events {window}; give at least 1 row and {extra} events.")
     counts = np.array([len(row["times"]) for row in rows])
     starts = [first_kept(count, window - extra) for count in counts.tolist()]
-    lengths, kept = counts - starts, [slice(start, None) for start in starts]
+    lengths, windows = counts - starts, [slice(start, None) for start in starts]
     position = np.arange(int(lengths.max()) + extra)
     attention_mask = (position < lengths[:, None] + extra).astype(np.int64)
     cells = np.flatnonzero((position > 0) & (position <= lengths[:, None]))  # flat indices of the events
 
     def join(key: str, since_first: bool = False) -> NDArray[Any]:
-        parts = [row[key][part] for row, part in zip(rows, kept, strict=True)]
+        parts = [row[key][part] for row, part in zip(rows, windows, strict=True)]
         joined = np.concatenate([part - part[:1] for part in parts] if since_first else parts)
         if len(joined) != len(cells):
             raise ValueError(f"Rows have {len(cells)} times but {len(joined)} values of {key!r}; give as many.")
@@ -132,8 +132,8 @@ def pad_rows(
                 if mask_next:
                     input_ids[(*last, index)] = UNKNOWN_ID
             if ids.size and (ids.min() < 0 or ids.max() >= size):
-                found = f"Feature {feature!r} has ids from {ids.min()} to {ids.max()}, this checkpoint has {size}"
-                raise ValueError(f"{found}; prepare the data with its feature extractor.")
+                mismatch = f"Feature {feature!r} has ids from {ids.min()} to {ids.max()}, this checkpoint has {size}"
+                raise ValueError(f"{mismatch}; prepare the data with its feature extractor.")
     except KeyError as error:
         fix = "prepare the data with the schema of this checkpoint"
         if str(error.args[0]).startswith("value_"):
@@ -150,7 +150,7 @@ def pad_rows(
     if layout.numeric:
         inputs["event_values"] = event_values
     if now is not None:
-        firsts = (row["times"][part][:1] for row, part in zip(rows, kept, strict=True))
+        firsts = (row["times"][part][:1] for row, part in zip(rows, windows, strict=True))
         days = [float((moment - first).sum()) / SECONDS_PER_DAY for moment, first in zip(now, firsts, strict=True)]
         inputs["now"] = np.array(days, np.float32)
     return inputs
@@ -191,7 +191,7 @@ def until(rows: Sequence[Mapping[str, Any]], now: Sequence[float]) -> list[Mappi
     """
     if len(now) != len(rows):
         raise ValueError(f"Found {len(now)} moments `now` of {len(rows)} rows; give one a row.")
-    kept: list[Mapping[str, Any]] = []
+    past_rows: list[Mapping[str, Any]] = []
     late = False
     for place, (row, moment) in enumerate(zip(rows, now, strict=True)):
         if not isinstance(moment, Real) or not math.isfinite(moment):
@@ -204,9 +204,9 @@ def until(rows: Sequence[Mapping[str, Any]], now: Sequence[float]) -> list[Mappi
         if not stays.all():
             late = True
             row = _picked(row, stays)
-        kept.append(row)
+        past_rows.append(row)
     if late:
         logger.warning_once(
             "Some customers have events later than `now`, which are left out: the model reads histories up to `now`."
         )
-    return kept
+    return past_rows

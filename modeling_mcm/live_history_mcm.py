@@ -144,21 +144,18 @@ class LiveHistory:
 
         Args:
             events (`Sequence[dict]`): result of `read`.
-
-        Returns:
-            [`Insertion`].
         """
-        opened = self.visits[-1] if self.visits else None
-        made: set[int] = set()
+        last_visit = self.visits[-1] if self.visits else None
+        new_visits: set[int] = set()
         late = touched = False
         for event in events:
             known_by, moment, key = self._placed(event)
             self._arrived, self.latest = self._arrived + 1, max(self.latest, moment)
             visit = self._by_key.get(known_by)
-            is_old = visit is not None and id(visit) not in made
+            is_old = visit is not None and id(visit) not in new_visits
             if visit is None:
                 visit = self._by_key[known_by] = Visit(moment, (key is not None, key or ""), [], event)
-                made.add(id(visit))
+                new_visits.add(id(visit))
                 insort(self.visits, visit)
             elif moment < visit.start:  # a new earliest event moves the visit
                 self.visits.remove(visit)
@@ -166,8 +163,8 @@ class LiveHistory:
                 insort(self.visits, visit)
                 late |= is_old
             visit.events.append(event)
-            touched |= visit is opened
-            late |= opened is not None and visit is not opened and (is_old or visit < opened)
+            touched |= visit is last_visit
+            late |= last_visit is not None and visit is not last_visit and (is_old or visit < last_visit)
         return Insertion(late, touched)
 
     def remove(self, event: dict[str, Any]) -> bool:

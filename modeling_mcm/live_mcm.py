@@ -80,10 +80,10 @@ class LiveCustomer:
         profile: Mapping[str, Any] | None = None,
         customer_id: str | None = None,
     ):
-        sizes, expected = feature_extractor.vocabulary_sizes, model.config.vocabulary_sizes
-        if feature_extractor.feature_names != model.config.features or sizes != expected:
+        sizes, of_model = feature_extractor.vocabulary_sizes, model.config.vocabulary_sizes
+        if feature_extractor.feature_names != model.config.features or sizes != of_model:
             raise ValueError(
-                f"The feature extractor's vocabularies have sizes {sizes}, the model's {expected}: take the feature "
+                f"The feature extractor's vocabularies have sizes {sizes}, the model's {of_model}: take the feature "
                 "extractor that was saved with this checkpoint."
             )
         self.model, self.feature_extractor = model, feature_extractor
@@ -103,9 +103,6 @@ class LiveCustomer:
             events: one event (`dict`), a list of events, a data frame or a dict of columns, as for the feature
                 extractor.
             now (*optional*): time of the call; no event may be later.
-
-        Returns:
-            [`Added`].
 
         Raises:
             ValueError: if an event has no time, is later than `now`, or can't be encoded. Nothing has changed then.
@@ -159,10 +156,10 @@ class LiveCustomer:
         Raises:
             ValueError: if a task is unknown, `k` is below 1, or `now` is before the last event.
         """
-        known = self.model.config.tasks
-        tasks = list(known if tasks is None else tasks)
-        if wrong := [task for task in tasks if task not in known]:
-            raise ValueError(f"No tasks {wrong}: this checkpoint predicts {known}.")
+        all_tasks = self.model.config.tasks
+        tasks = list(all_tasks if tasks is None else tasks)
+        if wrong := [task for task in tasks if task not in all_tasks]:
+            raise ValueError(f"No tasks {wrong}: this checkpoint predicts {all_tasks}.")
         if k < 1:
             raise ValueError(f"`k` is {k}; ask for at least 1 label.")
         logits = self.logits(now, tasks)
@@ -247,9 +244,6 @@ class LiveCustomer:
             label (*optional*): the label, a value of the task's feature. Default: the label with the highest score.
             now (*optional*): moment of the score: text, a datetime or a number of seconds. Default: the time of the
                 last event.
-
-        Returns:
-            [`~explanations_mcm.Explanation`].
 
         Raises:
             ValueError: if the task or the label is unknown, or `now` is before the last event.

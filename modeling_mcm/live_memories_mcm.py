@@ -130,15 +130,15 @@ class LiveMemories:
         return {name: value for name, value in vars(self).items() if name not in PRODUCTS}
 
     @classmethod
-    def of_tensors(cls, stored: Mapping[str, torch.Tensor], reader: Reader) -> "LiveMemories":
+    def of_tensors(cls, tensors: Mapping[str, torch.Tensor], reader: Reader) -> "LiveMemories":
         """Restores memories.
 
         Args:
-            stored (`Mapping[str, torch.Tensor]`): result of `tensors`, perhaps among others.
+            tensors (`Mapping[str, torch.Tensor]`): result of `tensors`, perhaps among others.
             reader ([`Reader`]): parameters of the same model.
         """
         names = [each.name for each in fields(cls) if each.name not in PRODUCTS]
-        memories = replace(cls.empty(reader), **{name: stored[name] for name in names})
+        memories = replace(cls.empty(reader), **{name: tensors[name] for name in names})
         memories._relate(reader, memories.labels, memories.met[:, RATE - COLUMNS], memories.labels)
         return memories
 
@@ -155,8 +155,8 @@ class LiveMemories:
         memory = reader.model.repeat_memory
         votes = torch.ones(len(new.events)) if memory is None else memory.vote(new.events)[:, 0].exp()
         ids = new.input_ids.T[reader.features]  # (T, L)
-        known = ids >= FIRST_LABEL
-        task, event = known.nonzero(as_tuple=True)
+        is_label = ids >= FIRST_LABEL
+        task, event = is_label.nonzero(as_tuple=True)
         labels = ids[task, event] + reader.starts[task]
         count = len(new.unit_times)
         # Each label's votes in each unit: pairs (label, unit), each once, in the order of labels and units.
@@ -197,7 +197,7 @@ class LiveMemories:
             else:
                 number, visits_met = count, pairs % count
             memories._add_visits(reader, pair_labels, visits_met, number, met_now[is_first])
-        memories._add_latest(ids, known, new.times)
+        memories._add_latest(ids, is_label, new.times)
         return memories
 
     def _make_room(self, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -251,16 +251,16 @@ class LiveMemories:
     def _relate(self, reader: Reader, labels: torch.Tensor, rates: torch.Tensor, new: torch.Tensor) -> None:
         """Adds products with the tables of related labels: those of `labels` times their `rates` to `habits`, and
         those of `new` labels to `new`. Indices of labels are ascending."""
-        counted = reader.model.counted_memory
-        if counted is None:
+        memory = reader.model.counted_memory
+        if memory is None:
             return
         for total, tables, of, amounts in (
-            (self.habits, counted.habit_tables, labels, rates),
-            (self.new, counted.new_tables, new, None),
+            (self.habits, memory.habit_tables, labels, rates),
+            (self.new, memory.new_tables, new, None),
         ):
             ends = torch.searchsorted(of, reader.starts).tolist()
             for table, start, end in zip(reader.tables, ends, [*ends[1:], len(of)], strict=True):
-                if start == end or not counted.has_related(table.place):
+                if start == end or not memory.has_related(table.place):
                     continue
                 related = cast(RelatedTable, tables[str(table.place)])
                 rows = of[start:end] - table.labels.start
@@ -269,11 +269,11 @@ class LiveMemories:
                     values *= amounts[start:end, None]
                 total[table.labels].scatter_add_(0, related.related[rows].flatten().long(), values.flatten())
 
-    def _add_latest(self, ids: torch.Tensor, known: torch.Tensor, times: torch.Tensor) -> None:
-        """Adds the labels of new events, where `known` says that an id is a label, to the latest labels."""
+    def _add_latest(self, ids: torch.Tensor, is_label: torch.Tensor, times: torch.Tensor) -> None:
+        """Adds the labels of new events, where `is_label` says that an id is a label, to the latest labels."""
         latest, latest_times = [], []
         for place in range(len(ids)):
-            some = known[place].nonzero()[-LATEST:, 0]
+            some = is_label[place].nonzero()[-LATEST:, 0]
             latest.append(torch.cat([self.latest[place], ids[place, some]])[-LATEST:])
             latest_times.append(torch.cat([self.latest_times[place], times[some]])[-LATEST:])
         self.latest, self.latest_times = torch.stack(latest), torch.stack(latest_times)
@@ -296,15 +296,15 @@ class LiveMemories:
         if model.repeat_memory is not None:
             parts["repeats"] = torch.zeros(size)
             parts["repeats"][labels] = self._repeats(reader, table, labels, met.float(), moment)
-        counted = model.counted_memory
-        if counted is not None:
+        memory = model.counted_memory
+        if memory is not None:
             is_met = torch.zeros(size, dtype=torch.bool)
             is_met[labels] = True
-            if counted.has_followers(table.place):
-                parts["followers"] = self._followers(counted, table.place, moment.time)
+            if memory.has_followers(table.place):
+                parts["followers"] = self._followers(memory, table.place, moment.time)
                 if model.repeat_memory is None:
-                    parts["followers"] = parts["followers"] + counted.met_gain[table.place] * is_met
-            if counted.has_related(table.place):
+                    parts["followers"] = parts["followers"] + memory.met_gain[table.place] * is_met
+            if memory.has_related(table.place):
                 total = max(int(self.label_visits[table.place]), 1)
                 habits = self.habits[table.labels] * ((1 - DECAY) / (1 - DECAY**total))
                 parts["met"] = is_met
@@ -345,13 +345,13 @@ class LiveMemories:
             added = added + memory.network_out[task](memory.network_in[task](inputs).relu())[:, 0]
         return added
 
-    def _followers(self, counted: CountedMemory, place: int, time: float) -> torch.Tensor:
+    def _followers(self, memory: CountedMemory, place: int, time: float) -> torch.Tensor:
         """Values that followers of the latest labels add to a task's scores, of shape `(labels,)`."""
         labels = F.pad(self.latest[place], (0, 1))[None]
         times = F.pad(self.latest_times[place], (0, 1), value=time)[None]
         nothing = torch.zeros_like(labels)
         histories = Histories(nothing, times, torch.zeros(1, dtype=torch.long), torch.tensor([labels.shape[1] - 1]))
-        return counted.followers(place, labels, histories)[0]
+        return memory.followers(place, labels, histories)[0]
 
 
 __all__ = ["LiveMemories", "Moment", "NewUnits"]

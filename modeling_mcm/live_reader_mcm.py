@@ -62,7 +62,7 @@ class Reader:
         self.hidden_size = config.hidden_size
         self.projections = [_projections(layer) for layer in self.layers]
         self.event_tables = model.model.embeddings.events.joined()
-        memory, counted = model.repeat_memory, model.counted_memory
+        memory, counts = model.repeat_memory, model.counted_memory
         self.tables: list[TaskTables] = []
         vectors, start = [], 0
         for place, scored in enumerate(model._all_labels()):
@@ -78,7 +78,7 @@ class Reader:
         self.features = torch.tensor(model.task_features)
         self.starts = torch.tensor([table.labels.start for table in self.tables])
         self.task_of = torch.repeat_interleave(torch.tensor([len(table) for table in vectors]))
-        self.is_related = torch.tensor([counted is not None and counted.has_related(k) for k in range(len(vectors))])
+        self.is_related = torch.tensor([counts is not None and counts.has_related(k) for k in range(len(vectors))])
         self.relates_some, self.relates_all = bool(self.is_related.any()), bool(self.is_related.all())
         self.rates = torch.zeros(0) if memory is None else torch.exp(-memory.log_half_life.detach()).double()
         self.by_day = torch.arange(len(self.rates)) < (0 if memory is None else memory.num_days)
@@ -116,15 +116,12 @@ def reader_of(model: MCMForMultiTaskRecommendation) -> Reader:
 
     Args:
         model ([`MCMForMultiTaskRecommendation`]): the model, in evaluation mode, for which [`is_incremental`] is True.
-
-    Returns:
-        [`Reader`].
     """
     versions = tuple((value.data_ptr(), value._version) for value in model.state_dict().values())
-    known = _READERS.get(model)
-    if known is None or known[0] != versions:
-        known = _READERS[model] = (versions, Reader(model))
-    return known[1]
+    entry = _READERS.get(model)
+    if entry is None or entry[0] != versions:
+        entry = _READERS[model] = (versions, Reader(model))
+    return entry[1]
 
 
 def _projections(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:

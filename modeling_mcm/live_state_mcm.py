@@ -118,24 +118,24 @@ class LiveState:
             reader ([`Reader`]): parameters of the model.
         """
         self._read_out(reader)
-        stored = {each.name: getattr(self, each.name) for each in fields(self)}
-        stored = {name: value for name, value in stored.items() if isinstance(value, torch.Tensor)}
-        stored |= self.memories.tensors()
-        stored["numbers"] = torch.tensor([self.units, self.visits, self.time, self.began], dtype=torch.float64)
-        stored["many_values"] = self.many.any(1).nonzero()[:, 0]
-        stored["many"] = self.many[stored["many_values"]]
-        return {name: value.contiguous() for name, value in stored.items()}
+        tensors = {each.name: getattr(self, each.name) for each in fields(self)}
+        tensors = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+        tensors |= self.memories.tensors()
+        tensors["numbers"] = torch.tensor([self.units, self.visits, self.time, self.began], dtype=torch.float64)
+        tensors["many_values"] = self.many.any(1).nonzero()[:, 0]
+        tensors["many"] = self.many[tensors["many_values"]]
+        return {name: value.contiguous() for name, value in tensors.items()}
 
     @classmethod
-    def of_tensors(cls, stored: dict[str, torch.Tensor], reader: Reader) -> "LiveState":
+    def of_tensors(cls, tensors: dict[str, torch.Tensor], reader: Reader) -> "LiveState":
         """Restores a state.
 
         Args:
-            stored (`dict[str, torch.Tensor]`): result of `tensors`.
+            tensors (`dict[str, torch.Tensor]`): result of `tensors`.
             reader ([`Reader`]): parameters of the same model.
         """
-        memories = LiveMemories.of_tensors(stored, reader)
-        values: dict[str, Any] = {name: value for name, value in stored.items() if name not in memories.tensors()}
+        memories = LiveMemories.of_tensors(tensors, reader)
+        values: dict[str, Any] = {name: value for name, value in tensors.items() if name not in memories.tensors()}
         units, visits, time, began = values.pop("numbers").tolist()
         state = cls.empty(reader)
         state.many[values.pop("many_values")] = values.pop("many")
@@ -229,9 +229,9 @@ class LiveState:
             new = F.linear(x[0], *projections).view(count, 3, reader.heads, -1).permute(1, 2, 0, 3)
             cache = torch.cat([self.caches[place], new[1:]], 2)
             scale = layer.attention.self.scaling
-            read = F.scaled_dot_product_attention(new[:1], cache[:1], cache[1:], mask, scale=scale)
-            read = read[0].transpose(0, 1).reshape(1, count, -1)
-            x = layer.feed_forward_chunk(layer.attention.output(read, x))
+            attention = F.scaled_dot_product_attention(new[:1], cache[:1], cache[1:], mask, scale=scale)
+            attention = attention[0].transpose(0, 1).reshape(1, count, -1)
+            x = layer.feed_forward_chunk(layer.attention.output(attention, x))
             caches.append(cache)
         self.kept, self.caches = cached, torch.stack(caches)
         if window is not None and len(cached) > window:  # drop units before the window, but not the start row

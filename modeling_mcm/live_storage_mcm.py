@@ -97,19 +97,19 @@ def checkpoint_digest(model: MCMForMultiTaskRecommendation, feature_extractor: M
     """
     weights = sorted(model.state_dict().items())
     versions = tuple((value.data_ptr(), value._version) for _, value in weights)
-    known = _DIGESTS.get(model)
-    if known is None or known[0] != versions:
+    entry = _DIGESTS.get(model)
+    if entry is None or entry[0] != versions:
         digest = hashlib.sha256()
         for name, value in weights:
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        known = _DIGESTS[model] = (versions, digest.hexdigest())
+        entry = _DIGESTS[model] = (versions, digest.hexdigest())
     reads = feature_extractor.to_dict() | {
         "vocabularies": feature_extractor.vocabularies,
         "bins": feature_extractor.bins,
     }
     of_extractor = json.dumps(reads, sort_keys=True, default=str)
-    return hashlib.sha256(f"{known[1]} {of_extractor}".encode()).hexdigest()
+    return hashlib.sha256(f"{entry[1]} {of_extractor}".encode()).hexdigest()
 
 
 def _content_digest(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -188,8 +188,8 @@ class LiveWindow:
             if part.stop == 0:  # the last visit is the only one
                 continue
             latest = np.maximum.accumulate(np.maximum(days[part], np.float32(state.time)))
-            read = (ids[part], torch.from_numpy(latest), numbers[part], torch.from_numpy(values[part]))
-            state = state.extend(self.reader, *read)
+            part_inputs = (ids[part], torch.from_numpy(latest), numbers[part], torch.from_numpy(values[part]))
+            state = state.extend(self.reader, *part_inputs)
         self._closed, self._folded = closed, max(len(self.history.visits) - 1, 0)
         self._tip = state
 

@@ -121,13 +121,13 @@ class Targets(NamedTuple):
                 out. Default: equal weights.
             sizes (`Sequence[int]`): number of labels of each task.
         """
-        counted = labels >= FIRST_LABEL
+        is_target = labels >= FIRST_LABEL
         if weights is not None:
-            counted = counted & (weights > 0)[..., None]
-        customers, at, tasks = counted.nonzero(as_tuple=True)
+            is_target = is_target & (weights > 0)[..., None]
+        customers, at, tasks = is_target.nonzero(as_tuple=True)
         columns = labels[customers, at, tasks] + _starts(sizes, labels.device)[tasks]
-        chosen = torch.ones_like(tasks, dtype=torch.float32) if weights is None else weights[customers, at].float()
-        return cls(columns, rows[customers, at], tasks, customers, chosen, sizes, len(labels))
+        shares = torch.ones_like(tasks, dtype=torch.float32) if weights is None else weights[customers, at].float()
+        return cls(columns, rows[customers, at], tasks, customers, shares, sizes, len(labels))
 
     def shares(self, weights: torch.Tensor, customers: torch.Tensor, tasks: torch.Tensor) -> torch.Tensor:
         """Weights of a mean over each customer's elements, and then over customers: weight / (sum of the weights of
@@ -177,8 +177,8 @@ class WeightedCrossEntropy(torch.autograd.Function):
         Returns:
             Losses of shape `(T,)`, and the selected scores.
         """
-        counted = scores if log_counts is None else scores + log_counts
-        partition = torch.stack([part.logsumexp(-1) for part in counted.split(targets.sizes, 1)], 1).to(scores.dtype)
+        logits = scores if log_counts is None else scores + log_counts
+        partition = torch.stack([part.logsumexp(-1) for part in logits.split(targets.sizes, 1)], 1).to(scores.dtype)
         ctx.save_for_backward(scores, partition, weights, cells, log_counts)
         ctx.targets = targets
         losses = weights * (partition[targets.rows, targets.tasks] - scores[targets.rows, targets.columns])
@@ -192,11 +192,11 @@ class WeightedCrossEntropy(torch.autograd.Function):
         weights = weights * gradient[targets.tasks]
         of_row = torch.zeros_like(partition).index_put_((targets.rows, targets.tasks), weights, accumulate=True)
         out = torch.empty_like(scores)
-        for place, (part, written) in enumerate(zip(*(x.split(targets.sizes, 1) for x in (scores, out)), strict=True)):
-            torch.sub(part, partition[:, place, None], out=written)
+        for place, (part, result) in enumerate(zip(*(x.split(targets.sizes, 1) for x in (scores, out)), strict=True)):
+            torch.sub(part, partition[:, place, None], out=result)
             if log_counts is not None:
-                written.add_(log_counts.split(targets.sizes)[place])
-            written.exp_().mul_(of_row[:, place, None])
+                result.add_(log_counts.split(targets.sizes)[place])
+            result.exp_().mul_(of_row[:, place, None])
         flat = out.view(-1)
         flat.scatter_add_(0, targets.rows * scores.shape[1] + targets.columns, -weights)
         flat.scatter_add_(0, cells, of_selected)
@@ -264,8 +264,8 @@ class RankingPairs:
             top = scores[:, start + FIRST_LABEL : start + size].topk(k)
             best[of_task, :k] = top.indices[row[of_task]]
             self.lowest[of_task] = top.values[row[of_task], k - 1 :].float()
-            drawn = ((torch.arange(m, device=device) + offset[of_task]) * (candidates / m)).long()
-            spread[of_task, :m] = drawn.clamp(max=candidates - 1)
+            positions = ((torch.arange(m, device=device) + offset[of_task]) * (candidates / m)).long()
+            spread[of_task, :m] = positions.clamp(max=candidates - 1)
             share[place, :k], share[place, places : places + m] = 1.0, candidates / m
             most[place] = k
         others = torch.cat([best, spread], 1) + starts[task, None] + FIRST_LABEL  # v, (G, places + sampled)
@@ -365,14 +365,14 @@ class LossInParts(torch.autograd.Function):
         for part in parts:
             with torch.enable_grad():
                 cut = [value[part].detach().requires_grad_(value.requires_grad) for value in vectors]
-                read = [(place, value) for place, value in enumerate((*cut, *parameters)) if value.requires_grad]
+                variables = [(place, value) for place, value in enumerate((*cut, *parameters)) if value.requires_grad]
                 losses.append(losses_of(part, *cut))
-                part_gradients = [None] * len(read)
+                part_gradients = [None] * len(variables)
                 if losses[-1].requires_grad:
                     total = losses[-1].float().sum() * scale
-                    part_gradients = torch.autograd.grad(total, [value for _, value in read], allow_unused=True)
+                    part_gradients = torch.autograd.grad(total, [value for _, value in variables], allow_unused=True)
             losses[-1] = losses[-1].detach()
-            for (place, _), gradient in zip(read, part_gradients, strict=True):
+            for (place, _), gradient in zip(variables, part_gradients, strict=True):
                 if gradient is None:  # a task without targets: its parameters keep the gradient None
                     continue
                 gradient = gradient if scale == 1 else gradient.float() / scale
@@ -390,8 +390,8 @@ class LossInParts(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient, _):
         """Multiplies the stored gradients by that of the total loss."""
-        stored = [value for value in ctx.saved_tensors if value is not None]
-        scaled = iter(torch._foreach_mul(stored, gradient))
+        gradients = [value for value in ctx.saved_tensors if value is not None]
+        scaled = iter(torch._foreach_mul(gradients, gradient))
         return None, None, None, *(None if value is None else next(scaled) for value in ctx.saved_tensors)
 
 
@@ -411,69 +411,3 @@ def customers_in_parts(costs: Sequence[int], most: int) -> list[list[int]]:
             parts.append([])
         parts[-1].append(place)
     return parts
-
-
-def prefix_cross_entropy(
-    scores: torch.Tensor,
-    labels: torch.Tensor,
-    label_prefixes: torch.Tensor | None = None,
-    label_weights: torch.Tensor | None = None,
-    log_counts: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Equation 4 for one task: -log P(label | prefix), averaged over each customer's targets, then over customers.
-
-    Args:
-        scores (`torch.FloatTensor` of shape `(B, P, V)`): scores s of the task's labels after each prefix.
-        labels (`torch.LongTensor` of shape `(B, N)`): label ids; ids below 2 are no targets.
-        label_prefixes (`torch.LongTensor` of shape `(B, N)`, *optional*): prefix that each target followed. Default:
-            the first prefix.
-        label_weights (`torch.FloatTensor` of shape `(B, N)`, *optional*): weight of each target in its customer's
-            mean. Default: equal weights.
-        log_counts (`torch.FloatTensor` of shape `(V,)`, *optional*): logarithm of the number of labels that each
-            column represents, where labels are sampled.
-
-    Returns:
-        `torch.FloatTensor` of shape `()`; 0 if no customer has a target.
-    """
-    targets = _of_one_task(scores, labels, label_prefixes, label_weights)
-    return task_losses(scores.flatten(0, 1), targets, log_counts=log_counts)[0]
-
-
-def prefix_ranking_loss(
-    scores: torch.Tensor,
-    labels: torch.Tensor,
-    label_prefixes: torch.Tensor | None = None,
-    label_weights: torch.Tensor | None = None,
-    log_counts: torch.Tensor | None = None,
-    places: int = RANKED_PLACES,
-    sampled: int = SAMPLED_BELOW,
-) -> torch.Tensor:
-    """The ranking loss of [`RankingPairs`] for one task.
-
-    Args:
-        scores (`torch.FloatTensor` of shape `(B, P, V)`): scores s of the task's labels after each prefix.
-        labels (`torch.LongTensor` of shape `(B, N)`): label ids; ids below 2 are no targets.
-        label_prefixes (`torch.LongTensor` of shape `(B, N)`, *optional*): prefix that each target followed. Default:
-            the first prefix.
-        label_weights (`torch.FloatTensor` of shape `(B, N)`, *optional*): weight of each target. Default: equal.
-        log_counts (`torch.FloatTensor` of shape `(V,)`, *optional*): logarithm of the number of labels that each
-            column represents, where labels are sampled.
-        places (`int`): k, the number of ranking positions.
-        sampled (`int`): number of labels that are sampled below position k.
-
-    Returns:
-        `torch.FloatTensor` of shape `()`; 0 if no customer has a target.
-    """
-    targets = _of_one_task(scores, labels, label_prefixes, label_weights)
-    pairs = RankingPairs(scores.detach().flatten(0, 1), targets, log_counts, places, sampled)
-    return pairs.losses(scores.flatten()[pairs.cells].float())[0]
-
-
-def _of_one_task(
-    scores: torch.Tensor, labels: torch.Tensor, prefixes: torch.Tensor | None, weights: torch.Tensor | None
-) -> Targets:
-    batch, width, size = scores.shape
-    first = torch.arange(batch, device=labels.device)[:, None] * width
-    return Targets.find(
-        labels[..., None], (first if prefixes is None else first + prefixes).expand_as(labels), weights, [size]
-    )

@@ -248,12 +248,10 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
             for place, size in enumerate(sizes.values()):
                 values = torch.zeros(size, len(config.label_features), dtype=torch.int32)
                 setattr(self, f"label_values_{place}", nn.Buffer(values))
-        counted = [
-            [task in chosen for task in config.tasks] for chosen in (config.follower_tasks, config.related_tasks)
-        ]
+        flags = [[task in names for task in config.tasks] for names in (config.follower_tasks, config.related_tasks)]
         # CODEPATH: pre-training chooses by the data (recipe.py); the paper's models have no counted memory.
         has_counts = config.follower_tasks or config.related_tasks
-        self.counted_memory = CountedMemory(list(sizes.values()), *counted) if has_counts else None
+        self.counted_memory = CountedMemory(list(sizes.values()), *flags) if has_counts else None
         self.post_init()
 
     def post_init(self):
@@ -456,8 +454,8 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         batch: dict[str, Any] = {"visit_ids": None, "event_times": None, **inputs}
         if batch.get("attention_mask") is None:
             batch["attention_mask"] = (batch["input_ids"] != 0).any(-1).long()
-        read = ("input_ids", "attention_mask", "visit_ids", "event_times", "event_values", "now")
-        outputs = self.model(**{name: batch[name] for name in read if name in batch})
+        input_names = ("input_ids", "attention_mask", "visit_ids", "event_times", "event_values", "now")
+        outputs = self.model(**{name: batch[name] for name in input_names if name in batch})
         batch |= {"unit_mask": outputs.unit_mask.bool(), "prefix_ends": None}
         names = self.config.tasks if tasks is None else list(tasks)
         task_indices, labels = [self.config.tasks.index(task) for task in names], self._all_labels()

@@ -60,10 +60,10 @@ class _CustomerPipeline(Pipeline):
         if self.feature_extractor is None:
             raise ValueError(f"{source} came without a feature extractor: give `feature_extractor`.")
         sizes = dict(zip(self.feature_extractor.feature_names, self.feature_extractor.vocabulary_sizes, strict=True))
-        expected = dict(zip(config.features, config.vocabulary_sizes, strict=True))
-        if list(sizes.items()) != list(expected.items()):
+        of_model = dict(zip(config.features, config.vocabulary_sizes, strict=True))
+        if list(sizes.items()) != list(of_model.items()):
             raise ValueError(
-                f"The feature extractor has the features and sizes {sizes}, and {source} was trained with {expected}: "
+                f"The feature extractor has the features and sizes {sizes}, and {source} was trained with {of_model}: "
                 "take both from one and the same save."
             )
         check_values(config.values_digest, self.feature_extractor.values_digest, source)
@@ -209,13 +209,13 @@ class PreferenceScoresPipeline(_CustomerPipeline):
     ):
         if unknown:
             raise ValueError(f"Unknown options {sorted(unknown)}: preference-scores has `tasks`, `top_k` and `now`.")
-        known = self.model.config.tasks
+        all_tasks = self.model.config.tasks
         if tasks is not None and (isinstance(tasks, str) or not isinstance(tasks, Sequence) or not tasks):
             raise ValueError(
-                f"`tasks` is {tasks!r}; give a list of names such as {known[:1]}, or leave it out for all."
+                f"`tasks` is {tasks!r}; give a list of names such as {all_tasks[:1]}, or leave it out for all."
             )
-        if wrong := [task for task in tasks or [] if task not in known]:
-            raise ValueError(f"No tasks {wrong}: this checkpoint predicts {known}.")
+        if wrong := [task for task in tasks or [] if task not in all_tasks]:
+            raise ValueError(f"No tasks {wrong}: this checkpoint predicts {all_tasks}.")
         if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, Integral)):
             raise ValueError(f"`top_k` is {top_k!r} ({type(top_k).__name__}); give a whole number of labels.")
         if top_k is not None and top_k < 1:

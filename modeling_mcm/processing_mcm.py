@@ -220,13 +220,13 @@ class MCMFeatureExtractor(VocabularyFiles):
             raise ValueError(f"Found feature {feature!r}, expected one of {', '.join(self.vocabularies)}.")
         if isinstance(values, str) or not all(isinstance(value, str) and value for value in values):
             raise ValueError(f"New values of {feature!r} must be a list of texts that are not empty, got {values!r}.")
-        known = self._encoding.ids[feature]
-        if repeated := sorted({value for value in values if value in known or list(values).count(value) > 1}):
+        ids = self._encoding.ids[feature]
+        if repeated := sorted({value for value in values if value in ids or list(values).count(value) > 1}):
             raise ValueError(
                 f"{feature!r} has the values {repeated[:5]} already, or they are given twice: leave them out."
             )
         self.vocabularies[feature] += values
-        known |= {value: FIRST_VALUE_ID + i for i, value in enumerate(self.vocabularies[feature])}
+        ids |= {value: FIRST_VALUE_ID + i for i, value in enumerate(self.vocabularies[feature])}
 
     def _check_task(self, task: str) -> str:
         if task not in self.tasks:

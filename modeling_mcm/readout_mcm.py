@@ -260,26 +260,26 @@ def running_readout(z: torch.Tensor, sizes: Sequence[int], scored: torch.Tensor 
     return scores if scored is None else scores[scored]
 
 
-def _by_labels(read, vectors: torch.Tensor, elements: int) -> torch.Tensor:
+def _by_labels(readout, vectors: torch.Tensor, elements: int) -> torch.Tensor:
     """Scores of all labels, computed for some labels at a time.
 
     Without gradients every chunk has the same number of labels, and the last one is filled up with zeros. Products of
     the same size give the same bits, so a label's score does not depend on the number of labels.
 
     Args:
-        read: function from label vectors `(v, H)` to scores `(..., v)`.
+        readout: function from label vectors `(v, H)` to scores `(..., v)`.
         vectors: label vectors, of shape `(V, H)`.
         elements: size of z for one label.
     """
     if torch.is_grad_enabled():
         size = max(1, CHUNK_ELEMENTS // elements)
         if size >= len(vectors):
-            return read(vectors)
-        return torch.cat([checkpoint(read, part, use_reentrant=False) for part in vectors.split(size)], dim=-1)
+            return readout(vectors)
+        return torch.cat([checkpoint(readout, part, use_reentrant=False) for part in vectors.split(size)], dim=-1)
     if torch.compiler.is_exporting():
-        return read(vectors)
+        return readout(vectors)
     filled = F.pad(vectors, (0, 0, 0, -len(vectors) % LABELS_AT_ONCE))
-    return torch.cat([read(part) for part in filled.split(LABELS_AT_ONCE)], dim=-1)[..., : len(vectors)]
+    return torch.cat([readout(part) for part in filled.split(LABELS_AT_ONCE)], dim=-1)[..., : len(vectors)]
 
 
 def attentional_readout(

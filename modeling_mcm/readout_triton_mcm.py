@@ -66,7 +66,7 @@ def _products(
     unit,
     real,
     label,
-    known,
+    is_label,
     SIZE: tl.constexpr,
     STEP: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -77,7 +77,7 @@ def _products(
         at = start + tl.arange(0, STEP)
         inside = at < SIZE
         h = tl.load(hidden + unit[:, None] * SIZE + at[None, :], mask=real[:, None] & inside[None, :], other=0.0)
-        e = tl.load(vectors + label[None, :] * SIZE + at[:, None], mask=known[None, :] & inside[:, None], other=0.0)
+        e = tl.load(vectors + label[None, :] * SIZE + at[:, None], mask=is_label[None, :] & inside[:, None], other=0.0)
         z = tl.dot(h, e, z, input_precision=PRECISION)
     return z
 
@@ -123,14 +123,14 @@ def _whole_forward(
     customer = tl.program_id(1).to(tl.int64)
     own = hidden + customer * units * SIZE
     label = tl.program_id(0).to(tl.int64) * LABELS + tl.arange(0, LABELS)
-    known = label < labels
+    is_label = label < labels
     top = tl.full([LABELS], -1e38, tl.float32)  # finite, so that a tile of padding gives no NaN
     n = tl.zeros([LABELS], tl.float32)
     total = tl.zeros([LABELS], tl.float32)
     for start in range(0, units, UNITS):
         unit = start + tl.arange(0, UNITS)
         real = tl.load(mask + customer * units + unit, mask=unit < units, other=0) != 0
-        z = _products(own, vectors, unit, real, label, known, SIZE, STEP, PRECISION)
+        z = _products(own, vectors, unit, real, label, is_label, SIZE, STEP, PRECISION)
         attended = tl.where(real[:, None], z, float("-inf"))
         highest = tl.maximum(top, tl.max(attended, 0))
         weight = tl.exp(attended - highest[None, :])
@@ -139,8 +139,8 @@ def _whole_forward(
         total = total * decay + tl.sum(weight * z, 0)
         top = highest
     place = customer * labels + label
-    tl.store(scores + place, total / n, mask=known)
-    tl.store(partitions + place, top + tl.log(n), mask=known)
+    tl.store(scores + place, total / n, mask=is_label)
+    tl.store(partitions + place, top + tl.log(n), mask=is_label)
 
 
 @_kernel
@@ -167,19 +167,19 @@ def _whole_backward(
     own = hidden + customer * units * SIZE
     column = tl.program_id(0) * LABELS + tl.arange(0, LABELS)
     label = column.to(tl.int64) + first
-    known = column < width
+    is_label = column < width
     unit = tl.program_id(2) * UNITS + tl.arange(0, UNITS)
     inside = unit < units
     real = tl.load(mask + customer * units + unit, mask=inside, other=0) != 0
-    z = _products(own, vectors, unit, real, label, known, SIZE, STEP, PRECISION)
+    z = _products(own, vectors, unit, real, label, is_label, SIZE, STEP, PRECISION)
     place = customer * labels + label
-    s = tl.load(scores + place, mask=known, other=0.0)
-    partition = tl.load(partitions + place, mask=known, other=0.0)
-    gradient = tl.load(gradients + place, mask=known, other=0.0).to(tl.float32)
+    s = tl.load(scores + place, mask=is_label, other=0.0)
+    partition = tl.load(partitions + place, mask=is_label, other=0.0)
+    gradient = tl.load(gradients + place, mask=is_label, other=0.0).to(tl.float32)
     weight = tl.where(real[:, None], tl.exp(z - partition[None, :]), 0.0)
     dz = gradient[None, :] * weight * (1.0 + z - s[None, :])
     to = out + (customer * units + unit[:, None]) * width + column[None, :]
-    tl.store(to, dz.to(out.dtype.element_ty), mask=inside[:, None] & known[None, :])
+    tl.store(to, dz.to(out.dtype.element_ty), mask=inside[:, None] & is_label[None, :])
 
 
 @_kernel
@@ -201,21 +201,21 @@ def _running_forward(
     customer = tl.program_id(1).to(tl.int64)
     own = hidden + customer * units * SIZE
     label = tl.program_id(0).to(tl.int64) * LABELS + tl.arange(0, LABELS)
-    known = label < labels
+    is_label = label < labels
     c_before = tl.full([LABELS], float("-inf"), tl.float32)
     s_before = tl.zeros([LABELS], tl.float32)
     tiles = tl.cdiv(units, UNITS)
     for tile in range(0, tiles):
         to = starts + (customer * tiles + tile) * 2 * labels + label
-        tl.store(to, c_before, mask=known)
-        tl.store(to + labels, s_before, mask=known)
+        tl.store(to, c_before, mask=is_label)
+        tl.store(to + labels, s_before, mask=is_label)
         unit = tile * UNITS + tl.arange(0, UNITS)
         row = tl.load(rows + customer * units + unit, mask=unit < units, other=-2)
-        z = _products(own, vectors, unit, row > -2, label, known, SIZE, STEP, PRECISION)
+        z = _products(own, vectors, unit, row > -2, label, is_label, SIZE, STEP, PRECISION)
         c, s = tl.associative_scan((z, z), 0, _join)
         c, s = _join(c_before[None, :], s_before[None, :], c, s)
         to = scores + row[:, None].to(tl.int64) * labels + label[None, :]
-        tl.store(to, s.to(scores.dtype.element_ty), mask=(row >= 0)[:, None] & known[None, :])
+        tl.store(to, s.to(scores.dtype.element_ty), mask=(row >= 0)[:, None] & is_label[None, :])
         last = tile * UNITS + UNITS - 1
         c_before, s_before = _row(c, unit, last), _row(s, unit, last)
 
@@ -244,7 +244,7 @@ def _running_backward(
     own = hidden + customer * units * SIZE
     column = tl.program_id(0) * LABELS + tl.arange(0, LABELS)
     label = column.to(tl.int64) + first
-    known = column < width
+    is_label = column < width
     c_after = tl.full([LABELS], float("inf"), tl.float32)
     g_after = tl.zeros([LABELS], tl.float32)
     r_after = tl.zeros([LABELS], tl.float32)
@@ -253,19 +253,19 @@ def _running_backward(
         tile = tiles - 1 - step
         unit = tile * UNITS + tl.arange(0, UNITS)
         row = tl.load(rows + customer * units + unit, mask=unit < units, other=-2)
-        z = _products(own, vectors, unit, row > -2, label, known, SIZE, STEP, PRECISION)
+        z = _products(own, vectors, unit, row > -2, label, is_label, SIZE, STEP, PRECISION)
         at = starts + (customer * tiles + tile) * 2 * labels + label
-        c_before = tl.load(at, mask=known, other=0.0)
-        s_before = tl.load(at + labels, mask=known, other=0.0)
+        c_before = tl.load(at, mask=is_label, other=0.0)
+        s_before = tl.load(at + labels, mask=is_label, other=0.0)
         c, s = tl.associative_scan((z, z), 0, _join)
         c, s = _join(c_before[None, :], s_before[None, :], c, s)
         at = gradients + row[:, None].to(tl.int64) * labels + label[None, :]
-        gradient = tl.load(at, mask=(row >= 0)[:, None] & known[None, :], other=0.0).to(tl.float32)
+        gradient = tl.load(at, mask=(row >= 0)[:, None] & is_label[None, :], other=0.0).to(tl.float32)
         _, g, r = tl.associative_scan((c, gradient, gradient * s), 0, _join_gradients, reverse=True)
         _, g, r = _join_gradients(c_after[None, :], g_after[None, :], r_after[None, :], c, g, r)
         dz = tl.exp(z - c) * ((1.0 + z) * g - r)
         to = out + (customer * units + unit[:, None]) * width + column[None, :]
-        tl.store(to, dz.to(out.dtype.element_ty), mask=(unit < units)[:, None] & known[None, :])
+        tl.store(to, dz.to(out.dtype.element_ty), mask=(unit < units)[:, None] & is_label[None, :])
         left = tile * UNITS
         c_after, g_after, r_after = _row(c, unit, left), _row(g, unit, left), _row(r, unit, left)
 
@@ -329,8 +329,8 @@ class FusedReadout(torch.autograd.Function):
         def write(dz: torch.Tensor, first: int) -> None:
             batch, units, width = dz.shape
             grid = (-(-width // LABEL_TILE), batch, -(-units // UNIT_TILE))
-            known = (vectors, mask, scores, partitions, gradient)
-            _launch(_whole_backward, grid, hidden, *known, dz, units, len(vectors), first, width)
+            inputs = (vectors, mask, scores, partitions, gradient)
+            _launch(_whole_backward, grid, hidden, *inputs, dz, units, len(vectors), first, width)
 
         return *_through_products(ctx, hidden, vectors, write), None
 
@@ -372,8 +372,8 @@ class FusedRunningReadout(torch.autograd.Function):
         def write(dz: torch.Tensor, first: int) -> None:
             batch, units, width = dz.shape
             grid = (-(-width // LABEL_TILE), batch)
-            known = (vectors, rows, starts, gradient)
-            _launch(_running_backward, grid, hidden, *known, dz, units, len(vectors), first, width)
+            inputs = (vectors, rows, starts, gradient)
+            _launch(_running_backward, grid, hidden, *inputs, dz, units, len(vectors), first, width)
 
         return *_through_products(ctx, hidden, vectors, write), None, None
 

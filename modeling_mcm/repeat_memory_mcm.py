@@ -292,10 +292,10 @@ class RepeatMemory(nn.Module):
             slot, customer, prefix = (index.flatten() for index in torch.meshgrid(*every, indexing="ij"))
             pairs = [size * batch * prefixes for size in sizes]
         else:
-            known = meetings[0] > 0 if prefix_mask is None else (meetings[0] > 0) & prefix_mask[:, None]
-            known &= (labels >= FIRST_LABEL)[..., None]
-            slot, customer, prefix = known.transpose(0, 1).nonzero(as_tuple=True)  # task after task
-            pairs = [part.sum().item() for part in known.sum((0, 2)).split(sizes)]
+            is_met = meetings[0] > 0 if prefix_mask is None else (meetings[0] > 0) & prefix_mask[:, None]
+            is_met &= (labels >= FIRST_LABEL)[..., None]
+            slot, customer, prefix = is_met.transpose(0, 1).nonzero(as_tuple=True)  # task after task
+            pairs = [part.sum().item() for part in is_met.sum((0, 2)).split(sizes)]
         cell = (customer * slots + slot) * prefixes + prefix
         label, end = labels[customer, slot], unit_ends[customer, prefix]
         number, first, last = (value.flatten()[cell] for value in meetings)

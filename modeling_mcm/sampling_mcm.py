@@ -80,18 +80,16 @@ class TaskLabels:
         Returns:
             The labels of the sample; all labels if there are no more than `number` others.
         """
-        known = torch.cat([torch.arange(FIRST_LABEL, device=certain.device), certain.flatten().clamp(min=0)]).unique()
-        others = len(self.vectors) - len(known)
+        base = torch.cat([torch.arange(FIRST_LABEL, device=certain.device), certain.flatten().clamp(min=0)]).unique()
+        others = len(self.vectors) - len(base)
         if others <= number:
             return self
-        edges = torch.arange(number + 1, device=known.device) * others // number
+        edges = torch.arange(number + 1, device=base.device) * others // number
         counts = edges.diff()
-        drawn = (
-            edges[:-1] + (torch.rand(number, device=known.device) * counts).long()
-        )  # indices among the other labels
-        drawn += torch.searchsorted(known - torch.arange(len(known), device=known.device), drawn, right=True)
-        ids, order = torch.cat([known, drawn]).sort()
-        log_counts = torch.cat([counts.new_zeros(len(known), dtype=torch.float32), counts.float().log()])[order]
+        draws = edges[:-1] + (torch.rand(number, device=base.device) * counts).long()  # indices among the other labels
+        draws += torch.searchsorted(base - torch.arange(len(base), device=base.device), draws, right=True)
+        ids, order = torch.cat([base, draws]).sort()
+        log_counts = torch.cat([counts.new_zeros(len(base), dtype=torch.float32), counts.float().log()])[order]
 
         def rows(table: torch.Tensor) -> torch.Tensor:
             return table.index_select(0, ids)

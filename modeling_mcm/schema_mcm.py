@@ -52,9 +52,9 @@ def check_integer(value: Any, key: str, least: int, most: int) -> None:
         ValueError: if the value is no whole number from `least` to `most`. A very long number is shown shortened.
     """
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        shown = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else f"{value:.3e}"
+        text = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else f"{value:.3e}"
         limit = f" and at most {most:,}" if isinstance(value, int) and value > most else ""
-        raise ValueError(f"`{key}` is {shown}; give a whole number of at least {least}{limit}.")
+        raise ValueError(f"`{key}` is {text}; give a whole number of at least {least}{limit}.")
 
 
 def check_text(value: Any, key: str) -> None:
@@ -128,9 +128,6 @@ class FeatureSpec:
                 `item` and `level`.
             token_type (`str`, *optional*): column of the token type. Without it the feature "token_type" of events has
                 no column.
-
-        Returns:
-            `FeatureSpec`: the feature.
         """
         name, kind = feature["name"], feature.get("kind", CATEGORICAL)
         is_added = token_type is None and not feature.get("profile") and name == TOKEN_TYPE

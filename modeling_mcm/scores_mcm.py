@@ -115,12 +115,12 @@ class TaskScores:
         histories = None if self.counted_memory is None else self._histories(batch, rows.customers, rows.last_events)
         result = []
         for group in groups:
-            read = READOUTS[self.config.readout](
+            readout = READOUTS[self.config.readout](
                 hidden, torch.cat([vectors[k] for k in group]), rows.mask, rows.packed
             )
             parts: Parts = {
-                "readout": read,
-                "bias": torch.cat([self._label_offsets(scored[k], read.dtype) for k in group]),
+                "readout": readout,
+                "bias": torch.cat([self._label_offsets(scored[k], readout.dtype) for k in group]),
             }
             if remembered is not None:
                 parts["repeats"] = _cells(rows, [remembered[k] for k in group], [len(vectors[k]) for k in group])
@@ -265,8 +265,8 @@ class TaskScores:
     ) -> torch.Tensor:
         """Loss of each task, of shape `(T,)`; only the prefixes of targets are scored."""
         tasks = list(range(len(scored)))
-        counted = (places_of(scored, batch["labels"]) >= FIRST_LABEL).any(-1)
-        rows = self._rows(batch, counted)
+        is_target = (places_of(scored, batch["labels"]) >= FIRST_LABEL).any(-1)
+        rows = self._rows(batch, is_target)
         (parts,) = self._score_parts(hidden, events, batch, rows, scored, tasks, side_by_side=True)
         scores = self._joined(tasks, parts, [len(labels.vectors) for labels in scored])
         return self._losses(scores, batch, rows, scored, tasks)

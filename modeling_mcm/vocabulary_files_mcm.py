@@ -36,8 +36,8 @@ class VocabularyFiles(FeatureExtractionMixin):
         """The settings of the feature extractor for preprocessor_config.json; vocabularies and bins, which have a file
         of their own, are left out."""
         left_out = ("vocabularies", "bins", "model_input_names")
-        kept = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in left_out}
-        return copy.deepcopy(kept) | {"feature_extractor_type": type(self).__name__}
+        settings = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in left_out}
+        return copy.deepcopy(settings) | {"feature_extractor_type": type(self).__name__}
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
@@ -93,8 +93,8 @@ class VocabularyFiles(FeatureExtractionMixin):
         except OSError as error:
             raise OSError(f"{source} has no {VOCABULARIES_NAME}, which holds the feature values; {fix}.") from error
         try:
-            stored = json.loads(Path(path).read_text(encoding="utf-8"))
-            return values | {key: dict(stored[key]) for key in ("vocabularies", "bins")}, unused
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            return values | {key: dict(content[key]) for key in ("vocabularies", "bins")}, unused
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {fix}.") from error
 

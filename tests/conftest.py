@@ -5,6 +5,7 @@
 import atexit
 import os
 import shutil
+import subprocess
 import tempfile
 
 CACHE = tempfile.TemporaryDirectory(prefix="mcm-tests-")
@@ -20,13 +21,14 @@ from typing import Any  # noqa: E402
 import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from choices import EXTENDED, PAPER, TINY  # noqa: E402
+from choices import EXTENDED, PAPER, TINY, of_data, perturb  # noqa: E402
 from ci_skips import (  # noqa: E402, F401
     pytest_make_collect_report,
     pytest_runtest_makereport,
     pytest_terminal_summary,
 )
-from corner_shop import SCHEMA, make_log  # noqa: E402
+from corner_shop import SCHEMA, make_log, make_profile  # noqa: E402
+from in_process import call  # noqa: E402
 
 if not torch.cuda.is_available():  # before transformers loads Triton: its kernels are interpreted then, with numpy
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -60,9 +62,7 @@ def prepare_log(tmp_path_factory: pytest.TempPathFactory) -> Callable[[pd.DataFr
 
     def run(log: pd.DataFrame, **changes: Any) -> Path:
         folder = tmp_path_factory.mktemp("prepared") / "data"
-        who = sorted(log["who"].unique())
-        ages = pd.DataFrame({"who": who, "age": [("young", "old")[int(name[1:]) % 2] for name in who]})
-        prepare(log, EventSchema.from_dict(SCHEMA | changes), folder, profile=ages, rows_per_shard=20)
+        prepare(log, EventSchema.from_dict(SCHEMA | changes), folder, profile=make_profile(log), rows_per_shard=20)
         return folder
 
     return run
@@ -91,12 +91,7 @@ def tiny_config(extractor: MCMFeatureExtractor) -> Callable[..., MCMConfig]:
     """A function that makes a tiny config for the log's features: the paper's choices, with `extended=True` ours."""
 
     def make(extended: bool = False, **changes: Any) -> MCMConfig:
-        of_data = {
-            "features": extractor.feature_names,
-            "vocabulary_sizes": extractor.vocabulary_sizes,
-            "tasks": extractor.tasks,
-        }
-        return MCMConfig(**(of_data | TINY | (EXTENDED if extended else PAPER) | changes))
+        return MCMConfig(**(of_data(extractor) | TINY | (EXTENDED if extended else PAPER) | changes))
 
     return make
 
@@ -110,12 +105,7 @@ def tiny_model(tiny_config: Callable[..., MCMConfig]) -> Callable[..., MCMForMul
         torch.manual_seed(0)
         model = MCMForMultiTaskRecommendation(tiny_config(extended, **changes)).eval()
         model.objective = Objective(ranking_loss_weight=float(extended), target_half_life_days=0)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter += 0.1 * torch.randn_like(parameter)
-            for table in model.model.embeddings.events.feature_tables:
-                table.weight[0] = 0  # padding, as `padding_idx` keeps it
-        return model
+        return perturb(model)
 
     return make
 
@@ -130,6 +120,45 @@ def save(tiny_model, extractor, tmp_path):
         return str(tmp_path / "checkpoint")
 
     return run
+
+
+@pytest.fixture
+def command(capsys):
+    """A function that calls a script with options and gives what it printed; `fails` is what it ends with."""
+
+    def run(script, *options, fails=None):
+        if fails is None:
+            call(script, *options)
+            return capsys.readouterr().out
+        with pytest.raises(SystemExit) as caught:
+            call(script, *options)
+        said = f"{caught.value.code} {capsys.readouterr().err}"
+        assert caught.value.code not in (0, None) and fails in said
+        return said
+
+    return run
+
+
+@pytest.fixture
+def small_disk(tmp_path, request):
+    """A function that mounts a disk of a size in memory, or changes its size, and gives its folder."""
+    if not request.config.getoption("--mount"):
+        pytest.skip("mounts a disk: give --mount")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = []
+
+    def size(size):
+        how = f"remount,size={size}" if mounted else f"size={size}"
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", how, "tmpfs", folder], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
+        mounted.append(size)
+        return folder
+
+    yield size
+    if mounted:
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from modeling_mcm.data.yaml_files import UniqueKeyLoader, read_yaml
+from modeling_mcm.option import option
 
 ENGINES = ["duckdb", "spark"]
 MEMORY_LIMIT = "Memory that DuckDB may use before it writes temporary data to disk."  # help of --memory_limit
@@ -46,20 +47,16 @@ def exits(*errors: type[Exception]) -> Iterator[None]:
 class EngineOptions:
     """Options that choose between this process and a Spark cluster."""
 
-    engine: str = field(
-        default="duckdb",
-        metadata={
-            "help": "What does the work: duckdb works in this process, spark in a Spark session (docs/spark.md).",
-            "choices": ENGINES,
-        },
+    engine: str = option(
+        "duckdb",
+        "What does the work: duckdb works in this process, spark in a Spark session (docs/spark.md).",
+        choices=ENGINES,
     )
-    spark_master: str | None = field(
-        default=None,
-        metadata={"help": "Master of the Spark session, such as local[2]. By default the environment's."},
+    spark_master: str | None = option(
+        None, "Master of the Spark session, such as local[2]. By default the environment's."
     )
-    spark_config: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Options of the Spark session as KEY=VALUE ..., such as spark.executor.memory=8g."},
+    spark_config: list[str] = option(
+        [], "Options of the Spark session as KEY=VALUE ..., such as spark.executor.memory=8g."
     )
 
     def __post_init__(self) -> None:
@@ -82,9 +79,7 @@ class EngineOptions:
 class ProgressOptions:
     """Whether a command shows progress bars. [`parse_options`] reads and applies this for every command."""
 
-    no_progress: bool = field(
-        default=False, metadata={"help": "Show no progress bars. By default preparation, training and scoring do."}
-    )
+    no_progress: bool = option(False, "Show no progress bars. By default preparation, training and scoring do.")
 
     def apply(self, others: Iterable[Any]) -> None:
         """Switches progress bars off if `no_progress` is true.
@@ -116,17 +111,14 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Formats `--help` with the default of every option, and with the command's docstring line by line."""
 
 
-def named_options(arguments: Sequence[str] | None = None) -> set[str]:
-    """Finds which options a command line sets, in its YAML file or as flags.
-
-    Args:
-        arguments (sequence of `str`, *optional*): The command line, as for [`parse_options`].
+def named_options() -> set[str]:
+    """Finds which options the command line of this process sets, in its YAML file or as flags.
 
     Returns:
         `set[str]`: The names of the options, without dashes. A YAML file that can't be read adds none:
         [`parse_options`] says what is wrong with it.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = sys.argv[1:]
     names = {word.lstrip("-").partition("=")[0] for word in words if word.startswith("--")}
     if words and words[0].endswith((".yaml", ".yml")):
         try:

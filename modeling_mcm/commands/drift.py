@@ -14,13 +14,14 @@ the first and over the last inner edge of the feature's bins; in brackets stands
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modeling_mcm.commands.arguments import MEMORY_LIMIT, exits, parse_options
 from modeling_mcm.data.features import CATEGORICAL
 from modeling_mcm.files_mcm import write_json
+from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 if TYPE_CHECKING:
@@ -33,20 +34,13 @@ HEADINGS = ("feature", "column", "rows", "unknown", "missing", "below", "above")
 class DriftOptions:
     """Which new log is compared with which checkpoint."""
 
-    model: str = field(
-        metadata={"help": "Checkpoint folder, or name on the Hub. Only its feature extractor is read, no weights."}
+    model: str = option(help="Checkpoint folder, or name on the Hub. Only its feature extractor is read, no weights.")
+    events: str = option(help="Log of new events: a .parquet, .csv or .tsv file, or a folder of Parquet files.")
+    profile: str | None = option(
+        None, "Table of new profiles, one row a customer. Without it profile features are left out."
     )
-    events: str = field(
-        metadata={"help": "Log of new events: a .parquet, .csv or .tsv file, or a folder of Parquet files."}
-    )
-    profile: str | None = field(
-        default=None,
-        metadata={"help": "Table of new profiles, one row a customer. Without it profile features are left out."},
-    )
-    report_file: str | None = field(
-        default=None, metadata={"help": "JSON file to write all counts to. By default none is written."}
-    )
-    memory_limit: str = field(default="1GB", metadata={"help": MEMORY_LIMIT})
+    report_file: str | None = option(None, "JSON file to write all counts to. By default none is written.")
+    memory_limit: str = option("1GB", MEMORY_LIMIT)
 
 
 def table(report: DriftReport) -> str:

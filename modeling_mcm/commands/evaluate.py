@@ -21,7 +21,7 @@ offer, and which one.
 """
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ from modeling_mcm.evaluation.reports import text_table, with_interval, write_rep
 from modeling_mcm.evaluation.tables import by_history, history_table, metric_table, summary, target_of, write_values
 from modeling_mcm.files_mcm import write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.checkpoints import CheckpointError, check_files, read_checkpoint
 from modeling_mcm.training.memory import keep_freed_memory
@@ -70,97 +71,64 @@ from modeling_mcm.training.memory import keep_freed_memory
 class EvaluationOptions:
     """What is evaluated, by which metrics and baselines, and which files are written."""
 
-    model: str | None = field(default=None, metadata={"help": "Checkpoint folder, or name on the Hub. Required."})
-    data: str | None = field(default=None, metadata={"help": "Folder of a prepared data set. Required."})
-    cutoff: str = field(
-        default="test",
-        metadata={
-            "help": "Cutoff at which the history ends and the targets begin. Choose by validation, report test.",
-            "choices": ["validation", "test"],
-        },
+    model: str | None = option(None, "Checkpoint folder, or name on the Hub. Required.")
+    data: str | None = option(None, "Folder of a prepared data set. Required.")
+    cutoff: str = option(
+        "test",
+        "Cutoff at which the history ends and the targets begin. Compare models by validation, and use "
+        "test only for the final figures.",
+        choices=["validation", "test"],
     )
-    tasks: list[str] = field(
-        default_factory=list, metadata={"help": "Tasks to evaluate. By default all tasks of the model."}
+    tasks: list[str] = option([], "Tasks to evaluate. By default all tasks of the model.")
+    k: list[int] = option([1, 3, 10], "Lengths of the ranked list at which metrics are computed, as in ndcg@10.")
+    table: list[str] = option(
+        [], "Metrics that the table shows, such as hr@1 ndcg@3. By default NDCG at the largest --k."
     )
-    k: list[int] = field(
-        default_factory=lambda: [1, 3, 10],
-        metadata={"help": "Lengths of the ranked list at which metrics are computed, as in ndcg@10."},
+    baselines: list[str] = option(
+        [],
+        f"Baselines to compare with, any of {', '.join(BASELINES)} (lightgbm needs the extra `gbdt`), or "
+        "`none`. By default the strong ones: most_popular visit_frequency nearest_households transitions, and "
+        "lightgbm if it is installed and takes less than about five minutes.",
     )
-    table: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Metrics that the table shows, such as hr@1 ndcg@3. By default NDCG at the largest --k."},
+    filter_seen: bool = option(
+        False,
+        "Leave out of ranking and targets the labels that the customer had in the task before the "
+        "cutoff. This is the usual protocol for catalogues in which nobody takes an item twice.",
     )
-    baselines: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": f"Baselines to compare with, any of {', '.join(BASELINES)} (lightgbm needs the extra `gbdt`), or "
-            "`none`. By default the strong ones: most_popular visit_frequency nearest_households transitions, and "
-            "lightgbm where it is installed and takes less than about five minutes."
-        },
+    only_new: bool = option(
+        False,
+        "Rank, and take as targets, only labels that the customer never had before the cutoff. The "
+        "ranking is that of --filter_seen; with --horizon_days the metrics say how well the model predicts "
+        "labels that are new to a customer.",
     )
-    filter_seen: bool = field(
-        default=False,
-        metadata={
-            "help": "Leave out of ranking and targets the labels that the customer had in the task before the "
-            "cutoff. This is the usual protocol for catalogues in which nobody takes an item twice."
-        },
+    horizon_days: float | None = option(
+        None,
+        "Number of days from the cutoff. The targets are then the labels of all target events within "
+        "these days, each once, instead of those of the next visit, and the cases are the customers with at "
+        "least one. The names of the metrics then begin with horizon_.",
     )
-    only_new: bool = field(
-        default=False,
-        metadata={
-            "help": "Rank, and take as targets, only labels that the customer never had before the cutoff. The "
-            "ranking is that of --filter_seen; with --horizon_days the metrics say how well the model tells what "
-            "a customer will take up."
-        },
+    min_history: int | None = option(
+        None, "Number of target events that a customer needs before the cutoff to be a case. By default the schema's."
     )
-    horizon_days: float | None = field(
-        default=None,
-        metadata={
-            "help": "Number of days from the cutoff. The targets are then the labels of all target events within "
-            "these days, each once, instead of those of the next visit, and the cases are the customers with at "
-            "least one. The names of the metrics then begin with horizon_."
-        },
+    batch_size: int = option(64, "Number of customers in one batch of the model.")
+    shown: int = option(3, "Number of customers whose last visit and expected next labels are printed.")
+    offers: str | None = option(
+        None, "Folder with offers.parquet and actions.parquet, to evaluate a model of `mcm finetune --offers`."
     )
-    min_history: int | None = field(
-        default=None,
-        metadata={
-            "help": "Number of target events that a customer needs before the cutoff to be a case. By default the "
-            "schema's."
-        },
+    offers_split: str = option(TEST, "Split of the offers that --offers evaluates.", choices=SPLITS)
+    predictions_file: str | None = option(
+        None, "Parquet file to write the best 100 labels of every case and task to, with their scores."
     )
-    batch_size: int = field(default=64, metadata={"help": "Number of customers in one batch of the model."})
-    shown: int = field(
-        default=3, metadata={"help": "Number of customers whose last visit and expected next labels are printed."}
+    output_file: str | None = option(None, "JSON file to write every metric with its 95%% interval to.")
+    values_file: str | None = option(
+        None,
+        "Parquet file to write the metrics of every single customer to, so that two evaluations can be "
+        "compared customer by customer.",
     )
-    offers: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder with offers.parquet and actions.parquet, to evaluate a model of `mcm finetune --offers`."
-        },
-    )
-    offers_split: str = field(
-        default=TEST, metadata={"help": "Split of the offers that --offers evaluates.", "choices": SPLITS}
-    )
-    predictions_file: str | None = field(
-        default=None,
-        metadata={"help": "Parquet file to write the best 100 labels of every case and task to, with their scores."},
-    )
-    output_file: str | None = field(
-        default=None, metadata={"help": "JSON file to write every metric with its 95%% interval to."}
-    )
-    values_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "Parquet file to write the metrics of every single customer to, so that two evaluations can be "
-            "compared customer by customer."
-        },
-    )
-    report_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "Markdown file to write the table to. In a file that has the lines <!-- results --> and "
-            "<!-- /results -->, only the text between them is replaced."
-        },
+    report_file: str | None = option(
+        None,
+        "Markdown file to write the table to. In a file that has the lines <!-- results --> and "
+        "<!-- /results -->, only the text between them is replaced.",
     )
 
     def __post_init__(self) -> None:
@@ -245,7 +213,7 @@ def evaluate_offers(options: EvaluationOptions) -> tuple[list[list[str]], str, d
     extractor = MCMFeatureExtractor.from_pretrained(str(options.model))
     check_vocabularies(data.folder, extractor)
     groups = offers.groups([options.offers_split])
-    training_end = data.schema.seconds("validation")
+    training_end = data.schema.cutoff_seconds("validation")
     offers.check_times(training_end, [], groups)
     collator = OfferCollator(extractor, model.config, offers, groups)
     cases = OfferGroups(data.rows, offers, groups)

@@ -22,10 +22,11 @@ large vocabularies they are most of the size. Load the folder with `from_pretrai
 
 import importlib.util
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from modeling_mcm.commands.arguments import exits, parse_options
+from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.serving.export import (
     CONTENTS,
@@ -49,31 +50,21 @@ from modeling_mcm.training.checkpoints import check_files
 class ExportOptions:
     """Which checkpoint is exported, in which format, and where to."""
 
-    model: str = field(metadata={"help": "Checkpoint folder, or name on the Hub."})
-    output_dir: str = field(
-        metadata={"help": "Folder to write: a new one, an empty one, or an earlier export, which is replaced."}
+    model: str = option(help="Checkpoint folder, or name on the Hub.")
+    output_dir: str = option(help="Folder to write: a new one, an empty one, or an earlier export, which is replaced.")
+    format: str = option(
+        ONNX,
+        "Format to write: an ONNX file, a torch.export program, or a checkpoint with 8-bit weights.",
+        choices=FORMATS,
     )
-    format: str = field(
-        default=ONNX,
-        metadata={
-            "help": "Format to write: an ONNX file, a torch.export program, or a checkpoint with 8-bit weights.",
-            "choices": FORMATS,
-        },
+    what: str = option(
+        SCORES,
+        "Outputs of the export: scores of all labels with embeddings, or customer embeddings alone.",
+        choices=CONTENTS,
     )
-    what: str = field(
-        default=SCORES,
-        metadata={
-            "help": "Outputs of the export: scores of all labels with embeddings, or customer embeddings alone.",
-            "choices": CONTENTS,
-        },
-    )
-    data: str | None = field(
-        default=None,
-        metadata={"help": "Folder of a prepared data set, to measure what --format int8 costs in NDCG@10."},
-    )
-    report_file: str | None = field(
-        default=None,
-        metadata={"help": "Markdown file to write the table of that measurement to, as `mcm evaluate` does."},
+    data: str | None = option(None, "Folder of a prepared data set, to measure what --format int8 costs in NDCG@10.")
+    report_file: str | None = option(
+        None, "Markdown file to write the table of that measurement to, as `mcm evaluate` does."
     )
 
     def __post_init__(self) -> None:

@@ -24,12 +24,13 @@ import csv
 import io
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modeling_mcm.commands.arguments import exits, parse_options
 from modeling_mcm.data.dataset import CUSTOMER
+from modeling_mcm.option import option
 from modeling_mcm.scoring.folder import forget_in_predictions
 
 if TYPE_CHECKING:
@@ -40,29 +41,19 @@ if TYPE_CHECKING:
 class ForgetOptions:
     """Which customers are deleted, and from which files."""
 
-    customers: str = field(
-        metadata={"help": "CSV file of the ids of the customers to delete, one a line or separated by commas."}
+    customers: str = option(help="CSV file of the ids of the customers to delete, one a line or separated by commas.")
+    data: list[str] = option([], "Folders of prepared data sets to delete the customers from.")
+    predictions: list[str] = option(
+        [],
+        "Folders that `mcm predict` wrote, or other Parquet files with a column customer_id, to delete "
+        "the customers from.",
     )
-    data: list[str] = field(
-        default_factory=list, metadata={"help": "Folders of prepared data sets to delete the customers from."}
+    events: list[str] = option(
+        [],
+        "Parquet files, or folders of them, of the log and the profile that the data sets were made "
+        "from, to delete the customers from.",
     )
-    predictions: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Folders that `mcm predict` wrote, or other Parquet files with a column customer_id, to delete "
-            "the customers from."
-        },
-    )
-    events: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Parquet files, or folders of them, of the log and the profile that the data sets were made "
-            "from, to delete the customers from."
-        },
-    )
-    check_only: bool = field(
-        default=False, metadata={"help": "Delete nothing, and only check that no file holds the customers."}
-    )
+    check_only: bool = option(False, "Delete nothing, and only check that no file holds the customers.")
 
     def __post_init__(self) -> None:
         if not self.data and not self.predictions:

@@ -16,13 +16,14 @@ predicted labels had, beside their predicted probability. If scores are calibrat
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modeling_mcm.commands.arguments import exits, parse_options
 from modeling_mcm.evaluation.reports import text_table
 from modeling_mcm.files_mcm import write_json
+from modeling_mcm.option import option
 from modeling_mcm.scoring.monitor import calibration, check_predictions, score_drift
 
 
@@ -30,19 +31,15 @@ from modeling_mcm.scoring.monitor import calibration, check_predictions, score_d
 class MonitorOptions:
     """Which predictions are compared with which earlier predictions or data."""
 
-    predictions: str = field(metadata={"help": "Folder of predictions that `mcm predict` wrote."})
-    before: str | None = field(
-        default=None, metadata={"help": "Folder of predictions of an earlier run, to measure how much they changed."}
+    predictions: str = option(help="Folder of predictions that `mcm predict` wrote.")
+    before: str | None = option(None, "Folder of predictions of an earlier run, to measure how much they changed.")
+    data: str | None = option(
+        None, "Folder of a prepared data set with later visits, to measure calibration; needs --since."
     )
-    data: str | None = field(
-        default=None,
-        metadata={"help": "Folder of a prepared data set with later visits, to measure calibration; needs --since."},
+    since: str | None = option(
+        None, "Time up to which the predictions knew the histories, such as 2024-05-06; needs --data."
     )
-    since: str | None = field(
-        default=None,
-        metadata={"help": "Time up to which the predictions knew the histories, such as 2024-05-06; needs --data."},
-    )
-    report_file: str | None = field(default=None, metadata={"help": "JSON file to write the figures to."})
+    report_file: str | None = option(None, "JSON file to write the figures to.")
 
     def __post_init__(self) -> None:
         if not self.before and not self.data:

@@ -22,7 +22,7 @@ all files.
 import shutil
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,6 +37,7 @@ from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
 from modeling_mcm.events_mcm import naming
 from modeling_mcm.extras import needs
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
+from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.scoring import Scorer, ScoringJob, model_digest, score_on_spark
 from modeling_mcm.scoring.folder import HISTORIES, UNTIL, check_folder, claim, is_whole, last_event
@@ -50,50 +51,33 @@ from modeling_mcm.training.options import check_launch
 class PredictionOptions:
     """Which customers are scored by which checkpoint, and what the files hold."""
 
-    model: str = field(metadata={"help": "Checkpoint folder, or name on the Hub."})
-    output_dir: str = field(metadata={"help": "Folder to write the Parquet files to."})
-    data: str | None = field(
-        default=None, metadata={"help": "Folder of a prepared data set, whose customers are scored."}
+    model: str = option(help="Checkpoint folder, or name on the Hub.")
+    output_dir: str = option(help="Folder to write the Parquet files to.")
+    data: str | None = option(None, "Folder of a prepared data set, whose customers are scored.")
+    events: str | None = option(
+        None, "Raw log, in the place of --data: a .parquet, .csv or .tsv file, or a folder of Parquet files."
     )
-    events: str | None = field(
-        default=None,
-        metadata={
-            "help": "Raw log, in the place of --data: a .parquet, .csv or .tsv file, or a folder of Parquet files."
-        },
+    profile: str | None = option(None, "Profile table of the raw log, with one row a customer; needs --events.")
+    schema: str | None = option(
+        None,
+        "Event schema of the raw log, a YAML file, whose on_null and on_duplicate are used. By default "
+        "the checkpoint's.",
     )
-    profile: str | None = field(
-        default=None, metadata={"help": "Profile table of the raw log, with one row a customer; needs --events."}
+    tasks: list[str] = option([], "Tasks whose best labels are written. By default all tasks.")
+    top_k: int = option(10, "Number of labels to write for each task; 0 to write embeddings alone.")
+    embeddings: bool = option(True, "Write the customer embeddings.")
+    forecasts: bool = option(
+        True, "Write the checkpoint's forecasts, such as visits_30d, each in a column of its own."
     )
-    schema: str | None = field(
-        default=None,
-        metadata={
-            "help": "Event schema of the raw log, a YAML file, whose on_null and on_duplicate are used. By default "
-            "the checkpoint's."
-        },
+    now: str | None = option(
+        None,
+        "Time to score at, such as 2017-11-01: events up to it are read, and embeddings, forecasts and "
+        "scores are those of this moment. By default the time of each customer's last event.",
     )
-    tasks: list[str] = field(
-        default_factory=list, metadata={"help": "Tasks whose best labels are written. By default all tasks."}
-    )
-    top_k: int = field(
-        default=10, metadata={"help": "Number of labels to write for each task; 0 to write embeddings alone."}
-    )
-    embeddings: bool = field(default=True, metadata={"help": "Write the customer embeddings."})
-    forecasts: bool = field(
-        default=True,
-        metadata={"help": "Write the checkpoint's forecasts, such as visits_30d, each in a column of its own."},
-    )
-    now: str | None = field(
-        default=None,
-        metadata={
-            "help": "Time to score at, such as 2017-11-01: events up to it are read, and embeddings and forecasts are "
-            "those of this moment. By default the time of each customer's last event."
-        },
-    )
-    batch_size: int = field(default=64, metadata={"help": "Number of customers in one batch of the model."})
-    rows_per_file: int = field(default=2048, metadata={"help": "Number of customers in one file."})
-    memory_limit: str = field(
-        default="1GB",
-        metadata={"help": "Memory that DuckDB may use on a raw log before it writes temporary data to disk."},
+    batch_size: int = option(64, "Number of customers in one batch of the model.")
+    rows_per_file: int = option(2048, "Number of customers in one file.")
+    memory_limit: str = option(
+        "1GB", "Memory that DuckDB may use on a raw log before it writes temporary data to disk."
     )
 
     def __post_init__(self) -> None:

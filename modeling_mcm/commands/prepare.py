@@ -13,11 +13,12 @@ docs/event_schema.md explains the schema. If the output folder holds a complete 
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from modeling_mcm.commands.arguments import MEMORY_LIMIT, EngineOptions, exits, parse_options
 from modeling_mcm.data import EventSchema, PreparedManifest
+from modeling_mcm.option import option
 
 DEMOS = ("complete_journey",)
 
@@ -26,47 +27,30 @@ DEMOS = ("complete_journey",)
 class PrepareOptions:
     """Which log is prepared by which schema, and where to."""
 
-    output_dir: str = field(
-        metadata={"help": "Folder to write. It must not exist, except with --overwrite or --reuse."}
+    output_dir: str = option(help="Folder to write. It must not exist, except with --overwrite or --reuse.")
+    events: list[str] = option(
+        [], "Event log: .parquet, .csv or .tsv files, folders of them, or addresses (gs://...)."
     )
-    events: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Event log: .parquet, .csv or .tsv files, folders of them, or addresses (gs://...)."},
+    profile: str | None = option(None, "Profile table, with one row a customer. Needed if the schema has `profile`.")
+    schema: str | None = option(None, "Event schema, a YAML file such as configuration/schemas/clickstream.yaml.")
+    cutoffs: list[str] = option([], "Two dates, of the validation and the test cutoff, in the place of the schema's.")
+    demo: str | None = option(
+        None,
+        "Make this demo log first, in the folder raw/ beside --output_dir, and use its schema.",
+        choices=list(DEMOS),
     )
-    profile: str | None = field(
-        default=None,
-        metadata={"help": "Profile table, with one row a customer. Needed if the schema has `profile`."},
+    offers: bool = option(
+        False, "Also write the demo's offers.parquet and actions.parquet into raw/ (docs/offers.md)."
     )
-    schema: str | None = field(
-        default=None, metadata={"help": "Event schema, a YAML file such as configuration/schemas/clickstream.yaml."}
+    rows_per_shard: int | None = option(
+        None,
+        "Largest number of customers in one shard, a Parquet file. By default `prepare` of "
+        "modeling_mcm.preparation decides.",
     )
-    cutoffs: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Two dates, of the validation and the test cutoff, in the place of the schema's."},
-    )
-    demo: str | None = field(
-        default=None,
-        metadata={
-            "help": "Make this demo log first, in the folder raw/ beside --output_dir, and use its schema.",
-            "choices": list(DEMOS),
-        },
-    )
-    offers: bool = field(
-        default=False,
-        metadata={"help": "Also write the demo's offers.parquet and actions.parquet into raw/ (docs/offers.md)."},
-    )
-    rows_per_shard: int | None = field(
-        default=None,
-        metadata={
-            "help": "Largest number of customers in one shard, a Parquet file. By default `prepare` of "
-            "modeling_mcm.preparation decides."
-        },
-    )
-    memory_limit: str = field(default="1GB", metadata={"help": MEMORY_LIMIT})
-    overwrite: bool = field(default=False, metadata={"help": "Replace a data set that is in --output_dir."})
-    reuse: bool = field(
-        default=False,
-        metadata={"help": "Leave a data set in --output_dir as it is if the same files, schema and options made it."},
+    memory_limit: str = option("1GB", MEMORY_LIMIT)
+    overwrite: bool = option(False, "Replace a data set that is in --output_dir.")
+    reuse: bool = option(
+        False, "Leave a data set in --output_dir as it is if the same files, schema and options made it."
     )
 
     def __post_init__(self) -> None:

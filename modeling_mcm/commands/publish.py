@@ -17,7 +17,7 @@ Prefer this command to `Trainer.push_to_hub`, which also sends a pickle of the t
 """
 
 import tempfile
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from modeling_mcm.hub import (
 )
 from modeling_mcm.hub.card import result_rows
 from modeling_mcm.hub.folder import read_json
+from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 RARE_BELOW = 5  # customers: a value of fewer is rare in the card, if --min_customers does not say otherwise
@@ -54,58 +55,36 @@ TRAINING_FILES = ("finetuning.json", "pretraining.json")
 class PublishingOptions:
     """Which checkpoint is published under which name, and what its card is written from."""
 
-    model: str | None = field(default=None, metadata={"help": "Folder of the checkpoint to publish."})
-    repo_id: str | None = field(
-        default=None, metadata={"help": "Name of the repository on the Hub, such as org/mcm-base."}
+    model: str | None = option(None, "Folder of the checkpoint to publish.")
+    repo_id: str | None = option(None, "Name of the repository on the Hub, such as org/mcm-base.")
+    evaluation: str | None = option(
+        None,
+        "JSON file that `mcm evaluate --output_file` wrote, for the card's results. By default "
+        "evaluation.json in the checkpoint folder, if it is there.",
     )
-    evaluation: str | None = field(
-        default=None,
-        metadata={
-            "help": "JSON file that `mcm evaluate --output_file` wrote, for the card's results. By default "
-            "evaluation.json in the checkpoint folder, if it is there."
-        },
+    data: str | None = option(
+        None, "Folder of the prepared data set of the training, to count how many customers have each value."
     )
-    data: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder of the prepared data set of the training, to count how many customers have each value."
-        },
+    min_customers: int | None = option(
+        None,
+        "Hide values and pairs of labels that fewer customers than this have; needs --data. By default "
+        "none are hidden.",
     )
-    min_customers: int | None = field(
-        default=None,
-        metadata={
-            "help": "Hide values and pairs of labels that fewer customers than this have; needs --data. By default "
-            "none are hidden."
-        },
+    private: bool = option(False, "Make the repository private. It is an error if it exists and is public.")
+    create_only: bool = option(False, "Publish only to a new repository: it is an error if it exists.")
+    dry_run: bool = option(False, "Show what would be sent, and send nothing.")
+    output_dir: str | None = option(
+        None, "New folder to write the files to. By default a temporary one, which is deleted after."
     )
-    private: bool = field(
-        default=False,
-        metadata={"help": "Make the repository private. It is an error if it exists and is public."},
+    card: str | None = option(
+        None,
+        "File, ending in .md, to write the model card to as well. The facts that it is written from go to "
+        "a .json file of the same name.",
     )
-    create_only: bool = field(
-        default=False, metadata={"help": "Publish only to a new repository: it is an error if it exists."}
-    )
-    dry_run: bool = field(default=False, metadata={"help": "Show what would be sent, and send nothing."})
-    output_dir: str | None = field(
-        default=None,
-        metadata={"help": "New folder to write the files to. By default a temporary one, which is deleted after."},
-    )
-    card: str | None = field(
-        default=None,
-        metadata={
-            "help": "File, ending in .md, to write the model card to as well. The facts that it is written from go to "
-            "a .json file of the same name."
-        },
-    )
-    dataset_card: str | None = field(
-        default=None, metadata={"help": "File to write a card of the data set --data to. It is not sent."}
-    )
-    watts: float = field(
-        default=65.0, metadata={"help": "Assumed power of the machine in training, in watts, for the card."}
-    )
-    grams_per_kwh: float = field(
-        default=450.0,
-        metadata={"help": "Assumed carbon dioxide of the power grid, in grams a kilowatt-hour, for the card."},
+    dataset_card: str | None = option(None, "File to write a card of the data set --data to. It is not sent.")
+    watts: float = option(65.0, "Assumed power of the machine in training, in watts, for the card.")
+    grams_per_kwh: float = option(
+        450.0, "Assumed carbon dioxide of the power grid, in grams a kilowatt-hour, for the card."
     )
 
     def __post_init__(self) -> None:
@@ -117,9 +96,9 @@ class PublishingOptions:
             raise ValueError("--min_customers and --dataset_card need --data, the prepared data set.")
         if self.card and (Path(self.card).suffix != ".md" or not self.model):
             raise ValueError(f"--card is {self.card!r}; give a name that ends in .md, and --model.")
-        for option, folder in (("model", self.model), ("data", self.data)):
+        for name, folder in (("model", self.model), ("data", self.data)):
             if folder and not Path(folder).is_dir():  # transformers would look for a repository of this name
-                raise ValueError(f"--{option} is {folder!r}, which is no folder on this machine: check the path.")
+                raise ValueError(f"--{name} is {folder!r}, which is no folder on this machine: check the path.")
         if self.repo_id:
             try:
                 check_name(self.repo_id)

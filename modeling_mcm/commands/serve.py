@@ -19,7 +19,7 @@ to others, put a proxy with TLS in front of it. docs/service.md says more.
 
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from modeling_mcm.commands.arguments import exits, parse_options
 from modeling_mcm.extras import needs
 from modeling_mcm.live_storage_mcm import checkpoint_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.serving import CustomerService, EventStore, Limits, ServiceError, create_api
 from modeling_mcm.training.checkpoints import check_files, read_checkpoint
@@ -39,41 +40,26 @@ TOKEN = "MCM_TOKEN"
 class ServeOptions:
     """Which checkpoint is served, with which store, and within which limits."""
 
-    model: str = field(metadata={"help": "Checkpoint folder, or name on the Hub."})
-    store: str = field(
-        default="state.db",
-        metadata={
-            "help": "Store of events and states: a SQLite file, which is made if it does not exist, or the URL of a "
-            "PostgreSQL database."
-        },
+    model: str = option(help="Checkpoint folder, or name on the Hub.")
+    store: str = option(
+        "state.db",
+        "Store of events and states: a SQLite file, which is made if it does not exist, or the URL of a "
+        "PostgreSQL database.",
     )
-    adopt: bool = field(
-        default=False,
-        metadata={
-            "help": "Use a store that another checkpoint wrote: its events stay, and the customers' states are "
-            "computed anew."
-        },
+    adopt: bool = option(
+        False,
+        "Use a store that another checkpoint wrote: its events stay, and the customers' states are computed anew.",
     )
-    host: str = field(default="127.0.0.1", metadata={"help": "Network address to listen on."})
-    port: int = field(default=8000, metadata={"help": "Port to listen on; 0 for any free port."})
-    threads: int = field(default=1, metadata={"help": "Number of torch's threads for one request."})
-    in_memory: int = field(default=1024, metadata={"help": "Largest number of customers to keep in memory."})
-    keep_every: int = field(
-        default=16, metadata={"help": "Number of new events after which a customer's state is stored again."}
-    )
-    lock_seconds: float = field(
-        default=5.0, metadata={"help": "Longest time, in seconds, to wait for a lock that another process holds."}
-    )
-    body_bytes: int = field(
-        default=1_000_000, metadata={"help": "Largest size of a request's body, in bytes; a larger one is refused."}
-    )
-    body_events: int = field(
-        default=1_000, metadata={"help": "Largest number of events in one request; more are refused."}
-    )
-    rate: float = field(
-        default=200.0, metadata={"help": "Largest number of requests a second from one network address, on average."}
-    )
-    burst: int = field(default=400, metadata={"help": "Largest number of requests at once from one network address."})
+    host: str = option("127.0.0.1", "Network address to listen on.")
+    port: int = option(8000, "Port to listen on; 0 for any free port.")
+    threads: int = option(1, "Number of torch's threads for one request.")
+    in_memory: int = option(1024, "Largest number of customers to keep in memory.")
+    keep_every: int = option(16, "Number of new events after which a customer's state is stored again.")
+    lock_seconds: float = option(5.0, "Longest time, in seconds, to wait for a lock that another process holds.")
+    body_bytes: int = option(1_000_000, "Largest size of a request's body, in bytes; a larger one is refused.")
+    body_events: int = option(1_000, "Largest number of events in one request; more are refused.")
+    rate: float = option(200.0, "Largest number of requests a second from one network address, on average.")
+    burst: int = option(400, "Largest number of requests at once from one network address.")
 
     def __post_init__(self) -> None:
         names = ("threads", "in_memory", "keep_every", "lock_seconds", "body_bytes", "body_events", "rate", "burst")
@@ -86,9 +72,6 @@ def build(options: ServeOptions) -> tuple[object, CustomerService]:
 
     Args:
         options (`ServeOptions`): The command's options.
-
-    Returns:
-        `tuple`: The ASGI application, and the `CustomerService` that answers its requests.
 
     Raises:
         ValueError: If the environment variable `MCM_TOKEN` is not set, or the checkpoint can't be read.

@@ -16,10 +16,11 @@ and when to prepare everything instead.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from modeling_mcm.commands.arguments import MEMORY_LIMIT, exits, parse_options
+from modeling_mcm.option import option
 
 if TYPE_CHECKING:
     from modeling_mcm.preparation.update import Update
@@ -29,31 +30,24 @@ if TYPE_CHECKING:
 class UpdateOptions:
     """Which data set is updated from which log."""
 
-    data: str = field(
-        metadata={"help": "Folder of the prepared data set. It is replaced once the update is complete."}
+    data: str = option(help="Folder of the prepared data set. It is replaced once the update is complete.")
+    events: str = option(
+        help="Folder of the whole log: the Parquet files that the data set was made from and new ones."
     )
-    events: str = field(
-        metadata={"help": "Folder of the whole log: the Parquet files that the data set was made from and new ones."}
+    profile: str | None = option(
+        None, "Current profile table, with one row a customer. Needed if the schema has `profile`."
     )
-    profile: str | None = field(
-        default=None,
-        metadata={"help": "Current profile table, with one row a customer. Needed if the schema has `profile`."},
+    corrected: list[str] = option(
+        [],
+        "Earlier versions of the log's files that were changed or removed, or folders with them. Their "
+        "names do not matter.",
     )
-    corrected: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Earlier versions of the log's files that were changed or removed, or folders with them. Their "
-            "names do not matter."
-        },
+    grow_vocabularies: int = option(
+        0,
+        "Number of new events from which on an unknown value joins the vocabulary; 0 leaves the "
+        "vocabularies as they are.",
     )
-    grow_vocabularies: int = field(
-        default=0,
-        metadata={
-            "help": "Number of new events from which on an unknown value joins the vocabulary; 0 leaves the "
-            "vocabularies as they are."
-        },
-    )
-    memory_limit: str = field(default="1GB", metadata={"help": MEMORY_LIMIT})
+    memory_limit: str = option("1GB", MEMORY_LIMIT)
 
     def __post_init__(self) -> None:
         if self.grow_vocabularies < 0:

@@ -29,9 +29,6 @@ def deciding_tasks(tasks: Sequence[str], token_type: str) -> list[str]:
     Args:
         tasks (`Sequence[str]`): names of the tasks.
         token_type (`str`): name of the token type feature.
-
-    Returns:
-        `list[str]`: names of the deciding tasks, in the order of `tasks`.
     """
     return [task for task in tasks if task != token_type] or list(tasks)
 
@@ -76,9 +73,6 @@ def list_lengths(table: pa.Table, column: str) -> NDArray[np.int64]:
     Args:
         table (`pyarrow.Table`): prepared rows.
         column (`str`): name of a list column.
-
-    Returns:
-        `NDArray[int64]` of shape `(rows,)`: length of each row's list.
     """
     lengths = [pc.fill_null(pc.list_value_length(chunk), 0) for chunk in table[column].chunks]
     return np.concatenate([np.zeros(0, np.int64), *(chunk.to_numpy(zero_copy_only=False) for chunk in lengths)])
@@ -114,9 +108,6 @@ class CaseEvents(NamedTuple):
             token_type (`str`): name of the token type feature. Its labels make no event a target, unless it is the
                 only task.
 
-        Returns:
-            `CaseEvents`: the events of all rows.
-
         Raises:
             ValueError: if the cutoff is unknown.
         """
@@ -137,9 +128,6 @@ class CaseEvents(NamedTuple):
             min_history (`int`): number of target events that a case needs before the cutoff.
             targets (`NDArray[int64]` of shape `(targets,)`, *optional*): indices of the events that count as targets
                 after the cutoff. Default: all target events after the cutoff.
-
-        Returns:
-            `NDArray[bool]` of shape `(rows,)`: whether the customer is a case.
         """
         rows = len(self.history_end)
         after = self.row[self.future if targets is None else targets]

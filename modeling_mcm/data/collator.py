@@ -61,8 +61,8 @@ class PreparedRows(Dataset):
         return self.__getitems__([place])[0]
 
     def __getitems__(self, places: list[int]) -> list[dict[str, Any]]:
-        kept = self.indices[places]
-        return numpy_rows(self.rows[kept], kept)
+        rows = self.indices[places]
+        return numpy_rows(self.rows[rows], rows)
 
 
 def numpy_rows(table: pa.Table, numbers: Sequence[int] | NDArray) -> list[dict[str, Any]]:
@@ -242,23 +242,25 @@ class MCMCollator:
         """
         make = {"train": self._train, "evaluate": self._evaluate, "predict": self._predict}[self.mode]
         features = self.config.input_features
-        made = [make(self.extractor.readable(row, features)) for row in rows]
+        examples = [make(self.extractor.readable(row, features)) for row in rows]
         masked = self.augmentation == "masked_lm"
-        histories = [history for history, *_ in made]
+        histories = [history for history, *_ in examples]
         moments = None if self.now is None or self.mode == "train" else [self.now] * len(rows)
         masked = masked and self.mode != "train"
         batch = dict(self.extractor.pad(histories, self.max_events, mask_next=masked, now=moments))
         if self.mode == "predict":
             return batch
-        _, ends, prefixes, labels = zip(*made, strict=True)
+        _, ends, prefixes, labels = zip(*examples, strict=True)
         if self.mode == "train" and self.half_life:
-            weights = [self._weights(history, end[prefix]) for history, end, prefix, _ in made]
+            weights = [self._weights(history, end[prefix]) for history, end, prefix, _ in examples]
             batch["label_weights"] = _stack(weights, 0, np.float32)
         if self.mode == "train" and self.augmentation not in ONE_PREFIX:
             batch["prefix_ends"] = _stack(ends, 0)
             batch["label_prefixes"] = _stack(prefixes, 0)
             if self.between_visits:
-                drawn = [self._moments(row, history, end) for row, (history, end, *_) in zip(rows, made, strict=True)]
+                drawn = [
+                    self._moments(row, history, end) for row, (history, end, *_) in zip(rows, examples, strict=True)
+                ]
                 batch["prefix_times"] = _stack(drawn, 0, np.float32)
         batch["labels"] = _stack(labels, IGNORED)
         return batch
@@ -336,12 +338,12 @@ class MCMCollator:
     def _all_prefixes(self, window: dict[str, Any], whole: bool):
         ends = self._prefix_before(window)
         # Where the history is longer than the window, the start row is not all that came before the first visit.
-        asked = self._is_target(window) & (whole | (ends > 0))
+        is_target = self._is_target(window) & (whole | (ends > 0))
         if self.half_life:
-            days = self._days_before_latest(window["times"], window["times"][asked])
-            asked &= days <= FADED * self.half_life
-        used, prefixes = np.unique(ends[asked], return_inverse=True)
-        return window, used, prefixes, self._distinct(prefixes, self._labels(window)[asked])
+            days = self._days_before_latest(window["times"], window["times"][is_target])
+            is_target &= days <= FADED * self.half_life
+        prefix_ends, prefixes = np.unique(ends[is_target], return_inverse=True)
+        return window, prefix_ends, prefixes, self._distinct(prefixes, self._labels(window)[is_target])
 
     def _masked_events(self, window: dict[str, Any], generator: np.random.Generator):
         draw = np.where(self._is_target(window), generator.random(len(window["times"])), 2.0)

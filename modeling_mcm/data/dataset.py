@@ -37,9 +37,6 @@ def sha256_of(path: str | Path) -> str:
     Args:
         path (`str` or `Path`): path of the file.
 
-    Returns:
-        `str`: the digest in hexadecimal digits.
-
     Raises:
         OSError: if the file can't be read.
     """
@@ -103,9 +100,6 @@ class PreparedManifest:
         Args:
             directory (`str` or `Path`): folder of the prepared data set.
 
-        Returns:
-            `PreparedManifest`: the manifest.
-
         Raises:
             FileNotFoundError: if the folder holds no manifest, so that it is no data set or an unfinished one.
             ValueError: if the manifest is damaged or has another format version.
@@ -113,17 +107,17 @@ class PreparedManifest:
         path = Path(directory) / MANIFEST_FILE
         if not path.is_file():
             place = path.parent.resolve()
-            left = sorted(place.parent.glob(f".{place.name}.*.replaced"))
-            hint = f"a run was killed while it put a new one there: rename {left[-1]} to it" if left else ""
+            replaced = sorted(place.parent.glob(f".{place.name}.*.replaced"))
+            hint = f"a run was killed while it put a new one there: rename {replaced[-1]} to it" if replaced else ""
             raise FileNotFoundError(
                 f"{directory} holds no {MANIFEST_FILE}, so it is not a (finished) prepared data set; "
                 f"{hint or 'run training/prepare_data.py, or check the path'}."
             )
         try:
-            given = json.loads(path.read_text(encoding="utf-8"))
-            if given["format_version"] != FORMAT_VERSION:
-                raise ValueError(f"format {given['format_version']} was found and {FORMAT_VERSION} is read")
-            return cls(**given)
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format_version"] != FORMAT_VERSION:
+                raise ValueError(f"format {content['format_version']} was found and {FORMAT_VERSION} is read")
+            return cls(**content)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} cannot be read ({error}); prepare the data again.") from error
 
@@ -184,12 +178,12 @@ def check_shards(directory: str | Path, shards: Sequence[dict[str, Any]], verify
     first: pa.Schema | None = None
     for shard in shards:
         path = Path(directory) / shard["file"]
-        found = check_shard(path, shard, verify)
-        first = found if first is None else first
-        if not found.equals(first):
-            names = sorted({field.name for field in set(found) ^ set(first)})
+        columns = check_shard(path, shard, verify)
+        first = columns if first is None else first
+        if not columns.equals(first):
+            names = sorted({field.name for field in set(columns) ^ set(first)})
             column = names[0] if names else "their order"
-            kinds = [str(each.field(column).type) if column in each.names else "absent" for each in (found, first)]
+            kinds = [str(each.field(column).type) if column in each.names else "absent" for each in (columns, first)]
             raise ValueError(
                 f"{path} and {shards[0]['file']} differ in column {column!r}: {kinds[0]} and {kinds[1]}. Shards of "
                 "a data set have one schema; prepare all of them with the same one."
@@ -198,7 +192,6 @@ def check_shards(directory: str | Path, shards: Sequence[dict[str, Any]], verify
 
 def load_prepared(
     directory: str | Path,
-    columns: Sequence[str] | None = None,
     cache_dir: str | Path | None = None,
     verify: bool = False,
     shards: Sequence[int] | None = None,
@@ -207,7 +200,6 @@ def load_prepared(
 
     Args:
         directory (`str` or `Path`): folder that `prepare` wrote.
-        columns (`Sequence[str]`, *optional*): names of the columns to read. Default: all columns.
         cache_dir (`str` or `Path`, *optional*): folder in which `datasets` keeps its Arrow copy of the rows. Default:
             the usual cache folder of `datasets`.
         verify (`bool`): whether to compare the digests of the shards too, which reads every byte.
@@ -226,17 +218,16 @@ def load_prepared(
     """
     directory = Path(directory)
     manifest = PreparedManifest.load(directory)
-    opened = manifest.shards if shards is None else [manifest.shards[place] for place in shards]
-    check_shards(directory, opened, verify)
-    files = [str(directory / shard["file"]) for shard in opened]
+    entries = manifest.shards if shards is None else [manifest.shards[place] for place in shards]
+    check_shards(directory, entries, verify)
+    files = [str(directory / shard["file"]) for shard in entries]
     # `datasets` finds its copy by path and time. Other data with the same path and time must not get this copy.
-    digest = hashlib.sha256("".join(shard["sha256"] for shard in opened).encode()).hexdigest()
-    kwargs: dict[str, Any] = {"config_name": f"prepared-{digest[:32]}"}
-    kwargs |= {"columns": list(columns)} if columns is not None else {}
+    digest = hashlib.sha256("".join(shard["sha256"] for shard in entries).encode()).hexdigest()
+    options: Any = {"config_name": f"prepared-{digest[:32]}", "cache_dir": str(cache_dir) if cache_dir else None}
     try:
-        return datasets.Dataset.from_parquet(files, cache_dir=str(cache_dir) if cache_dir else None, **kwargs)
+        return datasets.Dataset.from_parquet(files, **options)
     except datasets.exceptions.DatasetGenerationError:
-        for shard in opened:  # the error does not name the file, so each one is checked
+        for shard in entries:  # the error does not name the file, so each one is checked
             check_shard(directory / shard["file"], shard, verify=True)
         raise
 

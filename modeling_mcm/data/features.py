@@ -51,20 +51,19 @@ def check_keys(given: Mapping[str, Any], known: Sequence[str], where: str) -> No
             raise ValueError(f"{where} has the unknown key {key!r}; {hint}")
 
 
-def check_size(value: Any, key: str) -> None:
-    """Checks that a value is a size of memory that DuckDB can read, such as 4GB, 512MiB or 80%.
+def check_memory_limit(value: Any) -> None:
+    """Checks that `memory_limit` is a size of memory that DuckDB can read, such as 4GB, 512MiB or 80%.
 
     Args:
         value (`Any`): the size.
-        key (`str`): name of the option, for the message.
 
     Raises:
         ValueError: if the value is no such size.
     """
     pattern = r"\s*([0-9]+(\.[0-9]+)?)\s*(([kmgt]i?)?b|%)\s*"
-    found = re.fullmatch(pattern, value, re.IGNORECASE | re.ASCII) if isinstance(value, str) else None
-    if found is None or float(found[1]) == 0 or (found[3] == "%" and float(found[1]) > 100):
-        raise ValueError(f"`{key}` is {value!r}; give a size such as 4GB, 512MiB or 80%.")
+    match = re.fullmatch(pattern, value, re.IGNORECASE | re.ASCII) if isinstance(value, str) else None
+    if match is None or float(match[1]) == 0 or (match[3] == "%" and float(match[1]) > 100):
+        raise ValueError(f"`memory_limit` is {value!r}; give a size such as 4GB, 512MiB or 80%.")
 
 
 def read_feature(given: Mapping[str, Any], where: str) -> FeatureSpec:
@@ -73,9 +72,6 @@ def read_feature(given: Mapping[str, Any], where: str) -> FeatureSpec:
     Args:
         given (`Mapping`): the feature's keys and values.
         where (`str`): which entry of the schema this is, for messages.
-
-    Returns:
-        `FeatureSpec`: the feature.
 
     Raises:
         ValueError: if a key or a value is wrong. The message names the entry, the key and the fix.
@@ -108,16 +104,16 @@ def read_feature(given: Mapping[str, Any], where: str) -> FeatureSpec:
     return FeatureSpec(**{**given, "kind": kind, "column": column})
 
 
-def _check_part(given: Mapping[str, Any], kind: str, where: str) -> None:
+def _check_part(entry: Mapping[str, Any], kind: str, where: str) -> None:
     """Raises `ValueError` where `separator`, `item` and `level` do not fit together."""
-    part = [key for key in PART_KEYS if given.get(key) is not None]
+    part = [key for key in PART_KEYS if entry.get(key) is not None]
     if part and kind != CATEGORICAL:
         raise ValueError(f"{where}: `{part[0]}` is for categorical features; remove it from this {kind} feature.")
     if "separator" in part:
-        check_text(given["separator"], f"{where}: separator")
+        check_text(entry["separator"], f"{where}: separator")
     for key in part:
         if key != "separator":
-            check_integer(given[key], f"{where}: {key}", 1, MOST_PARTS)
+            check_integer(entry[key], f"{where}: {key}", 1, MOST_PARTS)
     if "item" in part and "level" in part:
         raise ValueError(f"{where}: a column has several values or is a path; remove `item` or `level`.")
     if part == ["separator"]:
@@ -136,17 +132,14 @@ def read_features(entries: Sequence[Any], key: str) -> tuple[FeatureSpec, ...]:
         entries (`Sequence`): the entries; one entry may be several features.
         key (`str`): "features" or "profile", for messages.
 
-    Returns:
-        `tuple[FeatureSpec]`: the features, in their order.
-
     Raises:
         ValueError: if an entry is wrong. The message names the entry, the key and the fix.
     """
-    found: list[FeatureSpec] = []
+    features: list[FeatureSpec] = []
     for place, entry in enumerate(entries):
         where = f"Entry {place} of `{key}`"
-        found += [read_feature(each, where) for each in _expanded(entry, where)]
-    return tuple(found)
+        features += [read_feature(each, where) for each in _expanded(entry, where)]
+    return tuple(features)
 
 
 def _expanded(entry: Any, where: str) -> list[Any]:

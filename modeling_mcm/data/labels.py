@@ -63,9 +63,6 @@ class CustomerLabels:
 
         Args:
             places (`ArrayLike` of shape `(M,)`): indices of the labels.
-
-        Returns:
-            `CustomerLabels`: the M labels, in the order of `places`.
         """
         places = np.asarray(places, np.int64)
         return replace(
@@ -113,10 +110,6 @@ class CustomerLabels:
         Args:
             share (`float`): share of the customers for validation, at least 0 and less than 1.
             seed (`int`): seed of the draw.
-
-        Returns:
-            `tuple[NDArray[int64], NDArray[int64]]`: indices of the training labels, and indices of the validation
-            labels.
         """
         customers, first, owner = np.unique(self.customer_ids.astype(str), return_index=True, return_inverse=True)
         order = np.random.default_rng(seed).permutation(len(customers))
@@ -136,18 +129,10 @@ def load_labels(
     kind: str = AUTO,
     time_zone: str = "UTC",
 ) -> CustomerLabels:
-    """Reads labels from a Parquet or CSV file.
+    """Reads labels from a Parquet or CSV file. The arguments after `path` are those of [`make_labels`].
 
     Args:
         path (`str` or `Path`): path of the file.
-        label (`str`): name of the label's column.
-        customer (`str`): name of the customer's column.
-        time (`str`): name of the column with the label's moment.
-        kind (`str`): kind of the label: "binary", "classes", "number" or "auto"; see [`make_labels`].
-        time_zone (`str`): time zone to which times with a zone are converted, as in the event schema.
-
-    Returns:
-        `CustomerLabels`: the labels, in the order of the file.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -189,9 +174,6 @@ def make_labels(
             and numbers are numbers, except a column of 0 and 1 alone, which holds two classes.
         time_zone (`str`): time zone to which times with a zone are converted, as in the event schema.
 
-    Returns:
-        `CustomerLabels`: the labels, in the order of the table.
-
     Raises:
         ValueError: if a column is missing or holds values that can't be read, a customer has two labels at one time,
             or all labels are the same. The message names the column, the customer and what to do.
@@ -222,33 +204,33 @@ def make_labels(
             "a customer and time; keep one row of each."
         )
     kind, values, classes = _read_values(table[label], label, kind)
-    made = CustomerLabels(label, kind, ids, times, values, classes)
-    made.check_trainable("given")
-    return made
+    labels = CustomerLabels(label, kind, ids, times, values, classes)
+    labels.check_trainable("given")
+    return labels
 
 
 def _read_values(column: pd.Series, name: str, kind: str) -> tuple[str, NDArray[Any], tuple[str, ...]]:
-    given = column.tolist()
-    found: dict[str, Any] = {}
-    for value in given:
-        found.setdefault(_type_of(value, name), value)
-    if len(found) > 1:
-        shown = " and ".join(f"{word} ({value!r})" for word, value in found.items())
-        raise ValueError(f"Label {name!r} holds values of mixed types, {shown}; make them all of one.")
-    (word,) = found
+    values = column.tolist()
+    example_by_type: dict[str, Any] = {}
+    for value in values:
+        example_by_type.setdefault(_type_of(value, name), value)
+    if len(example_by_type) > 1:
+        examples = " and ".join(f"{word} ({value!r})" for word, value in example_by_type.items())
+        raise ValueError(f"Label {name!r} holds values of mixed types, {examples}; make them all of one.")
+    (word,) = example_by_type
     if kind == AUTO:
-        kind = NUMBER if word == "numbers" and not set(given) <= {0, 1} else CLASSES
+        kind = NUMBER if word == "numbers" and not set(values) <= {0, 1} else CLASSES
     if kind == NUMBER:
         if word == "text":
             raise ValueError(
-                f"Label {name!r} holds text such as {given[0]!r}, and a number was asked for; make it numbers, or "
+                f"Label {name!r} holds text such as {values[0]!r}, and a number was asked for; make it numbers, or "
                 "predict classes."
             )
-        numbers = np.array(given, np.float64)
+        numbers = np.array(values, np.float64)
         if not (np.abs(numbers) <= np.finfo(np.float32).max).all():
             raise ValueError(f"Label {name!r} holds numbers that are not finite; leave these rows out.")
         return NUMBER, numbers.astype(np.float32), ()
-    texts = [str(to_text(value)) for value in given]
+    texts = [str(to_text(value)) for value in values]
     classes = sorted(set(texts), key=float) if word == "numbers" else sorted(set(texts))
     if kind == BINARY and len(classes) > 2:
         raise ValueError(
@@ -308,15 +290,15 @@ class LabelledCustomers(Dataset):
                 f"{labels.customer_ids[late[0]]!r} has a label of {_moment(labels.times[late[0]])}. What came between "
                 "would be missing from the history; prepare the log up to the labels, or leave these rows out."
             )
-        found = np.array([places.get(customer, -1) for customer in labels.customer_ids])
-        is_known = found >= 0
-        has_history = is_known & (first[np.maximum(found, 0)] < labels.times)
+        row_indices = np.array([places.get(customer, -1) for customer in labels.customer_ids])
+        is_known = row_indices >= 0
+        has_history = is_known & (first[np.maximum(row_indices, 0)] < labels.times)
         if on_unknown == ERROR and not has_history.all():
             _refuse(labels, is_known, has_history)
-        kept = np.flatnonzero(has_history)
-        self.dropped = len(labels) - len(kept)
-        self.labels = labels.of(kept)
-        self.rows = PreparedRows(rows, found[kept])
+        with_history = np.flatnonzero(has_history)
+        self.dropped = len(labels) - len(with_history)
+        self.labels = labels.of(with_history)
+        self.rows = PreparedRows(rows, row_indices[with_history])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -374,12 +356,10 @@ class LabelCollator:
     Args:
         extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
         config (`MCMConfig`): config of the model. Only `input_features` is read.
-        max_events (`int`, *optional*): largest number of events in an input, the start row included. Default:
-            `max_events` of the feature extractor.
     """
 
-    def __init__(self, extractor: MCMFeatureExtractor, config: MCMConfig, max_events: int | None = None):
-        self.extractor, self.config, self.max_events = extractor, config, max_events
+    def __init__(self, extractor: MCMFeatureExtractor, config: MCMConfig):
+        self.extractor, self.config = extractor, config
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Makes a batch.
@@ -392,5 +372,5 @@ class LabelCollator:
             `now`; and `labels` int64 or float32 `(B,)`.
         """
         histories = [self.extractor.readable(item["history"], self.config.input_features) for item in items]
-        batch = dict(self.extractor.pad(histories, self.max_events, now=[item["time"] for item in items]))
+        batch = dict(self.extractor.pad(histories, now=[item["time"] for item in items]))
         return batch | {"labels": torch.from_numpy(np.array([item["label"] for item in items]))}

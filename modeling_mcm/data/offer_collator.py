@@ -41,13 +41,13 @@ class OfferGroups(Dataset):
         self.offers = offers
         self.groups = np.arange(len(offers.group_ids)) if groups is None else np.asarray(groups)
         places = {customer: place for place, customer in enumerate(rows["customer_id"])}
-        wanted = offers.customer_ids[self.groups]
-        if missing := sorted({customer for customer in wanted if customer not in places}):
+        customer_ids = offers.customer_ids[self.groups]
+        if missing := sorted({customer for customer in customer_ids if customer not in places}):
             raise ValueError(
                 f"{len(missing)} customers of the offers are not in the prepared data set, such as {missing[0]!r}; "
                 "prepare the log with their events, or leave their offers out."
             )
-        self.rows = PreparedRows(rows, [places[customer] for customer in wanted])
+        self.rows = PreparedRows(rows, [places[customer] for customer in customer_ids])
 
     def costs(self, max_events: int) -> NDArray[np.int64]:
         """Estimates what the time of a training step grows with, for batches of similar histories.
@@ -61,12 +61,12 @@ class OfferGroups(Dataset):
         Returns:
             `NDArray[int64]` of shape `(groups,)`: the estimate for each group, without a unit.
         """
-        found = np.zeros(len(self), np.int64)
+        estimates = np.zeros(len(self), np.int64)
         for start in range(0, len(self), 256):
             items = self.__getitems__(list(range(start, min(start + 256, len(self)))))
-            kept = [item["history"]["visits"][-max_events:] for item in items]
-            found[start : start + 256] = [len(v) + 10 * (v[-1] - v[0] + 1) if len(v) else 0 for v in kept]
-        return found
+            visits = [item["history"]["visits"][-max_events:] for item in items]
+            estimates[start : start + 256] = [len(v) + 10 * (v[-1] - v[0] + 1) if len(v) else 0 for v in visits]
+        return estimates
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -97,12 +97,9 @@ def events_before(row: Mapping[str, Any], time: int) -> dict[str, Any]:
     Args:
         row (`dict`): a prepared row.
         time (`int`): the time, in seconds since 1970-01-01.
-
-    Returns:
-        `dict`: the row with only the events before `time`.
     """
-    kept = row["times"] < time
-    return {name: value[kept] if isinstance(value, np.ndarray) else value for name, value in row.items()}
+    is_before = row["times"] < time
+    return {name: value[is_before] if isinstance(value, np.ndarray) else value for name, value in row.items()}
 
 
 class OfferCollator:
@@ -138,8 +135,8 @@ class OfferCollator:
         self.extractor, self.config, self.offers = extractor, config, offers
         self.max_events = extractor.max_events if max_events is None else max_events
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        known = (offers.action_ids, offers.columns, offers.row_offsets, offers.weights)
-        self.actions = EncodedActions(extractor, config, *known)
+        actions = (offers.action_ids, offers.columns, offers.row_offsets, offers.weights)
+        self.actions = EncodedActions(extractor, config, *actions)
         groups = np.arange(len(offers.group_ids)) if groups is None else groups
         self.actions.check(np.unique(offers.actions[offers.places(groups)]))
 

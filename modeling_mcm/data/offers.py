@@ -73,9 +73,6 @@ class Offers:
 
         Args:
             splits (`Sequence[str]`): names of the splits.
-
-        Returns:
-            `NDArray[int64]` of shape `(groups,)`: indices of their groups.
         """
         return np.flatnonzero(np.isin(self.splits, list(splits)))
 
@@ -149,16 +146,10 @@ def _day(seconds: int) -> str:
 
 
 def load_offers(folder: str | Path, outcomes: Sequence[str] | None = None, time_zone: str = "UTC") -> Offers:
-    """Reads and checks `offers.parquet` and `actions.parquet`.
+    """Reads and checks `offers.parquet` and `actions.parquet`. The other arguments are those of [`make_offers`].
 
     Args:
         folder (`str` or `Path`): folder with both files.
-        outcomes (`Sequence[str]`, *optional*): names of the columns of outcomes. Default: "click" and "conversion",
-            each if one of its values is known.
-        time_zone (`str`): time zone to which times with a zone are converted, as in the event schema.
-
-    Returns:
-        `Offers`: the offers and their actions.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -188,9 +179,6 @@ def make_offers(
             each if one of its values is known.
         time_zone (`str`): time zone to which times with a zone are converted, as in the event schema.
 
-    Returns:
-        `Offers`: the offers and their actions.
-
     Raises:
         ValueError: if a column is missing or holds a wrong value, a group has several customers, times or splits or
             offers an action twice, or an action has no row at the time of an offer. The message names the column, the
@@ -206,10 +194,10 @@ def make_offers(
 
     frame = pd.DataFrame({name: _texts(offers[name], name) for name in ("customer_id", "action_id")})
     frame["time"] = _seconds(offers["time"], time_zone)
-    given = (
+    group_ids = (
         offers["group_id"] if "group_id" in offers.columns else frame["customer_id"] + " " + frame["time"].map(_day)
     )
-    frame["group_id"] = _texts(given, "group_id")
+    frame["group_id"] = _texts(group_ids, "group_id")
     frame["split"] = _texts(offers["split"], "split") if "split" in offers.columns else TRAIN
     if wrong := sorted(set(frame["split"]) - set(SPLITS)):
         raise ValueError(f"Column 'split' holds {wrong}; expected {', '.join(SPLITS)}.")
@@ -247,10 +235,10 @@ def make_offers(
 def _texts(column: pd.Series, name: str) -> NDArray:
     with naming(f"column {name!r}"):
         texts = {value: to_text(value) for value in column.dropna().unique()}
-    found = column.map(texts).to_numpy(object)
+    ids = column.map(texts).to_numpy(object)
     if column.isna().any():
         raise ValueError(f"Column {name!r} is null in {int(column.isna().sum())} rows; fill it, or leave them out.")
-    return found
+    return ids
 
 
 def _seconds(column: pd.Series, time_zone: str) -> NDArray[np.int64]:
@@ -292,14 +280,14 @@ def _versions(actions: pd.DataFrame, time_zone: str) -> tuple[pd.DataFrame, NDAr
 def _at_that_time(offers: pd.DataFrame, versions: pd.DataFrame) -> NDArray[np.int64]:
     """Index of the version that holds at each offer's time: the latest version that does not begin later."""
     pairs = offers[["action_id", "time"]].drop_duplicates().sort_values("time")
-    found = pd.merge_asof(
+    matches = pd.merge_asof(
         pairs, versions.rename_axis("version").reset_index().sort_values("time"), on="time", by="action_id"
     )
-    missing = found[found["version"].isna()]
+    missing = matches[matches["version"].isna()]
     if len(missing):
         action, time = missing[["action_id", "time"]].iloc[0]
         raise ValueError(
             f"Action {action!r}, offered on {_day(time)}, has no row in the actions that holds then; add one with its "
             "features."
         )
-    return offers.merge(found, on=["action_id", "time"], how="left")["version"].to_numpy(np.int64)
+    return offers.merge(matches, on=["action_id", "time"], how="left")["version"].to_numpy(np.int64)

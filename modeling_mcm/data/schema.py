@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
-
-import numpy as np
 
 from modeling_mcm.data.features import check_keys, read_features
 from modeling_mcm.data.text_format import TextFormat
@@ -45,19 +43,19 @@ def _read_cutoff(value: Any, key: str) -> datetime:
     return value
 
 
-def _read_cutoffs(given: Any) -> dict[str, datetime] | str:
-    if given == LEAVE_ONE_OUT:
+def _read_cutoffs(cutoffs: Any) -> dict[str, datetime] | str:
+    if cutoffs == LEAVE_ONE_OUT:
         return LEAVE_ONE_OUT
-    if not isinstance(given, Mapping):
+    if not isinstance(cutoffs, Mapping):
         raise ValueError(
-            f"`cutoffs` is {given!r}, which is not a mapping; write {{validation: 2017-10-01, test: 2017-11-01}}, or "
-            f"{LEAVE_ONE_OUT}."
+            f"`cutoffs` is {cutoffs!r}, which is not a mapping; write {{validation: 2017-10-01, test: 2017-11-01}}, "
+            f"or {LEAVE_ONE_OUT}."
         )
-    check_keys(given, ("validation", "test"), "`cutoffs`")
+    check_keys(cutoffs, ("validation", "test"), "`cutoffs`")
     for key in ("validation", "test"):
-        if key not in given:
+        if key not in cutoffs:
             raise ValueError(f"`cutoffs` has no `{key}`; add its date.")
-    return {key: _read_cutoff(given[key], f"cutoffs: {key}") for key in ("validation", "test")}
+    return {key: _read_cutoff(cutoffs[key], f"cutoffs: {key}") for key in ("validation", "test")}
 
 
 def _read_token_type(value: Any) -> str:
@@ -106,16 +104,13 @@ class EventSchema(LogSchema):
         Args:
             path (`str` or `Path`): path of the YAML file.
 
-        Returns:
-            `EventSchema`: the schema.
-
         Raises:
             ValueError: if the file or a key is wrong. The message names the file, the key and the fix.
             OSError: if the file can't be opened.
         """
-        given = read_yaml(path)
+        content = read_yaml(path)
         try:
-            return cls.from_dict(given)
+            return cls.from_dict(content)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -126,16 +121,13 @@ class EventSchema(LogSchema):
         Args:
             given (`dict`): the keys and values of a schema file.
 
-        Returns:
-            `EventSchema`: the schema.
-
         Raises:
             ValueError: if a key is unknown, missing or has a wrong value. The message names the key and the fix.
         """
         if not isinstance(given, Mapping):
             raise ValueError("The event schema is not a mapping; it needs keys such as `customer: household_id`.")
-        known = [f.name for f in fields(cls)]
-        check_keys(given, known, "The event schema")
+        keys = [f.name for f in fields(cls)]
+        check_keys(given, keys, "The event schema")
         for key in REQUIRED_KEYS:
             if given.get(key) is None:
                 raise ValueError(f"The event schema has no `{key}`; add it.")
@@ -205,19 +197,9 @@ class EventSchema(LogSchema):
             )
         return self.cutoffs[key]
 
-    def seconds(self, key: str) -> int:
-        """Gives the date of a cutoff in seconds since 1970, as prepared rows have their times.
-
-        Args:
-            key (`str`): name of the cutoff, "validation" or "test".
-
-        Returns:
-            `int`: the moment of the cutoff.
-
-        Raises:
-            ValueError: if there is no date, because each customer's last visits are held out.
-        """
-        return int(np.datetime64(self.cutoff(key), "s").astype(np.int64))
+    def cutoff_seconds(self, key: str) -> int:
+        """Gives a cutoff in seconds since 1970-01-01, as are the `times` of prepared rows; see [`cutoff`]."""
+        return (self.cutoff(key) - datetime(1970, 1, 1)) // timedelta(seconds=1)
 
     def moment(self, key: str) -> int | None:
         """Gives the moment at which all customers are scored at a cutoff.
@@ -229,7 +211,7 @@ class EventSchema(LogSchema):
             `int`, *optional*: the cutoff in seconds since 1970. `None` if there is no common moment, because each
             customer's last visits are held out or the log has no times: a customer is then scored at the last event.
         """
-        return None if self.leaves_one_out or self.order is not None else self.seconds(key)
+        return None if self.leaves_one_out or self.order is not None else self.cutoff_seconds(key)
 
     def to_dict(self) -> dict[str, Any]:
         """Gives the schema as plain values for JSON or YAML.
@@ -253,10 +235,7 @@ def schema_of(feature_extractor: MCMFeatureExtractor) -> EventSchema:
 
     Args:
         feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
-
-    Returns:
-        `EventSchema`: the schema.
     """
-    known = feature_extractor.schema
-    values = {entry.name: getattr(known, entry.name) for entry in fields(known)}
-    return EventSchema(**values | {"tasks": known.tasks or (known.token_feature.name,), "cutoffs": NO_CUTOFFS})
+    schema = feature_extractor.schema
+    values = {entry.name: getattr(schema, entry.name) for entry in fields(schema)}
+    return EventSchema(**values | {"tasks": schema.tasks or (schema.token_feature.name,), "cutoffs": NO_CUTOFFS})

@@ -38,7 +38,6 @@ class StreamedRows(Dataset):
         directory (`str` or `Path`): folder that `prepare` wrote.
         indices (`ArrayLike` of shape `(N,)`, *optional*): indices of the rows that are used, ascending, among all
             rows. Default: all rows. Each dict also holds `row`, the row's index among all rows.
-        lengths (`ArrayLike` of shape `(N,)`, *optional*): length of each used row, for [`StreamedOrder`].
         columns (`Sequence[str]`, *optional*): names of the columns to read. Default: all columns.
         held_shards (`int`): number of decoded shards that this process, or each worker of a data loader, holds.
 
@@ -59,7 +58,6 @@ class StreamedRows(Dataset):
         self,
         directory: str | Path,
         indices: ArrayLike | None = None,
-        lengths: ArrayLike | None = None,
         columns: Sequence[str] | None = None,
         held_shards: int = 1,
     ):
@@ -69,14 +67,14 @@ class StreamedRows(Dataset):
         self.shards = manifest.shards
         self.starts = np.cumsum([0, *(shard["rows"] for shard in self.shards)])
         self._held: dict[int, pa.Table] = {}
-        self.keep(np.arange(self.starts[-1]) if indices is None else indices, lengths)
+        self.keep(np.arange(self.starts[-1]) if indices is None else indices)
 
     def keep(self, indices: ArrayLike, lengths: ArrayLike | None = None) -> None:
         """Sets which rows are used.
 
         Args:
             indices (`ArrayLike` of shape `(N,)`): indices of the rows among all rows, ascending.
-            lengths (`ArrayLike` of shape `(N,)`, *optional*): length of each of these rows.
+            lengths (`ArrayLike` of shape `(N,)`, *optional*): length of each of these rows, for [`StreamedOrder`].
         """
         self.indices = np.asarray(indices, np.int32)
         self.lengths = None if lengths is None else np.asarray(lengths, np.int32)
@@ -90,21 +88,18 @@ class StreamedRows(Dataset):
     def __getitems__(self, places: list[int]) -> list[dict[str, Any]]:
         rows = self.indices[places].astype(np.int64)
         shards = np.searchsorted(self.starts, rows, side="right") - 1
-        found: dict[int, dict[str, Any]] = {}
+        row_by_place: dict[int, dict[str, Any]] = {}
         for shard in dict.fromkeys(shards.tolist()):
             at = np.flatnonzero(shards == shard)
             table = self._shard(shard).take(rows[at] - self.starts[shard])
-            found |= zip(at.tolist(), numpy_rows(table, rows[at]), strict=True)
-        return [found[place] for place in range(len(rows))]
+            row_by_place |= zip(at.tolist(), numpy_rows(table, rows[at]), strict=True)
+        return [row_by_place[place] for place in range(len(rows))]
 
     def column(self, name: str) -> NDArray:
         """Reads a column of numbers, of all rows: those that are not used too.
 
         Args:
             name (`str`): name of a scalar column.
-
-        Returns:
-            `NDArray` of shape `(all rows,)`: the values, in the order of the rows.
         """
         parts = [pq.read_table(self.directory / shard["file"], columns=[name])[name] for shard in self.shards]
         return np.concatenate([part.to_numpy() for part in parts])
@@ -201,9 +196,6 @@ class StreamedOrder(Sampler):
             batch_size (`int`): number of rows of one batch of one process.
             processes (`int`): number of processes.
             workers (`int`): number of data loader workers of each process.
-
-        Returns:
-            `int`: the number of lanes.
         """
         row = np.arange(self.group_size * self.turns * workers)
         lane = row // self.group_size % self.turns * self.parts + row % self.group_size // self.unit

@@ -27,16 +27,16 @@ class TextFormat:
     on_bad_row: str = "error"
 
     def __post_init__(self) -> None:
-        given = {"delimiter": self.delimiter, "quote": self.quote or None, "escape": self.escape}
-        for key, value in given.items():
+        characters = {"delimiter": self.delimiter, "quote": self.quote or None, "escape": self.escape}
+        for key, value in characters.items():
             if value is not None and not (
                 isinstance(value, str) and len(value) == 1 and value.isascii() and value not in "\r\n\0"
             ):
                 raise ValueError(f"`{key}` is {value!r}; give one character, such as ',' or \"\\t\" for a tab.")
-        used = [value for value in given.values() if value is not None]
-        if self.escape != self.quote and len({*used}) < len(used):
+        values = [value for value in characters.values() if value is not None]
+        if self.escape != self.quote and len({*values}) < len(values):
             raise ValueError(
-                f"`delimiter`, `quote` and `escape` are {', '.join(map(repr, used))}; give different ones."
+                f"`delimiter`, `quote` and `escape` are {', '.join(map(repr, values))}; give different ones."
             )
         if self.on_bad_row not in ("error", "drop"):
             raise ValueError(f"`on_bad_row` is {self.on_bad_row!r}; choose error or drop.")

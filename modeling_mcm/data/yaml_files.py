@@ -20,9 +20,6 @@ class UniqueKeyLoader(yaml.SafeLoader):
             node (`yaml.MappingNode`): the node.
             deep (`bool`): whether to build the nested values at once, as PyYAML defines it.
 
-        Returns:
-            `dict`: the mapping.
-
         Raises:
             yaml.YAMLError: if a key stands in the mapping twice.
         """
@@ -45,9 +42,6 @@ def read_yaml(path: str | Path, loader: type[yaml.SafeLoader] = UniqueKeyLoader)
     Args:
         path (`str` or `Path`): path of the file.
         loader (`type`): [`UniqueKeyLoader`], or a class derived from it.
-
-    Returns:
-        `Any`: what the file holds, as plain Python values.
 
     Raises:
         ValueError: if the file is no valid YAML, is no text in UTF-8, or has a key twice. The message names the file

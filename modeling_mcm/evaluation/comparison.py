@@ -71,9 +71,6 @@ def baseline_warnings(
         metric (`str`): Name of the metric, for the sentences.
         model (`str`): The method that is the model. All others are baselines.
 
-    Returns:
-        `list[str]`: One sentence for each baseline that the model is under or level with.
-
     Raises:
         ValueError: If the model is not among the methods, or arrays have different numbers of cases.
     """

@@ -97,7 +97,6 @@ def counting_baselines(
     names: Sequence[str],
     ks: Sequence[int] = (10,),
     cache: BaselineCache | None = None,
-    progress: bool = True,
 ) -> Results:
     """Fits baselines on the training period and evaluates them, or reads their metrics from the cache.
 
@@ -108,7 +107,6 @@ def counting_baselines(
         names (sequence of `str`): Names of the baselines, of `BASELINES`.
         ks (sequence of `int`): Lengths of the ranked list.
         cache (`BaselineCache`, *optional*): Where metrics are stored. By default they are not.
-        progress (`bool`): Whether to show a progress bar.
 
     Returns:
         `dict`: By baseline, task and metric of [`TargetRanks.metrics`] the values, of shape `(cases,)`. If a baseline
@@ -123,9 +121,7 @@ def counting_baselines(
         raise ValueError(f"No baselines {unknown}; choose from {', '.join(BASELINES)}.")
     results: Results = {name: {} for name in names}
     digests = {task: digest_of_cases(cases, task) for task in label_sizes} if cache else {}
-    for name, task in tqdm(
-        [(name, task) for name in names for task in label_sizes], unit="task", disable=not progress
-    ):
+    for name, task in tqdm([(name, task) for name in names for task in label_sizes], unit="task"):
         baseline = BASELINES[name]()
         key = {
             "baseline": baseline.identity(),

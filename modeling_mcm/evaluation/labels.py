@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from modeling_mcm.evaluation.offers import weighted_ranking
 
 
-def mean_auc(labels: ArrayLike, scores: ArrayLike, weights: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
-    """Computes the ROC AUC of classes.
+def mean_auc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Computes the ROC AUC of classes; NaN if fewer than two classes occur.
 
     With two classes it is that of the second. With more it is the mean over the classes that occur, each against all
     others.
@@ -22,23 +22,18 @@ def mean_auc(labels: ArrayLike, scores: ArrayLike, weights: NDArray[np.int64] | 
     Args:
         labels (array, shape `(N,)`): Ids of classes.
         scores (array, shape `(N, C)`): Scores of the classes; a larger one is likelier.
-        weights (`numpy.ndarray`, shape `(S, N)`, *optional*): How often each label counts in each resample. By
-            default there is one resample, in which each counts once.
-
-    Returns:
-        `numpy.ndarray`, shape `(S,)`: The AUC of each resample; NaN if fewer than two classes occur.
     """
     labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
-    weights = np.ones((1, len(labels)), np.int64) if weights is None else weights
+    once = np.ones((1, len(labels)), np.int64)
     if scores.shape[1] == 2:
-        return weighted_ranking(labels == 1, scores[:, 1] - scores[:, 0], weights)["roc_auc"]
+        return float(weighted_ranking(labels == 1, scores[:, 1] - scores[:, 0], once)["roc_auc"][0])
     log_sums = np.logaddexp.reduce(scores, axis=1, keepdims=True)
     chances = scores - log_sums
     present = [label for label in range(scores.shape[1]) if 0 < (labels == label).sum() < len(labels)]
     if not present:
-        return np.full(len(weights), np.nan)
-    areas = [weighted_ranking(labels == label, chances[:, label], weights)["roc_auc"] for label in present]
-    return np.mean(areas, axis=0)
+        return float("nan")
+    areas = [weighted_ranking(labels == label, chances[:, label], once)["roc_auc"] for label in present]
+    return float(np.mean(areas))
 
 
 def rank_correlation(labels: ArrayLike, predicted: ArrayLike) -> float:
@@ -84,7 +79,7 @@ class LabelMetrics:
             error = float(np.abs(logits[:, 0] - labels).mean())
             return {"rank_correlation": rank_correlation(labels, logits[:, 0]), "mae": error}
         accuracy = float((logits.argmax(1) == labels).mean())
-        return {"auc": float(mean_auc(labels, logits)[0]), "accuracy": accuracy}
+        return {"auc": mean_auc(labels, logits), "accuracy": accuracy}
 
 
 __all__ = ["LabelMetrics", "mean_auc", "rank_correlation"]

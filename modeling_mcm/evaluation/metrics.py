@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 
+CONFIDENCE, RESAMPLES = 0.95, 2000  # of bootstrap intervals
 UNREACHABLE = int(np.iinfo(np.int32).max)  # `greater` of a target that no ranking can hold
 
 Metric = Callable[[NDArray, NDArray, NDArray], NDArray]
@@ -250,35 +251,29 @@ class PairedDifference(NamedTuple):
     relative: Interval
 
 
-def bootstrap_interval(values: ArrayLike, seed: int = 0, resamples: int = 2000, confidence: float = 0.95) -> Interval:
+def bootstrap_interval(values: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
     """Computes the mean over customers with its percentile bootstrap interval.
 
     Args:
         values (array, shape `(B,)`): One value for each customer; NaN (no target) is left out.
         seed (`int`): Seed of the resamples.
         resamples (`int`): Number of resamples of the customers.
-        confidence (`float`): Share of the resamples within the interval.
 
     Raises:
         ValueError: If no customer has a value.
     """
     matrix = _with_value(np.asarray(values, dtype=np.float64)[None])
     means = _resampled_means(matrix, seed, resamples)
-    return _interval(matrix.mean(axis=1)[0], means[0], confidence, matrix.shape[1])
+    return _interval(matrix.mean(axis=1)[0], means[0], matrix.shape[1])
 
 
-def paired_difference(
-    first: ArrayLike, second: ArrayLike, seed: int = 0, resamples: int = 2000, confidence: float = 0.95
-) -> PairedDifference:
+def paired_difference(first: ArrayLike, second: ArrayLike) -> PairedDifference:
     """Computes bootstrap intervals of `first - second` and of `first / second - 1`; customers are resampled in pairs.
 
     Args:
         first (array, shape `(B,)`): One value of the first method for each customer.
         second (array, shape `(B,)`): Values of the second method for the same customers in the same order. A customer
             with NaN in either is left out.
-        seed (`int`): Seed of the resamples.
-        resamples (`int`): Number of resamples of the customers.
-        confidence (`float`): Share of the resamples within the interval.
 
     Raises:
         ValueError: If the shapes differ or no customer has both values.
@@ -291,19 +286,17 @@ def paired_difference(
         )
     matrix = _with_value(np.stack([first, second]))
     mean_first, mean_second = matrix.mean(axis=1)
-    means_first, means_second = _resampled_means(matrix, seed, resamples)
+    means_first, means_second = _resampled_means(matrix)
     with np.errstate(divide="ignore", invalid="ignore"):  # a second of zero has no relative difference: inf or nan
         relative = np.divide(mean_first, mean_second) - 1, means_first / means_second - 1
     customers = matrix.shape[1]
     return PairedDifference(
-        _interval(mean_first - mean_second, means_first - means_second, confidence, customers),
-        _interval(*relative, confidence, customers),
+        _interval(mean_first - mean_second, means_first - means_second, customers),
+        _interval(*relative, customers),
     )
 
 
-def average_relative_difference(
-    firsts: ArrayLike, seconds: ArrayLike, seed: int = 0, resamples: int = 2000, confidence: float = 0.95
-) -> Interval:
+def average_relative_difference(firsts: ArrayLike, seconds: ArrayLike) -> Interval:
     """Computes the mean over tasks of `first / second - 1` with its bootstrap interval.
 
     A resample takes the same customers in all tasks.
@@ -312,9 +305,6 @@ def average_relative_difference(
         firsts (array, shape `(tasks, B)`): Values of the first method for each task and customer.
         seconds (array, shape `(tasks, B)`): Values of the second method for the same tasks and customers. A customer
             with any NaN is left out.
-        seed (`int`): Seed of the resamples.
-        resamples (`int`): Number of resamples of the customers.
-        confidence (`float`): Share of the resamples within the interval.
 
     Raises:
         ValueError: If the shapes differ or no customer has all values.
@@ -326,10 +316,10 @@ def average_relative_difference(
             "of both in the same order. Align both by customer_id first."
         )
     matrix = _with_value(np.concatenate([firsts, seconds]))
-    tasks, means, resampled = len(firsts), matrix.mean(axis=1), _resampled_means(matrix, seed, resamples)
+    tasks, means, resampled = len(firsts), matrix.mean(axis=1), _resampled_means(matrix)
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = (means[:tasks] / means[tasks:] - 1).mean()
-        return _interval(mean, (resampled[:tasks] / resampled[tasks:] - 1).mean(axis=0), confidence, matrix.shape[1])
+        return _interval(mean, (resampled[:tasks] / resampled[tasks:] - 1).mean(axis=0), matrix.shape[1])
 
 
 def _checked(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) -> tuple[NDArray, NDArray, NDArray]:
@@ -391,7 +381,7 @@ def _with_value(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return matrix
 
 
-def _resampled_means(values: NDArray[np.float64], seed: int, resamples: int) -> NDArray[np.float64]:
+def _resampled_means(values: NDArray[np.float64], seed: int = 0, resamples: int = RESAMPLES) -> NDArray[np.float64]:
     """Means of `values` (rows, B) over resampled customers, the same customers in every row: (rows, resamples)."""
     generator, customers = np.random.default_rng(seed), values.shape[1]
     at_once = max(1, 2**22 // customers)  # 32 MiB of indices
@@ -404,6 +394,6 @@ def _resampled_means(values: NDArray[np.float64], seed: int, resamples: int) -> 
     return np.concatenate(chunks, axis=1)
 
 
-def _interval(mean: float, means: NDArray[np.float64], confidence: float, customers: int) -> Interval:
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+def _interval(mean: float, means: NDArray[np.float64], customers: int) -> Interval:
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(mean), float(low), float(high), customers)

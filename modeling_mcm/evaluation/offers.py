@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from transformers.utils import logging
 
 from modeling_mcm.data.collator import batches_by_length
-from modeling_mcm.evaluation.metrics import Interval, ndcg_at_k, recall_at_k
+from modeling_mcm.evaluation.metrics import CONFIDENCE, RESAMPLES, Interval, ndcg_at_k, recall_at_k
 
 
 @dataclass(frozen=True)
@@ -146,11 +146,10 @@ class OfferMetrics:
 
     Args:
         outcomes (sequence of `str`): Names of the outcomes, in the order of the model's.
-        k (`int`): Length of the ranked list.
     """
 
-    def __init__(self, outcomes: Sequence[str], k: int = 10):
-        self.outcomes, self.k = list(outcomes), k
+    def __init__(self, outcomes: Sequence[str]):
+        self.outcomes = list(outcomes)
 
     def __call__(self, prediction: Any) -> dict[str, float]:
         """Metrics from logits and labels `(G, K, O)`; of the outcomes that some groups have and some have not."""
@@ -164,26 +163,23 @@ class OfferMetrics:
                 continue
             scores = logits[..., index].reshape(-1)
             once = np.ones((1, groups), np.int64)
-            metrics = offer_metrics(truth, scores, expected_takes(truth.offsets, scores), once, self.k)
+            metrics = offer_metrics(truth, scores, expected_takes(truth.offsets, scores), once)
             result |= {f"{outcome}_{name}": float(values[0]) for name, values in metrics.items()}
         return result
 
 
-def resample_customers(
-    customer_ids: Sequence[str] | NDArray, resamples: int = 2000, seed: int = 0
-) -> NDArray[np.int64]:
+def resample_customers(customer_ids: Sequence[str] | NDArray, resamples: int = RESAMPLES) -> NDArray[np.int64]:
     """Draws resamples of the customers, each with all of its groups.
 
     Args:
         customer_ids (sequence of `str`): The customer of each group.
         resamples (`int`): Number S of resamples.
-        seed (`int`): Seed of the draws.
 
     Returns:
         `numpy.ndarray`, shape `(1 + S, G)`: How often each group counts. In the first row, which stands for the data
         themselves, each counts once.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     customers, owner = np.unique(np.asarray(customer_ids, dtype=str), return_inverse=True)
     shares = np.full(len(customers), 1 / len(customers))
     counts = generator.multinomial(len(customers), shares, size=resamples)
@@ -254,14 +250,13 @@ def weighted_ranking(
     }
 
 
-def interval(values: ArrayLike, customers: int, confidence: float = 0.95) -> Interval:
+def interval(values: ArrayLike, customers: int) -> Interval:
     """Computes the percentile interval of a metric, or of a difference of two methods.
 
     Args:
         values (array, shape `(1 + S,)`): The metric on the data and on each resample, from [`offer_metrics`].
         customers (`int`): Number of customers, which the interval carries.
-        confidence (`float`): Share of the resamples within the interval.
     """
     values = np.asarray(values)
-    low, high = np.nanquantile(values[1:], [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.nanquantile(values[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(values[0]), float(low), float(high), customers)

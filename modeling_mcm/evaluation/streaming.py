@@ -7,7 +7,6 @@ This is [`tie_ranks`] in torch, and `StreamingMetrics` for a Trainer with `batch
 Shapes: B customers, N target labels of a customer (right-padded), V labels, ids 0 and 1 included.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -65,13 +64,9 @@ class StreamingMetrics:
     """Computes metrics from ranks, for a Trainer with `batch_eval_metrics=True`.
 
     Between batches only metrics are stored, a few numbers for each customer.
-
-    Args:
-        ks (sequence of `int`): Lengths of the ranked list.
     """
 
-    def __init__(self, ks: Sequence[int] = (10,)):
-        self.ks = tuple(ks)
+    def __init__(self) -> None:
         self._values: dict[str, list[np.ndarray]] = {}
 
     def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
@@ -89,7 +84,7 @@ class StreamingMetrics:
         for task, (greater, ties) in prediction.predictions.items():
             labels = _as_numpy(prediction.label_ids[task])
             ranks = _distinct_ranks(_as_numpy(greater), _as_numpy(ties), labels)
-            for name, values in customer_metrics(*ranks, ks=self.ks).items():
+            for name, values in customer_metrics(*ranks).items():
                 self._values.setdefault(f"{task}_{name}", []).append(values)
         if not compute_result:
             return {}

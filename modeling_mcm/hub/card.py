@@ -17,6 +17,7 @@ import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MCMConfig
+from modeling_mcm.evaluation.metrics import CONFIDENCE
 from modeling_mcm.evaluation.reports import with_interval
 from modeling_mcm.files_mcm import write_json, write_text
 from modeling_mcm.hub.folder import (
@@ -40,7 +41,6 @@ HEADLINES = ("next_visit_ndcg", "next_visit_recall", "next_visit_mrr", "next_eve
 HORIZON_HEADLINES = ("horizon_ndcg", "horizon_recall", "horizon_mrr")
 OFFER_HEADLINES = ("average_precision", "roc_auc", "ndcg", "recall")
 OWN_METHODS = ("MCM", "MCM fine-tuned")
-CONFIDENCE = 0.95
 MINUTE, HOUR, DIGITS = 60, 3600, 4
 
 
@@ -164,15 +164,12 @@ class CardFacts:
         exposure: Exposure | None = None,
         footprint: Footprint | None = None,
     ) -> "CardFacts":
-        """Collects the facts of a checkpoint.
+        """Collects the facts of a checkpoint. The arguments without a description are those of the class.
 
         Args:
             folder (`Path`): Folder that [`write_upload_folder`] wrote.
-            repo_id (`str`): Name on the Hub.
             training (`dict`, *optional*): Content of pretraining.json or finetuning.json of the checkpoint.
             evaluation (`dict`, *optional*): Content of the file that `mcm evaluate --output_file` wrote.
-            exposure (`Exposure`, *optional*): Number of rare values.
-            footprint (`Footprint`): Assumptions of the estimated emissions.
 
         Raises:
             FileNotFoundError: If a file is missing.

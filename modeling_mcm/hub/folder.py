@@ -221,9 +221,6 @@ def write_upload_folder(
         shared (`dict[str, torch.Tensor]`, *optional*): The pairs that are published, from [`shared_pairs`]; needed
             with `hidden` if the checkpoint has a counted memory.
 
-    Returns:
-        `UploadFolder`: The files, and the number of hidden pairs.
-
     Raises:
         FileNotFoundError: If the checkpoint lacks weights, config or feature extractor.
         FileExistsError: If the folder is not empty.

@@ -98,7 +98,6 @@ def publish(
     token: str | None = None,
     private: bool = False,
     create_only: bool = False,
-    message: str = "Publish MCM",
 ) -> Published:
     """Publishes an upload folder with its card. A repository that exists gets a new commit if anything changed.
 
@@ -108,7 +107,6 @@ def publish(
         token (`str`, *optional*): The token. By default that of the environment or of `hf auth login`.
         private (`bool`): Whether a new repository is private. It is an error if it exists and is public.
         create_only (`bool`): Whether it is an error if the repository exists.
-        message (`str`): Message of the commit.
 
     Raises:
         PublishingError: If the checkpoint could not be published.
@@ -142,7 +140,7 @@ def publish(
         stale += [file for file in there if file == WEIGHTS_INDEX and file not in ours]
         operations: list[Any] = [CommitOperationDelete(file) for file in stale]
         operations += [CommitOperationAdd(path.relative_to(folder).as_posix(), str(path)) for path in files]
-        commit = api.create_commit(name, operations, commit_message=message)
+        commit = api.create_commit(name, operations, commit_message="Publish MCM")
     return Published(
         repo_id=name,
         url=f"{LOGIN.sub('', api.endpoint)}/{name}",

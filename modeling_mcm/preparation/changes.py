@@ -67,9 +67,6 @@ def compare_files(directory: Path, log: Path, manifest: PreparedManifest, correc
         manifest (`PreparedManifest`): manifest of the data set.
         corrected (`Iterable[str | Path]`): earlier versions of files that changed or are gone, or folders with them.
 
-    Returns:
-        `LogFiles`: the files.
-
     Raises:
         ValueError: if the log is no folder of Parquet files, or a file changed or is gone and its earlier version is
             not in `corrected`.
@@ -239,9 +236,6 @@ def find_changes(
         first_customers (`Sequence[str]`): id of the first customer of each shard, without the first shard.
         schema (`EventSchema`): event schema of the data set.
         cache (`Callable`): function that keeps a table in the engine, from `caching`.
-
-    Returns:
-        `Changes`: the customers and their visits.
     """
     changed = [table for table in (arrived, left) if table is not None]
     changed += _with_values(same, schema, added) if same is not None else []

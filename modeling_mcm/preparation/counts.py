@@ -76,9 +76,6 @@ def mark_targets(events: ir.Table, fitted: Vocabularies, schema: EventSchema) ->
         events (`ibis.Table`): events as [`shard_events`] gives them.
         fitted (`Vocabularies`): vocabularies of the data set.
         schema (`EventSchema`): event schema that the shards were prepared with.
-
-    Returns:
-        `ibis.Table`: the events with the new `is_target`.
     """
     token = schema.token_feature
     column, values = events[f"f{schema.features.index(token)}"], fitted.values[token.name]

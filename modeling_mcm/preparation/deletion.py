@@ -45,31 +45,15 @@ class Places:
 
     @classmethod
     def resolved(cls, data: Iterable[str], predictions: Iterable[str], events: Iterable[str]) -> Places:
-        """Makes the places from the paths that a person names, and follows their symbolic links.
-
-        Args:
-            data (`Iterable[str]`): folders of prepared data sets.
-            predictions (`Iterable[str]`): folders or files of predictions.
-            events (`Iterable[str]`): files or folders of the log and the profile.
-
-        Returns:
-            `Places`: the places.
-        """
+        """Makes the places from the paths that a person names, and follows their symbolic links."""
         return cls(*([Path(path).resolve() for path in paths] for paths in (data, predictions, events)))
 
     def all(self) -> list[Path]:
-        """Lists all places.
-
-        Returns:
-            `list[Path]`: paths of the data sets, the predictions and the log.
-        """
+        """Lists all places."""
         return [*self.data, *self.predictions, *self.events]
 
     def customer_column(self) -> str:
         """Finds the log's column that holds customers, which the schema of the data sets names.
-
-        Returns:
-            `str`: name of the column.
 
         Raises:
             ValueError: if a log is given and the data sets were made from logs with different customer columns.
@@ -98,9 +82,6 @@ class Whereabouts:
 
         Args:
             only_near (`bool`): whether to write only the lines of ids that have a similar id in a place.
-
-        Returns:
-            `list[str]`: the lines.
         """
         hints = {name: " or ".join(map(repr, near)) for name, near in self.absent.items() if near or not only_near}
         return [f"{name!r}{f'; is {hint} meant?' if hint else ''}" for name, hint in hints.items()]
@@ -111,9 +92,6 @@ def predictions_files(path: Path) -> list[Path]:
 
     Args:
         path (`Path`): folder of predictions, or one file.
-
-    Returns:
-        `list[Path]`: the files of the folder, or the file itself.
 
     Raises:
         FileNotFoundError: if there is no such file or folder.
@@ -136,9 +114,6 @@ def look_for(ids: Collection[str], places: Places, column: str) -> Whereabouts:
         ids (`Collection[str]`): ids as a person wrote them.
         places (`Places`): where to look.
         column (`str`): name of the log's column that holds customers.
-
-    Returns:
-        `Whereabouts`: the ids that are in a place, and those that are not.
 
     Raises:
         FileNotFoundError: if a place does not exist.

@@ -140,9 +140,6 @@ def feature_drift(
             compared.
         memory_limit (`str`): memory that DuckDB may use before it spills to disk, such as "1GB".
 
-    Returns:
-        `DriftReport`: the comparison.
-
     Raises:
         ValueError: if a column is missing or can't be read, the log is empty, or it holds token types that MCM adds.
         FileNotFoundError: if there is no such file.

@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from modeling_mcm.data.features import check_size
+from modeling_mcm.data.features import check_memory_limit
 from modeling_mcm.extras import needs
 
 with needs("data"):
@@ -69,7 +69,7 @@ def open_engine(
         with spark_settings(engine), _in_utc(engine):
             yield engine
     elif engine == "duckdb":
-        check_size(memory_limit, "memory_limit")
+        check_memory_limit(memory_limit)
         connection = ibis.duckdb.connect(
             str(workspace / "engine.duckdb"), memory_limit=memory_limit, temp_directory=str(workspace / "spill")
         )

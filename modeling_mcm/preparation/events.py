@@ -50,9 +50,6 @@ def open_events(source: Any, connection: ibis.BaseBackend, schema: EventSchema, 
         schema (`EventSchema`): event schema of the log.
         text (`TextFiles`): how text files are written and where their values are put.
 
-    Returns:
-        `ibis.Table`: the log.
-
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: where `open_table` or `number_rows` raises it.
@@ -69,9 +66,6 @@ def open_profile(source: Any, connection: ibis.BaseBackend, schema: EventSchema,
         connection (`ibis.BaseBackend`): connection from `open_engine`.
         schema (`EventSchema`): event schema of the log.
         text (`TextFiles`): how text files are written and where their values are put.
-
-    Returns:
-        `ibis.Table`: the profile table.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -103,9 +97,6 @@ def as_text(column: ir.Value, name: str) -> ir.StringValue:
     Args:
         column (`ibis.Value`): the values.
         name (`str`): name of the column, for the message.
-
-    Returns:
-        `ibis.StringValue`: the texts, null where the value is missing.
 
     Raises:
         ValueError: if the column has another type than text, numbers, booleans and dates.
@@ -199,9 +190,6 @@ def has_value(table: ir.Table, specs: Sequence[FeatureSpec], index: int) -> ir.B
         table (`ibis.Table`): normalised events.
         specs (`Sequence[FeatureSpec]`): the event features.
         index (`int`): index of the feature.
-
-    Returns:
-        `ibis.BooleanValue`: whether there is a value.
     """
     column, item = table[f"f{raw_indices(specs)[index]}"], specs[index].item
     return column.notnull() if item is None else ibis.coalesce(column.length() >= item, False)

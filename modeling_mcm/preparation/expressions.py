@@ -25,9 +25,6 @@ def split_text(text: ir.StringValue, separator: str) -> ir.ArrayValue:
     Args:
         text (`ibis.StringValue`): the text.
         separator (`str`): the separator, taken literally.
-
-    Returns:
-        `ibis.ArrayValue`: the parts of the text.
     """
     return text.split(re.escape(separator) if text.get_backend().name == SPARK else separator)
 
@@ -37,9 +34,6 @@ def text_of_float(number: ir.FloatingValue) -> ir.StringValue:
 
     Args:
         number (`ibis.FloatingValue`): the number.
-
-    Returns:
-        `ibis.StringValue`: its text.
     """
     return shortest_text(number) if number.get_backend().name == SPARK else number.cast("string")
 
@@ -69,9 +63,6 @@ def total(terms: Sequence[ir.Value], start: int) -> ir.Value:
     Args:
         terms (`Sequence[ibis.Value]`): the expressions.
         start (`int`): the number.
-
-    Returns:
-        `ibis.Value`: the sum.
     """
     return tree(operator.add, [*terms, ibis.literal(start)])
 
@@ -82,9 +73,6 @@ def tree(join: Callable[[Any, Any], Any], terms: Sequence[ir.Value]) -> ir.Value
     Args:
         join (`Callable`): joins two expressions, such as `operator.add`.
         terms (`Sequence[ibis.Value]`): the expressions, at least one.
-
-    Returns:
-        `ibis.Value`: the joined expression.
     """
     while len(terms) > 1:
         terms = [functools.reduce(join, terms[place : place + 2]) for place in range(0, len(terms), 2)]

@@ -118,9 +118,6 @@ def is_local(filesystem: Any) -> bool:
 
     Args:
         filesystem (`fsspec.AbstractFileSystem`): the file system.
-
-    Returns:
-        `bool`: whether it is.
     """
     return isinstance(filesystem, fsspec.implementations.local.LocalFileSystem)
 
@@ -145,9 +142,6 @@ def is_files(source: Any) -> bool:
 
     Args:
         source (`Any`): files or a table, as for `open_table`.
-
-    Returns:
-        `bool`: whether the source is a path or a list of paths.
     """
     parts = source if isinstance(source, list | tuple) else [source]
     return bool(parts) and all(isinstance(part, str | Path) for part in parts)
@@ -159,9 +153,6 @@ def find_files(source: str | Path | Sequence[str | Path], what: str) -> list[Inp
     Args:
         source (`str`, `Path` or a list of these): a file, a folder of files, or an address such as `gs://bucket/log`.
         what (`str`): "event" or "profile", for messages.
-
-    Returns:
-        `list[InputFiles]`: the files of each part of the source.
 
     Raises:
         FileNotFoundError: if there is no such file.

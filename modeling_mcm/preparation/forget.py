@@ -63,9 +63,6 @@ def files_of(path: Path) -> list[Path]:
     Args:
         path (`Path`): the folder or file.
 
-    Returns:
-        `list[Path]`: paths of the files, in their order.
-
     Raises:
         FileNotFoundError: if there is no such file or folder.
     """
@@ -87,9 +84,6 @@ def log_files(log: Path) -> list[Path]:
 
     Args:
         log (`Path`): a folder with files at any depth, or a file.
-
-    Returns:
-        `list[Path]`: paths of the files.
 
     Raises:
         FileNotFoundError: if there is no such log.
@@ -113,9 +107,6 @@ def open_parquet(path: Path, column: str) -> pq.ParquetFile:
     Args:
         path (`Path`): path of the file.
         column (`str`): name of the column.
-
-    Returns:
-        `pyarrow.parquet.ParquetFile`: the open file.
 
     Raises:
         ValueError: if the file has no such column, or is no whole Parquet file.
@@ -278,21 +269,20 @@ def _with_digests(described: dict[str, Any] | None, digests: Mapping[str, str]) 
     return described | {"files": files}
 
 
-def forget_in_cache(customers: Collection[str], cache: Path | None = None) -> int:
-    """Removes the Arrow copies of prepared data that hold one of the customers.
+def forget_in_cache(customers: Collection[str]) -> int:
+    """Removes the Arrow copies of prepared data, in the cache of `datasets`, that hold one of the customers.
 
     `datasets` makes such a copy when a data set is loaded, and makes it again when it is needed. A copy that can't be
     read, such as that of a run that was killed, is removed too.
 
     Args:
         customers (`Collection[str]`): ids of the customers.
-        cache (`Path`, *optional*): the cache folder. Default: the cache folder of `datasets`.
 
     Returns:
         `int`: number of folders that were removed.
     """
     folders = set()
-    for path in (cache or Path(datasets.config.HF_DATASETS_CACHE)).joinpath("parquet").rglob("*.arrow"):
+    for path in Path(datasets.config.HF_DATASETS_CACHE).joinpath("parquet").rglob("*.arrow"):
         try:
             holds = any(_count(path, CUSTOMER, customers))
         except (OSError, pa.ArrowInvalid):

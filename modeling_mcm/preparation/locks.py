@@ -31,9 +31,6 @@ def lock_file(path: Path) -> Path:
 
     Args:
         path (`Path`): a data set, a folder of files, or a file, which has the lock of its folder.
-
-    Returns:
-        `Path`: path of the lock's file.
     """
     if (path / MANIFEST_FILE).is_file() or not path.exists():
         return path.with_name(f".{path.name}{LOCK_SUFFIX}")
@@ -45,9 +42,6 @@ def note_of(directory: Path) -> Path:
 
     Args:
         directory (`Path`): folder of the data set.
-
-    Returns:
-        `Path`: path of the note; see `deletion.py`.
     """
     return directory.with_name(f".{directory.name}.deletion.json")
 

@@ -18,7 +18,6 @@ with needs("data"):
     import ibis.expr.types as ir
 
     from modeling_mcm.preparation.events import has_value
-    from modeling_mcm.preparation.times import epoch_seconds
 
 LEAST_TARGET_VISITS = 3  # one for training, one for validation and one for the test
 
@@ -29,9 +28,6 @@ def add_target(events: ir.Table, schema: EventSchema) -> ir.Table:
     Args:
         events (`ibis.Table`): normalised events.
         schema (`EventSchema`): event schema of the log.
-
-    Returns:
-        `ibis.Table`: the events with `is_target`.
     """
     token = events[f"f{schema.features.index(schema.token_feature)}"]
     is_target = token.isin(schema.target_token_types) if schema.target_token_types else ibis.literal(True)
@@ -46,9 +42,6 @@ def to_predict(events: ir.Table, schema: EventSchema) -> ir.BooleanValue:
     Args:
         events (`ibis.Table`): normalised events with `is_target`.
         schema (`EventSchema`): event schema of the log.
-
-    Returns:
-        `ibis.BooleanValue`: whether there is something to predict.
     """
     token_place = schema.features.index(schema.token_feature)
     indices = [i for i, spec in enumerate(schema.features) if spec.name in schema.tasks and i != token_place]
@@ -66,15 +59,12 @@ def add_period(events: ir.Table, schema: EventSchema) -> ir.Table:
     Args:
         events (`ibis.Table`): normalised events with `is_target`.
         schema (`EventSchema`): event schema of the log.
-
-    Returns:
-        `ibis.Table`: the events with `period`.
     """
     if schema.cutoffs == NO_CUTOFFS:
         return events.mutate(period=ibis.literal(0, "int8"))
     if schema.leaves_one_out:
         return _leave_one_out(events, schema)
-    cutoffs = [epoch_seconds(schema.cutoff(key)) for key in ("validation", "test")]
+    cutoffs = [schema.cutoff_seconds(key) for key in ("validation", "test")]
     return events.mutate(period=sum((events.second >= cutoff).cast("int8") for cutoff in cutoffs))
 
 

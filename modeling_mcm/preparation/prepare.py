@@ -33,7 +33,7 @@ from modeling_mcm.data.dataset import (
     PreparedManifest,
     write_table,
 )
-from modeling_mcm.data.features import check_size
+from modeling_mcm.data.features import check_memory_limit
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.extras import needs
 from modeling_mcm.preparation.files import describe
@@ -96,9 +96,6 @@ def digest_of(extractor: MCMFeatureExtractor) -> str:
 
     Args:
         extractor ([`MCMFeatureExtractor`]): the feature extractor.
-
-    Returns:
-        `str`: SHA-256 digest in hexadecimal digits.
     """
     known = json.dumps([extractor.vocabularies, extractor.bins], sort_keys=True)
     return hashlib.sha256(known.encode()).hexdigest()
@@ -325,9 +322,6 @@ def prepare(
         progress (`type`, *optional*): class of the progress bar, with the methods of `tqdm`. Default: the one of
             transformers.
 
-    Returns:
-        `PreparedManifest`: the manifest as written.
-
     Raises:
         ValueError: if the data do not fit the schema. The message names the column and the fix.
         FileExistsError: if `output_dir` exists and neither `overwrite` nor `reuse` applies.
@@ -336,7 +330,7 @@ def prepare(
     """
     check_integer(rows_per_shard, "rows_per_shard", 1, MOST_ROWS_PER_SHARD)
     if engine == "duckdb":
-        check_size(memory_limit, "memory_limit")
+        check_memory_limit(memory_limit)
     if schema.profile and profile is None:
         raise ValueError(
             "The schema has `profile` features, but no profile table is given; pass `profile` (--profile)."

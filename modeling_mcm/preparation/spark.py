@@ -111,9 +111,6 @@ def session_of(connection: Any) -> Any:
 
     Args:
         connection (`ibis.BaseBackend`): connection to Spark.
-
-    Returns:
-        `pyspark.sql.SparkSession`: the session.
     """
     return connection._session  # Ibis has no other way to its session
 
@@ -191,9 +188,6 @@ def shortest_text(number: float) -> str:  # type: ignore[empty-body]
 
     Args:
         number (`float`): the number.
-
-    Returns:
-        `str`: its text.
     """
 
 
@@ -211,11 +205,7 @@ def worker_errors() -> Iterator[None]:
 
 
 def spark_errors() -> tuple[type[Exception], ...]:
-    """The errors that Spark raises.
-
-    Returns:
-        `tuple[type[Exception], ...]`: their classes.
-    """
+    """The errors that Spark raises."""
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
 
@@ -227,9 +217,6 @@ def reason_of(error: Exception) -> str:
 
     Args:
         error (`Exception`): an error of Spark.
-
-    Returns:
-        `str`: the line.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for mark in ("Error: ", "Exception: ") for line in lines if mark in line]

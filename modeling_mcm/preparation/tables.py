@@ -57,9 +57,6 @@ def open_table(
         text (`TextFiles`, *optional*): how text files are written and where their values are put. Default: the usual
             format, and a temporary folder of this machine that is removed with the connection.
 
-    Returns:
-        `ibis.Table`: the table.
-
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if a file has an unknown type or is empty or damaged, files differ in `columns`, or the engine
@@ -92,9 +89,6 @@ def number_rows(table: ir.Table, source: Any, connection: Any, column: str) -> i
         source (`Any`): what the table was opened from.
         connection (`ibis.BaseBackend`): connection from `open_engine`.
         column (`str`): name of the new column.
-
-    Returns:
-        `ibis.Table`: the table with the new column.
 
     Raises:
         ValueError: if the rows have no order that would be the same next time.
@@ -132,9 +126,6 @@ def read_files(files: InputFiles, connection: Any) -> ir.Table:
     Args:
         files (`InputFiles`): the files.
         connection (`ibis.BaseBackend`): connection to DuckDB.
-
-    Returns:
-        `ibis.Table`: the rows of all files.
     """
     names = files.filesystem.protocol
     name = names if isinstance(names, str) else names[0]

@@ -106,21 +106,7 @@ class TextFiles:
 
 
 def heading(path: str, kind: str, filesystem: Any, text: TextFormat, what: str) -> list[str]:
-    """Reads the names of the columns of a text file.
-
-    Args:
-        path (`str`): path of the file.
-        kind (`str`): "csv" or "tsv".
-        filesystem (`fsspec.AbstractFileSystem`): file system of the path.
-        text (`TextFormat`): how the file is written.
-        what (`str`): "event" or "profile", for messages.
-
-    Returns:
-        `list[str]`: the names.
-
-    Raises:
-        ValueError: where [`TextReader`] raises it.
-    """
+    """Reads the names of the columns of a text file; arguments and errors are those of [`TextReader`]."""
     with TextReader(path, kind, filesystem, text, what) as reader:
         return reader.names
 
@@ -462,9 +448,6 @@ class _Grammar:
         Args:
             fields (`int`): number of fields of the row.
             number (`int`): number of fields of the heading.
-
-        Returns:
-            `str`: the sentence.
         """
         return f"{fields:,} fields were found, and the heading has {number:,} (delimiter {self.delimiter!r})."
 
@@ -474,9 +457,6 @@ class _Grammar:
         Args:
             line (`bytes`): the line.
             number (`int`): number of fields of the heading.
-
-        Returns:
-            `str`: the sentence.
         """
         line = line.removesuffix(b"\n").removesuffix(b"\r")
         quote = self._quote.decode()

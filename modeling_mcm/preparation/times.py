@@ -133,8 +133,5 @@ def moment_text(moment: ir.IntegerValue, schema: EventSchema) -> ir.StringValue:
     Args:
         moment (`ibis.IntegerValue`): second, or number.
         schema (`EventSchema`): event schema of the log.
-
-    Returns:
-        `ibis.StringValue`: the text.
     """
     return (moment.as_timestamp("s") if schema.order is None else moment).cast("string")

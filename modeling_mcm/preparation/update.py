@@ -177,9 +177,6 @@ def update(
             as they are. Bins always stay.
         memory_limit (`str`): memory that DuckDB may use before it spills to disk, such as "1GB".
 
-    Returns:
-        `Update`: the new manifest, and what was done.
-
     Raises:
         ValueError: if a file of the log changed or is gone and its earlier version is not in `corrected`, the new
             events do not fit the schema, or a shard to be changed is damaged.

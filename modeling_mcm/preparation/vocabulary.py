@@ -53,9 +53,6 @@ class Vocabularies:
             name (`str`): name of the feature.
             value (`str`): the value.
 
-        Returns:
-            `int`: the id.
-
         Raises:
             ValueError: if the value is not in the vocabulary.
         """
@@ -68,9 +65,6 @@ def vocabularies_of(feature_extractor: MCMFeatureExtractor, schema: EventSchema)
     Args:
         feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
         schema (`EventSchema`): event schema of the other log.
-
-    Returns:
-        `Vocabularies`: the vocabularies and bins.
 
     Raises:
         ValueError: if the schema has other features than the checkpoint, or reads events in another way.
@@ -210,9 +204,6 @@ def fit(
         schema (`EventSchema`): event schema of the log.
         on_feature (`Callable[[str], None]`): progress callback; it gets the name of each feature that is done.
 
-    Returns:
-        `Vocabularies`: the vocabularies and bins.
-
     Raises:
         ValueError: if a feature has more values than one process should hold.
     """
@@ -265,9 +256,6 @@ def hour_id(second: ir.IntegerValue) -> ir.IntegerValue:
 
     Args:
         second (`ibis.IntegerValue`): time, in seconds since 1970-01-01.
-
-    Returns:
-        `ibis.IntegerValue`: ids from 2 to 25, int32.
     """
     return (FIRST_VALUE_ID + _remainder(second // SECONDS_PER_HOUR, 24)).cast("int32")
 
@@ -277,9 +265,6 @@ def weekday_id(second: ir.IntegerValue) -> ir.IntegerValue:
 
     Args:
         second (`ibis.IntegerValue`): time, in seconds since 1970-01-01.
-
-    Returns:
-        `ibis.IntegerValue`: ids from 2 to 8, int32.
     """
     return (FIRST_VALUE_ID + _remainder(second // SECONDS_PER_DAY + EPOCH_WEEKDAY, 7)).cast("int32")
 
@@ -355,9 +340,6 @@ def encode_profiles(profiles: ir.Table, fitted: Vocabularies, schema: EventSchem
         profiles (`ibis.Table`): normalised profiles: customer_id and raw p0, p1 ...
         fitted (`Vocabularies`): vocabularies and bins.
         schema (`EventSchema`): event schema of the log.
-
-    Returns:
-        `ibis.Table`: the same columns with ids.
     """
     return _encode_raw(profiles, schema.profile, "p", fitted)
 

@@ -27,9 +27,6 @@ def tasks_of(folder: str) -> list[str]:
     Args:
         folder (`str`): folder of predictions.
 
-    Returns:
-        `list[str]`: names of the tasks.
-
     Raises:
         ValueError: if the folder holds no predictions with scores.
     """

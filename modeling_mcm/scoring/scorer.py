@@ -103,9 +103,6 @@ def model_digest(model: torch.nn.Module) -> str:
 
     Args:
         model (`torch.nn.Module`): the model.
-
-    Returns:
-        `str`: SHA-256 digest in hexadecimal digits.
     """
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):

@@ -20,6 +20,7 @@ Every error is answered with `{"detail": "a sentence"}`.
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any
 
 from modeling_mcm.extras import needs
@@ -27,6 +28,7 @@ from modeling_mcm.live_mcm import LiveCustomer
 from modeling_mcm.serving.examples import example_answers, example_body
 from modeling_mcm.serving.failures import ServiceError
 from modeling_mcm.serving.limits import BodyLimit, RateLimit, TokenGuard, Watch
+from modeling_mcm.serving.metrics import Metrics
 from modeling_mcm.serving.service import CustomerService, Incoming
 from modeling_mcm.serving.store import MAX_ID
 from modeling_mcm.state_mcm import MissingForecastsError
@@ -64,52 +66,38 @@ def create_api(service: CustomerService, token: str, limits: Limits | None = Non
         ValueError: If the token is too short or not ASCII.
     """
     with needs("serve"):
-        from fastapi import FastAPI, Query, Request
-        from fastapi.exceptions import RequestValidationError
-        from fastapi.responses import JSONResponse, Response
         from fastapi_offline import FastAPIOffline
-        from pydantic import BaseModel, Field
-        from starlette.exceptions import HTTPException
 
-        from modeling_mcm.serving.metrics import Metrics
-
-    allowed = limits or Limits()
     if len(token) < SHORTEST_TOKEN or not token.isascii():
         raise ValueError(f"The token has {len(token)} characters; give at least {SHORTEST_TOKEN}, all ASCII.")
-    now = service.clock()
-    answers = example_answers(service.model, service.extractor, now)
-    identity = Field(min_length=1, max_length=MAX_ID, pattern=r"^[^\x00-\x1f]+$")
-
-    class Event(BaseModel, extra="forbid"):
-        event_id: Annotated[str, identity]
-        customer_id: Annotated[str, identity]
-        event: dict[str, Any]
-        profile: dict[str, Any] | None = None
-
-    class Events(BaseModel, extra="forbid", json_schema_extra={"examples": [example_body(service.extractor, now)]}):
-        events: list[Event] = Field(min_length=1, max_length=allowed.events)
-
-    def answer(name: str) -> dict[int | str, dict[str, Any]]:
-        """What an endpoint answers, for its page."""
-        example = {"content": {"application/json": {"example": answers[name]}}} if name in answers else {}
-        return {200: example, 404: {"description": "No such customer"}, 503: {"description": "The store is not there"}}
-
-    title = f"MCM {service.extractor.name}"
-    api: FastAPI = FastAPIOffline(
-        title=title,
+    limits, metrics, now = limits or Limits(), Metrics(service), service.clock()
+    api = FastAPIOffline(
+        title=f"MCM {service.extractor.name}",
         version=importlib.metadata.version("modeling-mcm"),
         description=__doc__.partition("\n\n")[0],
         redoc_url=None,
         swagger_ui_oauth2_redirect_url="/docs/oauth2-redirect",
     )
-    metrics = Metrics(service)
-    for layer, options in (
-        (BodyLimit, {"limit": allowed.body_bytes}),
-        (TokenGuard, {"token": token}),
-        (RateLimit, {"rate": allowed.rate, "burst": allowed.burst}),
-        (Watch, {"record": metrics.record_request}),
-    ):
-        api.add_middleware(layer, **options)  # type: ignore[arg-type]  # each wraps those before it
+    # each layer wraps those before it
+    api.add_middleware(BodyLimit, limit=limits.body_bytes)
+    api.add_middleware(TokenGuard, token=token)
+    api.add_middleware(RateLimit, rate=limits.rate, burst=limits.burst)
+    api.add_middleware(Watch, record=metrics.record_request)
+    _answer_errors(api)
+    responses = _responses(service, now)
+    _add_events(api, service, responses, limits.events, example_body(service.extractor, now))
+    _add_questions(api, service, responses)
+    _add_deletions(api, service, responses)
+    _add_operations(api, service, metrics)
+    return api
+
+
+def _answer_errors(api: Any) -> None:
+    """Errors are answered with `{"detail": "a sentence"}`."""
+    from fastapi import Request
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse
+    from starlette.exceptions import HTTPException
 
     @api.exception_handler(ServiceError)
     def service_error(request: Request, error: Any) -> JSONResponse:
@@ -132,17 +120,32 @@ def create_api(service: CustomerService, token: str, limits: Limits | None = Non
     def http_error(request: Request, error: Any) -> JSONResponse:
         return JSONResponse({"detail": f"{error.detail}; GET /docs lists what there is."}, error.status_code)
 
-    def about(live: LiveCustomer, now: str | None) -> dict[str, Any]:
-        time = service.extractor.time
-        last = max((event[time] for event in live.events), default=None) if time else None
-        return {"customer_id": live.customer_id, "events": len(live.events), "now": now or last}
 
-    moment = Annotated[
-        str | None,
-        Query(description="Moment of the question, ISO 8601, not before the last event, which is the default."),
-    ]
+def _responses(service: CustomerService, now: datetime) -> dict[str, dict[int | str, dict[str, Any]]]:
+    """What the endpoints answer, for their page: an example where the checkpoint has one, and the errors."""
+    answers: dict[str, dict[str, Any]] = {"forecast": {}}
+    for name, example in example_answers(service.model, service.extractor, now).items():
+        answers[name] = {"content": {"application/json": {"example": example}}}
+    absent, broken = {"description": "No such customer"}, {"description": "The store is not there"}
+    return {name: {200: answer, 404: absent, 503: broken} for name, answer in answers.items()}
 
-    @api.post("/events", responses=answer("events"))
+
+def _add_events(api: Any, service: CustomerService, responses: Any, most: int, example: Any) -> None:
+    """Adds the endpoint that takes events, at most `most` in one request."""
+    from pydantic import BaseModel, Field
+
+    identity = Field(min_length=1, max_length=MAX_ID, pattern=r"^[^\x00-\x1f]+$")
+
+    class Event(BaseModel, extra="forbid"):
+        event_id: Annotated[str, identity]
+        customer_id: Annotated[str, identity]
+        event: dict[str, Any]
+        profile: dict[str, Any] | None = None
+
+    class Events(BaseModel, extra="forbid", json_schema_extra={"examples": [example]}):
+        events: list[Event] = Field(min_length=1, max_length=most)
+
+    @api.post("/events", responses=responses["events"])
     def post_events(body: Events) -> dict[str, Any]:
         """Stores the events of one or more customers, all of them or none.
 
@@ -152,7 +155,22 @@ def create_api(service: CustomerService, token: str, limits: Limits | None = Non
         """
         return service.add([Incoming(**dict(event)) for event in body.events])
 
-    @api.get("/customers/{customer_id:path}/scores", responses=answer("scores"))
+
+def _add_questions(api: Any, service: CustomerService, responses: Any) -> None:
+    """Adds the endpoints that answer questions on a customer."""
+    from fastapi import Query
+
+    moment = Annotated[
+        str | None,
+        Query(description="Moment of the question, ISO 8601, not before the last event, which is the default."),
+    ]
+
+    def about(live: LiveCustomer, now: str | None) -> dict[str, Any]:
+        time = service.extractor.time
+        last = max((event[time] for event in live.events), default=None) if time else None
+        return {"customer_id": live.customer_id, "events": len(live.events), "now": now or last}
+
+    @api.get("/customers/{customer_id:path}/scores", responses=responses["scores"])
     def scores(
         customer_id: str,
         task: Annotated[list[str] | None, Query(description="All tasks by default.")] = None,
@@ -163,19 +181,19 @@ def create_api(service: CustomerService, token: str, limits: Limits | None = Non
         with service.customer(customer_id) as live:
             return about(live, now) | {"tasks": live.scores(now=now, tasks=task, k=k)}
 
-    @api.get("/customers/{customer_id:path}/embedding", responses=answer("embedding"))
+    @api.get("/customers/{customer_id:path}/embedding", responses=responses["embedding"])
     def embedding(customer_id: str, now: moment = None) -> dict[str, Any]:
         """The customer embedding."""
         with service.customer(customer_id) as live:
             return about(live, now) | {"embedding": live.embedding(now).tolist()}
 
-    @api.get("/customers/{customer_id:path}/forecast", responses=answer("forecast"))
+    @api.get("/customers/{customer_id:path}/forecast", responses=responses["forecast"])
     def forecast(customer_id: str, now: moment = None) -> dict[str, Any]:
         """What the customer is expected to do within the next days; 501 if the checkpoint has no forecasts."""
         with service.customer(customer_id) as live:
             return about(live, now) | {"forecast": live.forecast(now)}
 
-    @api.get("/customers/{customer_id:path}/explain", responses=answer("explain"))
+    @api.get("/customers/{customer_id:path}/explain", responses=responses["explain"])
     def explain(
         customer_id: str,
         task: str,
@@ -188,16 +206,25 @@ def create_api(service: CustomerService, token: str, limits: Limits | None = Non
             explanation = live.explain(task, label, now).to_dict()
             return about(live, now) | {"explanation": explanation | {"visits": explanation["visits"][:visits]}}
 
-    @api.delete("/customers/{customer_id:path}/events/{event_id}", responses=answer("delete"))
+
+def _add_deletions(api: Any, service: CustomerService, responses: Any) -> None:
+    """Adds the endpoints that delete. That of one event comes first, for the other one's path would fit it too."""
+
+    @api.delete("/customers/{customer_id:path}/events/{event_id}", responses=responses["delete"])
     def delete_event(customer_id: str, event_id: str) -> dict[str, Any]:
         """Deletes one event. From then on all answers are those for a customer without the event."""
         service.delete_event(customer_id, event_id)
         return {"customer_id": customer_id, "events": 1}
 
-    @api.delete("/customers/{customer_id:path}", responses=answer("delete"))
+    @api.delete("/customers/{customer_id:path}", responses=responses["delete"])
     def delete_customer(customer_id: str) -> dict[str, Any]:
         """Deletes a customer's events, state and profile."""
         return {"customer_id": customer_id, "events": service.delete_customer(customer_id)}
+
+
+def _add_operations(api: Any, service: CustomerService, metrics: Metrics) -> None:
+    """Adds the endpoints for those who run the service."""
+    from fastapi.responses import Response
 
     @api.get("/healthz")
     def healthz() -> dict[str, str]:
@@ -209,8 +236,6 @@ def create_api(service: CustomerService, token: str, limits: Limits | None = Non
     def prometheus() -> Response:
         """Numbers and seconds of requests, and numbers of events and states, in the text format of Prometheus."""
         return Response(metrics.text(), media_type=metrics.media_type)
-
-    return api
 
 
 def sentence(errors: Sequence[Mapping[str, Any]]) -> str:

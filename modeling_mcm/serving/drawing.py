@@ -21,6 +21,7 @@ from modeling_mcm.serving.histories import Visit
 
 WIDTH, HEIGHT, BASE, LEFT = 1000, 150, 112, 6
 MAP_WIDTH, MAP_HEIGHT = 640, 360
+MOVES = 8  # labels whose scores move most
 KINDS = 4  # token types with a colour of their own
 SHOWN_VISITS, SHOWN_VALUES = 5, 4
 
@@ -231,9 +232,9 @@ def alike(result: Iterable[tuple[str, float, Sequence[str]]]) -> str:
     return f'{head}<div class="alike">{"".join(rows)}</div>'
 
 
-def moves(task: str, what: str, before: Mapping[str, float], after: Mapping[str, float], number: int = 8) -> str:
+def moves(task: str, what: str, before: Mapping[str, float], after: Mapping[str, float]) -> str:
     """Draws the labels of a task whose scores an event changes most, before and after it."""
-    order = sorted(after, key=lambda label: -abs(after[label] - before.get(label, 0)))[:number]
+    order = sorted(after, key=lambda label: -abs(after[label] - before.get(label, 0)))[:MOVES]
     rows = []
     for label in order:
         change = after[label] - before.get(label, 0)

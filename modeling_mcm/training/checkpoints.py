@@ -86,9 +86,6 @@ def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[
             head.
         options (`dict[str, Any]`): Keyword arguments of `from_pretrained`.
 
-    Returns:
-        An instance of `model_class`.
-
     Raises:
         CheckpointError: If a file is missing or damaged, or if a weight is missing, of another shape, unknown to the
             model, NaN or infinite.

@@ -21,6 +21,7 @@ from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 # Ridge penalty of the regressions for new labels and for habits, as a multiple of the mean of the diagonal.
 NEW_RIDGE, HABIT_RIDGE = 6.0, 1.0
 DECIDED = 0.9  # a label determines a feature if this share of events has the label's most frequent value
+CUSTOMERS_AT_ONCE = 64  # whose training labels are read together
 MOST_WORK = 2e12  # largest number of multiplications of a regression; it limits the number of customers
 
 
@@ -102,7 +103,7 @@ def _keep_largest(table: RelatedTable, weights: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any, batch_size: int = 1024) -> dict[str, list[str]]:
+def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any) -> dict[str, list[str]]:
     """Determines each label's most frequent value of `label_features` in the training period.
 
     It does so for the features that a task's labels determine: those where at least nine in ten events, over all
@@ -111,7 +112,6 @@ def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any, batch_siz
     Args:
         model ([`MCMForMultiTaskRecommendation`]): a model with `label_features`, changed in place.
         rows (`datasets.Dataset`): prepared data, as `load_prepared` returns them.
-        batch_size (`int`): number of customers read at a time.
 
     Returns:
         `dict[str, list[str]]`: by task the features that its labels determine.
@@ -126,7 +126,7 @@ def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any, batch_siz
             values = config.vocabulary_sizes[config.features.index(name)]
             pairs, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
             columns = rows.select_columns([f"task_{task}", f"feature_{name}", "validation_end"]).with_format("arrow")
-            for table in columns.iter(batch_size):
+            for table in columns.iter(1024):
                 lengths = pc.list_value_length(table[f"task_{task}"]).to_numpy()
                 index_in_row = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
                 trained = index_in_row < np.repeat(table["validation_end"].to_numpy(), lengths)
@@ -150,30 +150,27 @@ def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any, batch_siz
 
 
 def training_labels(
-    rows: Any, tasks: Sequence[str], batch_size: int = 64, seed: int = 0
+    rows: Any, tasks: Sequence[str]
 ) -> Callable[[int], Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
     """Reads label ids and visits of training events in batches of random customers, for [`fill_related`].
 
     Args:
         rows (`datasets.Dataset`): prepared data, as `load_prepared` returns them.
         tasks (`Sequence[str]`): tasks of the model.
-        batch_size (`int`): number of customers of a batch.
-        seed (`int`): seed for the order of customers.
 
     Returns:
         A function from the index of a task to batches of label ids `(B, L)`, visits `(B, L)` and the index of each
         customer's last event `(B,)`.
     """
     ends = np.asarray(rows["validation_end"])
-    known = np.random.default_rng(seed).permutation(np.flatnonzero(ends > 0))
+    customers = np.random.default_rng(0).permutation(np.flatnonzero(ends > 0))
 
     def batches(task_index: int) -> Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         columns = [f"task_{tasks[task_index]}", "visits"]
         task_rows = rows.select_columns(columns).with_format("numpy")
-        for start in range(0, len(known), batch_size):
-            indices = known[start : start + batch_size]
-            histories = task_rows[np.sort(indices)]
-            last = ends[np.sort(indices)] - 1
+        for start in range(0, len(customers), CUSTOMERS_AT_ONCE):
+            indices = np.sort(customers[start : start + CUSTOMERS_AT_ONCE])
+            histories, last = task_rows[indices], ends[indices] - 1
             padded = [
                 nn.utils.rnn.pad_sequence(
                     [

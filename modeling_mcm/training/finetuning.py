@@ -4,7 +4,7 @@
 
 import hashlib
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
 from modeling_mcm.data.offers import SPLITS, TEST, TRAIN, VALIDATION, Offers, load_offers
 from modeling_mcm.evaluation.offers import OfferMetrics
 from modeling_mcm.extras import needs
+from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.checkpoints import read_checkpoint
 from modeling_mcm.training.fitting import popularity
@@ -40,49 +41,30 @@ DECIDING = ("outcomes", "train_splits", "label_share", "freeze_encoder", "lora",
 class FineTuningOptions:
     """Which checkpoint is fine-tuned on which offers, and which of its weights are trained."""
 
-    model: str | None = field(
-        default=None, metadata={"help": "Pre-trained checkpoint: a folder, or a name on the Hub. Required."}
+    model: str | None = option(None, "Pre-trained checkpoint: a folder, or a name on the Hub. Required.")
+    data: str | None = option(
+        None, "Folder of the prepared data set that the checkpoint was pre-trained on. Required."
     )
-    data: str | None = field(
-        default=None,
-        metadata={"help": "Folder of the prepared data set that the checkpoint was pre-trained on. Required."},
+    offers: str | None = option(None, "Folder with offers.parquet and actions.parquet.")
+    outcomes: list[str] = option(
+        [], "Columns of offers.parquet to predict. By default click and conversion, where they exist."
     )
-    offers: str | None = field(default=None, metadata={"help": "Folder with offers.parquet and actions.parquet."})
-    outcomes: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Columns of offers.parquet to predict. By default click and conversion, where they exist."},
+    train_splits: list[str] = option([TRAIN, VALIDATION], "Splits of the offers to train on.")
+    eval_split: str = option(TEST, "Split of the offers to evaluate on if --eval_strategy is set.", choices=SPLITS)
+    label_share: float = option(
+        1.0, "Share of the training groups of offers to use, drawn with --seed: above 0, at most 1."
     )
-    train_splits: list[str] = field(
-        default_factory=lambda: [TRAIN, VALIDATION], metadata={"help": "Splits of the offers to train on."}
+    freeze_encoder: bool = option(False, "Train the new head only, and leave the pre-trained weights as they are.")
+    lora: int = option(0, "Rank of low-rank updates of the encoder's attention (LoRA); 0 for none.")
+    from_scratch: bool = option(
+        False, "Use the checkpoint's config and start from random weights, to measure pre-training's use."
     )
-    eval_split: str = field(
-        default=TEST,
-        metadata={"help": "Split of the offers to evaluate on if --eval_strategy is set.", "choices": SPLITS},
+    encoder_lr_factor: float = option(
+        0.1, "Factor on the learning rate of the pre-trained weights; the head's has the factor 1."
     )
-    label_share: float = field(
-        default=1.0,
-        metadata={"help": "Share of the training groups of offers to use, drawn with --seed: above 0, at most 1."},
-    )
-    freeze_encoder: bool = field(
-        default=False, metadata={"help": "Train the new head only, and leave the pre-trained weights as they are."}
-    )
-    lora: int = field(
-        default=0, metadata={"help": "Rank of low-rank updates of the encoder's attention (LoRA); 0 for none."}
-    )
-    from_scratch: bool = field(
-        default=False,
-        metadata={"help": "Use the checkpoint's config and start from random weights, to measure pre-training's use."},
-    )
-    encoder_lr_factor: float = field(
-        default=0.1,
-        metadata={"help": "Factor on the learning rate of the pre-trained weights; the head's has the factor 1."},
-    )
-    max_events: int | None = field(
-        default=None,
-        metadata={
-            "help": "Largest number of events that are read of a history, the start row included. By default the "
-            "checkpoint's."
-        },
+    max_events: int | None = option(
+        None,
+        "Largest number of events that are read of a history, the start row included. By default the checkpoint's.",
     )
 
     def __post_init__(self) -> None:
@@ -100,15 +82,11 @@ class FineTuningOptions:
 class FineTuningArguments(PretrainingArguments):
     """`TrainingArguments` with defaults that suit a few thousand labels."""
 
-    output_dir: str | None = field(
-        default="runs/offers", metadata={"help": "Folder for checkpoints and the fine-tuned model."}
-    )
-    learning_rate: float = field(default=1e-3, metadata={"help": "Highest learning rate of the head's weights."})
-    num_train_epochs: float = field(
-        default=4.0, metadata={"help": "Number of passes over the training groups of offers."}
-    )
-    batch_eval_metrics: bool = field(
-        default=False, metadata={"help": "Must stay false: metrics are computed over all groups of offers at once."}
+    output_dir: str | None = option("runs/offers", "Folder for checkpoints and the fine-tuned model.")
+    learning_rate: float = option(1e-3, "Highest learning rate of the head's weights.")
+    num_train_epochs: float = option(4.0, "Number of passes over the training groups of offers.")
+    batch_eval_metrics: bool = option(
+        False, "Must stay false: metrics are computed over all groups of offers at once."
     )
     best_metric: ClassVar[str] = "loss"
 
@@ -182,7 +160,7 @@ def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None
     outcomes = list(offers.outcomes)
     groups = offers.groups(options.train_splits)
     evaluated = offers.groups([options.eval_split]) if training.eval_strategy != "no" else groups[:0]
-    training_end = data.schema.seconds("validation")
+    training_end = data.schema.cutoff_seconds("validation")
     offers.check_times(training_end, groups, evaluated)
     if options.label_share < 1:
         sample = np.random.default_rng(training.seed).permutation(len(groups))[

@@ -148,9 +148,7 @@ def learn_state(model: MCMForMultiTaskRecommendation, options: ModelOptions, dat
     rows, schema = sampled_rows(options, data), data.schema
     ends = np.asarray(rows["validation_end"])
     several = trainable(ends)
-    cutoff = None
-    if not schema.leaves_one_out:
-        cutoff = float(schema.seconds("validation"))
+    cutoff = None if schema.leaves_one_out else float(schema.cutoff_seconds("validation"))
     requested = sorted(model.config.forecast_days)
     losses = train_state(model.model, data.extractor, PreparedRows(rows, several, ends[several]), cutoff, seed)
     words = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())

@@ -8,7 +8,7 @@ computed once for the history of every label, and a training step then takes a m
 
 import sys
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from modeling_mcm.data.labels import (
 )
 from modeling_mcm.evaluation.labels import LabelMetrics
 from modeling_mcm.files_mcm import write_json
+from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.callbacks import EarlyStopping
 from modeling_mcm.training.checkpoints import read_checkpoint
@@ -70,36 +71,24 @@ def label_defaults(named: Collection[str]) -> dict[str, Any]:
 class LabelOptions:
     """Which labels of customers a checkpoint is fine-tuned to, in the place of offers."""
 
-    labels: str | None = field(
-        default=None,
-        metadata={
-            "help": "Parquet or CSV file with customer, time and label, in the place of --offers (docs/labels.md)."
-        },
+    labels: str | None = option(
+        None, "Parquet or CSV file with customer, time and label, in the place of --offers (docs/labels.md)."
     )
-    label: str = field(default="label", metadata={"help": "Column of --labels with the label."})
-    customer_column: str = field(default="customer_id", metadata={"help": "Column of --labels with the customer."})
-    time_column: str = field(
-        default="time",
-        metadata={"help": "Column of --labels with the time of the label. Events after it are not read."},
+    label: str = option("label", "Column of --labels with the label.")
+    customer_column: str = option("customer_id", "Column of --labels with the customer.")
+    time_column: str = option("time", "Column of --labels with the time of the label. Events after it are not read.")
+    label_kind: str = option(
+        AUTO,
+        "Kind of the label. With auto, a label of 0 and 1, of booleans or of text is a class, and any other a number.",
+        choices=list(KINDS),
     )
-    label_kind: str = field(
-        default=AUTO,
-        metadata={
-            "help": "Kind of the label. With auto, a label of 0 and 1, of booleans or of text is a class, and any "
-            "other a number.",
-            "choices": list(KINDS),
-        },
+    validation_share: float = option(
+        0.2, "Share of the customers whose labels are not trained on but evaluated; 0 for none."
     )
-    validation_share: float = field(
-        default=0.2,
-        metadata={"help": "Share of the customers whose labels are not trained on but evaluated; 0 for none."},
-    )
-    on_unknown: str = field(
-        default=ERROR,
-        metadata={
-            "help": "What is done about a label whose customer has no event before the label's time.",
-            "choices": list(ON_UNKNOWN),
-        },
+    on_unknown: str = option(
+        ERROR,
+        "What is done about a label whose customer has no event before the label's time.",
+        choices=list(ON_UNKNOWN),
     )
 
     def __post_init__(self) -> None:
@@ -127,7 +116,8 @@ class CountedHistories(Dataset):
             indices = list(range(start, min(start + COUNT_BATCH, len(customers))))
             batch = collator(customers.__getitems__(indices))
             labels.append(batch.pop("labels"))
-            counts.append(model.counts(**{name: value.to(model.device) for name, value in batch.items()}).cpu())
+            inputs = {name: value.to(model.device) for name, value in batch.items()}
+            counts.append(model.model.state_counts(**inputs).cpu())
         self.counts, self.labels = torch.cat(counts), torch.cat(labels)
 
     def __len__(self) -> int:
@@ -195,7 +185,7 @@ def read_labels(data: str, options: LabelOptions) -> LabelledCustomers:
         )
     if not schema.leaves_one_out:
         cutoff = schema.cutoff("validation")
-        early = int((customers.labels.times < np.datetime64(cutoff, "s").astype(np.int64)).sum())
+        early = int((customers.labels.times < schema.cutoff_seconds("validation")).sum())
         if early:
             logger.warning(
                 f"{early:,} labels are of times before {cutoff:%Y-%m-%d}, and pre-training read events until then: "

@@ -3,7 +3,7 @@
 """Options of pre-training, of which fine-tuning shares some, and a check of how `accelerate launch` started it."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,6 +12,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations import is_tensorboard_available
 
+from modeling_mcm.option import option
 from modeling_mcm.training.trainer import BEST_METRIC
 
 AUTO, NONE = "auto", "none"
@@ -21,73 +22,52 @@ AUTO, NONE = "auto", "none"
 class ModelOptions:
     """Which model is pre-trained on which data, and how the data are read."""
 
-    data: str | None = field(
-        default=None, metadata={"help": "Folder of a prepared data set, as `mcm prepare` writes it. Required."}
+    data: str | None = option(None, "Folder of a prepared data set, as `mcm prepare` writes it. Required.")
+    config: str = option(
+        "mcm-base",
+        "Model to train: mcm-tiny, mcm-base, or a folder with a config.json. Features and vocabulary "
+        "sizes come from the data; tasks, too, if the config names none.",
     )
-    config: str = field(
-        default="mcm-base",
-        metadata={
-            "help": "Model to train: mcm-tiny, mcm-base, or a folder with a config.json. Features and vocabulary "
-            "sizes come from the data; tasks, too, if the config names none."
-        },
+    config_overrides: list[str] = option(
+        [], "Fields of MCMConfig to set, as name=value, such as hidden_size=64 readout=last."
     )
-    config_overrides: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Fields of MCMConfig to set, as name=value, such as hidden_size=64 readout=last."},
+    recipe: str = option(
+        AUTO,
+        "How choices are made that no option and no --config_overrides makes. With auto, measurements of "
+        "the data decide about units, target, losses, memories, sampling and epochs, and the log says why. With "
+        "none, the config stays as it is.",
+        choices=[AUTO, NONE],
     )
-    recipe: str = field(
-        default=AUTO,
-        metadata={
-            "help": "How choices are made that no option and no --config_overrides makes. With auto, measurements of "
-            "the data decide about units, target, losses, memories, sampling and epochs, and the log says why. With "
-            "none, the config stays as it is.",
-            "choices": [AUTO, NONE],
-        },
+    max_events: int | None = option(
+        None,
+        "Largest number of events that are read of a history, the start row included. By default the event schema's.",
     )
-    max_events: int | None = field(
-        default=None,
-        metadata={
-            "help": "Largest number of events that are read of a history, the start row included. By default the "
-            "event schema's."
-        },
+    scalar_lr_factor: float = option(
+        20.0, "Factor on the learning rate of single parameters of the readout and of the memory."
     )
-    scalar_lr_factor: float = field(
-        default=20.0,
-        metadata={"help": "Factor on the learning rate of single parameters of the readout and of the memory."},
+    ema_decay: float | None = option(
+        None,
+        "Decay of an exponential moving average of the weights, such as 0.99. The average is evaluated "
+        "and saved in the place of the weights. By default there is none.",
     )
-    ema_decay: float | None = field(
-        default=None,
-        metadata={
-            "help": "Decay of an exponential moving average of the weights, such as 0.99. The average is evaluated "
-            "and saved in the place of the weights. By default there is none."
-        },
+    max_seconds: float | None = option(
+        None,
+        "Number of seconds of training after which the run ends; the learning rate reaches 0 then. By "
+        "default there is no limit.",
     )
-    max_seconds: float | None = field(
-        default=None,
-        metadata={
-            "help": "Number of seconds of training after which the run ends; the learning rate reaches 0 then. By "
-            "default there is no limit."
-        },
+    streaming: bool = option(
+        False, "Read the Parquet shards while training, in the place of one Arrow copy of all rows."
     )
-    streaming: bool = field(
-        default=False,
-        metadata={"help": "Read the Parquet shards while training, in the place of one Arrow copy of all rows."},
+    streaming_window: int = option(4, "With --streaming, the number of shards whose customers are mixed at a time.")
+    streaming_lanes: list[int] = option(
+        [],
+        "With --streaming, two numbers that fix the order of customers, together with seed and batch "
+        "size: the number of parts of a step that are read from shards of their own, and the number of steps in a "
+        "row that are. By default the numbers of processes and of dataloader workers. To resume a run with other "
+        "numbers of these, give the two numbers of its start.",
     )
-    streaming_window: int = field(
-        default=4, metadata={"help": "With --streaming, the number of shards whose customers are mixed at a time."}
-    )
-    streaming_lanes: list[int] = field(
-        default_factory=list,
-        metadata={
-            "help": "With --streaming, two numbers that fix the order of customers, together with seed and batch "
-            "size: the number of parts of a step that are read from shards of their own, and the number of steps in a "
-            "row that are. By default the numbers of processes and of dataloader workers. To resume a run with other "
-            "numbers of these, give the two numbers of its start."
-        },
-    )
-    streaming_eval_shards: int = field(
-        default=16,
-        metadata={"help": "With --streaming, the number of shards, spread evenly, whose customers are evaluated."},
+    streaming_eval_shards: int = option(
+        16, "With --streaming, the number of shards, spread evenly, whose customers are evaluated."
     )
 
     def __post_init__(self):
@@ -99,55 +79,34 @@ class ModelOptions:
 class PretrainingArguments(TrainingArguments):
     """`TrainingArguments` with defaults that suit MCM."""
 
-    output_dir: str | None = field(
-        default="runs/mcm", metadata={"help": "Folder for checkpoints and the trained model."}
+    output_dir: str | None = option("runs/mcm", "Folder for checkpoints and the trained model.")
+    per_device_train_batch_size: int = option(16, "Number of customers in one training batch of one device.")
+    per_device_eval_batch_size: int = option(64, "Number of customers in one evaluation batch of one device.")
+    learning_rate: float = option(2e-3, "Highest learning rate of the optimizer AdamW.")
+    weight_decay: float = option(0.01, "Weight decay of the matrices; embeddings and biases have none.")
+    lr_scheduler_type: str = option("cosine", "Schedule of the learning rate, by its name in transformers.")
+    warmup_steps: float = option(
+        0.05, "Length of the warm-up: below 1 a share of all steps, otherwise a number of steps."
     )
-    per_device_train_batch_size: int = field(
-        default=16, metadata={"help": "Number of customers in one training batch of one device."}
+    num_train_epochs: float = option(6.0, "Number of passes over the customers.")
+    logging_steps: float = option(50, "Number of steps between two lines of the log.")
+    save_strategy: str = option("epoch", "When checkpoints are written: no, epoch, steps or best.")
+    save_total_limit: int | None = option(
+        2, "Largest number of checkpoints to keep; older ones are deleted, but not the best."
     )
-    per_device_eval_batch_size: int = field(
-        default=64, metadata={"help": "Number of customers in one evaluation batch of one device."}
+    report_to: str | None = option(
+        "tensorboard" if is_tensorboard_available() else "none",
+        "Tools that metrics are logged to, or none. By default tensorboard where it is installed.",
     )
-    learning_rate: float = field(default=2e-3, metadata={"help": "Highest learning rate of the optimizer AdamW."})
-    weight_decay: float = field(
-        default=0.01, metadata={"help": "Weight decay of the matrices; embeddings and biases have none."}
+    remove_unused_columns: bool = option(False, "Must stay false: the collator needs all columns of the rows.")
+    batch_eval_metrics: bool = option(
+        True, "Must stay true: evaluation stores the ranks of each batch and no logits, which are large."
     )
-    lr_scheduler_type: str = field(
-        default="cosine", metadata={"help": "Schedule of the learning rate, by its name in transformers."}
-    )
-    warmup_steps: float = field(
-        default=0.05,
-        metadata={"help": "Length of the warm-up: below 1 a share of all steps, otherwise a number of steps."},
-    )
-    num_train_epochs: float = field(default=6.0, metadata={"help": "Number of passes over the customers."})
-    logging_steps: float = field(default=50, metadata={"help": "Number of steps between two lines of the log."})
-    save_strategy: str = field(
-        default="epoch", metadata={"help": "When checkpoints are written: no, epoch, steps or best."}
-    )
-    save_total_limit: int | None = field(
-        default=2,
-        metadata={"help": "Largest number of checkpoints to keep; older ones are deleted, but not the best."},
-    )
-    report_to: str | None = field(
-        default="tensorboard" if is_tensorboard_available() else "none",
-        metadata={"help": "Tools that metrics are logged to, or none. By default tensorboard where it is installed."},
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay false: the collator needs all columns of the rows."}
-    )
-    batch_eval_metrics: bool = field(
-        default=True,
-        metadata={"help": "Must stay true: evaluation stores the ranks of each batch and no logits, which are large."},
-    )
-    use_cpu: bool = field(
-        default=not torch.cuda.is_available(), metadata={"help": "Train on CPUs. By default true without a GPU."}
-    )
-    early_stopping_patience: int | None = field(
-        default=None,
-        metadata={
-            "help": "Number of evaluations in a row without a better metric_for_best_model after which training ends, "
-            f"with the best model. In pre-training that metric is by default {BEST_METRIC}, the mean over the tasks."
-        },
+    use_cpu: bool = option(not torch.cuda.is_available(), "Train on CPUs. By default true without a GPU.")
+    early_stopping_patience: int | None = option(
+        None,
+        "Number of evaluations in a row without a better metric_for_best_model after which training ends, "
+        f"with the best model. In pre-training that metric is by default {BEST_METRIC}, the mean over the tasks.",
     )
     best_metric: ClassVar[str] = BEST_METRIC  # the default of metric_for_best_model
 

@@ -1,8 +1,12 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Choices of `MCMConfig` that tests share, every one spelled out: a change of the defaults moves no test."""
+"""Choices of `MCMConfig` that tests share, every one spelled out: a change of the defaults moves no test. And models
+whose every parameter has a say.
+"""
 
 from typing import Any
+
+import torch
 
 # The paper's model, as in configuration/ablations/mcm-final.
 PAPER: dict[str, Any] = {
@@ -30,3 +34,22 @@ TINY: dict[str, Any] = {
     "num_attention_heads": 2,
     "intermediate_size": 32,
 }
+
+
+def of_data(extractor) -> dict[str, Any]:
+    """The fields of a config that a data set decides."""
+    return {
+        "features": extractor.feature_names,
+        "vocabulary_sizes": extractor.vocabulary_sizes,
+        "tasks": extractor.tasks,
+    }
+
+
+@torch.no_grad()
+def perturb(model):
+    """Moves every parameter of a model, so that none is left at 0 without a say; gives the model."""
+    for parameter in model.parameters():
+        parameter += 0.1 * torch.randn_like(parameter)
+    for table in model.model.embeddings.events.feature_tables:
+        table.weight[0] = 0  # padding, as `padding_idx` keeps it
+    return model

@@ -14,7 +14,6 @@ ALLOWED = {
     "no GPU": "a graphics card",
     "Triton's interpreter is off": "a machine without a graphics card",
     "another C library": "Linux with glibc",
-    "only root may mount": "the right to mount a disk",
     "no disk can be mounted": "the right to mount a disk",
     "no chromium": "Debian's chromium, or another Chrome",
     "no PostgreSQL server": "Debian's postgresql",

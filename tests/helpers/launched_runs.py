@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Scripts of training/ as a person starts them: one process, or two of accelerate."""
+"""Scripts as a person starts them: one process, or two of accelerate."""
 
 import os
 import subprocess
@@ -13,9 +13,9 @@ TWO_PROCESSES = [sys.executable, "-m", "accelerate.commands.launch", "--num_proc
 TWO_PROCESSES += ["--mixed_precision", "no", "--dynamo_backend", "no"]
 
 
-def run(launcher, script, *options, expect=0):
+def run(launcher, script, *options, expect=0, folder="training"):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [*launcher, f"training/{script}.py", *map(str, options)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    command = [*launcher, f"{folder}/{script}.py", *map(str, options)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert (done.returncode == 0) == (expect == 0), done.stderr[-3000:]
     return done

@@ -17,6 +17,7 @@ import forked_runs
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from in_process import call
 
 pytestmark = pytest.mark.slow
 
@@ -136,12 +137,11 @@ def test_a_second_call_trains_nothing_and_writes_the_same(ablation, monkeypatch)
     assert all(path.stat().st_mtime_ns == weights[path] for path in unchanged)
 
 
-def test_evaluation_of_a_run_alone_writes_the_same_values(ablation, prepared, monkeypatch, tmp_path):
+def test_evaluation_of_a_run_alone_writes_the_same_values(ablation, prepared, tmp_path):
     _, folder, _ = ablation
     words = ["--model", folder / "mcm-tiny-seed3", "--data", prepared, "--tasks", TASK, "--shown", 0]
     words += ["--baselines", "markov", "--values_file", tmp_path / "values.parquet"]
-    monkeypatch.setattr(sys, "argv", ["run_evaluate.py", *map(str, words)])
-    importlib.import_module("modeling_mcm.commands.evaluate").main()
+    call("run_evaluate", *words)
     found = pq.read_table(tmp_path / "values.parquet")
     assert found.column_names == ["method", "task", "metric", "customer_id", "value"]
     kept = [pq.read_table(folder / name / "values-test.parquet") for name in ("baselines", "mcm-tiny-seed3")]

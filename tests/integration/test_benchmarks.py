@@ -2,39 +2,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmarks measure what they say: the same loss in every way, and no less arithmetic than there is."""
 
-import importlib
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from launched_runs import ONE_PROCESS, run
 from torch.utils.flop_counter import FlopCounterMode
 
+import compare
+import floor
+import parts as parts_benchmark
+import readout
+import recipe_tables
+import sampling
 from modeling_mcm import MCMConfig, MCMModel
+from modeling_mcm.evaluation.cases import EvaluationCases, TargetEvents
 from modeling_mcm.losses_mcm import Objective
 
-ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["--batch_size", "3", "--units", "7", "--labels", "40", "--hidden_size", "8", "--threads", "1", "--runs", "1"]
-
-
-@pytest.fixture
-def benchmark(monkeypatch):
-    """A function that imports a benchmark."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module
+SMALL = "--batch_size 3 --units 7 --labels 40 --hidden_size 8 --threads 1 --runs 1".split()
 
 
 @pytest.mark.parametrize("most", [1, 10**9], ids=["one by one", "all at once"])
-def test_every_way_of_the_readout_gives_the_same_loss_and_gradients(benchmark, monkeypatch, most):
-    module = benchmark("readout")
-    monkeypatch.setattr(module, "PART_ELEMENTS", (most, most))
-    inputs = module.Inputs(module.Options(batch_size=3, units=7, labels=40, hidden_size=8))
+def test_every_way_of_the_readout_gives_the_same_loss_and_gradients(monkeypatch, most):
+    monkeypatch.setattr(readout, "PART_ELEMENTS", (most, most))
+    inputs = readout.Inputs(readout.Options(batch_size=3, units=7, labels=40, hidden_size=8))
     for every in (False, True):
-        ways = [way for way, all_prefixes in module.WAYS.values() if all_prefixes == every]
+        ways = [way for way, all_prefixes in readout.WAYS.values() if all_prefixes == every]
         losses = [way(inputs, every) for way in ways]
         gradients = [torch.autograd.grad(loss, (inputs.hidden, inputs.vectors)) for loss in losses]
         for loss, found in zip(losses[1:], gradients[1:], strict=True):
@@ -43,7 +40,7 @@ def test_every_way_of_the_readout_gives_the_same_loss_and_gradients(benchmark, m
                 torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
-def test_the_floor_counts_the_arithmetic_of_the_encoder(benchmark):
+def test_the_floor_counts_the_arithmetic_of_the_encoder():
     config = MCMConfig(
         features=["token_type", "item"],
         vocabulary_sizes=[5, 50],
@@ -58,36 +55,34 @@ def test_the_floor_counts_the_arithmetic_of_the_encoder(benchmark):
     model = MCMModel(config).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.ones(1, 11, 2, dtype=torch.long))
-    assert counter.get_total_flops() == benchmark("floor").encoder_flops(2, 16, 24, 11)
+    assert counter.get_total_flops() == floor.encoder_flops(2, 16, 24, 11)
 
 
-def test_the_rates_of_the_floor_are_those_of_all_threads(benchmark, monkeypatch):
-    module, seen = benchmark("floor"), []
-    timer = module.Timer
+def test_the_rates_of_the_floor_are_those_of_all_threads(monkeypatch):
+    timer, seen = floor.Timer, []
 
     def noted(statement, globals, **options):
         names = globals | {"seen": seen, "torch": torch}
         return timer(f"seen.append(torch.get_num_threads()); {statement}", globals=names, **options)
 
     threads = torch.get_num_threads()
-    monkeypatch.setattr(module, "Timer", noted)
+    monkeypatch.setattr(floor, "Timer", noted)
     try:
         torch.set_num_threads(2)
-        assert module.matmul_rate(16, 4, 8) > 0 and module.copy_rate(64) > 0
+        assert floor.matmul_rate(16, 4, 8) > 0 and floor.copy_rate(64) > 0
     finally:
         torch.set_num_threads(threads)
     assert set(seen) == {2}
 
 
-def test_a_sample_that_is_all_labels_has_no_error(benchmark):
-    module = benchmark("sampling")
-    model, batch = module.untrained(module.SamplingOptions(labels=90, units=3, batch_size=2))
+def test_a_sample_that_is_all_labels_has_no_error():
+    model, batch = sampling.untrained(sampling.SamplingOptions(labels=90, units=3, batch_size=2))
     model.objective = Objective(ranking_loss_weight=0.0)
-    found = module.errors(model, batch, [8, 90], draws=4)
+    found = sampling.errors(model, batch, [8, 90], draws=4)
     assert found[90] == pytest.approx([0.0] * 4, abs=1e-6)
     assert found[8][1] > 1e-4 and found[8][3] > 1e-3
     model.objective = Objective(ranking_loss_weight=1.0)  # beside every pair of labels; as it is it asks some
-    assert module.errors(model, batch, [None], draws=2)[None][3] > 1e-4
+    assert sampling.errors(model, batch, [None], draws=2)[None][3] > 1e-4
 
 
 def slow(*values):
@@ -108,27 +103,13 @@ def slow(*values):
         slow("readout", [*SMALL, "--memory", "true"], ["one prefix, literal", "all prefixes, in parts"]),
         slow(
             "growth",
-            ["--customers", "40", "--units", "4", "--labels", "20", "--batch_size", "2", "--doublings", "1"],
+            "--customers 40 --units 4 --labels 20 --batch_size 2 --doublings 1".split(),
             ["customers from 40  preparing", "units from 4       seconds", "labels from 20     times the floor"],
         ),
         slow("scale", ["--events", "20000"], ["events      ", "10,000,000,000, projected"]),
         slow(
             "sampling",
-            [
-                "--model",
-                "",
-                "--labels",
-                "90",
-                "--units",
-                "3",
-                "--batch_size",
-                "2",
-                "--draws",
-                "2",
-                "--drawn",
-                "8",
-                "85",
-            ],
+            ["--model", "", *"--labels 90 --units 3 --batch_size 2 --draws 2 --drawn 8 85".split()],
             ["scores  loss", "random  equation 4  90 "],
         ),
         slow(
@@ -140,9 +121,7 @@ def slow(*values):
     ],
 )
 def test_a_benchmark_prints_its_table(name, options, lines):
-    command = [sys.executable, f"benchmarks/{name}.py", *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run(ONE_PROCESS, name, *options, folder="benchmarks")
     for line in lines:
         assert sum(each.startswith(line) for each in done.stdout.splitlines()) == 1, done.stdout
 
@@ -151,18 +130,14 @@ def test_a_benchmark_prints_its_table(name, options, lines):
 def test_a_step_is_measured_and_a_plain_bert_is_beside_mcm(prepared, tmp_path):
     config = ["--config", "configuration/mcm-tiny", "--data", str(prepared)]
     small = ["--config_overrides", "hidden_size=16", "--per_device_train_batch_size", "4", "--max_steps", "6"]
-    done = subprocess.run(
-        [sys.executable, "benchmarks/step.py", *config, *small], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run(ONE_PROCESS, "step", *config, *small, folder="benchmarks")
     for line in ("6 steps", "seconds a step", "waiting for data", "padding, encoder", "padding, scores"):
         assert sum(each.startswith(line) for each in done.stdout.splitlines()) == 1, done.stdout
 
     peers = ["--methods", "BERT of transformers", "MCM", "--reference", "BERT of transformers", "--hidden", "16"]
     short = ["--rounds", "1", "--seconds", "1", "--reference_seconds", "1", "--steps_up", "1", "--length", "20"]
-    command = [sys.executable, "benchmarks/compare.py", "--data", str(prepared), "--task", "items", *peers, *short]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    options = ["--data", prepared, "--task", "items", *peers, *short]
+    done = run(ONE_PROCESS, "compare", *options, folder="benchmarks")
     names = ("BERT of transformers ", "MCM ")
     rows = [re.split("  +", line) for line in done.stdout.splitlines() if line.startswith(names) and "{" not in line]
     assert [row[0] for row in rows] == ["BERT of transformers", "MCM"] * 2
@@ -175,30 +150,9 @@ def test_a_step_is_measured_and_a_plain_bert_is_beside_mcm(prepared, tmp_path):
 @pytest.mark.slow
 def test_a_plan_and_a_study_of_scaling(prepared, tmp_path):
     (tmp_path / "recipe.yaml").write_text("config: configuration/mcm-tiny\nnum_train_epochs: 1\n")
-    small = [
-        "--recipe",
-        tmp_path / "recipe.yaml",
-        "--hidden",
-        "8",
-        "--shares",
-        "0.25",
-        "0.5",
-        "1",
-        "--widths",
-        "1",
-        "2",
-    ]
-    command = [
-        sys.executable,
-        "benchmarks/scaling.py",
-        "--data",
-        prepared,
-        *small,
-        "--report_file",
-        tmp_path / "page.md",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    small = ["--hidden", 8, "--shares", 0.25, 0.5, 1, "--widths", 1, 2]
+    options = ["--data", prepared, "--recipe", tmp_path / "recipe.yaml", *small, "--report_file", tmp_path / "page.md"]
+    done = run(ONE_PROCESS, "scaling", *options, folder="benchmarks")
     runs = [json.loads(line.replace("'", '"')) for line in done.stdout.splitlines() if line.startswith("{")]
     assert [each["customers"] for each in runs[:3]] == [each["customers"] for each in runs[3:]]
     assert runs[0]["customers"] < runs[1]["customers"] < runs[2]["customers"]
@@ -212,24 +166,18 @@ def test_a_plan_and_a_study_of_scaling(prepared, tmp_path):
     assert whole == pytest.approx(3 * sum(flops) * 40e6 * 2 / 1e9, rel=0.02)  # in EFLOP, of two epochs
 
 
-def test_recommended_lists_get_the_ndcg_of_their_places(benchmark, tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from modeling_mcm.evaluation.cases import EvaluationCases, TargetEvents
-
+def test_recommended_lists_get_the_ndcg_of_their_places(tmp_path):
     targets = TargetEvents(np.array([0, 2, 3, 5]), np.array([5, 7, 3, 4, 6]))  # labels, of three cases
     cases = EvaluationCases("validation", np.arange(3), ["a", "b", "c"], np.ones(3, int), {"item": targets})
     lists = {"b": [9, 1, 8], "a": [5, 3, 0]}  # items are labels less 2; nothing was recommended to c
     path = tmp_path / "lists.parquet"
     pq.write_table(pa.table({"customer": list(lists), "items": list(lists.values())}), path)
-    found = benchmark("compare").accuracy(path, cases, "item", 12)
+    found = compare.accuracy(path, cases, "item", 12)
     assert float(found.split()[0]) == pytest.approx((1 + 1 / np.log2(3)) / 3, abs=0.0006)
 
 
 @torch.no_grad()
-def test_parts_that_are_left_out_say_nothing(benchmark, tiny_model, extractor, event_log):
-    module = benchmark("parts")
+def test_parts_that_are_left_out_say_nothing(tiny_model, extractor, event_log):
     model = tiny_model(extended=True, related_tasks=["items"])
     memory, place = model.counted_memory, model.config.tasks.index("items")
     for table in (memory.habit_tables[str(place)], memory.new_tables[str(place)]):
@@ -240,14 +188,14 @@ def test_parts_that_are_left_out_say_nothing(benchmark, tiny_model, extractor, e
     inputs = extractor([{"events": events.to_dict("list")} for _, events in event_log.groupby("who")])
     parts, logits = model.score_parts(**inputs)["items"], model(**inputs).logits["items"]
     kinds = ["readout", "bias", "repeats", "habits", "new"]
-    assert module.choices(parts) == {
+    assert parts_benchmark.choices(parts) == {
         **{f"without {name}": {name} for name in kinds},
         "without habits and new": {"habits", "new"},
         "readout and bias alone": {"repeats", "habits", "new"},
     }
 
     def scores(*out):
-        return model.joined_scores(place, module.left(parts, set(out)))
+        return model.joined_scores(place, parts_benchmark.left(parts, set(out)))
 
     torch.testing.assert_close(scores(), logits)
     for name in kinds:
@@ -258,12 +206,11 @@ def test_parts_that_are_left_out_say_nothing(benchmark, tiny_model, extractor, e
     torch.testing.assert_close(scores("habits")[:, 2:], model(**inputs).logits["items"][:, 2:])
 
 
-def test_the_tables_of_the_recipe_are_means_of_seeds_in_pairs(benchmark):
-    module = benchmark("recipe_tables")
+def test_the_tables_of_the_recipe_are_means_of_seeds_in_pairs():
     counted = np.array([0.1, 0.3, 0.5, np.nan])
     seeds = [{"MCM": {"item": counted + more}, "popular": {"item": counted}} for more in (0.1, 0.3)]
     parts = [{"MCM": each["MCM"], "without readout": {"item": counted - 0.1}} for each in seeds]
-    answers = module.Answers(
+    answers = recipe_tables.Answers(
         log="a_shop",
         question="next visit",
         tasks=("item",),
@@ -273,16 +220,16 @@ def test_the_tables_of_the_recipe_are_means_of_seeds_in_pairs(benchmark):
         truth={"truth": {"item": np.array([1.0, 1.0, 1.0, np.nan])}},
         rivals={"BERT4Rec": {"item": counted + 0.4}},
     )
-    _, popular, rival, ours = module.method_table([answers])
+    _, popular, rival, ours = recipe_tables.method_table([answers])
     assert popular[3:6] == ["popular", "0.3000 ±0.2000", "+0.2000 [+0.2000, +0.2000]"]
     assert rival[5].startswith("-0.2000") and ours[3:6] == ["**MCM**", "0.5000 ±0.2000", "seeds: 0.4000, 0.6000"]
-    assert module.part_table([answers])[1][3:] == [
+    assert recipe_tables.part_table([answers])[1][3:] == [
         "without readout (counting alone)",
         "0.2000 ±0.2000",
         "+0.3000 [+0.3000, +0.3000]",
     ]
-    assert [row[4] for row in module.history_table([answers])[1:]] == ["2", "1"]
-    assert [row[3] for row in module.truth_table([answers])[1:]] == ["the best ranking", "MCM", "popular"]
-    assert module.truth_table([answers])[2][5].startswith("50.0%")
+    assert [row[4] for row in recipe_tables.history_table([answers])[1:]] == ["2", "1"]
+    assert [row[3] for row in recipe_tables.truth_table([answers])[1:]] == ["the best ranking", "MCM", "popular"]
+    assert recipe_tables.truth_table([answers])[2][5].startswith("50.0%")
     said = "a shop +0.300 [+0.300, +0.300] on 0.200 (item)."
-    assert module.encoder_sentence([answers]).endswith(said)
+    assert recipe_tables.encoder_sentence([answers]).endswith(said)

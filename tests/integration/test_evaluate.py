@@ -2,10 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """run_evaluate.py asks a model and all baselines the same, and computes a baseline once; here it trains nothing."""
 
-import importlib
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -29,16 +27,15 @@ def data(prepared, tmp_path):
 
 
 @pytest.fixture
-def evaluate(save, data, tmp_path, monkeypatch, capsys):
+def evaluate(save, data, tmp_path, command):
     """A function that calls the script's main with options; gives what was printed and the numbers written."""
     model = save(extended=True)
 
     def run(*options):
         numbers = tmp_path / "numbers.json"
         words = ["--model", model, "--data", data, "--tasks", "items", "aisle", "--output_file", numbers, *options]
-        monkeypatch.setattr(sys, "argv", ["run_evaluate.py", *map(str, words)])
-        importlib.import_module("modeling_mcm.commands.evaluate").main()
-        return capsys.readouterr().out, json.loads(numbers.read_text())
+        said = command("run_evaluate", *words)
+        return said, json.loads(numbers.read_text())
 
     return run
 

@@ -34,13 +34,6 @@ def needs(*packages):
 
 
 @pytest.fixture
-def example(monkeypatch):
-    """A function that imports an example."""
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    return importlib.import_module
-
-
-@pytest.fixture
 def log_file(event_log, tmp_path):
     path = tmp_path / "log.parquet"
     event_log.to_parquet(path)
@@ -77,8 +70,8 @@ def test_your_own_log_goes_from_a_file_to_scores(form, event_log, tmp_path):
 
 
 @needs("faiss")
-def test_look_alikes_are_the_nearest_embeddings(example, save, log_file, tmp_path, capsys):
-    module, folder = example("4_look_alikes"), save(extended=True)
+def test_look_alikes_are_the_nearest_embeddings(save, log_file, tmp_path, capsys):
+    module, folder = importlib.import_module("4_look_alikes"), save(extended=True)
     index_file = str(tmp_path / "customers.faiss")
     module.main(folder, log_file, index_file, "c07", "c21")
     said = capsys.readouterr().out.splitlines()
@@ -93,11 +86,9 @@ def test_look_alikes_are_the_nearest_embeddings(example, save, log_file, tmp_pat
 
 @pytest.mark.parametrize("choices", [{}, {"extended": True}], ids=["events", "visits"])
 @torch.no_grad()
-def test_a_preference_is_explained_by_what_its_visits_hold(
-    example, save, log_file, event_log, extractor, capsys, choices
-):
+def test_a_preference_is_explained_by_what_its_visits_hold(save, log_file, event_log, extractor, capsys, choices):
     folder = save(**choices)
-    example("5_explain_a_preference").main(folder, log_file, "c07", "items")
+    importlib.import_module("5_explain_a_preference").main(folder, log_file, "c07", "items")
     said = capsys.readouterr().out.splitlines()
     model = MCMForMultiTaskRecommendation.from_pretrained(folder).eval()
     inputs = extractor({"events": event_log[event_log["who"] == "c07"]})
@@ -113,12 +104,10 @@ def test_a_preference_is_explained_by_what_its_visits_hold(
 
 @needs("onnx", "onnxscript", "onnxruntime")
 @pytest.mark.skipif(torch.__version__ < (2, 11), reason="transformers' exporters need torch 2.11")
-def test_the_onnx_server_answers_as_the_model_and_names_what_it_cannot_read(
-    example, save, event_log, extractor, tmp_path
-):
+def test_the_onnx_server_answers_as_the_model_and_names_what_it_cannot_read(save, event_log, extractor, tmp_path):
     folder, script = save(extended=True), importlib.import_module("modeling_mcm.commands.export")
     script.run(script.ExportOptions(model=folder, output_dir=str(tmp_path / "onnx")))
-    module = example("6_serve_onnx")
+    module = importlib.import_module("6_serve_onnx")
     server = ThreadingHTTPServer(("localhost", 0), module.Handler)
     server.score = module.scorer(str(tmp_path / "onnx"))
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -4,10 +4,7 @@
 
 import importlib
 import importlib.util
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from faults import expected
+from launched_runs import ONE_PROCESS, run
 
 from modeling_mcm import MCMFeatureExtractor, MCMForActionRecommendation, MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.data import load_prepared
@@ -278,15 +276,10 @@ def test_an_export_that_differs_is_not_written(script, save, tmp_path, monkeypat
     assert not (tmp_path / "exported").exists()
 
 
-def test_the_script_as_a_person_runs_it(script, save, tmp_path, monkeypatch):
-    command = [sys.executable, "training/export.py", "--model", save(), "--output_dir", str(tmp_path / "exported")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command += ["--format", "torch"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and "scores as torch, equal to the model to" in done.stdout, done.stderr
-    monkeypatch.setattr(sys, "argv", [*command[1:], "--model", str(tmp_path / "none")])
-    with pytest.raises(SystemExit, match="none is no folder: give a checkpoint folder"):
-        script.main()
+def test_the_script_as_a_person_runs_it(save, tmp_path, command):
+    options = ["--model", save(), "--output_dir", tmp_path / "exported", "--format", "torch"]
+    assert "scores as torch, equal to the model to" in run(ONE_PROCESS, "export", *options).stdout
+    command("export", *options, "--model", tmp_path / "none", fails="none is no folder: give a checkpoint folder")
 
 
 @pytest.fixture

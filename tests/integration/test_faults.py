@@ -4,7 +4,6 @@
 
 import json
 import logging
-import os
 import shutil
 import signal
 import subprocess
@@ -87,23 +86,10 @@ def test_a_killed_run_leaves_the_old_data_set_and_is_run_again(shop, what, momen
     assert content(shop / "data") != before
 
 
-@pytest.fixture
-def small_disk(tmp_path, request):
-    """A folder on a file system of one megabyte."""
-    if not request.config.getoption("--mount"):
-        pytest.skip("mounts a disk: give --mount")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.name != "posix" or os.getuid() or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("only root may mount a small file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_full_disk_is_said_and_leaves_what_was_there(shop, small_disk):
     schema = EventSchema.from_yaml(shop / "schema.yaml")
-    data = small_disk / "data"
+    disk = small_disk("1m")
+    data = disk / "data"
     prepare(shop / "log", schema, data)
     before = content(data)
     # A shard that does not fit, and events that DuckDB wants to spill.
@@ -114,7 +100,7 @@ def test_a_full_disk_is_said_and_leaves_what_was_there(shop, small_disk):
         write_event_log(shop / str(customers), customers, files=1)
         with pytest.raises(OSError, match=message):
             prepare(shop / str(customers), schema, data, overwrite=True, memory_limit=memory)
-        assert content(data) == before and [path.name for path in small_disk.iterdir()] == ["data"]
+        assert content(data) == before and [path.name for path in disk.iterdir()] == ["data"]
 
 
 def test_a_damaged_shard_in_the_middle_is_named(shop):

@@ -5,7 +5,6 @@
 import importlib
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,8 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from choices import EXTENDED
+from choices import EXTENDED, TINY, of_data
+from in_process import call
 from safetensors.torch import load_file
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation, MCMForMultiTaskRecommendation
@@ -50,34 +50,11 @@ def pretrained(prepared, tmp_path_factory):
     """Folder of a checkpoint as pre-training leaves it."""
     folder = tmp_path_factory.mktemp("pretrained")
     extractor = MCMFeatureExtractor.from_pretrained(str(prepared / "feature_extractor"))
-    config = MCMConfig(
-        features=extractor.feature_names,
-        vocabulary_sizes=extractor.vocabulary_sizes,
-        tasks=extractor.tasks,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        **EXTENDED,
-    )
+    config = MCMConfig(**of_data(extractor) | TINY | EXTENDED)
     torch.manual_seed(0)
     MCMForMultiTaskRecommendation(config).save_pretrained(folder)
     extractor.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def call():
-    """A function that calls a script's main with options, in this process."""
-
-    def run(name, *options):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(str(ROOT / "training"))
-            patch.chdir(ROOT)
-            patch.setattr(sys, "argv", [f"training/{name}.py", *map(str, options)])
-            importlib.import_module(name).main()
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +63,14 @@ def options(pretrained, prepared, offers):
 
 
 @pytest.fixture(scope="module")
-def tuned(call, options, tmp_path_factory):
+def tuned(options, tmp_path_factory):
     """Folder of a run of 24 steps, uninterrupted."""
     folder = tmp_path_factory.mktemp("tuned") / "run"
     call("run_finetune", *options, "--output_dir", folder, *STEPS)
     return folder
 
 
-def test_the_cutoffs_of_a_schema_can_be_moved(call, prepared, event_log, tmp_path, capsys):
+def test_the_cutoffs_of_a_schema_can_be_moved(prepared, event_log, tmp_path, capsys):
     schema = PreparedManifest.load(prepared).event_schema.to_dict() | {"profile": []}
     (tmp_path / "schema.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(schema, default=str))))
     event_log.to_parquet(tmp_path / "log.parquet")
@@ -124,7 +101,6 @@ def test_a_run_learns_and_leaves_a_checkpoint(tuned):
 
 
 def test_the_example_fine_tunes_with_the_plain_trainer(pretrained, prepared, offers, tmp_path, capsys, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
     example = importlib.import_module("7_fine_tune_to_offers")
     example.main(pretrained, prepared, offers, tmp_path / "run", 4)
     said = capsys.readouterr().out
@@ -138,7 +114,7 @@ def test_the_example_fine_tunes_with_the_plain_trainer(pretrained, prepared, off
     assert any(name.startswith("action_head.") for name in after)
 
 
-def test_a_killed_run_goes_on_and_ends_the_same(call, options, tuned, tmp_path):
+def test_a_killed_run_goes_on_and_ends_the_same(options, tuned, tmp_path):
     shutil.copytree(tuned / "checkpoint-10", tmp_path / "run" / "checkpoint-10")
     call("run_finetune", *options, "--output_dir", tmp_path / "run", *STEPS)
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "run", tuned))
@@ -146,7 +122,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(call, options, tuned, tmp_path):
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
 
 
-def test_a_killed_run_with_low_rank_updates_goes_on_and_ends_the_same(call, options, tmp_path):
+def test_a_killed_run_with_low_rank_updates_goes_on_and_ends_the_same(options, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     call("run_finetune", *options, "--output_dir", whole, "--lora", 2, *STEPS)
     shutil.copytree(whole / "checkpoint-10", killed / "checkpoint-10")
@@ -156,7 +132,7 @@ def test_a_killed_run_with_low_rank_updates_goes_on_and_ends_the_same(call, opti
     assert all(torch.allclose(ours[name].float(), theirs[name].float(), atol=1e-6) for name in ours)
 
 
-def test_evaluation_prints_and_writes_a_table(call, tuned, pretrained, prepared, offers, tmp_path, capsys):
+def test_evaluation_prints_and_writes_a_table(tuned, pretrained, prepared, offers, tmp_path, capsys):
     written = ["--output_file", tmp_path / "numbers.json", "--report_file", tmp_path / "table.md"]
     call("run_evaluate", "--model", tuned, "--data", prepared, "--offers", offers, *written)
     printed = capsys.readouterr().out
@@ -180,7 +156,7 @@ def moved(folder, pretrained):
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def test_what_is_trained_can_be_chosen(call, options, pretrained, tmp_path):
+def test_what_is_trained_can_be_chosen(options, pretrained, tmp_path):
     short = ["--max_steps", 4, "--save_strategy", "no"]
     call("run_finetune", *options, *short, "--output_dir", tmp_path / "frozen", "--freeze_encoder")
     assert moved(tmp_path / "frozen", pretrained) == set()
@@ -195,7 +171,7 @@ def test_what_is_trained_can_be_chosen(call, options, pretrained, tmp_path):
     assert json.loads((tmp_path / "fewer" / "finetuning.json").read_text())["groups"] == 34
 
 
-def test_mistakes_are_refused(call, options, offers, pretrained, prepare_log, event_log, tmp_path, capsys):
+def test_mistakes_are_refused(options, offers, pretrained, prepare_log, event_log, tmp_path, capsys):
     output = ["--output_dir", tmp_path / "run"]
     with pytest.raises(SystemExit, match="--model, --data and one of --offers and --labels are needed"):
         call("run_finetune", *output)
@@ -274,7 +250,7 @@ def test_the_comparison_writes_its_page_and_keeps_what_is_finished(
     assert done == [] and (tmp_path / "page.md").read_text() == page
 
 
-def test_the_probe_writes_a_table(call, prepared, pretrained, tmp_path):
+def test_the_probe_writes_a_table(prepared, pretrained, tmp_path):
     written = ["--report", tmp_path / "probe.md", "--output_file", tmp_path / "probe.json"]
     few = ["--repeats", 1, "--folds", 3, "--spend", "a.b", "--min_events", 3]
     with pytest.MonkeyPatch.context() as patch:

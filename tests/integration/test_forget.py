@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from corner_shop import SCHEMA
+from corner_shop import SCHEMA, make_profile
 from faults import expected
 
 from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared
@@ -36,9 +36,7 @@ def place(tmp_path, event_log, monkeypatch):
     (tmp_path / "log" / "late").mkdir(parents=True)
     for name, part in (("a", event_log["when"] < "2017-06-01"), ("late/b", event_log["when"] >= "2017-06-01")):
         event_log[part].to_parquet(tmp_path / "log" / f"{name}.parquet")
-    who = sorted(event_log["who"].unique())
-    ages = pd.DataFrame({"who": who, "age": [("young", "old")[int(name[1:]) % 2] for name in who]})
-    ages.to_parquet(tmp_path / "profile.parquet")
+    make_profile(event_log).to_parquet(tmp_path / "profile.parquet")
     schema, people = EventSchema.from_dict(SCHEMA), tmp_path / "profile.parquet"
     prepare(tmp_path / "log", schema, tmp_path / "data", profile=people, rows_per_shard=20)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -48,23 +46,13 @@ def place(tmp_path, event_log, monkeypatch):
 
 
 @pytest.fixture
-def forget(place, monkeypatch, capsys):
-    """A function that runs the script on folders of the place; `fails` is what it must say before it ends with 1."""
-    script = importlib.import_module("modeling_mcm.commands.forget")
+def forget(place, command):
+    """A function that runs the script on folders of the place; `fails` is what it must say at its end."""
 
     def call(*options, fails=None):
         words = [f"--{word[2:]}" if word.startswith("--") else str(place / word) for word in options]
         words = [word.removeprefix(f"{place}/=") for word in words]
-        monkeypatch.setattr(sys, "argv", ["forget_customers.py", "--customers", str(place / "ids.txt"), *words])
-        if fails is None:
-            script.main()
-            return capsys.readouterr().out
-        with pytest.raises(SystemExit) as caught:
-            script.main()
-        assert caught.value.code not in (0, None)
-        said = f"{caught.value.code} {capsys.readouterr().err}"
-        assert fails in said
-        return said
+        return command("forget_customers", "--customers", place / "ids.txt", *words, fails=fails)
 
     return call
 

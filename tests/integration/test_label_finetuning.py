@@ -5,14 +5,15 @@
 import importlib
 import json
 import shutil
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from choices import PAPER
+from choices import PAPER, TINY, of_data
+from in_process import call
 from safetensors.torch import load_file
 from transformers import pipeline
 
@@ -22,6 +23,7 @@ from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.training.moments import train_state
 
 ROOT = Path(__file__).resolve().parents[2]
+finetune = partial(call, "run_finetune")
 QUICK = ["--per_device_train_batch_size", 8, "--report_to", "none", "--disable_tqdm", "True", "--num_train_epochs", 4]
 
 
@@ -32,14 +34,8 @@ def pretrained(prepared, tmp_path_factory):
     data = PreparedData(prepared)
     rows, extractor = data.rows, data.extractor
     config = MCMConfig(
-        features=extractor.feature_names,
-        vocabulary_sizes=extractor.vocabulary_sizes,
-        tasks=extractor.tasks,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        **PAPER | {"augmentation": "all_prefixes", "state_size": 12},
+        **of_data(extractor),
+        **TINY | PAPER | {"augmentation": "all_prefixes", "state_size": 12},
         state_features=["type", "items", "aisle"],
         summed_features=extractor.numeric_features,
         forecast_days=[7.0],
@@ -70,28 +66,15 @@ def tables(event_log, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def call():
-    """A function that calls run_finetune's main with options, in this process."""
-
-    def run(*options):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(ROOT)
-            patch.setattr(sys, "argv", ["training/run_finetune.py", *map(str, options)])
-            importlib.import_module("modeling_mcm.commands.finetune").main()
-
-    return run
-
-
-@pytest.fixture(scope="module")
 def options(pretrained, prepared, tables):
     columns = ["--customer_column", "who", "--time_column", "day"]
     return ["--model", pretrained, "--data", prepared, "--labels", tables / "labels.parquet", *columns, *QUICK]
 
 
 @pytest.fixture(scope="module")
-def tuned(call, options, tmp_path_factory):
+def tuned(options, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tuned") / "run"
-    call(*options, "--label", "likes", "--output_dir", folder, "--learning_rate", 0.01)
+    finetune(*options, "--label", "likes", "--output_dir", folder, "--learning_rate", 0.01)
     return folder
 
 
@@ -110,9 +93,9 @@ def test_a_command_learns_a_label_and_leaves_what_was_found_on_other_customers(t
     assert chances[table["likes"]].mean() > chances[~table["likes"]].mean() + 0.1
 
 
-def test_classes_and_numbers_are_learned_from_csv_too(call, options, tables, tmp_path):
+def test_classes_and_numbers_are_learned_from_csv_too(options, tables, tmp_path):
     given = [*options, "--labels", tables / "labels.csv"]
-    call(*given, "--label", "spent", "--output_dir", tmp_path / "spent")
+    finetune(*given, "--label", "spent", "--output_dir", tmp_path / "spent")
     facts = json.loads((tmp_path / "spent" / "finetuning.json").read_text())
     assert facts["kind"] == "number" and {"rank_correlation", "mae"} <= set(facts["validation"])
     config = MCMConfig.from_pretrained(tmp_path / "spent")
@@ -122,13 +105,13 @@ def test_classes_and_numbers_are_learned_from_csv_too(call, options, tables, tmp
     found = pipeline("customer-prediction", model=str(tmp_path / "spent"))({"events": []}, now="2017-10-05")
     assert isinstance(found, float)
     whole = ["--eval_strategy", "no", "--validation_share", 0]
-    call(*given, "--label", "aisle", *whole, "--output_dir", tmp_path / "aisle")
+    finetune(*given, "--label", "aisle", *whole, "--output_dir", tmp_path / "aisle")
     facts = json.loads((tmp_path / "aisle" / "finetuning.json").read_text())
     assert facts["kind"] == "classes" and facts["labels"] == 34 and facts["validation"] == {"labels": 0}
 
 
-def test_a_frozen_state_stays_and_a_tuned_one_moves(call, options, tuned, pretrained, tmp_path):
-    call(*options, "--label", "likes", "--freeze_encoder", "--output_dir", tmp_path / "frozen")
+def test_a_frozen_state_stays_and_a_tuned_one_moves(options, tuned, pretrained, tmp_path):
+    finetune(*options, "--label", "likes", "--freeze_encoder", "--output_dir", tmp_path / "frozen")
     before = load_file(pretrained / "model.safetensors")
 
     def moved(folder):
@@ -141,24 +124,24 @@ def test_a_frozen_state_stays_and_a_tuned_one_moves(call, options, tuned, pretra
     assert all(name.startswith(("model.state.", "model.forecasts.")) for name in changed)
 
 
-def test_a_killed_run_goes_on_and_ends_the_same(call, options, tmp_path):
+def test_a_killed_run_goes_on_and_ends_the_same(options, tmp_path):
     steps = ["--label", "likes", "--eval_strategy", "no", "--max_steps", 12, "--save_steps", 6]
     steps += ["--save_strategy", "steps", "--save_total_limit", 5]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    call(*options, *steps, "--output_dir", whole)
+    finetune(*options, *steps, "--output_dir", whole)
     shutil.copytree(whole / "checkpoint-6", killed / "checkpoint-6")
-    call(*options, *steps, "--output_dir", killed)
+    finetune(*options, *steps, "--output_dir", killed)
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (killed, whole))
     assert all(torch.allclose(ours[name].float(), theirs[name].float(), atol=1e-6) for name in theirs)
 
 
-def test_labels_that_do_not_fit_in_memory_are_counted_step_by_step(call, options, monkeypatch, tmp_path):
+def test_labels_that_do_not_fit_in_memory_are_counted_step_by_step(options, monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.import_module("modeling_mcm.training.labels"), "MOST_NUMBERS", 0)
-    call(*options, "--label", "likes", "--max_steps", 2, "--output_dir", tmp_path / "run")
+    finetune(*options, "--label", "likes", "--max_steps", 2, "--output_dir", tmp_path / "run")
     assert MCMForCustomerPrediction.from_pretrained(tmp_path / "run").prediction_head.output.weight.any()
 
 
-def test_mistakes_are_refused(call, options, tables, prepared, tmp_path):
+def test_mistakes_are_refused(options, tables, prepared, tmp_path):
     output = ["--label", "likes", "--output_dir", tmp_path / "run"]
     for wrong, error, message in [
         (["--offers", tables], SystemExit, "one of --offers and --labels are needed"),
@@ -168,15 +151,15 @@ def test_mistakes_are_refused(call, options, tables, prepared, tmp_path):
         (["--labels", tables / "absent.csv"], FileNotFoundError, "absent.csv is no file"),
     ]:
         with pytest.raises(error, match=message):
-            call(*options, *output, *wrong)
+            finetune(*options, *output, *wrong)
     table = pd.read_parquet(tables / "labels.parquet")
     table.loc[0, "who"] = "nobody"
     table.to_parquet(tmp_path / "unknown.parquet")
     unknown = ["--labels", tmp_path / "unknown.parquet"]
     with pytest.raises(ValueError, match="'nobody'.*--on_unknown drop"):
-        call(*options, *output, *unknown)
+        finetune(*options, *output, *unknown)
     assert not (tmp_path / "run").exists()
-    call(*options, *output, *unknown, "--on_unknown", "drop")
+    finetune(*options, *output, *unknown, "--on_unknown", "drop")
     assert json.loads((tmp_path / "run" / "finetuning.json").read_text())["left_out"] == 1
 
 
@@ -188,7 +171,6 @@ def test_the_example_learns_churn_and_kids_with_the_plain_trainer(
     known = sorted(event_log["who"].unique())
     kids = [None if place % 10 == 0 else str(place % 3) for place in range(len(known))]
     pd.DataFrame({"household_id": known, "kids_count": kids}).to_parquet(tmp_path / "profile.parquet")
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
     example = importlib.import_module("9_any_label")
     example.main(str(pretrained), prepared, tmp_path, tmp_path / "run", epochs=1)
     said = capsys.readouterr().out
@@ -198,7 +180,7 @@ def test_the_example_learns_churn_and_kids_with_the_plain_trainer(
     assert "'true': " in said
 
 
-def test_labels_need_a_log_with_times(call, options, prepare_log, event_log, pretrained, tmp_path):
+def test_labels_need_a_log_with_times(options, prepare_log, event_log, pretrained, tmp_path):
     ordered = event_log.assign(place=np.arange(len(event_log))).drop(columns="when")
     changes = {"time": None, "order": "place", "cutoffs": "leave_one_out"}
     module = importlib.import_module("modeling_mcm.training.labels")
@@ -216,14 +198,11 @@ def test_labels_need_a_log_with_times(call, options, prepare_log, event_log, pre
 @pytest.mark.slow
 def test_the_comparison_with_few_labels_writes_its_page(pretrained, prepared, tmp_path, monkeypatch):
     pytest.importorskip("lightgbm", reason="LightGBM not installed")
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     script = importlib.import_module("few_labels")
     monkeypatch.setattr(script, "FEWEST", 5)
     written = ["--report", tmp_path / "page.md", "--output_file", tmp_path / "numbers.json"]
     few = ["--sizes", 12, 20, "--draws", 2, "--profile", "age", "--days", 20, "--min_events", 3]
-    given = ["few_labels.py", "--model", pretrained, "--data", prepared, *few, *written]
-    monkeypatch.setattr(sys, "argv", [str(word) for word in given])
-    script.main()
+    call("few_labels", "--model", pretrained, "--data", prepared, *few, *written)
     results = json.loads((tmp_path / "numbers.json").read_text())
     assert set(results["targets"]) == {"age", "churn in 20 days"}
     for sizes in results["targets"].values():

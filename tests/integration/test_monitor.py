@@ -5,7 +5,6 @@
 import importlib
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +16,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def monitor(monkeypatch, capsys, tmp_path):
+def monitor(command, tmp_path):
     """A function that runs the script and gives what it printed and its report."""
-    script = importlib.import_module("modeling_mcm.commands.monitor")
 
-    def call(*options):
-        words = ["run_monitor.py", *map(str, options), "--report_file", str(tmp_path / "report.json")]
-        monkeypatch.setattr(sys, "argv", words)
-        script.main()
-        return capsys.readouterr().out, json.loads((tmp_path / "report.json").read_text())
+    def run(*options):
+        said = command("run_monitor", *options, "--report_file", tmp_path / "report.json")
+        return said, json.loads((tmp_path / "report.json").read_text())
 
-    return call
+    return run
 
 
 def write(folder, rows, task="items"):

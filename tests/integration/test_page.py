@@ -8,8 +8,8 @@ import shutil
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
+from corner_shop import make_profile
 
 from modeling_mcm.serving.drawing import percent
 from modeling_mcm.serving.histories import Histories
@@ -25,9 +25,7 @@ def page_files(event_log, tmp_path_factory):
     """The raw log and profiles as files."""
     folder = tmp_path_factory.mktemp("raw")
     event_log.to_parquet(folder / "events.parquet")
-    who = sorted(event_log["who"].unique())
-    ages = pd.DataFrame({"who": who, "age": [("young", "old")[int(name[1:]) % 2] for name in who]})
-    ages.to_parquet(folder / "profile.parquet")
+    make_profile(event_log).to_parquet(folder / "profile.parquet")
     return folder
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from corner_shop import customer_of, make_profile
 from launched_runs import TWO_PROCESSES, run
 from transformers import pipeline
 
@@ -37,29 +39,13 @@ main()
 
 
 @pytest.fixture
-def predict(monkeypatch, capsys):
-    """A function that runs the script in this process and gives what it said; `fails` is what it must say."""
-    script = importlib.import_module("modeling_mcm.commands.predict")
-
-    def call(*options, fails=None):
-        monkeypatch.setattr(sys, "argv", ["run_predict.py", *map(str, options)])
-        if fails is None:
-            script.main()
-            return capsys.readouterr().out
-        with pytest.raises(SystemExit) as caught:
-            script.main()
-        said = f"{caught.value.code} {capsys.readouterr().err}"
-        assert fails in said
-        return said
-
-    return call
+def predict(command):
+    return partial(command, "run_predict")
 
 
 @pytest.fixture
 def profile_file(event_log, tmp_path):
-    who = sorted(event_log["who"].unique())
-    ages = pd.DataFrame({"who": who, "age": [("young", "old")[int(name[1:]) % 2] for name in who]})
-    ages.to_parquet(tmp_path / "profile.parquet")
+    make_profile(event_log).to_parquet(tmp_path / "profile.parquet")
     return tmp_path / "profile.parquet"
 
 
@@ -74,10 +60,7 @@ def test_every_customer_gets_what_the_pipelines_give(predict, save, prepared, ev
     found = pd.read_parquet(tmp_path / "out")
     assert found["customer_id"].tolist() == sorted(event_log["who"].unique())
     chosen = found[found["customer_id"].isin(["c07", "c21"])]
-    customers = [
-        {"events": event_log[event_log["who"] == who], "profile": {"age": ("young", "old")[int(who[1:]) % 2]}}
-        for who in chosen["customer_id"]
-    ]
+    customers = [customer_of(event_log, who) for who in chosen["customer_id"]]
     embeddings = pipeline("customer-embedding", model=folder)(customers)
     scores = pipeline("preference-scores", model=folder)(customers, top_k=4)
     for (_, row), embedding, score in zip(chosen.iterrows(), embeddings, scores, strict=True):
@@ -105,11 +88,8 @@ def test_a_raw_log_is_read_as_the_checkpoint_reads_it(predict, save, event_log, 
     predict(*options, "--output_dir", tmp_path / "out", *SMALL)
     found = pd.read_parquet(tmp_path / "out")
     assert not (tmp_path / "out" / "_histories").exists()
-    rows = [
-        {"events": log[log["who"] == who], "profile": {"age": ("young", "old")[int(who[1:]) % 2]}}
-        for who in found["customer_id"]
-    ]
-    expected = pipeline("customer-embedding", model=options[1])(rows)
+    customers = [customer_of(log, who) for who in found["customer_id"]]
+    expected = pipeline("customer-embedding", model=options[1])(customers)
     np.testing.assert_allclose(np.stack(found["embedding"]), np.stack(expected), atol=1e-5)
     before = files(tmp_path / "out")
     predict(*options, "--output_dir", tmp_path / "out", *SMALL)

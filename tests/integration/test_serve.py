@@ -3,7 +3,6 @@
 """The service as a process: the numbers of run_predict, kills under load, and commands that can't start."""
 
 import http.client
-import importlib
 import json
 import os
 import random
@@ -25,6 +24,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from corner_shop import make_profile
 from serving_client import HEADERS, TOKEN, as_requests
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
@@ -98,8 +98,7 @@ def serve():
 
 def test_the_numbers_are_those_of_run_predict(serve, save, event_log, tmp_path):
     folder = save(extended=True)
-    who = sorted(event_log["who"].unique())
-    profile = pd.DataFrame({"who": who, "age": [("young", "old")[int(name[1:]) % 2] for name in who]})
+    profile = make_profile(event_log)
     event_log.to_parquet(tmp_path / "log.parquet")
     profile.to_parquet(tmp_path / "profile.parquet")
     command = [sys.executable, "training/run_predict.py", "--model", folder, "--output_dir", str(tmp_path / "scores")]
@@ -209,14 +208,9 @@ def test_ten_kills_under_load_lose_no_acknowledged_event_and_double_none(serve, 
         ({"damaged": True}, "is damaged or no SQLite file"),
     ],
 )
-def test_a_service_that_cannot_start_says_why(save, tmp_path, monkeypatch, capsys, options, words):
-    script = importlib.import_module("modeling_mcm.commands.serve")
+def test_a_service_that_cannot_start_says_why(save, tmp_path, monkeypatch, command, options, words):
     if options.get("damaged"):
         (tmp_path / "state.db").write_bytes(b"no database" * 100)
     monkeypatch.setenv("MCM_TOKEN", options.get("token", TOKEN))
-    command = ["serve.py", "--model", options.get("model") or save(extended=True)]
-    command += ["--store", str(tmp_path / "state.db"), "--port", "1", *options.get("more", [])]
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit) as caught:
-        script.main()
-    assert words in f"{caught.value.code} {capsys.readouterr().err}"
+    folder, store = options.get("model") or save(extended=True), tmp_path / "state.db"
+    command("serve", "--model", folder, "--store", store, "--port", 1, *options.get("more", []), fails=words)

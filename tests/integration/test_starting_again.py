@@ -2,16 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training that is started again: finished, interrupted, damaged, with other options, in the wrong folder."""
 
-import importlib
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from faults import AREAS, expected, pattern
+from in_process import call
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
@@ -40,12 +39,9 @@ def run(prepared):
         words += ["--config_overrides", *TINY, *overrides, "--output_dir", folder, *options]
         said = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(str(ROOT / "training"))
-            patch.chdir(ROOT)
-            patch.setattr(sys, "argv", [f"{script}.py", *map(str, words)])
             for room in ("pretraining", "finetuning", "fitting", "callbacks"):
                 patch.setattr(logging.get_logger(f"modeling_mcm.training.{room}"), "warning", said.append)
-            importlib.import_module(script).main()
+            call(script, *words)
         return "\n".join(said)
 
     return run
@@ -352,17 +348,8 @@ def test_the_newest_whole_checkpoint_outlives_broken_ones(run, folder, finished)
     assert not any(checkpoint_faults(folder / f"checkpoint-{step}") for step in (4, 5))
 
 
-BEST = [
-    "--eval_strategy",
-    "steps",
-    "--eval_steps",
-    2,
-    "--load_best_model_at_end",
-    "true",
-    "--save_only_model",
-    "false",
-]
-BEST += ["--learning_rate", 0.05, "--max_steps", 8]
+BEST = "--eval_strategy steps --eval_steps 2 --load_best_model_at_end true --save_only_model false".split()
+BEST += "--learning_rate 0.05 --max_steps 8".split()
 
 
 def best_of(folder):

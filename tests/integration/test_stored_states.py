@@ -3,14 +3,15 @@
 """States and forecasts as a person gets them: columns of run_predict, pipelines and the example."""
 
 import importlib
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from choices import PAPER
+from choices import PAPER, of_data
+from corner_shop import customer_of
+from in_process import call
 from transformers import pipeline
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation
@@ -31,9 +32,7 @@ def trained(prepared, tmp_path_factory):
     torch.manual_seed(0)
     model = MCMForMultiTaskRecommendation(
         MCMConfig(
-            features=extractor.feature_names,
-            vocabulary_sizes=extractor.vocabulary_sizes,
-            tasks=extractor.tasks,
+            **of_data(extractor),
             summed_features=extractor.numeric_features,
             hidden_size=16,
             num_attention_heads=2,
@@ -49,29 +48,15 @@ def trained(prepared, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def script(monkeypatch):
-    """A function that runs a script of training/ or an example with arguments."""
-
-    def call(name, *arguments):
-        for folder in ("training", "examples"):
-            monkeypatch.syspath_prepend(str(ROOT / folder))
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        importlib.import_module(name).main(*(map(str, arguments) if name[0].isdigit() else ()))
-
-    return call
-
-
-def test_every_customer_gets_what_the_pipelines_give(trained, prepared, event_log, script, tmp_path):
+def test_every_customer_gets_what_the_pipelines_give(trained, prepared, event_log, tmp_path):
     now = "2017-11-20"
-    script("run_predict", "--model", trained, "--data", prepared, "--output_dir", tmp_path / "scores", "--now", now)
+    call("run_predict", "--model", trained, "--data", prepared, "--output_dir", tmp_path / "scores", "--now", now)
     scores = pd.read_parquet(tmp_path / "scores").set_index("customer_id")
     embed, forecast = (
         pipeline(name, model=str(trained), batch_size=8) for name in ("customer-embedding", "customer-forecast")
     )
-    ages = {f"c{number:02}": ("young", "old")[number % 2] for number in range(34)}
     for name in ("c03", "c21"):
-        customer = {"events": event_log[event_log["who"] == name], "profile": {"age": ages[name]}}
+        customer = customer_of(event_log, name)
         np.testing.assert_allclose(scores["embedding"][name], embed(customer, now=now), atol=1e-5)
         told = forecast(customer, now=now)
         assert {"visits_7d", "events_30d", "a.b_90d", "visit_probability_7d", "days_to_next_visit"} <= set(told)
@@ -89,27 +74,27 @@ def test_events_after_the_moment_change_nothing(trained, event_log):
     assert forecast({"events": events}, now=moment) == forecast({"events": before}, now=moment)
 
 
-def test_forecasts_can_be_left_out(trained, prepared, script, tmp_path):
+def test_forecasts_can_be_left_out(trained, prepared, tmp_path):
     options = ["--model", trained, "--data", prepared, "--output_dir", tmp_path / "scores"]
-    script("run_predict", *options, "--forecasts", "false", "--tasks", "aisle")
+    call("run_predict", *options, "--forecasts", "false", "--tasks", "aisle")
     assert list(pd.read_parquet(tmp_path / "scores")) == ["customer_id", "embedding", "aisle", "aisle_scores"]
 
 
-def test_a_checkpoint_without_trained_forecasts_tells_none(prepared, trained, script, tmp_path):
+def test_a_checkpoint_without_trained_forecasts_tells_none(prepared, trained, tmp_path):
     model = MCMForMultiTaskRecommendation.from_pretrained(trained)
     torch.nn.init.zeros_(model.model.forecasts.amounts.weight)
     model.save_pretrained(tmp_path / "model")
     MCMFeatureExtractor.from_pretrained(trained).save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match="no trained forecasts"):
         pipeline("customer-forecast", model=str(tmp_path / "model"))
-    script("run_predict", "--model", tmp_path / "model", "--data", prepared, "--output_dir", tmp_path / "scores")
+    call("run_predict", "--model", tmp_path / "model", "--data", prepared, "--output_dir", tmp_path / "scores")
     assert "visits_30d" not in pd.read_parquet(tmp_path / "scores")
 
 
-def test_the_example_lists_who_may_not_come_again(trained, prepared, script, tmp_path, capsys):
+def test_the_example_lists_who_may_not_come_again(trained, prepared, tmp_path, capsys):
     now = ["--now", "2017-12-30"]
-    script("run_predict", "--model", trained, "--data", prepared, "--output_dir", tmp_path / "scores", *now)
-    script("10_stored_states", tmp_path / "scores", tmp_path / "churn.csv")
+    call("run_predict", "--model", trained, "--data", prepared, "--output_dir", tmp_path / "scores", *now)
+    importlib.import_module("10_stored_states").main(str(tmp_path / "scores"), str(tmp_path / "churn.csv"))
     said = capsys.readouterr().out
     scores, listed = pd.read_parquet(tmp_path / "scores"), pd.read_csv(tmp_path / "churn.csv")
     assert (listed["visit_probability_30d"] < 0.5).all()

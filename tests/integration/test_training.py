@@ -8,7 +8,6 @@ Golden losses: `pytest tests/integration/test_training.py --update-golden` write
 import importlib
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import forked_runs
@@ -19,6 +18,7 @@ import pytest
 import torch
 import yaml
 from choices import EXTENDED
+from in_process import call
 from launched_runs import ONE_PROCESS, TWO_PROCESSES, run
 from safetensors.torch import load_file, save_file
 
@@ -135,17 +135,8 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint_and_ends_the_same(t
 
 def test_two_processes_that_sample_labels_go_on_as_they_would_have(recipe, tmp_path):
     """What is drawn depends on torch's generators alone, which a checkpoint has, one for each process."""
-    options = [
-        "--config_overrides",
-        *TINY,
-        "--sampled_labels",
-        1,
-        "--per_device_train_batch_size",
-        1,
-        "--save_steps",
-        2,
-    ]
-    options += ["--max_steps", 4, "--eval_strategy", "no", "--report_to", "none"]
+    options = ["--config_overrides", *TINY, "--sampled_labels", 1, "--per_device_train_batch_size", 1]
+    options += ["--save_steps", 2, "--max_steps", 4, "--eval_strategy", "no", "--report_to", "none"]
     forked_runs.pretrain_two([recipe, "--output_dir", tmp_path / "whole", *options], tmp_path / "first")
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
     text = forked_runs.pretrain_two([recipe, "--output_dir", tmp_path / "resumed", *options], tmp_path / "second")
@@ -237,20 +228,6 @@ def test_evaluation_prints_a_table_and_writes_predictions_and_numbers(trained, p
 # ----------------------------------------------------------------------------------- the scripts' mistakes, in-process
 
 
-@pytest.fixture
-def script(monkeypatch):
-    """A function that calls a script's main with options, in this process."""
-    monkeypatch.syspath_prepend(str(ROOT / "training"))
-    monkeypatch.chdir(ROOT)
-
-    def call(name, *options):
-        monkeypatch.setattr(sys, "argv", [f"training/{name}.py", *map(str, options)])
-        importlib.import_module(name).main()
-
-    return call
-
-
-@pytest.mark.usefixtures("script")
 def test_cases_are_scored_by_length_and_keep_their_place(trained, prepared):
     model_scores = importlib.import_module("modeling_mcm.commands.evaluate").model_scores
     model = MCMForMultiTaskRecommendation.from_pretrained(trained).eval()
@@ -267,25 +244,25 @@ def test_cases_are_scored_by_length_and_keep_their_place(trained, prepared):
         torch.testing.assert_close(found[place], alone["items"][0], atol=1e-4, rtol=1e-4)
 
 
-def test_a_checkpoint_without_all_weights_is_refused(script, trained, prepared, tmp_path):
+def test_a_checkpoint_without_all_weights_is_refused(trained, prepared, tmp_path):
     shutil.copytree(trained, tmp_path / "part")
     whole = load_file(trained / "model.safetensors")
     part = {name: weight for name, weight in whole.items() if not name.startswith(("repeat_memory.", "readout_bias."))}
     save_file(part, tmp_path / "part" / "model.safetensors", metadata={"format": "pt"})
     lacking = rf"(?s)part lacks {len(whole) - len(part)} weights of MCMForMultiTask.*start at random.*give the folder"
     with pytest.raises(SystemExit, match=lacking):
-        script("run_evaluate", "--model", tmp_path / "part", "--data", prepared)
+        call("run_evaluate", "--model", tmp_path / "part", "--data", prepared)
 
 
-def test_a_checkpoint_of_another_vocabulary_is_refused(script, trained, prepare_log, event_log):
+def test_a_checkpoint_of_another_vocabulary_is_refused(trained, prepare_log, event_log):
     renamed = event_log.assign(item=event_log["item"].str.replace("item 00", "apple"))
     with pytest.raises(
         ValueError, match=r"(?s)vocabularies of the data set.*\['items'\].*ids would mean other values"
     ):
-        script("run_evaluate", "--model", trained, "--data", prepare_log(renamed))
+        call("run_evaluate", "--model", trained, "--data", prepare_log(renamed))
 
 
-def test_options_that_do_not_exist_are_refused(script, recipe, prepared, trained, tmp_path, capsys, monkeypatch):
+def test_options_that_do_not_exist_are_refused(recipe, prepared, trained, tmp_path, capsys, monkeypatch):
     wrong = tmp_path / "wrong.yaml"
     for content, message in [
         ("max_step: 3\n", r"unknown option 'max_step'; did you mean 'max_steps'?"),
@@ -294,27 +271,27 @@ def test_options_that_do_not_exist_are_refused(script, recipe, prepared, trained
     ]:
         wrong.write_text(content)
         with pytest.raises(SystemExit):
-            script("run_pretrain", wrong, "--output_dir", tmp_path / "run")
+            call("run_pretrain", wrong, "--output_dir", tmp_path / "run")
         assert message in capsys.readouterr().err
     output = ["--output_dir", tmp_path / "run"]
     with pytest.raises(SystemExit):
-        script("run_pretrain", recipe, *output, "--steps_max", 3)
+        call("run_pretrain", recipe, *output, "--steps_max", 3)
     assert "unknown option '--steps_max'" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="--data is missing"):
-        script("run_pretrain", *output)
+        call("run_pretrain", *output)
     with pytest.raises(ValueError, match="'hidden=3' is not name=value with a field of MCMConfig"):
-        script("run_pretrain", recipe, *output, "--config_overrides", "hidden=3")
+        call("run_pretrain", recipe, *output, "--config_overrides", "hidden=3")
     with pytest.raises(SystemExit, match="--model and --data are needed"):
-        script("run_evaluate", "--data", prepared)
+        call("run_evaluate", "--data", prepared)
     with pytest.raises(SystemExit, match=r"No baselines \['popular'\]; choose from most_popular"):
-        script("run_evaluate", "--model", trained, "--data", prepared, "--baselines", "popular")
+        call("run_evaluate", "--model", trained, "--data", prepared, "--baselines", "popular")
     with monkeypatch.context() as without, pytest.raises(SystemExit, match=r"lightgbm is not installed: `pip install"):
         without.setattr(importlib.util, "find_spec", lambda name: None)
-        script("run_evaluate", "--model", trained, "--data", prepared, "--baselines", "lightgbm")
+        call("run_evaluate", "--model", trained, "--data", prepared, "--baselines", "lightgbm")
     with pytest.raises(SystemExit, match=r"No tasks \['colour'\]; the checkpoint has items, aisle, type"):
-        script("run_evaluate", "--model", trained, "--data", prepared, "--tasks", "colour")
+        call("run_evaluate", "--model", trained, "--data", prepared, "--tasks", "colour")
     with pytest.raises(FileNotFoundError, match="holds no manifest.json"):
-        script("run_evaluate", "--model", trained, "--data", tmp_path)
+        call("run_evaluate", "--model", trained, "--data", tmp_path)
     assert not (tmp_path / "run").exists()
 
 

@@ -9,7 +9,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import time
 
 import forked_runs
@@ -179,28 +178,6 @@ def test_two_processes_of_which_one_is_killed_go_on_together(options, tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------- disks and shards
-
-
-@pytest.fixture
-def small_disk(tmp_path, request):
-    """A function that mounts a disk of a size in memory, or changes its size, and gives its folder."""
-    if not request.config.getoption("--mount"):
-        pytest.skip("mounts a disk: give --mount")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = []
-
-    def size(size):
-        how = f"remount,size={size}" if mounted else f"size={size}"
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", how, "tmpfs", folder], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
-        mounted.append(size)
-        return folder
-
-    yield size
-    if mounted:
-        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def test_a_full_disk_loses_no_checkpoint_and_the_run_goes_on_when_there_is_room(

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from choices import EXTENDED
+from choices import EXTENDED, of_data
 from corner_shop import make_log
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation
@@ -83,9 +83,7 @@ def test_clicks_and_conversions_of_the_synthetic_shop_are_recovered(tmp_path):
     extractor = MCMFeatureExtractor.from_pretrained(str(tmp_path / "data" / "feature_extractor"))
     offers = make_offers(made.offers.to_pandas(), made.actions.to_pandas())
     config = MCMConfig(
-        features=extractor.feature_names,
-        vocabulary_sizes=extractor.vocabulary_sizes,
-        tasks=extractor.tasks,
+        **of_data(extractor),
         action_history_feature="token_type",
         **{
             **EXTENDED,

@@ -128,7 +128,7 @@ def test_a_label_that_is_not_known_has_no_loss(make_model, inputs):
 def test_kept_counts_give_what_histories_give(make_model, inputs):
     model = make_model(num_labels=2)
     torch.nn.init.normal_(model.prediction_head.output.weight)
-    given, kept = model(**inputs), model(counts=model.counts(**inputs))
+    given, kept = model(**inputs), model(counts=model.model.state_counts(**inputs))
     assert torch.equal(given.logits, kept.logits)
     whole = model.model(**inputs)
     assert torch.allclose(given.pooler_output, whole.pooler_output, atol=1e-6)

@@ -168,11 +168,13 @@ ROOMS = {
     "hub": {"hub", "data", "evaluation", *SIBLINGS},
     "extras": set(),
     "progress": set(),
+    "option": set(),
     "training": {
         "training",
         "data",
         "evaluation",
         "extras",
+        "option",
         *SIBLINGS,
     },
     "scoring": {"scoring", "data", "preparation", "evaluation", "extras", *SIBLINGS},

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from one_task import prefix_cross_entropy, prefix_ranking_loss
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.losses_mcm import (
@@ -13,8 +14,6 @@ from modeling_mcm.losses_mcm import (
     Targets,
     WeightedCrossEntropy,
     customers_in_parts,
-    prefix_cross_entropy,
-    prefix_ranking_loss,
     task_losses,
 )
 

@@ -7,10 +7,11 @@ import sys
 
 import pytest
 import torch
+from one_task import prefix_cross_entropy, prefix_ranking_loss
 
 from modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, readout_mcm
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.losses_mcm import Objective, prefix_cross_entropy, prefix_ranking_loss
+from modeling_mcm.losses_mcm import Objective
 
 LAYOUTS = {
     f"{attention} {unit}": {"augmentation": augmentation, "encoder_unit": unit}

@@ -4,13 +4,14 @@
 
 import pytest
 import torch
-from choices import EXTENDED, PAPER
+from choices import EXTENDED, PAPER, perturb
+from one_task import prefix_cross_entropy, prefix_ranking_loss
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.losses_mcm import Objective, prefix_cross_entropy, prefix_ranking_loss
+from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.sampling_mcm import TaskLabels
 
 LABELS, CERTAIN = 60, torch.tensor([[9, 1, 0, 41], [-100, 9, 30, 59]])
@@ -118,12 +119,7 @@ def make(items=200, extended=True, ranking_loss_weight=1.0, sampled_labels=0, **
     config = MCMConfig(**data | shape | (EXTENDED if extended else PAPER) | no_dropout | changes)
     model = MCMForMultiTaskRecommendation(config).train()
     model.objective = Objective(ranking_loss_weight=ranking_loss_weight * extended, sampled_labels=sampled_labels)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-        for table in model.model.embeddings.events.feature_tables:
-            table.weight[0] = 0
-    return model
+    return perturb(model)
 
 
 def make_batch(items=200):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from choices import PAPER
+from choices import PAPER, of_data
 from torch.utils.data import BatchSampler
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor
@@ -63,9 +63,7 @@ def collator(extractor):
         **choices,
     ):
         config = MCMConfig(
-            features=extractor.feature_names,
-            vocabulary_sizes=extractor.vocabulary_sizes,
-            tasks=extractor.tasks,
+            **of_data(extractor),
             **PAPER | choices,
         )
         objective = Objective(target_half_life_days=half_life, mask_probability=masked)

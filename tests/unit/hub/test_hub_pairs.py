@@ -2,9 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pairs of labels that too few customers have are in no published weight, and the others stay as they are."""
 
-import importlib
 import shutil
-import sys
 from itertools import product
 
 import numpy as np
@@ -127,16 +125,9 @@ def test_without_the_customers_of_pairs_nothing_is_hidden_by_halves(checkpoint, 
     assert (tmp_path / "all" / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
 
 
-def test_the_script_says_how_many_pairs_it_hid(checkpoint, data, tmp_path, monkeypatch, capsys):
-    script = importlib.import_module("modeling_mcm.commands.publish")
-
-    def run(folder, source):
-        words = ["--model", checkpoint, "--repo_id", "org/x", "--data", source, "--min_customers", LEAST, "--dry_run"]
-        monkeypatch.setattr(sys, "argv", ["push_to_hub.py", *map(str, words), "--output_dir", str(folder)])
-        script.main()
-        return capsys.readouterr().out
-
-    said = run(tmp_path / "out", data)
+def test_the_script_says_how_many_pairs_it_hid(checkpoint, data, tmp_path, command):
+    words = ["--model", checkpoint, "--repo_id", "org/x", "--min_customers", LEAST, "--dry_run"]
+    said = command("push_to_hub", *words, "--data", data, "--output_dir", tmp_path / "out")
     customers = np.asarray(pq.read_table(data / "followers.parquet")["customers"])
     number = int((customers < LEAST).sum())
     assert f"{number:,} pairs of labels, and " in said and f"Of fewer than {LEAST} customers: " in said
@@ -144,5 +135,5 @@ def test_the_script_says_how_many_pairs_it_hid(checkpoint, data, tmp_path, monke
     assert f"{number:,} pairs of labels that came together for fewer than {LEAST} customers are left out" in card
     shutil.copytree(data, tmp_path / "older")
     (tmp_path / "older" / "followers.parquet").unlink()
-    with pytest.raises(SystemExit, match="push_to_hub: The weights hold which labels came together"):
-        run(tmp_path / "again", tmp_path / "older")
+    options = [*words, "--data", tmp_path / "older", "--output_dir", tmp_path / "again"]
+    command("push_to_hub", *options, fails="push_to_hub: The weights hold which labels came together")

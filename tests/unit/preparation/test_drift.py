@@ -2,9 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The drift report: what it counts is what the feature extractor would read, and bad logs are refused."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -138,23 +136,11 @@ def test_an_extractor_without_tasks_or_profile_is_enough(new_log):
     assert drift.most_frequent_unknown == [("buy", (new_log["action"] == "buy").sum())]
 
 
-@pytest.fixture
-def script(monkeypatch):
-    """A function that runs the script in this process."""
-
-    def call(*options):
-        monkeypatch.setattr(sys, "argv", ["run_drift.py", *map(str, options)])
-        importlib.import_module("modeling_mcm.commands.drift").main()
-
-    return call
-
-
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
-def test_the_script_prints_a_table_and_writes_json(script, new_log, stored_extractor, tmp_path, capsys, suffix):
+def test_the_script_prints_a_table_and_writes_json(command, new_log, stored_extractor, tmp_path, suffix):
     path, report_file = tmp_path / f"new.{suffix}", tmp_path / "reports" / "drift.json"
     new_log.to_parquet(path) if suffix == "parquet" else new_log.to_csv(path, index=False)
-    script("--model", stored_extractor, "--events", path, "--report_file", report_file)
-    said = capsys.readouterr().out
+    said = command("run_drift", "--model", stored_extractor, "--events", path, "--report_file", report_file)
     assert "resize_feature_vocabulary('items', ['kiwi', 'new 0'," in said
     assert "Not looked at without --profile: age" in said
     report = json.loads(report_file.read_text())
@@ -164,7 +150,7 @@ def test_the_script_prints_a_table_and_writes_json(script, new_log, stored_extra
     assert line[:4] == ["items", "item", "90", f"{items['unknown_share']:.2%}"]
 
 
-def test_the_script_says_what_is_wrong(script, new_log, stored_extractor, tmp_path):
+def test_the_script_says_what_is_wrong(command, new_log, stored_extractor, tmp_path):
     path = tmp_path / "new.parquet"
     new_log.drop(columns="item").to_parquet(path)
     for options, message in (
@@ -172,5 +158,4 @@ def test_the_script_says_what_is_wrong(script, new_log, stored_extractor, tmp_pa
         (("--model", stored_extractor, "--events", tmp_path / "none.parquet"), "does not exist; check the path"),
         (("--model", tmp_path, "--events", path), "run_drift: "),
     ):
-        with pytest.raises(SystemExit, match=message):
-            script(*options)
+        command("run_drift", *options, fails=message)

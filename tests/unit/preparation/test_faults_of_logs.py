@@ -10,7 +10,7 @@ from faults import expected
 from synthetic_log import make_log, run, schema_with
 
 from modeling_mcm.data import EventSchema
-from modeling_mcm.data.features import check_size
+from modeling_mcm.data.features import check_memory_limit
 from modeling_mcm.preparation import prepare
 
 YAML = """customer: user
@@ -91,7 +91,7 @@ def test_a_fault_of_a_size_is_told_before_anything_is_made(tmp_path, size, messa
 
 @pytest.mark.parametrize("size", ["1GB", "512 MiB", "2.5gb", "80%", "900000000B"])
 def test_sizes_of_memory_are_those_of_duckdb(tmp_path, size):
-    check_size(size, "memory_limit")
+    check_memory_limit(size)
     import duckdb
 
     duckdb.connect(config={"memory_limit": size})

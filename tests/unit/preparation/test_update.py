@@ -3,11 +3,9 @@
 """An updated data set is the one that a full preparation of the same log gives, with the same vocabularies."""
 
 import errno
-import importlib
 import os
 import re
 import shutil
-import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -315,18 +313,14 @@ def test_what_cannot_be_updated_is_refused_and_stays(shop):
     shop.check()
 
 
-def test_the_command_says_what_it_did(shop, monkeypatch, capsys):
-    script = importlib.import_module("modeling_mcm.commands.update")
+def test_the_command_says_what_it_did(shop, command):
     log = make_log()
     shop.write(log[log["at"] < START])
     shop.prepare()
     log[log["at"] >= START].assign(group="new").to_parquet(shop.log / "later.parquet")
-    words = ["update_data.py", "--data", str(shop.data), "--events", str(shop.log), "--profile", str(shop.profile)]
-    monkeypatch.setattr(sys, "argv", [*words, "--grow_vocabularies", "3"])
-    script.main()
-    said = capsys.readouterr().out
+    words = ["--data", shop.data, "--events", shop.log, "--profile", shop.profile, "--grow_vocabularies", 3]
+    said = command("update_data", *words)
     assert "12 customers and" in said and "1 new, changed or gone: later.parquet" in said
     assert "Added       a.b: 1, such as 'new'" in said
     (shop.log / "2024-01.parquet").unlink()
-    with pytest.raises(SystemExit, match="update_data: 2024-01.parquet of .* changed or is gone"):
-        script.main()
+    assert "changed or is gone" in command("update_data", *words, fails="update_data: 2024-01.parquet of ")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from choices import PAPER
+from choices import PAPER, of_data
 from synthetic_log import make_log, of_customer, read_rows, run, schema_with
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor
@@ -240,9 +240,7 @@ def test_values_stay_with_their_events_in_every_batch(tmp_path, mode, augmentati
     choices = PAPER | {"augmentation": augmentation}
     choices |= {"readout": "last"} if augmentation == "masked_lm" else {}
     config = MCMConfig(
-        features=extractor.feature_names,
-        vocabulary_sizes=extractor.vocabulary_sizes,
-        tasks=extractor.tasks,
+        **of_data(extractor),
         input_features=["type"],  # events without an item are not read
         **choices,
     )
