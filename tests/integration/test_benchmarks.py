@@ -82,7 +82,7 @@ def test_a_sample_that_is_all_labels_has_no_error():
     assert found[90] == pytest.approx([0.0] * 4, abs=1e-6)
     assert found[8][1] > 1e-4 and found[8][3] > 1e-3
     model.objective = Objective(ranking_loss_weight=1.0)  # beside every pair of labels; as it is it asks some
-    assert sampling.errors(model, batch, [None], draws=2)[None][3] > 1e-4
+    assert sampling.errors(model, batch, [None], draws=2)[None][3] > 1e-5
 
 
 def slow(*values):
@@ -231,5 +231,5 @@ def test_the_tables_of_the_recipe_are_means_of_seeds_in_pairs():
     assert [row[4] for row in recipe_tables.history_table([answers])[1:]] == ["2", "1"]
     assert [row[3] for row in recipe_tables.truth_table([answers])[1:]] == ["the best ranking", "MCM", "popular"]
     assert recipe_tables.truth_table([answers])[2][5].startswith("50.0%")
-    said = "a shop +0.300 [+0.300, +0.300] on 0.200 (item)."
+    said = "a shop +0.300 [+0.300, +0.300] to 0.200 (item)."
     assert recipe_tables.encoder_sentence([answers]).endswith(said)

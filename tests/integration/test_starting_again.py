@@ -374,7 +374,8 @@ def test_the_best_checkpoint_is_found_where_it_lies_now_or_is_said_to_be_lost(ru
         cut("model.safetensors", 100)(tmp_path / "damaged" / f"checkpoint-{best}")
         said = run(tmp_path / "damaged", *BEST)
         assert re.search(rf"best checkpoint so far, of step {best} .* can't be used .*model.safetensors has 100", said)
-        assert best_of(tmp_path / "damaged")["best_global_step"] in later
+        # The first later checkpoint is gone on from, so the others are evaluated again, if there are any.
+        assert best_of(tmp_path / "damaged")["best_global_step"] in (later[1:] or [None])
 
 
 def test_weights_that_are_no_numbers_are_not_gone_on_from(run, folder):

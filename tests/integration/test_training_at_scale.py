@@ -337,7 +337,7 @@ def test_a_run_ends_early_with_the_average_that_was_evaluated_best(stopping, dat
         saved,
         arguments,
         train_collator=MCMCollator(extractor, saved.config, "train"),
-        eval_collator=MCMCollator(extractor, saved.config, "evaluate"),
+        eval_collator=MCMCollator(extractor, saved.config, "evaluate", now=stored.schema.moment("validation")),
         eval_dataset=PreparedRows(stored.rows, cases_at(stored, "validation").rows),
     )
     assert trainer.evaluate()["eval_next_visit_ndcg@10"] == pytest.approx(found[best], rel=1e-6)
