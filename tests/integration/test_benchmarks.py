@@ -80,7 +80,7 @@ def test_a_sample_that_is_all_labels_has_no_error():
     model.objective = Objective(ranking_loss_weight=0.0)
     found = sampling.errors(model, batch, [8, 90], draws=4)
     assert found[90] == pytest.approx([0.0] * 4, abs=1e-6)
-    assert found[8][1] > 1e-4 and found[8][3] > 1e-3
+    assert found[8][1] > 1e-5 and found[8][3] > 1e-3
     model.objective = Objective(ranking_loss_weight=1.0)  # beside every pair of labels; as it is it asks some
     assert sampling.errors(model, batch, [None], draws=2)[None][3] > 1e-5
 
