@@ -218,7 +218,7 @@ def test_mistakes_are_refused(options, offers, pretrained, prepare_log, event_lo
 
 @pytest.mark.slow
 def test_the_comparison_writes_its_page_and_keeps_what_is_finished(
-    call, prepared, offers, pretrained, tmp_path, monkeypatch
+    prepared, offers, pretrained, tmp_path, monkeypatch
 ):
     done = []
 
