@@ -227,7 +227,8 @@ def _damage(path: Path) -> list[str]:
             with zipfile.ZipFile(path) as file:
                 if (part := file.testzip()) is not None:
                     return [f"{path} is damaged (the checksum of {part} does not fit)"]
-    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    # A damaged zip file may name a compression that zipfile does not know: its error is a RuntimeError.
+    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
         size = f"{path.stat().st_size:,} bytes" if path.exists() else "no file behind its link"
         return [f"{path} has {size} and is cut or damaged ({error})"]
     return []

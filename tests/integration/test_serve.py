@@ -213,4 +213,5 @@ def test_a_service_that_cannot_start_says_why(save, tmp_path, monkeypatch, comma
         (tmp_path / "state.db").write_bytes(b"no database" * 100)
     monkeypatch.setenv("MCM_TOKEN", options.get("token", TOKEN))
     folder, store = options.get("model") or save(extended=True), tmp_path / "state.db"
-    command("serve", "--model", folder, "--store", store, "--port", 1, *options.get("more", []), fails=words)
+    said = command("serve", "--model", folder, "--store", store, "--port", 1, *options.get("more", []), fails=words)
+    assert words in said and "Traceback" not in said

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation
+from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.configuration_mcm import CHOICES
 from modeling_mcm.earlier_configs_mcm import EARLIER_DEFAULTS, ONE_VALUE, REMOVED
 from modeling_mcm.losses_mcm import Objective
@@ -280,3 +280,12 @@ def test_base_has_about_10_million_parameters_with_30_thousand_values():
 def test_tiny_loads_and_is_smaller():
     features = {"token_type": 10, "category": 300}
     assert 0 < parameters("mcm-tiny", features) < parameters("mcm-base", features) / 3
+
+
+def test_the_standard_deviation_can_be_chosen(tiny_config):
+    torch.manual_seed(0)
+    model = MCMModel(tiny_config(hidden_size=64, initializer_range=0.01))
+    assert model.embeddings.events.feature_tables[1].weight[1:].std().item() == pytest.approx(64**-0.5, rel=0.1)
+    assert model.embeddings.position_embeddings.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    query = model.encoder.layer[0].attention.self.query
+    assert query.weight.std().item() == pytest.approx(0.01, rel=0.1) and not query.bias.any()

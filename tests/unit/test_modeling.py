@@ -501,15 +501,6 @@ def test_a_fresh_model_gives_every_label_about_the_same_chance(tiny_config, inpu
     assert 0 < excess < 1
 
 
-def test_the_standard_deviation_can_be_chosen(tiny_config):
-    torch.manual_seed(0)
-    model = MCMModel(tiny_config(hidden_size=64, initializer_range=0.01))
-    assert model.embeddings.events.feature_tables[1].weight[1:].std().item() == pytest.approx(64**-0.5, rel=0.1)
-    assert model.embeddings.position_embeddings.weight.std().item() == pytest.approx(0.01, rel=0.1)
-    query = model.encoder.layer[0].attention.self.query
-    assert query.weight.std().item() == pytest.approx(0.01, rel=0.1) and not query.bias.any()
-
-
 def test_popularity_is_where_the_bias_starts(tiny_config, inputs):
     torch.manual_seed(0)
     model = MCMForMultiTaskRecommendation(tiny_config(readout_bias=True)).eval()
