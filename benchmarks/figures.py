@@ -113,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", nargs="*", help="Pages of figures.yaml; by default those older than their sources.")
     parser.add_argument("--list", action="store_true", help="Say what would be made, and make nothing.")
-    parser.add_argument("--keep", metavar="REASON", help="Stamp the pages as kept from the last change of their file.")
+    parser.add_argument("--keep", metavar="REASON", help="Stamp the pages as kept from the commit of their last stamp.")
     options = parser.parse_args()
     known = read_list()
     if unknown := set(options.pages) - set(known):
@@ -125,7 +125,8 @@ def main() -> None:
         if options.list:
             continue
         if options.keep:
-            write_stamp(page, f"kept from commit {git('log', '-1', '--format=%h', '--', page)} because {options.keep}")
+            commit = (stamp["made"] or stamp["kept"]) if stamp else git("log", "-1", "--format=%h", "--", page)
+            write_stamp(page, f"kept from commit {commit} because {options.keep}")
         elif newer or options.pages:
             make(page, known[page]["commands"], sources)
 
