@@ -42,6 +42,7 @@ from .modeling_mcm import MCMForMultiTaskRecommendation
 NETWORKS, UNITS = 4, 32  # number of small networks whose mean is the score, and hidden units of each
 DROPOUT = 0.4  # dropout probability on the networks' inputs and on their hidden units
 LEAST_SPREAD, FARTHEST = 0.05, 5.0  # smallest standard deviation, and largest absolute value, of standardised numbers
+KNOTS = (-2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0, 3.0, FARTHEST)  # where the piecewise-linear codes bend
 
 
 @auto_docstring(custom_intro="Output of [`MCMForActionRecommendation`].")
@@ -112,16 +113,34 @@ class Standardised(nn.Module):
         return ((values - self.mean) / spread).clamp(-FARTHEST, FARTHEST)
 
 
+def piecewise_linear(values: torch.Tensor) -> torch.Tensor:
+    """Piecewise-linear codes of standardised numbers (Gorishniy et al., On Embeddings for Numerical Features, 2022).
+
+    A code is the share of the interval between two of `KNOTS` that lies between 0 and the number, negative on the left
+    of 0. A linear layer of codes is a function that bends at the knots: what 0, 1 and many purchases mean need not lie
+    on a line.
+
+    Args:
+        values (`torch.FloatTensor` of shape `(..., size)`): standardised numbers.
+
+    Returns:
+        `torch.FloatTensor` of shape `(..., size * (len(KNOTS) - 1))`: 0 for the number 0.
+    """
+    knots = values.new_tensor(KNOTS)
+    low, high = knots[:-1], knots[1:]
+    return (((values[..., None] - low) / (high - low)).clamp(0, 1) - (low < 0).to(values.dtype)).flatten(-2)
+
+
 class ActionHead(nn.Module):
     """Computes the log-odds of each outcome from the customer, the action and numeric features of both.
 
         q_a = Q e_a;  r_a = sum_i softmax_i(q_a . h_i) h_i                                  (equation 2 for actions)
         logit_o(a) = bias_o + g_o . preferences(a) + mean_n (d_no . x + w_no . f_n(r_a, e_a, r_a * e_a, x))
 
-    x is the standardised vector of numeric features and customer state, and f_n a network with one hidden layer. Few
-    customers take an offer. So the N networks are small, dropout on their inputs is strong, each is trained on its
-    own, and the score is the mean of their log-odds. d and w start at 0 and all g are equal, so that fine-tuning
-    starts from MCM's own ranking.
+    x is the standardised vector of numeric features and customer state, with a piecewise-linear code of each feature
+    ([`piecewise_linear`]), and f_n a network with one hidden layer. Few customers take an offer. So the N networks are
+    small, dropout on their inputs is strong, each is trained on its own, and the score is the mean of their log-odds.
+    d and w start at 0 and all g are equal, so that fine-tuning starts from MCM's own ranking.
 
     Args:
         config ([`MCMConfig`]): configuration of the model.
@@ -130,9 +149,10 @@ class ActionHead(nn.Module):
     def __init__(self, config: MCMConfig):
         super().__init__()
         hidden, outcomes, tasks = config.hidden_size, len(config.action_outcomes), len(config.tasks)
-        numbers = 2 * tasks + sum(map(len, count_names(config))) + config.embedding_size
+        self.size = 2 * tasks + sum(map(len, count_names(config)))  # of the numeric features
         self.query = nn.Linear(hidden, hidden, bias=False)
-        self.standardised = Standardised(numbers)
+        self.standardised = Standardised(self.size + config.embedding_size)
+        numbers = self.size * len(KNOTS) + config.embedding_size
         self.dense = nn.Linear(3 * hidden + numbers, NETWORKS * UNITS)
         self.activation = nn.GELU()
         self.dropout = nn.Dropout(DROPOUT)
@@ -171,7 +191,8 @@ class ActionHead(nn.Module):
         numbers = torch.cat([numbers.to(readout.dtype), states[:, None].expand(-1, readout.shape[1], -1)], -1)
         if self.training:
             self.standardised.update(numbers[real])
-        numbers = self.dropout(self.standardised(numbers).to(readout.dtype) * real[..., None])
+        numbers = self.standardised(numbers).to(readout.dtype) * real[..., None]
+        numbers = self.dropout(torch.cat([numbers, piecewise_linear(numbers[..., : self.size])], -1))
         vectors = self.dropout(torch.cat([readout, vectors, readout * vectors], -1))
         units = self.activation(self.dense(torch.cat([vectors, numbers], -1))).unflatten(-1, (NETWORKS, UNITS))
         units = self.dropout(units)

@@ -18,7 +18,7 @@ from modeling_mcm import (
 )
 from modeling_mcm.action_counts_mcm import NEVER, count_names
 from modeling_mcm.action_inputs_mcm import ActionMatcher, EncodedActions, read_actions
-from modeling_mcm.action_mcm import offer_loss
+from modeling_mcm.action_mcm import FARTHEST, KNOTS, offer_loss, piecewise_linear
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
@@ -123,6 +123,16 @@ def test_an_unobserved_outcome_has_no_say(action_model, batch_of):
     offer_loss(logits, labels).backward()
     assert ((logits.grad != 0) == (labels >= 0)).all()
     assert offer_loss(logits, torch.full_like(labels, -100)) == 0
+
+
+def test_codes_add_up_to_the_number_and_bend_at_the_knots():
+    values = torch.linspace(-2, FARTHEST, 29)
+    codes = piecewise_linear(values[:, None])
+    widths = torch.tensor(KNOTS).diff()
+    torch.testing.assert_close(codes @ widths, values)
+    assert (piecewise_linear(torch.zeros(3, 2)) == 0).all()
+    bend = torch.tensor([float(low >= 1) for low in KNOTS[:-1]])  # 0 up to 1, then straight
+    torch.testing.assert_close(codes @ (widths * bend), (values - 1).clamp(min=0))
 
 
 def test_the_history_ends_where_the_offers_begin(prepared, extractor, offers, event_log):
