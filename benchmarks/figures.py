@@ -113,7 +113,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", nargs="*", help="Pages of figures.yaml; by default those older than their sources.")
     parser.add_argument("--list", action="store_true", help="Say what would be made, and make nothing.")
-    parser.add_argument("--keep", metavar="REASON", help="Stamp the pages as kept from the commit of their last stamp.")
+    parser.add_argument(
+        "--keep", metavar="REASON", help="Stamp the pages as kept from the commit of their last stamp."
+    )
     options = parser.parse_args()
     known = read_list()
     if unknown := set(options.pages) - set(known):
