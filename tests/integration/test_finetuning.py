@@ -106,7 +106,8 @@ def test_the_example_fine_tunes_with_the_plain_trainer(pretrained, prepared, off
     metrics = json.loads(said[said.index("{\n") :])
     assert 0 < metrics["eval_conversion_ndcg@10"] <= 1
     assert changed_weights(pretrained, tmp_path / "run") == set()
-    assert any(name.startswith("action_head.") for name in weights(tmp_path / "run"))
+    added = weights(tmp_path / "run").keys() - weights(pretrained).keys()
+    assert added and all(name.startswith("action_head.") for name in added)
 
 
 @pytest.mark.parametrize("more", [[], ["--lora", 2]], ids=["whole", "low-rank updates"])
@@ -139,6 +140,7 @@ def test_what_is_trained_can_be_chosen(options, pretrained, tmp_path):
     short = ["--max_steps", 4, "--save_strategy", "no"]
     call("run_finetune", *options, *short, "--output_dir", tmp_path / "frozen", "--freeze_encoder")
     assert changed_weights(pretrained, tmp_path / "frozen") == set()
+    assert weights(pretrained).keys() < weights(tmp_path / "frozen").keys()
     call("run_finetune", *options, *short, "--output_dir", tmp_path / "lora", "--lora", 2)
     changed = changed_weights(pretrained, tmp_path / "lora")
     assert changed and all(name.endswith(("self.query.weight", "self.value.weight")) for name in changed)
