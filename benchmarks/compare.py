@@ -178,8 +178,8 @@ def speed_table(runs_by_method: dict[str, list[dict[str, float]]]) -> list[list[
     """Makes a table of medians, their ratios to the first method's, and the share of the time that is the floor's
     (floor.py).
     """
-    rows = [["method", "training: sequences/s", "of the first", "floor", "targets/s"]]
-    rows[0] += ["inference: customers/s", "of the first", "floor"]
+    rows = [["method", "training: sequences/s", "ratio to the first", "floor", "targets/s"]]
+    rows[0] += ["inference: customers/s", "ratio to the first", "floor"]
     if not all(runs_by_method.values()):
         return rows
     middle = {

@@ -269,7 +269,7 @@ def page(
             "visit alone, and its share of the largest such rise. Explanations do not use insertions.",
             "",
             *markdown_table(
-                [["task, cutoff", "visit", "deletion", "of the best", "insertion", "of the best"], *lines]
+                [["task, cutoff", "visit", "deletion", "share of the best", "insertion", "share of the best"], *lines]
             ),
             "",
             "## Does it name a cause that was planted?",

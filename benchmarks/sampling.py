@@ -37,7 +37,7 @@ HEADER = [
     "drawn",
     "bias of the loss",
     "one draw",
-    "of the gradient",
+    "bias of the gradient",
     "one draw",
 ]
 

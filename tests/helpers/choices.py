@@ -34,6 +34,8 @@ TINY: dict[str, Any] = {
     "num_attention_heads": 2,
     "intermediate_size": 32,
 }
+# The same as the options of a command that trains.
+TINY_OVERRIDES = [f"{name}={value}" for name, value in TINY.items()]
 
 
 def of_data(extractor) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from modeling_mcm import MCMFeatureExtractor
 from modeling_mcm.data import EventSchema
 from modeling_mcm.preparation import prepare
 
@@ -83,5 +84,63 @@ def read_rows(tmp_path, name="out"):
 
 
 def of_customer(log, customer):
-    events = log[log.user == customer].drop(columns="user")
-    return events.astype(object).where(events.notna(), None).to_dict("records")
+    return records(log[log.user == customer].drop(columns="user"))
+
+
+def records(table):
+    """The rows of a table as Python values by column, None where one is missing."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
+def profiles_of(table):
+    """The profiles of a table by customer, as the feature extractor takes them."""
+    return {str(row.pop("user")): row for row in records(table)}
+
+
+def load_extractor(tmp_path, name="out"):
+    return MCMFeatureExtractor.from_pretrained(tmp_path / name / "feature_extractor")
+
+
+def check_row(row, encoded, customer):
+    """A row of preparation is what the feature extractor gives of the same customer."""
+    assert set(encoded) == set(row) - {"validation_end", "test_end"}
+    for column, value in encoded.items():
+        np.testing.assert_array_equal(row[column], value, err_msg=f"{customer} {column}")
+
+
+def check_rows(tmp_path, log, profiles=None, name="out"):
+    """The rows of a data set are those of its feature extractor; gives them."""
+    extractor, rows = load_extractor(tmp_path, name), read_rows(tmp_path, name)
+    for customer, row in rows.items():
+        known = {"events": of_customer(log, int(customer)), "profile": (profiles or {}).get(customer)}
+        check_row(row, extractor.encode({"customer_id": customer, **known}), customer)
+    return rows
+
+
+def check_same_training_period(tmp_path, first="a", second="b"):
+    """What was fitted and counted, and all rows up to the validation cutoff, are the same in two data sets; gives
+    the rows of the second."""
+    folders = [tmp_path / name for name in (first, second)]
+    for file in ("vocabularies.json", "preprocessor_config.json"):
+        one, other = ((folder / "feature_extractor" / file).read_bytes() for folder in folders)
+        assert one == other
+    one, other = (pq.read_table(folder / "popularity.parquet") for folder in folders)
+    assert one.equals(other)
+    rows, others = read_rows(tmp_path, first), read_rows(tmp_path, second)
+    for customer, row in rows.items():
+        end = row["validation_end"]
+        assert others[customer]["validation_end"] == end
+        for column, value in row.items():
+            if isinstance(value, list):
+                assert others[customer][column][:end] == value[:end], column
+            elif column.startswith("profile_"):
+                assert others[customer][column] == value
+    return others
+
+
+def check_same_counts(found, expected, folder, other):
+    """Two manifests, and the tables in the folders of their data sets, count the same."""
+    assert found.counts == expected.counts and found.measures == expected.measures
+    for name in ("popularity.parquet", "followers.parquet"):
+        one, another = (pq.read_table(each / name) for each in (folder, other))
+        assert one.equals(another)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from folders import assert_same_weights, losses, remove_files, weights
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = sorted((ROOT / "configuration" / "accelerate").glob("*.yaml"))
@@ -46,11 +46,6 @@ def run(words):
     text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, text[-3000:]
     return text
-
-
-def losses(folder):
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [each["loss"] for each in history if "loss" in each]
 
 
 @pytest.fixture(scope="module")
@@ -103,19 +98,17 @@ def test_sharded_weights_give_the_model_of_whole_ones_also_after_a_resume(on_two
     run(words)
     assert (folder / "checkpoint-2" / "pytorch_model_fsdp.bin").is_file()  # it was FSDP
     assert losses(folder) == pytest.approx(losses(on_two), rel=1e-5)
-    whole, sharded = load_file(on_two / "model.safetensors"), load_file(folder / "model.safetensors")
+    whole, sharded = weights(on_two), weights(folder)
     assert whole.keys() == sharded.keys()
     not_under_fsdp = ("model.state.", "model.forecasts.")  # a warning says so
     of_training = {name: value for name, value in whole.items() if not name.startswith(not_under_fsdp)}
     assert 10 < len(of_training) < len(whole)
     assert all(torch.allclose(value, sharded[name], atol=1e-4) for name, value in of_training.items())
-    for path in folder.iterdir():
-        if path.is_file():
-            path.unlink()
+    (folder / "model.safetensors").rename(tmp_path / "model.safetensors")
+    remove_files(folder)
     os.rename(folder / "checkpoint-4", tmp_path / "checkpoint-4")
     assert "going on from" in run(words)
-    again = load_file(folder / "model.safetensors")
-    assert all(torch.equal(value, again[name]) for name, value in sharded.items())
+    assert_same_weights(folder, tmp_path)
 
 
 def test_an_average_of_sharded_weights_is_refused(prepared, tmp_path):

@@ -127,7 +127,7 @@ def test_a_benchmark_prints_its_table(name, options, lines):
 
 
 @pytest.mark.slow
-def test_a_step_is_measured_and_a_plain_bert_is_beside_mcm(prepared, tmp_path):
+def test_a_step_is_measured_and_a_plain_bert_is_beside_mcm(prepared):
     config = ["--config", "configuration/mcm-tiny", "--data", str(prepared)]
     small = ["--config_overrides", "hidden_size=16", "--per_device_train_batch_size", "4", "--max_steps", "6"]
     done = run(ONE_PROCESS, "step", *config, *small, folder="benchmarks")

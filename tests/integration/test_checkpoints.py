@@ -9,19 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from faults import AREAS, expected, pattern
+from folders import cut, rewritten, without
 from in_process import call
 from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from modeling_mcm import MCMForActionRecommendation, MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.training.checkpoints import CheckpointError, read_checkpoint
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def read():
-    return read_checkpoint
 
 
 def config(**changes):
@@ -41,13 +35,6 @@ def weights(edit):
     return change
 
 
-def cut(name, left):
-    def change(folder):
-        (folder / name).write_bytes((folder / name).read_bytes()[:left])
-
-    return change
-
-
 QUERY = "model.encoder.layer.0.attention.self.query.weight"
 DAMAGED = {
     "no encoder": config(num_hidden_layers=0),
@@ -61,22 +48,22 @@ DAMAGED = {
     "a field of another type": config(hidden_size="x"),
     "cut weights": cut("model.safetensors", 5000),
     "empty weights": cut("model.safetensors", 0),
-    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "no weights": without("model.safetensors"),
     "a cut config": cut("config.json", 40),
-    "no config": lambda folder: (folder / "config.json").unlink(),
+    "no config": without("config.json"),
     "a cut extractor": cut("preprocessor_config.json", 40),
-    "an extractor that is a list": lambda folder: (folder / "preprocessor_config.json").write_text("[]"),
+    "an extractor that is a list": rewritten("preprocessor_config.json", "[]"),
 }
 
 
 @pytest.mark.parametrize("model_class", [MCMModel, MCMForMultiTaskRecommendation])
 @pytest.mark.parametrize(("change", "message"), expected("Checkpoints", DAMAGED))
-def test_a_damaged_checkpoint_is_named(read, save, model_class, change, message):
+def test_a_damaged_checkpoint_is_named(save, model_class, change, message):
     folder = Path(save(extended=True))
-    read(model_class, str(folder))
+    read_checkpoint(model_class, str(folder))
     change(folder)
     with pytest.raises(CheckpointError) as refused:
-        read(model_class, str(folder))
+        read_checkpoint(model_class, str(folder))
     said = str(refused.value)
     assert re.search(message, said) and str(folder) in said and "ignore_mismatched" not in said
 
@@ -87,9 +74,9 @@ ABSENT = ("./absent", "/absent/checkpoint", "runs/absent/checkpoint-5", "runs/ab
 @pytest.mark.parametrize(
     ("name", "message"), expected("Folders of checkpoints that are not there", {name: name for name in ABSENT})
 )
-def test_a_folder_that_is_not_there_is_named(read, name, message):
+def test_a_folder_that_is_not_there_is_named(name, message):
     with pytest.raises(CheckpointError, match=message) as refused:
-        read(MCMModel, name)
+        read_checkpoint(MCMModel, name)
     assert "Repo id must" not in str(refused.value)
 
 
@@ -106,11 +93,11 @@ def test_scripts_say_it_before_they_write(save, prepared, tmp_path, name, case):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_head_for_offers_may_be_left_out(read, save, tmp_path):
-    model = read(MCMForActionRecommendation, save(extended=True), ("action_head.",))
+def test_the_head_for_offers_may_be_left_out(save, tmp_path):
+    model = read_checkpoint(MCMForActionRecommendation, save(extended=True), ("action_head.",))
     model.save_pretrained(tmp_path / "offers")
     for model_class in (MCMModel, MCMForMultiTaskRecommendation, MCMForActionRecommendation):
-        assert type(read(model_class, str(tmp_path / "offers"))) is model_class
+        assert type(read_checkpoint(model_class, str(tmp_path / "offers"))) is model_class
 
 
 def test_scores_of_actions_need_a_trained_head(save, extractor, tmp_path):

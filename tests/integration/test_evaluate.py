@@ -16,7 +16,6 @@ from modeling_mcm.evaluation import counting
 from modeling_mcm.evaluation.cases import cases_at, unmet_only
 from modeling_mcm.preparation import prepare
 
-ROOT = Path(__file__).resolve().parents[2]
 COUNTED = ["most_popular", "visit_frequency", "nearest_households", "transitions"]
 
 

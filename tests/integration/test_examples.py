@@ -20,12 +20,12 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from choices import TINY_OVERRIDES
 
 from modeling_mcm import MCMForMultiTaskRecommendation
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"), key=lambda path: int(path.name.split("_")[0]))
-TINY = ["hidden_size=16", "num_hidden_layers=1", "intermediate_size=32"]
 
 
 def needs(*packages):
@@ -58,7 +58,16 @@ def test_your_own_log_goes_from_a_file_to_scores(form, event_log, tmp_path):
     schema = tmp_path / "schema.yaml"
     schema.write_text(yaml.safe_dump({key: value for key, value in SCHEMA.items() if key != "profile"}))
     command = [sys.executable, "examples/3_your_own_log.py", log_file, str(schema), str(tmp_path / "run")]
-    command += ["--max_steps", "3", "--config_overrides", *TINY, "--disable_tqdm", "true", "--use_cpu", "true"]
+    command += [
+        "--max_steps",
+        "3",
+        "--config_overrides",
+        *TINY_OVERRIDES,
+        "--disable_tqdm",
+        "true",
+        "--use_cpu",
+        "true",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from faults import expected
+from folders import content
 from launched_runs import ONE_PROCESS, run
 
 from modeling_mcm import MCMFeatureExtractor, MCMForActionRecommendation, MCMForMultiTaskRecommendation, MCMModel
@@ -298,10 +299,6 @@ def quick(script, monkeypatch):
     monkeypatch.setattr(script, "largest_difference", lambda *_: 0.0)
     script.calls = calls
     return script
-
-
-def content(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("name", ["onnx", "torch", "int8"])

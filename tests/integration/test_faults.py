@@ -3,7 +3,6 @@
 """What really goes wrong with data: kills, a full disk, damaged files, files that do not fit, wrong clocks."""
 
 import json
-import logging
 import shutil
 import signal
 import subprocess
@@ -11,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 from corner_shop import SCHEMA
+from folders import content
 
 from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared
 from modeling_mcm.preparation import prepare
@@ -60,10 +59,6 @@ def shop(tmp_path):
     path.write_text(json.dumps(changed.to_dict()))  # JSON is YAML
     prepare(tmp_path / "log", changed, tmp_path / "data", rows_per_shard=10)
     return tmp_path
-
-
-def content(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 @pytest.mark.parametrize(("what", "moment"), [("prepare write", 3), ("prepare rename", 2), ("update rename", 1)])
@@ -161,15 +156,3 @@ def test_columns_that_are_not_read_may_change(event_log, tmp_path):
         for source, name in ((log, "x"), (event_log, "y"))
     ]
     assert shards[0] == shards[1]
-
-
-def test_events_of_the_future_are_told(event_log, tmp_path, caplog):
-    logging.getLogger("transformers").propagate = True
-    ages, schema = pd.DataFrame({"who": ["c00"], "age": ["old"]}), EventSchema.from_dict(SCHEMA)
-    prepare(event_log, schema, tmp_path / "now", profile=ages)
-    assert "not yet" not in caplog.text
-    ahead = event_log.copy()
-    ahead.loc[3, "when"] = pd.Timestamp("2199-01-01")
-    prepare(ahead, schema, tmp_path / "ahead", profile=ages)
-    assert "events of 2199-01-01" in caplog.text and "which is not yet" in caplog.text
-    assert pq.read_table(next((tmp_path / "ahead").glob("customers*"))).num_rows == event_log["who"].nunique()

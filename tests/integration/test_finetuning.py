@@ -13,13 +13,12 @@ import pytest
 import torch
 import yaml
 from choices import EXTENDED, TINY, of_data
+from folders import assert_same_weights, changed_weights, weights
 from in_process import call
-from safetensors.torch import load_file
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation, MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedManifest
 
-ROOT = Path(__file__).resolve().parents[2]
 ITEMS = [f"item {number:02}" for number in (0, 3, 7, 20)]
 QUICK = ["--per_device_train_batch_size", 8, "--report_to", "none", "--disable_tqdm", "True", "--learning_rate", 0.01]
 
@@ -100,36 +99,24 @@ def test_a_run_learns_and_leaves_a_checkpoint(tuned):
     assert (facts["steps"], facts["groups"], facts["outcomes"]) == (24, 68, ["conversion"])
 
 
-def test_the_example_fine_tunes_with_the_plain_trainer(pretrained, prepared, offers, tmp_path, capsys, monkeypatch):
+def test_the_example_fine_tunes_with_the_plain_trainer(pretrained, prepared, offers, tmp_path, capsys):
     example = importlib.import_module("7_fine_tune_to_offers")
     example.main(pretrained, prepared, offers, tmp_path / "run", 4)
     said = capsys.readouterr().out
     metrics = json.loads(said[said.index("{\n") :])
     assert 0 < metrics["eval_conversion_ndcg@10"] <= 1
-    before, after = (
-        load_file(Path(pretrained) / "model.safetensors"),
-        load_file(tmp_path / "run" / "model.safetensors"),
-    )
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert any(name.startswith("action_head.") for name in after)
+    assert changed_weights(pretrained, tmp_path / "run") == set()
+    added = weights(tmp_path / "run").keys() - weights(pretrained).keys()
+    assert added and all(name.startswith("action_head.") for name in added)
 
 
-def test_a_killed_run_goes_on_and_ends_the_same(options, tuned, tmp_path):
-    shutil.copytree(tuned / "checkpoint-10", tmp_path / "run" / "checkpoint-10")
-    call("run_finetune", *options, "--output_dir", tmp_path / "run", *STEPS)
-    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "run", tuned))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
-
-
-def test_a_killed_run_with_low_rank_updates_goes_on_and_ends_the_same(options, tmp_path):
+@pytest.mark.parametrize("more", [[], ["--lora", 2]], ids=["whole", "low-rank updates"])
+def test_a_killed_run_goes_on_and_ends_the_same(options, tmp_path, more):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    call("run_finetune", *options, "--output_dir", whole, "--lora", 2, *STEPS)
+    call("run_finetune", *options, "--output_dir", whole, *more, *STEPS)
     shutil.copytree(whole / "checkpoint-10", killed / "checkpoint-10")
-    call("run_finetune", *options, "--output_dir", killed, "--lora", 2, *STEPS)
-    ours, theirs = (load_file(folder / "model.safetensors") for folder in (killed, whole))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.allclose(ours[name].float(), theirs[name].float(), atol=1e-6) for name in ours)
+    call("run_finetune", *options, "--output_dir", killed, *more, *STEPS)
+    assert_same_weights(killed, whole, tolerance=2e-6)
 
 
 def test_evaluation_prints_and_writes_a_table(tuned, pretrained, prepared, offers, tmp_path, capsys):
@@ -149,22 +136,16 @@ def test_evaluation_prints_and_writes_a_table(tuned, pretrained, prepared, offer
         call("run_evaluate", "--model", tuned, "--data", prepared)
 
 
-def moved(folder, pretrained):
-    """Names of the pre-trained tensors that fine-tuning changed."""
-    before, after = (load_file(Path(f) / "model.safetensors") for f in (pretrained, folder))
-    assert before.keys() < after.keys()
-    return {name for name in before if not torch.equal(before[name], after[name])}
-
-
 def test_what_is_trained_can_be_chosen(options, pretrained, tmp_path):
     short = ["--max_steps", 4, "--save_strategy", "no"]
     call("run_finetune", *options, *short, "--output_dir", tmp_path / "frozen", "--freeze_encoder")
-    assert moved(tmp_path / "frozen", pretrained) == set()
+    assert changed_weights(pretrained, tmp_path / "frozen") == set()
+    assert weights(pretrained).keys() < weights(tmp_path / "frozen").keys()
     call("run_finetune", *options, *short, "--output_dir", tmp_path / "lora", "--lora", 2)
-    changed = moved(tmp_path / "lora", pretrained)
+    changed = changed_weights(pretrained, tmp_path / "lora")
     assert changed and all(name.endswith(("self.query.weight", "self.value.weight")) for name in changed)
     call("run_finetune", *options, *short, "--output_dir", tmp_path / "scratch", "--from_scratch")
-    assert any("feature_tables" in name for name in moved(tmp_path / "scratch", pretrained))
+    assert any("feature_tables" in name for name in changed_weights(pretrained, tmp_path / "scratch"))
     fewer = ["--label_share", 0.5, "--max_events", 30]
     call("run_finetune", *options, *short, "--output_dir", tmp_path / "fewer", *fewer)
     assert MCMFeatureExtractor.from_pretrained(str(tmp_path / "fewer")).max_events == 30

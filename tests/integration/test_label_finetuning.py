@@ -6,15 +6,14 @@ import importlib
 import json
 import shutil
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from choices import PAPER, TINY, of_data
+from folders import assert_same_weights, changed_weights, weights
 from in_process import call
-from safetensors.torch import load_file
 from transformers import pipeline
 
 from modeling_mcm import MCMConfig, MCMForCustomerPrediction, MCMForMultiTaskRecommendation
@@ -22,7 +21,6 @@ from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.training.moments import train_state
 
-ROOT = Path(__file__).resolve().parents[2]
 finetune = partial(call, "run_finetune")
 QUICK = ["--per_device_train_batch_size", 8, "--report_to", "none", "--disable_tqdm", "True", "--num_train_epochs", 4]
 
@@ -100,7 +98,7 @@ def test_classes_and_numbers_are_learned_from_csv_too(options, tables, tmp_path)
     assert facts["kind"] == "number" and {"rank_correlation", "mae"} <= set(facts["validation"])
     config = MCMConfig.from_pretrained(tmp_path / "spent")
     table = pd.read_csv(tables / "labels.csv")
-    mean = load_file(tmp_path / "spent" / "model.safetensors")["prediction_head.label_mean"].item()
+    mean = weights(tmp_path / "spent")["prediction_head.label_mean"].item()
     assert config.problem_type == "regression" and mean == pytest.approx(table["spent"].mean(), rel=0.2)
     found = pipeline("customer-prediction", model=str(tmp_path / "spent"))({"events": []}, now="2017-10-05")
     assert isinstance(found, float)
@@ -112,14 +110,8 @@ def test_classes_and_numbers_are_learned_from_csv_too(options, tables, tmp_path)
 
 def test_a_frozen_state_stays_and_a_tuned_one_moves(options, tuned, pretrained, tmp_path):
     finetune(*options, "--label", "likes", "--freeze_encoder", "--output_dir", tmp_path / "frozen")
-    before = load_file(pretrained / "model.safetensors")
-
-    def moved(folder):
-        after = load_file(folder / "model.safetensors")
-        return {name for name in after if name in before and not torch.equal(before[name], after[name])}
-
-    assert moved(tmp_path / "frozen") == set()
-    changed = moved(tuned)
+    assert changed_weights(pretrained, tmp_path / "frozen") == set()
+    changed = changed_weights(pretrained, tuned)
     assert any(name.startswith("model.state.") for name in changed)
     assert all(name.startswith(("model.state.", "model.forecasts.")) for name in changed)
 
@@ -131,8 +123,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(options, tmp_path):
     finetune(*options, *steps, "--output_dir", whole)
     shutil.copytree(whole / "checkpoint-6", killed / "checkpoint-6")
     finetune(*options, *steps, "--output_dir", killed)
-    ours, theirs = (load_file(folder / "model.safetensors") for folder in (killed, whole))
-    assert all(torch.allclose(ours[name].float(), theirs[name].float(), atol=1e-6) for name in theirs)
+    assert_same_weights(killed, whole, tolerance=2e-6)
 
 
 def test_labels_that_do_not_fit_in_memory_are_counted_step_by_step(options, monkeypatch, tmp_path):
@@ -141,7 +132,7 @@ def test_labels_that_do_not_fit_in_memory_are_counted_step_by_step(options, monk
     assert MCMForCustomerPrediction.from_pretrained(tmp_path / "run").prediction_head.output.weight.any()
 
 
-def test_mistakes_are_refused(options, tables, prepared, tmp_path):
+def test_mistakes_are_refused(options, tables, tmp_path):
     output = ["--label", "likes", "--output_dir", tmp_path / "run"]
     for wrong, error, message in [
         (["--offers", tables], SystemExit, "one of --offers and --labels are needed"),
@@ -163,9 +154,7 @@ def test_mistakes_are_refused(options, tables, prepared, tmp_path):
     assert json.loads((tmp_path / "run" / "finetuning.json").read_text())["left_out"] == 1
 
 
-def test_the_example_learns_churn_and_kids_with_the_plain_trainer(
-    event_log, pretrained, prepared, tmp_path, capsys, monkeypatch
-):
+def test_the_example_learns_churn_and_kids_with_the_plain_trainer(event_log, pretrained, prepared, tmp_path, capsys):
     raw = event_log.rename(columns={"who": "household_id", "when": "time"}).assign(token_type="purchase")
     raw[["household_id", "time", "token_type"]].to_parquet(tmp_path / "events.parquet")
     known = sorted(event_log["who"].unique())
@@ -180,7 +169,7 @@ def test_the_example_learns_churn_and_kids_with_the_plain_trainer(
     assert "'true': " in said
 
 
-def test_labels_need_a_log_with_times(options, prepare_log, event_log, pretrained, tmp_path):
+def test_labels_need_a_log_with_times(prepare_log, event_log, tmp_path):
     ordered = event_log.assign(place=np.arange(len(event_log))).drop(columns="when")
     changes = {"time": None, "order": "place", "cutoffs": "leave_one_out"}
     module = importlib.import_module("modeling_mcm.training.labels")

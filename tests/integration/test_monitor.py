@@ -5,14 +5,11 @@
 import importlib
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from faults import expected
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -135,7 +132,7 @@ def test_predictions_that_are_not_whole_are_refused(monitor, scores, prepared, t
         assert not (tmp_path / "report.json").exists()
 
 
-def test_events_that_the_predictions_knew_are_no_proof_of_them(monitor, scores, prepared, event_log, capsys):
+def test_events_that_the_predictions_knew_are_no_proof_of_them(monitor, scores, prepared, event_log):
     latest = event_log["when"].max()
     for since in ("2017-03-01", str(latest)):
         with pytest.raises(SystemExit, match=f"know events until {latest}: what they are compared with must be later"):

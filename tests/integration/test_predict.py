@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from corner_shop import customer_of, make_profile
+from folders import content
 from launched_runs import TWO_PROCESSES, run
 from transformers import pipeline
 
@@ -49,10 +50,6 @@ def profile_file(event_log, tmp_path):
     return tmp_path / "profile.parquet"
 
 
-def files(folder):
-    return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
-
-
 def test_every_customer_gets_what_the_pipelines_give(predict, save, prepared, event_log, tmp_path):
     folder = save(extended=True)
     said = predict("--model", folder, "--data", prepared, "--output_dir", tmp_path / "out", *SMALL, "--top_k", 4)
@@ -80,7 +77,7 @@ def test_what_is_kept_can_be_chosen(predict, save, prepared, tmp_path):
     np.testing.assert_allclose(ranked["aisle_scores"].map(sum), 1, atol=1e-5)  # all four labels
 
 
-def test_a_raw_log_is_read_as_the_checkpoint_reads_it(predict, save, event_log, extractor, profile_file, tmp_path):
+def test_a_raw_log_is_read_as_the_checkpoint_reads_it(predict, save, event_log, profile_file, tmp_path):
     log = event_log.copy()
     log.loc[log["item"] == "item 03", "item"] = "item of tomorrow"
     log.to_parquet(tmp_path / "log.parquet")
@@ -91,9 +88,9 @@ def test_a_raw_log_is_read_as_the_checkpoint_reads_it(predict, save, event_log, 
     customers = [customer_of(log, who) for who in found["customer_id"]]
     expected = pipeline("customer-embedding", model=options[1])(customers)
     np.testing.assert_allclose(np.stack(found["embedding"]), np.stack(expected), atol=1e-5)
-    before = files(tmp_path / "out")
+    before = content(tmp_path / "out")
     predict(*options, "--output_dir", tmp_path / "out", *SMALL)
-    assert files(tmp_path / "out") == before
+    assert content(tmp_path / "out") == before
 
 
 def test_a_log_for_scoring_needs_no_period_and_keeps_the_vocabularies(extractor, event_log, profile_file, tmp_path):
@@ -164,7 +161,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(predict, save, prepar
     first.write_bytes(first.read_bytes()[:-7])  # a file that a disk has damaged since
     (killed / ".customers-00006-of-00007.parquet.partial").write_bytes(b"half")
     predict(*options, "--output_dir", killed)
-    assert files(killed) == files(tmp_path / "whole")
+    assert content(killed) == content(tmp_path / "whole")
     again = {path.name: path.stat().st_mtime_ns for path in killed.glob("*.parquet")}
     assert [name for name in done if again[name] == done[name]] == sorted(done)[1:]
 
@@ -175,7 +172,7 @@ def test_two_processes_write_what_one_does(predict, save, prepared, tmp_path):
     launcher = [*TWO_PROCESSES, "--multi_gpu", "--main_process_port", "0"]
     done = run(launcher, "run_predict", *options, "--output_dir", tmp_path / "two")
     assert done.stdout.count("34 customers") == 1
-    one, two = (files(tmp_path / name) for name in ("one", "two"))
+    one, two = (content(tmp_path / name) for name in ("one", "two"))
     assert list(one) == list(two)
     for name in (name for name in one if one[name] != two[name]):  # the last bit of a score is a process's own
         first, second = (pd.read_parquet(tmp_path / folder / name) for folder in ("one", "two"))
@@ -234,7 +231,7 @@ def test_what_an_early_kill_leaves_is_in_nobody_s_way(predict, save, event_log, 
     assert sorted(each.suffix for each in (tmp_path / "out").iterdir()) == [".json", ".parquet"]
 
 
-def test_a_checkpoint_with_int8_weights_scores(predict, save, prepared, tmp_path, monkeypatch):
+def test_a_checkpoint_with_int8_weights_scores(predict, save, prepared, tmp_path):
     pytest.importorskip("torchao")
     export = importlib.import_module("modeling_mcm.serving.export")
     folder = save(extended=True)
@@ -276,13 +273,13 @@ def test_spark_writes_what_one_process_does_and_goes_on(spark, predict, save, pr
     predict(*options, tmp_path / "one")
     out = tmp_path / "spark"
     assert "34 customers, 7 files written" in predict(*options, out, "--engine", "spark")
-    assert files(out) == files(tmp_path / "one")
+    assert content(out) == content(tmp_path / "one")
     first, second, *others = sorted(out.glob("*.parquet"))
     first.unlink()
     second.write_bytes(second.read_bytes()[:-7])
     times = [path.stat().st_mtime_ns for path in others]
     assert "34 customers, 2 files written" in predict(*options, out, "--engine", "spark")
-    assert files(out) == files(tmp_path / "one") and times == [path.stat().st_mtime_ns for path in others]
+    assert content(out) == content(tmp_path / "one") and times == [path.stat().st_mtime_ns for path in others]
 
 
 @pytest.mark.slow
@@ -292,8 +289,8 @@ def test_spark_reads_a_raw_log_and_names_a_worker_s_fault(spark, predict, save, 
     options = ["--model", model, "--events", tmp_path / "log.parquet", "--profile", profile_file, "--output_dir"]
     predict(*options, tmp_path / "one")
     predict(*options, tmp_path / "spark", "--engine", "spark")
-    assert (files(tmp_path / "spark") | {"_predictions.json": 0}) == (
-        files(tmp_path / "one") | {"_predictions.json": 0}
+    assert (content(tmp_path / "spark") | {Path("_predictions.json"): 0}) == (
+        content(tmp_path / "one") | {Path("_predictions.json"): 0}
     )
     job = ScoringJob(model, str(tmp_path / "none"), str(tmp_path / "three"), (), 0, True, 3, 5)
     with pytest.raises(OSError, match="A worker of Spark failed: ValueError: A worker finds another model at"):

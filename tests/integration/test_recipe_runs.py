@@ -7,11 +7,10 @@ import re
 
 import forked_runs
 import pytest
-from safetensors.torch import load_file
+from choices import TINY_OVERRIDES
+from folders import weights
 
 from modeling_mcm import MCMConfig
-
-TINY = ["hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=32"]
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +20,7 @@ def options(prepared):
     def make(folder, *more, overrides=()):
         words = ["--data", prepared, "--config", "configuration/mcm-tiny", "--output_dir", folder]
         words += ["--num_train_epochs", 2, "--report_to", "none", "--disable_tqdm", "true", *more]
-        return [*words, "--config_overrides", *TINY, *overrides]
+        return [*words, "--config_overrides", *TINY_OVERRIDES, *overrides]
 
     return make
 
@@ -42,8 +41,7 @@ def test_what_the_data_decide_is_said_and_kept(chosen):
     assert config["follower_tasks"] or config["related_tasks"]
     assert set(facts["validation"]) >= {"MCM", "most_popular", "visit_frequency", "nearest_households", "transitions"}
     assert re.search(r"Weights of the parts of the scores of items, learned on validation cases: ", said)
-    weights = load_file(folder / "model.safetensors")
-    assert (weights["score_scales"] != 1).any()
+    assert (weights(folder)["score_scales"] != 1).any()
 
 
 def test_an_option_wins_over_the_recipe(chosen, options, tmp_path):
@@ -68,4 +66,4 @@ def test_without_a_recipe_the_config_is_as_it_is(options, tmp_path):
     chosen = ("encoder_unit", "readout", "readout_bias", "repeat_memory", "attention_window", "augmentation")
     assert {name: kept[name] for name in chosen} == {name: getattr(MCMConfig(), name) for name in chosen}
     assert kept["follower_tasks"] == kept["related_tasks"] == []
-    assert (load_file(tmp_path / "run" / "model.safetensors")["score_scales"] == 1).all()
+    assert (weights(tmp_path / "run")["score_scales"] == 1).all()

@@ -5,11 +5,11 @@
 import json
 import re
 import shutil
-from pathlib import Path
 
 import pytest
-import torch
+from choices import TINY_OVERRIDES
 from faults import AREAS, expected, pattern
+from folders import assert_same_weights, content, cut, flipped, remove_files, rewritten, without
 from in_process import call
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
@@ -24,9 +24,6 @@ from modeling_mcm.training.resuming import (
     output_folder_lock,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
-TINY = ["hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=32"]
-
 
 @pytest.fixture(scope="module")
 def run(prepared):
@@ -36,7 +33,7 @@ def run(prepared):
         words = ["--data", data, "--config", "configuration/mcm-tiny", "--recipe", "none", "--max_steps", 5]
         words += ["--per_device_train_batch_size", 8, "--save_strategy", "steps", "--save_steps", 2]
         words += ["--save_total_limit", 9, "--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true"]
-        words += ["--config_overrides", *TINY, *overrides, "--output_dir", folder, *options]
+        words += ["--config_overrides", *TINY_OVERRIDES, *overrides, "--output_dir", folder, *options]
         said = []
         with pytest.MonkeyPatch.context() as patch:
             for room in ("pretraining", "finetuning", "fitting", "callbacks"):
@@ -59,22 +56,6 @@ def finished(run, tmp_path_factory):
 def folder(finished, tmp_path):
     """A copy of that folder, which a test may damage."""
     return shutil.copytree(finished, tmp_path / "run")
-
-
-def content(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def assert_same_weights(folder, finished):
-    ours, theirs = (load_file(each / "model.safetensors") for each in (folder, finished))
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def unfinish(folder):
-    """As a run leaves it that is killed before its model is written."""
-    for path in folder.iterdir():
-        if path.is_file():
-            path.unlink()
 
 
 # ------------------------------------------------------------------------------------------------------------ finished
@@ -127,7 +108,7 @@ def test_other_options_are_refused_for_a_finished_run_and_an_interrupted_one(run
         run(folder, *options, overrides=overrides)
     assert re.search(pattern(AREAS["Folders of trainings"]["faults"]["other options"]), str(refused.value.code))
     assert content(folder) == before
-    unfinish(folder)
+    remove_files(folder)
     before = content(folder)
     with pytest.raises(ValueError, match=re.escape(found)):
         run(folder, *options, overrides=overrides)
@@ -225,31 +206,6 @@ def test_a_lock_ends_with_its_run_and_leaves_nothing(tmp_path):
 # ------------------------------------------------------------------------------------------------- damaged checkpoints
 
 
-def cut(name, left):
-    def change(folder):
-        data = (folder / name).read_bytes()
-        (folder / name).write_bytes(data[: left if isinstance(left, int) else int(len(data) * left)])
-
-    return change
-
-
-def without(name):
-    return lambda folder: (folder / name).unlink()
-
-
-def flipped(name):
-    def change(folder):
-        data = bytearray((folder / name).read_bytes())
-        data[len(data) // 2] ^= 255
-        (folder / name).write_bytes(bytes(data))
-
-    return change
-
-
-def rewritten(name, text):
-    return lambda folder: (folder / name).write_text(text)
-
-
 DAMAGE = {
     "no optimizer": without("optimizer.pt"),
     "a cut optimizer": cut("optimizer.pt", 0.5),
@@ -276,7 +232,7 @@ DAMAGE = {
 def test_a_checkpoint_that_is_not_whole_is_named_and_the_last_whole_one_is_taken(
     run, folder, finished, change, message
 ):
-    unfinish(folder)
+    remove_files(folder)
     shutil.rmtree(folder / "checkpoint-5")
     change(folder / "checkpoint-4")
     said = run(folder)
@@ -287,7 +243,7 @@ def test_a_checkpoint_that_is_not_whole_is_named_and_the_last_whole_one_is_taken
 
 
 def test_where_no_checkpoint_is_whole_the_run_starts_anew_and_says_why(run, folder, finished):
-    unfinish(folder)
+    remove_files(folder)
     for each in folder.glob("checkpoint-*"):
         (each / "optimizer.pt").unlink()
     said = run(folder)
@@ -312,7 +268,7 @@ def test_a_finished_model_that_is_damaged_is_written_again_from_its_last_checkpo
 
 
 def test_a_run_that_was_killed_after_its_last_step_makes_no_step_more(run, folder, finished):
-    unfinish(folder)
+    remove_files(folder)
     before = {name: data for name, data in content(folder).items() if "checkpoint-" in str(name)}
     assert f"going on from {folder / 'checkpoint-5'}" in run(folder)
     assert_same_weights(folder, finished)
@@ -338,7 +294,7 @@ def test_a_run_that_was_killed_while_its_model_was_written_ends_the_same(run, fo
 
 
 def test_the_newest_whole_checkpoint_outlives_broken_ones(run, folder, finished):
-    unfinish(folder)
+    remove_files(folder)
     cut("optimizer.pt", 9)(folder / "checkpoint-5")
     cut("optimizer.pt", 9)(folder / "checkpoint-4")
     (folder / "checkpoint-5").rename(folder / "checkpoint-90")
@@ -352,35 +308,34 @@ BEST = "--eval_strategy steps --eval_steps 2 --load_best_model_at_end true --sav
 BEST += "--learning_rate 0.05 --max_steps 8".split()
 
 
-def best_of(folder):
+def state_of(folder):
     return json.loads((folder / "trainer_state.json").read_text())
 
 
 def test_the_best_checkpoint_is_found_where_it_lies_now_or_is_said_to_be_lost(run, tmp_path):
     run(tmp_path / "first", *BEST)
-    state = best_of(tmp_path / "first")
-    best = state["best_global_step"]
+    best = state_of(tmp_path / "first")["best_global_step"]
     later = sorted(step for step in (2, 4, 6, 8) if step > best)
     for name in ("moved", "damaged"):
         folder = shutil.copytree(tmp_path / "first", tmp_path / name)
-        unfinish(folder)
+        remove_files(folder)
         for step in later[1:]:
             shutil.rmtree(folder / f"checkpoint-{step}")
     moved = run(tmp_path / "moved", *BEST)
     assert "can't be used" not in moved
     assert_same_weights(tmp_path / "moved", tmp_path / "first")
-    assert best_of(tmp_path / "moved")["best_model_checkpoint"] == str(tmp_path / "moved" / f"checkpoint-{best}")
+    assert state_of(tmp_path / "moved")["best_model_checkpoint"] == str(tmp_path / "moved" / f"checkpoint-{best}")
     if later:
         cut("model.safetensors", 100)(tmp_path / "damaged" / f"checkpoint-{best}")
         said = run(tmp_path / "damaged", *BEST)
         assert re.search(rf"best checkpoint so far, of step {best} .* can't be used .*model.safetensors has 100", said)
         # The first later checkpoint is gone on from, so the others are evaluated again, if there are any.
-        assert best_of(tmp_path / "damaged")["best_global_step"] in (later[1:] or [None])
+        assert state_of(tmp_path / "damaged")["best_global_step"] in (later[1:] or [None])
 
 
 def test_weights_that_are_no_numbers_are_not_gone_on_from(run, folder):
     """A run that diverged would only go on diverging."""
-    unfinish(folder)
+    remove_files(folder)
     for step in (4, 5):
         path = folder / f"checkpoint-{step}" / "model.safetensors"
         tensors = load_file(path)

@@ -3,7 +3,6 @@
 """States and forecasts as a person gets them: columns of run_predict, pipelines and the example."""
 
 import importlib
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,6 @@ from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.training.moments import train_state
 
-ROOT = Path(__file__).resolve().parents[2]
 CUTOFF = pd.Timestamp("2017-10-01").timestamp()
 
 

@@ -17,7 +17,9 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
+from choices import TINY_OVERRIDES
+from corner_shop import make_profile
+from folders import assert_same_weights, logged, losses, weights
 from transformers import TrainingArguments
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
@@ -37,27 +39,15 @@ STEPS = 24  # in epochs of nine, the last of two customers
 def data(prepared, event_log, tmp_path_factory):
     """The log of 34 customers in shards of three."""
     folder = tmp_path_factory.mktemp("shards") / "data"
-    ages = pd.DataFrame({"who": sorted(event_log["who"].unique()), "age": "young"})
-    prepare(event_log, PreparedData(prepared).schema, folder, profile=ages, rows_per_shard=3)
+    prepare(event_log, PreparedData(prepared).schema, folder, profile=make_profile(event_log), rows_per_shard=3)
     return folder
 
 
 @pytest.fixture(scope="module")
 def options(data):
     """A function that gives the options of a run: streamed, with a worker, a checkpoint every second step."""
-    tiny = ["hidden_size=16", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=32"]
-    choices = [
-        "config",
-        "configuration/mcm-tiny",
-        "recipe",
-        "none",
-        "data",
-        data,
-        "max_steps",
-        STEPS,
-        "per_device_train_batch_size",
-        4,
-    ]
+    choices = ["config", "configuration/mcm-tiny", "recipe", "none", "data", data]
+    choices += ["max_steps", STEPS, "per_device_train_batch_size", 4]
     choices += ["streaming", "true", "streaming_window", 2, "dataloader_num_workers", 1, "ema_decay", 0.9]
     choices += ["save_strategy", "steps", "save_steps", 2, "save_total_limit", 3, "logging_steps", 1]
     choices += ["report_to", "none", "disable_tqdm", "true"]
@@ -66,7 +56,7 @@ def options(data):
         chosen = dict(zip(choices[::2], choices[1::2], strict=True)) | {"output_dir": output_dir}
         chosen |= dict(zip(overrides[::2], overrides[1::2], strict=True))
         words = [word for name, value in chosen.items() for word in (f"--{name}", value)]
-        return [*words, "--config_overrides", *tiny]
+        return [*words, "--config_overrides", *TINY_OVERRIDES]
 
     return make
 
@@ -79,19 +69,9 @@ def undisturbed(options, tmp_path_factory):
     return folder / "run"
 
 
-def weights(folder, name="model.safetensors"):
-    return load_file(folder / name)
-
-
-def logged(folder):
-    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
-
-
 def assert_same_end(folder, undisturbed):
-    ours, theirs = weights(folder), weights(undisturbed)
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    losses = [[(each["step"], each["loss"]) for each in logged(f) if "loss" in each] for f in (folder, undisturbed)]
-    assert losses[0] == losses[1] and len(losses[0]) == STEPS
+    assert_same_weights(folder, undisturbed)
+    assert losses(folder) == losses(undisturbed) and len(losses(folder)) == STEPS
 
 
 def wait_for(condition, seconds=60):
@@ -104,7 +84,7 @@ def wait_for(condition, seconds=60):
 def whole(folder):
     """A checkpoint that a run can go on from: everything is there and can be read."""
     names = ["model.safetensors", "average.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
-    load_file(folder / "model.safetensors"), load_file(folder / "average.safetensors")
+    weights(folder), weights(folder, "average.safetensors")
     torch.load(folder / "optimizer.pt", weights_only=True)
     state = json.loads((folder / "trainer_state.json").read_text())
     return all((folder / name).is_file() for name in names) and state["global_step"] == int(folder.name[11:])
@@ -226,8 +206,7 @@ def other_data(data, event_log, tmp_path_factory):
     """The same log with an event more."""
     folder = tmp_path_factory.mktemp("other") / "data"
     log = pd.concat([event_log, event_log.tail(1).assign(when=event_log["when"].min())])
-    ages = pd.DataFrame({"who": sorted(event_log["who"].unique()), "age": "young"})
-    prepare(log, PreparedData(data).schema, folder, profile=ages, rows_per_shard=3)
+    prepare(log, PreparedData(data).schema, folder, profile=make_profile(log), rows_per_shard=3)
     return folder
 
 
@@ -277,10 +256,8 @@ def test_a_run_goes_on_with_other_numbers_of_processes_and_workers(options, tmp_
     for later in folders[1].glob("checkpoint-1?"):
         shutil.rmtree(later)
     assert "going on from" in forked_runs.pretrain(chosen(folders[1], *lanes), tmp_path / "again")
-    losses = [[each["loss"] for each in logged(folder) if "loss" in each] for folder in folders]
-    assert len(losses[0]) == STEPS and losses[1] == pytest.approx(losses[0], rel=1e-5)
-    ours, theirs = weights(folders[1]), weights(folders[0])
-    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+    assert len(losses(folders[0])) == STEPS and losses(folders[1]) == pytest.approx(losses(folders[0]), rel=1e-5)
+    assert_same_weights(folders[1], folders[0], tolerance=2e-5)
 
 
 # ------------------------------------------------------------------------------------------------ schedules and ends

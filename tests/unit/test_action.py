@@ -117,7 +117,7 @@ def test_scores_come_in_the_order_of_the_groups(action_model, batch_of, prepared
         np.testing.assert_allclose(own[part], alone.preferences[0].sum(-1).detach(), atol=1e-5, rtol=1e-4)
 
 
-def test_an_unobserved_outcome_has_no_say(action_model, batch_of):
+def test_an_unobserved_outcome_has_no_say():
     logits, labels = torch.randn(2, 3, 2, requires_grad=True), torch.ones(2, 3, 2)
     labels[0, 1, 1] = labels[1] = -100
     offer_loss(logits, labels).backward()
@@ -136,6 +136,7 @@ def test_codes_add_up_to_the_number_and_bend_at_the_knots():
 
 
 def test_the_history_ends_where_the_offers_begin(prepared, extractor, offers, event_log):
+def test_the_history_ends_where_the_offers_begin(prepared, offers, event_log):
     groups = OfferGroups(load_prepared(prepared), offers)
     for place in (0, 7):
         history = groups[place]["history"]
@@ -361,7 +362,7 @@ def test_an_action_never_seen_is_scored_by_its_features(action_model, extractor,
     assert both[0][2]["conversion"] == pytest.approx(found[2]["conversion"], abs=1e-5) and len(both[1]) == 3
 
 
-def test_bad_actions_are_refused(action_model, extractor, tiny_config, offers, event_log, tmp_path):
+def test_bad_actions_are_refused(action_model, extractor, tiny_config, offers, tmp_path):
     def encoded(config, *actions):
         names, *known = read_actions(list(actions))
         actions = EncodedActions(extractor, config, names, *known)

@@ -180,7 +180,7 @@ def tuned(make_model, extractor, inputs, tmp_path):
     return tmp_path / "tuned", model
 
 
-def test_a_checkpoint_comes_back_as_it_was_by_every_way(tuned, make_model, inputs):
+def test_a_checkpoint_comes_back_as_it_was_by_every_way(tuned, inputs):
     folder, model = tuned
     again = [each.from_pretrained(folder) for each in (MCMForCustomerPrediction, AutoModelForSequenceClassification)]
     again.append(read_checkpoint(MCMForCustomerPrediction, str(folder)))
@@ -211,7 +211,7 @@ def test_new_values_of_a_feature_change_no_prediction(tuned, extractor, inputs):
     torch.testing.assert_close(model(**inputs).logits, before)  # longer sums may round otherwise
 
 
-def test_the_pipeline_gives_chances_by_label_and_reads_nothing_from_now_on(tuned, event_log, inputs):
+def test_the_pipeline_gives_chances_by_label_and_reads_nothing_from_now_on(tuned, event_log):
     folder, model = tuned
     predict = pipeline("customer-prediction", model=str(folder))
     events = event_log[event_log["who"] == "c00"]

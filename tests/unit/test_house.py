@@ -21,162 +21,40 @@ SOURCES = [ROOT / "setup.py", *(path for folder in FOLDERS for path in sorted((R
 LIBRARY = [path for path in SOURCES if PACKAGE in path.parents]
 FLAT = [path for path in LIBRARY if path.name.endswith("_mcm.py")]
 
-# The files that travel with a checkpoint, and the siblings that each may read.
-SIBLINGS = {
-    "earlier_configs_mcm": set(),
-    "configuration_mcm": {"earlier_configs_mcm"},
-    "counted_memory_mcm": {"configuration_mcm"},
-    "readout_mcm": {"configuration_mcm", "readout_triton_mcm"},
-    "readout_triton_mcm": set(),
-    "losses_mcm": {"configuration_mcm"},
-    "repeat_memory_mcm": {"configuration_mcm"},
-    "sampling_mcm": {"configuration_mcm", "losses_mcm"},
-    "embeddings_mcm": {"configuration_mcm"},
-    "outputs_mcm": set(),
-    "resizing_mcm": {"configuration_mcm", "embeddings_mcm", "losses_mcm"},
-    "scored_rows_mcm": {"readout_mcm"},
-    "scores_mcm": {
-        "configuration_mcm",
-        "counted_memory_mcm",
-        "losses_mcm",
-        "readout_mcm",
-        "repeat_memory_mcm",
-        "sampling_mcm",
-        "scored_rows_mcm",
-    },
-    "pretrained_mcm": {
-        "configuration_mcm",
-        "counted_memory_mcm",
-        "embeddings_mcm",
-        "files_mcm",
-        "repeat_memory_mcm",
-        "resizing_mcm",
-        "state_mcm",
-    },
-    "modeling_mcm": {
-        "configuration_mcm",
-        "counted_memory_mcm",
-        "embeddings_mcm",
-        "losses_mcm",
-        "outputs_mcm",
-        "pretrained_mcm",
-        "readout_mcm",
-        "repeat_memory_mcm",
-        "sampling_mcm",
-        "scores_mcm",
-        "state_mcm",
-    },
-    "state_mcm": {"configuration_mcm"},
-    "events_mcm": set(),
-    "times_mcm": {"events_mcm"},
-    "files_mcm": set(),
-    "vocabulary_files_mcm": {"files_mcm"},
-    "schema_mcm": {"times_mcm"},
-    "encoding_mcm": {"configuration_mcm", "events_mcm", "schema_mcm", "times_mcm"},
-    "processing_mcm": {
-        "configuration_mcm",
-        "encoding_mcm",
-        "events_mcm",
-        "files_mcm",
-        "inputs_mcm",
-        "schema_mcm",
-        "times_mcm",
-        "vocabulary_files_mcm",
-    },
-    "inputs_mcm": {"configuration_mcm", "times_mcm"},
-    "action_counts_mcm": {"configuration_mcm", "losses_mcm"},
-    "action_mcm": {"action_counts_mcm", "configuration_mcm", "modeling_mcm"},
-    "customer_mcm": {"configuration_mcm", "modeling_mcm"},
-    "action_inputs_mcm": {"configuration_mcm", "events_mcm", "processing_mcm"},
-    "pipeline_mcm": {
-        "action_inputs_mcm",
-        "configuration_mcm",
-        "events_mcm",
-        "files_mcm",
-        "modeling_mcm",
-        "processing_mcm",
-        "state_mcm",
-        "times_mcm",
-    },
-    "explanations_mcm": {
-        "configuration_mcm",
-        "counted_memory_mcm",
-        "events_mcm",
-        "inputs_mcm",
-        "modeling_mcm",
-        "processing_mcm",
-        "schema_mcm",
-        "times_mcm",
-    },
-    "live_reader_mcm": {"modeling_mcm", "state_mcm"},
-    "live_memories_mcm": {"configuration_mcm", "counted_memory_mcm", "live_reader_mcm"},
-    "live_state_mcm": {"configuration_mcm", "live_memories_mcm", "live_reader_mcm"},
-    "live_history_mcm": {"events_mcm", "processing_mcm", "schema_mcm", "times_mcm"},
-    "live_window_mcm": {"inputs_mcm", "live_history_mcm", "live_reader_mcm", "live_state_mcm", "times_mcm"},
-    "live_storage_mcm": {"modeling_mcm", "processing_mcm"},
-    "live_mcm": {
-        "configuration_mcm",
-        "explanations_mcm",
-        "live_history_mcm",
-        "live_reader_mcm",
-        "live_storage_mcm",
-        "live_window_mcm",
-        "modeling_mcm",
-        "processing_mcm",
-        "state_mcm",
-    },
-}
+# The files that travel with a checkpoint, without the ending `_mcm`. A file may read those in the lines above its own:
+# the model reads nothing of the log, the log's files read the configuration alone, and the last ones read everything.
+MODEL = [
+    "earlier_configs files outputs readout_triton",
+    "configuration",
+    "counted_memory embeddings losses readout repeat_memory state",
+    "action_counts resizing sampling scored_rows",
+    "pretrained scores",
+    "modeling",
+    "action customer",
+]
+LOG = ["events", "times vocabulary_files", "inputs schema", "encoding", "processing", "action_inputs live_history"]
+BOTH = ["explanations live_reader live_storage pipeline", "live_memories", "live_state", "live_window", "live"]
+SIBLINGS: dict[str, set[str]] = {}  # by file, those that it may read
+for lines, known in ((MODEL, set()), (LOG, {"configuration_mcm", "files_mcm"}), (BOTH, SIBLINGS)):
+    above = set(known)
+    for line in lines:
+        names = {f"{name}_mcm" for name in line.split()}
+        SIBLINGS |= {name: set(above) for name in names}
+        above |= names
+FILES_OF_A_LOG = {"configuration_mcm", "files_mcm", *(f"{name}_mcm" for line in LOG for name in line.split())}
 FLAT_LIBRARIES = {"torch", "numpy", "transformers", "huggingface_hub", "safetensors"}
 # What a travelling file may read where it is installed, and does without elsewhere.
 OPTIONAL = {"readout_triton_mcm": {"triton"}}
 # What the rooms of the package may read of the package.
 ROOMS = {
-    "data": {
-        "data",
-        "action_inputs_mcm",
-        "configuration_mcm",
-        "events_mcm",
-        "files_mcm",
-        "losses_mcm",
-        "processing_mcm",
-        "schema_mcm",
-        "times_mcm",
-    },
-    "preparation": {
-        "preparation",
-        "data",
-        "extras",
-        "configuration_mcm",
-        "counted_memory_mcm",
-        "events_mcm",
-        "files_mcm",
-        "processing_mcm",
-        "schema_mcm",
-        "times_mcm",
-    },
-    "evaluation": {
-        "evaluation",
-        "data",
-        "events_mcm",
-        "extras",
-        "configuration_mcm",
-        "files_mcm",
-        "modeling_mcm",
-        "processing_mcm",
-        "times_mcm",
-    },
+    "data": {"data", "losses_mcm", *FILES_OF_A_LOG},
+    "preparation": {"preparation", "data", "extras", "counted_memory_mcm", *FILES_OF_A_LOG},
+    "evaluation": {"evaluation", "data", "extras", "modeling_mcm", *FILES_OF_A_LOG},
     "hub": {"hub", "data", "evaluation", *SIBLINGS},
     "extras": set(),
     "progress": set(),
     "option": set(),
-    "training": {
-        "training",
-        "data",
-        "evaluation",
-        "extras",
-        "option",
-        *SIBLINGS,
-    },
+    "training": {"training", "data", "evaluation", "extras", "option", *SIBLINGS},
     "scoring": {"scoring", "data", "preparation", "evaluation", "extras", *SIBLINGS},
     "serving": {"serving", "data", "evaluation", "extras", "training", *SIBLINGS},
     "__init__": set(SIBLINGS),
@@ -305,12 +183,6 @@ def test_only_the_package_is_installed_and_it_is_whole(tmp_path):
     wanted = {path.relative_to(ROOT) for path in LIBRARY} | {Path("modeling_mcm/py.typed")}
     wanted |= {path.relative_to(ROOT) for kind in ("jinja", "yaml") for path in PACKAGE.rglob(f"*.{kind}")}
     assert installed == wanted
-
-
-def test_the_readme_shows_the_example_that_it_names():
-    example = (ROOT / "examples" / "1_first_scores.py").read_text(encoding="utf-8")
-    code = example[example.index("from transformers import pipeline") :]
-    assert f"```python\n{code}```" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_oldest_versions_are_those_of_setup():

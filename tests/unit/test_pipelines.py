@@ -107,7 +107,7 @@ def test_a_batch_gives_what_single_customers_give(checkpoint, customers, size):
     assert_same_scores(together, [score(customer, **options) for customer in customers])
 
 
-def test_customers_differ_and_the_latest_events_of_a_long_history_count(checkpoint, customers, event_log):
+def test_customers_differ_and_the_latest_events_of_a_long_history_count(checkpoint, customers):
     embed = pipeline("customer-embedding", model=checkpoint)
     found = np.stack(embed(customers))
     assert np.isfinite(found).all()

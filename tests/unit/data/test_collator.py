@@ -372,7 +372,7 @@ def test_evaluation_reads_up_to_the_cutoff_and_asks_for_the_visit_after_it(
     assert "prefix_ends" not in batch and "label_prefixes" not in batch
 
 
-def test_all_labels_of_a_visit_are_kept_in_evaluation(collator, rows):
+def test_all_labels_of_a_visit_are_kept_in_evaluation(collator):
     changed = row(0, HISTORY + LATER[2:], 10, 20)
     labels = collator("evaluate", encoder_unit="visit")([changed])["labels"][0, :, 0]
     assert labels.tolist() == [22, 23, 22]

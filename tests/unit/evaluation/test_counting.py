@@ -76,9 +76,7 @@ def assert_same(found: Results, expected: Results) -> None:
 
 
 @pytest.mark.parametrize("asked", ["next visit", "unmet", "horizon", "horizon, unmet"])
-def test_what_was_kept_is_what_is_computed(
-    asked: str, rows: pa.Table, tmp_path: Path, fitted: list[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_was_kept_is_what_is_computed(asked: str, rows: pa.Table, tmp_path: Path, fitted: list[str]) -> None:
     cases = find_cases(rows, "test", 1, horizon=horizon(60, "test") if "horizon" in asked else None)
     cases = unmet_only(rows, cases) if "unmet" in asked else cases
     expected = counting_baselines(rows, cases, SIZES, COUNTED, (1, 3))

@@ -3,7 +3,6 @@
 """The drift report: what it counts is what the feature extractor would read, and bad logs are refused."""
 
 import json
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -12,7 +11,6 @@ import torch
 from modeling_mcm import MCMFeatureExtractor
 from modeling_mcm.preparation.drift import feature_drift
 
-ROOT = Path(__file__).resolve().parents[3]
 ITEM, PRICE = 1, 2  # places in the schema
 
 

@@ -90,7 +90,7 @@ def test_a_fault_of_a_size_is_told_before_anything_is_made(tmp_path, size, messa
 
 
 @pytest.mark.parametrize("size", ["1GB", "512 MiB", "2.5gb", "80%", "900000000B"])
-def test_sizes_of_memory_are_those_of_duckdb(tmp_path, size):
+def test_sizes_of_memory_are_those_of_duckdb(size):
     check_memory_limit(size)
     import duckdb
 

@@ -9,9 +9,17 @@ import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from synthetic_log import TEST, VALIDATION, make_log, of_customer, read_rows, run
+from synthetic_log import (
+    TEST,
+    VALIDATION,
+    check_rows,
+    check_same_training_period,
+    load_extractor,
+    make_log,
+    read_rows,
+    run,
+)
 
 from modeling_mcm.data import EventSchema, schema_of
 from modeling_mcm.data.features import read_feature
@@ -62,23 +70,7 @@ PEOPLE = pa.table(
         "home": ["de/ulm", "de", "fr/ulm", None, "/ulm", "de/", "", "fr/ulm/x"],
     }
 )
-
-
-def load_extractor(tmp_path, name="out"):
-    return MCMFeatureExtractor.from_pretrained(tmp_path / name / "feature_extractor")
-
-
-def check_rows(tmp_path, log, name="out", people=None):
-    """Rows of preparation are those of the feature extractor."""
-    extractor, rows = load_extractor(tmp_path, name), read_rows(tmp_path, name)
-    facts = {str(row.pop("user")): row for row in (people or PEOPLE).to_pylist()}
-    for customer, row in rows.items():
-        events = of_customer(log, int(customer))
-        encoded = extractor.encode({"customer_id": customer, "events": events, "profile": facts.get(customer)})
-        assert set(encoded) == set(row) - {"validation_end", "test_end"}
-        for column, value in encoded.items():
-            np.testing.assert_array_equal(row[column], value, err_msg=f"{customer} {column}")
-    return rows
+PROFILES = {str(row.pop("user")): row for row in PEOPLE.to_pylist()}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -90,7 +82,7 @@ def test_ids_are_those_of_the_feature_extractor(tmp_path, seed, form):
         features[1] = {"name": "genres", "max_items": 3, "min_count": 40}
     schema = schema_with(features=features)
     prepare(log, schema, tmp_path / "out", profile=PEOPLE, rows_per_shard=5)
-    rows = check_rows(tmp_path, log)
+    rows = check_rows(tmp_path, log, PROFILES)
     found = np.concatenate([row["feature_genres_3"] for row in rows.values()])
     assert {0, 1} < set(found)  # missing, unknown, and known ones
     assert rows["4"]["profile_likes"] >= 2 and rows["4"]["profile_likes_2"] == 0
@@ -144,16 +136,7 @@ def test_nothing_fitted_depends_on_events_after_the_cutoff(tmp_path):
     changed.loc[late, ["genres", "path"]] = ["sci-fi|later", "b.later"]
     for name, table in (("a", log), ("b", changed)):
         prepare(table, schema_with(), tmp_path / name, profile=PEOPLE)
-    for file in ("vocabularies.json", "preprocessor_config.json"):
-        a, b = ((tmp_path / name / "feature_extractor" / file).read_bytes() for name in "ab")
-        assert a == b
-    popularity = [pq.read_table(tmp_path / name / "popularity.parquet") for name in "ab"]
-    assert popularity[0].equals(popularity[1])
-    first, other = read_rows(tmp_path, "a"), read_rows(tmp_path, "b")
-    for customer, row in first.items():
-        for column, value in row.items():
-            if isinstance(value, list):
-                assert value[: row["validation_end"]] == other[customer][column][: row["validation_end"]]
+    check_same_training_period(tmp_path)
 
 
 def test_a_log_without_a_token_type_has_one(tmp_path):
@@ -163,7 +146,7 @@ def test_a_log_without_a_token_type_has_one(tmp_path):
     prepare(log, schema, tmp_path / "out", profile=PEOPLE)
     extractor = load_extractor(tmp_path)
     assert extractor.vocabularies["token_type"] == ["event", "history_start", "end"]
-    rows = check_rows(tmp_path, log)
+    rows = check_rows(tmp_path, log, PROFILES)
     assert set(np.concatenate([row["feature_token_type"] for row in rows.values()])) == {2, 4}
     inputs = extractor({"events": [{"at": "2024-01-01", "item": 3}]}, return_tensors="np")["input_ids"]
     assert inputs[0, :, 0].tolist() == [3, 2, 4]

@@ -10,13 +10,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from synthetic_log import SCHEMA, TEST, VALIDATION, make_log, make_profile, read_rows, run, schema_with
+from synthetic_log import SCHEMA, TEST, VALIDATION, load_extractor, make_log, make_profile, read_rows, run, schema_with
 
 from modeling_mcm.data import EventSchema, FeatureSpec
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation import vocabulary as vocabulary_module
 from modeling_mcm.preparation.vocabulary import fit_bins, fit_values
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 
 def bot(number, seed=0):
@@ -65,7 +64,7 @@ def test_a_window_of_events_is_always_left():
 def test_only_the_most_frequent_values_are_kept(tmp_path):
     features = [{**spec, "max_values": 3} if spec["name"] == "type" else spec for spec in SCHEMA["features"]]
     run(tmp_path, schema=schema_with(features=features))
-    vocabularies = MCMFeatureExtractor.from_pretrained(tmp_path / "out" / "feature_extractor").vocabularies
+    vocabularies = load_extractor(tmp_path).vocabularies
     assert 1 <= len(vocabularies["type"]) <= 3
     ids = [value for row in read_rows(tmp_path).values() for value in row["feature_type"]]
     assert set(ids) == set(range(2 + len(vocabularies["type"])))

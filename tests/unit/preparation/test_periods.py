@@ -11,7 +11,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from synthetic_log import SCHEMA, make_log, make_profile, of_customer, read_rows
+from synthetic_log import (
+    SCHEMA,
+    check_rows,
+    check_same_counts,
+    check_same_training_period,
+    load_extractor,
+    make_log,
+    make_profile,
+    profiles_of,
+    read_rows,
+)
 
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest, schema_of
 from modeling_mcm.evaluation.cases import find_cases
@@ -51,23 +61,6 @@ def make_ordered(seed=0, customers=10):
     return pd.DataFrame(events).sample(frac=1, random_state=seed).reset_index(drop=True)
 
 
-def load_extractor(tmp_path, name="out"):
-    return MCMFeatureExtractor.from_pretrained(tmp_path / name / "feature_extractor")
-
-
-def check_rows(tmp_path, log, profiles=None, name="out"):
-    """Rows of preparation are those of the feature extractor."""
-    extractor, rows = load_extractor(tmp_path, name), read_rows(tmp_path, name)
-    for customer, row in rows.items():
-        facts = (profiles or {}).get(customer)
-        events = of_customer(log, int(customer))
-        encoded = extractor.encode({"customer_id": customer, "events": events, "profile": facts})
-        assert set(encoded) == set(row) - {"validation_end", "test_end"}
-        for column, value in encoded.items():
-            np.testing.assert_array_equal(row[column], value, err_msg=f"{customer} {column}")
-    return rows
-
-
 def check_ends(row, tasks):
     """The last visit with a label is the test, the one before the validation; whole visits."""
     has_label = np.any([row[f"task_{task}"] for task in tasks], axis=0)
@@ -88,8 +81,7 @@ def test_the_last_visits_of_a_log_with_times_are_held_out(tmp_path, seed):
     log = log[~short]
     schema = EventSchema.from_dict({**SCHEMA, **LEFT_OUT})
     manifest = prepare(log, schema, tmp_path / "out", profile=profile, rows_per_shard=5)
-    facts = profile.astype(object).where(profile.notna(), None).to_dict("records")
-    rows = check_rows(tmp_path, log, {str(row.pop("user")): row for row in facts})
+    rows = check_rows(tmp_path, log, profiles_of(profile))
     for row in rows.values():
         check_ends(row, ["type", "a.b"])
     counts = manifest.counts
@@ -142,7 +134,6 @@ def tables_of(text):
 
 def test_nothing_fitted_depends_on_what_is_held_out(tmp_path):
     log = make_ordered()
-    rows_before = prepare_and_read(tmp_path, log, "a")
     changed = log.copy()
     for user, events in log.groupby("user"):
         labelled = np.unique(events.loc[events["item"].notna(), "place"])
@@ -151,21 +142,10 @@ def test_nothing_fitted_depends_on_what_is_held_out(tmp_path):
             changed.loc[held & log["item"].notna(), "item"] = 77.0
             changed.loc[held, "price"] = 1e6
     assert (changed["item"] == 77).sum() > 10
-    rows_after = prepare_and_read(tmp_path, changed, "b")
-    for file in ("feature_extractor/vocabularies.json", "popularity.parquet"):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    vocabularies = json.loads((tmp_path / "a" / "feature_extractor" / "vocabularies.json").read_text())["vocabularies"]
-    assert "77" not in vocabularies["item"]
-    for customer, row in rows_before.items():
-        end, other = row["validation_end"], rows_after[customer]
-        assert other["validation_end"] == end
-        for column in ("times", "visits", "feature_item", "feature_price", "task_item"):
-            assert row[column][:end] == other[column][:end]
-
-
-def prepare_and_read(tmp_path, log, name):
-    prepare(log, schema_with(), tmp_path / name)
-    return read_rows(tmp_path, name)
+    for name, table in (("a", log), ("b", changed)):
+        prepare(table, schema_with(), tmp_path / name)
+    check_same_training_period(tmp_path)
+    assert "77" not in load_extractor(tmp_path, "b").vocabularies["item"]
 
 
 def test_visits_of_a_log_without_times(tmp_path):
@@ -265,11 +245,7 @@ def test_updates_give_the_rows_of_a_full_preparation(tmp_path, seed, kind):
     extractor = load_extractor(tmp_path)
     full = prepare(tmp_path / "log", schema, tmp_path / "full", feature_extractor=extractor)
     assert read_rows(tmp_path) == read_rows(tmp_path, "full")
-    found = PreparedManifest.load(tmp_path / "out")
-    assert found.counts == full.counts and found.measures == full.measures
-    for name in ("popularity.parquet", "followers.parquet"):
-        counted = [pq.read_table(tmp_path / folder / name) for folder in ("out", "full")]
-        assert counted[0].equals(counted[1])
+    check_same_counts(PreparedManifest.load(tmp_path / "out"), full, tmp_path / "out", tmp_path / "full")
 
 
 def test_rows_in_order_are_not_updated(tmp_path):

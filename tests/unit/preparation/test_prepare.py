@@ -10,12 +10,25 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from synthetic_log import SCHEMA, TEST, VALIDATION, make_log, make_profile, of_customer, read_rows, run, schema_with
+from synthetic_log import (
+    SCHEMA,
+    TEST,
+    VALIDATION,
+    check_rows,
+    check_same_training_period,
+    load_extractor,
+    make_log,
+    make_profile,
+    of_customer,
+    profiles_of,
+    read_rows,
+    run,
+    schema_with,
+)
 from transformers.utils import logging
 
 from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared
 from modeling_mcm.evaluation.cases import find_cases
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 ROOT = Path(__file__).parents[3]
 
@@ -23,22 +36,7 @@ ROOT = Path(__file__).parents[3]
 def test_ids_are_those_of_the_feature_extractor(tmp_path):
     log, profile = make_log(), make_profile()
     run(tmp_path, log, rows_per_shard=5)
-    extractor = MCMFeatureExtractor.from_pretrained(tmp_path / "out" / "feature_extractor")
-    rows = read_rows(tmp_path)
-    assert list(rows) == sorted(map(str, range(12)))
-    for customer, row in rows.items():
-        facts = profile[profile.user == int(customer)].drop(columns="user")
-        facts = facts.astype(object).where(facts.notna(), None).to_dict("records")
-        encoded = extractor.encode(
-            {
-                "customer_id": customer,
-                "events": of_customer(log, int(customer)),
-                "profile": facts[0] if facts else None,
-            }
-        )
-        assert set(encoded) == set(row) - {"validation_end", "test_end"}
-        for column, value in encoded.items():
-            np.testing.assert_array_equal(row[column], value, err_msg=f"{customer} {column}")
+    assert list(check_rows(tmp_path, log, profiles_of(profile))) == sorted(map(str, range(12)))
 
 
 def test_text_of_values_is_that_of_the_feature_extractor(tmp_path):
@@ -47,7 +45,7 @@ def test_text_of_values_is_that_of_the_feature_extractor(tmp_path):
     later = pd.DataFrame({"user": "u", "at": [VALIDATION, TEST], "kind": "buy", "item": 7.0})
     schema = schema_with(visit=None, features=SCHEMA["features"][:2], tasks=["type"], profile=[], end_of_visit=None)
     run(tmp_path, pd.concat([log, later]), schema)
-    extractor = MCMFeatureExtractor.from_pretrained(tmp_path / "out" / "feature_extractor")
+    extractor = load_extractor(tmp_path)
     assert sorted(extractor.label_ids("type", values)) == list(range(2, 2 + len(values)))
 
 
@@ -83,7 +81,7 @@ def test_a_visit_across_a_cutoff_does_not_leak(tmp_path):
 
     run(tmp_path, log(1), name="out")
     row = read_rows(tmp_path)["0"]
-    extractor = MCMFeatureExtractor.from_pretrained(tmp_path / "out" / "feature_extractor")
+    extractor = load_extractor(tmp_path)
     encoded = extractor.encode({"events": of_customer(log(1)[:2], 0)})
     assert row["validation_end"] == len(encoded["times"])
     for column, value in encoded.items():
@@ -101,22 +99,9 @@ def test_nothing_before_the_cutoff_depends_on_events_after_it(tmp_path):
     same_visit = log[~late].head(20).assign(at=TEST + timedelta(days=3), item=98.0)
     run(tmp_path, log, name="a")
     run(tmp_path, pd.concat([changed, added, same_visit]), name="b")
-    for file in ("feature_extractor/vocabularies.json", "feature_extractor/preprocessor_config.json"):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    popularity = [pq.read_table(tmp_path / name / "popularity.parquet") for name in "ab"]
-    assert popularity[0].equals(popularity[1])
-    rows = [read_rows(tmp_path, name) for name in "ab"]
-    for customer, row in rows[0].items():
-        other = rows[1][customer]
-        end = row["validation_end"]
-        assert other["validation_end"] == end
-        for column, value in row.items():
-            if isinstance(value, list):
-                assert other[column][:end] == value[:end], column
-            elif column.startswith("profile_"):
-                assert other[column] == value
-    assert rows[1]["77"]["validation_end"] == 0
-    later = np.concatenate([np.array(row["task_type"])[row["validation_end"] :] for row in rows[1].values()])
+    rows = check_same_training_period(tmp_path)
+    assert rows["77"]["validation_end"] == 0
+    later = np.concatenate([np.array(row["task_type"])[row["validation_end"] :] for row in rows.values()])
     assert set(later) <= {0, 1}
 
 
@@ -251,7 +236,7 @@ def test_an_event_at_the_second_of_a_cutoff_comes_after_it(tmp_path):
         features=[{**spec, "min_count": 1} if spec["name"] == "type" else spec for spec in SCHEMA["features"]],
     )
     counts = run(tmp_path, both, schema).counts
-    vocabulary = MCMFeatureExtractor.from_pretrained(str(tmp_path / "out" / "feature_extractor")).vocabularies["type"]
+    vocabulary = load_extractor(tmp_path).vocabularies["type"]
     assert "i0" in vocabulary and not {"i1", "i2", "i3", "i4", "i5"} & {*vocabulary}
     rows = read_rows(tmp_path)
     for user in range(3):

@@ -11,9 +11,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from synthetic_log import make_log, of_customer, read_rows, run, schema_with
+from synthetic_log import (
+    check_rows,
+    load_extractor,
+    make_log,
+    make_profile,
+    profiles_of,
+    read_rows,
+    run,
+    schema_with,
+)
 
-from modeling_mcm import MCMFeatureExtractor
 from modeling_mcm.data import EventSchema
 from modeling_mcm.preparation.engine import open_engine
 from modeling_mcm.preparation.events import normalise_events
@@ -189,18 +197,13 @@ def test_a_log_of_text_is_prepared_as_the_extractor_reads_it(tmp_path, mixed):
     local = log["at"] + pd.Timedelta(days=60)  # from March to July: the clocks change in it
     log["at"] = texts_without_offset(local, mixed)
     run(tmp_path, log, schema_with(time_zone=BERLIN, cutoffs={"validation": "2024-05-01", "test": "2024-06-01"}))
-    extractor = MCMFeatureExtractor.from_pretrained(str(tmp_path / "out" / "feature_extractor"))
     expected = local.copy()
     if mixed:
         utc = local.mask(log.index % 3 == 2, local - pd.Timedelta(hours=3)).dt.tz_localize("UTC")
         converted = utc.dt.tz_convert(BERLIN).dt.tz_localize(None)
         expected = local.where(log.index % 3 == 0, converted)
     hours = []
-    for customer, row in read_rows(tmp_path).items():
-        encoded = extractor.encode({"events": of_customer(log, int(customer))})
-        for name, values in row.items():
-            if isinstance(values, list):
-                assert list(encoded[name]) == values, name
+    for row in check_rows(tmp_path, log, profiles_of(make_profile())).values():
         hours += [hour for hour, price in zip(row["feature_hour"], row["feature_Type"], strict=True) if price]
     assert sorted(hours) == sorted(2 + expected.dt.hour)
 
@@ -219,7 +222,7 @@ def test_before_1970_hour_and_weekday_are_those_of_the_calendar(tmp_path, year):
         }
     )
     run(tmp_path, log, schema)
-    extractor = MCMFeatureExtractor.from_pretrained(str(tmp_path / "out" / "feature_extractor"))
+    extractor = load_extractor(tmp_path)
     for customer, row in read_rows(tmp_path).items():
         own = times["ab".index(customer) :: 2]
         assert row["feature_hour"] == [2 + time.hour for time in own]

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from choices import PAPER, of_data
-from synthetic_log import make_log, of_customer, read_rows, run, schema_with
+from synthetic_log import check_row, load_extractor, make_log, of_customer, read_rows, run, schema_with
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor
 from modeling_mcm.data import load_prepared
@@ -81,15 +81,13 @@ def test_preparation_keeps_the_values_that_the_feature_extractor_gives(tmp_path,
     schema = schema_with(features=features, profile=[], **({"end_of_visit": None} if seed == 2 else {}))
     run(tmp_path, log, schema, rows_per_shard=5)
     run(tmp_path, log.sample(frac=1, random_state=seed), schema, name="shuffled", rows_per_shard=5)
-    extractor = MCMFeatureExtractor.from_pretrained(tmp_path / "out" / "feature_extractor")
+    extractor = load_extractor(tmp_path)
     assert extractor.numeric_features == ["price", "cost"]
     rows = read_rows(tmp_path)
     assert rows == read_rows(tmp_path, "shuffled")
     for name, row in rows.items():
         encoded = extractor.encode({"customer_id": name, "events": of_customer(log, int(name))})
-        assert set(encoded) == set(row) - {"validation_end", "test_end"}
-        for column, value in encoded.items():
-            np.testing.assert_array_equal(row[column], value, err_msg=f"{name} {column}")
+        check_row(row, encoded, name)
         for column in ("value_price", "value_cost"):
             assert encoded[column].dtype == np.float32 and np.isfinite(encoded[column]).all()
             assert not np.signbit(np.array(row[column])[np.array(row[column]) == 0]).any()
@@ -235,7 +233,7 @@ def test_values_stay_with_their_events_in_every_batch(tmp_path, mode, augmentati
     log = make_log()
     log["price"] = log["item"].fillna(99) + 1  # so that an event's value tells what it is
     run(tmp_path, log, schema_with(profile=[], max_events=20))
-    extractor = MCMFeatureExtractor.from_pretrained(tmp_path / "out" / "feature_extractor")
+    extractor = load_extractor(tmp_path)
     rows = PreparedRows(load_prepared(tmp_path / "out", cache_dir=tmp_path / "cache"))
     choices = PAPER | {"augmentation": augmentation}
     choices |= {"readout": "last"} if augmentation == "masked_lm" else {}

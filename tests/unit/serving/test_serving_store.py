@@ -209,7 +209,7 @@ FAULTS = expected("Stores of the service", AT_START)
 
 
 @pytest.mark.parametrize("change, words", [fault for fault in FAULTS if fault.values[0]])
-def test_a_store_that_is_at_fault_is_refused_and_not_touched(start, events, model, extractor, tmp_path, change, words):
+def test_a_store_that_is_at_fault_is_refused_and_not_touched(start, events, tmp_path, change, words):
     folder = tmp_path / "stores"
     folder.mkdir()
     start(folder / "state.db", keep_every=1).add(events)
@@ -259,7 +259,7 @@ def test_a_full_disk_keeps_what_was_acknowledged_and_answers(start, events, mode
     assert service.add([*wide, *events])["added"] == len(wide) + len(events) - 3
 
 
-def test_a_service_whose_store_was_taken_over_writes_no_more(start, events, tiny_model, extractor):
+def test_a_service_whose_store_was_taken_over_writes_no_more(start, events, tiny_model):
     before = start()
     before.add(events[:3])
     after = start(model=tiny_model(extended=True, hidden_size=24), adopt=True)

@@ -1,0 +1,80 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a folder holds and what a training left in it, and ways to damage it."""
+
+import json
+
+import torch
+from safetensors.torch import load_file
+
+
+def content(folder):
+    """The bytes of every file of a folder, by its path in it."""
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def weights(folder, name="model.safetensors"):
+    """The tensors of a checkpoint by name."""
+    return load_file(folder / name)
+
+
+def logged(folder):
+    """The lines that the Trainer logged."""
+    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+
+
+def losses(folder):
+    """The training losses by step."""
+    return {entry["step"]: entry["loss"] for entry in logged(folder) if "loss" in entry}
+
+
+def changed_weights(before, after):
+    """Names of the tensors that two checkpoints both have, with other values."""
+    ours, theirs = weights(before), weights(after)
+    return {name for name in ours.keys() & theirs.keys() if not torch.equal(ours[name], theirs[name])}
+
+
+def assert_same_weights(folder, other, tolerance=0.0):
+    """Raises if two checkpoints differ."""
+    ours, theirs = weights(folder), weights(other)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(value.float(), theirs[name].float(), atol=tolerance, rtol=0, msg=name)
+
+
+def remove_files(folder):
+    """Leaves the folders in a folder alone, as a run does that is killed before its model is written."""
+    for path in folder.iterdir():
+        if path.is_file():
+            path.unlink()
+
+
+def cut(name, left):
+    """A change of a folder: a file ends after `left` bytes, or after that share of them if it is a fraction."""
+
+    def change(folder):
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: left if isinstance(left, int) else int(len(data) * left)])
+
+    return change
+
+
+def without(name):
+    """A change of a folder: a file is gone."""
+    return lambda folder: (folder / name).unlink()
+
+
+def flipped(name):
+    """A change of a folder: the byte in the middle of a file is another one."""
+
+    def change(folder):
+        data = bytearray((folder / name).read_bytes())
+        data[len(data) // 2] ^= 255
+        (folder / name).write_bytes(bytes(data))
+
+    return change
+
+
+def rewritten(name, text):
+    """A change of a folder: a file holds another text."""
+    return lambda folder: (folder / name).write_text(text)
