@@ -45,7 +45,14 @@ from modeling_mcm.training.fitting import (
 )
 from modeling_mcm.training.options import AUTO, NONE, ModelOptions, PretrainingArguments
 from modeling_mcm.training.recipe import Recipe, recipe_for, taste_features
-from modeling_mcm.training.resuming import PRETRAINING, Start, deciding_options, find_start, output_folder_lock
+from modeling_mcm.training.resuming import (
+    PRETRAINING,
+    Start,
+    deciding_options,
+    find_start,
+    output_folder_lock,
+    step_size,
+)
 from modeling_mcm.training.sizes import config_of
 from modeling_mcm.training.trainer import BEST_METRIC, MCMTrainer
 
@@ -163,17 +170,10 @@ def read_rows(options: ModelOptions, data: PreparedData, config: MCMConfig, eval
     return train_rows, PreparedRows(rows, places[np.argsort(units[places], kind="stable")])  # for little padding
 
 
-def baseline_results(options: ModelOptions, data: PreparedData, config: MCMConfig, names: Any):
+def _baseline_results(options: ModelOptions, data: PreparedData, config: MCMConfig, names: Any):
     """Evaluates counting baselines on the validation cases.
 
-    Args:
-        options (`ModelOptions`): The options of the training.
-        data (`PreparedData`): The data set.
-        config (`MCMConfig`): The model's config, which names the tasks.
-        names (sequence of `str`): Names of the baselines.
-
-    Returns:
-        `tuple`: The rows, the cases, and the metrics by baseline and task; these are empty if a package is missing.
+    Returns the rows, the cases, and the metrics by baseline and task; these are empty if a package is missing.
     """
     rows = sampled_rows(options, data)
     cases = cases_at(data, "validation", rows)
@@ -219,7 +219,7 @@ def compare(options: ModelOptions, data: PreparedData, model: MCMForMultiTaskRec
         `dict[str, dict[str, float]]`: Means of `BEST_METRIC` by method and task; empty if a package is missing.
     """
     names = [*FIRST_BASELINES, *STRONG_BASELINES]
-    rows, cases, results = baseline_results(options, data, model.config, names)
+    rows, cases, results = _baseline_results(options, data, model.config, names)
     if not results:
         return {}
     tasks = list(model.config.tasks)
@@ -259,7 +259,7 @@ def pretrain(options: ModelOptions, objective: Objective, training: PretrainingA
     model.initialize_from_popularity(popularity(data, config))
     own = {name: getattr(options, name) for name in DECIDING} | {"max_events": extractor.max_events}
     own |= asdict(objective)
-    own["batch size"] = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
+    own["batch size"] = step_size(training)
     run = {"data": sha256_of(data.folder / MANIFEST_FILE), "options": deciding_options(training) | own}
     with output_folder_lock(str(training.output_dir), training.should_save):
         start = find_start(str(training.output_dir), PRETRAINING, run, config)
@@ -331,7 +331,7 @@ def train(
         + (f"going on from {start.checkpoint}" if start.checkpoint else "starting anew")
     )
     if eval_rows is not None and trainer.is_world_process_zero():
-        results = baseline_results(options, data, config, FIRST_BASELINES)[2]
+        results = _baseline_results(options, data, config, FIRST_BASELINES)[2]
         for popular in mean_metrics(results).values():
             trainer.add_callback(FirstComparison(popular, BEST_METRIC, logger.warning))
     if start.checkpoint is None and (model.counted_memory is not None or config.label_features):
@@ -363,7 +363,7 @@ def train(
         "steps": trainer.state.global_step,
         "targets": clock.targets,
         "parameters": sum(parameter.numel() for parameter in trained_parameters),
-        "batch_size": training.train_batch_size * training.world_size * training.gradient_accumulation_steps,
+        "batch_size": step_size(training),
         "max_events": extractor.max_events,
         "learning_rate": training.learning_rate,
         "seed": training.seed,
