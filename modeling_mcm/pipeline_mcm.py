@@ -99,15 +99,10 @@ class _CustomerPipeline(Pipeline):
         return {"rows": self.feature_extractor.readable(row, self.model.config.input_features) | {"where": where}}
 
     def model_inputs(self, model_inputs: dict[str, Any], now: int | None = None) -> dict[str, torch.Tensor]:
-        """Pads encoded customers to tensors on the model's device.
+        """Pads the encoded customers of `preprocess` to tensors on the model's device.
 
-        Args:
-            model_inputs (`dict`): result of `preprocess`; `rows` is one row or the list of rows of a batch.
-            now (`int`, *optional*): moment for which customers are scored, in seconds since 1970-01-01. Default: the
-                time of each customer's last event.
-
-        Returns:
-            `dict[str, torch.Tensor]`: model inputs by name.
+        `now` is the moment for which they are scored, in seconds since 1970-01-01; by default that of each one's last
+        event.
         """
         rows = model_inputs["rows"]
         rows = rows if isinstance(rows, list) else [rows]
@@ -124,12 +119,7 @@ class _CustomerPipeline(Pipeline):
             return to_seconds(now, read_zone(self.feature_extractor.time_zone))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Saves model and feature extractor, and the pipeline's code if the checkpoint uses remote code.
-
-        Args:
-            save_directory (`str` or `os.PathLike`): folder of the new checkpoint.
-            kwargs: options of `Pipeline.save_pretrained`.
-        """
+        """Saves model and feature extractor, and the pipeline's code if the checkpoint uses remote code."""
         super().save_pretrained(save_directory, **kwargs)
         if getattr(self.model.config, "auto_map", None):
             custom_object_save(self, save_directory)

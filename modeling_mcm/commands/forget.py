@@ -62,18 +62,10 @@ class ForgetOptions:
             raise ValueError("--events needs --data: its schema says which column holds the customers.")
 
 
-def read_ids(path: str) -> list[str]:
-    """Reads customer ids from a CSV file.
+def _read_ids(path: str) -> list[str]:
+    """Reads customer ids from a CSV file in UTF-8, or in UTF-16 with a byte order mark: each once, in its order.
 
-    Args:
-        path (`str`): File in UTF-8, with or without a byte order mark, or in UTF-16 with one.
-
-    Returns:
-        `list[str]`: The ids in the order of the file, each once.
-
-    Raises:
-        OSError: If the file can't be read.
-        ValueError: If the file is no text, no valid CSV, or holds no id.
+    Raises `OSError` if the file can't be read, and `ValueError` if it is no text, no valid CSV, or holds no id.
     """
     content = Path(path).read_bytes()
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -152,7 +144,7 @@ def run(options: ForgetOptions) -> list[str]:
     from modeling_mcm.preparation.forget import find_customers
     from modeling_mcm.preparation.locks import locked
 
-    ids = read_ids(options.customers)
+    ids = _read_ids(options.customers)
     places = Places.resolved(options.data, options.predictions, options.events)
     if absent := [path for path in [*places.predictions, *places.events] if not path.exists()]:
         raise FileNotFoundError(f"{absent[0]} does not exist; check the path.")
