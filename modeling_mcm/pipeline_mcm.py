@@ -34,6 +34,7 @@ from .action_inputs_mcm import EncodedActions, read_actions
 from .configuration_mcm import FIRST_LABEL
 from .events_mcm import naming
 from .files_mcm import check_values
+from .inputs_mcm import events_before
 from .state_mcm import MissingForecastsError
 from .times_mcm import SECONDS_PER_DAY, read_zone, to_seconds
 
@@ -51,6 +52,7 @@ class _CustomerPipeline(Pipeline):
     _load_video_processor: Any = False
     _load_feature_extractor: Any = True
     _load_tokenizer: Any = False
+    NAME: str = ""  # of the task, for messages
     feature_extractor: Any  # an MCMFeatureExtractor; the base class knows those of audio
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -111,6 +113,13 @@ class _CustomerPipeline(Pipeline):
         batch = self.feature_extractor.pad(rows, mask_next=mask_next, now=moments)
         return {name: value.to(self.device) for name, value in batch.items()}
 
+    def _sanitize_parameters(self, **options: Any):
+        """Reads the option of a pipeline that has `now` alone."""
+        now = options.pop("now", None)
+        if options:
+            raise ValueError(f"Unknown options {sorted(options)}: {self.NAME} has `now`.")
+        return {}, {} if now is None else {"now": self._read_now(now)}, {}
+
     def _read_now(self, now: Any) -> int | None:
         """Seconds since 1970-01-01 of a moment, which is text, a date or None."""
         if now is None:
@@ -135,10 +144,7 @@ class CustomerEmbeddingPipeline(_CustomerPipeline):
             are not read. Default: the time of each customer's last event.
     """
 
-    def _sanitize_parameters(self, now: Any = None, **unknown: Any):
-        if unknown:
-            raise ValueError(f"Unknown options {sorted(unknown)}: customer-embedding has `now`.")
-        return {}, {} if now is None else {"now": self._read_now(now)}, {}
+    NAME = "customer-embedding"
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
         inputs = self.model_inputs(input_tensors, forward_parameters.get("now"))
@@ -161,16 +167,13 @@ class CustomerForecastPipeline(_CustomerPipeline):
             Default: the time of each customer's last event.
     """
 
+    NAME = "customer-forecast"
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         heads = getattr(self.model, "forecasts", None)
         if heads is None or not heads.is_trained:
             raise MissingForecastsError(self.model.name_or_path)
-
-    def _sanitize_parameters(self, now: Any = None, **unknown: Any):
-        if unknown:
-            raise ValueError(f"Unknown options {sorted(unknown)}: customer-forecast has `now`.")
-        return {}, {} if now is None else {"now": self._read_now(now)}, {}
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
         inputs = self.model_inputs(input_tensors, forward_parameters.get("now"))
@@ -245,6 +248,8 @@ class CustomerPredictionPipeline(_CustomerPipeline):
             after it are not read, as in fine-tuning. Default: right after the last event.
     """
 
+    NAME = "customer-prediction"
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         head: Any = getattr(self.model, "prediction_head", None)
@@ -254,16 +259,11 @@ class CustomerPredictionPipeline(_CustomerPipeline):
                 "be made up. Fine-tune it first (training/run_finetune.py --labels, docs/labels.md)."
             )
 
-    def _sanitize_parameters(self, now: Any = None, **unknown: Any):
-        if unknown:
-            raise ValueError(f"Unknown options {sorted(unknown)}: customer-prediction has `now`.")
-        return {}, {} if now is None else {"now": self._read_now(now)}, {}
-
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
         now = forward_parameters.get("now")
         rows = input_tensors["rows"] if isinstance(input_tensors["rows"], list) else [input_tensors["rows"]]
         if now is not None:
-            rows = [_events_before(row, now) for row in rows]
+            rows = [events_before(row, now) for row in rows]
         return ModelOutput({"logits": self.model(**self.model_inputs({"rows": rows}, now)).logits.float()})
 
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> dict[str, float] | float:
@@ -273,12 +273,6 @@ class CustomerPredictionPipeline(_CustomerPipeline):
         if config.problem_type == "regression" or config.num_labels == 1:
             return logits[0].item()
         return {config.id2label[place]: chance for place, chance in enumerate(logits.softmax(-1).tolist())}
-
-
-def _events_before(row: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """A customer's encoded row without the events at or after a moment."""
-    is_before = row["times"] < seconds
-    return {name: value[is_before] if isinstance(value, np.ndarray) else value for name, value in row.items()}
 
 
 class ActionScoresPipeline(_CustomerPipeline):

@@ -231,16 +231,10 @@ def _evaluate_offers(options: EvaluationOptions) -> tuple[list[list[str]], str, 
     return table, caption, results
 
 
-def cases_of(options: EvaluationOptions, data: PreparedData) -> EvaluationCases:
-    """Finds the cases of the command's cutoff, targets and filters.
+def _cases_of(options: EvaluationOptions, data: PreparedData) -> EvaluationCases:
+    """Finds the cases of the command's cutoff, targets and filters; ends with a message if there is none.
 
-    Args:
-        options (`EvaluationOptions`): The command's options. Tasks that are left without any target are removed
-            from `options.tasks`.
-        data (`PreparedData`): The prepared data set.
-
-    Raises:
-        SystemExit: If there is no case.
+    Tasks that are left without any target are removed from `options.tasks`.
     """
     try:
         cases = cases_at(data, options.cutoff, min_history=options.min_history, horizon_days=options.horizon_days)
@@ -278,7 +272,7 @@ def _report_visits(options: EvaluationOptions) -> None:
         raise SystemExit(f"No tasks {wrong}; the checkpoint has {', '.join(model.config.tasks)}.")
     options.tasks = options.tasks or list(model.config.tasks)
 
-    rows, cases = data.rows, cases_of(options, data)
+    rows, cases = data.rows, _cases_of(options, data)
     label_sizes = {task: model.config.label_sizes[task] for task in options.tasks}
     names, left_out = default_baselines(cases, label_sizes)
     if options.baselines:

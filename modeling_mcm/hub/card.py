@@ -468,6 +468,3 @@ def dataset_card(manifest: Any, exposure: Exposure | None = None) -> DatasetCard
         exposure=exposure,
         first_id=FIRST_VALUE_ID,
     )
-
-
-__all__ = ["CardFacts", "Exposure", "Footprint", "dataset_card", "model_card", "scrub_command", "write_results"]

@@ -255,6 +255,3 @@ def write_upload_folder(
     # Once from the written files: what would not load is not published.
     MCMFeatureExtractor.from_pretrained(str(target))
     return UploadFolder(sorted(target.iterdir()), number)
-
-
-__all__ = ["UploadFolder", "write_upload_folder"]

@@ -292,6 +292,3 @@ def train_to_labels(
     on_held_out = f"On {len(held_out):,} labels of customers that were not trained on: {words}."
     logger.warning(on_held_out if words else "Saved.")
     return metrics
-
-
-__all__ = ["CountedHistories", "LabelOptions", "LabelTrainer", "label_defaults", "read_labels", "train_to_labels"]

@@ -188,15 +188,8 @@ def _baseline_results(options: ModelOptions, data: PreparedData, config: MCMConf
         return rows, cases, {}
 
 
-def mean_metrics(results: Any) -> dict[str, dict[str, float]]:
-    """Computes the mean over the cases of the metric `BEST_METRIC`.
-
-    Args:
-        results (`dict`): Metrics of every case, by method, task and name.
-
-    Returns:
-        `dict[str, dict[str, float]]`: The means by method and task, without tasks that have no target in any case.
-    """
+def _mean_metrics(results: Any) -> dict[str, dict[str, float]]:
+    """Means of `BEST_METRIC` over the cases, by method and task, without tasks that have no target in any case."""
     return {
         method: {
             task: float(np.nanmean(metrics[BEST_METRIC]))
@@ -207,16 +200,10 @@ def mean_metrics(results: Any) -> dict[str, dict[str, float]]:
     }
 
 
-def compare(options: ModelOptions, data: PreparedData, model: MCMForMultiTaskRecommendation) -> dict[str, Any]:
-    """Compares the trained model with baselines on the validation cases, and warns of each task on which it is worse.
+def _compare(options: ModelOptions, data: PreparedData, model: MCMForMultiTaskRecommendation) -> dict[str, Any]:
+    """Compares the trained model with baselines on the validation cases, and warns of tasks on which it is worse.
 
-    Args:
-        options (`ModelOptions`): The options of the training.
-        data (`PreparedData`): The data set, with the model's feature extractor.
-        model (`MCMForMultiTaskRecommendation`): The trained model.
-
-    Returns:
-        `dict[str, dict[str, float]]`: Means of `BEST_METRIC` by method and task; empty if a package is missing.
+    Returns means of `BEST_METRIC` by method and task; empty if a package is missing.
     """
     names = [*FIRST_BASELINES, *STRONG_BASELINES]
     rows, cases, results = _baseline_results(options, data, model.config, names)
@@ -224,7 +211,7 @@ def compare(options: ModelOptions, data: PreparedData, model: MCMForMultiTaskRec
         return {}
     tasks = list(model.config.tasks)
     results["MCM"] = model_values(model.eval(), data.extractor, rows, cases, tasks)
-    means = mean_metrics(results)
+    means = _mean_metrics(results)
     for method, by_task in means.items():
         logger.warning(
             f"{BEST_METRIC} on validation, {method}: " + ", ".join(f"{t} {v:.4f}" for t, v in by_task.items())
@@ -332,7 +319,7 @@ def train(
     )
     if eval_rows is not None and trainer.is_world_process_zero():
         results = _baseline_results(options, data, config, FIRST_BASELINES)[2]
-        for popular in mean_metrics(results).values():
+        for popular in _mean_metrics(results).values():
             trainer.add_callback(FirstComparison(popular, BEST_METRIC, logger.warning))
     if start.checkpoint is None and (model.counted_memory is not None or config.label_features):
         fit_counted_memory(model, options, data, training.seed)
@@ -381,5 +368,5 @@ def train(
     trainer.finish(PRETRAINING, facts)
     if trainer.is_world_process_zero():
         if eval_rows is not None and not trainer.is_fsdp_enabled:
-            facts["validation"] = compare(options, data, model)
+            facts["validation"] = _compare(options, data, model)
         trainer.write_record(PRETRAINING, facts, is_finished=True)
