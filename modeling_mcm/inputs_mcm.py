@@ -176,26 +176,6 @@ def _picked(row: Mapping[str, Any], keep: NDArray[np.bool_]) -> dict[str, Any]:
     return {name: value[keep] if name.startswith(EVENT_COLUMNS) else value for name, value in row.items()}
 
 
-def select_events(row: Mapping[str, Any], events: NDArray[Any] | slice) -> dict[str, Any]:
-    """Selects some events of a row.
-
-    Args:
-        row (`dict`): a row, whose columns of events are arrays.
-        events (`NDArray` or `slice`): indices of the events, or a mask of shape `(events,)`.
-    """
-    return {name: value[events] if isinstance(value, np.ndarray) else value for name, value in row.items()}
-
-
-def events_before(row: Mapping[str, Any], time: float) -> dict[str, Any]:
-    """Leaves out the events from a time on.
-
-    Args:
-        row (`dict`): a row, whose columns of events are arrays.
-        time (`float`): the time, in seconds since 1970-01-01.
-    """
-    return select_events(row, row["times"] < time)
-
-
 def until(rows: Sequence[Mapping[str, Any]], now: Sequence[float]) -> list[Mapping[str, Any]]:
     """Leaves out the events that are later than a moment of each row, with a warning.
 

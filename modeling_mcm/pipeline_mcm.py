@@ -32,9 +32,8 @@ from transformers.utils import ModelOutput
 
 from .action_inputs_mcm import EncodedActions, read_actions
 from .configuration_mcm import FIRST_LABEL
-from .events_mcm import naming
+from .events_mcm import events_before, naming
 from .files_mcm import check_values
-from .inputs_mcm import events_before
 from .state_mcm import MissingForecastsError
 from .times_mcm import SECONDS_PER_DAY, read_zone, to_seconds
 

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, Sampler
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, UNKNOWN_ID, MCMConfig
 from modeling_mcm.data.cases import deciding_tasks
-from modeling_mcm.inputs_mcm import select_events
+from modeling_mcm.events_mcm import select_events
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.times_mcm import SECONDS_PER_DAY

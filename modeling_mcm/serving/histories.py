@@ -24,9 +24,8 @@ from safetensors.numpy import save_file
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.data.collator import PreparedRows, batches_by_length
 from modeling_mcm.data.dataset import PreparedData
-from modeling_mcm.events_mcm import check_columns
+from modeling_mcm.events_mcm import check_columns, select_events
 from modeling_mcm.files_mcm import atomic_write
-from modeling_mcm.inputs_mcm import select_events
 from modeling_mcm.live_mcm import LiveCustomer
 from modeling_mcm.live_storage_mcm import checkpoint_digest
 from modeling_mcm.processing_mcm import MCMFeatureExtractor

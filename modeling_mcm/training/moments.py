@@ -27,7 +27,7 @@ from transformers.utils import logging
 
 from modeling_mcm.data.cases import deciding_tasks
 from modeling_mcm.data.collator import LengthGroupedSampler
-from modeling_mcm.inputs_mcm import select_events
+from modeling_mcm.events_mcm import select_events
 from modeling_mcm.modeling_mcm import MCMModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.state_mcm import CustomerState, Forecasts
