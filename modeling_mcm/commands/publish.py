@@ -123,18 +123,10 @@ def _count_rare(options: PublishingOptions, extractor: MCMFeatureExtractor) -> t
     return rare, Exposure(least, counted, hidden=options.min_customers is not None)
 
 
-def stored(path: Path, needed: bool) -> dict[str, Any] | None:
-    """Reads a JSON file of the checkpoint.
+def _stored(path: Path, needed: bool) -> dict[str, Any] | None:
+    """Reads a JSON file of the checkpoint; None if it does not exist and is not needed.
 
-    Args:
-        path (`Path`): The file.
-        needed (`bool`): Whether it is an error if the file does not exist.
-
-    Returns:
-        `dict`: The content, or `None` if the file is not needed and does not exist.
-
-    Raises:
-        ValueError: If the file is damaged, or is needed and does not exist.
+    Raises `ValueError` if the file is damaged, and `FileNotFoundError` if it is needed and does not exist.
     """
     if not needed and not path.is_file():
         return None
@@ -171,8 +163,8 @@ def _fill_folder(options: PublishingOptions, folder: Path) -> None:
             f"Of fewer than {exposure.min_customers} customers: {sum(exposure.rare.values()):,} values are hidden, "
             f"{pairs.followers:,} pairs of labels, and {pairs.related:,} weights from or to hidden values"
         )
-    evaluation = stored(Path(options.evaluation or checkpoint / "evaluation.json"), needed=bool(options.evaluation))
-    training = [record for name in TRAINING_FILES if (record := stored(checkpoint / name, needed=False))]
+    evaluation = _stored(Path(options.evaluation or checkpoint / "evaluation.json"), needed=bool(options.evaluation))
+    training = [record for name in TRAINING_FILES if (record := _stored(checkpoint / name, needed=False))]
     try:
         result_rows(evaluation)
     except ValueError as error:

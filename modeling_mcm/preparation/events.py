@@ -239,13 +239,9 @@ def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
 
 
 def _find_unreadable(table: ir.Table, columns: dict[str, ir.Value], schema: EventSchema) -> ir.BooleanValue | None:
-    """Finds the rows with a time or a number that can't be read.
+    """Whether each row has a time or a number that can't be read; None where no row has.
 
-    Returns:
-        Whether each row is one of them, or None where no row is.
-
-    Raises:
-        ValueError: if there is such a row and bad rows are errors.
+    Raises `ValueError` if there is such a row and bad rows are errors.
     """
     form = "a whole number" if schema.order else f"a time; write {TIME_ADVICE}"
     read = {schema.order_column or ROW_NUMBER: (columns["second"], form)}

@@ -102,13 +102,9 @@ def digest_of(extractor: MCMFeatureExtractor) -> str:
 
 
 def _reusable(output_dir: Path, facts: dict[str, Any], overwrite: bool, reuse: bool) -> PreparedManifest | None:
-    """Finds out whether the data set in a folder can be reused.
+    """The manifest of the data set in a folder if it can be reused, None if the folder is to be written.
 
-    Returns:
-        Its manifest if it can be reused, None if the folder is to be written.
-
-    Raises:
-        FileExistsError: if the folder holds something else, or may be neither reused nor replaced.
+    Raises `FileExistsError` if the folder holds something else, or may be neither reused nor replaced.
     """
     if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
         return None

@@ -71,7 +71,7 @@ def check_predictions(folder: str, since: str | None = None) -> None:
             f"{folder} holds {rows:,} customers and says it has {expected:,}: run run_predict.py again, or score into "
             "another folder."
         )
-    if since is not None and until is not None and seconds_of(since) <= until:
+    if since is not None and until is not None and _seconds_of(since) <= until:
         known = datetime.fromtimestamp(until, UTC).replace(tzinfo=None)
         raise ValueError(
             f"--since is {since}, and the predictions of {folder} know events until {known}: what they are compared "
@@ -79,18 +79,8 @@ def check_predictions(folder: str, since: str | None = None) -> None:
         )
 
 
-def seconds_of(moment: str) -> int:
-    """Reads the moment of `--since`.
-
-    Args:
-        moment (`str`): ISO 8601 text without a time zone, such as "2024-05-06".
-
-    Returns:
-        `int`: the moment, in seconds since 1970-01-01.
-
-    Raises:
-        ValueError: if the text is no moment.
-    """
+def _seconds_of(moment: str) -> int:
+    """The moment of `--since`, such as "2024-05-06", in seconds since 1970; raises `ValueError` if it is none."""
     with needs("data"):
         from modeling_mcm.preparation.times import epoch_seconds
     try:
@@ -182,7 +172,7 @@ def calibration(folder: str, data: str, since: str) -> dict[str, list[dict[str, 
     """
     tasks = _tasks_of(folder)
     happened: dict[str, dict[str, dict[str, float]]] = {task: {} for task in tasks}
-    for customer, task, shares in _what_happened(data, seconds_of(since), tasks):
+    for customer, task, shares in _what_happened(data, _seconds_of(since), tasks):
         happened[task][customer] = shares
     if not any(happened.values()):
         raise ValueError(f"{data} holds no target event from {since} on: update it first (training/update_data.py).")

@@ -176,7 +176,7 @@ def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None
         if start.is_finished:
             logger.warning(f"{training.output_dir} holds this run, which is finished: nothing is left to train.")
         else:
-            train(options, training, data, extractor, model, offers, groups, evaluated, run, start)
+            _train(options, training, data, extractor, model, offers, groups, evaluated, run, start)
 
 
 def _digests_of(options: FineTuningOptions) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def _digests_of(options: FineTuningOptions) -> dict[str, Any]:
     return digests
 
 
-def train(
+def _train(
     options: FineTuningOptions,
     training: FineTuningArguments,
     data: PreparedData,
@@ -205,17 +205,8 @@ def train(
 ) -> None:
     """Trains a model on offers, and writes the model and the record of the run, finetuning.json.
 
-    Args:
-        options (`FineTuningOptions`): Which checkpoint is fine-tuned on which offers.
-        training (`FineTuningArguments`): The options of the training.
-        data (`PreparedData`): The data set with the histories of the offers' customers.
-        extractor (`MCMFeatureExtractor`): The checkpoint's feature extractor, which is saved with the model.
-        model (`MCMForActionRecommendation`): The model to train.
-        offers (`Offers`): The offers.
-        groups (`numpy.ndarray`, shape `(groups,)`): Indices of the groups of offers to train on.
-        evaluated (`numpy.ndarray`, shape `(groups,)`): Indices of the groups to evaluate on; may be empty.
-        run (`dict[str, Any]`): Digests and options that a resumed run must have in common with this one.
-        start (`Start`): Where the training starts, from [`find_start`].
+    `groups` and `evaluated` are indices of the groups of offers to train and to evaluate on, the latter may be empty;
+    `run` holds the digests and options that a resumed run must have in common with this one.
     """
     used = np.concatenate([groups, evaluated])
     wrapped: Any = _with_low_rank_updates(model, options.lora) if options.lora else model

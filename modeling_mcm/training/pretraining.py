@@ -253,10 +253,10 @@ def pretrain(options: ModelOptions, objective: Objective, training: PretrainingA
         if start.is_finished:
             logger.warning(f"{training.output_dir} holds this run, which is finished: nothing is left to train.")
         else:
-            train(options, training, data, model, recipe, run, start)
+            _train(options, training, data, model, recipe, run, start)
 
 
-def train(
+def _train(
     options: ModelOptions,
     training: PretrainingArguments,
     data: PreparedData,
@@ -267,14 +267,7 @@ def train(
 ) -> None:
     """Trains a model, compares it with baselines, and writes it with the record of the run, pretraining.json.
 
-    Args:
-        options (`ModelOptions`): Which model is trained on which data.
-        training (`PretrainingArguments`): The options of the training.
-        data (`PreparedData`): The data set; its feature extractor is saved with the model.
-        model (`MCMForMultiTaskRecommendation`): The model to train.
-        recipe (`Recipe`): The choices that the data made.
-        run (`dict[str, Any]`): Digest of the data and options that a resumed run must have in common with this one.
-        start (`Start`): Where the training starts, from [`find_start`].
+    `run` holds the digest of the data and the options that a resumed run must have in common with this one.
     """
     config, extractor = model.config, data.extractor
     train_rows, eval_rows = read_rows(options, data, config, training.eval_strategy != "no")

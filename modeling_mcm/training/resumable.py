@@ -164,7 +164,7 @@ class ResumableTrainer(Trainer):
             self.save_model(str(written), _internal_call=True)
             if self.args.should_save:
                 self.state.save_to_json(str(written / STATE))
-                flush(written)
+                _flush(written)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(folder / INCOMPLETE, ignore_errors=True)
             raise OSError(
@@ -195,12 +195,8 @@ class ResumableTrainer(Trainer):
         write_json(Path(str(self.args.output_dir), record), {**facts, "finished": is_finished})
 
 
-def flush(folder: Path) -> None:
-    """Waits until all files of a folder are on the disk.
-
-    Args:
-        folder (`Path`): The folder.
-    """
+def _flush(folder: Path) -> None:
+    """Waits until all files of a folder are on the disk."""
     for path in [*(path for path in folder.rglob("*") if path.is_file()), folder]:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -211,7 +207,7 @@ def flush(folder: Path) -> None:
 
 def _move_into_place(written: Path, target: Path) -> None:
     """Renames a folder on one disk, once its files are on it, in one step; an existing folder is replaced."""
-    flush(written)
+    _flush(written)
     if target.exists():
         target.rename(written.with_name(f"{written.name}-before"))
     written.rename(target)
