@@ -314,6 +314,26 @@ def read_columns(events: Any, known: Sequence[str]) -> tuple[dict[str, Any], int
     return columns, count
 
 
+def select_events(row: Mapping[str, Any], events: NDArray[Any] | slice) -> dict[str, Any]:
+    """Selects some events of a row.
+
+    Args:
+        row (`dict`): a row, whose columns of events are arrays.
+        events (`NDArray` or `slice`): indices of the events, or a mask of shape `(events,)`.
+    """
+    return {name: value[events] if isinstance(value, np.ndarray) else value for name, value in row.items()}
+
+
+def events_before(row: Mapping[str, Any], time: float) -> dict[str, Any]:
+    """Leaves out the events from a time on.
+
+    Args:
+        row (`dict`): a row, whose columns of events are arrays.
+        time (`float`): the time, in seconds since 1970-01-01.
+    """
+    return select_events(row, row["times"] < time)
+
+
 def rank_visits(column: Any) -> NDArray[np.int64]:
     """Rank of each event's visit key, compared as text, among the keys of the customer.
 

@@ -348,14 +348,10 @@ def _label_parts(
 
 
 def _shared(whole: NDArray, deletions: NDArray) -> NDArray[np.float64]:
-    """Distributes totals over visits, in the order of the visits' deletions.
+    """Shares of visits `(N, P)` in totals of parts `(P,)`, in the order of the visits' deletions.
 
-    Args:
-        whole: total of each part, of shape `(P,)`.
-        deletions: loss of each part when a visit is deleted, of shape `(N, P)`.
-
-    Returns:
-        Shares of shape `(N, P)`; their sum over visits is `whole`.
+    `deletions` holds the loss of each part when a visit is deleted, of shape `(N, P)`. The sum of the shares over
+    visits is `whole`.
     """
     if not len(deletions):
         return deletions

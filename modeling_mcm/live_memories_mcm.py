@@ -201,13 +201,9 @@ class LiveMemories:
         return memories
 
     def _make_room(self, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds rows to `met` for labels that have none, in a copy, so that the earlier state does not change.
+        """Adds rows to `met` for ascending labels that have none, in a copy: the earlier state does not change.
 
-        Args:
-            labels: indices of labels, ascending.
-
-        Returns:
-            Whether each label is new, and its row of `met`, both of shape `(labels,)`.
+        Returns whether each label is new, and its row of `met`, both of shape `(labels,)`.
         """
         places = torch.searchsorted(self.labels, labels)
         is_new = F.pad(self.labels, (0, 1), value=-1)[places] != labels

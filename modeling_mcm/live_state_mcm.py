@@ -347,13 +347,10 @@ class LiveState:
 
 
 def _added(counts: torch.Tensor, ids: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Adds new events to counts of feature values.
+    """Adds new events to `counts` of feature values, of shape `(values, k)`, in place.
 
-    Args:
-        counts: counts of shape `(values, k)`, changed in place.
-        ids: feature ids of the events, of shape `(L, features)`.
-        rows: row of each feature's first value in `counts`.
-        weights: weights of the events, of shape `(L, k)`.
+    The events have `ids` of shape `(L, features)` and `weights` of shape `(L, k)`; `rows` are the rows of each
+    feature's first value in `counts`.
     """
     event, feature = (ids > MISSING_ID).nonzero(as_tuple=True)
     return counts.index_add_(0, ids[event, feature] + rows[feature], weights[event])

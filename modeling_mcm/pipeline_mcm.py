@@ -32,7 +32,7 @@ from transformers.utils import ModelOutput
 
 from .action_inputs_mcm import EncodedActions, read_actions
 from .configuration_mcm import FIRST_LABEL
-from .events_mcm import naming
+from .events_mcm import events_before, naming
 from .files_mcm import check_values
 from .state_mcm import MissingForecastsError
 from .times_mcm import SECONDS_PER_DAY, read_zone, to_seconds
@@ -51,6 +51,7 @@ class _CustomerPipeline(Pipeline):
     _load_video_processor: Any = False
     _load_feature_extractor: Any = True
     _load_tokenizer: Any = False
+    NAME: str = ""  # of the task, for messages
     feature_extractor: Any  # an MCMFeatureExtractor; the base class knows those of audio
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -99,15 +100,10 @@ class _CustomerPipeline(Pipeline):
         return {"rows": self.feature_extractor.readable(row, self.model.config.input_features) | {"where": where}}
 
     def model_inputs(self, model_inputs: dict[str, Any], now: int | None = None) -> dict[str, torch.Tensor]:
-        """Pads encoded customers to tensors on the model's device.
+        """Pads the encoded customers of `preprocess` to tensors on the model's device.
 
-        Args:
-            model_inputs (`dict`): result of `preprocess`; `rows` is one row or the list of rows of a batch.
-            now (`int`, *optional*): moment for which customers are scored, in seconds since 1970-01-01. Default: the
-                time of each customer's last event.
-
-        Returns:
-            `dict[str, torch.Tensor]`: model inputs by name.
+        `now` is the moment for which they are scored, in seconds since 1970-01-01; by default that of each one's last
+        event.
         """
         rows = model_inputs["rows"]
         rows = rows if isinstance(rows, list) else [rows]
@@ -115,6 +111,13 @@ class _CustomerPipeline(Pipeline):
         moments = None if now is None else [now] * len(rows)
         batch = self.feature_extractor.pad(rows, mask_next=mask_next, now=moments)
         return {name: value.to(self.device) for name, value in batch.items()}
+
+    def _sanitize_parameters(self, **options: Any):
+        """Reads the option of a pipeline that has `now` alone."""
+        now = options.pop("now", None)
+        if options:
+            raise ValueError(f"Unknown options {sorted(options)}: {self.NAME} has `now`.")
+        return {}, {} if now is None else {"now": self._read_now(now)}, {}
 
     def _read_now(self, now: Any) -> int | None:
         """Seconds since 1970-01-01 of a moment, which is text, a date or None."""
@@ -124,12 +127,7 @@ class _CustomerPipeline(Pipeline):
             return to_seconds(now, read_zone(self.feature_extractor.time_zone))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Saves model and feature extractor, and the pipeline's code if the checkpoint uses remote code.
-
-        Args:
-            save_directory (`str` or `os.PathLike`): folder of the new checkpoint.
-            kwargs: options of `Pipeline.save_pretrained`.
-        """
+        """Saves model and feature extractor, and the pipeline's code if the checkpoint uses remote code."""
         super().save_pretrained(save_directory, **kwargs)
         if getattr(self.model.config, "auto_map", None):
             custom_object_save(self, save_directory)
@@ -145,10 +143,7 @@ class CustomerEmbeddingPipeline(_CustomerPipeline):
             are not read. Default: the time of each customer's last event.
     """
 
-    def _sanitize_parameters(self, now: Any = None, **unknown: Any):
-        if unknown:
-            raise ValueError(f"Unknown options {sorted(unknown)}: customer-embedding has `now`.")
-        return {}, {} if now is None else {"now": self._read_now(now)}, {}
+    NAME = "customer-embedding"
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
         inputs = self.model_inputs(input_tensors, forward_parameters.get("now"))
@@ -171,16 +166,13 @@ class CustomerForecastPipeline(_CustomerPipeline):
             Default: the time of each customer's last event.
     """
 
+    NAME = "customer-forecast"
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         heads = getattr(self.model, "forecasts", None)
         if heads is None or not heads.is_trained:
             raise MissingForecastsError(self.model.name_or_path)
-
-    def _sanitize_parameters(self, now: Any = None, **unknown: Any):
-        if unknown:
-            raise ValueError(f"Unknown options {sorted(unknown)}: customer-forecast has `now`.")
-        return {}, {} if now is None else {"now": self._read_now(now)}, {}
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
         inputs = self.model_inputs(input_tensors, forward_parameters.get("now"))
@@ -255,6 +247,8 @@ class CustomerPredictionPipeline(_CustomerPipeline):
             after it are not read, as in fine-tuning. Default: right after the last event.
     """
 
+    NAME = "customer-prediction"
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         head: Any = getattr(self.model, "prediction_head", None)
@@ -264,16 +258,11 @@ class CustomerPredictionPipeline(_CustomerPipeline):
                 "be made up. Fine-tune it first (training/run_finetune.py --labels, docs/labels.md)."
             )
 
-    def _sanitize_parameters(self, now: Any = None, **unknown: Any):
-        if unknown:
-            raise ValueError(f"Unknown options {sorted(unknown)}: customer-prediction has `now`.")
-        return {}, {} if now is None else {"now": self._read_now(now)}, {}
-
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
         now = forward_parameters.get("now")
         rows = input_tensors["rows"] if isinstance(input_tensors["rows"], list) else [input_tensors["rows"]]
         if now is not None:
-            rows = [_events_before(row, now) for row in rows]
+            rows = [events_before(row, now) for row in rows]
         return ModelOutput({"logits": self.model(**self.model_inputs({"rows": rows}, now)).logits.float()})
 
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> dict[str, float] | float:
@@ -283,12 +272,6 @@ class CustomerPredictionPipeline(_CustomerPipeline):
         if config.problem_type == "regression" or config.num_labels == 1:
             return logits[0].item()
         return {config.id2label[place]: chance for place, chance in enumerate(logits.softmax(-1).tolist())}
-
-
-def _events_before(row: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """A customer's encoded row without the events at or after a moment."""
-    is_before = row["times"] < seconds
-    return {name: value[is_before] if isinstance(value, np.ndarray) else value for name, value in row.items()}
 
 
 class ActionScoresPipeline(_CustomerPipeline):

@@ -57,7 +57,7 @@ def to_seconds(value: Any, zone: tzinfo) -> int:
         return int(value.astype("datetime64[s]").astype(np.int64))
     if isinstance(value, str):
         try:
-            seconds, has_zone = read_time_text(value)
+            seconds, has_zone = _read_time_text(value)
         except ValueError:
             raise ValueError(f"found {value!r}, which is no time; {fix}") from None
         return seconds + zone_offset(seconds, zone) if has_zone else seconds
@@ -102,17 +102,10 @@ def read_times(column: Any, zone: tzinfo) -> NDArray[np.int64]:
     return map_distinct(column, lambda value: to_seconds(value, zone), np.int64)
 
 
-def read_time_text(text: str) -> tuple[int, bool]:
-    """Reads a time from text.
+def _read_time_text(text: str) -> tuple[int, bool]:
+    """Whole seconds since 1970-01-01 of a text of the form `TIME_PATTERN`, and whether it has a zone.
 
-    Args:
-        text (`str`): a time in the form of `TIME_PATTERN`.
-
-    Returns:
-        Whole seconds since 1970-01-01, in UTC if the text has a zone; and whether it has one.
-
-    Raises:
-        ValueError: if the text has another form, or the day does not exist.
+    With a zone they are in UTC. Raises `ValueError` if the text has another form, or the day does not exist.
     """
     match = re.match(TIME_PATTERN, text)
     if match is None:

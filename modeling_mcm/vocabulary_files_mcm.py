@@ -68,19 +68,9 @@ class VocabularyFiles(FeatureExtractionMixin):
     def get_feature_extractor_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Reads preprocessor_config.json and vocabularies.json.
+        """Reads preprocessor_config.json and vocabularies.json; arguments and result are those of the base class.
 
-        Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): folder of the checkpoint, path of its
-                preprocessor_config.json, or its name on the Hub.
-            kwargs: options of `FeatureExtractionMixin.get_feature_extractor_dict`.
-
-        Returns:
-            Arguments of the feature extractor, and the unused options.
-
-        Raises:
-            OSError: if a file is missing.
-            ValueError: if vocabularies.json is damaged.
+        Raises `OSError` if a file is missing, and `ValueError` if vocabularies.json is damaged.
         """
         source = str(pretrained_model_name_or_path)
         names = ("cache_dir", "force_download", "proxies", "subfolder", "token", "local_files_only", "revision")

@@ -43,12 +43,8 @@ class DriftOptions:
     memory_limit: str = option("1GB", MEMORY_LIMIT)
 
 
-def table(report: DriftReport) -> str:
-    """Writes the report as text: a table of features, then unknown values and how to add them.
-
-    Args:
-        report (`DriftReport`): What [`feature_drift`] counted.
-    """
+def _table(report: DriftReport) -> str:
+    """Writes the report as text: a table of features, then unknown values and how to add them."""
     rows = [HEADINGS, *(_cells(drift) for drift in report.features)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     left_out = f"{report.left_out:,} without customer or time were left out"
@@ -87,7 +83,7 @@ def main() -> None:
             path = Path(options.report_file)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, report.to_dict(), indent=1)
-    sys.stdout.write(table(report) + "\n")
+    sys.stdout.write(_table(report) + "\n")
 
 
 if __name__ == "__main__":

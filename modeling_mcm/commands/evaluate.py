@@ -152,22 +152,14 @@ class EvaluationOptions:
         return words + (f"; the targets are those of {self.horizon_days:g} days" if self.horizon_days else "")
 
 
-def print_customers(
+def _print_customers(
     model: MCMForMultiTaskRecommendation,
     extractor: MCMFeatureExtractor,
     rows: Any,
     cases: EvaluationCases,
     options: EvaluationOptions,
 ) -> None:
-    """Prints for some customers the last visit before the cutoff and the labels that MCM expects next.
-
-    Args:
-        model (`MCMForMultiTaskRecommendation`): The model that is evaluated.
-        extractor (`MCMFeatureExtractor`): The model's feature extractor, which names the labels.
-        rows (`datasets.Dataset`): The rows of the prepared data set.
-        cases (`EvaluationCases`): The cases, of which `options.shown` are taken at even distances.
-        options (`EvaluationOptions`): The command's options.
-    """
+    """Prints for `options.shown` customers their last visit and the labels that MCM expects next."""
     indices = np.linspace(0, len(cases) - 1, options.shown).round().astype(int)
     collator = MCMCollator(extractor, model.config, "evaluate", cutoff=cases.cutoff, now=cases.moment)
     shown = PreparedRows(rows, cases.rows[indices])
@@ -191,15 +183,11 @@ def print_customers(
     print(f"\n✓ = {'within the horizon' if cases.horizon_days else 'in the visit that followed'}.")
 
 
-def evaluate_offers(options: EvaluationOptions) -> tuple[list[list[str]], str, dict[str, Any]]:
+def _evaluate_offers(options: EvaluationOptions) -> tuple[list[list[str]], str, dict[str, Any]]:
     """Evaluates a model on offers, beside the scores that MCM has without fine-tuning.
 
-    Args:
-        options (`EvaluationOptions`): The command's options; `model`, `data` and `offers` are set.
-
-    Returns:
-        `tuple`: The table as lists of cells with its heading, its caption, and the metrics with their intervals by
-        outcome and method.
+    Returns the table as lists of cells with its heading, its caption, and the metrics with their intervals by outcome
+    and method.
     """
     data = PreparedData(str(options.data))
     config = MCMConfig.from_pretrained(str(options.model))
@@ -243,16 +231,10 @@ def evaluate_offers(options: EvaluationOptions) -> tuple[list[list[str]], str, d
     return table, caption, results
 
 
-def cases_of(options: EvaluationOptions, data: PreparedData) -> EvaluationCases:
-    """Finds the cases of the command's cutoff, targets and filters.
+def _cases_of(options: EvaluationOptions, data: PreparedData) -> EvaluationCases:
+    """Finds the cases of the command's cutoff, targets and filters; ends with a message if there is none.
 
-    Args:
-        options (`EvaluationOptions`): The command's options. Tasks that are left without any target are removed
-            from `options.tasks`.
-        data (`PreparedData`): The prepared data set.
-
-    Raises:
-        SystemExit: If there is no case.
+    Tasks that are left without any target are removed from `options.tasks`.
     """
     try:
         cases = cases_at(data, options.cutoff, min_history=options.min_history, horizon_days=options.horizon_days)
@@ -264,13 +246,9 @@ def cases_of(options: EvaluationOptions, data: PreparedData) -> EvaluationCases:
     return cases
 
 
-def report_offers(options: EvaluationOptions) -> None:
-    """Evaluates on offers, prints the table and writes the files that the options name.
-
-    Args:
-        options (`EvaluationOptions`): The command's options; `model`, `data` and `offers` are set.
-    """
-    table, caption, results = evaluate_offers(options)
+def _report_offers(options: EvaluationOptions) -> None:
+    """Evaluates on offers, prints the table and writes the files that the options name."""
+    table, caption, results = _evaluate_offers(options)
     print(f"\n{caption}\n")
     print(text_table(table))
     if options.report_file:
@@ -280,14 +258,10 @@ def report_offers(options: EvaluationOptions) -> None:
         write_json(options.output_file, results)
 
 
-def report_visits(options: EvaluationOptions) -> None:
+def _report_visits(options: EvaluationOptions) -> None:
     """Evaluates on next visits or on a horizon, prints the tables and writes the files that the options name.
 
-    Args:
-        options (`EvaluationOptions`): The command's options; `model` and `data` are set.
-
-    Raises:
-        SystemExit: With a message, if a task, a metric or a baseline of the options is not available.
+    Raises `SystemExit` with a message if a task, a metric or a baseline of the options is not available.
     """
     data = PreparedData(str(options.data))
     model = read_checkpoint(MCMForMultiTaskRecommendation, str(options.model)).eval()
@@ -298,7 +272,7 @@ def report_visits(options: EvaluationOptions) -> None:
         raise SystemExit(f"No tasks {wrong}; the checkpoint has {', '.join(model.config.tasks)}.")
     options.tasks = options.tasks or list(model.config.tasks)
 
-    rows, cases = data.rows, cases_of(options, data)
+    rows, cases = data.rows, _cases_of(options, data)
     label_sizes = {task: model.config.label_sizes[task] for task in options.tasks}
     names, left_out = default_baselines(cases, label_sizes)
     if options.baselines:
@@ -335,7 +309,7 @@ def report_visits(options: EvaluationOptions) -> None:
     for sentence in [*left_out, *baseline_warnings(values_of(results, main_metric), main_metric)]:
         print(f"\n{sentence}")
     if options.shown:
-        print_customers(model, extractor, rows, cases, options)
+        _print_customers(model, extractor, rows, cases, options)
     if options.values_file:
         write_values(Path(options.values_file), cases.customer_ids, results)
     if options.report_file:
@@ -366,9 +340,9 @@ def main() -> None:
         if "MCMForActionRecommendation" in architectures and not options.offers:
             raise SystemExit(f"{options.model} is fine-tuned to offers: name the folder of the offers with --offers.")
         if options.offers:
-            report_offers(options)
+            _report_offers(options)
         else:
-            report_visits(options)
+            _report_visits(options)
 
 
 if __name__ == "__main__":

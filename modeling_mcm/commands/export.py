@@ -80,17 +80,11 @@ class ExportOptions:
             raise ValueError(f"--format {self.format} needs {', '.join(absent)}: pip install 'modeling-mcm[export]'.")
 
 
-def run(options: ExportOptions) -> str:
+def _run(options: ExportOptions) -> str:
     """Exports a checkpoint, checks that the export equals the model, and writes the folder.
 
-    Args:
-        options (`ExportOptions`): The command's options.
-
-    Returns:
-        `str`: A sentence on what was written; with `options.data` a table of what int8 costs follows.
-
-    Raises:
-        ValueError: If the export differs from the model, or the checkpoint or the data set can't be read.
+    Returns a sentence on what was written; with `options.data` a table of what int8 costs follows. Raises `ValueError`
+    if the export differs from the model, or the checkpoint or the data set can't be read.
     """
     check_files(options.model)
     extractor = MCMFeatureExtractor.from_pretrained(options.model)
@@ -135,7 +129,7 @@ def main() -> None:
     """Reads the options, exports the checkpoint and prints what was written."""
     (options,) = parse_options(ExportOptions, description=__doc__)
     with exits(ValueError, OSError, ImportError):
-        summary = run(options)
+        summary = _run(options)
     sys.stdout.write(summary + "\n")
 
 

@@ -62,18 +62,10 @@ class ForgetOptions:
             raise ValueError("--events needs --data: its schema says which column holds the customers.")
 
 
-def read_ids(path: str) -> list[str]:
-    """Reads customer ids from a CSV file.
+def _read_ids(path: str) -> list[str]:
+    """Reads customer ids from a CSV file in UTF-8, or in UTF-16 with a byte order mark: each once, in its order.
 
-    Args:
-        path (`str`): File in UTF-8, with or without a byte order mark, or in UTF-16 with one.
-
-    Returns:
-        `list[str]`: The ids in the order of the file, each once.
-
-    Raises:
-        OSError: If the file can't be read.
-        ValueError: If the file is no text, no valid CSV, or holds no id.
+    Raises `OSError` if the file can't be read, and `ValueError` if it is no text, no valid CSV, or holds no id.
     """
     content = Path(path).read_bytes()
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -94,16 +86,10 @@ def read_ids(path: str) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
-def delete(ids: list[str], places: Places) -> tuple[Whereabouts, bool]:
+def _delete(ids: list[str], places: Places) -> tuple[Whereabouts, bool]:
     """Deletes customers, and prints for every file or folder how many were deleted.
 
-    Args:
-        ids (`list[str]`): The ids of the customers.
-        places (`Places`): The data sets, predictions and logs to delete them from.
-
-    Returns:
-        `tuple[Whereabouts, bool]`: Which customers were in which place, and whether this run finished an earlier one
-        that was killed.
+    Returns which customers were in which place, and whether this run finished an earlier one that was killed.
     """
     from modeling_mcm.preparation.deletion import DeletionNote, check_deletion, delete_from_log_and_data, look_for
     from modeling_mcm.preparation.forget import forget_in_cache
@@ -134,25 +120,18 @@ def delete(ids: list[str], places: Places) -> tuple[Whereabouts, bool]:
     return whereabouts, is_resumed
 
 
-def run(options: ForgetOptions) -> list[str]:
+def _run(options: ForgetOptions) -> list[str]:
     """Deletes customers, or with `check_only` only looks for them, and reads everything again.
 
-    Args:
-        options (`ForgetOptions`): The command's options.
-
-    Returns:
-        `list[str]`: One line for each id that no file holds and for each file that still holds a customer or can't be
-        read; empty if it is proven that the customers are gone.
-
-    Raises:
-        FileNotFoundError: If a path of the options does not exist.
-        ValueError: If a file can't be read as the options say.
+    Returns one line for each id that no file holds and for each file that still holds a customer or can't be read;
+    none if it is proven that the customers are gone. Raises `FileNotFoundError` if a path does not exist, and
+    `ValueError` if a file can't be read as the options say.
     """
     from modeling_mcm.preparation.deletion import Places, look_for
     from modeling_mcm.preparation.forget import find_customers
     from modeling_mcm.preparation.locks import locked
 
-    ids = read_ids(options.customers)
+    ids = _read_ids(options.customers)
     places = Places.resolved(options.data, options.predictions, options.events)
     if absent := [path for path in [*places.predictions, *places.events] if not path.exists()]:
         raise FileNotFoundError(f"{absent[0]} does not exist; check the path.")
@@ -160,7 +139,7 @@ def run(options: ForgetOptions) -> list[str]:
         if options.check_only:
             whereabouts, may_be_gone = look_for(ids, places, places.customer_column()), True
         else:
-            whereabouts, may_be_gone = delete(ids, places)
+            whereabouts, may_be_gone = _delete(ids, places)
         problems = [f"found nowhere: {line}" for line in whereabouts.absent_lines(only_near=may_be_gone)]
         for location in places.all():
             column = places.customer_column() if location in places.events else CUSTOMER
@@ -173,7 +152,7 @@ def main() -> None:
     """Reads the options, deletes the customers, and ends with status 1 if it is not proven that all are gone."""
     (options,) = parse_options(ForgetOptions, description=__doc__)
     with exits(ValueError, OSError, ImportError):
-        problems = run(options)
+        problems = _run(options)
     if problems:
         lines = "".join(f"\n  {line}" for line in problems)
         sys.exit(f"{Path(sys.argv[0]).stem}: not proven that the customers are gone:{lines}")

@@ -48,13 +48,8 @@ class MonitorOptions:
             raise ValueError("--data and --since belong together: give both, the later visits and where they begin.")
 
 
-def report_text(drift: dict[str, Any] | None, calibrated: dict[str, list[dict[str, float]]] | None) -> str:
-    """Writes the figures as tables for a terminal.
-
-    Args:
-        drift (`dict`, *optional*): What [`score_drift`] returned.
-        calibrated (`dict`, *optional*): What [`calibration`] returned.
-    """
+def _report_text(drift: dict[str, Any] | None, calibrated: dict[str, list[dict[str, float]]] | None) -> str:
+    """Writes what [`score_drift`] and [`calibration`] returned as tables for a terminal."""
     lines = []
     if drift:
         lines.append(f"{drift['customers']:,} customers in both, {drift['new']:,} new, {drift['gone']:,} gone\n")
@@ -87,7 +82,7 @@ def main() -> None:
             path = Path(options.report_file)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, {"drift": drift, "calibration": calibrated}, indent=1)
-    sys.stdout.write(report_text(drift, calibrated) + "\n")
+    sys.stdout.write(_report_text(drift, calibrated) + "\n")
 
 
 if __name__ == "__main__":

@@ -93,18 +93,11 @@ class PredictionOptions:
             raise ValueError("--tasks names tasks to rank, but --top_k 0 ranks nothing: leave one of them out.")
 
 
-def prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, engine: EngineOptions) -> None:
-    """Prepares a raw log with the checkpoint's vocabularies, in a folder inside `output_dir`.
+def _prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, engine: EngineOptions) -> None:
+    """Prepares the raw log `options.events` with the checkpoint's vocabularies, in a folder inside `output_dir`.
 
-    The folder stays until all customers are scored, so that a run after an interruption finds it.
-
-    Args:
-        options (`PredictionOptions`): The command's options; `events` is set.
-        extractor (`MCMFeatureExtractor`): The checkpoint's feature extractor.
-        engine (`EngineOptions`): What does the work.
-
-    Raises:
-        ValueError: If the log does not fit the schema.
+    The folder stays until all customers are scored, so that a run after an interruption finds it. Raises `ValueError`
+    if the log does not fit the schema.
     """
     from modeling_mcm.preparation import prepare
 
@@ -174,7 +167,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     with _session(engine) as session:
         with state.main_process_first():
             if options.events:
-                prepare_log(options, extractor, engine)
+                _prepare_log(options, extractor, engine)
             check_vocabularies(job.data, extractor)
             customers = sum(shard["rows"] for shard in PreparedManifest.load(job.data).shards)
             if state.is_main_process:

@@ -66,13 +66,8 @@ class PrepareOptions:
             raise ValueError(f"--cutoffs has {len(self.cutoffs)} dates; give two, validation and test.")
 
 
-def summary(manifest: PreparedManifest, output_dir: str) -> str:
-    """Writes a few lines on what was read, what was left out, and what the data set holds.
-
-    Args:
-        manifest (`PreparedManifest`): The manifest of the data set.
-        output_dir (`str`): Folder of the data set.
-    """
+def _summary(manifest: PreparedManifest, output_dir: str) -> str:
+    """Writes a few lines on what was read, what was left out, and what the data set holds."""
     counts = manifest.counts
     unknown = ", ".join(f"{name} {count:,}" for name, count in counts["unknown"].items() if count)
     missing = ", ".join(f"{name} {count:,}" for name, count in counts["missing"].items() if count)
@@ -132,7 +127,7 @@ def main() -> None:
             memory_limit=options.memory_limit,
             **({} if options.rows_per_shard is None else {"rows_per_shard": options.rows_per_shard}),
         )
-    sys.stdout.write(summary(manifest, options.output_dir) + "\n")
+    sys.stdout.write(_summary(manifest, options.output_dir) + "\n")
 
 
 if __name__ == "__main__":

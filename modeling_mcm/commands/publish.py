@@ -108,18 +108,10 @@ class PublishingOptions:
             raise ValueError(f"--min_customers is {self.min_customers}; every value has 1 customer, give 2 or more.")
 
 
-def count_rare(options: PublishingOptions, extractor: MCMFeatureExtractor) -> tuple[dict[str, list[str]], Exposure]:
-    """Counts the customers of each value in the data set.
+def _count_rare(options: PublishingOptions, extractor: MCMFeatureExtractor) -> tuple[dict[str, list[str]], Exposure]:
+    """Finds the rare values of each feature in the data set `options.data`, and their numbers for the card.
 
-    Args:
-        options (`PublishingOptions`): The command's options; `data` is set.
-        extractor (`MCMFeatureExtractor`): The feature extractor with the vocabularies.
-
-    Returns:
-        `tuple`: The rare values of each feature, and their numbers for the card.
-
-    Raises:
-        ValueError: If the folder is no prepared data set, or has other vocabularies.
+    Raises `ValueError` if the folder is no prepared data set, or has other vocabularies.
     """
     from modeling_mcm.data import PreparedData, check_vocabularies
 
@@ -131,53 +123,36 @@ def count_rare(options: PublishingOptions, extractor: MCMFeatureExtractor) -> tu
     return rare, Exposure(least, counted, hidden=options.min_customers is not None)
 
 
-def stored(path: Path, needed: bool) -> dict[str, Any] | None:
-    """Reads a JSON file of the checkpoint.
+def _stored(path: Path, needed: bool) -> dict[str, Any] | None:
+    """Reads a JSON file of the checkpoint; None if it does not exist and is not needed.
 
-    Args:
-        path (`Path`): The file.
-        needed (`bool`): Whether it is an error if the file does not exist.
-
-    Returns:
-        `dict`: The content, or `None` if the file is not needed and does not exist.
-
-    Raises:
-        ValueError: If the file is damaged, or is needed and does not exist.
+    Raises `ValueError` if the file is damaged, and `FileNotFoundError` if it is needed and does not exist.
     """
     if not needed and not path.is_file():
         return None
     return read_json(path, "which --evaluation names")
 
 
-def write_dataset_card(options: PublishingOptions) -> None:
-    """Writes a card of the prepared data set.
-
-    Args:
-        options (`PublishingOptions`): The command's options; `data` and `dataset_card` are set.
-    """
+def _write_dataset_card(options: PublishingOptions) -> None:
+    """Writes a card of the prepared data set `options.data` to the file `options.dataset_card`."""
     from modeling_mcm.data import PreparedData
 
     data = PreparedData(str(options.data))
-    _, exposure = count_rare(options, data.extractor)
+    _, exposure = _count_rare(options, data.extractor)
     card = dataset_card(data.manifest, exposure)
     write_text(str(options.dataset_card), f"{card}\n")
     print(f"{options.dataset_card}: the card of {options.data}; the data set stays where it is")
 
 
-def fill_folder(options: PublishingOptions, folder: Path) -> None:
-    """Writes all files that are sent to the Hub, with the card.
+def _fill_folder(options: PublishingOptions, folder: Path) -> None:
+    """Writes all files that are sent to the Hub into a new folder, with the card.
 
-    Args:
-        options (`PublishingOptions`): The command's options; `model` and `repo_id` are set.
-        folder (`Path`): New folder to write to.
-
-    Raises:
-        ValueError: If the checkpoint, the evaluation or the data set can't be read.
+    Raises `ValueError` if the checkpoint, the evaluation or the data set can't be read.
     """
     checkpoint = Path(str(options.model))
     hidden, shared, exposure = None, None, None
     if options.data:
-        rare, exposure = count_rare(options, MCMFeatureExtractor.from_pretrained(str(checkpoint)))
+        rare, exposure = _count_rare(options, MCMFeatureExtractor.from_pretrained(str(checkpoint)))
         if exposure.hidden:
             hidden, counted = rare, Path(options.data, FOLLOWERS_FILE)
             shared = shared_pairs(pq.read_table(counted), exposure.min_customers) if counted.is_file() else None
@@ -188,8 +163,8 @@ def fill_folder(options: PublishingOptions, folder: Path) -> None:
             f"Of fewer than {exposure.min_customers} customers: {sum(exposure.rare.values()):,} values are hidden, "
             f"{pairs.followers:,} pairs of labels, and {pairs.related:,} weights from or to hidden values"
         )
-    evaluation = stored(Path(options.evaluation or checkpoint / "evaluation.json"), needed=bool(options.evaluation))
-    training = [record for name in TRAINING_FILES if (record := stored(checkpoint / name, needed=False))]
+    evaluation = _stored(Path(options.evaluation or checkpoint / "evaluation.json"), needed=bool(options.evaluation))
+    training = [record for name in TRAINING_FILES if (record := _stored(checkpoint / name, needed=False))]
     try:
         result_rows(evaluation)
     except ValueError as error:
@@ -214,12 +189,12 @@ def main() -> None:
     (options,) = parse_options(PublishingOptions, description=__doc__)
     with exits(PublishingError, ValueError, OSError, ImportError):
         if options.dataset_card:
-            write_dataset_card(options)
+            _write_dataset_card(options)
         if options.model is None:
             return
         with tempfile.TemporaryDirectory(prefix="mcm-publish-") as scratch:
             folder = Path(options.output_dir or Path(scratch, "folder"))
-            fill_folder(options, folder)
+            _fill_folder(options, folder)
             files = files_to_publish(folder)
             for path in files:
                 print(f"{path.stat().st_size:>14,} bytes  {path.relative_to(folder)}")

@@ -67,15 +67,11 @@ class ServeOptions:
             raise ValueError(f"--{small[0]} is {getattr(self, small[0])}; give a number above 0.")
 
 
-def build(options: ServeOptions) -> tuple[object, CustomerService]:
+def _build(options: ServeOptions) -> tuple[object, CustomerService]:
     """Makes the web application and the service in it.
 
-    Args:
-        options (`ServeOptions`): The command's options.
-
-    Raises:
-        ValueError: If the environment variable `MCM_TOKEN` is not set, or the checkpoint can't be read.
-        ServiceError: If the store can't be opened, or is another checkpoint's.
+    Raises `ValueError` if the environment variable `MCM_TOKEN` is not set or the checkpoint can't be read, and
+    `ServiceError` if the store can't be opened or is another checkpoint's.
     """
     token = os.environ.get(TOKEN, "")
     if not token:
@@ -99,7 +95,7 @@ def main() -> None:
         with needs("serve"):
             import uvicorn
         api: Any
-        api, service = build(options)
+        api, service = _build(options)
     sys.stdout.write(f"{options.model}: {service.store.count():,} customers in {service.store.name}\n")
     sys.stdout.flush()
     uvicorn.run(

@@ -54,13 +54,8 @@ class UpdateOptions:
             raise ValueError(f"--grow_vocabularies is {self.grow_vocabularies}; give 0 or more.")
 
 
-def summary(done: Update, options: UpdateOptions) -> str:
-    """Writes a few lines on what was updated.
-
-    Args:
-        done (`Update`): The result of the update.
-        options (`UpdateOptions`): The command's options.
-    """
+def _summary(done: Update, options: UpdateOptions) -> str:
+    """Writes a few lines on what was updated."""
     shards = done.manifest.shards
     contents = " and ".join(f"{done.manifest.counts[name]:,} {name}" for name in ("customers", "events"))
     lines = [
@@ -86,7 +81,7 @@ def main() -> None:
             grow_vocabularies=options.grow_vocabularies,
             memory_limit=options.memory_limit,
         )
-    sys.stdout.write(summary(done, options) + "\n")
+    sys.stdout.write(_summary(done, options) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset, Sampler
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, UNKNOWN_ID, MCMConfig
 from modeling_mcm.data.cases import deciding_tasks
+from modeling_mcm.events_mcm import select_events
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.times_mcm import SECONDS_PER_DAY
@@ -278,17 +279,17 @@ class MCMCollator:
         is_target[:end] = False
         next_visit = row["visits"][np.argmax(is_target)] if is_target.any() else -1
         labels = self._labels(row)[is_target & (row["visits"] == next_visit)]
-        return _cut(row, 0, end), np.zeros(1, int), np.zeros(len(labels), int), labels
+        return select_events(row, slice(end)), np.zeros(1, int), np.zeros(len(labels), int), labels
 
     def _train(self, row: Mapping[str, Any]):
         generator = np.random.default_rng([self.seed, int(self.epoch), row["row"]])
-        history = _cut(row, 0, row["validation_end"])
+        history = select_events(row, slice(row["validation_end"]))
         number = len(history["times"])
         draw = generator.random(number)
         if self.augmentation in ONE_PREFIX:
-            return self._one_prefix(_pick(history, self._shuffled(history, draw, 0, number)), generator)
+            return self._one_prefix(select_events(history, self._shuffled(history, draw, 0, number)), generator)
         start, end = self._window(history["visits"], generator)
-        window = _pick(history, self._shuffled(history, draw, start, end))
+        window = select_events(history, self._shuffled(history, draw, start, end))
         if self.augmentation == "masked_lm":
             return self._masked_events(window, generator)
         return self._all_prefixes(window, whole=start == 0)
@@ -333,7 +334,7 @@ class MCMCollator:
         end = int(generator.choice(choices)) if len(choices) else 0
         labels = self._labels(history)[is_target & (ends == end)]
         prefixes = np.zeros(len(labels), int)
-        return _cut(history, 0, end), np.array([end]), prefixes, self._distinct(prefixes, labels)
+        return select_events(history, slice(end)), np.array([end]), prefixes, self._distinct(prefixes, labels)
 
     def _all_prefixes(self, window: dict[str, Any], whole: bool):
         ends = self._prefix_before(window)
@@ -400,14 +401,6 @@ class MCMCollator:
         result = np.full_like(labels, IGNORED)
         result.flat[first] = labels.flat[first]
         return result
-
-
-def _cut(row: Mapping[str, Any], start: int, end: int) -> dict[str, Any]:
-    return _pick(row, slice(start, end))
-
-
-def _pick(row: Mapping[str, Any], events: NDArray[np.int64] | slice) -> dict[str, Any]:
-    return {name: value[events] if isinstance(value, np.ndarray) else value for name, value in row.items()}
 
 
 def _stack(arrays: Sequence[NDArray], padding: int, dtype: DTypeLike = np.int64) -> torch.Tensor:

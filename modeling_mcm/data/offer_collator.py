@@ -19,6 +19,7 @@ from modeling_mcm.action_inputs_mcm import NOT_OFFERED, EncodedActions
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data.collator import IGNORED, PreparedRows
 from modeling_mcm.data.offers import Offers
+from modeling_mcm.events_mcm import events_before
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
@@ -89,17 +90,6 @@ class OfferGroups(Dataset):
             {"history": events_before(row, self.offers.times[group]), "group": int(group)}
             for row, group in zip(self.rows.__getitems__(places), groups, strict=True)
         ]
-
-
-def events_before(row: Mapping[str, Any], time: int) -> dict[str, Any]:
-    """Leaves out the events from a time on.
-
-    Args:
-        row (`dict`): a prepared row.
-        time (`int`): the time, in seconds since 1970-01-01.
-    """
-    is_before = row["times"] < time
-    return {name: value[is_before] if isinstance(value, np.ndarray) else value for name, value in row.items()}
 
 
 class OfferCollator:

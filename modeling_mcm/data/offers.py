@@ -257,9 +257,8 @@ def _zero_or_one(column: pd.Series, name: str) -> NDArray[np.float32]:
 def _versions(actions: pd.DataFrame, time_zone: str) -> tuple[pd.DataFrame, NDArray[np.float64], dict[str, list[Any]]]:
     """Reads the actions as versions.
 
-    Returns:
-        One row by version (action_id, time, and start, the index of its first row), weights that sum to 1 in each
-        version, and columns of the event log.
+    Returns one row by version (action_id, time, and start, the index of its first row), weights that sum to 1 in each
+    version, and columns of the event log.
     """
     names = [name for name in actions.columns if name not in ("action_id", "time", "weight")]
     rows = actions[names].copy()

@@ -112,12 +112,7 @@ class StreamedRows(Dataset):
         return self._held[shard]
 
     def _read(self, shard: int) -> pa.Table:
-        """Reads a whole shard, and decodes it only if it is what preparation wrote.
-
-        Raises:
-            ValueError: if the shard's digest is not the one that the manifest lists.
-            OSError: if the shard can't be read.
-        """
+        """Reads a whole shard, and decodes it only if it is what preparation wrote; otherwise raises `ValueError`."""
         entry = self.shards[shard]
         path = self.directory / entry["file"]
         content = path.read_bytes()

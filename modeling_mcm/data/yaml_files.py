@@ -14,15 +14,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
     """A YAML loader that accepts each key of a mapping once. PyYAML itself silently takes the last of several."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Builds the mapping of a YAML node.
-
-        Args:
-            node (`yaml.MappingNode`): the node.
-            deep (`bool`): whether to build the nested values at once, as PyYAML defines it.
-
-        Raises:
-            yaml.YAMLError: if a key stands in the mapping twice.
-        """
+        """Builds the mapping of a YAML node as PyYAML does. Raises `YAMLError` if a key stands in it twice."""
         lines: dict[Any, int] = {}
         for key_node, _ in node.value:
             if isinstance(key_node, yaml.ScalarNode):

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.cases import ENDS, CaseEvents, check_cutoff, flat_values
-from modeling_mcm.evaluation.histories import arrow_batches, select_rows, task_histories
+from modeling_mcm.evaluation.histories import arrow_batches, offsets_of, run_starts, select_rows, task_histories
 from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 logger = logging.getLogger(__name__)
@@ -227,7 +227,7 @@ def _cases_of_batch(
     events = CaseEvents.read(table, cutoff, tasks, token_type)
     row, visit = events.row, flat_values(table, "visits")
     past = np.flatnonzero(events.history)
-    new_visit = np.append(True, (row[past][1:] != row[past][:-1]) | (visit[past][1:] != visit[past][:-1]))[: len(past)]
+    new_visit = run_starts(row[past], visit[past])
     history_visits = np.bincount(row[past][new_visit], minlength=len(table))
     candidates = np.flatnonzero(events.future)
     latest = -np.inf
@@ -268,13 +268,13 @@ def _distinct(case: NDArray[np.int64], label: NDArray[np.int64]) -> tuple[NDArra
 
 def _ragged(case: NDArray[np.int64], label: NDArray[np.int64], cases: int) -> TargetEvents:
     """Makes `TargetEvents` of labels whose cases are in ascending order."""
-    return TargetEvents(np.concatenate([[0], np.cumsum(np.bincount(case, minlength=cases))]), label)
+    return TargetEvents(offsets_of(np.bincount(case, minlength=cases)), label)
 
 
 def _joined(parts: Sequence[TargetEvents]) -> TargetEvents:
     counts = [np.zeros(0, np.int64), *(np.diff(part.offsets) for part in parts)]
     labels = [np.zeros(0, np.int64), *(part.labels for part in parts)]
-    return TargetEvents(np.concatenate([[0], np.cumsum(np.concatenate(counts))]), np.concatenate(labels))
+    return TargetEvents(offsets_of(np.concatenate(counts)), np.concatenate(labels))
 
 
 def unmet_only(rows: Any, cases: EvaluationCases, tasks: Sequence[str] | None = None) -> EvaluationCases:

@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.evaluation.baselines import Baseline, scipy_sparse
-from modeling_mcm.evaluation.histories import TaskHistory
+from modeling_mcm.evaluation.histories import TaskHistory, offsets_of, run_starts
+from modeling_mcm.evaluation.metrics import ratio
 from modeling_mcm.extras import needs
 from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
@@ -86,13 +87,13 @@ class VisitSets:
         """
         visits = np.zeros(len(history), np.int64)
         np.maximum.at(visits, history.customer, history.visits_ago + 1)
-        first_visit = _offsets(visits)
+        first_visit = offsets_of(visits)
         visit = first_visit[history.customer + 1] - 1 - history.visits_ago
         day = np.full(first_visit[-1], -np.inf)
         np.maximum.at(day, visit, history.time / SECONDS_PER_DAY)
         once = history.once_a_visit()
         visit, label = visit[once], history.label[once]
-        return cls(first_visit, day, _offsets(np.bincount(visit, minlength=len(day))), visit, label)
+        return cls(first_visit, day, offsets_of(np.bincount(visit, minlength=len(day))), visit, label)
 
     @classmethod
     def joined(cls, parts: list[Self]) -> Self:
@@ -102,8 +103,8 @@ class VisitSets:
             parts (sequence of `VisitSets`): The parts.
         """
         day, label = (np.concatenate([getattr(part, name) for part in parts]) for name in ("day", "label"))
-        first_visit = _offsets(np.concatenate([np.diff(part.first_visit) for part in parts]))
-        first_row = _offsets(np.concatenate([np.diff(part.first_row) for part in parts]))
+        first_visit = offsets_of(np.concatenate([np.diff(part.first_visit) for part in parts]))
+        first_row = offsets_of(np.concatenate([np.diff(part.first_row) for part in parts]))
         return cls(first_visit, day, first_row, np.repeat(np.arange(len(day)), np.diff(first_row)), label)
 
 
@@ -121,12 +122,12 @@ class LabelStatistics:
         self.days = max(PERIOD_DAYS, span / MAX_PERIODS)
         self.periods = int(span // self.days) + 1
         period = self.complete_periods(visits.day)
-        self.visits = _offsets(np.bincount(period, minlength=self.periods))
+        self.visits = offsets_of(np.bincount(period, minlength=self.periods))
         # Rows of one customer and label come together, oldest first, so the gap to the time before is a difference.
         customer = np.searchsorted(visits.first_visit, visits.visit, side="right") - 1
         order = np.lexsort((visits.visit, visits.label, customer))
         customer, label, visit = customer[order], visits.label[order], visits.visit[order]
-        again = ~_starts(customer, label)
+        again = ~run_starts(customer, label)
         gap_visits = np.diff(visit, prepend=0) * again
         gap_days = np.diff(visits.day[visit], prepend=0) * again
 
@@ -177,8 +178,8 @@ class LabelStatistics:
             / np.maximum(self.visits[now] - self.visits[before], 1),
             "label_visits_a_customer": met / np.maximum(met - again, 1),
             "label_met_at_once": self.at_once[now, label] / np.maximum(met, 1),
-            "label_gap_visits": _ratio(self.gap_visits[now, label], again),
-            "label_gap_days": _ratio(self.gap_days[now, label], again),
+            "label_gap_visits": ratio(self.gap_visits[now, label], again),
+            "label_gap_days": ratio(self.gap_days[now, label], again),
         }
 
 
@@ -239,13 +240,13 @@ def _history_features(
     order = np.lexsort((row, visits.label[row], case))
     case, row = case[order], row[order]
     label = visits.label[row]
-    first = np.flatnonzero(_starts(case, label))
+    first = np.flatnonzero(run_starts(case, label))
     last = np.append(first[1:], len(row)) - 1
     ago = (end[case] - 1 - visits.visit[row]).astype(np.float64)
     days = visits.day[end[case] - 1] - visits.day[visits.visit[row]]
     length = (end - start)[case[first]]
     met = last - first + 1
-    gap_visits = _ratio(ago[first] - ago[last], met - 1)
+    gap_visits = ratio(ago[first] - ago[last], met - 1)
     features: dict[str, NDArray] = {"visits": met}
     for half_life in HALF_LIVES_VISITS:
         everything = (1 - 0.5 ** (length / half_life)) / (1 - 0.5 ** (1 / half_life))
@@ -255,8 +256,8 @@ def _history_features(
         "since_visits": ago[last],
         "since_days": days[last],
         "gap_visits": gap_visits,
-        "gap_days": _ratio(days[first] - days[last], met - 1),
-        "overdue": _ratio(ago[last] + 1, gap_visits),
+        "gap_days": ratio(days[first] - days[last], met - 1),
+        "overdue": ratio(ago[last] + 1, gap_visits),
     }
     return case[first], label[first], features
 
@@ -264,7 +265,7 @@ def _history_features(
 def _customer_features(visits: VisitSets, start: NDArray, end: NDArray) -> dict[str, NDArray]:
     return {
         "customer_visits": end - start,
-        "customer_gap_days": _ratio(visits.day[end - 1] - visits.day[start], end - start - 1),
+        "customer_gap_days": ratio(visits.day[end - 1] - visits.day[start], end - start - 1),
         "customer_labels_a_visit": (visits.first_row[end] - visits.first_row[start]) / (end - start),
     }
 
@@ -381,7 +382,7 @@ class LightGBMRanker(Baseline):
             end = visits.first_visit[customer + 1]
             candidates = find_candidates(visits, customer, end, self._statistics, self.popular)
             raw = self.booster.predict(candidates.features)
-            worst = np.minimum.reduceat(raw, np.flatnonzero(_starts(candidates.case, candidates.case)))
+            worst = np.minimum.reduceat(raw, np.flatnonzero(run_starts(candidates.case)))
             scores[customer[candidates.case], candidates.label] = (
                 1 + raw - worst[candidates.case]
             )  # above every other label
@@ -397,22 +398,8 @@ def _import_lightgbm() -> ModuleType:
     return lightgbm
 
 
-def _offsets(counts: NDArray) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-
-
-def _starts(case: NDArray, label: NDArray) -> NDArray[np.bool_]:
-    """Marks where a run of equal pairs begins."""
-    return np.append(True, (case[1:] != case[:-1]) | (label[1:] != label[:-1]))
-
-
 def _expanded(start: NDArray, end: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """For every number of the ranges [start, end): the index of its range, and the number."""
     counts = end - start
     index = np.repeat(np.arange(len(start)), counts)
-    return index, np.arange(len(index)) - _offsets(counts)[index] + start[index]
-
-
-def _ratio(numerator: NDArray, denominator: NDArray) -> NDArray[np.float64]:
-    """Divides; the result is NaN where the denominator is 0 or NaN."""
-    return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)
+    return index, np.arange(len(index)) - offsets_of(counts)[index] + start[index]

@@ -54,6 +54,18 @@ def select_rows(rows: Any, indices: NDArray[np.int64]) -> Any:
     return rows.take(indices) if isinstance(rows, pa.Table) else rows.select(indices)
 
 
+def run_starts(*columns: NDArray) -> NDArray[np.bool_]:
+    """Marks where a run of rows with equal values in all columns begins, in a mask of shape `(rows,)`."""
+    starts = np.ones(len(columns[0]), dtype=bool)
+    starts[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
+    return starts
+
+
+def offsets_of(counts: NDArray) -> NDArray[np.int64]:
+    """Computes where groups of these sizes begin; the last number is where the last group ends."""
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
 @dataclass(frozen=True)
 class TaskHistory:
     """The labelled events of one task before a cutoff, of a batch of customers, in flat arrays and oldest first.
@@ -86,9 +98,7 @@ class TaskHistory:
 
     def first_of_visit(self) -> NDArray[np.bool_]:
         """Marks the first event of each visit in a mask of shape `(events,)`."""
-        first = np.ones(len(self.label), dtype=bool)
-        first[1:] = (self.customer[1:] != self.customer[:-1]) | (self.visits_ago[1:] != self.visits_ago[:-1])
-        return first
+        return run_starts(self.customer, self.visits_ago)
 
     def before_last_visit(self) -> Self:
         """Makes the history without the events of each customer's last visit with a label."""
@@ -138,9 +148,7 @@ def _task_history(table: pa.Table, task_column: str, end_column: str) -> TaskHis
     row, visit = row[is_earlier], flat_values(table, "visits")[is_earlier]
     counts = np.bincount(row, minlength=len(table))
     last = np.repeat(np.cumsum(counts) - 1, counts)  # index of the last event of the event's customer
-    starts = np.ones(len(row), dtype=np.int64)
-    starts[1:] = (row[1:] != row[:-1]) | (visit[1:] != visit[:-1])
-    number = np.cumsum(starts)
+    number = np.cumsum(run_starts(row, visit))
     return TaskHistory(
         customer_ids=np.array(table["customer_id"].to_pylist(), dtype=object),
         customer=row,

@@ -80,6 +80,3 @@ class LabelMetrics:
             return {"rank_correlation": rank_correlation(labels, logits[:, 0]), "mae": error}
         accuracy = float((logits.argmax(1) == labels).mean())
         return {"auc": mean_auc(labels, logits), "accuracy": accuracy}
-
-
-__all__ = ["LabelMetrics", "mean_auc", "rank_correlation"]

@@ -124,13 +124,13 @@ def ndcg_at_k(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) 
     discounts = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, k + 2)))])
     gains = (discounts[np.minimum(greater + ties, k)] - discounts[np.minimum(greater, k)]) / ties
     ideal = discounts[np.minimum(relevant.sum(axis=1), k)]
-    return _ratio((gains * relevant).sum(axis=1), ideal)
+    return ratio((gains * relevant).sum(axis=1), ideal)
 
 
 def recall_at_k(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) -> NDArray[np.float64]:
     """Computes the expected share of the targets among the first k labels. Arguments and result: see [`ndcg_at_k`]."""
     greater, ties, relevant = _checked(greater, ties, relevant, k)
-    return _ratio((_hit_probability(greater, ties, k) * relevant).sum(axis=1), relevant.sum(axis=1))
+    return ratio((_hit_probability(greater, ties, k) * relevant).sum(axis=1), relevant.sum(axis=1))
 
 
 def precision_at_k(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) -> NDArray[np.float64]:
@@ -232,7 +232,7 @@ def next_event(metric: Metric, greater: NDArray, ties: NDArray, counts: NDArray)
     """
     counts = np.maximum(counts, 0)
     alone = metric(greater.reshape(-1, 1), ties.reshape(-1, 1), counts.reshape(-1, 1) > 0).reshape(counts.shape)
-    return _ratio(np.where(counts > 0, alone * counts, 0.0).sum(axis=1), counts.sum(axis=1))
+    return ratio(np.where(counts > 0, alone * counts, 0.0).sum(axis=1), counts.sum(axis=1))
 
 
 class Interval(NamedTuple):
@@ -335,7 +335,8 @@ def _checked(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) -
     return np.where(relevant, greater, UNREACHABLE).astype(np.int64), np.where(relevant, ties, 1), relevant
 
 
-def _ratio(numerator: NDArray, denominator: NDArray) -> NDArray[np.float64]:
+def ratio(numerator: NDArray, denominator: NDArray) -> NDArray[np.float64]:
+    """Divides; the result is NaN where the denominator is 0 or NaN."""
     return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)
 
 

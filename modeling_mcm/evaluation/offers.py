@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from transformers.utils import logging
 
 from modeling_mcm.data.collator import batches_by_length
-from modeling_mcm.evaluation.metrics import CONFIDENCE, RESAMPLES, Interval, ndcg_at_k, recall_at_k
+from modeling_mcm.evaluation.metrics import CONFIDENCE, RESAMPLES, Interval, ndcg_at_k, ratio, recall_at_k
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def offer_metrics(
     result = weighted_ranking(responds, group_scores, weights)
     for name, values in which_offer(truth, scores, (k,)).items():
         total = weights[:, responds] @ values[responds]
-        result[name] = np.divide(total, taking, out=np.full(len(weights), np.nan), where=taking > 0)
+        result[name] = ratio(total, taking)
     return result
 
 

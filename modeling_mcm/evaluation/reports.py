@@ -87,6 +87,3 @@ def write_report(table: Sequence[Sequence[str]], caption: str, path: Path) -> No
     if not replace_part(path, text):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
-
-
-__all__ = ["markdown_table", "replace_part", "text_table", "with_half_interval", "with_interval", "write_report"]

@@ -91,17 +91,14 @@ def by_history(results: Results, cases: EvaluationCases, metrics: Sequence[str])
     """
     groups: dict[str, Any] = {}
     for group, mask in history_groups(cases).items():
-        by_method: dict[str, Any] = {}
-        for method, by_task in results.items():
-            by_method[method] = {
-                task: {
-                    metric: bootstrap_interval(values[metric][mask])._asdict()
-                    for metric in metrics
-                    if metric in values and not np.isnan(values[metric][mask]).all()
-                }
+        by_method = {
+            method: {
+                task: {metric: values[metric][mask] for metric in metrics if metric in values}
                 for task, values in by_task.items()
             }
-        groups[group] = {"cases": int(mask.sum()), "results": by_method}
+            for method, by_task in results.items()
+        }
+        groups[group] = {"cases": int(mask.sum()), "results": summary(by_method)}
     return groups
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modeling_mcm.evaluation.baselines import Baseline, label_sums, scipy_sparse
-from modeling_mcm.evaluation.histories import TaskHistory
+from modeling_mcm.evaluation.histories import TaskHistory, offsets_of, run_starts
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -39,7 +39,7 @@ class Markov(Baseline):
         # One sparse row a visit, the latest of a customer first, so the visit before v is the row after it.
         last_visit = np.zeros(len(history), dtype=np.int64)
         np.maximum.at(last_visit, history.customer, history.visits_ago)
-        first_row = np.concatenate([[0], np.cumsum(last_visit + 1)])
+        first_row = offsets_of(last_visit + 1)
         visit = first_row[history.customer] + history.visits_ago
         shape = (int(first_row[-1]), self.number_of_labels)
         visits = scipy_sparse().coo_array((np.ones(len(visit)), (visit, history.label)), shape=shape).tocsr()
@@ -103,9 +103,7 @@ class Transitions(Baseline):
         customer, visit, time, label = (
             values[ordered] for values in (history.customer, history.visits_ago, history.time, history.label)
         )
-        starts = np.append(
-            True, (customer[1:] != customer[:-1]) | (visit[1:] != visit[:-1]) | (time[1:] != time[:-1])
-        )[: len(label)]
+        starts = run_starts(customer, visit, time)
         moment = np.cumsum(starts) - 1
         pairs = np.unique(
             moment * self.number_of_labels + self._lot[label]

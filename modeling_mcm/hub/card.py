@@ -221,13 +221,8 @@ class CardFacts:
         write_json(path, asdict(self), indent=1)
 
 
-def schema_rows(facts: CardFacts) -> list[dict[str, str]]:
-    """Makes a row for each feature: name, kind, number of values, whether it is a profile's or a task, and rare
-    values.
-
-    Args:
-        facts (`CardFacts`): The facts of the card.
-    """
+def _schema_rows(facts: CardFacts) -> list[dict[str, str]]:
+    """Rows of features: name, kind, number of values, whether it is a profile's or a task, and rare values."""
     rows, rare = [], facts.exposure.rare if facts.exposure else {}
     for feature in facts.extractor["features"]:
         name = feature["name"]
@@ -298,12 +293,8 @@ def result_rows(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         ) from error
 
 
-def evaluation_metadata(facts: CardFacts) -> list[EvalResult]:
-    """Makes the model's own results in the form that the Hub reads. The interval is among the metric's arguments.
-
-    Args:
-        facts (`CardFacts`): The facts of the card.
-    """
+def _evaluation_metadata(facts: CardFacts) -> list[EvalResult]:
+    """The model's own results in the form that the Hub reads. The interval is among the metric's arguments."""
     return [
         EvalResult(
             task_type="other",
@@ -406,7 +397,7 @@ def model_card(facts: CardFacts) -> ModelCard:
         library_name="transformers",
         tags=TAGS,
         model_name=name,
-        eval_results=evaluation_metadata(facts) or None,
+        eval_results=_evaluation_metadata(facts) or None,
         **metadata,
     )
     event_features = [feature for feature in extractor["features"] if not feature.get("profile")]
@@ -423,7 +414,7 @@ def model_card(facts: CardFacts) -> ModelCard:
         extractor=extractor,
         example={feature.get("column") or feature["name"]: "..." for feature in event_features if _is_raw(feature)},
         actions=actions,
-        features=schema_rows(facts),
+        features=_schema_rows(facts),
         tasks=[_cell(task) for task in config["tasks"]],
         number_of_values=sum(facts.values.values()),
         training=training,
@@ -477,6 +468,3 @@ def dataset_card(manifest: Any, exposure: Exposure | None = None) -> DatasetCard
         exposure=exposure,
         first_id=FIRST_VALUE_ID,
     )
-
-
-__all__ = ["CardFacts", "Exposure", "Footprint", "dataset_card", "model_card", "scrub_command", "write_results"]

@@ -76,14 +76,10 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return content
 
 
-def published_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def _published_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Selects what is published of a config: MCM's own keys, and the entries of the Auto classes and of the pipelines.
 
-    Args:
-        config (`dict[str, Any]`): Content of the config.json of a checkpoint.
-
-    Raises:
-        ValueError: If the checkpoint is of another model, or names no class of MCM.
+    Raises `ValueError` if the checkpoint is of another model, or names no class of MCM.
     """
     architectures = config.get("architectures") or []
     known_heads = (BASE, HEAD, ACTION_HEAD, PREDICTION_HEAD)
@@ -111,14 +107,10 @@ def published_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return published | {"auto_map": auto_map, "custom_pipelines": custom}
 
 
-def published_preprocessor(values: Mapping[str, Any]) -> dict[str, Any]:
+def _published_preprocessor(values: Mapping[str, Any]) -> dict[str, Any]:
     """Selects what is published of preprocessor_config.json: the feature extractor's own keys and its Auto class.
 
-    Args:
-        values (`dict[str, Any]`): Content of the file.
-
-    Raises:
-        ValueError: If a feature reads the customer column, because its values are customer ids.
+    Raises `ValueError` if a feature reads the customer column, because its values are customer ids.
     """
     known = MCMFeatureExtractor().to_dict()
     published = {key: value for key, value in values.items() if key in known}
@@ -134,15 +126,8 @@ def published_preprocessor(values: Mapping[str, Any]) -> dict[str, Any]:
     return published | {"auto_map": dict(PREPROCESSOR_AUTO_MAP)}
 
 
-def check_weights(path: Path) -> None:
-    """Checks that a file of weights is in the safetensors format, and that its metadata say nothing but the library.
-
-    Args:
-        path (`Path`): The file.
-
-    Raises:
-        ValueError: If that is not so.
-    """
+def _check_weights(path: Path) -> None:
+    """Raises `ValueError` if a file is no safetensors file, or if its metadata say more than the library."""
     with open(path, "rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
@@ -235,8 +220,8 @@ def write_upload_folder(
         raise FileNotFoundError(
             f"{source} has no {WEIGHTS_NAME}; give the folder that a training or save_pretrained wrote."
         )
-    config = published_config(read_json(source / CONFIG_NAME, "the model's config"))
-    preprocessor = published_preprocessor(read_json(source / PREPROCESSOR_NAME, "the feature extractor's config"))
+    config = _published_config(read_json(source / CONFIG_NAME, "the model's config"))
+    preprocessor = _published_preprocessor(read_json(source / PREPROCESSOR_NAME, "the feature extractor's config"))
     stored = read_json(source / VOCABULARIES_NAME, "the values of the features")
     if missing := {"vocabularies", "bins"} - set(stored):
         raise ValueError(f"{source / VOCABULARIES_NAME} has no {sorted(missing)}; save the feature extractor again.")
@@ -249,7 +234,7 @@ def write_upload_folder(
         raise FileExistsError(f"{target} is not empty, and everything in it would be published; give a new folder.")
     target.mkdir(parents=True, exist_ok=True)
     for path in weights:
-        check_weights(path)
+        _check_weights(path)
     number = HiddenPairs(0, 0)
     if hidden is None:
         for path in weights:
@@ -270,6 +255,3 @@ def write_upload_folder(
     # Once from the written files: what would not load is not published.
     MCMFeatureExtractor.from_pretrained(str(target))
     return UploadFolder(sorted(target.iterdir()), number)
-
-
-__all__ = ["UploadFolder", "write_upload_folder"]

@@ -205,6 +205,3 @@ def hide_pairs(
                 )
             related += int(gone.sum())
     return changed, HiddenPairs(pairs, related)
-
-
-__all__ = ["HiddenPairs", "customers_per_value", "hide_pairs", "hide_values", "rare_values", "shared_pairs"]

@@ -237,6 +237,3 @@ def _explain(status: int, repo_id: str, endpoint: str, detail: str) -> str:
 
 def _redact(text: str, token: str) -> str:
     return LOGIN.sub("", TOKENS.sub("hf_...", text.replace(token, "hf_...")))
-
-
-__all__ = ["Published", "PublishingError", "check_name", "files_to_publish", "publish"]

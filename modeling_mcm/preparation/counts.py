@@ -3,14 +3,14 @@
 """What is counted once over all training customers: which labels followed which labels, and what kind of log it is.
 
 Both counts are Ibis expressions over encoded events, so they run in any engine, and give the same for a log and for
-the shards that preparation made of it. Counting needs the extra `data`; reading the counts does not.
+the shards that preparation made of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -22,10 +22,11 @@ from modeling_mcm.data.dataset import FOLLOWERS_FILE, write_table
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.extras import needs
 
-if TYPE_CHECKING:
+with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
+    from modeling_mcm.preparation.rows import shard_schema
     from modeling_mcm.preparation.vocabulary import Vocabularies
 
 # Largest mean number of target events by moment at which the order of a visit's events still says something.
@@ -48,10 +49,6 @@ def shard_events(connection: ibis.BaseBackend, paths: Sequence[Path], schema: Ev
         `ibis.Table`: one row per event, with the columns customer_id, visit, period, second (since 1970-01-01), f0, f1
         ... (ids of the features), t0, t1 ... (labels of the tasks) and is_target.
     """
-    with needs("data"):
-        import ibis
-
-        from modeling_mcm.preparation.rows import shard_schema
     table = connection.read_parquet([str(path) for path in paths])
     # Columns are read by their position: DuckDB ignores case in names, and renames one of "feature_type" and
     # "feature_Type".
@@ -91,8 +88,6 @@ def _training_events(events: ir.Table, schema: EventSchema) -> ir.Table:
 
     In a log without times a visit has one moment, as for the model: a shard does not hold the order inside a visit.
     """
-    with needs("data"):
-        import ibis
     training = events.filter(events.period == 0)
     order_by = [training.visit, *([training.second] if schema.order is None else [])]
     order = ibis.window(group_by="customer_id", order_by=order_by)
@@ -117,8 +112,6 @@ def recount(
     Raises:
         OSError: if the file can't be written.
     """
-    with needs("data"):
-        import ibis
     events = shard_events(connection, paths, schema)
     training = connection.create_table(ibis.util.gen_name("mcm"), events.filter(events.period == 0), temp=True)
     if schema.cutoffs == NO_CUTOFFS:  # no model is trained on it
@@ -147,8 +140,6 @@ def measure(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
         different labels), `met` (number of pairs of a visit and a label in it) and `repeats` (number of these pairs in
         which the customer had the label in an earlier visit).
     """
-    with needs("data"):
-        import ibis
     training = _training_events(events, schema)
     tasks = _label_tasks(schema)
     targets = training.filter(
@@ -192,8 +183,6 @@ def count_followers(events: ir.Table, schema: EventSchema, measures: dict[str, A
         (number with such a pair). For each label it has the 50 followers with the largest weight, in the order of
         task, label and follower.
     """
-    with needs("data"):
-        import ibis
     if measures["targets"] > SETS * measures["moments"]:
         return FOLLOWERS.empty_table()
     training = _training_events(events, schema)

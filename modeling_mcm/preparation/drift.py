@@ -29,7 +29,7 @@ with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-    from modeling_mcm.preparation.engine import open_engine
+    from modeling_mcm.preparation.engine import engine_of, open_engine
     from modeling_mcm.preparation.events import normalise_events, normalise_profile, open_events, open_profile
     from modeling_mcm.preparation.times import moment_text
     from modeling_mcm.preparation.vocabulary import each_value
@@ -145,9 +145,7 @@ def feature_drift(
         FileNotFoundError: if there is no such file.
     """
     schema = schema_of(feature_extractor)
-    engine: Any = "duckdb"
-    if isinstance(events, ir.Table) and not isinstance(events.op(), ibis.expr.operations.InMemoryTable):
-        engine = events.get_backend()
+    engine = engine_of(events, "duckdb")
     with tempfile.TemporaryDirectory() as folder, open_engine(engine, Path(folder), memory_limit) as connection:
         text = TextFiles(schema.text_format, Path(folder))
         table = open_events(events, connection, schema, text)

@@ -98,6 +98,13 @@ def open_engine(
         raise ValueError(f"`engine` is {engine!r}; give 'duckdb', 'spark' or an Ibis connection.")
 
 
+def engine_of(events: Any, engine: str | ibis.BaseBackend) -> str | ibis.BaseBackend:
+    """The engine that reads a log: that of an Ibis table of a database, and `engine` for anything else."""
+    if isinstance(events, ir.Table) and not isinstance(events.op(), ibis.expr.operations.InMemoryTable):
+        return events.get_backend()
+    return engine
+
+
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 

@@ -91,15 +91,10 @@ def count_bad(table: ir.Table, read: ir.Table, schema: EventSchema) -> int:
     return table.count().to_pyarrow().as_py() - read.count().to_pyarrow().as_py()
 
 
-def as_text(column: ir.Value, name: str) -> ir.StringValue:
-    """Writes a categorical value as text: 1 and 1.0 are "1", true is "true", NaN is missing, others are as they print.
+def _as_text(column: ir.Value, name: str) -> ir.StringValue:
+    """Categorical values as text: 1 and 1.0 are "1", true is "true", NaN is missing, others are as they print.
 
-    Args:
-        column (`ibis.Value`): the values.
-        name (`str`): name of the column, for the message.
-
-    Raises:
-        ValueError: if the column has another type than text, numbers, booleans and dates.
+    Raises `ValueError` if the column has another type than text, numbers, booleans and dates.
     """
     kind = column.type()
     if kind.is_null():
@@ -133,7 +128,7 @@ def _as_values(column: ir.Value, spec: FeatureSpec) -> ir.ArrayValue:
             raise ValueError(
                 f"Column {name!r} has type {kind}, which needs no `separator`; remove it from the schema."
             )
-        values = split_text(as_text(column, name), spec.separator)
+        values = split_text(_as_text(column, name), spec.separator)
     elif kind.is_array():
         value_type = kind.value_type
         if not (value_type.is_string() or value_type.is_integer() or value_type.is_boolean() or value_type.is_null()):
@@ -155,7 +150,7 @@ def _as_values(column: ir.Value, spec: FeatureSpec) -> ir.ArrayValue:
 def _as_path(column: ir.Value, spec: FeatureSpec) -> ir.StringValue:
     """The first levels of a path, null where the path has fewer. A path ends before its first empty level."""
     separator, level = str(spec.separator), int(spec.level or 1)
-    parts = split_text(as_text(column, spec.column or spec.name), separator)[:level]
+    parts = split_text(_as_text(column, spec.column or spec.name), separator)[:level]
     is_whole = (parts.length() == level) & (parts.filter(lambda part: part == "").length() == 0)
     return ibis.ifelse(is_whole, parts.join(separator), ibis.null("string"))
 
@@ -170,7 +165,7 @@ def _as_feature(table: ir.Table, spec: FeatureSpec) -> ir.Value:
         return _as_values(column, spec)
     if spec.level is not None:
         return _as_path(column, spec)
-    return as_text(column, spec.column or spec.name)
+    return _as_text(column, spec.column or spec.name)
 
 
 def _raw_features(table: ir.Table, specs: Sequence[FeatureSpec], letter: str) -> dict[str, ir.Value]:
@@ -226,12 +221,12 @@ def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
     """
     check_columns(table.columns, schema.event_columns, "The event table has", "The schema names it.")
     columns = {
-        "customer_id": as_text(table[schema.customer], schema.customer),
+        "customer_id": _as_text(table[schema.customer], schema.customer),
         "second": _moments(table, schema),
         "visit_key": ibis.literal("t"),
     }
     if schema.visit:
-        columns["visit_key"] = ibis.coalesce(ibis.literal("v") + as_text(table[schema.visit], schema.visit), "t")
+        columns["visit_key"] = ibis.coalesce(ibis.literal("v") + _as_text(table[schema.visit], schema.visit), "t")
     columns |= _raw_features(table, schema.features, "f")
     bad = _find_unreadable(table, columns, schema)
     out = table.select(**columns)
@@ -244,13 +239,9 @@ def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
 
 
 def _find_unreadable(table: ir.Table, columns: dict[str, ir.Value], schema: EventSchema) -> ir.BooleanValue | None:
-    """Finds the rows with a time or a number that can't be read.
+    """Whether each row has a time or a number that can't be read; None where no row has.
 
-    Returns:
-        Whether each row is one of them, or None where no row is.
-
-    Raises:
-        ValueError: if there is such a row and bad rows are errors.
+    Raises `ValueError` if there is such a row and bad rows are errors.
     """
     form = "a whole number" if schema.order else f"a time; write {TIME_ADVICE}"
     read = {schema.order_column or ROW_NUMBER: (columns["second"], form)}
@@ -292,7 +283,7 @@ def normalise_profile(table: ir.Table, schema: EventSchema) -> ir.Table:
     """
     check_columns(table.columns, schema.profile_columns, "The profile table has", "The schema names it.")
     values = _raw_features(table, schema.profile, "p")
-    out = table.select(customer_id=as_text(table[schema.customer], schema.customer), **values)
+    out = table.select(customer_id=_as_text(table[schema.customer], schema.customer), **values)
     out = out.filter(out.customer_id.notnull())
     twice = out.group_by("customer_id").agg(rows=out.count())
     example = twice.filter(twice.rows > 1).customer_id.min().to_pyarrow().as_py()

@@ -57,14 +57,10 @@ def _is_theirs(column: pa.ChunkedArray, customers: Collection[str]) -> pa.Chunke
     return pc.is_in(column, values.filter(pa.array(matches, pa.bool_())))
 
 
-def files_of(path: Path) -> list[Path]:
-    """Lists the files of a folder at any depth, or the file itself, each once and with symbolic links followed.
+def _files_of(path: Path) -> list[Path]:
+    """The files of a folder at any depth, or the file itself, each once and with symbolic links followed.
 
-    Args:
-        path (`Path`): the folder or file.
-
-    Raises:
-        FileNotFoundError: if there is no such file or folder.
+    Raises `FileNotFoundError` if there is no such file or folder.
     """
     path = path.resolve()
     if not path.exists():
@@ -89,7 +85,7 @@ def log_files(log: Path) -> list[Path]:
         FileNotFoundError: if there is no such log.
         ValueError: if it has text files such as CSV, from which nothing is deleted here.
     """
-    files = files_of(log)
+    files = _files_of(log)
     kinds = {path: kind for path in files if (kind := kind_of(path.name))}
     if texts := [path for path, kind in kinds.items() if kind != "parquet"]:
         raise ValueError(
@@ -336,7 +332,7 @@ def find_customers(folder: Path, customers: Collection[str], column: str = CUSTO
             reasons[str(path)] = "left by a run that was killed, if none is running: remove it"
     if note_of(folder).is_file():
         reasons[str(note_of(folder))] = "a deletion was killed: run it again with its options, which finishes it"
-    for path in files_of(folder):
+    for path in _files_of(folder):
         if path.suffix == ".partial":
             reasons[str(path)] = "left by a run that was killed, if none is running: remove it"
         elif path.suffix.lower() in (".parquet", ".arrow"):

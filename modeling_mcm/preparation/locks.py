@@ -26,12 +26,8 @@ LOCK_SUFFIX = ".lock"
 INSIDE = f".changes{LOCK_SUFFIX}"
 
 
-def lock_file(path: Path) -> Path:
-    """Finds the path of the lock: beside a data set, which is replaced as a folder, and inside any other folder.
-
-    Args:
-        path (`Path`): a data set, a folder of files, or a file, which has the lock of its folder.
-    """
+def _lock_file(path: Path) -> Path:
+    """Path of the lock: beside a data set, which is replaced as a folder, and inside the folder of anything else."""
     if (path / MANIFEST_FILE).is_file() or not path.exists():
         return path.with_name(f".{path.name}{LOCK_SUFFIX}")
     return (path if path.is_dir() else path.parent) / INSIDE
@@ -57,7 +53,9 @@ def locked(*paths: Path) -> Iterator[None]:
         OSError: if the file of a lock can't be made.
     """
     with ExitStack() as locks:
-        for path in sorted({lock_file(path) for path in paths}):  # all processes use this order, so none waits forever
+        for path in sorted(
+            {_lock_file(path) for path in paths}
+        ):  # all processes use this order, so none waits forever
             if os.name == "posix":
                 locks.enter_context(_one_lock(path))
         yield

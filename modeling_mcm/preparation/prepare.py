@@ -46,7 +46,7 @@ with needs("data"):
     import ibis.expr.types as ir
 
     from modeling_mcm.preparation.counts import count_followers, measure
-    from modeling_mcm.preparation.engine import caching, open_engine, replacing
+    from modeling_mcm.preparation.engine import caching, engine_of, open_engine, replacing
     from modeling_mcm.preparation.events import (
         count_bad,
         find_visits,
@@ -102,13 +102,9 @@ def digest_of(extractor: MCMFeatureExtractor) -> str:
 
 
 def _reusable(output_dir: Path, facts: dict[str, Any], overwrite: bool, reuse: bool) -> PreparedManifest | None:
-    """Finds out whether the data set in a folder can be reused.
+    """The manifest of the data set in a folder if it can be reused, None if the folder is to be written.
 
-    Returns:
-        Its manifest if it can be reused, None if the folder is to be written.
-
-    Raises:
-        FileExistsError: if the folder holds something else, or may be neither reused nor replaced.
+    Raises `FileExistsError` if the folder holds something else, or may be neither reused nor replaced.
     """
     if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
         return None
@@ -201,6 +197,14 @@ def _count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
             "count as their customers' latest; correct them, or leave them out."
         )
     return counts
+
+
+def check_profile(profile: Any, schema: EventSchema) -> None:
+    """Raises `ValueError` if the schema has features of a profile table and none is given."""
+    if schema.profile and profile is None:
+        raise ValueError(
+            "The schema has `profile` features, but no profile table is given; pass `profile` (--profile)."
+        )
 
 
 def check_events(
@@ -331,10 +335,7 @@ def prepare(
     check_integer(rows_per_shard, "rows_per_shard", 1, MOST_ROWS_PER_SHARD)
     if engine == "duckdb":
         check_memory_limit(memory_limit)
-    if schema.profile and profile is None:
-        raise ValueError(
-            "The schema has `profile` features, but no profile table is given; pass `profile` (--profile)."
-        )
+    check_profile(profile, schema)
     output_dir = Path(output_dir)
     facts = {
         "schema": schema.to_dict(),
@@ -346,8 +347,7 @@ def prepare(
     existing = _reusable(output_dir, facts, overwrite, reuse)
     if existing is not None:
         return existing
-    if isinstance(events, ir.Table) and not isinstance(events.op(), ibis.expr.operations.InMemoryTable):
-        engine = events.get_backend()
+    engine = engine_of(events, engine)
     tqdm = progress or logging.tqdm
     with (
         replacing(output_dir) as (target, scratch),

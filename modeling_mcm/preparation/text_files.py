@@ -330,16 +330,7 @@ class _Grammar:
         self._escaped = re.compile(e + rb".", re.DOTALL) if e else None
 
     def run(self, data: bytes, start: int, number: int) -> int:
-        """Finds the end of the good records that follow each other.
-
-        Args:
-            data (`bytes`): the bytes.
-            start (`int`): index of the first byte to read.
-            number (`int`): number of fields of a good record.
-
-        Returns:
-            `int`: index after the last good record.
-        """
+        """Index after the last of the good records, of `number` fields, that follow each other from `start` on."""
         if number not in self._runs:
             value, delimiter = self._parts
             row = value + b"(?:%b%b){%d}" % (delimiter, value, number - 1)
@@ -347,30 +338,14 @@ class _Grammar:
         return self._runs[number].match(data, start).end()  # type: ignore[union-attr]
 
     def record(self, data: bytes, start: int) -> tuple[int | None, int]:
-        """Reads one record.
-
-        Args:
-            data (`bytes`): the bytes.
-            start (`int`): index of the first byte of the record.
-
-        Returns:
-            `tuple[int | None, int]`: index after the record, or None if no record starts there; and its number of
-            fields.
-        """
+        """Index after the record at `start`, None if no record starts there; and its number of fields."""
         match = self._record.match(data, start)
         if match is None or match.end() - start > LONGEST_RECORD:
             return None, 0
         return match.end(), len(self.fields(match[1]) or ())
 
     def fields(self, row: bytes) -> list[bytes] | None:
-        """Reads the values of a row.
-
-        Args:
-            row (`bytes`): the row, with or without its line end.
-
-        Returns:
-            `list[bytes]` or None: the values without quotes; None if the bytes are no row.
-        """
+        """The values of a row without quotes, with or without its line end; None if the bytes are no row."""
         row = re.sub(rb"\r?\n?\Z", b"", row)
         if self._record.fullmatch(row) is None:
             return None
@@ -386,29 +361,14 @@ class _Grammar:
         return self._escaped.sub(lambda match: match[0][1:], value) if self._escaped else value
 
     def may_go_on(self, data: bytes, start: int) -> bool:
-        """Says whether the rest of some bytes may be the beginning of a record that continues after them.
-
-        Args:
-            data (`bytes`): the bytes.
-            start (`int`): index of the first byte of the record.
-
-        Returns:
-            `bool`: whether an open quote may continue.
-        """
+        """Whether the bytes from `start` on may begin a record that goes on after them: a quote is open."""
         return self._open.match(data, start) is not None
 
     def sound(self, data: bytes, number: int, is_last: bool) -> int | None:
-        """Checks all whole records of some bytes by counting alone.
+        """Number of bytes up to the end of the last whole record, found by counting alone; None if a record is bad.
 
-        Opening and closing quotes take turns, and a delimiter or line end between them is a part of the value.
-
-        Args:
-            data (`bytes`): the bytes, from the start of a record on.
-            number (`int`): number of fields of a good record.
-            is_last (`bool`): whether the file ends with these bytes.
-
-        Returns:
-            `int` or None: number of bytes up to the end of the last whole record; None if a record is bad.
+        The bytes begin with a record, and a good record has `number` fields. Opening and closing quotes take turns,
+        and a delimiter or line end between them is a part of the value.
         """
         if self._escaped:
             data = self._escaped.sub(b"xx", data)
@@ -443,21 +403,11 @@ class _Grammar:
         return used if ((delimiters == number - 1) | is_blank).all() else None
 
     def count(self, fields: int, number: int) -> str:
-        """Writes what is wrong with a row that has another number of fields.
-
-        Args:
-            fields (`int`): number of fields of the row.
-            number (`int`): number of fields of the heading.
-        """
+        """What is wrong with a row that has other than the `number` fields of the heading."""
         return f"{fields:,} fields were found, and the heading has {number:,} (delimiter {self.delimiter!r})."
 
     def reason(self, line: bytes, number: int) -> str:
-        """Writes what is wrong with a line that is no record.
-
-        Args:
-            line (`bytes`): the line.
-            number (`int`): number of fields of the heading.
-        """
+        """What is wrong with a line that is no record; the heading has `number` fields."""
         line = line.removesuffix(b"\n").removesuffix(b"\r")
         quote = self._quote.decode()
         if self._open.match(line):

@@ -60,7 +60,7 @@ def seconds_of(table: ir.Table, name: str, time_zone: str) -> ir.IntegerValue:
 
 
 def _seconds_of_text(column: ir.StringValue) -> tuple[ir.IntegerValue, ir.BooleanValue]:
-    """Reads times as `read_time_text` does.
+    """Reads times as times_mcm.py does.
 
     Returns:
         Whole seconds, in UTC where the text has a zone, and whether it has a zone.

@@ -52,7 +52,7 @@ with needs("data"):
         normalise_profile,
         open_profile,
     )
-    from modeling_mcm.preparation.prepare import check_events, digest_of, versions
+    from modeling_mcm.preparation.prepare import check_events, check_profile, digest_of, versions
     from modeling_mcm.preparation.rows import (
         continued,
         count_ids,
@@ -202,10 +202,7 @@ def _update(
             f"{directory} was prepared with `order: {ROWS}`, and rows of other files have no place among those "
             "before; prepare everything, or number the events of a customer in a column and name it as `order`."
         )
-    if schema.profile and profile is None:
-        raise ValueError(
-            "The schema has `profile` features, but no profile table is given; pass `profile` (--profile)."
-        )
+    check_profile(profile, schema)
     files = compare_files(directory, log, manifest, corrected)
     people = describe(profile) if schema.profile else None
     new_people = bool(schema.profile) and (people is None or people != manifest.input["profile"])

@@ -251,21 +251,13 @@ def _value(number: ir.NumericValue) -> ir.FloatingValue:
     return ibis.ifelse(value == nothing, nothing, value)  # -0 is 0
 
 
-def hour_id(second: ir.IntegerValue) -> ir.IntegerValue:
-    """Computes the id of the hour: 2 plus the hour of the day.
-
-    Args:
-        second (`ibis.IntegerValue`): time, in seconds since 1970-01-01.
-    """
+def _hour_id(second: ir.IntegerValue) -> ir.IntegerValue:
+    """2 plus the hour of the day of a time, in seconds since 1970-01-01."""
     return (FIRST_VALUE_ID + _remainder(second // SECONDS_PER_HOUR, 24)).cast("int32")
 
 
-def weekday_id(second: ir.IntegerValue) -> ir.IntegerValue:
-    """Computes the id of the weekday: 2 for Monday to 8 for Sunday.
-
-    Args:
-        second (`ibis.IntegerValue`): time, in seconds since 1970-01-01.
-    """
+def _weekday_id(second: ir.IntegerValue) -> ir.IntegerValue:
+    """2 for Monday to 8 for Sunday, of a time in seconds since 1970-01-01."""
     return (FIRST_VALUE_ID + _remainder(second // SECONDS_PER_DAY + EPOCH_WEEKDAY, 7)).cast("int32")
 
 
@@ -291,15 +283,10 @@ def _look_up(table: ir.Table, column: str, values: Sequence[str]) -> ir.Table:
 
 
 def _look_up_items(table: ir.Table, column: str, items: dict[str, int], values: Sequence[str]) -> ir.Table:
-    """Replaces a column of lists of texts by the ids of features, each of which reads one position of the list.
+    """Replaces a column of lists of texts by ids of the features in `items`, which reads a position each, from 1.
 
-    Known values come first, in the order of their ids, and then the unknown ones.
-
-    Args:
-        table (`ibis.Table`): table with the column.
-        column (`str`): name of the column, which is null where a list would be empty.
-        items (`dict[str, int]`): by internal name of a feature the position that it reads, from 1.
-        values (`Sequence[str]`): the vocabulary that the features share.
+    The column is null where a list would be empty. Known values come first, in the order of their ids, and then the
+    unknown ones.
     """
     lists, ids = f"{column}_list", f"{column}_ids"
     elements = table.select(**{lists: table[column]}).distinct().mutate(**{column: ibis._[lists].unnest()})
@@ -346,9 +333,9 @@ def encode_profiles(profiles: ir.Table, fitted: Vocabularies, schema: EventSchem
 
 def _derived(table: ir.Table, spec: FeatureSpec, fitted: Vocabularies, second: str) -> ir.IntegerValue:
     if spec.kind == HOUR:
-        return hour_id(table[second])
+        return _hour_id(table[second])
     if spec.kind == WEEKDAY:
-        return weekday_id(table[second])
+        return _weekday_id(table[second])
     return _bin_id(table.days, fitted.bins[spec.name])
 
 

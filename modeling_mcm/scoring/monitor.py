@@ -21,15 +21,8 @@ from modeling_mcm.scoring.folder import IDENTITY_FILE, UNTIL
 EDGES = np.array([0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0])
 
 
-def tasks_of(folder: str) -> list[str]:
-    """Finds the tasks that a folder of predictions ranks.
-
-    Args:
-        folder (`str`): folder of predictions.
-
-    Raises:
-        ValueError: if the folder holds no predictions with scores.
-    """
+def _tasks_of(folder: str) -> list[str]:
+    """Names the tasks that a folder of predictions ranks; raises `ValueError` if it holds none with scores."""
     files = sorted(Path(folder).glob("*.parquet"))
     names = pq.read_schema(files[0]).names if files else []
     if not (tasks := [name for name in names if name + SCORES in names]):
@@ -57,7 +50,7 @@ def check_predictions(folder: str, since: str | None = None) -> None:
         raise ValueError(f"{absent} of the files of {folder} are missing: run run_predict.py again, which adds them.")
     rows = 0
     for path in files:
-        for name in [task + SCORES for task in tasks_of(folder)]:
+        for name in [task + SCORES for task in _tasks_of(folder)]:
             column = pq.read_table(path, columns=[name])[name]
             is_whole = not column.null_count and np.isfinite(pc.list_flatten(column).to_numpy()).all()
             if not is_whole:
@@ -78,7 +71,7 @@ def check_predictions(folder: str, since: str | None = None) -> None:
             f"{folder} holds {rows:,} customers and says it has {expected:,}: run run_predict.py again, or score into "
             "another folder."
         )
-    if since is not None and until is not None and seconds_of(since) <= until:
+    if since is not None and until is not None and _seconds_of(since) <= until:
         known = datetime.fromtimestamp(until, UTC).replace(tzinfo=None)
         raise ValueError(
             f"--since is {since}, and the predictions of {folder} know events until {known}: what they are compared "
@@ -86,18 +79,8 @@ def check_predictions(folder: str, since: str | None = None) -> None:
         )
 
 
-def seconds_of(moment: str) -> int:
-    """Reads the moment of `--since`.
-
-    Args:
-        moment (`str`): ISO 8601 text without a time zone, such as "2024-05-06".
-
-    Returns:
-        `int`: the moment, in seconds since 1970-01-01.
-
-    Raises:
-        ValueError: if the text is no moment.
-    """
+def _seconds_of(moment: str) -> int:
+    """The moment of `--since`, such as "2024-05-06", in seconds since 1970; raises `ValueError` if it is none."""
     with needs("data"):
         from modeling_mcm.preparation.times import epoch_seconds
     try:
@@ -125,7 +108,7 @@ def score_drift(folder: str, before: str) -> dict[str, Any]:
     with needs("data"):
         import duckdb  # noqa: F401  by the name that Ibis connects to
         import ibis
-    tasks = [task for task in tasks_of(folder) if task in tasks_of(before)]
+    tasks = [task for task in _tasks_of(folder) if task in _tasks_of(before)]
     connection = ibis.duckdb.connect()
     new, old = (connection.read_parquet(f"{path}/*.parquet") for path in (folder, before))
     both = new.inner_join(old, "customer_id", rname="{name}_before")
@@ -149,17 +132,10 @@ def score_drift(folder: str, before: str) -> dict[str, Any]:
     return result
 
 
-def what_happened(data: str, since: int, tasks: list[str]) -> Iterator[tuple[str, str, dict[str, float]]]:
-    """Reads what customers did from a moment on: the targets of their first visit with a target, for each task.
+def _what_happened(data: str, since: int, tasks: list[str]) -> Iterator[tuple[str, str, dict[str, float]]]:
+    """Yields customer, task and by label its share of the targets of the first visit with a target.
 
-    Args:
-        data (`str`): folder of a prepared data set that has these events.
-        since (`int`): the moment, in seconds since 1970-01-01.
-        tasks (`list[str]`): names of the tasks.
-
-    Yields:
-        `tuple[str, str, dict[str, float]]`: id of the customer, name of the task, and by label its share of the
-        targets of that visit.
+    Only events from the moment `since` on count, in seconds since 1970-01-01.
     """
     prepared = PreparedData(data)
     columns = ["customer_id", "times", "visits", *(f"task_{task}" for task in tasks)]
@@ -194,9 +170,9 @@ def calibration(folder: str, data: str, since: str) -> dict[str, list[dict[str, 
     Raises:
         ValueError: if the data set has no target event from `since` on.
     """
-    tasks = tasks_of(folder)
+    tasks = _tasks_of(folder)
     happened: dict[str, dict[str, dict[str, float]]] = {task: {} for task in tasks}
-    for customer, task, shares in what_happened(data, seconds_of(since), tasks):
+    for customer, task, shares in _what_happened(data, _seconds_of(since), tasks):
         happened[task][customer] = shares
     if not any(happened.values()):
         raise ValueError(f"{data} holds no target event from {since} on: update it first (training/update_data.py).")

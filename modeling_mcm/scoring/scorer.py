@@ -134,15 +134,8 @@ class Scorer:
         self.values = {task: pa.array([None, None, *extractor.vocabularies[task]], pa.string()) for task in job.tasks}
         self.shards = PreparedManifest.load(job.data).shards
 
-    def tops(self, task: str) -> int:
-        """Gives the number of labels that are written for a task.
-
-        Args:
-            task (`str`): name of the task.
-
-        Returns:
-            `int`: `top_k` of the job, or the number of the task's labels if that is smaller.
-        """
+    def _tops(self, task: str) -> int:
+        """Number of labels that are written for a task: `top_k` of the job, or all labels if these are fewer."""
         return min(self.job.top_k, len(self.values[task]) - FIRST_VALUE_ID)
 
     def write(self, path: Path, indices: range, progress: Callable[[int], Any] = bool) -> None:
@@ -201,8 +194,8 @@ class Scorer:
         number = len(rows)
         embeddings = np.zeros((number, self.model.config.embedding_size), np.float32)
         forecasts = np.zeros((number, len(self.job.forecasts)), np.float32)
-        labels = {task: np.zeros((number, self.tops(task)), np.int64) for task in self.job.tasks}
-        scores = {task: np.zeros((number, self.tops(task)), np.float32) for task in self.job.tasks}
+        labels = {task: np.zeros((number, self._tops(task)), np.int64) for task in self.job.tasks}
+        scores = {task: np.zeros((number, self._tops(task)), np.float32) for task in self.job.tasks}
         read = [row["visits"][1 - self.collator.max_events :] for row in rows]
         by_visit = self.model.config.encoder_unit == "visit"
         lengths = [len(np.unique(visits)) if by_visit else len(visits) for visits in read]
@@ -215,7 +208,7 @@ class Scorer:
                     forecasts[batch, column] = outputs.forecasts[name].float().cpu().numpy()
                 for task in self.job.tasks:
                     logits = outputs.logits[task].float()
-                    best = logits.topk(self.tops(task))
+                    best = logits.topk(self._tops(task))
                     labels[task][batch] = best.indices.cpu().numpy()
                     scores[task][batch] = (best.values - logits.logsumexp(-1, keepdim=True)).exp().cpu().numpy()
             self._check_finite(

@@ -114,7 +114,7 @@ def _answer_errors(api: Any) -> None:
 
     @api.exception_handler(RequestValidationError)
     def validation_error(request: Request, error: Any) -> JSONResponse:
-        return JSONResponse({"detail": sentence(error.errors())}, 422)
+        return JSONResponse({"detail": _sentence(error.errors())}, 422)
 
     @api.exception_handler(HTTPException)
     def http_error(request: Request, error: Any) -> JSONResponse:
@@ -238,12 +238,8 @@ def _add_operations(api: Any, service: CustomerService, metrics: Metrics) -> Non
         return Response(metrics.text(), media_type=metrics.media_type)
 
 
-def sentence(errors: Sequence[Mapping[str, Any]]) -> str:
-    """Writes pydantic's list of errors of a request as a sentence.
-
-    Args:
-        errors (list of `dict`): The errors.
-    """
+def _sentence(errors: Sequence[Mapping[str, Any]]) -> str:
+    """Writes pydantic's list of errors of a request as a sentence."""
     parts = []
     for error in errors[:3]:
         field = ".".join(str(part) for part in error["loc"])

@@ -14,15 +14,8 @@ MARKER = "mcm_export.json"  # says that a folder is an export, of which format, 
 PARTIAL = ".export.partial"
 
 
-def check_folder(folder: Path) -> None:
-    """Checks that a folder is new, empty or an earlier export.
-
-    Args:
-        folder (`Path`): The folder.
-
-    Raises:
-        ValueError: If it holds anything else.
-    """
+def _check_folder(folder: Path) -> None:
+    """Raises `ValueError` unless a folder is new, empty or an earlier export."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -70,7 +63,7 @@ def export_folder(folder: Path, **facts: str) -> Iterator[Path]:
         ValueError: If the folder holds something else than an export.
         OSError: If it can't be written.
     """
-    check_folder(folder)
+    _check_folder(folder)
     existed, partial = folder.exists(), folder / PARTIAL
     try:
         shutil.rmtree(partial, ignore_errors=True)

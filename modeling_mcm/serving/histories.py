@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.data.collator import PreparedRows, batches_by_length
 from modeling_mcm.data.dataset import PreparedData
-from modeling_mcm.events_mcm import check_columns
+from modeling_mcm.events_mcm import check_columns, select_events
 from modeling_mcm.files_mcm import atomic_write
 from modeling_mcm.live_mcm import LiveCustomer
 from modeling_mcm.live_storage_mcm import checkpoint_digest
@@ -172,8 +172,7 @@ class Histories:
         return ids, embeddings
 
     def _cut(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        end = row["test_end"]
-        cut = {name: value[:end] if isinstance(value, np.ndarray) else value for name, value in row.items()}
+        cut = select_events(row, slice(row["test_end"]))
         return self.extractor.readable(cut, self.model.config.input_features)
 
     # ------------------------------------------------------------------------------------------------- one customer

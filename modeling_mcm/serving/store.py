@@ -168,25 +168,20 @@ class EventStore:
         writing = connection.get_execution_options().get(WRITING)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
 
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[Any]:
+    def _reading(self) -> contextlib.AbstractContextManager[Any]:
         """A transaction that sees one moment of the store."""
-        options = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
-        with failure(self.name), self.engine.connect().execution_options(**options) as connection, connection.begin():
-            self._limit_waits(connection)
-            yield connection
+        return self._transaction({} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"})
+
+    def _writing(self) -> contextlib.AbstractContextManager[Any]:
+        """A transaction that is kept as a whole, on the disk, or not at all."""
+        return self._transaction({WRITING: True})
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[Any]:
-        """A transaction that is kept as a whole, on the disk, or not at all."""
-        options = {WRITING: True}
+    def _transaction(self, options: dict[str, Any]) -> Iterator[Any]:
         with failure(self.name), self.engine.connect().execution_options(**options) as connection, connection.begin():
-            self._limit_waits(connection)
+            if not self.is_sqlite:
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(self.timeout * 1000)}")
             yield connection
-
-    def _limit_waits(self, connection: Any) -> None:
-        if not self.is_sqlite:
-            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(self.timeout * 1000)}")
 
     def _claim(self, adopt: bool) -> None:
         """Makes the tables, or checks that those there belong to this checkpoint."""

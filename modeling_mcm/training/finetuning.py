@@ -28,7 +28,14 @@ from modeling_mcm.training.checkpoints import read_checkpoint
 from modeling_mcm.training.fitting import popularity
 from modeling_mcm.training.offer_trainer import NEW_PARTS, OfferTrainer
 from modeling_mcm.training.options import PretrainingArguments
-from modeling_mcm.training.resuming import FINE_TUNING, Start, deciding_options, find_start, output_folder_lock
+from modeling_mcm.training.resuming import (
+    FINE_TUNING,
+    Start,
+    deciding_options,
+    find_start,
+    output_folder_lock,
+    step_size,
+)
 
 logger = logging.get_logger(__name__)
 # Layers of BertSelfAttention that get low-rank updates. The head has a `query`, too, but all its weights are trained.
@@ -91,18 +98,12 @@ class FineTuningArguments(PretrainingArguments):
     best_metric: ClassVar[str] = "loss"
 
 
-def read_model(
+def _read_model(
     options: FineTuningOptions, extractor: MCMFeatureExtractor, offers: Offers
 ) -> MCMForActionRecommendation:
-    """Reads the checkpoint and adds a new head for the offers.
+    """Reads the checkpoint and adds a new head for the outcomes and features of the offers.
 
-    Args:
-        options (`FineTuningOptions`): The options; with `from_scratch` the pre-trained weights are not read.
-        extractor (`MCMFeatureExtractor`): The checkpoint's feature extractor.
-        offers (`Offers`): The offers, which decide the head's outcomes and features.
-
-    Raises:
-        CheckpointError: If the checkpoint can't be read.
+    With `from_scratch` only its config is read. Raises `CheckpointError` if the checkpoint can't be read.
     """
     known: dict[str, Any] = {
         "action_outcomes": list(offers.outcomes),
@@ -116,15 +117,10 @@ def read_model(
     return model
 
 
-def with_low_rank_updates(model: MCMForActionRecommendation, rank: int) -> Any:
-    """Wraps a model with `peft`, so that low-rank updates of the encoder's attention are trained, and the head.
+def _with_low_rank_updates(model: MCMForActionRecommendation, rank: int) -> Any:
+    """Wraps a model with `peft`, so that the head and updates of the attention of this rank (1 or more) are trained.
 
-    Args:
-        model (`MCMForActionRecommendation`): The model.
-        rank (`int`): Rank of the updates, at least 1.
-
-    Raises:
-        ImportError: If `peft` is not installed.
+    Raises `ImportError` if `peft` is not installed.
     """
     with needs("lora"):
         from peft import LoraConfig, get_peft_model
@@ -168,30 +164,23 @@ def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None
         ]
         groups = groups[np.sort(sample)]
     offers.check_trainable(groups, outcomes)
-    model = read_model(options, extractor, offers)
+    model = _read_model(options, extractor, offers)
     if options.freeze_encoder:
         model.freeze_encoder()
 
     own = {name: getattr(options, name) for name in DECIDING} | {"max_events": extractor.max_events}
-    own["batch size"] = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
-    run = digests_of(options) | {"options": deciding_options(training) | own}
+    own["batch size"] = step_size(training)
+    run = _digests_of(options) | {"options": deciding_options(training) | own}
     with output_folder_lock(str(training.output_dir), training.should_save):
         start = find_start(str(training.output_dir), FINE_TUNING, run, model.config)
         if start.is_finished:
             logger.warning(f"{training.output_dir} holds this run, which is finished: nothing is left to train.")
         else:
-            train(options, training, data, extractor, model, offers, groups, evaluated, run, start)
+            _train(options, training, data, extractor, model, offers, groups, evaluated, run, start)
 
 
-def digests_of(options: FineTuningOptions) -> dict[str, Any]:
-    """Computes digests of a run's data, offers and pre-trained model, which a resumed run must have in common.
-
-    Args:
-        options (`FineTuningOptions`): The options of the run.
-
-    Returns:
-        `dict[str, str]`: SHA-256 digests by name: `data`, `offers` and `pre-trained model`.
-    """
+def _digests_of(options: FineTuningOptions) -> dict[str, Any]:
+    """SHA-256 digests of `data`, `offers` and `pre-trained model`, which a resumed run must have in common."""
     digests = {"data": sha256_of(Path(str(options.data)) / MANIFEST_FILE)}
     for name, folder, patterns in (
         ("offers", options.offers, ("*.parquet",)),
@@ -202,7 +191,7 @@ def digests_of(options: FineTuningOptions) -> dict[str, Any]:
     return digests
 
 
-def train(
+def _train(
     options: FineTuningOptions,
     training: FineTuningArguments,
     data: PreparedData,
@@ -216,20 +205,11 @@ def train(
 ) -> None:
     """Trains a model on offers, and writes the model and the record of the run, finetuning.json.
 
-    Args:
-        options (`FineTuningOptions`): Which checkpoint is fine-tuned on which offers.
-        training (`FineTuningArguments`): The options of the training.
-        data (`PreparedData`): The data set with the histories of the offers' customers.
-        extractor (`MCMFeatureExtractor`): The checkpoint's feature extractor, which is saved with the model.
-        model (`MCMForActionRecommendation`): The model to train.
-        offers (`Offers`): The offers.
-        groups (`numpy.ndarray`, shape `(groups,)`): Indices of the groups of offers to train on.
-        evaluated (`numpy.ndarray`, shape `(groups,)`): Indices of the groups to evaluate on; may be empty.
-        run (`dict[str, Any]`): Digests and options that a resumed run must have in common with this one.
-        start (`Start`): Where the training starts, from [`find_start`].
+    `groups` and `evaluated` are indices of the groups of offers to train and to evaluate on, the latter may be empty;
+    `run` holds the digests and options that a resumed run must have in common with this one.
     """
     used = np.concatenate([groups, evaluated])
-    wrapped: Any = with_low_rank_updates(model, options.lora) if options.lora else model
+    wrapped: Any = _with_low_rank_updates(model, options.lora) if options.lora else model
     trainer = OfferTrainer(
         model=wrapped,
         args=training,
@@ -238,7 +218,7 @@ def train(
         eval_dataset=OfferGroups(data.rows, offers, evaluated) if len(evaluated) else None,
         processing_class=extractor,
         compute_metrics=OfferMetrics(list(offers.outcomes)),
-        preprocess_logits_for_metrics=first_output,
+        preprocess_logits_for_metrics=_first_output,
         encoder_lr_factor=1.0 if options.from_scratch else options.encoder_lr_factor,
         data_version=" ".join(digest for name, digest in run.items() if name != "options"),
         run_options=run["options"],
@@ -271,11 +251,6 @@ def train(
         trainer.write_record(FINE_TUNING, facts, is_finished=True)
 
 
-def first_output(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Takes the logits from the model's outputs, so that evaluation stores nothing else.
-
-    Args:
-        outputs (`torch.Tensor` or `tuple`): Outputs of the model; the logits come first.
-        labels (`torch.Tensor`): The labels, which are not read.
-    """
+def _first_output(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    """Takes the logits, which come first in the model's outputs, so that evaluation stores nothing else."""
     return outputs[0] if isinstance(outputs, tuple) else outputs

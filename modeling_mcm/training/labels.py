@@ -36,6 +36,7 @@ from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.callbacks import EarlyStopping
 from modeling_mcm.training.checkpoints import read_checkpoint
+from modeling_mcm.training.offer_trainer import slow_down
 from modeling_mcm.training.resuming import last_whole_checkpoint
 
 logger = logging.get_logger(__name__)
@@ -145,16 +146,8 @@ class LabelTrainer(Trainer):
     def create_optimizer(self, model: Any = None):
         """Makes the Trainer's optimizer, with groups of parameters of their own for the pre-trained weights."""
         optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
-        trained: Any = self.model if model is None else model
-        new = {id(value) for name, value in trained.named_parameters() if NEW[0] in name}
-        slow = []
-        for group in optimizer.param_groups:
-            slow.append({**group, "params": [value for value in group["params"] if id(value) not in new]})
-            group["params"] = [value for value in group["params"] if id(value) in new]
-        for group in slow:
-            if group["params"]:
-                optimizer.add_param_group(group | {"lr": self.args.learning_rate * self.encoder_lr_factor})
-        return optimizer
+        rate = self.args.learning_rate * self.encoder_lr_factor
+        return slow_down(optimizer, self.model if model is None else model, NEW, rate)
 
 
 def read_labels(data: str, options: LabelOptions) -> LabelledCustomers:
@@ -299,6 +292,3 @@ def train_to_labels(
     on_held_out = f"On {len(held_out):,} labels of customers that were not trained on: {words}."
     logger.warning(on_held_out if words else "Saved.")
     return metrics
-
-
-__all__ = ["CountedHistories", "LabelOptions", "LabelTrainer", "label_defaults", "read_labels", "train_to_labels"]

@@ -14,7 +14,7 @@ Shapes: B customers, M moments a customer, R = B M moments, D horizons, Q quanti
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ from transformers.utils import logging
 
 from modeling_mcm.data.cases import deciding_tasks
 from modeling_mcm.data.collator import LengthGroupedSampler
+from modeling_mcm.events_mcm import select_events
 from modeling_mcm.modeling_mcm import MCMModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.state_mcm import CustomerState, Forecasts
@@ -162,7 +163,7 @@ def _before(row: Mapping[str, Any], longest: int) -> dict[str, Any]:
     Moments begin with the first of these events: an earlier one would know no event.
     """
     latest = slice(max(0, row["validation_end"] - longest), row["validation_end"])
-    return {name: value[latest] if isinstance(value, np.ndarray) else value for name, value in row.items()}
+    return select_events(row, latest)
 
 
 def _amounts_loss(log_amounts: torch.Tensor, moments: Moments) -> torch.Tensor:
@@ -207,7 +208,6 @@ def train_state(
     rows: Any,
     cutoff: float | None,
     seed: int = 0,
-    progress: Callable[..., Any] | None = None,
 ) -> dict[str, float]:
     """Trains the customer state and its forecasts, and nothing else of the model.
 
@@ -218,7 +218,6 @@ def train_state(
         cutoff (`float`, *optional*): End of the training period of all customers, in seconds since 1970. `None` if
             each customer's last visits are held out.
         seed (`int`): Seed of moments, dropout and the order of customers.
-        progress (class, *optional*): Progress bar such as `tqdm`. By default that of transformers.
 
     Returns:
         `dict[str, float]`: Mean losses of the last tenth of the steps, by name.
@@ -236,7 +235,7 @@ def train_state(
         observed = zip(sampler.days, is_observed.tolist(), strict=True)
         config.forecast_days = [day for day, is_seen in observed if is_seen]
         model.forecasts = Forecasts(config) if config.forecast_days else None
-        losses = _train(model, MomentSampler(model, extractor, cutoff, seed), batches, len(rows), progress)
+        losses = _train(model, MomentSampler(model, extractor, cutoff, seed), batches, len(rows))
         if model.forecasts is not None:
             _learn_forecasts(model, MomentSampler(model, extractor, cutoff, seed + 1), rows, seed)
     cast(nn.Module, model).to(device)
@@ -282,7 +281,6 @@ def _train(
     sampler: MomentSampler,
     batches: Iterator[list[dict[str, Any]]],
     customers: int,
-    progress: Callable[..., Any] | None,
 ) -> dict[str, float]:
     state, forecasts, size = cast(CustomerState, model.state), model.forecasts, model.config.state_size
     heads = nn.ModuleDict({"counts": nn.Linear(size, len(state.mean))})
@@ -300,7 +298,7 @@ def _train(
     state.train()
     state.keep_plain_counts()
     history: list[dict[str, float]] = []
-    for _ in (progress or logging.tqdm)(range(steps), desc="Customer state", unit="step"):
+    for _ in logging.tqdm(range(steps), desc="Customer state", unit="step"):
         moments = sampler.draw(next(batches), MOMENTS)
         standardised = state.standardised(moments.counts)
         states = state.of_standardised(standardised)
@@ -354,6 +352,3 @@ def _learn_forecasts(model: MCMModel, sampler: MomentSampler, rows: Any, seed: i
         return loss
 
     optimizer.step(closure)
-
-
-__all__ = ["MomentSampler", "Moments", "train_state"]

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Trainer that fine-tunes a model to offers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import Sampler
@@ -13,6 +13,27 @@ from modeling_mcm.training.resumable import ResumableTrainer
 
 # Modules that a model for offers adds. All of their weights are trained, also if the encoder has low-rank updates.
 NEW_PARTS = ("action_head",)
+
+
+def slow_down(optimizer: Any, model: Any, new: Sequence[str], rate: float) -> Any:
+    """Gives the pre-trained weights groups of their own, each with the options of its old group besides the rate.
+
+    Args:
+        optimizer (`torch.optim.Optimizer`): The optimizer, changed in place and returned.
+        model (`torch.nn.Module`): The model that is trained.
+        new (sequence of `str`): Parts of the names of weights that are not pre-trained; they stay as they are.
+        rate (`float`): Learning rate of the pre-trained weights.
+    """
+    stay = {id(value) for name, value in model.named_parameters() if any(part in name for part in new)}
+    slow = []
+    for group in optimizer.param_groups:
+        moved = [value for value in group["params"] if id(value) not in stay]
+        group["params"] = [value for value in group["params"] if id(value) in stay]
+        slow.append({**group, "params": moved, "lr": rate})
+    for group in slow:
+        if group["params"]:
+            optimizer.add_param_group(group)
+    return optimizer
 
 
 class OfferTrainer(ResumableTrainer):
@@ -43,34 +64,16 @@ class OfferTrainer(ResumableTrainer):
         self.add_callback(EpochCallback(self.offer_collator))
         if (patience := kwargs["args"].early_stopping_patience) is not None:
             self.add_callback(EarlyStopping(patience))
-        facts = {"data": data_version, "seed": self.args.seed, "batch size": self._group_size}
+        facts = {"data": data_version, "seed": self.args.seed, "batch size": self.group_size}
         self.remember_run(facts, {"encoder_lr_factor": encoder_lr_factor, **(run_options or {})})
-
-    @property
-    def _group_size(self) -> int:
-        """Number of groups of offers in one step of all processes together."""
-        return self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         costs = dataset.costs(self.offer_collator.max_events)
-        return LengthGroupedSampler(costs, self._group_size, self.args.seed, self.offer_collator.epoch)
+        return LengthGroupedSampler(costs, self.group_size, self.args.seed, self.offer_collator.epoch)
 
     def create_optimizer(self, model: Any = None):
         """Makes the Trainer's optimizer, with groups of parameters of their own for the pre-trained weights."""
         optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
-        trained: Any = self.model if model is None else model
-        new = {
-            id(parameter)
-            for name, parameter in trained.named_parameters()
-            if any(part in name for part in (*NEW_PARTS, "lora_"))
-        }
-        slow = []
-        for group in optimizer.param_groups:
-            moved = [p for p in group["params"] if id(p) not in new]
-            group["params"] = [p for p in group["params"] if id(p) in new]
-            slow.append({**group, "params": moved, "lr": self.args.learning_rate * self.encoder_lr_factor})
-        for group in slow:
-            if group["params"]:
-                optimizer.add_param_group(group)
-        return optimizer
+        rate = self.args.learning_rate * self.encoder_lr_factor
+        return slow_down(optimizer, self.model if model is None else model, (*NEW_PARTS, "lora_"), rate)

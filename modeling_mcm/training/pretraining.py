@@ -45,7 +45,14 @@ from modeling_mcm.training.fitting import (
 )
 from modeling_mcm.training.options import AUTO, NONE, ModelOptions, PretrainingArguments
 from modeling_mcm.training.recipe import Recipe, recipe_for, taste_features
-from modeling_mcm.training.resuming import PRETRAINING, Start, deciding_options, find_start, output_folder_lock
+from modeling_mcm.training.resuming import (
+    PRETRAINING,
+    Start,
+    deciding_options,
+    find_start,
+    output_folder_lock,
+    step_size,
+)
 from modeling_mcm.training.sizes import config_of
 from modeling_mcm.training.trainer import BEST_METRIC, MCMTrainer
 
@@ -163,17 +170,10 @@ def read_rows(options: ModelOptions, data: PreparedData, config: MCMConfig, eval
     return train_rows, PreparedRows(rows, places[np.argsort(units[places], kind="stable")])  # for little padding
 
 
-def baseline_results(options: ModelOptions, data: PreparedData, config: MCMConfig, names: Any):
+def _baseline_results(options: ModelOptions, data: PreparedData, config: MCMConfig, names: Any):
     """Evaluates counting baselines on the validation cases.
 
-    Args:
-        options (`ModelOptions`): The options of the training.
-        data (`PreparedData`): The data set.
-        config (`MCMConfig`): The model's config, which names the tasks.
-        names (sequence of `str`): Names of the baselines.
-
-    Returns:
-        `tuple`: The rows, the cases, and the metrics by baseline and task; these are empty if a package is missing.
+    Returns the rows, the cases, and the metrics by baseline and task; these are empty if a package is missing.
     """
     rows = sampled_rows(options, data)
     cases = cases_at(data, "validation", rows)
@@ -188,15 +188,8 @@ def baseline_results(options: ModelOptions, data: PreparedData, config: MCMConfi
         return rows, cases, {}
 
 
-def mean_metrics(results: Any) -> dict[str, dict[str, float]]:
-    """Computes the mean over the cases of the metric `BEST_METRIC`.
-
-    Args:
-        results (`dict`): Metrics of every case, by method, task and name.
-
-    Returns:
-        `dict[str, dict[str, float]]`: The means by method and task, without tasks that have no target in any case.
-    """
+def _mean_metrics(results: Any) -> dict[str, dict[str, float]]:
+    """Means of `BEST_METRIC` over the cases, by method and task, without tasks that have no target in any case."""
     return {
         method: {
             task: float(np.nanmean(metrics[BEST_METRIC]))
@@ -207,24 +200,18 @@ def mean_metrics(results: Any) -> dict[str, dict[str, float]]:
     }
 
 
-def compare(options: ModelOptions, data: PreparedData, model: MCMForMultiTaskRecommendation) -> dict[str, Any]:
-    """Compares the trained model with baselines on the validation cases, and warns of each task on which it is worse.
+def _compare(options: ModelOptions, data: PreparedData, model: MCMForMultiTaskRecommendation) -> dict[str, Any]:
+    """Compares the trained model with baselines on the validation cases, and warns of tasks on which it is worse.
 
-    Args:
-        options (`ModelOptions`): The options of the training.
-        data (`PreparedData`): The data set, with the model's feature extractor.
-        model (`MCMForMultiTaskRecommendation`): The trained model.
-
-    Returns:
-        `dict[str, dict[str, float]]`: Means of `BEST_METRIC` by method and task; empty if a package is missing.
+    Returns means of `BEST_METRIC` by method and task; empty if a package is missing.
     """
     names = [*FIRST_BASELINES, *STRONG_BASELINES]
-    rows, cases, results = baseline_results(options, data, model.config, names)
+    rows, cases, results = _baseline_results(options, data, model.config, names)
     if not results:
         return {}
     tasks = list(model.config.tasks)
     results["MCM"] = model_values(model.eval(), data.extractor, rows, cases, tasks)
-    means = mean_metrics(results)
+    means = _mean_metrics(results)
     for method, by_task in means.items():
         logger.warning(
             f"{BEST_METRIC} on validation, {method}: " + ", ".join(f"{t} {v:.4f}" for t, v in by_task.items())
@@ -259,17 +246,17 @@ def pretrain(options: ModelOptions, objective: Objective, training: PretrainingA
     model.initialize_from_popularity(popularity(data, config))
     own = {name: getattr(options, name) for name in DECIDING} | {"max_events": extractor.max_events}
     own |= asdict(objective)
-    own["batch size"] = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
+    own["batch size"] = step_size(training)
     run = {"data": sha256_of(data.folder / MANIFEST_FILE), "options": deciding_options(training) | own}
     with output_folder_lock(str(training.output_dir), training.should_save):
         start = find_start(str(training.output_dir), PRETRAINING, run, config)
         if start.is_finished:
             logger.warning(f"{training.output_dir} holds this run, which is finished: nothing is left to train.")
         else:
-            train(options, training, data, model, recipe, run, start)
+            _train(options, training, data, model, recipe, run, start)
 
 
-def train(
+def _train(
     options: ModelOptions,
     training: PretrainingArguments,
     data: PreparedData,
@@ -280,14 +267,7 @@ def train(
 ) -> None:
     """Trains a model, compares it with baselines, and writes it with the record of the run, pretraining.json.
 
-    Args:
-        options (`ModelOptions`): Which model is trained on which data.
-        training (`PretrainingArguments`): The options of the training.
-        data (`PreparedData`): The data set; its feature extractor is saved with the model.
-        model (`MCMForMultiTaskRecommendation`): The model to train.
-        recipe (`Recipe`): The choices that the data made.
-        run (`dict[str, Any]`): Digest of the data and options that a resumed run must have in common with this one.
-        start (`Start`): Where the training starts, from [`find_start`].
+    `run` holds the digest of the data and the options that a resumed run must have in common with this one.
     """
     config, extractor = model.config, data.extractor
     train_rows, eval_rows = read_rows(options, data, config, training.eval_strategy != "no")
@@ -331,8 +311,8 @@ def train(
         + (f"going on from {start.checkpoint}" if start.checkpoint else "starting anew")
     )
     if eval_rows is not None and trainer.is_world_process_zero():
-        results = baseline_results(options, data, config, FIRST_BASELINES)[2]
-        for popular in mean_metrics(results).values():
+        results = _baseline_results(options, data, config, FIRST_BASELINES)[2]
+        for popular in _mean_metrics(results).values():
             trainer.add_callback(FirstComparison(popular, BEST_METRIC, logger.warning))
     if start.checkpoint is None and (model.counted_memory is not None or config.label_features):
         fit_counted_memory(model, options, data, training.seed)
@@ -363,7 +343,7 @@ def train(
         "steps": trainer.state.global_step,
         "targets": clock.targets,
         "parameters": sum(parameter.numel() for parameter in trained_parameters),
-        "batch_size": training.train_batch_size * training.world_size * training.gradient_accumulation_steps,
+        "batch_size": step_size(training),
         "max_events": extractor.max_events,
         "learning_rate": training.learning_rate,
         "seed": training.seed,
@@ -381,5 +361,5 @@ def train(
     trainer.finish(PRETRAINING, facts)
     if trainer.is_world_process_zero():
         if eval_rows is not None and not trainer.is_fsdp_enabled:
-            facts["validation"] = compare(options, data, model)
+            facts["validation"] = _compare(options, data, model)
         trainer.write_record(PRETRAINING, facts, is_finished=True)

@@ -26,6 +26,7 @@ from modeling_mcm.training.resuming import (
     checkpoints,
     deciding_options,
     step_of,
+    step_size,
 )
 
 # The private methods of `Trainer` that the trainers of this package override, with the parameters that they use. They
@@ -52,6 +53,11 @@ class ResumableTrainer(Trainer):
 
     _is_saving = False
     run_consistency: RunConsistency | None = None
+
+    @property
+    def group_size(self) -> int:
+        """`int`: number of customers, or of groups of offers, in one step of all processes together."""
+        return step_size(self.args)
 
     def remember_run(self, facts: dict[str, Any], options: Mapping[str, Any]) -> None:
         """Sets what all processes, and a run with the checkpoint that it resumes, must have in common.
@@ -121,7 +127,7 @@ class ResumableTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self.state.save_to_json(str(folder / INCOMPLETE / name / STATE))
-                move_into_place(folder / INCOMPLETE / name, folder / name)
+                _move_into_place(folder / INCOMPLETE / name, folder / name)
                 self._drop_old_checkpoints(folder, name)
             self.accelerator.wait_for_everyone()
 
@@ -158,7 +164,7 @@ class ResumableTrainer(Trainer):
             self.save_model(str(written), _internal_call=True)
             if self.args.should_save:
                 self.state.save_to_json(str(written / STATE))
-                flush(written)
+                _flush(written)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(folder / INCOMPLETE, ignore_errors=True)
             raise OSError(
@@ -189,12 +195,8 @@ class ResumableTrainer(Trainer):
         write_json(Path(str(self.args.output_dir), record), {**facts, "finished": is_finished})
 
 
-def flush(folder: Path) -> None:
-    """Waits until all files of a folder are on the disk.
-
-    Args:
-        folder (`Path`): The folder.
-    """
+def _flush(folder: Path) -> None:
+    """Waits until all files of a folder are on the disk."""
     for path in [*(path for path in folder.rglob("*") if path.is_file()), folder]:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -203,14 +205,9 @@ def flush(folder: Path) -> None:
             os.close(handle)
 
 
-def move_into_place(written: Path, target: Path) -> None:
-    """Renames a folder in one step, once its files are on the disk. An existing folder of that name is replaced.
-
-    Args:
-        written (`Path`): The folder with the files.
-        target (`Path`): Its new path, on the same disk.
-    """
-    flush(written)
+def _move_into_place(written: Path, target: Path) -> None:
+    """Renames a folder on one disk, once its files are on it, in one step; an existing folder is replaced."""
+    _flush(written)
     if target.exists():
         target.rename(written.with_name(f"{written.name}-before"))
     written.rename(target)

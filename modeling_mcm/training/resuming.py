@@ -92,6 +92,11 @@ def deciding_options(args: TrainingArguments) -> dict[str, Any]:
     return json.loads(json.dumps(facts, default=lambda value: value.value if isinstance(value, Enum) else str(value)))
 
 
+def step_size(args: TrainingArguments) -> int:
+    """Counts the customers, or groups of offers, in one step of all processes together."""
+    return args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+
+
 def changed_options(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Compares the options of two runs.
 

@@ -26,6 +26,3 @@ def config_of(name: str) -> dict[str, Any]:
     if name in SIZES and not Path(name).is_dir():
         return {"model_type": MCMConfig.model_type, **SIZES[name]}
     return MCMConfig.get_config_dict(name)[0]
-
-
-__all__ = ["SIZES", "config_of"]

@@ -88,7 +88,7 @@ class MCMTrainer(ResumableTrainer):
             args,
             data_collator=train_collator,
             compute_metrics=TaskMetrics(tasks),
-            preprocess_logits_for_metrics=partial(task_ranks, tasks),  # type: ignore[arg-type]  # nested is fine too
+            preprocess_logits_for_metrics=partial(_task_ranks, tasks),  # type: ignore[arg-type]  # nested is fine too
             **kwargs,
         )
         self.train_collator = train_collator
@@ -103,7 +103,7 @@ class MCMTrainer(ResumableTrainer):
             self.add_callback(self.weight_average)
         if patience is not None:
             self.add_callback(EarlyStopping(patience))
-        facts: dict[str, Any] = {"data": data_version, "seed": self.args.seed, "batch size": self._group_size}
+        facts: dict[str, Any] = {"data": data_version, "seed": self.args.seed, "batch size": self.group_size}
         facts["streaming"] = None
         if isinstance(self.train_dataset, StreamedRows):
             order = self._streamed_order(self.train_dataset)
@@ -112,16 +112,11 @@ class MCMTrainer(ResumableTrainer):
         own["early_stopping_patience"] = patience
         self.remember_run(facts, own | dict(run_options or {}))
 
-    @property
-    def _group_size(self) -> int:
-        """Number of customers in one step of all processes together."""
-        return self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-
     def _streamed_order(self, rows: StreamedRows) -> StreamedOrder:
         args = self.args
         workers = max(1, args.dataloader_num_workers)
         parts, turns = self.lanes or (args.world_size * args.gradient_accumulation_steps, workers)
-        order = StreamedOrder(rows, self._group_size, parts, turns, self.window, args.seed, self.train_collator.epoch)
+        order = StreamedOrder(rows, self.group_size, parts, turns, self.window, args.seed, self.train_collator.epoch)
         # Two more shards than the window, which may begin and end inside a shard.
         rows.held_shards = (self.window + 2) * order.lanes_of_a_worker(args.train_batch_size, args.world_size, workers)
         return order
@@ -130,7 +125,7 @@ class MCMTrainer(ResumableTrainer):
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         if isinstance(dataset, StreamedRows):
             return self._streamed_order(dataset)
-        return LengthGroupedSampler(dataset.lengths, self._group_size, self.args.seed, self.train_collator.epoch)
+        return LengthGroupedSampler(dataset.lengths, self.group_size, self.args.seed, self.train_collator.epoch)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Reads the batches of a step, and adds to each its share: the factor that its mean loss is multiplied by.
@@ -312,18 +307,9 @@ class TaskMetrics:
         return metrics | ({BEST_METRIC: sum(compared) / len(compared)} if compared else {})
 
 
-def task_ranks(
+def _task_ranks(
     tasks: Sequence[str], logits: Any, labels: torch.Tensor
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Computes the ranks of the labels, so that evaluation need not store the logits.
-
-    Args:
-        tasks (sequence of `str`): Names of the tasks, in the order of the labels.
-        logits (`dict[str, torch.Tensor]`, or a tuple that begins with it): Scores of each task.
-        labels (`torch.Tensor`, shape `(batch, units, tasks)`): The labels.
-
-    Returns:
-        `dict[str, tuple[torch.Tensor, torch.Tensor]]`: What [`ranks_from_logits`] returns for each task.
-    """
+    """Computes the ranks of the labels `(batch, units, tasks)` of each task, so that no logits are stored."""
     logits = logits[0] if isinstance(logits, tuple) else logits
     return {task: ranks_from_logits(logits[task], labels[..., index]) for index, task in enumerate(tasks)}
