@@ -136,7 +136,6 @@ def test_codes_add_up_to_the_number_and_bend_at_the_knots():
 
 
 def test_the_history_ends_where_the_offers_begin(prepared, extractor, offers, event_log):
-def test_the_history_ends_where_the_offers_begin(prepared, offers, event_log):
     groups = OfferGroups(load_prepared(prepared), offers)
     for place in (0, 7):
         history = groups[place]["history"]
