@@ -135,9 +135,9 @@ class ActionHead(nn.Module):
     """Computes the log-odds of each outcome from the customer, the action and numeric features of both.
 
         q_a = Q e_a;  r_a = sum_i softmax_i(q_a . h_i) h_i                                  (equation 2 for actions)
-        logit_o(a) = bias_o + g_o . preferences(a) + mean_n (d_no . x + w_no . f_n(r_a, e_a, r_a * e_a, x))
+        logit_o(a) = bias_o + g_o . preferences(a) + mean_n (d_no . [x, c] + w_no . f_n(r_a, e_a, r_a * e_a, x))
 
-    x is the standardised vector of numeric features and customer state, with a piecewise-linear code of each feature
+    x is the standardised vector of numeric features and customer state, c the piecewise-linear codes of the features
     ([`piecewise_linear`]), and f_n a network with one hidden layer. Few customers take an offer. So the N networks are
     small, dropout on their inputs is strong, each is trained on its own, and the score is the mean of their log-odds.
     d and w start at 0 and all g are equal, so that fine-tuning starts from MCM's own ranking.
@@ -150,15 +150,15 @@ class ActionHead(nn.Module):
         super().__init__()
         hidden, outcomes, tasks = config.hidden_size, len(config.action_outcomes), len(config.tasks)
         self.size = 2 * tasks + sum(map(len, count_names(config)))  # of the numeric features
+        numbers = self.size + config.embedding_size
         self.query = nn.Linear(hidden, hidden, bias=False)
-        self.standardised = Standardised(self.size + config.embedding_size)
-        numbers = self.size * len(KNOTS) + config.embedding_size
+        self.standardised = Standardised(numbers)
         self.dense = nn.Linear(3 * hidden + numbers, NETWORKS * UNITS)
         self.activation = nn.GELU()
         self.dropout = nn.Dropout(DROPOUT)
         self.output = nn.Parameter(torch.empty(NETWORKS, UNITS, outcomes))
         self.bias = nn.Parameter(torch.empty(outcomes))
-        self.direct = nn.Parameter(torch.empty(NETWORKS, numbers, outcomes))
+        self.direct = nn.Parameter(torch.empty(NETWORKS, numbers + self.size * (len(KNOTS) - 1), outcomes))
         self.preference_gain = nn.Parameter(torch.empty(outcomes, tasks))
 
     def reset_parameters(self):
@@ -192,12 +192,13 @@ class ActionHead(nn.Module):
         if self.training:
             self.standardised.update(numbers[real])
         numbers = self.standardised(numbers).to(readout.dtype) * real[..., None]
-        numbers = self.dropout(torch.cat([numbers, piecewise_linear(numbers[..., : self.size])], -1))
+        codes = self.dropout(piecewise_linear(numbers[..., : self.size]))
+        numbers = self.dropout(numbers)
         vectors = self.dropout(torch.cat([readout, vectors, readout * vectors], -1))
         units = self.activation(self.dense(torch.cat([vectors, numbers], -1))).unflatten(-1, (NETWORKS, UNITS))
         units = self.dropout(units)
         scores = torch.einsum("bknu,nuo->nbko", units, self.output) + torch.einsum(
-            "bkx,nxo->nbko", numbers, self.direct
+            "bkx,nxo->nbko", torch.cat([numbers, codes], -1), self.direct
         )
         return scores + self.bias + preferences @ self.preference_gain.T
 

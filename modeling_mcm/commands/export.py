@@ -80,7 +80,7 @@ class ExportOptions:
             raise ValueError(f"--format {self.format} needs {', '.join(absent)}: pip install 'modeling-mcm[export]'.")
 
 
-def _run(options: ExportOptions) -> str:
+def run(options: ExportOptions) -> str:
     """Exports a checkpoint, checks that the export equals the model, and writes the folder.
 
     Returns a sentence on what was written; with `options.data` a table of what int8 costs follows. Raises `ValueError`
@@ -129,7 +129,7 @@ def main() -> None:
     """Reads the options, exports the checkpoint and prints what was written."""
     (options,) = parse_options(ExportOptions, description=__doc__)
     with exits(ValueError, OSError, ImportError):
-        summary = _run(options)
+        summary = run(options)
     sys.stdout.write(summary + "\n")
 
 

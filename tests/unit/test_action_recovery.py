@@ -19,6 +19,7 @@ from modeling_mcm.evaluation.offers import score_offers
 from modeling_mcm.preparation import prepare
 from synthetic import ShopSettings, make_click_log, make_offer_log
 
+CUSTOMERS = 149
 CLICKSTREAM = Path(__file__).parents[2] / "configuration" / "schemas" / "clickstream.yaml"
 
 
@@ -36,7 +37,7 @@ def true_log_odds(log, day):
 
 def test_both_outcomes_of_offers_with_a_known_truth_are_recovered(prepare_log, tiny_config):
     day, generator = "2017-10-20", np.random.default_rng(1)
-    log = make_log(customers=99, seed=1)
+    log = make_log(customers=CUSTOMERS, seed=1)
     items = [f"item {number:02}" for number in range(24)]
     truth, rows = true_log_odds(log, day), []
     for who in sorted(log["who"].unique()):
@@ -57,10 +58,10 @@ def test_both_outcomes_of_offers_with_a_known_truth_are_recovered(prepare_log, t
     torch.manual_seed(0)
     model = MCMForActionRecommendation(config)
     groups, collator = OfferGroups(load_prepared(folder), offers), OfferCollator(extractor, config, offers)
-    optimizer = torch.optim.AdamW(model.parameters(), 0.01, weight_decay=0.1)
-    trained, new = np.arange(70), list(range(70, 99))
+    optimizer = torch.optim.AdamW(model.parameters(), 0.005, weight_decay=0.1)
+    trained, new = np.arange(CUSTOMERS - 29), list(range(CUSTOMERS - 29, CUSTOMERS))
     for _ in range(12):
-        for places in np.split(generator.permutation(trained), 7):
+        for places in np.split(generator.permutation(trained), 12):
             loss = model(**collator(groups.__getitems__(places.tolist()))).loss
             optimizer.zero_grad()
             loss.backward()
@@ -68,8 +69,8 @@ def test_both_outcomes_of_offers_with_a_known_truth_are_recovered(prepare_log, t
     with torch.no_grad():
         found = model.eval()(**collator(groups.__getitems__(new))).logits.reshape(-1, 2).numpy()
     for place, outcome in enumerate(("click", "conversion")):
-        expected = table[f"true_{outcome}"].to_numpy().reshape(99, 12)[new].reshape(-1)
-        other = table[f"true_{('conversion', 'click')[place]}"].to_numpy().reshape(99, 12)[new].reshape(-1)
+        expected = table[f"true_{outcome}"].to_numpy().reshape(CUSTOMERS, 12)[new].reshape(-1)
+        other = table[f"true_{('conversion', 'click')[place]}"].to_numpy().reshape(CUSTOMERS, 12)[new].reshape(-1)
         correlation = np.corrcoef(found[:, place], expected)[0, 1]
         assert correlation > 0.85 and correlation > np.corrcoef(found[:, place], other)[0, 1] + 0.3
 
