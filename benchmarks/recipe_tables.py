@@ -48,7 +48,7 @@ class Answers:
 
     @property
     def methods(self) -> Values:
-        """Of counting and of other models, and of MCM the mean over its seeds."""
+        """Values of counting and of other models, and the mean of MCM's over its seeds."""
         counted = {name: values for name, values in self.seeds[0].items() if name != MCM}
         return counted | self.rivals | {MCM: mean_of(self.seeds, MCM)}
 

@@ -149,8 +149,8 @@ class ActionHead(nn.Module):
     def __init__(self, config: MCMConfig):
         super().__init__()
         hidden, outcomes, tasks = config.hidden_size, len(config.action_outcomes), len(config.tasks)
-        self.size = 2 * tasks + sum(map(len, count_names(config)))  # of the numeric features
-        numbers = self.size + config.embedding_size
+        self.coded = 2 * tasks + sum(map(len, count_names(config)))  # number of the numeric features
+        numbers = self.coded + config.embedding_size
         self.query = nn.Linear(hidden, hidden, bias=False)
         self.standardised = Standardised(numbers)
         self.dense = nn.Linear(3 * hidden + numbers, NETWORKS * UNITS)
@@ -158,7 +158,7 @@ class ActionHead(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
         self.output = nn.Parameter(torch.empty(NETWORKS, UNITS, outcomes))
         self.bias = nn.Parameter(torch.empty(outcomes))
-        self.direct = nn.Parameter(torch.empty(NETWORKS, numbers + self.size * (len(KNOTS) - 1), outcomes))
+        self.direct = nn.Parameter(torch.empty(NETWORKS, numbers + self.coded * (len(KNOTS) - 1), outcomes))
         self.preference_gain = nn.Parameter(torch.empty(outcomes, tasks))
 
     def reset_parameters(self):
@@ -192,7 +192,7 @@ class ActionHead(nn.Module):
         if self.training:
             self.standardised.update(numbers[real])
         numbers = self.standardised(numbers).to(readout.dtype) * real[..., None]
-        codes = self.dropout(piecewise_linear(numbers[..., : self.size]))
+        codes = self.dropout(piecewise_linear(numbers[..., : self.coded]))
         numbers = self.dropout(numbers)
         vectors = self.dropout(torch.cat([readout, vectors, readout * vectors], -1))
         units = self.activation(self.dense(torch.cat([vectors, numbers], -1))).unflatten(-1, (NETWORKS, UNITS))

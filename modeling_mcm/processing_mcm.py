@@ -158,7 +158,7 @@ class MCMFeatureExtractor(VocabularyFiles):
 
     @property
     def shared_vocabularies(self) -> dict[str, str]:
-        """Of each categorical feature the one whose vocabulary it has: itself, or the first `item` of its column."""
+        """By categorical feature the one whose vocabulary it has: itself, or the first `item` of its column."""
         return self.schema.shared_vocabularies
 
     @property

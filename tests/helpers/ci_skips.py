@@ -37,13 +37,13 @@ def _fail(report) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport():
-    """Of a test."""
+    """Fails a test that is skipped."""
     _fail((yield).get_result())
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_make_collect_report():
-    """Of a file that is skipped as a whole."""
+    """Fails a file that is skipped as a whole."""
     _fail((yield).get_result())
 
 

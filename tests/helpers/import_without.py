@@ -57,7 +57,7 @@ def outcome(run):
 
 
 def outcomes():
-    """Of every module and script."""
+    """Errors of every module and script, by name; `None` where there is none."""
     found = {name: outcome(lambda name=name: importlib.import_module(name)) for name in MODULES}
     for name in SCRIPTS:
         sys.argv = [name, "--help"]

@@ -54,7 +54,7 @@ def results(ablation):
 
 
 def tables(page):
-    """Of each table its rows, keyed by the first cell."""
+    """Rows of each table of a page, keyed by the first cell."""
     blocks = re.findall(r"(?:^\|.*\|\n)+", page.read_text(), flags=re.MULTILINE)
     rows = [[[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()] for block in blocks]
     return [{cells[0]: cells[1:] for cells in [table[0], *table[2:]]} for table in rows]
