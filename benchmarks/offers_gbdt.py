@@ -260,7 +260,7 @@ class _OfferFeatures(HistoryFeatures):
     def _more_of_matches(
         self, cell: NDArray, customer: NDArray, event: NDArray, action: NDArray, age: NDArray
     ) -> dict[str, NDArray]:
-        """Counts events that did what an action asks: all, by token type, by visit, and sums of numbers."""
+        """Counts events that did what an action asks: those of its token type, their visits, sums of numbers."""
         shape, token = (self.customers, self.actions), self._index(self.extractor.token_type_feature)
         offered = np.zeros((self.actions, self.extractor.vocabulary_sizes[token]), bool)
         offered[self.batch["action_rows"], self.batch["action_input_ids"][:, token]] = True

@@ -272,7 +272,7 @@ class Shapes(TorchDispatchMode):
 
 
 def test_a_million_labels_take_no_scores_of_a_million():
-    """Among what a step makes, only gradients of tables have a million rows; nothing else is larger than the sample."""
+    """Among what a step makes only gradients of tables have a million rows; nothing else is larger than the sample."""
     many = 1_000_000
     batch = make_batch(many)
     with Shapes() as all_labels:
