@@ -308,15 +308,17 @@ class LiveState:
         """
         if not reader.has_state:
             return self.hidden
-        model = reader.model.model
-        now = self.time if now is None else now
+        state = cast(Any, reader.model.model.state)
+        if math.isinf(self.began):  # no events: the average of the training's moments, as `MCMModel.state_counts`
+            nothing = torch.zeros(state.num_few)
+            return state.joined(nothing, None if reader.taste is None else state.taste(torch.zeros(state.num_many)))
+        now = self.time if now is None else min(now, self.time + state.longest_silence.item())
         fade = torch.exp2((self.time - torch.tensor(now).double()).clamp(max=0) / reader.half_lives)
         visits = float(self.sums[1, -1])
-        since = (now - self.time, now - self.began) if visits else (0.0, 0.0)
+        since = (now - self.time, now - self.began)
         gap = (since[1] - since[0]) / max(visits - 1, 1)
         gaps = torch.tensor([*since, since[0] / (gap + 0.5), gap], dtype=torch.float64).clamp(min=0)
         few = [(self.sums * fade).flatten().clamp(min=0), (self.few * fade).flatten(), gaps]
-        state = cast(Any, model.state)
         z = state.standardised(torch.cat(few).log1p().float(), slice(None, state.num_few))
         taste = None
         if reader.taste is not None:  # P z of no values, plus the difference that the customer's values make

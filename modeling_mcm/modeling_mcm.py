@@ -194,7 +194,8 @@ class MCMModel(MCMPreTrainedModel):
                 `event_times`. Default: the time of the last event.
 
         Returns:
-            `torch.FloatTensor` of shape `(B, numbers)`; see [`~state_mcm.CustomerState.counts`].
+            `torch.FloatTensor` of shape `(B, numbers)`; see [`~state_mcm.CustomerState.counts`]. A customer without
+            events until `now` has the average counts of the training, because nothing is known of the customer.
 
         Raises:
             ValueError: if the model has no state, or `event_times` are missing.
@@ -206,7 +207,10 @@ class MCMModel(MCMPreTrainedModel):
         if attention_mask is None:
             attention_mask = (input_ids != 0).any(-1).long()
         now = event_times.amax(1) if now is None else now
-        return self.state.counts(input_ids, attention_mask, visit_ids, event_times, event_values, now[:, None])[:, 0]
+        counts = self.state.counts(input_ids, attention_mask, visit_ids, event_times, event_values, now[:, None])[:, 0]
+        unfaded = len(self.state.half_lives)  # index of the number of events
+        has_events = counts[:, unfaded, None] > 0
+        return torch.where(has_events, counts, self.state.mean)
 
     def _pool(self, hidden, unit_mask):
         # CODEPATH: mcm-base and mcm-tiny attend causally, the paper's models in both directions.

@@ -123,6 +123,7 @@ class _CustomerPipeline(Pipeline):
         """Seconds since 1970-01-01 of a moment, which is text, a date or None."""
         if now is None:
             return None
+        self.feature_extractor.check_has_times(now)
         with naming("`now`"):
             return to_seconds(now, read_zone(self.feature_extractor.time_zone))
 
@@ -261,9 +262,10 @@ class CustomerPredictionPipeline(_CustomerPipeline):
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
         now = forward_parameters.get("now")
         rows = input_tensors["rows"] if isinstance(input_tensors["rows"], list) else [input_tensors["rows"]]
+        inputs = self.model_inputs({"rows": rows}, now)  # warns of later events
         if now is not None:
-            rows = [events_before(row, now) for row in rows]
-        return ModelOutput({"logits": self.model(**self.model_inputs({"rows": rows}, now)).logits.float()})
+            inputs = self.model_inputs({"rows": [events_before(row, now) for row in rows]}, now)
+        return ModelOutput({"logits": self.model(**inputs).logits.float()})
 
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> dict[str, float] | float:
         """Converts the scores to probabilities of the classes, or to the predicted number."""

@@ -47,7 +47,7 @@ class MCMPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": BertLayer, "attentions": BertSelfAttention}
-    _keys_to_ignore_on_load_missing = [r"values_digest$"]  # older checkpoints have no digest
+    _keys_to_ignore_on_load_missing = [r"values_digest$", r"state\.longest_silence$"]  # older checkpoints lack these
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):

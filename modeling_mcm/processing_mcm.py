@@ -378,10 +378,21 @@ class MCMFeatureExtractor(VocabularyFiles):
             rows, return_tensors=return_tensors, now=None if now is None else self._read_now(now, len(rows))
         )
 
-    def _read_now(self, now: Any, count: int) -> list[float]:
-        """One moment for all of `count` customers or one for each, in seconds."""
+    def check_has_times(self, now: Any) -> None:
+        """Checks that the log has times, so that customers can be scored for a moment.
+
+        Args:
+            now: the moment, for the message.
+
+        Raises:
+            ValueError: if the log has no times but `order`.
+        """
         if self.order is not None:
             raise ValueError(f"Found the moment `now` {now!r}, and the log has no times but `order`; leave it out.")
+
+    def _read_now(self, now: Any, count: int) -> list[float]:
+        """One moment for all of `count` customers or one for each, in seconds."""
+        self.check_has_times(now)
         with naming("`now`"):
             if isinstance(now, str) or not (isinstance(now, Sequence) or np.ndim(now)):
                 now = [now] * count

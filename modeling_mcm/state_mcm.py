@@ -39,6 +39,7 @@ TASTE_SIZE, HIDDEN = 128, 256  # size of P z (see CustomerState), and hidden siz
 DROPOUT = 0.3  # dropout probability on z
 HALF_LIVES_DAYS = (7.0, 30.0, 90.0)  # half-lives of the other counts; they are also counted unfaded
 LEAST_SPREAD, FARTHEST = 0.05, 8.0  # smallest standard deviation, and largest absolute value, of standardised counts
+ANY_SILENCE = 1e9  # days: before training, and in older checkpoints
 CHANCE, NEXT_VISIT = "visit_probability", "days_to_next_visit"
 GAPS = ("days since the last event", "days since the first", "the ratio to the mean gap", "the mean gap")
 
@@ -71,6 +72,9 @@ class CustomerState(nn.Module):
     logarithms of `GAPS`. The start row is no event, so the profile is no part of the state. The first numbers of the
     state are the z of `plain_counts`, which a linear model of visits or spend would otherwise miss.
 
+    A moment later than `longest_silence` days after the last event counts as that late, because training saw no longer
+    silence.
+
     Args:
         config ([`MCMConfig`]): configuration of the model.
     """
@@ -83,6 +87,7 @@ class CustomerState(nn.Module):
         self.few, self.many = ([config.features.index(name) for name in names] for names in config.counted_features)
         self.mean = nn.Buffer(torch.zeros(self.num_few + self.num_many))
         self.spread = nn.Buffer(torch.ones(self.num_few + self.num_many))
+        self.longest_silence = nn.Buffer(torch.tensor(ANY_SILENCE))
         # None if all features have few values.
         self.taste = nn.Linear(self.num_many, TASTE_SIZE, bias=False) if self.many else None
         inputs = self.num_few + (TASTE_SIZE if self.many else 0)
@@ -91,9 +96,11 @@ class CustomerState(nn.Module):
         self.bent_out = nn.Linear(HIDDEN, config.state_size, bias=False)
 
     def reset_parameters(self) -> None:
-        """Sets the buffers: mean 0 and standard deviation 1. Weights start as transformers' linear layers do."""
+        """Sets the buffers: mean 0, standard deviation 1, and a silence of any length. Weights start as transformers'
+        linear layers do."""
         init.zeros_(self.mean)
         init.ones_(self.spread)
+        init.constant_(self.longest_silence, ANY_SILENCE)
 
     @property
     def num_few(self) -> int:
@@ -121,6 +128,32 @@ class CustomerState(nn.Module):
         self.direct.weight[range(len(plain)), plain] = 1.0
         self.direct.bias[rows] = 0.0
         self.bent_out.weight[rows] = 0.0
+
+    @torch.no_grad()
+    def shrink_directions(self, states: torch.Tensor) -> torch.Tensor:
+        """Scales the principal directions of the learned numbers, which come after the plain counts.
+
+        A direction of variance v is scaled by v / (v + 1). The learned numbers are standardised, so 1 is the mean
+        variance. What many numbers say together stays; what few say is mostly noise to a model that reads the state.
+
+        Args:
+            states (`torch.FloatTensor` of shape `(R, S)`): states of a sample of moments.
+
+        Returns:
+            `torch.FloatTensor` of shape `(R, S)`: the states of these moments afterwards.
+        """
+        learned = slice(len(self.plain_counts), None)
+        numbers = states[:, learned].double()
+        mean, spread = numbers.mean(0), numbers.std(0).clamp(min=1e-6)
+        z = (numbers - mean) / spread
+        variances, directions = torch.linalg.eigh(z.T @ z / len(z))
+        shrinking = directions * (variances / (variances + 1)) @ directions.T
+        weights = (spread[:, None] * shrinking / spread).to(states.dtype)  # of shape (learned, learned)
+        mean = mean.to(states.dtype)
+        self.direct.weight[learned] = weights @ self.direct.weight[learned]
+        self.bent_out.weight[learned] = weights @ self.bent_out.weight[learned]
+        self.direct.bias[learned] = mean + weights @ (self.direct.bias[learned] - mean)
+        return torch.cat([states[:, : learned.start], mean + (states[:, learned] - mean) @ weights.T], 1)
 
     @property
     def num_many(self) -> int:
@@ -153,7 +186,7 @@ class CustomerState(nn.Module):
             event_values (`torch.FloatTensor` of shape `(B, L, N)`, *optional*): values of the summed features; may be
                 `None` if there are no summed features.
             now (`torch.FloatTensor` of shape `(B, M)`): moments, in days on the clock of `event_times`. Events after a
-                moment are not counted.
+                moment are not counted. A moment after `longest_silence` counts as the end of that silence.
 
         Returns:
             `torch.FloatTensor` of shape `(B, M, numbers)`, where numbers is `num_few + num_many`.
@@ -166,8 +199,12 @@ class CustomerState(nn.Module):
         opens = is_event
         if visit_ids is not None:
             opens = is_event & (visit_ids != F.pad(visit_ids, (1, 0), value=-1)[:, :-1])
-        ages = now[:, None, :] - event_times[..., None]  # (B, L, M)
-        past = (ages >= 0) & is_event[..., None]
+        past = (event_times[..., None] <= now[:, None, :]) & is_event[..., None]  # (B, L, M)
+        is_known = past.any(1)
+        last = torch.where(is_known, torch.where(past, event_times[..., None], -math.inf).amax(1), now)
+        first = torch.where(is_known, torch.where(past, event_times[..., None], math.inf).amin(1), now)
+        now = torch.minimum(now, last + self.longest_silence)
+        ages = now[:, None, :] - event_times[..., None]
         half_lives = torch.tensor([*self.half_lives, math.inf], device=now.device)
         weights = torch.exp2(-ages.clamp(min=0)[..., None] / half_lives) * past[..., None]  # (B, L, M, K)
         kernels = len(half_lives)
@@ -190,10 +227,7 @@ class CustomerState(nn.Module):
 
         nearest = min(range(kernels), key=lambda k: abs(float(half_lives[k]) - TASTE_HALF_LIFE))
         few, many = by_value(self.few, weights), by_value(self.many, weights[..., [nearest, kernels - 1]])
-        last = torch.where(past, event_times[..., None], -math.inf).amax(1)
-        first = torch.where(past, event_times[..., None], math.inf).amin(1)
-        is_known = past.any(1)
-        since_last, since_first = (torch.where(is_known, now - time, 0.0) for time in (last, first))
+        since_last, since_first = now - last, now - first
         visits = sums[1][..., -1]  # the unfaded number of visits
         gap = (since_first - since_last) / (visits - 1).clamp(min=1)
         gaps = torch.stack([since_last, since_first, since_last / (gap + 0.5), gap], -1)

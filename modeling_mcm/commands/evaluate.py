@@ -63,7 +63,7 @@ from modeling_mcm.files_mcm import write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.training.checkpoints import CheckpointError, check_files, read_checkpoint
+from modeling_mcm.training.checkpoints import check_files, read_checkpoint
 from modeling_mcm.training.memory import keep_freed_memory
 
 
@@ -334,7 +334,7 @@ def main() -> None:
         raise SystemExit(
             f"{name} is not installed: `pip install modeling-mcm[{NEEDS[name]}]`, or name other baselines."
         )
-    with exits(CheckpointError):
+    with exits(ValueError, OSError, ImportError):
         check_files(options.model)
         architectures = MCMConfig.from_pretrained(options.model).architectures or []
         if "MCMForActionRecommendation" in architectures and not options.offers:

@@ -154,6 +154,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
     data = options.data or str(folder / HISTORIES)
     contents["now"] = None
     if options.now is not None:
+        extractor.check_has_times(options.now)
         with naming("--now"):
             contents["now"] = to_seconds(options.now, read_zone(extractor.time_zone))
     model_class = MCMForMultiTaskRecommendation if contents["tasks"] else MCMModel

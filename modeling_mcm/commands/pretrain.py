@@ -26,7 +26,6 @@ from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.training.memory import keep_freed_memory
 from modeling_mcm.training.options import ModelOptions, PretrainingArguments, check_launch
 from modeling_mcm.training.pretraining import chosen_recipe, pretrain
-from modeling_mcm.training.resuming import RunError
 
 
 def main() -> None:
@@ -45,7 +44,7 @@ def main() -> None:
         raise SystemExit("--data is missing: give the folder that training/prepare_data.py wrote.")
     recipe = chosen_recipe(options, named_options())
     options, objective, training = parse_options(*option_classes, description=__doc__, defaults=recipe.training)
-    with exits(RunError):
+    with exits(ValueError, OSError, ImportError):
         pretrain(options, objective, training, recipe)
     PartialState().destroy_process_group()  # its threads sometimes abort the process at its end
 

@@ -19,8 +19,10 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from numpy.typing import ArrayLike, NDArray
+from pyarrow import csv
 from torch.utils.data import Dataset
 
 from modeling_mcm.configuration_mcm import MCMConfig
@@ -144,8 +146,10 @@ def load_labels(
         if path.suffix.lower() == ".parquet":
             table = pd.read_parquet(path)
         elif path.suffix.lower() == ".csv":
-            # Ids and times stay text as they are written: 007 is not 7.
-            table = pd.read_csv(path, dtype={customer: str, time: str}, low_memory=False)
+            # Ids and times stay text as they are written: 007 is not 7. Rows of another length are errors.
+            as_written = dict.fromkeys((customer, time), pa.string())
+            options = csv.ConvertOptions(column_types=as_written, strings_can_be_null=True)
+            table = csv.read_csv(path, convert_options=options).to_pandas()
         else:
             raise ValueError(f"the name ends in {path.suffix!r}, expected .parquet or .csv")
     except (ValueError, OSError) as error:
@@ -181,6 +185,8 @@ def make_labels(
         raise ValueError(f"The kind of label is {kind!r}; expected one of {', '.join(KINDS)}.")
     fix = "Name yours with --label, --customer_column and --time_column."
     check_columns(table.columns, (customer, time, label), "The labels have", fix)
+    if twice := [name for name in (customer, time, label) if list(table.columns).count(name) > 1]:
+        raise ValueError(f"The labels have several columns {twice[0]!r}; rename the others.")
     if not len(table):
         raise ValueError("The labels have no rows; give at least two, with two values.")
     for name in (customer, time, label):
@@ -188,18 +194,17 @@ def make_labels(
             at = "" if name == customer else f", such as of customer {table[customer][missing].iloc[0]!r}"
             raise ValueError(
                 f"Column {name!r} is missing in {int(missing.sum())} of {len(table)} labels{at}; fill it, or leave "
-                "these rows out."
+                "these rows out. (In a CSV file an empty field and NA are missing values.)"
             )
     with naming(f"column {customer!r}"):
-        texts = {value: to_text(value) for value in table[customer].unique()}
-    ids = table[customer].map(texts).to_numpy(object)
+        ids = np.array([to_text(value) for value in table[customer]], object)
     with naming(f"column {time!r}"):
         times = read_times(as_column(table[time]), read_zone(time_zone))
-    twice = pd.DataFrame({"customer": ids, "time": times}).duplicated().to_numpy()
-    if twice.any():
-        place = int(twice.argmax())
+    repeats = pd.DataFrame({"customer": ids, "time": times}).duplicated().to_numpy()
+    if repeats.any():
+        place = int(repeats.argmax())
         raise ValueError(
-            f"Customer {ids[place]!r} has two labels at {_moment(times[place])}, and {int(twice.sum())} rows repeat "
+            f"Customer {ids[place]!r} has two labels at {_moment(times[place])}, and {int(repeats.sum())} rows repeat "
             "a customer and time; keep one row of each."
         )
     kind, values, classes = _read_values(table[label], label, kind)
@@ -275,7 +280,8 @@ class LabelledCustomers(Dataset):
 
     Raises:
         ValueError: with `on_unknown="error"`, if a customer is not in the prepared data set or has no event before the
-            label's time. In any case, if a label's time is more than a day after the last event of the log.
+            label's time. In any case, if a label's time is more than a day after the last event of the log, or no
+            label is left.
     """
 
     def __init__(self, rows: datasets.Dataset, labels: CustomerLabels, on_unknown: str = ERROR):
@@ -295,6 +301,11 @@ class LabelledCustomers(Dataset):
         if on_unknown == ERROR and not has_history.all():
             _refuse(labels, is_known, has_history)
         with_history = np.flatnonzero(has_history)
+        if len(labels) and not len(with_history):
+            raise ValueError(
+                f"No label is left: none of the {len(labels)} has a customer of the prepared data set with an event "
+                "before its time. Check the customer and time columns."
+            )
         self.dropped = len(labels) - len(with_history)
         self.labels = labels.of(with_history)
         self.rows = PreparedRows(rows, row_indices[with_history])

@@ -8,7 +8,7 @@ follow, and the counts that the state was computed from. After training only the
 Nothing after the validation cutoff is read, and a horizon that ends after it is no target.
 
 At the end the forecasts are fitted again on fixed states, with a penalty, because heads that were trained together
-with the state overfit the training customers.
+with the state overfit the training customers. A horizon that too few moments observe has no forecasts.
 
 Shapes: B customers, M moments a customer, R = B M moments, D horizons, Q quantities, I intervals of hazards.
 """
@@ -30,7 +30,7 @@ from modeling_mcm.data.collator import LengthGroupedSampler
 from modeling_mcm.events_mcm import select_events
 from modeling_mcm.modeling_mcm import MCMModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.state_mcm import CustomerState, Forecasts
+from modeling_mcm.state_mcm import GAPS, CustomerState, Forecasts
 from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 MOMENTS, BATCH = 16, 32  # moments of a customer, and customers of a step
@@ -41,6 +41,7 @@ RECONSTRUCTION, FUTURE, HAZARD, SETS = 3.0, 0.3, 0.1, 6.0  # weights of the loss
 MOST_SET_LABELS = 512  # tasks with more labels have no head that predicts the labels of the next days
 STANDARD_CUSTOMERS = 512  # customers whose moments give the mean and spread that standardise the counts
 FORECAST_CUSTOMERS, FORECAST_MOMENTS, PENALTY = 2048, 4, 1e-2  # of the last fit of the forecasts, on fixed states
+LEAST_OBSERVED = 0.25  # see MomentSampler.observed_horizons
 NO_VISIT = 2**62  # seconds: the time of a next visit that did not come
 
 
@@ -90,15 +91,16 @@ class MomentSampler:
         self.set_tasks = [task for task in config.tasks if sizes[task] <= MOST_SET_LABELS and task != token]
         self.set_sizes = [sizes[task] for task in self.set_tasks]
 
-    def draw(self, rows: Sequence[Mapping[str, Any]], number: int, latest: bool = False) -> Moments:
+    def draw(self, rows: Sequence[Mapping[str, Any]], number: int, last_days: float | None = None) -> Moments:
         """Draws moments of some customers.
 
         Args:
             rows (sequence of `dict`): Prepared rows as of `PreparedRows`, each with an event before its
                 `validation_end`.
             number (`int`): Number of moments of each customer. They lie between the first event that is read and the
-                end of the training period; half of them are drawn from the second half of that time.
-            latest (`bool`): Whether all moments are drawn from the second half.
+                end of the training period. Without `last_days` half of them are drawn from the second half of that
+                time.
+            last_days (`float`, *optional*): All moments are drawn from so many last days of that time.
 
         Returns:
             `Moments`: The moments, those of one customer after the other.
@@ -107,11 +109,11 @@ class MomentSampler:
         histories = [_before(row, longest) for row in rows]
         times, followed = [], []
         for history in histories:
-            seconds = history["times"]
-            end = float(seconds[-1]) if self.cutoff is None else self.cutoff
-            first = float(seconds[0])
-            late = max(first, end - (end - first) / 2)
-            starts = np.where(np.arange(number) < (0 if latest else number // 2), first, late)
+            first, end = self._period(history)
+            if last_days is None:
+                starts = np.where(np.arange(number) < number // 2, first, (first + end) / 2)
+            else:
+                starts = np.full(number, max(first, end - last_days * SECONDS_PER_DAY))
             moments = self.generator.uniform(starts, max(end, first + 1))
             times.append(moments)
             followed.append(self._followed(history, moments, end))
@@ -123,8 +125,27 @@ class MomentSampler:
         columns = [torch.from_numpy(np.concatenate(column)) for column in zip(*followed, strict=True)]
         return Moments(counts.flatten(0, 1), *columns)
 
+    def observed_horizons(self, rows: Sequence[Mapping[str, Any]]) -> list[float]:
+        """Horizons, in days, that the training period of these customers is long enough to learn from.
+
+        A moment observes a horizon that ends before the training period does. A horizon is long enough if on average
+        at least `LEAST_OBSERVED` of a customer's last days, twice as many as the horizon has, observe it.
+        """
+        periods = [self._period(_before(row, self.extractor.max_events - 1)) for row in rows]
+        days = np.array([(end - first) / SECONDS_PER_DAY for first, end in periods]).clip(min=1e-6)
+        latest = np.minimum(days, 2 * np.array(self.days)[:, None])  # (D, customers)
+        shares = ((latest - np.array(self.days)[:, None]) / latest).clip(min=0).mean(1)
+        return [day for day, share in zip(self.days, shares, strict=True) if share >= LEAST_OBSERVED]
+
+    def _period(self, history: Mapping[str, Any]) -> tuple[float, float]:
+        """Time of the first event and end of the training period, in seconds since 1970."""
+        first, last = float(history["times"].min()), float(history["times"].max())
+        return first, max(last if self.cutoff is None else self.cutoff, first)
+
     def _followed(self, history: Mapping[str, Any], moments: NDArray, end: float) -> tuple[NDArray, ...]:
         """Computes what followed the moments of one customer: the fields of `Moments` after the counts."""
+        if np.any(np.diff(history["times"]) < 0):  # the events of visits that overlap
+            history = select_events(history, np.argsort(history["times"], kind="stable"))
         is_target = np.any([history[column] > 0 for column in self.deciding], axis=0)
         times, visits = history["times"][is_target], history["visits"][is_target]
         _, opening = np.unique(visits, return_index=True)
@@ -197,7 +218,8 @@ def _hazard_loss(hazards: torch.Tensor, moments: Moments, edges: Sequence[float]
     starts = torch.cat([torch.zeros(1), ends[:-1]])
     days = moments.next_visit[:, None]
     comes = (days > starts) & (days <= ends)
-    at_risk = (days > starts) & (comes | (moments.observed[:, None] >= ends))
+    # A visit doesn't count in an interval that ends after the training period, because its absence would not be seen.
+    at_risk = (days > starts) & (moments.observed[:, None] >= ends)
     losses = F.binary_cross_entropy_with_logits(hazards, comes.float(), reduction="none") * at_risk
     return losses.sum() / len(hazards)
 
@@ -229,15 +251,15 @@ def train_state(
         torch.manual_seed(seed)
         batches = _batches(rows, BATCH, seed)
         customers = [next(batches) for _ in range(math.ceil(min(len(rows), STANDARD_CUSTOMERS) / BATCH))]
-        sampler = MomentSampler(model, extractor, cutoff, seed)
-        is_observed = _standardise(state, (sampler.draw(batch, MOMENTS) for batch in customers))
-        config = model.config
-        observed = zip(sampler.days, is_observed.tolist(), strict=True)
-        config.forecast_days = [day for day, is_seen in observed if is_seen]
+        config, sampler = model.config, MomentSampler(model, extractor, cutoff, seed)
+        _standardise(state, (sampler.draw(batch, MOMENTS) for batch in customers))
+        config.forecast_days = sampler.observed_horizons([row for batch in customers for row in batch])
         model.forecasts = Forecasts(config) if config.forecast_days else None
         losses = _train(model, MomentSampler(model, extractor, cutoff, seed), batches, len(rows))
+        moments = _late_moments(model, MomentSampler(model, extractor, cutoff, seed + 1), rows, seed)
+        moments.counts = state.shrink_directions(moments.counts)
         if model.forecasts is not None:
-            _learn_forecasts(model, MomentSampler(model, extractor, cutoff, seed + 1), rows, seed)
+            _learn_forecasts(model.forecasts, moments)
     cast(nn.Module, model).to(device)
     return losses
 
@@ -257,19 +279,20 @@ def _batches(rows: Any, size: int, seed: int) -> Iterator[list[dict[str, Any]]]:
         epoch += 1
 
 
-def _standardise(state: CustomerState, parts: Iterable[Moments]) -> torch.Tensor:
-    """Sets the mean and spread of the counts to those of a sample, and says which horizons it observes, `(D,)`."""
-    number, observed = 0, []
+def _standardise(state: CustomerState, parts: Iterable[Moments]) -> None:
+    """Sets the mean and spread of the counts, and the longest silence, to those of a sample."""
+    number, longest = 0, 0.0
+    since_last = state.num_few - len(GAPS)
     totals, squares = state.mean.new_zeros(2, len(state.mean), dtype=torch.float64)
     for moments in parts:
         number += len(moments.counts)
         totals += moments.counts.sum(0, dtype=torch.float64)
         squares += moments.counts.square().sum(0, dtype=torch.float64)
-        observed.append(moments.is_observed.any(0))
+        longest = max(longest, moments.counts[:, since_last].max().expm1().item())
     mean = totals / number
     state.mean.copy_(mean)
     state.spread.copy_((squares / number - mean**2).clamp(min=0).sqrt())
-    return torch.stack(observed).any(0)
+    state.longest_silence.fill_(longest)
 
 
 def _joined(parts: Sequence[Moments]) -> Moments:
@@ -322,18 +345,22 @@ def _train(
     return {name: float(np.mean([step_losses[name] for step_losses in last])) for name in history[0]}
 
 
-def _learn_forecasts(model: MCMModel, sampler: MomentSampler, rows: Any, seed: int) -> None:
-    """Fits the forecasts on fixed states of moments late in the training period."""
-    state, forecasts = cast(CustomerState, model.state), cast(Forecasts, model.forecasts)
+def _late_moments(model: MCMModel, sampler: MomentSampler, rows: Any, seed: int) -> Moments:
+    """Draws moments that lie at most two of the longest horizons before the end, with states in place of counts."""
+    state, days = cast(CustomerState, model.state), model.config.forecast_days
     batches, samples = _batches(rows, BATCH, seed + 1), []
     for _ in range(math.ceil(min(len(rows), FORECAST_CUSTOMERS) / BATCH)):
-        moments = sampler.draw(next(batches), FORECAST_MOMENTS, latest=True)
+        moments = sampler.draw(next(batches), FORECAST_MOMENTS, last_days=2 * max(days) if days else None)
         with torch.no_grad():
             moments.counts = state(moments.counts)
         samples.append(moments)
-    joined = _joined(samples)
-    weights = joined.is_observed.float()[..., None]
-    sizes = ((joined.amounts * weights).sum(0) / weights.sum(0).clamp(min=1)).clamp(min=1e-6)  # (D, Q)
+    return _joined(samples)
+
+
+def _learn_forecasts(forecasts: Forecasts, moments: Moments) -> None:
+    """Fits the forecasts on moments whose `counts` are fixed states."""
+    weights = moments.is_observed.float()[..., None]
+    sizes = ((moments.amounts * weights).sum(0) / weights.sum(0).clamp(min=1)).clamp(min=1e-6)  # (D, Q)
     with torch.no_grad():
         forecasts.amounts.bias.copy_(sizes.log().flatten())
         for layer in (forecasts.amounts, forecasts.hazards):
@@ -341,13 +368,13 @@ def _learn_forecasts(model: MCMModel, sampler: MomentSampler, rows: Any, seed: i
         forecasts.hazards.bias.fill_(-1.0)
     parameters = list(forecasts.parameters())
     optimizer = torch.optim.LBFGS(parameters, max_iter=100, line_search_fn="strong_wolfe")
-    spread = joined.counts.std(0).clamp(min=1e-6)  # so that the penalty does not depend on a number's scale
+    spread = moments.counts.std(0).clamp(min=1e-6)  # so that the penalty does not depend on a number's scale
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         penalty = sum(((layer.weight * spread) ** 2).sum() for layer in (forecasts.amounts, forecasts.hazards))
-        loss = _counts_loss(forecasts.log_amounts(joined.counts), joined, sizes)
-        loss = loss + _hazard_loss(forecasts.hazards(joined.counts), joined, forecasts.edges) + PENALTY * penalty
+        loss = _counts_loss(forecasts.log_amounts(moments.counts), moments, sizes)
+        loss = loss + _hazard_loss(forecasts.hazards(moments.counts), moments, forecasts.edges) + PENALTY * penalty
         loss.backward()
         return loss
 

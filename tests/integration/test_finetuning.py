@@ -165,21 +165,21 @@ def test_mistakes_are_refused(options, offers, pretrained, prepare_log, event_lo
         with pytest.raises(SystemExit):
             call("run_finetune", *options, *output, *wrong)
         assert message in capsys.readouterr().err
-    with pytest.raises(ValueError, match="The offers have no column 'purchase'"):
+    with pytest.raises(SystemExit, match="The offers have no column 'purchase'"):
         call("run_finetune", *options, *output, "--outcomes", "purchase")
-    with pytest.raises(ValueError, match="is trained on and starts on 2017-11-05, when offers to evaluate on run"):
+    with pytest.raises(SystemExit, match="is trained on and starts on 2017-11-05, when offers to evaluate on run"):
         call("run_finetune", *options, *output, "--train_splits", "test", "--eval_strategy", "epoch")
 
     one_class = tmp_path / "one_class"
     shutil.copytree(offers, one_class)
     table = pd.read_parquet(offers / "offers.parquet")
     table.assign(conversion=0).to_parquet(one_class / "offers.parquet")
-    with pytest.raises(ValueError, match="Outcome 'conversion' is .* in all 272 observed training offers"):
+    with pytest.raises(SystemExit, match="Outcome 'conversion' is .* in all 272 observed training offers"):
         call("run_finetune", *options, *output, "--offers", one_class)
 
     renamed = event_log.assign(item=event_log["item"].str.replace("item 00", "apple"))
     with pytest.raises(
-        ValueError, match=r"(?s)vocabularies of the data set.*\['items'\].*ids would mean other values"
+        SystemExit, match=r"(?s)vocabularies of the data set.*\['items'\].*ids would mean other values"
     ):
         call("run_finetune", *options, *output, "--data", prepare_log(renamed))
     late = prepare_log(event_log, cutoffs={"validation": "2017-11-10", "test": "2017-12-01"})
@@ -188,7 +188,7 @@ def test_mistakes_are_refused(options, offers, pretrained, prepare_log, event_lo
     extractor = MCMFeatureExtractor.from_pretrained(str(late / "feature_extractor"))
     extractor.save_pretrained(again)
     with pytest.raises(
-        ValueError, match="start on 2017-11-05, but the encoder was pre-trained on events before 2017-11-10"
+        SystemExit, match="start on 2017-11-05, but the encoder was pre-trained on events before 2017-11-10"
     ):
         call("run_evaluate", "--model", again, "--data", late, "--offers", offers)
     assert not (tmp_path / "run").exists()

@@ -137,9 +137,9 @@ def test_mistakes_are_refused(options, tables, tmp_path):
     for wrong, error, message in [
         (["--offers", tables], SystemExit, "one of --offers and --labels are needed"),
         (["--lora", 2], SystemExit, "--lora, --from_scratch, --outcomes and --label_share are for --offers"),
-        (["--label", "churned"], ValueError, "no column 'churned'; they have who, likes, spent, aisle, day"),
-        (["--validation_share", 0.001], ValueError, "of 34 customers holds none out to evaluate on"),
-        (["--labels", tables / "absent.csv"], FileNotFoundError, "absent.csv is no file"),
+        (["--label", "churned"], SystemExit, "no column 'churned'; they have who, likes, spent, aisle, day"),
+        (["--validation_share", 0.001], SystemExit, "of 34 customers holds none out to evaluate on"),
+        (["--labels", tables / "absent.csv"], SystemExit, "absent.csv is no file"),
     ]:
         with pytest.raises(error, match=message):
             finetune(*options, *output, *wrong)
@@ -147,7 +147,7 @@ def test_mistakes_are_refused(options, tables, tmp_path):
     table.loc[0, "who"] = "nobody"
     table.to_parquet(tmp_path / "unknown.parquet")
     unknown = ["--labels", tmp_path / "unknown.parquet"]
-    with pytest.raises(ValueError, match="'nobody'.*--on_unknown drop"):
+    with pytest.raises(SystemExit, match="'nobody'.*--on_unknown drop"):
         finetune(*options, *output, *unknown)
     assert not (tmp_path / "run").exists()
     finetune(*options, *output, *unknown, "--on_unknown", "drop")

@@ -211,7 +211,7 @@ def test_new_values_of_a_feature_change_no_prediction(tuned, extractor, inputs):
     torch.testing.assert_close(model(**inputs).logits, before)  # longer sums may round otherwise
 
 
-def test_the_pipeline_gives_chances_by_label_and_reads_nothing_from_now_on(tuned, event_log):
+def test_the_pipeline_gives_chances_by_label_and_reads_nothing_from_now_on(tuned, event_log, monkeypatch):
     folder, model = tuned
     predict = pipeline("customer-prediction", model=str(folder))
     events = event_log[event_log["who"] == "c00"]
@@ -223,6 +223,10 @@ def test_the_pipeline_gives_chances_by_label_and_reads_nothing_from_now_on(tuned
     assert predict(whole, now=at) == pytest.approx(predict(cut, now=at)) != pytest.approx(predict(whole))
     several = predict([whole, cut, {"events": []}], now=at, batch_size=3)
     assert several[0] == pytest.approx(predict(whole, now=at), abs=1e-6) and len(several) == 3
+    said = []
+    monkeypatch.setattr("modeling_mcm.inputs_mcm.logger.warning_once", said.append)
+    predict(whole, now=at)
+    assert "events later than `now`, which are left out" in said[0]
     with pytest.raises(ValueError, match="customer-prediction has `now`"):
         predict(whole, time=at)
 

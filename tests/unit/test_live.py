@@ -63,6 +63,8 @@ def live_model(tiny_model):
                     value += torch.rand(value.shape, generator=generator)
         if model.model.state is not None:
             model.model.state.spread.uniform_(0.3, 2, generator=generator)
+            model.model.state.mean.uniform_(0, 1, generator=generator)
+            model.model.state.longest_silence.fill_(60.0)  # some moments of the tests come later
         return model
 
     return make

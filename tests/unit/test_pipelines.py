@@ -147,5 +147,11 @@ def test_bad_options_and_customers_are_refused(checkpoint, customers):
         score(customers[0], tasks=["items", "colour"])
     with pytest.raises(ValueError, match="`top_k` is 0; ask for at least 1"):
         score(customers[0], top_k=0)
+    with pytest.raises(ValueError, match=r"`now`.*'next week'"):
+        score(customers[0], now="next week")
+    embed.feature_extractor.order = "place"
+    with pytest.raises(ValueError, match="Found the moment `now` '2017-10-01', and the log has no times but `order`"):
+        embed(customers[0], now="2017-10-01")
+    embed.feature_extractor.order = None
     with pytest.raises(ValueError, match="Customer 'c9': .*'colour'"):
         embed({"customer_id": "c9", "events": [{"when": "2017-01-01", "action": "buy", "colour": "red"}]})

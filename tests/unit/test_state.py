@@ -115,10 +115,42 @@ def test_padding_and_other_customers_change_nothing(model):
     torch.testing.assert_close(model(**alone).pooler_output, found[1:2])
 
 
-def test_a_customer_without_events_has_a_state(model):
+def test_a_customer_without_events_has_the_state_of_the_average_counts(model):
+    average = model.state(model.state.mean[None])
     inputs = {name: value[:1, :1] for name, value in make_inputs().items()}
-    found = model(**inputs, now=torch.tensor([5.0])).pooler_output
-    assert found.isfinite().all()
+    torch.testing.assert_close(model(**inputs, now=torch.tensor([5.0])).pooler_output, average)
+    inputs = {name: value[:1] for name, value in make_inputs().items()}
+    torch.testing.assert_close(model(**inputs, now=torch.tensor([-5.0])).pooler_output, average)  # before any event
+    assert not torch.allclose(model(**inputs, now=torch.tensor([5000.0])).pooler_output, average)  # all faded
+
+
+def test_a_silence_longer_than_any_in_training_counts_as_the_longest(model):
+    inputs = make_inputs()
+    last = inputs["event_times"][:, -1]
+    model.state.longest_silence.fill_(40.0)
+    longest = model(**inputs, now=last + 40).pooler_output
+    torch.testing.assert_close(model(**inputs, now=last + 4000).pooler_output, longest)
+    assert not torch.allclose(model(**inputs, now=last + 39).pooler_output, longest)
+
+
+def test_directions_are_scaled_by_the_variance_that_they_hold():
+    """Two numbers that say the same hold twice the mean variance and stay at 2/3; the third, alone, is halved."""
+    torch.manual_seed(0)
+    state = MCMModel(make_config(state_size=6)).eval().state
+    plain = len(state.plain_counts)
+    assert plain == 3
+    counts = torch.rand(4000, len(state.mean))
+    with torch.no_grad():
+        state.bent_out.weight.zero_()
+        state.direct.weight[plain:] = 0.0
+        state.direct.weight[[3, 4], 0], state.direct.weight[5, 1] = 1.0, 1.0
+        before = state(counts)
+        after = state.shrink_directions(before)
+        torch.testing.assert_close(state(counts), after)
+    torch.testing.assert_close(after[:, :plain], before[:, :plain])
+    ratios = after[:, plain:].std(0) / before[:, plain:].std(0)
+    torch.testing.assert_close(ratios, torch.tensor([2 / 3, 2 / 3, 1 / 2]), rtol=0.02, atol=0.0)
+    torch.testing.assert_close(after.mean(0), before.mean(0))
 
 
 def test_a_state_needs_times_and_values(model):

@@ -68,6 +68,8 @@ def test_the_kind_of_a_label_follows_from_its_values(values, options, kind, clas
         (lambda t: t.assign(label=list("abca")), {"kind": "binary"}, "has 3 values, such as a, b, c, and two classes"),
         (lambda t: t.assign(label=["1", "2", "n/a", "4"]), {}, "4 classes in 4 labels.*a number with some text in it"),
         (lambda t: t.assign(time="next week"), {}, "column 'time': .*'next week'"),
+        (lambda t: t.assign(customer_id=[["a"], ["b"], ["c"], ["d"]]), {}, r"column 'customer_id': .*\['a'\]"),
+        (lambda t: pd.concat([t, t[["time"]]], axis=1), {}, "several columns 'time'; rename"),
         (lambda t: t, {"kind": "yes"}, "The kind of label is 'yes'; expected one of auto, binary"),
     ],
 )
@@ -86,10 +88,14 @@ def test_a_file_is_read_by_its_ending_and_ids_stay_as_they_are_written(tmp_path)
         assert (labels.times == pd.Timestamp("2017-08-01").value // 10**9).all()
     (tmp_path / "labels.txt").write_text("x")
     (tmp_path / "cut.parquet").write_bytes(b"PAR1")
+    (tmp_path / "long.csv").write_text("customer_id,time,label\na,2017-08-01,1\nb,2017-08-01,0,5\n")
+    (tmp_path / "empty.csv").write_text("customer_id,time,label\na,2017-08-01,x\n,2017-08-01,y\nb,2017-08-01,NA\n")
     for name, error, message in [
         ("labels.txt", ValueError, "ends in '.txt', expected .parquet or .csv"),
         ("cut.parquet", ValueError, "cut.parquet can't be read"),
         ("absent.csv", FileNotFoundError, "absent.csv is no file"),
+        ("long.csv", ValueError, "long.csv can't be read: .*Expected 3 columns, got 4"),
+        ("empty.csv", ValueError, "empty.csv: Column 'customer_id' is missing in 1 of 3 labels.*NA are missing"),
     ]:
         with pytest.raises(error, match=message):
             load_labels(tmp_path / name)
@@ -123,7 +129,8 @@ def test_customers_and_times_that_the_log_does_not_know_are_refused_or_left_out_
     early = make_labels(make_table([0, 1, 1, 0], "2016-05-01"))
     with pytest.raises(ValueError, match="4 labels are of times before any event.*2016-05-01 of 'c00'.*nothing is kn"):
         LabelledCustomers(rows, early)
-    assert LabelledCustomers(rows, early, "drop").dropped == 4
+    with pytest.raises(ValueError, match="No label is left: none of the 4"):
+        LabelledCustomers(rows, early, "drop")
     with pytest.raises(ValueError, match="4 labels are of times that the log does not reach: it ends on 2017"):
         LabelledCustomers(rows, make_labels(make_table([0, 1, 1, 0], "2018-02-01")), "drop")
     with pytest.raises(ValueError, match="on_unknown is 'skip'"):

@@ -10,10 +10,21 @@ import pytest
 import torch
 from choices import PAPER
 
-from modeling_mcm import MCMConfig, MCMModel
+from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMModel
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.collator import PreparedRows
-from modeling_mcm.training.moments import BATCH, FORECAST_MOMENTS, MomentSampler, _batches, _joined, train_state
+from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER
+from modeling_mcm.events_mcm import select_events
+from modeling_mcm.training.moments import (
+    BATCH,
+    FORECAST_MOMENTS,
+    Moments,
+    MomentSampler,
+    _batches,
+    _hazard_loss,
+    _joined,
+    train_state,
+)
 
 CUTOFF = pd.Timestamp("2017-10-01").timestamp()
 DAY = 86_400
@@ -126,6 +137,25 @@ def test_a_moment_knows_no_later_event(extractor, rows):
     assert (row["times"][end:] > now).all()
 
 
+def test_what_comes_after_a_moment_changes_no_count_that_is_drawn_for_it(extractor, rows):
+    """The same draws from a log whose events differ from the middle of the training period on."""
+    extractor.max_events = 500
+    middle = CUTOFF - 100 * DAY
+    changed = []
+    for row in rows.__getitems__([0, 1, 2]):
+        later = row["times"] >= middle
+        changed.append({k: np.where(later, 2, v) if k.startswith("feature_") else v for k, v in row.items()})
+        changed[-1] |= {k: np.where(later, v + 9, v) for k, v in row.items() if k.startswith("value_")}
+    samplers = [MomentSampler(make_model(extractor), extractor, CUTOFF) for _ in range(2)]
+    first, second = (
+        sampler.draw(each, 16) for sampler, each in zip(samplers, (rows.__getitems__([0, 1, 2]), changed), strict=True)
+    )
+    earlier = first.observed > 100
+    assert earlier.any() and not earlier.all()
+    torch.testing.assert_close(first.counts[earlier], second.counts[earlier])
+    assert not torch.allclose(first.counts[~earlier], second.counts[~earlier])
+
+
 def test_training_lowers_the_losses_and_learns_forecasts(extractor, rows, monkeypatch):
     model = make_model(extractor)
     encoder = {name: value.clone() for name, value in model.encoder.state_dict().items()}
@@ -144,11 +174,50 @@ def test_expected_amounts_are_right_on_average(extractor, rows):
     train_state(model, extractor, rows, CUTOFF)
     sampler, batches = MomentSampler(model, extractor, CUTOFF, seed=1), _batches(rows, BATCH, 1)
     number = math.ceil(len(rows) / BATCH)
-    moments = _joined([sampler.draw(next(batches), FORECAST_MOMENTS, latest=True) for _ in range(number)])
+    days = 2 * max(model.config.forecast_days)
+    moments = _joined([sampler.draw(next(batches), FORECAST_MOMENTS, last_days=days) for _ in range(number)])
     with torch.no_grad():
-        expected = model.forecasts.log_amounts(model.state(moments.counts)).exp()
-    seen = moments.is_observed[:, 0]
-    torch.testing.assert_close(expected[seen, 0].mean(0), moments.amounts[seen, 0].mean(0), rtol=0.02, atol=0.0)
+        state = model.state(moments.counts)
+        expected, chances = model.forecasts.log_amounts(state).exp(), model.forecasts(state)
+    assert model.config.forecast_days == [7, 30, 90]
+    for place, day in enumerate(model.config.forecast_days):
+        seen = moments.is_observed[:, place]
+        assert seen.any()
+        torch.testing.assert_close(
+            expected[seen, place].mean(0), moments.amounts[seen, place].mean(0), rtol=0.02, atol=0.0
+        )
+        comes = (moments.next_visit <= day)[seen].float().mean()
+        torch.testing.assert_close(chances[f"visit_probability_{day:g}d"][seen].mean(), comes, rtol=0.05, atol=0.0)
+
+
+def test_an_interval_that_training_did_not_see_the_end_of_has_no_loss():
+    """Else visits in it would count, and their absence would not: probabilities would be too high."""
+    counts = torch.zeros(3, 1)
+    next_visit, observed = torch.tensor([3.5, math.inf, 3.5]), torch.tensor([4.0, 4.0, 5.0])
+    moments = Moments(counts, counts, counts, next_visit, observed, counts)
+    hazards = torch.zeros(3, 3, requires_grad=True)
+    _hazard_loss(hazards, moments, [2.0, 3.0, 5.0]).backward()
+    assert (hazards.grad != 0).tolist() == [[True, True, False], [True, True, False], [True, True, True]]
+
+
+@pytest.mark.parametrize(("days", "horizons"), [(400, [7, 30, 90]), (130, [7, 30, 90]), (100, [7, 30]), (9, [])])
+def test_a_horizon_needs_a_training_period_that_is_longer(extractor, days, horizons):
+    sampler = MomentSampler(make_model(extractor), extractor, None)
+    times = np.array([0, days * DAY])
+    assert sampler.observed_horizons([{"times": times, "validation_end": 2}] * 2) == horizons
+
+
+def test_overlapping_visits_are_followed_in_the_order_of_time(extractor, rows):
+    """Rows keep the events of a visit together; what followed does not depend on that."""
+    sampler = MomentSampler(make_model(extractor), extractor, CUTOFF)
+    history = select_events(rows[3], slice(0, rows[3]["validation_end"]))
+    moments = np.quantile(history["times"], [0.1, 0.5, 0.9])
+    swapped = np.arange(len(history["times"]))
+    swapped[2:8] = swapped[2:8][::-1]
+    expected, found = (sampler._followed(each, moments, CUTOFF) for each in (history, select_events(history, swapped)))
+    assert (np.diff(select_events(history, swapped)["times"]) < 0).any()
+    for value, other in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(value, other)
 
 
 def test_the_same_seed_gives_the_same_state(extractor, rows):
@@ -183,7 +252,14 @@ def test_where_last_visits_are_held_out_each_customer_has_an_end(extractor, rows
     train_state(make_model(extractor), extractor, rows, None)
 
 
-def test_a_log_without_prices_and_with_one_token_type(extractor, rows):
-    model = make_model(extractor, summed_features=[])
-    train_state(model, extractor, rows, CUTOFF)
-    assert model.forecasts.names()[:2] == ["visits_7d", "events_7d"]
+def test_a_log_without_prices_and_with_one_token_type(event_log, prepare_log):
+    log = event_log.assign(action="buy").drop(columns="price")
+    features = [{"name": "type", "column": "action"}, {"name": "items", "column": "item"}]
+    folder = prepare_log(log, features=features, tasks=["items"])
+    extractor = MCMFeatureExtractor.from_pretrained(str(folder / FEATURE_EXTRACTOR_FOLDER))
+    assert not extractor.numeric_features and extractor.vocabularies["type"][0] == "buy"
+    assert not {"view", "coupon"} & set(extractor.vocabularies["type"])
+    model = make_model(extractor)
+    train_state(model, extractor, read(folder), CUTOFF)
+    assert model.forecasts.names()[:3] == ["visits_7d", "events_7d", "visit_probability_7d"]
+    assert model.forecasts.is_trained
