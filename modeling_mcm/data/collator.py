@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from torch.utils.data import Dataset, Sampler
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, UNKNOWN_ID, MCMConfig
-from modeling_mcm.data.cases import deciding_tasks
+from modeling_mcm.data.cases import check_cutoff, deciding_tasks, visible_end
 from modeling_mcm.events_mcm import select_events
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -215,7 +215,7 @@ class MCMCollator:
         self.objective = objective or Objective()
         # Weights compare the prefixes of one pass of the model, so they need several prefixes.
         self.half_life = self.objective.target_half_life_days if self.augmentation == "all_prefixes" else 0.0
-        self.end_column = f"{cutoff}_end"
+        self.cutoff, self.end_column = cutoff, check_cutoff(cutoff)
         self.max_events = extractor.max_events if max_events is None else max_events
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.token_column = f"feature_{extractor.token_type_feature}"
@@ -276,7 +276,7 @@ class MCMCollator:
     def _evaluate(self, row: Mapping[str, Any]):
         end = row[self.end_column]
         is_target = self._is_target(row)
-        is_target[:end] = False
+        is_target[:end] = is_target[visible_end(row, self.cutoff) :] = False
         next_visit = row["visits"][np.argmax(is_target)] if is_target.any() else -1
         labels = self._labels(row)[is_target & (row["visits"] == next_visit)]
         return select_events(row, slice(end)), np.zeros(1, int), np.zeros(len(labels), int), labels

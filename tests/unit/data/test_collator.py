@@ -376,6 +376,8 @@ def test_all_labels_of_a_visit_are_kept_in_evaluation(collator):
     changed = row(0, HISTORY + LATER[2:], 10, 20)
     labels = collator("evaluate", encoder_unit="visit")([changed])["labels"][0, :, 0]
     assert labels.tolist() == [22, 23, 22]
+    changed["test_end"] = changed["validation_end"] + 2  # a visit across the test cutoff: its end may not be read
+    assert collator("evaluate", encoder_unit="visit")([changed])["labels"][0, :, 0].tolist() == [22, 23]
 
 
 @pytest.mark.parametrize("name", MODES)

@@ -4,9 +4,12 @@
 
 import datasets
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
+from modeling_mcm.data import PreparedData
+from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.evaluation.histories import arrow_batches, select_rows, task_histories
 
@@ -134,3 +137,20 @@ def test_some_rows_are_selected_in_the_asked_order(rows) -> None:
     assert type(chosen) is type(rows)
     (batch,) = arrow_batches(chosen, ["customer_id"])
     assert batch["customer_id"].to_pylist() == [list(CUSTOMERS)[place] for place in (5, 0, 2)]
+
+
+@pytest.mark.parametrize("cutoff", ["validation", "test"])
+def test_a_collator_asks_for_the_targets_of_the_cases(event_log, prepare_log, tiny_config, cutoff):
+    """Training's own evaluation reads the same events, also of visits that last for weeks."""
+    days = pd.to_timedelta(event_log.groupby("basket").cumcount().mul(9).fillna(0), "D")
+    data = PreparedData(prepare_log(event_log.assign(when=event_log["when"] + days)))
+    cases = find_cases(data.rows, cutoff, 1, "type")
+    rows = PreparedRows(data.rows, cases.rows).__getitems__(range(len(cases.rows)))
+    assert len(rows) > 10
+    config = tiny_config()
+    batch = MCMCollator(data.extractor, config, "evaluate", cutoff)(rows)
+    place = config.tasks.index("items")
+    for case, labels in enumerate(batch["labels"][..., place]):
+        expected = cases.targets["items"]
+        start, end = expected.offsets[case : case + 2]
+        assert sorted(labels[labels > 0].tolist()) == sorted(expected.labels[start:end].tolist())
