@@ -15,9 +15,12 @@ pairs.
 
 A second table says what of the history is in the embedding: the cross-validated R2 of a linear model. A third one
 holds the checkpoint's own forecasts against the same number of days before the cutoff and, for visits, against a
-Poisson-gamma model of each customer's rate; the picture is their calibration. Needs the extra `gbdt`.
+Poisson-gamma model of each customer's rate, which scipy fits in ten lines. A fourth one compares the means of the
+forecasts with what came, for every horizon that the log reaches; the picture is the calibration of one. Needs the
+extra `gbdt`.
 """
 
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -41,6 +44,7 @@ from modeling_mcm.evaluation.reports import markdown_table, with_interval
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_json, write_text
 from modeling_mcm.option import option
+from modeling_mcm.scoring.folder import last_event
 from modeling_mcm.times_mcm import SECONDS_PER_DAY
 from modeling_mcm.training.checkpoints import check_files, read_checkpoint
 from offers_gbdt import HistoryFeatures
@@ -83,6 +87,7 @@ class Customers:
         targets (`dict[str, numpy.ndarray]`): Targets by name, of shape `(customers,)`; NaN or "" if unknown.
         facts (`dict[str, numpy.ndarray]`): Numbers of the history by name, of shape `(customers,)`.
         past (`dict[str, numpy.ndarray]`): The numbers that `forecasts` predict, in as many days before the cutoff.
+        totals (`dict[str, float]`): By name of a forecast, the mean of what came, where the log reaches the horizon.
         rates (`tuple`): For the Poisson-gamma model: visits and days since the first visit, each of shape
             `(customers,)`.
         caption (`str`): A description for the page.
@@ -94,6 +99,7 @@ class Customers:
     targets: dict[str, NDArray]
     facts: dict[str, NDArray]
     past: dict[str, NDArray]
+    totals: dict[str, float]
     rates: tuple[NDArray, NDArray]
     caption: str
 
@@ -138,10 +144,18 @@ def read_customers(
     values: dict[str, list[float]] = {}
     counts, embeddings, forecasts = [], [[] for _ in models], [[] for _ in models]  # type: ignore[var-annotated]
     cutoff = schema.cutoff_seconds(cutoff_name)
+    latest = last_event(data.folder)
+    horizons = [day for day in models[0][0].config.forecast_days if cutoff + day * SECONDS_PER_DAY <= latest]
     for batch, blank, of_batch in batches_at(data, extractor, cutoff_name, options.min_events, options.batch_size):
         counts.append(of_batch)
         for row in batch:
-            for name, number in _numbers_of(row, cutoff, span, options.spend, token, types).items():
+            numbers_of_row = _numbers_of(row, cutoff, span, options.spend, token, types)
+            for day in horizons:
+                until = _numbers_of(row, cutoff, int(day * SECONDS_PER_DAY), options.spend, token, 0)
+                numbers_of_row[f"visits_{day:g}d"] = until["visits after"]
+                numbers_of_row[f"{options.spend}_{day:g}d"] = until["spend after"]
+                numbers_of_row[f"visit_probability_{day:g}d"] = float(until["visits after"] > 0)
+            for name, number in numbers_of_row.items():
                 values.setdefault(name, []).append(number)
             for name, column in labels.items():
                 known = ["", "", *extractor.vocabularies[name]] if name in extractor.vocabularies else None
@@ -185,6 +199,7 @@ def read_customers(
         targets | {name: np.array(column) for name, column in labels.items()},
         facts,
         {f"visits_{day}d": numbers["visits before"], f"{options.spend}_{day}d": numbers["spend before"]},
+        {name: float(column.mean()) for name, column in numbers.items() if re.search(r"_\d+d$", name)},
         (numbers["all visits"], numbers["days known"]),
         caption,
     )
@@ -219,7 +234,7 @@ def _numbers_of(row: dict[str, Any], cutoff: int, span: int, spend: str, token: 
     before, after = times < cutoff, (times >= cutoff) & (times < cutoff + span)
     latest = before & (times >= cutoff - span)
     visits = len(np.unique(row["visits"][before & is_label]))
-    shares = np.bincount(row[f"feature_{token}"][before], minlength=types) / before.sum()
+    shares = np.bincount(row[f"feature_{token}"][before], minlength=types)[:types] / before.sum()
     return {
         "spend after": float(row[f"value_{spend}"][after].sum()),
         "visits after": float(len(np.unique(row["visits"][after & is_label]))),
@@ -350,6 +365,7 @@ def probe_cutoff(customers: Customers, options: ProbeOptions) -> dict[str, Any]:
         "targets": targets,
         "facts": facts_in(customers, options),
         "forecasts": forecasts_of(customers, options),
+        "totals": totals_of(customers),
     }
 
 
@@ -394,7 +410,7 @@ def forecasts_of(customers: Customers, options: ProbeOptions) -> dict[str, Any]:
         result[name] = {}
         for method, value in forecasts.items():
             ranks = metric(truths[name], np.stack([value] * (1 if classes is None else 2), 1), classes, weights)
-            means = {"told": float(value.mean()), "found": float(truths[name].mean())}
+            means = {"predicted": float(value.mean()), "observed": float(truths[name].mean())}
             result[name][method] = _summary(ranks) | means
         order = np.argsort(forecasts["forecast"], kind="stable")
         parts = np.array_split(order, 10)
@@ -402,6 +418,17 @@ def forecasts_of(customers: Customers, options: ProbeOptions) -> dict[str, Any]:
             [float(forecasts["forecast"][part].mean()), float(truths[name][part].mean())] for part in parts
         ]
     return result
+
+
+def totals_of(customers: Customers) -> dict[str, tuple[float, float]]:
+    """Compares the mean forecast over all customers with the mean of what came, by name of the forecast."""
+    if not all(customers.forecasts):
+        return {}
+    return {
+        name: (float(np.mean([forecast[name] for forecast in customers.forecasts])), observed)
+        for name, observed in customers.totals.items()
+        if all(name in forecast for forecast in customers.forecasts)
+    }
 
 
 def probe(options: ProbeOptions) -> dict[str, Any]:
@@ -429,6 +456,9 @@ def write_page(results: dict[str, Any], path: Path) -> None:
         "embedding does not read profiles. *Alone* is the metric of the embedding minus that of the counts. *Beside* "
         "is the metric of both together minus that of the counts.",
         "",
+        "Differences whose interval does not hold 0:",
+        "",
+        *_summary_table(results["cutoffs"]),
     ]
     for cutoff, result in results["cutoffs"].items():
         lines += [f"## At the {cutoff} cutoff", "", result["caption"], ""]
@@ -456,16 +486,39 @@ def write_page(results: dict[str, Any], path: Path) -> None:
             rows = []
             for name, methods in result["forecasts"].items():
                 for method, value in methods.items():
-                    forecast = f"{value['told']:.2f}" if value["told"] >= 0 else ""  # a score is no chance
-                    rows.append([name, method, with_interval(value), forecast, f"{value['found']:.2f}"])
-            lines += [
-                *markdown_table([["what", "method", "rank correlation or AUC", "mean told", "mean found"], *rows]),
-                "",
-            ]
+                    forecast = f"{value['predicted']:.2f}" if value["predicted"] >= 0 else ""  # a score is no chance
+                    rows.append([name, method, with_interval(value), forecast, f"{value['observed']:.2f}"])
+            head = ["what", "method", "rank correlation or AUC", "mean predicted", "mean observed"]
+            lines += [*markdown_table([head, *rows]), ""]
+        if result["totals"]:
+            rows = [[name, *(f"{mean:.3f}" for mean in means)] for name, means in result["totals"].items()]
+            lines += ["Means over all customers, for the horizons that the log reaches:", ""]
+            lines += [*markdown_table([["forecast", "mean predicted", "mean observed"], *rows]), ""]
+        if result["forecasts"]:
             picture = path.with_name(f"{path.stem}_{cutoff}.png")
             draw_calibration(result["forecasts"], picture)
             lines += [f"![Calibration of the forecasts at the {cutoff} cutoff]({picture.name})", ""]
     write_text(path, "\n".join(lines).rstrip() + "\n")
+
+
+def _summary_table(cutoffs: dict[str, Any]) -> list[str]:
+    """Counts the differences whose interval lies above or below 0, of what came later and of the profile."""
+    rows = [["cutoff", "learner", "targets", "alone: above, below counts", "beside: above, below counts"]]
+    for cutoff, result in cutoffs.items():
+        for learner in LEARNERS:
+            for kind in ("behaviour", "profile"):
+                targets = {
+                    name: measured[learner]
+                    for name, measured in result["targets"].items()
+                    if name.endswith("days") == (kind == "behaviour")
+                }
+                cells = []
+                for inputs in INPUTS[1:]:
+                    gains = [measured[f"{inputs} over counts"] for measured in targets.values()]
+                    above, below = sum(gain["low"] > 0 for gain in gains), sum(gain["high"] < 0 for gain in gains)
+                    cells.append(f"{above}, {below}")
+                rows.append([cutoff, learner, f"{len(targets)} of {kind}", *cells])
+    return [*markdown_table(rows), ""]
 
 
 def draw_calibration(forecasts: dict[str, Any], path: Path) -> None:
@@ -480,7 +533,7 @@ def draw_calibration(forecasts: dict[str, Any], path: Path) -> None:
         tenths = np.array(methods["forecast"]["by tenth"])
         axis.plot([0, tenths.max()], [0, tenths.max()], color="0.7", linewidth=1)
         axis.plot(*tenths.T, marker="o")
-        axis.set(title=name, xlabel="told", ylabel="found")
+        axis.set(title=name, xlabel="predicted", ylabel="observed")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
