@@ -1,17 +1,5 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
 """Translates the config.json of earlier versions to the fields of this version, so that their checkpoints load.
 
 Until version 0.1 the config had 57 fields, and its defaults were the paper's model. A config.json with a removed field
@@ -25,7 +13,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-TRAINING = "it is an option of pre-training now (`run_pretrain`, `modeling_mcm.losses_mcm.Objective`)"
+TRAINING = "it is an option of pre-training now (`mcm pretrain`, `modeling_mcm.losses_mcm.Objective`)"
 MEMORY = "`repeat_memory` says whether there is a repeat memory; its half-lives and its network are constants"
 # Removed fields, and what replaces them.
 REMOVED = {
@@ -134,7 +122,7 @@ def of_this_version(values: Mapping[str, Any]) -> dict[str, Any]:
     if faults:
         raise ValueError(
             f"This config.json is of an earlier version, and can't be read by this one: {'; '.join(faults)}. "
-            "Pre-train the model again (run_pretrain), or go on with version 0.1 of modeling-mcm."
+            "Pre-train the model again (mcm pretrain), or go on with version 0.1 of modeling-mcm."
         )
     is_constant = {name for name, value in CONSTANTS.items() if earlier.get(name) == value}
     new = {name: value for name, value in earlier.items() if name not in REMOVED and name not in is_constant}

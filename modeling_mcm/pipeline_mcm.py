@@ -1,17 +1,5 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
 """Pipelines: from raw events of customers to embeddings, forecasts, preference scores, predictions and offer scores.
 
 A customer is a dict with `events` (list of dicts, dict of columns or DataFrame) and optionally `profile` and
@@ -256,7 +244,7 @@ class CustomerPredictionPipeline(_CustomerPipeline):
         if head is None or not head.output.weight.any():  # untrained weights are 0
             raise ValueError(
                 f"{self.model.name_or_path or 'The model'} was not fine-tuned to a label of customers: chances would "
-                "be made up. Fine-tune it first (training/run_finetune.py --labels, docs/labels.md)."
+                "be made up. Fine-tune it first (mcm finetune --labels, docs/labels.md)."
             )
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
@@ -294,7 +282,7 @@ class ActionScoresPipeline(_CustomerPipeline):
         if not (head.output.any() or head.direct.any()):  # untrained weights are 0
             raise ValueError(
                 f"{self.model.name_or_path or 'The model'} has no trained head for actions: chances would be made up. "
-                "Fine-tune it to offers first (training/run_finetune.py, docs/offers.md)."
+                "Fine-tune it to offers first (mcm finetune --offers, docs/offers.md)."
             )
 
     def _sanitize_parameters(self, actions: Any = None, time: Any = None, **unknown: Any):

@@ -1,17 +1,5 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
 """The customer state, a vector that describes a customer at a moment, and forecasts from that moment on.
 
 The state is computed from fading counts: the numbers of visits, events and feature values that a customer had, where
@@ -54,7 +42,7 @@ class MissingForecastsError(ValueError):
     def __init__(self, name: str | None):
         super().__init__(
             f"{name or 'The model'} has no trained forecasts: they would be made up. Pre-train a checkpoint with a "
-            "customer state (training/run_pretrain.py, state_size)."
+            "customer state (mcm pretrain)."
         )
 
 

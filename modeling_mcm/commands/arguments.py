@@ -108,7 +108,24 @@ class RecipeLoader(UniqueKeyLoader):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Formats `--help` with the default of every option, and with the command's docstring line by line."""
+    """Formats `--help` with the defaults that the words of an option don't say, and the docstring line by line."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        words = action.help or ""
+        if isinstance(action, argparse._StoreFalseAction):
+            return f"Switches --{action.dest} off."
+        if action.required and "Required" not in words:
+            return f"{words} Required."
+        if action.default is None or action.default == [] or "default" in words.lower():
+            return words
+        return super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """Writes what an option takes once, behind all its names, as Python 3.13 does."""
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        taken = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {taken}"
 
 
 def named_options() -> set[str]:

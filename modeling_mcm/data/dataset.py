@@ -111,7 +111,7 @@ class PreparedManifest:
             hint = f"a run was killed while it put a new one there: rename {replaced[-1]} to it" if replaced else ""
             raise FileNotFoundError(
                 f"{directory} holds no {MANIFEST_FILE}, so it is not a (finished) prepared data set; "
-                f"{hint or 'run training/prepare_data.py, or check the path'}."
+                f"{hint or 'run mcm prepare, or check the path'}."
             )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))

@@ -288,7 +288,7 @@ def result_rows(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"The evaluation is not what run_evaluate.py writes with --output_file ({type(error).__name__}: {error}); "
+            f"The evaluation is not what `mcm evaluate` writes with --output_file ({type(error).__name__}: {error}); "
             "evaluate again."
         ) from error
 

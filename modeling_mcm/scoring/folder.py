@@ -112,7 +112,7 @@ def forget_in_predictions(folder: Path, customers: Collection[str]) -> int:
     identity = folder / IDENTITY_FILE
     if rows and identity.is_file():
         facts = json.loads(identity.read_text(encoding="utf-8"))
-        # These are predictions of the data set as it was, so run_predict.py will not continue this folder.
+        # These are predictions of the data set as it was, so `mcm predict` will not continue this folder.
         facts["customers"] = sum(pq.read_metadata(path).num_rows for path in files)
         write_json(identity, facts, indent=1)
     return rows

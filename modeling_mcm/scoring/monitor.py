@@ -26,9 +26,7 @@ def _tasks_of(folder: str) -> list[str]:
     files = sorted(Path(folder).glob("*.parquet"))
     names = pq.read_schema(files[0]).names if files else []
     if not (tasks := [name for name in names if name + SCORES in names]):
-        raise ValueError(
-            f"{folder} holds no predictions with scores: give a folder of run_predict.py with --top_k > 0."
-        )
+        raise ValueError(f"{folder} holds no predictions with scores: give a folder of mcm predict with --top_k > 0.")
     return tasks
 
 
@@ -36,7 +34,7 @@ def check_predictions(folder: str, since: str | None = None) -> None:
     """Checks that predictions are complete and hold finite numbers, and know nothing of what they are compared with.
 
     Args:
-        folder (`str`): folder that run_predict.py wrote. Where the folder does not say what it holds, only its files
+        folder (`str`): folder that `mcm predict` wrote. Where the folder does not say what it holds, only its files
             are checked.
         since (`str`, *optional*): moment from which on events are compared with the predictions, as in `--since`.
 
@@ -47,7 +45,7 @@ def check_predictions(folder: str, since: str | None = None) -> None:
     files = sorted(Path(folder).glob("*.parquet"))
     numbered = [re.fullmatch(r"(.+)-(\d+)-of-(\d+)\.parquet", path.name) for path in files]
     if all(numbered) and (absent := int(numbered[0][3]) - len(files) if numbered else 0):  # type: ignore[index]
-        raise ValueError(f"{absent} of the files of {folder} are missing: run run_predict.py again, which adds them.")
+        raise ValueError(f"{absent} of the files of {folder} are missing: run mcm predict again, which adds them.")
     rows = 0
     for path in files:
         for name in [task + SCORES for task in _tasks_of(folder)]:
@@ -68,7 +66,7 @@ def check_predictions(folder: str, since: str | None = None) -> None:
         raise ValueError(f"{path} can't be read ({error}): score again into another folder.") from error
     if rows != expected:
         raise ValueError(
-            f"{folder} holds {rows:,} customers and says it has {expected:,}: run run_predict.py again, or score into "
+            f"{folder} holds {rows:,} customers and says it has {expected:,}: run mcm predict again, or score into "
             "another folder."
         )
     if since is not None and until is not None and _seconds_of(since) <= until:
@@ -175,7 +173,7 @@ def calibration(folder: str, data: str, since: str) -> dict[str, list[dict[str, 
     for customer, task, shares in _what_happened(data, _seconds_of(since), tasks):
         happened[task][customer] = shares
     if not any(happened.values()):
-        raise ValueError(f"{data} holds no target event from {since} on: update it first (training/update_data.py).")
+        raise ValueError(f"{data} holds no target event from {since} on: update it first (mcm update).")
     sums = {task: np.zeros((3, len(EDGES) - 1)) for task in tasks}
     for path in sorted(Path(folder).glob("*.parquet")):
         rows = pq.read_table(path, columns=["customer_id", *tasks, *(task + SCORES for task in tasks)]).to_pylist()

@@ -106,7 +106,7 @@ def fit_counted_memory(
         fill_related(model, training_labels(rows, config.tasks))
     if config.follower_tasks:
         if not followers.is_file():
-            words = "prepare it again (training/prepare_data.py --overwrite)."
+            words = "prepare it again (mcm prepare --overwrite)."
             raise RunError(f"{data.folder} has no {FOLLOWERS_FILE}: {words}")
         fill_followers(model, pq.read_table(followers), pq.read_table(data.folder / POPULARITY_FILE))
         collator = MCMCollator(data.extractor, config, "train", seed=seed, objective=model.objective)

@@ -3,7 +3,7 @@
 """The recipe: chooses model and training settings of pre-training from measures of the log.
 
 A log with many repeats (groceries) and a log of single items (reviews, films) need different models. Preparation
-computes the measures (`modeling_mcm.preparation.counts.measure`), and only this file reads them. `run_pretrain` prints
+computes the measures (`modeling_mcm.preparation.counts.measure`), and only this file reads them. `mcm pretrain` prints
 a sentence for every choice; its options override the choices.
 """
 
@@ -30,7 +30,7 @@ MOST_TASTES = 4096  # largest number of labels, in all, of the tasks that a cust
 PATIENCE, PATIENCE_WITHOUT_REPEATS = 2, 4
 # Config of models that read visits. They need no positions: a feature gives the days since the visit before.
 VISITS: dict[str, Any] = {"encoder_unit": "visit", "max_position_embeddings": None, "attention_window": 64}
-# Config of models that read events. `run_pretrain` replaces 300 by the longest input of the data.
+# Config of models that read events. `mcm pretrain` replaces 300 by the longest input of the data.
 EVENTS: dict[str, Any] = {"encoder_unit": "event", "max_position_embeddings": 300, "attention_window": None}
 
 
@@ -40,7 +40,7 @@ class Recipe:
 
     Attributes:
         config (`dict[str, Any]`): fields of `MCMConfig`.
-        training (`dict[str, Any]`): options of `run_pretrain`.
+        training (`dict[str, Any]`): options of `mcm pretrain`.
         reasons (`list[str]`): a sentence on the reason of each group of settings.
     """
 

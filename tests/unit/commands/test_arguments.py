@@ -20,6 +20,7 @@ class Options:
     rate: float = field(default=0.5, metadata={"help": "A number."})
     k: list[int] = field(default_factory=lambda: [1, 3], metadata={"help": "A list."})
     overwrite: bool = field(default=False, metadata={"help": "A switch."})
+    shuffle: bool = field(default=True, metadata={"help": "Another switch."})
 
     def __post_init__(self):
         if self.rate < 0:
@@ -107,6 +108,8 @@ def test_help_keeps_the_lines_of_the_description_and_shows_defaults(parse, capsy
         parse("--help")
     shown = capsys.readouterr().out
     assert "Line one.\n    line two\n" in shown and "A number. (default: 0.5)" in shown
+    assert "--no_shuffle, --no-shuffle Switches --shuffle off." in " ".join(shown.split())
+    assert "--output_dir, --output-dir OUTPUT_DIR Required." in " ".join(shown.split())
 
 
 def test_undecodable_yaml_is_answered(parse, tmp_path, capsys):

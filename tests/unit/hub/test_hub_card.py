@@ -168,7 +168,7 @@ def test_results_keep_task_and_interval_through_the_metadata(published):
 
 
 def test_an_evaluation_of_another_kind_is_refused():
-    with pytest.raises(ValueError, match="not what run_evaluate.py writes"):
+    with pytest.raises(ValueError, match="not what `mcm evaluate` writes"):
         result_rows({"results": {"MCM": {"items": {"next_visit_ndcg@10": 0.3}}}})
     nothing = {"mean": float("nan"), "low": float("nan"), "high": float("nan"), "customers": 0}
     assert result_rows({"results": {"MCM": {"items": {"next_visit_ndcg@10": nothing}}}}) == []
