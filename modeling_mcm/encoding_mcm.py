@@ -119,7 +119,7 @@ class Encoding:
         closes = np.insert(np.zeros(count, bool), ends, True)
 
         def in_order(values: NDArray[Any], closing: int = 0) -> NDArray[Any]:
-            """A column in the order of the row; `closing` is what interactions that close a visit have."""
+            """A column in the order of the row; `closing` is what events that close a visit have."""
             ordered = values[places]
             ordered[closes] = closing
             return ordered

@@ -33,21 +33,19 @@ def run_tutorial(folder: Path, options: str = "", last: str = "") -> Iterator[tu
     """Runs the page's blocks in a folder.
 
     Args:
-        folder (Path): where the page's files are made; it sees the repository's `training` and `configuration`.
+        folder (Path): where the page's files are made.
         options (str): more options of the training command.
         last (str): a word of the block after which to stop; by default the last.
 
     Yields:
         (str, str or None, str): a block, the output that the page shows below it, and what it printed.
     """
-    for name in ("training", "configuration"):
-        (folder / name).symlink_to(ROOT / name)
     for language, title, code, shown in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
         if title:
             (folder / title).write_text(code, encoding="utf-8")
         if language == "yaml":
             continue
-        longer = f"{code.rstrip()} {options}\n" if "run_pretrain.py" in code else code
+        longer = f"{code.rstrip()} {options}\n" if "mcm pretrain" in code else code
         command = [sys.executable, "-c", code] if language == "python" else ["bash", "-euc", longer]
         yield code, shown or None, run(command, folder)
         if last and last in code:
@@ -83,7 +81,7 @@ def remake_outputs() -> None:
 def remake_checkpoint() -> None:
     """Writes the checkpoint, and what the README's lines print with it."""
     with tempfile.TemporaryDirectory() as folder:
-        list(run_tutorial(Path(folder), SMALL, last="run_pretrain.py"))
+        list(run_tutorial(Path(folder), SMALL, last="mcm pretrain"))
         DUMMY.mkdir(exist_ok=True)
         for name in FILES:
             shutil.copyfile(Path(folder) / "run" / name, DUMMY / name)
