@@ -41,7 +41,9 @@ RECONSTRUCTION, FUTURE, HAZARD, SETS = 3.0, 0.3, 0.1, 6.0  # weights of the loss
 MOST_SET_LABELS = 512  # tasks with more labels have no head that predicts the labels of the next days
 STANDARD_CUSTOMERS = 512  # customers whose moments give the mean and spread that standardise the counts
 FORECAST_CUSTOMERS, FORECAST_MOMENTS, PENALTY = 2048, 4, 1e-2  # of the last fit of the forecasts, on fixed states
-LEAST_OBSERVED = 0.25  # see MomentSampler.observed_horizons
+# Days of the moments of that fit, as a multiple of the longest horizon, and the least share of them that sees its end.
+# A quarter of so many days does; more days would be older, and a shop's level moves on.
+FORECAST_WINDOW, LEAST_OBSERVED = 4 / 3, 1 / 8
 NO_VISIT = 2**62  # seconds: the time of a next visit that did not come
 
 
@@ -128,12 +130,12 @@ class MomentSampler:
     def observed_horizons(self, rows: Sequence[Mapping[str, Any]]) -> list[float]:
         """Horizons, in days, that the training period of these customers is long enough to learn from.
 
-        A moment observes a horizon that ends before the training period does. A horizon is long enough if on average
-        at least `LEAST_OBSERVED` of a customer's last days, twice as many as the horizon has, observe it.
+        A moment observes a horizon that ends before the training period does. The horizon can be learned if on average
+        at least `LEAST_OBSERVED` of a customer's last days, `FORECAST_WINDOW` times the horizon, observe it.
         """
         periods = [self._period(_before(row, self.extractor.max_events - 1)) for row in rows]
         days = np.array([(end - first) / SECONDS_PER_DAY for first, end in periods]).clip(min=1e-6)
-        latest = np.minimum(days, 2 * np.array(self.days)[:, None])  # (D, customers)
+        latest = np.minimum(days, FORECAST_WINDOW * np.array(self.days)[:, None])  # (D, customers)
         shares = ((latest - np.array(self.days)[:, None]) / latest).clip(min=0).mean(1)
         return [day for day, share in zip(self.days, shares, strict=True) if share >= LEAST_OBSERVED]
 
@@ -346,11 +348,12 @@ def _train(
 
 
 def _late_moments(model: MCMModel, sampler: MomentSampler, rows: Any, seed: int) -> Moments:
-    """Draws moments that lie at most two of the longest horizons before the end, with states in place of counts."""
+    """Draws moments of the last days, `FORECAST_WINDOW` times the longest horizon, with states in place of counts."""
     state, days = cast(CustomerState, model.state), model.config.forecast_days
+    last_days = FORECAST_WINDOW * max(days) if days else None
     batches, samples = _batches(rows, BATCH, seed + 1), []
     for _ in range(math.ceil(min(len(rows), FORECAST_CUSTOMERS) / BATCH)):
-        moments = sampler.draw(next(batches), FORECAST_MOMENTS, last_days=2 * max(days) if days else None)
+        moments = sampler.draw(next(batches), FORECAST_MOMENTS, last_days)
         with torch.no_grad():
             moments.counts = state(moments.counts)
         samples.append(moments)

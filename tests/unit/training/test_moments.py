@@ -18,6 +18,7 @@ from modeling_mcm.events_mcm import select_events
 from modeling_mcm.training.moments import (
     BATCH,
     FORECAST_MOMENTS,
+    FORECAST_WINDOW,
     Moments,
     MomentSampler,
     _batches,
@@ -174,7 +175,7 @@ def test_expected_amounts_are_right_on_average(extractor, rows):
     train_state(model, extractor, rows, CUTOFF)
     sampler, batches = MomentSampler(model, extractor, CUTOFF, seed=1), _batches(rows, BATCH, 1)
     number = math.ceil(len(rows) / BATCH)
-    days = 2 * max(model.config.forecast_days)
+    days = FORECAST_WINDOW * max(model.config.forecast_days)
     moments = _joined([sampler.draw(next(batches), FORECAST_MOMENTS, last_days=days) for _ in range(number)])
     with torch.no_grad():
         state = model.state(moments.counts)
@@ -200,7 +201,7 @@ def test_an_interval_that_training_did_not_see_the_end_of_has_no_loss():
     assert (hazards.grad != 0).tolist() == [[True, True, False], [True, True, False], [True, True, True]]
 
 
-@pytest.mark.parametrize(("days", "horizons"), [(400, [7, 30, 90]), (130, [7, 30, 90]), (100, [7, 30]), (9, [])])
+@pytest.mark.parametrize(("days", "horizons"), [(400, [7, 30, 90]), (130, [7, 30, 90]), (100, [7, 30]), (7, [])])
 def test_a_horizon_needs_a_training_period_that_is_longer(extractor, days, horizons):
     sampler = MomentSampler(make_model(extractor), extractor, None)
     times = np.array([0, days * DAY])
