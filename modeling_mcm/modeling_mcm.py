@@ -245,8 +245,8 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         self.repeat_memory = RepeatMemory(list(sizes.values()), config.hidden_size) if config.repeat_memory else None
         # Factor on each of `PARTS` of a score. It is learned on validation cases at the end of training.
         self.score_scales = nn.Buffer(torch.ones(len(sizes), len(PARTS)))
-        # The most frequent value of each of `label_features` for each label, 0 where there is none. `training/counts.py`
-        # fills these buffers.
+        # The most frequent value of each of `label_features` for each label, 0 where there is none.
+        # `training/counts.py` fills these buffers.
         # CODEPATH: models of logs with few repeats (recipe.py) have label features, the paper's models have none.
         if config.label_features:
             for place, size in enumerate(sizes.values()):
