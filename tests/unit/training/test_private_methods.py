@@ -2,18 +2,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """The private methods of transformers' Trainer that are overridden: all in one list, and in the installed version."""
 
+import importlib
 import inspect
+import pkgutil
 import re
 
 import pytest
 from transformers import Trainer
 
-from modeling_mcm.training.labels import LabelTrainer
-from modeling_mcm.training.offer_trainer import OfferTrainer
-from modeling_mcm.training.resumable import PRIVATE_METHODS, ResumableTrainer
-from modeling_mcm.training.trainer import MCMTrainer
+import modeling_mcm.training
+from modeling_mcm.training.resumable import PRIVATE_METHODS
 
-TRAINERS = (ResumableTrainer, MCMTrainer, OfferTrainer, LabelTrainer)
+
+def trainers(parent=Trainer):
+    """The package's classes that are Trainers; a new one is found as soon as a module of training has it."""
+    for module in pkgutil.iter_modules(modeling_mcm.training.__path__):
+        importlib.import_module(f"modeling_mcm.training.{module.name}")
+    for child in parent.__subclasses__():
+        yield from [child] if child.__module__.startswith("modeling_mcm.") else []
+        yield from trainers(child)
+
+
+TRAINERS = tuple(trainers())
 
 
 def is_private(name):
@@ -21,6 +31,7 @@ def is_private(name):
 
 
 def test_all_private_methods_that_are_overridden_are_listed():
+    assert {trainer.__name__ for trainer in TRAINERS} >= {"ResumableTrainer", "MCMTrainer", "OfferTrainer"}
     own = {name for trainer in TRAINERS for name, value in vars(trainer).items() if inspect.isfunction(value)}
     assert {name for name in own if is_private(name) and hasattr(Trainer, name)} == set(PRIVATE_METHODS)
 
