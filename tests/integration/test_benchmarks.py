@@ -117,7 +117,7 @@ def slow(*values):
             ["--customers", "30", "--doublings", "1", "--rows_per_shard", "8"],
             ["Memory above the start", "streamed    31", "streamed    59", "Arrow copy  31", "Arrow copy  59"],
         ),
-        slow("floor", ["--batch_size", "1", "--threads", "1"], ["training step", "scoring a customer", "machine"]),
+        slow("run_floor", ["--batch_size", "1", "--threads", "1"], ["training step", "scoring a customer", "machine"]),
     ],
 )
 def test_a_benchmark_prints_its_table(name, options, lines):

@@ -148,6 +148,17 @@ def test_scripts_build_on_the_package_alone(path):
         assert not level and module.split(".")[0] not in {*FOLDERS[1:], *others}, f"import {module}"
 
 
+@named([path for path in SOURCES if ROOT / "benchmarks" in path.parents])
+def test_no_benchmark_that_is_run_is_imported_by_another(path):
+    texts = {other.stem: other.read_text(encoding="utf-8") for other in (ROOT / "benchmarks").rglob("*.py")}
+    programs = {name for name, text in texts.items() if '\nif __name__ == "__main__":\n' in text}
+    assert {"run_ablation", "parts"} <= programs
+    for _, module in imports(path):
+        assert module.split(".")[0] not in programs, (
+            f"import {module}: move what is shared to a file that is never run"
+        )
+
+
 @named([path for path in SOURCES if ROOT / "training" in path.parents])
 def test_scripts_are_thin(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 150
