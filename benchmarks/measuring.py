@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What benchmarks share.
 
-A measurement in a process of its own, a model with random weights, how a table is shown, and the records of finished
-steps.
+A measurement in a process of its own, a model with random weights, how a table or a page is shown, and the records of
+finished steps.
 """
 
 import json
@@ -19,7 +19,7 @@ import torch
 from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.evaluation.reports import text_table, write_report
-from modeling_mcm.files_mcm import write_json
+from modeling_mcm.files_mcm import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 KIBI = 1024  # bytes of the system's unit of memory
@@ -86,6 +86,14 @@ def show(table: Sequence[Sequence[str]], caption: str, report_file: str | None) 
     print(f"\n{caption}\n\n{text_table(table)}")
     if report_file:
         write_report(table, caption, Path(report_file))
+
+
+def print_or_write(page: str, report_file: str | None) -> None:
+    """Writes a page to a Markdown file, or prints it if none is named."""
+    if report_file:
+        write_text(report_file, page)
+    else:
+        print(page)
 
 
 def is_finished(record: Path, options: dict[str, Any]) -> bool:

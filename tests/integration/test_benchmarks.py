@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import compare
 import floor
+import measuring
 import parts as parts_benchmark
 import readout
 import recipe_tables
@@ -83,6 +84,13 @@ def test_a_sample_that_is_all_labels_has_no_error():
     assert found[8][1] > 1e-5 and found[8][3] > 1e-3
     model.objective = Objective(ranking_loss_weight=1.0)  # beside every pair of labels; as it is it asks some
     assert sampling.errors(model, batch, [None], draws=2)[None][3] > 1e-5
+
+
+def test_a_page_is_printed_or_written(tmp_path, capsys):
+    measuring.print_or_write("# Page\n", str(tmp_path / "page.md"))
+    assert (tmp_path / "page.md").read_text() == "# Page\n" and not capsys.readouterr().out
+    measuring.print_or_write("# Page\n", None)
+    assert capsys.readouterr().out == "# Page\n\n"
 
 
 def slow(*values):
