@@ -36,6 +36,7 @@ from modeling_mcm.evaluation.cases import EvaluationCases, cases_at
 from modeling_mcm.evaluation.histories import task_histories
 from modeling_mcm.evaluation.metrics import bootstrap_interval, customer_metrics, distinct_targets, tie_ranks
 from modeling_mcm.evaluation.reports import with_half_interval
+from modeling_mcm.files_mcm import write_json
 from modeling_mcm.option import option
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,7 +115,7 @@ def install(method: Method, folder: Path) -> str:
     if not done.is_file() or json.loads(done.read_text(encoding="utf-8")) != list(method.packages):
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder / method.script)], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *method.packages], check=True)
-        done.write_text(json.dumps(method.packages), encoding="utf-8")
+        write_json(done, method.packages)
     return str(python)
 
 

@@ -19,7 +19,6 @@ it should be named first.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from measuring import print_or_write
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data.collator import PreparedRows
@@ -318,11 +318,7 @@ def main() -> None:
             chances = [names_planted(model, extractor, one, task) for one in grafts if one is not None]
             planted_lines.append(planted_rows_of(task, cutoff, chances))
     facts = {"seconds": float(np.median(seconds)), "error": max(errors)}
-    text = page(lines, planted_lines, options, facts, examples[0])
-    if options.report_file:
-        Path(options.report_file).write_text(text, encoding="utf-8")
-    else:
-        print(text)
+    print_or_write(page(lines, planted_lines, options, facts, examples[0]), options.report_file)
 
 
 if __name__ == "__main__":

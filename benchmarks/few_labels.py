@@ -12,7 +12,7 @@ in its share, and the others are predicted; that is repeated, with the same draw
 - the state as pre-training left it, with logistic regression;
 - counts of the history (`HistoryFeatures`) with LightGBM, and with logistic regression.
 
-Learners are those of `run_probe.py`. The figure is AUC, of several classes the mean of each against the rest.
+Learners are those of run_probe.py. The figure is AUC, of several classes the mean of each against the rest.
 Intervals resample the draws, in pairs for differences: they tell what luck with the drawn labels makes, on these
 customers. The profile is hidden from all inputs. Needs the extra `gbdt`; writes a page.
 """
@@ -43,7 +43,7 @@ from modeling_mcm.times_mcm import SECONDS_PER_DAY
 from modeling_mcm.training.checkpoints import read_checkpoint
 from modeling_mcm.training.finetuning import FineTuningArguments, FineTuningOptions
 from modeling_mcm.training.labels import NEW, LabelTrainer, label_defaults
-from run_probe import FEWEST, _learner, batches_at
+from probing import FEWEST, batches_at, make_learner
 
 TUNED, FROZEN, TREES, LINEAR = METHODS = (
     "MCM fine-tuned",
@@ -176,7 +176,7 @@ def compare(options: FewLabelsOptions, known: Customers, states: NDArray) -> dic
                 others = np.setdiff1d(labelled, indices)
                 scores = {TUNED: fine_tuned(options, known, target, indices, seed)[others]}
                 for method, (learner, features) in inputs.items():
-                    fitted = _learner(learner, "classes").fit(features[indices], target[indices])
+                    fitted = make_learner(learner, "classes").fit(features[indices], target[indices])
                     chances = np.zeros((len(others), target.max() + 1))
                     chances[:, fitted.classes_] = fitted.predict_proba(features[others])
                     scores[method] = np.log(np.clip(chances, 1e-9, 1))

@@ -1,15 +1,11 @@
-#!/usr/bin/env python
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
 """The floor: the arithmetic and the bytes that a training step and the scoring of a customer can't do without.
 
-    python benchmarks/floor.py
-    python benchmarks/floor.py --config configuration/mcm-base --label_sizes 30000 500 --events 300 --units 300
-
 Arithmetic is that of the products of matrices, a multiplication and an addition each, three times in training:
 forward, and the gradients of both factors. Bytes are those of weights, gradients, optimizer and inputs, moved as
 often as they must be; vectors that fit a cache are free. Seconds are the larger of arithmetic at the measured rate of
-the machine's matrix product and bytes at its measured rate of copying. The other benchmarks print their ratio to it.
+the machine's matrix product and bytes at its measured rate of copying. The benchmarks print their ratio to it.
 """
 
 import json
@@ -21,7 +17,6 @@ from typing import Any
 import torch
 from torch.utils.benchmark import Timer
 
-from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.option import option
 
 FLOAT, LONG = 4, 8
@@ -109,15 +104,3 @@ def floor(shape: Shape, config: Mapping[str, Any] | None = None) -> dict[str, di
         }
         for name, (flops, moved) in cases.items()
     } | {"machine": {"matmul_gigaflops": rate / 1e9, "copy_gigabytes": copied / 1e9, "threads": shape.threads}}
-
-
-def main() -> None:
-    """Reads the options and prints the floor."""
-    (shape,) = parse_options(Shape, description=__doc__)
-    torch.set_num_threads(shape.threads)
-    for name, values in floor(shape).items():
-        print(f"{name:20s}", "  ".join(f"{key} {value:,.4g}" for key, value in values.items()))
-
-
-if __name__ == "__main__":
-    main()

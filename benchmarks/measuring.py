@@ -1,6 +1,10 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What benchmarks share: a measurement in its own process, a model with random weights, how a table is shown."""
+"""What benchmarks share.
+
+A measurement in a process of its own, a model with random weights, how a table or a page is shown, and the records of
+finished steps.
+"""
 
 import json
 import subprocess
@@ -15,6 +19,7 @@ import torch
 from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.evaluation.reports import text_table, write_report
+from modeling_mcm.files_mcm import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 KIBI = 1024  # bytes of the system's unit of memory
@@ -81,3 +86,28 @@ def show(table: Sequence[Sequence[str]], caption: str, report_file: str | None) 
     print(f"\n{caption}\n\n{text_table(table)}")
     if report_file:
         write_report(table, caption, Path(report_file))
+
+
+def print_or_write(page: str, report_file: str | None) -> None:
+    """Writes a page to a Markdown file, or prints it if none is named."""
+    if report_file:
+        write_text(report_file, page)
+    else:
+        print(page)
+
+
+def is_finished(record: Path, options: dict[str, Any]) -> bool:
+    """Whether a step was finished with these options. If not, the record goes: what it speaks of will be replaced."""
+    try:
+        if json.loads(record.read_text(encoding="utf-8")) == options:
+            return True
+    except (OSError, ValueError):
+        pass
+    record.unlink(missing_ok=True)
+    return False
+
+
+def write_record(record: Path, options: dict[str, Any]) -> None:
+    """Says that a step was finished with these options; written last."""
+    record.parent.mkdir(parents=True, exist_ok=True)
+    write_json(record, options)

@@ -27,11 +27,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
+from measuring import ROOT, print_or_write
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedData
 from modeling_mcm.evaluation.cases import cases_at
 from modeling_mcm.evaluation.reports import markdown_table, replace_part
 from modeling_mcm.evaluation.tables import history_groups
+from modeling_mcm.files_mcm import write_text
 from modeling_mcm.option import option
 from recipe_tables import (
     MCM,
@@ -46,8 +48,6 @@ from recipe_tables import (
     values_of,
 )
 from synthetic import make_click_log
-
-ROOT = Path(__file__).resolve().parents[1]
 
 TOYS = {
     "name": "toys",
@@ -138,7 +138,7 @@ def logs(options: Options, folder: Path) -> list[Log]:
     result.append(Log(SHOP, ("item", "category"), (Question("next visit", NEXT),), words))
     if options.toys:
         schema = folder / "toys.yaml"
-        schema.write_text(yaml.safe_dump(TOYS, sort_keys=False), encoding="utf-8")
+        write_text(schema, yaml.safe_dump(TOYS, sort_keys=False))
         questions = (Question("next item, seen ones filtered", NEXT, ("--filter_seen",)),)
         questions += (Question("the same, HR@10", HITS, ("--filter_seen",)),)
         result.append(Log("toys", ("item",), questions, ("--events", options.toys, "--schema", str(schema))))
@@ -313,10 +313,7 @@ def main() -> None:
     text = page(answers, options)
     if options.readme:
         write_sentence(Path(options.readme), encoder_sentence(answers))
-    if options.report_file:
-        Path(options.report_file).write_text(text, encoding="utf-8")
-    else:
-        print(text)
+    print_or_write(text, options.report_file)
 
 
 if __name__ == "__main__":

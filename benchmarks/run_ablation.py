@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation_report import FinishedRun, draw_bars, draw_curves, summarize, write_page
+from measuring import ROOT, is_finished, write_record
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedData
@@ -38,7 +39,6 @@ from modeling_mcm.files_mcm import write_json
 from modeling_mcm.option import option
 
 logger = logging.getLogger("run_ablation")
-ROOT = Path(__file__).resolve().parents[1]
 LENGTHS = [1, 3, 10]
 PAPER_OBJECTIVE = {"ranking_loss_weight": 0.0, "target_half_life_days": 0.0}  # equation 4 alone, all times alike
 UNBOUNDED = 1_000_000  # epochs: validation or the clock ends a run
@@ -112,23 +112,6 @@ def training_runs(options: AblationOptions) -> Iterator[tuple[AblatedModel, Fini
                 suffix = f"-{tasks[0]}" if model.fields_of_task else ""
                 folder = Path(options.output_dir, f"{Path(model.config).name}{suffix}-seed{seed}")
                 yield model, FinishedRun(model.name, tasks, seed, folder, bool(model.fields_of_task))
-
-
-def is_finished(record: Path, options: dict[str, Any]) -> bool:
-    """Whether a step was finished with these options. If not, the record goes: what it speaks of will be replaced."""
-    try:
-        if json.loads(record.read_text(encoding="utf-8")) == options:
-            return True
-    except (OSError, ValueError):
-        pass
-    record.unlink(missing_ok=True)
-    return False
-
-
-def write_record(record: Path, options: dict[str, Any]) -> None:
-    """Says that a step was finished with these options; written last."""
-    record.parent.mkdir(parents=True, exist_ok=True)
-    write_json(record, options)
 
 
 def train(model: AblatedModel, run: FinishedRun, options: AblationOptions, data: str) -> dict[str, Any]:

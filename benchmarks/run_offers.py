@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from measuring import ROOT, is_finished, write_record
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedData
@@ -52,10 +53,8 @@ from modeling_mcm.files_mcm import write_json
 from modeling_mcm.option import option
 from offers_gbdt import LightGBMOffers, OfferTable, offer_features
 from offers_report import FINE_TUNED, GBDT, METRICS, RANDOM, ZERO_SHOT, write_page
-from run_ablation import is_finished, write_record
 
 logger = logging.getLogger("run_offers")
-ROOT = Path(__file__).resolve().parents[1]
 OUTCOME, WHOLE_HISTORY = "conversion", 10**6
 FACTS = ("seconds", "steps", "trained_parameters")
 VARIANTS: dict[str, list[str]] = {

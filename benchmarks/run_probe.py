@@ -23,7 +23,6 @@ extra `gbdt`.
 import re
 import shlex
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +36,6 @@ from modeling_mcm import MCMFeatureExtractor, MCMModel
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.data import PreparedData, check_vocabularies
-from modeling_mcm.data.collator import PreparedRows
-from modeling_mcm.data.offer_collator import events_before
 from modeling_mcm.evaluation.offers import resample_customers, weighted_ranking
 from modeling_mcm.evaluation.reports import markdown_table, with_interval
 from modeling_mcm.extras import needs
@@ -47,12 +44,10 @@ from modeling_mcm.option import option
 from modeling_mcm.scoring.folder import last_event
 from modeling_mcm.times_mcm import SECONDS_PER_DAY
 from modeling_mcm.training.checkpoints import check_files, read_checkpoint
-from offers_gbdt import HistoryFeatures
+from probing import FEWEST, batches_at, make_learner
 
-WHOLE_HISTORY = 10**6
 INPUTS = ("counts", "embedding", "counts and embedding")
 LEARNERS = ("LightGBM", "linear")
-FEWEST = 30  # customers of a class; rarer ones are left out
 
 
 @dataclass
@@ -205,26 +200,6 @@ def read_customers(
     )
 
 
-def batches_at(
-    data: PreparedData, extractor: MCMFeatureExtractor, cutoff_name: str, min_events: int, batch_size: int = 32
-) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]], NDArray]]:
-    """Reads the customers with enough events before a cutoff, batch by batch.
-
-    Yields:
-        `tuple`: Their prepared rows; the same with the events before the cutoff alone and without the profile; and
-        hand-made counts of these, of shape `(customers, F)`.
-    """
-    cutoff = data.schema.cutoff_seconds(cutoff_name)
-    hidden = {f"profile_{feature['name']}": 0 for feature in extractor.features if feature.get("profile")}
-    customers = PreparedRows(data.rows, np.flatnonzero(np.asarray(data.rows[f"{cutoff_name}_end"]) >= min_events))
-    for start in logging.tqdm(range(0, len(customers), batch_size), desc="Customers", unit="batch"):
-        batch = customers.__getitems__(list(range(start, min(start + batch_size, len(customers)))))
-        blank = [events_before(row, cutoff) | hidden for row in batch]
-        whole = {name: value.numpy() for name, value in extractor.pad(blank, WHOLE_HISTORY).items()}
-        days = np.array([(cutoff - row["times"].max()) / SECONDS_PER_DAY for row in blank])
-        yield batch, blank, np.stack(list(HistoryFeatures(extractor, whole, days).make().values()), axis=1)
-
-
 def _numbers_of(row: dict[str, Any], cutoff: int, span: int, spend: str, token: str, types: int) -> dict[str, float]:
     """Numbers of one customer before and after a cutoff: visits, what was spent, and shares of `types` token types."""
     times, is_label = (
@@ -282,39 +257,13 @@ def out_of_fold(
         for train, test in splitter.split(features, target):
             if classes is None:
                 values = rankdata(target[train]) / len(train)  # spend is skewed, and ranks are what is measured
-                predicted = (
-                    _learner(learner, "regression").fit(features[train], values).predict(features[test])[:, None]
-                )
+                fitted = make_learner(learner, "regression").fit(features[train], values)
+                predicted = fitted.predict(features[test])[:, None]
             else:
-                predicted = (
-                    _learner(learner, "classes").fit(features[train], target[train]).predict_proba(features[test])
-                )
+                fitted = make_learner(learner, "classes").fit(features[train], target[train])
+                predicted = fitted.predict_proba(features[test])
             total[test] += predicted
     return total / options.repeats
-
-
-def _learner(name: str, kind: str) -> Any:
-    import lightgbm
-    from sklearn.linear_model import LogisticRegression, Ridge
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import FunctionTransformer, StandardScaler
-
-    if name == "linear":
-        return make_pipeline(
-            FunctionTransformer(signed_log),
-            StandardScaler(),
-            Ridge(100.0) if kind == "regression" else LogisticRegression(C=0.01, max_iter=500),
-        )
-    estimator = lightgbm.LGBMRegressor if kind == "regression" else lightgbm.LGBMClassifier
-    return estimator(
-        n_estimators=100, learning_rate=0.05, num_leaves=8, min_child_samples=20, colsample_bytree=0.3, subsample=0.8,
-        subsample_freq=1, reg_lambda=1.0, random_state=0, n_jobs=1, verbose=-1,
-    )  # fmt: skip
-
-
-def signed_log(features: NDArray) -> NDArray:
-    """Computes signed logarithms, because counts have long tails that a linear model can't fit."""
-    return np.sign(features) * np.log1p(np.abs(features))
 
 
 def metric(target: NDArray, predicted: NDArray, classes: NDArray | None, weights: NDArray) -> NDArray[np.float64]:

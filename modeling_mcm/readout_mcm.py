@@ -275,7 +275,6 @@ def attentional_readout(
     label_embeddings: torch.Tensor,
     mask: torch.Tensor,
     ends: torch.Tensor | PackedUnits | None = None,
-    scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Scores by equations 2 and 3 after the whole sequence, or after the prefixes that end at `ends`.
 
@@ -288,34 +287,36 @@ def attentional_readout(
         mask (`torch.BoolTensor` of shape `(B, U)`): True where a unit is real.
         ends (`torch.LongTensor` of shape `(B, P)`, or [`PackedUnits`], *optional*): index of the last unit of each
             prefix, or the packed units of `mask`. Only for causal encoders. Default: the whole sequence.
-        scale (`torch.FloatTensor` of shape `()`, *optional*): factor on z.
 
     Returns:
         `torch.FloatTensor`: scores s of shape `(B, V)`; `(B, P, V)` with prefix ends, `(A, V)` with packed units.
     """
-    vectors = label_embeddings if scale is None else label_embeddings * scale
     if hidden.device.type == FUSED_ON:
         from .readout_triton_mcm import can_fuse, fused_readout  # imported late, because it loads Triton
 
-        if can_fuse(hidden, vectors):
-            return fused_readout(hidden, vectors, mask, ends)
+        if can_fuse(hidden, label_embeddings):
+            return fused_readout(hidden, label_embeddings, mask, ends)
     units, width = hidden.shape[0] * hidden.shape[1], hidden.shape[1]
 
     def whole(vectors: torch.Tensor) -> torch.Tensor:
         return MaskedReadout.apply(torch.matmul(hidden, vectors.T), mask)
 
     if ends is None:
-        return _by_labels(whole, vectors, units)
+        return _by_labels(whole, label_embeddings, units)
     if isinstance(ends, PackedUnits):
-        packed, which = hidden[ends.customers, ends.units], (ends.sizes, ends.scored)
-        return _by_labels(lambda part: running_readout(torch.matmul(packed, part.T), *which), vectors, len(packed))
+        packed = hidden[ends.customers, ends.units]
+
+        def scored(vectors: torch.Tensor) -> torch.Tensor:
+            return running_readout(torch.matmul(packed, vectors.T), ends.sizes, ends.scored)
+
+        return _by_labels(scored, label_embeddings, len(packed))
     steps = hidden.transpose(0, 1).flatten(0, 1)
     customers = torch.arange(len(hidden), device=hidden.device)[:, None]
 
     def prefixes(vectors: torch.Tensor) -> torch.Tensor:
         return running_readout(torch.matmul(steps, vectors.T), [len(hidden)] * width)[ends * len(hidden) + customers]
 
-    return _by_labels(prefixes, vectors, units)
+    return _by_labels(prefixes, label_embeddings, units)
 
 
 def last_readout(
@@ -323,7 +324,6 @@ def last_readout(
     label_embeddings: torch.Tensor,
     mask: torch.Tensor,
     ends: torch.Tensor | PackedUnits | None = None,
-    scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Scores by BERT4Rec's readout, e_w . h_t with the last hidden vector h_t.
 
@@ -333,7 +333,6 @@ def last_readout(
         mask (`torch.BoolTensor` of shape `(B, U)`): True where a unit is real.
         ends (`torch.LongTensor` of shape `(B, P)`, or [`PackedUnits`], *optional*): index of the last unit of each
             prefix, or the packed units of `mask`. Default: the whole sequence.
-        scale (`torch.FloatTensor` of shape `()`, *optional*): factor on the scores.
 
     Returns:
         `torch.FloatTensor`: scores s of shape `(B, V)`; `(B, P, V)` with prefix ends, `(A, V)` with packed units.
@@ -344,8 +343,7 @@ def last_readout(
     else:
         last = mask.sum(1, keepdim=True) - 1 if ends is None else ends
         vectors = hidden.gather(1, last[..., None].expand(-1, -1, hidden.shape[-1]))
-    scaled = label_embeddings if scale is None else label_embeddings * scale
-    scores = _by_labels(lambda part: torch.matmul(vectors, part.T), scaled, math.prod(vectors.shape[:-1]))
+    scores = _by_labels(lambda part: torch.matmul(vectors, part.T), label_embeddings, math.prod(vectors.shape[:-1]))
     return scores[:, 0] if ends is None else scores
 
 

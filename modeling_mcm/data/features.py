@@ -8,12 +8,12 @@ An entry of `features` is one feature, or several features that read one column:
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from modeling_mcm.events_mcm import check_keys
 from modeling_mcm.schema_mcm import (
     BINNED_KINDS,
     CATEGORICAL,
@@ -31,24 +31,6 @@ MOST_VALUES = 10_000_000  # values of one feature: one process holds them in mem
 MOST_PARTS = 100  # values of one event, or levels of one path; each is a feature of the model
 MOST_COUNT = 10**12  # no log has more events
 SEVERAL_FEATURES = ("max_items", "levels")  # an entry of the schema with one of these keys is several features
-
-
-def check_keys(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    """Checks that a mapping has no unknown key.
-
-    Args:
-        given (`Mapping`): the mapping that was read.
-        known (`Sequence[str]`): all keys that it may have.
-        where (`str`): what the mapping is, for the message.
-
-    Raises:
-        ValueError: if a key is unknown. The message names the key and the known key that is most similar.
-    """
-    for key in given:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}."
-            raise ValueError(f"{where} has the unknown key {key!r}; {hint}")
 
 
 def check_memory_limit(value: Any) -> None:

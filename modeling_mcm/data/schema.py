@@ -14,10 +14,10 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
-from modeling_mcm.data.features import check_keys, read_features
+from modeling_mcm.data.features import read_features
 from modeling_mcm.data.text_format import TextFormat
 from modeling_mcm.data.yaml_files import read_yaml
-from modeling_mcm.events_mcm import to_text
+from modeling_mcm.events_mcm import check_keys, to_text
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import MOST_EVENTS, ROWS, LogSchema, check_integer
 

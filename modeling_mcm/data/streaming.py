@@ -14,7 +14,7 @@ Shapes: N rows that are trained on, S shards.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,12 @@ class StreamedRows(Dataset):
     It needs eight bytes of memory per row, and the decoded columns of each shard that it holds.
 
     Args:
-        directory (`str` or `Path`): folder that `prepare` wrote.
-        indices (`ArrayLike` of shape `(N,)`, *optional*): indices of the rows that are used, ascending, among all
-            rows. Default: all rows. Each dict also holds `row`, the row's index among all rows.
-        columns (`Sequence[str]`, *optional*): names of the columns to read. Default: all columns.
-        held_shards (`int`): number of decoded shards that this process, or each worker of a data loader, holds.
+        directory (`str` or `Path`): folder that `prepare` wrote. All its rows are used until [`keep`] chooses. Each
+            row's dict also holds `row`, its index among all rows.
 
     Attributes:
+        held_shards (`int`): number of decoded shards that this process, or each worker of a data loader, holds; 1
+            until it is set.
         shards (`list[dict]`): entries of the shards in the manifest.
         starts (`NDArray[int64]` of shape `(S + 1,)`): index of each shard's first row among all rows; the last one is
             the number of all rows.
@@ -54,20 +53,14 @@ class StreamedRows(Dataset):
             shard.
     """
 
-    def __init__(
-        self,
-        directory: str | Path,
-        indices: ArrayLike | None = None,
-        columns: Sequence[str] | None = None,
-        held_shards: int = 1,
-    ):
-        self.directory, self.columns, self.held_shards = Path(directory), columns, held_shards
+    def __init__(self, directory: str | Path):
+        self.directory, self.held_shards = Path(directory), 1
         manifest = PreparedManifest.load(directory)
         check_shards(directory, manifest.shards)
         self.shards = manifest.shards
         self.starts = np.cumsum([0, *(shard["rows"] for shard in self.shards)])
         self._held: dict[int, pa.Table] = {}
-        self.keep(np.arange(self.starts[-1]) if indices is None else indices)
+        self.keep(np.arange(self.starts[-1]))
 
     def keep(self, indices: ArrayLike, lengths: ArrayLike | None = None) -> None:
         """Sets which rows are used.
@@ -122,8 +115,7 @@ class StreamedRows(Dataset):
                 "that was prepared in its place, or prepare the data again; started again, the run goes on from its "
                 "last checkpoint."
             )
-        columns = None if self.columns is None else list(self.columns)
-        return pq.ParquetFile(pa.BufferReader(content)).read(columns, use_threads=False).combine_chunks()
+        return pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False).combine_chunks()
 
     def __getstate__(self) -> dict[str, Any]:  # a worker that is not forked reads its own shards
         return {**self.__dict__, "_held": {}}
@@ -168,7 +160,7 @@ class StreamedOrder(Sampler):
         epoch: torch.Tensor,
     ):
         if rows.lengths is None:
-            raise ValueError("The rows have no lengths; give them to StreamedRows, in the order of its indices.")
+            raise ValueError("The rows have no lengths; give them to StreamedRows.keep, in the order of the indices.")
         if min(parts, turns, window) < 1 or group_size % parts:
             raise ValueError(
                 f"Found {parts} parts and {turns} turns of lanes and a window of {window}; expected positive numbers, "

@@ -18,8 +18,7 @@ Everything is computed on the flat Arrow columns of prepared rows, a batch of cu
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -60,26 +59,19 @@ class Horizon:
 
     Attributes:
         days (`float`): Number of days.
-        start (`int`): The cutoff, in seconds since 1970, as are the `times` of prepared rows.
+        start (`int`): The cutoff, in seconds since 1970, as are the `times` of prepared rows; see
+            [`~data.schema.EventSchema.cutoff_seconds`].
+
+    Raises:
+        ValueError: If the days are not a positive finite number.
     """
 
     days: float
     start: int
 
-    @classmethod
-    def of(cls, days: float, cutoff: datetime) -> Self:
-        """Makes the horizon that begins at a cutoff.
-
-        Args:
-            days (`float`): Number of days.
-            cutoff (`datetime`): The cutoff, as an event schema has it.
-
-        Raises:
-            ValueError: If the days are not a positive finite number.
-        """
-        if not 0 < days < np.inf:
-            raise ValueError(f"Found a horizon of {days:g} days; expected a positive number of days, such as 30.")
-        return cls(days, int(np.datetime64(cutoff, "s").astype(np.int64)))
+    def __post_init__(self) -> None:
+        if not 0 < self.days < np.inf:
+            raise ValueError(f"Found a horizon of {self.days:g} days; expected a positive number of days, such as 30.")
 
     @property
     def end(self) -> float:
@@ -207,7 +199,7 @@ def cases_at(
         horizon_days (`float`, *optional*): Number of days of a [`Horizon`], in the place of the next visit.
     """
     schema = data.schema
-    horizon = Horizon.of(horizon_days, schema.cutoff(cutoff)) if horizon_days else None
+    horizon = Horizon(horizon_days, schema.cutoff_seconds(cutoff)) if horizon_days else None
     rows = data.rows if rows is None else rows
     min_history = schema.min_history if min_history is None else min_history
     cases = find_cases(rows, cutoff, min_history, schema.token_feature.name, horizon=horizon)

@@ -14,12 +14,10 @@ from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.parquet
 from numpy.typing import ArrayLike, NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.events_mcm import check_columns
 from modeling_mcm.files_mcm import atomic_write
 
 PREDICTIONS_SCHEMA = pa.schema(
@@ -119,34 +117,3 @@ class PredictionsWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._open.__exit__(kind, error, traceback)
-
-
-def read_predictions(path: str | os.PathLike[str], task: str | None = None) -> pa.Table:
-    """Reads a predictions file.
-
-    Args:
-        path (`str` or `Path`): The file.
-        task (`str`, *optional*): Name of the task to read. By default all tasks are read.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no complete Parquet file, lacks a column, or has no row of the task.
-    """
-    try:
-        file = pa.parquet.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(
-            f"{os.fspath(path)} is not a complete Parquet file ({error}); expected a predictions file. Write it again "
-            "with --predictions_file."
-        ) from error
-    with file:
-        fix = f"Expected a predictions file with the columns {', '.join(PREDICTIONS_SCHEMA.names)}."
-        check_columns(file.schema_arrow.names, PREDICTIONS_SCHEMA.names, f"{os.fspath(path)} has", fix)
-        table = file.read(columns=PREDICTIONS_SCHEMA.names)
-    if task is None:
-        return table
-    rows = table.filter(pa.compute.equal(table["task"], task))
-    if not len(rows):
-        tasks = ", ".join(sorted(pa.compute.unique(table["task"]).to_pylist()))
-        raise ValueError(f"{os.fspath(path)} has no predictions of task {task!r}; its tasks are: {tasks or 'none'}.")
-    return rows

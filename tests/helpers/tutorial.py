@@ -29,6 +29,13 @@ SMALL = "--config_overrides hidden_size=16 num_hidden_layers=1 num_attention_hea
 SMALL += " state_size=16 state_features=[token_type]"
 
 
+def write_files(folder: Path) -> None:
+    """Writes the page's blocks that have a file name as their title into files of a folder."""
+    for _, title, code, _ in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
+        if title:
+            (folder / title).write_text(code, encoding="utf-8")
+
+
 def run_tutorial(folder: Path, options: str = "", last: str = "") -> Iterator[tuple[str, str | None, str]]:
     """Runs the page's blocks in a folder.
 
@@ -40,9 +47,8 @@ def run_tutorial(folder: Path, options: str = "", last: str = "") -> Iterator[tu
     Yields:
         (str, str or None, str): a block, the output that the page shows below it, and what it printed.
     """
-    for language, title, code, shown in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
-        if title:
-            (folder / title).write_text(code, encoding="utf-8")
+    write_files(folder)
+    for language, _, code, shown in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
         if language == "yaml":
             continue
         longer = f"{code.rstrip()} {options}\n" if "mcm pretrain" in code else code

@@ -2,11 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prepared rows of customers whose visits are written down as days and labels, for the tests of evaluation."""
 
-from datetime import UTC, datetime, timedelta
-
 import pyarrow as pa
 
 from modeling_mcm.evaluation.cases import Horizon
+from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 VALIDATION, TEST = 100, 200  # days
 LABELS = 12
@@ -22,7 +21,7 @@ def prepared_rows(customers: dict[str, list[Visit]]) -> pa.Table:
     return pa.table(
         {
             "customer_id": pa.array(customers, pa.string()),
-            "times": pa.array([[day * 86400 for day in row] for row in days], pa.list_(pa.int64())),
+            "times": pa.array([[day * SECONDS_PER_DAY for day in row] for row in days], pa.list_(pa.int64())),
             "visits": pa.array(places, pa.list_(pa.int32())),
             "task_brand": pa.array(labels, pa.list_(pa.int32())),
             "validation_end": pa.array([sum(day < VALIDATION for day in row) for row in days], pa.int32()),
@@ -33,5 +32,4 @@ def prepared_rows(customers: dict[str, list[Visit]]) -> pa.Table:
 
 def horizon(days: float, cutoff: str) -> Horizon:
     """From a cutoff of the logs of `prepared_rows`, whose days count from 1970."""
-    moment = datetime.fromtimestamp(0, UTC).replace(tzinfo=None) + timedelta(days=CUTOFFS[cutoff])
-    return Horizon.of(days, moment)
+    return Horizon(days, CUTOFFS[cutoff] * SECONDS_PER_DAY)

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import compare
 import floor
+import measuring
 import parts as parts_benchmark
 import readout
 import recipe_tables
@@ -85,6 +86,13 @@ def test_a_sample_that_is_all_labels_has_no_error():
     assert sampling.errors(model, batch, [None], draws=2)[None][3] > 1e-5
 
 
+def test_a_page_is_printed_or_written(tmp_path, capsys):
+    measuring.print_or_write("# Page\n", str(tmp_path / "page.md"))
+    assert (tmp_path / "page.md").read_text() == "# Page\n" and not capsys.readouterr().out
+    measuring.print_or_write("# Page\n", None)
+    assert capsys.readouterr().out == "# Page\n\n"
+
+
 def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
@@ -117,7 +125,7 @@ def slow(*values):
             ["--customers", "30", "--doublings", "1", "--rows_per_shard", "8"],
             ["Memory above the start", "streamed    31", "streamed    59", "Arrow copy  31", "Arrow copy  59"],
         ),
-        slow("floor", ["--batch_size", "1", "--threads", "1"], ["training step", "scoring a customer", "machine"]),
+        slow("run_floor", ["--batch_size", "1", "--threads", "1"], ["training step", "scoring a customer", "machine"]),
     ],
 )
 def test_a_benchmark_prints_its_table(name, options, lines):

@@ -4,12 +4,12 @@
 
 import ast
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from clean_copy import clean_copy
 from packaging.version import Version
 from transformers.dynamic_module_utils import get_imports
 
@@ -148,6 +148,17 @@ def test_scripts_build_on_the_package_alone(path):
         assert not level and module.split(".")[0] not in {*FOLDERS[1:], *others}, f"import {module}"
 
 
+@named([path for path in SOURCES if ROOT / "benchmarks" in path.parents])
+def test_no_benchmark_that_is_run_is_imported_by_another(path):
+    texts = {other.stem: other.read_text(encoding="utf-8") for other in (ROOT / "benchmarks").rglob("*.py")}
+    programs = {name for name, text in texts.items() if '\nif __name__ == "__main__":\n' in text}
+    assert {"run_ablation", "parts"} <= programs
+    for _, module in imports(path):
+        assert module.split(".")[0] not in programs, (
+            f"import {module}: move what is shared to a file that is never run"
+        )
+
+
 @named([path for path in SOURCES if ROOT / "training" in path.parents])
 def test_scripts_are_thin(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 150
@@ -169,12 +180,7 @@ def test_every_file_has_the_licence_header_and_says_what_it_is_for(path):
 
 
 def test_only_the_package_is_installed_and_it_is_whole(tmp_path):
-    source, built = tmp_path / "source", tmp_path / "built"
-    source.mkdir()
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    for folder in ("modeling_mcm", "configuration", "training", "tests"):
-        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    source, built = clean_copy(tmp_path / "source"), tmp_path / "built"
     command = [sys.executable, "setup.py", "--quiet", "build", "--build-lib", str(built)]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -183,15 +183,14 @@ def test_long_sequences_and_huge_scores_stay_finite_and_right(size):
 
 def test_chunks_of_labels_change_nothing(inputs, ends, monkeypatch):
     hidden, labels, mask = (t if t.dtype == torch.bool else t.requires_grad_() for t in inputs)
-    scale = torch.tensor(0.7, requires_grad=True)
     seen = []
     plain = readout_mcm.running_readout
     monkeypatch.setattr(readout_mcm, "running_readout", lambda z, sizes: seen.append(z.shape[-1]) or plain(z, sizes))
 
     def run():
         seen.clear()
-        scores = attentional_readout(hidden, labels, mask, ends, scale)
-        return scores, list(seen), torch.autograd.grad(scores.square().sum(), (hidden, labels, scale))
+        scores = attentional_readout(hidden, labels, mask, ends)
+        return scores, list(seen), torch.autograd.grad(scores.square().sum(), (hidden, labels))
 
     whole, whole_parts, whole_gradients = run()
     monkeypatch.setattr(readout_mcm, "CHUNK_ELEMENTS", 4 * BATCH * UNITS)
@@ -214,15 +213,6 @@ def test_without_gradients_a_score_is_the_same_bits_however_many_labels_there_ar
     with torch.enable_grad():
         exact = readout(hidden.double().requires_grad_(), labels.double(), mask)
     torch.testing.assert_close(every.double(), exact.detach(), atol=1e-4, rtol=1e-5)
-
-
-@pytest.mark.parametrize("with_ends", [False, True])
-@pytest.mark.parametrize("readout", [attentional_readout, last_readout])
-def test_the_scale_multiplies_z(inputs, ends, readout, with_ends):
-    hidden, labels, mask = inputs
-    chosen = ends if with_ends else None
-    scaled = readout(hidden, labels, mask, chosen, torch.tensor(0.5))
-    torch.testing.assert_close(scaled, readout(hidden, 0.5 * labels, mask, chosen), atol=1e-5, rtol=1e-5)
 
 
 def test_padding_has_a_weight_of_exactly_0(inputs):
@@ -258,17 +248,17 @@ def test_the_last_readout_is_the_last_hidden_vector(inputs, ends):
 def test_packed_units_give_what_all_ends_give(inputs, name, size, scored):
     hidden, embeddings, mask = inputs
     hidden, embeddings = (size * hidden).requires_grad_(), embeddings.requires_grad_()
-    scale, wanted = torch.tensor(0.7, requires_grad=True), mask
+    wanted = mask
     if scored is not None:
         wanted = mask & (torch.rand(mask.shape, generator=torch.Generator().manual_seed(0)) < scored)
     units = PackedUnits.of(mask, wanted)
     every = torch.arange(UNITS).expand(BATCH, UNITS)
-    packed = READOUTS[name](hidden, embeddings, mask, units, scale)
+    packed = READOUTS[name](hidden, embeddings, mask, units)
     assert packed.shape == (int(wanted.sum()), LABELS)
     packed = packed[units.score_rows[wanted]]
-    padded = READOUTS[name](hidden, embeddings, mask, every, scale)[wanted]
+    padded = READOUTS[name](hidden, embeddings, mask, every)[wanted]
     torch.testing.assert_close(packed, padded, atol=1e-4, rtol=1e-4)
     weight = torch.randn_like(packed)
-    gradients = (torch.autograd.grad((s * weight).sum(), (hidden, embeddings, scale)) for s in (packed, padded))
+    gradients = (torch.autograd.grad((s * weight).sum(), (hidden, embeddings)) for s in (packed, padded))
     for found, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-2 * size, rtol=1e-3)

@@ -168,19 +168,6 @@ def test_one_gradient_can_be_asked_for_alone(device):
 
 
 @needs_triton
-def test_the_scale_multiplies_z_and_has_its_gradient(device, monkeypatch):
-    hidden, vectors, mask = make_inputs(device)
-    scale = torch.tensor(0.3, device=device, requires_grad=True)
-    found = []
-    for place in (device, "nowhere"):
-        monkeypatch.setattr(readout_mcm, "FUSED_ON", place)
-        scores = attentional_readout(hidden, vectors, mask, None, scale)
-        found.append((scores, *gradients(scores, 1, scale)))
-    for ours, plain in zip(*found, strict=True):
-        torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-5)
-
-
-@needs_triton
 def test_autocast_decides_what_is_computed_in(device):
     hidden, vectors, mask = make_inputs(device)
     with torch.autocast(device, torch.bfloat16):

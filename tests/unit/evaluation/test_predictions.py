@@ -5,11 +5,10 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
+import pyarrow.parquet as pq
 import pytest
 
-from modeling_mcm.evaluation.predictions import PREDICTIONS_SCHEMA, PredictionsWriter, read_predictions, top_labels
+from modeling_mcm.evaluation.predictions import PREDICTIONS_SCHEMA, PredictionsWriter, top_labels
 
 VALUES = ["", "", "milk", "bread", "eggs", "tea"]
 
@@ -20,7 +19,7 @@ def test_what_is_written_is_read_back_best_first(tmp_path: Path) -> None:
         writer.write("type", ["a", "b"], [[9, 9, 1, 4, 2, 3], [9, 9, 0, -1, -2, -3]], VALUES)
         writer.write("type", ["c"], [[0, 0, 1, 2, 3, 4]], VALUES)
         writer.write("brand", ["a"], [[0, 0, 0.5]], ["", "", "own"])
-    table = read_predictions(path)
+    table = pq.read_table(path)
     assert table.schema.equals(PREDICTIONS_SCHEMA)
     assert table.to_pylist() == [
         {"customer_id": "a", "task": "type", "labels": ["bread", "tea", "eggs"], "scores": [4, 3, 2]},
@@ -28,7 +27,6 @@ def test_what_is_written_is_read_back_best_first(tmp_path: Path) -> None:
         {"customer_id": "c", "task": "type", "labels": ["tea", "eggs", "bread"], "scores": [4, 3, 2]},
         {"customer_id": "a", "task": "brand", "labels": ["own"], "scores": [0.5]},
     ]
-    assert read_predictions(path, "brand")["customer_id"].to_pylist() == ["a"]
 
 
 @pytest.mark.parametrize("top", [1, 5, 29, 30, 100])
@@ -45,7 +43,7 @@ def test_an_error_while_writing_leaves_the_file_as_it_was(tmp_path: Path) -> Non
     with pytest.raises(KeyboardInterrupt), PredictionsWriter(path) as writer:
         writer.write("type", ["new"], np.zeros((1, 6)), VALUES)
         raise KeyboardInterrupt
-    assert read_predictions(path)["customer_id"].to_pylist() == ["old"]
+    assert pq.read_table(path)["customer_id"].to_pylist() == ["old"]
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -58,19 +56,3 @@ def test_scores_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="top = 0"):
         PredictionsWriter(tmp_path / "predictions.parquet", top=0)
     assert not list(tmp_path.iterdir())
-
-
-def test_reading_names_what_is_wrong_with_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "predictions.parquet"
-    with pytest.raises(FileNotFoundError):
-        read_predictions(path)
-    with PredictionsWriter(path) as writer:
-        writer.write("type", ["a"], np.zeros((1, 6)), VALUES)
-    with pytest.raises(ValueError, match="no predictions of task 'brand'; its tasks are: type"):
-        read_predictions(path, "brand")
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="not a complete Parquet file"):
-        read_predictions(path)
-    pa.parquet.write_table(pa.table({"customer_id": ["a"]}), path)
-    with pytest.raises(ValueError, match="no column 'task', nor 'labels', 'scores'; it has customer_id. Expected"):
-        read_predictions(path)
