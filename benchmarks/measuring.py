@@ -18,7 +18,7 @@ import torch
 
 from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.evaluation.reports import text_table, write_report
+from modeling_mcm.evaluation.reports import replace_part, text_table, write_report
 from modeling_mcm.files_mcm import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,6 +94,16 @@ def print_or_write(page: str, report_file: str | None) -> None:
         write_text(report_file, page)
     else:
         print(page)
+
+
+def write_sentence(path: Path, name: str, sentence: str) -> None:
+    """Writes a sentence between the lines <!-- name --> and <!-- /name --> of a page.
+
+    Raises:
+        ValueError: If the file has no such lines.
+    """
+    if not replace_part(path, f"{sentence}\n", name):
+        raise ValueError(f"{path} has no lines <!-- {name} --> and <!-- /{name} -->: add them where it goes.")
 
 
 def is_finished(record: Path, options: dict[str, Any]) -> bool:

@@ -27,11 +27,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-from measuring import ROOT, print_or_write
+from measuring import ROOT, print_or_write, write_sentence
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedData
 from modeling_mcm.evaluation.cases import cases_at
-from modeling_mcm.evaluation.reports import markdown_table, replace_part
+from modeling_mcm.evaluation.reports import markdown_table
 from modeling_mcm.evaluation.tables import history_groups
 from modeling_mcm.files_mcm import write_text
 from modeling_mcm.option import option
@@ -295,16 +295,6 @@ def page(answers: Sequence[Answers], options: Options) -> str:
     return "\n".join(lines)
 
 
-def write_sentence(path: Path, sentence: str) -> None:
-    """Writes a sentence between its two markers in a page.
-
-    Raises:
-        ValueError: If the file has no such markers.
-    """
-    if not replace_part(path, f"{sentence}\n", SENTENCE):
-        raise ValueError(f"{path} has no lines <!-- {SENTENCE} --> and <!-- /{SENTENCE} -->: add them where it goes.")
-
-
 def main() -> None:
     """Makes what is missing, and the page."""
     (options,) = parse_options(Options, description=__doc__)
@@ -312,7 +302,7 @@ def main() -> None:
     answers = [answer for log in logs(options, folder) for answer in answers_of(log, options, folder)]
     text = page(answers, options)
     if options.readme:
-        write_sentence(Path(options.readme), encoder_sentence(answers))
+        write_sentence(Path(options.readme), SENTENCE, encoder_sentence(answers))
     print_or_write(text, options.report_file)
 
 

@@ -32,6 +32,7 @@ import torch
 from numpy.typing import NDArray
 from transformers.utils import logging
 
+from measuring import write_sentence
 from modeling_mcm import MCMFeatureExtractor, MCMModel
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
@@ -48,6 +49,7 @@ from probing import FEWEST, batches_at, make_learner
 
 INPUTS = ("counts", "embedding", "counts and embedding")
 LEARNERS = ("LightGBM", "linear")
+SENTENCE = "state"  # the name of its lines in the README
 
 
 @dataclass
@@ -68,6 +70,9 @@ class ProbeOptions:
     repeats: int = option(3, "Number of times that the cross-validation is repeated with other folds.")
     batch_size: int = option(32, "Number of customers in one batch of the model.")
     report: str = option("docs/results_probe.md", "Markdown file of the page to write.")
+    readme: str | None = option(
+        None, "File that gets a sentence on the state, between <!-- state --> and <!-- /state -->."
+    )
     output_file: str | None = option(None, "JSON file to write every number to.")
 
 
@@ -450,6 +455,19 @@ def write_page(results: dict[str, Any], path: Path) -> None:
     write_text(path, "\n".join(lines).rstrip() + "\n")
 
 
+def state_sentence(results: dict[str, Any]) -> str:
+    """Writes what linear models predict from the state, and from counts, at the last cutoff."""
+    cutoff, result = list(results["cutoffs"].items())[-1]
+    parts = []
+    for name, measured in result["targets"].items():
+        state, counts = (measured["linear"][kind]["mean"] for kind in (INPUTS[1], INPUTS[0]))
+        parts.append(f"{name.replace('_', ' ')} {state:.3f} ({counts:.3f})")
+    return (
+        f"What a linear model predicts from the customer state at the {cutoff} cutoff, in brackets from hand-made "
+        f"counts: {', '.join(parts)}. AUC for classes, rank correlation for numbers."
+    )
+
+
 def _summary_table(cutoffs: dict[str, Any]) -> list[str]:
     """Counts the differences whose interval lies above or below 0, of what came later and of the profile."""
     rows = [["cutoff", "learner", "targets", "alone: above, below counts", "beside: above, below counts"]]
@@ -503,6 +521,8 @@ def main() -> None:
         results = probe(options)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"run_probe: {error}")
+    if options.readme:
+        write_sentence(Path(options.readme), SENTENCE, state_sentence(results))
     write_page(results, Path(options.report))
     if options.output_file:
         write_json(options.output_file, results)

@@ -4,6 +4,7 @@
 
 import importlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -236,7 +237,14 @@ def test_the_probe_writes_a_table(prepared, pretrained, tmp_path):
     few = ["--repeats", 1, "--folds", 3, "--spend", "a.b", "--min_events", 3]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(importlib.import_module("run_probe"), "FEWEST", 5)
-        call("run_probe", "--models", pretrained, "--data", prepared, *few, *written)
+        (tmp_path / "README.md").write_text("A\n<!-- state -->\n<!-- /state -->\nB\n")
+        call(
+            "run_probe", "--models", pretrained, "--data", prepared, *few, *written, "--readme", tmp_path / "README.md"
+        )
+    assert re.search(
+        r"A\n<!-- state -->\nWhat a linear .* at the test cutoff.* spend in 30 days \S+ \(\S+\)",
+        (tmp_path / "README.md").read_text(),
+    )
     cutoffs = json.loads((tmp_path / "probe.json").read_text())["cutoffs"]
     assert set(cutoffs) == {"validation", "test"}
     found = cutoffs["validation"]["targets"]
