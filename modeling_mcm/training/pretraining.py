@@ -19,7 +19,7 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from modeling_mcm import __version__
-from modeling_mcm.configuration_mcm import FEW_VALUES, MCMConfig
+from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
 from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
@@ -44,7 +44,7 @@ from modeling_mcm.training.fitting import (
     trainable,
 )
 from modeling_mcm.training.options import AUTO, NONE, ModelOptions, PretrainingArguments
-from modeling_mcm.training.recipe import Recipe, recipe_for, taste_features
+from modeling_mcm.training.recipe import Recipe, recipe_for
 from modeling_mcm.training.resuming import (
     PRETRAINING,
     Start,
@@ -128,11 +128,10 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
     if config.get("max_position_embeddings"):
         config["max_position_embeddings"] = extractor.max_events  # as many as events are read
     if config.get("state_size", MCMConfig.state_size):
-        sizes = dict(zip(extractor.feature_names, extractor.vocabulary_sizes, strict=True))
         profile = {feature["name"] for feature in extractor.features if feature.get("profile")}
-        few = [name for name, size in sizes.items() if size <= FEW_VALUES and name not in profile]
-        config |= {"state_features": few, "summed_features": extractor.numeric_features}
-        config["taste_features"] = taste_features({task: sizes[task] for task in config["tasks"] if task not in few})
+        bare = MCMConfig(features=extractor.feature_names, vocabulary_sizes=extractor.vocabulary_sizes)
+        few = [name for name in bare.counted_features[0] if name not in profile]
+        config |= {"state_features": few, "taste_features": None, "summed_features": extractor.numeric_features}
     return MCMConfig(**(config | values))
 
 

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from modeling_mcm.configuration_mcm import MOST_COUNTED
-
 # Share of repeats (labels of a visit that occurred before) from which a model has a repeat memory, and from which
 # repeats are frequent.
 SOME_REPEATS, MANY_REPEATS = 0.05, 0.3
@@ -24,7 +22,6 @@ SET, SEVERAL = 2.0, 1.5
 MOST_RELATED = 10_000  # largest number of labels of a task for which related labels are computed
 MANY_LABELS, SAMPLE = 8_000, 2_000  # number of labels from which training samples labels, and size of the sample
 STATE_SIZE = 128
-MOST_TASTES = 4096  # largest number of labels, in all, of the tasks that a customer state counts besides the smallest
 # Number of evaluations without a better NDCG after which training ends. With few repeats NDCG grows slowly, over many
 # epochs, and noise would end the training too early.
 PATIENCE, PATIENCE_WITHOUT_REPEATS = 2, 4
@@ -136,27 +133,6 @@ def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], feat
         "better NDCG on validation end the training."
     )
     return Recipe(config, training, reasons)
-
-
-def taste_features(label_sizes: Mapping[str, int]) -> list[str]:
-    """Chooses the tasks of many labels that a customer state counts: the smallest first, while their labels are few.
-
-    The counts of a very large task outnumber all others and teach the state little that is new.
-
-    Args:
-        label_sizes (`Mapping[str, int]`): by task the number of label ids, for the tasks that are not counted at every
-            half-life.
-
-    Returns:
-        `list[str]`: the chosen tasks, in the order of `label_sizes`.
-    """
-    chosen: set[str] = set()
-    total = 0
-    for task, size in sorted(label_sizes.items(), key=lambda item: item[1]):
-        total += size
-        if size <= MOST_COUNTED and (total <= MOST_TASTES or not chosen):
-            chosen.add(task)
-    return [task for task in label_sizes if task in chosen]
 
 
 def _words(tasks: list[str]) -> str:
