@@ -14,6 +14,7 @@
 # limitations under the License.
 """MCMConfig: all settings of an MCM model, and the checks that they fit together."""
 
+import math
 from dataclasses import field
 from typing import Any
 
@@ -33,6 +34,7 @@ MISSING_ID, UNKNOWN_ID, FIRST_VALUE_ID = 0, 1, 2
 FIRST_LABEL = FIRST_VALUE_ID  # the name for the same id where values are predicted
 # Largest vocabulary that the customer state counts at every half-life, and largest that it counts at all.
 FEW_VALUES, MOST_COUNTED = 64, 2**14
+MOST_TASTES = 4096  # largest number of labels, in all, of the tasks that a customer state counts besides these
 # The paper's features. It does not give sizes; these vocabularies have about 30K values, ids 0 and 1 included.
 PAPER_FEATURES = {"token_type": 8, "product_line": 42, "category": 502, "subcategory": 4002, "brand": 25002}
 
@@ -98,10 +100,13 @@ class MCMConfig(PreTrainedConfig):
         Size of the customer state, which is the customer embedding. 0 (the paper): no state; the customer embedding is
         computed from the encoder's hidden vectors. See [`~state_mcm.CustomerState`].
     state_features (`list[str]`, *optional*):
-        Features whose values the state counts at every half-life. Default: features of up to 64 ids.
+        Features whose values the state counts at every half-life. Default: features of up to 64 ids. Pre-training
+        leaves out those of the profile, which no event has.
     taste_features (`list[str]`, *optional*):
-        Features of more values, which the state counts at one half-life and unfaded. Default: tasks of 65 to 16,384
-        labels that are not among `state_features`.
+        Features of more values, which the state counts at one half-life and unfaded. Default: the smallest tasks of
+        more than 64 labels that are not among `state_features`, while they have at most 4,096 labels in all; at least
+        one, unless it has more than 16,384. `to_dict` names what the default chose. A config.json with a state that
+        names nothing is of an earlier version, and counts all such tasks of up to 16,384 labels.
     summed_features (`list[str]`, *optional*):
         Numeric features that the state and the forecasts sum, such as the price, in the order of `event_values`.
     forecast_days (`list[float]`, *optional*):
@@ -190,7 +195,21 @@ class MCMConfig(PreTrainedConfig):
         Raises:
             ValueError: if an earlier version's field has a value that this version does not support.
         """
-        return super().from_dict(of_this_version(config_dict), **kwargs)
+        values = of_this_version(config_dict)
+        names_tastes = values.get("taste_features") is not None or "taste_features" in kwargs
+        result: Any = super().from_dict(values, **kwargs)
+        config = result[0] if isinstance(result, tuple) else result
+        if "features" in values and not names_tastes and config.state_size:  # until version 0.2
+            config.taste_features = config._default_tastes(most_labels=math.inf)
+        return result
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name. The features that a state counts are always named, so that they stay the same if a later
+        version has other defaults."""
+        values = super().to_dict()
+        if self.state_size:
+            values["state_features"], values["taste_features"] = self.counted_features
+        return values
 
     @property
     def encoder_attention(self) -> str:
@@ -213,13 +232,30 @@ class MCMConfig(PreTrainedConfig):
     def counted_features(self) -> tuple[list[str], list[str]]:
         """Features that the customer state counts: those with few values, at every half-life; and those with many
         values, at one half-life and unfaded."""
-        sizes = dict(zip(self.features, self.vocabulary_sizes, strict=True))
-        few, many = self.state_features, self.taste_features
-        if few is None:
-            few = [name for name, size in sizes.items() if size <= FEW_VALUES]
-        if many is None:
-            many = [name for name in self.tasks if FEW_VALUES < sizes[name] <= MOST_COUNTED and name not in few]
-        return list(few), list(many)
+        few, many = self._state_features(), self.taste_features
+        return few, self._default_tastes() if many is None else list(many)
+
+    def _state_features(self) -> list[str]:
+        if self.state_features is not None:
+            return list(self.state_features)
+        return [name for name, size in self._sizes().items() if size <= FEW_VALUES]
+
+    def _default_tastes(self, most_labels: float = MOST_TASTES) -> list[str]:
+        """Tasks of many labels that a state counts, in the order of the tasks: the smallest, while they have at most
+        `most_labels` in all. The counts of a very large task outnumber all others and teach the state little."""
+        few, sizes = self._state_features(), self._sizes()
+        large = {task: sizes[task] for task in self.tasks if FEW_VALUES < sizes.get(task, 0) and task not in few}
+        chosen: set[str] = set()
+        total = 0
+        for task, size in sorted(large.items(), key=lambda item: item[1]):
+            total += size
+            if size <= MOST_COUNTED and (total <= most_labels or not chosen):
+                chosen.add(task)
+        return [task for task in large if task in chosen]
+
+    def _sizes(self) -> dict[str, int]:
+        """Number of ids by feature."""
+        return dict(zip(self.features, self.vocabulary_sizes, strict=False))  # checked by `validate_features`
 
     @property
     def embedding_size(self) -> int:

@@ -12,7 +12,7 @@ customer, K half-lives, A latest labels, T tasks.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from .counted_memory_mcm import (
     RelatedTable,
 )
 from .live_reader_mcm import Reader, TaskTables
+from .repeat_memory_mcm import RepeatMemory
 
 DECAY = 2.0 ** (-1 / HABIT_VISITS)
 # Columns of `LiveMemories.met` after the K fading counts.
@@ -304,30 +305,21 @@ class LiveMemories:
     def _repeats(
         self, reader: Reader, table: TaskTables, labels: torch.Tensor, met: torch.Tensor, moment: Moment
     ) -> torch.Tensor:
-        """Values that the repeat memory adds to the scores of labels met, by the formula of [`RepeatMemory`]."""
-        memory = cast(Any, reader.model.repeat_memory)
-        task, kernels = table.place, met.shape[1] - COLUMNS
+        """Values that the repeat memory adds to the scores of labels met."""
+        memory, kernels = cast(RepeatMemory, reader.model.repeat_memory), met.shape[1] - COLUMNS
         counts, columns = met[:, :kernels], met[:, kernels:]
         if moment.wait:  # counts that fade with days fade until the moment of the scores
             counts = counts * torch.exp2(-moment.wait * reader.by_day * reader.rates).float()
-        rarity = table.rarity[labels]
-        length = torch.log1p(torch.tensor(float(moment.units - 1)))
-        gains = memory.memory_gain[task] + table.gains[labels] + memory.memory_growth[task] * length
-        terms = torch.log1p(counts * (memory.log_sensitivity[task] + memory.rarity_weight[task] * rarity).exp())
-        added = (terms * gains).sum(-1)
-        if len(memory.network_in):
-            number = columns[:, NUMBER]
-            since_first, since_last = (
-                moment.units - 1 - columns[:, FIRST_UNIT],
-                moment.units - 1 - columns[:, LAST_UNIT],
-            )
-            gap = (since_first - since_last) / (number - 1).clamp(min=1)
-            days = [moment.time + moment.wait - columns[:, column] for column in (FIRST_TIME, LAST_TIME)]
-            habits = torch.stack([number, since_first, since_last, gap, *days], 1).clamp(min=0).log1p()
-            length = length.expand(len(labels), 1)
-            inputs = torch.cat([terms, habits, length / 3, rarity / 2], 1)
-            added = added + memory.network_out[task](memory.network_in[task](inputs).relu())[:, 0]
-        return added
+        return memory.pair_scores(
+            [table.place],
+            [len(labels)],
+            counts,
+            table.gains[labels],
+            table.rarity[labels],
+            ends=torch.full((len(labels),), float(moment.units - 1)),
+            meetings=[columns[:, column] for column in (NUMBER, FIRST_UNIT, LAST_UNIT)],
+            days=[moment.time + moment.wait - columns[:, column] for column in (FIRST_TIME, LAST_TIME)],
+        )
 
     def _followers(self, memory: CountedMemory, place: int, time: float) -> torch.Tensor:
         """Values that followers of the latest labels add to a task's scores, of shape `(labels,)`."""

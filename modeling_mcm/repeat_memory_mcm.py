@@ -19,7 +19,7 @@ from .configuration_mcm import FIRST_LABEL
 
 # Initial half-lives of the counts in days and in units, and hidden size of the network over regularity.
 HALF_LIVES_DAYS, HALF_LIVES_UNITS, NETWORK_SIZE = (7.0, 30.0, 120.0), (2.0, 6.0, 20.0, 60.0), 16
-HABITS = 6  # inputs of the network that say how often and how long ago a label was met: see `RepeatMemory.forward`
+HABITS = 6  # inputs of the network that say how often and how long ago a label was met: see `RepeatMemory.pair_scores`
 
 
 class FadingCounts(torch.autograd.Function):
@@ -299,27 +299,62 @@ class RepeatMemory(nn.Module):
             wait, by_day = waits[customer, prefix], torch.arange(counts.shape[1], device=counts.device) < self.num_days
             faded = torch.exp2(-wait[:, None] * torch.exp(-self.log_half_life))
             counts, moment = counts * torch.where(by_day, faded, 1.0), moment + wait
-        length = torch.log1p(end.to(counts.dtype))[:, None]
-
-        def of_task(parameter: torch.Tensor) -> torch.Tensor:
-            """Row of a parameter for each pair, by the pair's task."""
-            return torch.cat([parameter[task].expand(size, -1) for task, size in zip(tasks, pairs, strict=True)])
-
+        days = [moment - unit_times[customer, unit] for unit in (first, last)]
         tables = tables or [self.of_labels(task) for task in tasks]
         both = [F.embedding(ids, torch.cat(pair, 1)) for ids, pair in zip(label.split(pairs), tables, strict=True)]
         label_gains, rarity = torch.cat(both).split([counts.shape[1], 1], 1)
+        added = self.pair_scores(tasks, pairs, counts, label_gains, rarity, end, (number, first, last), days)
+        return list(zip(*(value.split(pairs) for value in (customer, prefix, label, added)), strict=True))
+
+    def pair_scores(
+        self,
+        tasks: Sequence[int],
+        pairs: Sequence[int],
+        counts: torch.Tensor,
+        label_gains: torch.Tensor,
+        rarity: torch.Tensor,
+        ends: torch.Tensor,
+        meetings: Sequence[torch.Tensor],
+        days: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        """Computes the values that the memory adds to the scores of N pairs of a prefix and a label that it has.
+
+        Args:
+            tasks (`Sequence[int]`): indices of the tasks.
+            pairs (`Sequence[int]`): number of pairs of each task. The pairs come task after task.
+            counts (`torch.FloatTensor` of shape `(N, K)`): fading counts n at the moment of the scores.
+            label_gains (`torch.FloatTensor` of shape `(N, K)`): label gain c of each pair's label.
+            rarity (`torch.FloatTensor` of shape `(N, 1)`): rarity r of each pair's label.
+            ends (`torch.Tensor` of shape `(N,)`): index of the last unit of each prefix.
+            meetings (`Sequence[torch.Tensor]`, three of shape `(N,)`): number of units of the prefix that have the
+                label, index of the first of them, index of the last.
+            days (`Sequence[torch.FloatTensor]`, two of shape `(N,)`): days from the first and from the last of these
+                units to the moment of the scores.
+
+        Returns:
+            `torch.FloatTensor` of shape `(N,)`.
+        """
+
+        def of_task(parameter: torch.Tensor) -> torch.Tensor:
+            """Row of a parameter for each pair, by the pair's task; of one task, a row that is broadcast."""
+            if len(tasks) == 1:
+                return parameter[tasks[0]]
+            return torch.cat([parameter[task].expand(size, -1) for task, size in zip(tasks, pairs, strict=True)])
+
+        length = torch.log1p(ends.to(counts.dtype))[:, None]
         gains = of_task(self.memory_gain) + label_gains + of_task(self.memory_growth) * length
         terms = torch.log1p(counts * (of_task(self.log_sensitivity) + of_task(self.rarity_weight) * rarity).exp())
         added = (terms * gains).sum(-1)
-        if len(self.network_in):  # `network_size` 0 has none
-            since_first, since_last = end - first, end - last
-            gap = (since_first - since_last) / (number - 1).clamp(min=1)
-            days = [moment - unit_times[customer, unit] for unit in (first, last)]
-            values = [value.to(unit_times.dtype) for value in (number, since_first, since_last, gap, *days)]
-            habits = torch.stack(values, -1).clamp(min=0).log1p()
-            inputs = torch.cat([terms, habits.to(terms.dtype), length / 3, rarity / 2], -1)  # all about 1 in size
-            outputs = []
-            for task, part in zip(tasks, inputs.to(self.log_half_life.dtype).split(pairs), strict=True):
-                outputs.append(self.network_out[task](self.network_in[task](part).relu_())[..., 0])
-            added = added + torch.cat(outputs) * (number > 0)
-        return list(zip(*(value.split(pairs) for value in (customer, prefix, label, added)), strict=True))
+        if not len(self.network_in):  # `network_size` 0 has none
+            return added
+        number, first, last = meetings
+        since_first, since_last = ends - first, ends - last
+        gap = (since_first - since_last) / (number - 1).clamp(min=1)
+        # Days are never in half precision, while counts can be.
+        values = [value.to(days[0].dtype) for value in (number, since_first, since_last, gap, *days)]
+        habits = torch.stack(values, -1).clamp(min=0).log1p()
+        inputs = torch.cat([terms, habits.to(terms.dtype), length / 3, rarity / 2], -1)  # all about 1 in size
+        outputs = []
+        for task, part in zip(tasks, inputs.to(self.log_half_life.dtype).split(pairs), strict=True):
+            outputs.append(self.network_out[task](self.network_in[task](part).relu_())[..., 0])
+        return added + torch.cat(outputs) * (number > 0)

@@ -12,14 +12,16 @@ the result has the same rows in the same order as a full preparation with the sa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import MISSING_ID
 from modeling_mcm.data.cases import count_cases
@@ -36,13 +38,22 @@ from modeling_mcm.extras import needs
 from modeling_mcm.preparation.files import check_files, describe
 from modeling_mcm.preparation.locks import locked
 from modeling_mcm.preparation.text_files import TextFiles
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import ROWS
 
 with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-    from modeling_mcm.preparation.changes import Cache, Changes, compare_files, find_changes, new_values, together
+    from modeling_mcm.preparation.changes import (
+        Cache,
+        Changes,
+        LogFiles,
+        compare_files,
+        find_changes,
+        new_values,
+        together,
+    )
     from modeling_mcm.preparation.counts import recount
     from modeling_mcm.preparation.engine import caching, link, open_engine, replacing
     from modeling_mcm.preparation.events import (
@@ -156,6 +167,104 @@ def _first_customers(directory: Path, shards: Sequence[dict[str, Any]]) -> list[
     return [file.read_row_group(0, columns=["customer_id"])["customer_id"][0].as_py() for file in files]
 
 
+def _read_log(
+    files: LogFiles, schema: EventSchema, connection: Any, cache: Cache
+) -> tuple[ir.Table | None, ir.Table | None, ir.Table | None, int]:
+    """Reads the events of a log's files: those that are the same, those that arrived, and those that left.
+
+    Returns the normalised events of the three groups, None for a group without files, and how many more bad rows the
+    files that arrived have than those that left.
+    """
+    read = [group if group.paths else None for group in (files.same, files.arrived, files.left)]
+    tables = [None if group is None else read_files(group, connection) for group in read]
+    same, arrived, left = (None if table is None else normalise_events(table, schema) for table in tables)
+    bad = [
+        0 if table is None or events is None else count_bad(table, events, schema)
+        for table, events in zip(tables[1:], (arrived, left), strict=True)
+    ]
+    # Rows of the log's new and corrected files, and rows of their earlier versions.
+    arrived, left = (cache(table) if table is not None else None for table in (arrived, left))
+    return same, arrived, left, bad[0] - bad[1]
+
+
+def _grow_vocabularies(
+    extractor: MCMFeatureExtractor, arrived: ir.Table | None, schema: EventSchema, least: int
+) -> tuple[Vocabularies, Vocabularies, dict[str, list[str]]]:
+    """Adds the values that new files have at least `least` times to the extractor's vocabularies; none if it is 0.
+
+    Returns the vocabularies before and after, and by feature the values that joined its vocabulary.
+    """
+    old = vocabularies_of(extractor, schema)
+    old = Vocabularies({name: list(values) for name, values in old.values.items()}, old.bins)
+    added = new_values(arrived, schema, extractor, least) if least and arrived is not None else {}
+    for name, values in added.items():
+        extractor.add_values(name, values)
+    return old, vocabularies_of(extractor, schema), added
+
+
+def _exchange_rows(
+    table: pa.Table, customers: pa.Array, prefix_visits: NDArray[np.int64], new_rows: pa.Table
+) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """Exchanges the rows of changed customers in a shard.
+
+    Args:
+        table: rows of the shard.
+        customers: ids of the customers of this shard that change.
+        prefix_visits: number of visits that stay, of each of these customers.
+        new_rows: rows with what comes after these visits.
+
+    Returns the rows of the shard, and the changed customers' rows before and after.
+    """
+    is_changed = pc.is_in(table["customer_id"], customers)
+    stood = table.filter(is_changed)
+    prefix_visits = prefix_visits[pc.index_in(stood["customer_id"], customers).to_numpy()]
+    stand = continued(stood, prefix_visits, new_rows)
+    return pa.concat_tables([table.filter(pc.invert(is_changed)), stand]).sort_by("customer_id"), stood, stand
+
+
+def _write_shards(
+    data: PreparedData, target: Path, changed: Collection[int], renew: Callable[[int, pa.Table], pa.Table]
+) -> list[dict[str, Any]]:
+    """Writes the shards of the new data set. Those that do not change are links to the files of the old one.
+
+    Args:
+        data: the old data set.
+        target: folder of the new one.
+        changed: indices of the shards that change.
+        renew: makes the new rows of a shard from its index and its rows. Twice as many rows as a shard should have
+            become two shards, and so on; no rows become no shard.
+
+    Returns what the manifest says of each shard.
+    """
+    shards: list[dict[str, Any]] = []  # until the number of shards is known, their files are named by their indices
+    for k, shard in enumerate(data.manifest.shards):
+        path = data.folder / shard["file"]
+        if k not in changed:
+            link(path, target / f"{len(shards)}.parquet")
+            shards.append(dict(shard))
+            continue
+        check_shard(path, shard, verify=True)
+        table = renew(k, pq.read_table(path))
+        parts = max(len(table) // data.manifest.options["rows_per_shard"], min(len(table), 1))
+        for start, end in ((len(table) * part // parts, len(table) * (part + 1) // parts) for part in range(parts)):
+            shards.append(write_shard(table.slice(start, end - start), target / f"{len(shards)}.parquet"))
+    for k, shard in enumerate(shards):
+        shard["file"] = f"customers-{k:05d}-of-{len(shards):05d}.parquet"
+        (target / f"{k}.parquet").rename(target / shard["file"])
+    return shards
+
+
+def _updated_counts(
+    manifest: PreparedManifest, before: _Part, after: _Part, profiles: ir.Table | None, more_bad: int
+) -> dict[str, Any]:
+    """Updates the counts of a manifest by the events that changed; `more_bad` is how many more bad rows there are."""
+    counts = _combined(manifest.counts, before.counts | before.cases, after.counts | after.cases)
+    if profiles is not None:
+        counts["profiles"] = profiles.count().to_pyarrow().as_py()
+    counts["dropped_bad"] = manifest.counts.get("dropped_bad", 0) + more_bad
+    return counts
+
+
 def update(
     directory: str | Path,
     events: str | Path,
@@ -218,23 +327,8 @@ def _update(
         open_engine("duckdb", scratch, memory_limit) as connection,
         caching(connection) as cache,
     ):
-        tables = [
-            read_files(group, connection) if group.paths else None for group in (files.same, files.arrived, files.left)
-        ]
-        same, arrived, left = (None if table is None else normalise_events(table, schema) for table in tables)
-        bad = [
-            0 if table is None or read is None else count_bad(table, read, schema)
-            for table, read in zip(tables[1:], (arrived, left), strict=True)
-        ]
-        # Rows of the log's new and corrected files, and rows of their earlier versions.
-        arrived, left = (cache(table) if table is not None else None for table in (arrived, left))
-        old = vocabularies_of(extractor, schema)
-        old = Vocabularies({name: list(values) for name, values in old.values.items()}, old.bins)
-        growing = grow_vocabularies and arrived is not None
-        added = new_values(arrived, schema, extractor, grow_vocabularies) if growing else {}
-        for name, values in added.items():
-            extractor.add_values(name, values)
-        fitted = vocabularies_of(extractor, schema)
+        same, arrived, left, more_bad = _read_log(files, schema, connection, cache)
+        old, fitted, added = _grow_vocabularies(extractor, arrived, schema, grow_vocabularies)
         bounds = _first_customers(directory, manifest.shards)
         changes = find_changes(same, arrived, left, added, bounds[1:], schema, cache)
         after = _encode(together(changes.same, arrived), changes, fitted, schema, cache)
@@ -246,42 +340,23 @@ def _update(
             profiles = cache(encode_profiles(raw, fitted, schema))
         rows = cache(customer_rows(after.encoded, profiles, schema), near="shard")
 
-        pieces: list[dict[str, Any]] = []
-        written = {*range(len(manifest.shards))} if new_people else {*changes.shards.tolist()}
-        for k, shard in enumerate(manifest.shards):
-            path = directory / shard["file"]
-            if k not in written:
-                link(path, target / f"{len(pieces)}.parquet")
-                pieces.append(dict(shard))
-                continue
-            check_shard(path, shard, verify=True)
-            table = pq.read_table(path)
+        def renew(k: int, table: pa.Table) -> pa.Table:
+            """The rows of shard k with new rows and profiles; the cases of its changed customers are counted."""
             if new_people and profiles is not None:
                 table = _refresh_profiles(table, profiles, schema)
-            customers, prefix_visits = changes.select_shard(k)
-            is_changed = pc.is_in(table["customer_id"], customers)
-            stood = table.filter(is_changed)
-            prefix_visits = prefix_visits[pc.index_in(stood["customer_id"], customers).to_numpy()]
-            stand = continued(stood, prefix_visits, shard_table(rows.filter(rows.shard == k).to_pyarrow(), schema))
+            new_rows = shard_table(rows.filter(rows.shard == k).to_pyarrow(), schema)
+            table, stood, stand = _exchange_rows(table, *changes.select_shard(k), new_rows)
             before.cases.update(count_cases(stood, schema))
             after.cases.update(count_cases(stand, schema))
-            table = pa.concat_tables([table.filter(pc.invert(is_changed)), stand]).sort_by("customer_id")
-            parts = max(len(table) // manifest.options["rows_per_shard"], min(len(table), 1))
-            for start, end in (
-                (len(table) * part // parts, len(table) * (part + 1) // parts) for part in range(parts)
-            ):
-                pieces.append(write_shard(table.slice(start, end - start), target / f"{len(pieces)}.parquet"))
-        for k, piece in enumerate(pieces):
-            piece["file"] = f"customers-{k:05d}-of-{len(pieces):05d}.parquet"
-            (target / f"{k}.parquet").rename(target / piece["file"])
+            return table
+
+        written = {*range(len(manifest.shards))} if new_people else {*changes.shards.tolist()}
+        pieces = _write_shards(data, target, written, renew)
         extractor.save_pretrained(target / FEATURE_EXTRACTOR_FOLDER)
         popular = (pq.read_table(directory / POPULARITY_FILE), before.popularity, after.popularity)
         write_table(target / POPULARITY_FILE, _combined_popularity(*popular, schema))
         measures, _ = recount(connection, target, [target / piece["file"] for piece in pieces], schema)
-        counts = _combined(manifest.counts, before.counts | before.cases, after.counts | after.cases)
-        if profiles is not None:
-            counts["profiles"] = profiles.count().to_pyarrow().as_py()
-        counts["dropped_bad"] = manifest.counts.get("dropped_bad", 0) + bad[0] - bad[1]
+        counts = _updated_counts(manifest, before, after, profiles, more_bad)
         options = manifest.options | {"updates": manifest.options.get("updates", 0) + 1}
         options |= {"vocabularies": digest_of(extractor)} if "vocabularies" in options or added else {}
         source = {"events": files.log, "profile": people}

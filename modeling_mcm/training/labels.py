@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset, Subset
 from transformers import Trainer, default_data_collator
 from transformers.utils import logging
@@ -26,6 +27,7 @@ from modeling_mcm.data.labels import (
     KINDS,
     NUMBER,
     ON_UNKNOWN,
+    CustomerLabels,
     LabelCollator,
     LabelledCustomers,
     load_labels,
@@ -187,6 +189,52 @@ def read_labels(data: str, options: LabelOptions) -> LabelledCustomers:
     return customers
 
 
+def _split(
+    labels: CustomerLabels, share: float, seed: int, evaluates: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Splits labels by their customers, and checks that they can be trained on and, if needed, evaluated on.
+
+    Returns the indices of the labels to train on, and those of the `share` of the customers that is held out.
+    """
+    trained_on, held_out = labels.split(share, seed)
+    labels.of(trained_on).check_trainable()
+    if evaluates and not len(held_out):
+        raise ValueError(
+            f"--validation_share {share} of {len(set(labels.customer_ids))} customers holds none "
+            "out to evaluate on: give a larger share, or --eval_strategy no."
+        )
+    if evaluates:
+        labels.of(held_out).check_trainable("validation")
+    return trained_on, held_out
+
+
+def _start_head(
+    model: MCMForCustomerPrediction,
+    customers: LabelledCustomers,
+    collator: LabelCollator,
+    trained_on: NDArray[np.int64],
+    seed: int,
+) -> tuple[Any, Any]:
+    """Initialises a model's head from the labels to train on and the states of their customers.
+
+    Returns the data set of all labels, and its collator. The data set holds counts instead of histories if all counts
+    fit into memory; if they do not, the head is initialised from a sample.
+    """
+    dataset: Any = customers
+    collate: Any = collator
+    if len(customers) * model.model.state.mean.numel() <= MOST_NUMBERS:
+        dataset, collate = CountedHistories(model, customers, collator), default_data_collator
+        sampled, counts = trained_on, dataset.counts[trained_on]
+    else:
+        sampled = np.random.default_rng(seed).permutation(trained_on)[:SAMPLE]
+        counts = CountedHistories(model, Subset(customers, sampled.tolist()), collator).counts
+    model.eval()
+    with torch.no_grad():
+        states = model.model.state(counts.to(model.device))
+    model.start_from(torch.from_numpy(customers.labels.values[sampled]).to(model.device), states)
+    return dataset, collate
+
+
 def train_to_labels(
     model: str,
     data: str,
@@ -220,33 +268,14 @@ def train_to_labels(
     if max_events is not None:
         extractor.max_events = max_events  # saved with the model
     customers = read_labels(data, options)
-    labels = customers.labels
-    trained_on, held_out = labels.split(options.validation_share, training.seed)
-    labels.of(trained_on).check_trainable()
-    evaluates = training.eval_strategy != "no"
-    if evaluates and not len(held_out):
-        raise ValueError(
-            f"--validation_share {options.validation_share} of {len(set(labels.customer_ids))} customers holds none "
-            "out to evaluate on: give a larger share, or --eval_strategy no."
-        )
-    if evaluates:
-        labels.of(held_out).check_trainable("validation")
+    labels, evaluates = customers.labels, training.eval_strategy != "no"
+    trained_on, held_out = _split(labels, options.validation_share, training.seed, evaluates)
     tuned: MCMForCustomerPrediction = read_checkpoint(MCMForCustomerPrediction, model, NEW, **labels.model_options())
     if is_frozen:
         tuned.freeze_state()
-    collator: Any = LabelCollator(extractor, tuned.config)
-    dataset: Dataset = customers
-    numbers = tuned.model.state.mean.numel()
-    if len(customers) * numbers <= MOST_NUMBERS:
-        dataset, collator = CountedHistories(tuned, customers, collator), default_data_collator
-        sampled, sample = trained_on, dataset.counts[trained_on]
-    else:
-        sampled = np.random.default_rng(training.seed).permutation(trained_on)[:SAMPLE]
-        sample = CountedHistories(tuned, Subset(customers, sampled.tolist()), collator).counts
-    tuned.eval()
-    with torch.no_grad():
-        states = tuned.model.state(sample.to(tuned.device))
-    tuned.start_from(torch.from_numpy(labels.values[sampled]).to(tuned.device), states)
+    dataset, collator = _start_head(
+        tuned, customers, LabelCollator(extractor, tuned.config), trained_on, training.seed
+    )
     trainer = LabelTrainer(
         model=tuned,
         args=training,

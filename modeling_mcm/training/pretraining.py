@@ -19,7 +19,7 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from modeling_mcm import __version__
-from modeling_mcm.configuration_mcm import FEW_VALUES, MCMConfig
+from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
 from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
@@ -44,7 +44,7 @@ from modeling_mcm.training.fitting import (
     trainable,
 )
 from modeling_mcm.training.options import AUTO, NONE, ModelOptions, PretrainingArguments
-from modeling_mcm.training.recipe import Recipe, recipe_for, taste_features
+from modeling_mcm.training.recipe import Recipe, recipe_for
 from modeling_mcm.training.resuming import (
     PRETRAINING,
     Start,
@@ -128,11 +128,10 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
     if config.get("max_position_embeddings"):
         config["max_position_embeddings"] = extractor.max_events  # as many as events are read
     if config.get("state_size", MCMConfig.state_size):
-        sizes = dict(zip(extractor.feature_names, extractor.vocabulary_sizes, strict=True))
         profile = {feature["name"] for feature in extractor.features if feature.get("profile")}
-        few = [name for name, size in sizes.items() if size <= FEW_VALUES and name not in profile]
-        config |= {"state_features": few, "summed_features": extractor.numeric_features}
-        config["taste_features"] = taste_features({task: sizes[task] for task in config["tasks"] if task not in few})
+        bare = MCMConfig(features=extractor.feature_names, vocabulary_sizes=extractor.vocabulary_sizes)
+        few = [name for name in bare.counted_features[0] if name not in profile]
+        config |= {"state_features": few, "taste_features": None, "summed_features": extractor.numeric_features}
     return MCMConfig(**(config | values))
 
 
@@ -269,34 +268,9 @@ def _train(
 
     `run` holds the digest of the data and the options that a resumed run must have in common with this one.
     """
-    config, extractor = model.config, data.extractor
+    config = model.config
     train_rows, eval_rows = read_rows(options, data, config, training.eval_strategy != "no")
-    moment = data.schema.moment("validation")
-    eval_collator = MCMCollator(extractor, config, "evaluate", cutoff="validation", now=moment)
-    trainer = MCMTrainer(
-        model=model,
-        args=training,
-        train_dataset=train_rows,
-        eval_dataset=eval_rows,
-        processing_class=extractor,
-        train_collator=MCMCollator(
-            extractor,
-            config,
-            "train",
-            seed=training.seed,
-            objective=model.objective,
-            between_visits=moment is not None and config.repeat_memory,
-        ),
-        eval_collator=eval_collator,
-        scalar_lr_factor=options.scalar_lr_factor,
-        ema_decay=options.ema_decay,
-        max_seconds=options.max_seconds,
-        patience=training.early_stopping_patience,
-        data_version=run["data"],
-        window=options.streaming_window,
-        lanes=options.streaming_lanes,
-        run_options=run["options"],
-    )
+    trainer = _make_trainer(options, training, data, model, (train_rows, eval_rows), run)
     if trainer.is_fsdp_enabled:
         # No loss of the Trainer reaches them, and a sharded optimizer without a state for a weight can't be loaded.
         for part in (model.model.state, model.model.forecasts):
@@ -317,34 +291,90 @@ def _train(
     if start.checkpoint is None and (model.counted_memory is not None or config.label_features):
         fit_counted_memory(model, options, data, training.seed)
     trainer.train(resume_from_checkpoint=start.checkpoint)
-    # Only parameters that had a gradient: tasks and features that are not in use have tables, too.
-    trained_parameters: Any = trainer.optimizer.state if trainer.optimizer else ()
     clock = trainer.clock
     if options.max_seconds is not None and clock.seconds < options.max_seconds:
         logger.warning(
             f"num_train_epochs or max_steps ended the run after {clock.seconds:.0f} of {options.max_seconds:g} "
             "seconds, before the learning rate had come down: raise --num_train_epochs."
         )
+    _fit_the_rest(options, data, model, trainer)
+    facts = {"run": run, "recipe": recipe.reasons, "validation": {}} | _facts_of_run(options, data, trainer)
+    trainer.finish(PRETRAINING, facts)
+    if trainer.is_world_process_zero():
+        if eval_rows is not None and not trainer.is_fsdp_enabled:
+            facts["validation"] = _compare(options, data, model)
+        trainer.write_record(PRETRAINING, facts, is_finished=True)
+
+
+def _make_trainer(
+    options: ModelOptions,
+    training: PretrainingArguments,
+    data: PreparedData,
+    model: MCMForMultiTaskRecommendation,
+    rows: tuple[Any, Any],
+    run: dict[str, Any],
+) -> MCMTrainer:
+    """Makes the trainer of a model for the rows to train on and the rows to evaluate on."""
+    extractor, config = data.extractor, model.config
+    moment = data.schema.moment("validation")
+    train_collator = MCMCollator(
+        extractor,
+        config,
+        "train",
+        seed=training.seed,
+        objective=model.objective,
+        between_visits=moment is not None and config.repeat_memory,
+    )
+    return MCMTrainer(
+        model=model,
+        args=training,
+        train_dataset=rows[0],
+        eval_dataset=rows[1],
+        processing_class=extractor,
+        train_collator=train_collator,
+        eval_collator=MCMCollator(extractor, config, "evaluate", cutoff="validation", now=moment),
+        scalar_lr_factor=options.scalar_lr_factor,
+        ema_decay=options.ema_decay,
+        max_seconds=options.max_seconds,
+        patience=training.early_stopping_patience,
+        data_version=run["data"],
+        window=options.streaming_window,
+        lanes=options.streaming_lanes,
+        run_options=run["options"],
+    )
+
+
+def _fit_the_rest(
+    options: ModelOptions, data: PreparedData, model: MCMForMultiTaskRecommendation, trainer: MCMTrainer
+) -> None:
+    """Fits what the trainer does not train: the scales of the scores' parts, and the customer state."""
+    cases: Any = trainer.eval_dataset
+    collator: Any = trainer.eval_collator
     has_scales = options.recipe == AUTO or model.counted_memory is not None
-    if has_scales and eval_rows is not None and not trainer.is_fsdp_enabled:
-        fit_score_scales(model, eval_collator, eval_rows)
+    if has_scales and cases is not None and not trainer.is_fsdp_enabled:
+        fit_score_scales(model, collator, cases)
     if model.model.state is not None:
         if trainer.is_fsdp_enabled:
             logger.warning("The customer state is not trained under FSDP: pre-train it in a run without FSDP.")
         else:
-            learn_state(model, options, data, training.seed)
-    facts: dict[str, Any] = {
-        "run": run,
-        "recipe": recipe.reasons,
-        "validation": {},
-        "seconds": clock.seconds,
+            learn_state(model, options, data, trainer.args.seed)
+
+
+def _facts_of_run(options: ModelOptions, data: PreparedData, trainer: MCMTrainer) -> dict[str, Any]:
+    """What the record of a run says of its training, data and machine."""
+    training: Any = trainer.args
+    train_rows: Any = trainer.train_dataset
+    # Only parameters that had a gradient: tasks and features that are not in use have tables, too.
+    trained_parameters: Any = trainer.optimizer.state if trainer.optimizer else ()
+    return {
+        "seconds": trainer.clock.seconds,
         "max_seconds": options.max_seconds,
         "customers": len(train_rows),
         "steps": trainer.state.global_step,
-        "targets": clock.targets,
+        "targets": trainer.clock.targets,
         "parameters": sum(parameter.numel() for parameter in trained_parameters),
         "batch_size": step_size(training),
-        "max_events": extractor.max_events,
+        "max_events": data.extractor.max_events,
         "learning_rate": training.learning_rate,
         "seed": training.seed,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -358,8 +388,3 @@ def _train(
             "device": torch.cuda.get_device_name() if training.device.type == "cuda" else training.device.type,
         },
     }
-    trainer.finish(PRETRAINING, facts)
-    if trainer.is_world_process_zero():
-        if eval_rows is not None and not trainer.is_fsdp_enabled:
-            facts["validation"] = _compare(options, data, model)
-        trainer.write_record(PRETRAINING, facts, is_finished=True)

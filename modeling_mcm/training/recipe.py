@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from modeling_mcm.configuration_mcm import MOST_COUNTED
-
 # Share of repeats (labels of a visit that occurred before) from which a model has a repeat memory, and from which
 # repeats are frequent.
 SOME_REPEATS, MANY_REPEATS = 0.05, 0.3
@@ -24,7 +22,6 @@ SET, SEVERAL = 2.0, 1.5
 MOST_RELATED = 10_000  # largest number of labels of a task for which related labels are computed
 MANY_LABELS, SAMPLE = 8_000, 2_000  # number of labels from which training samples labels, and size of the sample
 STATE_SIZE = 128
-MOST_TASTES = 4096  # largest number of labels, in all, of the tasks that a customer state counts besides the smallest
 # Number of evaluations without a better NDCG after which training ends. With few repeats NDCG grows slowly, over many
 # epochs, and noise would end the training too early.
 PATIENCE, PATIENCE_WITHOUT_REPEATS = 2, 4
@@ -65,98 +62,140 @@ def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], feat
     """
     if not measures or not measures["moments"]:
         return Recipe(reasons=["The data set has no measures, so nothing is chosen by them: prepare it again."])
-    tasks = {task: counts for task, counts in measures["tasks"].items() if counts["met"] and task in label_sizes}
-    shares = {task: counts["repeats"] / counts["met"] for task, counts in tasks.items()}
-    met = sum(counts["met"] for counts in tasks.values())
-    repeats = sum(counts["repeats"] for counts in tasks.values()) / max(met, 1)
-    a_moment, a_visit = measures["targets"] / measures["moments"], measures["targets"] / measures["visits"]
-    share_of_one_visit = measures["one_visit"] / measures["customers"]
-    labels = max((label_sizes[task] for task in tasks), default=0)
-    reads_visits = (a_moment > SET or a_visit > SEVERAL) and share_of_one_visit < ONE_VISIT
-    repeats_are_frequent = repeats >= MANY_REPEATS
+    log, recipe = _Log(measures, label_sizes, features), Recipe({"augmentation": "all_prefixes"})
+    first = (_choose_unit, _choose_memory, _choose_objective, _choose_label_relations)
+    for choose in (*first, _choose_sampling, _choose_state, _choose_schedule):
+        choices = choose(log)
+        recipe.config.update(choices.config)
+        recipe.training.update(choices.training)
+        recipe.reasons.extend(choices.reasons)
+    return recipe
 
-    config: dict[str, Any] = {"augmentation": "all_prefixes"}
-    reasons = []
-    config |= VISITS if reads_visits else EVENTS
-    reasons.append(
-        f"A visit has {a_visit:.1f} events to predict and {share_of_one_visit:.0%} of the customers have one visit: "
-        + ("visits are read, and the next visit is predicted." if reads_visits else "events are read and predicted.")
+
+class _Log:
+    """What the choices depend on.
+
+    Args:
+        measures: measures in the manifest of the data set.
+        label_sizes: by task the number of label ids.
+        features: categorical features of events without the token type.
+
+    Attributes:
+        tasks (`dict`): counts of each task that has labels, by task.
+        labels (`int`): number of label ids of the largest task.
+        repeats (`float`): share of the labels in a visit that occurred in an earlier visit.
+        targets_of_moment, targets_of_visit (`float`): mean number of events to predict.
+        one_visit (`float`): share of the customers with one visit.
+        has_short_histories (`bool`): whether customers have fewer than 50 events to predict on average.
+    """
+
+    def __init__(self, measures: Mapping[str, Any], label_sizes: Mapping[str, int], features: Sequence[str]):
+        self.features = list(features)
+        self.tasks = {task: n for task, n in measures["tasks"].items() if n["met"] and task in label_sizes}
+        self.labels = max((label_sizes[task] for task in self.tasks), default=0)
+        met = sum(counts["met"] for counts in self.tasks.values())
+        self.repeats = sum(counts["repeats"] for counts in self.tasks.values()) / max(met, 1)
+        targets = measures["targets"]
+        self.targets_of_moment, self.targets_of_visit = targets / measures["moments"], targets / measures["visits"]
+        self.one_visit = measures["one_visit"] / measures["customers"]
+        self.has_short_histories = targets < 50 * measures["customers"]
+
+    @property
+    def reads_visits(self) -> bool:
+        """Whether a visit is one unit."""
+        are_sets = self.targets_of_moment > SET or self.targets_of_visit > SEVERAL
+        return are_sets and self.one_visit < ONE_VISIT
+
+    @property
+    def repeats_often(self) -> bool:
+        return self.repeats >= MANY_REPEATS
+
+
+def _choose_unit(log: _Log) -> Recipe:
+    reason = (
+        f"A visit has {log.targets_of_visit:.1f} events to predict and {log.one_visit:.0%} of the customers have one "
+        "visit: "
     )
-    has_memory = repeats >= SOME_REPEATS
-    config |= {"repeat_memory": has_memory, "readout": "attentional" if has_memory else "last"}
-    reasons.append(
-        f"{repeats:.0%} of the labels in a visit occurred in an earlier visit: "
-        + ("a repeat memory counts it." if has_memory else "no repeat memory; the last events decide.")
+    if log.reads_visits:
+        return Recipe(VISITS, reasons=[reason + "visits are read, and the next visit is predicted."])
+    return Recipe(EVENTS, reasons=[reason + "events are read and predicted."])
+
+
+def _choose_memory(log: _Log) -> Recipe:
+    reason = f"{log.repeats:.0%} of the labels in a visit occurred in an earlier visit: "
+    if log.repeats >= SOME_REPEATS:
+        config = {"repeat_memory": True, "readout": "attentional"}
+        return Recipe(config, reasons=[reason + "a repeat memory counts it."])
+    config = {"repeat_memory": False, "readout": "last"}
+    return Recipe(config, reasons=[reason + "no repeat memory; the last events decide."])
+
+
+def _choose_objective(log: _Log) -> Recipe:
+    """Dropout, and what the loss consists of."""
+    if log.repeats_often:
+        return Recipe(
+            {"event_dropout_prob": 0.2, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.0},
+            {"ranking_loss_weight": 1.0, "target_half_life_days": 30.0},
+            ["Repeats are frequent: the order of the best labels is trained too, and the last months weigh most."],
+        )
+    return Recipe(
+        {"event_dropout_prob": 0.0, "hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.1},
+        {"ranking_loss_weight": 0.0, "target_half_life_days": 0.0},
+        ["Repeats are not frequent: cross-entropy alone, equal weights for all times, and more dropout."],
     )
-    config |= {
-        "event_dropout_prob": 0.2 if repeats_are_frequent else 0.0,
-        "hidden_dropout_prob": 0.1 if repeats_are_frequent else 0.3,
-        "attention_probs_dropout_prob": 0.0 if repeats_are_frequent else 0.1,
-    }
-    reasons.append(
-        "Repeats are frequent: the order of the best labels is trained too, and the last months weigh most."
-        if repeats_are_frequent
-        else "Repeats are not frequent: cross-entropy alone, equal weights for all times, and more dropout."
-    )
-    followers = [task for task in tasks if a_moment <= SET]
+
+
+def _choose_label_relations(log: _Log) -> Recipe:
+    """Followers, related labels, and the features that a label's embedding includes."""
+    followers = [task for task in log.tasks if log.targets_of_moment <= SET]
     related = [
-        task for task, share in shares.items() if share >= MANY_REPEATS and tasks[task]["labels"] <= MOST_RELATED
+        task
+        for task, counts in log.tasks.items()
+        if counts["repeats"] / counts["met"] >= MANY_REPEATS and counts["labels"] <= MOST_RELATED
     ]
-    config |= {"follower_tasks": followers, "related_tasks": related if reads_visits else []}
+    choices = Recipe({"follower_tasks": followers, "related_tasks": related if log.reads_visits else []})
     if followers:
-        reasons.append(
+        choices.reasons.append(
             f"Events follow each other one by one: the followers of each label are counted, for {_words(followers)}."
         )
-    if config["related_tasks"]:
-        reasons.append(f"Habits and related labels are computed for {_words(config['related_tasks'])}.")
-    if features and not repeats_are_frequent:
-        config["label_features"] = list(features)
-        reasons.append("A label's embedding includes the features that it determines, such as an item's category.")
-    training: dict[str, Any] = {
-        "ranking_loss_weight": 1.0 if repeats_are_frequent else 0.0,
-        "target_half_life_days": 30.0 if repeats_are_frequent else 0.0,
-    }
-    if labels > MANY_LABELS and not repeats_are_frequent:
-        training["sampled_labels"] = SAMPLE
-        reasons.append(f"{labels:,} labels: a training step scores those of its batch and {SAMPLE:,} others.")
-    config["state_size"] = STATE_SIZE
-    reasons.append(f"The customer embedding is a state of {STATE_SIZE} numbers, trained last, with forecasts.")
-    training |= {"learning_rate": 0.001, "ema_decay": 0.99}
+    if choices.config["related_tasks"]:
+        choices.reasons.append(f"Habits and related labels are computed for {_words(related)}.")
+    if log.features and not log.repeats_often:
+        choices.config["label_features"] = log.features
+        choices.reasons.append(
+            "A label's embedding includes the features that it determines, such as an item's category."
+        )
+    return choices
+
+
+def _choose_sampling(log: _Log) -> Recipe:
+    if log.labels <= MANY_LABELS or log.repeats_often:
+        return Recipe()
+    reason = f"{log.labels:,} labels: a training step scores those of its batch and {SAMPLE:,} others."
+    return Recipe(training={"sampled_labels": SAMPLE}, reasons=[reason])
+
+
+def _choose_state(log: _Log) -> Recipe:
+    reason = f"The customer embedding is a state of {STATE_SIZE} numbers, trained last, with forecasts."
+    return Recipe({"state_size": STATE_SIZE}, reasons=[reason])
+
+
+def _choose_schedule(log: _Log) -> Recipe:
+    """Learning rate, batch size, and when training evaluates, saves and ends."""
+    training: dict[str, Any] = {"learning_rate": 0.001, "ema_decay": 0.99}
     training |= {"eval_strategy": "epoch", "save_strategy": "epoch"}
-    training |= {"early_stopping_patience": PATIENCE if repeats_are_frequent else PATIENCE_WITHOUT_REPEATS}
+    training |= {"early_stopping_patience": PATIENCE if log.repeats_often else PATIENCE_WITHOUT_REPEATS}
     training |= {"save_total_limit": 2, "load_best_model_at_end": True}
-    if repeats_are_frequent:
-        training |= {"lr_scheduler_type": "constant_with_warmup", "num_train_epochs": 6.0 if reads_visits else 12.0}
-        training |= {"per_device_train_batch_size": 16}
+    training |= {"lr_scheduler_type": "constant_with_warmup"}
+    if log.repeats_often:
+        training |= {"num_train_epochs": 6.0 if log.reads_visits else 12.0, "per_device_train_batch_size": 16}
     else:
-        training |= {"lr_scheduler_type": "constant_with_warmup", "num_train_epochs": 60.0}
-        training |= {"per_device_train_batch_size": 64 if measures["targets"] < 50 * measures["customers"] else 32}
-    reasons.append(
+        training |= {"num_train_epochs": 60.0, "per_device_train_batch_size": 64 if log.has_short_histories else 32}
+    reason = (
         f"At most {training['num_train_epochs']:g} epochs; {training['early_stopping_patience']} in a row without a "
         "better NDCG on validation end the training."
     )
-    return Recipe(config, training, reasons)
-
-
-def taste_features(label_sizes: Mapping[str, int]) -> list[str]:
-    """Chooses the tasks of many labels that a customer state counts: the smallest first, while their labels are few.
-
-    The counts of a very large task outnumber all others and teach the state little that is new.
-
-    Args:
-        label_sizes (`Mapping[str, int]`): by task the number of label ids, for the tasks that are not counted at every
-            half-life.
-
-    Returns:
-        `list[str]`: the chosen tasks, in the order of `label_sizes`.
-    """
-    chosen: set[str] = set()
-    total = 0
-    for task, size in sorted(label_sizes.items(), key=lambda item: item[1]):
-        total += size
-        if size <= MOST_COUNTED and (total <= MOST_TASTES or not chosen):
-            chosen.add(task)
-    return [task for task in label_sizes if task in chosen]
+    return Recipe(training=training, reasons=[reason])
 
 
 def _words(tasks: list[str]) -> str:

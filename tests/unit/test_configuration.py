@@ -13,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation, MCMModel
-from modeling_mcm.configuration_mcm import CHOICES
+from modeling_mcm.configuration_mcm import CHOICES, MOST_TASTES
 from modeling_mcm.earlier_configs_mcm import EARLIER_DEFAULTS, ONE_VALUE, REMOVED
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.training.recipe import recipe_for
@@ -133,6 +133,21 @@ def test_a_field_that_is_gone_is_refused_with_what_stands_in_its_place(name):
         make(**{name: None})
 
 
+@pytest.mark.parametrize(
+    ("sizes", "chosen"),
+    [
+        ({"maker": 3719, "type": 2163, "category": 300}, ["type", "category"]),
+        ({"item": MOST_TASTES + 1}, ["item"]),  # the smallest is counted in any case,
+        ({"item": 2**14 + 1}, []),  # unless there are too many to count at all
+        ({"item": 3000, "brand": 1000}, ["item", "brand"]),
+        ({"item": 3000, "aisle": 64}, ["item"]),  # so few are counted at every half-life
+    ],
+)
+def test_a_state_counts_the_labels_of_the_smallest_tasks(sizes, chosen):
+    config = MCMConfig(features=list(sizes), vocabulary_sizes=list(sizes.values()))
+    assert config.counted_features == ([name for name in sizes if sizes[name] <= 64], chosen)
+
+
 # ------------------------------------------------------------------------------------------------ of earlier versions
 
 
@@ -213,6 +228,19 @@ def test_the_features_that_a_state_counts_stay_as_a_config_names_them(tmp_path):
     assert read.counted_features == (named["state_features"], named["taste_features"])
 
 
+@pytest.mark.parametrize("named", [{}, {"taste_features": None}], ids=["left out", "null"])
+def test_a_state_of_an_earlier_version_counts_every_task_of_up_to_16384_labels(named, tmp_path):
+    config = make(vocabulary_sizes=[MOST_TASTES, 2**14, 2**14 + 1, 3])
+    earlier = {name: value for name, value in config.to_dict().items() if name not in ("taste_features", "state_size")}
+    for read in (MCMConfig.from_pretrained, AutoConfig.from_pretrained):
+        found = read(write(tmp_path, earlier | named))
+        assert (config.counted_features, found.counted_features) == ((["Age"], ["type"]), (["Age"], ["items", "type"]))
+        for each in (config, found):  # a file of this version names what is counted
+            each.save_pretrained(tmp_path)
+            assert read(tmp_path).counted_features == each.counted_features
+    assert read(write(tmp_path, earlier | named), taste_features=["items"]).counted_features[1] == ["items"]
+
+
 def test_what_an_earlier_config_leaves_out_had_the_papers_values(tmp_path):
     found = MCMConfig.from_pretrained(write(tmp_path, DATA | SMALL | {"model_type": "mcm", "target": "next_event"}))
     assert (found.encoder_attention, found.encoder_unit, found.max_position_embeddings) == (
@@ -265,10 +293,10 @@ def test_a_model_of_an_earlier_config_answers_as_one_of_this_version(tmp_path):
 
 
 def parameters(folder, features):
-    values = AutoConfig.from_pretrained(CONFIGURATION / folder).to_dict()
-    values |= {"features": list(features), "vocabulary_sizes": list(features.values()), "tasks": list(features)}
+    of_data = {"features": list(features), "vocabulary_sizes": list(features.values()), "tasks": list(features)}
+    config = AutoConfig.from_pretrained(CONFIGURATION / folder, **of_data)
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in MCMForMultiTaskRecommendation(MCMConfig(**values)).parameters())
+        return sum(parameter.numel() for parameter in MCMForMultiTaskRecommendation(config).parameters())
 
 
 def test_base_has_about_10_million_parameters_with_30_thousand_values():

@@ -5,7 +5,9 @@
 import pytest
 
 from modeling_mcm import MCMConfig
-from modeling_mcm.training.recipe import MANY_LABELS, MOST_TASTES, recipe_for, taste_features
+from modeling_mcm.training.options import ModelOptions
+from modeling_mcm.training.pretraining import read_config
+from modeling_mcm.training.recipe import MANY_LABELS, STATE_SIZE, Recipe, recipe_for
 
 SIZES = {"item": 502}
 FEATURES = {"features": ["item"], "vocabulary_sizes": [502], "tasks": ["item"]}
@@ -52,15 +54,12 @@ def test_data_without_measures_choose_nothing_and_say_so():
     assert (recipe.config, recipe.training) == ({}, {}) and "prepare it again" in recipe.reasons[0]
 
 
-@pytest.mark.parametrize(
-    ("sizes", "chosen"),
-    [
-        ({"maker": 3719, "type": 2163, "category": 300}, ["type", "category"]),
-        ({"item": MOST_TASTES + 1}, ["item"]),  # the smallest is counted in any case,
-        ({"item": 2**14 + 1}, []),  # unless there are too many to count at all
-        ({"item": 3000, "brand": 1000}, ["item", "brand"]),
-        ({}, []),
-    ],
-)
-def test_a_state_counts_the_labels_of_the_smallest_tasks(sizes, chosen):
-    assert taste_features(sizes) == chosen
+@pytest.mark.parametrize("config", ["mcm-tiny", "mcm-base"])
+def test_a_shipped_model_counts_what_the_config_chooses_but_the_profile(config, extractor):
+    """The profile is no event, which only the feature extractor knows."""
+    config = read_config(ModelOptions(data="data", config=config), extractor, Recipe({"state_size": STATE_SIZE}))
+    chosen = MCMConfig(features=config.features, vocabulary_sizes=config.vocabulary_sizes, tasks=config.tasks)
+    profile = {feature["name"] for feature in extractor.features if feature.get("profile")}
+    few, many = chosen.counted_features
+    assert config.counted_features == ([name for name in few if name not in profile], many)
+    assert profile & set(few)
