@@ -102,7 +102,7 @@ def test_the_head_for_offers_may_be_left_out(save, tmp_path):
 
 def test_scores_of_actions_need_a_trained_head(save, extractor, tmp_path):
     folder = save(extended=True)
-    with pytest.raises(ValueError, match="checkpoint has no trained head for actions: .*run_finetune.py"):
+    with pytest.raises(ValueError, match="checkpoint has no trained head for actions: .*mcm finetune"):
         pipeline("action-scores", model=folder)
     model = MCMForActionRecommendation.from_pretrained(folder)
     torch.nn.init.normal_(model.action_head.output)

@@ -110,7 +110,7 @@ def test_other_options_are_refused_for_a_finished_run_and_an_interrupted_one(run
     assert content(folder) == before
     remove_files(folder)
     before = content(folder)
-    with pytest.raises(ValueError, match=re.escape(found)):
+    with pytest.raises(SystemExit, match=re.escape(found)):
         run(folder, *options, overrides=overrides)
     assert content(folder) == before
 

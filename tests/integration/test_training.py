@@ -216,7 +216,7 @@ def test_cases_are_scored_by_length_and_keep_their_place(trained, prepared):
 def test_a_checkpoint_of_another_vocabulary_is_refused(trained, prepare_log, event_log):
     renamed = event_log.assign(item=event_log["item"].str.replace("item 00", "apple"))
     with pytest.raises(
-        ValueError, match=r"(?s)vocabularies of the data set.*\['items'\].*ids would mean other values"
+        SystemExit, match=r"(?s)vocabularies of the data set.*\['items'\].*ids would mean other values"
     ):
         call("run_evaluate", "--model", trained, "--data", prepare_log(renamed))
 
@@ -228,7 +228,7 @@ def test_options_that_do_not_exist_are_refused(recipe, prepared, trained, tmp_pa
     assert "unknown option '--steps_max'" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="--data is missing"):
         call("run_pretrain", *output)
-    with pytest.raises(ValueError, match="'hidden=3' is not name=value with a field of MCMConfig"):
+    with pytest.raises(SystemExit, match="'hidden=3' is not name=value with a field of MCMConfig"):
         call("run_pretrain", recipe, *output, "--config_overrides", "hidden=3")
     with pytest.raises(SystemExit, match="--model and --data are needed"):
         call("run_evaluate", "--data", prepared)
