@@ -83,6 +83,8 @@ def test_a_folder_that_is_not_there_is_named(name, message):
 @pytest.mark.parametrize("name", ["run_predict", "run_evaluate", "export"])
 @pytest.mark.parametrize("case", ["a cut config", "a cut extractor", "no encoder", "cut weights", "NaN"])
 def test_scripts_say_it_before_they_write(save, prepared, tmp_path, name, case):
+    if name == "export" and torch.__version__ < (2, 11):
+        pytest.skip("transformers' exporters need torch 2.11")
     folder = save(extended=True)
     DAMAGED[case](Path(folder))
     message = pattern(AREAS["Checkpoints"]["faults"][case])

@@ -237,7 +237,7 @@ def test_options_that_do_not_exist_are_refused(recipe, prepared, trained, tmp_pa
         call("run_evaluate", "--model", trained, "--data", prepared, "--baselines", "lightgbm")
     with pytest.raises(SystemExit, match=r"No tasks \['colour'\]; the checkpoint has items, aisle, type"):
         call("run_evaluate", "--model", trained, "--data", prepared, "--tasks", "colour")
-    with pytest.raises(FileNotFoundError, match="holds no manifest.json"):
+    with pytest.raises(SystemExit, match="holds no manifest.json"):
         call("run_evaluate", "--model", trained, "--data", tmp_path)
     assert not (tmp_path / "run").exists()
 
