@@ -268,7 +268,8 @@ class MCMEmbeddings(nn.Module):
         """
         weight = attention_mask.to(events.dtype)
         if self.training and self.event_dropout > 0:
-            weight = weight * (torch.rand_like(weight) >= self.event_dropout)
+            kept = weight * (torch.rand_like(weight) >= self.event_dropout)
+            weight = self._without_empty_units(kept, weight, visit_ids)
         if self.encoder_unit == "event":
             return events * weight[..., None], attention_mask.bool()
         if visit_ids is None:
@@ -281,6 +282,19 @@ class MCMEmbeddings(nn.Module):
         sums = events.new_zeros(batch * count, hidden).index_add(0, flat, (events * weight[..., None]).flatten(0, 1))
         visits = (sums / sizes.clamp(min=1).sqrt()[:, None]).view(batch, count, hidden)
         return visits, (sizes > 0).view(batch, count)
+
+    def _without_empty_units(
+        self, kept: torch.Tensor, weight: torch.Tensor, visit_ids: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Weights of events after dropout, where a visit that lost all its events, or the start row, has them back.
+
+        A unit of zeros has no variance, and each layer norm multiplies its gradient by a million: with three layers
+        the gradient overflows.
+        """
+        if self.encoder_unit == "event" or visit_ids is None:
+            return kept
+        number = kept.new_zeros(len(kept), cast(int, visit_ids.max().item()) + 1).scatter_add(1, visit_ids, kept)
+        return torch.where(number.gather(1, visit_ids) > 0, kept, weight)
 
     def forward(self, input_ids, attention_mask, visit_ids=None):
         """Computes the encoder's input.
