@@ -24,7 +24,7 @@ CLICKSTREAM = Path(__file__).parents[2] / "configuration" / "schemas" / "clickst
 
 
 def true_log_odds(log, day):
-    """Of (customer, item): a click likes what was bought often before, a conversion what is in aisle 0 or 1."""
+    """By customer and item: a click likes what was bought often before, a conversion what is in aisle 0 or 1."""
     before = log[(log["when"] < day) & (log["action"] == "buy")]
     counts = before.groupby(["who", "item"]).size()
 

@@ -223,7 +223,7 @@ def test_progress_bars_may_be_off(tmp_path):
 
 
 def test_an_event_at_the_second_of_a_cutoff_comes_after_it(tmp_path):
-    """Of three customers, the second before, the second of and the second after each cutoff, whatever the fraction."""
+    """Three customers: the second before, the second of and the second after each cutoff, whatever the fraction."""
     moments = [cutoff + timedelta(seconds=shift) for cutoff in (VALIDATION, TEST) for shift in (-1, 0, 1)]
     log = make_log(customers=3, visits=4).assign(user=9)
     events = [(user, moment, f"i{place}") for user in range(3) for place, moment in enumerate(moments)]
