@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from modeling_mcm.evaluation.metrics import average_relative_difference, bootstrap_interval, paired_difference
-from modeling_mcm.evaluation.reports import markdown_table, with_interval
+from modeling_mcm.evaluation.reports import markdown_table, with_half_interval, with_interval
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_text
 
@@ -177,11 +177,12 @@ def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> 
         f"Written by `{results['command']}` from the files of its runs.",
         "",
         f"{results['cases']:,} {results['cutoff']} cases of {results['data']} "
-        "([how cases are made](event_schema.md)): all labels are ranked, and none is filtered out. 95% intervals, in "
-        f"square brackets, resample customers. Every model trains until {results['patience']} epochs in a row bring "
-        f"no better validation, for at most {results['max_seconds']:g} seconds without evaluation and saving, and its "
-        f"best epoch is used; {', '.join(ended) or 'none'} reached that limit. All other settings of {ours} are those "
-        f"of [its recipe](recipe.md). Seeds: {', '.join(map(str, results['seeds']))}; a customer's value is the mean "
+        "([how cases are made](event_schema.md)): all labels are ranked, and none is filtered out. Values are means "
+        "± half of their 95% interval, and differences have their 95% intervals in brackets. Intervals resample "
+        f"customers. Every model trains until {results['patience']} epochs in a row bring no better validation, for "
+        f"at most {results['max_seconds']:g} seconds without evaluation and saving, and its best epoch is used; "
+        f"{', '.join(ended) or 'none'} reached that limit. All other settings of {ours} are those of "
+        f"[its recipe](recipe.md). Seeds: {', '.join(map(str, results['seeds']))}; a customer's value is the mean "
         f"over them. {' and '.join(alone)} are one model for each task, each with the whole time, which is an "
         "advantage for them. Each of the others predicts all tasks of the event schema at once.",
         "",
@@ -196,7 +197,7 @@ def write_page(results: dict[str, Any], path: Path, pictures: Sequence[str]) -> 
         for method in [*results["baselines"], *models]:
             intervals = results["methods"][method][task]
             seeds = [f"{mean:.3f}" for mean in intervals[metrics[0]].get("by_seed", {}).values()]
-            rows.append([method, *(with_interval(intervals[metric]) for metric in metrics), " ".join(seeds)])
+            rows.append([method, *(with_half_interval(intervals[metric]) for metric in metrics), " ".join(seeds)])
         lines += [
             *markdown_table(
                 [["method", *(METRICS[metric] for metric in metrics), f"{METRICS[metrics[0]]} by seed"], *rows]

@@ -35,7 +35,7 @@ from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.evaluation.labels import mean_auc
 from modeling_mcm.evaluation.metrics import bootstrap_interval
-from modeling_mcm.evaluation.reports import markdown_table, with_interval
+from modeling_mcm.evaluation.reports import markdown_table, with_half_interval, with_interval
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_json, write_text
 from modeling_mcm.option import option
@@ -192,14 +192,14 @@ def write_page(results: dict[str, Any], path: Path) -> None:
     lines += [results["caption"], ""]
     lines += [
         "The metric is AUC (for several classes the mean over classes, each against the rest). The table has its mean "
-        f"over {results['draws']} draws of labels, with a 95% interval that resamples the draws. No method reads the "
-        "profile.",
+        f"over {results['draws']} draws of labels, ± half of the 95% interval, and the mean of the paired difference, "
+        "with its 95% interval in brackets. Intervals resample the draws. No method reads the profile.",
         "",
     ]
     table = [["target", "labels", "predicted", *METHODS, "fine-tuned over counts, LightGBM"]]
     for target, sizes in results["targets"].items():
         for size, values in sizes.items():
-            cells = [with_interval(bootstrap_interval(values[method])) for method in METHODS]
+            cells = [with_half_interval(bootstrap_interval(values[method])) for method in METHODS]
             gain = bootstrap_interval(np.subtract(values[TUNED], values[TREES]))
             counts = [f"{int(size):,}", f"{values['predicted']:,}"]
             table.append([target, *counts, *cells, with_interval(gain, "+.3f")])

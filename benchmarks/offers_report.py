@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modeling_mcm.evaluation.reports import markdown_table, with_interval
+from modeling_mcm.evaluation.reports import markdown_table, with_half_interval, with_interval
 from modeling_mcm.files_mcm import write_text
 from offers_gbdt import SEARCH, TREES
 
@@ -36,13 +36,14 @@ def write_page(results: dict[str, Any], path: Path) -> None:
         f"{results['data']}: {results['groups']:,} test groups of {results['customers']:,} customers, of which "
         f"{results['takers']} take an offer; {results['learned']:,} groups are for training. **Who** tells who takes "
         "an offer: all groups are ranked. **Which** tells which offer is taken: the offers of each group that takes "
-        f"one are ranked. {_seeds(results['seeds'])} 95% intervals resample customers.",
+        f"one are ranked. {_seeds(results['seeds'])} Values are means ± half of their 95% interval, and differences "
+        "have their 95% intervals in brackets. Intervals resample customers.",
         "",
     ]
     rows = [
         [
             name,
-            *(with_interval(metrics[metric]) for metric in names),
+            *(with_half_interval(metrics[metric]) for metric in names),
             " ".join(f"{v:.3f}" for v in metrics["by_seed"]["ndcg@10"]),
         ]
         for name, metrics in methods.items()
@@ -62,7 +63,7 @@ def write_page(results: dict[str, Any], path: Path) -> None:
     lines += ["## With fewer labels", ""]
     for metric in ("average_precision", "ndcg@10"):
         rows = [
-            [f"{float(share):.0%}", *(with_interval(metrics[metric]) for metrics in by_method.values())]
+            [f"{float(share):.0%}", *(with_half_interval(metrics[metric]) for metrics in by_method.values())]
             for share, by_method in results["curve"].items()
         ]
         lines += [*markdown_table([[METRICS[metric], *results["curve"]["1"]], *rows]), ""]

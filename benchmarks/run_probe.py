@@ -38,7 +38,7 @@ from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.evaluation.offers import resample_customers, weighted_ranking
-from modeling_mcm.evaluation.reports import markdown_table, with_interval
+from modeling_mcm.evaluation.reports import markdown_table, with_half_interval, with_interval
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_json, write_text
 from modeling_mcm.option import option
@@ -406,9 +406,10 @@ def write_page(results: dict[str, Any], path: Path) -> None:
     """Writes the page from the result of [`probe`], and a picture of the calibration beside it."""
     lines = ["# What the customer embedding predicts", "", f"Written by `{results['command']}`.", ""]
     lines += [
-        "The metric is AUC for classes and rank correlation for numbers; 95% intervals resample customers. The "
-        "embedding does not read profiles. *Alone* is the metric of the embedding minus that of the counts. *Beside* "
-        "is the metric of both together minus that of the counts.",
+        "The metric is AUC for classes and rank correlation for numbers, ± half of its 95% interval. Differences have "
+        "their 95% intervals in brackets. Intervals resample customers. The embedding does not read profiles. *Alone* "
+        "is the metric of the embedding minus that of the counts. *Beside* is the metric of both together minus that "
+        "of the counts.",
         "",
         "Differences whose interval does not hold 0:",
         "",
@@ -420,7 +421,7 @@ def write_page(results: dict[str, Any], path: Path) -> None:
             rows = []
             for name, measured in result["targets"].items():
                 intervals = measured[learner]
-                cells = [with_interval(intervals[kind]) for kind in INPUTS[:2]]
+                cells = [with_half_interval(intervals[kind]) for kind in INPUTS[:2]]
                 for kind in INPUTS[1:]:
                     gain = intervals[f"{kind} over counts"]
                     cells.append(with_interval(gain, "+.3f"))
@@ -441,7 +442,7 @@ def write_page(results: dict[str, Any], path: Path) -> None:
             for name, methods in result["forecasts"].items():
                 for method, value in methods.items():
                     forecast = f"{value['predicted']:.2f}" if value["predicted"] >= 0 else ""  # a score is no chance
-                    rows.append([name, method, with_interval(value), forecast, f"{value['observed']:.2f}"])
+                    rows.append([name, method, with_half_interval(value), forecast, f"{value['observed']:.2f}"])
             head = ["what", "method", "rank correlation or AUC", "mean predicted", "mean observed"]
             lines += [*markdown_table([head, *rows]), ""]
         if result["totals"]:

@@ -162,20 +162,21 @@ def cost_in_ndcg(model: str, exported: str, data: str) -> tuple[list[list[str]],
     from modeling_mcm.evaluation import bootstrap_interval, paired_difference
     from modeling_mcm.evaluation.cases import cases_at
     from modeling_mcm.evaluation.model import model_values
+    from modeling_mcm.evaluation.reports import with_interval
 
     extractor, prepared = MCMFeatureExtractor.from_pretrained(model), PreparedData(data)
     cases = cases_at(prepared, CUTOFF)
     tasks = list(extractor.tasks)
     models: Any = [load(checkpoint, SCORES) for checkpoint in (model, exported)]
     before, after = (model_values(checkpoint, extractor, prepared.rows, cases, tasks) for checkpoint in models)
-    table = [["task", "float32", "int8", "difference, 95% interval"]]
+    table = [["task", "float32", "int8", "difference"]]
     for task in tasks:
         values = [metrics[task]["next_visit_ndcg@10"] for metrics in (before, after)]
         change = paired_difference(values[1], values[0]).absolute
         means = [f"{bootstrap_interval(ndcg).mean:.5f}" for ndcg in values]
-        table.append([task, *means, f"{change.mean:+.5f} [{change.low:+.5f}, {change.high:+.5f}]"])
+        table.append([task, *means, with_interval(change, "+.5f")])
     caption = f"Next-visit NDCG@10, {len(cases):,} {CUTOFF} cases of {prepared.schema.name}"
-    return table, f"{caption}; the difference is paired by customer."
+    return table, f"{caption}; the difference is paired by customer, with its 95% interval in brackets."
 
 
 @torch.no_grad()

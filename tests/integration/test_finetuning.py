@@ -19,6 +19,7 @@ from in_process import call
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation, MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedManifest
+from modeling_mcm.evaluation.reports import with_half_interval
 
 ITEMS = [f"item {number:02}" for number in (0, 3, 7, 20)]
 QUICK = ["--per_device_train_batch_size", 8, "--report_to", "none", "--disable_tqdm", "True", "--learning_rate", 0.01]
@@ -225,7 +226,8 @@ def test_the_comparison_writes_its_page_and_keeps_what_is_finished(
     for method in ("MCM without fine-tuning", "LightGBM", "MCM fine-tuned", "MCM from random weights"):
         found = results["methods"][method]["ndcg@10"]
         assert 0 < found["low"] <= found["mean"] <= found["high"] <= 1
-        assert f"| {method} | " in page and np.mean(results["methods"][method]["by_seed"]["ndcg@10"]) == found["mean"]
+        assert f"| {method} | {with_half_interval(results['methods'][method]['average_precision'])} | " in page
+        assert np.mean(results["methods"][method]["by_seed"]["ndcg@10"]) == found["mean"]
     assert set(results["curve"]) == {"0.5", "1"} and "days_since_did" in page
     done.clear()
     call("run_offers", *options)
@@ -253,7 +255,9 @@ def test_the_probe_writes_a_table(prepared, pretrained, tmp_path):
         for learner in ("LightGBM", "linear"):
             assert all(-1 <= v["low"] <= v["high"] <= 1 for v in of_target[learner].values())
     page = (tmp_path / "probe.md").read_text()
-    assert "| age | 34, 2 classes |" in page and "What of the history is in the embedding" in page
+    value, gain = r"-?\d\.\d{3} ±\d\.\d{3}", r"[-+]\d\.\d{3} \[[-+]\d\.\d{3}, [-+]\d\.\d{3}\]"
+    assert re.search(rf"\| age \| 34, 2 classes \| {value} \| {value} \| {gain} \| {gain} \|\n", page)
+    assert "What of the history is in the embedding" in page
     with pytest.raises(SystemExit, match=r"No features \['colour'\] in the profile; it has age"):
         call("run_probe", "--models", pretrained, "--data", prepared, "--profile", "colour")
     with pytest.raises(SystemExit, match="No numeric feature 'money' to sum; there are a.b"):

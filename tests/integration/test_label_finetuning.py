@@ -4,6 +4,7 @@
 
 import importlib
 import json
+import re
 import shutil
 from functools import partial
 
@@ -200,3 +201,5 @@ def test_the_comparison_with_few_labels_writes_its_page(pretrained, prepared, tm
             assert all(len(values[method]) == 2 and 0 <= min(values[method]) for method in script.METHODS)
     page = (tmp_path / "page.md").read_text()
     assert page.count("\n| ") == 6 and "34 customers of corner_shop" in page
+    values, gain = r"( -?\d\.\d{3} ±\d\.\d{3} \|){4}", r"[-+]\d\.\d{3} \[[-+]\d\.\d{3}, [-+]\d\.\d{3}\]"
+    assert len(re.findall(rf"\|{values} {gain} \|\n", page)) == 4
