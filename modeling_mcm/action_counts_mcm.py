@@ -103,8 +103,8 @@ class ActionCounts:
         Returns:
             Counts n of shape `(B, V, D)`, and days since the latest event with the value, of shape `(B, V)`.
         """
-        place = self.config.features.index(feature)
-        ids, size = self.input_ids[..., place], self.config.vocabulary_sizes[place]
+        index = self.config.features.index(feature)
+        ids, size = self.input_ids[..., index], self.config.vocabulary_sizes[index]
         counts = self.weights.new_zeros(len(ids), size, self.weights.shape[-1])
         counts.scatter_add_(1, ids[..., None].expand_as(self.weights), self.weights)
         days = self.ages.new_full((len(ids), size), NEVER)
@@ -139,8 +139,8 @@ class ActionCounts:
         """
         numbers = self._of_matches(action_ids, rows, matches, count)
         for feature in counted_features(self.config):
-            place = self.config.features.index(feature)
-            actions, labels = self.labels_of(place, action_ids, rows)
+            index = self.config.features.index(feature)
+            actions, labels = self.labels_of(index, action_ids, rows)
             size = torch.bincount(actions, minlength=count).to(self.weights.dtype)
             counts, days = self.of_values(feature)
             counts[:, :FIRST_LABEL] = 0
@@ -152,19 +152,19 @@ class ActionCounts:
             numbers.append(size.log1p()[None, :, None].expand(len(counts), -1, -1))
         return torch.cat(numbers, -1)
 
-    def labels_of(self, place: int, action_ids: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def labels_of(self, index: int, action_ids: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Distinct values of a feature in each action.
 
         Args:
-            place (`int`): index of the feature in `config.features`.
+            index (`int`): index of the feature in `config.features`.
             action_ids (`torch.LongTensor` of shape `(R, J)`): feature ids of each action row.
             rows (`torch.LongTensor` of shape `(R,)`): index of each row's action.
 
         Returns:
             Two `torch.LongTensor` with one element for each distinct pair: index of the action, and value id.
         """
-        values = self.config.vocabulary_sizes[place]
-        pairs = (rows * values + action_ids[:, place]).unique()
+        values = self.config.vocabulary_sizes[index]
+        pairs = (rows * values + action_ids[:, index]).unique()
         pairs = pairs[pairs % values >= FIRST_LABEL]
         return pairs // values, pairs % values
 
@@ -174,10 +174,10 @@ class ActionCounts:
         owners, events, actions = matches.T
         cells, weights = owners * count + actions, self.weights[owners, events]
 
-        def total_of(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        def total_of(values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
             """log(1 + sum) over each customer and action, of shape `(B, A, D)`."""
             zeros = values.new_zeros(batch * count, values.shape[-1])
-            return zeros.index_add(0, places, values).view(batch, count, -1).clamp(min=0).log1p()
+            return zeros.index_add(0, indices, values).view(batch, count, -1).clamp(min=0).log1p()
 
         keys, visit_of = (cells * length + self.visits[owners, events]).unique(return_inverse=True)
         once = weights.new_zeros(len(keys), weights.shape[-1])
@@ -186,7 +186,7 @@ class ActionCounts:
         if self.event_values is not None:
             values = self.event_values[owners, events]
             numbers += [
-                total_of(weights * values[:, [place]], cells) for place in range(len(self.config.summed_features))
+                total_of(weights * values[:, [index]], cells) for index in range(len(self.config.summed_features))
             ]
         if self.config.action_history_feature is not None:
             kind = self.config.features.index(self.config.action_history_feature)

@@ -102,8 +102,8 @@ class EncodedActions:
         with naming("The actions"):
             self.ids = extractor.encode_actions(columns)
         self.matcher = ActionMatcher(self.ids, names.index(extractor.token_type_feature))
-        input_places = [names.index(name) for name in config.input_features or names]
-        self.has_value = (self.ids[:, input_places] != MISSING_ID).any(1)
+        input_indices = [names.index(name) for name in config.input_features or names]
+        self.has_value = (self.ids[:, input_indices] != MISSING_ID).any(1)
 
     def check(self, offered: NDArray[np.int64]) -> None:
         """Checks that every offered action has a value, because it has no embedding otherwise.
@@ -155,12 +155,12 @@ class EncodedActions:
         """Customer, event and action of each match with an action that the customer is offered, of shape `(M, 3)`."""
         batch, length, features = input_ids.shape
         events, matched = self.matcher(input_ids.reshape(-1, features), rows)
-        customers, places = np.divmod(events, length)
+        customers, positions = np.divmod(events, length)
         is_offered = np.zeros((batch, count + 1), bool)
         is_offered[np.arange(batch)[:, None], offered] = True  # NOT_OFFERED, -1, is the last column
-        is_match = is_offered[customers, owners[matched]] & (places > 0)  # index 0 is the start row
+        is_match = is_offered[customers, owners[matched]] & (positions > 0)  # index 0 is the start row
         # An event that matches several rows of an action counts once.
-        keys = np.unique((customers[is_match] * length + places[is_match]) * count + owners[matched[is_match]])
+        keys = np.unique((customers[is_match] * length + positions[is_match]) * count + owners[matched[is_match]])
         return np.stack([keys // count // length, keys // count % length, keys % count], axis=1)
 
 
@@ -199,9 +199,9 @@ def read_actions(actions: Any) -> tuple[list[str], dict[str, list[Any]], NDArray
             f"Found actions {actions!r}; expected a list of dicts with `action_id` and columns of the log."
         )
     rows: dict[str, list[Mapping[str, Any]]] = {}
-    for place, row in enumerate(actions):
+    for index, row in enumerate(actions):
         if not isinstance(row, Mapping) or row.get("action_id") is None:
-            raise ValueError(f"Action {place} is {row!r}; expected a dict with `action_id` and columns of the log.")
+            raise ValueError(f"Action {index} is {row!r}; expected a dict with `action_id` and columns of the log.")
         rows.setdefault(str(row["action_id"]), []).append(row)
     ordered = [row for of_action in rows.values() for row in of_action]
     names = dict.fromkeys(name for row in ordered for name in row if name not in ("action_id", "weight"))

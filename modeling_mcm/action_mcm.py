@@ -259,8 +259,8 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         batch, actions_of_offers = torch.arange(len(offered), device=offered.device)[:, None], offered.clamp(min=0)
         number = int(offered.max()) + 1
         preferences, sizes = [], []
-        for place, task in zip(self.task_features, self.config.tasks, strict=True):
-            actions, labels = counts.labels_of(place, action_ids, rows)
+        for index, task in zip(self.task_features, self.config.tasks, strict=True):
+            actions, labels = counts.labels_of(index, action_ids, rows)
             size = torch.bincount(actions, minlength=number)
             chances = logits[task].softmax(-1)[:, labels]
             total = chances.new_zeros(len(chances), number).index_add(1, actions, chances).clamp(1e-9, 1)

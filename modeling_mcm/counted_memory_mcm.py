@@ -123,14 +123,14 @@ class FollowerTable(nn.Module):
         number = is_label.cumsum(1)
         ranks = number[customers, ends] - 1 - torch.arange(LATEST, device=labels.device)  # (R, A), among known events
         exists = ranks >= 0
-        places = _places(is_label, number)[customers, ranks.clamp(min=0)]
-        latest = torch.where(exists, labels[customers, places], 0)
-        ages = histories.times[customers, ends] - histories.times[customers, places]
+        indices = _label_indices(is_label, number)[customers, ranks.clamp(min=0)]
+        latest = torch.where(exists, labels[customers, indices], 0)
+        ages = histories.times[customers, ends] - histories.times[customers, indices]
         followers, counts, totals = self.followers[latest].long(), self.counts[latest], self.totals[latest]
         if without_own:
             own, own_totals = self._own_pairs(labels, histories.moments)
-            counts = counts - own[customers, places]
-            totals = totals - own_totals[customers, places]
+            counts = counts - own[customers, indices]
+            totals = totals - own_totals[customers, indices]
         shrunk = (totals.clamp(min=0) + 1) ** -SHRINKAGE * exists / LAG_UNIT
         return Followers(followers, counts * shrunk[..., None], ages.clamp(min=0))
 
@@ -151,16 +151,16 @@ class FollowerTable(nn.Module):
         pairs = same @ (weight * is_pair)  # weight of the pairs of each event's label with each event
         followers, counts = self.followers[labels.clamp(min=0)], self.counts[labels.clamp(min=0)]
         keys = labels.int()[:, None].expand(*labels.shape, -1).contiguous()
-        place = torch.searchsorted(followers, keys).clamp(max=FOLLOWERS - 1)
-        in_table = followers.gather(2, place) == keys  # pairs that are not in the table are not in its counts
-        own = torch.zeros(followers.shape, device=labels.device).scatter_add(2, place, pairs * in_table * is_pair)
+        index = torch.searchsorted(followers, keys).clamp(max=FOLLOWERS - 1)
+        in_table = followers.gather(2, index) == keys  # pairs that are not in the table are not in its counts
+        own = torch.zeros(followers.shape, device=labels.device).scatter_add(2, index, pairs * in_table * is_pair)
         # A full row has only the most frequent followers. A follower that is among them only because of this customer
         # is removed whole: the rest of its count would reveal that the customer has it.
         only_by_own = (own > 0) & (counts - own < counts.amin(-1, keepdim=True))
         return torch.where(only_by_own, counts, own.minimum(counts)), same.sum(-1)
 
 
-def _places(is_label: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+def _label_indices(is_label: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
     """Indices of each customer's known events in ascending order, of shape `(B, L)`, padded with 0.
 
     Args:
@@ -252,15 +252,15 @@ class CountedMemory(nn.Module):
         def tables(kind: type[nn.Module], has_table: Sequence[bool]) -> nn.ModuleDict:
             """One table for each task that has one, by the task's index."""
             sizes = enumerate(label_sizes)
-            return nn.ModuleDict({str(place): kind(size) for place, size in sizes if has_table[place]})
+            return nn.ModuleDict({str(index): kind(size) for index, size in sizes if has_table[index]})
 
         self.follower_tables = tables(FollowerTable, followers)
         self.habit_tables, self.new_tables = tables(RelatedTable, related), tables(RelatedTable, related)
 
         for name in GAINS:
             self.register_buffer(name, torch.zeros(len(label_sizes)))
-        for place, size in enumerate(label_sizes):
-            self.register_buffer(f"label_rarity_{place}", torch.zeros(size))
+        for index, size in enumerate(label_sizes):
+            self.register_buffer(f"label_rarity_{index}", torch.zeros(size))
 
     def label_rarity(self, task: int) -> torch.Tensor:
         """Rarities r of a task's labels, of shape `(V,)`. `task` (`int`) is the index of the task."""
@@ -356,15 +356,15 @@ class CountedMemory(nn.Module):
         table = cast(FollowerTable, self.follower_tables[str(task)])
         followers = table.look_up(labels, histories, without_own)
         counts = (followers.counts * self.position_weights(gains, followers.ages)[..., None]).flatten(1)
-        ids = places = followers.labels.flatten(1)
+        ids = indices = followers.labels.flatten(1)
         size = len(rarity)
         if sample is not None:  # labels outside of the sample get index 0, which is no label
             size = len(sample)
-            places = torch.searchsorted(sample, ids).clamp(max=size - 1)
-            places = torch.where(sample[places] == ids, places, 0)
-        n = rarity.new_zeros(ids.shape[0], size).scatter_add_(1, places, counts)
-        gained = self.added(gains, n.gather(1, places), rarity[ids])
-        return n.zero_().scatter_(1, places, gained)
+            indices = torch.searchsorted(sample, ids).clamp(max=size - 1)
+            indices = torch.where(sample[indices] == ids, indices, 0)
+        n = rarity.new_zeros(ids.shape[0], size).scatter_add_(1, indices, counts)
+        gained = self.added(gains, n.gather(1, indices), rarity[ids])
+        return n.zero_().scatter_(1, indices, gained)
 
     @torch.no_grad()
     def met(self, task: int, labels: torch.Tensor, histories: Histories) -> torch.Tensor:

@@ -78,7 +78,7 @@ class HeterogeneousEmbedding(nn.Embedding):
         nn.Module.__init__(self)
         self.embedding_dim = config.hidden_size
         input_features = config.input_features or config.features
-        self.read = [place for place, name in enumerate(config.features) if name in input_features]
+        self.read = [index for index, name in enumerate(config.features) if name in input_features]
         self.feature_tables = nn.ModuleList(
             ValueEmbedding(size, config.hidden_size) for size in config.vocabulary_sizes
         )
@@ -221,8 +221,8 @@ def check_inputs(
         return
     for name, what, wrong, way in faults:
         if wrong.any():
-            row, place = wrong.nonzero()[0].tolist()
-            event = place + (wrong.shape[1] < real.shape[1])
+            row, column = wrong.nonzero()[0].tolist()
+            event = column + (wrong.shape[1] < real.shape[1])
             raise ValueError(f"`{name}` {what} at event {event} of customer {row} of the batch: {way}.")
 
 

@@ -115,12 +115,12 @@ class Encoding:
         closing_id = self.ids[self.token_feature].get(schema.end_of_visit or "", MISSING_ID)
         times = timeline.times if schema.order is None else timeline.visits.astype(np.int64) * SECONDS_PER_DAY
         row: dict[str, NDArray[Any]] = {"times": times, "visits": timeline.visits}
-        places = np.insert(order, ends, 0)  # in the input, of each interaction but those that close a visit
+        indices = np.insert(order, ends, 0)  # in the input, of each interaction but those that close a visit
         closes = np.insert(np.zeros(count, bool), ends, True)
 
         def in_order(values: NDArray[Any], closing: int = 0) -> NDArray[Any]:
             """A column in the order of the row; `closing` is what events that close a visit have."""
-            ordered = values[places]
+            ordered = values[indices]
             ordered[closes] = closing
             return ordered
 

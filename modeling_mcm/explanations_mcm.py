@@ -194,17 +194,17 @@ class _History:
         values = self._values()
         visits = []
         for visit in order:
-            places = np.flatnonzero(self.visits == visit).tolist()
+            indices = np.flatnonzero(self.visits == visit).tolist()
             deletion = float(deletions[visit].sum())
-            of_events = [EventShare(_iso(self.row["times"][at]), values[at], float(events[at])) for at in places]
+            of_events = [EventShare(_iso(self.row["times"][at]), values[at], float(events[at])) for at in indices]
             visits.append(
                 VisitShare(
                     visit=visit,
-                    time=_iso(self.row["times"][places[0]]),
+                    time=_iso(self.row["times"][indices[0]]),
                     share=float(totals[visit]),
                     deletion=None if np.isnan(deletion) else deletion,
                     parts=dict(zip(NAMES, shares[visit].tolist(), strict=True)),
-                    has_label=bool(has_label[places].any()),
+                    has_label=bool(has_label[indices].any()),
                     events=of_events,
                 )
             )
@@ -222,11 +222,11 @@ class _History:
 
     def words(self, task: str, label: int) -> str:
         """How often and when the label occurred, in words, from the times of the visits that have it."""
-        places = np.flatnonzero(self._has_label(task, label))
-        if not len(places):
+        indices = np.flatnonzero(self._has_label(task, label))
+        if not len(indices):
             return "never yet"
-        _, first = np.unique(self.visits[places], return_index=True)
-        times = np.sort(self.row["times"][places[first]])
+        _, first = np.unique(self.visits[indices], return_index=True)
+        times = np.sort(self.row["times"][indices[first]])
         last = int(self.row["times"].max()) if self.moment is None else self.moment
         ago = (last - int(times[-1])) / SECONDS_PER_DAY
         if len(times) == 1:
@@ -281,12 +281,12 @@ class _History:
         has_label = self._has_label(task, label)
         shares = np.zeros(len(self.visits))
         for visit, total in enumerate(totals):
-            places = np.flatnonzero(self.visits == visit)
-            places = places[has_label[places]] if has_label[places].any() else places
-            shares[places] = total / len(places)
+            indices = np.flatnonzero(self.visits == visit)
+            indices = indices[has_label[indices]] if has_label[indices].any() else indices
+            shares[indices] = total / len(indices)
         deleted = np.flatnonzero(np.isin(self.visits, visits))
         if len(deleted):
-            rows = [self._without(np.arange(len(self.visits)) == place) for place in deleted]
+            rows = [self._without(np.arange(len(self.visits)) == index) for index in deleted]
             differences = (whole - self.parts(rows, task, label)).sum(1)
             for visit in visits:
                 of_visit = self.visits[deleted] == visit
@@ -301,9 +301,9 @@ class _History:
         values: list[dict[str, str]] = [{} for _ in self.visits]
         for feature, vocabulary in extractor.vocabularies.items():
             if feature in extractor._encoding.event_features:
-                for place, value in enumerate(self.row[f"feature_{feature}"].tolist()):
+                for index, value in enumerate(self.row[f"feature_{feature}"].tolist()):
                     if value:
-                        values[place][feature] = vocabulary[value - FIRST_LABEL] if value > 1 else "[unknown]"
+                        values[index][feature] = vocabulary[value - FIRST_LABEL] if value > 1 else "[unknown]"
         return values
 
 
@@ -312,14 +312,14 @@ def _label_parts(
     model: MCMForMultiTaskRecommendation, inputs: Mapping[str, torch.Tensor], task: str, label: int
 ) -> NDArray[np.float64]:
     """Parts of the log-probability of a label, of shape `(B, P)`, in the order of `NAMES`."""
-    place = model.config.tasks.index(task)
+    index = model.config.tasks.index(task)
     parts = model.score_parts([task], **inputs)[task]
-    log_probability = model.joined_scores(place, parts).double().log_softmax(-1)[:, label]
-    scales = model.score_scales[place].double()
+    log_probability = model.joined_scores(index, parts).double().log_softmax(-1)[:, label]
+    scales = model.score_scales[index].double()
     memory = model.counted_memory
     related = memory is not None and "met" in parts
     if related:
-        related = bool(cast(Any, memory).new_gain[place] != 0) or bool(cast(Any, memory).habit_gain[place] != 0)
+        related = bool(cast(Any, memory).new_gain[index] != 0) or bool(cast(Any, memory).habit_gain[index] != 0)
     met = parts["met"][:, label] if related else torch.ones_like(log_probability, dtype=torch.bool)
     worth = torch.where(met, 1.0, TIE_SHARE).double()
     values = {}
@@ -328,8 +328,8 @@ def _label_parts(
             values[name] = worth * scale * parts[name][:, label].double()
     if related:
         gains = cast(Any, memory)
-        values["habits"] = met * gains.habit_gain[place].double() * parts["habits"][:, label].double()
-        values["new"] = ~met * gains.new_gain[place].double() * parts["new"][:, label].double()
+        values["habits"] = met * gains.habit_gain[index].double() * parts["habits"][:, label].double()
+        values["new"] = ~met * gains.new_gain[index].double() * parts["new"][:, label].double()
     values["others"] = log_probability - cast(torch.Tensor, sum(values.values()))
     zeros = torch.zeros_like(log_probability)
     return torch.stack([values.get(name, zeros) for name in NAMES], 1).cpu().numpy()

@@ -127,8 +127,8 @@ def pad_rows(
         if str(error.args[0]).startswith("value_"):
             fix = "it was prepared before values of numeric features were kept: prepare the data again"
         raise ValueError(f"A row has no {error}; {fix}.") from None
-    place, start_id = layout.start
-    input_ids[:, 0, place] = start_id
+    token_index, start_id = layout.start
+    input_ids[:, 0, token_index] = start_id
     if mask_next:
         event_times[last] = event_times[last[0], lengths]
         visit_ids[last] = visit_ids[last[0], lengths] + 1
@@ -181,11 +181,11 @@ def until(rows: Sequence[Mapping[str, Any]], now: Sequence[float]) -> list[Mappi
         raise ValueError(f"Found {len(now)} moments `now` of {len(rows)} rows; give one a row.")
     past_rows: list[Mapping[str, Any]] = []
     late = False
-    for place, (row, moment) in enumerate(zip(rows, now, strict=True)):
+    for index, (row, moment) in enumerate(zip(rows, now, strict=True)):
         if not isinstance(moment, Real) or not math.isfinite(moment):
             name = "" if row.get("customer_id") is None else f" (customer {row['customer_id']!r})"
             raise ValueError(
-                f"Row {place}{name}: `now` is {moment!r}, expected a moment in seconds since 1970-01-01; give one, or "
+                f"Row {index}{name}: `now` is {moment!r}, expected a moment in seconds since 1970-01-01; give one, or "
                 "leave `now` out."
             )
         stays = row["times"] <= moment

@@ -153,9 +153,9 @@ class LiveMemories:
         vote = torch.zeros(len(pairs)).index_add(0, of_vote, votes[event]) / number
         pair_labels, pair_units = pairs // count, pairs % count
         met_now, of_pair, meetings = pair_labels.unique_consecutive(return_inverse=True, return_counts=True)
-        is_first, places = memories._make_room(met_now)
+        is_first, rows = memories._make_room(met_now)
 
-        slots, kernels = places[of_pair], memories.met.shape[1] - COLUMNS
+        slots, kernels = rows[of_pair], memories.met.shape[1] - COLUMNS
         pair_times = new.unit_times[pair_units]
         if memory is not None:
             faded, columns = memories.met[:, :kernels], memories.met[:, kernels:]
@@ -170,14 +170,14 @@ class LiveMemories:
             faded.index_add_(0, slots, added)
         else:
             columns = memories.met
-        columns[:, NUMBER].index_add_(0, places, meetings.double())
+        columns[:, NUMBER].index_add_(0, rows, meetings.double())
         ends = meetings.cumsum(0)
         opening, last = (ends - meetings)[is_first], ends - 1
         pair_units = pair_units + units
         for column, values in ((FIRST_UNIT, pair_units), (FIRST_TIME, pair_times)):
-            columns[:, column].index_copy_(0, places[is_first], values[opening].double())
+            columns[:, column].index_copy_(0, rows[is_first], values[opening].double())
         for column, values in ((LAST_UNIT, pair_units), (LAST_TIME, pair_times)):
-            columns[:, column].index_copy_(0, places, values[last].double())
+            columns[:, column].index_copy_(0, rows, values[last].double())
         if reader.relates_some:
             if reader.unit != "visit":
                 number = int(new.visits[-1]) + 1
@@ -194,15 +194,15 @@ class LiveMemories:
 
         Returns whether each label is new, and its row of `met`, both of shape `(labels,)`.
         """
-        places = torch.searchsorted(self.labels, labels)
-        is_new = F.pad(self.labels, (0, 1), value=-1)[places] != labels
+        rows = torch.searchsorted(self.labels, labels)
+        is_new = F.pad(self.labels, (0, 1), value=-1)[rows] != labels
         new = labels[is_new]
         if not len(new):
             self.met = self.met.clone()
-            return is_new, places
+            return is_new, rows
         self.labels, order = torch.cat([self.labels, new]).sort()
         self.met = F.pad(self.met, (0, 0, 0, len(new)))[order]
-        return is_new, places + is_new.cumsum(0) - is_new.long()
+        return is_new, rows + is_new.cumsum(0) - is_new.long()
 
     def _add_visits(
         self, reader: Reader, labels: torch.Tensor, visits: torch.Tensor, number: int, new: torch.Tensor
@@ -245,9 +245,9 @@ class LiveMemories:
         ):
             ends = torch.searchsorted(of, reader.starts).tolist()
             for table, start, end in zip(reader.tables, ends, [*ends[1:], len(of)], strict=True):
-                if start == end or not memory.has_related(table.place):
+                if start == end or not memory.has_related(table.task):
                     continue
-                related = cast(RelatedTable, tables[str(table.place)])
+                related = cast(RelatedTable, tables[str(table.task)])
                 rows = of[start:end] - table.labels.start
                 values = related.weights[rows].double()
                 if amounts is not None:
@@ -257,10 +257,10 @@ class LiveMemories:
     def _add_latest(self, ids: torch.Tensor, is_label: torch.Tensor, times: torch.Tensor) -> None:
         """Adds the labels of new events, where `is_label` says that an id is a label, to the latest labels."""
         latest, latest_times = [], []
-        for place in range(len(ids)):
-            some = is_label[place].nonzero()[-LATEST:, 0]
-            latest.append(torch.cat([self.latest[place], ids[place, some]])[-LATEST:])
-            latest_times.append(torch.cat([self.latest_times[place], times[some]])[-LATEST:])
+        for task in range(len(ids)):
+            some = is_label[task].nonzero()[-LATEST:, 0]
+            latest.append(torch.cat([self.latest[task], ids[task, some]])[-LATEST:])
+            latest_times.append(torch.cat([self.latest_times[task], times[some]])[-LATEST:])
         self.latest, self.latest_times = torch.stack(latest), torch.stack(latest_times)
 
     def parts(self, reader: Reader, table: TaskTables, moment: Moment) -> dict[str, torch.Tensor]:
@@ -285,12 +285,12 @@ class LiveMemories:
         if memory is not None:
             is_met = torch.zeros(size, dtype=torch.bool)
             is_met[labels] = True
-            if memory.has_followers(table.place):
-                parts["followers"] = self._followers(memory, table.place, moment.time)
+            if memory.has_followers(table.task):
+                parts["followers"] = self._followers(memory, table.task, moment.time)
                 if model.repeat_memory is None:
-                    parts["followers"] = parts["followers"] + memory.met_gain[table.place] * is_met
-            if memory.has_related(table.place):
-                total = max(int(self.label_visits[table.place]), 1)
+                    parts["followers"] = parts["followers"] + memory.met_gain[table.task] * is_met
+            if memory.has_related(table.task):
+                total = max(int(self.label_visits[table.task]), 1)
                 habits = self.habits[table.labels] * ((1 - DECAY) / (1 - DECAY**total))
                 parts["met"] = is_met
                 parts["habits"] = (habits.clamp(min=0) + LEAST_RATE).log().float()
@@ -311,7 +311,7 @@ class LiveMemories:
         if moment.wait:  # counts that fade with days fade until the moment of the scores
             counts = counts * torch.exp2(-moment.wait * reader.by_day * reader.rates).float()
         return memory.pair_scores(
-            [table.place],
+            [table.task],
             [len(labels)],
             counts,
             table.gains[labels],
@@ -321,13 +321,13 @@ class LiveMemories:
             days=[moment.time + moment.wait - columns[:, column] for column in (FIRST_TIME, LAST_TIME)],
         )
 
-    def _followers(self, memory: CountedMemory, place: int, time: float) -> torch.Tensor:
+    def _followers(self, memory: CountedMemory, task: int, time: float) -> torch.Tensor:
         """Values that followers of the latest labels add to a task's scores, of shape `(labels,)`."""
-        labels = F.pad(self.latest[place], (0, 1))[None]
-        times = F.pad(self.latest_times[place], (0, 1), value=time)[None]
+        labels = F.pad(self.latest[task], (0, 1))[None]
+        times = F.pad(self.latest_times[task], (0, 1), value=time)[None]
         nothing = torch.zeros_like(labels)
         histories = Histories(nothing, times, torch.zeros(1, dtype=torch.long), torch.tensor([labels.shape[1] - 1]))
-        return memory.followers(place, labels, histories)[0]
+        return memory.followers(task, labels, histories)[0]
 
 
 __all__ = ["LiveMemories", "Moment", "NewUnits"]

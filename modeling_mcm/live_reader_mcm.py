@@ -20,14 +20,14 @@ class TaskTables(NamedTuple):
     """Parameters of one task's labels (V labels of this task).
 
     Attributes:
-        place (`int`): index of the task.
+        task (`int`): index of the task.
         labels (`slice`): the task's labels among the labels of all tasks.
         bias (`torch.FloatTensor` of shape `(V,)`): bias of each label.
         gains (`torch.FloatTensor` of shape `(V, K)`): label gains c of the repeat memory.
         rarity (`torch.FloatTensor` of shape `(V, 1)`): rarities r of the repeat memory.
     """
 
-    place: int
+    task: int
     labels: slice
     bias: torch.Tensor
     gains: torch.Tensor
@@ -53,13 +53,13 @@ class Reader:
         memory, counts = model.repeat_memory, model.counted_memory
         self.tables: list[TaskTables] = []
         vectors, start = [], 0
-        for place, scored in enumerate(model._all_labels()):
+        for task, scored in enumerate(model._all_labels()):
             size = len(scored.vectors)
             gains, rarity = scored.memory or (scored.vectors.new_zeros(size, 0), scored.vectors.new_zeros(size, 1))
             bias = model._label_offsets(scored, torch.float32)
             labels = slice(start, start + size)
-            self.tables.append(TaskTables(place, labels, bias.detach(), gains.detach(), rarity.detach()))
-            scale = 1.0 if model.readout_scale is None else model.readout_scale[place].detach()
+            self.tables.append(TaskTables(task, labels, bias.detach(), gains.detach(), rarity.detach()))
+            scale = 1.0 if model.readout_scale is None else model.readout_scale[task].detach()
             vectors.append(scored.vectors.detach() * scale)
             start += size
         self.vectors, self.labels = torch.cat(vectors), start

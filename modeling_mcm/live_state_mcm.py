@@ -212,10 +212,10 @@ class LiveState:
             if window is not None:
                 mask &= (age < window) | (cached == 0)
         caches = []
-        for place, (layer, projections) in enumerate(zip(reader.layers, reader.projections, strict=True)):
+        for index, (layer, projections) in enumerate(zip(reader.layers, reader.projections, strict=True)):
             # Queries, keys and values, of shape (3, heads, U, H / heads).
             new = F.linear(x[0], *projections).view(count, 3, reader.heads, -1).permute(1, 2, 0, 3)
-            cache = torch.cat([self.caches[place], new[1:]], 2)
+            cache = torch.cat([self.caches[index], new[1:]], 2)
             scale = layer.attention.self.scaling
             attention = F.scaled_dot_product_attention(new[:1], cache[:1], cache[1:], mask, scale=scale)
             attention = attention[0].transpose(0, 1).reshape(1, count, -1)
@@ -274,12 +274,12 @@ class LiveState:
         moment = Moment(self.units, self.time, 0.0 if now is None else max(now - self.time, 0.0))
         result = {}
         for task in reader.tasks if tasks is None else tasks:
-            place = reader.tasks.index(task)
-            table = reader.tables[place]
+            index = reader.tasks.index(task)
+            table = reader.tables[index]
             parts = {"readout": self.average[table.labels], "bias": table.bias}
             parts |= self.memories.parts(reader, table, moment)
             rows = {name: part[None, None] for name, part in parts.items()}
-            result[task] = reader.model.joined_scores(place, rows)[0, 0]
+            result[task] = reader.model.joined_scores(index, rows)[0, 0]
         return result
 
     @torch.inference_mode()
@@ -311,13 +311,13 @@ class LiveState:
         taste = None
         if reader.taste is not None:  # P z of no values, plus the difference that the customer's values make
             values = self.many[:, -1].nonzero()[:, 0]
-            places = (2 * values[:, None] + torch.arange(2)).flatten()
+            indices = (2 * values[:, None] + torch.arange(2)).flatten()
             counts = (self.many[values] * fade[reader.slow]).flatten().log1p().float()
-            places_of_all = places + state.num_few
-            differs = state.standardised(counts, places_of_all)
-            differs -= state.standardised(torch.zeros_like(counts), places_of_all)
+            indices_of_all = indices + state.num_few
+            differs = state.standardised(counts, indices_of_all)
+            differs -= state.standardised(torch.zeros_like(counts), indices_of_all)
             weighted = {"per_sample_weights": differs[None], "mode": "sum"}
-            taste = reader.no_taste + F.embedding_bag(places[None], reader.taste, **weighted)[0]
+            taste = reader.no_taste + F.embedding_bag(indices[None], reader.taste, **weighted)[0]
         return state.joined(z, taste)
 
     @torch.inference_mode()

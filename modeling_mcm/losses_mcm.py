@@ -180,11 +180,11 @@ class WeightedCrossEntropy(torch.autograd.Function):
         weights = weights * gradient[targets.tasks]
         of_row = torch.zeros_like(partition).index_put_((targets.rows, targets.tasks), weights, accumulate=True)
         out = torch.empty_like(scores)
-        for place, (part, result) in enumerate(zip(*(x.split(targets.sizes, 1) for x in (scores, out)), strict=True)):
-            torch.sub(part, partition[:, place, None], out=result)
+        for index, (part, result) in enumerate(zip(*(x.split(targets.sizes, 1) for x in (scores, out)), strict=True)):
+            torch.sub(part, partition[:, index, None], out=result)
             if log_counts is not None:
-                result.add_(log_counts.split(targets.sizes)[place])
-            result.exp_().mul_(of_row[:, place, None])
+                result.add_(log_counts.split(targets.sizes)[index])
+            result.exp_().mul_(of_row[:, index, None])
         flat = out.view(-1)
         flat.scatter_add_(0, targets.rows * scores.shape[1] + targets.columns, -weights)
         flat.scatter_add_(0, cells, of_selected)
@@ -242,20 +242,20 @@ class RankingPairs:
         offset = (_total(ids, group, len(rankings)).double() * GOLDEN_RATIO).frac()[:, None]
         best = scores.new_zeros(len(rankings), places, dtype=torch.long)
         spread = best.new_zeros(len(rankings), sampled)
-        self.lowest = torch.zeros(len(rankings), 1, device=device)  # score of place k
+        self.lowest = torch.zeros(len(rankings), 1, device=device)  # score of position k
         share = scores.new_zeros(tasks, places + sampled, dtype=torch.float32)  # number of labels that each represents
         most = best.new_zeros(tasks)  # k, or fewer labels where the task has no more
-        for place, (start, size) in enumerate(zip(starts.tolist(), targets.sizes, strict=True)):
+        for index, (start, size) in enumerate(zip(starts.tolist(), targets.sizes, strict=True)):
             candidates = size - FIRST_LABEL
             k, m = min(places, candidates), min(sampled, candidates)
-            of_task = (task == place).nonzero()[:, 0]
+            of_task = (task == index).nonzero()[:, 0]
             top = scores[:, start + FIRST_LABEL : start + size].topk(k)
             best[of_task, :k] = top.indices[row[of_task]]
             self.lowest[of_task] = top.values[row[of_task], k - 1 :].float()
             positions = ((torch.arange(m, device=device) + offset[of_task]) * (candidates / m)).long()
             spread[of_task, :m] = positions.clamp(max=candidates - 1)
-            share[place, :k], share[place, places : places + m] = 1.0, candidates / m
-            most[place] = k
+            share[index, :k], share[index, places : places + m] = 1.0, candidates / m
+            most[index] = k
         others = torch.cat([best, spread], 1) + starts[task, None] + FIRST_LABEL  # v, (G, places + sampled)
         self.others = others.shape
         width = scores.shape[1]
@@ -353,23 +353,23 @@ class LossInParts(torch.autograd.Function):
         for part in parts:
             with torch.enable_grad():
                 cut = [value[part].detach().requires_grad_(value.requires_grad) for value in vectors]
-                variables = [(place, value) for place, value in enumerate((*cut, *parameters)) if value.requires_grad]
+                variables = [(index, value) for index, value in enumerate((*cut, *parameters)) if value.requires_grad]
                 losses.append(losses_of(part, *cut))
                 part_gradients = [None] * len(variables)
                 if losses[-1].requires_grad:
                     total = losses[-1].float().sum() * scale
                     part_gradients = torch.autograd.grad(total, [value for _, value in variables], allow_unused=True)
             losses[-1] = losses[-1].detach()
-            for (place, _), gradient in zip(variables, part_gradients, strict=True):
+            for (index, _), gradient in zip(variables, part_gradients, strict=True):
                 if gradient is None:  # a task without targets: its parameters keep the gradient None
                     continue
                 gradient = gradient if scale == 1 else gradient.float() / scale
-                if place < number:
-                    if gradients[place] is None:
-                        gradients[place] = torch.zeros_like(inputs[place], dtype=gradient.dtype)
-                    gradients[place][part] = gradient
+                if index < number:
+                    if gradients[index] is None:
+                        gradients[index] = torch.zeros_like(inputs[index], dtype=gradient.dtype)
+                    gradients[index][part] = gradient
                 else:  # not in place: gradients of two parameters may share their memory
-                    gradients[place] = gradient if gradients[place] is None else gradients[place] + gradient
+                    gradients[index] = gradient if gradients[index] is None else gradients[index] + gradient
         ctx.save_for_backward(*gradients)
         losses = torch.stack(losses).sum(0)
         ctx.mark_non_differentiable(losses)
@@ -394,8 +394,8 @@ def customers_in_parts(costs: Sequence[int], most: int) -> list[list[int]]:
         Groups of customers, as indices into `costs`.
     """
     parts: list[list[int]] = [[]]
-    for place in sorted(range(len(costs)), key=costs.__getitem__):
-        if parts[-1] and (len(parts[-1]) + 1) * costs[place] > most:
+    for index in sorted(range(len(costs)), key=costs.__getitem__):
+        if parts[-1] and (len(parts[-1]) + 1) * costs[index] > most:
             parts.append([])
-        parts[-1].append(place)
+        parts[-1].append(index)
     return parts

@@ -249,9 +249,9 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         # `training/counts.py` fills these buffers.
         # CODEPATH: models of logs with few repeats (recipe.py) have label features, the paper's models have none.
         if config.label_features:
-            for place, size in enumerate(sizes.values()):
+            for index, size in enumerate(sizes.values()):
                 values = torch.zeros(size, len(config.label_features), dtype=torch.int32)
-                setattr(self, f"label_values_{place}", nn.Buffer(values))
+                setattr(self, f"label_values_{index}", nn.Buffer(values))
         flags = [[task in names for task in config.tasks] for names in (config.follower_tasks, config.related_tasks)]
         # CODEPATH: pre-training chooses by the data (recipe.py); the paper's models have no counted memory.
         has_counts = config.follower_tasks or config.related_tasks
@@ -269,8 +269,8 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         if module is self:
             init.ones_(self.score_scales)
             # CODEPATH: models of logs with few repeats (recipe.py) have label features, the paper's models have none.
-            for place in range(len(self.task_features) if self.config.label_features else 0):
-                init.zeros_(self.label_values(place))
+            for index in range(len(self.task_features) if self.config.label_features else 0):
+                init.zeros_(self.label_values(index))
             if self.readout_scale is not None:
                 init.ones_(self.readout_scale)
 
@@ -284,13 +284,13 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(V, H)`; the row of a label is its id.
         """
-        place = self.config.tasks.index(task)
-        table = self.model.embeddings.events.feature_tables[self.task_features[place]]
+        index = self.config.tasks.index(task)
+        table = self.model.embeddings.events.feature_tables[self.task_features[index]]
         vectors = cast(ValueEmbedding, table).weight
         # CODEPATH: models of logs with few repeats (recipe.py) have label features, the paper's models have none.
         if not self.config.label_features:
             return vectors
-        values = self.label_values(place).long()
+        values = self.label_values(index).long()
         for name, ids in zip(self.config.label_features, values.unbind(1), strict=True):
             feature = self.model.embeddings.events.feature_tables[self.config.features.index(name)]
             vectors = vectors + cast(ValueEmbedding, feature)(ids)
@@ -317,34 +317,34 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
             counts (`Mapping[str, torch.Tensor]`): by task the number of occurrences of each label in the training
                 period, of shape `(V,)`.
         """
-        for place, (task, size) in enumerate(self.config.label_sizes.items()):
+        for index, (task, size) in enumerate(self.config.label_sizes.items()):
             shares = counts[task].float() + 1
             log_shares = torch.log(shares / shares[FIRST_LABEL:].sum())
             if len(self.readout_bias):
-                self.readout_bias[place].copy_(log_shares)
+                self.readout_bias[index].copy_(log_shares)
             rarity = -(log_shares + math.log(size - FIRST_LABEL))
             if self.repeat_memory is not None:
-                cast(nn.Embedding, self.repeat_memory.label_rarity[place]).weight.copy_(rarity[:, None])
+                cast(nn.Embedding, self.repeat_memory.label_rarity[index]).weight.copy_(rarity[:, None])
             if self.counted_memory is not None:
-                self.counted_memory.label_rarity(place).copy_(rarity)
+                self.counted_memory.label_rarity(index).copy_(rarity)
 
     def _resize_labels(self, feature: str, number: int) -> None:
         if feature not in self.config.tasks:  # CODEPATH: the token type, for one, is no task of any shipped model
             return
-        place = self.config.tasks.index(feature)
+        index = self.config.tasks.index(feature)
         if len(self.readout_bias):
-            bias = self.readout_bias[place]
-            self.readout_bias[place] = nn.Parameter(torch.cat([bias, bias[FIRST_LABEL:].min().expand(number)]))
+            bias = self.readout_bias[index]
+            self.readout_bias[index] = nn.Parameter(torch.cat([bias, bias[FIRST_LABEL:].min().expand(number)]))
         if self.repeat_memory is not None:
-            rarity = cast(nn.Embedding, self.repeat_memory.label_rarity[place])
+            rarity = cast(nn.Embedding, self.repeat_memory.label_rarity[index])
             grow(rarity, number, FIRST_LABEL + int(rarity.weight[FIRST_LABEL:].argmax()))
-            grow(self.repeat_memory.label_gains[place], number, slice(0, 0))
+            grow(self.repeat_memory.label_gains[index], number, slice(0, 0))
         if self.counted_memory is not None:
-            self.counted_memory.grow(place, number)
+            self.counted_memory.grow(index, number)
         if self.config.label_features:  # CODEPATH: models of logs with few repeats (recipe.py)
-            values = self.label_values(place)
+            values = self.label_values(index)
             values = torch.cat([values, values.new_zeros(number, values.shape[1])])
-            setattr(self, f"label_values_{place}", nn.Buffer(values))
+            setattr(self, f"label_values_{index}", nn.Buffer(values))
 
     @can_return_tuple
     @auto_docstring(custom_intro="Computes scores from a batch of histories, and the loss if there are `labels`.\n")
@@ -423,7 +423,7 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
             task_labels, score_rows = self._all_labels(), self._rows(batch)
             task_indices = list(range(len(self.config.tasks)))
             parts = self._score_parts(*vectors, batch, score_rows, task_labels, task_indices)
-            scores = [self.joined_scores(place, parts[place]) for place in task_indices]
+            scores = [self.joined_scores(index, parts[index]) for index in task_indices]
             if labels is not None:
                 of_tasks = [self._losses(scores[k], batch, score_rows, [task_labels[k]], [k]) for k in task_indices]
                 losses = torch.cat(of_tasks)
@@ -463,7 +463,7 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         batch |= {"unit_mask": outputs.unit_mask.bool(), "prefix_ends": None}
         names = self.config.tasks if tasks is None else list(tasks)
         task_indices, labels = [self.config.tasks.index(task) for task in names], self._all_labels()
-        task_labels = [labels[place] for place in task_indices]
+        task_labels = [labels[index] for index in task_indices]
         vectors = (outputs.last_hidden_state, outputs.event_embeddings)
         result = {}
         for task, parts in zip(
@@ -485,12 +485,12 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         if sample_size := self.objective.sampled_labels:
             met_ids, target_ids = batch["input_ids"][..., self.task_features], batch["labels"]
             certain = torch.cat([met_ids, target_ids], 1).flatten(0, 1)  # (B (L + N), T)
-            task_labels = [labels.sample(certain[:, place], sample_size) for place, labels in enumerate(task_labels)]
+            task_labels = [labels.sample(certain[:, index], sample_size) for index, labels in enumerate(task_labels)]
         max_cost = PART_ELEMENTS[hidden.device.type == "cpu"] // sum(len(labels.vectors) for labels in task_labels)
 
         def losses_of(part: list[int], hidden: torch.Tensor, events: torch.Tensor) -> torch.Tensor:
             part_batch: dict[str, Any] = {k: None if value is None else value[part] for k, value in batch.items()}
-            unit, event = (slice(max(1, *(sizes[place] for place in part))) for sizes in (units, lengths))
+            unit, event = (slice(max(1, *(sizes[index] for index in part))) for sizes in (units, lengths))
             part_batch["unit_mask"] = part_batch["unit_mask"][:, unit]
             for name in ("input_ids", "attention_mask", "visit_ids", "event_times"):
                 part_batch[name] = None if part_batch[name] is None else part_batch[name][:, event]
@@ -505,10 +505,10 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         return [
             TaskLabels(
                 self.label_embeddings(task),
-                self.readout_bias[place] if len(self.readout_bias) else None,
-                None if self.repeat_memory is None else self.repeat_memory.of_labels(place),
+                self.readout_bias[index] if len(self.readout_bias) else None,
+                None if self.repeat_memory is None else self.repeat_memory.of_labels(index),
             )
-            for place, task in enumerate(self.config.tasks)
+            for index, task in enumerate(self.config.tasks)
         ]
 
     def _score_parameters(self, task_labels: Sequence[TaskLabels]) -> list[torch.Tensor]:

@@ -75,15 +75,15 @@ class _CustomerPipeline(Pipeline):
             if not inputs:
                 self._sanitize_parameters(**kwargs)  # checks the options
                 return []
-            inputs = [_Numbered((place, customer)) for place, customer in enumerate(inputs)]
+            inputs = [_Numbered((index, customer)) for index, customer in enumerate(inputs)]
         elif isinstance(inputs, Iterator):
-            inputs = (_Numbered((place, customer)) for place, customer in enumerate(inputs))
+            inputs = (_Numbered((index, customer)) for index, customer in enumerate(inputs))
         return super().__call__(inputs, *args, num_workers=num_workers, batch_size=batch_size, **kwargs)
 
     def preprocess(self, input_: Any, **preprocess_parameters: Any) -> dict[str, Any]:
         """Encodes one customer; the row stands in the result under the key `rows`."""
-        place, customer = input_ if isinstance(input_, _Numbered) else (None, input_)
-        where = "The customer" if place is None else f"Customer {place} of the list"
+        index, customer = input_ if isinstance(input_, _Numbered) else (None, input_)
+        where = "The customer" if index is None else f"Customer {index} of the list"
         row = self.feature_extractor.encode(customer, where)
         return {"rows": self.feature_extractor.readable(row, self.model.config.input_features) | {"where": where}}
 
@@ -261,7 +261,7 @@ class CustomerPredictionPipeline(_CustomerPipeline):
         logits = model_outputs["logits"][0]
         if config.problem_type == "regression" or config.num_labels == 1:
             return logits[0].item()
-        return {config.id2label[place]: chance for place, chance in enumerate(logits.softmax(-1).tolist())}
+        return {config.id2label[index]: chance for index, chance in enumerate(logits.softmax(-1).tolist())}
 
 
 class ActionScoresPipeline(_CustomerPipeline):

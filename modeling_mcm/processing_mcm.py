@@ -373,7 +373,7 @@ class MCMFeatureExtractor(VocabularyFiles):
         elif not customers:
             raise ValueError("The list of customers is empty: give at least one, or make no call.")
         else:
-            rows = [self.encode(each, f"Customer {place} of the list") for place, each in enumerate(customers)]
+            rows = [self.encode(each, f"Customer {index} of the list") for index, each in enumerate(customers)]
         return self.pad(
             rows, return_tensors=return_tensors, now=None if now is None else self._read_now(now, len(rows))
         )

@@ -126,9 +126,9 @@ def _whole_forward(
         n = n * decay + tl.sum(weight, 0)
         total = total * decay + tl.sum(weight * z, 0)
         top = highest
-    place = customer * labels + label
-    tl.store(scores + place, total / n, mask=is_label)
-    tl.store(partitions + place, top + tl.log(n), mask=is_label)
+    index = customer * labels + label
+    tl.store(scores + index, total / n, mask=is_label)
+    tl.store(partitions + index, top + tl.log(n), mask=is_label)
 
 
 @_kernel
@@ -160,10 +160,10 @@ def _whole_backward(
     inside = unit < units
     real = tl.load(mask + customer * units + unit, mask=inside, other=0) != 0
     z = _products(own, vectors, unit, real, label, is_label, SIZE, STEP, PRECISION)
-    place = customer * labels + label
-    s = tl.load(scores + place, mask=is_label, other=0.0)
-    partition = tl.load(partitions + place, mask=is_label, other=0.0)
-    gradient = tl.load(gradients + place, mask=is_label, other=0.0).to(tl.float32)
+    index = customer * labels + label
+    s = tl.load(scores + index, mask=is_label, other=0.0)
+    partition = tl.load(partitions + index, mask=is_label, other=0.0)
+    gradient = tl.load(gradients + index, mask=is_label, other=0.0).to(tl.float32)
     weight = tl.where(real[:, None], tl.exp(z - partition[None, :]), 0.0)
     dz = gradient[None, :] * weight * (1.0 + z - s[None, :])
     to = out + (customer * units + unit[:, None]) * width + column[None, :]

@@ -175,8 +175,8 @@ class RepeatMemory(nn.Module):
         Returns:
             `torch.FloatTensor` of shape `(B, U, P, K)`.
         """
-        place = torch.arange(unit_times.shape[1], device=unit_times.device)[:, None]
-        units = (unit_ends[:, None] - place).to(unit_times.dtype)  # (B, U, P)
+        index = torch.arange(unit_times.shape[1], device=unit_times.device)[:, None]
+        units = (unit_ends[:, None] - index).to(unit_times.dtype)  # (B, U, P)
         days = (unit_times.gather(1, unit_ends)[:, None] - unit_times[..., None]).clamp(min=0)
         rates = torch.exp(-self.log_half_life)
         ages = [days] * self.num_days + [units.clamp(min=0)] * (len(rates) - self.num_days)
@@ -231,10 +231,10 @@ class RepeatMemory(nn.Module):
         """
         met, slots = votes > 0, votes.shape[1]
         numbers = met.cumsum(2)  # number of units with the label, up to each unit
-        place = torch.arange(votes.shape[2], device=votes.device).expand_as(numbers)
+        index = torch.arange(votes.shape[2], device=votes.device).expand_as(numbers)
         shape = (*numbers.shape[:2], numbers.shape[2] + 1)
         # The unit of the first meeting stands at index 1, that of the second at 2, and so on.
-        units = numbers.new_zeros(shape).scatter(2, torch.where(met, numbers, 0), place)
+        units = numbers.new_zeros(shape).scatter(2, torch.where(met, numbers, 0), index)
         number = numbers.gather(2, unit_ends[:, None].expand(-1, slots, -1))
         last = units.gather(2, number)
         return number, units[..., 1:2].expand_as(last), last

@@ -35,11 +35,11 @@ def resize_feature_vocabulary(model: Any, feature: str, values: Sequence[str], f
     model._check_resizable(feature)
     sizes[feature] = sizes.get(feature, 0) + len(values)
     feature_extractor.add_values(feature, values)
-    place = config.features.index(feature)
-    grow(base.embeddings.events.feature_tables[place], len(values), FIRST_LABEL - 1)  # like the unknown value
+    index = config.features.index(feature)
+    grow(base.embeddings.events.feature_tables[index], len(values), FIRST_LABEL - 1)  # like the unknown value
     if base.state is not None:
         config.state_features, config.taste_features = config.counted_features  # stay as chosen by the earlier sizes
-        base.state.grow(place, len(values))
+        base.state.grow(index, len(values))
     model._resize_labels(feature, len(values))
     config.vocabulary_sizes = list(sizes.values())
     if config.values_digest is not None:  # None in checkpoints of versions before 0.2

@@ -44,8 +44,8 @@ class TaskLabels:
         """All tensors that have one row for each label; they may need a gradient."""
         return [self.vectors, *([] if self.bias is None else [self.bias]), *(self.memory or ())]
 
-    def places(self, ids: torch.Tensor) -> torch.Tensor:
-        """Row of each label in the tensors of this object.
+    def indices(self, ids: torch.Tensor) -> torch.Tensor:
+        """Index of each label in the tensors of this object.
 
         Args:
             ids (`torch.LongTensor`): label ids of any shape; ids from 2 on must be in the sample.
@@ -87,8 +87,8 @@ class TaskLabels:
         return TaskLabels(rows(self.vectors), bias, memory, ids, log_counts)
 
 
-def places_of(scored: Sequence[TaskLabels], ids: torch.Tensor) -> torch.Tensor:
-    """[`TaskLabels.places`] for several tasks.
+def indices_of(scored: Sequence[TaskLabels], ids: torch.Tensor) -> torch.Tensor:
+    """[`TaskLabels.indices`] for several tasks.
 
     Args:
         scored (`Sequence[TaskLabels]`): labels of each task.
@@ -98,7 +98,7 @@ def places_of(scored: Sequence[TaskLabels], ids: torch.Tensor) -> torch.Tensor:
         `torch.LongTensor` of shape `(..., T)`.
     """
     parts = zip(scored, ids.unbind(-1), strict=True)
-    return torch.stack([labels.places(of_task) for labels, of_task in parts], -1)
+    return torch.stack([labels.indices(of_task) for labels, of_task in parts], -1)
 
 
 def joined_log_counts(scored: Sequence[TaskLabels]) -> torch.Tensor | None:

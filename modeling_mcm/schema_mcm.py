@@ -149,7 +149,7 @@ class FeatureSpec:
         return out
 
 
-def value_places(specs: Sequence[FeatureSpec]) -> list[int]:
+def value_indices(specs: Sequence[FeatureSpec]) -> list[int]:
     """Finds the event features whose value is stored beside its bin: the numeric ones.
 
     Args:
@@ -158,7 +158,7 @@ def value_places(specs: Sequence[FeatureSpec]) -> list[int]:
     Returns:
         `list[int]`: their indices in `specs`.
     """
-    return [place for place, spec in enumerate(specs) if spec.kind == NUMERIC]
+    return [index for index, spec in enumerate(specs) if spec.kind == NUMERIC]
 
 
 def raw_indices(specs: Sequence[FeatureSpec]) -> list[int]:
@@ -177,9 +177,9 @@ def raw_indices(specs: Sequence[FeatureSpec]) -> list[int]:
             or read the same `item`.
     """
     first: dict[str | None, int] = {}
-    places: list[int] = []
-    for place, spec in enumerate(specs):
-        source = place if spec.item is None else first.setdefault(spec.column, place)
+    indices: list[int] = []
+    for index, spec in enumerate(specs):
+        source = index if spec.item is None else first.setdefault(spec.column, index)
         other = specs[source]
         for key in ("separator", "min_count", "max_values"):
             if getattr(spec, key) != getattr(other, key):
@@ -187,10 +187,10 @@ def raw_indices(specs: Sequence[FeatureSpec]) -> list[int]:
                     f"Features {other.name!r} and {spec.name!r} share the values of column {spec.column!r}, and "
                     f"`{key}` is {getattr(other, key)!r} and {getattr(spec, key)!r}; write the same."
                 )
-        if source != place and spec.item in [specs[k].item for k in range(place) if places[k] == source]:
+        if source != index and spec.item in [specs[k].item for k in range(index) if indices[k] == source]:
             raise ValueError(f"Two features read `item` {spec.item} of column {spec.column!r}; remove {spec.name!r}.")
-        places.append(source)
-    return places
+        indices.append(source)
+    return indices
 
 
 @dataclass(frozen=True)
@@ -366,9 +366,9 @@ class LogSchema:
         """`dict[str, str]`: by categorical feature the feature whose vocabulary it uses, as `raw_indices` finds it."""
         shared = {}
         for specs in (self.features, self.profile):
-            for spec, place in zip(specs, raw_indices(specs), strict=True):
+            for spec, index in zip(specs, raw_indices(specs), strict=True):
                 if spec.kind == CATEGORICAL:
-                    shared[spec.name] = specs[place].name
+                    shared[spec.name] = specs[index].name
         return shared
 
     def check_values(

@@ -20,7 +20,7 @@ from .counted_memory_mcm import CountedMemory, Histories
 from .losses_mcm import Objective, Targets, task_losses
 from .readout_mcm import READOUTS
 from .repeat_memory_mcm import RepeatMemory
-from .sampling_mcm import TaskLabels, joined_log_counts, places_of
+from .sampling_mcm import TaskLabels, indices_of, joined_log_counts
 from .scored_rows_mcm import ScoredRows
 
 # The parts whose sum is a score, in the order of `score_scales`.
@@ -94,8 +94,8 @@ class TaskScores:
             `(R, E)`, or `(E,)` for the bias. Outside of training, a task with related labels also has `met` (boolean),
             `habits` and `new`.
         """
-        places = range(len(tasks))
-        groups = [list(places)] if side_by_side else [[place] for place in places]
+        indices = range(len(tasks))
+        groups = [list(indices)] if side_by_side else [[index] for index in indices]
         vectors = [labels.vectors for labels in scored]
         if (scale := self.readout_scale) is not None:
             vectors = [table * scale[task] for task, table in zip(tasks, vectors, strict=True)]
@@ -132,7 +132,7 @@ class TaskScores:
             raise ValueError("The repeat memory needs `event_times`: MCMFeatureExtractor gives them.")
         times, event_units = batch["event_times"], self._event_units(batch)
         unit_times = times.new_zeros(shape).scatter_reduce(1, event_units, times, "amax")
-        label_ids = places_of(scored, batch["input_ids"][..., [self.task_features[task] for task in tasks]])
+        label_ids = indices_of(scored, batch["input_ids"][..., [self.task_features[task] for task in tasks]])
         met = memory.votes(label_ids, event_units, events, shape[1])
         waits, moments = None, None
         if (prefix_times := batch.get("prefix_times")) is not None:
@@ -180,18 +180,18 @@ class TaskScores:
             else scored.bias.to(dtype)
         )
 
-    def joined_scores(self, place: int, parts: Mapping[str, Any]) -> torch.Tensor:
+    def joined_scores(self, index: int, parts: Mapping[str, Any]) -> torch.Tensor:
         """Adds up the parts of a task's scores. Ids 0 and 1 are masked with a large negative value.
 
         Args:
-            place (`int`): index of the task in `config.tasks`.
+            index (`int`): index of the task in `config.tasks`.
             parts (`dict`): the task's parts as [`MCMForMultiTaskRecommendation.score_parts`] returns them, each of
                 shape `(..., V)`; a missing one of `PARTS` counts as 0.
 
         Returns:
             `torch.FloatTensor` of shape `(..., V)`.
         """
-        return self._joined([place], parts, [0])
+        return self._joined([index], parts, [0])
 
     def _joined(self, tasks: Sequence[int], parts: Mapping[str, Any], sizes: Sequence[int]) -> torch.Tensor:
         """As `joined_scores`, for several tasks in one matrix; `sizes` are their numbers of labels (not read for a
@@ -226,7 +226,7 @@ class TaskScores:
         masked = torch.finfo(scores.dtype).min / 2
         if len(tasks) == 1:
             return torch.where(torch.arange(scores.shape[-1], device=scores.device) < FIRST_LABEL, masked, scores)
-        for start in (sum(sizes[:place]) for place in range(len(sizes))):
+        for start in (sum(sizes[:index]) for index in range(len(sizes))):
             scores[:, start : start + FIRST_LABEL] = masked
         return scores
 
@@ -239,7 +239,7 @@ class TaskScores:
         tasks: Sequence[int],
     ) -> torch.Tensor:
         """Loss of each task, of shape `(T,)`, from a score matrix `(R, E)` with their labels as columns."""
-        target_ids = places_of(scored, batch["labels"][..., tasks])
+        target_ids = indices_of(scored, batch["labels"][..., tasks])
         of_labels = rows.of_units[:, :1].expand(target_ids.shape[:2])
         if rows.packed is not None:
             ends = self._event_units(batch).gather(1, batch["prefix_ends"]).gather(1, _prefixes_of_labels(batch))
@@ -253,7 +253,7 @@ class TaskScores:
     ) -> torch.Tensor:
         """Loss of each task, of shape `(T,)`; only the prefixes of targets are scored."""
         tasks = list(range(len(scored)))
-        is_target = (places_of(scored, batch["labels"]) >= FIRST_LABEL).any(-1)
+        is_target = (indices_of(scored, batch["labels"]) >= FIRST_LABEL).any(-1)
         rows = self._rows(batch, is_target)
         (parts,) = self._score_parts(hidden, events, batch, rows, scored, tasks, side_by_side=True)
         scores = self._joined(tasks, parts, [len(labels.vectors) for labels in scored])
@@ -273,7 +273,7 @@ def _cells(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Values that the repeat memory adds to the scores of tasks in one matrix, as pairs of an index into the flattened
     matrix and a value, each of shape `(M,)`."""
-    columns = [labels + sum(sizes[:place]) for place, (_, _, labels, _) in enumerate(remembered)]
+    columns = [labels + sum(sizes[:index]) for index, (_, _, labels, _) in enumerate(remembered)]
     customers, ends, _, added = (torch.cat(values) for values in zip(*remembered, strict=True))
     return rows.cells(customers, ends, torch.cat(columns), sum(sizes)), added
 

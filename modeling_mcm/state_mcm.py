@@ -221,17 +221,17 @@ class CustomerState(nn.Module):
         gaps = torch.stack([since_last, since_first, since_last / (gap + 0.5), gap], -1)
         return torch.cat([*sums, few, gaps, many], -1).clamp_(min=0).log1p_()
 
-    def standardised(self, counts: torch.Tensor, places: slice | torch.Tensor = slice(None)) -> torch.Tensor:
+    def standardised(self, counts: torch.Tensor, indices: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """Standardises counts: z = (counts - mean) / spread, clipped.
 
         Args:
             counts (`torch.FloatTensor` of shape `(..., numbers)`): counts as `counts` returns them, or some of them.
-            places (`slice` or `torch.LongTensor`): indices of these counts among all. Default: all counts.
+            indices (`slice` or `torch.LongTensor`): indices of these counts among all. Default: all counts.
 
         Returns:
             `torch.FloatTensor` of the shape of `counts`.
         """
-        mean, spread = self.mean[places], self.spread[places].clamp(min=LEAST_SPREAD)
+        mean, spread = self.mean[indices], self.spread[indices].clamp(min=LEAST_SPREAD)
         return (counts - mean).div_(spread).clamp_(-FARTHEST, FARTHEST)  # in place: there may be many thousand counts
 
     def forward(self, counts: torch.Tensor) -> torch.Tensor:
@@ -287,22 +287,22 @@ class CustomerState(nn.Module):
         counted, width = (self.few, kernels) if is_few else (self.many, 2)
         # Index behind the feature's last value; the counts of one value stand side by side.
         values = sum(self.sizes[j] for j in counted[: counted.index(feature) + 1])
-        place = width * values + (kernels * (2 + self.num_sums) if is_few else self.num_few)
+        index = width * values + (kernels * (2 + self.num_sums) if is_few else self.num_few)
         columns = width * number
-        self.mean = nn.Buffer(_inserted(self.mean, place, columns, 0.0))
-        self.spread = nn.Buffer(_inserted(self.spread, place, columns, 1.0))
+        self.mean = nn.Buffer(_inserted(self.mean, index, columns, 0.0))
+        self.spread = nn.Buffer(_inserted(self.spread, index, columns, 1.0))
         layers = (self.direct, self.bent_in) if is_few else (cast(nn.Linear, self.taste),)
-        place -= 0 if is_few else self.num_few
+        index -= 0 if is_few else self.num_few
         for layer in layers:
-            layer.weight = nn.Parameter(_inserted(layer.weight, place, columns, 0.0))
+            layer.weight = nn.Parameter(_inserted(layer.weight, index, columns, 0.0))
             layer.in_features += columns
         self.sizes[feature] += number
 
 
-def _inserted(values: torch.Tensor, place: int, number: int, value: float) -> torch.Tensor:
-    """Inserts `number` elements of one value at index `place` of the last axis."""
+def _inserted(values: torch.Tensor, index: int, number: int, value: float) -> torch.Tensor:
+    """Inserts `number` elements of one value before the element `index` of the last axis."""
     new = values.new_full((*values.shape[:-1], number), value)
-    return torch.cat([values[..., :place], new, values[..., place:]], -1)
+    return torch.cat([values[..., :index], new, values[..., index:]], -1)
 
 
 class Forecasts(nn.Module):
@@ -366,8 +366,8 @@ class Forecasts(nn.Module):
         amounts = self.log_amounts(state.float()).clamp(max=30).exp().cumsum(-2)
         absent = torch.cumsum(F.logsigmoid(-self.hazards(state.float())), -1).exp()  # (..., intervals)
         values = []
-        for place, day in enumerate(self.days):
-            values += [*amounts[..., place, :].unbind(-1), 1 - absent[..., self.edges.index(day)]]
+        for index, day in enumerate(self.days):
+            values += [*amounts[..., index, :].unbind(-1), 1 - absent[..., self.edges.index(day)]]
         return dict(zip(self.names(), [*values, self._median_days(absent)], strict=True))
 
     def _median_days(self, absent: torch.Tensor) -> torch.Tensor:
@@ -375,9 +375,9 @@ class Forecasts(nn.Module):
         between interval edges; at most the last edge."""
         edges = torch.tensor([0.0, *self.edges], device=absent.device)
         shares = torch.cat([torch.ones_like(absent[..., :1]), absent], -1)
-        place = (shares > 0.5).sum(-1).clamp(max=len(self.edges))[..., None]  # the first edge at a half or less
-        high, low = shares.gather(-1, place - 1)[..., 0], shares.gather(-1, place)[..., 0]
-        start, end = edges[place[..., 0] - 1], edges[place[..., 0]]
+        index = (shares > 0.5).sum(-1).clamp(max=len(self.edges))[..., None]  # the first edge at a half or less
+        high, low = shares.gather(-1, index - 1)[..., 0], shares.gather(-1, index)[..., 0]
+        start, end = edges[index[..., 0] - 1], edges[index[..., 0]]
         part = ((high - 0.5) / (high - low).clamp(min=1e-6)).clamp(0, 1)
         return start + part * (end - start)
 

@@ -124,12 +124,12 @@ class CaseEvents(NamedTuple):
         """
         lengths = list_lengths(table, "visits")
         row = np.repeat(np.arange(len(table)), lengths)
-        place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        index = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         end = flat_values(table, check_cutoff(cutoff)).astype(np.int64)
         stop = flat_values(table, ENDS[1]) if cutoff == CUTOFFS[0] else lengths
         labels = [flat_values(table, f"task_{task}") for task in deciding_tasks(tasks, token_type)]
         is_target = np.any([of_task != MISSING_ID for of_task in labels], axis=0)
-        is_past, visible = place < end[row], place < stop[row]
+        is_past, visible = index < end[row], index < stop[row]
         return cls(row, end, visible, is_target & is_past, is_target & ~is_past & visible)
 
     def is_case(self, min_history: int, targets: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:

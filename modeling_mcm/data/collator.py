@@ -58,11 +58,11 @@ class PreparedRows(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        return self.__getitems__([place])[0]
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
 
-    def __getitems__(self, places: list[int]) -> list[dict[str, Any]]:
-        rows = self.indices[places]
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        rows = self.indices[indices]
         return numpy_rows(self.rows[rows], rows)
 
 
@@ -113,10 +113,10 @@ def unit_counts(rows: datasets.Dataset, ends: ArrayLike, config: MCMConfig, max_
         column = table["visits"].combine_chunks()
         column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
         offsets, visits = column.offsets.to_numpy(), column.values.to_numpy()
-        places = first + np.flatnonzero(ends[first : first + len(table)] > 0)
-        start = offsets[places - first]
-        latest = visits[start + ends[places] - 1]
-        counts[places] += latest - visits[start + np.maximum(ends[places] - max_events + 1, 0)] + 1
+        indices = first + np.flatnonzero(ends[first : first + len(table)] > 0)
+        start = offsets[indices - first]
+        latest = visits[start + ends[indices] - 1]
+        counts[indices] += latest - visits[start + np.maximum(ends[indices] - max_events + 1, 0)] + 1
         first += len(table)
     return counts
 

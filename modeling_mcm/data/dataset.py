@@ -218,7 +218,7 @@ def load_prepared(
     """
     directory = Path(directory)
     manifest = PreparedManifest.load(directory)
-    entries = manifest.shards if shards is None else [manifest.shards[place] for place in shards]
+    entries = manifest.shards if shards is None else [manifest.shards[index] for index in shards]
     check_shards(directory, entries, verify)
     files = [str(directory / shard["file"]) for shard in entries]
     # `datasets` finds its copy by path and time. Other data with the same path and time must not get this copy.

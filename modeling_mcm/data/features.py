@@ -118,8 +118,8 @@ def read_features(entries: Sequence[Any], key: str) -> tuple[FeatureSpec, ...]:
         ValueError: if an entry is wrong. The message names the entry, the key and the fix.
     """
     features: list[FeatureSpec] = []
-    for place, entry in enumerate(entries):
-        where = f"Entry {place} of `{key}`"
+    for index, entry in enumerate(entries):
+        where = f"Entry {index} of `{key}`"
         features += [read_feature(each, where) for each in _expanded(entry, where)]
     return tuple(features)
 
@@ -142,8 +142,8 @@ def _expanded(entry: Any, where: str) -> list[Any]:
     rest.setdefault("column", name)
     if several == ["max_items"]:
         check_integer(entry["max_items"], f"{where} ({name}): max_items", 1, MOST_PARTS)
-        places = range(1, entry["max_items"] + 1)
-        return [rest | {"name": name if item == 1 else f"{name}_{item}", "item": item} for item in places]
+        items = range(1, entry["max_items"] + 1)
+        return [rest | {"name": name if item == 1 else f"{name}_{item}", "item": item} for item in items]
     levels = entry["levels"]
     if not isinstance(levels, list | tuple) or not levels:
         raise ValueError(
@@ -151,4 +151,4 @@ def _expanded(entry: Any, where: str) -> list[Any]:
             "first, such as [department, category]."
         )
     check_integer(len(levels), f"{where} ({name}): the number of levels", 1, MOST_PARTS)
-    return [rest | {"name": level, "level": place} for place, level in enumerate(levels, start=1)]
+    return [rest | {"name": level, "level": number} for number, level in enumerate(levels, start=1)]

@@ -59,15 +59,15 @@ class CustomerLabels:
     def __len__(self) -> int:
         return len(self.values)
 
-    def of(self, places: ArrayLike) -> CustomerLabels:
+    def of(self, indices: ArrayLike) -> CustomerLabels:
         """Selects some of the labels.
 
         Args:
-            places (`ArrayLike` of shape `(M,)`): indices of the labels.
+            indices (`ArrayLike` of shape `(M,)`): indices of the labels.
         """
-        places = np.asarray(places, np.int64)
+        indices = np.asarray(indices, np.int64)
         return replace(
-            self, customer_ids=self.customer_ids[places], times=self.times[places], values=self.values[places]
+            self, customer_ids=self.customer_ids[indices], times=self.times[indices], values=self.values[indices]
         )
 
     def model_options(self) -> dict[str, Any]:
@@ -202,9 +202,9 @@ def make_labels(
         times = read_times(as_column(table[time]), read_zone(time_zone))
     repeats = pd.DataFrame({"customer": ids, "time": times}).duplicated().to_numpy()
     if repeats.any():
-        place = int(repeats.argmax())
+        index = int(repeats.argmax())
         raise ValueError(
-            f"Customer {ids[place]!r} has two labels at {_moment(times[place])}, and {int(repeats.sum())} rows repeat "
+            f"Customer {ids[index]!r} has two labels at {_moment(times[index])}, and {int(repeats.sum())} rows repeat "
             "a customer and time; keep one row of each."
         )
     kind, values, classes = _read_values(table[label], label, kind)
@@ -246,9 +246,9 @@ def _read_values(column: pd.Series, name: str, kind: str) -> tuple[str, NDArray[
             f"Label {name!r} has {len(classes)} classes in {len(texts)} labels, such as {classes[0]!r}: too few of "
             "each to learn. Is it a number with some text in it?"
         )
-    places = {text: number for number, text in enumerate(classes)}
+    indices = {text: index for index, text in enumerate(classes)}
     kind = BINARY if len(classes) <= 2 else CLASSES
-    return kind, np.array([places[text] for text in texts], np.int64), tuple(classes)
+    return kind, np.array([indices[text] for text in texts], np.int64), tuple(classes)
 
 
 def _type_of(value: Any, name: str) -> str:
@@ -287,7 +287,7 @@ class LabelledCustomers(Dataset):
     def __init__(self, rows: datasets.Dataset, labels: CustomerLabels, on_unknown: str = ERROR):
         if on_unknown not in ON_UNKNOWN:
             raise ValueError(f"on_unknown is {on_unknown!r}; expected one of {', '.join(ON_UNKNOWN)}.")
-        places = {customer: place for place, customer in enumerate(rows["customer_id"])}
+        indices = {customer: index for index, customer in enumerate(rows["customer_id"])}
         first, end = _first_and_last(rows)
         if len(late := np.flatnonzero(labels.times > end + SECONDS_PER_DAY)):
             raise ValueError(
@@ -295,7 +295,7 @@ class LabelledCustomers(Dataset):
                 f"{labels.customer_ids[late[0]]!r} has a label of {_moment(labels.times[late[0]])}. What came between "
                 "would be missing from the history; prepare the log up to the labels, or leave these rows out."
             )
-        row_indices = np.array([places.get(customer, -1) for customer in labels.customer_ids])
+        row_indices = np.array([indices.get(customer, -1) for customer in labels.customer_ids])
         is_known = row_indices >= 0
         has_history = is_known & (first[np.maximum(row_indices, 0)] < labels.times)
         if on_unknown == ERROR and not has_history.all():
@@ -313,23 +313,23 @@ class LabelledCustomers(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        return self.__getitems__([place])[0]
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
 
-    def __getitems__(self, places: list[int]) -> list[dict[str, Any]]:
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         """Reads some labels with their histories.
 
         Args:
-            places (`list[int]`): indices of the labels.
+            indices (`list[int]`): indices of the labels.
 
         Returns:
             `list[dict]`: by label `history`, a prepared row without the events from the label's time on; `time`, in
             seconds since 1970-01-01; and `label`, the class id or the number.
         """
         return [
-            {"history": events_before(row, self.labels.times[place]), "time": int(self.labels.times[place])}
-            | {"label": self.labels.values[place]}
-            for row, place in zip(self.rows.__getitems__(places), places, strict=True)
+            {"history": events_before(row, self.labels.times[index]), "time": int(self.labels.times[index])}
+            | {"label": self.labels.values[index]}
+            for row, index in zip(self.rows.__getitems__(indices), indices, strict=True)
         ]
 
 
@@ -340,23 +340,23 @@ def _refuse(labels: CustomerLabels, is_known: NDArray[np.bool_], has_history: ND
             f"{len(unknown)} customers of the labels are not in the prepared data set, such as "
             f"{', '.join(map(repr, unknown[:MOST_NAMED]))}: {way}"
         )
-    place = np.flatnonzero(~has_history)[0]
+    index = np.flatnonzero(~has_history)[0]
     raise ValueError(
         f"{int((~has_history).sum())} labels are of times before any event of their customer, such as "
-        f"{_moment(labels.times[place])} of {labels.customer_ids[place]!r}, so that nothing is known of them: {way}"
+        f"{_moment(labels.times[index])} of {labels.customer_ids[index]!r}, so that nothing is known of them: {way}"
     )
 
 
 def _first_and_last(rows: datasets.Dataset) -> tuple[NDArray[np.int64], int]:
     """First event of each customer, and the last event of all customers, in seconds since 1970-01-01."""
     first = np.full(len(rows), np.iinfo(np.int64).max)
-    last, place = np.iinfo(np.int64).min, 0
+    last, index = np.iinfo(np.int64).min, 0
     for table in rows.select_columns(["times"]).with_format("arrow").iter(1024):
         for times in table["times"]:
             values = times.values.to_numpy()
-            first[place] = values.min(initial=first[place])
+            first[index] = values.min(initial=first[index])
             last = max(last, int(values.max(initial=last)))
-            place += 1
+            index += 1
     return first, last
 
 

@@ -41,14 +41,14 @@ class OfferGroups(Dataset):
     def __init__(self, rows: datasets.Dataset, offers: Offers, groups: ArrayLike | None = None):
         self.offers = offers
         self.groups = np.arange(len(offers.group_ids)) if groups is None else np.asarray(groups)
-        places = {customer: place for place, customer in enumerate(rows["customer_id"])}
+        indices = {customer: index for index, customer in enumerate(rows["customer_id"])}
         customer_ids = offers.customer_ids[self.groups]
-        if missing := sorted({customer for customer in customer_ids if customer not in places}):
+        if missing := sorted({customer for customer in customer_ids if customer not in indices}):
             raise ValueError(
                 f"{len(missing)} customers of the offers are not in the prepared data set, such as {missing[0]!r}; "
                 "prepare the log with their events, or leave their offers out."
             )
-        self.rows = PreparedRows(rows, [places[customer] for customer in customer_ids])
+        self.rows = PreparedRows(rows, [indices[customer] for customer in customer_ids])
 
     def costs(self, max_events: int) -> NDArray[np.int64]:
         """Estimates what the time of a training step grows with, for batches of similar histories.
@@ -72,23 +72,23 @@ class OfferGroups(Dataset):
     def __len__(self) -> int:
         return len(self.groups)
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        return self.__getitems__([place])[0]
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
 
-    def __getitems__(self, places: list[int]) -> list[dict[str, Any]]:
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         """Reads some groups with their histories.
 
         Args:
-            places (`list[int]`): indices of the groups among those that are used.
+            indices (`list[int]`): indices of the groups among those that are used.
 
         Returns:
             `list[dict]`: by group `history`, a prepared row without the events from the time of the offers on; and
             `group`, the index of the group in the offers.
         """
-        groups = self.groups[places]
+        groups = self.groups[indices]
         return [
             {"history": events_before(row, self.offers.times[group]), "group": int(group)}
-            for row, group in zip(self.rows.__getitems__(places), groups, strict=True)
+            for row, group in zip(self.rows.__getitems__(indices), groups, strict=True)
         ]
 
 
@@ -128,7 +128,7 @@ class OfferCollator:
         actions = (offers.action_ids, offers.columns, offers.row_offsets, offers.weights)
         self.actions = EncodedActions(extractor, config, *actions)
         groups = np.arange(len(offers.group_ids)) if groups is None else groups
-        self.actions.check(np.unique(offers.actions[offers.places(groups)]))
+        self.actions.check(np.unique(offers.actions[offers.indices(groups)]))
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Makes a batch.
@@ -146,20 +146,20 @@ class OfferCollator:
         batch = dict(self.extractor.pad(histories, self.max_events))
         groups = [item["group"] for item in items]
         sizes = np.diff(self.offers.offsets)[groups]
-        cells, places = np.arange(sizes.max()) < sizes[:, None], self.offers.places(groups)
+        cells, indices = np.arange(sizes.max()) < sizes[:, None], self.offers.indices(groups)
         offered = np.full(cells.shape, NOT_OFFERED)
-        offered[cells] = self.offers.actions[places]
+        offered[cells] = self.offers.actions[indices]
         arrays = self.actions.inputs(batch["input_ids"].numpy(), offered)
         latest = [item["history"]["times"][-1:] for item in items]
         waited = [self.offers.times[g] - times for g, times in zip(groups, latest, strict=True)]
         days = np.array([wait.max(initial=0) / SECONDS_PER_DAY for wait in waited], np.float32)
-        arrays |= {"days_to_offers": days, "labels": self._labels(places, cells)}
+        arrays |= {"days_to_offers": days, "labels": self._labels(indices, cells)}
         return batch | {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-    def _labels(self, places: NDArray, cells: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def _labels(self, indices: NDArray, cells: NDArray[np.bool_]) -> NDArray[np.float32]:
         labels = np.full((*cells.shape, len(self.config.action_outcomes)), IGNORED, np.float32)
         for outcome, name in enumerate(self.config.action_outcomes):
             if name in self.offers.outcomes:
-                values = self.offers.outcomes[name][places]
+                values = self.offers.outcomes[name][indices]
                 labels[cells, outcome] = np.where(np.isnan(values), IGNORED, values)
         return labels

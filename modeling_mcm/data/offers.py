@@ -76,7 +76,7 @@ class Offers:
         """
         return np.flatnonzero(np.isin(self.splits, list(splits)))
 
-    def places(self, groups: ArrayLike) -> NDArray[np.int64]:
+    def indices(self, groups: ArrayLike) -> NDArray[np.int64]:
         """Finds the offers of some groups.
 
         Args:
@@ -98,11 +98,11 @@ class Offers:
         Raises:
             ValueError: if the offers lack an outcome, or all observed values of an outcome are the same.
         """
-        places = self.places(groups)
+        indices = self.indices(groups)
         for name in outcomes:
             if name not in self.outcomes:
                 raise ValueError(f"No outcome {name!r} in the offers; they have {', '.join(self.outcomes)}.")
-            observed = self.outcomes[name][places]
+            observed = self.outcomes[name][indices]
             observed = observed[~np.isnan(observed)]
             if not 0 < observed.sum() < len(observed):
                 raise ValueError(

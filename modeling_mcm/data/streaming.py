@@ -75,18 +75,18 @@ class StreamedRows(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        return self.__getitems__([place])[0]
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
 
-    def __getitems__(self, places: list[int]) -> list[dict[str, Any]]:
-        rows = self.indices[places].astype(np.int64)
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        rows = self.indices[indices].astype(np.int64)
         shards = np.searchsorted(self.starts, rows, side="right") - 1
-        row_by_place: dict[int, dict[str, Any]] = {}
+        row_by_index: dict[int, dict[str, Any]] = {}
         for shard in dict.fromkeys(shards.tolist()):
             at = np.flatnonzero(shards == shard)
             table = self._shard(shard).take(rows[at] - self.starts[shard])
-            row_by_place |= zip(at.tolist(), numpy_rows(table, rows[at]), strict=True)
-        return [row_by_place[place] for place in range(len(rows))]
+            row_by_index |= zip(at.tolist(), numpy_rows(table, rows[at]), strict=True)
+        return [row_by_index[index] for index in range(len(rows))]
 
     def column(self, name: str) -> NDArray:
         """Reads a column of numbers, of all rows: those that are not used too.
@@ -169,7 +169,7 @@ class StreamedOrder(Sampler):
         self.lengths, self.group_size, self.parts, self.turns = rows.lengths, group_size, parts, turns
         self.window, self.seed, self.epoch = window, seed, epoch
         self.unit = group_size // parts
-        self.places = np.searchsorted(rows.indices, rows.starts)  # index of each shard's first row among the used rows
+        self.shard_starts = np.searchsorted(rows.indices, rows.starts)  # indices among the used rows
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -193,8 +193,8 @@ class StreamedOrder(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         generator = np.random.default_rng([self.seed, int(self.epoch)])
-        shards = generator.permutation(len(self.places) - 1)
-        ends = np.cumsum(np.diff(self.places)[shards])
+        shards = generator.permutation(len(self.shard_starts) - 1)
+        ends = np.cumsum(np.diff(self.shard_starts)[shards])
         lanes = self.parts * self.turns
         in_lane = len(self) // (lanes * self.unit)  # pieces of a lane
         in_window = max(1, self.window * len(self) // (len(shards) * self.unit))
@@ -219,5 +219,5 @@ class StreamedOrder(Sampler):
 
     def _shuffled(self, shard: int) -> NDArray[np.int64]:
         generator = np.random.default_rng([self.seed, int(self.epoch), int(shard)])
-        start, end = self.places[shard : shard + 2]
+        start, end = self.shard_starts[shard : shard + 2]
         return start + generator.permutation(end - start)

@@ -51,7 +51,7 @@ class OfferTruth:
         """
         groups = np.asarray(groups)
         sizes = np.diff(offers.offsets)[groups]
-        taken = offers.outcomes[outcome][offers.places(groups)]
+        taken = offers.outcomes[outcome][offers.indices(groups)]
         return cls(offers.customer_ids[groups], np.concatenate([[0], np.cumsum(sizes)]), taken)
 
     @property

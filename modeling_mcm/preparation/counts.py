@@ -56,12 +56,12 @@ def shard_events(connection: ibis.BaseBackend, paths: Sequence[Path], schema: Ev
     lists = {"second": column["times"], "visit": column["visits"]}
     lists |= {f"f{i}": column[f"f{i}"] for i in range(len(schema.features))}
     lists |= {f"t{k}": column[f"t{k}"] for k in range(len(schema.tasks))}
-    lists["place"] = ibis.range(column["times"].length())
+    lists["position"] = ibis.range(column["times"].length())
     ends = {name: column[name] for name in ENDS}
     events = table.select(column["customer_id"], **ends, **{name: values.unnest() for name, values in lists.items()})
     is_target = ibis.or_(*(events[f"t{k}"] > 0 for k in range(len(schema.tasks))))
-    period = sum((events.place >= events[name]).cast("int8") for name in ENDS)
-    return events.mutate(is_target=is_target.cast("int8"), period=period).drop("place", *ENDS)
+    period = sum((events.position >= events[name]).cast("int8") for name in ENDS)
+    return events.mutate(is_target=is_target.cast("int8"), period=period).drop("position", *ENDS)
 
 
 def mark_targets(events: ir.Table, fitted: Vocabularies, schema: EventSchema) -> ir.Table:

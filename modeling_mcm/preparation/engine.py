@@ -192,8 +192,8 @@ def each_group(
         return
 
     def used(group: pa.Table) -> pa.Table:
-        place = group[key][0].as_py()
-        return pa.table({"group": pa.array([place], pa.int64()), "made": [json.dumps(use(place, group))]})
+        index = group[key][0].as_py()
+        return pa.table({"group": pa.array([index], pa.int64()), "made": [json.dumps(use(index, group))]})
 
     name = ibis.util.gen_name("mcm")
     connection.create_view(name, rows(table))

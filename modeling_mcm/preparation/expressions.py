@@ -75,5 +75,5 @@ def tree(join: Callable[[Any, Any], Any], terms: Sequence[ir.Value]) -> ir.Value
         terms (`Sequence[ibis.Value]`): the expressions, at least one.
     """
     while len(terms) > 1:
-        terms = [functools.reduce(join, terms[place : place + 2]) for place in range(0, len(terms), 2)]
+        terms = [functools.reduce(join, terms[index : index + 2]) for index in range(0, len(terms), 2)]
     return terms[0]

@@ -43,8 +43,8 @@ def to_predict(events: ir.Table, schema: EventSchema) -> ir.BooleanValue:
         events (`ibis.Table`): normalised events with `is_target`.
         schema (`EventSchema`): event schema of the log.
     """
-    token_place = schema.features.index(schema.token_feature)
-    indices = [i for i, spec in enumerate(schema.features) if spec.name in schema.tasks and i != token_place]
+    token_index = schema.features.index(schema.token_feature)
+    indices = [i for i, spec in enumerate(schema.features) if spec.name in schema.tasks and i != token_index]
     has_label = [has_value(events, schema.features, i) for i in indices] or [ibis.literal(True)]
     return (events.is_target == 1) & functools.reduce(operator.or_, has_label)
 

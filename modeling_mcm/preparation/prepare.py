@@ -167,7 +167,7 @@ def _drop_and_count(
 
 def _count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
     """Counts customers and the events of each period, and finds the times of the first and the last event."""
-    token_place = schema.features.index(schema.token_feature)
+    token_index = schema.features.index(schema.token_feature)
     events = events.mutate(to_predict=to_predict(events, schema))
     counts = _one_row(
         events.aggregate(
@@ -178,7 +178,7 @@ def _count_periods(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
             validation_events=(events.period == 1).sum(),
             test_events=(events.period == 2).sum(),
             target_events=events.is_target.sum(),
-            reserved=events[f"f{token_place}"].isin(schema.reserved_token_types).sum(),
+            reserved=events[f"f{token_index}"].isin(schema.reserved_token_types).sum(),
             first=moment_text(events.second.min(), schema),
             last=moment_text(events.second.max(), schema),
             latest=events.second.max(),

@@ -19,7 +19,7 @@ from modeling_mcm.data.cases import ENDS, count_cases
 from modeling_mcm.data.dataset import sha256_of, write_table
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.extras import needs
-from modeling_mcm.schema_mcm import CATEGORICAL, value_places
+from modeling_mcm.schema_mcm import CATEGORICAL, value_indices
 from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 with needs("data"):
@@ -47,7 +47,7 @@ def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSch
         `ibis.Table`: one row per customer, with the internal columns of `shard_schema` and the number of its `shard`.
     """
     names = [f"f{i}" for i in range(len(schema.features))]
-    value_names = [f"v{i}" for i in value_places(schema.features)]
+    value_names = [f"v{i}" for i in value_indices(schema.features)]
     order = ("visit", "closes_visit", "second", *names, "is_target", *value_names)
     rows = encoded.group_by("customer_id", "shard").agg(
         events=ibis.struct({name: encoded[name] for name in order}).collect(),
@@ -94,7 +94,7 @@ def shard_schema(schema: EventSchema) -> tuple[list[str], pa.Schema]:
     columns += [("visits", "visits", ids)]
     columns += [(f"f{i}", f"feature_{spec.name}", ids) for i, spec in enumerate(schema.features)]
     columns += [
-        (f"v{i}", f"value_{schema.features[i].name}", pa.list_(pa.float32())) for i in value_places(schema.features)
+        (f"v{i}", f"value_{schema.features[i].name}", pa.list_(pa.float32())) for i in value_indices(schema.features)
     ]
     columns += [(f"t{k}", f"task_{task}", ids) for k, task in enumerate(schema.tasks)]
     columns += [(f"p{i}", f"profile_{spec.name}", pa.int32()) for i, spec in enumerate(schema.profile)]

@@ -23,7 +23,7 @@ from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.events_mcm import LARGEST_VALUE
 from modeling_mcm.extras import needs
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.schema_mcm import CATEGORICAL, HOUR, WEEKDAY, FeatureSpec, raw_indices, value_places
+from modeling_mcm.schema_mcm import CATEGORICAL, HOUR, WEEKDAY, FeatureSpec, raw_indices, value_indices
 from modeling_mcm.times_mcm import EPOCH_WEEKDAY, SECONDS_PER_DAY, SECONDS_PER_HOUR
 
 with needs("data"):
@@ -356,7 +356,7 @@ def encode_events(events: ir.Table, visits: ir.Table, fitted: Vocabularies, sche
     joined = events.inner_join(
         visits.select("customer_id", "period", "visit_key", "visit", "days"), ["customer_id", "period", "visit_key"]
     )
-    value_names = [f"v{i}" for i in value_places(schema.features)]
+    value_names = [f"v{i}" for i in value_indices(schema.features)]
     joined = joined.mutate(**{name: _value(joined[f"f{name[1:]}"]) for name in value_names})
     joined = _encode_raw(joined, schema.features, "f", fitted)
     for i, spec in enumerate(schema.features):

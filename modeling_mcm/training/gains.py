@@ -366,9 +366,9 @@ def _fit_parts(
         improved = True
         while improved:
             improved = False
-            for place_of, factor in itertools.product(range(len(names)), (1 - step, 1 + step)):
+            for index, factor in itertools.product(range(len(names)), (1 - step, 1 + step)):
                 moved = scales.clone()
-                moved[place_of] *= factor
+                moved[index] *= factor
                 ndcg = _ndcg(scores(moved), followed)
                 if ndcg > best + LEAST_GAIN:
                     scales, best, improved = moved, ndcg, True

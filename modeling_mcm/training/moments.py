@@ -107,7 +107,7 @@ class MomentSampler:
         Returns:
             `Moments`: The moments, those of one customer after the other.
         """
-        longest = self.extractor.max_events - 1  # the start row takes one place
+        longest = self.extractor.max_events - 1  # the start row takes one position
         histories = [_before(row, longest) for row in rows]
         times, followed = [], []
         for history in histories:

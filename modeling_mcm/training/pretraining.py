@@ -165,8 +165,8 @@ def read_rows(options: ModelOptions, data: PreparedData, config: MCMConfig, eval
         train_rows = PreparedRows(rows, several, units[several])
     if not evaluate:
         return train_rows, None
-    places = cases_at(data, "validation", rows).rows
-    return train_rows, PreparedRows(rows, places[np.argsort(units[places], kind="stable")])  # for little padding
+    indices = cases_at(data, "validation", rows).rows
+    return train_rows, PreparedRows(rows, indices[np.argsort(units[indices], kind="stable")])  # for little padding
 
 
 def _baseline_results(options: ModelOptions, data: PreparedData, config: MCMConfig, names: Any):

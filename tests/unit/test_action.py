@@ -151,7 +151,7 @@ def test_preferences_are_the_chance_of_any_of_the_actions_values(action_model, b
     inputs = batch_of(model, [0])
     history = {name: inputs[name] for name in ("input_ids", "attention_mask", "visit_ids", "event_times")}
     chances = MCMForMultiTaskRecommendation.forward(model, **history).logits["items"].softmax(-1)[0]
-    names = [offers.action_ids[v] for v in offers.actions[offers.places([0])]]
+    names = [offers.action_ids[v] for v in offers.actions[offers.indices([0])]]
     found = dict(zip(names, model(**inputs).preferences[0, :, 0], strict=True))
     either = chances[extractor.label_ids("items", ["item 07", "item 20"])].sum()
     torch.testing.assert_close(found["any of two"], either.log())
@@ -214,7 +214,7 @@ def test_the_counts_of_an_action_are_sums_by_hand(action_model, batch_of, offers
             continue
         checked += 1
         days = (start - log["when"]).dt.total_seconds() / 86_400
-        actions = [offers.action_ids[action] for action in offers.actions[offers.places([group])]]
+        actions = [offers.action_ids[action] for action in offers.actions[offers.indices([group])]]
         of_two = dict(zip(names, known[place, actions.index("any of two")].tolist(), strict=True))
         either = ((log["item"] == "item 07") & (log["aisle"] == "aisle 1")) | (
             (log["item"] == "item 20") & (log["aisle"] == "aisle 3")

@@ -112,6 +112,6 @@ def test_clicks_and_conversions_of_the_synthetic_shop_are_recovered(tmp_path):
     found = score_offers(model, collator, test, 128)[0]
     table = made.offers.to_pandas().sort_values(["group_id", "action_id"], ignore_index=True)
     for place, outcome in enumerate(("click", "conversion")):
-        true = table[f"{outcome}_probability"].to_numpy()[offers.places(test.groups)]
+        true = table[f"{outcome}_probability"].to_numpy()[offers.indices(test.groups)]
         assert np.corrcoef(found[:, place], np.log(true / (1 - true)))[0, 1] > 0.5
         assert (1 / (1 + np.exp(-found[:, place]))).mean() == pytest.approx(true.mean(), rel=0.15)

@@ -37,7 +37,7 @@ def test_a_sample_has_the_certain_labels_and_some_of_the_others(labels):
     certain = torch.isin(sample.ids, torch.tensor([0, 1, 9, 30, 41, 59]))
     assert (counts[certain] == 1).all() and counts[~certain].sum().item() == pytest.approx(LABELS - FIRST_LABEL - 4)
     assert sample.vectors[:, 0].tolist() == sample.bias.tolist() == ids
-    places = sample.places(CERTAIN)
+    places = sample.indices(CERTAIN)
     assert sample.ids[places[CERTAIN >= FIRST_LABEL]].tolist() == [9, 41, 9, 30, 59]
     assert (places[CERTAIN < FIRST_LABEL] < FIRST_LABEL).all()
 
@@ -45,7 +45,7 @@ def test_a_sample_has_the_certain_labels_and_some_of_the_others(labels):
 @pytest.mark.parametrize("number", [54, 1000])
 def test_a_task_with_no_more_others_is_scored_whole(labels, number):
     sample = labels.sample(CERTAIN, number)
-    assert sample is labels and sample.ids is None and torch.equal(sample.places(CERTAIN), CERTAIN)
+    assert sample is labels and sample.ids is None and torch.equal(sample.indices(CERTAIN), CERTAIN)
     assert labels.sample(CERTAIN, 53).ids is not None
 
 
