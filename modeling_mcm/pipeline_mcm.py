@@ -22,6 +22,7 @@ from .action_inputs_mcm import EncodedActions, read_actions
 from .configuration_mcm import FIRST_LABEL
 from .events_mcm import events_before, naming
 from .files_mcm import check_values
+from .inputs_mcm import until
 from .state_mcm import MissingForecastsError
 from .times_mcm import SECONDS_PER_DAY, read_zone, to_seconds
 
@@ -250,10 +251,9 @@ class CustomerPredictionPipeline(_CustomerPipeline):
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
         now = forward_parameters.get("now")
         rows = input_tensors["rows"] if isinstance(input_tensors["rows"], list) else [input_tensors["rows"]]
-        inputs = self.model_inputs({"rows": rows}, now)  # warns of later events
-        if now is not None:
-            inputs = self.model_inputs({"rows": [events_before(row, now) for row in rows]}, now)
-        return ModelOutput({"logits": self.model(**inputs).logits.float()})
+        if now is not None:  # `until` warns of later events, and keeps those at `now` itself
+            rows = [events_before(row, now) for row in until(rows, [now] * len(rows))]
+        return ModelOutput({"logits": self.model(**self.model_inputs({"rows": rows}, now)).logits.float()})
 
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> dict[str, float] | float:
         """Converts the scores to probabilities of the classes, or to the predicted number."""

@@ -223,10 +223,13 @@ def test_the_pipeline_gives_chances_by_label_and_reads_nothing_from_now_on(tuned
     assert predict(whole, now=at) == pytest.approx(predict(cut, now=at)) != pytest.approx(predict(whole))
     several = predict([whole, cut, {"events": []}], now=at, batch_size=3)
     assert several[0] == pytest.approx(predict(whole, now=at), abs=1e-6) and len(several) == 3
-    said = []
+    said, padded, pad = [], [], predict.feature_extractor.pad
     monkeypatch.setattr("modeling_mcm.inputs_mcm.logger.warning_once", said.append)
+    monkeypatch.setattr(
+        predict.feature_extractor, "pad", lambda rows, **options: padded.append(rows) or pad(rows, **options)
+    )
     predict(whole, now=at)
-    assert "events later than `now`, which are left out" in said[0]
+    assert len(said) == len(padded) == 1 and "events later than `now`, which are left out" in said[0]
     with pytest.raises(ValueError, match="customer-prediction has `now`"):
         predict(whole, time=at)
 
