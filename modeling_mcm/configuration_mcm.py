@@ -69,7 +69,8 @@ class MCMConfig(PreTrainedConfig):
         an embedding. `None` or 0: no position embeddings and no limit; only features such as the days since the last
         visit express time and order.
     event_dropout_prob (`float`):
-        Probability that training hides an event from the encoder.
+        Probability that training hides an event of a visit from the encoder. A visit never loses all of its events, so
+        the field changes nothing where units are events (see `encoder_unit`).
     attention_window (`int`, *optional*):
         Number of latest units that a unit attends to, itself included, beside the start row. Only the memories know
         earlier units, and a new visit costs the same after ten visits and after a thousand ([`LiveCustomer`]). Only

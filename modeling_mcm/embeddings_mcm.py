@@ -252,8 +252,9 @@ class MCMEmbeddings(nn.Module):
         """Makes encoder units of events: the events themselves, or visits.
 
         A visit's vector is the sum of its events' vectors divided by the square root of their number. The root keeps
-        the scale of the vector for every visit size; a mean would shrink with it. Training drops random events whole,
-        so that the encoder does not memorise customers; the memories still count these events.
+        the scale of the vector for every visit size; a mean would shrink with it. Training drops random events of
+        visits whole, so that the encoder does not memorise customers; the memories still count these events. A visit
+        keeps at least one event, and events that are units are never dropped.
 
         Args:
             events (`torch.FloatTensor` of shape `(B, L, H)`): embedding of each event.
@@ -267,13 +268,12 @@ class MCMEmbeddings(nn.Module):
             ValueError: if units are visits and there are no `visit_ids`.
         """
         weight = attention_mask.to(events.dtype)
-        if self.training and self.event_dropout > 0:
-            kept = weight * (torch.rand_like(weight) >= self.event_dropout)
-            weight = self._without_empty_units(kept, weight, visit_ids)
         if self.encoder_unit == "event":
             return events * weight[..., None], attention_mask.bool()
         if visit_ids is None:
             raise ValueError("encoder_unit='visit' needs `visit_ids`: MCMFeatureExtractor and the collator give them.")
+        if self.training and self.event_dropout > 0:
+            weight = self._drop_events(weight, visit_ids)
         batch, length, hidden = events.shape
         count = cast(int, visit_ids.max().item()) + 1  # not int(...), which can't be exported
         torch._check(count >= 1)  # tells an export that it is a size
@@ -283,16 +283,13 @@ class MCMEmbeddings(nn.Module):
         visits = (sums / sizes.clamp(min=1).sqrt()[:, None]).view(batch, count, hidden)
         return visits, (sizes > 0).view(batch, count)
 
-    def _without_empty_units(
-        self, kept: torch.Tensor, weight: torch.Tensor, visit_ids: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Weights of events after dropout, where a visit that lost all its events, or the start row, has them back.
+    def _drop_events(self, weight: torch.Tensor, visit_ids: torch.Tensor) -> torch.Tensor:
+        """Sets the weights of random events to 0, but never those of all events of a visit, or of the start row.
 
         A unit of zeros has no variance, and each layer norm multiplies its gradient by a million: with three layers
         the gradient overflows.
         """
-        if self.encoder_unit == "event" or visit_ids is None:
-            return kept
+        kept = weight * (torch.rand_like(weight) >= self.event_dropout)
         number = kept.new_zeros(len(kept), cast(int, visit_ids.max().item()) + 1).scatter_add(1, visit_ids, kept)
         return torch.where(number.gather(1, visit_ids) > 0, kept, weight)
 

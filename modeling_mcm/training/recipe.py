@@ -133,8 +133,9 @@ def _choose_memory(log: _Log) -> Recipe:
 def _choose_objective(log: _Log) -> Recipe:
     """Dropout, and what the loss consists of."""
     if log.repeats_often:
+        dropped = 0.2 if log.reads_visits else 0.0  # events that are units are never dropped
         return Recipe(
-            {"event_dropout_prob": 0.2, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.0},
+            {"event_dropout_prob": dropped, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.0},
             {"ranking_loss_weight": 1.0, "target_half_life_days": 30.0},
             ["Repeats are frequent: the order of the best labels is trained too, and the last months weigh most."],
         )

@@ -186,22 +186,45 @@ def test_event_dropout_leaves_no_visit_empty(tiny_model, inputs):
 
 def test_event_dropout_hides_whole_events_in_training_alone(tiny_model, inputs):
     torch.manual_seed(0)
-    none, some, all_but = (
-        tiny_model(encoder_unit="event", event_dropout_prob=share).model.embeddings for share in (0.0, 0.3, 0.999)
-    )
-    visits = torch.arange(inputs["input_ids"].shape[1]).expand(4, -1)  # each event a visit of its own
-    plain = none.units(none.events(inputs["input_ids"]), inputs["attention_mask"], visits)
-    for embeddings in (none.train(), some, all_but):
-        found = embeddings.units(embeddings.events(inputs["input_ids"]), inputs["attention_mask"], visits)
-        assert torch.equal(found[0], plain[0]) and torch.equal(found[1], plain[1])
-    hidden = []
+    none, some = (tiny_model(encoder_unit="visit", event_dropout_prob=share).model.embeddings for share in (0.0, 0.3))
+    mask = inputs["attention_mask"]
+    visits = torch.arange(mask.shape[1]).expand(4, -1) // 2  # two events each
+    events = torch.eye(mask.shape[1]).expand(4, -1, -1)  # each event has a column of its own
+    plain = none.units(events, mask, visits)[0]
+    for embeddings in (none.train(), some):
+        assert torch.equal(embeddings.units(events, mask, visits)[0], plain)
+    pairs = plain.gt(0).sum(-1) == 2  # visits that can lose one of their events
+    lost = []
     for _ in range(40):
-        units, mask = some.train().units(some.events(inputs["input_ids"]), inputs["attention_mask"], visits)
-        assert torch.equal(mask, plain[1])
-        dropped = (units == 0).all(-1)
-        assert torch.equal(units, plain[0].masked_fill(dropped[..., None], 0))
-        hidden.append(dropped[mask].float().mean())
-    assert 0.25 < torch.stack(hidden).mean() < 0.35
+        units = some.train().units(events, mask, visits)[0]
+        assert torch.equal(units, plain.masked_fill(units == 0, 0)) and torch.equal(units[~pairs], plain[~pairs])
+        lost.append((units[pairs].gt(0).sum(-1) == 1).float().mean())
+    assert 0.37 < torch.stack(lost).mean() < 0.47  # 2 x .3 x .7
+
+
+def test_event_dropout_leaves_events_that_are_units(tiny_model, inputs):
+    embeddings = tiny_model(encoder_unit="event", event_dropout_prob=0.999).model.embeddings.train()
+    events, mask = embeddings.events(inputs["input_ids"]), inputs["attention_mask"]
+    assert torch.equal(embeddings.units(events, mask, None)[0], events * mask[..., None])
+
+
+@pytest.mark.parametrize("unit", ["event", "visit"])
+def test_event_dropout_keeps_the_gradients_of_a_deep_encoder_small(unit):
+    """With its first weights, as training starts: biases are 0 then, so a unit of zeros stays one in every layer."""
+    norms = []
+    for share in (0.0, 0.9):
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+        config = MCMConfig(
+            ["token_type", "a"], [5, 9], tasks=["a"], encoder_unit=unit, event_dropout_prob=share, **sizes
+        )
+        encoder = MCMForMultiTaskRecommendation(config).model.train()
+        ids = torch.randint(2, 5, (8, 6, 2))
+        visits = torch.tensor([0, 1, 1, 2, 2, 3]).expand(8, -1)
+        hidden = encoder(input_ids=ids, attention_mask=torch.ones(8, 6), visit_ids=visits).last_hidden_state
+        (hidden * torch.randn_like(hidden)).sum().backward()
+        norms.append(max(float(each.grad.norm()) for each in encoder.parameters() if each.grad is not None))
+    assert norms[1] < 10 * norms[0]  # also fails where it is no number
 
 
 def test_unknown_and_missing_are_never_preferred(tiny_model, inputs):
