@@ -10,7 +10,7 @@ import torch
 from four_histories import assert_close, four_histories, rows, score
 from one_task import prefix_cross_entropy, prefix_ranking_loss
 
-from modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, readout_mcm
+from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation, MCMModel, readout_mcm
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.losses_mcm import Objective
 
