@@ -216,7 +216,7 @@ def test_event_dropout_keeps_the_gradients_of_a_deep_encoder_small(unit):
         torch.manual_seed(0)
         sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
         names = {"features": ["token_type", "a"], "vocabulary_sizes": [5, 9], "tasks": ["a"]}
-        config = MCMConfig(**names, **sizes, encoder_unit=unit, event_dropout_prob=share)
+        config = MCMConfig(**names, **sizes, encoder_unit=unit, event_dropout_prob=share, state_size=0)
         encoder = MCMForMultiTaskRecommendation(config).model.train()
         ids = torch.randint(2, 5, (8, 6, 2))
         visits = torch.tensor([0, 1, 1, 2, 2, 3]).expand(8, -1)
