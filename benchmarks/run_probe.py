@@ -408,8 +408,8 @@ def write_page(results: dict[str, Any], path: Path) -> None:
     lines += [
         "The metric is AUC for classes and rank correlation for numbers, ± half of its 95% interval. Differences have "
         "their 95% intervals in brackets. Intervals resample customers. The embedding does not read profiles. *Alone* "
-        "is the metric of the embedding minus that of the counts. *Beside* is the metric of both together minus that "
-        "of the counts.",
+        "is the metric of the embedding minus that of the counts. *Beside* is the metric of both together minus "
+        "that of the counts.",
         "",
         "Differences whose interval does not hold 0:",
         "",

@@ -272,25 +272,25 @@ class MCMEmbeddings(nn.Module):
             return events * weight[..., None], attention_mask.bool()
         if visit_ids is None:
             raise ValueError("encoder_unit='visit' needs `visit_ids`: MCMFeatureExtractor and the collator give them.")
-        if self.training and self.event_dropout > 0:
-            weight = self._drop_events(weight, visit_ids)
         batch, length, hidden = events.shape
         count = cast(int, visit_ids.max().item()) + 1  # not int(...), which can't be exported
         torch._check(count >= 1)  # tells an export that it is a size
+        if self.training and self.event_dropout > 0:
+            weight = self._drop_events(weight, visit_ids, count)
         flat = (visit_ids + count * torch.arange(batch, device=events.device)[:, None]).flatten()
         sizes = events.new_zeros(batch * count).index_add(0, flat, attention_mask.to(events.dtype).flatten())
         sums = events.new_zeros(batch * count, hidden).index_add(0, flat, (events * weight[..., None]).flatten(0, 1))
         visits = (sums / sizes.clamp(min=1).sqrt()[:, None]).view(batch, count, hidden)
         return visits, (sizes > 0).view(batch, count)
 
-    def _drop_events(self, weight: torch.Tensor, visit_ids: torch.Tensor) -> torch.Tensor:
+    def _drop_events(self, weight: torch.Tensor, visit_ids: torch.Tensor, count: int) -> torch.Tensor:
         """Sets the weights of random events to 0, but never those of all events of a visit, or of the start row.
 
         A unit of zeros has no variance, and each layer norm multiplies its gradient by a million: with three layers
         the gradient overflows.
         """
         kept = weight * (torch.rand_like(weight) >= self.event_dropout)
-        number = kept.new_zeros(len(kept), cast(int, visit_ids.max().item()) + 1).scatter_add(1, visit_ids, kept)
+        number = kept.new_zeros(len(kept), count).scatter_add(1, visit_ids, kept)
         return torch.where(number.gather(1, visit_ids) > 0, kept, weight)
 
     def forward(self, input_ids, attention_mask, visit_ids=None):
