@@ -57,7 +57,7 @@ from modeling_mcm.evaluation.offers import (
 )
 from modeling_mcm.evaluation.predictions import PredictionsWriter
 from modeling_mcm.evaluation.ranking import mask_met
-from modeling_mcm.evaluation.reports import text_table, with_interval, write_report
+from modeling_mcm.evaluation.reports import text_table, with_half_interval, write_report
 from modeling_mcm.evaluation.tables import by_history, history_table, metric_table, summary, target_of, write_values
 from modeling_mcm.files_mcm import write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
@@ -221,12 +221,12 @@ def _evaluate_offers(options: EvaluationOptions) -> tuple[list[list[str]], str, 
     names = list(next(iter(results.values())))
     table = [["method", *names]]
     for method, intervals in results.items():
-        cells = [with_interval(value) for value in intervals.values()]
+        cells = [with_half_interval(value) for value in intervals.values()]
         table.append([method, *cells])
     caption = (
         f"{len(groups):,} {options.offers_split} groups of offers of {data.schema.name}, {customers:,} customers. Who "
-        "responds: average_precision, roc_auc; which offer, of those who take one: ndcg, recall. 95% intervals "
-        "resample customers."
+        "responds: average_precision, roc_auc; which offer, of those who take one: ndcg, recall. Mean "
+        "over customers, ± half of its 95% bootstrap interval."
     )
     return table, caption, results
 

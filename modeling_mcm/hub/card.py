@@ -18,7 +18,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard,
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MCMConfig
 from modeling_mcm.evaluation.metrics import CONFIDENCE
-from modeling_mcm.evaluation.reports import with_interval
+from modeling_mcm.evaluation.reports import with_half_interval
 from modeling_mcm.files_mcm import write_json, write_text
 from modeling_mcm.hub.folder import (
     ACTION_HEAD,
@@ -362,7 +362,7 @@ def _results_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     metrics = list(dict.fromkeys((row["metric"], row["k"]) for row in rows))
     tasks: dict[str, dict[str, dict]] = {}
     for row in rows:
-        cell = with_interval(row)
+        cell = with_half_interval(row)
         tasks.setdefault(row["task"], {}).setdefault(row["method"], {})[(row["metric"], row["k"])] = cell
     return {
         "columns": [name.replace("_", " ") + (f" @{k}" if k else "") for name, k in metrics],
