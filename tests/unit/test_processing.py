@@ -141,6 +141,11 @@ def test_the_order_of_the_input_does_not_count(extractor):
         assert rows_equal(extractor.encode({**CUSTOMER, "events": shuffled}), extractor.encode(CUSTOMER))
 
 
+def test_two_equal_events_are_two_events(extractor):
+    row = extractor.encode({"events": [event(item="tea"), event(item="tea")]})
+    assert row["feature_items"].tolist() == [3, 3] and row["visits"].tolist() == [0, 0]
+
+
 def test_without_a_visit_column_events_of_one_time_are_one_visit():
     extractor = make(visit=None, end_of_visit=None)
     events = [event("2017-01-02T10:00:00", "buy"), event("2017-01-02T10:00:00"), event("2017-01-02T10:00:01")]
