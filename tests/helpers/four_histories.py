@@ -21,6 +21,12 @@ def rows(inputs, *indices):
     return {name: value[list(indices)] for name, value in inputs.items()}
 
 
+def visit_ends(inputs, place):
+    """Places of the last event of each visit of one row, the start row included."""
+    visits = inputs["visit_ids"][place, : int(inputs["attention_mask"][place].sum())]
+    return [i for i in range(len(visits)) if i + 1 == len(visits) or visits[i] != visits[i + 1]]
+
+
 @torch.no_grad()
 def score(model, inputs, **others):
     """All scores that a model gives, of shape (B, ...)."""

@@ -1,12 +1,13 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The examples as a person runs them, on a small log. The others: 1 in test_house, 2 in test_offers,
-7 in test_finetuning, 8 in test_hub."""
+"""The examples as a person runs them, on a small log. The others: 1 in test_docs, 2 in test_offers, 7 in
+test_finetuning, 8 in test_hub, 9 in test_label_finetuning, 10 in test_stored_states."""
 
 import importlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -44,6 +45,12 @@ def test_examples_are_numbered_and_short():
     assert [path.name.split("_")[0] for path in EXAMPLES] == [str(number + 1) for number in range(len(EXAMPLES))]
     for path in EXAMPLES:
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 60, path.name
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_is_run_by_a_test(path):
+    texts = [test.read_text(encoding="utf-8") for test in (ROOT / "tests").rglob("*.py")]
+    assert any(re.search(rf'["/]{path.stem}(\.py)?"', text) for text in texts)
 
 
 @pytest.mark.parametrize("form", ["log.parquet", "log.csv", "log/a.csv.gz"])

@@ -14,7 +14,8 @@ import pytest
 import torch
 import yaml
 from choices import EXTENDED, TINY, of_data
-from folders import assert_same_weights, changed_weights, weights
+from faults import AREAS, pattern
+from folders import assert_same_weights, changed_weights, content, weights
 from in_process import call
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation, MCMForMultiTaskRecommendation
@@ -119,6 +120,15 @@ def test_a_killed_run_goes_on_and_ends_the_same(options, tmp_path, more):
     shutil.copytree(whole / "checkpoint-10", killed / "checkpoint-10")
     call("run_finetune", *options, "--output_dir", killed, *more, *STEPS)
     assert_same_weights(killed, whole, tolerance=2e-6)
+
+
+def test_a_finished_run_stays_as_it_is_also_with_other_options(options, tuned):
+    before = content(tuned)
+    call("run_finetune", *options, "--output_dir", tuned, *STEPS)
+    for more in (["--learning_rate", 0.5], ["--freeze_encoder"]):
+        with pytest.raises(SystemExit, match=pattern(AREAS["Folders of trainings"]["faults"]["other options"])):
+            call("run_finetune", *options, "--output_dir", tuned, *STEPS, *more)
+    assert content(tuned) == before
 
 
 def test_evaluation_prints_and_writes_a_table(tuned, pretrained, prepared, offers, tmp_path, capsys):

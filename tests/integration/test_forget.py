@@ -354,7 +354,8 @@ def test_no_deletion_of_many_at_once_is_lost(place):
         (place / f"{name}.txt").write_text(name)
         words, environment = command(place, f"{name}.txt", "training/forget_customers.py")
         runs.append(subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
-    assert [run.communicate()[1].decode() and run.returncode for run in runs] == [0] * len(names)
+    said = [run.communicate()[1].decode() for run in runs]
+    assert [run.returncode for run in runs] == [0] * len(names), said
     assert not {*names} & {*customers(place / "data"), *pd.read_parquet(place / "log")["who"]}
     counts = PreparedManifest.load(place / "data").counts
     assert len(customers(place / "data")) == counts["customers"] == 34 - counts["forgotten"] == 34 - len(names)

@@ -311,19 +311,3 @@ def test_scores_that_are_no_numbers_are_not_written(predict, save, prepared, tmp
     options = ["--model", folder, "--data", prepared, "--output_dir", tmp_path / "scores", *SMALL]
     said = predict(*options, fails="gives NaN or infinite numbers for 1 of 3 customers, the first 'c")
     assert said.startswith("run_predict: ") and not list((tmp_path / "scores").glob("*.parquet"))
-
-
-@pytest.mark.parametrize(
-    ("tasks", "twice"),
-    [
-        (("customer_id",), "customer_id"),
-        (("item", "embedding"), "embedding"),
-        (("item", "item_scores"), "item_scores"),
-        (("embedding_scores", "embedding"), "embedding"),
-    ],
-)
-def test_a_task_that_would_overwrite_a_column_is_refused(tasks, twice):
-    kept = {"top_k": 1, "embeddings": False, "batch_size": 1, "rows_per_file": 1}
-    with pytest.raises(ValueError, match=f"two columns '{twice}'.*another name"):
-        ScoringJob("model", "data", "scores", tasks=tasks, **kept)
-    assert ScoringJob("model", "data", "scores", tasks=("item", "items_scores"), **kept)

@@ -1,12 +1,14 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Embeddings: of events, of the encoder's units, and of labels, which are those of the features."""
+"""Embeddings: of events, of the encoder's units, and of labels, which are those of the features. And event dropout."""
 
 import math
 
 import pytest
 import torch
 from four_histories import assert_close, four_histories, rows, score
+
+from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation
 
 
 @pytest.fixture
@@ -98,3 +100,63 @@ def test_without_positions_the_order_of_events_is_not_known(tiny_model, inputs):
     turned["input_ids"] = turned["input_ids"].flip(1)
     assert_close(score(model, turned), score(model, rows(inputs, 2)))
     assert "position" not in " ".join(model.state_dict())
+
+
+# ------------------------------------------------------------------------------------------------------- event dropout
+
+
+def test_event_dropout_leaves_no_visit_empty(tiny_model, inputs):
+    """A unit of zeros has no variance, and each layer norm would multiply its gradient by a million."""
+    torch.manual_seed(0)
+    none, some, all_but = (
+        tiny_model(encoder_unit="visit", event_dropout_prob=share).model.embeddings.train()
+        for share in (0.0, 0.3, 0.999)
+    )
+    visits = torch.arange(inputs["input_ids"].shape[1]).expand(4, -1) // 2
+    plain, mask = none.units(none.events(inputs["input_ids"]), inputs["attention_mask"], visits)
+    found, _ = some.units(some.events(inputs["input_ids"]), inputs["attention_mask"], visits)
+    assert not torch.equal(found, plain) and (found[mask] != 0).any(-1).all()
+    whole, _ = all_but.units(all_but.events(inputs["input_ids"]), inputs["attention_mask"], visits)
+    assert torch.isclose(whole, plain).all(-1).float().mean() > 0.9  # visits that lost all events have them back
+
+
+def test_event_dropout_hides_whole_events_in_training_alone(tiny_model, inputs):
+    torch.manual_seed(0)
+    none, some = (tiny_model(encoder_unit="visit", event_dropout_prob=share).model.embeddings for share in (0.0, 0.3))
+    mask = inputs["attention_mask"]
+    visits = torch.arange(mask.shape[1]).expand(4, -1) // 2  # two events each
+    events = torch.eye(mask.shape[1]).expand(4, -1, -1)  # each event has a column of its own
+    plain = none.units(events, mask, visits)[0]
+    for embeddings in (none.train(), some):
+        assert torch.equal(embeddings.units(events, mask, visits)[0], plain)
+    pairs = plain.gt(0).sum(-1) == 2  # visits that can lose one of their events
+    lost = []
+    for _ in range(40):
+        units = some.train().units(events, mask, visits)[0]
+        assert torch.equal(units, plain.masked_fill(units == 0, 0)) and torch.equal(units[~pairs], plain[~pairs])
+        lost.append((units[pairs].gt(0).sum(-1) == 1).float().mean())
+    assert 0.37 < torch.stack(lost).mean() < 0.47  # 2 x .3 x .7
+
+
+def test_event_dropout_leaves_events_that_are_units(tiny_model, inputs):
+    embeddings = tiny_model(encoder_unit="event", event_dropout_prob=0.999).model.embeddings.train()
+    events, mask = embeddings.events(inputs["input_ids"]), inputs["attention_mask"]
+    assert torch.equal(embeddings.units(events, mask, None)[0], events * mask[..., None])
+
+
+@pytest.mark.parametrize("unit", ["event", "visit"])
+def test_event_dropout_keeps_the_gradients_of_a_deep_encoder_small(unit):
+    """With its first weights, as training starts: biases are 0 then, so a unit of zeros stays one in every layer."""
+    norms = []
+    for share in (0.0, 0.9):
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+        names = {"features": ["token_type", "a"], "vocabulary_sizes": [5, 9], "tasks": ["a"]}
+        config = MCMConfig(**names, **sizes, encoder_unit=unit, event_dropout_prob=share, state_size=0)
+        encoder = MCMForMultiTaskRecommendation(config).model.train()
+        ids = torch.randint(2, 5, (8, 6, 2))
+        visits = torch.tensor([0, 1, 1, 2, 2, 3]).expand(8, -1)
+        hidden = encoder(input_ids=ids, attention_mask=torch.ones(8, 6), visit_ids=visits).last_hidden_state
+        (hidden * torch.randn_like(hidden)).sum().backward()
+        norms.append(max(float(each.grad.norm()) for each in encoder.parameters() if each.grad is not None))
+    assert norms[1] < 10 * norms[0]  # also fails where it is no number

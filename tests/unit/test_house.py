@@ -171,6 +171,11 @@ def test_no_test_imports_a_test(path):
         assert module != "conftest" and not module.startswith("test_"), f"import {module}: use tests/helpers/"
 
 
+def test_unit_tests_mirror_the_package():
+    folders = {path.name for path in (ROOT / "tests" / "unit").iterdir() if list(path.glob("*.py"))}
+    assert folders <= {path.name for path in PACKAGE.iterdir() if path.is_dir()} | {"benchmarks"}
+
+
 @named(SOURCES)
 def test_every_file_has_the_licence_header_and_says_what_it_is_for(path):
     lines = path.read_text(encoding="utf-8").splitlines()

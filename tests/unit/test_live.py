@@ -169,6 +169,16 @@ def test_a_removed_event_was_never_seen(live_model, extractor, name):
     assert content(live) == content(empty) and live.scores() == empty.scores()
 
 
+def test_of_two_equal_events_one_is_removed(live_model, extractor):
+    live, events = LiveCustomer(live_model("counted"), extractor), random_events(5, 6)
+    live.add([*events, events[2]])
+    assert_equal_to_whole(live, [*events, events[2]])
+    live.remove(events[2])
+    assert_equal_to_whole(live, events)
+    live.remove(events[2])
+    assert_equal_to_whole(live, events[:2] + events[3:])
+
+
 @pytest.mark.parametrize("order", ["rows", "place"])
 def test_a_log_without_times_is_followed_too(live_model, extractor, order):
     kept = [feature for feature in extractor.features if feature["name"] not in ("weekday", "gap")]

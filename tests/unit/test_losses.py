@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The losses of one task against plain loops. Equation 4 within a whole model: test_modeling.py."""
+"""The losses of one task against plain loops. Equation 4 within a whole model: test_model_losses.py."""
 
 import math
 

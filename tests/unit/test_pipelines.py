@@ -135,6 +135,23 @@ def test_events_may_be_a_data_frame_or_a_list_of_dicts_in_any_order(checkpoint, 
         np.testing.assert_allclose(found, embed(customers[0]), atol=1e-5)
 
 
+@pytest.mark.parametrize("task", ["customer-embedding", "preference-scores"])
+def test_events_after_now_change_no_answer(checkpoint, event_log, task):
+    """Also where the history is longer than the window, which ends at `now`."""
+    answer = pipeline(task, model=checkpoint)
+    events = event_log[event_log["who"] == event_log["who"].value_counts().index[0]]
+    now = events["when"].iloc[-15]
+    before = events[events["when"] <= now]
+    assert len(events) > 40 and len(before) < len(events) - 5
+    found, expected = (answer({"events": each}, now=now) for each in (events, before))
+    whole = answer({"events": events})
+    if task == "customer-embedding":
+        np.testing.assert_array_equal(found, expected)
+        assert np.abs(found - whole).max() > 1e-3
+    else:
+        assert found == expected != whole
+
+
 def test_bad_options_and_customers_are_refused(checkpoint, customers):
     embed, score = (pipeline(task, model=checkpoint) for task in ("customer-embedding", "preference-scores"))
     with pytest.raises(ValueError, match=r"Unknown options \['top_k'\]: customer-embedding has"):

@@ -240,6 +240,3 @@ def test_a_fresh_memory_is_a_recency_weighted_frequency(history):
     found = added(memory, 0, history)[0, 0]
     assert found[5] > found[2] > found[10] > 0  # twice, the later time today; twice; once
     torch.testing.assert_close(found[[3, 4, 6, 7, 8, 9]], torch.zeros(6))
-
-
-# ---------------------------------------------------------------------------------------------------------- every unit

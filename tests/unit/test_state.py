@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from choices import PAPER
+from huggingface_hub.errors import StrictDataclassError
 
 from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.state_mcm import interval_edges
@@ -216,13 +217,13 @@ def test_horizons_are_edges_of_the_intervals():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"state_size": -1}, "state_size"),
-        ({"forecast_days": [0]}, "forecast_days"),
-        ({"summed_features": ["nope"]}, "nope"),
+        ({"state_size": -1}, "`state_size` must be 0 or more, got -1"),
+        ({"forecast_days": [0]}, r"`forecast_days` must be positive numbers of days, got \[0\]"),
+        ({"summed_features": ["nope"]}, r"`summed_features` names \['nope'\], which are not among the features"),
     ],
 )
 def test_a_wrong_config_says_what_is_wrong(changes, words):
-    with pytest.raises(Exception, match=words):
+    with pytest.raises(StrictDataclassError, match=words):
         make_config(**changes)
 
 

@@ -331,7 +331,7 @@ def test_a_long_random_prefix_keeps_its_latest_events(collator):
         places = [
             i for i in range(len(after)) if after[i : i + len(kept)] == kept and after[i + len(kept)] == asked[0][1]
         ]
-        assert places
+        assert places and (min(places) == 0 or len(kept) == 8)  # nothing is left out that the window has room for
 
 
 def test_masked_events_are_targets_and_their_labels_are_what_was_hidden(collator, rows):

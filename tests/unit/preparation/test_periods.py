@@ -3,6 +3,7 @@
 """Leave-one-out instead of dates, and logs whose events have an order and no time."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import ibis
@@ -257,7 +258,7 @@ def test_rows_in_order_are_not_updated(tmp_path):
         update(tmp_path / "out", tmp_path / "log")
 
 
-def test_the_latest_events_of_a_customer_are_kept(tmp_path):
+def test_the_latest_events_of_each_period_are_kept(tmp_path):
     log = make_ordered()
     schema = schema_with(max_events=4, max_events_per_customer=4)
     counts = prepare(log, schema, tmp_path / "out").counts
@@ -265,9 +266,11 @@ def test_the_latest_events_of_a_customer_are_kept(tmp_path):
     assert counts["dropped_excess"] > 0
     whole = read_rows(tmp_path, "all")
     for customer, row in read_rows(tmp_path).items():
-        assert 0 < row["validation_end"] <= 4
-        for kept, everything in ((row, whole[customer]),):
-            assert kept["test_end"] - kept["validation_end"] <= everything["test_end"] - everything["validation_end"]
+        bounds = [[0, each["validation_end"], each["test_end"], len(each["times"])] for each in (whole[customer], row)]
+        for (start, end), (first, last) in zip(*map(pairwise, bounds), strict=True):
+            assert last - first == min(4, end - start)
+            # Prices tell the events of a customer apart; ids do not, for they are fitted on what is kept.
+            assert row["value_price"][first:last] == whole[customer]["value_price"][end - (last - first) : end]
 
 
 BAD_LOGS = {

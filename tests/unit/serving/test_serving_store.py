@@ -159,9 +159,11 @@ def test_events_of_another_checkpoint_stay_when_its_store_is_taken_over(start, e
     assert scores(start(model=other, adopt=True)) == never_had(other, extractor, events)
 
 
-def test_a_store_is_written_by_a_checkpoint_and_no_other(start, events):
+def test_a_store_is_written_by_a_checkpoint_and_no_other(start, events, tiny_model):
     first = start()
     first.add(events)
+    with pytest.raises(StoreFailure, match=said("another checkpoint")):
+        start(model=tiny_model(extended=True, hidden_size=24))
     again = start()  # the same checkpoint, started again, is no other
     again.add(events)
     assert scores(again) == scores(first)

@@ -5,6 +5,7 @@
 import json
 from collections import Counter
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -153,16 +154,37 @@ def test_scales_make_validation_cases_likelier(prepared, tiny_model, extractor):
 
 def test_preparation_writes_followers_of_the_training_period_alone(event_log, prepare_log):
     """Events after the validation cutoff change neither the followers nor the measures."""
+    log = event_log.drop_duplicates(["who", "when"])  # followers are counted where events come one by one
     cutoff = np.datetime64(SCHEMA["cutoffs"]["validation"])
-    is_late = event_log["when"].to_numpy().astype("datetime64[s]") >= cutoff
-    changed = event_log.copy()
+    is_late = log["when"].to_numpy().astype("datetime64[s]") >= cutoff
+    changed = log.copy()
     late_items = changed.loc[is_late, "item"].to_numpy()
     changed.loc[is_late, "item"] = late_items[::-1]
-    folders = [prepare_log(log) for log in (event_log, changed)]
+    folders = [prepare_log(each) for each in (log, changed)]
     first, second = (pq.read_table(folder / "followers.parquet") for folder in folders)
-    assert first.equals(second)
+    assert first.equals(second) and first.num_rows > 30
     first, second = (json.loads((folder / "manifest.json").read_text())["measures"] for folder in folders)
     assert first == second and first["targets"] > 0
+
+
+def with_one_aisle_later(rows):
+    """The rows, whose events from the validation cutoff on are all of one aisle."""
+    table = rows.with_format("arrow")[:]
+    place = table.column_names.index("feature_aisle")
+    changed = [
+        [*aisles[:end], *[2] * (len(aisles) - end)]
+        for aisles, end in zip(table["feature_aisle"].to_pylist(), table["validation_end"].to_pylist(), strict=True)
+    ]
+    return datasets.Dataset(table.set_column(place, "feature_aisle", pa.array(changed, pa.list_(pa.int32()))))
+
+
+def test_nothing_after_the_cutoff_changes_what_labels_decide(prepared, tiny_model):
+    rows, found = load_prepared(prepared), []
+    for each in (rows, with_one_aisle_later(rows)):
+        model = tiny_model(extended=True, label_features=["aisle", "type"])
+        decided = fill_label_values(model, each)
+        found.append((decided, [model.label_values(place).tolist() for place in range(len(model.config.tasks))]))
+    assert found[0] == found[1]
 
 
 def test_labels_decide_the_features_that_never_change_with_them(prepared, tiny_model):
