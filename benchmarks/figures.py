@@ -35,12 +35,12 @@ STAMP = re.compile(
 
 
 def read_list() -> dict[str, dict[str, Any]]:
-    """Reads the pages of figures.yaml. The names of groups in `sources` are replaced by the groups' paths and
-    patterns.
+    """Reads the pages of figures.yaml. Each of a page's `sources` is a list of git's patterns of paths: those of the
+    group that is named there, or the path itself.
     """
     content = yaml.safe_load(LIST.read_text(encoding="utf-8"))
     for page in content["pages"].values():
-        page["sources"] = [path for name in page["sources"] for path in content["groups"].get(name, [name])]
+        page["sources"] = [content["groups"].get(name, [name]) for name in page["sources"]]
     return content["pages"]
 
 
@@ -65,18 +65,19 @@ def has_history() -> bool:
         return False
 
 
-def newer_commits(stamp: re.Match[str], sources: list[str]) -> list[str]:
+def newer_commits(stamp: re.Match[str], sources: list[list[str]]) -> list[str]:
     """Lists the commits that changed the sources of a page after the commit of its stamp.
 
     Args:
         stamp (`re.Match`): The stamp, a match of `STAMP`.
-        sources (list of `str`): Paths and patterns of paths.
+        sources (list of lists of `str`): Sources as [`read_list`] returns them.
 
     Returns:
-        `list[str]`: Hash and title of each commit.
+        `list[str]`: Hash and title of each commit, those of one source after those of another.
     """
-    commit = stamp["made"] or stamp["kept"]
-    return git("log", "--format=%h %s", f"{commit}..HEAD", "--", *sources).splitlines()
+    since = f"{stamp['made'] or stamp['kept']}..HEAD"
+    lines = [line for paths in sources for line in git("log", "--format=%h %s", since, "--", *paths).splitlines()]
+    return list(dict.fromkeys(lines))
 
 
 def stamp_of(page: str) -> re.Match[str] | None:
@@ -91,14 +92,14 @@ def write_stamp(page: str, words: str) -> None:
     write_text(ROOT / page, f"{text}\n\n*Figures {words}.*\n")
 
 
-def make(page: str, commands: list[str], sources: list[str]) -> None:
+def make(page: str, commands: list[str], sources: list[list[str]]) -> None:
     """Runs the commands of a page and stamps it.
 
     Raises:
         RuntimeError: If sources have changes that are not committed.
         subprocess.CalledProcessError: If a command fails; the stamp stays as it was.
     """
-    if changed := git("status", "--porcelain", "--", *sources):
+    if changed := "".join(git("status", "--porcelain", "--", *paths) for paths in sources):
         raise RuntimeError(f"{page} is made from files with changes that are not committed: {changed}. Commit first.")
     commit = git("rev-parse", "--short", "HEAD")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}

@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 
 from .configuration_mcm import FIRST_LABEL
 from .counted_memory_mcm import TIE_SHARE
-from .events_mcm import Timeline, naming
-from .inputs_mcm import first_kept
+from .events_mcm import Timeline
+from .inputs_mcm import first_kept, until
 from .modeling_mcm import PARTS, MCMForMultiTaskRecommendation
 from .processing_mcm import MCMFeatureExtractor
 from .schema_mcm import DAYS_SINCE_VISIT
-from .times_mcm import SECONDS_PER_DAY, read_zone, to_seconds
+from .times_mcm import SECONDS_PER_DAY
 
 # Parts whose sum is a log-probability. The last one is the softmax's normalisation.
 NAMES = (*PARTS, "habits", "new", "others")
@@ -136,7 +136,7 @@ def explain(
         label (*optional*): the label to explain, a value of the task's feature. Default: the label with the highest
             score.
         now (*optional*): moment of the score: text, a datetime or a number of seconds, as for the feature extractor.
-            Default: the time of the last event.
+            Later events are not read, and a warning says so. Default: the time of the last event.
         most_visits (`int`, *optional*): number of visits to delete: the latest ones with the label first, then the
             latest others. The remaining visits get a share of 0. `None`: all visits.
         visits_with_events (`int`): number of visits, those with the largest shares, whose single events are deleted
@@ -144,16 +144,17 @@ def explain(
             the label.
 
     Raises:
-        ValueError: if the task or the label is unknown, or the customer can't be encoded.
+        ValueError: if the task or the label is unknown, the customer can't be encoded, or `now` is given for a log
+            without times.
     """
     if task not in model.config.tasks:
         raise ValueError(f"No task {task!r}: this checkpoint predicts {model.config.tasks}.")
     row = customer if "visits" in customer else feature_extractor.encode(customer)
-    row = _read_part(feature_extractor.readable(row, model.config.input_features), feature_extractor.max_events)
     moment = None
-    if now is not None and feature_extractor.time is not None:
-        with naming("`now`"):
-            moment = to_seconds(now, read_zone(feature_extractor.time_zone))
+    if now is not None:
+        (moment,) = feature_extractor._read_now(now, 1)
+        (row,) = until([row], [moment])
+    row = _read_part(feature_extractor.readable(row, model.config.input_features), feature_extractor.max_events)
     history = _History(model, feature_extractor, row, moment)
     label_id = history.best(task) if label is None else int(feature_extractor.label_ids(task, [label])[0])
     if label_id < FIRST_LABEL:
@@ -164,7 +165,7 @@ def explain(
 class _History:
     """A customer's history and its variants without some events, with the model's log-probabilities for them."""
 
-    def __init__(self, model, feature_extractor, row: Mapping[str, Any], moment: int | None):
+    def __init__(self, model, feature_extractor, row: Mapping[str, Any], moment: float | None):
         self.model, self.extractor, self.row, self.moment = model, feature_extractor, dict(row), moment
         self.visits = row["visits"]
         self.columns = [name for name, value in row.items() if isinstance(value, np.ndarray) and value.ndim]

@@ -170,7 +170,7 @@ class LiveHistory:
         if visit is None or event not in visit.events:
             return False
         events = self.events
-        events.remove(event)
+        del events[len(events) - 1 - events[::-1].index(event)]
         self.visits, self._by_key, self._arrived, self.latest = [], {}, 0, NEVER
         self.insert(events)
         return True

@@ -134,7 +134,7 @@ class LiveCustomer:
 
         Args:
             now (*optional*): moment of the scores: text, a datetime or a number of seconds. The counts of the repeat
-                memory have faded until then. Default: the time of the last event, which training and evaluation use.
+                memory have faded until then. Default: the time of the last event.
             tasks (`Sequence[str]`, *optional*): names of the tasks. Default: all tasks.
             k (`int`): number of labels of each task; at most all labels are returned.
 

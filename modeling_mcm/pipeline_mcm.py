@@ -314,13 +314,13 @@ class ActionScoresPipeline(_CustomerPipeline):
 
     def _days(self, row: dict[str, Any], seconds: int | None) -> np.float32:
         """Days from a customer's last event to the time of the offers."""
-        times = row["times"]
-        if seconds is None or not len(times):
+        if seconds is None or not len(row["times"]):
             return np.float32(0)
-        if times[-1] >= seconds:
+        latest = row["times"].max()  # which is not the end of the row where visits overlap
+        if latest >= seconds:
             name = row["where"] if row["customer_id"] is None else f"Customer {row['customer_id']!r}"
             raise ValueError(f"{name} has events at or after the `time` of the offers; leave these events out.")
-        return np.float32((seconds - times[-1]) / SECONDS_PER_DAY)
+        return np.float32((seconds - latest) / SECONDS_PER_DAY)
 
     def postprocess(self, model_outputs: ModelOutput, **postprocess_parameters: Any) -> list[dict[str, Any]]:
         """Pairs the probabilities with the names of actions and outcomes."""

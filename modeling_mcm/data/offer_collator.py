@@ -150,9 +150,8 @@ class OfferCollator:
         offered = np.full(cells.shape, NOT_OFFERED)
         offered[cells] = self.offers.actions[indices]
         arrays = self.actions.inputs(batch["input_ids"].numpy(), offered)
-        latest = [item["history"]["times"][-1:] for item in items]
-        waited = [self.offers.times[g] - times for g, times in zip(groups, latest, strict=True)]
-        days = np.array([wait.max(initial=0) / SECONDS_PER_DAY for wait in waited], np.float32)
+        waited = [self.offers.times[g] - item["history"]["times"] for g, item in zip(groups, items, strict=True)]
+        days = np.array([wait.min() / SECONDS_PER_DAY if wait.size else 0 for wait in waited], np.float32)
         arrays |= {"days_to_offers": days, "labels": self._labels(indices, cells)}
         return batch | {name: torch.from_numpy(array) for name, array in arrays.items()}
 

@@ -229,7 +229,11 @@ def main() -> None:
         histories = Histories(model, extractor, options.data, options.events, profile, cache=options.model)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"app: {error}")
-    launch_page(build_page(histories), server_name=options.host, server_port=options.port)
+    blocks = build_page(histories)
+    _, address, _ = launch_page(blocks, server_name=options.host, server_port=options.port, prevent_thread_lock=True)
+    sys.stdout.write(f"The page is at {address}\n")
+    sys.stdout.flush()
+    blocks.block_thread()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,6 +43,9 @@ logger = logging.get_logger(__name__)
 ADAPTED = ["query", "value"]
 # Options that decide the weights, besides those of the Trainer and of the model's config.
 DECIDING = ("outcomes", "train_splits", "label_share", "freeze_encoder", "lora", "from_scratch", "encoder_lr_factor")
+
+# The model that is fine-tuned: its name among the digests of a run, and its files.
+PRE_TRAINED, MODEL_PARTS = "pre-trained model", ("*.safetensors", "config.json")
 
 
 @dataclass
@@ -170,7 +174,12 @@ def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None
 
     own = {name: getattr(options, name) for name in DECIDING} | {"max_events": extractor.max_events}
     own["batch size"] = step_size(training)
-    run = _digests_of(options) | {"options": deciding_options(training) | own}
+    run = {
+        "data": sha256_of(data.folder / MANIFEST_FILE),
+        "offers": digest_of(str(options.offers), ("*.parquet",)),
+        PRE_TRAINED: digest_of(str(options.model), MODEL_PARTS),
+        "options": deciding_options(training) | own,
+    }
     with output_folder_lock(str(training.output_dir), training.should_save):
         start = find_start(str(training.output_dir), FINE_TUNING, run, model.config)
         if start.is_finished:
@@ -179,16 +188,15 @@ def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None
             _train(options, training, data, extractor, model, offers, groups, evaluated, run, start)
 
 
-def _digests_of(options: FineTuningOptions) -> dict[str, Any]:
-    """SHA-256 digests of `data`, `offers` and `pre-trained model`, which a resumed run must have in common."""
-    digests = {"data": sha256_of(Path(str(options.data)) / MANIFEST_FILE)}
-    for name, folder, patterns in (
-        ("offers", options.offers, ("*.parquet",)),
-        ("pre-trained model", options.model, ("*.safetensors", "config.json")),
-    ):
-        files = [path for pattern in patterns for path in sorted(Path(str(folder)).glob(pattern))]
-        digests[name] = hashlib.sha256(" ".join(map(sha256_of, files)).encode()).hexdigest()
-    return digests
+def digest_of(folder: str | Path, patterns: Sequence[str]) -> str:
+    """Computes one SHA-256 digest of a folder's files.
+
+    Args:
+        folder (`str` or `Path`): The folder. A name on the Hub is no folder, so its digest is that of no files.
+        patterns (sequence of `str`): Patterns of the files' names.
+    """
+    files = [path for pattern in patterns for path in sorted(Path(folder).glob(pattern))]
+    return hashlib.sha256(" ".join(map(sha256_of, files)).encode()).hexdigest()
 
 
 def _train(

@@ -6,9 +6,10 @@ The counts that a customer's state is computed from do not change in training. I
 computed once for the history of every label, and a training step then takes a millisecond.
 """
 
+import json
 import sys
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from transformers import Trainer, default_data_collator
 from transformers.utils import logging
 
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
-from modeling_mcm.data.dataset import PreparedData, check_vocabularies
+from modeling_mcm.data.dataset import MANIFEST_FILE, PreparedData, check_vocabularies, sha256_of
 from modeling_mcm.data.labels import (
     AUTO,
     ERROR,
@@ -38,8 +39,17 @@ from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.callbacks import EarlyStopping
 from modeling_mcm.training.checkpoints import read_checkpoint
+from modeling_mcm.training.finetuning import MODEL_PARTS, PRE_TRAINED, digest_of
 from modeling_mcm.training.offer_trainer import slow_down
-from modeling_mcm.training.resuming import last_whole_checkpoint
+from modeling_mcm.training.resuming import (
+    FINE_TUNING,
+    RunError,
+    Start,
+    deciding_options,
+    find_start,
+    output_folder_lock,
+    step_size,
+)
 
 logger = logging.get_logger(__name__)
 NEW = ("prediction_head.",)
@@ -79,7 +89,9 @@ class LabelOptions:
     )
     label: str = option("label", "Column of --labels with the label.")
     customer_column: str = option("customer_id", "Column of --labels with the customer.")
-    time_column: str = option("time", "Column of --labels with the time of the label. Events after it are not read.")
+    time_column: str = option(
+        "time", "Column of --labels with the time of the label. Events at it or later are not read."
+    )
     label_kind: str = option(
         AUTO,
         "Kind of the label. With auto, a label of 0 and 1, of booleans or of text is a class, and any other a number.",
@@ -262,6 +274,7 @@ def train_to_labels(
     Raises:
         ValueError: If the labels, the data and the options do not fit together.
         CheckpointError: If the checkpoint can't be read.
+        RunError: If the output folder holds another run.
     """
     extractor = MCMFeatureExtractor.from_pretrained(model)
     check_vocabularies(data, extractor)
@@ -273,29 +286,80 @@ def train_to_labels(
     tuned: MCMForCustomerPrediction = read_checkpoint(MCMForCustomerPrediction, model, NEW, **labels.model_options())
     if is_frozen:
         tuned.freeze_state()
+    own = asdict(options) | {"freeze_encoder": is_frozen, "encoder_lr_factor": encoder_lr_factor}
+    own |= {"max_events": extractor.max_events, "batch size": step_size(training)}
+    del own["labels"]  # where the file lies does not matter, but what it holds
+    run = {
+        "data": sha256_of(Path(data, MANIFEST_FILE)),
+        "labels": sha256_of(Path(str(options.labels))),
+        PRE_TRAINED: digest_of(model, MODEL_PARTS),
+        "options": deciding_options(training) | own,
+    }
+    with output_folder_lock(str(training.output_dir), training.should_save):
+        start = find_start(str(training.output_dir), FINE_TUNING, run, tuned.config)
+        if start.is_finished:
+            return _finished_metrics(Path(str(training.output_dir), FINE_TUNING))
+        return _train(tuned, extractor, customers, trained_on, held_out, training, run, start)
+
+
+def _finished_metrics(record: Path) -> dict[str, float]:
+    """Reads the metrics of a finished run from its record.
+
+    Raises `RunError` if an earlier version wrote the record, which does not say what the run was made with.
+    """
+    facts = json.loads(record.read_text(encoding="utf-8"))
+    if "run" not in facts:
+        raise RunError(
+            f"{record.parent} holds a model that an earlier version fine-tuned, and {record.name} does not say to "
+            "which labels; nothing was changed: give another output_dir, or remove that folder."
+        )
+    logger.warning(f"{record.parent} holds this run, which is finished: nothing is left to train.")
+    return {name: value for name, value in facts["validation"].items() if name in METRICS}
+
+
+def _train(
+    model: MCMForCustomerPrediction,
+    extractor: MCMFeatureExtractor,
+    customers: LabelledCustomers,
+    trained_on: NDArray[np.int64],
+    held_out: NDArray[np.int64],
+    training: Any,
+    run: dict[str, Any],
+    start: Start,
+) -> dict[str, float]:
+    """Trains a model on labels, and writes the model and the record of the run, finetuning.json.
+
+    `trained_on` and `held_out` are indices of the labels to train and to evaluate on; `run` holds the digests and
+    options that a resumed run must have in common with this one. Returns the metrics on `held_out`.
+    """
+    labels, evaluates = customers.labels, training.eval_strategy != "no"
     dataset, collator = _start_head(
-        tuned, customers, LabelCollator(extractor, tuned.config), trained_on, training.seed
+        model, customers, LabelCollator(extractor, model.config), trained_on, training.seed
     )
     trainer = LabelTrainer(
-        model=tuned,
+        model=model,
         args=training,
         data_collator=collator,
         train_dataset=Subset(dataset, trained_on.tolist()),
         eval_dataset=Subset(dataset, held_out.tolist()) if evaluates else None,
         processing_class=extractor,
         compute_metrics=LabelMetrics(labels.kind == NUMBER),
-        encoder_lr_factor=encoder_lr_factor,
+        encoder_lr_factor=run["options"]["encoder_lr_factor"],
     )
-    checkpoint, broken = last_whole_checkpoint(training.output_dir)
-    if broken:
-        logger.warning(f"Interrupted while they were written, so not used: {', '.join(broken)}.")
-    trained = sum(value.numel() for value in tuned.parameters() if value.requires_grad)
+    if start.faults:
+        logger.warning(
+            f"Interrupted while they were written, or damaged since, so not used: {'; '.join(start.faults)}."
+        )
+    record = Path(training.output_dir, FINE_TUNING)
+    if trainer.is_world_process_zero():
+        write_json(record, {"run": run, "finished": False})
+    trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
     logger.warning(
         f"{trained:,} trained parameters, {len(trained_on):,} labels to train on and {len(held_out):,} to evaluate "
         f"on, {f'{labels.kind}: ' + ', '.join(labels.classes) if labels.classes else labels.kind}; "
-        + (f"going on from {checkpoint}" if checkpoint else "starting anew")
+        + (f"going on from {start.checkpoint}" if start.checkpoint else "starting anew")
     )
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    result = trainer.train(resume_from_checkpoint=start.checkpoint)
     trainer.save_model()
     trainer.save_state()
     evaluation = trainer.evaluate() if evaluates else {}
@@ -303,6 +367,7 @@ def train_to_labels(
     metrics = {name: value for name, value in values.items() if name in METRICS}
     if trainer.is_world_process_zero():
         facts = {
+            "run": run,
             "label": labels.name,
             "kind": labels.kind,
             "classes": list(labels.classes),
@@ -316,7 +381,7 @@ def train_to_labels(
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "threads": torch.get_num_threads(),
         }
-        write_json(Path(training.output_dir, "finetuning.json"), facts)
+        write_json(record, facts)
     words = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
     on_held_out = f"On {len(held_out):,} labels of customers that were not trained on: {words}."
     logger.warning(on_held_out if words else "Saved.")

@@ -127,6 +127,32 @@ def test_a_killed_run_goes_on_and_ends_the_same(options, tmp_path):
     assert_same_weights(killed, whole, tolerance=2e-6)
 
 
+def test_a_folder_of_another_run_is_refused_and_a_finished_run_is_left_alone(options, tables, tuned, tmp_path, caplog):
+    folder = tmp_path / "run"
+    shutil.copytree(tuned, folder)
+    given = [*options, "--output_dir", folder, "--learning_rate", 0.01]
+    before = {path.name: path.read_bytes() for path in folder.glob("*.*")}
+    for other, message in [
+        (["--label", "spent"], "label likes and this run has spent"),
+        (["--label", "likes", "--validation_share", 0.5], "validation_share 0.2 and this run has 0.5"),
+        (["--label", "likes", "--labels", tables / "labels.csv"], "other labels"),
+        (["--label", "likes", "--freeze_encoder"], "freeze_encoder False and this run has True"),
+    ]:
+        with pytest.raises(SystemExit, match=f"trained otherwise.*{message}.*give another output_dir"):
+            finetune(*given, *other)
+    finetune(*given, "--label", "likes")
+    assert "which is finished: nothing is left to train" in caplog.text
+    assert {path.name: path.read_bytes() for path in folder.glob("*.*")} == before
+    facts = json.loads((folder / "finetuning.json").read_text())
+    (folder / "finetuning.json").write_text(json.dumps(facts | {"finished": False}))
+    with pytest.raises(SystemExit, match="label likes and this run has spent"):  # interrupted, and another label
+        finetune(*given, "--label", "spent")
+    del facts["run"]  # as versions before wrote it
+    (folder / "finetuning.json").write_text(json.dumps(facts))
+    with pytest.raises(SystemExit, match="does not say to which labels.*give another output_dir"):
+        finetune(*given, "--label", "likes")
+
+
 def test_labels_that_do_not_fit_in_memory_are_counted_step_by_step(options, monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.import_module("modeling_mcm.training.labels"), "MOST_NUMBERS", 0)
     finetune(*options, "--label", "likes", "--max_steps", 2, "--output_dir", tmp_path / "run")

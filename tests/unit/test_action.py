@@ -361,6 +361,24 @@ def test_an_action_never_seen_is_scored_by_its_features(action_model, extractor,
     assert both[0][2]["conversion"] == pytest.approx(found[2]["conversion"], abs=1e-5) and len(both[1]) == 3
 
 
+def test_offers_in_the_middle_of_a_visit_are_refused_where_visits_overlap(action_model, extractor, tmp_path):
+    action_model(extended=True).save_pretrained(tmp_path)
+    extractor.save_pretrained(tmp_path)
+    score = pipeline("action-scores", model=str(tmp_path))
+    events = [
+        {"when": when, "basket": basket, "action": "buy", "item": "item 01"}
+        for when, basket in [("2017-06-01", "a"), ("2017-06-02", "b"), ("2017-06-05", "a")]
+    ]
+    actions = [{"action_id": "three", "action": "buy", "item": "item 03"}]
+    with pytest.raises(ValueError, match="has events at or after the `time` of the offers"):
+        score({"events": events}, actions=actions, time="2017-06-03")
+    found, later, waited = (
+        score({"events": events[:count]}, actions=actions, time=time)
+        for count, time in ((3, "2017-06-06"), (3, "2017-06-09"), (2, "2017-06-06"))
+    )
+    assert found != later != waited != found
+
+
 def test_bad_actions_are_refused(action_model, extractor, tiny_config, offers, tmp_path):
     def encoded(config, *actions):
         names, *known = read_actions(list(actions))

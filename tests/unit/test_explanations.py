@@ -110,6 +110,16 @@ def test_an_explanation_is_of_the_moment_of_the_question(explained_model, extrac
     assert sum(visit.share for visit in why.visits) == pytest.approx(why.score - why.baseline, abs=1e-5)
 
 
+@pytest.mark.parametrize(("max_events", "visits"), [(40, 3), (6, 2)])
+def test_an_explanation_reads_no_event_after_now(explained_model, extractor, max_events, visits):
+    extractor.max_events = max_events
+    model, now = explained_model("counted"), "2017-02-01"
+    whole, before = (
+        explain(model, extractor, {"events": events}, "items", "item 01", now) for events in (EVENTS, EVENTS[:4])
+    )
+    assert whole == before and len(whole.visits) == visits
+
+
 def test_the_answer_of_a_live_customer_is_the_same(explained_model, extractor):
     model = explained_model("counted")
     live = LiveCustomer(model, extractor)

@@ -179,13 +179,28 @@ def test_of_two_equal_events_one_is_removed(live_model, extractor):
     assert_equal_to_whole(live, events[:2] + events[3:])
 
 
-@pytest.mark.parametrize("order", ["rows", "place"])
-def test_a_log_without_times_is_followed_too(live_model, extractor, order):
+def test_of_two_equal_events_without_times_the_last_one_is_removed(live_model, extractor):
+    rows = without_times(extractor, "rows")
+    model = live_model("counted", features=rows.feature_names, vocabulary_sizes=rows.vocabulary_sizes)
+    first, second = ({"action": "buy", "item": f"item {number:02}"} for number in (1, 2))
+    live = LiveCustomer(model, rows)
+    live.add([first, second, first])
+    live.remove(first)
+    assert [event["item"] for event in live.events] == ["item 01", "item 02"]
+
+
+def without_times(extractor, order):
+    """A feature extractor of the same log without its times."""
     kept = [feature for feature in extractor.features if feature["name"] not in ("weekday", "gap")]
     bins = {"a.b": extractor.bins["a.b"]}
     names = ("customer", "token_type", "visit", "tasks", "target_token_types", "end_of_visit")
     same = {name: getattr(extractor, name) for name in names}
-    rows = MCMFeatureExtractor(kept, extractor.vocabularies, bins, **same, order=order)
+    return MCMFeatureExtractor(kept, extractor.vocabularies, bins, **same, order=order)
+
+
+@pytest.mark.parametrize("order", ["rows", "place"])
+def test_a_log_without_times_is_followed_too(live_model, extractor, order):
+    rows = without_times(extractor, order)
     of_data = {"features": rows.feature_names, "vocabulary_sizes": rows.vocabulary_sizes}
     model = live_model("counted", **of_data)
     live, given = LiveCustomer(model, rows), []
