@@ -94,7 +94,7 @@ def main() -> None:
     extractor = MCMFeatureExtractor.from_pretrained(options.model)
     histories = Histories(model, extractor, options.data, options.events, options.profile, options.model)
     blocks = build_page(histories)
-    _, address, _ = launch_page(blocks, server_name="127.0.0.1", prevent_thread_lock=True)
+    _, address, _ = launch_page(blocks, server_name="127.0.0.1", waits=False)
     loads, choices, requests = [], [], 0
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=path, args=["--no-sandbox"])

@@ -188,12 +188,16 @@ def build_page(histories: Histories) -> Any:
     return blocks
 
 
-def launch_page(blocks: Any, **options: Any) -> Any:
-    """Shows the page, with its own style and without files of other machines.
+def launch_page(blocks: Any, waits: bool = True, **options: Any) -> Any:
+    """Shows the page, with its own style and without files of other machines, and prints its address.
 
     Args:
         blocks (`gradio.Blocks`): The page.
+        waits (`bool`): Whether the function returns only when the process gets a signal to stop.
         options (`dict[str, Any]`): Options of Gradio's `launch`.
+
+    Returns:
+        `tuple`: The application, its address on this machine, and its public address, which is `None`.
     """
     with needs("app"):
         import gradio as gr
@@ -202,7 +206,13 @@ def launch_page(blocks: Any, **options: Any) -> Any:
     theme = gr.themes.Base(
         primary_hue="teal", neutral_hue="slate", font=local, font_mono=["ui-monospace", "monospace"]
     )
-    return blocks.launch(theme=theme, css=CSS, footer_links=[], quiet=True, ssr_mode=False, **options)
+    options |= {"quiet": True, "ssr_mode": False, "prevent_thread_lock": True}
+    launched = blocks.launch(theme=theme, css=CSS, footer_links=[], **options)
+    sys.stdout.write(f"The page is at {launched[1]}\n")
+    sys.stdout.flush()
+    if waits:
+        blocks.block_thread()
+    return launched
 
 
 def main() -> None:
@@ -229,11 +239,7 @@ def main() -> None:
         histories = Histories(model, extractor, options.data, options.events, profile, cache=options.model)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"app: {error}")
-    blocks = build_page(histories)
-    _, address, _ = launch_page(blocks, server_name=options.host, server_port=options.port, prevent_thread_lock=True)
-    sys.stdout.write(f"The page is at {address}\n")
-    sys.stdout.flush()
-    blocks.block_thread()
+    launch_page(build_page(histories), server_name=options.host, server_port=options.port)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def address(histories):
     from modeling_mcm.serving.app import build_page, launch_page
 
     blocks = build_page(histories)
-    _, url, _ = launch_page(blocks, server_name="127.0.0.1", prevent_thread_lock=True)
+    _, url, _ = launch_page(blocks, server_name="127.0.0.1", waits=False)
     yield url
     blocks.close()
 
