@@ -29,7 +29,7 @@ from modeling_mcm.training.resuming import (
 def run(prepared):
     """A function that pre-trains for five steps in this process, and gives what was said."""
 
-    def run(folder, *options, data=prepared, overrides=(), script="run_pretrain"):
+    def run(folder, *options, data=prepared, overrides=()):
         words = ["--data", data, "--config", "configuration/mcm-tiny", "--recipe", "none", "--max_steps", 5]
         words += ["--per_device_train_batch_size", 8, "--save_strategy", "steps", "--save_steps", 2]
         words += ["--save_total_limit", 9, "--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true"]
@@ -38,7 +38,7 @@ def run(prepared):
         with pytest.MonkeyPatch.context() as patch:
             for room in ("pretraining", "finetuning", "fitting", "callbacks"):
                 patch.setattr(logging.get_logger(f"modeling_mcm.training.{room}"), "warning", said.append)
-            call(script, *words)
+            call("run_pretrain", *words)
         return "\n".join(said)
 
     return run
