@@ -26,6 +26,7 @@ with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
+    from modeling_mcm.preparation.engine import caching
     from modeling_mcm.preparation.rows import shard_schema
     from modeling_mcm.preparation.vocabulary import Vocabularies
 
@@ -83,15 +84,27 @@ def mark_targets(events: ir.Table, fitted: Vocabularies, schema: EventSchema) ->
     return events.mutate(is_target=((events.is_target == 1) | column.isin(ids)).cast("int8"))
 
 
-def _training_events(events: ir.Table, schema: EventSchema) -> ir.Table:
-    """Training events with `moment`: the number of the event's moment, which all events of a visit and time share.
+def target_events(events: ir.Table, schema: EventSchema) -> ir.Table:
+    """Selects the target events of the training period, with what [`measure`] and [`count_followers`] read.
 
-    In a log without times a visit has one moment, as for the model: a shard does not hold the order inside a visit.
+    Both read the table several times, and the numbers of moments are expensive: keep it in a temporary table.
+
+    Args:
+        events (`ibis.Table`): events as [`encode_events`] or [`shard_events`] gives them.
+        schema (`EventSchema`): event schema of the log.
+
+    Returns:
+        `ibis.Table`: columns customer_id, visit, moment (number of the event's moment, which all events of a visit and
+        time share) and the ids of the tasks that make an event a target. In a log without times a visit has one
+        moment, as for the model: a shard does not hold the order inside a visit.
     """
     training = events.filter(events.period == 0)
     order_by = [training.visit, *([training.second] if schema.order is None else [])]
     order = ibis.window(group_by="customer_id", order_by=order_by)
-    return training.mutate(moment=ibis.dense_rank().over(order))
+    training = training.mutate(moment=ibis.dense_rank().over(order).cast("int64"))
+    return training.filter(training.is_target == 1).select(
+        "customer_id", "visit", "moment", *_label_tasks(schema).values()
+    )
 
 
 def recount(
@@ -116,8 +129,10 @@ def recount(
     training = connection.create_table(ibis.util.gen_name("mcm"), events.filter(events.period == 0), temp=True)
     if schema.cutoffs == NO_CUTOFFS:  # no model is trained on it
         return {}, training
-    measures = measure(training, schema)
-    write_table(directory / FOLLOWERS_FILE, count_followers(training, schema, measures))
+    with caching(connection) as cache:
+        targets = cache(target_events(training, schema))
+        measures = measure(targets, schema)
+        write_table(directory / FOLLOWERS_FILE, count_followers(targets, schema, measures))
     return measures, training
 
 
@@ -131,7 +146,7 @@ def measure(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
     """Measures what kind of log it is by its training events. The recipe of pre-training reads the measures.
 
     Args:
-        events (`ibis.Table`): events as [`encode_events`] or [`shard_events`] gives them.
+        events (`ibis.Table`): target events as [`target_events`] gives them.
         schema (`EventSchema`): event schema of the log.
 
     Returns:
@@ -140,11 +155,8 @@ def measure(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
         different labels), `met` (number of pairs of a visit and a label in it) and `repeats` (number of these pairs in
         which the customer had the label in an earlier visit).
     """
-    training = _training_events(events, schema)
     tasks = _label_tasks(schema)
-    targets = training.filter(
-        training.is_target == 1, ibis.or_(*(training[f] >= FIRST_VALUE_ID for f in tasks.values()))
-    )
+    targets = events.filter(ibis.or_(*(events[f] >= FIRST_VALUE_ID for f in tasks.values())))
     by_customer = targets.group_by("customer_id").agg(
         visits=targets.visit.nunique(), moments=targets.moment.nunique(), targets=targets.count()
     )
@@ -174,7 +186,7 @@ def count_followers(events: ir.Table, schema: EventSchema, measures: dict[str, A
     nothing is counted.
 
     Args:
-        events (`ibis.Table`): events as [`encode_events`] or [`shard_events`] gives them.
+        events (`ibis.Table`): target events as [`target_events`] gives them.
         schema (`EventSchema`): event schema of the log.
         measures (`dict`): measures of the log, from [`measure`].
 
@@ -185,23 +197,32 @@ def count_followers(events: ir.Table, schema: EventSchema, measures: dict[str, A
     """
     if measures["targets"] > SETS * measures["moments"]:
         return FOLLOWERS.empty_table()
-    training = _training_events(events, schema)
-    lags = ibis.memtable(
-        pa.table(
-            {"lag": pa.array(list(LAG_WEIGHTS), pa.int64()), "lag_weight": pa.array(LAG_WEIGHTS.values(), pa.int64())}
-        )
-    )
+    # Each pair is made once, forwards, and counted for both directions at a time: this halves the rows and the groups.
+    distances = [lag for lag in LAG_WEIGHTS if lag > 0]
+    weights = {
+        "distance": distances,
+        "after": [LAG_WEIGHTS[lag] for lag in distances],
+        "before": [LAG_WEIGHTS[-lag] for lag in distances],
+    }
+    lags = ibis.memtable(pa.table({name: pa.array(values, pa.int64()) for name, values in weights.items()}))
     parts = []
     for task, column in _label_tasks(schema).items():
-        targets = training.filter(training.is_target == 1, training[column] >= FIRST_VALUE_ID)
-        moment = targets.moment.cast("int64")
-        earlier = targets.select("customer_id", label=targets[column], since=moment).cross_join(lags)
-        earlier = earlier.mutate(moment=earlier.since + earlier.lag)
-        later = targets.select("customer_id", follower=targets[column], moment=moment)
+        targets = events.filter(events[column] >= FIRST_VALUE_ID)
+        earlier = targets.select("customer_id", first=targets[column], since=targets.moment).cross_join(lags)
+        earlier = earlier.mutate(moment=earlier.since + earlier.distance)
+        later = targets.select("customer_id", "moment", second=targets[column])
         pairs = earlier.inner_join(later, ["customer_id", "moment"])
-        counted = pairs.group_by("label", "follower").agg(
-            weight=pairs.lag_weight.sum(), customers=pairs.customer_id.nunique()
+        first, second, after, before = pairs.first, pairs.second, pairs.after, pairs.before
+        of_low = ibis.cases((first < second, after), (first > second, before), else_=after + before)
+        both = pairs.group_by(low=ibis.least(first, second), high=ibis.greatest(first, second)).agg(
+            of_low=of_low.sum(),
+            of_high=ibis.ifelse(first < second, before, after).sum(),
+            customers=pairs.customer_id.nunique(),
         )
+        one = both.select("customers", label=both.low, follower=both.high, weight=both.of_low)
+        two = both.filter(both.low < both.high)
+        two = two.select("customers", label=two.high, follower=two.low, weight=two.of_high)
+        counted = one.union(two)
         order = [ibis.desc(counted.weight), counted.follower]
         rank = ibis.row_number().over(ibis.window(group_by=counted.label, order_by=order))
         first = counted.mutate(rank=rank).filter(lambda table: table.rank < MOST_FOLLOWERS).drop("rank")

@@ -45,7 +45,7 @@ with needs("data"):
     import ibis
     import ibis.expr.types as ir
 
-    from modeling_mcm.preparation.counts import count_followers, measure
+    from modeling_mcm.preparation.counts import count_followers, measure, target_events
     from modeling_mcm.preparation.engine import caching, engine_of, open_engine, replacing
     from modeling_mcm.preparation.events import (
         count_bad,
@@ -412,8 +412,9 @@ def _run(
     write_table(target / POPULARITY_FILE, popularity(encoded, fitted, schema))
     measures = {}
     if schema.cutoffs != NO_CUTOFFS:  # otherwise no model is trained on it
-        measures = measure(encoded, schema)
-        write_table(target / FOLLOWERS_FILE, count_followers(encoded, schema, measures))
+        targets = cache(target_events(encoded, schema))
+        measures = measure(targets, schema)
+        write_table(target / FOLLOWERS_FILE, count_followers(targets, schema, measures))
     encoded_profiles = cache(encode_profiles(profiles, fitted, schema)) if profiles is not None else None
     number = math.ceil(counts["customers"] / rows_per_shard)
     done("counted")
