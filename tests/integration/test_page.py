@@ -7,6 +7,7 @@ import importlib
 import shutil
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from corner_shop import make_profile
@@ -192,6 +193,16 @@ def test_a_space_runs_the_same_file(monkeypatch, page_files, save, prepared, tmp
     monkeypatch.setattr(sys, "argv", ["app.py"])
     space.main()
     assert len(shown) == 1
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_the_page_prints_its_address_and_waits_if_it_should(capsys, waits):
+    from modeling_mcm.serving.app import launch_page
+
+    blocks = Mock(**{"launch.return_value": (None, "http://127.0.0.1:7861/", None)})
+    assert launch_page(blocks, waits=waits)[1] == "http://127.0.0.1:7861/"
+    assert capsys.readouterr().out == "The page is at http://127.0.0.1:7861/\n"
+    assert blocks.block_thread.called == waits
 
 
 def test_a_page_without_a_quickstart_says_so(monkeypatch, tmp_path):
