@@ -265,7 +265,7 @@ def test_the_latest_events_of_each_period_are_kept(tmp_path):
     prepare(log, schema_with(), tmp_path / "all")
     assert counts["dropped_excess"] > 0
     whole = read_rows(tmp_path, "all")
-    # Prices tell the events of a customer apart; ids do not: they are fitted on what is kept, and order events of a place.
+    # Prices tell the events of a customer apart. Ids do not: they are fitted on what is kept.
     place_of = dict(zip(log["price"].astype("float32"), log["place"], strict=True))
     for customer, row in read_rows(tmp_path).items():
         places, all_places = ([place_of[price] for price in each["value_price"]] for each in (row, whole[customer]))
