@@ -8,7 +8,7 @@ the shards that preparation made of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,21 +94,17 @@ def target_events(events: ir.Table, schema: EventSchema) -> ir.Table:
         schema (`EventSchema`): event schema of the log.
 
     Returns:
-        `ibis.Table`: columns customer (number of the customer), visit, moment (number of the event's moment, which all
-        events of a visit and time share) and the ids of the tasks that make an event a target. In a log without times
-        a visit has one moment, as for the model: a shard does not hold the order inside a visit.
+        `ibis.Table`: columns customer_id, visit, moment (number of the event's moment, which all events of a visit and
+        time share) and the ids of the tasks that make an event a target. In a log without times a visit has one
+        moment, as for the model: a shard does not hold the order inside a visit.
     """
     training = events.filter(events.period == 0)
     order_by = [training.visit, *([training.second] if schema.order is None else [])]
     order = ibis.window(group_by="customer_id", order_by=order_by)
-    targets = training.mutate(moment=ibis.dense_rank().over(order).cast("int64"))
-    targets = targets.filter(targets.is_target == 1).select(
+    training = training.mutate(moment=ibis.dense_rank().over(order).cast("int64"))
+    return training.filter(training.is_target == 1).select(
         "customer_id", "visit", "moment", *_label_tasks(schema).values()
     )
-    # Pairs of events are grouped by customer in less time and space with numbers than with ids, which are text.
-    customers = training.select("customer_id").distinct()
-    customers = customers.mutate(customer=ibis.row_number().over(ibis.window(order_by="customer_id")))
-    return targets.inner_join(customers, "customer_id").drop("customer_id")
 
 
 def recount(
@@ -136,7 +132,7 @@ def recount(
     with caching(connection) as cache:
         targets = cache(target_events(training, schema))
         measures = measure(targets, schema)
-        write_table(directory / FOLLOWERS_FILE, count_followers(targets, schema, measures, cache))
+        write_table(directory / FOLLOWERS_FILE, count_followers(targets, schema, measures))
     return measures, training
 
 
@@ -161,7 +157,7 @@ def measure(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
     """
     tasks = _label_tasks(schema)
     targets = events.filter(ibis.or_(*(events[f] >= FIRST_VALUE_ID for f in tasks.values())))
-    by_customer = targets.group_by("customer").agg(
+    by_customer = targets.group_by("customer_id").agg(
         visits=targets.visit.nunique(), moments=targets.moment.nunique(), targets=targets.count()
     )
     total = by_customer.aggregate(
@@ -175,15 +171,13 @@ def measure(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
     result |= {name: int(value or 0) for name, value in total.to_pyarrow().to_pylist()[0].items()}
     for task, column in tasks.items():
         known = targets.filter(targets[column] >= FIRST_VALUE_ID)
-        pairs = known.group_by("customer", label=known[column]).agg(visits=known.visit.nunique())
+        pairs = known.group_by("customer_id", label=known[column]).agg(visits=known.visit.nunique())
         sums = pairs.aggregate(labels=pairs.label.nunique(), met=pairs.visits.sum(), repeats=(pairs.visits - 1).sum())
         result["tasks"][task] = {name: int(value or 0) for name, value in sums.to_pyarrow().to_pylist()[0].items()}
     return result
 
 
-def count_followers(
-    events: ir.Table, schema: EventSchema, measures: dict[str, Any], cache: Callable[..., ir.Table]
-) -> pa.Table:
+def count_followers(events: ir.Table, schema: EventSchema, measures: dict[str, Any]) -> pa.Table:
     """Counts which labels of a task came within six moments before or after which, in the training period.
 
     Two target events of a customer whose moments are 1 to 6 apart make one pair in each direction. Near pairs weigh
@@ -195,7 +189,6 @@ def count_followers(
         events (`ibis.Table`): target events as [`target_events`] gives them.
         schema (`EventSchema`): event schema of the log.
         measures (`dict`): measures of the log, from [`measure`].
-        cache (`Callable`): function that keeps a table in the engine, from [`caching`].
 
     Returns:
         `pyarrow.Table`: columns task (name), label and follower (ids), weight (sum over the pairs) and customers
@@ -204,42 +197,7 @@ def count_followers(
     """
     if measures["targets"] > SETS * measures["moments"]:
         return FOLLOWERS.empty_table()
-    parts = []
-    for task, column in _label_tasks(schema).items():
-        pairs = _make_pairs(events.filter(events[column] >= FIRST_VALUE_ID), column)
-        both = pairs.group_by("low", "high").agg(of_low=pairs.of_low.sum(), of_high=pairs.of_high.sum())
-        one = both.select(label=both.low, follower=both.high, weight=both.of_low)
-        two = both.filter(both.low < both.high)
-        counted = one.union(two.select(label=two.high, follower=two.low, weight=two.of_high))
-        order = [ibis.desc(counted.weight), counted.follower]
-        rank = ibis.row_number().over(ibis.window(group_by=counted.label, order_by=order))
-        kept = cache(counted.mutate(rank=rank).filter(lambda table: table.rank < MOST_FOLLOWERS).drop("rank"))
-        # Counting different customers is expensive, so it is done for the pairs that are kept alone.
-        kept = kept.mutate(low=ibis.least(kept.label, kept.follower), high=ibis.greatest(kept.label, kept.follower))
-        pairs = pairs.select("customer", "low", "high").semi_join(
-            kept.select("low", "high").distinct(), ["low", "high"]
-        )
-        customers = pairs.group_by("low", "high").agg(customers=pairs.customer.nunique())
-        followers = kept.inner_join(customers, ["low", "high"]).to_pyarrow()
-        followers = followers.sort_by([("label", "ascending"), ("follower", "ascending")])
-        columns = {name: [task] * len(followers) if name == "task" else followers[name] for name in FOLLOWERS.names}
-        parts.append(pa.table(columns, FOLLOWERS))
-    return pa.concat_tables(parts)
-
-
-def _make_pairs(targets: ir.Table, column: str) -> ir.Table:
-    """Pairs of target events of a customer whose moments are 1 to 6 apart.
-
-    Each pair is made once, forwards, and has the weights of both directions: this halves the rows and the groups.
-
-    Args:
-        targets (`ibis.Table`): target events with a label of the task, as [`target_events`] gives them.
-        column (`str`): column of the task's labels.
-
-    Returns:
-        `ibis.Table`: columns customer, low and high (the two labels, the smaller id first), of_low (weight of `high`
-        as a follower of `low`) and of_high (the other way round).
-    """
+    # Each pair is made once, forwards, and counted for both directions at a time: this halves the rows and the groups.
     distances = [lag for lag in LAG_WEIGHTS if lag > 0]
     weights = {
         "distance": distances,
@@ -247,15 +205,28 @@ def _make_pairs(targets: ir.Table, column: str) -> ir.Table:
         "before": [LAG_WEIGHTS[-lag] for lag in distances],
     }
     lags = ibis.memtable(pa.table({name: pa.array(values, pa.int64()) for name, values in weights.items()}))
-    earlier = targets.select("customer", first=targets[column], since=targets.moment).cross_join(lags)
-    earlier = earlier.mutate(moment=earlier.since + earlier.distance)
-    later = targets.select("customer", "moment", second=targets[column])
-    pairs = earlier.inner_join(later, ["customer", "moment"])
-    first, second, after, before = pairs.first, pairs.second, pairs.after, pairs.before
-    return pairs.select(
-        "customer",
-        low=ibis.least(first, second),
-        high=ibis.greatest(first, second),
-        of_low=ibis.cases((first < second, after), (first > second, before), else_=after + before),
-        of_high=ibis.ifelse(first < second, before, after),
-    )
+    parts = []
+    for task, column in _label_tasks(schema).items():
+        targets = events.filter(events[column] >= FIRST_VALUE_ID)
+        earlier = targets.select("customer_id", first=targets[column], since=targets.moment).cross_join(lags)
+        earlier = earlier.mutate(moment=earlier.since + earlier.distance)
+        later = targets.select("customer_id", "moment", second=targets[column])
+        pairs = earlier.inner_join(later, ["customer_id", "moment"])
+        first, second, after, before = pairs.first, pairs.second, pairs.after, pairs.before
+        of_low = ibis.cases((first < second, after), (first > second, before), else_=after + before)
+        both = pairs.group_by(low=ibis.least(first, second), high=ibis.greatest(first, second)).agg(
+            of_low=of_low.sum(),
+            of_high=ibis.ifelse(first < second, before, after).sum(),
+            customers=pairs.customer_id.nunique(),
+        )
+        one = both.select("customers", label=both.low, follower=both.high, weight=both.of_low)
+        two = both.filter(both.low < both.high)
+        two = two.select("customers", label=two.high, follower=two.low, weight=two.of_high)
+        counted = one.union(two)
+        order = [ibis.desc(counted.weight), counted.follower]
+        rank = ibis.row_number().over(ibis.window(group_by=counted.label, order_by=order))
+        first = counted.mutate(rank=rank).filter(lambda table: table.rank < MOST_FOLLOWERS).drop("rank")
+        followers = first.to_pyarrow().sort_by([("label", "ascending"), ("follower", "ascending")])
+        columns = {name: [task] * len(followers) if name == "task" else followers[name] for name in FOLLOWERS.names}
+        parts.append(pa.table(columns, FOLLOWERS))
+    return pa.concat_tables(parts)

@@ -414,7 +414,7 @@ def _run(
     if schema.cutoffs != NO_CUTOFFS:  # otherwise no model is trained on it
         targets = cache(target_events(encoded, schema))
         measures = measure(targets, schema)
-        write_table(target / FOLLOWERS_FILE, count_followers(targets, schema, measures, cache))
+        write_table(target / FOLLOWERS_FILE, count_followers(targets, schema, measures))
     encoded_profiles = cache(encode_profiles(profiles, fitted, schema)) if profiles is not None else None
     number = math.ceil(counts["customers"] / rows_per_shard)
     done("counted")
