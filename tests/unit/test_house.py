@@ -32,8 +32,8 @@ MODEL = [
     "modeling",
     "action customer",
 ]
-LOG = ["events", "times vocabulary_files", "inputs schema", "encoding", "processing", "action_inputs live_history"]
-BOTH = ["explanations live_reader live_storage pipeline", "live_memories", "live_state", "live_window", "live"]
+LOG = ["events", "times vocabulary_files", "inputs schema", "encoding", "processing", "action_inputs"]
+BOTH = ["pipeline"]
 SIBLINGS: dict[str, set[str]] = {}  # by file, those that it may read
 for lines, known in ((MODEL, set()), (LOG, {"configuration_mcm", "files_mcm"}), (BOTH, SIBLINGS)):
     above = set(known)
@@ -51,13 +51,14 @@ ROOMS = {
     "preparation": {"preparation", "data", "extras", "counted_memory_mcm", *FILES_OF_A_LOG},
     "evaluation": {"evaluation", "data", "extras", "modeling_mcm", *FILES_OF_A_LOG},
     "hub": {"hub", "data", "evaluation", *SIBLINGS},
+    "live": {"live", *SIBLINGS},
     "extras": set(),
     "progress": set(),
     "option": set(),
     "training": {"training", "data", "evaluation", "extras", "option", *SIBLINGS},
     "scoring": {"scoring", "data", "preparation", "evaluation", "extras", *SIBLINGS},
-    "serving": {"serving", "data", "evaluation", "extras", "training", *SIBLINGS},
-    "__init__": set(SIBLINGS),
+    "serving": {"serving", "data", "evaluation", "extras", "training", "live", *SIBLINGS},
+    "__init__": {"live", *SIBLINGS},
 }
 ROOMS["commands"] = {"commands", *ROOMS} - {"__init__"} | set(SIBLINGS)  # they call every room, and no room calls them
 LOADS_CODE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
