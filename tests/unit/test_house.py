@@ -24,7 +24,7 @@ FLAT = [path for path in LIBRARY if path.name.endswith("_mcm.py")]
 # The files that travel with a checkpoint, without the ending `_mcm`. A file may read those in the lines above its own:
 # the model reads nothing of the log, the log's files read the configuration alone, and the last ones read everything.
 MODEL = [
-    "earlier_configs files outputs readout_triton",
+    "earlier_configs files outputs",
     "configuration",
     "counted_memory embeddings losses readout repeat_memory state",
     "action_counts resizing sampling scored_rows",
@@ -43,8 +43,6 @@ for lines, known in ((MODEL, set()), (LOG, {"configuration_mcm", "files_mcm"}), 
         above |= names
 FILES_OF_A_LOG = {"configuration_mcm", "files_mcm", *(f"{name}_mcm" for line in LOG for name in line.split())}
 FLAT_LIBRARIES = {"torch", "numpy", "transformers", "huggingface_hub", "safetensors"}
-# What a travelling file may read where it is installed, and does without elsewhere.
-OPTIONAL = {"readout_triton_mcm": {"triton"}}
 # What the rooms of the package may read of the package.
 ROOMS = {
     "data": {"data", "losses_mcm", *FILES_OF_A_LOG},
@@ -102,8 +100,7 @@ def test_files_that_travel_are_flat(path):
             assert level == 1 and module in SIBLINGS[path.stem], f"from {'.' * level}{module} import"
         else:
             top = module.split(".")[0]
-            known = FLAT_LIBRARIES | OPTIONAL.get(path.stem, set())
-            assert top in known or top in sys.stdlib_module_names, f"import {module}"
+            assert top in FLAT_LIBRARIES or top in sys.stdlib_module_names, f"import {module}"
     # transformers refuses a file of which a needed import is missing; those that it sees are needed
     assert set(get_imports(path)) <= FLAT_LIBRARIES | sys.stdlib_module_names
     # transformers looks for relative imports with a pattern, so one that is quoted in a docstring would count
