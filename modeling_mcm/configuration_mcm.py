@@ -1,28 +1,13 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
 """MCMConfig: all settings of an MCM model, and the checks that they fit together."""
 
-import math
 from dataclasses import field
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.utils import auto_docstring
-
-from .earlier_configs_mcm import REMOVED, of_this_version
 
 CHOICES = {
     "encoder_unit": ("event", "visit"),
@@ -47,8 +32,7 @@ PAPER_FEATURES = {"token_type": 8, "product_line": 42, "category": 502, "subcate
     in `configuration/ablations/`.
 
     A value of the wrong type, or two values that contradict each other, raise a
-    `huggingface_hub.errors.StrictDataclassError` that names them and what to do. A config.json of an earlier version
-    is translated when it is loaded, and a warning says how.
+    `huggingface_hub.errors.StrictDataclassError` that names them and what to do.
     """
 )
 @strict
@@ -106,8 +90,7 @@ class MCMConfig(PreTrainedConfig):
     taste_features (`list[str]`, *optional*):
         Features of more values, which the state counts at one half-life and unfaded. Default: the smallest tasks of
         more than 64 labels that are not among `state_features`, while they have at most 4,096 labels in all; at least
-        one, unless it has more than 16,384. `to_dict` names what the default chose. A config.json with a state that
-        names nothing is of an earlier version, and counts all such tasks of up to 16,384 labels.
+        one, unless it has more than 16,384. `to_dict` names what the default chose.
     summed_features (`list[str]`, *optional*):
         Numeric features that the state and the forecasts sum, such as the price, in the order of `event_values`.
     forecast_days (`list[float]`, *optional*):
@@ -173,36 +156,11 @@ class MCMConfig(PreTrainedConfig):
     pad_token_id = 0
 
     def __post_init__(self, **kwargs):
-        if removed := [name for name in kwargs if name in REMOVED]:
-            raise ValueError(
-                f"{type(self).__name__} has no field `{removed[0]}` any more: {REMOVED[removed[0]]}. "
-                "`MCMConfig.from_pretrained` and `from_dict` read the config.json of earlier versions."
-            )
         if not self.features:
             self.features = list(PAPER_FEATURES)
             self.vocabulary_sizes = self.vocabulary_sizes or list(PAPER_FEATURES.values())
         self.tasks = self.tasks or [name for name in self.features if name != "token_type"]
         super().__post_init__(**kwargs)
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Makes a config from a dict as `PreTrainedConfig.from_dict` does. Fields of earlier versions are translated,
-        and a warning says how.
-
-        Args:
-            config_dict (`dict`): content of a config.json of this or an earlier version.
-            kwargs: fields to override, and options of `PreTrainedConfig.from_dict`.
-
-        Raises:
-            ValueError: if an earlier version's field has a value that this version does not support.
-        """
-        values = of_this_version(config_dict)
-        names_tastes = values.get("taste_features") is not None or "taste_features" in kwargs
-        result: Any = super().from_dict(values, **kwargs)
-        config = result[0] if isinstance(result, tuple) else result
-        if "features" in values and not names_tastes and config.state_size:  # until version 0.2
-            config.taste_features = config._default_tastes(most_labels=math.inf)
-        return result
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name. The features that a state counts are always named, so that they stay the same if a later
@@ -241,16 +199,16 @@ class MCMConfig(PreTrainedConfig):
             return list(self.state_features)
         return [name for name, size in self._sizes().items() if size <= FEW_VALUES]
 
-    def _default_tastes(self, most_labels: float = MOST_TASTES) -> list[str]:
+    def _default_tastes(self) -> list[str]:
         """Tasks of many labels that a state counts, in the order of the tasks: the smallest, while they have at most
-        `most_labels` in all. The counts of a very large task outnumber all others and teach the state little."""
+        `MOST_TASTES` in all. The counts of a very large task outnumber all others and teach the state little."""
         few, sizes = self._state_features(), self._sizes()
         large = {task: sizes[task] for task in self.tasks if FEW_VALUES < sizes.get(task, 0) and task not in few}
         chosen: set[str] = set()
         total = 0
         for task, size in sorted(large.items(), key=lambda item: item[1]):
             total += size
-            if size <= MOST_COUNTED and (total <= most_labels or not chosen):
+            if size <= MOST_COUNTED and (total <= MOST_TASTES or not chosen):
                 chosen.add(task)
         return [task for task in large if task in chosen]
 
@@ -328,6 +286,3 @@ class MCMConfig(PreTrainedConfig):
                 f"`attention_window` is {self.attention_window}, and must be at least 1 and of a causal encoder "
                 f"(augmentation='all_prefixes', got {self.augmentation!r}): None attends to all units."
             )
-
-
-__all__ = ["MCMConfig"]

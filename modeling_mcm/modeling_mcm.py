@@ -1,17 +1,5 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
 """MCM: heterogeneous embedding -> BERT encoder -> task-aware readout. Read from top to bottom it is the forward pass.
 
 Shapes: B customers, L events, J features, U encoder units (events or visits), H hidden size, P prefixes of a
@@ -25,29 +13,221 @@ transformers' linter of model files requires it (rule TRF041). "The paper's mode
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
-from transformers.models.bert.modeling_bert import BertEncoder
+from transformers.models.bert.modeling_bert import BertEncoder, BertLayer, BertSelfAttention
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, auto_docstring
+from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mcm import FIRST_LABEL, MCMConfig
 from .counted_memory_mcm import CountedMemory
-from .embeddings_mcm import MCMEmbeddings, ValueEmbedding, check_inputs, grow
+from .embeddings_mcm import (
+    HeterogeneousEmbedding,
+    MCMEmbeddings,
+    ValueEmbedding,
+    check_inputs,
+    digest_bytes,
+    grow,
+)
+from .files_mcm import check_loaded
 from .losses_mcm import LossInParts, Objective, customers_in_parts
-from .outputs_mcm import MCMModelOutput, MCMRecommendationOutput
-from .pretrained_mcm import MCMPreTrainedModel
 from .readout_mcm import attention_weights
 from .repeat_memory_mcm import RepeatMemory
 from .sampling_mcm import TaskLabels
 from .scores_mcm import PARTS, TaskScores
 from .state_mcm import CustomerState, Forecasts
+
+
+@auto_docstring(custom_intro="Output of [`MCMModel`].")
+@dataclass
+class MCMModelOutput(ModelOutput):
+    r"""
+    last_hidden_state (`torch.FloatTensor` of shape `(batch_size, units, hidden_size)`):
+        Hidden vector h of each unit after the last layer. A unit is an event or a visit (`config.encoder_unit`).
+    pooler_output (`torch.FloatTensor` of shape `(batch_size, embedding_size)`):
+        Customer embedding: the customer state at `now`, of `config.state_size` numbers. In a model without a state it
+        has `config.hidden_size` numbers: h of the last unit for a causal encoder, whose last unit has read all units,
+        and the mean of h over all units for a bidirectional one.
+    forecasts (`dict[str, torch.FloatTensor]`, *optional*):
+        Forecasts from `now` on by name, each of shape `(batch_size,)`. See [`~state_mcm.Forecasts`].
+    unit_mask (`torch.LongTensor` of shape `(batch_size, units)`):
+        1 where a unit is real, 0 on padding.
+    event_embeddings (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
+        Embedding e of each event, by equation 1.
+    hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
+        With `output_hidden_states=True`: input of the first layer and output of each layer, each of shape
+        `(batch_size, units, hidden_size)`.
+    attentions (`tuple[torch.FloatTensor, ...]`, *optional*):
+        With `output_attentions=True` and eager attention: attention weights of each layer, each of shape
+        `(batch_size, heads, units, units)`.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    forecasts: dict[str, torch.Tensor] | None = None
+    unit_mask: torch.Tensor | None = None
+    event_embeddings: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@auto_docstring(custom_intro="Output of [`MCMForMultiTaskRecommendation`].")
+@dataclass
+class MCMRecommendationOutput(ModelOutput):
+    r"""
+    loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `labels` is given):
+        Loss: equation 4 plus the weighted ranking loss ([`~losses_mcm.Objective`]), summed over the tasks.
+    logits (`dict[str, torch.FloatTensor]`, *optional*):
+        Scores s(w) by task, of shape `(batch_size, labels)`, or `(batch_size, prefixes, labels)` with `prefix_ends`.
+        Ids 0 and 1, which are no labels, are masked with a large negative value. `None` in training with `labels`:
+        there the scores are computed for a few customers at a time and not kept.
+    task_losses (`dict[str, torch.FloatTensor]`, *optional*, returned when `labels` is given):
+        Loss by task, detached from the graph; they add up to `loss`.
+    pooler_output (`torch.FloatTensor` of shape `(batch_size, embedding_size)`):
+        Customer embedding, as in [`MCMModelOutput`].
+    forecasts (`dict[str, torch.FloatTensor]`, *optional*):
+        As in [`MCMModelOutput`].
+    hidden_states (`tuple[torch.FloatTensor, ...]`, *optional*):
+        As in [`MCMModelOutput`].
+    attentions (`tuple[torch.FloatTensor, ...]`, *optional*):
+        As in [`MCMModelOutput`].
+    """
+
+    loss: torch.Tensor | None = None
+    logits: dict[str, torch.Tensor] | None = None
+    task_losses: dict[str, torch.Tensor] | None = None
+    pooler_output: torch.Tensor | None = None
+    forecasts: dict[str, torch.Tensor] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@auto_docstring(
+    custom_intro="Base class of all MCM models: initialises weights, loads checkpoints, declares supported features."
+)
+class MCMPreTrainedModel(PreTrainedModel):
+    config: MCMConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["BertLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": BertLayer, "attentions": BertSelfAttention}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
+        """Loads a checkpoint as `PreTrainedModel.from_pretrained` does, with the same arguments, and checks it.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): folder of the checkpoint, or its name on the Hub.
+            output_loading_info (`bool`): whether to return the loading report beside the model. With it, weights
+                that the model has no place for are reported instead of raised.
+
+        Returns:
+            The model, or the model and a `dict` with the loading report.
+
+        Raises:
+            ValueError: if the checkpoint has weights that the model has no place for, or vocabularies that the
+                weights were not trained with.
+        """
+        model, loading = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        unexpected = () if output_loading_info else loading["unexpected_keys"]
+        check_loaded(model, pretrained_model_name_or_path, unexpected, kwargs.get("subfolder") or "")
+        return (model, loading) if output_loading_info else model
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if not isinstance(module, HeterogeneousEmbedding):  # it has no weight of its own
+            super()._init_weights(module)
+        if isinstance(module, ValueEmbedding):
+            if not getattr(module.weight, "_is_hf_initialized", False):  # the flag of the whole weight
+                init.normal_(module.weight, std=self.config.hidden_size**-0.5)
+                init.zeros_(module.weight[module.padding_idx])
+        elif isinstance(module, MCMEmbeddings):
+            init.copy_(module.values_digest, digest_bytes(self.config.values_digest))
+        elif isinstance(module, RepeatMemory | CountedMemory | CustomerState | Forecasts):
+            module.reset_parameters()
+        elif isinstance(module, nn.ParameterList):
+            for bias in module:
+                init.zeros_(bias)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Returns the [`HeterogeneousEmbedding`], which embeds events."""
+        return cast(Any, self.base_model).embeddings.events
+
+    def set_input_embeddings(self, value: nn.Module):
+        """Replaces the module that embeds events.
+
+        Args:
+            value ([`HeterogeneousEmbedding`]): the new module.
+        """
+        cast(Any, self.base_model).embeddings.events = value
+
+    @torch.no_grad()
+    def resize_feature_vocabulary(self, feature: str, values: Sequence[str], feature_extractor: Any) -> None:
+        """Appends new values, such as new brands, to the vocabulary of a feature, without training.
+
+        All present weights and scores stay the same to the bit. Each new value starts with the vector of the unknown
+        value. Until now it was read as the unknown value, so visits with it are read as before. (Events of one time
+        are ordered by their ids, so an encoder of single events may read them in another order.) As a label, a new
+        value starts like the rarest label: with the smallest bias, the largest rarity and gains of 0. The counted
+        memory knows no followers and no related labels of it. Where related labels have been learned, the scores of
+        all labels that the customer met move by one small number, because new labels get a share of the probability.
+
+        Fine-tuning makes the new values differ from each other; create the optimizer after this call. Model, config
+        and feature extractor change together: save model and feature extractor.
+
+        Args:
+            feature (`str`): name of a categorical feature.
+            values (`Sequence[str]`): new values of the feature's column.
+            feature_extractor ([`MCMFeatureExtractor`]): feature extractor of this checkpoint; it gets the values too.
+
+        Raises:
+            ValueError: if the feature extractor belongs to another checkpoint, the feature is unknown or not
+                categorical, a value is present already or is no text, or the model's shape depends on the number of
+                the feature's values. In these cases nothing has changed.
+        """
+        config, base = self.config, cast(Any, self.base_model)
+        sizes = dict(zip(config.features, config.vocabulary_sizes, strict=True))
+        known_sizes = dict(zip(feature_extractor.feature_names, feature_extractor.vocabulary_sizes, strict=True))
+        if known_sizes != sizes:
+            raise ValueError(
+                f"The feature extractor's vocabularies have sizes {known_sizes}, the model's {sizes}: take the "
+                "feature extractor that was saved with this checkpoint."
+            )
+        self._check_resizable(feature)
+        sizes[feature] = sizes.get(feature, 0) + len(values)
+        feature_extractor.add_values(feature, values)
+        index = config.features.index(feature)
+        grow(base.embeddings.events.feature_tables[index], len(values), FIRST_LABEL - 1)  # like the unknown value
+        if base.state is not None:
+            # What was chosen by the earlier sizes stays.
+            config.state_features, config.taste_features = config.counted_features
+            base.state.grow(index, len(values))
+        self._resize_labels(feature, len(values))
+        config.vocabulary_sizes = list(sizes.values())
+        if config.values_digest is not None:  # None in a model that was made by hand
+            config.values_digest = feature_extractor.values_digest
+            base.embeddings.values_digest.copy_(digest_bytes(config.values_digest))
+
+    def _check_resizable(self, feature: str) -> None:
+        """Raises a `ValueError` if the model can't take new values of a feature; the base class takes all."""
+
+    def _resize_labels(self, feature: str, number: int) -> None:
+        """Appends `number` new labels to the task that predicts `feature`, if the model has such a task."""
 
 
 def latest_units(window: int | None, units: int) -> Callable[..., torch.Tensor] | None:
@@ -556,6 +736,3 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
             result["weights"] = weights.gather(1, labels[..., None].expand(-1, -1, weights.shape[-1]))
             result["unit_mask"] = unit_mask
         return result
-
-
-__all__ = ["MCMForMultiTaskRecommendation", "MCMModel", "MCMPreTrainedModel"]

@@ -1,17 +1,5 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
 """The feature extractor: encodes raw events as the ids that MCM reads, and decodes label ids to values.
 
 `MCMFeatureExtractor` travels with a checkpoint: it knows the columns of the event log, the vocabulary of each
@@ -22,19 +10,24 @@ Shapes: B customers, L rows of the longest history (start row included), J featu
 numeric features of events.
 """
 
+import copy
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import BatchFeature
+from transformers import BatchFeature, FeatureExtractionMixin
+from transformers.utils.hub import cached_file
 
 from .configuration_mcm import FIRST_VALUE_ID
 from .encoding_mcm import Encoding
 from .events_mcm import as_column, as_list, check_keys, is_missing, naming, read_columns
-from .files_mcm import VOCABULARIES_NAME, values_digest
+from .files_mcm import VOCABULARIES_NAME, values_digest, write_json
 from .inputs_mcm import InputLayout, pad_rows, readable
 from .schema_mcm import (
     DEFAULT_MAX_EVENTS,
@@ -50,7 +43,6 @@ from .schema_mcm import (
     LogSchema,
 )
 from .times_mcm import to_moment
-from .vocabulary_files_mcm import VocabularyFiles
 
 MISSING_LABEL, UNKNOWN_LABEL = "[missing]", "[unknown]"
 
@@ -58,7 +50,7 @@ CALENDAR_SIZES = {HOUR: 24, WEEKDAY: 7}
 
 
 # trf-ignore: TRF057, auto_docstring knows processors but no feature extractors: it would drop the arguments.
-class MCMFeatureExtractor(VocabularyFiles):
+class MCMFeatureExtractor(FeatureExtractionMixin):
     """Encodes customers with raw events as model inputs, and decodes label ids to values.
 
     In every feature, id 0 means missing or padding, id 1 a value that was not seen in training, and ids from 2 on are
@@ -400,3 +392,61 @@ class MCMFeatureExtractor(VocabularyFiles):
         if len(moments) != count:
             raise ValueError(f"Found {len(moments)} moments `now` of {count} customers; give one, or one a customer.")
         return moments
+
+    # ------------------------------------------------------------------------------------------------------ files
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings of the feature extractor for preprocessor_config.json; vocabularies and bins, which have a file
+        of their own, are left out."""
+        left_out = ("vocabularies", "bins", "model_input_names")
+        settings = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in left_out}
+        return copy.deepcopy(settings) | {"feature_extractor_type": type(self).__name__}
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Writes preprocessor_config.json and vocabularies.json.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): folder of the checkpoint.
+            push_to_hub (`bool`): whether to upload the folder to the Hub.
+            kwargs: options of the upload, such as `repo_id`.
+
+        Returns:
+            `list[str]`: paths of the files.
+
+        Raises:
+            ValueError: if features that share the values of a column no longer have the same vocabulary.
+        """
+        self.schema.check_shared(self.vocabularies)
+        folder = Path(save_directory)
+        saved = super().save_pretrained(folder)
+        path = folder / VOCABULARIES_NAME
+        write_json(path, {"vocabularies": self.vocabularies, "bins": self.bins}, indent=1, allow_nan=False)
+        if push_to_hub:  # not in the base class, which would upload before the vocabularies are written
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
+        return [*saved, str(path)]
+
+    @classmethod
+    def get_feature_extractor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Reads preprocessor_config.json and vocabularies.json; arguments and result are those of the base class.
+
+        Raises `OSError` if a file is missing, and `ValueError` if vocabularies.json is damaged.
+        """
+        source = str(pretrained_model_name_or_path)
+        names = ("cache_dir", "force_download", "proxies", "subfolder", "token", "local_files_only", "revision")
+        options = {key: kwargs[key] for key in names if kwargs.get(key) is not None}
+        values, unused = super().get_feature_extractor_dict(source, **kwargs)
+        folder = os.path.dirname(source) or "." if os.path.isfile(source) else source
+        fix = "save the feature extractor again, or copy the file from the original checkpoint"
+        try:
+            path = str(cached_file(folder, VOCABULARIES_NAME, **options))
+        except OSError as error:
+            raise OSError(f"{source} has no {VOCABULARIES_NAME}, which holds the feature values; {fix}.") from error
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            return values | {key: dict(content[key]) for key in ("vocabularies", "bins")}, unused
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}); {fix}.") from error

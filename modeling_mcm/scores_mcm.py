@@ -6,11 +6,12 @@ Training, evaluation and serving share this code. Without gradients, or without 
 of its own. A training step has one score matrix with the labels of all tasks as columns, and computes its losses from
 it.
 
-Shapes: as in modeling_mcm.py; E labels of the tasks of one score matrix.
+Shapes: as in modeling_mcm.py; E labels of the tasks of one score matrix. In [`ScoredRows`] E is the number of scored
+prefixes of the customer with the most, and M that of selected scores.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -18,15 +19,90 @@ from torch import nn
 from .configuration_mcm import FIRST_LABEL
 from .counted_memory_mcm import CountedMemory, Histories
 from .losses_mcm import Objective, Targets, task_losses
-from .readout_mcm import READOUTS
+from .readout_mcm import READOUTS, PackedUnits
 from .repeat_memory_mcm import RepeatMemory
 from .sampling_mcm import TaskLabels, indices_of, joined_log_counts
-from .scored_rows_mcm import ScoredRows
 
 # The parts whose sum is a score, in the order of `score_scales`.
 PARTS = ("readout", "bias", "repeats", "followers")
 # Parts of scores by name. `repeats` may be sparse: a pair of indices into the flattened score matrix and values.
 Parts = dict[str, Any]
+
+
+class ScoredRows(NamedTuple):
+    """The rows of a batch's score matrix: one row for each scored prefix.
+
+    Attributes:
+        customers (`torch.LongTensor` of shape `(R,)`): customer of each row.
+        last_events (`torch.LongTensor` of shape `(R,)`): index of the last event of each row's prefix.
+        ends (`torch.LongTensor` of shape `(B, E)`): index of the last unit of each scored prefix, by customer.
+        is_row (`torch.BoolTensor` of shape `(B, E)`, *optional*): whether an element of `ends` is real or padding;
+            `None`: all are real.
+        of_units (`torch.LongTensor` of shape `(B, U)`): row of the prefix that ends at each unit; without meaning
+            where no scored prefix ends.
+        mask (`torch.BoolTensor` of shape `(B, U)`): units that the readout reads.
+        packed (`PackedUnits`, *optional*): the units without padding where prefixes are scored; `None` where only the
+            whole histories are.
+    """
+
+    customers: torch.Tensor
+    last_events: torch.Tensor
+    ends: torch.Tensor
+    is_row: torch.Tensor | None
+    of_units: torch.Tensor
+    mask: torch.Tensor
+    packed: PackedUnits | None
+
+    @classmethod
+    def of_histories(cls, batch: Mapping[str, Any], event_units: torch.Tensor) -> "ScoredRows":
+        """One row for each customer: the whole history is scored.
+
+        Args:
+            batch (`dict`): `attention_mask` of shape `(B, L)` and `unit_mask` of shape `(B, U)`.
+            event_units (`torch.LongTensor` of shape `(B, L)`): index of each event's unit.
+        """
+        last_events = batch["attention_mask"].sum(1) - 1
+        customers = torch.arange(last_events.shape[0], device=last_events.device)
+        ends = event_units.gather(1, last_events[:, None])
+        mask = batch["unit_mask"]
+        return cls(customers, last_events, ends, None, customers[:, None].expand_as(mask), mask, None)
+
+    @classmethod
+    def of_prefixes(cls, batch: Mapping[str, Any], event_units: torch.Tensor, is_end: torch.Tensor) -> "ScoredRows":
+        """One row for each prefix that ends at a unit of `is_end`; it reads the events up to the prefix's end.
+
+        Args:
+            batch (`dict`): `attention_mask` of shape `(B, L)` and `unit_mask` of shape `(B, U)`.
+            event_units (`torch.LongTensor` of shape `(B, L)`): index of each event's unit.
+            is_end (`torch.BoolTensor` of shape `(B, U)`): True where a scored prefix ends.
+        """
+        mask = batch["unit_mask"].clone()
+        mask[:, 0] = True  # an empty history needs a row for the look-ups below; its scores are not used
+        packed = PackedUnits.of(mask, is_end)
+        scored = slice(None) if packed.scored is None else packed.scored
+        customers, units = packed.customers[scored], packed.units[scored]
+        event = torch.arange(event_units.shape[1], device=event_units.device).expand_as(event_units)
+        event = event * batch["attention_mask"]
+        last_events = torch.zeros_like(mask).long().scatter_reduce(1, event_units, event, "amax")
+        most = int(is_end.sum(1).max())
+        ends = (~is_end).byte().argsort(dim=1, stable=True)[:, :most]  # ascending for each customer
+        return cls(
+            customers, last_events[customers, units], ends, is_end.gather(1, ends), packed.score_rows, mask, packed
+        )
+
+    def cells(self, customers: torch.Tensor, ends: torch.Tensor, columns: torch.Tensor, width: int) -> torch.Tensor:
+        """Indices of selected scores in the flattened score matrix.
+
+        Args:
+            customers (`torch.LongTensor` of shape `(M,)`): customer of each selected score.
+            ends (`torch.LongTensor` of shape `(M,)`): its prefix, as an index into the customer's row of `ends`.
+            columns (`torch.LongTensor` of shape `(M,)`): its column in the score matrix.
+            width (`int`): number of columns of the score matrix.
+
+        Returns:
+            `torch.LongTensor` of shape `(M,)`.
+        """
+        return self.of_units[customers, self.ends[customers, ends]] * width + columns
 
 
 class TaskScores:
@@ -286,6 +362,3 @@ def _beside(of_tasks: Sequence[Parts], vectors: Sequence[torch.Tensor], rows: in
         return {}
     zeros = [table.new_zeros(rows, len(table)) for table in vectors]
     return {"followers": torch.cat([p.get("followers", zero) for p, zero in zip(of_tasks, zeros, strict=True)], 1)}
-
-
-__all__ = ["PARTS", "TaskScores"]

@@ -27,7 +27,7 @@ TASTE_SIZE, HIDDEN = 128, 256  # size of P z (see CustomerState), and hidden siz
 DROPOUT = 0.3  # dropout probability on z
 HALF_LIVES_DAYS = (7.0, 30.0, 90.0)  # half-lives of the other counts; they are also counted unfaded
 LEAST_SPREAD, FARTHEST = 0.05, 8.0  # smallest standard deviation, and largest absolute value, of standardised counts
-ANY_SILENCE = 1e9  # days: before training, and in older checkpoints
+ANY_SILENCE = 1e9  # days: the longest silence before training; a finite number, because infinite weights are refused
 CHANCE, NEXT_VISIT = "visit_probability", "days_to_next_visit"
 GAPS = ("days since the last event", "days since the first", "the ratio to the mean gap", "the mean gap")
 

@@ -136,7 +136,9 @@ def publish(
         ours = {path.relative_to(folder).as_posix() for path in files}
         there = [file.rfilename for file in (before.siblings or [])] if before is not None else []
         # Code and weights of an earlier version would be read beside the new ones.
-        stale = [file for file in there if file not in ours and (WEIGHTS.fullmatch(file) or file.endswith(CODE_ENDING))]
+        stale = [
+            file for file in there if file not in ours and (WEIGHTS.fullmatch(file) or file.endswith(CODE_ENDING))
+        ]
         stale += [file for file in there if file == WEIGHTS_INDEX and file not in ours]
         operations: list[Any] = [CommitOperationDelete(file) for file in stale]
         operations += [CommitOperationAdd(path.relative_to(folder).as_posix(), str(path)) for path in files]

@@ -24,7 +24,6 @@ from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
 from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
 from modeling_mcm.data.streaming import StreamedRows
-from modeling_mcm.earlier_configs_mcm import REMOVED, of_this_version
 from modeling_mcm.evaluation.baseline_cache import FOLDER as BASELINES_FOLDER
 from modeling_mcm.evaluation.baseline_cache import BaselineCache
 from modeling_mcm.evaluation.cases import cases_at
@@ -112,11 +111,10 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
     for override in options.config_overrides:
         name, separator, value = override.partition("=")
         if not separator or name not in known:
-            hint = f": {REMOVED[name]}" if name in REMOVED else ""
-            raise ValueError(f"config_overrides: {override!r} is not name=value with a field of MCMConfig{hint}.")
+            raise ValueError(f"config_overrides: {override!r} is not name=value with a field of MCMConfig.")
         values[name] = yaml.safe_load(value)
     config = (
-        of_this_version(config_of(options.config))
+        config_of(options.config)
         | (recipe.config if recipe else {})
         | {
             "features": extractor.feature_names,

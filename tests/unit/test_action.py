@@ -14,11 +14,10 @@ from modeling_mcm import (
     ActionScoresPipeline,
     MCMForActionRecommendation,
     MCMForMultiTaskRecommendation,
-    action_counts_mcm,
+    action_mcm,
 )
-from modeling_mcm.action_counts_mcm import NEVER, count_names
 from modeling_mcm.action_inputs_mcm import ActionMatcher, EncodedActions, read_actions
-from modeling_mcm.action_mcm import FARTHEST, KNOTS, offer_loss, piecewise_linear
+from modeling_mcm.action_mcm import FARTHEST, KNOTS, NEVER, count_names, offer_loss, piecewise_linear
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data import load_prepared
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
@@ -196,7 +195,7 @@ def known_of(model, inputs):
 
 
 def test_the_counts_of_an_action_are_sums_by_hand(action_model, batch_of, offers, event_log, extractor, monkeypatch):
-    monkeypatch.setattr(action_counts_mcm, "HALF_LIVES_DAYS", (20.0,))
+    monkeypatch.setattr(action_mcm, "HALF_LIVES_DAYS", (20.0,))
     model = action_model(
         action_history_feature="type",
         action_features=["items", "aisle"],

@@ -4,7 +4,6 @@
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from transformers import AutoConfig
 
 from modeling_mcm import MCMConfig, MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.configuration_mcm import CHOICES, MOST_TASTES
-from modeling_mcm.earlier_configs_mcm import EARLIER_DEFAULTS, ONE_VALUE, REMOVED
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.training.recipe import recipe_for
 
@@ -39,13 +37,6 @@ def test_a_save_keeps_names_and_their_order(tmp_path):
         assert loaded.tasks == ["items", "a.b", "type"] and loaded.related_tasks == ["type", "items"]
         saved, found = ({**c.to_dict(), "_name_or_path": ""} for c in (config, loaded))
         assert found == saved
-
-
-def test_there_are_at_most_thirty_fields():
-    own = {field.name for field in dataclasses.fields(MCMConfig)} & set(MCMConfig.__annotations__)
-    assert len(own) == len(MCMConfig.__annotations__) <= 30
-    documented = set(re.findall(r"^    (\w+) \(`", MCMConfig.__doc__, flags=re.MULTILINE))
-    assert own <= documented
 
 
 def test_label_sizes_follow_the_order_of_the_tasks():
@@ -127,12 +118,6 @@ def test_a_wrong_type_is_refused():
         make(hidden_size="64")
 
 
-@pytest.mark.parametrize("name", REMOVED)
-def test_a_field_that_is_gone_is_refused_with_what_stands_in_its_place(name):
-    with pytest.raises(ValueError, match=f"no field `{name}` any more: {re.escape(REMOVED[name])}"):
-        make(**{name: None})
-
-
 @pytest.mark.parametrize(
     ("sizes", "chosen"),
     [
@@ -146,150 +131,6 @@ def test_a_field_that_is_gone_is_refused_with_what_stands_in_its_place(name):
 def test_a_state_counts_the_labels_of_the_smallest_tasks(sizes, chosen):
     config = MCMConfig(features=list(sizes), vocabulary_sizes=list(sizes.values()))
     assert config.counted_features == ([name for name in sizes if sizes[name] <= 64], chosen)
-
-
-# ------------------------------------------------------------------------------------------------ of earlier versions
-
-
-# What version 0.1 wrote for mcm-base, as the recipe chose it for visits.
-EARLIER = DATA | {
-    "model_type": "mcm",
-    "action_dropout": 0.4,
-    "action_embedding": "features",
-    "action_half_lives_days": [14.0, 60.0, 365.0],
-    "action_ids": [],
-    "add_cross_attention": False,
-    "attention_probs_dropout_prob": 0.0,
-    "attention_window": 64,
-    "augmentation": "all_prefixes",
-    "embedding_initializer_range": None,
-    "embedding_layer_norm": True,
-    "encoder_attention": "causal",
-    "encoder_unit": "visit",
-    "event_dropout_prob": 0.2,
-    "hidden_act": "gelu",
-    "hidden_size": 16,
-    "is_decoder": False,
-    "label_mean": 0.0,
-    "label_std": 1.0,
-    "layer_norm_eps": 1e-12,
-    "mask_probability": 0.2,
-    "max_position_embeddings": 300,
-    "num_attention_heads": 2,
-    "num_hidden_layers": 1,
-    "intermediate_size": 32,
-    "pad_token_id": 0,
-    "ranking_loss_weight": 1.0,
-    "readout_bias": True,
-    "readout_scale": True,
-    "repeat_half_lives_days": [7.0, 30.0, 120.0],
-    "repeat_half_lives_units": [2.0, 6.0, 20.0, 60.0],
-    "repeat_network_size": 16,
-    "sampled_labels": None,
-    "state_half_lives_days": [7.0, 30.0, 90.0],
-    "state_size": 128,
-    "target": "next_visit",
-    "target_half_life_days": 30.0,
-    "taste_features": None,
-    "tie_label_embeddings": True,
-    "trained_tasks": None,
-    "use_position_embeddings": False,
-}
-SMALL = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 32}
-
-
-def write(folder, values):
-    (folder / "config.json").write_text(json.dumps(values))
-    return folder
-
-
-def test_an_earlier_config_loads_and_says_what_became_of_its_fields(tmp_path, caplog):
-    write(tmp_path, EARLIER)
-    for read in (MCMConfig.from_pretrained, AutoConfig.from_pretrained):
-        caplog.clear()
-        found = read(tmp_path)
-        assert {**found.to_dict(), "_name_or_path": ""} == {**make(**SMALL).to_dict(), "_name_or_path": ""}
-        (said,) = [record.message for record in caplog.records if "earlier version" in record.message]
-        assert all(f"`{name}`" in said for name in EARLIER if name in REMOVED)
-    found.save_pretrained(tmp_path)
-    caplog.clear()
-    assert {**MCMConfig.from_pretrained(tmp_path).to_dict(), "_name_or_path": ""} == {
-        **found.to_dict(),
-        "_name_or_path": "",
-    }
-    assert not [record for record in caplog.records if "earlier version" in record.message]
-
-
-def test_the_features_that_a_state_counts_stay_as_a_config_names_them(tmp_path):
-    sizes = {"vocabulary_sizes": [100] * len(DATA["features"])}
-    assert MCMConfig(**DATA | SMALL | sizes).counted_features == ([], DATA["tasks"])
-    named = {"taste_features": DATA["tasks"][:1], "state_features": DATA["features"][-1:]}
-    read = MCMConfig.from_pretrained(write(tmp_path, EARLIER | sizes | named))
-    assert read.counted_features == (named["state_features"], named["taste_features"])
-
-
-@pytest.mark.parametrize("named", [{}, {"taste_features": None}], ids=["left out", "null"])
-def test_a_state_of_an_earlier_version_counts_every_task_of_up_to_16384_labels(named, tmp_path):
-    config = make(vocabulary_sizes=[MOST_TASTES, 2**14, 2**14 + 1, 3])
-    earlier = {name: value for name, value in config.to_dict().items() if name not in ("taste_features", "state_size")}
-    for read in (MCMConfig.from_pretrained, AutoConfig.from_pretrained):
-        found = read(write(tmp_path, earlier | named))
-        assert (config.counted_features, found.counted_features) == ((["Age"], ["type"]), (["Age"], ["items", "type"]))
-        for each in (config, found):  # a file of this version names what is counted
-            each.save_pretrained(tmp_path)
-            assert read(tmp_path).counted_features == each.counted_features
-    assert read(write(tmp_path, earlier | named), taste_features=["items"]).counted_features[1] == ["items"]
-
-
-def test_what_an_earlier_config_leaves_out_had_the_papers_values(tmp_path):
-    found = MCMConfig.from_pretrained(write(tmp_path, DATA | SMALL | {"model_type": "mcm", "target": "next_event"}))
-    assert (found.encoder_attention, found.encoder_unit, found.max_position_embeddings) == (
-        "bidirectional",
-        "event",
-        300,
-    )
-    assert not (found.repeat_memory or found.readout_bias or found.state_size or found.attention_window)
-    assert (found.event_dropout_prob, found.attention_probs_dropout_prob) == (0.0, 0.1)
-    assert set(EARLIER_DEFAULTS) - set(REMOVED) <= set(MCMConfig.__annotations__)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        *({name: "other" if isinstance(value, str) else [3.0]} for name, value in ONE_VALUE.items()),
-        {"repeat_network_size": 4},
-        {"repeat_half_lives_days": [7.0]},
-        {"repeat_half_lives_days": [7.0, 30.0, 120.0, 2.0], "repeat_half_lives_units": [6.0, 20.0, 60.0]},
-        {"readout_scale": False},
-    ],
-    ids=str,
-)
-def test_what_can_not_be_expressed_any_more_is_refused_with_the_way_out(changes, tmp_path):
-    name = next(iter(changes))
-    with pytest.raises(
-        ValueError, match=f"(?s)earlier version.*{name.removeprefix('repeat_').split('_')[0]}.*re-train"
-    ):
-        MCMConfig.from_pretrained(write(tmp_path, EARLIER | changes))
-
-
-def test_a_model_of_an_earlier_config_answers_as_one_of_this_version(tmp_path):
-    torch.manual_seed(0)
-    model = MCMForMultiTaskRecommendation(make(**SMALL)).eval()
-    model.save_pretrained(tmp_path)
-    inputs = {
-        "input_ids": torch.randint(2, 3, (2, 4, 4)),
-        "visit_ids": torch.arange(4).expand(2, -1),
-        "event_times": torch.arange(4.0).expand(2, -1),
-    }
-    expected = model(**inputs)
-    write(tmp_path, EARLIER)
-    found = MCMForMultiTaskRecommendation.from_pretrained(tmp_path).eval()(**inputs)
-    for task, logits in expected.logits.items():
-        assert torch.equal(found.logits[task], logits)
-    assert torch.equal(found.pooler_output, expected.pooler_output)
-
-
-# ------------------------------------------------------------------------------------------------------------- sizes
 
 
 def parameters(folder, features):

@@ -24,15 +24,15 @@ FLAT = [path for path in LIBRARY if path.name.endswith("_mcm.py")]
 # The files that travel with a checkpoint, without the ending `_mcm`. A file may read those in the lines above its own:
 # the model reads nothing of the log, the log's files read the configuration alone, and the last ones read everything.
 MODEL = [
-    "earlier_configs files outputs",
+    "files",
     "configuration",
     "counted_memory embeddings losses readout repeat_memory state",
-    "action_counts resizing sampling scored_rows",
-    "pretrained scores",
+    "sampling",
+    "scores",
     "modeling",
     "action customer",
 ]
-LOG = ["events", "times vocabulary_files", "inputs schema", "encoding", "processing", "action_inputs"]
+LOG = ["events", "times", "inputs schema", "encoding", "processing", "action_inputs"]
 BOTH = ["pipeline"]
 SIBLINGS: dict[str, set[str]] = {}  # by file, those that it may read
 for lines, known in ((MODEL, set()), (LOG, {"configuration_mcm", "files_mcm"}), (BOTH, SIBLINGS)):
