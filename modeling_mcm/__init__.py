@@ -51,10 +51,7 @@ PIPELINE_REGISTRY.register_pipeline(
 )
 
 PIPELINE_REGISTRY.register_pipeline(
-    "action-scores",
-    pipeline_class=ActionScoresPipeline,
-    pt_model=MCMForActionRecommendation,
-    type="multimodal",
+    "action-scores", pipeline_class=ActionScoresPipeline, pt_model=MCMForActionRecommendation, type="multimodal"
 )
 PIPELINE_REGISTRY.register_pipeline(
     "customer-prediction",

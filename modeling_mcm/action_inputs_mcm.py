@@ -106,14 +106,8 @@ class EncodedActions:
         self.has_value = (self.ids[:, input_indices] != MISSING_ID).any(1)
 
     def check(self, offered: NDArray[np.int64]) -> None:
-        """Checks that every offered action has a value, because it has no embedding otherwise.
-
-        Args:
-            offered (`np.ndarray`): indices of the offered actions.
-
-        Raises:
-            ValueError: if an action has no value in any feature; the message names it.
-        """
+        """Checks that every offered action has a value, because it has no embedding otherwise. Raises `ValueError` if
+        an action has no value in any feature; the message names it."""
         values = np.add.reduceat(self.has_value.astype(np.int64), self.row_offsets[:-1])
         if len(wrong := offered[values[offered] == 0]):
             raise ValueError(
@@ -165,15 +159,7 @@ class EncodedActions:
 
 
 def features_of_actions(extractor: MCMFeatureExtractor, columns: Mapping[str, Any]) -> list[str]:
-    """Features of events that at least one action has a value of.
-
-    Args:
-        extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
-        columns (`Mapping[str, Any]`): raw values of each action row, by column of the event log.
-
-    Returns:
-        Names of the features, in the order of the extractor.
-    """
+    """Features of events that at least one action has a value of."""
     with naming("The actions"):
         has_value = (extractor.encode_actions(columns) != MISSING_ID).any(0)
     profile = {feature["name"] for feature in extractor.features if feature.get("profile")}
@@ -208,6 +194,3 @@ def read_actions(actions: Any) -> tuple[list[str], dict[str, list[Any]], NDArray
     offsets = np.concatenate([[0], np.cumsum([len(of_action) for of_action in rows.values()])])
     weights = np.array([row.get("weight", 1.0) for row in ordered], np.float64)
     return list(rows), {name: [row.get(name) for row in ordered] for name in names}, offsets, weights
-
-
-__all__ = ["EncodedActions", "features_of_actions", "read_actions"]

@@ -9,8 +9,8 @@ values, and counts of the customer's events that match the action ([`ActionCount
 
 Shapes: B customers, L events, U encoder units, H hidden size, J features, T tasks; A actions of the batch, R action
 rows (an action that covers several kinds of events has one row for each kind), M matches (events that did what an
-action asks for), X numeric features of an offer, K offers of the customer with the most, O outcomes, N networks. In the
-counts N are summed features, D half-lives with the infinite one of unfaded counts, V values of a feature.
+action asks for), X numeric features of an offer, K offers of the customer with the most, O outcomes, N networks. In
+the counts N are summed features, D half-lives with the infinite one of unfaded counts, V values of a feature.
 """
 
 import math
@@ -90,11 +90,7 @@ class Standardised(nn.Module):
 
     @torch.no_grad()
     def update(self, examples: torch.Tensor) -> None:
-        """Updates the statistics.
-
-        Args:
-            examples (`torch.FloatTensor` of shape `(examples, size)`): new training examples.
-        """
+        """Updates the statistics."""
         examples = examples.to(self.mean.dtype)
         self.count.add_(len(examples))
         share = len(examples) / self.count.clamp(min=1)
@@ -108,18 +104,8 @@ class Standardised(nn.Module):
 
 
 def piecewise_linear(values: torch.Tensor) -> torch.Tensor:
-    """Piecewise-linear codes of standardised numbers (Gorishniy et al., On Embeddings for Numerical Features, 2022).
-
-    A code is the share of the interval between two of `KNOTS` that lies between 0 and the number, negative on the left
-    of 0. A linear layer of codes is a function that bends at the knots: what 0, 1 and many purchases mean need not lie
-    on a line.
-
-    Args:
-        values (`torch.FloatTensor` of shape `(..., size)`): standardised numbers.
-
-    Returns:
-        `torch.FloatTensor` of shape `(..., size * (len(KNOTS) - 1))`: 0 for the number 0.
-    """
+    """Piecewise-linear codes of standardised numbers (Gorishniy et al., On Embeddings for Numerical Features, 2022),
+    of shape `(..., size * (len(KNOTS) - 1))`."""
     knots = values.new_tensor(KNOTS)
     low, high = knots[:-1], knots[1:]
     return (((values[..., None] - low) / (high - low)).clamp(0, 1) - (low < 0).to(values.dtype)).flatten(-2)
@@ -256,16 +242,7 @@ class ActionCounts:
         return torch.cat(numbers, -1)
 
     def labels_of(self, index: int, action_ids: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Distinct values of a feature in each action.
-
-        Args:
-            index (`int`): index of the feature in `config.features`.
-            action_ids (`torch.LongTensor` of shape `(R, J)`): feature ids of each action row.
-            rows (`torch.LongTensor` of shape `(R,)`): index of each row's action.
-
-        Returns:
-            Two `torch.LongTensor` with one element for each distinct pair: index of the action, and value id.
-        """
+        """Distinct values of a feature in each action."""
         values = self.config.vocabulary_sizes[index]
         pairs = (rows * values + action_ids[:, index]).unique()
         pairs = pairs[pairs % values >= FIRST_LABEL]
@@ -399,17 +376,7 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
         self.action_head.requires_grad_(True)
 
     def action_embeddings(self, input_ids, rows, weights, number: int) -> torch.Tensor:
-        """Embedding e_a of each action: the weighted mean of its rows' embeddings.
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(R, J)`): feature ids of each action row.
-            rows (`torch.LongTensor` of shape `(R,)`): index of each row's action.
-            weights (`torch.FloatTensor` of shape `(R,)`): weight of each row in its action; they sum to 1.
-            number (`int`): A, the number of actions.
-
-        Returns:
-            `torch.FloatTensor` of shape `(A, H)`.
-        """
+        """Embedding e_a of each action: the weighted mean of its rows' embeddings, of shape `(A, H)`."""
         embedded = self.model.embeddings.events(input_ids)
         embedded = embedded * weights[:, None].to(embedded.dtype)
         return embedded.new_zeros(number, embedded.shape[-1]).index_add(0, rows, embedded)

@@ -58,14 +58,7 @@ class Histories(NamedTuple):
     def of(
         cls, times: torch.Tensor, visit_ids: torch.Tensor, customers: torch.Tensor, ends: torch.Tensor
     ) -> "Histories":
-        """Computes the moments of events from their times and visits.
-
-        Args:
-            times (`torch.FloatTensor` of shape `(B, L)`): days from the customer's first event to each event.
-            visit_ids (`torch.LongTensor` of shape `(B, L)`): visit of each event.
-            customers (`torch.LongTensor` of shape `(R,)`): customer of each prefix.
-            ends (`torch.LongTensor` of shape `(R,)`): index of the last event of each prefix.
-        """
+        """Computes the moments of events from their times and visits."""
         changes = _differs_from_before(times) | _differs_from_before(visit_ids)
         return cls(changes.cumsum(1), times, customers, ends)
 
@@ -135,12 +128,7 @@ class FollowerTable(nn.Module):
         return Followers(followers, counts * shrunk[..., None], ages.clamp(min=0))
 
     def _own_pairs(self, labels: torch.Tensor, moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The part of the table's counts that comes from a customer's own pairs, for the label of each event.
-
-        Returns:
-            Counts of shape `(B, L, K)`, at most those of the table, and the number of the customer's events with the
-            label, of shape `(B, L)`.
-        """
+        """The part of the table's counts that comes from a customer's own pairs, for the label of each event."""
         furthest = max(LAG_WEIGHTS) + 1
         weights = [LAG_WEIGHTS.get(lag, 0) for lag in range(-furthest, furthest + 1)]
         lag = (moments[:, None] - moments[..., None]).clamp(-furthest, furthest)
@@ -161,12 +149,7 @@ class FollowerTable(nn.Module):
 
 
 def _label_indices(is_label: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
-    """Indices of each customer's known events in ascending order, of shape `(B, L)`, padded with 0.
-
-    Args:
-        is_label: whether an event has a known label, of shape `(B, L)`.
-        number: number of known events up to each event, of shape `(B, L)`.
-    """
+    """Indices of each customer's known events in ascending order, of shape `(B, L)`, padded with 0."""
     event = torch.arange(is_label.shape[1], device=is_label.device).expand_as(is_label)
     at = torch.where(is_label, number - 1, is_label.shape[1])
     padded = event.new_zeros(is_label.shape[0], is_label.shape[1] + 1).scatter(1, at, event)
@@ -298,31 +281,13 @@ class CountedMemory(nn.Module):
 
     @staticmethod
     def position_weights(gains: Mapping[str, torch.Tensor], ages: torch.Tensor) -> torch.Tensor:
-        """Weight d^j exp(-age_j / T) of each of a prefix's latest labels.
-
-        Args:
-            gains (`Mapping[str, torch.Tensor]`): gains of the task, by the names of `FOLLOWER_GAINS`. d is
-                sigmoid(`position_decay`), 1 / T is exp(`log_rate`).
-            ages (`torch.FloatTensor` of shape `(R, A)`): days from each latest label to the end of the prefix.
-
-        Returns:
-            `torch.FloatTensor` of shape `(R, A)`.
-        """
+        """Weight d^j exp(-age_j / T) of each of a prefix's latest labels, of shape `(R, A)`."""
         decay = torch.sigmoid(gains["position_decay"]) ** torch.arange(LATEST, device=ages.device)
         return decay * torch.exp(-gains["log_rate"].exp() * ages)
 
     @staticmethod
     def added(gains: Mapping[str, torch.Tensor], counts: torch.Tensor, rarity: torch.Tensor) -> torch.Tensor:
-        """Value that followers add to scores: g log(1 + n exp(b + f r)).
-
-        Args:
-            gains (`Mapping[str, torch.Tensor]`): gains of the task, by the names of `FOLLOWER_GAINS`.
-            counts (`torch.FloatTensor`): counts n, of any shape.
-            rarity (`torch.FloatTensor`): rarities r, of the same shape.
-
-        Returns:
-            `torch.FloatTensor` of the same shape.
-        """
+        """Value that followers add to scores: g log(1 + n exp(b + f r))."""
         sensitivity = gains["follower_sensitivity"] + gains["follower_rarity"] * rarity
         return gains["follower_gain"] * torch.log1p(counts * sensitivity.exp())
 
@@ -368,16 +333,7 @@ class CountedMemory(nn.Module):
 
     @torch.no_grad()
     def met(self, task: int, labels: torch.Tensor, histories: Histories) -> torch.Tensor:
-        """Whether each label occurs in a prefix.
-
-        Args:
-            task (`int`): index of the task.
-            labels (`torch.LongTensor` of shape `(B, L)`): label id of each event.
-            histories ([`Histories`]): the prefixes.
-
-        Returns:
-            `torch.BoolTensor` of shape `(R, V)`.
-        """
+        """Whether each label occurs in a prefix, of shape `(R, V)`."""
         seen = torch.arange(labels.shape[1], device=labels.device) <= histories.ends[:, None]
         ids = torch.where(seen, labels[histories.customers].clamp(min=0), 0)
         met = torch.zeros(ids.shape[0], len(self.label_rarity(task)), dtype=torch.bool, device=ids.device)
@@ -442,27 +398,11 @@ class CountedMemory(nn.Module):
         return torch.where(met, met_scores, new)
 
     def habits(self, task: int, rates: torch.Tensor) -> torch.Tensor:
-        """Habits: log(x S + .003).
-
-        Args:
-            task (`int`): index of the task.
-            rates (`torch.FloatTensor` of shape `(R, V)`): rates x, as `rates` returns them.
-
-        Returns:
-            `torch.FloatTensor` of shape `(R, V)`.
-        """
+        """Habits: log(x S + .003), of shape `(R, V)`."""
         return (self.habit_tables[str(task)](rates) + LEAST_RATE).log()
 
     def new(self, task: int, met: torch.Tensor) -> torch.Tensor:
-        """Support of labels not met: log(1 + m B / .01).
-
-        Args:
-            task (`int`): index of the task.
-            met (`torch.BoolTensor` of shape `(R, V)`): labels met m, as `met` returns them.
-
-        Returns:
-            `torch.FloatTensor` of shape `(R, V)`.
-        """
+        """Support of labels not met: log(1 + m B / .01), of shape `(R, V)`."""
         return torch.log1p(self.new_tables[str(task)](met.float()) / LEAST_WEIGHT)
 
 

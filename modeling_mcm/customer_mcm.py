@@ -138,11 +138,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
 
     def train(self, mode: bool = True):
         """Sets training or evaluation mode as in torch; a frozen customer state stays in evaluation mode, without
-        dropout.
-
-        Args:
-            mode (`bool`): True for training mode.
-        """
+        dropout."""
         super().train(mode)
         if not self._trains_state:
             self.model.eval()
@@ -259,6 +255,3 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         if self.problem_type == NUMBER:
             scores = scores * self.prediction_head.label_std + self.prediction_head.label_mean
         return MCMPredictionOutput(loss=loss, logits=scores, pooler_output=state)
-
-
-__all__ = ["MCMForCustomerPrediction"]

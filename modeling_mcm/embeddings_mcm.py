@@ -33,13 +33,7 @@ class ValueEmbedding(nn.Embedding):
 
 
 def grow(module: nn.Module, number: int, like: int | slice) -> None:
-    """Appends equal rows to an embedding table.
-
-    Args:
-        module (`nn.Embedding`): the table, changed in place.
-        number (`int`): number of new rows.
-        like (`int` or `slice`): present rows whose mean each new row becomes; zeros for an empty slice.
-    """
+    """Appends equal rows to an embedding table."""
     table = cast(nn.Embedding, module)
     rows = table.weight[like].reshape(-1, table.embedding_dim)
     row = rows.mean(0) if len(rows) else torch.zeros_like(table.weight[0])
@@ -150,14 +144,7 @@ class HeterogeneousEmbedding(nn.Embedding):
 
 
 def digest_bytes(digest: str | None) -> torch.Tensor:
-    """The digest of `MCMConfig.values_digest` as bytes in a tensor, which is saved with the weights.
-
-    Args:
-        digest (`str`, *optional*): 64 hexadecimal digits; `None` if the digest is unknown.
-
-    Returns:
-        `torch.ByteTensor` of shape `(32,)`; all 0 if the digest is unknown.
-    """
+    """`MCMConfig.values_digest` as bytes in a tensor of shape `(32,)`, which is saved with the weights."""
     return torch.tensor(list(bytes.fromhex(digest or "00" * 32)), dtype=torch.uint8)
 
 
@@ -284,11 +271,7 @@ class MCMEmbeddings(nn.Module):
         return visits, (sizes > 0).view(batch, count)
 
     def _drop_events(self, weight: torch.Tensor, visit_ids: torch.Tensor, count: int) -> torch.Tensor:
-        """Sets the weights of random events to 0, but never those of all events of a visit, or of the start row.
-
-        A unit of zeros has no variance, and each layer norm multiplies its gradient by a million: with three layers
-        the gradient overflows.
-        """
+        """Sets the weights of random events to 0, but never those of all events of a visit, or of the start row."""
         kept = weight * (torch.rand_like(weight) >= self.event_dropout)
         number = kept.new_zeros(len(kept), count).scatter_add(1, visit_ids, kept)
         return torch.where(number.gather(1, visit_ids) > 0, kept, weight)

@@ -223,15 +223,8 @@ class Encoding:
         return ids
 
     def customer_id(self, given: Any, column: Any) -> str | None:
-        """The id as text; the events, where they carry one, must all be this customer's.
-
-        Args:
-            given (`Any`): the id that stands beside the events, or a missing value.
-            column (`Sequence`): ids of the events.
-
-        Raises:
-            ValueError: if there are two ids.
-        """
+        """The id as text; the events, where they carry one, must all be this customer's. Raises `ValueError` if there
+        are two ids."""
         with naming(f"column {self.schema.customer!r}"):
             ids = set(map(to_text, [*as_list(column), *([] if is_missing(given) else [given])]))
             if len(ids) > 1 or None in ids:
@@ -240,15 +233,7 @@ class Encoding:
         return next(iter(ids), None)
 
     def value_ids(self, feature: str, column: Any) -> NDArray[np.int32]:
-        """Ids of values of a categorical feature, without splitting them into parts.
-
-        Args:
-            feature (`str`): name of the feature.
-            column (`Sequence`): raw values.
-
-        Returns:
-            `np.ndarray` of shape `(len(column),)`, int32.
-        """
+        """Ids of values of a categorical feature, without splitting them into parts, of shape `(len(column),)`."""
         return map_distinct(column, lambda value: self._id_of(feature, to_text(value)), np.int32)
 
     def _feature_ids(self, feature: str, column: Any) -> NDArray[np.int32]:
@@ -276,6 +261,3 @@ class Encoding:
     def _bin(self, feature: str, numbers: NDArray[np.float64]) -> NDArray[np.int32]:
         ids = FIRST_VALUE_ID + np.searchsorted(self._edges[feature], numbers, side="right")
         return np.where(np.isnan(numbers), MISSING_ID, ids).astype(np.int32)
-
-
-__all__ = ["Encoding"]

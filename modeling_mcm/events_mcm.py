@@ -29,11 +29,7 @@ NO_VISIT = -1
 
 @contextmanager
 def naming(where: str) -> Iterator[None]:
-    """Context manager that puts a prefix before the message of a `ValueError`.
-
-    Args:
-        where (`str`): the prefix, such as the customer or the column.
-    """
+    """Context manager that puts a prefix before the message of a `ValueError`."""
     try:
         yield
     except ValueError as error:
@@ -41,16 +37,8 @@ def naming(where: str) -> Iterator[None]:
 
 
 def check_keys(values: Mapping[Any, Any], known: Sequence[str], where: str) -> None:
-    """Checks that a mapping has known keys only.
-
-    Args:
-        values (`Mapping`): the mapping to check.
-        known (`Sequence[str]`): the allowed keys.
-        where (`str`): name of the mapping, for the message.
-
-    Raises:
-        ValueError: if a key is unknown; the message names it, the most similar known key and all known keys.
-    """
+    """Checks that a mapping has known keys only. Raises `ValueError` if a key is unknown; the message names it, the
+    most similar known key and all known keys."""
     if unknown := [key for key in values if key not in known]:
         close = difflib.get_close_matches(str(unknown[0]), known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
@@ -118,15 +106,7 @@ def to_text(value: Any) -> str | None:
 
 def split_path(value: Any, separator: str, level: int) -> str | None:
     """The first levels of a path such as "appliances.kitchen.kettle"; None if it has fewer. An empty level ends it.
-
-    Args:
-        value: a raw value.
-        separator (`str`): text between levels.
-        level (`int`): number of levels.
-
-    Raises:
-        ValueError: if `to_text` can't convert the value.
-    """
+    Raises `ValueError` if `to_text` can't convert the value."""
     text = to_text(value)
     parts = [] if text is None else text.split(separator)[:level]
     return separator.join(parts) if len(parts) == level and all(parts) else None
@@ -180,24 +160,14 @@ def to_numbers(column: Any) -> NDArray[np.float64]:
 
 
 def to_values(numbers: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Converts numbers to model inputs: float32, with 0 in place of NaN, infinity, too large numbers and -0.
-
-    Args:
-        numbers (`np.ndarray`): numbers of any shape.
-    """
+    """Converts numbers to model inputs: float32, with 0 in place of NaN, infinity, too large numbers and -0."""
     finite = np.abs(numbers) <= LARGEST_VALUE
     return np.where(finite, numbers, 0.0).astype(np.float32) + np.float32(0)
 
 
 def to_place(value: Any) -> int:
-    """Converts the place of an event in its customer's order to a whole number.
-
-    Args:
-        value: a whole number, or one as text.
-
-    Raises:
-        ValueError: if the value is no whole number.
-    """
+    """Converts the place of an event in its customer's order to a whole number. Raises `ValueError` if the value is no
+    whole number."""
     if isinstance(value, Integral) and not isinstance(value, bool | np.bool_):
         return int(value)
     if isinstance(value, str) and re.fullmatch("[+-]?[0-9]+", value):
@@ -246,11 +216,7 @@ def as_column(values: Any) -> Any:
 
 
 def as_list(column: Any) -> Any:
-    """Converts an array to a list of Python values; a list stays as it is.
-
-    Args:
-        column (`np.ndarray` or `list`): the column.
-    """
+    """Converts an array to a list of Python values; a list stays as it is."""
     if not isinstance(column, np.ndarray):
         return column
     return list(column) if column.dtype.kind in "mM" else column.tolist()  # `tolist` would turn times into integers
@@ -303,34 +269,17 @@ def read_columns(events: Any, known: Sequence[str]) -> tuple[dict[str, Any], int
 
 
 def select_events(row: Mapping[str, Any], events: NDArray[Any] | slice) -> dict[str, Any]:
-    """Selects some events of a row.
-
-    Args:
-        row (`dict`): a row, whose columns of events are arrays.
-        events (`NDArray` or `slice`): indices of the events, or a mask of shape `(events,)`.
-    """
+    """Selects some events of a row."""
     return {name: value[events] if isinstance(value, np.ndarray) else value for name, value in row.items()}
 
 
 def events_before(row: Mapping[str, Any], time: float) -> dict[str, Any]:
-    """Leaves out the events from a time on.
-
-    Args:
-        row (`dict`): a row, whose columns of events are arrays.
-        time (`float`): the time, in seconds since 1970-01-01.
-    """
+    """Leaves out the events from a time on."""
     return select_events(row, row["times"] < time)
 
 
 def rank_visits(column: Any) -> NDArray[np.int64]:
-    """Rank of each event's visit key, compared as text, among the keys of the customer.
-
-    Args:
-        column: array or list of visit keys.
-
-    Returns:
-        `np.ndarray` of shape `(events,)`, int64; -1 for missing keys.
-    """
+    """Rank of each event's visit key, compared as text, among the keys of the customer, of shape `(events,)`."""
     texts = [to_text(value) for value in as_list(column)]
     ranks = {text: rank for rank, text in enumerate(sorted({text for text in texts if text is not None}))}
     return np.array([NO_VISIT if text is None else ranks[text] for text in texts], np.int64)

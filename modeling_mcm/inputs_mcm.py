@@ -145,15 +145,7 @@ def pad_rows(
 
 
 def readable(row: Mapping[str, Any], features: Sequence[str]) -> dict[str, Any]:
-    """Leaves out the events in which all of some event features are missing; see [`MCMFeatureExtractor.readable`].
-
-    Args:
-        row (`dict`): a row of ids.
-        features (`Sequence[str]`): names of the event features; an event stays if it has a value in one of them.
-
-    Returns:
-        `dict`: the row with the events that stay; `validation_end` and `test_end` count these events.
-    """
+    """Leaves out the events in which all of some event features are missing; see [`MCMFeatureExtractor.readable`]."""
     keep = np.any([row[f"feature_{feature}"] != MISSING_ID for feature in features], axis=0)
     ends = {name: int(keep[: row[name]].sum()) for name in ("validation_end", "test_end") if name in row}
     return _picked(row, keep) | ends

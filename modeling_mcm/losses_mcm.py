@@ -153,18 +153,7 @@ class WeightedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, scores, targets, weights, cells, log_counts=None):
-        """Computes the losses.
-
-        Args:
-            scores (`torch.FloatTensor` of shape `(R, V)`): scores s.
-            targets ([`Targets`]): the targets.
-            weights (`torch.FloatTensor` of shape `(M,)`): weight of each target.
-            cells (`torch.LongTensor`): indices of the selected scores in the flattened score matrix.
-            log_counts (`torch.FloatTensor` of shape `(V,)`, *optional*): added to the scores in the log-sum-exp.
-
-        Returns:
-            Losses of shape `(T,)`, and the selected scores.
-        """
+        """Computes the losses, of shape `(T,)`."""
         logits = scores if log_counts is None else scores + log_counts
         partition = torch.stack([part.logsumexp(-1) for part in logits.split(targets.sizes, 1)], 1).to(scores.dtype)
         ctx.save_for_backward(scores, partition, weights, cells, log_counts)

@@ -5,10 +5,6 @@
 Shapes: B customers, L events, J features, U encoder units (events or visits), H hidden size, P prefixes of a
 customer, R scored prefixes of all customers (rows of the score matrix), N targets of a customer, T tasks, V labels of
 a task. Equation numbers refer to Luo & Wang, RecSys 2023.
-
-The comment `CODEPATH` stands above each branch on the config and says which models of `configuration/` take it.
-transformers' linter of model files requires it (rule TRF041). "The paper's models" are those of
-`configuration/ablations/`.
 """
 
 import math
@@ -29,14 +25,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mcm import FIRST_LABEL, MCMConfig
 from .counted_memory_mcm import CountedMemory
-from .embeddings_mcm import (
-    HeterogeneousEmbedding,
-    MCMEmbeddings,
-    ValueEmbedding,
-    check_inputs,
-    digest_bytes,
-    grow,
-)
+from .embeddings_mcm import HeterogeneousEmbedding, MCMEmbeddings, ValueEmbedding, check_inputs, digest_bytes, grow
 from .files_mcm import check_loaded
 from .losses_mcm import LossInParts, Objective, customers_in_parts
 from .readout_mcm import attention_weights
@@ -169,11 +158,7 @@ class MCMPreTrainedModel(PreTrainedModel):
         return cast(Any, self.base_model).embeddings.events
 
     def set_input_embeddings(self, value: nn.Module):
-        """Replaces the module that embeds events.
-
-        Args:
-            value ([`HeterogeneousEmbedding`]): the new module.
-        """
+        """Replaces the module that embeds events."""
         cast(Any, self.base_model).embeddings.events = value
 
     @torch.no_grad()
@@ -231,32 +216,15 @@ class MCMPreTrainedModel(PreTrainedModel):
 
 
 def latest_units(window: int | None, units: int) -> Callable[..., torch.Tensor] | None:
-    """Mask function of the attention window: a unit attends to the latest `window` units and to the start row.
-
-    Args:
-        window (`int`, *optional*): number of units, the attending unit included; `None`: no window.
-        units (`int`): U, the number of units of the batch.
-
-    Returns:
-        A function of batch, head, query and key index for `create_causal_mask`, or `None` where the window covers all
-        units.
-    """
+    """Mask function of the attention window: a unit attends to the latest `window` units and to the start row."""
     if window is None or (not torch.compiler.is_exporting() and units <= window + 1):
         return None  # an exported graph must hold for any number of units
     return lambda batch, head, query, key: (query - key < window) | (key == 0)
 
 
 def check_window(mask: Any, implementation: str | None) -> None:
-    """Checks that an attention mask can hold the attention window.
-
-    Args:
-        mask: result of `create_causal_mask`. It has one row for each query, or, for attention kernels that read only
-            the lengths of sequences, one row for each customer or none.
-        implementation (`str`, *optional*): attention implementation of the config, such as "sdpa".
-
-    Raises:
-        ValueError: if the mask has no row for each query; the message names the implementation.
-    """
+    """Checks that an attention mask can hold the attention window. Raises `ValueError` if the mask has no row for each
+    query; the message names the implementation."""
     if mask is None or (isinstance(mask, torch.Tensor) and mask.dim() < 4):
         raise ValueError(
             f"`attn_implementation` is {implementation!r}, whose kernel reads no mask, and `attention_window` needs "
@@ -283,9 +251,7 @@ class MCMModel(MCMPreTrainedModel):
         self.encoder = BertEncoder(config)
         for layer in self.encoder.layer:  # without padding there is no mask, and kernels read this flag
             layer.attention.self.is_causal = config.encoder_attention == "causal"
-        # CODEPATH: mcm-base and mcm-tiny have a customer state, the paper's models have none.
         self.state = CustomerState(config) if config.state_size else None
-        # CODEPATH: as the state, but a log that is shorter than every horizon has no forecasts.
         self.forecasts = Forecasts(config) if config.state_size and config.forecast_days else None
         self.post_init()
 
@@ -331,7 +297,6 @@ class MCMModel(MCMPreTrainedModel):
             sizes = dict(zip(self.config.features, self.config.vocabulary_sizes, strict=True))
             check_inputs(attention_mask, visit_ids, input_ids=input_ids, sizes=sizes)
         hidden, unit_mask, events = self.embeddings(input_ids, attention_mask, visit_ids)
-        # CODEPATH: mcm-base and mcm-tiny attend causally, the paper's models in both directions.
         if self.config.encoder_attention == "causal":
             window = latest_units(self.config.attention_window, hidden.shape[1])
             mask = create_causal_mask(self.config, hidden, unit_mask.long(), cache=None, and_mask_function=window)
@@ -393,7 +358,6 @@ class MCMModel(MCMPreTrainedModel):
         return torch.where(has_events, counts, self.state.mean)
 
     def _pool(self, hidden, unit_mask):
-        # CODEPATH: mcm-base and mcm-tiny attend causally, the paper's models in both directions.
         if self.config.encoder_attention == "causal":
             last = (unit_mask.sum(1) - 1).clamp(min=0)
             return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
@@ -415,25 +379,19 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         sizes = config.label_sizes
         self.objective = Objective()  # training replaces it by its own settings
         self.task_features = [config.features.index(task) for task in config.tasks]
-        # CODEPATH: mcm-base and mcm-tiny have scale and bias, the paper's models have neither.
         self.readout_scale = nn.Parameter(torch.ones(len(sizes))) if config.readout_bias else None
-        # CODEPATH: as the scale.
         biases = [nn.Parameter(torch.zeros(n)) for n in sizes.values()] if config.readout_bias else []
         self.readout_bias = nn.ParameterList(biases)
-        # CODEPATH: mcm-base and mcm-tiny have a repeat memory. The paper's models and models of logs with few repeats
-        # (recipe.py) have none.
         self.repeat_memory = RepeatMemory(list(sizes.values()), config.hidden_size) if config.repeat_memory else None
         # Factor on each of `PARTS` of a score. It is learned on validation cases at the end of training.
         self.score_scales = nn.Buffer(torch.ones(len(sizes), len(PARTS)))
         # The most frequent value of each of `label_features` for each label, 0 where there is none.
         # `training/counts.py` fills these buffers.
-        # CODEPATH: models of logs with few repeats (recipe.py) have label features, the paper's models have none.
         if config.label_features:
             for index, size in enumerate(sizes.values()):
                 values = torch.zeros(size, len(config.label_features), dtype=torch.int32)
                 setattr(self, f"label_values_{index}", nn.Buffer(values))
         flags = [[task in names for task in config.tasks] for names in (config.follower_tasks, config.related_tasks)]
-        # CODEPATH: pre-training chooses by the data (recipe.py); the paper's models have no counted memory.
         has_counts = config.follower_tasks or config.related_tasks
         self.counted_memory = CountedMemory(list(sizes.values()), *flags) if has_counts else None
         self.post_init()
@@ -448,7 +406,6 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         super()._init_weights(module)
         if module is self:
             init.ones_(self.score_scales)
-            # CODEPATH: models of logs with few repeats (recipe.py) have label features, the paper's models have none.
             for index in range(len(self.task_features) if self.config.label_features else 0):
                 init.zeros_(self.label_values(index))
             if self.readout_scale is not None:
@@ -467,7 +424,6 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         index = self.config.tasks.index(task)
         table = self.model.embeddings.events.feature_tables[self.task_features[index]]
         vectors = cast(ValueEmbedding, table).weight
-        # CODEPATH: models of logs with few repeats (recipe.py) have label features, the paper's models have none.
         if not self.config.label_features:
             return vectors
         values = self.label_values(index).long()
@@ -477,14 +433,7 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
         return vectors / (1 + (values > 0).sum(1, keepdim=True))
 
     def label_values(self, task: int) -> torch.Tensor:
-        """Most frequent values of `config.label_features` for each label of a task.
-
-        Args:
-            task (`int`): index of the task in `config.tasks`.
-
-        Returns:
-            `torch.IntTensor` of shape `(V, label features)`: value ids, 0 where a label has no usual value.
-        """
+        """Most frequent values of `config.label_features` for each label of a task, of shape `(V, label features)`."""
         return self.get_buffer(f"label_values_{task}")
 
     @torch.no_grad()
@@ -509,7 +458,7 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
                 self.counted_memory.label_rarity(index).copy_(rarity)
 
     def _resize_labels(self, feature: str, number: int) -> None:
-        if feature not in self.config.tasks:  # CODEPATH: the token type, for one, is no task of any shipped model
+        if feature not in self.config.tasks:  # such as the token type
             return
         index = self.config.tasks.index(feature)
         if len(self.readout_bias):
@@ -521,7 +470,7 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
             grow(self.repeat_memory.label_gains[index], number, slice(0, 0))
         if self.counted_memory is not None:
             self.counted_memory.grow(index, number)
-        if self.config.label_features:  # CODEPATH: models of logs with few repeats (recipe.py)
+        if self.config.label_features:
             values = self.label_values(index)
             values = torch.cat([values, values.new_zeros(number, values.shape[1])])
             setattr(self, f"label_values_{index}", nn.Buffer(values))

@@ -89,11 +89,7 @@ class _CustomerPipeline(Pipeline):
         return {"rows": self.feature_extractor.readable(row, self.model.config.input_features) | {"where": where}}
 
     def model_inputs(self, model_inputs: dict[str, Any], now: int | None = None) -> dict[str, torch.Tensor]:
-        """Pads the encoded customers of `preprocess` to tensors on the model's device.
-
-        `now` is the moment for which they are scored, in seconds since 1970-01-01; by default that of each one's last
-        event.
-        """
+        """Pads the encoded customers of `preprocess` to tensors on the model's device."""
         rows = model_inputs["rows"]
         rows = rows if isinstance(rows, list) else [rows]
         mask_next = self.model.config.augmentation == "masked_lm"
@@ -327,12 +323,3 @@ class ActionScoresPipeline(_CustomerPipeline):
         outcomes = self.model.config.action_outcomes
         rows = zip(postprocess_parameters["names"], model_outputs["chances"][0].tolist(), strict=True)
         return [{"action_id": name} | dict(zip(outcomes, chances, strict=True)) for name, chances in rows]
-
-
-__all__ = [
-    "ActionScoresPipeline",
-    "CustomerEmbeddingPipeline",
-    "CustomerForecastPipeline",
-    "CustomerPredictionPipeline",
-    "PreferenceScoresPipeline",
-]

@@ -371,14 +371,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         )
 
     def check_has_times(self, now: Any) -> None:
-        """Checks that the log has times, so that customers can be scored for a moment.
-
-        Args:
-            now: the moment, for the message.
-
-        Raises:
-            ValueError: if the log has no times but `order`.
-        """
+        """Checks that the log has times, so that customers can be scored for a moment. Raises `ValueError` if the log
+        has no times but `order`."""
         if self.order is not None:
             raise ValueError(f"Found the moment `now` {now!r}, and the log has no times but `order`; leave it out.")
 

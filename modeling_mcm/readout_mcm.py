@@ -6,12 +6,11 @@ Shapes: B customers, U encoder units (events or visits), R real units of all cus
 prefixes of a customer, H hidden size, V labels.
 
 `reference_readout` computes equations 2 and 3 as the paper writes them. `attentional_readout` computes the same
-numbers without r_w: with z_{w,i} = e_w . h_i, equation 3 is s(w) = sum_i softmax_i(z_w)_i z_{w,i}. With `ends` it
+numbers without r_w: with z_{w,i} = e_w . h_i, equation 3 is s(w) = sum_i softmax_i(z_w)_i z_{w,i}. With `prefixes` it
 scores every prefix of the sequence in one pass: under a causal encoder h_i depends on events up to i only, so prefix t
 needs the same sum over i <= t, and a running softmax computes it for all t.
 """
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -36,7 +35,7 @@ NEARLY_ALL = 0.75
 class PackedUnits(NamedTuple):
     """The real units of a batch without padding: the first units of all customers, then all second units, and so on.
 
-    A readout takes it as `ends`: each scored unit ends a prefix, and the units before it are the rest of the prefix.
+    Each scored unit ends a prefix, and the units before it are the rest of the prefix.
 
     Attributes:
         customers (`torch.LongTensor` of shape `(R,)`): customer of each unit; customers with more units come first.
@@ -75,16 +74,7 @@ class PackedUnits(NamedTuple):
 
 
 def reference_readout(hidden: torch.Tensor, label_embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Equations 2 and 3, term by term, for tests and readers. It needs memory for r_w, of shape `(B, V, H)`.
-
-    Args:
-        hidden (`torch.FloatTensor` of shape `(B, U, H)`): hidden vector h of each unit.
-        label_embeddings (`torch.FloatTensor` of shape `(V, H)`): embedding e of each label.
-        mask (`torch.BoolTensor` of shape `(B, U)`): True where a unit is real.
-
-    Returns:
-        `torch.FloatTensor` of shape `(B, V)`: scores s.
-    """
+    """Equations 2 and 3, term by term, for tests and readers. It needs memory for r_w, of shape `(B, V, H)`."""
     scores = torch.einsum("vh,buh->bvu", label_embeddings, hidden)
     weights = scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1)  # a_{w,i}, exactly 0 on padding
     readout = torch.einsum("bvu,buh->bvh", weights, hidden)  # r_w
@@ -92,16 +82,8 @@ def reference_readout(hidden: torch.Tensor, label_embeddings: torch.Tensor, mask
 
 
 def attention_weights(hidden: torch.Tensor, label_embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Attention weights a_{w,i} of equation 2: the weight of each unit in the score of each label.
-
-    Args:
-        hidden (`torch.FloatTensor` of shape `(B, U, H)`): hidden vector h of each unit.
-        label_embeddings (`torch.FloatTensor` of shape `(V, H)`): embedding e of each label.
-        mask (`torch.BoolTensor` of shape `(B, U)`): True where a unit is real.
-
-    Returns:
-        `torch.FloatTensor` of shape `(B, V, U)`; it sums to 1 over the units.
-    """
+    """Attention weights a_{w,i} of equation 2: the weight of each unit in the score of each label, of shape `(B, V,
+    U)`."""
     scores = torch.einsum("vh,buh->bvu", label_embeddings, hidden)
     return scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1)
 
@@ -269,12 +251,9 @@ def _by_labels(readout, vectors: torch.Tensor, elements: int) -> torch.Tensor:
 
 
 def attentional_readout(
-    hidden: torch.Tensor,
-    label_embeddings: torch.Tensor,
-    mask: torch.Tensor,
-    ends: torch.Tensor | PackedUnits | None = None,
+    hidden: torch.Tensor, label_embeddings: torch.Tensor, mask: torch.Tensor, prefixes: PackedUnits | None = None
 ) -> torch.Tensor:
-    """Scores by equations 2 and 3 after the whole sequence, or after the prefixes that end at `ends`.
+    """Scores by equations 2 and 3 after the whole sequence, or after prefixes of it.
 
     z, of shape `(B, U, V)`, is held for some labels at a time: always without gradients, and with gradients where it
     would have more than `CHUNK_ELEMENTS` elements. In that case backward computes it again.
@@ -283,61 +262,36 @@ def attentional_readout(
         hidden (`torch.FloatTensor` of shape `(B, U, H)`): hidden vector h of each unit; padding is on the right.
         label_embeddings (`torch.FloatTensor` of shape `(V, H)`): embedding e of each label.
         mask (`torch.BoolTensor` of shape `(B, U)`): True where a unit is real.
-        ends (`torch.LongTensor` of shape `(B, P)`, or [`PackedUnits`], *optional*): index of the last unit of each
-            prefix, or the packed units of `mask`. Only for causal encoders. Default: the whole sequence.
+        prefixes ([`PackedUnits`], *optional*): packed units of `mask`, where prefixes are scored. Only for causal
+            encoders. Default: the whole sequence.
 
     Returns:
-        `torch.FloatTensor`: scores s of shape `(B, V)`; `(B, P, V)` with prefix ends, `(A, V)` with packed units.
+        `torch.FloatTensor`: scores s of shape `(B, V)`; `(A, V)` with prefixes.
     """
-    units, width = hidden.shape[0] * hidden.shape[1], hidden.shape[1]
+    if prefixes is None:
 
-    def whole(vectors: torch.Tensor) -> torch.Tensor:
-        return MaskedReadout.apply(torch.matmul(hidden, vectors.T), mask)
+        def whole(vectors: torch.Tensor) -> torch.Tensor:
+            return MaskedReadout.apply(torch.matmul(hidden, vectors.T), mask)
 
-    if ends is None:
-        return _by_labels(whole, label_embeddings, units)
-    if isinstance(ends, PackedUnits):
-        packed = hidden[ends.customers, ends.units]
+        return _by_labels(whole, label_embeddings, mask.numel())
+    packed = hidden[prefixes.customers, prefixes.units]
 
-        def scored(vectors: torch.Tensor) -> torch.Tensor:
-            return running_readout(torch.matmul(packed, vectors.T), ends.sizes, ends.scored)
+    def scored(vectors: torch.Tensor) -> torch.Tensor:
+        return running_readout(torch.matmul(packed, vectors.T), prefixes.sizes, prefixes.scored)
 
-        return _by_labels(scored, label_embeddings, len(packed))
-    steps = hidden.transpose(0, 1).flatten(0, 1)
-    customers = torch.arange(len(hidden), device=hidden.device)[:, None]
-
-    def prefixes(vectors: torch.Tensor) -> torch.Tensor:
-        return running_readout(torch.matmul(steps, vectors.T), [len(hidden)] * width)[ends * len(hidden) + customers]
-
-    return _by_labels(prefixes, label_embeddings, units)
+    return _by_labels(scored, label_embeddings, len(packed))
 
 
 def last_readout(
-    hidden: torch.Tensor,
-    label_embeddings: torch.Tensor,
-    mask: torch.Tensor,
-    ends: torch.Tensor | PackedUnits | None = None,
+    hidden: torch.Tensor, label_embeddings: torch.Tensor, mask: torch.Tensor, prefixes: PackedUnits | None = None
 ) -> torch.Tensor:
-    """Scores by BERT4Rec's readout, e_w . h_t with the last hidden vector h_t.
-
-    Args:
-        hidden (`torch.FloatTensor` of shape `(B, U, H)`): hidden vector h of each unit; padding is on the right.
-        label_embeddings (`torch.FloatTensor` of shape `(V, H)`): embedding e of each label.
-        mask (`torch.BoolTensor` of shape `(B, U)`): True where a unit is real.
-        ends (`torch.LongTensor` of shape `(B, P)`, or [`PackedUnits`], *optional*): index of the last unit of each
-            prefix, or the packed units of `mask`. Default: the whole sequence.
-
-    Returns:
-        `torch.FloatTensor`: scores s of shape `(B, V)`; `(B, P, V)` with prefix ends, `(A, V)` with packed units.
-    """
-    if isinstance(ends, PackedUnits):
-        scored = slice(None) if ends.scored is None else ends.scored
-        vectors = hidden[ends.customers[scored], ends.units[scored]]
+    """Scores by BERT4Rec's readout, e_w . h_t with the last hidden vector h_t; see [`attentional_readout`]."""
+    if prefixes is None:
+        vectors = hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
     else:
-        last = mask.sum(1, keepdim=True) - 1 if ends is None else ends
-        vectors = hidden.gather(1, last[..., None].expand(-1, -1, hidden.shape[-1]))
-    scores = _by_labels(lambda part: torch.matmul(vectors, part.T), label_embeddings, math.prod(vectors.shape[:-1]))
-    return scores[:, 0] if ends is None else scores
+        scored = slice(None) if prefixes.scored is None else prefixes.scored
+        vectors = hidden[prefixes.customers[scored], prefixes.units[scored]]
+    return _by_labels(lambda part: torch.matmul(vectors, part.T), label_embeddings, len(vectors))
 
 
 READOUTS = {"attentional": attentional_readout, "last": last_readout}

@@ -134,14 +134,7 @@ class RepeatMemory(nn.Module):
                 init.zeros_(parameter)
 
     def of_labels(self, task: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Parameters of a task's labels.
-
-        Args:
-            task (`int`): index of the task.
-
-        Returns:
-            Label gains c of shape `(V, K)`, and rarities r of shape `(V, 1)`.
-        """
+        """Parameters of a task's labels: gains c of shape `(V, K)` and rarities r of shape `(V, 1)`."""
         gains, rarity = cast(nn.Embedding, self.label_gains[task]), cast(nn.Embedding, self.label_rarity[task])
         return gains.weight, rarity.weight
 
@@ -151,14 +144,7 @@ class RepeatMemory(nn.Module):
         return [value for name, value in self.named_parameters() if not name.startswith(of_labels)]
 
     def fades(self, unit_times: torch.Tensor) -> torch.Tensor:
-        """Fading factor 2^(-age / T) from the unit before to each unit; 1 for the first unit.
-
-        Args:
-            unit_times (`torch.FloatTensor` of shape `(B, U)`): time of each unit, in days.
-
-        Returns:
-            `torch.FloatTensor` of shape `(U, K, B)`.
-        """
+        """Fading factor 2^(-age / T) from the unit before to each unit; 1 for the first unit, of shape `(U, K, B)`."""
         days = F.pad(unit_times.diff(dim=1).clamp(min=0), (1, 0)).T
         units = torch.ones_like(days)
         units[0] = 0

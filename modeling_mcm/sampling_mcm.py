@@ -45,14 +45,7 @@ class TaskLabels:
         return [self.vectors, *([] if self.bias is None else [self.bias]), *(self.memory or ())]
 
     def indices(self, ids: torch.Tensor) -> torch.Tensor:
-        """Index of each label in the tensors of this object.
-
-        Args:
-            ids (`torch.LongTensor`): label ids of any shape; ids from 2 on must be in the sample.
-
-        Returns:
-            `torch.LongTensor` of the same shape; ids below 2 get values below 2.
-        """
+        """Index of each label in the tensors of this object."""
         return ids if self.ids is None else torch.searchsorted(self.ids, ids.clamp(min=0))
 
     def sample(self, certain: torch.Tensor, number: int) -> "TaskLabels":
@@ -88,28 +81,13 @@ class TaskLabels:
 
 
 def indices_of(scored: Sequence[TaskLabels], ids: torch.Tensor) -> torch.Tensor:
-    """[`TaskLabels.indices`] for several tasks.
-
-    Args:
-        scored (`Sequence[TaskLabels]`): labels of each task.
-        ids (`torch.LongTensor` of shape `(..., T)`): label ids; the last axis is the task.
-
-    Returns:
-        `torch.LongTensor` of shape `(..., T)`.
-    """
+    """[`TaskLabels.indices`] for several tasks, of shape `(..., T)`."""
     parts = zip(scored, ids.unbind(-1), strict=True)
     return torch.stack([labels.indices(of_task) for labels, of_task in parts], -1)
 
 
 def joined_log_counts(scored: Sequence[TaskLabels]) -> torch.Tensor | None:
-    """Concatenates the `log_counts` of several tasks.
-
-    Args:
-        scored (`Sequence[TaskLabels]`): labels of each task.
-
-    Returns:
-        `torch.FloatTensor` with one element for each label of each task, or `None` if no task's labels are sampled.
-    """
+    """Concatenates the `log_counts` of several tasks."""
     of_tasks = [(labels.log_counts, len(labels.vectors)) for labels in scored]
     if all(counts is None for counts, _ in of_tasks):
         return None

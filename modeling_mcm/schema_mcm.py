@@ -28,17 +28,8 @@ MOST_EVENTS = 100_000  # events of a customer in a period; people have fewer, an
 
 
 def check_integer(value: Any, key: str, least: int, most: int) -> None:
-    """Checks that a value is a whole number between two limits.
-
-    Args:
-        value (`Any`): the value.
-        key (`str`): name of the option, for the message.
-        least (`int`): smallest number that is allowed.
-        most (`int`): largest number that is allowed.
-
-    Raises:
-        ValueError: if the value is no whole number from `least` to `most`. A very long number is shown shortened.
-    """
+    """Checks that a value is a whole number between two limits. Raises `ValueError` if the value is no whole number
+    from `least` to `most`. A very long number is shown shortened."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         text = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else f"{value:.3e}"
         limit = f" and at most {most:,}" if isinstance(value, int) and value > most else ""
@@ -46,15 +37,7 @@ def check_integer(value: Any, key: str, least: int, most: int) -> None:
 
 
 def check_text(value: Any, key: str) -> None:
-    """Checks that a value is a text that is not empty.
-
-    Args:
-        value (`Any`): the value.
-        key (`str`): name of the option, for the message.
-
-    Raises:
-        ValueError: if the value is no text, or is empty.
-    """
+    """Checks that a value is a text that is not empty. Raises `ValueError` if the value is no text, or is empty."""
     if not isinstance(value, str) or not value:
         raise ValueError(f"`{key}` is {value!r}; give a name in quotes.")
 
@@ -109,28 +92,14 @@ class FeatureSpec:
 
     @classmethod
     def from_saved(cls, feature: Mapping[str, Any], token_type: str | None) -> "FeatureSpec":
-        """Reads a feature as a checkpoint stores it.
-
-        Args:
-            feature (`dict`): the stored feature, with `name` and optionally `kind`, `column`, `profile`, `separator`,
-                `item` and `level`.
-            token_type (`str`, *optional*): column of the token type. Without it the feature "token_type" of events has
-                no column.
-        """
+        """Reads a feature as a checkpoint stores it."""
         name, kind = feature["name"], feature.get("kind", CATEGORICAL)
         is_added = token_type is None and not feature.get("profile") and name == TOKEN_TYPE
         column = None if kind in DERIVED_KINDS or is_added else feature.get("column") or name
         return cls(name, kind, column, **{key: feature[key] for key in PART_KEYS if key in feature})
 
     def to_saved(self, profile: bool) -> dict[str, Any]:
-        """Gives the feature as a checkpoint stores it.
-
-        Args:
-            profile (`bool`): whether the feature describes the customer and not an event.
-
-        Returns:
-            `dict`: the stored feature, which `from_saved` reads.
-        """
+        """Gives the feature as a checkpoint stores it."""
         return {"name": self.name, "kind": self.kind, "column": self.column, "profile": profile} | self.part
 
     def to_dict(self) -> dict[str, Any]:
@@ -150,14 +119,7 @@ class FeatureSpec:
 
 
 def value_indices(specs: Sequence[FeatureSpec]) -> list[int]:
-    """Finds the event features whose value is stored beside its bin: the numeric ones.
-
-    Args:
-        specs (`Sequence[FeatureSpec]`): the event features.
-
-    Returns:
-        `list[int]`: their indices in `specs`.
-    """
+    """Finds the event features whose value is stored beside its bin: the numeric ones."""
     return [index for index, spec in enumerate(specs) if spec.kind == NUMERIC]
 
 

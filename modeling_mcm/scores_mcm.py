@@ -55,12 +55,7 @@ class ScoredRows(NamedTuple):
 
     @classmethod
     def of_histories(cls, batch: Mapping[str, Any], event_units: torch.Tensor) -> "ScoredRows":
-        """One row for each customer: the whole history is scored.
-
-        Args:
-            batch (`dict`): `attention_mask` of shape `(B, L)` and `unit_mask` of shape `(B, U)`.
-            event_units (`torch.LongTensor` of shape `(B, L)`): index of each event's unit.
-        """
+        """One row for each customer: the whole history is scored."""
         last_events = batch["attention_mask"].sum(1) - 1
         customers = torch.arange(last_events.shape[0], device=last_events.device)
         ends = event_units.gather(1, last_events[:, None])
@@ -91,17 +86,7 @@ class ScoredRows(NamedTuple):
         )
 
     def cells(self, customers: torch.Tensor, ends: torch.Tensor, columns: torch.Tensor, width: int) -> torch.Tensor:
-        """Indices of selected scores in the flattened score matrix.
-
-        Args:
-            customers (`torch.LongTensor` of shape `(M,)`): customer of each selected score.
-            ends (`torch.LongTensor` of shape `(M,)`): its prefix, as an index into the customer's row of `ends`.
-            columns (`torch.LongTensor` of shape `(M,)`): its column in the score matrix.
-            width (`int`): number of columns of the score matrix.
-
-        Returns:
-            `torch.LongTensor` of shape `(M,)`.
-        """
+        """Indices of selected scores in the flattened score matrix, of shape `(M,)`."""
         return self.of_units[customers, self.ends[customers, ends]] * width + columns
 
 
@@ -126,13 +111,7 @@ class TaskScores:
         return torch.arange(shape[1], device=batch["input_ids"].device).expand(shape)
 
     def _rows(self, batch: Mapping[str, Any], of_labels: torch.Tensor | None = None) -> ScoredRows:
-        """The rows of a batch's score matrix.
-
-        Args:
-            batch (`dict`): model inputs, `unit_mask` and `prefix_ends`.
-            of_labels (`torch.BoolTensor` of shape `(B, N)`, *optional*): targets whose prefixes are scored. Default:
-                all prefixes are scored.
-        """
+        """The rows of a batch's score matrix."""
         event_units = self._event_units(batch)
         if batch["prefix_ends"] is None:
             return ScoredRows.of_histories(batch, event_units)
@@ -257,16 +236,8 @@ class TaskScores:
         )
 
     def joined_scores(self, index: int, parts: Mapping[str, Any]) -> torch.Tensor:
-        """Adds up the parts of a task's scores. Ids 0 and 1 are masked with a large negative value.
-
-        Args:
-            index (`int`): index of the task in `config.tasks`.
-            parts (`dict`): the task's parts as [`MCMForMultiTaskRecommendation.score_parts`] returns them, each of
-                shape `(..., V)`; a missing one of `PARTS` counts as 0.
-
-        Returns:
-            `torch.FloatTensor` of shape `(..., V)`.
-        """
+        """Adds up the parts of a task's scores. Ids 0 and 1 are masked with a large negative value, of shape `(...,
+        V)`."""
         return self._joined([index], parts, [0])
 
     def _joined(self, tasks: Sequence[int], parts: Mapping[str, Any], sizes: Sequence[int]) -> torch.Tensor:

@@ -222,15 +222,7 @@ class CustomerState(nn.Module):
         return torch.cat([*sums, few, gaps, many], -1).clamp_(min=0).log1p_()
 
     def standardised(self, counts: torch.Tensor, indices: slice | torch.Tensor = slice(None)) -> torch.Tensor:
-        """Standardises counts: z = (counts - mean) / spread, clipped.
-
-        Args:
-            counts (`torch.FloatTensor` of shape `(..., numbers)`): counts as `counts` returns them, or some of them.
-            indices (`slice` or `torch.LongTensor`): indices of these counts among all. Default: all counts.
-
-        Returns:
-            `torch.FloatTensor` of the shape of `counts`.
-        """
+        """Standardises counts: z = (counts - mean) / spread, clipped."""
         mean, spread = self.mean[indices], self.spread[indices].clamp(min=LEAST_SPREAD)
         return (counts - mean).div_(spread).clamp_(-FARTHEST, FARTHEST)  # in place: there may be many thousand counts
 
@@ -259,16 +251,7 @@ class CustomerState(nn.Module):
         return factors.mul_(z)
 
     def joined(self, few: torch.Tensor, taste: torch.Tensor | None) -> torch.Tensor:
-        """Computes the state from the two parts of z.
-
-        Args:
-            few (`torch.FloatTensor` of shape `(..., num_few)`): the first part of z.
-            taste (`torch.FloatTensor` of shape `(..., TASTE_SIZE)`, *optional*): P z of features with many values;
-                `None` if there are none.
-
-        Returns:
-            `torch.FloatTensor` of shape `(..., S)`.
-        """
+        """Computes the state from the two parts of z, of shape `(..., S)`."""
         joined = few if taste is None else torch.cat([few, taste], -1)
         return self.direct(joined) + self.bent_out(F.gelu(self.bent_in(joined)))
 
@@ -341,14 +324,8 @@ class Forecasts(nn.Module):
         return [*(name for names in of_days for name in names), NEXT_VISIT]
 
     def log_amounts(self, state: torch.Tensor) -> torch.Tensor:
-        """Logarithm of the expected amount of each quantity between one horizon and the next.
-
-        Args:
-            state (`torch.FloatTensor` of shape `(..., S)`): customer states.
-
-        Returns:
-            `torch.FloatTensor` of shape `(..., horizons, quantities)`.
-        """
+        """Logarithm of the expected amount of each quantity between one horizon and the next, of shape `(...,
+        horizons, quantities)`."""
         return self.amounts(state).unflatten(-1, (len(self.days), len(self.quantities)))
 
     def forward(self, state: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -383,13 +360,6 @@ class Forecasts(nn.Module):
 
 
 def interval_edges(days: Sequence[float]) -> list[float]:
-    """Ends of the hazard intervals, in days. Each end is about a third later than the one before.
-
-    Args:
-        days (`Sequence[float]`): horizons of the forecasts, in days; they are among the ends.
-    """
+    """Ends of the hazard intervals, in days. Each end is about a third later than the one before."""
     grid = [1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 14.0, 21.0, 30.0, 45.0, 60.0, 90.0, 135.0, 180.0, 270.0, 365.0]
     return sorted({*(edge for edge in grid if edge < max(days)), *map(float, days)})
-
-
-__all__ = ["CustomerState", "Forecasts", "MissingForecastsError"]

@@ -59,42 +59,21 @@ def to_seconds(value: Any, zone: tzinfo) -> int:
 
 
 def to_moment(value: Any, zone: tzinfo) -> float:
-    """Converts a moment to seconds since 1970-01-01.
-
-    Args:
-        value: a number of seconds, which stays as it is, or a time as for [`to_seconds`].
-        zone (`tzinfo`): time zone of the log.
-
-    Raises:
-        ValueError: if the value is no time.
-    """
+    """Converts a moment to seconds since 1970-01-01. Raises `ValueError` if the value is no time."""
     is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     return float(value) if is_number else to_seconds(value, zone)
 
 
 def read_times(column: Any, zone: tzinfo) -> NDArray[np.int64]:
-    """Converts a column of times to whole seconds since 1970-01-01; see [`to_seconds`].
-
-    Args:
-        column: array or list of times.
-        zone (`tzinfo`): time zone of the log.
-
-    Returns:
-        `np.ndarray` of shape `(events,)`, int64.
-
-    Raises:
-        ValueError: if a value is no time.
-    """
+    """Converts a column of times to whole seconds since 1970-01-01; see [`to_seconds`], of shape `(events,)`. Raises
+    `ValueError` if a value is no time."""
     if isinstance(column, np.ndarray) and column.dtype.kind == "M" and not np.isnat(column).any():
         return column.astype("datetime64[s]").astype(np.int64)
     return map_distinct(column, lambda value: to_seconds(value, zone), np.int64)
 
 
 def _read_time_text(text: str) -> tuple[int, bool]:
-    """Whole seconds since 1970-01-01 of a text of the form `TIME_PATTERN`, and whether it has a zone.
-
-    With a zone they are in UTC. Raises `ValueError` if the text has another form, or the day does not exist.
-    """
+    """Whole seconds since 1970-01-01 of a text of the form `TIME_PATTERN`, and whether it has a zone."""
     match = re.match(TIME_PATTERN, text)
     if match is None:
         raise ValueError(f"{text!r} is no time")
@@ -112,14 +91,7 @@ def _read_time_text(text: str) -> tuple[int, bool]:
 
 
 def read_zone(name: str) -> tzinfo:
-    """Finds a time zone.
-
-    Args:
-        name (`str`): IANA name, such as Europe/Berlin.
-
-    Raises:
-        ValueError: if there is no such time zone.
-    """
+    """Finds a time zone. Raises `ValueError` if there is no such time zone."""
     if name == "UTC":  # the one zone that needs no time zone database
         return UTC
     try:
@@ -129,12 +101,7 @@ def read_zone(name: str) -> tzinfo:
 
 
 def zone_offset(seconds: int, zone: tzinfo) -> int:
-    """Number of seconds that a time zone is ahead of UTC.
-
-    Args:
-        seconds (`int`): moment in seconds since 1970-01-01 in UTC.
-        zone (`tzinfo`): the time zone.
-    """
+    """Number of seconds that a time zone is ahead of UTC."""
     first, last = (datetime(year, 1, 1, tzinfo=UTC) for year in ZONE_YEARS)
     moment = EPOCH.replace(tzinfo=UTC) + timedelta(
         seconds=min(max(seconds, int(first.timestamp())), int(last.timestamp()) - 1)

@@ -39,11 +39,7 @@ PREDICTION_HEAD = "MCMForCustomerPrediction"
 PREPROCESSOR_AUTO_MAP = {"AutoFeatureExtractor": "processing_mcm.MCMFeatureExtractor"}
 # Auto class -> where its class is. `register_for_auto_class` knows one class a name and would change what a plain
 # `save_pretrained` writes; names of one's own are not possible, so the heads take those of transformers' that fit.
-AUTO_MAP = {
-    "AutoConfig": "configuration_mcm.MCMConfig",
-    "AutoModel": f"modeling_mcm.{BASE}",
-    **PREPROCESSOR_AUTO_MAP,
-}
+AUTO_MAP = {"AutoConfig": "configuration_mcm.MCMConfig", "AutoModel": f"modeling_mcm.{BASE}", **PREPROCESSOR_AUTO_MAP}
 HEAD_AUTO_MAP = {"AutoModelForPreTraining": f"modeling_mcm.{HEAD}"}
 ACTION_AUTO_MAP = {"AutoModelForSequenceClassification": f"action_mcm.{ACTION_HEAD}"}
 PREDICTION_AUTO_MAP = {"AutoModelForSequenceClassification": f"customer_mcm.{PREDICTION_HEAD}"}

@@ -81,22 +81,11 @@ class LiveHistory:
         return [event for visit in self.visits for event in visit.events]
 
     def customer(self, events: list[dict[str, Any]]) -> dict[str, Any]:
-        """The customer with some events, as the feature extractor reads customers.
-
-        Args:
-            events (`list[dict]`): the events.
-        """
+        """The customer with some events, as the feature extractor reads customers."""
         return {"events": events, "profile": self.profile or None, "customer_id": self.customer_id}
 
     def encode(self, events: list[dict[str, Any]]) -> dict[str, Any]:
-        """Encodes the customer with some events as a row.
-
-        Args:
-            events (`list[dict]`): the events.
-
-        Raises:
-            ValueError: if an event can't be encoded.
-        """
+        """Encodes the customer with some events as a row. Raises `ValueError` if an event can't be encoded."""
         return self.feature_extractor.encode(self.customer(events))
 
     def read(self, events: Any) -> list[dict[str, Any]]:

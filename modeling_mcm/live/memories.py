@@ -120,12 +120,7 @@ class LiveMemories:
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, torch.Tensor], reader: Reader) -> "LiveMemories":
-        """Restores memories.
-
-        Args:
-            tensors (`Mapping[str, torch.Tensor]`): result of `tensors`, perhaps among others.
-            reader ([`Reader`]): parameters of the same model.
-        """
+        """Restores memories."""
         names = [each.name for each in fields(cls) if each.name not in PRODUCTS]
         memories = replace(cls.empty(reader), **{name: tensors[name] for name in names})
         memories._relate(reader, memories.labels, memories.met[:, RATE - COLUMNS], memories.labels)
@@ -190,10 +185,7 @@ class LiveMemories:
         return memories
 
     def _make_room(self, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds rows to `met` for ascending labels that have none, in a copy: the earlier state does not change.
-
-        Returns whether each label is new, and its row of `met`, both of shape `(labels,)`.
-        """
+        """Adds rows to `met` for ascending labels that have none, in a copy: the earlier state does not change."""
         rows = torch.searchsorted(self.labels, labels)
         is_new = F.pad(self.labels, (0, 1), value=-1)[rows] != labels
         new = labels[is_new]
@@ -207,14 +199,7 @@ class LiveMemories:
     def _add_visits(
         self, reader: Reader, labels: torch.Tensor, visits: torch.Tensor, number: int, new: torch.Tensor
     ) -> None:
-        """Adds new visits to the rates of labels and to the products with the tables of related labels.
-
-        Args:
-            labels: index of the label of each distinct pair of a label and a visit with it.
-            visits: visit of each pair.
-            number: number of new visits.
-            new: indices of labels that are met for the first time.
-        """
+        """Adds new visits to the rates of labels and to the products with the tables of related labels."""
         tasks = reader.task_of[labels]
         if not reader.relates_all:
             related = reader.is_related[tasks]

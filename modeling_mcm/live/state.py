@@ -337,10 +337,6 @@ class LiveState:
 
 
 def _added(counts: torch.Tensor, ids: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Adds new events to `counts` of feature values, of shape `(values, k)`, in place.
-
-    The events have `ids` of shape `(L, features)` and `weights` of shape `(L, k)`; `rows` are the rows of each
-    feature's first value in `counts`.
-    """
+    """Adds new events to `counts` of feature values, of shape `(values, k)`, in place."""
     event, feature = (ids > MISSING_ID).nonzero(as_tuple=True)
     return counts.index_add_(0, ids[event, feature] + rows[feature], weights[event])

@@ -24,13 +24,7 @@ _DIGESTS: WeakKeyDictionary[torch.nn.Module, tuple[Any, str]] = WeakKeyDictionar
 
 
 def pack(values: Mapping[str, Any], state: Mapping[str, torch.Tensor], checkpoint: str) -> bytes:
-    """Stores a customer as a safetensors file in memory.
-
-    Args:
-        values (`Mapping[str, Any]`): what JSON can hold of the customer, such as the events.
-        state (`Mapping[str, torch.Tensor]`): tensors of the customer's state by name; empty: no state.
-        checkpoint (`str`): the digest of the checkpoint, which is put into the metadata.
-    """
+    """Stores a customer as a safetensors file in memory."""
     tensors = {STATE + name: value for name, value in state.items()}
     packed = zlib.compress(json.dumps(values, separators=(",", ":"), allow_nan=False).encode())
     tensors[EVENTS] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)

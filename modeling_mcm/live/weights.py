@@ -100,11 +100,7 @@ _READERS: WeakKeyDictionary[torch.nn.Module, tuple[Any, Reader]] = WeakKeyDictio
 
 
 def reader_of(model: MCMForMultiTaskRecommendation) -> Reader:
-    """The reader of a model. It is computed once, and again where the weights have changed since.
-
-    Args:
-        model ([`MCMForMultiTaskRecommendation`]): the model, in evaluation mode, for which [`is_incremental`] is True.
-    """
+    """The reader of a model. It is computed once, and again where the weights have changed since."""
     versions = tuple((value.data_ptr(), value._version) for value in model.state_dict().values())
     entry = _READERS.get(model)
     if entry is None or entry[0] != versions:
@@ -120,11 +116,7 @@ def _projections(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def is_incremental(model: MCMForMultiTaskRecommendation) -> bool:
-    """Whether a model's hidden vectors never change when further units follow, as a [`LiveState`] requires.
-
-    Args:
-        model ([`MCMForMultiTaskRecommendation`]): the model.
-    """
+    """Whether a model's hidden vectors never change when further units follow, as a [`LiveState`] requires."""
     config = model.config
     reads_all = not config.input_features or set(config.input_features) == set(config.features)
     return config.encoder_attention == "causal" and config.augmentation != "masked_lm" and reads_all

@@ -81,14 +81,7 @@ class LiveWindow:
         return cast(LiveState, self._tip)
 
     def days(self, moment: float | None) -> float | None:
-        """A moment in days on the clock of the state, from the first event that the model reads.
-
-        Args:
-            moment (`float`, *optional*): the moment, in seconds since 1970-01-01.
-
-        Returns:
-            `float`, or `None` for no moment or a customer without events.
-        """
+        """A moment in days on the clock of the state, from the first event that the model reads."""
         if moment is None or not self.history.visits:
             return None
         return float(np.float32((moment - self._base) / SECONDS_PER_DAY))
@@ -101,11 +94,7 @@ class LiveWindow:
         return numbers, cast(LiveState, self._closed).tensors(self.reader)
 
     def restore(self, numbers: Sequence[Any], tensors: dict[str, torch.Tensor]) -> None:
-        """Restores the state of a history that was stored whole.
-
-        Args:
-            numbers (`list`), tensors (`dict[str, torch.Tensor]`): result of `stored`.
-        """
+        """Restores the state of a history that was stored whole."""
         self._folded, self._start, self._base, self._first_visit, ends = numbers
         for visit, end in zip(self.history.visits, ends, strict=True):
             visit.end = end

@@ -10,12 +10,7 @@ from choices import perturb
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import pipeline
 
-from modeling_mcm import (
-    ActionScoresPipeline,
-    MCMForActionRecommendation,
-    MCMForMultiTaskRecommendation,
-    action_mcm,
-)
+from modeling_mcm import ActionScoresPipeline, MCMForActionRecommendation, MCMForMultiTaskRecommendation, action_mcm
 from modeling_mcm.action_inputs_mcm import ActionMatcher, EncodedActions, read_actions
 from modeling_mcm.action_mcm import FARTHEST, KNOTS, NEVER, count_names, offer_loss, piecewise_linear
 from modeling_mcm.configuration_mcm import FIRST_LABEL
@@ -197,9 +192,7 @@ def known_of(model, inputs):
 def test_the_counts_of_an_action_are_sums_by_hand(action_model, batch_of, offers, event_log, extractor, monkeypatch):
     monkeypatch.setattr(action_mcm, "HALF_LIVES_DAYS", (20.0,))
     model = action_model(
-        action_history_feature="type",
-        action_features=["items", "aisle"],
-        summed_features=extractor.numeric_features,
+        action_history_feature="type", action_features=["items", "aisle"], summed_features=extractor.numeric_features
     )
     groups = [0, 5]
     inputs = batch_of(model, groups)

@@ -158,11 +158,7 @@ def counting_model():
     def make(**choices):
         torch.manual_seed(0)
         given = {"features": ["kind", "item"], "vocabulary_sizes": [5, LABELS], "tasks": ["item"], "hidden_size": 16}
-        given |= {
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 32,
-        }
+        given |= {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
         given |= PAPER | {"augmentation": "all_prefixes", "follower_tasks": ["item"], "related_tasks": ["item"]}
         model = MCMForMultiTaskRecommendation(MCMConfig(**(given | choices))).eval()
         memory = model.counted_memory

@@ -24,12 +24,7 @@ CONFIGS = {
     "positions": {"extended": True, "max_position_embeddings": 100},
     "counted": {"extended": True, "max_position_embeddings": None, "attention_window": 4, **COUNTED},
     "customer state": {"extended": True, "attention_window": 4, "max_position_embeddings": None, **STATE},
-    "counted, no repeats": {
-        "extended": True,
-        "max_position_embeddings": None,
-        "repeat_memory": False,
-        **COUNTED,
-    },
+    "counted, no repeats": {"extended": True, "max_position_embeddings": None, "repeat_memory": False, **COUNTED},
     "events": {
         "extended": True,
         "max_position_embeddings": None,

@@ -9,13 +9,7 @@ import torch
 from one_task import prefix_cross_entropy, prefix_ranking_loss
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.losses_mcm import (
-    LossInParts,
-    Targets,
-    WeightedCrossEntropy,
-    customers_in_parts,
-    task_losses,
-)
+from modeling_mcm.losses_mcm import LossInParts, Targets, WeightedCrossEntropy, customers_in_parts, task_losses
 
 
 @pytest.fixture

@@ -136,13 +136,7 @@ def test_a_frozen_model_gives_its_losses_in_training(tiny_model, inputs, questio
 
 
 @pytest.mark.parametrize(
-    "choices",
-    [
-        {},
-        {"readout": "last"},
-        {"augmentation": "all_prefixes", "repeat_memory": True},
-        {"extended": True},
-    ],
+    "choices", [{}, {"readout": "last"}, {"augmentation": "all_prefixes", "repeat_memory": True}, {"extended": True}]
 )
 def test_one_batch_is_overfitted(tiny_config, inputs, choices):
     torch.manual_seed(0)

@@ -40,11 +40,17 @@ def prefix_mask(ends, column):
     return torch.arange(UNITS) <= ends[:, column, None]
 
 
-def test_the_readout_is_equations_2_and_3(inputs):
+def at_ends(readout, hidden, labels, mask, ends):
+    """Scores after the prefixes that end at `ends`, of shape `(B, P, V)`."""
+    units = PackedUnits.of(mask)
+    return readout(hidden, labels, mask, units)[units.score_rows.gather(1, ends)]
+
+
+def test_readout_is_equations_2_and_3(inputs):
     torch.testing.assert_close(attentional_readout(*inputs), reference_readout(*inputs), atol=1e-5, rtol=0)
 
 
-def test_the_reference_is_the_paper_written_for_one_label(inputs):
+def test_reference_is_the_paper_for_one_label(inputs):
     hidden, labels, mask = inputs
     h, e = hidden[1, :4], labels[7]
     a = torch.exp(h @ e) / torch.exp(h @ e).sum()
@@ -54,17 +60,17 @@ def test_the_reference_is_the_paper_written_for_one_label(inputs):
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_all_prefixes_equal_each_prefix_alone(inputs, ends, dtype, tolerance):
     hidden, labels, mask = (t if t.dtype == torch.bool else t.to(dtype) for t in inputs)
-    together = attentional_readout(hidden, labels, mask, ends)
+    together = at_ends(attentional_readout, hidden, labels, mask, ends)
     assert together.shape == (BATCH, ends.shape[1], LABELS)
     for column in range(ends.shape[1]):
         alone = reference_readout(hidden, labels, prefix_mask(ends, column))
         torch.testing.assert_close(together[:, column], alone, atol=tolerance, rtol=tolerance)
 
 
-def test_a_prefix_knows_nothing_of_later_units(inputs, ends):
+def test_prefix_has_no_gradient_from_later_units(inputs, ends):
     hidden, labels, mask = inputs
     hidden.requires_grad_()
-    attentional_readout(hidden, labels, mask, ends)[0, 1].sum().backward()  # ends at unit 3
+    at_ends(attentional_readout, hidden, labels, mask, ends)[0, 1].sum().backward()  # ends at unit 3
     assert hidden.grad[0, :4].abs().min() > 0
     assert not hidden.grad[0, 4:].any() and not hidden.grad[1:].any()
 
@@ -88,7 +94,7 @@ def test_gradients_of_the_wide_running_readout():
     assert torch.autograd.gradcheck(WideRunningReadout.apply, (z, SIZES))
 
 
-def test_units_are_packed_step_by_step_and_found_again():
+def test_units_are_packed_by_step():
     mask = torch.arange(5) < torch.tensor([2, 5, 0, 3])[:, None]
     units = PackedUnits.of(mask)
     assert units.sizes == SIZES
@@ -110,7 +116,7 @@ def test_only_units_that_end_a_prefix_are_scored():
 
 
 @pytest.mark.parametrize("outlier", [0.0, 2 * WIDEST], ids=["narrow", "wide"])
-def test_running_sums_of_half_precision_are_taken_in_float32(outlier):
+def test_half_precision_is_summed_in_float32(outlier):
     torch.manual_seed(0)
     z = torch.randn(400, 50).bfloat16()
     z[7, 49] = outlier
@@ -130,7 +136,7 @@ def test_gradients_of_the_masked_readout():
 
 
 @pytest.mark.parametrize("size", [3.0, 0.49 * WIDEST])
-def test_both_running_readouts_give_the_same(size):
+def test_both_running_readouts_agree(size):
     torch.manual_seed(0)
     z = (size * torch.empty(400, 3000).uniform_(-1, 1)).requires_grad_()
     weight, sizes = torch.randn(400, 3000), [1] * 400
@@ -145,7 +151,9 @@ def test_both_running_readouts_give_the_same(size):
 def test_gradients_of_all_prefixes_equal_those_of_each_prefix_alone(inputs, ends):
     hidden, labels, mask = (t if t.dtype == torch.bool else t.double().requires_grad_() for t in inputs)
     weight = torch.randn(BATCH, ends.shape[1], LABELS, dtype=torch.float64)
-    together = torch.autograd.grad((attentional_readout(hidden, labels, mask, ends) * weight).sum(), (hidden, labels))
+    together = torch.autograd.grad(
+        (at_ends(attentional_readout, hidden, labels, mask, ends) * weight).sum(), (hidden, labels)
+    )
     alone = sum(
         (reference_readout(hidden, labels, prefix_mask(ends, column)) * weight[:, column]).sum()
         for column in range(ends.shape[1])
@@ -154,18 +162,19 @@ def test_gradients_of_all_prefixes_equal_those_of_each_prefix_alone(inputs, ends
         torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize("with_ends", [False, True])
-def test_bfloat16_stays_near_float32(inputs, ends, with_ends):
+@pytest.mark.parametrize("with_prefixes", [False, True])
+def test_bfloat16_stays_near_float32(inputs, with_prefixes):
     hidden, labels, mask = inputs
-    exact = attentional_readout(hidden, labels, mask, ends if with_ends else None)
-    rough = attentional_readout(hidden.bfloat16(), labels.bfloat16(), mask, ends if with_ends else None)
+    prefixes = PackedUnits.of(mask) if with_prefixes else None
+    exact = attentional_readout(hidden, labels, mask, prefixes)
+    rough = attentional_readout(hidden.bfloat16(), labels.bfloat16(), mask, prefixes)
     assert rough.dtype == torch.bfloat16
     # bfloat16 has 8 bits: z of size 10 is known to 0.04, and its exponential to 4%
     torch.testing.assert_close(rough.float(), exact, atol=0.1, rtol=0.03)
 
 
 @pytest.mark.parametrize("size", [1.0, 300.0])
-def test_long_sequences_and_huge_scores_stay_finite_and_right(size):
+def test_long_sequences_and_large_scores_are_exact(size):
     torch.manual_seed(0)
     steps = 2000
     z = (size * torch.empty(steps, 5).uniform_(-1, 1)).requires_grad_()
@@ -181,19 +190,19 @@ def test_long_sequences_and_huge_scores_stay_finite_and_right(size):
     torch.testing.assert_close(gradient.sum(0), torch.full((5,), float(steps)), atol=0, rtol=1e-2)
 
 
-def test_chunks_of_labels_change_nothing(inputs, ends, monkeypatch):
+def test_chunking_labels_does_not_change_scores(inputs, ends, monkeypatch):
     hidden, labels, mask = (t if t.dtype == torch.bool else t.requires_grad_() for t in inputs)
     seen = []
     plain = readout_mcm.running_readout
-    monkeypatch.setattr(readout_mcm, "running_readout", lambda z, sizes: seen.append(z.shape[-1]) or plain(z, sizes))
+    monkeypatch.setattr(readout_mcm, "running_readout", lambda z, *units: seen.append(z.shape[-1]) or plain(z, *units))
 
     def run():
         seen.clear()
-        scores = attentional_readout(hidden, labels, mask, ends)
+        scores = at_ends(attentional_readout, hidden, labels, mask, ends)
         return scores, list(seen), torch.autograd.grad(scores.square().sum(), (hidden, labels))
 
     whole, whole_parts, whole_gradients = run()
-    monkeypatch.setattr(readout_mcm, "CHUNK_ELEMENTS", 4 * BATCH * UNITS)
+    monkeypatch.setattr(readout_mcm, "CHUNK_ELEMENTS", 4 * sum(LENGTHS))
     chunked, parts, gradients = run()
     assert whole_parts == [LABELS] and parts == [4, 4, 3]
     torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=1e-6)
@@ -203,7 +212,7 @@ def test_chunks_of_labels_change_nothing(inputs, ends, monkeypatch):
 
 @pytest.mark.parametrize("readout", [attentional_readout, last_readout])
 @torch.no_grad()
-def test_without_gradients_a_score_is_the_same_bits_however_many_labels_there_are(readout):
+def test_number_of_labels_does_not_change_bits(readout):
     torch.manual_seed(0)
     hidden, labels = torch.randn(3, 9, 24), torch.randn(700, 24)
     mask = torch.arange(9) < torch.tensor([[9], [4], [1]])
@@ -215,7 +224,7 @@ def test_without_gradients_a_score_is_the_same_bits_however_many_labels_there_ar
     torch.testing.assert_close(every.double(), exact.detach(), atol=1e-4, rtol=1e-5)
 
 
-def test_padding_has_a_weight_of_exactly_0(inputs):
+def test_padding_has_weight_0(inputs):
     hidden, labels, mask = inputs
     weights = attention_weights(hidden, labels, mask)
     assert weights.shape == (BATCH, LABELS, UNITS)
@@ -228,7 +237,7 @@ def test_padding_has_a_weight_of_exactly_0(inputs):
 
 
 @pytest.mark.parametrize("readout", [reference_readout, attentional_readout, last_readout])
-def test_what_stands_on_padding_changes_no_bit(inputs, readout):
+def test_padding_values_are_ignored(inputs, readout):
     hidden, labels, mask = inputs
     changed = torch.where(mask[..., None], hidden, 1e6)
     assert torch.equal(readout(changed, labels, mask), readout(hidden, labels, mask))
@@ -239,26 +248,26 @@ def test_the_last_readout_is_the_last_hidden_vector(inputs, ends):
     expected = torch.stack([hidden[row, length - 1] for row, length in enumerate(LENGTHS)]) @ labels.T
     torch.testing.assert_close(last_readout(hidden, labels, mask), expected)
     expected = torch.stack([hidden[row, ends[row]] for row in range(BATCH)]) @ labels.T
-    torch.testing.assert_close(last_readout(hidden, labels, mask, ends), expected)
+    torch.testing.assert_close(at_ends(last_readout, hidden, labels, mask, ends), expected)
 
 
 @pytest.mark.parametrize("scored", [None, 0.3], ids=["all", "some"])
 @pytest.mark.parametrize("size", [1.0, 60.0], ids=["narrow", "wide"])
 @pytest.mark.parametrize("name", READOUTS)
-def test_packed_units_give_what_all_ends_give(inputs, name, size, scored):
+def test_prefixes_give_what_each_gives_alone(inputs, name, size, scored):
     hidden, embeddings, mask = inputs
     hidden, embeddings = (size * hidden).requires_grad_(), embeddings.requires_grad_()
     wanted = mask
     if scored is not None:
         wanted = mask & (torch.rand(mask.shape, generator=torch.Generator().manual_seed(0)) < scored)
     units = PackedUnits.of(mask, wanted)
-    every = torch.arange(UNITS).expand(BATCH, UNITS)
     packed = READOUTS[name](hidden, embeddings, mask, units)
     assert packed.shape == (int(wanted.sum()), LABELS)
     packed = packed[units.score_rows[wanted]]
-    padded = READOUTS[name](hidden, embeddings, mask, every)[wanted]
-    torch.testing.assert_close(packed, padded, atol=1e-4, rtol=1e-4)
+    heads = [mask & (torch.arange(UNITS) <= end) for end in range(UNITS)]
+    alone = torch.stack([READOUTS[name](hidden, embeddings, head) for head in heads], 1)[wanted]
+    torch.testing.assert_close(packed, alone, atol=1e-4, rtol=1e-4)
     weight = torch.randn_like(packed)
-    gradients = (torch.autograd.grad((s * weight).sum(), (hidden, embeddings)) for s in (packed, padded))
+    gradients = (torch.autograd.grad((s * weight).sum(), (hidden, embeddings)) for s in (packed, alone))
     for found, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-2 * size, rtol=1e-3)
