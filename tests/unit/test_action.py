@@ -7,10 +7,17 @@ import pandas as pd
 import pytest
 import torch
 from choices import perturb
+from corner_shop import make_log
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import pipeline
 
-from modeling_mcm import ActionScoresPipeline, MCMForActionRecommendation, MCMForMultiTaskRecommendation, action_mcm
+from modeling_mcm import (
+    ActionScoresPipeline,
+    MCMFeatureExtractor,
+    MCMForActionRecommendation,
+    MCMForMultiTaskRecommendation,
+    action_mcm,
+)
 from modeling_mcm.action_inputs_mcm import ActionMatcher, EncodedActions, read_actions
 from modeling_mcm.action_mcm import FARTHEST, KNOTS, NEVER, count_names, offer_loss, piecewise_linear
 from modeling_mcm.configuration_mcm import FIRST_LABEL
@@ -88,7 +95,7 @@ def test_shapes_and_loss(action_model, batch_of, offers, choices):
     torch.testing.assert_close(outputs.loss, expected / 5)
 
 
-def test_a_batch_gives_what_single_groups_give(action_model, batch_of, choices):
+def test_batching_does_not_change_scores(action_model, batch_of, choices):
     model = action_model(**choices)
     together = model(**batch_of(model, range(8)))
     for place in range(8):
@@ -111,7 +118,7 @@ def test_scores_come_in_the_order_of_the_groups(action_model, batch_of, prepared
         np.testing.assert_allclose(own[part], alone.preferences[0].sum(-1).detach(), atol=1e-5, rtol=1e-4)
 
 
-def test_an_unobserved_outcome_has_no_say():
+def test_unobserved_outcomes_are_ignored():
     logits, labels = torch.randn(2, 3, 2, requires_grad=True), torch.ones(2, 3, 2)
     labels[0, 1, 1] = labels[1] = -100
     offer_loss(logits, labels).backward()
@@ -119,7 +126,7 @@ def test_an_unobserved_outcome_has_no_say():
     assert offer_loss(logits, torch.full_like(labels, -100)) == 0
 
 
-def test_codes_add_up_to_the_number_and_bend_at_the_knots():
+def test_piecewise_linear_codes():
     values = torch.linspace(-2, FARTHEST, 29)
     codes = piecewise_linear(values[:, None])
     widths = torch.tensor(KNOTS).diff()
@@ -129,7 +136,7 @@ def test_codes_add_up_to_the_number_and_bend_at_the_knots():
     torch.testing.assert_close(codes @ (widths * bend), (values - 1).clamp(min=0))
 
 
-def test_the_history_ends_where_the_offers_begin(prepared, extractor, offers, event_log):
+def test_history_ends_before_the_offers(prepared, extractor, offers, event_log):
     groups = OfferGroups(load_prepared(prepared), offers)
     for place in (0, 7):
         history = groups[place]["history"]
@@ -140,7 +147,7 @@ def test_the_history_ends_where_the_offers_begin(prepared, extractor, offers, ev
         assert history["times"].max() < offers.times[place]
 
 
-def test_preferences_are_the_chance_of_any_of_the_actions_values(action_model, batch_of, extractor, offers):
+def test_preferences_are_the_chance_of_the_actions_values(action_model, batch_of, extractor, offers):
     model = action_model(extended=True)
     inputs = batch_of(model, [0])
     history = {name: inputs[name] for name in ("input_ids", "attention_mask", "visit_ids", "event_times")}
@@ -152,7 +159,7 @@ def test_preferences_are_the_chance_of_any_of_the_actions_values(action_model, b
     assert found["aisle"] == 0  # it asks for no item
 
 
-def test_matches_are_events_with_all_the_values_of_a_row(extractor, tiny_config):
+def test_matches_have_all_values_of_a_row(extractor, tiny_config):
     names, columns, offsets, weights = read_actions(
         ACTIONS.astype(object).where(ACTIONS.notna(), None).to_dict("records")
     )
@@ -189,7 +196,7 @@ def known_of(model, inputs):
     return found["known"], [*names, *sum(count_names(model.config), [])]
 
 
-def test_the_counts_of_an_action_are_sums_by_hand(action_model, batch_of, offers, event_log, extractor, monkeypatch):
+def test_action_counts_match_sums_by_hand(action_model, batch_of, offers, event_log, extractor, monkeypatch):
     monkeypatch.setattr(action_mcm, "HALF_LIVES_DAYS", (20.0,))
     model = action_model(
         action_history_feature="type", action_features=["items", "aisle"], summed_features=extractor.numeric_features
@@ -241,7 +248,7 @@ def test_the_counts_of_an_action_are_sums_by_hand(action_model, batch_of, offers
     assert checked
 
 
-def test_nothing_after_the_time_of_the_offers_changes_a_score(action_model, prepared, extractor, offers):
+def test_events_after_the_offers_are_ignored(action_model, prepared, extractor, offers):
     model = action_model(extended=True, summed_features=extractor.numeric_features, action_history_feature="type")
     collator, groups = OfferCollator(extractor, model.config, offers), OfferGroups(load_prepared(prepared), offers)
     whole = groups.rows.__getitems__([0, 7])
@@ -264,7 +271,7 @@ def test_a_batch_with_one_offer_can_be_trained_on(action_model, batch_of, offers
     model(**batch_of(model, [alone])).loss.backward()
 
 
-def test_it_overfits_a_batch_and_is_stored_whole(action_model, batch_of, tmp_path):
+def test_head_overfits_a_batch_and_is_saved(action_model, batch_of, tmp_path):
     model = action_model(extended=True, hidden_dropout_prob=0.0, event_dropout_prob=0.0).train()
     model.action_head.dropout.p = 0.0
     inputs = batch_of(model, range(12))
@@ -282,7 +289,7 @@ def test_it_overfits_a_batch_and_is_stored_whole(action_model, batch_of, tmp_pat
     torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
 
 
-def test_fine_tuning_starts_from_the_pre_trained_ranking(tiny_model, batch_of, tmp_path):
+def test_fine_tuning_starts_from_the_pretrained_ranking(tiny_model, batch_of, tmp_path):
     pretrained = tiny_model(extended=True)
     pretrained.save_pretrained(tmp_path)
     model = MCMForActionRecommendation.from_pretrained(tmp_path).eval()
@@ -303,7 +310,7 @@ def test_a_frozen_encoder_does_not_move(action_model, batch_of):
     assert trained == {"action_head"}
 
 
-def test_lora_trains_through_peft_and_merges_back(action_model, batch_of):
+def test_lora_trains_and_merges(action_model, batch_of):
     from peft import LoraConfig, get_peft_model
 
     model = action_model(extended=True)
@@ -324,7 +331,7 @@ def test_lora_trains_through_peft_and_merges_back(action_model, batch_of):
     assert not torch.allclose(after, before)
 
 
-def test_an_action_never_seen_is_scored_by_its_features(action_model, extractor, event_log, tmp_path):
+def test_unseen_action_is_scored_by_its_features(action_model, extractor, event_log, tmp_path):
     model = action_model(extended=True)
     model.save_pretrained(tmp_path)
     extractor.save_pretrained(tmp_path)
@@ -353,7 +360,7 @@ def test_an_action_never_seen_is_scored_by_its_features(action_model, extractor,
     assert both[0][2]["conversion"] == pytest.approx(found[2]["conversion"], abs=1e-5) and len(both[1]) == 3
 
 
-def test_offers_in_the_middle_of_a_visit_are_refused_where_visits_overlap(action_model, extractor, tmp_path):
+def test_offers_before_the_last_event_are_refused(action_model, extractor, tmp_path):
     action_model(extended=True).save_pretrained(tmp_path)
     extractor.save_pretrained(tmp_path)
     score = pipeline("action-scores", model=str(tmp_path))
@@ -405,9 +412,7 @@ def test_bad_actions_are_refused(action_model, extractor, tiny_config, offers, t
         tiny_config(action_outcomes=[])
 
 
-def test_a_customer_without_history_has_scores_and_an_unknown_one_is_refused(
-    action_model, prepared, extractor, event_log
-):
+def test_empty_history_is_scored_and_unknown_customer_refused(action_model, prepared, extractor, event_log):
     rows, model = load_prepared(prepared), action_model(extended=True)
     before = make_offers(offers_of(event_log, time="2016-12-01"), ACTIONS)
     groups = OfferGroups(rows, before)
@@ -417,3 +422,58 @@ def test_a_customer_without_history_has_scores_and_an_unknown_one_is_refused(
     nobody = make_offers(offers_of(event_log, customer_id="nobody", group_id=[str(n) for n in range(58)]), ACTIONS)
     with pytest.raises(ValueError, match="1 customers of the offers are not in the prepared data set.*'nobody'"):
         OfferGroups(rows, nobody)
+
+
+CUSTOMERS = 149
+
+
+def true_log_odds(log, day):
+    """By customer and item: a click likes what was bought often before, a conversion what is in aisle 0 or 1."""
+    before = log[(log["when"] < day) & (log["action"] == "buy")]
+    counts = before.groupby(["who", "item"]).size()
+
+    def of(who, item):
+        times = counts.get((who, item), 0)
+        return -2.0 + 2.0 * np.log1p(times), -1.5 + 2.5 * (int(item[5:]) < 12)
+
+    return of
+
+
+def test_known_outcomes_are_recovered(prepare_log, tiny_config):
+    day, generator = "2017-10-20", np.random.default_rng(1)
+    log = make_log(customers=CUSTOMERS, seed=1)
+    items = [f"item {number:02}" for number in range(24)]
+    truth, rows = true_log_odds(log, day), []
+    for who in sorted(log["who"].unique()):
+        for item in generator.choice(items, 12, replace=False):
+            log_odds = np.array(truth(who, item))
+            taken = (generator.random(2) < 1 / (1 + np.exp(-log_odds))).astype(float)
+            taken[generator.random(2) < 0.2] = np.nan  # nobody looked
+            rows.append((who, day, item, *taken, *log_odds))
+    columns = ["customer_id", "time", "action_id", "click", "conversion", "true_click", "true_conversion"]
+    table = pd.DataFrame(rows, columns=columns).sort_values(["customer_id", "action_id"], ignore_index=True)
+    aisles = [f"aisle {int(item[5:]) // 6}" for item in items]
+    actions = pd.DataFrame({"action_id": items, "action": "buy", "item": items, "aisle": aisles})
+    offers = make_offers(table, actions)
+
+    folder = prepare_log(log)
+    extractor = MCMFeatureExtractor.from_pretrained(str(folder / "feature_extractor"))
+    config = tiny_config(extended=True, vocabulary_sizes=extractor.vocabulary_sizes, hidden_dropout_prob=0.0)
+    torch.manual_seed(0)
+    model = MCMForActionRecommendation(config)
+    groups, collator = OfferGroups(load_prepared(folder), offers), OfferCollator(extractor, config, offers)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.005, weight_decay=0.1)
+    trained, new = np.arange(CUSTOMERS - 29), list(range(CUSTOMERS - 29, CUSTOMERS))
+    for _ in range(12):
+        for places in np.split(generator.permutation(trained), 12):
+            loss = model(**collator(groups.__getitems__(places.tolist()))).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    with torch.no_grad():
+        found = model.eval()(**collator(groups.__getitems__(new))).logits.reshape(-1, 2).numpy()
+    for place, outcome in enumerate(("click", "conversion")):
+        expected = table[f"true_{outcome}"].to_numpy().reshape(CUSTOMERS, 12)[new].reshape(-1)
+        other = table[f"true_{('conversion', 'click')[place]}"].to_numpy().reshape(CUSTOMERS, 12)[new].reshape(-1)
+        correlation = np.corrcoef(found[:, place], expected)[0, 1]
+        assert correlation > 0.85 and correlation > np.corrcoef(found[:, place], other)[0, 1] + 0.3

@@ -95,7 +95,7 @@ def expected(memory, counts, totals, moments, labels, end):
 
 
 @pytest.mark.parametrize("without_own", [False, True])
-def test_followers_are_what_loops_count(customers, memory, without_own):
+def test_followers_match_loops(customers, memory, without_own):
     """Without its own pairs a customer's row is what the tables of all others would say."""
     fill(memory.follower_tables["0"], customers)
     labels = torch.tensor([each for _, each in customers])
@@ -108,7 +108,7 @@ def test_followers_are_what_loops_count(customers, memory, without_own):
         assert_close(row, expected(memory, counts, totals, *customers[customer], end), atol=1e-5, rtol=1e-5)
 
 
-def test_a_follower_that_only_its_customer_brought_into_a_full_row_is_taken_out_whole(memory):
+def test_own_pair_in_a_full_row_is_removed_whole(memory):
     """Else what is left of its count would tell a training row what its customer did next."""
     table = memory.follower_tables["0"]
     with pytest.MonkeyPatch.context() as patch:
@@ -123,7 +123,7 @@ def test_a_follower_that_only_its_customer_brought_into_a_full_row_is_taken_out_
         assert found.counts[0, 0, 0] > 0 and found.counts[0, 0, 1] == 0  # 300 - 240 is under the row's least
 
 
-def test_rates_and_what_was_met_are_what_loops_count(customers, memory):
+def test_rates_and_met_labels_match_loops(customers, memory):
     labels = torch.tensor([each for _, each in customers])
     visits = torch.tensor([each for each, _ in customers])
     rows = [(customer, end) for customer in range(len(customers)) for end in (0, 3, 8)]
@@ -197,7 +197,7 @@ def test_a_score_is_the_sum_of_its_parts(counting_model, histories):
     assert parts["followers"].abs().sum() > 0
 
 
-def test_related_labels_say_which_one_and_the_other_parts_how_likely_a_new_one_is(counting_model, histories):
+def test_related_labels_do_not_change_the_chance_of_new_labels(counting_model, histories):
     """Else a customer of two events, to whom almost all is new, would be told that they repeat themselves."""
     model = counting_model()
     model.counted_memory.new_offset.zero_()
@@ -214,7 +214,7 @@ def test_related_labels_say_which_one_and_the_other_parts_how_likely_a_new_one_i
     assert not torch.allclose(moved, found, atol=1e-3)
 
 
-def test_nothing_of_the_future_enters_a_prefix(counting_model, histories):
+def test_future_events_are_ignored(counting_model, histories):
     model, ends = counting_model(), torch.tensor([[3]] * 3)
     before = model(**histories, prefix_ends=ends).logits["item"]
     changed = {name: value.clone() for name, value in histories.items()}
@@ -227,7 +227,7 @@ def test_nothing_of_the_future_enters_a_prefix(counting_model, histories):
     assert not torch.allclose(whole, other, atol=1e-3)  # what was changed counts as soon as it is no future
 
 
-def test_padding_changes_nothing(counting_model, histories):
+def test_padding_does_not_change_scores(counting_model, histories):
     model = counting_model()
     padded = {
         name: torch.cat([value, value[:, -1:].repeat(*(1, 4, *[1] * (value.dim() - 2)))], 1)
@@ -238,7 +238,7 @@ def test_padding_changes_nothing(counting_model, histories):
     assert_close(model(**padded).logits["item"], model(**histories).logits["item"])
 
 
-def test_new_labels_follow_nothing_and_are_as_rare_as_the_rarest(counting_model, histories):
+def test_new_labels_have_no_followers(counting_model, histories):
     model = counting_model(related_tasks=[])
     memory = model.counted_memory
     before = model.score_parts(**histories)["item"]["followers"]
@@ -254,7 +254,7 @@ def test_new_labels_follow_nothing_and_are_as_rare_as_the_rarest(counting_model,
     assert torch.equal(found[:, :LABELS] + memory.met_gain[0], before + memory.met_gain[0])
 
 
-def test_a_save_and_a_load_change_nothing(counting_model, histories, tmp_path):
+def test_save_and_load_do_not_change_scores(counting_model, histories, tmp_path):
     model = counting_model()
     model.save_pretrained(tmp_path)
     loaded = MCMForMultiTaskRecommendation.from_pretrained(tmp_path).eval()
@@ -262,19 +262,7 @@ def test_a_save_and_a_load_change_nothing(counting_model, histories, tmp_path):
     assert loaded.counted_memory.follower_tables["0"].followers.dtype == torch.int32
 
 
-def test_a_checkpoint_from_before_the_scales_loads_with_scales_of_one(counting_model, histories, tmp_path):
-    model = counting_model(follower_tasks=[], related_tasks=["item"])
-    model.score_scales.fill_(1)
-    plain = MCMForMultiTaskRecommendation(MCMConfig(**model.config.to_dict() | {"related_tasks": []})).eval()
-    plain.load_state_dict(model.state_dict(), strict=False)
-    state = {name: value for name, value in plain.state_dict().items() if name != "score_scales"}
-    plain.save_pretrained(tmp_path, state_dict=state)
-    loaded = MCMForMultiTaskRecommendation.from_pretrained(tmp_path).eval()
-    assert torch.equal(loaded.score_scales, torch.ones(1, 4))
-    assert torch.equal(loaded(**histories).logits["item"], plain(**histories).logits["item"])
-
-
-def test_training_losses_are_those_of_the_scores_without_own_pairs(counting_model, histories):
+def test_training_leaves_own_pairs_out(counting_model, histories):
     """One customer's step, whose own pairs are all that its tables hold, sees no followers at all."""
     model = counting_model(related_tasks=[], hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     one = {name: value[:1] for name, value in histories.items()}

@@ -53,14 +53,14 @@ def learn(model, steps=40, **given):
     return losses
 
 
-def test_the_first_prediction_is_the_share_of_each_class_for_everybody(make_model, inputs):
+def test_first_prediction_is_the_share_of_each_class(make_model, inputs):
     model = make_model(num_labels=3)
     model.start_from(torch.tensor([0] * 17 + [1] * 7 + [2] * 3))  # plus one of each
     chances = model(**inputs).logits.softmax(-1)
     assert torch.allclose(chances, torch.tensor([18.0, 8.0, 4.0]).expand(4, 3) / 30)
 
 
-def test_the_first_prediction_of_a_number_is_its_mean_and_its_unit_changes_nothing(make_model, inputs):
+def test_first_prediction_of_a_number_is_its_mean(make_model, inputs):
     numbers = torch.tensor([100.0, 300.0, 200.0, 900.0])
     found = []
     for factor in (1.0, 1000.0):
@@ -76,7 +76,7 @@ def test_the_first_prediction_of_a_number_is_its_mean_and_its_unit_changes_nothi
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_with_states_the_head_starts_as_their_penalised_linear_model(make_model, number):
+def test_head_starts_as_a_penalised_linear_model(make_model, number):
     sklearn = pytest.importorskip("sklearn.linear_model", reason="scikit-learn not installed")
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(200, 12, generator=generator) * 3 + 1
@@ -94,7 +94,7 @@ def test_with_states_the_head_starts_as_their_penalised_linear_model(make_model,
         assert torch.allclose(found[:, 1] - found[:, 0], torch.tensor(expected, dtype=torch.float), atol=1e-2)
 
 
-def test_training_moves_the_state_and_the_head_and_neither_encoder_nor_forecasts(make_model, inputs):
+def test_training_changes_state_and_head_alone(make_model, inputs):
     model = make_model(num_labels=2)
     torch.nn.init.ones_(model.model.forecasts.amounts.weight)
     before = copy.deepcopy(model.state_dict())
@@ -107,7 +107,7 @@ def test_training_moves_the_state_and_the_head_and_neither_encoder_nor_forecasts
     assert not model.model.forecasts.is_trained
 
 
-def test_a_frozen_state_stays_with_its_forecasts_and_has_no_dropout(make_model, inputs):
+def test_frozen_state_keeps_forecasts(make_model, inputs):
     model = make_model(num_labels=2, hidden_dropout_prob=0.0)
     torch.nn.init.ones_(model.model.forecasts.amounts.weight)
     model.freeze_state()
@@ -118,14 +118,14 @@ def test_a_frozen_state_stays_with_its_forecasts_and_has_no_dropout(make_model, 
     assert torch.equal(model(**inputs).logits, model(**inputs).logits)
 
 
-def test_a_label_that_is_not_known_has_no_loss(make_model, inputs):
+def test_unknown_label_has_no_loss(make_model, inputs):
     model = make_model(num_labels=2)
     model.start_from(torch.tensor([0, 0, 1]))
     alone = model(**{name: value[:1] for name, value in inputs.items()}, labels=torch.tensor([1])).loss
     assert torch.allclose(model(**inputs, labels=torch.tensor([1, -100, -100, -100])).loss, alone)
 
 
-def test_kept_counts_give_what_histories_give(make_model, inputs):
+def test_counts_give_what_histories_give(make_model, inputs):
     model = make_model(num_labels=2)
     torch.nn.init.normal_(model.prediction_head.output.weight)
     given, kept = model(**inputs), model(counts=model.model.state_counts(**inputs))
@@ -152,12 +152,12 @@ def test_the_encoder_does_not_run(make_model, inputs, monkeypatch):
         ({"problem_type": "regression", "num_labels": 2}, "'regression' with num_labels 2; a model predicts 1 number"),
     ],
 )
-def test_configs_that_make_no_sense_are_refused(make_model, changes, message):
+def test_bad_configs_are_refused(make_model, changes, message):
     with pytest.raises(Exception, match=message):
         make_model(**changes)
 
 
-def test_inputs_that_are_missing_are_named(make_model, inputs):
+def test_missing_inputs_are_named(make_model, inputs):
     model = make_model(num_labels=2)
     with pytest.raises(ValueError, match="no `input_ids`, and no `counts`"):
         model(labels=torch.tensor([1]))
@@ -180,7 +180,7 @@ def tuned(make_model, extractor, inputs, tmp_path):
     return tmp_path / "tuned", model
 
 
-def test_a_checkpoint_comes_back_as_it_was_by_every_way(tuned, inputs):
+def test_checkpoint_loads_by_every_class(tuned, inputs):
     folder, model = tuned
     again = [each.from_pretrained(folder) for each in (MCMForCustomerPrediction, AutoModelForSequenceClassification)]
     again.append(read_checkpoint(MCMForCustomerPrediction, str(folder)))
@@ -195,7 +195,7 @@ def test_a_checkpoint_comes_back_as_it_was_by_every_way(tuned, inputs):
     assert other.config.num_labels == 3
 
 
-def test_the_name_that_two_heads_share_reads_each_as_what_it_is(make_model, tmp_path):
+def test_auto_class_chooses_between_two_heads(make_model, tmp_path):
     make_model(MCMForActionRecommendation).save_pretrained(tmp_path / "offers")
     make_model(MCMForMultiTaskRecommendation).save_pretrained(tmp_path / "pretrained")
     for folder in ("offers", "pretrained"):
@@ -203,7 +203,7 @@ def test_the_name_that_two_heads_share_reads_each_as_what_it_is(make_model, tmp_
         assert type(found) is MCMForActionRecommendation
 
 
-def test_new_values_of_a_feature_change_no_prediction(tuned, extractor, inputs):
+def test_new_values_do_not_change_predictions(tuned, extractor, inputs):
     _, model = tuned
     before = model(**inputs).logits
     for feature in ("items", "aisle"):
@@ -211,7 +211,7 @@ def test_new_values_of_a_feature_change_no_prediction(tuned, extractor, inputs):
     torch.testing.assert_close(model(**inputs).logits, before)  # longer sums may round otherwise
 
 
-def test_the_pipeline_gives_chances_by_label_and_reads_nothing_from_now_on(tuned, event_log, monkeypatch):
+def test_pipeline_gives_probabilities_and_ignores_events_after_now(tuned, event_log, monkeypatch):
     folder, model = tuned
     predict = pipeline("customer-prediction", model=str(folder))
     events = event_log[event_log["who"] == "c00"]
@@ -234,7 +234,7 @@ def test_the_pipeline_gives_chances_by_label_and_reads_nothing_from_now_on(tuned
         predict(whole, time=at)
 
 
-def test_the_pipeline_gives_a_number_and_refuses_a_head_that_learned_nothing(make_model, extractor, inputs, tmp_path):
+def test_pipeline_gives_a_number_and_refuses_an_untrained_head(make_model, extractor, inputs, tmp_path):
     model = make_model(num_labels=1)
     extractor.save_pretrained(tmp_path)
     model.save_pretrained(tmp_path)
@@ -247,7 +247,7 @@ def test_the_pipeline_gives_a_number_and_refuses_a_head_that_learned_nothing(mak
     assert isinstance(found, float) and 0 < found < 160
 
 
-def test_what_is_published_names_the_head_and_its_pipeline(tuned, tmp_path):
+def test_published_config_names_head_and_pipeline(tuned, tmp_path):
     folder, model = tuned
     write_upload_folder(folder, tmp_path / "out")
     config = MCMConfig.from_pretrained(tmp_path / "out")

@@ -30,7 +30,7 @@ def test_equation_1_to_the_letter(tiny_model, inputs):
         assert_close(hidden[0][0, place], expected)
 
 
-def test_a_visit_is_the_sum_of_its_events_over_the_root_of_their_number(tiny_model, inputs):
+def test_visit_is_the_scaled_sum_of_its_events(tiny_model, inputs):
     embeddings = tiny_model(encoder_unit="visit").model.embeddings
     e = embeddings.events(inputs["input_ids"])
     units, mask = embeddings.units(e, inputs["attention_mask"], inputs["visit_ids"])
@@ -45,7 +45,7 @@ def test_a_visit_is_the_sum_of_its_events_over_the_root_of_their_number(tiny_mod
 
 @pytest.mark.parametrize("unit", ["event", "visit"])
 @torch.no_grad()
-def test_the_memory_gets_the_units_that_the_encoder_reads(tiny_model, inputs, unit):
+def test_memory_reads_the_encoders_units(tiny_model, inputs, unit):
     model = tiny_model(encoder_unit=unit, augmentation="all_prefixes", repeat_memory=True)
     ends = torch.tensor([[1, 14], [0, 1], [3, 31], [0, 0]])
     found = model(**inputs, prefix_ends=ends).logits
@@ -69,7 +69,7 @@ def test_the_memory_gets_the_units_that_the_encoder_reads(tiny_model, inputs, un
         assert not torch.allclose(found[task], without[task], atol=1e-3)
 
 
-def test_label_embeddings_are_those_of_the_features(tiny_model, inputs):
+def test_labels_share_the_feature_embeddings(tiny_model, inputs):
     model = tiny_model()
     tables = model.model.embeddings.events.feature_tables
     places = {task: model.config.features.index(task) for task in model.config.tasks}
@@ -94,7 +94,7 @@ def test_only_the_input_features_are_read(tiny_model, inputs):
     assert_close(model.model.embeddings.events(inputs["input_ids"])[0, 0], tables[6].weight[start[6]])
 
 
-def test_without_positions_the_order_of_events_is_not_known(tiny_model, inputs):
+def test_order_is_unknown_without_positions(tiny_model, inputs):
     model = tiny_model(max_position_embeddings=None)
     turned = rows(inputs, 2)
     turned["input_ids"] = turned["input_ids"].flip(1)
@@ -120,7 +120,7 @@ def test_event_dropout_leaves_no_visit_empty(tiny_model, inputs):
     assert torch.isclose(whole, plain).all(-1).float().mean() > 0.9  # visits that lost all events have them back
 
 
-def test_event_dropout_hides_whole_events_in_training_alone(tiny_model, inputs):
+def test_event_dropout_hides_whole_events(tiny_model, inputs):
     torch.manual_seed(0)
     none, some = (tiny_model(encoder_unit="visit", event_dropout_prob=share).model.embeddings for share in (0.0, 0.3))
     mask = inputs["attention_mask"]
@@ -138,14 +138,14 @@ def test_event_dropout_hides_whole_events_in_training_alone(tiny_model, inputs):
     assert 0.37 < torch.stack(lost).mean() < 0.47  # 2 x .3 x .7
 
 
-def test_event_dropout_leaves_events_that_are_units(tiny_model, inputs):
+def test_event_dropout_does_not_hide_units(tiny_model, inputs):
     embeddings = tiny_model(encoder_unit="event", event_dropout_prob=0.999).model.embeddings.train()
     events, mask = embeddings.events(inputs["input_ids"]), inputs["attention_mask"]
     assert torch.equal(embeddings.units(events, mask, None)[0], events * mask[..., None])
 
 
 @pytest.mark.parametrize("unit", ["event", "visit"])
-def test_event_dropout_keeps_the_gradients_of_a_deep_encoder_small(unit):
+def test_event_dropout_keeps_gradients_small(unit):
     """With its first weights, as training starts: biases are 0 then, so a unit of zeros stays one in every layer."""
     norms = []
     for share in (0.0, 0.9):

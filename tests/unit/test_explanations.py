@@ -11,23 +11,19 @@ import torch
 from modeling_mcm import LiveCustomer
 from modeling_mcm.live.explanations import explain
 
+BOUGHT = [
+    ("01-03", 1),
+    ("01-15", 2),
+    ("01-15", 1),
+    ("01-27", 1),
+    ("02-08", 3),
+    ("02-20", 1),
+    ("02-20", 4),
+    ("03-01", 5),
+]
 EVENTS = [
-    {
-        "when": f"2017-{month:02}-{day:02}T10:00:00",
-        "action": "buy",
-        "item": f"item {item:02}",
-        "aisle": f"aisle {item % 4}",
-    }
-    for month, day, item in [
-        (1, 3, 1),
-        (1, 15, 2),
-        (1, 15, 1),
-        (1, 27, 1),
-        (2, 8, 3),
-        (2, 20, 1),
-        (2, 20, 4),
-        (3, 1, 5),
-    ]
+    {"when": f"2017-{day}T10:00:00", "action": "buy", "item": f"item {item:02}", "aisle": f"aisle {item % 4}"}
+    for day, item in BOUGHT
 ]
 COUNTED = {"follower_tasks": ["items"], "related_tasks": ["items"]}
 CHOICES = {
@@ -86,7 +82,7 @@ def test_parts_and_shares_add_up(explained_model, extractor, name, label):
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_a_deletion_is_what_the_model_says_without_the_visit(explained_model, extractor, name):
+def test_deletion_is_the_score_without_the_visit(explained_model, extractor, name):
     model = explained_model(name)
     why = explain(model, extractor, {"events": EVENTS}, "items", "item 01")
     deletions = []
@@ -99,7 +95,7 @@ def test_a_deletion_is_what_the_model_says_without_the_visit(explained_model, ex
     assert deletions == sorted(deletions, reverse=True)  # shares are in the order of the deletions
 
 
-def test_an_explanation_is_of_the_moment_of_the_question(explained_model, extractor):
+def test_explanation_is_as_of_now(explained_model, extractor):
     model, now = explained_model("counted"), "2017-06-01"
     why = explain(model, extractor, {"events": EVENTS}, "items", "item 01", now)
     assert why.score == pytest.approx(log_probability(model, extractor, EVENTS, "items", "item 01", now=now))
@@ -111,7 +107,7 @@ def test_an_explanation_is_of_the_moment_of_the_question(explained_model, extrac
 
 
 @pytest.mark.parametrize(("max_events", "visits"), [(40, 3), (6, 2)])
-def test_an_explanation_reads_no_event_after_now(explained_model, extractor, max_events, visits):
+def test_events_after_now_are_ignored(explained_model, extractor, max_events, visits):
     extractor.max_events = max_events
     model, now = explained_model("counted"), "2017-02-01"
     whole, before = (
@@ -120,7 +116,7 @@ def test_an_explanation_reads_no_event_after_now(explained_model, extractor, max
     assert whole == before and len(whole.visits) == visits
 
 
-def test_the_answer_of_a_live_customer_is_the_same(explained_model, extractor):
+def test_live_customer_gives_the_same_explanation(explained_model, extractor):
     model = explained_model("counted")
     live = LiveCustomer(model, extractor)
     live.add(EVENTS)
@@ -130,7 +126,7 @@ def test_the_answer_of_a_live_customer_is_the_same(explained_model, extractor):
     assert (why.label, why.probability) == (best["label"], pytest.approx(best["score"], abs=1e-6))
 
 
-def test_few_visits_are_tried_those_with_the_label_first(explained_model, extractor):
+def test_visits_with_the_label_are_tried_first(explained_model, extractor):
     why = explain(explained_model("extended"), extractor, {"events": EVENTS}, "items", "item 01", most_visits=4)
     tried = {visit.time[:10] for visit in why.visits if visit.deletion is not None}
     assert tried == {"2017-01-03", "2017-01-15", "2017-01-27", "2017-02-20"}
@@ -151,12 +147,12 @@ def test_words_say_how_often_and_when(explained_model, extractor):
     assert words("item 20") == "never yet"
 
 
-def test_a_customer_without_history_has_nothing_to_share_out(explained_model, extractor):
+def test_customer_without_history(explained_model, extractor):
     why = explain(explained_model("counted"), extractor, {"events": []}, "items")
     assert why.visits == [] and why.score == why.baseline and why.words == "never yet"
 
 
-def test_a_history_longer_than_the_model_reads_is_cut_as_the_model_cuts_it(explained_model, extractor):
+def test_long_history_is_cut_as_the_model_cuts_it(explained_model, extractor):
     extractor.max_events = 8
     model = explained_model("extended")
     why = explain(model, extractor, {"events": EVENTS}, "items", "item 01")

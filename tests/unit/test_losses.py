@@ -1,15 +1,25 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The losses of one task against plain loops. Equation 4 within a whole model: test_model_losses.py."""
+"""The losses: of one task against plain loops, and of a whole model in training as in evaluation."""
 
 import math
+import sys
 
 import pytest
 import torch
+from four_histories import assert_close, four_histories, rows, visit_ends
 from one_task import prefix_cross_entropy, prefix_ranking_loss
 
+from modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, readout_mcm
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.losses_mcm import LossInParts, Targets, WeightedCrossEntropy, customers_in_parts, task_losses
+from modeling_mcm.losses_mcm import (
+    LossInParts,
+    Objective,
+    Targets,
+    WeightedCrossEntropy,
+    customers_in_parts,
+    task_losses,
+)
 
 
 @pytest.fixture
@@ -23,7 +33,7 @@ def two_tasks():
     return scores, labels, rows, torch.rand(3, 6) + 0.1
 
 
-def test_label_surprise_has_the_gradient_of_its_formula(two_tasks):
+def test_cross_entropy_and_its_gradient_match_loops(two_tasks):
     scores, labels, rows, weights = two_tasks
     targets = Targets.find(labels, rows, weights, [7, 40])
     shares = targets.shares(targets.weights, targets.customers, targets.tasks).double()
@@ -47,7 +57,7 @@ def test_label_surprise_has_the_gradient_of_its_formula(two_tasks):
     assert torch.autograd.gradcheck(both, scores)
 
 
-def test_tasks_together_lose_what_each_loses_alone(two_tasks):
+def test_tasks_together_equal_each_alone(two_tasks):
     scores, labels, rows, weights = two_tasks
     together = task_losses(scores, Targets.find(labels, rows, weights, [7, 40]), 0.5)
     alone = [
@@ -105,7 +115,7 @@ def plain_ranking_loss(scores, labels, prefixes, weights, places):
 
 
 @pytest.mark.parametrize("places", [3, 30, 38])
-def test_the_ranking_loss_against_a_plain_loop(asked, places):
+def test_ranking_loss_matches_a_loop(asked, places):
     found = prefix_ranking_loss(*asked, places=places)  # 64 labels below would be more than there are: all of them
     assert found.item() == pytest.approx(plain_ranking_loss(*asked, places), rel=1e-5)
     scores, labels, prefixes, weights = asked
@@ -124,7 +134,7 @@ def test_thirty_places_are_ranked_by_default():
     assert all(abs(found - other) > 1e-4 * found for n, other in by_places.items() if n != 30)
 
 
-def test_labels_sampled_below_stand_for_all_of_them():
+def test_sampled_negatives_estimate_all():
     torch.manual_seed(0)
     scores = torch.randn(200, 1, 2000)
     labels = (
@@ -137,7 +147,7 @@ def test_labels_sampled_below_stand_for_all_of_them():
     assert nothing.item() != pytest.approx(exact.item(), rel=0.03)
 
 
-def test_customers_apart_lose_what_they_lose_together(asked):
+def test_ranking_loss_does_not_depend_on_the_batch(asked):
     """Nothing is drawn, and nothing depends on a customer's place in the batch: processes may share one."""
     scores, labels, prefixes, weights = (torch.cat([value, value.flip(0)]) for value in asked)
     whole = prefix_ranking_loss(scores, labels, prefixes, weights, places=5, sampled=4)
@@ -148,7 +158,7 @@ def test_customers_apart_lose_what_they_lose_together(asked):
     assert whole.item() == pytest.approx((2 * halves[0] + 4 * halves[1]).item() / 6, rel=1e-6)
 
 
-def test_the_ranking_loss_lifts_what_followed(asked):
+def test_ranking_loss_raises_targets(asked):
     scores = asked[0].requires_grad_()
     (gradient,) = torch.autograd.grad(prefix_ranking_loss(scores, *asked[1:]), scores)
     followed = torch.zeros(scores.shape, dtype=torch.bool)
@@ -158,18 +168,8 @@ def test_the_ranking_loss_lifts_what_followed(asked):
     assert (gradient[~followed] >= 0).all() and not gradient[..., :FIRST_LABEL].any() and not gradient[2].any()
 
 
-def test_a_right_order_costs_little_and_a_wrong_one_much(asked):
-    _, labels, prefixes, weights = asked
-    right = torch.zeros(3, 2, 40)
-    for b in range(3):
-        for w, p in zip(labels[b].tolist(), prefixes[b].tolist(), strict=True):
-            right[b, p, max(w, 0)] = 20.0
-    assert prefix_ranking_loss(right, labels, prefixes, weights).item() < 1e-4
-    assert prefix_ranking_loss(-right, labels, prefixes, weights).item() > 1
-
-
 @pytest.mark.parametrize("loss", [prefix_cross_entropy, prefix_ranking_loss])
-def test_without_targets_a_loss_is_0_and_has_a_gradient(asked, loss):
+def test_loss_without_targets_is_0(asked, loss):
     scores, labels, prefixes, weights = asked
     scores.requires_grad_()
     for nothing in (
@@ -187,7 +187,7 @@ def test_a_vocabulary_smaller_than_the_ranking(size):
     assert prefix_ranking_loss(scores, labels).isfinite()
 
 
-def test_huge_scores_and_bfloat16_stay_finite(asked):
+def test_large_scores_stay_finite(asked):
     scores = (1e4 * asked[0]).bfloat16().requires_grad_()
     loss = prefix_ranking_loss(scores, *asked[1:])
     (gradient,) = torch.autograd.grad(loss, scores)
@@ -200,7 +200,7 @@ def quadratic(vectors, weight):
 
 
 @pytest.mark.parametrize("parts", [[[0, 1, 2, 3]], [[2], [0, 3], [1]]], ids=["whole", "parts"])
-def test_losses_in_parts_have_the_gradients_of_their_sum_whatever_it_is_multiplied_by(parts):
+def test_loss_in_parts_has_the_gradients_of_the_sum(parts):
     torch.manual_seed(0)
     vectors = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     weight, frozen = (torch.randn(3, dtype=torch.float64, requires_grad=grad) for grad in (True, False))
@@ -217,7 +217,7 @@ def test_losses_in_parts_have_the_gradients_of_their_sum_whatever_it_is_multipli
     assert found[2] is None
 
 
-def test_losses_without_anything_to_train_are_only_losses():
+def test_loss_in_parts_without_gradients():
     vectors, weight = torch.ones(2, 3), torch.ones(3)
     total, losses = LossInParts.apply(quadratic(vectors, weight), [[0], [1]], 1, vectors, weight)
     assert losses.tolist() == [6.0, 6.0] and total.item() == 12 and not total.requires_grad
@@ -234,9 +234,139 @@ def test_small_gradients_survive_half_precision():
     torch.testing.assert_close(scaled.float(), torch.full((2, 3), 1e-5 * 2.0**12), rtol=0.01, atol=0)
 
 
-def test_customers_of_similar_cost_share_a_part_that_is_not_too_large():
+def test_customers_are_grouped_by_cost():
     costs = [7, 100, 3, 50, 4, 49, 1, 300]
     parts = customers_in_parts(costs, 100)
     assert parts == [[6, 2, 4, 0], [5, 3], [1], [7]]  # one customer is a part however much it costs
     assert customers_in_parts(costs, 1) == [[6], [2], [4], [0], [5], [3], [1], [7]]
     assert sorted(sum(customers_in_parts(costs, 10**6), [])) == list(range(8))
+
+
+@pytest.fixture
+def inputs(extractor, event_log):
+    return four_histories(extractor, event_log)
+
+
+@pytest.fixture
+def questions(inputs):
+    """Two prefixes and up to three labels of each customer; ids under 2 are no targets."""
+    label = torch.tensor([[2, 5, 3], [4, 1, -100], [-100, 0, 6], [-100, -100, -100]])
+    return {
+        "prefix_ends": torch.tensor([[0, 9], [0, 1], [3, 30], [0, 0]]),
+        "label_prefixes": torch.tensor([[0, 1, 1], [1, 0, 0], [0, 0, 1], [0, 0, 0]]),
+        "labels": torch.stack([label, label.clamp(max=4), label.clamp(max=3)], dim=-1),
+    }
+
+
+def plain_loss(scores, labels, label_prefixes, weights=None):
+    weights = torch.ones(labels.shape) if weights is None else weights
+    customers = []
+    for row in range(len(labels)):
+        triples = zip(labels[row].tolist(), label_prefixes[row].tolist(), weights[row].tolist(), strict=True)
+        terms = [
+            (weight, -weight * scores[row, prefix].log_softmax(-1)[label])
+            for label, prefix, weight in triples
+            if label >= FIRST_LABEL
+        ]
+        customers.append(sum(loss for _, loss in terms) / sum(weight for weight, _ in terms) if terms else 0.0)
+    return torch.as_tensor(sum(customers) / len(customers))
+
+
+def test_ranking_loss_is_added_to_equation_4(tiny_model, inputs, questions):
+    plain = tiny_model(augmentation="all_prefixes")(**inputs, **questions)
+    model = tiny_model(augmentation="all_prefixes")
+    model.objective = Objective(ranking_loss_weight=0.5)
+    ranked = model(**inputs, **questions)
+    for place, (task, loss) in enumerate(plain.task_losses.items()):
+        ranking = prefix_ranking_loss(plain.logits[task], questions["labels"][..., place], questions["label_prefixes"])
+        assert ranking > 0.1
+        assert_close(ranked.task_losses[task], loss + 0.5 * ranking)
+
+
+def test_loss_is_the_sum_over_tasks(tiny_model, inputs, questions):
+    model = tiny_model(augmentation="all_prefixes")
+    output = model(**inputs, **questions)
+    assert list(output.logits) == ["items", "aisle", "type"]
+    assert set(output.task_losses) == set(output.logits)
+    for place, task in enumerate(output.logits):
+        assert_close(
+            output.task_losses[task],
+            plain_loss(output.logits[task], questions["labels"][..., place], questions["label_prefixes"]),
+        )
+    assert_close(output.loss, sum(output.task_losses.values()))
+    assert model(**inputs).loss is None and model(**inputs).task_losses is None
+
+
+def test_training_step_leaves_padding_at_0(tiny_model, inputs, questions):
+    model = tiny_model(extended=True).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    questions["prefix_ends"] = torch.tensor([visit_ends(inputs, row)[:1] * 2 for row in range(4)])
+    model(**inputs, **questions).loss.backward()
+    optimizer.step()
+    for table in model.model.embeddings.events.feature_tables:
+        assert not table.weight[0].any()
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0], ids=["what is asked", "every unit"])
+@pytest.mark.parametrize("most", [1, 10**9], ids=["one by one", "all at once"])
+def test_training_loss_equals_evaluation_loss(tiny_model, inputs, most, share, monkeypatch):
+    monkeypatch.setattr(readout_mcm, "NEARLY_ALL", 1.01 - share)
+    monkeypatch.setattr(sys.modules[MCMModel.__module__], "PART_ELEMENTS", (most, most))
+    model = tiny_model(extended=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    ends = torch.stack([inputs["attention_mask"].sum(1) - 1, torch.zeros(4, dtype=torch.long)] * 2, dim=1)
+    labels = torch.stack([torch.randint(2, size, (4, 3)) for size in model.config.label_sizes.values()], dim=-1)
+    prefixes = torch.tensor([[0, 1, 1], [0, 0, 0], [0, 3, 3], [2, 2, 2]])
+    labels[2, 0], labels[1] = -100, -100  # prefixes that are asked for nothing
+    batch = {**inputs, "prefix_ends": ends, "labels": labels, "label_prefixes": prefixes}
+    asked = model.eval()(**batch)
+    seen, losses = [], model._losses_side_by_side
+    monkeypatch.setattr(model, "_losses_side_by_side", lambda *given: seen.append(len(given[0])) or losses(*given))
+    every = model.train()(**batch)
+    assert_close((every.loss, every.task_losses), (asked.loss, asked.task_losses))
+    assert every.logits is None and seen == ([1] * 4 if most == 1 else [4])
+    found, expected = (torch.autograd.grad(loss, list(model.parameters())) for loss in (every.loss, asked.loss))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("most", [1, 10**9], ids=["one by one", "all at once"])
+def test_customer_without_events_adds_no_loss(tiny_model, inputs, questions, most, monkeypatch):
+    monkeypatch.setattr(sys.modules[MCMModel.__module__], "PART_ELEMENTS", (most, most))
+    model = tiny_model(extended=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+    inputs["attention_mask"][3], questions["labels"][3] = 0, -100
+    questions["prefix_ends"] = torch.tensor([*(visit_ends(inputs, row)[:1] * 2 for row in range(3)), [0, 0]])
+    others = model(**rows(inputs, 0, 1, 2), **rows(questions, 0, 1, 2)).loss.item()
+    assert model(**inputs, **questions).loss.item() == pytest.approx(others * 3 / 4, rel=1e-5)
+
+
+def test_frozen_model_gives_its_losses(tiny_model, inputs, questions):
+    model = tiny_model(extended=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).requires_grad_(False)
+    questions["prefix_ends"] = torch.tensor([[0, visit_ends(inputs, row)[-1]] for row in range(4)])
+    found = model.train()(**inputs, **questions).loss
+    assert not found.requires_grad
+    assert found.item() == pytest.approx(model.eval()(**inputs, **questions).loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "choices", [{}, {"readout": "last"}, {"augmentation": "all_prefixes", "repeat_memory": True}, {"extended": True}]
+)
+def test_one_batch_is_overfitted(tiny_config, inputs, choices):
+    torch.manual_seed(0)
+    config = tiny_config(**choices, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, hidden_size=32)
+    model = MCMForMultiTaskRecommendation(config)
+    labels = torch.stack([torch.randint(2, size, (4, 2)) for size in config.label_sizes.values()], dim=-1)
+    batch = {**inputs, "labels": labels[:, :1]}
+    if config.augmentation == "all_prefixes":  # another answer after each of two prefixes, where a row has two
+        ends = [(visit_ends(inputs, row)[-2:] * 2)[:2] for row in range(4)]
+        labels[:, 1][torch.tensor([first == second for first, second in ends])] = -100
+        places = torch.arange(2).expand(4, 2)
+        batch |= {"labels": labels, "prefix_ends": torch.tensor(ends), "label_prefixes": places}
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    # The repeat memory lifts what a customer met, whatever is asked: with it, chance is unlearned more slowly.
+    assert losses[-1] < (0.03 if model.repeat_memory is None else 0.1 * losses[0])

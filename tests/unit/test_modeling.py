@@ -1,16 +1,21 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The model: what must not change its scores, what must, and inputs that it refuses.
+"""The model: what must and must not change its scores, refused inputs, the attention window, and first weights."""
 
-Its loss: test_model_losses.py; how it starts: test_fresh_model.py; its best labels: test_preferences.py.
-"""
+import math
 
 import pytest
 import torch
 from four_histories import assert_close, four_histories, rows, score, visit_ends
+from huggingface_hub.errors import StrictDataclassError
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.configuration_mcm import FIRST_LABEL
+from modeling_mcm.inputs_mcm import first_kept
+from modeling_mcm.losses_mcm import Objective
 
 LAYOUTS = {
     f"{attention} {unit}": {"augmentation": augmentation, "encoder_unit": unit}
@@ -42,7 +47,7 @@ def events(inputs, chosen):
 
 
 @every_switch
-def test_padding_changes_nothing(tiny_model, inputs, choices):
+def test_padding_does_not_change_scores(tiny_model, inputs, choices):
     model = tiny_model(**choices)
     scores = score(model, inputs)
     longer = {
@@ -58,13 +63,13 @@ def test_padding_changes_nothing(tiny_model, inputs, choices):
 
 
 @every_switch
-def test_the_order_of_a_batch_changes_nothing(tiny_model, inputs, choices):
+def test_order_of_a_batch_does_not_change_scores(tiny_model, inputs, choices):
     model = tiny_model(**choices)
     assert_close(score(model, rows(inputs, 2, 3, 0, 1)), score(model, inputs)[[2, 3, 0, 1]])
 
 
 @every_switch
-def test_a_save_and_a_load_change_nothing(tiny_model, inputs, choices, tmp_path):
+def test_save_and_load_do_not_change_scores(tiny_model, inputs, choices, tmp_path):
     model = tiny_model(**choices)
     model.save_pretrained(tmp_path)
     loaded, info = MCMForMultiTaskRecommendation.from_pretrained(tmp_path, output_loading_info=True)
@@ -93,7 +98,7 @@ every_causal = pytest.mark.parametrize("choices", CAUSAL.values(), ids=CAUSAL.ke
 
 
 @every_causal
-def test_all_prefixes_of_one_pass_equal_each_prefix_alone(tiny_model, inputs, choices):
+def test_all_prefixes_equal_each_prefix_alone(tiny_model, inputs, choices):
     model = tiny_model(**choices)
     ends = visit_ends(inputs, 2)
     together = score(model, rows(inputs, 2), prefix_ends=torch.tensor([ends]))[0]
@@ -102,7 +107,7 @@ def test_all_prefixes_of_one_pass_equal_each_prefix_alone(tiny_model, inputs, ch
         assert_close(together[place], score(model, events(rows(inputs, 2), slice(end + 1)))[0])
 
 
-def test_a_prefix_at_a_moment_equals_the_history_until_then(tiny_model, inputs):
+def test_prefix_at_a_time_equals_history_until_then(tiny_model, inputs):
     model, history = tiny_model(extended=True), rows(inputs, 2)
     ends = visit_ends(inputs, 2)
     moments = history["event_times"][0, ends] + torch.arange(len(ends)) % 3 * 20.0
@@ -116,7 +121,7 @@ def test_a_prefix_at_a_moment_equals_the_history_until_then(tiny_model, inputs):
 
 
 @every_causal
-def test_later_events_have_no_effect_on_earlier_prefixes(tiny_model, inputs, choices):
+def test_later_events_do_not_change_earlier_prefixes(tiny_model, inputs, choices):
     model = tiny_model(**choices)
     ends = visit_ends(inputs, 2)
     before = ends[len(ends) // 2]
@@ -131,7 +136,7 @@ def test_later_events_have_no_effect_on_earlier_prefixes(tiny_model, inputs, cho
 
 
 @pytest.mark.parametrize("choices", [LAYOUTS["bidirectional visit"], LAYOUTS["causal visit"], {"extended": True}])
-def test_the_order_inside_a_visit_changes_nothing(tiny_model, inputs, choices):
+def test_order_inside_a_visit_does_not_change_scores(tiny_model, inputs, choices):
     model = tiny_model(**choices)
     visits = inputs["visit_ids"][2].tolist()
     turned = sorted(range(len(visits)), key=lambda place: (visits[place], -place))
@@ -140,12 +145,6 @@ def test_the_order_inside_a_visit_changes_nothing(tiny_model, inputs, choices):
     by_event = tiny_model()
     difference = score(by_event, events(rows(inputs, 2), turned)) - score(by_event, rows(inputs, 2))
     assert difference.abs().max() > 1e-3  # an encoder of events does see it
-
-
-def test_attention_goes_through_the_fused_kernel_by_default(tiny_model, inputs):
-    fused, plain = tiny_model(), tiny_model(attn_implementation="eager")
-    assert fused.config._attn_implementation == "sdpa" and plain.config._attn_implementation == "eager"
-    assert_close(score(fused, inputs), score(plain, inputs))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -158,13 +157,13 @@ def test_half_precision_stays_near(tiny_model, inputs, choices, dtype):
     torch.testing.assert_close(found.float(), exact, atol=0.25 if dtype == torch.bfloat16 else 0.03, rtol=0.03)
 
 
-def test_unknown_and_missing_are_never_preferred(tiny_model, inputs):
+def test_unknown_and_missing_labels_are_masked(tiny_model, inputs):
     for logits in tiny_model()(**inputs).logits.values():
         assert (logits[:, :FIRST_LABEL] == torch.finfo(logits.dtype).min / 2).all()
         assert (logits[:, FIRST_LABEL:].abs() < 1e4).all()
 
 
-def test_the_customer_embedding(tiny_model, inputs):
+def test_customer_embedding_is_pooled_by_attention_type(tiny_model, inputs):
     model_inputs = {k: inputs[k] for k in ("input_ids", "attention_mask", "visit_ids")}
     lengths = inputs["attention_mask"].sum(1)
     mean = tiny_model().model(**model_inputs)
@@ -174,7 +173,7 @@ def test_the_customer_embedding(tiny_model, inputs):
         assert_close(last.pooler_output[row], last.last_hidden_state[row, length - 1])
 
 
-def test_inputs_that_do_not_fit_are_refused(tiny_model, inputs):
+def test_bad_inputs_are_refused(tiny_model, inputs):
     without_times = {name: value for name, value in inputs.items() if name != "event_times"}
     with pytest.raises(ValueError, match="needs `event_times`: MCMFeatureExtractor"):
         tiny_model(repeat_memory=True)(**without_times)
@@ -188,3 +187,153 @@ def test_inputs_that_do_not_fit_are_refused(tiny_model, inputs):
         tiny_model(max_position_embeddings=20)(**inputs)
     tiny_model(max_position_embeddings=20, encoder_unit="visit")(**inputs)  # fewer visits than events
     tiny_model(max_position_embeddings=None)(**inputs)
+
+
+VISITS = {"extended": True, "max_position_embeddings": None}
+
+
+def hidden(model, history):
+    with torch.no_grad():
+        return model.model(**history).last_hidden_state
+
+
+@pytest.fixture
+def history(extractor, event_log):
+    """A customer's history; visits are its units, the start row the first."""
+    return extractor({"events": event_log[event_log["who"] == "c03"], "profile": {"age": "old"}})
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("window", [1, 3])
+def test_window_reads_latest_units_and_start_row(tiny_model, history, window, implementation):
+    model = tiny_model(attention_window=window, attn_implementation=implementation, **VISITS)
+    before = hidden(model, history)
+    changed = {name: value.clone() for name, value in history.items()}
+    changed["input_ids"][history["visit_ids"] == 2, :] = 1
+    differs = (hidden(model, changed) - before).abs().amax(-1)[0] > 1e-6
+    assert differs.nonzero()[:, 0].tolist() == list(range(2, 2 + window))
+    changed = {name: value.clone() for name, value in history.items()}
+    changed["input_ids"][:, 0, -1] = 3
+    assert ((hidden(model, changed) - before).abs().amax(-1) > 1e-6).all()
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+def test_kernels_without_masks_are_refused_with_a_window(tiny_model, history, monkeypatch, unknown):
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "lengths_alone", sdpa_attention_forward)
+    if not unknown:  # a kernel whose masks transformers does not know gets none
+        monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS, "lengths_alone", flash_attention_mask)
+    units = int(history["visit_ids"].max()) + 1
+    for window in (None, units - 1):
+        model = tiny_model(attention_window=window, attn_implementation="lengths_alone", **VISITS)
+        torch.testing.assert_close(hidden(model, history), hidden(tiny_model(**VISITS), history))
+    model = tiny_model(attention_window=units - 2, attn_implementation="lengths_alone", **VISITS)
+    with pytest.raises(ValueError, match=r"'lengths_alone', whose kernel reads no mask.*attn_implementation='sdpa'"):
+        hidden(model, history)
+
+
+def test_window_as_long_as_the_history_changes_nothing(tiny_model, history):
+    units = int(history["visit_ids"].max()) + 1
+    whole = hidden(tiny_model(**VISITS), history)
+    torch.testing.assert_close(hidden(tiny_model(attention_window=units - 1, **VISITS), history), whole)
+    assert not torch.allclose(hidden(tiny_model(attention_window=units - 3, **VISITS), history), whole, atol=1e-6)
+
+
+def test_padding_does_not_change_scores_with_a_window(tiny_model, extractor, event_log):
+    model = tiny_model(attention_window=2, **VISITS)
+    customers = [{"events": event_log[event_log["who"] == name]} for name in ("c00", "c01", "c02")]
+    together = hidden(model, extractor(customers))
+    for place, customer in enumerate(customers):
+        alone = hidden(model, extractor(customer))[0]
+        torch.testing.assert_close(together[place, : len(alone)], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("choices", [{"attention_window": 0, **VISITS}, {"attention_window": 8}])
+def test_window_must_be_positive_and_causal(tiny_config, choices):
+    with pytest.raises(StrictDataclassError, match="`attention_window` is"):
+        tiny_config(**choices)
+
+
+@pytest.mark.parametrize("window", [1, 7, 8, 39, 2047])
+def test_first_event_read_moves_in_steps(window):
+    starts = [first_kept(events, window) for events in range(4 * window)]
+    kept = [events - start for events, start in enumerate(starts)]
+    assert starts[: window + 1] == [0] * (window + 1)  # a history that fits is read whole
+    assert max(kept) == window and min(kept[window:]) > window - max(1, window // 8)
+    assert starts == sorted(starts) and len(set(starts)) <= 1 + 3 * window // max(1, window // 8) + 1
+
+
+def test_fresh_model_gives_labels_equal_chances(tiny_config, inputs):
+    torch.manual_seed(0)
+    config = tiny_config(hidden_size=64)
+    model = MCMForMultiTaskRecommendation(config).eval()
+    model.objective = Objective(ranking_loss_weight=0)
+    assert model.label_embeddings("items")[2:].std().item() == pytest.approx(1 / math.sqrt(64), rel=0.1)
+    losses = []
+    for _ in range(20):
+        labels = torch.stack([torch.randint(2, size, (4, 8)) for size in config.label_sizes.values()], dim=-1)
+        losses.append(model(**inputs, labels=labels).task_losses["items"])
+    # z = e_w . h has a variance of about 1, which puts the loss above log V by about half of it
+    excess = torch.stack(losses).mean().item() - math.log(config.label_sizes["items"] - FIRST_LABEL)
+    assert 0 < excess < 1
+
+
+def test_bias_starts_at_popularity(tiny_config, inputs):
+    torch.manual_seed(0)
+    model = MCMForMultiTaskRecommendation(tiny_config(readout_bias=True)).eval()
+    counts = {task: torch.arange(size) for task, size in model.config.label_sizes.items()}
+    before = model(**inputs).logits["aisle"]
+    model.initialize_from_popularity(counts)
+    shares = counts["aisle"][FIRST_LABEL:] + 1.0
+    expected = torch.log(shares / shares.sum())
+    assert_close(model(**inputs).logits["aisle"][:, FIRST_LABEL:], before[:, FIRST_LABEL:] + expected)
+    assert expected.exp().sum().item() == pytest.approx(1)
+
+
+def test_memory_rarity_starts_at_popularity(tiny_model):
+    model = tiny_model(extended=True)
+    rarity, bias = model.repeat_memory.label_rarity[1].weight, model.readout_bias[1]
+    model.initialize_from_popularity({task: torch.ones(size) for task, size in model.config.label_sizes.items()})
+    assert_close(rarity[FIRST_LABEL:], torch.zeros_like(rarity[FIRST_LABEL:]))  # V share is 1
+    counts = {task: torch.full((size,), 10.0) for task, size in model.config.label_sizes.items()}
+    counts["aisle"][FIRST_LABEL] = 1000
+    model.initialize_from_popularity(counts)
+    assert rarity[FIRST_LABEL] < 0 < rarity[FIRST_LABEL + 1]
+    assert rarity[FIRST_LABEL].item() == pytest.approx(-math.log(bias[FIRST_LABEL].exp().item() * (len(bias) - 2)))
+
+
+def test_missing_weights_start_as_in_a_fresh_model(tiny_model, tiny_config, tmp_path):
+    """`from_pretrained` builds on the meta device: what nothing fills would hold whatever was in memory."""
+    tiny_model(extended=True).model.save_pretrained(tmp_path)
+    config = tiny_config(extended=True)
+    model, info = MCMForMultiTaskRecommendation.from_pretrained(tmp_path, config=config, output_loading_info=True)
+    assert model.readout_scale.tolist() == [1.0] * 3
+    assert not any(bias.any() for bias in model.readout_bias)
+    memory = model.repeat_memory
+    assert torch.equal(memory.log_half_life, torch.tensor([7.0, 30, 120, 2, 6, 20, 60]).log())
+    assert torch.equal(memory.log_sensitivity, torch.ones(3, 7))
+    assert_close(memory.memory_gain, torch.full((3, 7), 1.2 / 7))
+    assert_close(memory.rarity_weight, torch.full((3, 7), 0.3))
+    silent = (memory.vote, *memory.label_gains, *memory.label_rarity, *memory.network_out)
+    assert len(memory.network_in) == 3
+    assert not any(parameter.any() for module in silent for parameter in module.parameters())
+    heads = [name for name in model.state_dict() if not name.startswith("model.")]
+    assert sorted(info["missing_keys"]) == sorted(heads)
+    # an empty checkpoint: the base model's parameters too
+    (tmp_path / "model.safetensors").unlink()
+    MCMForMultiTaskRecommendation(config).save_pretrained(tmp_path, state_dict={"readout_scale": torch.ones(3)})
+    empty = MCMForMultiTaskRecommendation.from_pretrained(tmp_path)
+    fresh = MCMForMultiTaskRecommendation(config)
+    for (name, found), made in zip(empty.named_parameters(), fresh.parameters(), strict=True):
+        assert found.isfinite().all(), name
+        assert found.std(correction=0).item() == pytest.approx(made.std(correction=0).item(), rel=0.5, abs=1e-7), name
+        assert found.mean().item() == pytest.approx(made.mean().item(), rel=0.2, abs=0.15), name
+
+
+def test_base_model_loads_from_a_heads_checkpoint(tiny_model, inputs, tmp_path):
+    model = tiny_model(extended=True)
+    model.save_pretrained(tmp_path)
+    base = MCMModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(
+        base(**{k: inputs[k] for k in ("input_ids", "attention_mask", "visit_ids")}).pooler_output,
+        model(**inputs).pooler_output,
+    )

@@ -5,6 +5,7 @@
 import numpy as np
 import pytest
 import torch
+from four_histories import assert_close, four_histories
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, pipeline
 
 from modeling_mcm import (
@@ -15,6 +16,7 @@ from modeling_mcm import (
     MCMModel,
     PreferenceScoresPipeline,
 )
+from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.inputs_mcm import first_kept
 
 CHOICES = {
@@ -65,7 +67,7 @@ def test_auto_classes_read_a_checkpoint(checkpoint):
     assert type(AutoFeatureExtractor.from_pretrained(checkpoint)) is MCMFeatureExtractor
 
 
-def test_a_customer_embedding_is_the_models(checkpoint, customers):
+def test_embedding_pipeline_gives_the_models_embedding(checkpoint, customers):
     embed = pipeline("customer-embedding", model=checkpoint)
     assert type(embed) is CustomerEmbeddingPipeline
     found = embed(customers[0])
@@ -79,7 +81,7 @@ def test_a_customer_embedding_is_the_models(checkpoint, customers):
         np.testing.assert_allclose(found, model(**inputs).pooler_output[0].numpy(), atol=1e-5)
 
 
-def test_preference_scores_are_the_models(checkpoint, customers):
+def test_preference_pipeline_gives_the_models_scores(checkpoint, customers):
     score = pipeline("preference-scores", model=checkpoint)
     assert type(score) is PreferenceScoresPipeline
     found = score(customers[0])
@@ -98,7 +100,7 @@ def test_preference_scores_are_the_models(checkpoint, customers):
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
-def test_a_batch_gives_what_single_customers_give(checkpoint, customers, size):
+def test_batching_does_not_change_answers(checkpoint, customers, size):
     embed, score = (pipeline(task, model=checkpoint) for task in ("customer-embedding", "preference-scores"))
     np.testing.assert_allclose(embed(customers, batch_size=size), [embed(c) for c in customers], atol=1e-5)
     options = {"tasks": ["aisle", "items"], "top_k": 1000}
@@ -107,7 +109,7 @@ def test_a_batch_gives_what_single_customers_give(checkpoint, customers, size):
     assert_same_scores(together, [score(customer, **options) for customer in customers])
 
 
-def test_customers_differ_and_the_latest_events_of_a_long_history_count(checkpoint, customers):
+def test_customers_differ_and_long_histories_are_cut(checkpoint, customers):
     embed = pipeline("customer-embedding", model=checkpoint)
     found = np.stack(embed(customers))
     assert np.isfinite(found).all()
@@ -125,7 +127,7 @@ def test_customers_differ_and_the_latest_events_of_a_long_history_count(checkpoi
         np.testing.assert_allclose(found[3], embed.model(**inputs).pooler_output[0].numpy(), atol=1e-5)
 
 
-def test_events_may_be_a_data_frame_or_a_list_of_dicts_in_any_order(checkpoint, customers, event_log):
+def test_form_and_order_of_events_do_not_matter(checkpoint, customers, event_log):
     embed = pipeline("customer-embedding", model=checkpoint)
     frame = event_log[event_log["who"] == "c00"].head(12)
     shuffled = frame.sample(frac=1, random_state=1)
@@ -136,7 +138,7 @@ def test_events_may_be_a_data_frame_or_a_list_of_dicts_in_any_order(checkpoint, 
 
 
 @pytest.mark.parametrize("task", ["customer-embedding", "preference-scores"])
-def test_events_after_now_change_no_answer(checkpoint, event_log, task):
+def test_events_after_now_are_ignored(checkpoint, event_log, task):
     """Also where the history is longer than the window, which ends at `now`."""
     answer = pipeline(task, model=checkpoint)
     events = event_log[event_log["who"] == event_log["who"].value_counts().index[0]]
@@ -172,3 +174,38 @@ def test_bad_options_and_customers_are_refused(checkpoint, customers):
     embed.feature_extractor.order = None
     with pytest.raises(ValueError, match="Customer 'c9': .*'colour'"):
         embed({"customer_id": "c9", "events": [{"when": "2017-01-01", "action": "buy", "colour": "red"}]})
+
+
+@pytest.fixture
+def inputs(extractor, event_log):
+    return four_histories(extractor, event_log)
+
+
+@pytest.mark.parametrize("choices", [{}, {"extended": True}], ids=["paper", "extended"])
+def test_preferences_are_the_best_labels_with_readout_weights(tiny_model, inputs, choices):
+    model = tiny_model(**choices)
+    found = model.preferences("items", k=4, return_weights=True, **inputs)
+    shares = model(**inputs).logits["items"].softmax(-1)
+    expected = shares.sort(dim=-1, descending=True)
+    assert torch.equal(found["labels"], expected.indices[:, :4])
+    assert_close(found["scores"], expected.values[:, :4])
+    weights, mask = found["weights"], found["unit_mask"]
+    assert weights.shape == (4, 4, mask.shape[1])
+    assert_close(weights.sum(-1), torch.ones(4, 4))
+    assert not weights.masked_select(~mask[:, None]).any()
+    hidden = model.model(**{k: inputs[k] for k in ("input_ids", "attention_mask", "visit_ids")}).last_hidden_state
+    scale = 1 if model.readout_scale is None else model.readout_scale[0]
+    z = scale * hidden[2] @ model.label_embeddings("items")[found["labels"][2, 1]]  # equation 2 by hand, for one label
+    assert_close(weights[2, 1], z.masked_fill(~mask[2], -torch.inf).softmax(0))
+
+
+def test_preferences_refuse_unknown_tasks_and_missing_weights(tiny_model, inputs):
+    model = tiny_model(readout="last")
+    found = model.preferences("aisle", k=100, **inputs)
+    assert sorted(found["labels"][0].tolist()) == list(range(FIRST_LABEL, model.config.label_sizes["aisle"]))
+    assert_close(found["scores"].sum(-1), torch.ones(4))
+    assert set(found) == {"labels", "scores"}
+    with pytest.raises(ValueError, match="No task 'colour'.*'items', 'aisle', 'type'"):
+        model.preferences("colour", **inputs)
+    with pytest.raises(ValueError, match="Only the attentional readout has weights"):
+        model.preferences("aisle", return_weights=True, **inputs)

@@ -1,7 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""MCMFeatureExtractor: ids worked out by hand, every form of input, and every mistake. Its files:
-test_vocabulary_files.py."""
+"""MCMFeatureExtractor: ids worked out by hand, every form of input, and every mistake."""
 
 from datetime import date, datetime
 from decimal import Decimal
@@ -36,7 +35,7 @@ def extractor():
     return make()
 
 
-def test_a_history_gives_the_ids_worked_out_by_hand(extractor):
+def test_history_has_the_expected_ids(extractor):
     row = extractor.encode(CUSTOMER)
     expected = {
         "visits": [0, 1, 1, 1, 2, 3, 3],
@@ -61,7 +60,7 @@ def test_a_history_gives_the_ids_worked_out_by_hand(extractor):
     assert set(row) == {*expected, "times", "customer_id", "profile_age", "profile_Income"}
 
 
-def test_the_model_input_has_the_start_row_with_the_profile_then_the_events(extractor):
+def test_model_input_starts_with_the_profile(extractor):
     batch, row = extractor(CUSTOMER), extractor.encode(CUSTOMER)
     assert batch["input_ids"].dtype == batch["attention_mask"].dtype == torch.int64
     assert batch["event_times"].dtype == torch.float32
@@ -80,16 +79,11 @@ def test_sizes_count_missing_unknown_values_and_bins(extractor):
     assert extractor.vocabulary_sizes == [2 + 4, 2 + 3, 2 + 3, 2 + 24, 2 + 7, 2 + 3, 2 + 2, 2 + 2]
 
 
-def test_the_order_of_the_input_does_not_count(extractor):
+def test_order_of_events_does_not_matter(extractor):
     generator = np.random.default_rng(0)
     for _ in range(5):
         shuffled = [HISTORY[place] for place in generator.permutation(len(HISTORY))]
         assert rows_equal(extractor.encode({**CUSTOMER, "events": shuffled}), extractor.encode(CUSTOMER))
-
-
-def test_two_equal_events_are_two_events(extractor):
-    row = extractor.encode({"events": [event(item="tea"), event(item="tea")]})
-    assert row["feature_items"].tolist() == [3, 3] and row["visits"].tolist() == [0, 0]
 
 
 def test_without_a_visit_column_events_of_one_time_are_one_visit():
@@ -121,25 +115,25 @@ def test_without_target_token_types_every_event_is_a_target():
         (date(2017, 1, 2), "2017-01-02"), (None, None), (float("nan"), None), (pd.NA, None), (pd.NaT, None),
     ],
 )  # fmt: skip
-def test_one_text_stands_for_a_value_of_any_type(value, text):
+def test_values_are_converted_to_text(value, text):
     assert to_text(value) == text
 
 
 @pytest.mark.parametrize("values", [[1, True, 1.0], np.array([1.0, np.nan]), [True, False]])
-def test_true_is_not_taken_for_one(extractor, values):
+def test_true_is_not_one(extractor, values):
     expected = {"1": UNKNOWN, "true": 4, "false": UNKNOWN, None: MISSING}
     assert extractor.label_ids("items", values).tolist() == [expected[to_text(value)] for value in values]
 
 
 @pytest.mark.parametrize("as_type", [list, np.array, lambda values: list(map(str, values))])
-def test_a_number_on_an_edge_belongs_to_the_bin_above(extractor, as_type):
+def test_number_on_an_edge_is_in_the_bin_above(extractor, as_type):
     prices = [-np.inf, np.nextafter(0.1, 0), 0.1, np.nextafter(2.5, 0), 2.5, np.inf, np.nan]
     columns = {"when": [f"{MONDAY}T10:00:0{k}" for k in range(7)], "action": ["click"] * 7, "price": as_type(prices)}
     row = extractor.encode({"events": columns})
     assert row["feature_a.b"].tolist() == [2, 2, 3, 3, 4, 4, MISSING]
 
 
-def test_list_of_dicts_data_frame_and_dict_of_columns_are_the_same(extractor):
+def test_forms_of_events_are_equal(extractor):
     frame = pd.DataFrame(HISTORY)
     parsed = frame.assign(when=pd.to_datetime(frame["when"]), basket=frame["basket"].astype("category"))
     arrays = {column: parsed[column].to_numpy() for column in parsed}
@@ -148,14 +142,14 @@ def test_list_of_dicts_data_frame_and_dict_of_columns_are_the_same(extractor):
         assert rows_equal(extractor.encode({**CUSTOMER, "events": events}), extractor.encode(CUSTOMER))
 
 
-def test_other_columns_of_a_data_frame_are_ignored_with_one_warning(extractor):
+def test_unknown_columns_of_a_data_frame_give_one_warning(extractor):
     frame = pd.DataFrame(HISTORY)
     with pytest.warns(UserWarning, match="'shop', 'till'") as warned:
         row = extractor.encode({**CUSTOMER, "events": frame.assign(shop=1, till=2)})
     assert len(warned) == 1 and rows_equal(row, extractor.encode(CUSTOMER))
 
 
-def test_times_of_any_kind_and_zone_are_the_same_moment():
+def test_times_of_any_type_and_zone():
     extractor = make(time_zone="Europe/Berlin")
     local = datetime(2017, 7, 3, 0, 30)
     zoned = pd.Timestamp("2017-07-02T22:30:00Z")
@@ -174,7 +168,7 @@ def test_times_of_any_kind_and_zone_are_the_same_moment():
     assert midnight["times"].tolist() == [seconds("2017-07-03")]
 
 
-def test_both_sides_of_a_clock_change_keep_their_hour():
+def test_clock_change_keeps_the_hour():
     extractor = make(time_zone="Europe/Berlin", visit=None)
     events = [event("2017-10-29T00:59:00+00:00"), event("2017-10-29T01:00:00+00:00")]
     assert sorted(extractor.encode({"events": events})["feature_hour"].tolist()) == [2 + 2, 2 + 2]
@@ -184,20 +178,20 @@ def test_both_sides_of_a_clock_change_keep_their_hour():
 @pytest.mark.parametrize(
     "fraction", [np.array(["1969-12-31T23:59:59.5"], "datetime64[ns]"), ["1969-12-31T23:59:59.5"]]
 )
-def test_parts_of_a_second_are_cut_off_also_before_1970(extractor, fraction):
+def test_fractions_of_seconds_are_cut_off(extractor, fraction):
     assert extractor.encode({"events": {"when": fraction, "action": ["click"]}})["times"].tolist() == [-1]
 
 
 @pytest.mark.parametrize(
     "events", [[], {}, {"when": [], "action": []}, pd.DataFrame(), pd.DataFrame(columns=["when"])]
 )
-def test_a_customer_without_history_has_the_start_row_alone(extractor, events):
+def test_customer_without_history_has_the_start_row(extractor, events):
     batch = extractor({"events": events, "profile": {"age": "young"}})
     assert batch["input_ids"].tolist() == [[[START, 0, 0, 0, 0, 0, 2, 0]]]
     assert batch["attention_mask"].tolist() == [[1]] and batch["event_times"].tolist() == [[0.0]]
 
 
-def test_of_a_long_history_the_latest_events_and_the_start_row_are_kept(extractor):
+def test_long_history_keeps_the_latest_events(extractor):
     events = [event(f"2017-01-{day:02d}", "click", price=day % 3) for day in range(1, 21)]
     whole, row = extractor({"events": events}), extractor.encode({"events": events})
     assert whole["input_ids"].shape == (1, extractor.max_events, len(FEATURES))
@@ -208,14 +202,14 @@ def test_of_a_long_history_the_latest_events_and_the_start_row_are_kept(extracto
     assert extractor.pad([row], max_events=100)["input_ids"].shape[1] == 1 + len(events)
 
 
-def test_times_do_not_fall_where_visits_overlap(extractor):
+def test_times_ascend_where_visits_overlap(extractor):
     row = extractor.encode({"events": [event(f"2017-01-0{day}", "click") for day in (1, 3, 5, 6)]})
     row["times"][1:3] = row["times"][2:0:-1].copy()  # the second visit ends after the third one
     batch = extractor.pad([row, extractor.encode({"events": []})])
     assert batch["event_times"].tolist() == [[0.0, 0.0, 4.0, 4.0, 5.0], [0.0] * 5]
 
 
-def test_a_batch_gives_what_single_customers_give_and_zeros(extractor):
+def test_batching_pads_with_zeros(extractor):
     customers = [{"events": []}, CUSTOMER, {"events": HISTORY[:2]}]
     batch = extractor(customers)
     for place, customer in enumerate(customers):
@@ -228,7 +222,7 @@ def test_a_batch_gives_what_single_customers_give_and_zeros(extractor):
     assert all(torch.equal(backwards[key].flip(0), batch[key]) for key in batch)
 
 
-def test_the_masked_next_event_is_a_last_row_of_unknown_values(extractor):
+def test_masked_next_event_is_unknown(extractor):
     rows = [extractor.encode(customer) for customer in (CUSTOMER, {"events": []})]
     plain, masked = (extractor.pad(rows, 100, return_tensors="np", mask_next=masked) for masked in (False, True))
     for place, row in enumerate(rows):
@@ -242,7 +236,7 @@ def test_the_masked_next_event_is_a_last_row_of_unknown_values(extractor):
     assert extractor.pad(rows, max_events=3, mask_next=True)["input_ids"].shape[1] == 3
 
 
-def test_labels_survive_the_way_to_ids_and_back(extractor):
+def test_labels_to_ids_and_back(extractor):
     assert extractor.label_ids("items", ["tea", 7, "coffee", None]).tolist() == [3, 2, UNKNOWN, MISSING]
     assert extractor.decode_labels("items", torch.tensor([3, 2, 1, 0])) == ["tea", "7", "[unknown]", "[missing]"]
     with pytest.raises(ValueError, match="'items' has no label id 5; ids run from 0 to 4"):
@@ -294,7 +288,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_named_with_customer_column_and_fix(extractor, mistake):
+def test_mistake_is_named_with_customer_and_column(extractor, mistake):
     customer, words = MISTAKES[mistake]
     with pytest.raises(ValueError) as raised:
         extractor([{"events": []}, customer])
@@ -309,12 +303,7 @@ def test_an_event_without_any_feature_is_refused():
         extractor.encode({"events": [{"when": MONDAY}]})
 
 
-def test_a_customer_of_unknown_values_alone_is_encoded(extractor):
-    row = extractor.encode({"events": [event(action="return", item="coffee")]})
-    assert row["feature_type"].tolist() == row["feature_items"].tolist() == [UNKNOWN]
-
-
-def test_rows_that_do_not_fit_the_checkpoint_are_refused(extractor):
+def test_bad_rows_are_refused(extractor):
     row = extractor.encode(CUSTOMER)
     with pytest.raises(ValueError, match="no 'feature_items'; prepare the data with the schema of this checkpoint"):
         extractor.pad([{key: value for key, value in row.items() if key != "feature_items"}])
@@ -352,6 +341,6 @@ def test_rows_that_do_not_fit_the_checkpoint_are_refused(extractor):
         ({"bins": {}}, "Found bins of"),
     ],
 )
-def test_settings_that_do_not_fit_together_are_refused(changes, words):
+def test_bad_settings_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         make(**changes)

@@ -135,33 +135,6 @@ def test_gradients_of_the_masked_readout():
     assert torch.autograd.gradcheck(MaskedReadout.apply, (z, mask))
 
 
-@pytest.mark.parametrize("size", [3.0, 0.49 * WIDEST])
-def test_both_running_readouts_agree(size):
-    torch.manual_seed(0)
-    z = (size * torch.empty(400, 3000).uniform_(-1, 1)).requires_grad_()
-    weight, sizes = torch.randn(400, 3000), [1] * 400
-    scores = [RunningReadout.apply(z, z.detach().max(), sizes), WideRunningReadout.apply(z, sizes)]
-    gradients = [torch.autograd.grad((s * weight).sum(), z)[0] for s in scores]
-    for found, expected in (scores, gradients):
-        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
-    exact = z.detach().double()
-    torch.testing.assert_close(scores[0][-1].double(), (exact.softmax(0) * exact).sum(0), atol=1e-4, rtol=1e-5)
-
-
-def test_gradients_of_all_prefixes_equal_those_of_each_prefix_alone(inputs, ends):
-    hidden, labels, mask = (t if t.dtype == torch.bool else t.double().requires_grad_() for t in inputs)
-    weight = torch.randn(BATCH, ends.shape[1], LABELS, dtype=torch.float64)
-    together = torch.autograd.grad(
-        (at_ends(attentional_readout, hidden, labels, mask, ends) * weight).sum(), (hidden, labels)
-    )
-    alone = sum(
-        (reference_readout(hidden, labels, prefix_mask(ends, column)) * weight[:, column]).sum()
-        for column in range(ends.shape[1])
-    )
-    for found, expected in zip(together, torch.autograd.grad(alone, (hidden, labels)), strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
-
-
 @pytest.mark.parametrize("with_prefixes", [False, True])
 def test_bfloat16_stays_near_float32(inputs, with_prefixes):
     hidden, labels, mask = inputs

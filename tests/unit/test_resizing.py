@@ -37,7 +37,7 @@ def with_value(customers, feature_column, value):
 @pytest.mark.parametrize("feature", ["items", "type"])
 @pytest.mark.parametrize("new", [NEW, [f"new {number}" for number in range(300)]], ids=["few", "many"])
 @torch.no_grad()
-def test_old_weights_and_scores_stay_bit_for_bit(tiny_model, extractor, customers, feature, choices, new):
+def test_old_weights_and_scores_keep_their_bits(tiny_model, extractor, customers, feature, choices, new):
     model = tiny_model(**choices)
     before, state = model(**extractor(customers)), {k: v.clone() for k, v in model.state_dict().items()}
     sizes = dict(model.config.label_sizes)
@@ -56,7 +56,7 @@ def test_old_weights_and_scores_stay_bit_for_bit(tiny_model, extractor, customer
 
 
 @torch.no_grad()
-def test_a_state_counts_a_feature_that_has_become_large_as_it_did(tiny_model, extractor):
+def test_state_keeps_the_features_it_counts(tiny_model, extractor):
     model = tiny_model(extended=True, state_size=8)
     counted = model.config.counted_features
     model.resize_feature_vocabulary("items", [f"new {number}" for number in range(300)], extractor)
@@ -65,7 +65,7 @@ def test_a_state_counts_a_feature_that_has_become_large_as_it_did(tiny_model, ex
 
 
 @torch.no_grad()
-def test_model_config_and_extractor_know_the_new_values(tiny_model, extractor, tmp_path):
+def test_model_config_and_extractor_have_new_values(tiny_model, extractor, tmp_path):
     model = tiny_model(extended=True)
     old = extractor.vocabulary_sizes
     model.resize_feature_vocabulary("items", NEW, extractor)
@@ -123,7 +123,7 @@ def test_new_rows_learn(tiny_model, extractor, customers):
     assert model.readout_bias[0].grad[size] < 0 < model.readout_bias[0].grad[size + 1]
 
 
-def test_the_base_model_grows_too(tiny_model, extractor, customers):
+def test_base_model_grows(tiny_model, extractor, customers):
     model = tiny_model().model
     assert isinstance(model, MCMModel)
     inputs = {name: value for name, value in extractor(customers).items() if name != "event_times"}
@@ -143,7 +143,7 @@ def test_the_base_model_grows_too(tiny_model, extractor, customers):
         ("items", ["kiwi", "kiwi"], r"\['kiwi'\] already, or they are given twice"),
     ],
 )
-def test_what_can_not_be_added_changes_nothing(tiny_model, extractor, feature, values, message):
+def test_bad_values_change_nothing(tiny_model, extractor, feature, values, message):
     model, vocabularies = tiny_model(extended=True), {k: list(v) for k, v in extractor.vocabularies.items()}
     sizes = list(model.config.vocabulary_sizes)
     with pytest.raises(ValueError, match=message):
@@ -154,7 +154,7 @@ def test_what_can_not_be_added_changes_nothing(tiny_model, extractor, feature, v
     assert model.model.embeddings.events.feature_tables[0].weight.shape[0] == sizes[0]
 
 
-def test_the_extractor_of_another_checkpoint_is_refused(tiny_model, extractor):
+def test_extractor_of_another_checkpoint_is_refused(tiny_model, extractor):
     model = tiny_model()
     extractor.add_values("items", ["kiwi"])
     with pytest.raises(ValueError, match="vocabularies have sizes .*take the feature extractor that was saved"):
@@ -162,7 +162,7 @@ def test_the_extractor_of_another_checkpoint_is_refused(tiny_model, extractor):
     assert extractor.vocabularies["items"][-1] == "kiwi"
 
 
-def test_the_head_for_offers_grows_but_for_the_feature_whose_values_it_counts(tiny_config, extractor):
+def test_head_for_offers_refuses_its_history_feature(tiny_config, extractor):
     model = MCMForActionRecommendation(tiny_config(extended=True, action_history_feature="type"))
     model.resize_feature_vocabulary("items", NEW, extractor)
     with pytest.raises(ValueError, match="'type' is the `action_history_feature`.*fine-tune it again"):

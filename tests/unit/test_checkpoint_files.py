@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Weights, config and vocabularies of a checkpoint are of one save, or it is not read; and it is read whole."""
+"""Files of a checkpoint: weights, config and vocabularies must be of one save and complete; the extractor's own files."""
 
 import json
 import random
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from handmade_extractor import CUSTOMER, FEATURES, SETTINGS, batches_equal, make
 from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
@@ -19,6 +20,7 @@ from modeling_mcm import (
     MCMForMultiTaskRecommendation,
     MCMModel,
 )
+from modeling_mcm.files_mcm import VOCABULARIES_NAME
 from modeling_mcm.hub.folder import write_upload_folder
 from modeling_mcm.training.checkpoints import CheckpointError, read_checkpoint
 
@@ -66,7 +68,7 @@ REORDERED = {
 
 @pytest.mark.parametrize("change", REORDERED.values(), ids=REORDERED)
 @pytest.mark.parametrize("model_class", CLASSES)
-def test_vocabularies_in_another_order_are_refused(tied, model_class, change):
+def test_changed_vocabularies_are_refused(tied, model_class, change):
     model_class.from_pretrained(tied)
     edit(tied, change)
     with pytest.raises(
@@ -87,13 +89,7 @@ def test_files_of_another_save_are_refused(tied, others, files):
         MCMForMultiTaskRecommendation.from_pretrained(tied)
 
 
-def test_all_files_of_another_save_are_that_save(tied, others):
-    for name in ("model.safetensors", "config.json", "vocabularies.json", "preprocessor_config.json"):
-        shutil.copy(others / name, tied / name)
-    assert MCMForMultiTaskRecommendation.from_pretrained(tied).config.values_digest
-
-
-def test_a_pipeline_with_another_checkpoint_s_extractor_is_refused(tied, others, prepare_log, event_log):
+def test_pipeline_refuses_another_extractor(tied, others, prepare_log, event_log):
     model = MCMForMultiTaskRecommendation.from_pretrained(tied)
     other = MCMFeatureExtractor.from_pretrained(others)
     with pytest.raises(ValueError, match="other values, or in another order"):
@@ -103,13 +99,13 @@ def test_a_pipeline_with_another_checkpoint_s_extractor_is_refused(tied, others,
         pipeline("preference-scores", model=model, feature_extractor=MCMFeatureExtractor.from_pretrained(str(smaller)))
 
 
-def test_the_order_of_features_in_the_file_says_nothing(tied):
+def test_order_of_features_in_the_file_does_not_matter(tied):
     edit(tied, lambda stored: stored.update(vocabularies=dict(reversed(list(stored["vocabularies"].items())))))
     found = MCMModel.from_pretrained(tied)
     assert MCMFeatureExtractor.from_pretrained(tied).values_digest == found.config.values_digest
 
 
-def test_what_is_saved_again_is_tied_again(tied, tmp_path):
+def test_saving_again_keeps_the_digest(tied, tmp_path):
     model = MCMForMultiTaskRecommendation.from_pretrained(tied)
     model.save_pretrained(tmp_path / "again")
     assert load_file(tmp_path / "again" / "model.safetensors")[DIGEST].any()
@@ -118,23 +114,14 @@ def test_what_is_saved_again_is_tied_again(tied, tmp_path):
     assert MCMModel.from_pretrained(tied, config=config).config.values_digest == model.config.values_digest
 
 
-def test_an_old_checkpoint_is_read_and_it_is_said_that_nothing_ties_it(tied, monkeypatch):
-    config = json.loads((tied / "config.json").read_text())
-    del config["values_digest"]
-    (tied / "config.json").write_text(json.dumps(config))
-    tensors = load_file(tied / "model.safetensors")
-    save_file({name: value for name, value in tensors.items() if name != DIGEST}, tied / "model.safetensors")
+def test_unknown_digest_gives_a_warning(save, monkeypatch):
     said = []
     monkeypatch.setattr("modeling_mcm.files_mcm.logger.warning_once", said.append)
-    for model_class in CLASSES[:2]:
-        model, loading = model_class.from_pretrained(tied, output_loading_info=True)
-        assert not loading["missing_keys"] and model.config.values_digest is None
-        assert not model.base_model.embeddings.values_digest.any()
-        assert type(read_checkpoint(model_class, str(tied))) is model_class
-    assert said and all("does not say which values its weights were trained with" in text for text in said)
+    assert MCMModel.from_pretrained(save(values_digest=None)).config.values_digest is None
+    assert said and "does not say which values its weights were trained with" in said[0]
 
 
-def test_new_values_are_tied_with_their_model(tied, tmp_path):
+def test_new_values_change_the_digest(tied, tmp_path):
     model, extractor = MCMForMultiTaskRecommendation.from_pretrained(tied), MCMFeatureExtractor.from_pretrained(tied)
     before = extractor.values_digest
     model.resize_feature_vocabulary("items", ["a new item"], extractor)
@@ -146,7 +133,7 @@ def test_new_values_are_tied_with_their_model(tied, tmp_path):
     assert MCMForMultiTaskRecommendation.from_pretrained(tmp_path / "grown").config.values_digest != before
 
 
-def test_a_published_folder_with_placeholders_is_tied(tied, extractor, tmp_path):
+def test_published_folder_has_its_own_digest(tied, extractor, tmp_path):
     hidden = {"items": extractor.vocabularies["items"][:2]}
     write_upload_folder(tied, tmp_path / "published", hidden, {})
     published = MCMFeatureExtractor.from_pretrained(str(tmp_path / "published"))
@@ -171,7 +158,7 @@ LEFT_OUT = {
 
 @pytest.mark.parametrize(("change", "name"), LEFT_OUT.values(), ids=LEFT_OUT)
 @pytest.mark.parametrize("way", ["options", "file"])
-def test_weights_without_a_place_are_an_error_when_read_directly(tied, change, name, way):
+def test_weights_without_a_place_are_refused(tied, change, name, way):
     given = change if way == "options" else {}
     if way == "file":
         config = json.loads((tied / "config.json").read_text())
@@ -182,7 +169,7 @@ def test_weights_without_a_place_are_an_error_when_read_directly(tied, change, n
     assert loading["unexpected_keys"]  # who asks for them sees them
 
 
-def test_every_class_reads_the_checkpoints_of_the_others(tied, tmp_path):
+def test_every_class_reads_checkpoints_of_the_others(tied, tmp_path):
     MCMForActionRecommendation.from_pretrained(tied).save_pretrained(tmp_path / "offers")
     MCMModel.from_pretrained(tied).save_pretrained(tmp_path / "base")
     for folder in (tied, tmp_path / "offers", tmp_path / "base"):
@@ -191,9 +178,60 @@ def test_every_class_reads_the_checkpoints_of_the_others(tied, tmp_path):
             assert bytes(model.base_model.embeddings.values_digest.tolist()).hex() == model.config.values_digest
 
 
-def test_a_foreign_weight_is_an_error(tied):
+def test_foreign_weight_is_refused(tied):
     tensors = load_file(tied / "model.safetensors") | {"model.encoder.layer.7.new": torch.ones(2)}
     save_file(tensors, tied / "model.safetensors", {"format": "pt"})
     for model_class in CLASSES:
         with pytest.raises(ValueError, match=r"has 1 weights that .* no place for .*layer\.7\.new"):
             model_class.from_pretrained(tied)
+
+
+def test_saved_extractor_is_loaded_equal(tmp_path):
+    edges = [0.1 + 0.2, 1 / 3, 5e-324, 1e300]
+    extractor = make(bins={**SETTINGS["bins"], "a.b": sorted(edges)})
+    extractor.vocabularies["items"] += ["crème", "\ud800", 'quote " and \n line']
+    saved = extractor.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"preprocessor_config.json", VOCABULARIES_NAME}
+    assert sorted(saved) == sorted(str(path) for path in tmp_path.iterdir())
+    assert not {"vocabularies", "bins"} & set(json.loads((tmp_path / "preprocessor_config.json").read_text()))
+    for source in (tmp_path, str(tmp_path / "preprocessor_config.json")):
+        loaded = MCMFeatureExtractor.from_pretrained(source)
+        assert loaded.to_dict() == extractor.to_dict()
+        assert (loaded.vocabularies, loaded.bins) == (extractor.vocabularies, extractor.bins)
+        assert loaded.feature_names == [feature["name"] for feature in FEATURES]
+        assert batches_equal(loaded([CUSTOMER, {"events": []}]), extractor([CUSTOMER, {"events": []}]))
+    loaded.save_pretrained(tmp_path / "again")
+    for name in ("preprocessor_config.json", VOCABULARIES_NAME):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
+    assert MCMFeatureExtractor.from_pretrained(tmp_path, max_events=3).max_events == 3
+
+
+def test_push_saves_vocabularies_first(tmp_path, monkeypatch):
+    extractor = make()
+    pushed = {}
+
+    def push_to_hub(self, repo_id, **options):
+        pushed[repo_id] = {path.name for path in (tmp_path / "grocer").iterdir()}
+
+    monkeypatch.setattr(MCMFeatureExtractor, "push_to_hub", push_to_hub)
+    extractor.save_pretrained(tmp_path / "grocer", push_to_hub=True)
+    assert pushed == {"grocer": {"preprocessor_config.json", VOCABULARIES_NAME}}
+
+
+def test_bad_vocabulary_file_is_named(tmp_path):
+    extractor = make()
+    extractor.save_pretrained(tmp_path)
+    path = tmp_path / VOCABULARIES_NAME
+    whole = path.read_text()
+    for damaged in (whole[: len(whole) // 2], "", "[]", "{}", '{"vocabularies": {}, "bins": 3}'):
+        path.write_text(damaged)
+        with pytest.raises(ValueError, match=f"{VOCABULARIES_NAME} is damaged .* save the feature extractor again"):
+            MCMFeatureExtractor.from_pretrained(tmp_path)
+    foreign = json.loads(whole)
+    foreign["vocabularies"]["brand"] = foreign["vocabularies"].pop("items")
+    path.write_text(json.dumps(foreign))
+    with pytest.raises(ValueError, match=f"Found vocabularies of .*'brand'.* the features need .*{VOCABULARIES_NAME}"):
+        MCMFeatureExtractor.from_pretrained(tmp_path)
+    path.unlink()
+    with pytest.raises(OSError, match=f"has no {VOCABULARIES_NAME}.* save the feature extractor again"):
+        MCMFeatureExtractor.from_pretrained(tmp_path)
