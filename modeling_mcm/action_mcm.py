@@ -124,14 +124,7 @@ def counted_features(config: MCMConfig) -> list[str]:
 
 
 def count_names(config: MCMConfig) -> tuple[list[str], list[str]]:
-    """Names of the numeric features of [`ActionCounts`].
-
-    Args:
-        config ([`MCMConfig`]): configuration of the model.
-
-    Returns:
-        Names for the last axis of `ActionCounts.of_offers`, and for that of `ActionCounts.of_customers`.
-    """
+    """Names of the numbers of `ActionCounts.of_offers` and of `ActionCounts.of_customers`, in their order."""
     fading = [*(f"{days:g}d" for days in HALF_LIVES_DAYS), "all"]
     kinds = ["did", "visits", *(f"{name} of did" for name in config.summed_features)]
     kinds += ["did as asked"] if config.action_history_feature else []
@@ -184,14 +177,7 @@ class ActionCounts:
         self.weights = torch.exp2(-days / half_lives) * self.is_event[..., None]  # (B, L, D)
 
     def of_values(self, feature: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Counts of each value of a feature.
-
-        Args:
-            feature (`str`): name of the feature.
-
-        Returns:
-            Counts n of shape `(B, V, D)`, and days since the latest event with the value, of shape `(B, V)`.
-        """
+        """Counts of each value of a feature `(B, V, D)`, and days since the latest event with it `(B, V)`."""
         index = self.config.features.index(feature)
         ids, size = self.input_ids[..., index], self.config.vocabulary_sizes[index]
         counts = self.weights.new_zeros(len(ids), size, self.weights.shape[-1])
@@ -242,7 +228,7 @@ class ActionCounts:
         return torch.cat(numbers, -1)
 
     def labels_of(self, index: int, action_ids: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Distinct values of a feature in each action."""
+        """Distinct values of a feature in each action: pairs of an action's and a value's index."""
         values = self.config.vocabulary_sizes[index]
         pairs = (rows * values + action_ids[:, index]).unique()
         pairs = pairs[pairs % values >= FIRST_LABEL]
@@ -509,14 +495,7 @@ class MCMForActionRecommendation(MCMForMultiTaskRecommendation):
 def offer_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy of offers: the sum over outcomes and observed offers, the mean over customers.
 
-    Args:
-        logits (`torch.FloatTensor` of shape `(B, K, O)` or `(N, B, K, O)`): log-odds; with a first axis of networks
-            the loss is the mean over them.
-        labels (`torch.FloatTensor` of shape `(B, K, O)`): 1 if the outcome happened, 0 if it did not, a negative
-            number if it was not observed.
-
-    Returns:
-        `torch.FloatTensor` of shape `()`.
+    A first axis of networks, as in log-odds of shape `(N, B, K, O)`, is averaged too; labels below 0 are not observed.
     """
     observed, labels = labels >= 0, labels.clamp(min=0).expand_as(logits)
     losses = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")

@@ -103,14 +103,7 @@ class FollowerTable(nn.Module):
 
     @torch.no_grad()
     def look_up(self, labels: torch.Tensor, histories: Histories, without_own: bool) -> Followers:
-        """Looks up the followers of the A latest labels of each prefix.
-
-        Args:
-            labels (`torch.LongTensor` of shape `(B, L)`): label id of each event; ids below 2 are ignored.
-            histories ([`Histories`]): moments of the events, and the prefixes.
-            without_own (`bool`): whether to subtract the customer's own pairs from the counts. Training needs it: the
-                table contains the training customers' pairs, and so their targets.
-        """
+        """Looks up the followers of the A latest labels of each prefix."""
         customers, ends = histories.customers[:, None], histories.ends[:, None]
         is_label = labels >= FIRST_LABEL
         number = is_label.cumsum(1)
@@ -342,17 +335,7 @@ class CountedMemory(nn.Module):
 
     @torch.no_grad()
     def rates(self, task: int, labels: torch.Tensor, visits: torch.Tensor, histories: Histories) -> torch.Tensor:
-        """Share of a prefix's visits that have each label, where newer visits weigh more.
-
-        Args:
-            task (`int`): index of the task.
-            labels (`torch.LongTensor` of shape `(B, L)`): label id of each event.
-            visits (`torch.LongTensor` of shape `(B, L)`): visit of each event, ascending.
-            histories ([`Histories`]): the prefixes.
-
-        Returns:
-            `torch.FloatTensor` of shape `(R, V)`.
-        """
+        """Share of a prefix's visits that have each label, where newer visits weigh more, of shape `(R, V)`."""
         size = len(self.label_rarity(task))
         is_label = labels >= FIRST_LABEL
         number = (_first_of_group(torch.where(is_label, visits, -1)) & is_label).cumsum(1)  # visits with a label

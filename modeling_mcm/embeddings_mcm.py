@@ -33,7 +33,7 @@ class ValueEmbedding(nn.Embedding):
 
 
 def grow(module: nn.Module, number: int, like: int | slice) -> None:
-    """Appends equal rows to an embedding table."""
+    """Appends `number` equal rows to an embedding table: the mean of the rows `like`, or zeros without any."""
     table = cast(nn.Embedding, module)
     rows = table.weight[like].reshape(-1, table.embedding_dim)
     row = rows.mean(0) if len(rows) else torch.zeros_like(table.weight[0])
@@ -120,16 +120,7 @@ class HeterogeneousEmbedding(nn.Embedding):
         return JoinedTables(small, others, torch.cat(tables), starts)
 
     def average(self, ids: torch.Tensor, joined: "JoinedTables") -> torch.Tensor:
-        """Average over the vectors of the features that an event has.
-
-        Args:
-            ids (`torch.LongTensor` of shape `(..., J)`): feature ids of each event; of shape `(L, J)` if `joined` has
-                joined tables.
-            joined ([`JoinedTables`]): tables to read, as `joined()` returns them.
-
-        Returns:
-            `torch.FloatTensor` of shape `(..., H)`.
-        """
+        """Average over the vectors of the features that an event has, of shape `(..., H)`."""
         total: torch.Tensor | int = 0
         if joined.features:
             rows = ids[:, joined.features]

@@ -151,15 +151,7 @@ class Encoding:
             return np.array([to_place(value) for value in as_list(columns[column])], np.int64)
 
     def derived_ids(self, feature: str, timeline: Timeline) -> NDArray[np.int32]:
-        """Ids of a feature that is computed from the times of events.
-
-        Args:
-            feature (`str`): name of a feature of kind `hour`, `weekday` or `days_since_visit`.
-            timeline (`Timeline`): the events in order.
-
-        Returns:
-            `np.ndarray` of shape `(events,)`, int32.
-        """
+        """Ids of a feature that is computed from the times of events, of shape `(events,)`."""
         if self.specs[feature].kind == HOUR:
             return (FIRST_VALUE_ID + timeline.times // SECONDS_PER_HOUR % 24).astype(np.int32)
         if self.specs[feature].kind == WEEKDAY:
@@ -175,17 +167,7 @@ class Encoding:
         return not self.schema.target_token_types or text in self.schema.target_token_types
 
     def profile(self, profile: Mapping[str, Any] | None) -> dict[str, np.int32]:
-        """Encodes a profile.
-
-        Args:
-            profile (`dict`, *optional*): raw values by column.
-
-        Returns:
-            `dict[str, np.int32]`: ids by `profile_<name>`.
-
-        Raises:
-            ValueError: if a column is unknown, or a value can't be encoded.
-        """
+        """Encodes a profile. Raises `ValueError` if a column is unknown, or a value can't be encoded."""
         profile = {} if profile is None else profile
         if not isinstance(profile, Mapping):
             raise ValueError(f"the profile is {type(profile).__name__}, expected a dict of column and value")
@@ -197,14 +179,7 @@ class Encoding:
         return ids
 
     def actions(self, actions: Any) -> NDArray[np.int64]:
-        """Encodes actions; see `MCMFeatureExtractor.encode_actions`.
-
-        Args:
-            actions: raw values by column of the event log: a list of dicts, a DataFrame or a dict of columns.
-
-        Returns:
-            `np.ndarray` of shape `(actions, J)`, int64.
-        """
+        """Encodes actions; see `MCMFeatureExtractor.encode_actions`."""
         schema = self.schema
         columns_of_features = [
             column

@@ -46,17 +46,8 @@ def check_keys(values: Mapping[Any, Any], known: Sequence[str], where: str) -> N
 
 
 def check_columns(columns: Sequence[Any], wanted: Iterable[str], where: str, fix: str = "") -> None:
-    """Checks that a table has columns.
-
-    Args:
-        columns (`Sequence`): the columns that the table has.
-        wanted (`Iterable[str]`): names of the columns that it must have.
-        where (`str`): the table with its verb, for the message, such as "The labels have".
-        fix (`str`): what to do, for the end of the message.
-
-    Raises:
-        ValueError: if a column is absent; the message names it, all columns of the table and the most similar one.
-    """
+    """Checks that a table has columns. Raises `ValueError` if a column is absent; the message names it, all columns of
+    the table and the most similar one."""
     if absent := [name for name in dict.fromkeys(wanted) if name not in columns]:
         names = [str(column) for column in columns]
         nor = f", nor {', '.join(map(repr, absent[1:]))}" if absent[1:] else ""
@@ -75,17 +66,8 @@ def is_missing(value: Any) -> bool:
 
 
 def to_text(value: Any) -> str | None:
-    """Converts a categorical value to text; None if it is missing.
-
-    Text stays as it is, booleans become "true" and "false", whole numbers lose their decimals (1.0 and 1 are both
-    "1"), other numbers become the shortest text that reads back as the same double, dates their ISO 8601 text.
-
-    Args:
-        value: a raw value.
-
-    Raises:
-        ValueError: if the value is of another type, such as a list.
-    """
+    """Converts a categorical value to text; None if it is missing. Raises `ValueError` if the value is of another
+    type, such as a list."""
     if isinstance(value, str):
         return value
     if is_missing(value):
@@ -113,16 +95,9 @@ def split_path(value: Any, separator: str, level: int) -> str | None:
 
 
 def split_values(value: Any, separator: str | None) -> set[str]:
-    """The distinct texts of a value that holds several values; empty texts are left out.
-
-    Args:
-        value: a text with separators, or a list.
-        separator (`str`, *optional*): text between values; `None`: the value is a list.
-
-    Raises:
-        ValueError: if the value is a list although there is a separator, is no list although there is none, or holds
-            a value that `to_text` can't convert.
-    """
+    """The distinct texts of a value that holds several values; empty texts are left out. Raises `ValueError` if the
+    value is a list although there is a separator, is no list although there is none, or holds a value that `to_text`
+    can't convert."""
     if separator is not None:
         text = to_text(value)
         return set() if text is None else set(text.split(separator)) - {""}
@@ -134,14 +109,8 @@ def split_values(value: Any, separator: str | None) -> set[str]:
 
 
 def to_number(value: Any) -> float:
-    """Converts a numeric value, or a number as text, to a float; NaN if it is missing.
-
-    Args:
-        value: a raw value.
-
-    Raises:
-        ValueError: if the value is no number.
-    """
+    """Converts a numeric value, or a number as text, to a float; NaN if it is missing. Raises `ValueError` if the
+    value is no number."""
     if is_missing(value):
         return math.nan
     if isinstance(value, Real | Decimal | np.bool_ | str):
@@ -176,16 +145,8 @@ def to_place(value: Any) -> int:
 
 
 def map_distinct(values: Sequence[Any], function: Callable[[Any], Any], dtype: type) -> NDArray[Any]:
-    """Applies a function to every value of a column, but computes it only once for each distinct value.
-
-    Args:
-        values (`Sequence`): the column.
-        function (`Callable`): function of one value.
-        dtype (`type`): data type of the result.
-
-    Returns:
-        `np.ndarray` of shape `(len(values),)`.
-    """
+    """Applies a function to every value of a column, but computes it only once for each distinct value, of shape
+    `(len(values),)`."""
     values = as_list(values)
     keys = list(zip(map(type, values), values, strict=True))  # with the type, because True == 1 == 1.0 in Python
     try:
@@ -196,14 +157,8 @@ def map_distinct(values: Sequence[Any], function: Callable[[Any], Any], dtype: t
 
 
 def as_column(values: Any) -> Any:
-    """Converts a column to a flat array of numbers, booleans or times, or to a sequence of Python values.
-
-    Args:
-        values: an array, a list, or a column of a data frame.
-
-    Raises:
-        ValueError: if the values are no flat array or list.
-    """
+    """Converts a column to a flat array of numbers, booleans or times, or to a sequence of Python values. Raises
+    `ValueError` if the values are no flat array or list."""
     if hasattr(values, "to_numpy"):  # a data frame's column
         values = values.to_numpy()
     if isinstance(values, np.ndarray):

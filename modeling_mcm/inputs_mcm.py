@@ -157,18 +157,8 @@ def _picked(row: Mapping[str, Any], keep: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def until(rows: Sequence[Mapping[str, Any]], now: Sequence[float]) -> list[Mapping[str, Any]]:
-    """Leaves out the events that are later than a moment of each row, with a warning.
-
-    Args:
-        rows (`Sequence[dict]`): rows of ids, one per customer.
-        now (`Sequence[float]` of length B): moment of each row, in seconds on the clock of `times`.
-
-    Returns:
-        `list[dict]`: the rows, without the later events.
-
-    Raises:
-        ValueError: if there is not one moment per row, or a moment is no finite number.
-    """
+    """Leaves out the events that are later than a moment of each row, with a warning. Raises `ValueError` if there is
+    not one moment per row, or a moment is no finite number."""
     if len(now) != len(rows):
         raise ValueError(f"Found {len(now)} moments `now` of {len(rows)} rows; give one a row.")
     past_rows: list[Mapping[str, Any]] = []

@@ -100,15 +100,7 @@ class Targets(NamedTuple):
     def find(
         cls, labels: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor | None, sizes: Sequence[int]
     ) -> "Targets":
-        """Collects the targets of a batch; N is the number of targets of the customer with the most.
-
-        Args:
-            labels (`torch.LongTensor` of shape `(B, N, T)`): label ids; ids below 2 are no targets.
-            rows (`torch.LongTensor` of shape `(B, N)`): row in the score matrix of the prefix that each followed.
-            weights (`torch.FloatTensor` of shape `(B, N)`, *optional*): weight of each; targets of weight 0 are left
-                out. Default: equal weights.
-            sizes (`Sequence[int]`): number of labels of each task.
-        """
+        """Collects the targets of a batch; N is the number of targets of the customer with the most."""
         is_target = labels >= FIRST_LABEL
         if weights is not None:
             is_target = is_target & (weights > 0)[..., None]
@@ -119,16 +111,7 @@ class Targets(NamedTuple):
 
     def shares(self, weights: torch.Tensor, customers: torch.Tensor, tasks: torch.Tensor) -> torch.Tensor:
         """Weights of a mean over each customer's elements, and then over customers: weight / (sum of the weights of
-        the same customer and task) / B.
-
-        Args:
-            weights (`torch.FloatTensor` of shape `(n,)`): weight of each element.
-            customers (`torch.LongTensor` of shape `(n,)`): customer of each element.
-            tasks (`torch.LongTensor` of shape `(n,)`): task of each element.
-
-        Returns:
-            `torch.FloatTensor` of shape `(n,)`.
-        """
+        the same customer and task) / B, of shape `(n,)`."""
         pair = customers * len(self.sizes) + tasks
         return weights / (_total(weights, pair, self.batch * len(self.sizes))[pair] * self.batch)
 
@@ -373,15 +356,7 @@ class LossInParts(torch.autograd.Function):
 
 
 def customers_in_parts(costs: Sequence[int], most: int) -> list[list[int]]:
-    """Groups customers of similar cost.
-
-    Args:
-        costs (`Sequence[int]`): cost of each customer, such as the number of units.
-        most (`int`): limit on a group's number of customers times its highest cost; one customer may exceed it alone.
-
-    Returns:
-        Groups of customers, as indices into `costs`.
-    """
+    """Groups customers of similar cost."""
     parts: list[list[int]] = [[]]
     for index in sorted(range(len(costs)), key=costs.__getitem__):
         if parts[-1] and (len(parts[-1]) + 1) * costs[index] > most:

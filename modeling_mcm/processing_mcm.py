@@ -264,32 +264,15 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             }
 
     def encode_actions(self, actions: Any) -> NDArray[np.int64]:
-        """Encodes actions, such as offers: events that have not happened yet, with the same features.
-
-        Args:
-            actions: raw values by column of the event log: a list of dicts, a DataFrame or a dict of columns. Features
-                of absent columns, of the time and of the profile get id 0.
-
-        Returns:
-            `np.ndarray` of shape `(actions, J)`, int64: feature ids.
-
-        Raises:
-            ValueError: if a column is unknown or a value can't be encoded; the message names the column.
-        """
+        """Encodes actions, such as offers: events that have not happened yet, with the same features, of shape
+        `(actions, J)`. Raises `ValueError` if a column is unknown or a value can't be encoded; the message names the
+        column."""
         return self._encoding.actions(actions)
 
     # --------------------------------------------------------------------------------------------- rows -> model input
 
     def readable(self, row: Mapping[str, Any], features: Sequence[str] | None) -> dict[str, Any]:
-        """Removes the events of a row that have no value in any of `features`, which a model could not read.
-
-        Args:
-            row (`dict`): a row of `encode` or of a prepared data set.
-            features (`Sequence[str]`, *optional*): `input_features` of the model's config; `None`: no removal.
-
-        Returns:
-            `dict`: the new row.
-        """
+        """Removes the events of a row that have no value in any of `features`, which a model could not read."""
         names = [feature for feature in features or () if feature in self._encoding.event_features]
         return readable(row, names) if names else dict(row)
 

@@ -337,16 +337,8 @@ class LogSchema:
         self, vocabularies: Mapping[str, Sequence[str]], bins: Mapping[str, Sequence[float]], fix: str
     ) -> None:
         """Checks that each feature has its vocabulary or its bins, and the token types of MCM itself are among them.
-
-        Args:
-            vocabularies (`dict[str, list[str]]`): by categorical feature its values.
-            bins (`dict[str, list[float]]`): by binned feature the inner edges of its bins.
-            fix (`str`): what to do about an error, for the message.
-
-        Raises:
-            ValueError: if a feature lacks its vocabulary or bins, or these are malformed. The message names the
-                feature.
-        """
+        Raises `ValueError` if a feature lacks its vocabulary or bins, or these are malformed. The message names the
+        feature."""
         kinds = {spec.name: spec.kind for spec in (*self.features, *self.profile)}
         for what, values, of_kinds in (("vocabularies", vocabularies, (CATEGORICAL,)), ("bins", bins, BINNED_KINDS)):
             needed = sorted(name for name, kind in kinds.items() if kind in of_kinds)
@@ -365,14 +357,8 @@ class LogSchema:
                 raise ValueError(f"The vocabulary of {token!r} has no {text!r}; {fix}.")
 
     def check_shared(self, vocabularies: Mapping[str, Sequence[str]]) -> None:
-        """Checks that features that read the values of one column have the same vocabulary.
-
-        Args:
-            vocabularies (`dict[str, list[str]]`): by categorical feature its values.
-
-        Raises:
-            ValueError: if two such vocabularies differ.
-        """
+        """Checks that features that read the values of one column have the same vocabulary. Raises `ValueError` if two
+        such vocabularies differ."""
         columns = {spec.name: spec.column for spec in (*self.features, *self.profile)}
         for feature, other in self.shared_vocabularies.items():
             if vocabularies[feature] != vocabularies[other]:

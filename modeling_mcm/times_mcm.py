@@ -29,15 +29,8 @@ ZONE_YEARS = (1900, 2200)
 
 
 def to_seconds(value: Any, zone: tzinfo) -> int:
-    """Converts a time to whole seconds since 1970-01-01.
-
-    Args:
-        value: a datetime, a date or text. A time with a zone is converted to `zone`; one without stays as it is.
-        zone (`tzinfo`): time zone of the log.
-
-    Raises:
-        ValueError: if the value is missing, a number, or text that is no time.
-    """
+    """Converts a time to whole seconds since 1970-01-01. Raises `ValueError` if the value is missing, a number, or
+    text that is no time."""
     fix = f"give a datetime or {TIME_ADVICE}"
     if is_missing(value):
         raise ValueError(f"found no time ({value!r}); {fix}, or leave the event out")
@@ -65,7 +58,7 @@ def to_moment(value: Any, zone: tzinfo) -> float:
 
 
 def read_times(column: Any, zone: tzinfo) -> NDArray[np.int64]:
-    """Converts a column of times to whole seconds since 1970-01-01; see [`to_seconds`], of shape `(events,)`. Raises
+    """Converts a column of times to whole seconds since 1970-01-01; see [`to_seconds`]. Raises
     `ValueError` if a value is no time."""
     if isinstance(column, np.ndarray) and column.dtype.kind == "M" and not np.isnat(column).any():
         return column.astype("datetime64[s]").astype(np.int64)

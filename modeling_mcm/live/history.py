@@ -89,14 +89,8 @@ class LiveHistory:
         return self.feature_extractor.encode(self.customer(events))
 
     def read(self, events: Any) -> list[dict[str, Any]]:
-        """Converts events to dicts of plain values that JSON can hold, without inserting them.
-
-        Args:
-            events: one event (`dict`), a list of events, a data frame or a dict of columns.
-
-        Raises:
-            ValueError: if an event has no time, or a value that can't be read.
-        """
+        """Converts events to dicts of plain values that JSON can hold, without inserting them. Raises `ValueError` if
+        an event has no time, or a value that can't be read."""
         extractor = self.feature_extractor
         with naming(self.name):
             if isinstance(events, Mapping) and not any(_is_column(value) for value in events.values()):
@@ -145,14 +139,7 @@ class LiveHistory:
         return Insertion(late, touched)
 
     def remove(self, event: dict[str, Any]) -> bool:
-        """Removes one event, and leaves the history of a customer who never had it.
-
-        Args:
-            event (`dict`): one event of the result of `read`. Of several equal events the last one is removed.
-
-        Returns:
-            `bool`: whether the customer had the event.
-        """
+        """Removes one event, and leaves the history of a customer who never had it."""
         visit = self._by_key.get(self._placed(event)[0])
         if self.feature_extractor.order == ROWS:  # events have no time or place, so they are compared
             visit = next((each for each in reversed(self.visits) if event in each.events), None)

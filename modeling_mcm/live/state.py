@@ -139,18 +139,8 @@ class LiveState:
         visits: torch.Tensor,
         values: torch.Tensor | None = None,
     ) -> "LiveState":
-        """Reads further events, whole visits, and returns the new state.
-
-        Args:
-            reader ([`Reader`]): parameters of the model.
-            input_ids (`torch.LongTensor` of shape `(L, J)`): feature ids of the events, oldest first.
-            times (`torch.FloatTensor` of shape `(L,)`): days from the customer's first event, in ascending order.
-            visits (`torch.LongTensor` of shape `(L,)`): visit of each event; the start row is visit 0.
-            values (`torch.FloatTensor` of shape `(L, N)`, *optional*): values of the summed features. Default: 0.
-
-        Raises:
-            ValueError: if there are more units than position embeddings.
-        """
+        """Reads further events, whole visits, and returns the new state. Raises `ValueError` if there are more units
+        than position embeddings."""
         size = max(1, SCORES_AT_ONCE // reader.labels)
         if values is None:
             values = torch.zeros(len(visits), max(reader.channels - 2, 0))

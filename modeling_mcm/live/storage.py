@@ -35,19 +35,8 @@ def pack(values: Mapping[str, Any], state: Mapping[str, torch.Tensor], checkpoin
 def unpack(
     data: bytes, model: MCMForMultiTaskRecommendation, feature_extractor: MCMFeatureExtractor
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Restores what `pack` stored.
-
-    Args:
-        data (`bytes`): result of `pack`.
-        model ([`MCMForMultiTaskRecommendation`]): model of the checkpoint with which the customer was stored.
-        feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the same checkpoint.
-
-    Returns:
-        The values, and the tensors of the state by name.
-
-    Raises:
-        ValueError: if the bytes are damaged, or the customer was stored with another checkpoint.
-    """
+    """Restores what `pack` stored. Raises `ValueError` if the bytes are damaged, or the customer was stored with
+    another checkpoint."""
     fix = "add the customer's events to a new LiveCustomer"
     try:
         tensors = load(data)
@@ -68,15 +57,7 @@ def unpack(
 
 
 def checkpoint_digest(model: MCMForMultiTaskRecommendation, feature_extractor: MCMFeatureExtractor) -> str:
-    """Digest of a model's weights and of its feature extractor's settings; cached for each model.
-
-    Args:
-        model ([`MCMForMultiTaskRecommendation`]): the model.
-        feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the same checkpoint.
-
-    Returns:
-        `str` of 64 hexadecimal digits.
-    """
+    """Digest of a model's weights and of its feature extractor's settings; cached for each model."""
     weights = sorted(model.state_dict().items())
     versions = tuple((value.data_ptr(), value._version) for _, value in weights)
     entry = _DIGESTS.get(model)

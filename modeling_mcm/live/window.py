@@ -48,17 +48,7 @@ class LiveWindow:
         self._folded = self._start = self._base = self._first_visit = 0
 
     def add(self, events: Sequence[dict[str, Any]]) -> bool:
-        """Inserts events into the history.
-
-        Args:
-            events (`Sequence[dict]`): result of `LiveHistory.read`.
-
-        Returns:
-            `bool`: whether some of them belong before the last visit, so that the states are computed again.
-
-        Raises:
-            ValueError: if an event can't be encoded. Nothing has changed then.
-        """
+        """Inserts events; whether the state must be computed again. If one can't be encoded, nothing changes."""
         row = self.history.encode([*self._unread(), *events])  # raises before anything changes
         first, before = self._folded - 1, len(self.history.visits)
         late, touched = self.history.insert(events)

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Files of a checkpoint: weights, config and vocabularies must be of one save and complete; the extractor's own files."""
+"""Files of a checkpoint: weights, config and vocabularies must be complete and of one save; the extractor's files."""
 
 import json
 import random
