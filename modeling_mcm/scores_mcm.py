@@ -266,9 +266,8 @@ class TaskScores:
             memory, (task,) = self.counted_memory, tasks
             gains = [gain[task] for gain in (memory.habit_gain, memory.new_gain, memory.new_offset)]
             related = memory.joined(scores, parts, *gains)
-            is_learned = (memory.new_gain[task] != 0) | (
-                memory.habit_gain[task] != 0
-            )  # learned at the end of pre-training, 0 before
+            # The gains are learned at the end of pre-training, and 0 before.
+            is_learned = (memory.new_gain[task] != 0) | (memory.habit_gain[task] != 0)
             scores = torch.where(is_learned, related, scores).to(scores.dtype)
         masked = torch.finfo(scores.dtype).min / 2
         if len(tasks) == 1:

@@ -137,9 +137,8 @@ def test_thirty_places_are_ranked_by_default():
 def test_sampled_negatives_estimate_all():
     torch.manual_seed(0)
     scores = torch.randn(200, 1, 2000)
-    labels = (
-        scores[:, 0, FIRST_LABEL:].topk(30).indices[:, [0, 10, 20]] + FIRST_LABEL
-    )  # what is below is to stay there
+    # What is below the first places is to stay there.
+    labels = scores[:, 0, FIRST_LABEL:].topk(30).indices[:, [0, 10, 20]] + FIRST_LABEL
     exact = prefix_ranking_loss(scores, labels, sampled=2000)
     found = prefix_ranking_loss(scores, labels)
     nothing = prefix_ranking_loss(scores, labels, sampled=1)
