@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.files_mcm import atomic_write, write_json
+from modeling_mcm.files_mcm import atomic_write, file_digest, write_json
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 MANIFEST_FILE = "manifest.json"
@@ -29,19 +29,6 @@ FEATURE_EXTRACTOR_FOLDER = "feature_extractor"
 POPULARITY_FILE = "popularity.parquet"
 FOLLOWERS_FILE = "followers.parquet"
 FORMAT_VERSION = 2  # version 1 had no values of numeric features
-
-
-def sha256_of(path: str | Path) -> str:
-    """Computes the SHA-256 digest of a file's bytes, which are read in blocks.
-
-    Args:
-        path (`str` or `Path`): path of the file.
-
-    Raises:
-        OSError: if the file can't be read.
-    """
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_table(path: str | Path, table: pa.Table, **options: Any) -> None:
@@ -158,7 +145,7 @@ def check_shard(path: Path, expected: dict[str, Any], verify: bool) -> pa.Schema
         raise ValueError(f"{path} is no whole Parquet file ({error}); {advice}") from error
     if metadata.num_rows != expected["rows"]:
         raise ValueError(f"{path} does not have the {expected['rows']} rows that the manifest lists; {advice}")
-    if verify and sha256_of(path) != expected["sha256"]:
+    if verify and file_digest(path) != expected["sha256"]:
         raise ValueError(f"{path} does not have the digest that the manifest lists; {advice}")
     return metadata.schema.to_arrow_schema().remove_metadata()
 

@@ -21,7 +21,7 @@ from transformers import Trainer, default_data_collator
 from transformers.utils import logging
 
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
-from modeling_mcm.data.dataset import MANIFEST_FILE, PreparedData, check_vocabularies, sha256_of
+from modeling_mcm.data.dataset import MANIFEST_FILE, PreparedData, check_vocabularies
 from modeling_mcm.data.labels import (
     AUTO,
     ERROR,
@@ -34,7 +34,7 @@ from modeling_mcm.data.labels import (
     load_labels,
 )
 from modeling_mcm.evaluation.labels import LabelMetrics
-from modeling_mcm.files_mcm import write_json
+from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.callbacks import EarlyStopping
@@ -290,8 +290,8 @@ def train_to_labels(
     own |= {"max_events": extractor.max_events, "batch size": step_size(training)}
     del own["labels"]  # where the file lies does not matter, but what it holds
     run = {
-        "data": sha256_of(Path(data, MANIFEST_FILE)),
-        "labels": sha256_of(Path(str(options.labels))),
+        "data": file_digest(Path(data, MANIFEST_FILE)),
+        "labels": file_digest(Path(str(options.labels))),
         PRE_TRAINED: digest_of(model, MODEL_PARTS),
         "options": deciding_options(training) | own,
     }

@@ -22,7 +22,7 @@ from modeling_mcm import __version__
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
-from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
+from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.data.streaming import StreamedRows
 from modeling_mcm.earlier_configs_mcm import REMOVED, of_this_version
 from modeling_mcm.evaluation.baseline_cache import FOLDER as BASELINES_FOLDER
@@ -31,6 +31,7 @@ from modeling_mcm.evaluation.cases import cases_at
 from modeling_mcm.evaluation.comparison import baseline_warnings, values_of
 from modeling_mcm.evaluation.counting import FIRST_BASELINES, STRONG_BASELINES, counting_baselines
 from modeling_mcm.evaluation.model import model_values
+from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -179,7 +180,7 @@ def _baseline_results(options: ModelOptions, data: PreparedData, config: MCMConf
     sizes = config.label_sizes
     cache = None
     if not options.streaming:
-        cache = BaselineCache(data.folder / BASELINES_FOLDER, sha256_of(data.folder / MANIFEST_FILE))
+        cache = BaselineCache(data.folder / BASELINES_FOLDER, file_digest(data.folder / MANIFEST_FILE))
     try:
         return rows, cases, counting_baselines(rows, cases, sizes, names, cache=cache)
     except ImportError as error:
@@ -246,7 +247,7 @@ def pretrain(options: ModelOptions, objective: Objective, training: PretrainingA
     own = {name: getattr(options, name) for name in DECIDING} | {"max_events": extractor.max_events}
     own |= asdict(objective)
     own["batch size"] = step_size(training)
-    run = {"data": sha256_of(data.folder / MANIFEST_FILE), "options": deciding_options(training) | own}
+    run = {"data": file_digest(data.folder / MANIFEST_FILE), "options": deciding_options(training) | own}
     with output_folder_lock(str(training.output_dir), training.should_save):
         start = find_start(str(training.output_dir), PRETRAINING, run, config)
         if start.is_finished:

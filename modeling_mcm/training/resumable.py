@@ -17,7 +17,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import Trainer
 
-from modeling_mcm.files_mcm import write_json
+from modeling_mcm.files_mcm import flush_folder, replace_folder, write_json
 from modeling_mcm.training.callbacks import BestCheckpointFinder, RunConsistency
 from modeling_mcm.training.resuming import (
     STATE,
@@ -127,7 +127,7 @@ class ResumableTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self.state.save_to_json(str(folder / INCOMPLETE / name / STATE))
-                _move_into_place(folder / INCOMPLETE / name, folder / name)
+                replace_folder(folder / INCOMPLETE / name, folder / name)
                 self._drop_old_checkpoints(folder, name)
             self.accelerator.wait_for_everyone()
 
@@ -164,7 +164,7 @@ class ResumableTrainer(Trainer):
             self.save_model(str(written), _internal_call=True)
             if self.args.should_save:
                 self.state.save_to_json(str(written / STATE))
-                _flush(written)
+                flush_folder(written)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(folder / INCOMPLETE, ignore_errors=True)
             raise OSError(
@@ -193,21 +193,3 @@ class ResumableTrainer(Trainer):
             is_finished (`bool`): Whether nothing is left to do.
         """
         write_json(Path(str(self.args.output_dir), record), {**facts, "finished": is_finished})
-
-
-def _flush(folder: Path) -> None:
-    """Waits until all files of a folder are on the disk."""
-    for path in [*(path for path in folder.rglob("*") if path.is_file()), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _move_into_place(written: Path, target: Path) -> None:
-    """Renames a folder on one disk, once its files are on it, in one step; an existing folder is replaced."""
-    _flush(written)
-    if target.exists():
-        target.rename(written.with_name(f"{written.name}-before"))
-    written.rename(target)

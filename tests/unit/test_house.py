@@ -42,7 +42,7 @@ for lines, known in ((MODEL, set()), (LOG, {"configuration_mcm", "files_mcm"}), 
         SIBLINGS |= {name: set(above) for name in names}
         above |= names
 FILES_OF_A_LOG = {"configuration_mcm", "files_mcm", *(f"{name}_mcm" for line in LOG for name in line.split())}
-FLAT_LIBRARIES = {"torch", "numpy", "transformers", "huggingface_hub", "safetensors"}
+FLAT_LIBRARIES = {"torch", "numpy", "transformers", "huggingface_hub", "safetensors", "filelock"}
 # What a travelling file may read where it is installed, and does without elsewhere.
 OPTIONAL = {"readout_triton_mcm": {"triton"}}
 # What the rooms of the package may read of the package.

@@ -16,8 +16,8 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from modeling_mcm.data import PreparedManifest, load_prepared
 from modeling_mcm.data.collator import PreparedRows
-from modeling_mcm.data.dataset import sha256_of
 from modeling_mcm.data.streaming import StreamedOrder, StreamedRows
+from modeling_mcm.files_mcm import file_digest
 
 CUSTOMERS, ROWS_PER_SHARD = 30, 4
 
@@ -44,7 +44,7 @@ def damaged(data, tmp_path):
         change(tmp_path / shard["file"])
         if listed:
             path = tmp_path / shard["file"]
-            shard |= {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+            shard |= {"bytes": path.stat().st_size, "sha256": file_digest(path)}
             (tmp_path / "manifest.json").write_text(json.dumps(manifest))
         return tmp_path
 
@@ -106,7 +106,7 @@ def test_memory_does_not_grow_with_the_data_nor_over_an_epoch(tmp_path):
         for number in range(shards):
             path = folder / f"{number}.parquet"
             pq.write_table(table.slice(8 * number, 8), path)
-            entries.append({"file": path.name, "rows": 8, "bytes": path.stat().st_size, "sha256": sha256_of(path)})
+            entries.append({"file": path.name, "rows": 8, "bytes": path.stat().st_size, "sha256": file_digest(path)})
         PreparedManifest({}, {}, {}, {}, {}, {}, entries).save(folder)
         rows = StreamedRows(folder)
         rows.held_shards = 4
