@@ -4,7 +4,6 @@
 early stopping, and a check that processes and resumed runs have the same data and options.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,41 +39,27 @@ class EpochCallback(TrainerCallback):
 
 
 class TrainingClock(TrainerCallback):
-    """Counts the seconds and the targets of training, without evaluation and saving, and can end it at a time limit.
-
-    How many steps a run with a time limit takes depends on its machine. Such a run can't be resumed to the same end,
-    so resuming it is an error. Any other run goes on counting from its checkpoint.
+    """Counts the seconds and the targets of training, without evaluation and saving, also when a run is resumed.
 
     Args:
-        total (callable): Sums a tensor over the processes, so that all have the same time and stop at the same step.
-        max_seconds (`float`, *optional*): Seconds of training; the first step that reaches them is the last. `None`
-            sets no limit.
+        total (callable): Sums a tensor over the processes.
 
     Attributes:
         seconds (`float`): Seconds of training so far, from reading a batch to the optimizer's step, as the mean over
             the processes.
         targets (`int`): Number of labels of trained tasks that losses were computed on so far, in all processes.
-
-    Raises:
-        ValueError: If `max_seconds` is not positive.
     """
 
     STATE = "training_clock"
 
-    def __init__(self, total: Callable[[torch.Tensor], torch.Tensor], max_seconds: float | None = None):
-        if max_seconds is not None and not max_seconds > 0:
-            raise ValueError(f"Found max_seconds = {max_seconds}; expected a positive number of seconds, or none.")
-        self.total, self.max_seconds = total, max_seconds
+    def __init__(self, total: Callable[[torch.Tensor], torch.Tensor]):
+        self.total = total
         self.seconds, self.targets = 0.0, 0
         self._new_targets: list[torch.Tensor] = []
         self._passed, self._since = 0.0, time.perf_counter()
 
     def count_targets(self, targets: torch.Tensor) -> None:
-        """Adds the targets of a batch to those of the current step.
-
-        Args:
-            targets (`torch.Tensor`, shape `()`): Number of targets.
-        """
+        """Adds the number of targets of a batch, a tensor of shape `()`, to those of the current step."""
         self._new_targets.append(targets)
 
     @contextmanager
@@ -87,18 +72,8 @@ class TrainingClock(TrainerCallback):
             self._since = time.perf_counter()
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Starts the clock, at the values of the checkpoint if a run is resumed.
-
-        Raises:
-            ValueError: If the run to resume has a time limit.
-        """
+        """Starts the clock, at the values of the checkpoint if a run is resumed."""
         earlier = state.stateful_callbacks.get(self.STATE, {}) if state.global_step else {}
-        limit = earlier.get("max_seconds") or self.max_seconds
-        if state.global_step and limit is not None:
-            raise ValueError(
-                f"A run bounded to {limit:g} seconds was found at step {state.global_step}; such a run can't be "
-                "resumed, because its learning rate and its end depend on the clock. Start anew in another output_dir."
-            )
         self.seconds, self.targets = earlier.get("seconds", 0.0), earlier.get("targets", 0)
         self._new_targets.clear()
         self._passed, self._since = 0.0, time.perf_counter()
@@ -112,28 +87,7 @@ class TrainingClock(TrainerCallback):
         self.targets += int(added[1].item())
         self._new_targets.clear()
         self._passed, self._since = 0.0, now
-        state.stateful_callbacks[self.STATE] = {
-            "seconds": self.seconds,
-            "targets": self.targets,
-            "max_seconds": self.max_seconds,
-        }
-
-    def on_step_end(self, args, state, control, **kwargs):
-        """Ends the training if the time limit is reached."""
-        if self.max_seconds is not None and self.seconds >= self.max_seconds:
-            control.should_training_stop = control.should_log = True
-
-    def cosine(self, warmup: float) -> float:
-        """Computes the factor on the learning rate at the current time of a run with a time limit.
-
-        Args:
-            warmup (`float`): Share of the limit in which the factor rises linearly from 0 to 1. After it the factor
-                falls along a cosine to 0 at the limit.
-        """
-        passed = min(self.seconds / (self.max_seconds or math.inf), 1.0)
-        if passed < warmup:
-            return passed / warmup
-        return 0.5 * (1.0 + math.cos(math.pi * (passed - warmup) / (1.0 - warmup)))
+        state.stateful_callbacks[self.STATE] = {"seconds": self.seconds, "targets": self.targets}
 
 
 class WeightAverage(TrainerCallback):

@@ -43,7 +43,6 @@ from modeling_mcm.training.finetuning import MODEL_PARTS, PRE_TRAINED, digest_of
 from modeling_mcm.training.offer_trainer import slow_down
 from modeling_mcm.training.resuming import (
     FINE_TUNING,
-    RunError,
     Start,
     deciding_options,
     find_start,
@@ -303,17 +302,9 @@ def train_to_labels(
 
 
 def _finished_metrics(record: Path) -> dict[str, float]:
-    """Reads the metrics of a finished run from its record.
-
-    Raises `RunError` if an earlier version wrote the record, which does not say what the run was made with.
-    """
-    facts = json.loads(record.read_text(encoding="utf-8"))
-    if "run" not in facts:
-        raise RunError(
-            f"{record.parent} holds a model that an earlier version fine-tuned, and {record.name} does not say to "
-            "which labels; nothing was changed: give another output_dir, or remove that folder."
-        )
+    """Reads the metrics of a finished run from its record."""
     logger.warning(f"{record.parent} holds this run, which is finished: nothing is left to train.")
+    facts = json.loads(record.read_text(encoding="utf-8"))
     return {name: value for name, value in facts["validation"].items() if name in METRICS}
 
 

@@ -20,11 +20,9 @@ from transformers.utils import logging
 
 from modeling_mcm import __version__
 from modeling_mcm.configuration_mcm import MCMConfig
-from modeling_mcm.data import PreparedData
+from modeling_mcm.data import PreparedData, load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
 from modeling_mcm.data.dataset import MANIFEST_FILE
-from modeling_mcm.data.streaming import StreamedRows
-from modeling_mcm.earlier_configs_mcm import REMOVED, of_this_version
 from modeling_mcm.evaluation.baseline_cache import FOLDER as BASELINES_FOLDER
 from modeling_mcm.evaluation.baseline_cache import BaselineCache
 from modeling_mcm.evaluation.cases import cases_at
@@ -41,7 +39,6 @@ from modeling_mcm.training.fitting import (
     fit_score_scales,
     learn_state,
     popularity,
-    sampled_rows,
     trainable,
 )
 from modeling_mcm.training.options import AUTO, NONE, ModelOptions, PretrainingArguments
@@ -62,9 +59,9 @@ logger = logging.get_logger(__name__)
 # them, except for the two numbers in HOW_MUCH, the recipe sets none of the others.
 WHEN = {"eval_strategy", "save_strategy", "early_stopping_patience", "save_total_limit", "load_best_model_at_end"}
 HOW_MUCH = {"early_stopping_patience", "save_total_limit"}
-HOW_LONG = {"max_seconds", "max_steps", "eval_steps", "save_steps", "eval_delay", "metric_for_best_model"}
+HOW_LONG = {"max_steps", "eval_steps", "save_steps", "eval_delay", "metric_for_best_model"}
 # Options that decide the weights, besides those of the Trainer and of the model's config.
-DECIDING = ("scalar_lr_factor", "ema_decay", "max_seconds", "streaming", "streaming_window", "streaming_eval_shards")
+DECIDING = ("scalar_lr_factor", "ema_decay")
 
 
 def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
@@ -90,8 +87,6 @@ def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
         logger.warning(f"{options.data} has no validation case, so nothing is evaluated and no epoch is the best.")
     if nothing_to_evaluate or any(name in named for name in (WHEN - HOW_MUCH) | HOW_LONG):
         training = {name: value for name, value in training.items() if name not in WHEN}
-    if "max_seconds" in named:
-        training.pop("lr_scheduler_type", None)
     if "fsdp" in named or os.environ.get("ACCELERATE_USE_FSDP") == "true":
         training.pop("ema_decay", None)
     return Recipe(recipe.config, training, recipe.reasons)
@@ -113,11 +108,10 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
     for override in options.config_overrides:
         name, separator, value = override.partition("=")
         if not separator or name not in known:
-            hint = f": {REMOVED[name]}" if name in REMOVED else ""
-            raise ValueError(f"config_overrides: {override!r} is not name=value with a field of MCMConfig{hint}.")
+            raise ValueError(f"config_overrides: {override!r} is not name=value with a field of MCMConfig.")
         values[name] = yaml.safe_load(value)
     config = (
-        of_this_version(config_of(options.config))
+        config_of(options.config)
         | (recipe.config if recipe else {})
         | {
             "features": extractor.feature_names,
@@ -136,51 +130,38 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
     return MCMConfig(**(config | values))
 
 
-def read_rows(options: ModelOptions, data: PreparedData, config: MCMConfig, evaluate: bool) -> tuple[Any, Any]:
+def read_rows(data: PreparedData, config: MCMConfig, evaluate: bool) -> tuple[PreparedRows, PreparedRows | None]:
     """Reads the rows to train on and the rows to evaluate on.
 
     Args:
-        options (`ModelOptions`): The options; with `streaming` rows are read while training.
         data (`PreparedData`): The data set. Its extractor says how many events are read of a history.
         config (`MCMConfig`): The model's config, which decides what a unit is.
         evaluate (`bool`): Whether rows to evaluate on are needed.
 
     Returns:
-        `tuple`: A `PreparedRows` or `StreamedRows` to train on, and a `PreparedRows` of validation cases or `None`.
+        `tuple`: The customers to train on, and the validation cases or `None`.
     """
-    train_rows: Any = None
     max_events = data.extractor.max_events
-    if options.streaming:
-        train_rows = StreamedRows(data.folder)
-        ends = train_rows.column("validation_end")
-        several = trainable(ends)
-        # Lengths in events, which stand in one small column. To count visits, all rows would have to be read.
-        train_rows.keep(several, np.minimum(ends[several] + 1, max_events))
-        if not evaluate:
-            return train_rows, None
-    rows = sampled_rows(options, data, verify=True)
+    rows = load_prepared(data.folder, verify=True)
     ends = np.asarray(rows["validation_end"])
     units = unit_counts(rows, ends, config, max_events)
-    if train_rows is None:
-        several = trainable(ends)
-        train_rows = PreparedRows(rows, several, units[several])
+    several = trainable(ends)
+    train_rows = PreparedRows(rows, several, units[several])
     if not evaluate:
         return train_rows, None
     indices = cases_at(data, "validation", rows).rows
     return train_rows, PreparedRows(rows, indices[np.argsort(units[indices], kind="stable")])  # for little padding
 
 
-def _baseline_results(options: ModelOptions, data: PreparedData, config: MCMConfig, names: Any):
+def _baseline_results(data: PreparedData, config: MCMConfig, names: Any):
     """Evaluates counting baselines on the validation cases.
 
     Returns the rows, the cases, and the metrics by baseline and task; these are empty if a package is missing.
     """
-    rows = sampled_rows(options, data)
+    rows = data.rows
     cases = cases_at(data, "validation", rows)
     sizes = config.label_sizes
-    cache = None
-    if not options.streaming:
-        cache = BaselineCache(data.folder / BASELINES_FOLDER, file_digest(data.folder / MANIFEST_FILE))
+    cache = BaselineCache(data.folder / BASELINES_FOLDER, file_digest(data.folder / MANIFEST_FILE))
     try:
         return rows, cases, counting_baselines(rows, cases, sizes, names, cache=cache)
     except ImportError as error:
@@ -200,13 +181,13 @@ def _mean_metrics(results: Any) -> dict[str, dict[str, float]]:
     }
 
 
-def _compare(options: ModelOptions, data: PreparedData, model: MCMForMultiTaskRecommendation) -> dict[str, Any]:
+def _compare(data: PreparedData, model: MCMForMultiTaskRecommendation) -> dict[str, Any]:
     """Compares the trained model with baselines on the validation cases, and warns of tasks on which it is worse.
 
     Returns means of `BEST_METRIC` by method and task; empty if a package is missing.
     """
     names = [*FIRST_BASELINES, *STRONG_BASELINES]
-    rows, cases, results = _baseline_results(options, data, model.config, names)
+    rows, cases, results = _baseline_results(data, model.config, names)
     if not results:
         return {}
     tasks = list(model.config.tasks)
@@ -270,7 +251,7 @@ def _train(
     `run` holds the digest of the data and the options that a resumed run must have in common with this one.
     """
     config = model.config
-    train_rows, eval_rows = read_rows(options, data, config, training.eval_strategy != "no")
+    train_rows, eval_rows = read_rows(data, config, training.eval_strategy != "no")
     trainer = _make_trainer(options, training, data, model, (train_rows, eval_rows), run)
     if trainer.is_fsdp_enabled:
         # No loss of the Trainer reaches them, and a sharded optimizer without a state for a weight can't be loaded.
@@ -286,24 +267,18 @@ def _train(
         + (f"going on from {start.checkpoint}" if start.checkpoint else "starting anew")
     )
     if eval_rows is not None and trainer.is_world_process_zero():
-        results = _baseline_results(options, data, config, FIRST_BASELINES)[2]
+        results = _baseline_results(data, config, FIRST_BASELINES)[2]
         for popular in _mean_metrics(results).values():
             trainer.add_callback(FirstComparison(popular, BEST_METRIC, logger.warning))
     if start.checkpoint is None and (model.counted_memory is not None or config.label_features):
-        fit_counted_memory(model, options, data, training.seed)
+        fit_counted_memory(model, data, training.seed)
     trainer.train(resume_from_checkpoint=start.checkpoint)
-    clock = trainer.clock
-    if options.max_seconds is not None and clock.seconds < options.max_seconds:
-        logger.warning(
-            f"num_train_epochs or max_steps ended the run after {clock.seconds:.0f} of {options.max_seconds:g} "
-            "seconds, before the learning rate had come down: raise --num_train_epochs."
-        )
     _fit_the_rest(options, data, model, trainer)
     facts = {"run": run, "recipe": recipe.reasons, "validation": {}} | _facts_of_run(options, data, trainer)
     trainer.finish(PRETRAINING, facts)
     if trainer.is_world_process_zero():
         if eval_rows is not None and not trainer.is_fsdp_enabled:
-            facts["validation"] = _compare(options, data, model)
+            facts["validation"] = _compare(data, model)
         trainer.write_record(PRETRAINING, facts, is_finished=True)
 
 
@@ -336,11 +311,8 @@ def _make_trainer(
         eval_collator=MCMCollator(extractor, config, "evaluate", cutoff="validation", now=moment),
         scalar_lr_factor=options.scalar_lr_factor,
         ema_decay=options.ema_decay,
-        max_seconds=options.max_seconds,
         patience=training.early_stopping_patience,
         data_version=run["data"],
-        window=options.streaming_window,
-        lanes=options.streaming_lanes,
         run_options=run["options"],
     )
 
@@ -358,7 +330,7 @@ def _fit_the_rest(
         if trainer.is_fsdp_enabled:
             logger.warning("The customer state is not trained under FSDP: pre-train it in a run without FSDP.")
         else:
-            learn_state(model, options, data, trainer.args.seed)
+            learn_state(model, data, trainer.args.seed)
 
 
 def _facts_of_run(options: ModelOptions, data: PreparedData, trainer: MCMTrainer) -> dict[str, Any]:
@@ -369,7 +341,6 @@ def _facts_of_run(options: ModelOptions, data: PreparedData, trainer: MCMTrainer
     trained_parameters: Any = trainer.optimizer.state if trainer.optimizer else ()
     return {
         "seconds": trainer.clock.seconds,
-        "max_seconds": options.max_seconds,
         "customers": len(train_rows),
         "steps": trainer.state.global_step,
         "targets": trainer.clock.targets,

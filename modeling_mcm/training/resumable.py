@@ -29,18 +29,6 @@ from modeling_mcm.training.resuming import (
     step_size,
 )
 
-# The private methods of `Trainer` that the trainers of this package override, with the parameters that they use. They
-# are no part of its interface, so a new transformers may rename them: a test compares them with the installed version.
-PRIVATE_METHODS: dict[str, tuple[str, ...]] = {
-    "_get_output_dir": ("trial",),
-    "_get_train_sampler": ("train_dataset",),
-    "_load_best_model": (),
-    "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
-    "_prepare_for_training": ("max_steps", "train_dataloader", "resume_from_checkpoint"),
-    "_run_epoch": ("model", "epoch", "train_dataloader"),
-    "_save": ("output_dir", "state_dict"),
-    "_save_checkpoint": ("model", "trial"),
-}
 INCOMPLETE = "_incomplete"  # folder in output_dir that checkpoints are written to, before they are moved
 FINAL = "final"  # folder in it that the final model is written to
 
