@@ -24,12 +24,7 @@ ENDS = tuple(f"{cutoff}_end" for cutoff in CUTOFFS)  # columns with the number o
 
 
 def deciding_tasks(tasks: Sequence[str], token_type: str) -> list[str]:
-    """Names the tasks whose labels make an event a target: all besides the token type, unless that is the only task.
-
-    Args:
-        tasks (`Sequence[str]`): names of the tasks.
-        token_type (`str`): name of the token type feature.
-    """
+    """Names the tasks whose labels make an event a target: all besides the token type, unless that is the only task."""
     return [task for task in tasks if task != token_type] or list(tasks)
 
 
@@ -79,12 +74,7 @@ def flat_values(table: pa.Table, column: str) -> NDArray:
 
 
 def list_lengths(table: pa.Table, column: str) -> NDArray[np.int64]:
-    """Counts the values in each row's list; a null list counts as empty.
-
-    Args:
-        table (`pyarrow.Table`): prepared rows.
-        column (`str`): name of a list column.
-    """
+    """Counts the values in each row's list; a null list counts as empty."""
     lengths = [pc.fill_null(pc.list_value_length(chunk), 0) for chunk in table[column].chunks]
     return np.concatenate([np.zeros(0, np.int64), *(chunk.to_numpy(zero_copy_only=False) for chunk in lengths)])
 
@@ -147,15 +137,7 @@ class CaseEvents(NamedTuple):
 
 
 def count_cases(table: pa.Table, schema: EventSchema) -> dict[str, int]:
-    """Counts the evaluation cases among prepared rows at both cutoffs.
-
-    Args:
-        table (`pyarrow.Table`): prepared rows.
-        schema (`EventSchema`): event schema that the rows were prepared with.
-
-    Returns:
-        `dict[str, int]`: number of cases, as `validation_cases` and `test_cases`.
-    """
+    """Counts the evaluation cases among prepared rows at both cutoffs."""
     counts = {}
     for cutoff in CUTOFFS:
         events = CaseEvents.read(table, cutoff, schema.tasks, schema.token_feature.name)

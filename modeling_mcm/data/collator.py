@@ -128,9 +128,6 @@ def batches_by_length(lengths: ArrayLike, size: int) -> list[NDArray[np.int64]]:
         lengths (`ArrayLike` of shape `(N,)`): length of each row, in the unit that a batch is padded in. Rows of one
             length stay in their order.
         size (`int`): number of rows of a batch; the last one may have fewer.
-
-    Returns:
-        `list[NDArray[int64]]`: indices of the rows of each batch.
     """
     order = np.argsort(lengths, kind="stable")
     return [order[start : start + size] for start in range(0, len(order), size)]
@@ -228,9 +225,6 @@ class MCMCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Makes a batch.
-
-        Args:
-            rows (`Sequence[dict]`): prepared rows as [`PreparedRows`] gives them, one per customer.
 
         Returns:
             `dict[str, torch.Tensor]`: `input_ids`, `attention_mask`, `event_times`, `visit_ids` and, with numeric

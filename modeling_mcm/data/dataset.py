@@ -34,11 +34,6 @@ FORMAT_VERSION = 2  # version 1 had no values of numeric features
 def write_table(path: str | Path, table: pa.Table, **options: Any) -> None:
     """Writes a Parquet file whole or not at all.
 
-    Args:
-        path (`str` or `Path`): path of the file.
-        table (`pyarrow.Table`): rows of the file.
-        options (`Any`): options of `pyarrow.parquet.write_table`.
-
     Raises:
         OSError: naming the file, if its disk is full or it may not be written.
     """
@@ -84,9 +79,6 @@ class PreparedManifest:
     def load(cls, directory: str | Path) -> PreparedManifest:
         """Reads `manifest.json`.
 
-        Args:
-            directory (`str` or `Path`): folder of the prepared data set.
-
         Raises:
             FileNotFoundError: if the folder holds no manifest, so that it is no data set or an unfinished one.
             ValueError: if the manifest is damaged or has another format version.
@@ -111,9 +103,6 @@ class PreparedManifest:
     def save(self, directory: str | Path) -> None:
         """Writes `manifest.json` in one step: another process reads the whole file or none.
 
-        Args:
-            directory (`str` or `Path`): folder of the prepared data set.
-
         Raises:
             OSError: if the file can't be written.
         """
@@ -122,14 +111,6 @@ class PreparedManifest:
 
 def check_shard(path: Path, expected: dict[str, Any], verify: bool) -> pa.Schema:
     """Checks that a shard is the file that the manifest lists.
-
-    Args:
-        path (`Path`): path of the shard.
-        expected (`dict`): the shard's entry in the manifest.
-        verify (`bool`): whether to compare the digest too, which reads every byte.
-
-    Returns:
-        `pyarrow.Schema`: names and types of the shard's columns.
 
     Raises:
         ValueError: if the file is missing, is no whole Parquet file, or has another size, number of rows or digest.
@@ -152,11 +133,6 @@ def check_shard(path: Path, expected: dict[str, Any], verify: bool) -> pa.Schema
 
 def check_shards(directory: str | Path, shards: Sequence[dict[str, Any]], verify: bool = False) -> None:
     """Compares shards with the manifest and with each other.
-
-    Args:
-        directory (`str` or `Path`): folder of the prepared data set.
-        shards (`Sequence[dict]`): entries of the shards in the manifest.
-        verify (`bool`): whether to compare the digests too, which reads every byte.
 
     Raises:
         ValueError: if a shard is missing, differs from what the manifest lists, or has other columns than the first
@@ -254,10 +230,6 @@ class PreparedData:
 
 def check_vocabularies(directory: str | Path, extractor: MCMFeatureExtractor) -> None:
     """Checks that the ids of a checkpoint mean the same values as the ids of a prepared data set.
-
-    Args:
-        directory (`str` or `Path`): folder of the prepared data set.
-        extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
 
     Raises:
         ValueError: if features, tasks, vocabularies or bins differ.

@@ -71,11 +71,7 @@ class CustomerLabels:
         )
 
     def model_options(self) -> dict[str, Any]:
-        """Gives what the config of a model has to say of this label.
-
-        Returns:
-            `dict`: `problem_type`, `id2label` and `label2id`, which are options of `from_pretrained`.
-        """
+        """Gives what the config of a model has to say of this label."""
         named = dict(enumerate(self.classes or (self.name,)))
         return {
             "problem_type": "regression" if self.kind == NUMBER else "single_label_classification",
@@ -85,9 +81,6 @@ class CustomerLabels:
 
     def check_trainable(self, what: str = "training") -> None:
         """Checks that the labels have at least two different values, so that there is something to learn.
-
-        Args:
-            what (`str`): what these labels are used for, such as "training", for the message.
 
         Raises:
             ValueError: if all labels are the same, or there is no label.
@@ -319,9 +312,6 @@ class LabelledCustomers(Dataset):
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         """Reads some labels with their histories.
 
-        Args:
-            indices (`list[int]`): indices of the labels.
-
         Returns:
             `list[dict]`: by label `history`, a prepared row without the events from the label's time on; `time`, in
             seconds since 1970-01-01; and `label`, the class id or the number.
@@ -361,21 +351,13 @@ def _first_and_last(rows: datasets.Dataset) -> tuple[NDArray[np.int64], int]:
 
 
 class LabelCollator:
-    """Turns labelled customers into inputs of `MCMForCustomerPrediction`.
-
-    Args:
-        extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
-        config (`MCMConfig`): config of the model. Only `input_features` is read.
-    """
+    """Turns labelled customers into inputs of `MCMForCustomerPrediction`."""
 
     def __init__(self, extractor: MCMFeatureExtractor, config: MCMConfig):
         self.extractor, self.config = extractor, config
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Makes a batch.
-
-        Args:
-            items (`Sequence[dict]`): items of [`LabelledCustomers`].
 
         Returns:
             `dict[str, torch.Tensor]`: the histories as `MCMFeatureExtractor.pad` gives them, with the label's time as

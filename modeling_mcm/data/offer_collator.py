@@ -56,9 +56,6 @@ class OfferGroups(Dataset):
         The estimate is the number of events plus ten times the number of visits: every event is embedded, and every
         label of every task reads every visit.
 
-        Args:
-            max_events (`int`): largest number of events of a history; the latest events count.
-
         Returns:
             `NDArray[int64]` of shape `(groups,)`: the estimate for each group, without a unit.
         """
@@ -76,15 +73,7 @@ class OfferGroups(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        """Reads some groups with their histories.
-
-        Args:
-            indices (`list[int]`): indices of the groups among those that are used.
-
-        Returns:
-            `list[dict]`: by group `history`, a prepared row without the events from the time of the offers on; and
-            `group`, the index of the group in the offers.
-        """
+        """Reads some groups with their histories."""
         groups = self.groups[indices]
         return [
             {"history": events_before(row, self.offers.times[group]), "group": int(group)}
@@ -132,9 +121,6 @@ class OfferCollator:
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Makes a batch.
-
-        Args:
-            items (`Sequence[dict]`): items of [`OfferGroups`].
 
         Returns:
             `dict[str, torch.Tensor]`: the histories as `MCMFeatureExtractor.pad` gives them, the actions as

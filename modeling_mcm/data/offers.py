@@ -69,11 +69,7 @@ class Offers:
     columns: dict[str, list[Any]]
 
     def groups(self, splits: Sequence[str]) -> NDArray[np.int64]:
-        """Finds the groups of some splits.
-
-        Args:
-            splits (`Sequence[str]`): names of the splits.
-        """
+        """Finds the groups of some splits."""
         return np.flatnonzero(np.isin(self.splits, list(splits)))
 
     def indices(self, groups: ArrayLike) -> NDArray[np.int64]:

@@ -24,11 +24,7 @@ logger = logging.get_logger(__name__)
 
 
 class EpochCallback(TrainerCallback):
-    """Sets the epoch of the training collator, also when a run is resumed.
-
-    Args:
-        collator (`MCMCollator`): The collator of the training rows, whose draws depend on its seed and the epoch.
-    """
+    """Sets the epoch of the training collator, also when a run is resumed."""
 
     def __init__(self, collator: MCMCollator):
         self.collator = collator
@@ -40,9 +36,6 @@ class EpochCallback(TrainerCallback):
 
 class TrainingClock(TrainerCallback):
     """Counts the seconds and the targets of training, without evaluation and saving, also when a run is resumed.
-
-    Args:
-        total (callable): Sums a tensor over the processes.
 
     Attributes:
         seconds (`float`): Seconds of training so far, from reading a batch to the optimizer's step, as the mean over
@@ -188,11 +181,6 @@ class RunConsistency(TrainerCallback):
 
     def check(self, step: int, earlier: Mapping[str, Any], config_changes: Sequence[str] = ()) -> None:
         """Compares this run with the run that wrote a checkpoint. What the checkpoint lacks is not compared.
-
-        Args:
-            step (`int`): Step of the checkpoint.
-            earlier (`dict[str, Any]`): Facts and options in the state of the checkpoint.
-            config_changes (`list[str]`): A phrase for each field of the model's config that differs.
 
         Raises:
             ValueError: If something differs; the message names it.

@@ -30,9 +30,6 @@ CONFIG, EXTRACTOR = "config.json", "preprocessor_config.json"
 def check_files(folder: str) -> None:
     """Checks the files of a checkpoint folder. A name on the Hub is not checked.
 
-    Args:
-        folder (`str`): Checkpoint folder, or name on the Hub.
-
     Raises:
         CheckpointError: If the folder or a file of it is missing, incomplete or damaged.
     """

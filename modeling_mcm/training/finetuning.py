@@ -143,10 +143,6 @@ def _with_low_rank_updates(model: MCMForActionRecommendation, rank: int) -> Any:
 def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None:
     """Fine-tunes a checkpoint to offers and saves the model with its feature extractor. An interrupted run is resumed.
 
-    Args:
-        options (`FineTuningOptions`): Which checkpoint is fine-tuned on which offers.
-        training (`FineTuningArguments`): The options of the training, such as learning rate and epochs.
-
     Raises:
         ValueError: If the offers, the data and the options do not fit together.
         CheckpointError: If the checkpoint can't be read.

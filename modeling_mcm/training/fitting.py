@@ -30,9 +30,6 @@ def trainable(ends: NDArray) -> NDArray[np.int64]:
     Args:
         ends (`numpy.ndarray`, shape `(customers,)`): Number of each customer's events before the validation cutoff.
 
-    Returns:
-        `numpy.ndarray`: Indices of the customers.
-
     Raises:
         ValueError: If there is no such customer.
     """
@@ -47,10 +44,6 @@ def trainable(ends: NDArray) -> NDArray[np.int64]:
 
 def popularity(data: PreparedData, config: MCMConfig) -> dict[str, torch.Tensor]:
     """Reads how often each label was a target in the training period.
-
-    Args:
-        data (`PreparedData`): The data set.
-        config (`MCMConfig`): The model's config, which names the tasks and their numbers of labels.
 
     Returns:
         `dict[str, torch.Tensor]`: For each task the counts, of shape `(labels,)`.
@@ -68,11 +61,6 @@ def popularity(data: PreparedData, config: MCMConfig) -> dict[str, torch.Tensor]
 
 def fit_counted_memory(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int) -> None:
     """Fills the tables of the counted memory, and fits how much the followers of a label count in a score.
-
-    Args:
-        model (`MCMForMultiTaskRecommendation`): The model, whose tables are filled in place.
-        data (`PreparedData`): The data set.
-        seed (`int`): Seed of the order of customers and of sampled targets.
 
     Raises:
         RunError: If the data set has no table of followers and the model needs one.
@@ -102,13 +90,7 @@ def fit_counted_memory(model: MCMForMultiTaskRecommendation, data: PreparedData,
 
 
 def fit_score_scales(model: MCMForMultiTaskRecommendation, collator: MCMCollator, rows: PreparedRows) -> None:
-    """Fits on validation cases how much each part of a score counts, and logs the scales.
-
-    Args:
-        model (`MCMForMultiTaskRecommendation`): The model, whose scales are set in place.
-        collator (`MCMCollator`): Collator in the mode "evaluate" with the validation cutoff.
-        rows (`PreparedRows`): The validation cases, sorted by length.
-    """
+    """Fits on validation cases how much each part of a score counts, and logs the scales."""
     # Sorted, because the rows are sorted by length, so that a batch needs little padding.
     order = np.sort(np.random.default_rng(0).permutation(len(rows))[:CASES]).tolist()
     batches = (collator(rows.__getitems__(order[at : at + FIT_BATCH])) for at in range(0, len(order), FIT_BATCH))
@@ -118,13 +100,7 @@ def fit_score_scales(model: MCMForMultiTaskRecommendation, collator: MCMCollator
 
 
 def learn_state(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int) -> None:
-    """Trains the customer state and its forecasts on moments of the training period.
-
-    Args:
-        model (`MCMForMultiTaskRecommendation`): A model with a customer state, which is trained in place.
-        data (`PreparedData`): The data set.
-        seed (`int`): Seed of the moments and of the order of customers.
-    """
+    """Trains the customer state and its forecasts on moments of the training period."""
     rows, schema = data.rows, data.schema
     ends = np.asarray(rows["validation_end"])
     several = trainable(ends)

@@ -217,10 +217,6 @@ def validation_parts(
 ) -> dict[str, tuple[dict[str, torch.Tensor], torch.Tensor]]:
     """Computes the parts of the scores of validation cases, and collects the cases' targets.
 
-    Args:
-        model ([`MCMForMultiTaskRecommendation`]): the model, in evaluation mode.
-        batches (`Iterable`): batches of cases at the validation cutoff; as many are read as are needed.
-
     Returns:
         `dict`: by task its parts by name, as `score_parts` of the model returns them, and a tensor that is 1 where a
         label is a target, else 0; all of shape `(R, V)`.
@@ -271,10 +267,6 @@ def fit_scales_of(
     model: MCMForMultiTaskRecommendation, parts: Mapping[str, tuple[Mapping[str, torch.Tensor], torch.Tensor]]
 ) -> dict[str, dict[str, float]]:
     """Learns scales and gains as [`fit_scales`] does, from parts that have been computed.
-
-    Args:
-        model ([`MCMForMultiTaskRecommendation`]): a trained model, changed in place.
-        parts (`Mapping`): result of [`validation_parts`]; parts may be left out.
 
     Returns:
         `dict[str, dict[str, float]]`: by task the learned numbers by name.

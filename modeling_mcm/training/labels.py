@@ -67,14 +67,7 @@ METRICS = ("auc", "accuracy", "rank_correlation", "mae", "loss")
 
 
 def label_defaults(named: Collection[str]) -> dict[str, Any]:
-    """Chooses the defaults of a fine-tuning to labels.
-
-    Args:
-        named (collection of `str`): Names of the options that the command line sets.
-
-    Returns:
-        `dict[str, Any]`: Values of options that are not set; empty if `labels` is not among the names.
-    """
+    """Defaults of a fine-tuning to labels for options that are not `named`; none without `labels` among the names."""
     defaults = [part for part in DEFAULTS if "labels" in named and not set(part) & set(named)]
     return {name: value for part in defaults for name, value in part.items()}
 
@@ -112,11 +105,6 @@ class LabelOptions:
 
 class CountedHistories(Dataset):
     """A data set of labels, each with the counts of the history before it, as `MCMForCustomerPrediction` reads them.
-
-    Args:
-        model (`MCMForCustomerPrediction`): The model that counts the histories.
-        customers (`LabelledCustomers` or a `Subset` of it): The labels with their histories.
-        collator (`LabelCollator`): Makes batches of the histories.
 
     Attributes:
         counts (`torch.Tensor`, shape `(labels, numbers)`): Counts of the history of each label.
@@ -165,10 +153,6 @@ class LabelTrainer(Trainer):
 
 def read_labels(data: str, options: LabelOptions) -> LabelledCustomers:
     """Reads the labels with the histories before them, and warns of labels that are left out.
-
-    Args:
-        data (`str`): Folder of the prepared data set.
-        options (`LabelOptions`): The file of labels and its columns.
 
     Raises:
         ValueError: If the log has no times, if the table of labels is not as its options say, or if a customer is

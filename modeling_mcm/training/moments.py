@@ -227,11 +227,7 @@ def _hazard_loss(hazards: torch.Tensor, moments: Moments, edges: Sequence[float]
 
 
 def train_state(
-    model: MCMModel,
-    extractor: MCMFeatureExtractor,
-    rows: Any,
-    cutoff: float | None,
-    seed: int = 0,
+    model: MCMModel, extractor: MCMFeatureExtractor, rows: Any, cutoff: float | None, seed: int = 0
 ) -> dict[str, float]:
     """Trains the customer state and its forecasts, and nothing else of the model.
 
@@ -302,10 +298,7 @@ def _joined(parts: Sequence[Moments]) -> Moments:
 
 
 def _train(
-    model: MCMModel,
-    sampler: MomentSampler,
-    batches: Iterator[list[dict[str, Any]]],
-    customers: int,
+    model: MCMModel, sampler: MomentSampler, batches: Iterator[list[dict[str, Any]]], customers: int
 ) -> dict[str, float]:
     state, forecasts, size = cast(CustomerState, model.state), model.forecasts, model.config.state_size
     heads = nn.ModuleDict({"counts": nn.Linear(size, len(state.mean))})

@@ -110,9 +110,6 @@ class PretrainingArguments(TrainingArguments):
 def check_launch(world_size: int) -> None:
     """Checks that `accelerate launch` started as many processes as its command line says; on CPUs it may start one.
 
-    Args:
-        world_size (`int`): Number of processes that run.
-
     Raises:
         RuntimeError: If fewer processes run. The message names a command line that works.
     """

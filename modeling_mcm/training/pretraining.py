@@ -34,13 +34,7 @@ from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.callbacks import FirstComparison
-from modeling_mcm.training.fitting import (
-    fit_counted_memory,
-    fit_score_scales,
-    learn_state,
-    popularity,
-    trainable,
-)
+from modeling_mcm.training.fitting import fit_counted_memory, fit_score_scales, learn_state, popularity, trainable
 from modeling_mcm.training.options import AUTO, NONE, ModelOptions, PretrainingArguments
 from modeling_mcm.training.recipe import Recipe, recipe_for
 from modeling_mcm.training.resuming import (
@@ -65,12 +59,7 @@ DECIDING = ("scalar_lr_factor", "ema_decay")
 
 
 def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
-    """Chooses the recipe for a prepared data set; what the command line sets is not in it.
-
-    Args:
-        options (`ModelOptions`): The options; with `recipe` "none" the recipe is empty.
-        named (collection of `str`): Names of the options that the command line sets.
-    """
+    """Chooses the recipe for a prepared data set; what the command line sets is not in it."""
     if options.recipe == NONE:
         return Recipe()
     data = PreparedData(str(options.data))
@@ -94,11 +83,6 @@ def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
 
 def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: Recipe | None = None) -> MCMConfig:
     """Makes the model's config. Overrides go before the recipe's choices, and these before the named config.
-
-    Args:
-        options (`ModelOptions`): The options, with the name of a config and its overrides.
-        extractor (`MCMFeatureExtractor`): The feature extractor of the data, which decides features and sizes.
-        recipe (`Recipe`, *optional*): The choices that the data made.
 
     Raises:
         ValueError: If an override is no field of `MCMConfig`.
@@ -131,16 +115,7 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
 
 
 def read_rows(data: PreparedData, config: MCMConfig, evaluate: bool) -> tuple[PreparedRows, PreparedRows | None]:
-    """Reads the rows to train on and the rows to evaluate on.
-
-    Args:
-        data (`PreparedData`): The data set. Its extractor says how many events are read of a history.
-        config (`MCMConfig`): The model's config, which decides what a unit is.
-        evaluate (`bool`): Whether rows to evaluate on are needed.
-
-    Returns:
-        `tuple`: The customers to train on, and the validation cases or `None`.
-    """
+    """Reads the rows to train on and the rows to evaluate on."""
     max_events = data.extractor.max_events
     rows = load_prepared(data.folder, verify=True)
     ends = np.asarray(rows["validation_end"])
@@ -204,12 +179,6 @@ def _compare(data: PreparedData, model: MCMForMultiTaskRecommendation) -> dict[s
 
 def pretrain(options: ModelOptions, objective: Objective, training: PretrainingArguments, recipe: Recipe) -> None:
     """Trains a model, or resumes an interrupted run, and saves the model with its feature extractor.
-
-    Args:
-        options (`ModelOptions`): Which model is trained on which data.
-        objective (`Objective`): The weights of the losses, and how targets are sampled.
-        training (`PretrainingArguments`): The options of the training, with the recipe's choices.
-        recipe (`Recipe`): The choices that the data made, from [`chosen_recipe`].
 
     Raises:
         RunError: If the output folder holds another run, or the data lack a table that the model needs.

@@ -71,14 +71,7 @@ class Start(NamedTuple):
 
 
 def deciding_options(args: TrainingArguments) -> dict[str, Any]:
-    """Selects the options that decide the final weights of a training.
-
-    Args:
-        args (`TrainingArguments`): All options of the Trainer.
-
-    Returns:
-        `dict[str, Any]`: The options by name, with values as JSON stores them.
-    """
+    """The options that decide the final weights of a training, by name, with values as JSON stores them."""
     facts = {
         name: value
         for name, value in args.to_dict().items()
@@ -96,15 +89,7 @@ def step_size(args: TrainingArguments) -> int:
 
 
 def changed_options(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Compares the options of two runs.
-
-    Args:
-        earlier (`dict[str, Any]`): Options of the earlier run.
-        now (`dict[str, Any]`): Options of this run.
-
-    Returns:
-        `list[str]`: A phrase for each option that both have and that differs.
-    """
+    """A phrase for each option that both runs have and that differs."""
     return [
         f"{name} {earlier[name]} and this run has {now[name]}"
         for name in earlier
@@ -113,15 +98,7 @@ def changed_options(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[
 
 
 def changed_config(folder: Path, config: PreTrainedConfig) -> list[str]:
-    """Compares the config of a model with that in a folder.
-
-    Args:
-        folder (`Path`): Checkpoint folder.
-        config (`PreTrainedConfig`): Config of the model that is to be trained.
-
-    Returns:
-        `list[str]`: A phrase for each field that differs; empty if the folder's config can't be read.
-    """
+    """A phrase for each field of a config that differs from that in a folder; none if that one can't be read."""
     path = folder / CONFIG
     if not path.is_file() or damage(path):
         return []
@@ -141,24 +118,13 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
-    """Lists the checkpoint folders in an output folder, sorted by step.
-
-    Args:
-        output_dir (`str` or `Path`): The output folder of a training.
-    """
+    """Lists the checkpoint folders in an output folder, sorted by step."""
     paths = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit()]
     return sorted((path for path in paths if path.is_dir()), key=step_of)
 
 
 def weight_faults(folder: Path) -> list[str]:
-    """Checks the files that a model is read from: weights, config and feature extractor.
-
-    Args:
-        folder (`Path`): Checkpoint folder.
-
-    Returns:
-        `list[str]`: A phrase for each file that is missing or damaged.
-    """
+    """A phrase for each missing or damaged file that a model is read from: weights, config and feature extractor."""
     weights = [path for pattern in WEIGHTS for path in sorted(folder.glob(pattern))]
     has_weights = any(not path.name.startswith("average.") for path in weights)
     faults = [] if has_weights else [f"{folder} has no model.safetensors"]
@@ -171,14 +137,7 @@ def weight_faults(folder: Path) -> list[str]:
 
 
 def checkpoint_faults(checkpoint: Path) -> list[str]:
-    """Checks all files that a run needs to resume a checkpoint as if it had not been interrupted.
-
-    Args:
-        checkpoint (`Path`): Checkpoint folder.
-
-    Returns:
-        `list[str]`: A phrase for each file that is missing or damaged; empty if the checkpoint is complete.
-    """
+    """A phrase for each missing or damaged file that a run needs to go on from a checkpoint unchanged."""
     faults = _state_faults(checkpoint) + (weight_faults(checkpoint) or _divergence(checkpoint))
     for name, patterns in NEEDED.items():
         paths = [path for pattern in patterns for path in sorted(checkpoint.glob(pattern))]

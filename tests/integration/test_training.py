@@ -131,14 +131,12 @@ def test_only_whole_checkpoints_count(trained, tmp_path):
     assert [fault.partition(" has ")[0] for fault in faults] == list(map(str, broken))
 
 
-@pytest.mark.parametrize("way, batch", [("two processes", 4), ("two processes, streaming", 12), ("accumulation", 12)])
+@pytest.mark.parametrize("way, batch", [("two processes", 4), ("accumulation", 12)])
 def test_batches_in_parts_give_the_losses_of_whole_ones(recipe, tmp_path, way, batch):
     """Also at the end of an epoch, where of 34 customers two are left, or ten, in unequal parts or for one process."""
     no_dropout = [f"{name}_prob=0.0" for name in ("hidden_dropout", "attention_probs_dropout", "event_dropout")]
     options = ["--config_overrides", *TINY_OVERRIDES, *no_dropout, "--max_steps", "10", "--save_strategy", "no"]
     options += ["--eval_strategy", "no", "--report_to", "none"]
-    if way.endswith("streaming"):
-        options += ["--streaming", "true", "--streaming_lanes", 2, 1]
     options += ["--per_device_train_batch_size"]
     whole, pretrain, parts = tmp_path / "whole", forked_runs.pretrain_two, [batch // 2]
     if way == "accumulation":
@@ -274,11 +272,7 @@ def test_what_happens_after_a_cutoff_changes_nothing_before_it(
     batches = [PreparedRows(dataset).__getitems__(everyone) for dataset in stored]
     assert any(len(a["times"]) != len(b["times"]) for a, b in zip(*batches, strict=True))
 
-    training = [
-        tiny_config(extended=True),
-        tiny_config(),
-        tiny_config(augmentation="masked_lm", readout="last"),
-    ]
+    training = [tiny_config(extended=True), tiny_config(), tiny_config(augmentation="masked_lm", readout="last")]
     for config in training:
         made = [MCMCollator(e, config, "train")(batch) for e, batch in zip(extractors, batches, strict=True)]
         assert made[0].keys() == made[1].keys() and all(torch.equal(made[0][name], made[1][name]) for name in made[0])
