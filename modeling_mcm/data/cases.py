@@ -24,7 +24,7 @@ ENDS = tuple(f"{cutoff}_end" for cutoff in CUTOFFS)  # columns with the number o
 
 
 def deciding_tasks(tasks: Sequence[str], token_type: str) -> list[str]:
-    """Names the tasks whose labels make an event a target: all besides the token type, unless that is the only task."""
+    """Tasks whose labels make an event a target: all besides the token type, unless that is the only task."""
     return [task for task in tasks if task != token_type] or list(tasks)
 
 

@@ -240,7 +240,7 @@ class MCMTrainer(ResumableTrainer):
 
 
 class TaskMetrics:
-    """Computes next-visit and next-event metrics of the tasks, and their mean NDCG; the Trainer's `compute_metrics`."""
+    """Next-visit and next-event metrics of the tasks, and their mean NDCG; the Trainer's `compute_metrics`."""
 
     def __init__(self, tasks: Sequence[str]):
         self.tasks, self.metrics = list(tasks), StreamingMetrics()
