@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import yaml
 from transformers import HfArgumentParser
+from transformers.utils import logging
 
 from modeling_mcm.data.yaml_files import UniqueKeyLoader, read_yaml
 from modeling_mcm.option import option
@@ -77,17 +79,6 @@ class ProgressOptions:
     """Whether a command shows progress bars. [`parse_options`] reads and applies this for every command."""
 
     no_progress: bool = option(False, "Show no progress bars. By default preparation, training and scoring do.")
-
-    def apply(self, others: Iterable[Any]) -> None:
-        """Switches progress bars off if `no_progress` is true."""
-        if not self.no_progress:
-            return
-        from modeling_mcm.progress import disable_progress_bars
-
-        disable_progress_bars()
-        for options in others:
-            if hasattr(options, "disable_tqdm"):
-                options.disable_tqdm = True
 
 
 class RecipeLoader(UniqueKeyLoader):
@@ -187,7 +178,12 @@ def parse_options(
         *others, progress = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     except ValueError as error:
         parser.error(str(error))
-    progress.apply(others)
+    if progress.no_progress:
+        logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+        for options in others:
+            if hasattr(options, "disable_tqdm"):
+                options.disable_tqdm = True
     return tuple(others)
 
 

@@ -31,14 +31,7 @@ def deciding_tasks(tasks: Sequence[str], token_type: str) -> list[str]:
 def check_cutoff(cutoff: str) -> str:
     """Checks the name of a cutoff, and names the column that says where the history ends at this cutoff.
 
-    Args:
-        cutoff (`str`): name of the cutoff, "validation" or "test".
-
-    Returns:
-        `str`: name of the column of prepared rows that holds the number of events before the cutoff.
-
-    Raises:
-        ValueError: if the cutoff is unknown.
+    Raises `ValueError` if the cutoff is unknown.
     """
     if cutoff not in CUTOFFS:
         raise ValueError(f"Found cutoff {cutoff!r}; expected one of {', '.join(map(repr, CUTOFFS))}.")
@@ -46,13 +39,7 @@ def check_cutoff(cutoff: str) -> str:
 
 
 def visible_end(row: Mapping[str, Any], cutoff: str) -> int:
-    """Number of a customer's events that may be read when a cutoff is evaluated.
-
-    Args:
-        row (`dict`): prepared row.
-        cutoff (`str`): name of the cutoff, "validation" or "test". At the validation cutoff only the events before the
-            test cutoff may be read, at the test cutoff all events.
-    """
+    """Number of events that may be read when a cutoff is evaluated: up to the test cutoff at validation, else all."""
     return row[ENDS[1]] if cutoff == CUTOFFS[0] else len(row["visits"])
 
 
@@ -99,19 +86,7 @@ class CaseEvents(NamedTuple):
 
     @classmethod
     def read(cls, table: pa.Table, cutoff: str, tasks: Sequence[str], token_type: str) -> "CaseEvents":
-        """Reads the events of prepared rows.
-
-        Args:
-            table (`pyarrow.Table`): prepared rows with the columns `visits`, `validation_end`, `test_end` and
-                `task_<name>` of each task.
-            cutoff (`str`): name of the cutoff, "validation" or "test".
-            tasks (`Sequence[str]`): names of the tasks.
-            token_type (`str`): name of the token type feature. Its labels make no event a target, unless it is the
-                only task.
-
-        Raises:
-            ValueError: if the cutoff is unknown.
-        """
+        """Reads the events of prepared rows. Raises `ValueError` if the cutoff is unknown."""
         lengths = list_lengths(table, "visits")
         row = np.repeat(np.arange(len(table)), lengths)
         index = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -138,13 +138,6 @@ class LengthGroupedSampler(Sampler):
 
     The order depends on the seed and the epoch alone. A group is as large as a global batch: two processes with half
     of the batch each read together the rows that one process would read.
-
-    Args:
-        lengths (`ArrayLike` of shape `(N,)`): length of each row, in the unit that a batch is padded in.
-        group_size (`int`): number of rows of a global batch, over all processes.
-        seed (`int`): seed of the order.
-        epoch (`torch.Tensor`, int64 of shape `()`): number of the epoch: the tensor `epoch` of the collator, whose
-            value the training loop increases.
     """
 
     def __init__(self, lengths: ArrayLike, group_size: int, seed: int, epoch: torch.Tensor):
@@ -364,12 +357,7 @@ class MCMCollator:
         return last + generator.random(len(ends)) * np.maximum(following - last, 0)
 
     def _weights(self, window: Mapping[str, Any], ends: NDArray) -> NDArray[np.float32]:
-        """Weight of each label: it halves for every half-life from the label's prefix to the latest prefix.
-
-        Args:
-            window (`dict`): the history that is read.
-            ends (`NDArray[int64]` of shape `(N,)`): end of each label's prefix.
-        """
+        """Weight of each label: it halves for every half-life from the label's prefix to the latest prefix."""
         times = window["times"][np.minimum(ends, len(window["times"]) - 1)]
         days = self._days_before_latest(times, times)
         return np.exp2(-days / self.half_life).astype(np.float32)

@@ -103,8 +103,7 @@ class PreparedManifest:
     def save(self, directory: str | Path) -> None:
         """Writes `manifest.json` in one step: another process reads the whole file or none.
 
-        Raises:
-            OSError: if the file can't be written.
+        Raises `OSError` if the file can't be written.
         """
         write_json(Path(directory) / MANIFEST_FILE, asdict(self), ensure_ascii=False)
 
@@ -154,10 +153,7 @@ def check_shards(directory: str | Path, shards: Sequence[dict[str, Any]], verify
 
 
 def load_prepared(
-    directory: str | Path,
-    cache_dir: str | Path | None = None,
-    verify: bool = False,
-    shards: Sequence[int] | None = None,
+    directory: str | Path, cache_dir: str | Path | None = None, verify: bool = False
 ) -> datasets.Dataset:
     """Opens the shards as one memory-mapped data set with one row per customer, in the order of `customer_id`.
 
@@ -166,8 +162,6 @@ def load_prepared(
         cache_dir (`str` or `Path`, *optional*): folder in which `datasets` keeps its Arrow copy of the rows. Default:
             the usual cache folder of `datasets`.
         verify (`bool`): whether to compare the digests of the shards too, which reads every byte.
-        shards (`Sequence[int]`, *optional*): indices of the shards to read, in the order of the manifest. Default: all
-            shards.
 
     Returns:
         `datasets.Dataset`: one row per customer. `customer_id` is text. The lists `times` (seconds since 1970-01-01),
@@ -181,7 +175,7 @@ def load_prepared(
     """
     directory = Path(directory)
     manifest = PreparedManifest.load(directory)
-    entries = manifest.shards if shards is None else [manifest.shards[index] for index in shards]
+    entries = manifest.shards
     check_shards(directory, entries, verify)
     files = [str(directory / shard["file"]) for shard in entries]
     # `datasets` finds its copy by path and time. Other data with the same path and time must not get this copy.
@@ -231,8 +225,7 @@ class PreparedData:
 def check_vocabularies(directory: str | Path, extractor: MCMFeatureExtractor) -> None:
     """Checks that the ids of a checkpoint mean the same values as the ids of a prepared data set.
 
-    Raises:
-        ValueError: if features, tasks, vocabularies or bins differ.
+    Raises `ValueError` if features, tasks, vocabularies or bins differ.
     """
     data = PreparedData(directory).extractor
     for what in ("feature_names", "tasks", "vocabularies", "bins"):

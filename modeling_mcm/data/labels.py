@@ -60,11 +60,7 @@ class CustomerLabels:
         return len(self.values)
 
     def of(self, indices: ArrayLike) -> CustomerLabels:
-        """Selects some of the labels.
-
-        Args:
-            indices (`ArrayLike` of shape `(M,)`): indices of the labels.
-        """
+        """Selects some of the labels."""
         indices = np.asarray(indices, np.int64)
         return replace(
             self, customer_ids=self.customer_ids[indices], times=self.times[indices], values=self.values[indices]
@@ -82,8 +78,7 @@ class CustomerLabels:
     def check_trainable(self, what: str = "training") -> None:
         """Checks that the labels have at least two different values, so that there is something to learn.
 
-        Raises:
-            ValueError: if all labels are the same, or there is no label.
+        Raises `ValueError` if all labels are the same, or there is no label.
         """
         distinct = np.unique(self.values)
         if len(distinct) < 2:
@@ -100,10 +95,6 @@ class CustomerLabels:
         """Splits the labels at random into training and validation.
 
         All labels of a customer are on one side, and each class gives about the same share of its customers.
-
-        Args:
-            share (`float`): share of the customers for validation, at least 0 and less than 1.
-            seed (`int`): seed of the draw.
         """
         customers, first, owner = np.unique(self.customer_ids.astype(str), return_index=True, return_inverse=True)
         order = np.random.default_rng(seed).permutation(len(customers))

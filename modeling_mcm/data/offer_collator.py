@@ -27,12 +27,6 @@ from modeling_mcm.times_mcm import SECONDS_PER_DAY
 class OfferGroups(Dataset):
     """Groups of offers, each with its customer's history **before** the offers were made.
 
-    Args:
-        rows (`datasets.Dataset`): what `load_prepared` returns.
-        offers (`Offers`): the offers.
-        groups (`ArrayLike` of shape `(groups,)`, *optional*): indices of the groups that are used. Default: all
-            groups.
-
     Raises:
         ValueError: if a customer is not in the prepared data set. A customer without events before the offers is no
             error: the model then reads the profile and the start row alone.
@@ -55,9 +49,6 @@ class OfferGroups(Dataset):
 
         The estimate is the number of events plus ten times the number of visits: every event is embedded, and every
         label of every task reads every visit.
-
-        Returns:
-            `NDArray[int64]` of shape `(groups,)`: the estimate for each group, without a unit.
         """
         estimates = np.zeros(len(self), np.int64)
         for start in range(0, len(self), 256):

@@ -115,8 +115,7 @@ class EventSchema(LogSchema):
     def from_dict(cls, given: Mapping[str, Any]) -> EventSchema:
         """Builds a schema from plain values.
 
-        Raises:
-            ValueError: if a key is unknown, missing or has a wrong value. The message names the key and the fix.
+        Raises `ValueError` if a key is unknown, missing or has a wrong value. The message names the key and the fix.
         """
         if not isinstance(given, Mapping):
             raise ValueError("The event schema is not a mapping; it needs keys such as `customer: household_id`.")
@@ -175,8 +174,7 @@ class EventSchema(LogSchema):
     def cutoff(self, key: str) -> datetime:
         """Gives the date of a cutoff.
 
-        Raises:
-            ValueError: if there is no date, because each customer's last visits are held out.
+        Raises `ValueError` if there is no date, because each customer's last visits are held out.
         """
         if isinstance(self.cutoffs, str):
             raise ValueError(

@@ -1,7 +1,7 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Callbacks of a training run: the collator's epoch, a clock, an average of the weights, a comparison with popularity,
-early stopping, and a check that processes and resumed runs have the same data and options.
+"""Callbacks of a training run: the collator's epoch, a clock, an average of the weights, early stopping, and a check
+that processes and resumed runs have the same data and options.
 """
 
 import time
@@ -121,11 +121,7 @@ class WeightAverage(TrainerCallback):
         save_file(self.average.state_dict(), Path(folder, self.FILE))
 
     def load(self, folder: str | Path) -> None:
-        """Reads the average from a checkpoint folder.
-
-        Raises:
-            ValueError: If the checkpoint's run had no average.
-        """
+        """Reads the average from a checkpoint folder. Raises `ValueError` if the checkpoint's run had no average."""
         path = Path(folder, self.FILE)
         if not path.is_file():
             raise ValueError(
@@ -133,36 +129,6 @@ class WeightAverage(TrainerCallback):
                 "or start anew in another output_dir."
             )
         self.average.load_state_dict(load_file(path))
-
-
-NOISE = 0.02  # share by which the first evaluation may be below popularity without a warning
-
-
-class FirstComparison(TrainerCallback):
-    """After the first evaluation, warns of each task on which the model is worse than the most popular labels.
-
-    Args:
-        popularity (`dict[str, float]`): For each task the metric of the most popular labels, on the same cases.
-        metric (`str`): Name of the metric, without `eval_` and the task.
-        warn (callable): Function that is called with each warning, such as the method `warning` of a logger.
-    """
-
-    def __init__(self, popularity: Mapping[str, float], metric: str, warn: Callable[[str], Any]):
-        self.popularity, self.metric, self.warn, self.has_compared = popularity, metric, warn, False
-
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        """Compares the metrics of the first evaluation with popularity, in the main process."""
-        if self.has_compared or not state.is_world_process_zero:
-            return
-        self.has_compared = True
-        for task, popular in self.popularity.items():
-            value = (metrics or {}).get(f"eval_{task}_{self.metric}")
-            if value is not None and value < popular * (1 - NOISE):
-                self.warn(
-                    f"After the first evaluation the model is under popularity on {task}: {self.metric} {value:.4f} "
-                    f"and {popular:.4f}. If the next evaluations do not change that, look whether the training loss "
-                    "falls, and try another learning rate (--learning_rate) or more epochs (--num_train_epochs)."
-                )
 
 
 class RunConsistency(TrainerCallback):
@@ -182,8 +148,7 @@ class RunConsistency(TrainerCallback):
     def check(self, step: int, earlier: Mapping[str, Any], config_changes: Sequence[str] = ()) -> None:
         """Compares this run with the run that wrote a checkpoint. What the checkpoint lacks is not compared.
 
-        Raises:
-            ValueError: If something differs; the message names it.
+        Raises `ValueError` if something differs; the message names it.
         """
         advice = "Put back what there was, or start anew in another output_dir."
         for name, value in earlier.items():
@@ -201,8 +166,7 @@ class RunConsistency(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """Compares the processes, and a resumed run with its checkpoint.
 
-        Raises:
-            ValueError: If something differs; the message names it.
+        Raises `ValueError` if something differs; the message names it.
         """
         all_facts = gather_object([self.facts | {self.OPTIONS: self.options}])
         for process, facts in enumerate(all_facts):
@@ -212,8 +176,6 @@ class RunConsistency(TrainerCallback):
                         f"Process {process} has {name} {facts[name]} and process 0 has {all_facts[0][name]}: one "
                         "model can't be trained on both. Give every machine the same data and options."
                     )
-        if state.global_step:
-            self.check(state.global_step, state.stateful_callbacks.get(self.STATE, {}))
         state.stateful_callbacks[self.STATE] = self.facts | {self.OPTIONS: self.options}
         if state.global_step >= state.max_steps > 0:  # the run ended after its last step, so no step is left
             control.should_training_stop = True

@@ -30,8 +30,7 @@ CONFIG, EXTRACTOR = "config.json", "preprocessor_config.json"
 def check_files(folder: str) -> None:
     """Checks the files of a checkpoint folder. A name on the Hub is not checked.
 
-    Raises:
-        CheckpointError: If the folder or a file of it is missing, incomplete or damaged.
+    Raises `CheckpointError` if the folder or a file of it is missing, incomplete or damaged.
     """
     path = Path(folder)
     if not path.is_dir():

@@ -186,12 +186,7 @@ def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None
 
 
 def digest_of(folder: str | Path, patterns: Sequence[str]) -> str:
-    """Computes one SHA-256 digest of a folder's files.
-
-    Args:
-        folder (`str` or `Path`): The folder. A name on the Hub is no folder, so its digest is that of no files.
-        patterns (sequence of `str`): Patterns of the files' names.
-    """
+    """Computes one SHA-256 digest of a folder's files."""
     files = [path for pattern in patterns for path in sorted(Path(folder).glob(pattern))]
     return hashlib.sha256(" ".join(map(file_digest, files)).encode()).hexdigest()
 

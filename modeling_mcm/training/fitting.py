@@ -62,8 +62,7 @@ def popularity(data: PreparedData, config: MCMConfig) -> dict[str, torch.Tensor]
 def fit_counted_memory(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int) -> None:
     """Fills the tables of the counted memory, and fits how much the followers of a label count in a score.
 
-    Raises:
-        RunError: If the data set has no table of followers and the model needs one.
+    Raises `RunError` if the data set has no table of followers and the model needs one.
     """
     config, followers = model.config, data.folder / FOLLOWERS_FILE
     rows = data.rows

@@ -130,13 +130,7 @@ class CountedHistories(Dataset):
 
 
 class LabelTrainer(Trainer):
-    """`Trainer` with a learning rate of its own for the customer state, which pre-training has trained.
-
-    Args:
-        args (`tuple`): Positional arguments of `Trainer`.
-        encoder_lr_factor (`float`): Factor on the learning rate of the customer state; the head's has the factor 1.
-        kwargs (`dict`): Keyword arguments of `Trainer`; `args` must be among them.
-    """
+    """`Trainer` with a learning rate of its own for the customer state, which pre-training has trained."""
 
     def __init__(self, *args: Any, encoder_lr_factor: float, **kwargs: Any):
         self.encoder_lr_factor = encoder_lr_factor
@@ -240,19 +234,6 @@ def train_to_labels(
     max_events: int | None = None,
 ) -> dict[str, float]:
     """Fine-tunes a checkpoint to a label of customers, and saves it with its feature extractor and its metrics.
-
-    Args:
-        model (`str`): Checkpoint folder, or name on the Hub.
-        data (`str`): Folder of the prepared data set that the checkpoint was pre-trained on.
-        options (`LabelOptions`): The file of labels and its columns.
-        training (`FineTuningArguments`): The options of the training.
-        is_frozen (`bool`): Whether the head alone is trained and the customer state stays as it is.
-        encoder_lr_factor (`float`): Factor on the learning rate of the customer state.
-        max_events (`int`, *optional*): Largest number of events that are read of a history, the start row included.
-            By default the checkpoint's.
-
-    Returns:
-        `dict[str, float]`: Metrics of the validation customers; empty if there are none.
 
     Raises:
         ValueError: If the labels, the data and the options do not fit together.

@@ -70,15 +70,7 @@ class Moments:
 
 
 class MomentSampler:
-    """Draws moments of customers, with what followed each.
-
-    Args:
-        model (`MCMModel`): A model with a customer state.
-        extractor (`MCMFeatureExtractor`): The model's feature extractor.
-        cutoff (`float`, *optional*): End of the training period of all customers, in seconds since 1970. `None` if
-            each customer's last visits are held out; the period then ends with the customer's last training event.
-        seed (`int`): Seed of the draws.
-    """
+    """Draws moments of customers, with what followed each."""
 
     def __init__(self, model: MCMModel, extractor: MCMFeatureExtractor, cutoff: float | None, seed: int = 0):
         config = model.config

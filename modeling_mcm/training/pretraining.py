@@ -33,7 +33,6 @@ from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.training.callbacks import FirstComparison
 from modeling_mcm.training.fitting import fit_counted_memory, fit_score_scales, learn_state, popularity, trainable
 from modeling_mcm.training.options import AUTO, NONE, ModelOptions, PretrainingArguments
 from modeling_mcm.training.recipe import Recipe, recipe_for
@@ -84,8 +83,7 @@ def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
 def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: Recipe | None = None) -> MCMConfig:
     """Makes the model's config. Overrides go before the recipe's choices, and these before the named config.
 
-    Raises:
-        ValueError: If an override is no field of `MCMConfig`.
+    Raises `ValueError` if an override is no field of `MCMConfig`.
     """
     values: dict[str, Any] = {}
     known = MCMConfig().to_dict()
@@ -128,50 +126,27 @@ def read_rows(data: PreparedData, config: MCMConfig, evaluate: bool) -> tuple[Pr
     return train_rows, PreparedRows(rows, indices[np.argsort(units[indices], kind="stable")])  # for little padding
 
 
-def _baseline_results(data: PreparedData, config: MCMConfig, names: Any):
-    """Evaluates counting baselines on the validation cases.
-
-    Returns the rows, the cases, and the metrics by baseline and task; these are empty if a package is missing.
-    """
-    rows = data.rows
-    cases = cases_at(data, "validation", rows)
-    sizes = config.label_sizes
-    cache = BaselineCache(data.folder / BASELINES_FOLDER, file_digest(data.folder / MANIFEST_FILE))
-    try:
-        return rows, cases, counting_baselines(rows, cases, sizes, names, cache=cache)
-    except ImportError as error:
-        logger.warning(f"The model is not compared with counting: {error}")
-        return rows, cases, {}
-
-
-def _mean_metrics(results: Any) -> dict[str, dict[str, float]]:
-    """Means of `BEST_METRIC` over the cases, by method and task, without tasks that have no target in any case."""
-    return {
-        method: {
-            task: float(np.nanmean(metrics[BEST_METRIC]))
-            for task, metrics in by_task.items()
-            if not np.isnan(metrics[BEST_METRIC]).all()
-        }
-        for method, by_task in results.items()
-    }
-
-
-def _compare(data: PreparedData, model: MCMForMultiTaskRecommendation) -> dict[str, Any]:
+def _compare(data: PreparedData, model: MCMForMultiTaskRecommendation) -> dict[str, dict[str, float]]:
     """Compares the trained model with baselines on the validation cases, and warns of tasks on which it is worse.
 
-    Returns means of `BEST_METRIC` by method and task; empty if a package is missing.
+    Returns means of `BEST_METRIC` by method and task, without tasks that have no target; empty if a package lacks.
     """
+    rows, tasks = data.rows, list(model.config.tasks)
+    cases = cases_at(data, "validation", rows)
+    cache = BaselineCache(data.folder / BASELINES_FOLDER, file_digest(data.folder / MANIFEST_FILE))
     names = [*FIRST_BASELINES, *STRONG_BASELINES]
-    rows, cases, results = _baseline_results(data, model.config, names)
-    if not results:
+    try:
+        results: Any = counting_baselines(rows, cases, model.config.label_sizes, names, cache=cache)
+    except ImportError as error:
+        logger.warning(f"The model is not compared with counting: {error}")
         return {}
-    tasks = list(model.config.tasks)
     results["MCM"] = model_values(model.eval(), data.extractor, rows, cases, tasks)
-    means = _mean_metrics(results)
-    for method, by_task in means.items():
-        logger.warning(
-            f"{BEST_METRIC} on validation, {method}: " + ", ".join(f"{t} {v:.4f}" for t, v in by_task.items())
-        )
+    means: dict[str, dict[str, float]] = {}
+    for method, by_task in results.items():
+        values = {task: metrics[BEST_METRIC] for task, metrics in by_task.items()}
+        means[method] = {task: float(np.nanmean(each)) for task, each in values.items() if not np.isnan(each).all()}
+        words = ", ".join(f"{task} {mean:.4f}" for task, mean in means[method].items())
+        logger.warning(f"{BEST_METRIC} on validation, {method}: {words}")
     for warning in baseline_warnings(values_of(results, BEST_METRIC)):
         logger.warning(warning)
     return means
@@ -180,8 +155,7 @@ def _compare(data: PreparedData, model: MCMForMultiTaskRecommendation) -> dict[s
 def pretrain(options: ModelOptions, objective: Objective, training: PretrainingArguments, recipe: Recipe) -> None:
     """Trains a model, or resumes an interrupted run, and saves the model with its feature extractor.
 
-    Raises:
-        RunError: If the output folder holds another run, or the data lack a table that the model needs.
+    Raises `RunError` if the output folder holds another run, or the data lack a table that the model needs.
     """
     set_seed(training.seed)
     data = PreparedData(str(options.data))
@@ -235,10 +209,6 @@ def _train(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_rows):,} customers, "
         + (f"going on from {start.checkpoint}" if start.checkpoint else "starting anew")
     )
-    if eval_rows is not None and trainer.is_world_process_zero():
-        results = _baseline_results(data, config, FIRST_BASELINES)[2]
-        for popular in _mean_metrics(results).values():
-            trainer.add_callback(FirstComparison(popular, BEST_METRIC, logger.warning))
     if start.checkpoint is None and (model.counted_memory is not None or config.label_features):
         fit_counted_memory(model, data, training.seed)
     trainer.train(resume_from_checkpoint=start.checkpoint)

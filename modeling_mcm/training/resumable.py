@@ -48,12 +48,7 @@ class ResumableTrainer(Trainer):
         return step_size(self.args)
 
     def remember_run(self, facts: dict[str, Any], options: Mapping[str, Any]) -> None:
-        """Sets what all processes, and a run with the checkpoint that it resumes, must have in common.
-
-        Args:
-            facts (`dict[str, Any]`): Facts of the data and their order, such as the digest of the data.
-            options (`dict[str, Any]`): Options that decide the weights, besides those of `TrainingArguments`.
-        """
+        """Sets what all processes, and a run with the checkpoint that it resumes, must have in common."""
         own = json.loads(json.dumps(options, default=str))
         self.run_consistency = RunConsistency(facts, deciding_options(self.args) | own)
         self.add_callback(self.run_consistency)
@@ -62,8 +57,7 @@ class ResumableTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trains as `Trainer` does, after a check that the checkpoint to resume is of the same run.
 
-        Raises:
-            ValueError: If the checkpoint was trained with other data or options.
+        Raises `ValueError` if the checkpoint was trained with other data or options.
         """
         if self.args.should_save:
             shutil.rmtree(Path(str(self.args.output_dir), INCOMPLETE), ignore_errors=True)
@@ -173,11 +167,5 @@ class ResumableTrainer(Trainer):
             self.push_to_hub()
 
     def write_record(self, record: str, facts: Mapping[str, Any], is_finished: bool) -> None:
-        """Writes the record of a run into the output folder.
-
-        Args:
-            record (`str`): Name of the file, such as pretraining.json.
-            facts (`dict[str, Any]`): Facts of the run, such as its options, seconds and steps.
-            is_finished (`bool`): Whether nothing is left to do.
-        """
+        """Writes the record of a run into the output folder."""
         write_json(Path(str(self.args.output_dir), record), {**facts, "finished": is_finished})

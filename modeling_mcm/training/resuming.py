@@ -174,12 +174,6 @@ def last_whole_checkpoint(output_dir: str | Path) -> tuple[str | None, list[str]
     """Finds the newest complete checkpoint.
 
     MCMTrainer itself leaves only complete checkpoints; files may have been damaged or deleted since.
-
-    Args:
-        output_dir (`str` or `Path`): The output folder of a training.
-
-    Returns:
-        `tuple`: The folder of the checkpoint, or `None`, and a phrase for each fault of newer checkpoints.
     """
     faults: list[str] = []
     for folder in reversed(checkpoints(output_dir)):
@@ -261,12 +255,7 @@ def _some(phrases: list[str]) -> str:
 def output_folder_lock(output_dir: str | Path, is_writer: bool = True) -> Iterator[None]:
     """A context that makes an output folder and locks it, so that no second run trains into it at the same time.
 
-    Args:
-        output_dir (`str` or `Path`): The output folder.
-        is_writer (`bool`): Whether this process writes the files. Other processes of the run take no lock.
-
-    Raises:
-        RunError: If the folder can't be written to, or another run trains into it.
+    Raises `RunError` if the folder can't be written to, or another run trains into it.
     """
     folder, existed = Path(output_dir).resolve(), Path(output_dir).exists()
     if not is_writer:

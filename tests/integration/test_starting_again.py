@@ -71,20 +71,12 @@ def test_a_finished_run_is_finished(run, folder, options):
 
 OPTIONS = {
     "learning_rate": (["--learning_rate", 0.1], [], "learning_rate 0.002 and this run has 0.1"),
-    "weight_decay": (["--weight_decay", 0.5], [], "weight_decay 0.01 and this run has 0.5"),
     "max_steps": (["--max_steps", 7], [], "max_steps 5 and this run has 7"),
-    "warmup_steps": (["--warmup_steps", 3], [], "warmup_steps 0.05 and this run has 3"),
-    "lr_scheduler_type": (["--lr_scheduler_type", "linear"], [], "lr_scheduler_type cosine and this run has linear"),
-    "adam_beta2": (["--adam_beta2", 0.9], [], "adam_beta2 0.999 and this run has 0.9"),
-    "max_grad_norm": (["--max_grad_norm", 5], [], "max_grad_norm 1.0 and this run has 5.0"),
-    "num_train_epochs": (["--num_train_epochs", 9], [], "num_train_epochs 6.0 and this run has 9"),
     "seed": (["--seed", 1], [], "seed 42 and this run has 1"),
     "batch size": (["--per_device_train_batch_size", 4], [], "batch size 8 and this run has 4"),
     "ema_decay": (["--ema_decay", 0.9], [], "ema_decay None and this run has 0.9"),
-    "scalar_lr_factor": (["--scalar_lr_factor", 2], [], "scalar_lr_factor 20.0 and this run has 2"),
     "max_events": (["--max_events", 20], [], "max_events 40 and this run has 20"),
     "hidden_size": ([], ["hidden_size=32"], "hidden_size 16 and this run has 32"),
-    "dropout": ([], ["hidden_dropout_prob=0.3"], "hidden_dropout_prob 0.1 and this run has 0.3"),
     "readout": ([], ["readout=last"], "readout attentional and this run has last"),
 }
 

@@ -26,7 +26,6 @@ from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.evaluation.cases import cases_at
-from modeling_mcm.training.resuming import last_whole_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "fixtures" / "golden_loss.json"
@@ -115,20 +114,6 @@ def test_two_processes_that_sample_labels_go_on_as_they_would_have(recipe, tmp_p
     assert "going on from" in text
     assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
     assert_same_weights(tmp_path / "whole", tmp_path / "resumed")
-
-
-def test_only_whole_checkpoints_count(trained, tmp_path):
-    assert last_whole_checkpoint(tmp_path) == (None, [])
-    for step, state in [(7, None), (14, None), (20, '{"half'), (100, "")]:
-        folder = shutil.copytree(trained / f"checkpoint-{min(step, 14)}", tmp_path / f"checkpoint-{step}")
-        if state is not None:
-            (folder / "trainer_state.json").write_text(state)
-    (tmp_path / "checkpoint-best").mkdir()
-    (tmp_path / "checkpoint-200").touch()  # no folder
-    newest, faults = last_whole_checkpoint(tmp_path)
-    assert newest == str(tmp_path / "checkpoint-14")  # by number, not by name
-    broken = [tmp_path / f"checkpoint-{step}" / "trainer_state.json" for step in (100, 20)]
-    assert [fault.partition(" has ")[0] for fault in faults] == list(map(str, broken))
 
 
 @pytest.mark.parametrize("way, batch", [("two processes", 4), ("accumulation", 12)])

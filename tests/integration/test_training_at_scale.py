@@ -3,7 +3,6 @@
 """Long runs on many shards: what kills, full disks, damaged shards and other machines do to them, and early ends."""
 
 import json
-import math
 import os
 import random
 import re
@@ -234,19 +233,6 @@ def test_a_run_goes_on_with_other_numbers_of_processes_and_workers(options, tmp_
 
 
 # ------------------------------------------------------------------------------------------------ schedules and ends
-
-
-def test_the_learning_rate_follows_the_schedule_of_the_recipe(options, undisturbed, tmp_path):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 0.0005}\nwarmup_steps: 6\n"
-    )
-    forked_runs.pretrain([recipe, *options(tmp_path / "run", "save_strategy", "no")], tmp_path / "log")
-    for folder, warmup, lowest in ((undisturbed, math.ceil(0.05 * STEPS), 0.0), (tmp_path / "run", 6, 0.25)):
-        rates = [each["learning_rate"] for each in logged(folder) if "learning_rate" in each]
-        falling = [(1 + math.cos(math.pi * k / (STEPS - warmup))) / 2 for k in range(STEPS - warmup)]
-        factors = [step / warmup for step in range(warmup)] + [lowest + (1 - lowest) * each for each in falling]
-        assert rates == pytest.approx([2e-3 * factor for factor in factors])
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,6 @@ ROOMS = {
     "evaluation": {"evaluation", "data", "extras", "modeling_mcm", *FILES_OF_A_LOG},
     "hub": {"hub", "data", "evaluation", *SIBLINGS},
     "extras": set(),
-    "progress": set(),
     "option": set(),
     "training": {"training", "data", "evaluation", "extras", "option", *SIBLINGS},
     "scoring": {"scoring", "data", "preparation", "evaluation", "extras", *SIBLINGS},
