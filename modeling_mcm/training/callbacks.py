@@ -176,6 +176,8 @@ class RunConsistency(TrainerCallback):
                         f"Process {process} has {name} {facts[name]} and process 0 has {all_facts[0][name]}: one "
                         "model can't be trained on both. Give every machine the same data and options."
                     )
+        if state.global_step:
+            self.check(state.global_step, state.stateful_callbacks.get(self.STATE, {}))
         state.stateful_callbacks[self.STATE] = self.facts | {self.OPTIONS: self.options}
         if state.global_step >= state.max_steps > 0:  # the run ended after its last step, so no step is left
             control.should_training_stop = True
