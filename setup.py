@@ -54,6 +54,7 @@ setup(
         "torch>=2.9",
         "datasets>=5.2",
         "accelerate>=1.15",
+        "filelock>=4",
         "huggingface-hub>=2.4",
         "evaluate>=0.4.6",
         "jinja2>=3.1",

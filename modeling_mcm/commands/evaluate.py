@@ -33,7 +33,7 @@ from modeling_mcm.commands.arguments import exits, parse_options
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
-from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
+from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
 from modeling_mcm.data.offers import SPLITS, TEST, load_offers
 from modeling_mcm.evaluation.baseline_cache import FOLDER, BaselineCache
@@ -59,7 +59,7 @@ from modeling_mcm.evaluation.predictions import PredictionsWriter
 from modeling_mcm.evaluation.ranking import mask_met
 from modeling_mcm.evaluation.reports import text_table, with_half_interval, write_report
 from modeling_mcm.evaluation.tables import by_history, history_table, metric_table, summary, target_of, write_values
-from modeling_mcm.files_mcm import write_json
+from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -277,7 +277,7 @@ def _report_visits(options: EvaluationOptions) -> None:
     names, left_out = default_baselines(cases, label_sizes)
     if options.baselines:
         names, left_out = [name for name in options.baselines if name != "none"], []
-    cache = BaselineCache(data.folder / FOLDER, sha256_of(data.folder / MANIFEST_FILE))
+    cache = BaselineCache(data.folder / FOLDER, file_digest(data.folder / MANIFEST_FILE))
     try:
         results = counting_baselines(rows, cases, label_sizes, names, options.k, cache)
     except ImportError as error:  # the message names the extra that is missing

@@ -127,9 +127,9 @@ def _run(options: ForgetOptions) -> list[str]:
     none if it is proven that the customers are gone. Raises `FileNotFoundError` if a path does not exist, and
     `ValueError` if a file can't be read as the options say.
     """
+    from modeling_mcm.files_mcm import locked
     from modeling_mcm.preparation.deletion import Places, look_for
     from modeling_mcm.preparation.forget import find_customers
-    from modeling_mcm.preparation.locks import locked
 
     ids = _read_ids(options.customers)
     places = Places.resolved(options.data, options.predictions, options.events)

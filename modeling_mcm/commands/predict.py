@@ -33,9 +33,10 @@ from transformers.utils import logging
 from modeling_mcm.commands.arguments import EngineOptions, exits, parse_options
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest, check_vocabularies, schema_of
-from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
+from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.events_mcm import naming
 from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -172,7 +173,7 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
             check_vocabularies(job.data, extractor)
             customers = sum(shard["rows"] for shard in PreparedManifest.load(job.data).shards)
             if state.is_main_process:
-                digests = {"model": digest, "data": sha256_of(Path(job.data) / MANIFEST_FILE)}
+                digests = {"model": digest, "data": file_digest(Path(job.data) / MANIFEST_FILE)}
                 claim(
                     folder, digests | {"options": contents, "customers": customers, UNTIL: last_event(Path(job.data))}
                 )

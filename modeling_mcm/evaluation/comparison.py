@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from modeling_mcm.evaluation.metrics import Interval, paired_difference
 
-LONGER = "train longer (`--num_train_epochs`, `--max_seconds`)"
+LONGER = "train longer (`--num_train_epochs`)"
 MEMORY = "turn on the repeat memory where it is off (`repeat_memory`)"
 NOT_LEARNED = (
     f"the model has hardly learned yet: look whether the training loss falls, {LONGER}, change the learning rate"

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The baselines by name, and their metrics on evaluation cases, which are computed once and then read from a cache.
 
-    cache = BaselineCache("data/prepared/baselines", sha256_of("data/prepared/manifest.json"))
+    cache = BaselineCache("data/prepared/baselines", file_digest("data/prepared/manifest.json"))
     values = counting_baselines(rows, cases, {"product_type": number_of_labels}, FIRST_BASELINES, cache=cache)
     warnings = baseline_warnings(values_of(values | {"MCM": model_results}, "next_visit_ndcg@10"))  # comparison.py
 

@@ -11,7 +11,6 @@ import, so that a reader needs transformers and torch, but not this package.
 import json
 import re
 import shutil
-import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from transformers.dynamic_module_utils import get_relative_imports
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MCMConfig
 from modeling_mcm.embeddings_mcm import digest_bytes
-from modeling_mcm.files_mcm import VOCABULARIES_NAME, check_values, values_digest, write_json
+from modeling_mcm.files_mcm import VOCABULARIES_NAME, check_values, damage, values_digest, write_json
 from modeling_mcm.hub.privacy import COUNTED, HiddenPairs, hide_pairs, hide_values
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -137,17 +136,11 @@ def _published_preprocessor(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_weights(path: Path) -> None:
     """Raises `ValueError` if a file is no safetensors file, or if its metadata say more than the library."""
-    with open(path, "rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        whole = 0 < length <= path.stat().st_size - 8
-        try:
-            header = json.loads(file.read(length)) if whole else None
-        except ValueError:
-            header = None
-    if not isinstance(header, dict):
-        raise ValueError(f"{path} is no safetensors file; save the model again with save_pretrained.")
-    if extra := sorted(set(header.get("__metadata__", {})) - {"format"}):
+    if fault := damage(path):
+        raise ValueError(f"{fault}; save the model again with save_pretrained.")
+    with safe_open(path, "pt") as file:
+        header = file.metadata() or {}
+    if extra := sorted(set(header) - {"format"}):
         raise ValueError(f"{path} has notes {extra} in its header, which would be public; save the model again.")
 
 

@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from modeling_mcm.data.dataset import PreparedManifest, sha256_of
+from modeling_mcm.data.dataset import PreparedManifest
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.preparation.files import InputFiles, find_files
-from modeling_mcm.preparation.locks import note_of
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import CATEGORICAL, raw_indices
 
@@ -37,6 +37,11 @@ VISIT = ["customer_id", "period", "visit_key"]
 ALL_VISITS = 2**31  # no customer has more visits
 
 Cache = Callable[..., ir.Table]
+
+
+def note_of(directory: Path) -> Path:
+    """Path of the note in which a deletion says what it changed in the log and not yet in a data set."""
+    return directory.with_name(f".{directory.name}.deletion.json")
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def compare_files(directory: Path, log: Path, manifest: PreparedManifest, correc
         )
     then, now = manifest.input["events"]["files"], files.digests()
     old = [path for part in map(Path, corrected) for path in (part.rglob("*.parquet") if part.is_dir() else [part])]
-    earlier = {sha256_of(path): str(path) for path in old}
+    earlier = {file_digest(path): str(path) for path in old}
     arrived = [name for name, digest in now.items() if then.get(name) != digest]
     left = [name for name, digest in then.items() if now.get(name) != digest]
     unknown = [name for name in left if then[name] not in earlier]

@@ -22,11 +22,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest, check_shard, sha256_of
+from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest, check_shard
 from modeling_mcm.events_mcm import to_text
-from modeling_mcm.files_mcm import write_json
+from modeling_mcm.files_mcm import file_digest, write_json
+from modeling_mcm.preparation.changes import note_of
 from modeling_mcm.preparation.forget import forget_in_log, forget_in_prepared, log_files, open_parquet
-from modeling_mcm.preparation.locks import note_of
 
 
 @dataclass
@@ -267,7 +267,7 @@ def delete_from_log_and_data(
         rows, changed = forget_in_log(log, customers, column, record)
         yield log, rows, len(changed)
     # Digests of files that a killed run noted and did not replace.
-    unchanged = {sha256_of(path) for log in places.events for path in log_files(log)} if is_resumed else set()
+    unchanged = {file_digest(path) for log in places.events for path in log_files(log)} if is_resumed else set()
     for directory, note in zip(places.data, notes, strict=True):
         digests = {old: new for old, new in note.digests.items() if old not in unchanged}
         yield directory, forget_in_prepared(directory, customers, digests), 0

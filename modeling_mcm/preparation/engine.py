@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where preparation runs and writes: DuckDB or Spark, tables that are kept there, a folder that appears when whole.
+"""Where preparation runs and writes: DuckDB or Spark, tables that are kept there.
 
 What differs between engines is in this file, spark.py, tables.py and expressions.py; all other steps are Ibis
 expressions. On DuckDB one process does the work, and what does not fit in memory is spilled to disk. On Spark its
@@ -205,38 +205,6 @@ def each_group(
         session_of(connection).catalog.dropTempView(name)
     for text in made["made"].to_pylist():
         yield json.loads(text)
-
-
-@contextmanager
-def replacing(output_dir: Path) -> Iterator[tuple[Path, Path]]:
-    """Gives a folder to fill and a scratch folder. If no error occurs, the first replaces `output_dir` at the end.
-
-    Args:
-        output_dir (`Path`): the folder to write. Where it is a symbolic link, the folder that it names.
-
-    Yields:
-        `tuple[Path, Path]`: the folder to fill, and the scratch folder, which is removed at the end.
-
-    Raises:
-        OSError: if a folder can't be made or renamed; `output_dir` then is as it was.
-    """
-    output_dir = output_dir.resolve()  # a symbolic link stays, and the folder that it names is replaced
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.partial")
-    replaced = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.replaced")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        (partial / "data").mkdir(parents=True)
-        (partial / "scratch").mkdir()
-        yield partial / "data", partial / "scratch"
-        if output_dir.exists():
-            output_dir.rename(replaced)
-        (partial / "data").rename(output_dir)
-    finally:
-        if replaced.exists() and not output_dir.exists():
-            replaced.rename(output_dir)
-        shutil.rmtree(replaced, ignore_errors=True)
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def link(source: Path, target: Path) -> None:

@@ -19,7 +19,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modeling_mcm.data.dataset import sha256_of
+from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.preparation.text_files import TextFormat, heading
 
 SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv"}
@@ -82,7 +82,7 @@ class InputFiles:
         inside = len(self.root) + 1
         names = {path: path[inside:] or PurePosixPath(path).name for path in self.paths}
         if is_local(self.filesystem):
-            return {name: sha256_of(path) for path, name in names.items()}
+            return {name: file_digest(path) for path, name in names.items()}
         return {name: str(self.filesystem.checksum(path)) for path, name in names.items()}
 
 

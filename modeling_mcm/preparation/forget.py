@@ -30,19 +30,18 @@ from modeling_mcm.data.dataset import (
     POPULARITY_FILE,
     PreparedManifest,
     check_shard,
-    sha256_of,
     write_table,
 )
 from modeling_mcm.events_mcm import check_columns, to_text
 from modeling_mcm.extras import needs
-from modeling_mcm.files_mcm import atomic_write
+from modeling_mcm.files_mcm import LOCK_SUFFIX, atomic_folder, atomic_write, file_digest
+from modeling_mcm.preparation.changes import note_of
 from modeling_mcm.preparation.files import kind_of
-from modeling_mcm.preparation.locks import LOCK_SUFFIX, note_of
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 with needs("data"):
     from modeling_mcm.preparation.counts import mark_targets, recount
-    from modeling_mcm.preparation.engine import link, open_engine, replacing
+    from modeling_mcm.preparation.engine import link, open_engine
     from modeling_mcm.preparation.rows import popularity, write_shard
     from modeling_mcm.preparation.vocabulary import vocabularies_of
 
@@ -177,10 +176,10 @@ def forget_in_log(
     """
     rows, digests = 0, {}
     for path in log_files(log):
-        old = sha256_of(path)
+        old = file_digest(path)
 
         def changed(partial: Path, old: str = old) -> None:
-            digests[old] = sha256_of(partial)
+            digests[old] = file_digest(partial)
             if record is not None:
                 record({old: digests[old]})
 
@@ -220,7 +219,7 @@ def forget_in_prepared(directory: Path, customers: Collection[str], digests: Map
     if not forgotten and source == manifest.input:
         return 0
     shards = []
-    with replacing(directory) as (target, scratch):
+    with atomic_folder(directory) as (target, scratch):
         for path in directory.iterdir():
             if path.name in CACHES:
                 continue

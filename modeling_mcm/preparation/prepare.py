@@ -10,9 +10,7 @@ is killed leaves only a hidden folder that ends in `.partial`.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import json
 import math
 import platform
 from collections import Counter
@@ -36,6 +34,7 @@ from modeling_mcm.data.dataset import (
 from modeling_mcm.data.features import check_memory_limit
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import atomic_folder
 from modeling_mcm.preparation.files import describe
 from modeling_mcm.preparation.text_files import TextFiles
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -46,7 +45,7 @@ with needs("data"):
     import ibis.expr.types as ir
 
     from modeling_mcm.preparation.counts import count_followers, measure, target_events
-    from modeling_mcm.preparation.engine import caching, engine_of, open_engine, replacing
+    from modeling_mcm.preparation.engine import caching, engine_of, open_engine
     from modeling_mcm.preparation.events import (
         count_bad,
         find_visits,
@@ -89,16 +88,6 @@ def versions(connection: ibis.BaseBackend) -> dict[str, str]:
 def _one_row(table: ir.Table) -> dict[str, Any]:
     """The values of an aggregate, where a sum over no row is 0."""
     return {name: 0 if value is None else value for name, value in table.to_pyarrow().to_pylist()[0].items()}
-
-
-def digest_of(extractor: MCMFeatureExtractor) -> str:
-    """Computes a digest of a feature extractor's vocabularies and bins.
-
-    Args:
-        extractor ([`MCMFeatureExtractor`]): the feature extractor.
-    """
-    known = json.dumps([extractor.vocabularies, extractor.bins], sort_keys=True)
-    return hashlib.sha256(known.encode()).hexdigest()
 
 
 def _reusable(output_dir: Path, facts: dict[str, Any], overwrite: bool, reuse: bool) -> PreparedManifest | None:
@@ -343,14 +332,14 @@ def prepare(
         "options": {"rows_per_shard": rows_per_shard},
     }
     if feature_extractor is not None:
-        facts["options"]["vocabularies"] = digest_of(feature_extractor)
+        facts["options"]["vocabularies"] = feature_extractor.values_digest
     existing = _reusable(output_dir, facts, overwrite, reuse)
     if existing is not None:
         return existing
     engine = engine_of(events, engine)
     tqdm = progress or logging.tqdm
     with (
-        replacing(output_dir) as (target, scratch),
+        atomic_folder(output_dir) as (target, scratch),
         open_engine(engine, scratch, memory_limit, spark_config) as connection,
         tqdm(total=len(schema.feature_names) + 3, desc="Preparing", unit="step") as bar,
     ):

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from modeling_mcm.data.cases import ENDS, count_cases
-from modeling_mcm.data.dataset import sha256_of, write_table
+from modeling_mcm.data.dataset import write_table
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.schema_mcm import CATEGORICAL, value_indices
 from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
@@ -180,7 +181,7 @@ def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
         OSError: if the file can't be written.
     """
     write_table(path, table.combine_chunks(), compression="zstd", row_group_size=ROWS_PER_ROW_GROUP)
-    return {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    return {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def write_shards(

@@ -35,8 +35,8 @@ from modeling_mcm.data.dataset import (
 )
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import atomic_folder, locked
 from modeling_mcm.preparation.files import check_files, describe
-from modeling_mcm.preparation.locks import locked
 from modeling_mcm.preparation.text_files import TextFiles
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import ROWS
@@ -55,7 +55,7 @@ with needs("data"):
         together,
     )
     from modeling_mcm.preparation.counts import recount
-    from modeling_mcm.preparation.engine import caching, link, open_engine, replacing
+    from modeling_mcm.preparation.engine import caching, link, open_engine
     from modeling_mcm.preparation.events import (
         count_bad,
         find_visits,
@@ -63,7 +63,7 @@ with needs("data"):
         normalise_profile,
         open_profile,
     )
-    from modeling_mcm.preparation.prepare import check_events, check_profile, digest_of, versions
+    from modeling_mcm.preparation.prepare import check_events, check_profile, versions
     from modeling_mcm.preparation.rows import (
         continued,
         count_ids,
@@ -323,7 +323,7 @@ def _update(
     for shard in manifest.shards:
         check_shard(directory / shard["file"], shard, verify=False)
     with (
-        replacing(directory) as (target, scratch),
+        atomic_folder(directory) as (target, scratch),
         open_engine("duckdb", scratch, memory_limit) as connection,
         caching(connection) as cache,
     ):
@@ -358,7 +358,7 @@ def _update(
         measures, _ = recount(connection, target, [target / piece["file"] for piece in pieces], schema)
         counts = _updated_counts(manifest, before, after, profiles, more_bad)
         options = manifest.options | {"updates": manifest.options.get("updates", 0) + 1}
-        options |= {"vocabularies": digest_of(extractor)} if "vocabularies" in options or added else {}
+        options |= {"vocabularies": extractor.values_digest} if "vocabularies" in options or added else {}
         source = {"events": files.log, "profile": people}
         result = PreparedManifest(
             schema=manifest.schema,

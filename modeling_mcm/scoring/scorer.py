@@ -10,7 +10,6 @@ customers are never in memory together.
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
 from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest
-from modeling_mcm.files_mcm import atomic_write
+from modeling_mcm.files_mcm import atomic_write, tensors_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -104,12 +103,8 @@ def model_digest(model: torch.nn.Module) -> str:
     Args:
         model (`torch.nn.Module`): the model.
     """
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        for part in _plain_parts(value):
-            digest.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    parts = {name: _plain_parts(value) for name, value in model.state_dict().items()}
+    return tensors_digest({f"{name} {k}": part for name in parts for k, part in enumerate(parts[name])})
 
 
 def _plain_parts(value: Any) -> list[torch.Tensor]:

@@ -22,8 +22,8 @@ from corner_shop import SCHEMA, make_profile
 from faults import expected
 
 from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared
+from modeling_mcm.files_mcm import locked
 from modeling_mcm.preparation import prepare
-from modeling_mcm.preparation.locks import locked
 from modeling_mcm.preparation.update import update
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -26,7 +26,6 @@ from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.evaluation.cases import cases_at
-from modeling_mcm.training.resuming import last_whole_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "fixtures" / "golden_loss.json"
@@ -117,28 +116,12 @@ def test_two_processes_that_sample_labels_go_on_as_they_would_have(recipe, tmp_p
     assert_same_weights(tmp_path / "whole", tmp_path / "resumed")
 
 
-def test_only_whole_checkpoints_count(trained, tmp_path):
-    assert last_whole_checkpoint(tmp_path) == (None, [])
-    for step, state in [(7, None), (14, None), (20, '{"half'), (100, "")]:
-        folder = shutil.copytree(trained / f"checkpoint-{min(step, 14)}", tmp_path / f"checkpoint-{step}")
-        if state is not None:
-            (folder / "trainer_state.json").write_text(state)
-    (tmp_path / "checkpoint-best").mkdir()
-    (tmp_path / "checkpoint-200").touch()  # no folder
-    newest, faults = last_whole_checkpoint(tmp_path)
-    assert newest == str(tmp_path / "checkpoint-14")  # by number, not by name
-    broken = [tmp_path / f"checkpoint-{step}" / "trainer_state.json" for step in (100, 20)]
-    assert [fault.partition(" has ")[0] for fault in faults] == list(map(str, broken))
-
-
-@pytest.mark.parametrize("way, batch", [("two processes", 4), ("two processes, streaming", 12), ("accumulation", 12)])
+@pytest.mark.parametrize("way, batch", [("two processes", 4), ("accumulation", 12)])
 def test_batches_in_parts_give_the_losses_of_whole_ones(recipe, tmp_path, way, batch):
     """Also at the end of an epoch, where of 34 customers two are left, or ten, in unequal parts or for one process."""
     no_dropout = [f"{name}_prob=0.0" for name in ("hidden_dropout", "attention_probs_dropout", "event_dropout")]
     options = ["--config_overrides", *TINY_OVERRIDES, *no_dropout, "--max_steps", "10", "--save_strategy", "no"]
     options += ["--eval_strategy", "no", "--report_to", "none"]
-    if way.endswith("streaming"):
-        options += ["--streaming", "true", "--streaming_lanes", 2, 1]
     options += ["--per_device_train_batch_size"]
     whole, pretrain, parts = tmp_path / "whole", forked_runs.pretrain_two, [batch // 2]
     if way == "accumulation":
@@ -274,11 +257,7 @@ def test_what_happens_after_a_cutoff_changes_nothing_before_it(
     batches = [PreparedRows(dataset).__getitems__(everyone) for dataset in stored]
     assert any(len(a["times"]) != len(b["times"]) for a, b in zip(*batches, strict=True))
 
-    training = [
-        tiny_config(extended=True),
-        tiny_config(),
-        tiny_config(augmentation="masked_lm", readout="last"),
-    ]
+    training = [tiny_config(extended=True), tiny_config(), tiny_config(augmentation="masked_lm", readout="last")]
     for config in training:
         made = [MCMCollator(e, config, "train")(batch) for e, batch in zip(extractors, batches, strict=True)]
         assert made[0].keys() == made[1].keys() and all(torch.equal(made[0][name], made[1][name]) for name in made[0])

@@ -42,7 +42,7 @@ for lines, known in ((MODEL, set()), (LOG, {"configuration_mcm", "files_mcm"}), 
         SIBLINGS |= {name: set(above) for name in names}
         above |= names
 FILES_OF_A_LOG = {"configuration_mcm", "files_mcm", *(f"{name}_mcm" for line in LOG for name in line.split())}
-FLAT_LIBRARIES = {"torch", "numpy", "transformers", "huggingface_hub", "safetensors"}
+FLAT_LIBRARIES = {"torch", "numpy", "transformers", "huggingface_hub", "safetensors", "filelock"}
 # What the rooms of the package may read of the package.
 ROOMS = {
     "data": {"data", "losses_mcm", *FILES_OF_A_LOG},
@@ -51,7 +51,6 @@ ROOMS = {
     "hub": {"hub", "data", "evaluation", *SIBLINGS},
     "live": {"live", *SIBLINGS},
     "extras": set(),
-    "progress": set(),
     "option": set(),
     "training": {"training", "data", "evaluation", "extras", "option", *SIBLINGS},
     "scoring": {"scoring", "data", "preparation", "evaluation", "extras", *SIBLINGS},
