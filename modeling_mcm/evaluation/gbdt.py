@@ -21,7 +21,7 @@ Shapes: C cases, N candidates of all cases together, F features, V labels.
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,6 @@ from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 HALF_LIVES_VISITS = (5, 10, 20, 40, 80)
 PERIOD_DAYS, MAX_PERIODS, RECENT_PERIODS = 7, 52, 4
-POPULARITY_WEIGHT = 1e-6  # orders what is no candidate, far below every candidate
 COUNTED = ("visits", "share")  # features that begin so are 0 for a label that the customer never met, others NaN
 
 
@@ -288,6 +287,8 @@ class LightGBMRanker(Baseline):
         seed (`int`): Seed of the drawn cases and of LightGBM.
     """
 
+    fallback = 1e-6  # orders what is no candidate, far below every candidate
+
     def __init__(
         self,
         visits_a_customer: int = 8,
@@ -303,23 +304,9 @@ class LightGBMRanker(Baseline):
         self.trees, self.learning_rate, self.leaves, self.min_rows = trees, learning_rate, leaves, min_rows
         self.seed = seed
 
-    def identity(self) -> dict[str, Any]:
-        """What the scores depend on besides the data: as of every baseline, and the version of LightGBM, which decides
-        the trees.
-        """
-        return super().identity() | {"lightgbm": _import_lightgbm().__version__}
-
-    def fit(self, rows: Any, task: str, number_of_labels: int, cutoff: str = "validation") -> Self:
-        """Counts the events before a cutoff and trains the trees; the arguments are those of [`Baseline.fit`].
-
-        Raises:
-            ImportError: If LightGBM is not installed.
-            NothingToLearnError: If no customer has two visits.
-            ValueError: If the cutoff or the task is unknown, or a label id is too large.
-        """
+    def _start(self, customers: int) -> None:
         self._lightgbm = _import_lightgbm()
         self._parts: list[VisitSets] = []
-        return super().fit(rows, task, number_of_labels, cutoff)
 
     def _observe(self, history: TaskHistory) -> None:
         self._parts.append(VisitSets.of(history))
@@ -387,9 +374,6 @@ class LightGBMRanker(Baseline):
                 1 + raw - worst[candidates.case]
             )  # above every other label
         return scores
-
-    def _fallback(self) -> float:
-        return POPULARITY_WEIGHT
 
 
 def _import_lightgbm() -> ModuleType:

@@ -25,11 +25,14 @@ from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
 from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
 from modeling_mcm.data.streaming import StreamedRows
 from modeling_mcm.earlier_configs_mcm import REMOVED, of_this_version
-from modeling_mcm.evaluation.baseline_cache import FOLDER as BASELINES_FOLDER
-from modeling_mcm.evaluation.baseline_cache import BaselineCache
 from modeling_mcm.evaluation.cases import cases_at
-from modeling_mcm.evaluation.comparison import baseline_warnings, values_of
-from modeling_mcm.evaluation.counting import FIRST_BASELINES, STRONG_BASELINES, counting_baselines
+from modeling_mcm.evaluation.comparison import (
+    FIRST_BASELINES,
+    STRONG_BASELINES,
+    baseline_warnings,
+    counting_baselines,
+    values_of,
+)
 from modeling_mcm.evaluation.model import model_values
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
@@ -177,11 +180,8 @@ def _baseline_results(options: ModelOptions, data: PreparedData, config: MCMConf
     rows = sampled_rows(options, data)
     cases = cases_at(data, "validation", rows)
     sizes = config.label_sizes
-    cache = None
-    if not options.streaming:
-        cache = BaselineCache(data.folder / BASELINES_FOLDER, sha256_of(data.folder / MANIFEST_FILE))
     try:
-        return rows, cases, counting_baselines(rows, cases, sizes, names, cache=cache)
+        return rows, cases, counting_baselines(rows, cases, sizes, names)
     except ImportError as error:
         logger.warning(f"The model is not compared with counting: {error}")
         return rows, cases, {}
