@@ -95,8 +95,7 @@ class PredictionOptions:
 def _prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, engine: EngineOptions) -> None:
     """Prepares the raw log `options.events` with the checkpoint's vocabularies, in a folder inside `output_dir`.
 
-    The folder stays until all customers are scored, so that a run after an interruption finds it. Raises `ValueError`
-    if the log does not fit the schema.
+    The folder stays until all customers are scored, so that a run after an interruption finds it.
     """
     from modeling_mcm.preparation import prepare
 
@@ -118,7 +117,6 @@ def _prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, eng
 
 
 def _session(engine: EngineOptions) -> AbstractContextManager[Any]:
-    """A context with the Spark session; without Spark one that holds nothing."""
     if engine.engine != "spark":
         return nullcontext()
     with needs("spark"):
@@ -129,15 +127,8 @@ def _session(engine: EngineOptions) -> AbstractContextManager[Any]:
 def run(options: PredictionOptions, engine: EngineOptions) -> str:
     """Scores the customers of the missing files; of several processes each takes its share of the files.
 
-    Args:
-        options (`PredictionOptions`): The command's options.
-        engine (`EngineOptions`): What does the work.
-
-    Returns:
-        `str`: How many customers there are and how many files were written.
-
-    Raises:
-        ValueError: If the options, the checkpoint and the data do not fit together.
+    Returns how many customers there are and how many files were written. A `ValueError` is raised if the options, the
+    checkpoint and the data do not fit together.
     """
     state, folder = PartialState(cpu=not torch.cuda.is_available()), Path(options.output_dir)
     check_launch(state.num_processes)

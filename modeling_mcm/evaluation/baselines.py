@@ -98,10 +98,7 @@ class Baseline:
     def score_batches(self, rows: Any, cutoff: str, batch_size: int = 256) -> Iterator[NDArray[np.float32]]:
         """Yields the scores of batches of customers, of shape `(B, V)`, in the order of the rows.
 
-        Args:
-            rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows.
-            cutoff (`str`): The cutoff at which the histories end, "validation" or "test".
-            batch_size (`int`): Number of customers in one batch.
+        `cutoff` is where the histories end, "validation" or "test".
         """
         if not hasattr(self, "popularity"):
             raise ValueError(
@@ -114,9 +111,7 @@ class Baseline:
             yield scores.astype(np.float32)
 
     def scores(self, rows: Any, cutoff: str) -> NDArray[np.float32]:
-        """Computes the scores of all rows at once, of shape `(customers, V)`; the arguments are those of
-        [`score_batches`].
-        """
+        """Computes the scores of all rows at once, of shape `(customers, V)`; arguments as of [`score_batches`]."""
         batches = list(self.score_batches(rows, cutoff))
         return np.concatenate([np.zeros((0, self.number_of_labels), np.float32), *batches])
 
@@ -277,9 +272,7 @@ class NearestHouseholds(Baseline):
         return scores
 
     def _nearest(self, similar: sp.csr_array, customer_ids: NDArray) -> sp.csr_array:
-        """Weights that average the nearest members of the pool, of shape `(chunk, pool)`; all 0 without a common
-        label.
-        """
+        """Weights that average the nearest members of the pool, of shape `(chunk, pool)`; 0 without a common label."""
         count = min(self.neighbours, similar.shape[1])
         rows, members = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for index, customer in enumerate(customer_ids):
