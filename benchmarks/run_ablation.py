@@ -31,7 +31,7 @@ from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.evaluation.cases import EvaluationCases, cases_at
-from modeling_mcm.evaluation.counting import BASELINES, NEEDS, counting_baselines, not_installed
+from modeling_mcm.evaluation.comparison import BASELINES, NEEDS, counting_baselines, not_installed
 from modeling_mcm.evaluation.model import model_values
 from modeling_mcm.evaluation.tables import write_values
 from modeling_mcm.extras import needs

@@ -136,7 +136,7 @@ class CardFacts:
         bins (`Mapping[str, int]`): Number of bins of each numeric feature.
         training (`Mapping[str, Any]`): Content of pretraining.json or finetuning.json, its command without private
             parts; empty if nothing is known.
-        evaluation (`Mapping[str, Any]`): `data`, `cutoff` and `cases` of the evaluation, what was ranked (`asked`),
+        evaluation (`Mapping[str, Any]`): `data`, `cutoff` and `cases` of the evaluation, what was ranked (`protocol`),
             and whether it is of `offers`; empty without an evaluation.
         results (`Sequence[Mapping[str, Any]]`): The metrics, from [`result_rows`].
         exposure (`Exposure`, *optional*): Number of rare values. Without it the card says that they were not counted.
@@ -181,7 +181,7 @@ class CardFacts:
             training.pop(name, None)
         if training.get("command"):
             training["command"] = scrub_command(training["command"])
-        described = {name: known[name] for name in ("data", "cutoff", "cases", "asked") if name in known}
+        described = {name: known[name] for name in ("data", "cutoff", "cases", "protocol") if name in known}
         return cls(
             repo_id=repo_id,
             config=read_json(Path(folder) / CONFIG_NAME, "the model's config"),

@@ -45,9 +45,6 @@ with needs("data"):
     from modeling_mcm.preparation.rows import popularity, write_shard
     from modeling_mcm.preparation.vocabulary import vocabularies_of
 
-# Folders in a data set with results about its customers, which are computed again when they are needed.
-CACHES = {"baselines"}
-
 
 def _is_theirs(column: pa.ChunkedArray, customers: Collection[str]) -> pa.ChunkedArray:
     """Whether each row belongs to one of the customers; ids are compared as texts, as preparation writes them."""
@@ -221,8 +218,6 @@ def forget_in_prepared(directory: Path, customers: Collection[str], digests: Map
     shards = []
     with atomic_folder(directory) as (target, scratch):
         for path in directory.iterdir():
-            if path.name in CACHES:
-                continue
             if path.is_dir():
                 shutil.copytree(path, target / path.name)
             elif path.name != MANIFEST_FILE and path.name not in theirs:

@@ -23,11 +23,14 @@ from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData, load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
 from modeling_mcm.data.dataset import MANIFEST_FILE
-from modeling_mcm.evaluation.baseline_cache import FOLDER as BASELINES_FOLDER
-from modeling_mcm.evaluation.baseline_cache import BaselineCache
 from modeling_mcm.evaluation.cases import cases_at
-from modeling_mcm.evaluation.comparison import baseline_warnings, values_of
-from modeling_mcm.evaluation.counting import FIRST_BASELINES, STRONG_BASELINES, counting_baselines
+from modeling_mcm.evaluation.comparison import (
+    FIRST_BASELINES,
+    STRONG_BASELINES,
+    baseline_warnings,
+    counting_baselines,
+    values_of,
+)
 from modeling_mcm.evaluation.model import model_values
 from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.losses_mcm import Objective
@@ -133,10 +136,9 @@ def _compare(data: PreparedData, model: MCMForMultiTaskRecommendation) -> dict[s
     """
     rows, tasks = data.rows, list(model.config.tasks)
     cases = cases_at(data, "validation", rows)
-    cache = BaselineCache(data.folder / BASELINES_FOLDER, file_digest(data.folder / MANIFEST_FILE))
     names = [*FIRST_BASELINES, *STRONG_BASELINES]
     try:
-        results: Any = counting_baselines(rows, cases, model.config.label_sizes, names, cache=cache)
+        results: Any = counting_baselines(rows, cases, model.config.label_sizes, names)
     except ImportError as error:
         logger.warning(f"The model is not compared with counting: {error}")
         return {}

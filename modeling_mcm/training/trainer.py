@@ -19,7 +19,8 @@ from transformers import EvalPrediction, PreTrainedModel
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.collator import LengthGroupedSampler, MCMCollator
-from modeling_mcm.evaluation.streaming import StreamingMetrics, ranks_from_logits
+from modeling_mcm.evaluation.metrics import ranks_from_logits
+from modeling_mcm.evaluation.ranking import StreamingMetrics
 from modeling_mcm.training.callbacks import EarlyStopping, EpochCallback, TrainingClock, WeightAverage
 from modeling_mcm.training.resumable import ResumableTrainer
 

@@ -79,8 +79,6 @@ def test_they_are_gone_from_data_predictions_log_and_cache(place, forget, save, 
         said = forget(*folder.split(), "--check_only", "=true", fails="not proven that the customers are gone")
         assert "1 rows of theirs" in said
     cached = list((place / "cache").rglob("*.arrow"))
-    (place / "data" / "baselines").mkdir()
-    pq.write_table(pa.table({"ndcg": [0.5]}), place / "data" / "baselines" / "x.parquet")
     broken = place / "cache" / "parquet" / "killed" / "x.arrow"
     broken.parent.mkdir()
     broken.write_bytes(b"cut")
@@ -91,7 +89,6 @@ def test_they_are_gone_from_data_predictions_log_and_cache(place, forget, save, 
     for raw in ("log", "profile.parquet"):
         assert set(pd.read_parquet(place / raw)["who"]) == set(left)
     assert cached and not any(path.exists() for path in [*cached, broken])
-    assert not (place / "data" / "baselines").exists()
     manifest = PreparedManifest.load(place / "data")
     assert (manifest.counts["customers"], manifest.counts["forgotten"]) == (len(left), 2)
     assert json.loads((place / "scores" / "_predictions.json").read_text())["customers"] == len(left)
