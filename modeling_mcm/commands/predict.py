@@ -10,8 +10,8 @@
 The files have one row a customer: `customer_id`, `embedding`, one column for each forecast (`visits_30d`), and for
 each task its labels, best first (`TASK`), with their probabilities among the task's labels (`TASK_scores`). The model
 reads the whole history, or its latest events where it is longer than the model's window. With --now it reads the
-history up to that time. A raw log is read with the checkpoint's vocabularies; `mcm drift` counts the values that are
-unknown to them.
+history up to that time. A raw log is read with the checkpoint's vocabularies; values that are
+not in them are unknown.
 
 A file holds --rows_per_file customers and appears when it is complete. After an interruption the same command writes
 only the files that are missing, in any number of processes, and the result has the same bytes. Memory holds the

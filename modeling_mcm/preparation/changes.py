@@ -61,12 +61,6 @@ class LogFiles:
 def compare_files(directory: Path, log: Path, manifest: PreparedManifest, corrected: Iterable[str | Path]) -> LogFiles:
     """Finds by name and digest which files of a log are new, changed or gone.
 
-    Args:
-        directory (`Path`): folder of the prepared data set.
-        log (`Path`): folder of the log.
-        manifest (`PreparedManifest`): manifest of the data set.
-        corrected (`Iterable[str | Path]`): earlier versions of files that changed or are gone, or folders with them.
-
     Raises:
         ValueError: if the log is no folder of Parquet files, or a file changed or is gone and its earlier version is
             not in `corrected`.
@@ -114,12 +108,6 @@ def new_values(arrived: ir.Table, schema: EventSchema, extractor: MCMFeatureExtr
 
     Where the schema has `max_values`, only as many values join as there is room for.
 
-    Args:
-        arrived (`ibis.Table`): normalised events of the new files.
-        schema (`EventSchema`): event schema of the data set.
-        extractor ([`MCMFeatureExtractor`]): feature extractor of the data set.
-        least (`int`): number of new events that a value needs.
-
     Returns:
         `dict[str, list[str]]`: by feature its new values, the most frequent first and equally frequent ones by their
         text. Features without new values are absent.
@@ -157,9 +145,6 @@ def _with_values(events: ir.Table, schema: EventSchema, added: dict[str, list[st
 
 def together(*tables: ir.Table | None) -> ir.Table:
     """Joins the rows of several tables.
-
-    Args:
-        tables (`ibis.Table` or None): tables with the same columns, at least one of them not None.
 
     Returns:
         `ibis.Table`: the rows of all tables that are not None.
@@ -201,9 +186,6 @@ class Changes:
 
     def select_shard(self, shard: int) -> tuple[pa.Array, NDArray[np.int64]]:
         """Selects the customers of one shard.
-
-        Args:
-            shard (`int`): index of the shard.
 
         Returns:
             `tuple[pyarrow.Array, NDArray[int64]]`: their ids, and the number of visits that stay of each.

@@ -78,20 +78,13 @@ class Whereabouts:
     absent: dict[str, list[str]]
 
     def absent_lines(self, only_near: bool = False) -> list[str]:
-        """Writes a line for each id that is in no place.
-
-        Args:
-            only_near (`bool`): whether to write only the lines of ids that have a similar id in a place.
-        """
+        """Writes a line for each id that is in no place."""
         hints = {name: " or ".join(map(repr, near)) for name, near in self.absent.items() if near or not only_near}
         return [f"{name!r}{f'; is {hint} meant?' if hint else ''}" for name, hint in hints.items()]
 
 
 def predictions_files(path: Path) -> list[Path]:
     """Finds the Parquet files of predictions.
-
-    Args:
-        path (`Path`): folder of predictions, or one file.
 
     Raises:
         FileNotFoundError: if there is no such file or folder.
@@ -109,11 +102,6 @@ def look_for(ids: Collection[str], places: Places, column: str) -> Whereabouts:
     """Reads the ids of every place. It raises an error where something is wrong with a place, before anything changes.
 
     Spaces around an id count only where the customers' own ids have them.
-
-    Args:
-        ids (`Collection[str]`): ids as a person wrote them.
-        places (`Places`): where to look.
-        column (`str`): name of the log's column that holds customers.
 
     Raises:
         FileNotFoundError: if a place does not exist.
@@ -163,10 +151,6 @@ def _columns_of(places: Places, column: str) -> Iterator[tuple[Path, str]]:
 
 def check_deletion(customers: Collection[str], places: Places) -> None:
     """Checks that no data set stands against the deletion, before the log changes.
-
-    Args:
-        customers (`Collection[str]`): ids as they stand in the places.
-        places (`Places`): where the customers are deleted.
 
     Raises:
         ValueError: if a shard is a symbolic link, or no customer would be left in a data set.
@@ -225,9 +209,6 @@ class DeletionNote:
     def add(self, digests: dict[str, str]) -> None:
         """Notes that files of the log are about to be replaced.
 
-        Args:
-            digests (`dict[str, str]`): by old digest of a file its new digest.
-
         Raises:
             OSError: if the note can't be written.
         """
@@ -244,13 +225,6 @@ def delete_from_log_and_data(
     customers: Collection[str], places: Places, column: str, notes: Sequence[DeletionNote]
 ) -> Iterator[tuple[Path, int, int]]:
     """Deletes customers from the log, then from the data sets made of it.
-
-    Args:
-        customers (`Collection[str]`): ids as they stand in the places.
-        places (`Places`): where the customers are deleted. Predictions stay as they are.
-        column (`str`): name of the log's column that holds customers.
-        notes (`Sequence[DeletionNote]`): the note of each data set, resumed. The caller closes them when everything
-            else is deleted too.
 
     Yields:
         `tuple[Path, int, int]`: a place, the number of rows (of a log) or customers (of a data set) that were deleted,

@@ -127,9 +127,6 @@ def _in_utc(connection: ibis.BaseBackend) -> Iterator[None]:
 def caching(connection: ibis.BaseBackend) -> Iterator[Callable[..., ir.Table]]:
     """Gives a function that keeps a table in the engine. The tables are dropped at the end.
 
-    Args:
-        connection (`ibis.BaseBackend`): connection from `open_engine`.
-
     Yields:
         `Callable[[ibis.Table, str | None], ibis.Table]`: the function. It takes the table and, as `near`, optionally a
         column whose equal rows should lie together on disk. Spark ignores `near`, because it brings such rows together

@@ -44,12 +44,6 @@ ROW_NUMBER = "number of the row"  # name of the added column in a log whose rows
 def open_events(source: Any, connection: ibis.BaseBackend, schema: EventSchema, text: TextFiles) -> ir.Table:
     """Opens the log as `open_table` does, and numbers its rows where the schema needs it.
 
-    Args:
-        source (`Any`): the log, in any form that `open_table` takes.
-        connection (`ibis.BaseBackend`): connection from `open_engine`.
-        schema (`EventSchema`): event schema of the log.
-        text (`TextFiles`): how text files are written and where their values are put.
-
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: where `open_table` or `number_rows` raises it.
@@ -61,12 +55,6 @@ def open_events(source: Any, connection: ibis.BaseBackend, schema: EventSchema, 
 def open_profile(source: Any, connection: ibis.BaseBackend, schema: EventSchema, text: TextFiles) -> ir.Table:
     """Opens the profile table as `open_table` does. A bad line of a text file is always an error here.
 
-    Args:
-        source (`Any`): the profile table, in any form that `open_table` takes.
-        connection (`ibis.BaseBackend`): connection from `open_engine`.
-        schema (`EventSchema`): event schema of the log.
-        text (`TextFiles`): how text files are written and where their values are put.
-
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: where `open_table` raises it.
@@ -77,11 +65,6 @@ def open_profile(source: Any, connection: ibis.BaseBackend, schema: EventSchema,
 
 def count_bad(table: ir.Table, read: ir.Table, schema: EventSchema) -> int:
     """Counts the rows of a log that `normalise_events` left out because a time or a number can't be read.
-
-    Args:
-        table (`ibis.Table`): the log.
-        read (`ibis.Table`): result of `normalise_events`.
-        schema (`EventSchema`): event schema of the log.
 
     Returns:
         `int`: number of these rows; 0 where bad rows are errors.
@@ -179,13 +162,7 @@ def _raw_features(table: ir.Table, specs: Sequence[FeatureSpec], letter: str) ->
 
 
 def has_value(table: ir.Table, specs: Sequence[FeatureSpec], index: int) -> ir.BooleanValue:
-    """Says whether an event has a value of a categorical feature.
-
-    Args:
-        table (`ibis.Table`): normalised events.
-        specs (`Sequence[FeatureSpec]`): the event features.
-        index (`int`): index of the feature.
-    """
+    """Says whether an event has a value of a categorical feature."""
     column, item = table[f"f{raw_indices(specs)[index]}"], specs[index].item
     return column.notnull() if item is None else ibis.coalesce(column.length() >= item, False)
 
@@ -205,10 +182,6 @@ def _moments(table: ir.Table, schema: EventSchema) -> ir.IntegerValue:
 
 def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
     """Gives the columns of a log their internal names and types.
-
-    Args:
-        table (`ibis.Table`): the log.
-        schema (`EventSchema`): event schema of the log.
 
     Returns:
         `ibis.Table`: one row per event: customer_id (text), second (since 1970-01-01; in a log without times the
@@ -271,10 +244,6 @@ def _find_unreadable(table: ir.Table, columns: dict[str, ir.Value], schema: Even
 def normalise_profile(table: ir.Table, schema: EventSchema) -> ir.Table:
     """Gives the columns of a profile table their internal names and types.
 
-    Args:
-        table (`ibis.Table`): the profile table.
-        schema (`EventSchema`): event schema of the log.
-
     Returns:
         `ibis.Table`: one row per customer: customer_id (text), and p0, p1 ... (text or number per stored feature).
 
@@ -300,10 +269,6 @@ def keep_latest(events: ir.Table, most: int) -> tuple[ir.Table, dict[str, int]]:
 
     Each period is shortened by itself, so that the events that stay before a cutoff never depend on what comes after
     it.
-
-    Args:
-        events (`ibis.Table`): normalised events with `period`.
-        most (`int`): largest number of events of a customer in a period.
 
     Returns:
         `tuple[ibis.Table, dict[str, int]]`: the events that stay; and `dropped_excess` (number of events left out) and
@@ -332,9 +297,6 @@ def find_visits(events: ir.Table) -> ir.Table:
 
     A visit that reaches over a cutoff counts as two, so that what lies before a cutoff never depends on what comes
     after.
-
-    Args:
-        events (`ibis.Table`): events with customer_id, second, period, visit_key and is_target.
 
     Returns:
         `ibis.Table`: one row per visit: customer_id, period, visit_key, visit (number of the customer's visit, from

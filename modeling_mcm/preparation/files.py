@@ -89,9 +89,6 @@ class InputFiles:
 def describe(source: Any) -> dict[str, Any] | None:
     """Describes the files of a source for the manifest.
 
-    Args:
-        source (`Any`): files or a table, as for `open_table`.
-
     Returns:
         `dict` or None: `name`, and `files`, by name of the file its digest. None for a table in memory, and for files
         that only the engine reaches.
@@ -114,19 +111,12 @@ def describe(source: Any) -> dict[str, Any] | None:
 
 
 def is_local(filesystem: Any) -> bool:
-    """Says whether a file system is that of this machine.
-
-    Args:
-        filesystem (`fsspec.AbstractFileSystem`): the file system.
-    """
+    """Says whether a file system is that of this machine."""
     return isinstance(filesystem, fsspec.implementations.local.LocalFileSystem)
 
 
 def kind_of(name: str) -> str | None:
     """Finds the kind of a file by the end of its name; `.csv.gz` is csv.
-
-    Args:
-        name (`str`): name or path of the file.
 
     Returns:
         `str` or None: "parquet", "csv" or "tsv"; None for other files.
@@ -138,21 +128,13 @@ def kind_of(name: str) -> str | None:
 
 
 def is_files(source: Any) -> bool:
-    """Says whether a source names files and is no table.
-
-    Args:
-        source (`Any`): files or a table, as for `open_table`.
-    """
+    """Says whether a source names files and is no table."""
     parts = source if isinstance(source, list | tuple) else [source]
     return bool(parts) and all(isinstance(part, str | Path) for part in parts)
 
 
 def find_files(source: str | Path | Sequence[str | Path], what: str) -> list[InputFiles]:
     """Finds the files of a source.
-
-    Args:
-        source (`str`, `Path` or a list of these): a file, a folder of files, or an address such as `gs://bucket/log`.
-        what (`str`): "event" or "profile", for messages.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -174,12 +156,6 @@ def check_files(
     """Checks that all files have the same columns with the same types.
 
     In a file in which a column has no value, the column fits any type.
-
-    Args:
-        parts (`Sequence[InputFiles]`): files from `find_files`.
-        what (`str`): "event" or "profile", for messages.
-        columns (`Sequence[str]`): names of the columns that are compared. Empty: all columns.
-        text (`TextFormat`, *optional*): how text files are written. Default: the usual format.
 
     Raises:
         ValueError: if a file is empty or damaged, or a column is absent from some files or has another type there.
@@ -239,9 +215,6 @@ def _find(address: str, what: str) -> InputFiles:
 def merged(parts: list[InputFiles]) -> list[InputFiles]:
     """Joins files into as few groups as possible, because an engine reads a group at once.
 
-    Args:
-        parts (`list[InputFiles]`): files from `find_files`.
-
     Returns:
         `list[InputFiles]`: the same files; those with columns in their paths stay by themselves.
     """
@@ -278,11 +251,6 @@ def _columns(path: str, files: InputFiles, what: str, text: TextFormat | None = 
 
 def check_names(names: Sequence[str], where: str, columns: Sequence[str] = ()) -> None:
     """Checks that no two columns have the same name, or names that differ only in their case.
-
-    Args:
-        names (`Sequence[str]`): names of a table's columns.
-        where (`str`): what the table is, for the message.
-        columns (`Sequence[str]`): names of the columns that are read. Empty: all columns.
 
     Raises:
         ValueError: if two columns that are read can't be told apart.

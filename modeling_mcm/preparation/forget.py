@@ -78,9 +78,6 @@ def _files_of(path: Path) -> list[Path]:
 def log_files(log: Path) -> list[Path]:
     """Lists the Parquet files of a log.
 
-    Args:
-        log (`Path`): a folder with files at any depth, or a file.
-
     Raises:
         FileNotFoundError: if there is no such log.
         ValueError: if it has text files such as CSV, from which nothing is deleted here.
@@ -100,10 +97,6 @@ def log_files(log: Path) -> list[Path]:
 def open_parquet(path: Path, column: str) -> pq.ParquetFile:
     """Opens a Parquet file that must have a column.
 
-    Args:
-        path (`Path`): path of the file.
-        column (`str`): name of the column.
-
     Raises:
         ValueError: if the file has no such column, or is no whole Parquet file.
     """
@@ -122,13 +115,6 @@ def forget_in_file(
     before_replacing: Callable[[Path], Any] | None = None,
 ) -> int:
     """Writes a Parquet file again without the rows of some customers, if it has any.
-
-    Args:
-        path (`Path`): path of the file; where it is a symbolic link, of the file that it names.
-        customers (`Collection[str]`): ids of the customers.
-        column (`str`): name of the column with ids.
-        before_replacing (`Callable[[Path], Any]`, *optional*): called with the path of the new file before it replaces
-            the old one.
 
     Returns:
         `int`: number of rows that were deleted.
@@ -159,13 +145,6 @@ def forget_in_log(
 ) -> tuple[int, dict[str, str]]:
     """Deletes customers from a Parquet file, or from a folder of such files at any depth.
 
-    Args:
-        log (`Path`): the file or folder.
-        customers (`Collection[str]`): ids of the customers.
-        column (`str`): name of the log's column with ids.
-        record (`Callable[[dict[str, str]], Any]`, *optional*): called before each file is replaced, with the file's
-            old digest and its new digest as key and value.
-
     Returns:
         `tuple[int, dict[str, str]]`: number of rows that were deleted; and by old digest of a changed file its new
         digest.
@@ -190,12 +169,6 @@ def forget_in_log(
 
 def forget_in_prepared(directory: Path, customers: Collection[str], digests: Mapping[str, str] | None = None) -> int:
     """Deletes customers from a prepared data set.
-
-    Args:
-        directory (`Path`): folder of the data set; where it is a symbolic link, the folder that it names.
-        customers (`Collection[str]`): ids of the customers.
-        digests (`dict[str, str]`, *optional*): by old digest of a file of the log its new digest, where the deletion
-            changed the log too. A later update then knows the new files.
 
     Returns:
         `int`: number of customers that were deleted.
@@ -271,9 +244,6 @@ def forget_in_cache(customers: Collection[str]) -> int:
     `datasets` makes such a copy when a data set is loaded, and makes it again when it is needed. A copy that can't be
     read, such as that of a run that was killed, is removed too.
 
-    Args:
-        customers (`Collection[str]`): ids of the customers.
-
     Returns:
         `int`: number of folders that were removed.
     """
@@ -311,11 +281,6 @@ def _count(path: Path, column: str, customers: Collection[str]) -> Iterator[int]
 
 def find_customers(folder: Path, customers: Collection[str], column: str = CUSTOMER) -> dict[str, str]:
     """Looks for customers in every file of a folder, hidden ones too, and in what a killed run left beside it.
-
-    Args:
-        folder (`Path`): the folder.
-        customers (`Collection[str]`): ids of the customers.
-        column (`str`): name of the column with ids.
 
     Returns:
         `dict[str, str]`: by path of a file what is wrong with it: it has rows of the customers, can't be read, was

@@ -71,9 +71,6 @@ LIBRARIES = ("modeling-mcm", "ibis-framework", "duckdb", "pyarrow", "numpy", "tr
 def versions(connection: ibis.BaseBackend) -> dict[str, str]:
     """Lists the versions of Python and of the libraries that make a data set.
 
-    Args:
-        connection (`ibis.BaseBackend`): connection to the engine; with Spark its version is listed too.
-
     Returns:
         `dict[str, str]`: by name the version, or "not installed".
     """
@@ -92,11 +89,7 @@ def _one_row(table: ir.Table) -> dict[str, Any]:
 
 
 def digest_of(extractor: MCMFeatureExtractor) -> str:
-    """Computes a digest of a feature extractor's vocabularies and bins.
-
-    Args:
-        extractor ([`MCMFeatureExtractor`]): the feature extractor.
-    """
+    """Computes a digest of a feature extractor's vocabularies and bins."""
     known = json.dumps([extractor.vocabularies, extractor.bins], sort_keys=True)
     return hashlib.sha256(known.encode()).hexdigest()
 
@@ -211,11 +204,6 @@ def check_events(
     events: ir.Table, schema: EventSchema, cache: Callable[..., ir.Table]
 ) -> tuple[ir.Table, dict[str, Any]]:
     """Leaves out the events that the schema says, marks targets and periods, and counts both.
-
-    Args:
-        events (`ibis.Table`): normalised events.
-        schema (`EventSchema`): event schema of the log.
-        cache (`Callable`): function that keeps a table in the engine, from `caching`.
 
     Returns:
         `tuple[ibis.Table, dict]`: the events that stay, with `is_target` and `period`; and the counts by name, with

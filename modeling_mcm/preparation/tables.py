@@ -84,12 +84,6 @@ def number_rows(table: ir.Table, source: Any, connection: Any, column: str) -> i
 
     Files are read in the given order, and the files of a folder in the order of their names.
 
-    Args:
-        table (`ibis.Table`): table from `open_table`.
-        source (`Any`): what the table was opened from.
-        connection (`ibis.BaseBackend`): connection from `open_engine`.
-        column (`str`): name of the new column.
-
     Raises:
         ValueError: if the rows have no order that would be the same next time.
     """
@@ -121,12 +115,7 @@ def _text_as_parquet(files: InputFiles, what: str, columns: Sequence[str], text:
 
 
 def read_files(files: InputFiles, connection: Any) -> ir.Table:
-    """Reads Parquet files as a table of DuckDB.
-
-    Args:
-        files (`InputFiles`): the files.
-        connection (`ibis.BaseBackend`): connection to DuckDB.
-    """
+    """Reads Parquet files as a table of DuckDB."""
     names = files.filesystem.protocol
     name = names if isinstance(names, str) else names[0]
     if not is_local(files.filesystem) and not connection.con.filesystem_is_registered(name):
@@ -140,16 +129,17 @@ def read_files(files: InputFiles, connection: Any) -> ir.Table:
 def _open_on_spark(
     source: Any, connection: Any, what: str, columns: Sequence[str], text: TextFiles | None
 ) -> ir.Table:
-    """Spark reads addresses of stores itself (by Hadoop), so it gets these addresses as they are, unchecked."""
+    """Spark reads Parquet in stores itself (by Hadoop), so it gets these addresses as they are, unchecked."""
     addresses = [str(part) for part in (source if isinstance(source, list | tuple) else [source])]
-    local = [address for address in addresses if "://" not in address or address.startswith("file://")]
-    found = find_files(local, what) if local else []
-    if found:
-        found = _as_parquet(found, connection, what, columns, text)
-    for address in addresses:
-        if address not in local:
-            found.append(InputFiles(address, (address,), kind_of(address) or "parquet", None))
-    tables = [part for files in merged(found) for part in read_by_spark(files, connection, what, text)]
+    stored = [
+        address
+        for address in addresses
+        if "://" in address and not address.startswith("file://") and kind_of(address) in (None, "parquet")
+    ]
+    others = [address for address in addresses if address not in stored]
+    found = _as_parquet(find_files(others, what), connection, what, columns, text) if others else []
+    found += [InputFiles(address, (address,), "parquet", None) for address in stored]
+    tables = [part for files in merged(found) for part in read_by_spark(files, connection, what)]
     return _together(tables, what, columns)
 
 

@@ -24,11 +24,6 @@ BLOCK = 10 * SECONDS_PER_DAY  # seconds in which a time zone's offset changes at
 def seconds_of(table: ir.Table, name: str, time_zone: str) -> ir.IntegerValue:
     """Whole seconds of the time column. Times with a zone go to the schema's zone, other times stay as they are.
 
-    Args:
-        table (`ibis.Table`): the log.
-        name (`str`): name of the time column.
-        time_zone (`str`): time zone of the log.
-
     Returns:
         `ibis.IntegerValue`: seconds since 1970-01-01, null where a text is no time.
 
@@ -89,10 +84,6 @@ def offset_steps(zone: tzinfo, ranges: Iterable[tuple[int, int]]) -> list[tuple[
     A change between two ranges counts as one change at the start of the second range. So a log of a few years with one
     time in another century needs few steps.
 
-    Args:
-        zone (`tzinfo`): the time zone.
-        ranges (`Iterable[tuple[int, int]]`): first and last second of each range, in UTC, since 1970-01-01, ascending.
-
     Returns:
         `list[tuple[int, int]]`: second of each change, and the change of the offset in seconds. The first entry has
         the offset itself.
@@ -118,9 +109,6 @@ def offset_steps(zone: tzinfo, ranges: Iterable[tuple[int, int]]) -> list[tuple[
 def epoch_seconds(time: datetime) -> int:
     """Counts the seconds from 1970-01-01 to a time without a zone.
 
-    Args:
-        time (`datetime`): the time.
-
     Returns:
         `int`: whole seconds, rounded down.
     """
@@ -128,10 +116,5 @@ def epoch_seconds(time: datetime) -> int:
 
 
 def moment_text(moment: ir.IntegerValue, schema: EventSchema) -> ir.StringValue:
-    """Writes a time as text, or the number of an event in a log without times.
-
-    Args:
-        moment (`ibis.IntegerValue`): second, or number.
-        schema (`EventSchema`): event schema of the log.
-    """
+    """Writes a time as text, or the number of an event in a log without times."""
     return (moment.as_timestamp("s") if schema.order is None else moment).cast("string")

@@ -207,12 +207,6 @@ def _exchange_rows(
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
     """Exchanges the rows of changed customers in a shard.
 
-    Args:
-        table: rows of the shard.
-        customers: ids of the customers of this shard that change.
-        prefix_visits: number of visits that stay, of each of these customers.
-        new_rows: rows with what comes after these visits.
-
     Returns the rows of the shard, and the changed customers' rows before and after.
     """
     is_changed = pc.is_in(table["customer_id"], customers)
@@ -226,13 +220,6 @@ def _write_shards(
     data: PreparedData, target: Path, changed: Collection[int], renew: Callable[[int, pa.Table], pa.Table]
 ) -> list[dict[str, Any]]:
     """Writes the shards of the new data set. Those that do not change are links to the files of the old one.
-
-    Args:
-        data: the old data set.
-        target: folder of the new one.
-        changed: indices of the shards that change.
-        renew: makes the new rows of a shard from its index and its rows. Twice as many rows as a shard should have
-            become two shards, and so on; no rows become no shard.
 
     Returns what the manifest says of each shard.
     """

@@ -49,10 +49,6 @@ class Vocabularies:
     def id_of(self, name: str, value: str) -> int:
         """Finds the id of a value.
 
-        Args:
-            name (`str`): name of the feature.
-            value (`str`): the value.
-
         Raises:
             ValueError: if the value is not in the vocabulary.
         """
@@ -61,10 +57,6 @@ class Vocabularies:
 
 def vocabularies_of(feature_extractor: MCMFeatureExtractor, schema: EventSchema) -> Vocabularies:
     """Gives the vocabularies and bins of a checkpoint, to encode another log for it.
-
-    Args:
-        feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
-        schema (`EventSchema`): event schema of the other log.
 
     Raises:
         ValueError: if the schema has other features than the checkpoint, or reads events in another way.
@@ -109,10 +101,6 @@ def fit_values(column: ir.Value, spec: FeatureSpec) -> list[str]:
     The engine leaves out values by their counts alone, and the order is made in this process, so no engine has to sort
     all values.
 
-    Args:
-        column (`ibis.Value`): values of the feature, one per event.
-        spec (`FeatureSpec`): the feature, with `min_count` and `max_values`.
-
     Returns:
         `list[str]`: values with at least `min_count` events, `max_values` at most, the most frequent first and equally
         frequent ones by their text.
@@ -141,10 +129,6 @@ def fit_values(column: ir.Value, spec: FeatureSpec) -> list[str]:
 def each_value(column: ir.Value, spec: FeatureSpec) -> ir.Value:
     """Gives each of several values of an event a row of its own.
 
-    Args:
-        column (`ibis.Value`): column of the feature.
-        spec (`FeatureSpec`): the feature.
-
     Returns:
         `ibis.Value`: the values; the column itself where an event has one value.
     """
@@ -156,10 +140,6 @@ def fit_bins(column: ir.Value, bins: int) -> list[float]:
 
     A quantile lies between the two neighbours of its rank, as numpy defines it. The neighbours are found by counting,
     which an engine can spill to disk. An engine's own quantile holds the column in memory and rounds in its own way.
-
-    Args:
-        column (`ibis.Value`): numbers; null and infinite ones do not count.
-        bins (`int`): number of bins.
 
     Returns:
         `list[float]`: the edges, strictly increasing; fewer than `bins - 1` where values repeat.
@@ -196,13 +176,6 @@ def fit(
     on_feature: Callable[[str], None],
 ) -> Vocabularies:
     """Fits the vocabulary or the bins of every feature on the training period (period 0).
-
-    Args:
-        events (`ibis.Table`): normalised events with `period`.
-        visits (`ibis.Table`): the visits. Each counts once for "days_since_visit".
-        profiles (`ibis.Table` or None): normalised profiles. Only customers with a training event count.
-        schema (`EventSchema`): event schema of the log.
-        on_feature (`Callable[[str], None]`): progress callback; it gets the name of each feature that is done.
 
     Raises:
         ValueError: if a feature has more values than one process should hold.
@@ -321,13 +294,7 @@ def _encode_raw(table: ir.Table, specs: Sequence[FeatureSpec], letter: str, fitt
 
 
 def encode_profiles(profiles: ir.Table, fitted: Vocabularies, schema: EventSchema) -> ir.Table:
-    """Replaces the raw values of profiles by ids.
-
-    Args:
-        profiles (`ibis.Table`): normalised profiles: customer_id and raw p0, p1 ...
-        fitted (`Vocabularies`): vocabularies and bins.
-        schema (`EventSchema`): event schema of the log.
-    """
+    """Replaces the raw values of profiles by ids."""
     return _encode_raw(profiles, schema.profile, "p", fitted)
 
 
@@ -341,13 +308,6 @@ def _derived(table: ir.Table, spec: FeatureSpec, fitted: Vocabularies, second: s
 
 def encode_events(events: ir.Table, visits: ir.Table, fitted: Vocabularies, schema: EventSchema) -> ir.Table:
     """Computes the ids of all events, and adds the events that close visits.
-
-    Args:
-        events (`ibis.Table`): normalised events: customer_id, shard, second, period, visit_key, is_target and raw f0,
-            f1 ...
-        visits (`ibis.Table`): the visits, from `find_visits`, with the number of their shard.
-        fitted (`Vocabularies`): vocabularies and bins.
-        schema (`EventSchema`): event schema of the log.
 
     Returns:
         `ibis.Table`: one row per event: customer_id, shard, visit, period, closes_visit (1 for an added event),

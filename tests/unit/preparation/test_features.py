@@ -25,7 +25,6 @@ from modeling_mcm.data import EventSchema, schema_of
 from modeling_mcm.data.features import read_feature
 from modeling_mcm.hub.privacy import customers_per_value, hide_values
 from modeling_mcm.preparation import prepare
-from modeling_mcm.preparation.drift import feature_drift
 from modeling_mcm.preparation.update import update
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -218,19 +217,6 @@ def test_an_update_gives_the_rows_of_a_full_preparation(tmp_path, grow):
     assert extractor.vocabularies["genres"] == extractor.vocabularies["genres_3"]
     prepare(tmp_path / "log", schema, tmp_path / "full", feature_extractor=extractor)
     assert read_rows(tmp_path) == read_rows(tmp_path, "full")
-
-
-def test_drift_counts_events_with_an_unknown_value(tmp_path):
-    log = make_films()
-    prepare(log, schema_with(), tmp_path / "out", profile=PEOPLE)
-    new = pd.DataFrame({"user": 1, "at": [TEST] * 4, "item": 1.0, "path": "a.b"})
-    new["genres"] = ["drama|new|newer", "new", None, "drama"]
-    report = feature_drift(new, load_extractor(tmp_path))
-    drifts = {drift.feature: drift for drift in report.features}
-    assert "genres_2" not in drifts and "token_type" not in drifts and {"department", "shelf"} < set(drifts)
-    genres = drifts["genres"]
-    assert (genres.rows, genres.missing, genres.unknown, genres.unknown_values) == (4, 1, 2, 2)
-    assert genres.most_frequent_unknown == [("new", 2), ("newer", 1)]
 
 
 def test_shared_vocabularies_stay_the_same(tmp_path):
