@@ -37,13 +37,7 @@ SPARK_SETTINGS = {
 def spark_session(config: Mapping[str, str]) -> Iterator[Any]:
     """Opens the Spark session that runs in this process, or starts a new one, which is stopped at the end.
 
-    Yields:
-        `pyspark.sql.SparkSession`: the session.
-
-    Raises:
-        ImportError: if Spark is not installed.
-        ValueError: if a running session can't change an option any more.
-        OSError: if Spark does not start.
+    Yields the session.
     """
     try:
         from pyspark.sql import SparkSession
@@ -105,11 +99,7 @@ def session_of(connection: Any) -> Any:
 def read_by_spark(files: InputFiles, connection: Any, what: str) -> Iterator[tuple[ir.Table, frozenset[str]]]:
     """Reads Parquet files as tables of Spark. Files that this process does not reach are read unchecked.
 
-    Yields:
-        `tuple[ibis.Table, frozenset[str]]`: a table, and the names of its columns that have no value.
-
-    Raises:
-        ValueError: if Spark can't read a file.
+    Yields a table, and the names of its columns that have no value.
     """
     for part, empty in _by_empty_columns(files):
         reader = session_of(connection).read
@@ -146,11 +136,7 @@ def shortest_text(number: float) -> str:  # type: ignore[empty-body]
 
 @contextmanager
 def worker_errors() -> Iterator[None]:
-    """Turns an error of a Spark worker into an `OSError` with the reason alone, without the traces of Java.
-
-    Raises:
-        OSError: if a worker failed.
-    """
+    """Turns an error of a Spark worker into an `OSError` with the reason alone, without the traces of Java."""
     try:
         yield
     except spark_errors() as error:

@@ -83,9 +83,6 @@ def number_rows(table: ir.Table, source: Any, connection: Any, column: str) -> i
     """Adds a column with the number of each row in the files, the data frame or the Arrow table, from 0.
 
     Files are read in the given order, and the files of a folder in the order of their names.
-
-    Raises:
-        ValueError: if the rows have no order that would be the same next time.
     """
     if connection.name != "duckdb" or isinstance(source, ir.Table):
         raise ValueError(

@@ -36,10 +36,7 @@ OPENED: dict[bytes, tuple[str, Callable[[Any], Any]]] = {  # by the first bytes 
     b"\x1f\x8b": ("gzip", gzip.open),
     b"BZh": ("bzip2", bz2.open),
     b"\xfd7zXZ": ("xz", lzma.open),
-    b"\x28\xb5\x2f\xfd": (
-        "zstd",
-        lambda file: io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")),
-    ),
+    b"\x28\xb5\x2f\xfd": ("zstd", lambda file: io.BufferedReader(pa.CompressedInputStream(file, "zstd"))),
 }
 NO_TEXT = {
     b"\xff\xfe": "UTF-16",
@@ -58,17 +55,11 @@ REASONS = {  # by how the message of csv begins
 
 @dataclass
 class TextFiles:
-    """Reads text files for an engine, by writing their values as Parquet.
-
-    Attributes:
-        format (`TextFormat`): how the files are written.
-        folder (`Path`): folder for the Parquet files. All machines of a cluster must reach it.
-        dropped (`int`): number of lines that were left out so far.
-    """
+    """Reads text files for an engine, by writing their values as Parquet."""
 
     format: TextFormat
-    folder: Path
-    dropped: int = 0
+    folder: Path  # for the Parquet files; all machines of a cluster must reach it
+    dropped: int = 0  # number of lines that were left out so far
     _written: int = field(default=0, repr=False)
 
     def to_parquet(
@@ -76,21 +67,7 @@ class TextFiles:
     ) -> tuple[Path, tuple[str, ...]]:
         """Writes the values of text files as Parquet.
 
-        Args:
-            paths (`Sequence[str]`): paths of the files.
-            root (`str`): folder that the files are in, or the file itself. Folders below it such as `year=2024` stay
-                in the new paths.
-            kind (`str`): "csv" or "tsv".
-            filesystem (`fsspec.AbstractFileSystem`): file system of the paths.
-            what (`str`): "event" or "profile", for messages.
-            columns (`Sequence[str]`): names of the columns that are read. Empty: all columns.
-
-        Returns:
-            `tuple[Path, tuple[str, ...]]`: the folder, and the new files in the order of `paths`.
-
-        Raises:
-            ValueError: if a file is no text in UTF-8, is cut off, or has a bad line where bad lines are errors.
-            OSError: if a file can't be read or written.
+        Returns the folder, and the new files in the order of `paths`.
         """
         self._written += 1
         folder = self.folder / f"text-{self._written}"
@@ -121,25 +98,15 @@ class TextFiles:
 
 
 def heading(path: str, kind: str, filesystem: Any, text: TextFormat, what: str) -> list[str]:
-    """Reads the names of the columns of a text file; arguments and errors are those of [`TextReader`]."""
+    """Reads the names of the columns of a text file, as [`TextReader`] does."""
     with TextReader(path, kind, filesystem, text, what) as reader:
         return reader.names
 
 
 class TextReader:
-    """One open text file: its heading, then its rows.
+    """One open text file: `names` of its columns from its heading, then its rows.
 
-    Args:
-        path (`str`): path of the file.
-        kind (`str`): "csv" or "tsv".
-        filesystem (`fsspec.AbstractFileSystem`): file system of the path.
-        text (`TextFormat`): how the file is written.
-        what (`str`): "event" or "profile", for messages.
-
-    Attributes:
-        names (`list[str]`): names of the columns, from the heading.
-        bad (`int`): number of rows that were left out so far.
-        first_bad (`str`): what was wrong with the first of them; empty if there is none.
+    `bad` counts the rows that were left out so far, and `first_bad` says what was wrong with the first of them.
 
     Raises:
         ValueError: if the file is no text in UTF-8, is cut off, or has no heading.
@@ -225,11 +192,7 @@ class TextReader:
                 yield raw.decode(errors="replace")
 
     def rows(self) -> Iterator[list[str]]:
-        """Reads the good rows.
-
-        Raises:
-            ValueError: if a row is bad where bad rows are errors, or the file is cut off.
-        """
+        """Reads the good rows."""
         options = _options(self.text, self._delimiter)
         reader = csv.reader(self._text_lines(), **options)
         while True:
