@@ -124,10 +124,7 @@ def forget_in_file(
 
 
 def forget_in_log(
-    log: Path,
-    customers: Collection[str],
-    column: str,
-    record: Callable[[dict[str, str]], Any] | None = None,
+    log: Path, customers: Collection[str], column: str, record: Callable[[dict[str, str]], Any] | None = None
 ) -> tuple[int, dict[str, str]]:
     """Deletes customers from a Parquet file, or from a folder of such files at any depth.
 

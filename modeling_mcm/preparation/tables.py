@@ -38,11 +38,7 @@ with needs("data"):
 
 
 def open_table(
-    source: Any,
-    connection: ibis.BaseBackend,
-    what: str,
-    columns: Sequence[str] = (),
-    text: TextFiles | None = None,
+    source: Any, connection: ibis.BaseBackend, what: str, columns: Sequence[str] = (), text: TextFiles | None = None
 ) -> ir.Table:
     """Opens Parquet or CSV files, a folder of them, a data frame, an Arrow table or an Ibis table.
 

@@ -64,14 +64,7 @@ with needs("data"):
         open_profile,
     )
     from modeling_mcm.preparation.prepare import check_events, check_profile, versions
-    from modeling_mcm.preparation.rows import (
-        continued,
-        count_ids,
-        customer_rows,
-        popularity,
-        shard_table,
-        write_shard,
-    )
+    from modeling_mcm.preparation.rows import continued, count_ids, customer_rows, popularity, shard_table, write_shard
     from modeling_mcm.preparation.tables import read_files
     from modeling_mcm.preparation.vocabulary import Vocabularies, encode_events, encode_profiles, vocabularies_of
 

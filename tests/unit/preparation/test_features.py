@@ -22,7 +22,6 @@ from synthetic_log import (
 )
 
 from modeling_mcm.data import EventSchema, schema_of
-from modeling_mcm.data.features import read_feature
 from modeling_mcm.hub.privacy import customers_per_value, hide_values
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation.update import update
@@ -177,30 +176,6 @@ def test_what_is_saved_reads_back(tmp_path):
         other = schema_with(**changes, tasks=["genres"])
         with pytest.raises(ValueError, match=message):
             prepare(log, other, tmp_path / "other", profile=PEOPLE, feature_extractor=extractor)
-
-
-def test_old_features_are_written_as_before():
-    plain = {"name": "item", "kind": "categorical", "column": "item", "min_count": 1, "max_values": None}
-    assert read_feature({"name": "item"}, "here").to_dict() == plain
-    schema = schema_with(features=[{"name": "item"}, {"name": "kind"}], tasks=["item"], token_type="kind", profile=[])
-    assert schema.to_dict()["features"][0] == plain and "part" not in schema.to_dict()
-
-
-def test_an_old_extractor_and_an_old_manifest_read_as_before(tmp_path):
-    log = make_log()[["user", "at", "kind", "item"]]
-    features = [{"name": "token_type", "column": "kind"}, {"name": "item"}]
-    schema = schema_with(features=features, token_type="kind", tasks=["item"], profile=[])
-    prepare(log, schema, tmp_path / "out")
-    extractor = load_extractor(tmp_path)
-    path = tmp_path / "out" / "feature_extractor" / "preprocessor_config.json"
-    stored = json.loads(path.read_text())
-    assert stored.pop("order") is None and set(stored["features"][1]) == {"name", "kind", "column", "profile"}
-    path.write_text(json.dumps(stored))
-    again = load_extractor(tmp_path)
-    assert again.to_dict() == extractor.to_dict() and again.time == "at"
-    assert schema_of(again) == schema_of(extractor)
-    old = schema.to_dict()
-    assert old.pop("order") is None and EventSchema.from_dict(old) == schema
 
 
 @pytest.mark.parametrize("grow", [0, 2])
