@@ -93,7 +93,7 @@ def compare_files(directory: Path, log: Path, manifest: PreparedManifest, correc
 def new_values(arrived: ir.Table, schema: EventSchema, extractor: MCMFeatureExtractor, least: int) -> dict[str, list]:
     """Finds the unknown values that join the vocabularies of the categorical event features.
 
-    Where the schema has `max_values`, only as many values join as there is room for. Returns by feature its new
+    Where the schema has `max_values`, only as many values join as there is room for. Returns by feature the new
     values, the most frequent first and equally frequent ones by their text. Features without new values are absent.
     """
     added: dict[str, list] = {}

@@ -150,7 +150,7 @@ def count_followers(events: ir.Table, schema: EventSchema, measures: dict[str, A
     Two target events of a customer whose moments are 1 to 6 apart make one pair in each direction. Near pairs weigh
     more than far ones, and what comes after weighs more than what comes before (`LAG_WEIGHTS`). Events of one moment
     make no pair, because their order says nothing. Where most moments hold several target events, as baskets do,
-    nothing is counted. Returns columns task (name), label and follower (ids), weight (sum over the pairs) and
+    nothing is counted. Returns the columns task (name), label and follower (ids), weight (sum over the pairs) and
     customers (number with such a pair). For each label it has the 50 followers with the largest weight, in the order
     of task, label and follower.
     """

@@ -56,7 +56,7 @@ def open_profile(source: Any, connection: ibis.BaseBackend, schema: EventSchema,
 def count_bad(table: ir.Table, read: ir.Table, schema: EventSchema) -> int:
     """Counts the rows of a log that `normalise_events` left out because a time or a number can't be read.
 
-    Returns number of these rows; 0 where bad rows are errors.
+    Returns the number of these rows; 0 where bad rows are errors.
     """
     if schema.on_bad_row == "error":
         return 0

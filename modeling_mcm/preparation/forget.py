@@ -107,7 +107,7 @@ def forget_in_file(
 ) -> int:
     """Writes a Parquet file again without the rows of some customers, if it has any.
 
-    Returns number of rows that were deleted.
+    Returns the number of rows that were deleted.
     """
     path = path.resolve()
     with open_parquet(path, column) as file:
@@ -128,7 +128,7 @@ def forget_in_log(
 ) -> tuple[int, dict[str, str]]:
     """Deletes customers from a Parquet file, or from a folder of such files at any depth.
 
-    Returns number of rows that were deleted; and by old digest of a changed file its new digest.
+    Returns the number of rows that were deleted; and by old digest of a changed file its new digest.
     """
     rows, digests = 0, {}
     for path in log_files(log):
@@ -234,7 +234,7 @@ def forget_in_cache(customers: Collection[str]) -> int:
     """Removes the Arrow copies of prepared data, in the cache of `datasets`, that hold one of the customers.
 
     `datasets` makes such a copy when a data set is loaded, and makes it again when it is needed. A copy that can't be
-    read, such as that of a run that was killed, is removed too. Returns number of folders that were removed.
+    read, such as that of a run that was killed, is removed too. Returns the number of folders that were removed.
     """
     folders = set()
     for path in Path(datasets.config.HF_DATASETS_CACHE).joinpath("parquet").rglob("*.arrow"):

@@ -69,7 +69,7 @@ LIBRARIES = ("modeling-mcm", "ibis-framework", "duckdb", "pyarrow", "numpy", "tr
 def versions(connection: ibis.BaseBackend) -> dict[str, str]:
     """Lists the versions of Python and of the libraries that make a data set.
 
-    Returns by name the version, or "not installed".
+    Returns the version by name, or "not installed".
     """
     versions = {"python": platform.python_version()}
     for name in (*LIBRARIES, *([SPARK] if connection.name == SPARK else [])):
@@ -274,7 +274,6 @@ def prepare(
     reuse: bool = False,
     memory_limit: str = "1GB",
     spark_config: Mapping[str, str] | None = None,
-    progress: Callable[..., Any] | None = None,
 ) -> PreparedManifest:
     """Prepares an event log: `manifest.json`, `feature_extractor/`, `popularity.parquet` and shards of customers.
 
@@ -297,8 +296,6 @@ def prepare(
         memory_limit (`str`): memory that DuckDB may use before it spills to disk, such as "1GB".
         spark_config (`dict[str, str]`, *optional*): options of the Spark session, such as `{"spark.master":
             "local[2]"}`.
-        progress (`type`, *optional*): class of the progress bar, with the methods of `tqdm`. Default: the one of
-            transformers.
 
     Raises:
         ValueError: if the data do not fit the schema. The message names the column and the fix.
@@ -322,11 +319,10 @@ def prepare(
     if existing is not None:
         return existing
     engine = engine_of(events, engine)
-    tqdm = progress or logging.tqdm
     with (
         replacing(output_dir) as (target, scratch),
         open_engine(engine, scratch, memory_limit, spark_config) as connection,
-        tqdm(total=len(schema.feature_names) + 3, desc="Preparing", unit="step") as bar,
+        logging.tqdm(total=len(schema.feature_names) + 3, desc="Preparing", unit="step") as bar,
     ):
         with caching(connection) as cache:
             reading = (schema, feature_extractor)

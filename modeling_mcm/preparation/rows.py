@@ -75,8 +75,8 @@ def _time(event: ir.StructValue, schema: EventSchema) -> ir.IntegerValue:
 def shard_schema(schema: EventSchema) -> tuple[list[str], pa.Schema]:
     """Gives the columns of a shard.
 
-    Returns internal names of the columns as in `customer_rows`, in the order of a shard; and the shard's own names and
-    types.
+    Returns the internal names of the columns as in `customer_rows`, in the order of a shard; and the shard's own names
+    and types.
     """
     ids = pa.list_(pa.int32())
     columns = [("customer_id", "customer_id", pa.string()), ("times", "times", pa.list_(pa.int64()))]
@@ -157,8 +157,8 @@ def write_shards(
 ) -> Iterator[dict[str, Any]]:
     """Writes all shards into a folder.
 
-    Yields entry of each shard in the manifest, in the order of the shards, with the key `cases` added: the evaluation
-    cases of the shard, from `count_cases`.
+    Yields the entry of each shard in the manifest, in the order of the shards, with the key `cases` added: the
+    evaluation cases of the shard, from `count_cases`.
     """
     rows = functools.partial(customer_rows, profiles=profiles, schema=schema)
 
@@ -181,7 +181,7 @@ def write_shards(
 def popularity(encoded: ir.Table, fitted: Vocabularies, schema: EventSchema) -> pa.Table:
     """Counts every value in the training period.
 
-    Returns columns feature, id, value, count (number of events) and target_count (number of target events), in the
+    Returns the columns feature, id, value, count (number of events) and target_count (number of target events), in the
     order of features and ids.
     """
     training = encoded.filter(encoded.period == 0)

@@ -53,7 +53,7 @@ def seconds_of(table: ir.Table, name: str, time_zone: str) -> ir.IntegerValue:
 def _seconds_of_text(column: ir.StringValue) -> tuple[ir.IntegerValue, ir.BooleanValue]:
     """Reads times as times_mcm.py does.
 
-    Returns Whole seconds, in UTC where the text has a zone, and whether it has a zone.
+    Returns whole seconds, in UTC where the text has a zone, and whether it has a zone.
     """
     day, clock, zone = (column.re_extract(TIME_PATTERN, group) for group in (1, 2, 3))
     text = day.replace("/", "-") + " " + ibis.ifelse(clock == "", "00:00", clock)
@@ -77,8 +77,8 @@ def offset_steps(zone: tzinfo, ranges: Iterable[tuple[int, int]]) -> list[tuple[
     """Finds when a time zone's offset to UTC changes within some ranges of time.
 
     A change between two ranges counts as one change at the start of the second range. So a log of a few years with one
-    time in another century needs few steps. Returns second of each change, and the change of the offset in seconds.
-    The first entry has the offset itself.
+    time in another century needs few steps. Returns the second of each change, and the change of the offset in
+    seconds. The first entry has the offset itself.
     """
     steps: list[tuple[int, int]] = []
     offset = 0
