@@ -9,11 +9,9 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 
 from modeling_mcm.extras import needs
@@ -99,12 +97,7 @@ def _as_parquet(
         text = TextFiles(TextFormat(), Path(tempfile.mkdtemp(prefix="mcm-text-")))
         weakref.finalize(connection, shutil.rmtree, text.folder, ignore_errors=True)
     check_files(found, what, columns, text.format)
-    return [files if files.kind == "parquet" else _text_as_parquet(files, what, columns, text) for files in found]
-
-
-def _text_as_parquet(files: InputFiles, what: str, columns: Sequence[str], text: TextFiles) -> InputFiles:
-    folder, paths = text.to_parquet(files.paths, files.root, files.kind, files.filesystem, what, columns)
-    return replace(files, root=str(folder), paths=paths, kind="parquet", filesystem=fsspec.filesystem("file"))
+    return [files if files.kind == "parquet" else text.to_parquet(files, what, columns) for files in found]
 
 
 def read_files(files: InputFiles, connection: Any) -> ir.Table:

@@ -16,7 +16,7 @@ import lzma
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -62,24 +62,22 @@ class TextFiles:
     dropped: int = 0  # number of lines that were left out so far
     _written: int = field(default=0, repr=False)
 
-    def to_parquet(
-        self, paths: Sequence[str], root: str, kind: str, filesystem: Any, what: str, columns: Sequence[str]
-    ) -> tuple[Path, tuple[str, ...]]:
-        """Writes the values of text files as Parquet.
+    def to_parquet(self, files: Any, what: str, columns: Sequence[str]) -> Any:
+        """Writes the values of `InputFiles` as Parquet, in the same order; folders such as `year=2024` stay.
 
-        Returns the folder, and the new files in the order of `paths`.
+        Returns the new files. They have the `columns`, or all columns where none is named.
         """
         self._written += 1
-        folder = self.folder / f"text-{self._written}"
-        written = []
-        for index, path in enumerate(paths):
-            inside = PurePosixPath(path[len(root) + 1 :]).parent if path != root else PurePosixPath()
+        folder, written = self.folder / f"text-{self._written}", []
+        for index, path in enumerate(files.paths):
+            inside = PurePosixPath(path[len(files.root) + 1 :]).parent if path != files.root else PurePosixPath()
             target = folder / inside / f"{index:06d}.parquet"
             target.parent.mkdir(parents=True, exist_ok=True)
-            with TextReader(path, kind, filesystem, self.format, what) as reader:
+            with TextReader(path, files.kind, files.filesystem, self.format, what) as reader:
                 self._write(reader, target, columns)
             written.append(str(target))
-        return folder, tuple(written)
+        local = fsspec.filesystem("file")
+        return replace(files, root=str(folder), paths=tuple(written), kind="parquet", filesystem=local)
 
     def _write(self, reader: TextReader, target: Path, columns: Sequence[str]) -> None:
         # Where a column is absent all are written, because the error about it names them.

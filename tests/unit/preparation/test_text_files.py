@@ -378,39 +378,11 @@ def test_files_of_a_store_are_read_alike(tmp_path):
     store.store.clear()
 
 
-def test_rows_of_text_files_keep_their_order(tmp_path):
-    (tmp_path / "log").mkdir()
-    for place in range(12):
-        rows = "a,x\na,y\n" if place % 2 else "a,y\na,x\n"
-        (tmp_path / "log" / f"{place:02}.csv").write_text("user,item\n" + rows)
-    ordered = EventSchema.from_dict(
-        {
-            "customer": "user",
-            "order": "rows",
-            "features": [{"name": "item"}],
-            "tasks": ["item"],
-            "cutoffs": "leave_one_out",
-        }
-    )
-    run(tmp_path, tmp_path / "log", ordered)
-    ids = read_rows(tmp_path)["a"]["feature_item"]
-    assert len({*ids[::4]}) == len({*ids[1::4]}) == 1 and ids[0] == ids[3] != ids[1] == ids[2]
-
-
 def test_a_bad_line_of_a_profile_is_always_an_error(tmp_path):
     make_log().to_parquet(tmp_path / "log.parquet")
     (tmp_path / "people.csv").write_text("user,age,income\n1,old,1\n2,old\n")
     with pytest.raises(ValueError, match="profile file .*people.csv, line 3: 2 fields were found"):
         prepare(tmp_path / "log.parquet", schema_with(on_bad_row="drop"), tmp_path / "out", tmp_path / "people.csv")
-
-
-def test_spark_reads_the_same_lines(spark, tmp_path):
-    path = tmp_path / "log.csv"
-    path.write_bytes(with_line('"u900"x,2024-01-01,i1,1\n'))
-    found = [values(path, tmp_path, TextFormat(on_bad_row="drop"), engine) for engine in ("duckdb", "spark")]
-    assert sorted(map(str, found[0][0])) == sorted(map(str, found[1][0])) and found[0][1] == found[1][1] == 1
-    with pytest.raises(ValueError, match="log.csv, line 52: ',' expected"):
-        values(path, tmp_path, engine="spark")
 
 
 @pytest.mark.slow
