@@ -47,15 +47,8 @@ def open_engine(
 ) -> Iterator[ibis.BaseBackend]:
     """Opens a connection to DuckDB or Spark, or uses the connection that is given.
 
-    Args:
-        engine (`str` or `ibis.BaseBackend`): "duckdb", "spark" or an Ibis connection.
-        workspace (`Path`): folder into which DuckDB spills what does not fit in memory.
-        memory_limit (`str`): memory that DuckDB may use, such as "1GB".
-        spark_config (`dict[str, str]`, *optional*): options of the Spark session, such as `{"spark.master":
-            "local[2]"}`. A session that runs already is used and stays running.
-
-    Yields:
-        `ibis.BaseBackend`: the connection.
+    DuckDB spills what does not fit into `memory_limit` into the folder `workspace`. A Spark session that runs already
+    is used and stays running.
 
     Raises:
         ValueError: if the engine is unknown, the running Spark session can't change an option any more, or DuckDB
@@ -127,9 +120,6 @@ def _in_utc(connection: ibis.BaseBackend) -> Iterator[None]:
 def caching(connection: ibis.BaseBackend) -> Iterator[Callable[..., ir.Table]]:
     """Gives a function that keeps a table in the engine. The tables are dropped at the end.
 
-    Args:
-        connection (`ibis.BaseBackend`): connection from `open_engine`.
-
     Yields:
         `Callable[[ibis.Table, str | None], ibis.Table]`: the function. It takes the table and, as `near`, optionally a
         column whose equal rows should lie together on disk. Spark ignores `near`, because it brings such rows together
@@ -171,19 +161,11 @@ def each_group(
     result of `use` comes into this process.
 
     Args:
-        rows (`Callable[[ibis.Table], ibis.Table]`): makes the rows of the groups from `table`; its result has the
-            column `key` too.
-        table (`ibis.Table`): the table, cached.
-        key (`str`): name of the column with the number of the group, from 0.
-        number (`int`): number of groups.
-        use (`Callable[[int, pyarrow.Table], dict]`): takes the number and the rows of a group, and returns values that
-            JSON can hold.
-
-    Yields:
-        `dict`: the result of `use` for each group.
-
-    Raises:
-        OSError: if a worker of Spark failed.
+        rows: makes the rows of the groups from `table`; its result has the column `key` too.
+        table: the table, cached.
+        key: name of the column with the number of the group, from 0.
+        number: number of groups.
+        use: takes the number and the rows of a group, and returns values that JSON can hold.
     """
     connection = table.get_backend()
     if connection.name != SPARK:

@@ -107,12 +107,6 @@ def test_after_a_deletion_they_are_those_of_the_others(tmp_path, changes):
     assert "only 2" not in [value for part in counted(tmp_path / "data")[1:] for row in part for value in row]
 
 
-def test_an_older_data_set_gets_them_with_a_deletion(tmp_path):
-    prepare(make_log(), schema_with(), tmp_path / "data")
-    prepare(make_log()[make_log()["user"] != "u2"], schema_with(), tmp_path / "others")
-    (tmp_path / "data" / FOLLOWERS_FILE).unlink()
-    forget_in_prepared(tmp_path / "data", {"u2"})
-    assert counted(tmp_path / "data") == counted(tmp_path / "others")
 
 
 @pytest.mark.parametrize("changes", CHOICES.values(), ids=CHOICES)
