@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint as an HTTP service with a store of events (extra `serve`), and a page to look at it (extra `app`)."""
+"""A checkpoint as an HTTP service with a store of events (extra `serve`)."""
 
 from modeling_mcm.serving.api import Limits, create_api
 from modeling_mcm.serving.failures import (

@@ -12,8 +12,8 @@ from unittest.mock import Mock
 import pytest
 from corner_shop import make_profile
 
-from modeling_mcm.serving.drawing import percent
-from modeling_mcm.serving.histories import Histories
+from modeling_mcm.page.drawing import percent
+from modeling_mcm.page.histories import Histories
 
 pytest.importorskip("gradio", reason="Gradio not installed")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -39,7 +39,7 @@ def histories(tiny_model, extractor, prepared, page_files, tmp_path):
 @pytest.fixture
 def address(histories):
     """Where the page is shown."""
-    from modeling_mcm.serving.app import build_page, launch_page
+    from modeling_mcm.page.app import build_page, launch_page
 
     blocks = build_page(histories)
     _, url, _ = launch_page(blocks, server_name="127.0.0.1", waits=False)
@@ -180,7 +180,7 @@ def test_the_page_fits_and_is_light_and_dark(browse, width):
 
 def test_a_space_runs_the_same_file(monkeypatch, page_files, save, prepared, tmp_path):
     folder = save(extended=True)
-    source = Path(importlib.import_module("modeling_mcm.serving.app").__file__)
+    source = Path(importlib.import_module("modeling_mcm.page.app").__file__)
     shutil.copy(source, tmp_path / "space_app.py")
     monkeypatch.syspath_prepend(str(tmp_path))
     space = importlib.import_module("space_app")
@@ -197,7 +197,7 @@ def test_a_space_runs_the_same_file(monkeypatch, page_files, save, prepared, tmp
 
 @pytest.mark.parametrize("waits", [True, False])
 def test_the_page_prints_its_address_and_waits_if_it_should(capsys, waits):
-    from modeling_mcm.serving.app import launch_page
+    from modeling_mcm.page.app import launch_page
 
     blocks = Mock(**{"launch.return_value": (None, "http://127.0.0.1:7861/", None)})
     assert launch_page(blocks, waits=waits)[1] == "http://127.0.0.1:7861/"
@@ -206,7 +206,7 @@ def test_the_page_prints_its_address_and_waits_if_it_should(capsys, waits):
 
 
 def test_a_page_without_a_quickstart_says_so(monkeypatch, tmp_path):
-    from modeling_mcm.serving import app
+    from modeling_mcm.page import app
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["app.py"])
@@ -223,7 +223,7 @@ def test_embeddings_of_an_earlier_start_are_those_of_the_model(histories, prepar
 
 
 def test_values_of_a_log_cannot_put_code_into_the_page():
-    from modeling_mcm.serving import drawing
+    from modeling_mcm.page import drawing
 
     bad = "<img src=x onerror=alert(1)>'\""
     scores = {bad: [{"label": bad, "score": 0.5}]}

@@ -4,7 +4,7 @@
 """A page that shows what MCM expects of a customer, what the customer really did, and which past visits decided.
 
     make app                                         after make quickstart; only this machine can open the page
-    python modeling_mcm/serving/app.py --model runs/mine --data data/prepared --events log.parquet
+    python -m modeling_mcm.page.app --model runs/mine --data data/prepared --events log.parquet
 
 In a Space on the Hub, use this file as `app.py`, write `modeling-mcm[app]` into requirements.txt, and set the paths in
 the variables MCM_MODEL, MCM_DATA, MCM_EVENTS and MCM_PROFILE. The page loads nothing from other machines.
@@ -23,9 +23,9 @@ from modeling_mcm.extras import needs
 from modeling_mcm.live_mcm import LiveCustomer
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.serving import drawing
-from modeling_mcm.serving.histories import Histories
-from modeling_mcm.serving.style import CSS, SCRIPT
+from modeling_mcm.page import drawing
+from modeling_mcm.page.histories import Histories
+from modeling_mcm.page.style import CSS, SCRIPT
 from modeling_mcm.state_mcm import MissingForecastsError
 
 LABELS, MOVING = 6, 1000  # labels of a task that are shown; that are compared before and after

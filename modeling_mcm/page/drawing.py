@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from modeling_mcm.explanations_mcm import Explanation
-from modeling_mcm.serving.histories import Visit
+from modeling_mcm.page.histories import Visit
 
 WIDTH, HEIGHT, BASE, LEFT = 1000, 150, 112, 6
 MAP_WIDTH, MAP_HEIGHT = 640, 360
