@@ -17,7 +17,7 @@ SERVE = ["fastapi>=0.115", "fastapi-offline>=1.7", "uvicorn>=0.34", "sqlalchemy>
 SERVE += ["prometheus-client>=0.21"]
 APP = ["gradio>=6.31"]
 SITE = ["zensical>=0.0.73", "mkdocstrings[python]>=1.0"]
-EXPORT = ["torch>=2.11", "onnx>=1.21", "onnxscript>=0.7", "onnxruntime>=1.24", "torchao>=0.18"]
+EXPORT = ["torch>=2.11", "onnx>=1.21", "onnxscript>=0.7", "onnxruntime>=1.24"]
 TEST_OLDEST = [*DEMO, *DOCS, *LORA, *SITE, "faiss-cpu>=1.12", "pandas>=2.2", "torchmetrics>=1.6"]
 TEST_OLDEST += ["pytest>=8", "pytest-xdist>=3.6", "parameterized>=0.9", *SERVE, *APP, "httpx>=0.28"]
 TEST_OLDEST += ["playwright>=1.50", "locust>=2.30"]

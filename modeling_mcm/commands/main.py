@@ -18,7 +18,7 @@ COMMANDS = {
     "evaluate": "evaluate a checkpoint and compare it with baselines",
     "predict": "score every customer: embeddings and the best labels of every task",
     "monitor": "compare predictions with earlier ones, and with what happened",
-    "export": "write a checkpoint as ONNX, as a torch.export program or with int8 weights",
+    "export": "write a checkpoint as ONNX",
     "serve": "serve a checkpoint over HTTP",
     "publish": "publish a checkpoint on the Hugging Face Hub, with its card",
 }

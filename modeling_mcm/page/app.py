@@ -22,10 +22,10 @@ import torch
 from modeling_mcm.extras import needs
 from modeling_mcm.live_mcm import LiveCustomer
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
-from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.page import drawing
 from modeling_mcm.page.histories import Histories
 from modeling_mcm.page.style import CSS, SCRIPT
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.state_mcm import MissingForecastsError
 
 LABELS, MOVING = 6, 1000  # labels of a task that are shown; that are compared before and after

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scoring everyone: what is written, from prepared data and from a raw log, through kills and in several processes."""
 
-import importlib
 import os
 import signal
 import subprocess
@@ -229,18 +228,6 @@ def test_what_an_early_kill_leaves_is_in_nobody_s_way(predict, save, event_log, 
         path.write_text("{")
     assert "34 customers" in predict(*options, "--output_dir", tmp_path / "out")
     assert sorted(each.suffix for each in (tmp_path / "out").iterdir()) == [".json", ".parquet"]
-
-
-def test_a_checkpoint_with_int8_weights_scores(predict, save, prepared, tmp_path):
-    pytest.importorskip("torchao")
-    export = importlib.import_module("modeling_mcm.serving.export")
-    folder = save(extended=True)
-    export.save_int8(folder, "scores", str(tmp_path / "int8"))
-    for name in ("preprocessor_config.json", "vocabularies.json"):
-        (tmp_path / "int8" / name).write_bytes((Path(folder) / name).read_bytes())
-    assert "34 customers" in predict(
-        "--model", tmp_path / "int8", "--data", prepared, "--output_dir", tmp_path / "out"
-    )
 
 
 def test_a_folder_of_something_else_is_left_alone(

@@ -36,7 +36,7 @@ PATIENCE = 300  # seconds for a start
 
 
 class Server:
-    """A process of training/serve.py, forked from one that has imported everything."""
+    """A process of `mcm serve`, forked from one that has imported everything."""
 
     def __init__(self, folder, store, *options, port=None):
         if port is None:
@@ -57,7 +57,9 @@ class Server:
             100_000,
             *options,
         ]
-        self.process = forked_runs.start(command, Path(store).with_name(f"{port}.log"), "serve", MCM_TOKEN=TOKEN)
+        self.process = forked_runs.start(
+            command, Path(store).with_name(f"{port}.log"), "modeling_mcm.commands.serve", MCM_TOKEN=TOKEN
+        )
 
     def wait(self):
         until = time.monotonic() + PATIENCE
@@ -213,5 +215,15 @@ def test_a_service_that_cannot_start_says_why(save, tmp_path, monkeypatch, comma
         (tmp_path / "state.db").write_bytes(b"no database" * 100)
     monkeypatch.setenv("MCM_TOKEN", options.get("token", TOKEN))
     folder, store = options.get("model") or save(extended=True), tmp_path / "state.db"
-    said = command("serve", "--model", folder, "--store", store, "--port", 1, *options.get("more", []), fails=words)
+    said = command(
+        "modeling_mcm.commands.serve",
+        "--model",
+        folder,
+        "--store",
+        store,
+        "--port",
+        1,
+        *options.get("more", []),
+        fails=words,
+    )
     assert words in said and "Traceback" not in said
