@@ -12,7 +12,7 @@ quickstart: $(VENV)/demo.done  ## prepares real data, trains a model and evaluat
 	PATH="$(CURDIR)/$(RUN):$$PATH" REPORT="$(REPORT)" bash training/runs/quickstart.sh
 
 app: $(VENV)/app.done  ## after the quickstart: opens a page that shows a customer, what MCM expects next, and why
-	$(RUN)/python modeling_mcm/serving/app.py
+	$(RUN)/python -m modeling_mcm.page.app
 
 test: $(VENV)/test.done  ## all tests that take seconds, in parallel; no GPU
 	$(RUN)/python -m pytest -m "not slow" $(PARALLEL)

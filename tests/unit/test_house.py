@@ -54,7 +54,8 @@ ROOMS = {
     "option": set(),
     "training": {"training", "data", "evaluation", "extras", "option", *SIBLINGS},
     "scoring": {"scoring", "data", "preparation", "evaluation", "extras", *SIBLINGS},
-    "serving": {"serving", "data", "evaluation", "extras", "training", "live", *SIBLINGS},
+    "serving": {"serving", "live", "extras", "training", *SIBLINGS},
+    "page": {"page", "live", "data", "extras", *SIBLINGS},
     "__init__": {"live", *SIBLINGS},
 }
 ROOMS["commands"] = {"commands", *ROOMS} - {"__init__"} | set(SIBLINGS)  # they call every room, and no room calls them

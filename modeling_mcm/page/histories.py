@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,14 +42,12 @@ class Visit:
 
     Args:
         time (`str`): Time of its first event, in ISO 8601.
-        kind (`str`): Its most frequent token type.
         events (`int`): Number of its events.
         values (`list[str]`): Values of its events, of the task with the most labels.
         is_past (`bool`): Whether it is before the cutoff, so that the model knows it.
     """
 
     time: str
-    kind: str
     events: int
     values: list[str]
     is_past: bool
@@ -112,7 +109,6 @@ class Histories:
         spread = self.embeddings - self.embeddings.mean(0)
         spread /= np.maximum(spread.std(0), 1e-6)
         self.directions = spread / np.maximum(np.linalg.norm(spread, axis=1, keepdims=True), 1e-6)
-        self.map = _two_axes(spread)
         self.main_task = max(extractor.tasks, key=lambda task: self._variety(task))
         self.household = functools.lru_cache(KEPT_CUSTOMERS)(self._household)
 
@@ -178,14 +174,7 @@ class Histories:
     # ------------------------------------------------------------------------------------------------- one customer
 
     def events(self, customer_id: str) -> list[dict[str, Any]]:
-        """Reads the raw events of a customer, oldest first.
-
-        Args:
-            customer_id (`str`): Id of the customer.
-
-        Raises:
-            ValueError: If the log has no such customer.
-        """
+        """Reads the raw events of a customer, oldest first; `ValueError` if the log has no such customer."""
         if customer_id not in self._slices:
             raise ValueError(f"The log has no customer {customer_id!r}: choose one of the list.")
         start, end = self._slices[customer_id]
@@ -214,13 +203,10 @@ class Histories:
         visits = []
         for visit in range(int(row["visits"][-1]) + 1 if len(row["visits"]) else 0):
             indices = np.flatnonzero(row["visits"] == visit)
-            kind = Counter(self._texts(token, kinds[indices])).most_common(2)
-            names = [name for name, _ in kind if name != self.extractor.end_of_visit]
+            closing = kinds[indices[-1]] == self._closing
             first = str(np.datetime64(int(row["times"][indices[0]]), "s"))
             texts = list(dict.fromkeys(self._texts(task, values[indices])))
-            closed = self.extractor.end_of_visit in dict(kind)
-            number = len(indices) - int(closed or kinds[indices[-1]] == self._closing)
-            visits.append(Visit(first, names[0] if names else "", number, texts, first < self.cutoff))
+            visits.append(Visit(first, len(indices) - int(closing), texts, first < self.cutoff))
         return visits
 
     @property
@@ -244,34 +230,19 @@ class Histories:
         for task, ids in labels.items():
             within = is_target & (row["times"] < until)
             tasks[task] = dict.fromkeys(self._texts(task, ids[within]), f"within {NEXT_DAYS} days")
-            tasks[task] |= dict.fromkeys(
-                self._texts(task, ids[is_target & (row["visits"] == following)]), "next visit"
-            )
+            then = self._texts(task, ids[is_target & (row["visits"] == following)])
+            tasks[task] |= dict.fromkeys(then, "next visit")
         return tasks
 
     def alike(self, customer_id: str, number: int = 6) -> list[tuple[str, float]]:
-        """Finds the customers with the closest embeddings.
-
-        Args:
-            customer_id (`str`): Id of the customer.
-            number (`int`): Number of other customers.
-
-        Returns:
-            The ids and their cosines, closest first.
-        """
+        """Finds the ids of the customers with the closest embeddings, and their cosines, closest first."""
         index = self.indices[customer_id]
         likeness = self.directions @ self.directions[index]
         likeness[index] = -2
         return [(self.ids[other], float(likeness[other])) for other in np.argsort(-likeness)[:number]]
 
     def template(self, task: str, label: str) -> dict[str, Any]:
-        """Finds the latest event of the log with a label, without its customer, time and visit, as a model for a new
-        event.
-
-        Args:
-            task (`str`): Name of the task.
-            label (`str`): The label.
-        """
+        """Finds the latest event of the log with a label, as a template: without its customer, time and visit."""
         extractor = self.extractor
         feature = next(feature for feature in extractor.features if feature["name"] == task)
         column = feature.get("column") or feature["name"]
@@ -288,23 +259,10 @@ class Histories:
         return {name: value for name, value in row.items() if value is not None and name not in left_out}
 
     def what_if(self, customer_id: str, event: Mapping[str, Any], moment: str) -> LiveCustomer:
-        """Makes the customer as if an event had happened at a moment.
-
-        Args:
-            customer_id (`str`): Id of the customer.
-            event (`dict`): Raw values of the event.
-            moment: Time of the event.
-        """
+        """Makes the customer as if an event, raw values by column, had happened at a moment."""
         before = self.household(customer_id).live
         after = LiveCustomer(self.model, self.extractor, before.profile, customer_id)
         time, visit = str(self.extractor.time), self.extractor.visit
         own = {visit: "what if"} if visit else {}
         after.add([*before.events, {**event, **own, time: moment}])
         return after
-
-
-def _two_axes(spread: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Places on a map, the two directions in which customers differ most, `(customers, 2)`, within -1 and 1."""
-    _, axes = np.linalg.eigh(spread.T @ spread)
-    points = spread @ axes[:, :-3:-1]
-    return points / np.maximum(np.quantile(np.abs(points), 0.995, axis=0), 1e-6).clip(1e-6)

@@ -9,7 +9,7 @@ from corner_shop import TEST, customer_of, make_profile
 from serving_client import assert_same
 from transformers import pipeline
 
-from modeling_mcm.serving.histories import NEXT_DAYS, Histories
+from modeling_mcm.page.histories import NEXT_DAYS, Histories
 
 WHO = ["c05", "c07", "c21"]
 
