@@ -31,10 +31,11 @@ test-oldest:  ## the tests with the oldest versions of what setup.py always inst
 		--editable ".[test-oldest]"
 	$(VENV)-oldest/bin/python -m pytest -m "not slow" $(PARALLEL)
 
-check: $(VENV)/check.done  ## ruff, mypy, and linters of Hugging Face's model folders and of the Dockerfile
+check: $(VENV)/check.done  ## ruff, mypy, the direction of imports, and linters of model folders and of the Dockerfile
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+	$(RUN)/lint-imports --no-cache
 	$(RUN)/mlinter --no-cache --enable-all-trf-rules modeling_mcm
 	$(RUN)/hadolint Dockerfile
 

