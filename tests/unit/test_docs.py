@@ -26,16 +26,6 @@ def test_the_readme_shows_an_example_and_what_it_prints(monkeypatch, capsys):
     assert len(example_code().splitlines()) <= 20
 
 
-def test_the_tree_of_the_readme_is_that_of_the_package():
-    tree = README.read_text(encoding="utf-8").partition("```\nmodeling_mcm/ ")[2].partition("```")[0]
-    named = {name.rstrip("/") for name in re.findall(r"\b[a-z_]+(?:\.py|/)", tree)}
-    files = {
-        path.name for path in (ROOT / "modeling_mcm").glob("*") if path.name[:2] != "__" and path.name != "py.typed"
-    }
-    gone = {name for name in named if name.endswith(".py") and not (ROOT / "modeling_mcm" / name).is_file()}
-    assert files <= named and not gone
-
-
 def customer(extractor, visits):
     """Inputs of a customer who buys two of the toy shop's products in turns, every five days."""
     products = list(extractor.vocabularies["product_category"])
