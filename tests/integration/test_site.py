@@ -17,10 +17,13 @@ import modeling_mcm
 import modeling_mcm.data
 import modeling_mcm.evaluation
 import modeling_mcm.hub
+import modeling_mcm.preparation
+import modeling_mcm.scoring
 import modeling_mcm.serving
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = [modeling_mcm, modeling_mcm.data, modeling_mcm.evaluation, modeling_mcm.hub, modeling_mcm.serving]
+ROOMS = modeling_mcm.data, modeling_mcm.evaluation, modeling_mcm.hub, modeling_mcm.preparation
+PACKAGES = [modeling_mcm, *ROOMS, modeling_mcm.scoring, modeling_mcm.serving]
 
 
 @pytest.fixture(scope="module")
