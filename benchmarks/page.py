@@ -27,8 +27,8 @@ from measuring import show
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.option import option
-from modeling_mcm.serving.app import build_page, launch_page
-from modeling_mcm.serving.histories import Histories
+from modeling_mcm.page.app import build_page, launch_page
+from modeling_mcm.page.histories import Histories
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LOOKS = {"page": (1280, "light"), "page_dark": (1280, "dark"), "page_narrow": (390, "light")}

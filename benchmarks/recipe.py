@@ -182,7 +182,7 @@ def make(log: Log, seed: int, folder: Path, parts: bool) -> list[tuple[Path, Pat
     for (whole, without), question in zip(files, log.questions, strict=True):
         words = ("--model", model, "--data", data, "--tasks", *log.tasks, *question.options, "--values_file")
         if not whole.is_file():
-            run("training/run_evaluate.py", *words, whole, "--shown", 0)
+            run("training/run_evaluate.py", *words, whole)
         if parts and not without.is_file():
             run("benchmarks/parts.py", *words, without)
     return files
@@ -200,7 +200,7 @@ def make_rival(rival: str, task: str, log: Log, seed: int, options: Options) -> 
         words = ("--config", RIVALS[rival], *RIVAL, "--config_overrides", *alone, "--seed", seed)
         run("training/run_pretrain.py", *words, "--data", data, "--output_dir", model)
     if not values.is_file():
-        words = ("--model", model, "--data", data, "--baselines", "none", "--shown", 0, "--tasks", task)
+        words = ("--model", model, "--data", data, "--baselines", "none", "--tasks", task)
         run("training/run_evaluate.py", *words, "--values_file", values)
     return values
 

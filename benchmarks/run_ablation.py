@@ -29,13 +29,13 @@ from measuring import ROOT, is_finished, write_record
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
+from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.evaluation.cases import EvaluationCases, cases_at
-from modeling_mcm.evaluation.counting import BASELINES, NEEDS, counting_baselines, not_installed
+from modeling_mcm.evaluation.comparison import BASELINES, NEEDS, counting_baselines, not_installed
 from modeling_mcm.evaluation.model import model_values
 from modeling_mcm.evaluation.tables import write_values
 from modeling_mcm.extras import needs
-from modeling_mcm.files_mcm import write_json
+from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.option import option
 
 logger = logging.getLogger("run_ablation")
@@ -198,7 +198,7 @@ def compare(options: AblationOptions) -> Path:
     rows, extractor = prepared.rows, prepared.extractor
     if wrong := [task for task in options.tasks if task not in extractor.tasks]:
         raise SystemExit(f"No tasks {wrong}; the data set has {', '.join(extractor.tasks)}.")
-    data = sha256_of(prepared.folder / MANIFEST_FILE)
+    data = file_digest(prepared.folder / MANIFEST_FILE)
     cases = cases_at(prepared, options.cutoff)
 
     counting = Path(options.output_dir, "baselines")

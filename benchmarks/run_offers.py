@@ -37,7 +37,7 @@ from measuring import ROOT, is_finished, write_record
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
+from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
 from modeling_mcm.data.offers import OFFERS_FILE, TEST, TRAIN, VALIDATION, Offers, load_offers
 from modeling_mcm.evaluation.offers import (
@@ -49,7 +49,7 @@ from modeling_mcm.evaluation.offers import (
     score_offers,
 )
 from modeling_mcm.extras import needs
-from modeling_mcm.files_mcm import write_json
+from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.option import option
 from offers_gbdt import LightGBMOffers, OfferTable, offer_features
 from offers_report import FINE_TUNED, GBDT, METRICS, RANDOM, ZERO_SHOT, write_page
@@ -93,8 +93,8 @@ class Comparison:
         self.test, self.learned = self.offers.groups([TEST]), self.offers.groups([TRAIN, VALIDATION])
         self.offers.check_times(schema.cutoff_seconds("validation"), [], self.test)
         self.identity = {
-            "data": sha256_of(self.data.folder / MANIFEST_FILE),
-            "offers": sha256_of(Path(str(options.offers)) / OFFERS_FILE),
+            "data": file_digest(self.data.folder / MANIFEST_FILE),
+            "offers": file_digest(Path(str(options.offers)) / OFFERS_FILE),
             "recipes": [
                 (ROOT / recipe).read_text(encoding="utf-8") for recipe in (options.pretraining, options.finetuning)
             ],

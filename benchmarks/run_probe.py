@@ -42,7 +42,6 @@ from modeling_mcm.evaluation.reports import markdown_table, with_half_interval, 
 from modeling_mcm.extras import needs
 from modeling_mcm.files_mcm import write_json, write_text
 from modeling_mcm.option import option
-from modeling_mcm.scoring.folder import last_event
 from modeling_mcm.times_mcm import SECONDS_PER_DAY
 from modeling_mcm.training.checkpoints import check_files, read_checkpoint
 from probing import FEWEST, batches_at, make_learner
@@ -144,7 +143,7 @@ def read_customers(
     values: dict[str, list[float]] = {}
     counts, embeddings, forecasts = [], [[] for _ in models], [[] for _ in models]  # type: ignore[var-annotated]
     cutoff = schema.cutoff_seconds(cutoff_name)
-    latest = last_event(data.folder)
+    latest = max((int(times[-1]) for times in data.rows["times"] if len(times)), default=0)
     horizons = [day for day in models[0][0].config.forecast_days if cutoff + day * SECONDS_PER_DAY <= latest]
     for batch, blank, of_batch in batches_at(data, extractor, cutoff_name, options.min_events, options.batch_size):
         counts.append(of_batch)

@@ -6,7 +6,7 @@
     python benchmarks/serving.py --model runs/quickstart \
         --events data/complete_journey/raw/events.parquet --report_file docs/service.md
 
-Starts `training/serve.py` with a store in a folder that is removed at the end, and sends it the histories of some
+Starts `mcm serve` with a store in a folder that is removed at the end, and sends it the histories of some
 customers but for their last events. Then users send the rest one by one (each is on the disk when it is answered) and
 ask for scores after each, now and then for an embedding. A load ends after --seconds or --requests, as comes first.
 The service has one process and one thread of torch for a request; Locust runs beside it on the same cores.
@@ -130,8 +130,8 @@ def serve(options: Options, folder: Path) -> tuple[subprocess.Popen, int]:
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "training/serve.py", "--model", str(Path(options.model).resolve())]
-    command += ["--store", str(folder / "state.db"), "--port", str(port), "--rate", "1e6", "--burst", "1000000"]
+    command = [sys.executable, "-m", "modeling_mcm.commands.main", "serve", "--model"]
+    command += [str(Path(options.model).resolve()), "--store", str(folder / "state.db"), "--port", str(port)]
     environment = os.environ | {"MCM_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     until = time.monotonic() + STARTING

@@ -21,12 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import atomic_folder
 from synthetic import names_of, seconds_of
-
-with needs("data"):
-    from modeling_mcm.preparation.engine import replacing
-
 
 CUSTOMERS_A_BLOCK = 4096
 LEAST_GAP, MOST_GAP = 5, 300  # seconds between two events of a session
@@ -204,7 +200,7 @@ def write_event_log(
     catalogue, events = make_catalogue(settings, seed), 0
     edges = np.linspace(seconds_of(settings.start), seconds_of(settings.end), files + 1)[1:-1].astype(np.int64)
     writers: list[pq.ParquetWriter] = []
-    with replacing(folder) as (target, _):
+    with atomic_folder(folder) as (target, _):
         try:
             for block in progress(iter(range(-(-customers // CUSTOMERS_A_BLOCK)))):
                 table = make_block(block, customers, catalogue, settings, seed)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Preference scores over HTTP from an ONNX file: of this package only the feature extractor is used.
 
-    python training/export.py --model runs/mine --output_dir runs/mine-onnx
+    mcm export --model runs/mine --output_dir runs/mine-onnx
     python examples/6_serve_onnx.py runs/mine-onnx 8000
     curl localhost:8000 -d '{"events": [{"time": "2017-09-02 17:30", "token_type": "purchase", "item": "i7"}]}'
 

@@ -27,7 +27,7 @@ from .pipeline_mcm import (
 )
 from .processing_mcm import MCMFeatureExtractor
 
-__version__ = "0.2.0"
+__version__ = "0.1.0"
 
 AutoConfig.register("mcm", MCMConfig, exist_ok=True)
 AutoModel.register(MCMConfig, MCMModel, exist_ok=True)

@@ -1,9 +1,9 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Writes files whole or not at all, and checks that the files of a checkpoint belong together.
+"""Writes files and folders whole or not at all, locks them, and checks that they are whole and belong together.
 
 A file that is written in place is cut if the disk is full or the process is killed, and its earlier content is lost.
-These functions write a temporary file in the same folder, flush it to the disk, and rename it. A digest of the
+So a temporary file or folder in the same place is written, flushed to the disk and renamed. A digest of the
 vocabularies ties weights, config and vocabularies of a checkpoint together, so that files of different saves are
 noticed.
 """
@@ -15,16 +15,21 @@ import os
 import platform
 import re
 import shutil
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 VOCABULARIES_NAME = "vocabularies.json"
 ACTION_HEAD = "action_head", "action_vectors"  # weights of the head for offers; models without it leave them out
+LOCK_SUFFIX = ".lock"  # of hidden files, which readers of folders skip
 SHOWN = 3  # number of names that a message shows
 # Errors that are due to the target's disk or folder. Other errors may come from reading a source.
 OF_THE_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
@@ -52,8 +57,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield partial
         if place.exists():
             shutil.copymode(place, partial)
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
+        _flush(partial)
         os.replace(partial, place)
     except OSError as error:
         if error.errno in OF_THE_PLACE:
@@ -81,26 +85,162 @@ def _remove_abandoned(place: Path, machine: str) -> None:
                 continue
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a text file in UTF-8, whole or not at all; see [`atomic_write`].
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
+    """Context manager that writes a folder whole or not at all.
+
+    When the block ends, the filled folder replaces `path`. After an error `path` is as it was. If `path` is a symbolic
+    link, the folder that it points to is replaced.
 
     Args:
-        path (`str` or `os.PathLike`): path of the file.
-        text (`str`): content of the file.
+        path (`str` or `os.PathLike`): the folder to write.
+
+    Yields:
+        `tuple[Path, Path]`: an empty folder to fill, and a scratch folder, which is removed at the end.
+
+    Raises:
+        OSError: if a folder can't be made or renamed.
     """
+    place = Path(path).resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        for name in ("data", "scratch"):
+            (partial / name).mkdir(parents=True)
+        yield partial / "data", partial / "scratch"
+        replace_folder(partial / "data", place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Waits until all files of a folder are on the disk."""
+    for path in [*(path for path in folder.rglob("*") if path.is_file()), folder]:
+        _flush(path)
+
+
+def replace_folder(written: Path, place: Path) -> None:
+    """Flushes a folder to its disk and renames it. An earlier folder at `place` is removed, or stays after an error.
+
+    Args:
+        written (`Path`): the folder, on the disk of `place`.
+        place (`Path`): its new path.
+    """
+    flush_folder(written)
+    replaced = place.with_name(f".{place.name}.{os.getpid()}.replaced")
+    try:
+        if place.exists():
+            place.rename(replaced)
+        written.rename(place)
+    finally:
+        if replaced.exists() and not place.exists():
+            replaced.rename(place)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def locked(*paths: Path, wait: bool = True) -> Iterator[None]:
+    """Context manager for changes of files or folders, which keeps out other processes that change the same.
+
+    A lock ends with its process, however that ends, and forked processes do not keep it. The lock of a prepared data
+    set, which is replaced as a folder, is beside it. Any other lock is inside its folder.
+
+    Args:
+        paths (`Path`): what is changed, with all symbolic links resolved.
+        wait (`bool`): whether to wait for the other process.
+
+    Raises:
+        OSError: if the file of a lock can't be made.
+        filelock.Timeout: if another process holds a lock, and `wait` is false.
+    """
+    with ExitStack() as locks:
+        for path in sorted({_lock_file(path) for path in paths}):  # one order for all, so that none waits forever
+            lock = FileLock(path)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                if not wait:
+                    raise
+                logger.warning(f"Another run changes what {path} locks; waiting for its end.")
+                lock.acquire()
+            locks.callback(_unlock, lock)
+        yield
+
+
+def _lock_file(path: Path) -> Path:
+    if (path / "manifest.json").is_file() or not path.exists():
+        return path.with_name(f".{path.name}{LOCK_SUFFIX}")
+    return (path if path.is_dir() else path.parent) / f".changes{LOCK_SUFFIX}"
+
+
+def _unlock(lock: FileLock) -> None:
+    with suppress(OSError):
+        Path(lock.lock_file).unlink()  # first, so that a process that has the removed file open takes a new one
+    lock.release()
+
+
+def damage(path: Path) -> str | None:
+    """Says what is wrong with a file of a checkpoint: JSON object, safetensors, or file of torch.
+
+    Args:
+        path (`Path`): path of the file. A folder, as of a sharded state, is not checked.
+
+    Returns:
+        `str` or `None`: a phrase that begins with the path; `None` if the file is whole.
+    """
+    if path.is_dir():
+        return None
+    try:
+        if path.suffix == ".json":
+            if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+                return f"{path} holds no JSON object"
+        elif path.suffix == ".safetensors":
+            with safe_open(path, "pt"):
+                pass
+        else:  # a file of torch is a zip file with a checksum of each part
+            with zipfile.ZipFile(path) as file:
+                if (part := file.testzip()) is not None:
+                    return f"{path} is damaged (the checksum of {part} does not fit)"
+    # A damaged zip file may name a compression that zipfile does not know: its error is a RuntimeError.
+    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
+        if not path.exists():
+            return f"{path} is missing"
+        return f"{path} has {path.stat().st_size:,} bytes and is cut or damaged ({error})"
+    return None
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 digest of a file's bytes, which are read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 digest of named tensors, in the order of their names: names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file in UTF-8, whole or not at all; see [`atomic_write`]."""
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike[str], values: Any, indent: int = 2, **options: Any) -> None:
-    """Writes a JSON file, whole or not at all; see [`atomic_write`].
-
-    Args:
-        path (`str` or `os.PathLike`): path of the file.
-        values: content of the file.
-        indent (`int`): number of spaces of a level.
-        options: further arguments of `json.dumps`.
-    """
+    """Writes a JSON file, whole or not at all, with options of `json.dumps`; see [`atomic_write`]."""
     write_text(path, json.dumps(values, indent=indent, **options) + "\n")
 
 
@@ -144,25 +284,13 @@ def check_values(digest: str | None, values: str, source: Any) -> None:
 
 
 def unplaced(model: Any, unexpected: Iterable[str]) -> list[str]:
-    """Weights of a checkpoint that a model has no place for, without those of the head for offers.
-
-    Args:
-        model ([`MCMPreTrainedModel`]): the model that was loaded.
-        unexpected (`Iterable[str]`): names of weights that the loader left out.
-
-    Returns:
-        `list[str]`: names in alphabetical order. A model without the head for offers may leave its weights out.
-    """
+    """Names of weights that the loader left out, sorted. A model without the head for offers may leave its out."""
     heads = tuple(f"{name}." for name in ACTION_HEAD) if not hasattr(model, ACTION_HEAD[0]) else ()
     return [key for key in sorted(unexpected) if not key.startswith(heads)]
 
 
 def some(names: list[str]) -> str:
-    """The first three names as text, with "..." if there are more.
-
-    Args:
-        names (`list[str]`): names to show.
-    """
+    """The first three names as text, with "..." if there are more."""
     return f"{', '.join(names[:SHOWN])}{' ...' if len(names) > SHOWN else ''}"
 
 

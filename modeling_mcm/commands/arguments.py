@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import yaml
 from transformers import HfArgumentParser
+from transformers.utils import logging
 
 from modeling_mcm.data.yaml_files import UniqueKeyLoader, read_yaml
 from modeling_mcm.option import option
@@ -30,9 +32,6 @@ YAML_BOOL = "tag:yaml.org,2002:bool"
 @contextmanager
 def exits(*errors: type[Exception]) -> Iterator[None]:
     """A context in which expected errors end the process with their message instead of a traceback.
-
-    Args:
-        errors (`type[Exception]`): The classes of errors whose message says all that a user needs.
 
     Raises:
         SystemExit: With the name of the command and the error's message, where one of the errors is raised.
@@ -81,22 +80,6 @@ class ProgressOptions:
 
     no_progress: bool = option(False, "Show no progress bars. By default preparation, training and scoring do.")
 
-    def apply(self, others: Iterable[Any]) -> None:
-        """Switches progress bars off if `no_progress` is true.
-
-        Args:
-            others (iterable of dataclasses): The command's other options. In a `TrainingArguments` among them
-                `disable_tqdm` is set, too.
-        """
-        if not self.no_progress:
-            return
-        from modeling_mcm.progress import disable_progress_bars
-
-        disable_progress_bars()
-        for options in others:
-            if hasattr(options, "disable_tqdm"):
-                options.disable_tqdm = True
-
 
 class RecipeLoader(UniqueKeyLoader):
     """Reads YAML in which only true and false are booleans, so that `eval_strategy: no` is the word "no"."""
@@ -129,12 +112,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 def named_options() -> set[str]:
-    """Finds which options the command line of this process sets, in its YAML file or as flags.
-
-    Returns:
-        `set[str]`: The names of the options, without dashes. A YAML file that can't be read adds none:
-        [`parse_options`] says what is wrong with it.
-    """
+    """Names of the options that the command line of this process sets, in its YAML file or as flags."""
     words = sys.argv[1:]
     names = {word.lstrip("-").partition("=")[0] for word in words if word.startswith("--")}
     if words and words[0].endswith((".yaml", ".yml")):
@@ -200,7 +178,12 @@ def parse_options(
         *others, progress = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     except ValueError as error:
         parser.error(str(error))
-    progress.apply(others)
+    if progress.no_progress:
+        logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+        for options in others:
+            if hasattr(options, "disable_tqdm"):
+                options.disable_tqdm = True
     return tuple(others)
 
 

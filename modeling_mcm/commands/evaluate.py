@@ -9,18 +9,15 @@
 A case is a customer with enough history before the cutoff and a visit after it. The history runs up to the cutoff, and
 the target is the first visit on or after it. All labels are ranked and none is filtered out, unless --filter_seen,
 --only_new or --horizon_days says otherwise; they hold for the model and for all baselines (docs/evaluation.md).
-Baselines read the training period and the customer's own history up to the cutoff. Their metrics are stored in the
-data set's folder, so that the next evaluation need not compute them again.
+Baselines read the training period and the customer's own history up to the cutoff.
 
 The command prints a table of means over customers, each with half of its 95% bootstrap interval; the same by length
-of history; a sentence for each task on which a baseline is better than MCM; and, for three customers, their last visit
-and what MCM expects next.
+of history; and a sentence for each baseline that is better than MCM.
 
 With --offers the cases are groups of offers (docs/offers.md). The metrics say how well the model tells who takes an
 offer, and which one.
 """
 
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,21 +29,20 @@ from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.commands.arguments import exits, parse_options
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData, check_vocabularies
-from modeling_mcm.data.collator import MCMCollator, PreparedRows
-from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
 from modeling_mcm.data.offers import SPLITS, TEST, load_offers
-from modeling_mcm.evaluation.baseline_cache import FOLDER, BaselineCache
-from modeling_mcm.evaluation.cases import EvaluationCases, cases_at, unmet_only
-from modeling_mcm.evaluation.comparison import baseline_warnings, title_of, values_of
-from modeling_mcm.evaluation.counting import (
+from modeling_mcm.evaluation.cases import cases_at, unmet_only
+from modeling_mcm.evaluation.comparison import (
     BASELINES,
     NEEDS,
+    baseline_warnings,
     counting_baselines,
     default_baselines,
     not_installed,
+    title_of,
+    values_of,
 )
-from modeling_mcm.evaluation.model import model_scores, model_values
+from modeling_mcm.evaluation.model import model_values
 from modeling_mcm.evaluation.offers import (
     OfferTruth,
     expected_takes,
@@ -55,8 +51,6 @@ from modeling_mcm.evaluation.offers import (
     resample_customers,
     score_offers,
 )
-from modeling_mcm.evaluation.predictions import PredictionsWriter
-from modeling_mcm.evaluation.ranking import mask_met
 from modeling_mcm.evaluation.reports import text_table, with_half_interval, write_report
 from modeling_mcm.evaluation.tables import by_history, history_table, metric_table, summary, target_of, write_values
 from modeling_mcm.files_mcm import write_json
@@ -71,8 +65,8 @@ from modeling_mcm.training.memory import keep_freed_memory
 class EvaluationOptions:
     """What is evaluated, by which metrics and baselines, and which files are written."""
 
-    model: str | None = option(None, "Checkpoint folder, or name on the Hub. Required.")
-    data: str | None = option(None, "Folder of a prepared data set. Required.")
+    model: str = option(help="Checkpoint folder, or name on the Hub.")
+    data: str = option(help="Folder of a prepared data set.")
     cutoff: str = option(
         "test",
         "Cutoff at which the history ends and the targets begin. Compare models by validation, and use "
@@ -87,8 +81,7 @@ class EvaluationOptions:
     baselines: list[str] = option(
         [],
         f"Baselines to compare with, any of {', '.join(BASELINES)} (lightgbm needs the extra `gbdt`), or "
-        "`none`. By default the strong ones: most_popular visit_frequency nearest_households transitions, and "
-        "lightgbm if it is installed and takes less than about five minutes.",
+        "`none`. By default all, but lightgbm only if it is installed and takes less than about five minutes.",
     )
     filter_seen: bool = option(
         False,
@@ -111,14 +104,10 @@ class EvaluationOptions:
         None, "Number of target events that a customer needs before the cutoff to be a case. By default the schema's."
     )
     batch_size: int = option(64, "Number of customers in one batch of the model.")
-    shown: int = option(3, "Number of customers whose last visit and expected next labels are printed.")
     offers: str | None = option(
         None, "Folder with offers.parquet and actions.parquet, to evaluate a model of `mcm finetune --offers`."
     )
     offers_split: str = option(TEST, "Split of the offers that --offers evaluates.", choices=SPLITS)
-    predictions_file: str | None = option(
-        None, "Parquet file to write the best 100 labels of every case and task to, with their scores."
-    )
     output_file: str | None = option(None, "JSON file to write every metric with its 95%% interval to.")
     values_file: str | None = option(
         None,
@@ -134,14 +123,16 @@ class EvaluationOptions:
     def __post_init__(self) -> None:
         if self.horizon_days is not None and not 0 < self.horizon_days < np.inf:
             raise ValueError(f"--horizon_days is {self.horizon_days:g}; give a positive number of days, such as 30.")
-        if self.shown < 0 or min(self.k) < 1 or self.batch_size < 1:
-            raise ValueError("--shown must be at least 0, --k and --batch_size at least 1.")
+        if min(self.k) < 1 or self.batch_size < 1:
+            raise ValueError("--k and --batch_size must be at least 1.")
         if self.min_history is not None and self.min_history < 1:
             raise ValueError(f"--min_history is {self.min_history}; a case needs at least 1 event before the cutoff.")
         if self.offers and (self.filter_seen or self.only_new or self.horizon_days):
             raise ValueError(
                 "--filter_seen, --only_new and --horizon_days are not for --offers: leave them out, or --offers."
             )
+        if wrong := [name for name in self.baselines if name not in BASELINES and name != "none"]:
+            raise ValueError(f"No baselines {wrong}; choose from {', '.join(BASELINES)} or none.")
 
     @property
     def protocol(self) -> str:
@@ -152,197 +143,110 @@ class EvaluationOptions:
         return words + (f"; the targets are those of {self.horizon_days:g} days" if self.horizon_days else "")
 
 
-def _print_customers(
-    model: MCMForMultiTaskRecommendation,
-    extractor: MCMFeatureExtractor,
-    rows: Any,
-    cases: EvaluationCases,
-    options: EvaluationOptions,
-) -> None:
-    """Prints for `options.shown` customers their last visit and the labels that MCM expects next."""
-    indices = np.linspace(0, len(cases) - 1, options.shown).round().astype(int)
-    collator = MCMCollator(extractor, model.config, "evaluate", cutoff=cases.cutoff, now=cases.moment)
-    shown = PreparedRows(rows, cases.rows[indices])
-    scores = [logits for _, logits in model_scores(model, collator, shown, options.batch_size)]
-    for index, case in enumerate(indices):
-        row, end = shown[index], cases.history_end[case]
-        print(f"\nCustomer {cases.customer_ids[case]}")
-        for task in options.tasks:
-            past = row[f"task_{task}"][:end][row["visits"][:end] == row["visits"][end - 1]]
-            happened = set(cases.targets[task][case].tolist())
-            ranked = mask_met(scores[0][task][index : index + 1], cases, task, np.array([case]))[0]
-            best = ranked.softmax(-1).topk(min(5, int(ranked.isfinite().sum())))
-            names = extractor.decode_labels(task, best.indices)
-            expected = [
-                f"{name} {score:.1%}{' ✓' if label in happened else ''}"
-                for name, score, label in zip(names, best.values.tolist(), best.indices.tolist(), strict=True)
-            ]
-            last = list(dict.fromkeys(extractor.decode_labels(task, past[past > 0])))
-            print(f"  {task}: last visit {', '.join(last[:5]) or '-'}{' ...' if len(last) > 5 else ''}")
-            print(f"  {' ' * len(task)}  expected   {', '.join(expected)}")
-    print(f"\n✓ = {'within the horizon' if cases.horizon_days else 'in the visit that followed'}.")
+Report = tuple[list[list[str]], str, dict[str, Any], list[str]]  # table, caption, all results, what is printed below
 
 
-def _evaluate_offers(options: EvaluationOptions) -> tuple[list[list[str]], str, dict[str, Any]]:
-    """Evaluates a model on offers, beside the scores that MCM has without fine-tuning.
-
-    Returns the table as lists of cells with its heading, its caption, and the metrics with their intervals by outcome
-    and method.
-    """
-    data = PreparedData(str(options.data))
-    config = MCMConfig.from_pretrained(str(options.model))
+def _evaluate_offers(options: EvaluationOptions) -> Report:
+    """Evaluates a model on offers, beside the scores that MCM has without fine-tuning."""
+    data = PreparedData(options.data)
+    config = MCMConfig.from_pretrained(options.model)
     tuned = "MCMForActionRecommendation" in (config.architectures or [])
     offers = load_offers(str(options.offers), config.action_outcomes if tuned else None, data.schema.time_zone)
     outcomes = list(offers.outcomes)
     new = () if tuned else ("action_head.",)
-    model = read_checkpoint(MCMForActionRecommendation, str(options.model), new, action_outcomes=outcomes)
+    model = read_checkpoint(MCMForActionRecommendation, options.model, new, action_outcomes=outcomes)
     device: Any = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
-    extractor = MCMFeatureExtractor.from_pretrained(str(options.model))
+    extractor = MCMFeatureExtractor.from_pretrained(options.model)
     check_vocabularies(data.folder, extractor)
     groups = offers.groups([options.offers_split])
-    training_end = data.schema.cutoff_seconds("validation")
-    offers.check_times(training_end, [], groups)
+    offers.check_times(data.schema.cutoff_seconds("validation"), [], groups)
     collator = OfferCollator(extractor, model.config, offers, groups)
-    cases = OfferGroups(data.rows, offers, groups)
-    logits, own = score_offers(model, collator, cases, options.batch_size)
+    logits, own = score_offers(model, collator, OfferGroups(data.rows, offers, groups), options.batch_size)
     weights = resample_customers(offers.customer_ids[groups])
     customers = len(set(offers.customer_ids[groups]))
     results: dict[str, dict[str, Any]] = {}
     for index, outcome in enumerate(outcomes):
         truth = OfferTruth.of(offers, groups, outcome)
-        for method, scores in {"MCM without fine-tuning": own, "MCM fine-tuned": logits[:, index]}.items():
-            if method == "MCM fine-tuned" and not tuned:
-                continue
+        methods = {"MCM without fine-tuning": own} | ({"MCM fine-tuned": logits[:, index]} if tuned else {})
+        for method, scores in methods.items():
             metrics = offer_metrics(truth, scores, expected_takes(truth.offsets, scores), weights, max(options.k))
-            results[f"{outcome}: {method}"] = {
-                name: interval(values, customers)._asdict() for name, values in metrics.items()
-            }
-    names = list(next(iter(results.values())))
-    table = [["method", *names]]
+            intervals = {name: interval(values, customers)._asdict() for name, values in metrics.items()}
+            results[f"{outcome}: {method}"] = intervals
+    table = [["method", *next(iter(results.values()))]]
     for method, intervals in results.items():
-        cells = [with_half_interval(value) for value in intervals.values()]
-        table.append([method, *cells])
+        table.append([method, *(with_half_interval(value) for value in intervals.values())])
     caption = (
         f"{len(groups):,} {options.offers_split} groups of offers of {data.schema.name}, {customers:,} customers. Who "
         "responds: average_precision, roc_auc; which offer, of those who take one: ndcg, recall. Mean "
         "over customers, ± half of its 95% bootstrap interval."
     )
-    return table, caption, results
+    return table, caption, results, []
 
 
-def _cases_of(options: EvaluationOptions, data: PreparedData) -> EvaluationCases:
-    """Finds the cases of the command's cutoff, targets and filters; ends with a message if there is none.
-
-    Tasks that are left without any target are removed from `options.tasks`.
-    """
-    try:
-        cases = cases_at(data, options.cutoff, min_history=options.min_history, horizon_days=options.horizon_days)
-        if options.filter_seen or options.only_new:
-            cases = unmet_only(data.rows, cases, options.tasks)
-            options.tasks = list(cases.targets)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
-    return cases
-
-
-def _report_offers(options: EvaluationOptions) -> None:
-    """Evaluates on offers, prints the table and writes the files that the options name."""
-    table, caption, results = _evaluate_offers(options)
-    print(f"\n{caption}\n")
-    print(text_table(table))
-    if options.report_file:
-        write_report(table, caption, Path(options.report_file))
-    if options.output_file:
-        Path(options.output_file).parent.mkdir(parents=True, exist_ok=True)
-        write_json(options.output_file, results)
-
-
-def _report_visits(options: EvaluationOptions) -> None:
-    """Evaluates on next visits or on a horizon, prints the tables and writes the files that the options name.
-
-    Raises `SystemExit` with a message if a task, a metric or a baseline of the options is not available.
-    """
-    data = PreparedData(str(options.data))
-    model = read_checkpoint(MCMForMultiTaskRecommendation, str(options.model)).eval()
+def _evaluate_visits(options: EvaluationOptions) -> Report:
+    """Evaluates on next visits or on a horizon, and writes the metrics of every customer if the options say so."""
+    data = PreparedData(options.data)
+    model = read_checkpoint(MCMForMultiTaskRecommendation, options.model).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    extractor = MCMFeatureExtractor.from_pretrained(str(options.model))
+    extractor = MCMFeatureExtractor.from_pretrained(options.model)
     check_vocabularies(data.folder, extractor)
     if wrong := [task for task in options.tasks if task not in model.config.tasks]:
-        raise SystemExit(f"No tasks {wrong}; the checkpoint has {', '.join(model.config.tasks)}.")
-    options.tasks = options.tasks or list(model.config.tasks)
-
-    rows, cases = data.rows, _cases_of(options, data)
-    label_sizes = {task: model.config.label_sizes[task] for task in options.tasks}
+        raise ValueError(f"No tasks {wrong}; the checkpoint has {', '.join(model.config.tasks)}.")
+    tasks = options.tasks or list(model.config.tasks)
+    cases = cases_at(data, options.cutoff, min_history=options.min_history, horizon_days=options.horizon_days)
+    if options.filter_seen or options.only_new:
+        cases = unmet_only(data.rows, cases, tasks)
+        tasks = list(cases.targets)  # those that have a target left
+    label_sizes = {task: model.config.label_sizes[task] for task in tasks}
     names, left_out = default_baselines(cases, label_sizes)
     if options.baselines:
         names, left_out = [name for name in options.baselines if name != "none"], []
-    cache = BaselineCache(data.folder / FOLDER, sha256_of(data.folder / MANIFEST_FILE))
     try:
-        results = counting_baselines(rows, cases, label_sizes, names, options.k, cache)
+        results = counting_baselines(data.rows, cases, label_sizes, names, options.k)
     except ImportError as error:  # the message names the extra that is missing
-        raise SystemExit(f"{error} Or evaluate with --baselines none.") from error
-    writer = PredictionsWriter(options.predictions_file) if options.predictions_file else None
-    with writer or contextlib.nullcontext():
-        results["MCM"] = model_values(
-            model, extractor, rows, cases, options.tasks, options.k, options.batch_size, writer
-        )
+        raise ImportError(f"{error} Or evaluate with --baselines none.") from error
+    results["MCM"] = model_values(model, extractor, data.rows, cases, tasks, options.k, options.batch_size)
 
-    name, target = data.schema.name, target_of(results)
-    metrics = options.table or [f"ndcg@{max(options.k)}"]
-    try:
-        table = metric_table(results, options.tasks, metrics)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    target, metrics = target_of(results), options.table or [f"ndcg@{max(options.k)}"]
+    table = metric_table(results, tasks, metrics)
     metric_names = ", ".join(metric.upper() for metric in metrics)
-    caption = f"{len(cases):,} {options.cutoff} cases of {name}: {target.replace('_', '-')} {metric_names}"
+    caption = f"{len(cases):,} {options.cutoff} cases of {data.schema.name}: {target.replace('_', '-')} {metric_names}"
     caption += ", mean over customers, ± half of its 95% bootstrap interval"
     caption += "." if options.horizon_days else f"; in brackets next-event {metric_names}."
     if cases.met is not None or options.horizon_days:
         caption += f" {options.protocol[0].upper()}{options.protocol[1:]}."
-    print(f"\n{caption}\n")
-    print(text_table(table))
     main_metric = f"{target}_{metrics[0]}"
     histories = by_history(results, cases, [f"{target}_{metric}" for metric in metrics])
-    print(f"\nBy visits before the cutoff: {title_of(main_metric)}.\n")
-    print(text_table(history_table(histories, options.tasks, main_metric)))
-    for sentence in [*left_out, *baseline_warnings(values_of(results, main_metric), main_metric)]:
-        print(f"\n{sentence}")
-    if options.shown:
-        _print_customers(model, extractor, rows, cases, options)
+    history = text_table(history_table(histories, tasks, main_metric))
+    below = [f"By visits before the cutoff: {title_of(main_metric)}.", history]
+    below += [*left_out, *baseline_warnings(values_of(results, main_metric), main_metric)]
     if options.values_file:
         write_values(Path(options.values_file), cases.customer_ids, results)
-    if options.report_file:
-        write_report(table, caption, Path(options.report_file))
-    if options.output_file:
-        report = {"data": name, "cutoff": options.cutoff, "cases": len(cases), "asked": options.protocol}
-        report |= {"horizon_days": options.horizon_days, "filter_seen": options.filter_seen}
-        report |= {"only_new": options.only_new, "results": summary(results), "by_history": histories}
-        Path(options.output_file).parent.mkdir(parents=True, exist_ok=True)
-        write_json(options.output_file, report)
+    report = {"data": data.schema.name, "cutoff": options.cutoff, "cases": len(cases), "protocol": options.protocol}
+    report |= {name: getattr(options, name) for name in ("horizon_days", "filter_seen", "only_new")}
+    return table, caption, report | {"results": summary(results), "by_history": histories}, below
 
 
 def main() -> None:
     """Reads the options, evaluates, prints the tables, and writes the files that the options name."""
     keep_freed_memory()
     (options,) = parse_options(EvaluationOptions, description=__doc__)
-    if options.model is None or options.data is None:
-        raise SystemExit("--model and --data are needed: a checkpoint and the folder of a prepared data set.")
-    if wrong := [name for name in options.baselines if name not in BASELINES and name != "none"]:
-        raise SystemExit(f"No baselines {wrong}; choose from {', '.join(BASELINES)} or none.")
-    for name in not_installed(options.baselines):
-        raise SystemExit(
-            f"{name} is not installed: `pip install modeling-mcm[{NEEDS[name]}]`, or name other baselines."
-        )
     with exits(ValueError, OSError, ImportError):
+        for name in not_installed(options.baselines):
+            fix = f"`pip install modeling-mcm[{NEEDS[name]}]`"
+            raise ImportError(f"{name} is not installed: {fix}, or name other baselines.")
         check_files(options.model)
         architectures = MCMConfig.from_pretrained(options.model).architectures or []
         if "MCMForActionRecommendation" in architectures and not options.offers:
-            raise SystemExit(f"{options.model} is fine-tuned to offers: name the folder of the offers with --offers.")
-        if options.offers:
-            _report_offers(options)
-        else:
-            _report_visits(options)
+            raise ValueError(f"{options.model} is fine-tuned to offers: name the folder of the offers with --offers.")
+        table, caption, report, below = (_evaluate_offers if options.offers else _evaluate_visits)(options)
+        print(f"\n{caption}", text_table(table), *below, sep="\n\n")
+        if options.report_file:
+            write_report(table, caption, Path(options.report_file))
+        if options.output_file:
+            Path(options.output_file).parent.mkdir(parents=True, exist_ok=True)
+            write_json(options.output_file, report)
 
 
 if __name__ == "__main__":

@@ -91,22 +91,17 @@ def _delete(ids: list[str], places: Places) -> tuple[Whereabouts, bool]:
 
     Returns which customers were in which place, and whether this run finished an earlier one that was killed.
     """
-    from modeling_mcm.preparation.deletion import DeletionNote, check_deletion, delete_from_log_and_data, look_for
+    from modeling_mcm.preparation.deletion import DeletionNote, delete_from_log_and_data, look_for
     from modeling_mcm.preparation.forget import forget_in_cache
 
     notes = [DeletionNote(folder) for folder in places.data]
     is_resumed = any([note.resume() for note in notes])
     column = places.customer_column()
     whereabouts = look_for(ids, places, column)
-    check_deletion(whereabouts.there, places)
     for path, number, files in delete_from_log_and_data(whereabouts.there, places, column, notes):
         is_log = path in places.events
-        deleted = (
-            f"{number:,} rows deleted from {files} files"
-            if is_log
-            else f"{number:,} of {len(ids):,} customers deleted"
-        )
-        sys.stdout.write(f"{path}: {deleted}\n")
+        deleted = f"rows deleted from {files} files" if is_log else f"of {len(ids):,} customers deleted"
+        sys.stdout.write(f"{path}: {number:,} {deleted}\n")
     for path in places.predictions:
         number = forget_in_predictions(path, whereabouts.there)
         sys.stdout.write(f"{path}: {number:,} of {len(ids):,} customers deleted\n")
@@ -127,9 +122,9 @@ def _run(options: ForgetOptions) -> list[str]:
     none if it is proven that the customers are gone. Raises `FileNotFoundError` if a path does not exist, and
     `ValueError` if a file can't be read as the options say.
     """
+    from modeling_mcm.files_mcm import locked
     from modeling_mcm.preparation.deletion import Places, look_for
     from modeling_mcm.preparation.forget import find_customers
-    from modeling_mcm.preparation.locks import locked
 
     ids = _read_ids(options.customers)
     places = Places.resolved(options.data, options.predictions, options.events)

@@ -10,8 +10,7 @@
 The files have one row a customer: `customer_id`, `embedding`, one column for each forecast (`visits_30d`), and for
 each task its labels, best first (`TASK`), with their probabilities among the task's labels (`TASK_scores`). The model
 reads the whole history, or its latest events where it is longer than the model's window. With --now it reads the
-history up to that time. A raw log is read with the checkpoint's vocabularies; `mcm drift` counts the values that are
-unknown to them.
+history up to that time. A raw log is read with the checkpoint's vocabularies.
 
 A file holds --rows_per_file customers and appears when it is complete. After an interruption the same command writes
 only the files that are missing, in any number of processes, and the result has the same bytes. Memory holds the
@@ -33,14 +32,15 @@ from transformers.utils import logging
 from modeling_mcm.commands.arguments import EngineOptions, exits, parse_options
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest, check_vocabularies, schema_of
-from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
+from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.events_mcm import naming
 from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.scoring import Scorer, ScoringJob, model_digest, score_on_spark
-from modeling_mcm.scoring.folder import HISTORIES, UNTIL, check_folder, claim, is_whole, last_event
+from modeling_mcm.scoring.folder import HISTORIES, check_folder, claim, is_whole
 from modeling_mcm.times_mcm import read_zone, to_seconds
 from modeling_mcm.training.checkpoints import check_files, read_checkpoint
 from modeling_mcm.training.memory import keep_freed_memory
@@ -96,8 +96,7 @@ class PredictionOptions:
 def _prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, engine: EngineOptions) -> None:
     """Prepares the raw log `options.events` with the checkpoint's vocabularies, in a folder inside `output_dir`.
 
-    The folder stays until all customers are scored, so that a run after an interruption finds it. Raises `ValueError`
-    if the log does not fit the schema.
+    The folder stays until all customers are scored, so that a run after an interruption finds it.
     """
     from modeling_mcm.preparation import prepare
 
@@ -119,7 +118,6 @@ def _prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, eng
 
 
 def _session(engine: EngineOptions) -> AbstractContextManager[Any]:
-    """A context with the Spark session; without Spark one that holds nothing."""
     if engine.engine != "spark":
         return nullcontext()
     with needs("spark"):
@@ -130,15 +128,8 @@ def _session(engine: EngineOptions) -> AbstractContextManager[Any]:
 def run(options: PredictionOptions, engine: EngineOptions) -> str:
     """Scores the customers of the missing files; of several processes each takes its share of the files.
 
-    Args:
-        options (`PredictionOptions`): The command's options.
-        engine (`EngineOptions`): What does the work.
-
-    Returns:
-        `str`: How many customers there are and how many files were written.
-
-    Raises:
-        ValueError: If the options, the checkpoint and the data do not fit together.
+    Returns how many customers there are and how many files were written. A `ValueError` is raised if the options, the
+    checkpoint and the data do not fit together.
     """
     state, folder = PartialState(cpu=not torch.cuda.is_available()), Path(options.output_dir)
     check_launch(state.num_processes)
@@ -172,10 +163,8 @@ def run(options: PredictionOptions, engine: EngineOptions) -> str:
             check_vocabularies(job.data, extractor)
             customers = sum(shard["rows"] for shard in PreparedManifest.load(job.data).shards)
             if state.is_main_process:
-                digests = {"model": digest, "data": sha256_of(Path(job.data) / MANIFEST_FILE)}
-                claim(
-                    folder, digests | {"options": contents, "customers": customers, UNTIL: last_event(Path(job.data))}
-                )
+                digests = {"model": digest, "data": file_digest(Path(job.data) / MANIFEST_FILE)}
+                claim(folder, digests | {"options": contents, "customers": customers})
         missing = [part for part in job.parts(customers) if not is_whole(part[0], len(part[1]))]
         state.wait_for_everyone()  # no process writes before all have made the same list of missing files
         if session is not None:

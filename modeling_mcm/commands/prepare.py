@@ -42,11 +42,7 @@ class PrepareOptions:
     offers: bool = option(
         False, "Also write the demo's offers.parquet and actions.parquet into raw/ (docs/offers.md)."
     )
-    rows_per_shard: int | None = option(
-        None,
-        "Largest number of customers in one shard, a Parquet file. By default `prepare` of "
-        "modeling_mcm.preparation decides.",
-    )
+    rows_per_shard: int = option(1024, "Largest number of customers in one shard, a Parquet file.")
     memory_limit: str = option("1GB", MEMORY_LIMIT)
     overwrite: bool = option(False, "Replace a data set that is in --output_dir.")
     reuse: bool = option(
@@ -69,8 +65,10 @@ class PrepareOptions:
 def _summary(manifest: PreparedManifest, output_dir: str) -> str:
     """Writes a few lines on what was read, what was left out, and what the data set holds."""
     counts = manifest.counts
-    unknown = ", ".join(f"{name} {count:,}" for name, count in counts["unknown"].items() if count)
-    missing = ", ".join(f"{name} {count:,}" for name, count in counts["missing"].items() if count)
+    unknown, missing = (
+        ", ".join(f"{name} {count:,}" for name, count in counts[kind].items() if count) or "no value"
+        for kind in ("unknown", "missing")
+    )
     return "\n".join(
         [
             f"Data set    {output_dir}: {len(manifest.shards)} shards",
@@ -85,8 +83,8 @@ def _summary(manifest: PreparedManifest, output_dir: str) -> str:
             f"Periods     {counts['training_events']:,} training, {counts['validation_events']:,} validation, "
             f"{counts['test_events']:,} test",
             f"Cases       {counts['validation_cases']:,} validation, {counts['test_cases']:,} test",
-            f"Unknown     {unknown or 'no value'}",
-            f"Missing     {missing or 'no value'}",
+            f"Unknown     {unknown}",
+            f"Missing     {missing}",
         ]
     )
 
@@ -100,17 +98,13 @@ def main() -> None:
         from modeling_mcm.preparation import prepare
 
         if options.demo:
-            from modeling_mcm.preparation.complete_journey import (
-                SCHEMA,
-                build_complete_journey,
-                build_complete_journey_offers,
-            )
+            from modeling_mcm.preparation import complete_journey as demo
 
             raw = Path(options.output_dir).parent / "raw"
-            events, profile = (str(path) for path in build_complete_journey(raw))
+            events, profile = (str(path) for path in demo.build_complete_journey(raw))
             if options.offers:
-                build_complete_journey_offers(raw)
-            schema = schema or SCHEMA
+                demo.build_complete_journey_offers(raw)
+            schema = schema or demo.SCHEMA
         event_schema = EventSchema.from_yaml(schema)
         if options.cutoffs:
             cutoffs = dict(zip(("validation", "test"), options.cutoffs, strict=True))
@@ -125,7 +119,7 @@ def main() -> None:
             overwrite=options.overwrite,
             reuse=options.reuse,
             memory_limit=options.memory_limit,
-            **({} if options.rows_per_shard is None else {"rows_per_shard": options.rows_per_shard}),
+            rows_per_shard=options.rows_per_shard,
         )
     sys.stdout.write(_summary(manifest, options.output_dir) + "\n")
 

@@ -8,15 +8,11 @@
     accelerate launch training/run_pretrain.py ...              the same, in a checkout
     accelerate launch --multi_gpu --num_processes 2 ...         two processes, on CPUs too
 
-Data that do not fit into memory are read shard by shard with `--streaming true`. Settings for one CPU, several GPUs
-and several machines are in configuration/accelerate/; docs/training_at_scale.md says more.
+Rows are memory-mapped from the local disk and need not fit into memory. Settings for one CPU, several GPUs and several
+machines are in configuration/accelerate/; docs/training_at_scale.md says more.
 
 The same command, started again, goes on from the last complete checkpoint. All options of `TrainingArguments` work. A
 YAML file may hold any option, and flags win over it.
-
-To compare models at equal compute, `--max_seconds 600` ends the run after 600 seconds of training; evaluation and
-saving are not counted. The learning rate then follows the clock instead of the steps, and `--num_train_epochs` is only
-an upper bound. How far such a run gets depends on the machine. It therefore can't be resumed; start it anew.
 """
 
 from accelerate import PartialState

@@ -14,7 +14,7 @@
 The store keeps every event that was answered with status 200, also through kill -9 and loss of power. It also keeps
 the states of customers, and computes those that are missing. Several services may share one SQLite file on one
 machine, or one PostgreSQL database. By default the service can be reached from this machine only; before you open it
-to others, put a proxy with TLS in front of it. docs/service.md says more.
+to others, put a proxy in front of it, for TLS, limits of requests a second and of slow clients.
 """
 
 import os
@@ -30,7 +30,7 @@ from modeling_mcm.live.storage import checkpoint_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.serving import CustomerService, EventStore, Limits, ServiceError, create_api
+from modeling_mcm.serving import CustomerService, EventStore, ServiceError, create_api
 from modeling_mcm.training.checkpoints import check_files, read_checkpoint
 
 TOKEN = "MCM_TOKEN"
@@ -38,13 +38,12 @@ TOKEN = "MCM_TOKEN"
 
 @dataclass
 class ServeOptions:
-    """Which checkpoint is served, with which store, and within which limits."""
+    """Which checkpoint is served, with which store, and how."""
 
     model: str = option(help="Checkpoint folder, or name on the Hub.")
     store: str = option(
         "state.db",
-        "Store of events and states: a SQLite file, which is made if it does not exist, or the URL of a "
-        "PostgreSQL database.",
+        "Store of events and states: a SQLite file, new or of an earlier start, or the URL of a PostgreSQL database.",
     )
     adopt: bool = option(
         False,
@@ -54,25 +53,14 @@ class ServeOptions:
     port: int = option(8000, "Port to listen on; 0 for any free port.")
     threads: int = option(1, "Number of torch's threads for one request.")
     in_memory: int = option(1024, "Largest number of customers to keep in memory.")
-    keep_every: int = option(16, "Number of new events after which a customer's state is stored again.")
-    lock_seconds: float = option(5.0, "Longest time, in seconds, to wait for a lock that another process holds.")
-    body_bytes: int = option(1_000_000, "Largest size of a request's body, in bytes; a larger one is refused.")
-    body_events: int = option(1_000, "Largest number of events in one request; more are refused.")
-    rate: float = option(200.0, "Largest number of requests a second from one network address, on average.")
-    burst: int = option(400, "Largest number of requests at once from one network address.")
 
     def __post_init__(self) -> None:
-        names = ("threads", "in_memory", "keep_every", "lock_seconds", "body_bytes", "body_events", "rate", "burst")
-        if small := [name for name in names if getattr(self, name) <= 0]:
+        if small := [name for name in ("threads", "in_memory") if getattr(self, name) <= 0]:
             raise ValueError(f"--{small[0]} is {getattr(self, small[0])}; give a number above 0.")
 
 
-def _build(options: ServeOptions) -> tuple[object, CustomerService]:
-    """Makes the web application and the service in it.
-
-    Raises `ValueError` if the environment variable `MCM_TOKEN` is not set or the checkpoint can't be read, and
-    `ServiceError` if the store can't be opened or is another checkpoint's.
-    """
+def _build(options: ServeOptions) -> tuple[Any, CustomerService]:
+    """Makes the web application and the service in it."""
     token = os.environ.get(TOKEN, "")
     if not token:
         raise ValueError(
@@ -82,10 +70,9 @@ def _build(options: ServeOptions) -> tuple[object, CustomerService]:
     check_files(options.model)
     extractor = MCMFeatureExtractor.from_pretrained(options.model)
     model = read_checkpoint(MCMForMultiTaskRecommendation, options.model).eval()
-    store = EventStore(options.store, checkpoint_digest(model, extractor), options.adopt, options.lock_seconds)
-    service = CustomerService(model, extractor, store, options.in_memory, options.keep_every)
-    limits = Limits(options.body_bytes, options.body_events, options.rate, options.burst)
-    return create_api(service, token, limits), service
+    store = EventStore(options.store, checkpoint_digest(model, extractor), options.adopt)
+    service = CustomerService(model, extractor, store, options.in_memory)
+    return create_api(service, token), service
 
 
 def main() -> None:
@@ -94,13 +81,10 @@ def main() -> None:
     with exits(ValueError, OSError, ImportError, ServiceError):
         with needs("serve"):
             import uvicorn
-        api: Any
         api, service = _build(options)
     sys.stdout.write(f"{options.model}: {service.store.count():,} customers in {service.store.name}\n")
     sys.stdout.flush()
-    uvicorn.run(
-        api, host=options.host, port=options.port, log_level="warning", timeout_keep_alive=30, server_header=False
-    )
+    uvicorn.run(api, host=options.host, port=options.port, log_level="warning", server_header=False)
     service.store.close()
 
 

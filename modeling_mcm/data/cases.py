@@ -24,26 +24,14 @@ ENDS = tuple(f"{cutoff}_end" for cutoff in CUTOFFS)  # columns with the number o
 
 
 def deciding_tasks(tasks: Sequence[str], token_type: str) -> list[str]:
-    """Names the tasks whose labels make an event a target: all besides the token type, unless that is the only task.
-
-    Args:
-        tasks (`Sequence[str]`): names of the tasks.
-        token_type (`str`): name of the token type feature.
-    """
+    """Tasks whose labels make an event a target: all besides the token type, unless that is the only task."""
     return [task for task in tasks if task != token_type] or list(tasks)
 
 
 def check_cutoff(cutoff: str) -> str:
     """Checks the name of a cutoff, and names the column that says where the history ends at this cutoff.
 
-    Args:
-        cutoff (`str`): name of the cutoff, "validation" or "test".
-
-    Returns:
-        `str`: name of the column of prepared rows that holds the number of events before the cutoff.
-
-    Raises:
-        ValueError: if the cutoff is unknown.
+    Raises `ValueError` if the cutoff is unknown.
     """
     if cutoff not in CUTOFFS:
         raise ValueError(f"Found cutoff {cutoff!r}; expected one of {', '.join(map(repr, CUTOFFS))}.")
@@ -51,13 +39,7 @@ def check_cutoff(cutoff: str) -> str:
 
 
 def visible_end(row: Mapping[str, Any], cutoff: str) -> int:
-    """Number of a customer's events that may be read when a cutoff is evaluated.
-
-    Args:
-        row (`dict`): prepared row.
-        cutoff (`str`): name of the cutoff, "validation" or "test". At the validation cutoff only the events before the
-            test cutoff may be read, at the test cutoff all events.
-    """
+    """Number of events that may be read when a cutoff is evaluated: up to the test cutoff at validation, else all."""
     return row[ENDS[1]] if cutoff == CUTOFFS[0] else len(row["visits"])
 
 
@@ -79,12 +61,7 @@ def flat_values(table: pa.Table, column: str) -> NDArray:
 
 
 def list_lengths(table: pa.Table, column: str) -> NDArray[np.int64]:
-    """Counts the values in each row's list; a null list counts as empty.
-
-    Args:
-        table (`pyarrow.Table`): prepared rows.
-        column (`str`): name of a list column.
-    """
+    """Counts the values in each row's list; a null list counts as empty."""
     lengths = [pc.fill_null(pc.list_value_length(chunk), 0) for chunk in table[column].chunks]
     return np.concatenate([np.zeros(0, np.int64), *(chunk.to_numpy(zero_copy_only=False) for chunk in lengths)])
 
@@ -109,19 +86,7 @@ class CaseEvents(NamedTuple):
 
     @classmethod
     def read(cls, table: pa.Table, cutoff: str, tasks: Sequence[str], token_type: str) -> "CaseEvents":
-        """Reads the events of prepared rows.
-
-        Args:
-            table (`pyarrow.Table`): prepared rows with the columns `visits`, `validation_end`, `test_end` and
-                `task_<name>` of each task.
-            cutoff (`str`): name of the cutoff, "validation" or "test".
-            tasks (`Sequence[str]`): names of the tasks.
-            token_type (`str`): name of the token type feature. Its labels make no event a target, unless it is the
-                only task.
-
-        Raises:
-            ValueError: if the cutoff is unknown.
-        """
+        """Reads the events of prepared rows. Raises `ValueError` if the cutoff is unknown."""
         lengths = list_lengths(table, "visits")
         row = np.repeat(np.arange(len(table)), lengths)
         index = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -147,15 +112,7 @@ class CaseEvents(NamedTuple):
 
 
 def count_cases(table: pa.Table, schema: EventSchema) -> dict[str, int]:
-    """Counts the evaluation cases among prepared rows at both cutoffs.
-
-    Args:
-        table (`pyarrow.Table`): prepared rows.
-        schema (`EventSchema`): event schema that the rows were prepared with.
-
-    Returns:
-        `dict[str, int]`: number of cases, as `validation_cases` and `test_cases`.
-    """
+    """Counts the evaluation cases among prepared rows at both cutoffs."""
     counts = {}
     for cutoff in CUTOFFS:
         events = CaseEvents.read(table, cutoff, schema.tasks, schema.token_feature.name)

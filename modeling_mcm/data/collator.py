@@ -128,9 +128,6 @@ def batches_by_length(lengths: ArrayLike, size: int) -> list[NDArray[np.int64]]:
         lengths (`ArrayLike` of shape `(N,)`): length of each row, in the unit that a batch is padded in. Rows of one
             length stay in their order.
         size (`int`): number of rows of a batch; the last one may have fewer.
-
-    Returns:
-        `list[NDArray[int64]]`: indices of the rows of each batch.
     """
     order = np.argsort(lengths, kind="stable")
     return [order[start : start + size] for start in range(0, len(order), size)]
@@ -141,13 +138,6 @@ class LengthGroupedSampler(Sampler):
 
     The order depends on the seed and the epoch alone. A group is as large as a global batch: two processes with half
     of the batch each read together the rows that one process would read.
-
-    Args:
-        lengths (`ArrayLike` of shape `(N,)`): length of each row, in the unit that a batch is padded in.
-        group_size (`int`): number of rows of a global batch, over all processes.
-        seed (`int`): seed of the order.
-        epoch (`torch.Tensor`, int64 of shape `()`): number of the epoch: the tensor `epoch` of the collator, whose
-            value the training loop increases.
     """
 
     def __init__(self, lengths: ArrayLike, group_size: int, seed: int, epoch: torch.Tensor):
@@ -228,9 +218,6 @@ class MCMCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Makes a batch.
-
-        Args:
-            rows (`Sequence[dict]`): prepared rows as [`PreparedRows`] gives them, one per customer.
 
         Returns:
             `dict[str, torch.Tensor]`: `input_ids`, `attention_mask`, `event_times`, `visit_ids` and, with numeric
@@ -370,12 +357,7 @@ class MCMCollator:
         return last + generator.random(len(ends)) * np.maximum(following - last, 0)
 
     def _weights(self, window: Mapping[str, Any], ends: NDArray) -> NDArray[np.float32]:
-        """Weight of each label: it halves for every half-life from the label's prefix to the latest prefix.
-
-        Args:
-            window (`dict`): the history that is read.
-            ends (`NDArray[int64]` of shape `(N,)`): end of each label's prefix.
-        """
+        """Weight of each label: it halves for every half-life from the label's prefix to the latest prefix."""
         times = window["times"][np.minimum(ends, len(window["times"]) - 1)]
         days = self._days_before_latest(times, times)
         return np.exp2(-days / self.half_life).astype(np.float32)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling_mcm.data.schema import EventSchema
-from modeling_mcm.files_mcm import atomic_write, write_json
+from modeling_mcm.files_mcm import atomic_write, file_digest, write_json
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 MANIFEST_FILE = "manifest.json"
@@ -31,26 +31,8 @@ FOLLOWERS_FILE = "followers.parquet"
 FORMAT_VERSION = 2  # version 1 had no values of numeric features
 
 
-def sha256_of(path: str | Path) -> str:
-    """Computes the SHA-256 digest of a file's bytes, which are read in blocks.
-
-    Args:
-        path (`str` or `Path`): path of the file.
-
-    Raises:
-        OSError: if the file can't be read.
-    """
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_table(path: str | Path, table: pa.Table, **options: Any) -> None:
     """Writes a Parquet file whole or not at all.
-
-    Args:
-        path (`str` or `Path`): path of the file.
-        table (`pyarrow.Table`): rows of the file.
-        options (`Any`): options of `pyarrow.parquet.write_table`.
 
     Raises:
         OSError: naming the file, if its disk is full or it may not be written.
@@ -97,9 +79,6 @@ class PreparedManifest:
     def load(cls, directory: str | Path) -> PreparedManifest:
         """Reads `manifest.json`.
 
-        Args:
-            directory (`str` or `Path`): folder of the prepared data set.
-
         Raises:
             FileNotFoundError: if the folder holds no manifest, so that it is no data set or an unfinished one.
             ValueError: if the manifest is damaged or has another format version.
@@ -124,25 +103,13 @@ class PreparedManifest:
     def save(self, directory: str | Path) -> None:
         """Writes `manifest.json` in one step: another process reads the whole file or none.
 
-        Args:
-            directory (`str` or `Path`): folder of the prepared data set.
-
-        Raises:
-            OSError: if the file can't be written.
+        Raises `OSError` if the file can't be written.
         """
         write_json(Path(directory) / MANIFEST_FILE, asdict(self), ensure_ascii=False)
 
 
 def check_shard(path: Path, expected: dict[str, Any], verify: bool) -> pa.Schema:
     """Checks that a shard is the file that the manifest lists.
-
-    Args:
-        path (`Path`): path of the shard.
-        expected (`dict`): the shard's entry in the manifest.
-        verify (`bool`): whether to compare the digest too, which reads every byte.
-
-    Returns:
-        `pyarrow.Schema`: names and types of the shard's columns.
 
     Raises:
         ValueError: if the file is missing, is no whole Parquet file, or has another size, number of rows or digest.
@@ -158,18 +125,13 @@ def check_shard(path: Path, expected: dict[str, Any], verify: bool) -> pa.Schema
         raise ValueError(f"{path} is no whole Parquet file ({error}); {advice}") from error
     if metadata.num_rows != expected["rows"]:
         raise ValueError(f"{path} does not have the {expected['rows']} rows that the manifest lists; {advice}")
-    if verify and sha256_of(path) != expected["sha256"]:
+    if verify and file_digest(path) != expected["sha256"]:
         raise ValueError(f"{path} does not have the digest that the manifest lists; {advice}")
     return metadata.schema.to_arrow_schema().remove_metadata()
 
 
 def check_shards(directory: str | Path, shards: Sequence[dict[str, Any]], verify: bool = False) -> None:
     """Compares shards with the manifest and with each other.
-
-    Args:
-        directory (`str` or `Path`): folder of the prepared data set.
-        shards (`Sequence[dict]`): entries of the shards in the manifest.
-        verify (`bool`): whether to compare the digests too, which reads every byte.
 
     Raises:
         ValueError: if a shard is missing, differs from what the manifest lists, or has other columns than the first
@@ -191,10 +153,7 @@ def check_shards(directory: str | Path, shards: Sequence[dict[str, Any]], verify
 
 
 def load_prepared(
-    directory: str | Path,
-    cache_dir: str | Path | None = None,
-    verify: bool = False,
-    shards: Sequence[int] | None = None,
+    directory: str | Path, cache_dir: str | Path | None = None, verify: bool = False
 ) -> datasets.Dataset:
     """Opens the shards as one memory-mapped data set with one row per customer, in the order of `customer_id`.
 
@@ -203,8 +162,6 @@ def load_prepared(
         cache_dir (`str` or `Path`, *optional*): folder in which `datasets` keeps its Arrow copy of the rows. Default:
             the usual cache folder of `datasets`.
         verify (`bool`): whether to compare the digests of the shards too, which reads every byte.
-        shards (`Sequence[int]`, *optional*): indices of the shards to read, in the order of the manifest. Default: all
-            shards.
 
     Returns:
         `datasets.Dataset`: one row per customer. `customer_id` is text. The lists `times` (seconds since 1970-01-01),
@@ -218,7 +175,7 @@ def load_prepared(
     """
     directory = Path(directory)
     manifest = PreparedManifest.load(directory)
-    entries = manifest.shards if shards is None else [manifest.shards[index] for index in shards]
+    entries = manifest.shards
     check_shards(directory, entries, verify)
     files = [str(directory / shard["file"]) for shard in entries]
     # `datasets` finds its copy by path and time. Other data with the same path and time must not get this copy.
@@ -268,12 +225,7 @@ class PreparedData:
 def check_vocabularies(directory: str | Path, extractor: MCMFeatureExtractor) -> None:
     """Checks that the ids of a checkpoint mean the same values as the ids of a prepared data set.
 
-    Args:
-        directory (`str` or `Path`): folder of the prepared data set.
-        extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
-
-    Raises:
-        ValueError: if features, tasks, vocabularies or bins differ.
+    Raises `ValueError` if features, tasks, vocabularies or bins differ.
     """
     data = PreparedData(directory).extractor
     for what in ("feature_names", "tasks", "vocabularies", "bins"):

@@ -36,11 +36,7 @@ SEVERAL_FEATURES = ("max_items", "levels")  # an entry of the schema with one of
 def check_memory_limit(value: Any) -> None:
     """Checks that `memory_limit` is a size of memory that DuckDB can read, such as 4GB, 512MiB or 80%.
 
-    Args:
-        value (`Any`): the size.
-
-    Raises:
-        ValueError: if the value is no such size.
+    Raises `ValueError` if the value is no such size.
     """
     pattern = r"\s*([0-9]+(\.[0-9]+)?)\s*(([kmgt]i?)?b|%)\s*"
     match = re.fullmatch(pattern, value, re.IGNORECASE | re.ASCII) if isinstance(value, str) else None
@@ -51,12 +47,7 @@ def check_memory_limit(value: Any) -> None:
 def read_feature(given: Mapping[str, Any], where: str) -> FeatureSpec:
     """Reads one feature of `features` or `profile`.
 
-    Args:
-        given (`Mapping`): the feature's keys and values.
-        where (`str`): which entry of the schema this is, for messages.
-
-    Raises:
-        ValueError: if a key or a value is wrong. The message names the entry, the key and the fix.
+    Raises `ValueError` if a key or a value is wrong. The message names the entry, the key and the fix.
     """
     if not isinstance(given, Mapping):
         raise ValueError(f"{where} is {given!r}; write it as a mapping such as {{name: brand}}.")
@@ -110,12 +101,7 @@ def _check_part(entry: Mapping[str, Any], kind: str, where: str) -> None:
 def read_features(entries: Sequence[Any], key: str) -> tuple[FeatureSpec, ...]:
     """Reads all entries of `features` or `profile`.
 
-    Args:
-        entries (`Sequence`): the entries; one entry may be several features.
-        key (`str`): "features" or "profile", for messages.
-
-    Raises:
-        ValueError: if an entry is wrong. The message names the entry, the key and the fix.
+    Raises `ValueError` if an entry is wrong. The message names the entry, the key and the fix.
     """
     features: list[FeatureSpec] = []
     for index, entry in enumerate(entries):

@@ -60,22 +60,14 @@ class CustomerLabels:
         return len(self.values)
 
     def of(self, indices: ArrayLike) -> CustomerLabels:
-        """Selects some of the labels.
-
-        Args:
-            indices (`ArrayLike` of shape `(M,)`): indices of the labels.
-        """
+        """Selects some of the labels."""
         indices = np.asarray(indices, np.int64)
         return replace(
             self, customer_ids=self.customer_ids[indices], times=self.times[indices], values=self.values[indices]
         )
 
     def model_options(self) -> dict[str, Any]:
-        """Gives what the config of a model has to say of this label.
-
-        Returns:
-            `dict`: `problem_type`, `id2label` and `label2id`, which are options of `from_pretrained`.
-        """
+        """Gives what the config of a model has to say of this label."""
         named = dict(enumerate(self.classes or (self.name,)))
         return {
             "problem_type": "regression" if self.kind == NUMBER else "single_label_classification",
@@ -86,11 +78,7 @@ class CustomerLabels:
     def check_trainable(self, what: str = "training") -> None:
         """Checks that the labels have at least two different values, so that there is something to learn.
 
-        Args:
-            what (`str`): what these labels are used for, such as "training", for the message.
-
-        Raises:
-            ValueError: if all labels are the same, or there is no label.
+        Raises `ValueError` if all labels are the same, or there is no label.
         """
         distinct = np.unique(self.values)
         if len(distinct) < 2:
@@ -107,10 +95,6 @@ class CustomerLabels:
         """Splits the labels at random into training and validation.
 
         All labels of a customer are on one side, and each class gives about the same share of its customers.
-
-        Args:
-            share (`float`): share of the customers for validation, at least 0 and less than 1.
-            seed (`int`): seed of the draw.
         """
         customers, first, owner = np.unique(self.customer_ids.astype(str), return_index=True, return_inverse=True)
         order = np.random.default_rng(seed).permutation(len(customers))
@@ -319,9 +303,6 @@ class LabelledCustomers(Dataset):
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         """Reads some labels with their histories.
 
-        Args:
-            indices (`list[int]`): indices of the labels.
-
         Returns:
             `list[dict]`: by label `history`, a prepared row without the events from the label's time on; `time`, in
             seconds since 1970-01-01; and `label`, the class id or the number.
@@ -361,21 +342,13 @@ def _first_and_last(rows: datasets.Dataset) -> tuple[NDArray[np.int64], int]:
 
 
 class LabelCollator:
-    """Turns labelled customers into inputs of `MCMForCustomerPrediction`.
-
-    Args:
-        extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
-        config (`MCMConfig`): config of the model. Only `input_features` is read.
-    """
+    """Turns labelled customers into inputs of `MCMForCustomerPrediction`."""
 
     def __init__(self, extractor: MCMFeatureExtractor, config: MCMConfig):
         self.extractor, self.config = extractor, config
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Makes a batch.
-
-        Args:
-            items (`Sequence[dict]`): items of [`LabelledCustomers`].
 
         Returns:
             `dict[str, torch.Tensor]`: the histories as `MCMFeatureExtractor.pad` gives them, with the label's time as

@@ -27,12 +27,6 @@ from modeling_mcm.times_mcm import SECONDS_PER_DAY
 class OfferGroups(Dataset):
     """Groups of offers, each with its customer's history **before** the offers were made.
 
-    Args:
-        rows (`datasets.Dataset`): what `load_prepared` returns.
-        offers (`Offers`): the offers.
-        groups (`ArrayLike` of shape `(groups,)`, *optional*): indices of the groups that are used. Default: all
-            groups.
-
     Raises:
         ValueError: if a customer is not in the prepared data set. A customer without events before the offers is no
             error: the model then reads the profile and the start row alone.
@@ -55,12 +49,6 @@ class OfferGroups(Dataset):
 
         The estimate is the number of events plus ten times the number of visits: every event is embedded, and every
         label of every task reads every visit.
-
-        Args:
-            max_events (`int`): largest number of events of a history; the latest events count.
-
-        Returns:
-            `NDArray[int64]` of shape `(groups,)`: the estimate for each group, without a unit.
         """
         estimates = np.zeros(len(self), np.int64)
         for start in range(0, len(self), 256):
@@ -76,15 +64,7 @@ class OfferGroups(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        """Reads some groups with their histories.
-
-        Args:
-            indices (`list[int]`): indices of the groups among those that are used.
-
-        Returns:
-            `list[dict]`: by group `history`, a prepared row without the events from the time of the offers on; and
-            `group`, the index of the group in the offers.
-        """
+        """Reads some groups with their histories."""
         groups = self.groups[indices]
         return [
             {"history": events_before(row, self.offers.times[group]), "group": int(group)}
@@ -132,9 +112,6 @@ class OfferCollator:
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Makes a batch.
-
-        Args:
-            items (`Sequence[dict]`): items of [`OfferGroups`].
 
         Returns:
             `dict[str, torch.Tensor]`: the histories as `MCMFeatureExtractor.pad` gives them, the actions as

@@ -69,22 +69,11 @@ class Offers:
     columns: dict[str, list[Any]]
 
     def groups(self, splits: Sequence[str]) -> NDArray[np.int64]:
-        """Finds the groups of some splits.
-
-        Args:
-            splits (`Sequence[str]`): names of the splits.
-        """
+        """Finds the groups of some splits."""
         return np.flatnonzero(np.isin(self.splits, list(splits)))
 
     def indices(self, groups: ArrayLike) -> NDArray[np.int64]:
-        """Finds the offers of some groups.
-
-        Args:
-            groups (`ArrayLike` of shape `(groups,)`): indices of the groups.
-
-        Returns:
-            `NDArray[int64]` of shape `(offers,)`: indices of the offers of these groups, one group after the other.
-        """
+        """Finds the offers of some groups."""
         parts = [np.arange(self.offsets[g], self.offsets[g + 1]) for g in np.asarray(groups)]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
@@ -113,11 +102,6 @@ class Offers:
 
     def check_times(self, training_end: int, learned: ArrayLike, evaluated: ArrayLike) -> None:
         """Checks that training sees nothing of the time in which the model is evaluated.
-
-        Args:
-            training_end (`int`): end of the encoder's pre-training data, in seconds since 1970-01-01.
-            learned (`ArrayLike` of shape `(groups,)`): indices of the groups that the head is trained on.
-            evaluated (`ArrayLike` of shape `(groups,)`): indices of the groups that the head is evaluated on.
 
         Raises:
             ValueError: if the pre-training data, or offers of the training, reach into the time of the evaluated

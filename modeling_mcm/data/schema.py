@@ -101,9 +101,6 @@ class EventSchema(LogSchema):
     def from_yaml(cls, path: str | Path) -> EventSchema:
         """Reads a schema file.
 
-        Args:
-            path (`str` or `Path`): path of the YAML file.
-
         Raises:
             ValueError: if the file or a key is wrong. The message names the file, the key and the fix.
             OSError: if the file can't be opened.
@@ -118,11 +115,7 @@ class EventSchema(LogSchema):
     def from_dict(cls, given: Mapping[str, Any]) -> EventSchema:
         """Builds a schema from plain values.
 
-        Args:
-            given (`dict`): the keys and values of a schema file.
-
-        Raises:
-            ValueError: if a key is unknown, missing or has a wrong value. The message names the key and the fix.
+        Raises `ValueError` if a key is unknown, missing or has a wrong value. The message names the key and the fix.
         """
         if not isinstance(given, Mapping):
             raise ValueError("The event schema is not a mapping; it needs keys such as `customer: household_id`.")
@@ -181,14 +174,7 @@ class EventSchema(LogSchema):
     def cutoff(self, key: str) -> datetime:
         """Gives the date of a cutoff.
 
-        Args:
-            key (`str`): name of the cutoff, "validation" or "test".
-
-        Returns:
-            `datetime`: the moment of the cutoff, in the schema's time zone.
-
-        Raises:
-            ValueError: if there is no date, because each customer's last visits are held out.
+        Raises `ValueError` if there is no date, because each customer's last visits are held out.
         """
         if isinstance(self.cutoffs, str):
             raise ValueError(
@@ -204,9 +190,6 @@ class EventSchema(LogSchema):
     def moment(self, key: str) -> int | None:
         """Gives the moment at which all customers are scored at a cutoff.
 
-        Args:
-            key (`str`): name of the cutoff, "validation" or "test".
-
         Returns:
             `int`, *optional*: the cutoff in seconds since 1970. `None` if there is no common moment, because each
             customer's last visits are held out or the log has no times: a customer is then scored at the last event.
@@ -214,11 +197,7 @@ class EventSchema(LogSchema):
         return None if self.leaves_one_out or self.order is not None else self.cutoff_seconds(key)
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives the schema as plain values for JSON or YAML.
-
-        Returns:
-            `dict`: keys and values, which `from_dict` reads back as an equal schema.
-        """
+        """Gives the schema as plain values for JSON or YAML."""
         out: dict[str, Any] = {}
         for entry in fields(self):
             value = getattr(self, entry.name)
@@ -231,11 +210,7 @@ class EventSchema(LogSchema):
 
 
 def schema_of(feature_extractor: MCMFeatureExtractor) -> EventSchema:
-    """Gives the event schema by which a checkpoint reads a log, with cutoffs that no event reaches.
-
-    Args:
-        feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
-    """
+    """Gives the event schema by which a checkpoint reads a log, with cutoffs that no event reaches."""
     schema = feature_extractor.schema
     values = {entry.name: getattr(schema, entry.name) for entry in fields(schema)}
     return EventSchema(**values | {"tasks": schema.tasks or (schema.token_feature.name,), "cutoffs": NO_CUTOFFS})

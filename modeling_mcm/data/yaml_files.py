@@ -31,10 +31,6 @@ class UniqueKeyLoader(yaml.SafeLoader):
 def read_yaml(path: str | Path, loader: type[yaml.SafeLoader] = UniqueKeyLoader) -> Any:
     """Reads a YAML file.
 
-    Args:
-        path (`str` or `Path`): path of the file.
-        loader (`type`): [`UniqueKeyLoader`], or a class derived from it.
-
     Raises:
         ValueError: if the file is no valid YAML, is no text in UTF-8, or has a key twice. The message names the file
             and the line.

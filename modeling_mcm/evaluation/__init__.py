@@ -1,9 +1,9 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation: cases and their targets, ranking metrics, baselines, comparisons with them, and files of predictions.
+"""Evaluation: cases and their targets, ranking metrics, baselines, and comparisons with them.
 
-This file imports the metrics only, which need nothing but numpy. Every module here can be imported with the base
-installation. Fitting a baseline needs SciPy (the extra `evaluation`), and the baseline `lightgbm` the extra `gbdt`.
+This file imports the metrics only. Every module here can be imported with the base installation. Fitting a baseline
+needs SciPy (the extra `evaluation`), and the baseline `lightgbm` the extra `gbdt`.
 """
 
 from modeling_mcm.evaluation.metrics import (
@@ -14,7 +14,6 @@ from modeling_mcm.evaluation.metrics import (
     customer_metrics,
     distinct_targets,
     hit_rate_at_k,
-    mean_reciprocal_rank,
     ndcg_at_k,
     next_event,
     paired_difference,
@@ -31,7 +30,6 @@ __all__ = [
     "customer_metrics",
     "distinct_targets",
     "hit_rate_at_k",
-    "mean_reciprocal_rank",
     "ndcg_at_k",
     "next_event",
     "paired_difference",

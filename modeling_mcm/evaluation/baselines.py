@@ -4,19 +4,18 @@
 
 Each baseline is fitted on the training period, which are the events before the validation cutoff, also if it is
 evaluated at the test cutoff. Scoring reads each customer's history up to the cutoff of the evaluation, and nothing
-after it. `transitions.py` and `gbdt.py` have more baselines; `counting.py` has their names and a cache. They need
-SciPy (the extra `evaluation`). Scores are float32, of shape `(customers, V)`; the scores of the ids 0 (missing) and 1
-(unknown) are 0. The personal baselines add a very small multiple of the popularity, which ranks labels with equal
-counts or none.
+after it. `gbdt.py` has one more baseline; `comparison.py` has their names. They need SciPy (the extra `evaluation`).
+Scores are float32, of shape `(customers, V)`; the scores of the ids 0 (missing) and 1 (unknown) are 0. A very small
+multiple of the popularity is added, which ranks labels with equal counts or none.
 
-    baseline = PersonalFrequency().fit(rows, "product_type", number_of_labels)
+    baseline = VisitFrequency().fit(rows, "product_type", number_of_labels)
     values = evaluate_baseline(baseline, rows, find_cases(rows, "test"))   # for each metric one value a customer
+
+Shapes: B customers of a batch, M moments, V labels.
 """
 
 from __future__ import annotations
 
-import inspect
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
@@ -27,59 +26,42 @@ from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.evaluation.cases import EvaluationCases
-from modeling_mcm.evaluation.histories import TaskHistory, select_rows, task_histories
+from modeling_mcm.evaluation.histories import TaskHistory, offsets_of, run_starts, select_rows, task_histories
 from modeling_mcm.evaluation.metrics import distinct_targets, ndcg_at_k, tie_ranks
 from modeling_mcm.evaluation.ranking import TargetRanks
 from modeling_mcm.extras import needs
-from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
 POPULARITY_SHARE = 1e-3  # weight of the most popular label beside one personal event
 MAX_DENSE = 2**25  # elements of a dense block, 256 MiB in double precision
+LAG_WEIGHTS = (1.0, 0.5, 0.33, 0.25, 0.2, 0.17)
+PAIRS_AT_ONCE = 2**24  # of labels that are multiplied out at a time
 
 
 def scipy_sparse() -> ModuleType:
-    """Imports SciPy's sparse arrays when they are needed, because SciPy belongs to an extra.
-
-    Raises:
-        ImportError: If SciPy is not installed; the message names the extra.
-    """
+    """Imports SciPy's sparse arrays when they are needed; an `ImportError` names the extra."""
     with needs("evaluation"):
         import scipy.sparse
     return scipy.sparse
 
 
 def label_sums(history: TaskHistory, weights: NDArray, number_of_labels: int) -> sp.csr_array:
-    """Sums the weights of events by customer and label.
-
-    Args:
-        history (`TaskHistory`): The events of B customers.
-        weights (`numpy.ndarray`, shape `(events,)`): Weight of each event.
-        number_of_labels (`int`): Number V of labels, with the ids for missing and unknown.
-
-    Returns:
-        A sparse array of SciPy, of shape `(B, V)`.
-    """
+    """Sums the weights of events `(events,)` by customer and label, in a sparse array of shape `(B, V)`."""
     sp = scipy_sparse()
     shape = (len(history), number_of_labels)
     return sp.coo_array((np.asarray(weights, np.float64), (history.customer, history.label)), shape=shape).tocsr()
 
 
-class Baseline(ABC):
+class Baseline:
     """What all baselines share: counts of the labels in the training period, and scores in batches.
 
-    A subclass counts more in `_observe`, computes what it needs from the counts in `_finish`, and scores in `_score`.
-    It must raise `VERSION` when its scores change, so that stored metrics of the earlier version are not used.
+    A subclass prepares in `_start`, counts more in `_observe`, computes from the counts in `_finish`, and scores in
+    `_score`. `fallback` is the weight of the most popular label.
     """
 
-    VERSION = 1
-
-    def identity(self) -> dict[str, Any]:
-        """What the scores depend on besides the data: class, version and arguments of the baseline."""
-        arguments = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-        return {"class": type(self).__name__, "version": self.VERSION, **arguments}
+    fallback = POPULARITY_SHARE
 
     def fit(self, rows: Any, task: str, number_of_labels: int, cutoff: str = "validation") -> Self:
         """Counts the events before a cutoff.
@@ -90,14 +72,12 @@ class Baseline(ABC):
             number_of_labels (`int`): Number V of labels, with the ids for missing and unknown.
             cutoff (`str`): The cutoff at which the training period ends, "validation" or "test".
 
-        Returns:
-            The baseline itself.
-
         Raises:
             ValueError: If the cutoff or the task is unknown, a label id is V or more, or there is nothing to count.
         """
         self.task, self.number_of_labels = task, number_of_labels
         self.popularity = np.zeros(number_of_labels)
+        self._start(len(rows))
         for history in task_histories(rows, task, cutoff):
             largest = np.max(history.label, initial=0)
             if largest >= number_of_labels:
@@ -116,12 +96,9 @@ class Baseline(ABC):
         return self
 
     def score_batches(self, rows: Any, cutoff: str, batch_size: int = 256) -> Iterator[NDArray[np.float32]]:
-        """Yields the scores of batches of customers, of shape `(batch, V)`, in the order of the rows.
+        """Yields the scores of batches of customers, of shape `(B, V)`, in the order of the rows.
 
-        Args:
-            rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows.
-            cutoff (`str`): The cutoff at which the histories end, "validation" or "test".
-            batch_size (`int`): Number of customers in one batch.
+        `cutoff` is where the histories end, "validation" or "test".
         """
         if not hasattr(self, "popularity"):
             raise ValueError(
@@ -129,104 +106,36 @@ class Baseline(ABC):
             )
         for history in task_histories(rows, self.task, cutoff, batch_size):
             scores = np.array(self._score(history), dtype=np.float64)
-            scores += self._fallback() * self.popularity / np.max(self.popularity)
+            scores += self.fallback * self.popularity / np.max(self.popularity)
             scores[:, :FIRST_LABEL] = 0.0
             yield scores.astype(np.float32)
 
     def scores(self, rows: Any, cutoff: str) -> NDArray[np.float32]:
-        """Computes the scores of all rows at once, of shape `(customers, V)`.
-
-        Args:
-            rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows.
-            cutoff (`str`): The cutoff at which the histories end, "validation" or "test".
-        """
+        """Computes the scores of all rows at once, of shape `(customers, V)`; arguments as of [`score_batches`]."""
         batches = list(self.score_batches(rows, cutoff))
         return np.concatenate([np.zeros((0, self.number_of_labels), np.float32), *batches])
 
-    def _observe(self, history: TaskHistory) -> None:  # noqa: B027  not every baseline counts
+    def _start(self, customers: int) -> None:
+        """Prepares to count the training histories of so many customers."""
+
+    def _observe(self, history: TaskHistory) -> None:
         """Counts a batch of training histories."""
 
-    def _finish(self) -> None:  # noqa: B027  nor does each finish
+    def _finish(self) -> None:
         """Computes from the counts what scoring needs."""
 
-    @abstractmethod
     def _score(self, history: TaskHistory) -> NDArray:
-        """Scores the labels for customers with these histories, in an array of shape `(customers, V)`."""
-
-    def _fallback(self) -> float:
-        return POPULARITY_SHARE
+        """Scores the labels for customers with these histories, in an array of shape `(B, V)`."""
+        raise NotImplementedError
 
 
 class MostPopular(Baseline):
     """Gives every customer the labels with the most events in the training period."""
 
+    fallback = 0.0
+
     def _score(self, history: TaskHistory) -> NDArray:
         return np.tile(self.popularity, (len(history), 1))
-
-    def _fallback(self) -> float:
-        return 0.0
-
-
-class RecentPopular(MostPopular):
-    """Gives every customer the labels with the most events in the last days of the training period.
-
-    Args:
-        days (`float`): Number of days before the last event of the training period.
-    """
-
-    def __init__(self, days: float = 28.0):
-        self.days = days
-
-    def fit(self, rows: Any, task: str, number_of_labels: int, cutoff: str = "validation") -> Self:
-        """Counts the events before a cutoff; the arguments are those of [`Baseline.fit`]."""
-        histories = task_histories(rows, task, cutoff)
-        self._latest = max((int(np.max(history.time)) for history in histories if history.time.size), default=0)
-        self._recent = np.zeros(number_of_labels)
-        return super().fit(rows, task, number_of_labels, cutoff)
-
-    def _observe(self, history: TaskHistory) -> None:
-        recent = history.label[history.time > self._latest - self.days * SECONDS_PER_DAY]
-        self._recent += np.bincount(recent, minlength=self.number_of_labels)
-
-    def _score(self, history: TaskHistory) -> NDArray:
-        return np.tile(self._recent, (len(history), 1))
-
-    def _fallback(self) -> float:
-        return POPULARITY_SHARE
-
-
-class PersonalFrequency(Baseline):
-    """Scores labels by the customer's own counts.
-
-    Args:
-        last_events (`int`, *optional*): Number of the latest labelled events to count.
-    """
-
-    def __init__(self, last_events: int = 300):
-        self.last_events = last_events
-
-    def _score(self, history: TaskHistory) -> NDArray:
-        return label_sums(history, history.events_ago < self.last_events, self.number_of_labels).toarray()
-
-
-class RecencyWeightedFrequency(Baseline):
-    """Scores labels by the customer's own counts, in which older events have a smaller weight.
-
-    Args:
-        half_life (`float`): Age, in `unit`, at which the weight of an event is one half.
-        unit (`str`): "days" or "visits".
-    """
-
-    def __init__(self, half_life: float = 90.0, unit: str = "days"):
-        if unit not in ("days", "visits") or not half_life > 0:
-            raise ValueError(
-                f"Found half_life {half_life!r} in {unit!r}; expected a positive number of 'days' or 'visits'."
-            )
-        self.half_life, self.unit = half_life, unit
-
-    def _score(self, history: TaskHistory) -> NDArray:
-        age = history.days_ago if self.unit == "days" else history.visits_ago
-        return label_sums(history, 0.5 ** (age / self.half_life), self.number_of_labels).toarray()
 
 
 class VisitFrequency(Baseline):
@@ -247,8 +156,7 @@ class VisitFrequency(Baseline):
         if not half_lives or not all(0 < half_life < np.inf for half_life in half_lives) or customers < 1:
             raise ValueError(
                 f"Found half_lives {half_lives!r} and {customers} customers; expected positive numbers of visits and "
-                f"at "
-                "least one customer."
+                "at least one customer."
             )
         self.half_lives, self.customers = tuple(half_lives), customers
 
@@ -267,13 +175,13 @@ class VisitFrequency(Baseline):
     def _last_visit_ndcg(self, history: TaskHistory) -> list[float]:
         """Sums for each half-life the NDCG@10 of the customers' last visits. A customer with one visit adds 0."""
         last = history.visits_ago == 0
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(history.customer[last], minlength=len(history)))])
+        offsets = offsets_of(np.bincount(history.customer[last], minlength=len(history)))
         labels, counts = distinct_targets(offsets, history.label[last])
         before = history.before_last_visit()
         counts[np.bincount(before.customer, minlength=len(history)) == 0] = 0
         ndcg_sums = []
         for half_life in self.half_lives:
-            scores = self._decayed(before, half_life) + POPULARITY_SHARE * self.popularity / np.max(self.popularity)
+            scores = self._decayed(before, half_life) + self.fallback * self.popularity / np.max(self.popularity)
             ndcg_sums.append(float(np.nansum(ndcg_at_k(*tie_ranks(scores, labels), counts, k=10))))
         return ndcg_sums
 
@@ -308,6 +216,8 @@ class NearestHouseholds(Baseline):
         pool (`int`): Largest number of customers, evenly spread, that neighbours are searched among.
     """
 
+    fallback = POPULARITY_SHARE**2  # these vectors are decayed and averaged: far smaller than counts
+
     def __init__(
         self,
         neighbours: int = 200,
@@ -317,18 +227,13 @@ class NearestHouseholds(Baseline):
         group_decay: float = 0.955,
         pool: int = 50_000,
     ):
-        self.neighbours, self.alpha = neighbours, alpha
+        self.neighbours, self.alpha, self.pool = neighbours, alpha, pool
         self.group_visits, self.within_decay, self.group_decay = group_visits, within_decay, group_decay
-        self.pool = pool
 
-    def fit(self, rows: Any, task: str, number_of_labels: int, cutoff: str = "validation") -> Self:
-        """Counts the events before a cutoff and stores the vectors of neighbours; the arguments are those of
-        [`Baseline.fit`].
-        """
+    def _start(self, customers: int) -> None:
         self._pool_parts: list[sp.csr_array] = []
         self._pool_ids: list[NDArray] = []
-        self._rows_read, self._row_step = 0, max(1, -(-len(rows) // self.pool))
-        return super().fit(rows, task, number_of_labels, cutoff)
+        self._rows_read, self._row_step = 0, max(1, -(-customers // self.pool))
 
     def _observe(self, history: TaskHistory) -> None:
         known = np.flatnonzero(np.bincount(history.customer, minlength=len(history)))
@@ -349,7 +254,8 @@ class NearestHouseholds(Baseline):
         np.maximum.at(visits, history.customer, history.visits_ago + 1)
         in_group = np.minimum(visits[history.customer] - group * self.group_visits, self.group_visits)
         weights = self.within_decay**within / in_group * self.group_decay**group
-        total = np.bincount(history.customer, weights * history.first_of_visit(), minlength=len(history))
+        first_of_visit = run_starts(history.customer, history.visits_ago)
+        total = np.bincount(history.customer, weights * first_of_visit, minlength=len(history))
         weights *= history.once_a_visit() / total[history.customer]
         return label_sums(history, weights, self.number_of_labels)
 
@@ -366,9 +272,7 @@ class NearestHouseholds(Baseline):
         return scores
 
     def _nearest(self, similar: sp.csr_array, customer_ids: NDArray) -> sp.csr_array:
-        """Weights that average the nearest members of the pool, of shape `(chunk, pool)`; all 0 without a common
-        label.
-        """
+        """Weights that average the nearest members of the pool, of shape `(chunk, pool)`; 0 without a common label."""
         count = min(self.neighbours, similar.shape[1])
         rows, members = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for index, customer in enumerate(customer_ids):
@@ -383,9 +287,6 @@ class NearestHouseholds(Baseline):
         row, member = np.concatenate(rows), np.concatenate(members)
         return scipy_sparse().coo_array((np.full(len(row), 1 / count), (row, member)), shape=similar.shape).tocsr()
 
-    def _fallback(self) -> float:
-        return POPULARITY_SHARE**2  # these vectors are decayed and averaged: far smaller than counts
-
 
 def _unit_rows(vectors: sp.csr_array) -> sp.csr_array:
     sp = scipy_sparse()
@@ -393,19 +294,110 @@ def _unit_rows(vectors: sp.csr_array) -> sp.csr_array:
     return sp.csr_array(sp.diags_array(1 / np.where(lengths > 0, lengths, 1)) @ vectors)
 
 
+class Transitions(Baseline):
+    """Scores labels by what followed the customer's latest labels in the training period, up to six moments later.
+
+    A moment is the set of a customer's labels of one visit and time. `c(h, w)` sums the weights of the lags at which
+    `w` followed `h`, and `count(h)` is the number of moments with `h`. A label's score is the sum over the labels `h`
+    of the customer's last moments, the latest with `j = 0`, of
+    `decay ** j * c(h, w) / (count(h) + 1) ** rarity`. The counts include the customer's own training period.
+
+    Memory is limited: of a moment with very many labels only `moment_labels` are counted, chosen by a fixed random
+    order, and when there are more than `max_pairs` pairs, the half with the smaller sums is dropped.
+
+    Args:
+        lag_weights (sequence of `float`): Weights of a label one moment later, two moments later, and so on.
+        last_moments (`int`): Number of the history's latest moments that scores are computed from.
+        decay (`float`): Weight of a moment relative to the one after it.
+        rarity (`float`): Exponent; 0 lets frequent labels count fully, 1 gives each label the same weight.
+        moment_labels (`int`): Largest number of labels that are counted of one moment.
+        max_pairs (`int`): Largest number of pairs of labels that are stored.
+    """
+
+    fallback = 1e-6  # below what one pair at the largest lag of a frequent label adds
+
+    def __init__(
+        self,
+        lag_weights: tuple[float, ...] = LAG_WEIGHTS,
+        last_moments: int = 8,
+        decay: float = 0.6,
+        rarity: float = 0.3,
+        moment_labels: int = 100,
+        max_pairs: int = 2**26,
+    ):
+        self.lag_weights, self.last_moments, self.decay, self.rarity = lag_weights, last_moments, decay, rarity
+        self.moment_labels, self.max_pairs = moment_labels, max_pairs
+
+    def _start(self, customers: int) -> None:
+        self._together = scipy_sparse().csr_array((self.number_of_labels, self.number_of_labels))
+        self._count = np.zeros(self.number_of_labels)
+        self._tie_break_rank = np.random.default_rng(0).permutation(self.number_of_labels)
+        self._label_of_rank = np.argsort(self._tie_break_rank)
+
+    def _moments(self, history: TaskHistory) -> tuple[sp.csr_array, NDArray[np.int64]]:
+        """Labels of each moment, oldest first, as 0 or 1 of shape `(M, V)`, and the customer of each moment."""
+        ordered = np.lexsort((history.time, -history.visits_ago, history.customer))
+        customer, visit, time, label = (
+            values[ordered] for values in (history.customer, history.visits_ago, history.time, history.label)
+        )
+        starts = run_starts(customer, visit, time)
+        moment = np.cumsum(starts) - 1
+        # A label of a moment once, in the fixed random order.
+        pairs = np.unique(moment * self.number_of_labels + self._tie_break_rank[label])
+        moment, rank = np.divmod(pairs, self.number_of_labels)
+        is_first = np.arange(len(moment)) - np.searchsorted(moment, moment) < self.moment_labels
+        label = self._label_of_rank[rank[is_first]]
+        shape = (int(starts.sum()), self.number_of_labels)
+        moments = scipy_sparse().coo_array((np.ones(len(label)), (moment[is_first], label)), shape=shape).tocsr()
+        return moments, customer[starts]
+
+    def _observe(self, history: TaskHistory) -> None:
+        if not len(history.label):
+            return
+        moments, customer = self._moments(history)
+        self._count += moments.sum(axis=0)
+        sizes = np.diff(moments.indptr)
+        for lag, weight in enumerate(self.lag_weights, start=1):
+            before = np.flatnonzero(customer[lag:] == customer[:-lag])
+            part = np.cumsum(sizes[before] * sizes[before + lag]) // PAIRS_AT_ONCE
+            for indices in np.split(before, np.flatnonzero(np.diff(part)) + 1):
+                self._together += weight * (moments[indices].T @ moments[indices + lag])
+                self._bound_pairs()
+
+    def _bound_pairs(self) -> None:
+        if self._together.nnz > self.max_pairs:
+            pairs = self._together.tocoo()
+            largest = np.argpartition(-pairs.data, self.max_pairs // 2)[: self.max_pairs // 2]
+            largest_pairs = (pairs.data[largest], (pairs.row[largest], pairs.col[largest]))
+            self._together = scipy_sparse().coo_array(largest_pairs, shape=self._together.shape).tocsr()
+
+    def _finish(self) -> None:
+        self._transition = scipy_sparse().diags_array((self._count + 1) ** -self.rarity) @ self._together
+
+    def _score(self, history: TaskHistory) -> NDArray:
+        if not len(history.label):
+            return np.zeros((len(history), self.number_of_labels))
+        moments, customer = self._moments(history)
+        moments_of_customer = np.bincount(customer, minlength=len(history))
+        ago = np.cumsum(moments_of_customer)[customer] - 1 - np.arange(len(customer))
+        latest = np.flatnonzero(ago < self.last_moments)
+        weights = (self.decay ** ago[latest], (customer[latest], latest))
+        last = scipy_sparse().coo_array(weights, shape=(len(history), len(customer))).tocsr() @ moments
+        return (last @ self._transition).toarray()
+
+
 def evaluate_baseline(
     baseline: Baseline, rows: Any, cases: EvaluationCases, ks: Sequence[int] = (10,)
 ) -> dict[str, NDArray[np.float64]]:
-    """Computes the metrics of a fitted baseline. Only one batch of scores is in memory at a time.
+    """Computes the metrics of a fitted baseline, as [`TargetRanks.metrics`] does, each of shape `(cases,)`.
+
+    Only one batch of scores is in memory at a time.
 
     Args:
         baseline (`Baseline`): A fitted baseline.
         rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows that the cases are of.
         cases (`EvaluationCases`): The cases, from [`find_cases`] or [`unmet_only`].
         ks (sequence of `int`): Lengths of the ranked list.
-
-    Returns:
-        `dict[str, numpy.ndarray]`: The metrics of [`TargetRanks.metrics`], each of shape `(cases,)`.
     """
     ranks = TargetRanks(cases, baseline.task)
     start = 0

@@ -8,9 +8,9 @@ cutoff. If a visit lies on both sides of a cutoff, its events before the cutoff 
 targets. A target event is one with a label in any task other than the token type, because an event of which nothing
 else is known is nothing to predict.
 
-Two variants stand here, too, so that a model and all baselines have the same targets. With a `Horizon` the targets are
-the labels of all target events within some days. `unmet_only` removes the labels that a customer had before the cutoff
-from the targets and from the ranking.
+There are two variants, for a model and all baselines alike. With a `Horizon` the targets are the labels of all target
+events within some days. `unmet_only` removes the labels that a customer had before the cutoff from the targets and
+from the ranking.
 
 Everything is computed on the flat Arrow columns of prepared rows, a batch of customers at a time.
 """
@@ -57,13 +57,7 @@ class TargetEvents:
 class Horizon:
     """The days after a cutoff whose labels are the targets, in the place of those of the next visit.
 
-    Attributes:
-        days (`float`): Number of days.
-        start (`int`): The cutoff, in seconds since 1970, as are the `times` of prepared rows; see
-            [`~data.schema.EventSchema.cutoff_seconds`].
-
-    Raises:
-        ValueError: If the days are not a positive finite number.
+    `start` is the cutoff, in seconds since 1970. A `ValueError` is raised if the days are no positive finite number.
     """
 
     days: float
@@ -143,25 +137,20 @@ def find_cases(
             "with columns such as task_product_type."
         )
     columns = ["customer_id", "visits", *ENDS, *(f"task_{task}" for task in tasks), *(["times"] if horizon else [])]
-    parts, first_row = [], 0
-    latest = -np.inf
+    parts, first_row, latest = [], 0, -np.inf
     for table in arrow_batches(rows, columns, batch_size):
         part, until = _cases_of_batch(table, cutoff, tasks, token_type, min_history, first_row, horizon)
         parts.append(part)
         latest = max(latest, until)
         first_row += len(table)
 
-    def joined(name: str) -> NDArray[np.int64]:
-        return np.concatenate([np.zeros(0, np.int64), *(getattr(part, name) for part in parts)])
-
+    arrays = ("rows", "history_end", "history_visits")
     cases = EvaluationCases(
         cutoff=cutoff,
-        rows=joined("rows"),
         customer_ids=[customer for part in parts for customer in part.customer_ids],
-        history_end=joined("history_end"),
         targets={task: _joined([part.targets[task] for part in parts]) for task in tasks},
-        history_visits=joined("history_visits"),
         horizon_days=horizon.days if horizon else None,
+        **{name: _concatenated([getattr(part, name) for part in parts]) for name in arrays},
     )
     if not len(cases):
         target = f"one within {horizon.days:g} days from it" if horizon else "a target visit after it"
@@ -172,12 +161,10 @@ def find_cases(
         )
     if horizon and horizon.end > latest + SECONDS_PER_DAY:
         logger.warning(
-            "The horizon of %g days from the %s cutoff is longer than the data: the last event that counts is %.1f "
-            "days after the cutoff%s. The targets are the labels until then; choose a horizon that the data cover.",
-            horizon.days,
-            cutoff,
-            (latest - horizon.start) / SECONDS_PER_DAY,
-            ", because validation reads nothing after the test cutoff" if cutoff == "validation" else "",
+            f"The horizon of {horizon.days:g} days from the {cutoff} cutoff is longer than the data: the last event "
+            f"that counts is {(latest - horizon.start) / SECONDS_PER_DAY:.1f} days after the cutoff"
+            f"{', because validation reads nothing after the test cutoff' if cutoff == 'validation' else ''}. The "
+            "targets are the labels until then; choose a horizon that the data cover."
         )
     return cases
 
@@ -189,14 +176,10 @@ def cases_at(
     min_history: int | None = None,
     horizon_days: float | None = None,
 ) -> EvaluationCases:
-    """Finds the cases of a prepared data set as its schema defines them, with [`find_cases`].
+    """Finds the cases of a prepared data set, or of some of its rows, as its schema defines them, with [`find_cases`].
 
-    Args:
-        data (`PreparedData`): The data set.
-        cutoff (`str`): "validation" or "test".
-        rows (`datasets.Dataset`, *optional*): A part of its rows. By default all.
-        min_history (`int`, *optional*): Number of target events that a case needs, in the place of the schema's.
-        horizon_days (`float`, *optional*): Number of days of a [`Horizon`], in the place of the next visit.
+    `min_history` is used in the place of the schema's, and a [`Horizon`] of `horizon_days` in the place of the next
+    visit.
     """
     schema = data.schema
     horizon = Horizon(horizon_days, schema.cutoff_seconds(cutoff)) if horizon_days else None
@@ -252,21 +235,22 @@ def _cases_of_batch(
 
 
 def _distinct(case: NDArray[np.int64], label: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sorts pairs of case and label, and keeps each pair once."""
     size = int(np.max(label, initial=0)) + 1
     pairs = np.unique(case * size + label)
     return pairs // size, pairs % size
 
 
 def _ragged(case: NDArray[np.int64], label: NDArray[np.int64], cases: int) -> TargetEvents:
-    """Makes `TargetEvents` of labels whose cases are in ascending order."""
     return TargetEvents(offsets_of(np.bincount(case, minlength=cases)), label)
 
 
 def _joined(parts: Sequence[TargetEvents]) -> TargetEvents:
-    counts = [np.zeros(0, np.int64), *(np.diff(part.offsets) for part in parts)]
-    labels = [np.zeros(0, np.int64), *(part.labels for part in parts)]
-    return TargetEvents(offsets_of(np.concatenate(counts)), np.concatenate(labels))
+    counts, labels = [np.diff(part.offsets) for part in parts], [part.labels for part in parts]
+    return TargetEvents(offsets_of(_concatenated(counts)), _concatenated(labels))
+
+
+def _concatenated(arrays: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(0, np.int64), *arrays])
 
 
 def unmet_only(rows: Any, cases: EvaluationCases, tasks: Sequence[str] | None = None) -> EvaluationCases:
@@ -275,17 +259,9 @@ def unmet_only(rows: Any, cases: EvaluationCases, tasks: Sequence[str] | None = 
     All events of the customer before the cutoff count, also those that a model's window leaves out. The unknown id
     stays a target, because nothing says whether the customer had its value before. No ranking contains it.
 
-    Args:
-        rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows that the cases are of.
-        cases (`EvaluationCases`): The cases, from [`find_cases`].
-        tasks (sequence of `str`, *optional*): Tasks of the result, by default all. A task in which no case has a
-            target left is removed, with a warning.
-
-    Returns:
-        `EvaluationCases`: The same cases with fewer targets, and with `met`.
-
-    Raises:
-        ValueError: If no case has a target left in any task.
+    Returns the same cases with fewer targets, and with `met`, for some tasks or for all. A task in which no case has a
+    target left is removed, with a warning; a `ValueError` is raised if no task is left. `rows` are the prepared rows
+    that the cases are of.
     """
     history_rows = select_rows(rows, cases.rows)
     targets, met = {}, {}

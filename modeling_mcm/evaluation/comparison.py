@@ -1,49 +1,131 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Comparison of a model with baselines: where it is worse, whether that is more than noise, and what to try."""
+"""The baselines by name, their metrics on evaluation cases, and where a model is not better than they are.
 
-from collections.abc import Mapping
+    results = counting_baselines(rows, cases, {"product_type": number_of_labels}, STRONG_BASELINES)
+    results["MCM"] = model_values(model, extractor, rows, cases, ["product_type"])  # model.py
+    warnings = baseline_warnings(values_of(results, "next_visit_ndcg@10"))
+
+To compute metrics, SciPy is needed (the extra `evaluation`), and for `lightgbm` the extra `gbdt`.
+"""
+
+import importlib.util
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from numpy.typing import NDArray
+from transformers.utils.logging import tqdm
 
+from modeling_mcm.evaluation.baselines import (
+    Baseline,
+    MostPopular,
+    NearestHouseholds,
+    Transitions,
+    VisitFrequency,
+    evaluate_baseline,
+)
+from modeling_mcm.evaluation.cases import EvaluationCases
+from modeling_mcm.evaluation.gbdt import LightGBMRanker, NothingToLearnError, expected_seconds
 from modeling_mcm.evaluation.metrics import Interval, paired_difference
 
-LONGER = "train longer (`--num_train_epochs`, `--max_seconds`)"
+logger = logging.getLogger(__name__)
+
+Results = dict[str, dict[str, dict[str, NDArray]]]  # by method, task and metric: one value for each case
+
+BASELINES: dict[str, type[Baseline]] = {
+    "most_popular": MostPopular,
+    "visit_frequency": VisitFrequency,
+    "nearest_households": NearestHouseholds,
+    "transitions": Transitions,
+    "lightgbm": LightGBMRanker,
+}
+NEEDS = {"lightgbm": "gbdt"}  # baselines that need a package of their name, and the extra that installs it
+FIRST_BASELINES = ("most_popular",)  # a model that learns is soon better than these
+STRONG_BASELINES = ("visit_frequency", "nearest_households", "transitions")  # the best that take some seconds
+MOST_SECONDS = 300.0  # that LightGBM may take as a default baseline
+
+LONGER = "train longer (`--num_train_epochs`)"
 MEMORY = "turn on the repeat memory where it is off (`repeat_memory`)"
-NOT_LEARNED = (
-    f"the model has hardly learned yet: look whether the training loss falls, {LONGER}, change the learning rate"
-)
-HABITS = f"the customers' own habits have too little weight: {MEMORY}, {LONGER}"
-LIKE_OTHERS = f"what customers share has too little weight: {LONGER}, take a larger model (`hidden_size`), {MEMORY}"
-ORDER = (
-    "what comes next depends on the latest events: read events one by one (`encoder_unit=event`) and the last hidden "
-    f"vector (`readout=last`), {LONGER}"
-)
 ADVICE = {
-    "most_popular": NOT_LEARNED,
-    "recent_popular": NOT_LEARNED,
-    "personal_frequency": HABITS,
-    "recency_weighted_frequency": HABITS,
-    "visit_frequency": HABITS,
-    "nearest_households": LIKE_OTHERS,
-    "markov": ORDER,
-    "transitions": ORDER,
+    "most_popular": f"the model has hardly learned yet: look whether the training loss falls, {LONGER}, change the "
+    "learning rate",
+    "visit_frequency": f"the customers' own habits have too little weight: {MEMORY}, {LONGER}",
+    "nearest_households": f"what customers share has too little weight: {LONGER}, take a larger model "
+    f"(`hidden_size`), {MEMORY}",
+    "transitions": "what comes next depends on the latest events: read events one by one (`encoder_unit=event`) and "
+    f"the last hidden vector (`readout=last`), {LONGER}",
     "lightgbm": f"regularity and rank have too little weight: {MEMORY}, `--ranking_loss_weight 1`, {LONGER}",
 }
+
+
+def not_installed(baselines: Sequence[str]) -> list[str]:
+    """Selects the baselines whose package is not installed."""
+    return [name for name in baselines if name in NEEDS and importlib.util.find_spec(name) is None]
+
+
+def default_baselines(cases: EvaluationCases, label_sizes: Mapping[str, int]) -> tuple[list[str], list[str]]:
+    """Chooses the strong baselines that make sense for some cases and do not take long.
+
+    Returns the names of the baselines, and a sentence for each baseline that is left out. `label_sizes` is the number
+    of labels of each task.
+    """
+    names, left_out = [*FIRST_BASELINES, *STRONG_BASELINES], []
+    if cases.met is not None:
+        names.remove("visit_frequency")
+        left_out.append("visit_frequency is left out: it counts what the customer met, which is not ranked.")
+    seconds = sum(expected_seconds(len(cases), size) for size in label_sizes.values())
+    if not_installed(["lightgbm"]):
+        left_out.append("lightgbm is left out, for it is not installed: `pip install modeling-mcm[gbdt]` adds it.")
+    elif seconds > MOST_SECONDS:
+        left_out.append(
+            f"lightgbm is left out: with {max(label_sizes.values()):,} labels and {len(cases):,} cases it would take "
+            f"about {seconds / 60:.0f} minutes, more than {MOST_SECONDS / 60:.0f}. Ask for it by name: "
+            f"`--baselines {' '.join([*names, 'lightgbm'])}`."
+        )
+    else:
+        names.append("lightgbm")
+    return names, left_out
+
+
+def counting_baselines(
+    rows: Any, cases: EvaluationCases, label_sizes: Mapping[str, int], names: Sequence[str], ks: Sequence[int] = (10,)
+) -> Results:
+    """Fits baselines on the training period and evaluates them.
+
+    Args:
+        rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows that the cases are of.
+        cases (`EvaluationCases`): The cases, from [`find_cases`] or [`unmet_only`].
+        label_sizes (`dict[str, int]`): Number of labels of each task, with the ids for missing and unknown.
+        names (sequence of `str`): Names of the baselines, of `BASELINES`.
+        ks (sequence of `int`): Lengths of the ranked list.
+
+    Returns:
+        `dict`: By baseline, task and metric of [`TargetRanks.metrics`] the values, of shape `(cases,)`. If a baseline
+        has nothing to learn from in a task, as LightGBM if no customer has two visits, the task is left out with a
+        warning.
+
+    Raises:
+        ValueError: If a name is not in `BASELINES`, or the rows lack a task.
+        ImportError: If a baseline's package is not installed.
+    """
+    if unknown := [name for name in names if name not in BASELINES]:
+        raise ValueError(f"No baselines {unknown}; choose from {', '.join(BASELINES)}.")
+    results: Results = {}
+    for name, task in tqdm([(name, task) for name in names for task in label_sizes], unit="task"):
+        try:
+            baseline = BASELINES[name]().fit(rows, task, label_sizes[task])
+        except NothingToLearnError as error:
+            logger.warning("%s is left out of task %r: %s", name, task, error)
+            continue
+        results.setdefault(name, {})[task] = evaluate_baseline(baseline, rows, cases, ks)
+    return results
 
 
 def values_of(
     results: Mapping[str, Mapping[str, Mapping[str, NDArray]]], metric: str
 ) -> dict[str, dict[str, NDArray]]:
-    """Selects one metric from the results of an evaluation.
-
-    Args:
-        results (`dict`): Values of every case, by method, task and metric.
-        metric (`str`): Name of the metric.
-
-    Returns:
-        `dict[str, dict[str, numpy.ndarray]]`: The metric's values by method and task, for tasks that have it.
-    """
+    """Selects the values of one metric, by method and task, from the results of an evaluation."""
     return {
         method: {task: metrics[metric] for task, metrics in by_task.items() if metric in metrics}
         for method, by_task in results.items()
@@ -84,8 +166,8 @@ def baseline_warnings(
             ours = values[model].get(task)
             if baseline == model or ours is None:
                 continue
-            both = (ours == ours) & (theirs == theirs) if ours.shape == theirs.shape else None
-            if both is not None and not both.any():  # NaN is not equal to itself
+            # NaN is not equal to itself.
+            if ours.shape == theirs.shape and not ((ours == ours) & (theirs == theirs)).any():
                 continue
             difference = paired_difference(ours, theirs).absolute
             if difference.mean < 0:
@@ -103,5 +185,4 @@ def baseline_warnings(
 
 
 def _interval(difference: Interval) -> str:
-    """Writes the interval of how far a model is under a baseline, and the number of customers."""
     return f"[{-difference.high:.4f}, {-difference.low:.4f}] ({difference.customers:,} customers)"

@@ -21,7 +21,7 @@ Shapes: C cases, N candidates of all cases together, F features, V labels.
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,10 +35,7 @@ from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 HALF_LIVES_VISITS = (5, 10, 20, 40, 80)
 PERIOD_DAYS, MAX_PERIODS, RECENT_PERIODS = 7, 52, 4
-POPULARITY_WEIGHT = 1e-6  # orders what is no candidate, far below every candidate
 COUNTED = ("visits", "share")  # features that begin so are 0 for a label that the customer never met, others NaN
-
-
 SECONDS_TO_FIT = 40.0  # of one core of 2024, for the most cases that are trained on
 SECONDS_A_SCORE = 4e-8  # of a label of a case, its rank and its place in the label statistics included
 
@@ -48,12 +45,7 @@ class NothingToLearnError(ValueError):
 
 
 def expected_seconds(cases: int, number_of_labels: int) -> float:
-    """Estimates how long fitting and scoring take, by measurements on two data sets.
-
-    Args:
-        cases (`int`): Number of cases.
-        number_of_labels (`int`): Number of labels of the task.
-    """
+    """Estimates how many seconds fitting and scoring take, by measurements on two data sets."""
     return SECONDS_TO_FIT + SECONDS_A_SCORE * cases * number_of_labels
 
 
@@ -80,11 +72,7 @@ class VisitSets:
 
     @classmethod
     def of(cls, history: TaskHistory) -> Self:
-        """Makes the label sets of visits from labelled events.
-
-        Args:
-            history (`TaskHistory`): The events.
-        """
+        """Makes the label sets of visits from labelled events."""
         visits = np.zeros(len(history), np.int64)
         np.maximum.at(visits, history.customer, history.visits_ago + 1)
         first_visit = offsets_of(visits)
@@ -97,11 +85,7 @@ class VisitSets:
 
     @classmethod
     def joined(cls, parts: list[Self]) -> Self:
-        """Joins the customers of several parts, in their order.
-
-        Args:
-            parts (sequence of `VisitSets`): The parts.
-        """
+        """Joins the customers of several parts, in their order."""
         day, label = (np.concatenate([getattr(part, name) for part in parts]) for name in ("day", "label"))
         first_visit = offsets_of(np.concatenate([np.diff(part.first_visit) for part in parts]))
         first_row = offsets_of(np.concatenate([np.diff(part.first_row) for part in parts]))
@@ -145,30 +129,16 @@ class LabelStatistics:
         self.gap_visits, self.gap_days = known_by(gap_visits), known_by(gap_days)
 
     def complete_periods(self, day: NDArray) -> NDArray[np.int64]:
-        """Counts how many periods were complete at a time, given in days since 1970."""
         return np.clip((day - self.start) // self.days, 0, self.periods).astype(np.int64)
 
     def popular(self, day: NDArray, number: int) -> NDArray[np.int64]:
-        """Finds the most popular labels before some times.
-
-        Args:
-            day (`numpy.ndarray`): Times, in days since 1970.
-            number (`int`): Number of labels.
-
-        Returns:
-            `numpy.ndarray`: Label ids of shape `(len(day), number)`; fewer columns if there are fewer labels.
-        """
+        """Finds the most popular labels before times in days since 1970, as ids of shape `(len(day), number)`."""
         periods, period_index = np.unique(self.complete_periods(day), return_inverse=True)
         met = self.met[periods, FIRST_LABEL:]
         return FIRST_LABEL + np.argsort(-met, axis=1, kind="stable")[period_index, :number]
 
     def features(self, day: NDArray, label: NDArray) -> dict[str, NDArray]:
-        """Computes features of labels at times.
-
-        Args:
-            day (`numpy.ndarray`, shape `(N,)`): Times, in days since 1970.
-            label (`numpy.ndarray`, shape `(N,)`): Label ids.
-        """
+        """Computes features of labels `(N,)` at times `(N,)`, in days since 1970."""
         now = self.complete_periods(day)
         before = np.maximum(now - RECENT_PERIODS, 0)
         met, again = self.met[now, label], self.again[now, label]
@@ -288,6 +258,8 @@ class LightGBMRanker(Baseline):
         seed (`int`): Seed of the drawn cases and of LightGBM.
     """
 
+    fallback = 1e-6  # orders what is no candidate, far below every candidate
+
     def __init__(
         self,
         visits_a_customer: int = 8,
@@ -303,23 +275,9 @@ class LightGBMRanker(Baseline):
         self.trees, self.learning_rate, self.leaves, self.min_rows = trees, learning_rate, leaves, min_rows
         self.seed = seed
 
-    def identity(self) -> dict[str, Any]:
-        """What the scores depend on besides the data: as of every baseline, and the version of LightGBM, which decides
-        the trees.
-        """
-        return super().identity() | {"lightgbm": _import_lightgbm().__version__}
-
-    def fit(self, rows: Any, task: str, number_of_labels: int, cutoff: str = "validation") -> Self:
-        """Counts the events before a cutoff and trains the trees; the arguments are those of [`Baseline.fit`].
-
-        Raises:
-            ImportError: If LightGBM is not installed.
-            NothingToLearnError: If no customer has two visits.
-            ValueError: If the cutoff or the task is unknown, or a label id is too large.
-        """
+    def _start(self, customers: int) -> None:
         self._lightgbm = _import_lightgbm()
         self._parts: list[VisitSets] = []
-        return super().fit(rows, task, number_of_labels, cutoff)
 
     def _observe(self, history: TaskHistory) -> None:
         self._parts.append(VisitSets.of(history))
@@ -347,14 +305,9 @@ class LightGBMRanker(Baseline):
             "force_row_wise": True,
             "verbose": -1,
         }
-        sizes = np.bincount(candidates.case, minlength=len(target))
-        data = self._lightgbm.Dataset(
-            candidates.features,
-            relevant.astype(np.int8),
-            group=sizes,
-            feature_name=candidates.names,
-            params=parameters,
-        )
+        sizes, labels = np.bincount(candidates.case, minlength=len(target)), relevant.astype(np.int8)
+        given = {"group": sizes, "feature_name": candidates.names, "params": parameters}
+        data = self._lightgbm.Dataset(candidates.features, labels, **given)
         self.booster = self._lightgbm.train(parameters, data, self.trees)
 
     def _training_cases(self, visits: VisitSets) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -383,13 +336,9 @@ class LightGBMRanker(Baseline):
             candidates = find_candidates(visits, customer, end, self._statistics, self.popular)
             raw = self.booster.predict(candidates.features)
             worst = np.minimum.reduceat(raw, np.flatnonzero(run_starts(candidates.case)))
-            scores[customer[candidates.case], candidates.label] = (
-                1 + raw - worst[candidates.case]
-            )  # above every other label
+            # Above every other label.
+            scores[customer[candidates.case], candidates.label] = 1 + raw - worst[candidates.case]
         return scores
-
-    def _fallback(self) -> float:
-        return POPULARITY_WEIGHT
 
 
 def _import_lightgbm() -> ModuleType:
@@ -399,7 +348,7 @@ def _import_lightgbm() -> ModuleType:
 
 
 def _expanded(start: NDArray, end: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For every number of the ranges [start, end): the index of its range, and the number."""
+    """For every number of the ranges from `start` to before `end`: the index of its range, and the number."""
     counts = end - start
     index = np.repeat(np.arange(len(start)), counts)
     return index, np.arange(len(index)) - offsets_of(counts)[index] + start[index]

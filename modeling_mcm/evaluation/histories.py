@@ -18,19 +18,11 @@ from numpy.typing import NDArray
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.cases import check_cutoff, flat_values, list_lengths
 from modeling_mcm.events_mcm import check_columns
-from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 
 def arrow_batches(rows: Any, columns: Sequence[str], batch_size: int = 1024) -> Iterator[pa.Table]:
-    """Reads some columns of prepared rows in batches of customers.
-
-    Args:
-        rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows, as `load_prepared` returns them.
-        columns (sequence of `str`): Names of the columns to read.
-        batch_size (`int`): Number of customers in one batch.
-
-    Raises:
-        ValueError: If a column is missing.
+    """Reads some columns of prepared rows (`datasets.Dataset` or `pyarrow.Table`) in batches of customers; a
+    `ValueError` names a missing column.
     """
     fix = "Expected prepared rows; check the name of the task, or prepare the data again with a schema that has it."
     check_columns(rows.column_names, columns, "The rows have", fix)
@@ -42,15 +34,7 @@ def arrow_batches(rows: Any, columns: Sequence[str], batch_size: int = 1024) -> 
 
 
 def select_rows(rows: Any, indices: NDArray[np.int64]) -> Any:
-    """Selects some of the prepared rows.
-
-    Args:
-        rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows.
-        indices (`numpy.ndarray`, shape `(selected,)`): Indices of the rows.
-
-    Returns:
-        The rows, of the same class as `rows`.
-    """
+    """Selects some of the prepared rows; the result has the class of `rows`."""
     return rows.take(indices) if isinstance(rows, pa.Table) else rows.select(indices)
 
 
@@ -75,7 +59,6 @@ class TaskHistory:
         customer (`numpy.ndarray`, shape `(events,)`): Index in the batch of the event's customer.
         label (`numpy.ndarray`, shape `(events,)`): Label ids, at least 2.
         time (`numpy.ndarray`, shape `(events,)`): Time of the event, in seconds since 1970.
-        events_ago (`numpy.ndarray`, shape `(events,)`): Number of labelled events of the customer after this one.
         visits_ago (`numpy.ndarray`, shape `(events,)`): Number of the customer's visits with a label after this one's.
     """
 
@@ -83,36 +66,18 @@ class TaskHistory:
     customer: NDArray[np.int64]
     label: NDArray[np.int64]
     time: NDArray[np.int64]
-    events_ago: NDArray[np.int64]
     visits_ago: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.customer_ids)
 
-    @property
-    def days_ago(self) -> NDArray[np.float64]:
-        """Days from each event to the customer's last event, of shape `(events,)`."""
-        latest = np.full(len(self), np.iinfo(np.int64).min)
-        np.maximum.at(latest, self.customer, self.time)
-        return (latest[self.customer] - self.time) / SECONDS_PER_DAY
-
-    def first_of_visit(self) -> NDArray[np.bool_]:
-        """Marks the first event of each visit in a mask of shape `(events,)`."""
-        return run_starts(self.customer, self.visits_ago)
-
     def before_last_visit(self) -> Self:
         """Makes the history without the events of each customer's last visit with a label."""
         is_earlier = self.visits_ago > 0
-        customer = self.customer[is_earlier]
-        removed = np.bincount(self.customer[~is_earlier], minlength=len(self))
-        return type(self)(
-            self.customer_ids,
-            customer,
-            self.label[is_earlier],
-            self.time[is_earlier],
-            self.events_ago[is_earlier] - removed[customer],
-            self.visits_ago[is_earlier] - 1,
+        customer, label, time, visits_ago = (
+            values[is_earlier] for values in (self.customer, self.label, self.time, self.visits_ago)
         )
+        return type(self)(self.customer_ids, customer, label, time, visits_ago - 1)
 
     def once_a_visit(self) -> NDArray[np.bool_]:
         """Marks the first event of each label within a visit in a mask of shape `(events,)`."""
@@ -125,14 +90,7 @@ class TaskHistory:
 def task_histories(rows: Any, task: str, cutoff: str, batch_size: int = 1024) -> Iterator[TaskHistory]:
     """Reads the labelled events of a task before a cutoff, a batch of customers at a time.
 
-    Args:
-        rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows.
-        task (`str`): Name of the task.
-        cutoff (`str`): "validation" or "test".
-        batch_size (`int`): Number of customers in one batch.
-
-    Raises:
-        ValueError: If the cutoff is unknown or the rows lack the task.
+    A `ValueError` is raised if the cutoff is neither "validation" nor "test", or if the rows lack the task.
     """
     end_column = check_cutoff(cutoff)
     for table in arrow_batches(rows, ["customer_id", "times", "visits", end_column, f"task_{task}"], batch_size):
@@ -154,6 +112,5 @@ def _task_history(table: pa.Table, task_column: str, end_column: str) -> TaskHis
         customer=row,
         label=label[is_earlier].astype(np.int64),
         time=flat_values(table, "times")[is_earlier].astype(np.int64),
-        events_ago=last - np.arange(len(row)),
         visits_ago=number[last] - number,
     )

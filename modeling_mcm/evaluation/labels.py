@@ -17,18 +17,13 @@ def mean_auc(labels: ArrayLike, scores: ArrayLike) -> float:
     """Computes the ROC AUC of classes; NaN if fewer than two classes occur.
 
     With two classes it is that of the second. With more it is the mean over the classes that occur, each against all
-    others.
-
-    Args:
-        labels (array, shape `(N,)`): Ids of classes.
-        scores (array, shape `(N, C)`): Scores of the classes; a larger one is likelier.
+    others. `labels` are ids of classes, of shape `(N,)`, and `scores` of shape `(N, C)`; a larger one is likelier.
     """
     labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
     once = np.ones((1, len(labels)), np.int64)
     if scores.shape[1] == 2:
         return float(weighted_ranking(labels == 1, scores[:, 1] - scores[:, 0], once)["roc_auc"][0])
-    log_sums = np.logaddexp.reduce(scores, axis=1, keepdims=True)
-    chances = scores - log_sums
+    chances = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
     present = [label for label in range(scores.shape[1]) if 0 < (labels == label).sum() < len(labels)]
     if not present:
         return float("nan")
@@ -37,14 +32,9 @@ def mean_auc(labels: ArrayLike, scores: ArrayLike) -> float:
 
 
 def rank_correlation(labels: ArrayLike, predicted: ArrayLike) -> float:
-    """Computes Spearman's rank correlation. Equal values share the mean of their ranks.
+    """Computes Spearman's rank correlation of two arrays of shape `(N,)`; NaN if all values of one are equal.
 
-    Args:
-        labels (array, shape `(N,)`): The actual numbers.
-        predicted (array, shape `(N,)`): The predicted numbers.
-
-    Returns:
-        `float`: The correlation, from -1 to 1; NaN if all labels or all predictions are equal.
+    Equal values share the mean of their ranks.
     """
     first, second = (_ranks(np.asarray(values, np.float64)) for values in (labels, predicted))
     first, second = first - first.mean(), second - second.mean()
@@ -62,9 +52,6 @@ class LabelMetrics:
 
     They are `auc` and `accuracy` if the label is a class, and `rank_correlation` and `mae`, the mean absolute error,
     if it is a number.
-
-    Args:
-        is_number (`bool`): Whether the label is a number.
     """
 
     def __init__(self, is_number: bool):

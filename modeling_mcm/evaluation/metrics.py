@@ -20,6 +20,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
@@ -30,47 +31,61 @@ UNREACHABLE = int(np.iinfo(np.int32).max)  # `greater` of a target that no ranki
 Metric = Callable[[NDArray, NDArray, NDArray], NDArray]
 
 
-def tie_ranks(scores: ArrayLike, targets: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+@torch.no_grad()
+def ranks_from_logits(
+    logits: torch.Tensor, labels: torch.Tensor, max_elements: int = 2**24
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Counts for each target label how many labels have a larger score and how many have the same.
 
+    A chunk of rows is sorted and searched at a time, on the device of the logits, so that no array of shape
+    `(B, N, V)` is needed.
+
     Args:
-        scores (array, shape `(V,)` or `(B, V)`): Scores of the labels, the same for all customers or for each.
-            Infinite scores are allowed.
-        targets (array, shape `(N,)` or `(B, N)`): Label ids; for the ids 0 (missing) and 1 (unknown) the result is
-            `UNREACHABLE`.
+        logits (`torch.Tensor`, shape `(B, V)`): Scores of the labels. Infinite scores are allowed.
+        labels (`torch.Tensor`, shape `(B, N)` or `(B,)`): Label ids; ids up to 1, for unknown and for padding such as
+            0 or -100, get the result `UNREACHABLE`.
+        max_elements (`int`): Number of logits that are sorted at a time.
 
     Returns:
-        `tuple`: `greater` and `ties`, two int64 arrays of the shape of `targets`.
+        `tuple[torch.Tensor, torch.Tensor]`: `greater` and `ties`, int64, with the shape and device of `labels`.
 
     Raises:
-        ValueError: If the shapes don't fit, a score is NaN, or a target is no label id.
+        ValueError: If the shapes don't fit, a logit is NaN, or a label is no label id.
     """
-    scores, targets = np.asarray(scores), np.asarray(targets)
-    if scores.ndim not in (1, 2) or (scores.ndim == 2 and targets.shape[:-1] != scores.shape[:1]):
+    if logits.ndim != 2 or labels.ndim not in (1, 2) or len(labels) != len(logits):
         raise ValueError(
-            f"Scores of shape {scores.shape} don't fit targets of shape {targets.shape}; expected (V,) with any "
-            "targets, or (B, V) with (B, N)."
+            f"Found scores of shape {tuple(logits.shape)} and labels of shape {tuple(labels.shape)}; expected (B, V) "
+            "and (B, N) or (B,)."
         )
-    if targets.size and not (0 <= targets.min() and targets.max() < scores.shape[-1]):
+    if labels.numel() and labels.max() >= logits.shape[1]:
         raise ValueError(
-            f"Targets run from {targets.min()} to {targets.max()}; expected label ids from 0 to "
-            f"{scores.shape[-1] - 1}, one score for each. Check that scores and targets are of the same task."
+            f"Found the label id {labels.max()}; expected ids from 0 to {logits.shape[1] - 1}, one score for each. "
+            "Check that scores and targets are of the same task."
         )
-    if np.isnan(scores).any():
-        raise ValueError("Scores hold NaN, which has no rank; expected numbers. Check the model or the loss.")
-    reachable = targets >= FIRST_LABEL
-    if scores.ndim == 1:
-        below, not_above = _searched(scores, targets)
-    else:
-        positions = [_searched(row, row_targets) for row, row_targets in zip(scores, targets, strict=True)]
-        below, not_above = np.array(positions, dtype=np.int64).reshape(-1, 2, targets.shape[1]).transpose(1, 0, 2)
-    ranked = max(scores.shape[-1] - FIRST_LABEL, 0)
-    return np.where(reachable, ranked - not_above, UNREACHABLE), np.where(reachable, not_above - below, 1)
+    greater, ties = torch.full_like(labels, UNREACHABLE, dtype=torch.long), torch.ones_like(labels, dtype=torch.long)
+    rows = max(1, max_elements // max(1, logits.shape[1]))
+    for start in range(0, len(logits), rows):
+        chunk = logits[start : start + rows]
+        if chunk.element_size() < 4:
+            chunk = chunk.float()  # exact, and what searchsorted takes everywhere
+        if chunk.isnan().any():
+            raise ValueError("Scores hold NaN, which has no rank; expected numbers. Check the model or the loss.")
+        targets = labels[start : start + rows].reshape(len(chunk), -1).to(chunk.device, torch.long)
+        reachable = targets >= FIRST_LABEL
+        values = chunk.gather(1, targets.clamp(min=0))
+        ordered = chunk[:, FIRST_LABEL:].sort(dim=1).values.contiguous()
+        below = torch.searchsorted(ordered, values)
+        not_above = torch.searchsorted(ordered, values, right=True)
+        shape = labels[start : start + rows].shape
+        greater[start : start + rows] = (ordered.shape[1] - not_above).where(reachable, UNREACHABLE).view(shape)
+        ties[start : start + rows] = (not_above - below).where(reachable, 1).view(shape)
+    return greater, ties
 
 
-def _searched(scores: NDArray, targets: NDArray) -> tuple[NDArray, NDArray]:
-    ordered, values = np.sort(scores[FIRST_LABEL:]), scores[targets]
-    return np.searchsorted(ordered, values, side="left"), np.searchsorted(ordered, values, side="right")
+def tie_ranks(scores: ArrayLike, targets: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Does the same as [`ranks_from_logits`], for arrays of shape `(B, V)` and `(B, N)`."""
+    greater, ties = ranks_from_logits(torch.as_tensor(np.asarray(scores)), torch.as_tensor(np.asarray(targets)))
+    return greater.numpy(), ties.numpy()
 
 
 def distinct_targets(offsets: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -153,14 +168,7 @@ def hit_rate_at_k(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: i
     return np.where(relevant.any(axis=1), 1 - miss, np.nan)
 
 
-def mean_reciprocal_rank(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike) -> NDArray[np.float64]:
-    """Computes the expected reciprocal rank of the first target. Arguments and result: see [`ndcg_at_k`]."""
-    greater, ties, relevant = _checked(greater, ties, relevant, 1)
-    first, size, members = _first_tie_group(greater, ties, relevant)
-    groups, inverse = np.unique(np.stack([first, size, members]), axis=1, return_inverse=True)
-    expected = np.array([_expected_reciprocal_rank(*group) for group in groups.T.tolist()])
-    values = expected[inverse.reshape(-1)] if len(first) else np.zeros(0)
-    return np.where(relevant.any(axis=1), values, np.nan)
+LIST_METRICS = {"ndcg": ndcg_at_k, "recall": recall_at_k, "precision": precision_at_k}
 
 
 def customer_metrics(
@@ -175,45 +183,31 @@ def customer_metrics(
         ks (sequence of `int`): Lengths of the ranked list.
 
     Returns:
-        `dict[str, numpy.ndarray]`: Arrays of shape `(B,)` named as `next_visit_ndcg@10`, `next_event_recall@10` or
-        `next_visit_mrr`; NaN for a customer without targets. `hr` is the hit rate. For the next event the hit rate
-        equals the recall, so there is only one of them.
+        `dict[str, numpy.ndarray]`: Arrays of shape `(B,)` named as `next_visit_ndcg@10` or `next_event_recall@10`;
+        NaN for a customer without targets. `hr` is the hit rate. For the next event the hit rate equals the recall, so
+        there is only one of them.
     """
     greater, ties, counts = (np.asarray(array) for array in (greater, ties, counts))
     values = set_metrics(greater, ties, counts > 0, ks, "next_visit")
     for k in ks:
         for name, metric in LIST_METRICS.items():
             values[f"next_event_{name}@{k}"] = next_event(partial(metric, k=k), greater, ties, counts)
-    values["next_event_mrr"] = next_event(mean_reciprocal_rank, greater, ties, counts)
     return values
 
 
 def set_metrics(
     greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, ks: Sequence[int], target: str
 ) -> dict[str, NDArray[np.float64]]:
-    """Computes all metrics of a set of distinct target labels, one value for each customer.
+    """Computes all metrics of a set of distinct labels, named as `horizon_ndcg@10`, one value for each customer.
 
-    Args:
-        greater (array, shape `(B, N)`): Number of labels with a larger score, from [`tie_ranks`].
-        ties (array, shape `(B, N)`): Number of labels with the same score, from [`tie_ranks`].
-        relevant (array, shape `(B, N)`): True, or a positive count, for a target, and false for padding.
-        ks (sequence of `int`): Lengths of the ranked list.
-        target (`str`): First part of the metrics' names: "next_visit" or "horizon".
-
-    Returns:
-        `dict[str, numpy.ndarray]`: Arrays of shape `(B,)` named as `horizon_ndcg@10`; NaN for a customer without
-        targets.
+    The arrays are those of [`ndcg_at_k`]; `target` is the first part of the names, "next_visit" or "horizon".
     """
     values: dict[str, NDArray[np.float64]] = {}
     for k in ks:
         for name, metric in LIST_METRICS.items():
             values[f"{target}_{name}@{k}"] = metric(greater, ties, relevant, k)
         values[f"{target}_hr@{k}"] = hit_rate_at_k(greater, ties, relevant, k)
-    values[f"{target}_mrr"] = mean_reciprocal_rank(greater, ties, relevant)
     return values
-
-
-LIST_METRICS = {"ndcg": ndcg_at_k, "recall": recall_at_k, "precision": precision_at_k}
 
 
 def next_event(metric: Metric, greater: NDArray, ties: NDArray, counts: NDArray) -> NDArray[np.float64]:
@@ -223,8 +217,7 @@ def next_event(metric: Metric, greater: NDArray, ties: NDArray, counts: NDArray)
     Args:
         metric (callable): Computes from `(greater, ties, relevant)`, of shape `(customers, targets)`, an array of
             shape `(customers,)`.
-        greater (array, shape `(B, N)`): Number of labels with a larger score, from [`tie_ranks`].
-        ties (array, shape `(B, N)`): Number of labels with the same score, from [`tie_ranks`].
+        greater, ties (arrays, shape `(B, N)`): Ranks, from [`tie_ranks`].
         counts (array, shape `(B, N)`): Number of events with the label; 0 or less is padding.
 
     Returns:
@@ -252,15 +245,9 @@ class PairedDifference(NamedTuple):
 
 
 def bootstrap_interval(values: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-    """Computes the mean over customers with its percentile bootstrap interval.
+    """Computes the mean of one value for each customer, with its percentile bootstrap interval.
 
-    Args:
-        values (array, shape `(B,)`): One value for each customer; NaN (no target) is left out.
-        seed (`int`): Seed of the resamples.
-        resamples (`int`): Number of resamples of the customers.
-
-    Raises:
-        ValueError: If no customer has a value.
+    A customer with NaN (no target) is left out; if none is left, a `ValueError` is raised.
     """
     matrix = _with_value(np.asarray(values, dtype=np.float64)[None])
     means = _resampled_means(matrix, seed, resamples)
@@ -290,10 +277,8 @@ def paired_difference(first: ArrayLike, second: ArrayLike) -> PairedDifference:
     with np.errstate(divide="ignore", invalid="ignore"):  # a second of zero has no relative difference: inf or nan
         relative = np.divide(mean_first, mean_second) - 1, means_first / means_second - 1
     customers = matrix.shape[1]
-    return PairedDifference(
-        _interval(mean_first - mean_second, means_first - means_second, customers),
-        _interval(*relative, customers),
-    )
+    absolute = _interval(mean_first - mean_second, means_first - means_second, customers)
+    return PairedDifference(absolute, _interval(*relative, customers))
 
 
 def average_relative_difference(firsts: ArrayLike, seconds: ArrayLike) -> Interval:
@@ -322,6 +307,11 @@ def average_relative_difference(firsts: ArrayLike, seconds: ArrayLike) -> Interv
         return _interval(mean, (resampled[:tasks] / resampled[tasks:] - 1).mean(axis=0), matrix.shape[1])
 
 
+def ratio(numerator: NDArray, denominator: NDArray) -> NDArray[np.float64]:
+    """Divides; the result is NaN where the denominator is 0 or NaN."""
+    return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)
+
+
 def _checked(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) -> tuple[NDArray, NDArray, NDArray]:
     greater, ties, relevant = np.asarray(greater), np.asarray(ties), np.asarray(relevant) > 0
     if not (greater.shape == ties.shape == relevant.shape and greater.ndim == 2):
@@ -331,13 +321,8 @@ def _checked(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) -
         )
     if k < 1:
         raise ValueError(f"Found k = {k}; expected a list of at least one label.")
-    # Whatever stands on padding (0, or the -100 with which accelerate pads gathered batches) must do no harm.
+    # Padding may hold 0, or the -100 with which accelerate pads gathered batches.
     return np.where(relevant, greater, UNREACHABLE).astype(np.int64), np.where(relevant, ties, 1), relevant
-
-
-def ratio(numerator: NDArray, denominator: NDArray) -> NDArray[np.float64]:
-    """Divides; the result is NaN where the denominator is 0 or NaN."""
-    return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)
 
 
 def _hit_probability(greater: NDArray, ties: NDArray, k: int) -> NDArray[np.float64]:
@@ -345,9 +330,7 @@ def _hit_probability(greater: NDArray, ties: NDArray, k: int) -> NDArray[np.floa
 
 
 def _first_tie_group(greater: NDArray, ties: NDArray, relevant: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-    """For the best target of each customer: labels with a larger score, with the same score, and targets among the
-    latter.
-    """
+    """For the best target of each customer: labels with a larger score, with the same score, and targets of these."""
     first = greater.min(axis=1, initial=UNREACHABLE)
     relevant_ties = relevant & (greater == first[:, None])
     size = np.where(relevant_ties, ties, 1).max(axis=1, initial=1)
@@ -360,16 +343,6 @@ def _first_tie_group(greater: NDArray, ties: NDArray, relevant: NDArray) -> tupl
             "target labels. Use distinct_targets first."
         )
     return first, size, np.minimum(members, size)
-
-
-def _expected_reciprocal_rank(first: int, size: int, members: int) -> float:
-    """Expected 1 / rank of the first of `members` targets, in random order among `size` labels after `first`."""
-    if first == UNREACHABLE:
-        return 0.0
-    draws = np.arange(size - members + 1)
-    # Hypergeometric: P(no target among the first j) = prod_{i<j} (size - members - i) / (size - i).
-    still_none = np.cumprod(np.concatenate([[1.0], (size - members - draws[:-1]) / (size - draws[:-1])]))
-    return float(np.sum(still_none * members / (size - draws) / (first + 1 + draws)))
 
 
 def _with_value(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -389,9 +362,8 @@ def _resampled_means(values: NDArray[np.float64], seed: int = 0, resamples: int 
     chunks = []
     for start in range(0, resamples, at_once):
         sample = generator.integers(customers, size=(min(at_once, resamples - start), customers))
-        chunks.append(
-            np.stack([row.take(sample).mean(axis=-1) for row in values])
-        )  # far faster than values[:, sample]
+        # Far faster than values[:, sample].
+        chunks.append(np.stack([row.take(sample).mean(axis=-1) for row in values]))
     return np.concatenate(chunks, axis=1)
 
 

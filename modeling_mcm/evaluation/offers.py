@@ -42,13 +42,7 @@ class OfferTruth:
 
     @classmethod
     def of(cls, offers: Any, groups: ArrayLike, outcome: str) -> "OfferTruth":
-        """Reads one outcome of some groups.
-
-        Args:
-            offers (`Offers`): The offers.
-            groups (array, shape `(G,)`): Indices of the groups.
-            outcome (`str`): Name of the outcome, such as "conversion".
-        """
+        """Reads one outcome, such as "conversion", of the groups with these indices."""
         groups = np.asarray(groups)
         sizes = np.diff(offers.offsets)[groups]
         taken = offers.outcomes[outcome][offers.indices(groups)]
@@ -61,25 +55,14 @@ class OfferTruth:
 
 
 def which_offer(truth: OfferTruth, scores: ArrayLike, ks: Sequence[int] = (10,)) -> dict[str, NDArray[np.float64]]:
-    """Computes how well the offers of each group are ranked.
+    """Computes `ndcg@k` and `recall@k` of each group, of shape `(G,)`; NaN for a group that takes nothing.
 
-    Args:
-        truth (`OfferTruth`): The outcomes of the offers.
-        scores (array, shape `(N,)`): Scores of the offers; a larger one is likelier.
-        ks (sequence of `int`): Lengths of the ranked list.
-
-    Returns:
-        `dict[str, numpy.ndarray]`: `ndcg@k` and `recall@k` of each group, of shape `(G,)`; NaN for a group that takes
-        nothing.
-
-    Raises:
-        ValueError: If there is not one number for each offer.
+    `scores` has a number for each offer `(N,)`, else a `ValueError` is raised; a larger one is likelier. `ks` are
+    lengths of the ranked list.
     """
     scores = np.asarray(scores, np.float64)
     if scores.shape != truth.taken.shape or np.isnan(scores).any():
-        raise ValueError(
-            f"Found scores of shape {scores.shape}, NaN or not; expected a number for each of the offers."
-        )
+        raise ValueError(f"Found scores of shape {scores.shape}, NaN or not; expected a number for each offer.")
     groups = len(truth.customer_ids)
     longest = int(np.nan_to_num(np.add.reduceat(np.nan_to_num(truth.taken), truth.offsets[:-1])).max(initial=1))
     greater, ties = np.zeros((groups, longest), np.int64), np.ones((groups, longest), np.int64)
@@ -97,14 +80,8 @@ def which_offer(truth: OfferTruth, scores: ArrayLike, ks: Sequence[int] = (10,))
 
 
 def expected_takes(offsets: NDArray[np.int64], scores: ArrayLike) -> NDArray[np.float64]:
-    """Computes how many of its offers each group is expected to take.
-
-    Args:
-        offsets (`numpy.ndarray`, shape `(G + 1,)`): Where the offers of each group begin.
-        scores (array, shape `(N,)`): Log-odds of each offer.
-
-    Returns:
-        `numpy.ndarray`, shape `(G,)`: The expected number of offers taken.
+    """Computes how many of its offers each group is expected to take, of shape `(G,)`, from the log-odds of each offer
+    `(N,)` and from where the offers of each group begin `(G + 1,)`.
     """
     chances = np.exp(-np.logaddexp(0, -np.asarray(scores, np.float64)))
     return np.add.reduceat(chances, np.asarray(offsets)[:-1])
@@ -113,17 +90,10 @@ def expected_takes(offsets: NDArray[np.int64], scores: ArrayLike) -> NDArray[np.
 def score_offers(
     model: Any, collator: Any, groups: Any, batch_size: int = 32
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Scores the offers of some groups.
+    """Scores the offers of some `OfferGroups` with an `MCMForActionRecommendation` and an `OfferCollator`.
 
-    Args:
-        model (`MCMForActionRecommendation`): The model.
-        collator (`OfferCollator`): The collator of the groups.
-        groups (`OfferGroups`): The groups.
-        batch_size (`int`): Number of groups in one batch of the model.
-
-    Returns:
-        `tuple`: The log-odds of each outcome, of shape `(N, outcomes)`, and the scores without the head, which are
-        sums over tasks of the model's `preferences`, of shape `(N,)`. Both are in the order of the groups.
+    Returns the log-odds of each outcome, of shape `(N, outcomes)`, and the scores without the head, of shape `(N,)`,
+    which are sums over tasks of the model's `preferences`. Both are in the order of the groups.
     """
     model.eval()
     logits: list[Any] = [None] * len(groups)
@@ -142,11 +112,7 @@ def score_offers(
 
 
 class OfferMetrics:
-    """Computes metrics of each outcome, such as `conversion_ndcg@10`, in an evaluation by the Trainer.
-
-    Args:
-        outcomes (sequence of `str`): Names of the outcomes, in the order of the model's.
-    """
+    """Computes metrics of each outcome, in the order of the model, in a Trainer: `conversion_ndcg@10`."""
 
     def __init__(self, outcomes: Sequence[str]):
         self.outcomes = list(outcomes)
@@ -169,15 +135,10 @@ class OfferMetrics:
 
 
 def resample_customers(customer_ids: Sequence[str] | NDArray, resamples: int = RESAMPLES) -> NDArray[np.int64]:
-    """Draws resamples of the customers, each with all of its groups.
+    """Draws S resamples of the customers, each with all of its groups.
 
-    Args:
-        customer_ids (sequence of `str`): The customer of each group.
-        resamples (`int`): Number S of resamples.
-
-    Returns:
-        `numpy.ndarray`, shape `(1 + S, G)`: How often each group counts. In the first row, which stands for the data
-        themselves, each counts once.
+    Returns how often each group counts, of shape `(1 + S, G)`. In the first row, which stands for the data themselves,
+    each counts once. `customer_ids` is the customer of each group.
     """
     generator = np.random.default_rng(0)
     customers, owner = np.unique(np.asarray(customer_ids, dtype=str), return_inverse=True)
@@ -214,8 +175,7 @@ def offer_metrics(
     taking = weights[:, responds].sum(1)
     result = weighted_ranking(responds, group_scores, weights)
     for name, values in which_offer(truth, scores, (k,)).items():
-        total = weights[:, responds] @ values[responds]
-        result[name] = ratio(total, taking)
+        result[name] = ratio(weights[:, responds] @ values[responds], taking)
     return result
 
 
@@ -244,18 +204,13 @@ def weighted_ranking(
         average_precision = (hits * precision).sum(1) / positives[:, -1]
         roc_auc = (misses * (positives - hits / 2)).sum(1) / (positives[:, -1] * negatives[:, -1])
     has_both = (positives[:, -1] > 0) & (negatives[:, -1] > 0)
-    return {
-        "average_precision": np.where(has_both, average_precision, np.nan),
-        "roc_auc": np.where(has_both, roc_auc, np.nan),
-    }
+    metrics = {"average_precision": average_precision, "roc_auc": roc_auc}
+    return {name: np.where(has_both, values, np.nan) for name, values in metrics.items()}
 
 
 def interval(values: ArrayLike, customers: int) -> Interval:
-    """Computes the percentile interval of a metric, or of a difference of two methods.
-
-    Args:
-        values (array, shape `(1 + S,)`): The metric on the data and on each resample, from [`offer_metrics`].
-        customers (`int`): Number of customers, which the interval carries.
+    """Computes the percentile interval of a metric, or of a difference of two methods, from its values on the data and
+    on each resample, of shape `(1 + S,)`.
     """
     values = np.asarray(values)
     low, high = np.nanquantile(values[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])

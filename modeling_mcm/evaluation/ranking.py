@@ -1,48 +1,24 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""From scores to metrics, in the same way for a model and for every baseline.
+"""From scores to metrics, in the same way for a model, for every baseline and in a Trainer.
 
     ranks = TargetRanks(cases, "product_type")
     for indices, scores in batches:
         ranks.add(indices, scores)
     values = ranks.metrics(ks=(10,))   # for each metric one value a case
 
-Shapes: B cases of a batch, V labels with the ids 0 (missing) and 1 (unknown).
+Shapes: B cases of a batch, N target labels of a case (right-padded), V labels with the ids 0 and 1.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from modeling_mcm.evaluation.cases import EvaluationCases
-from modeling_mcm.evaluation.metrics import customer_metrics, distinct_targets, set_metrics
-from modeling_mcm.evaluation.streaming import ranks_from_logits
-
-
-def mask_met(scores: torch.Tensor, cases: EvaluationCases, task: str, indices: NDArray[np.int64]) -> torch.Tensor:
-    """Sets the scores of labels that are not ranked to minus infinity.
-
-    Args:
-        scores (`torch.Tensor`, shape `(B, V)`): Scores of the labels; they are not changed in place.
-        cases (`EvaluationCases`): All cases, with the labels that are not ranked (`met`).
-        task (`str`): Name of the task.
-        indices (`numpy.ndarray`, shape `(B,)`): Indices of the scored cases among all.
-
-    Returns:
-        `torch.Tensor`, shape `(B, V)`: The masked scores; `scores` themselves if all labels are ranked.
-    """
-    if cases.met is None:
-        return scores
-    met = cases.met[task]
-    counts = np.diff(met.offsets)[indices]
-    row = np.repeat(np.arange(len(indices)), counts)
-    first = np.repeat(met.offsets[indices] - (np.cumsum(counts) - counts), counts)
-    label = met.labels[first + np.arange(len(row))]
-    masked = scores.clone()
-    masked[torch.from_numpy(row).to(scores.device), torch.from_numpy(label).to(scores.device)] = -torch.inf
-    return masked
+from modeling_mcm.evaluation.metrics import customer_metrics, distinct_targets, ranks_from_logits, set_metrics
 
 
 class TargetRanks:
@@ -59,31 +35,75 @@ class TargetRanks:
         self.labels, self.counts = distinct_targets(events.offsets, events.labels)
         self.greater, self.ties = np.zeros_like(self.labels), np.ones_like(self.labels)
 
-    def add(self, indices: NDArray[np.int64], scores: torch.Tensor) -> torch.Tensor:
-        """Adds the scores of some cases.
-
-        Args:
-            indices (`numpy.ndarray`, shape `(B,)`): Indices of the cases.
-            scores (`torch.Tensor`, shape `(B, V)`): Scores of the labels.
-
-        Returns:
-            `torch.Tensor`, shape `(B, V)`: The scores, with minus infinity for labels that are not ranked.
-        """
-        masked = mask_met(scores, self.cases, self.task, indices)
-        greater, ties = ranks_from_logits(masked, torch.from_numpy(self.labels[indices]))
+    def add(self, indices: NDArray[np.int64], scores: torch.Tensor) -> None:
+        """Adds the scores `(B, V)` of the cases with these indices `(B,)`."""
+        greater, ties = ranks_from_logits(self.masked(indices, scores), torch.from_numpy(self.labels[indices]))
         self.greater[indices], self.ties[indices] = greater.cpu().numpy(), ties.cpu().numpy()
+
+    def masked(self, indices: NDArray[np.int64], scores: torch.Tensor) -> torch.Tensor:
+        """Copies scores `(B, V)`, with minus infinity for labels that are not ranked; without such labels the result
+        is `scores`.
+        """
+        if self.cases.met is None:
+            return scores
+        met = self.cases.met[self.task]
+        counts = np.diff(met.offsets)[indices]
+        row = np.repeat(np.arange(len(indices)), counts)
+        first = np.repeat(met.offsets[indices] - (np.cumsum(counts) - counts), counts)
+        label = met.labels[first + np.arange(len(row))]
+        masked = scores.clone()
+        masked[torch.from_numpy(row).to(scores.device), torch.from_numpy(label).to(scores.device)] = -torch.inf
         return masked
 
     def metrics(self, ks: Sequence[int]) -> dict[str, NDArray[np.float64]]:
-        """Computes the metrics of all cases.
-
-        Args:
-            ks (sequence of `int`): Lengths of the ranked list.
-
-        Returns:
-            `dict[str, numpy.ndarray]`: The metrics of [`customer_metrics`], or with a horizon those of
-            [`set_metrics`], each of shape `(cases,)`.
+        """Computes the metrics of [`customer_metrics`], or with a horizon those of [`set_metrics`], each of shape
+        `(cases,)`.
         """
         if self.cases.horizon_days is not None:
             return set_metrics(self.greater, self.ties, self.counts > 0, ks, "horizon")
         return customer_metrics(self.greater, self.ties, self.counts, ks)
+
+
+class StreamingMetrics:
+    """Computes metrics from ranks, for a Trainer with `batch_eval_metrics=True`.
+
+    Between batches only metrics are stored, a few numbers for each customer.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[NDArray]] = {}
+
+    def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
+        """Adds a batch, and after the last one computes the metrics.
+
+        Args:
+            prediction (`EvalPrediction`): `predictions` holds for each task the ranks of [`ranks_from_logits`], and
+                `label_ids` the label ids of shape `(B, N)`, one for each event of the next visit; 0 or -100 is
+                padding.
+            compute_result (`bool`): Whether this is the last batch.
+
+        Returns:
+            `dict[str, float]`: Means over customers, named `<task>_<metric>`; empty before the last batch.
+        """
+        for task, (greater, ties) in prediction.predictions.items():
+            arrays = (torch.as_tensor(array).cpu().numpy() for array in (greater, ties, prediction.label_ids[task]))
+            for name, values in customer_metrics(*_distinct_ranks(*arrays)).items():
+                self._values.setdefault(f"{task}_{name}", []).append(values)
+        if not compute_result:
+            return {}
+        joined = {name: np.concatenate(values) for name, values in self._values.items()}
+        self._values = {}
+        return {name: float(np.nanmean(v)) for name, v in joined.items() if not np.isnan(v).all()}
+
+
+def _distinct_ranks(greater: NDArray, ties: NDArray, labels: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """Merges equal labels of a customer: the first one gets the number of all, and the others 0."""
+    greater, ties, labels = (array.reshape(len(array), -1) for array in (greater, ties, labels))  # (B,) is (B, 1)
+    order = np.argsort(labels, axis=1, kind="stable")
+    greater, ties, labels = (np.take_along_axis(array, order, axis=1) for array in (greater, ties, labels))
+    starts = np.ones_like(labels, dtype=bool)
+    starts[:, 1:] = labels[:, 1:] != labels[:, :-1]
+    flat = np.flatnonzero(starts)
+    counts = np.zeros(labels.size, dtype=np.int64)
+    counts[flat] = np.diff(np.append(flat, labels.size))
+    return greater, ties, np.where(labels > 0, counts.reshape(labels.shape), 0)

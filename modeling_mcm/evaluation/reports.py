@@ -13,18 +13,13 @@ RESULTS = "results"  # the part of a page that a command writes, unless it names
 
 
 def with_interval(value: Interval | Mapping[str, Any], form: str = ".3f") -> str:
-    """A mean and its interval: `0.323 [0.311, 0.335]`.
-
-    Args:
-        value (`Interval` or `Mapping`): Has `mean`, `low` and `high`.
-        form (`str`): How a number is written, such as `+.1%`.
-    """
+    """Writes a mean and its interval: `0.323 [0.311, 0.335]`; `form` is how a number is written, such as `+.1%`."""
     mean, low, high = (_numbers(value)[name] for name in ("mean", "low", "high"))
     return f"{mean:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def with_half_interval(value: Interval | Mapping[str, Any], form: str = ".3f") -> str:
-    """Writes a mean and half of its interval: `0.323 ±0.012`. The arguments are those of [`with_interval`]."""
+    """Writes a mean and half of its interval: `0.323 ±0.012`."""
     mean, low, high = (_numbers(value)[name] for name in ("mean", "low", "high"))
     return f"{mean:{form}} ±{(high - low) / 2:{form}}"
 
@@ -34,22 +29,14 @@ def _numbers(value: Interval | Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def text_table(table: Sequence[Sequence[str]]) -> str:
-    """Aligns the rows of a table in columns, to print it.
-
-    Args:
-        table (sequence of sequences of `str`): The rows; the first one is the heading.
-    """
+    """Aligns the rows of a table in columns, to print it; the first row is the heading."""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
 def markdown_table(table: Sequence[Sequence[str]]) -> list[str]:
-    """Writes the lines of a table in Markdown.
-
-    Args:
-        table (sequence of sequences of `str`): The rows; the first one is the heading.
-    """
+    """Writes the lines of a table in Markdown; the first row is the heading."""
     heading, *lines = [f"| {' | '.join(row)} |" for row in table]
     return [heading, "|" + " --- |" * len(table[0]), *lines]
 
@@ -57,13 +44,7 @@ def markdown_table(table: Sequence[Sequence[str]]) -> list[str]:
 def replace_part(path: Path, text: str, part: str = RESULTS) -> bool:
     """Writes a text between the lines `<!-- PART -->` and `<!-- /PART -->` of a page.
 
-    Args:
-        path (`Path`): The page.
-        text (`str`): What stands between the lines from now on, with its line ends.
-        part (`str`): The name in the lines.
-
-    Returns:
-        Whether there is a page with these lines; without them nothing is written.
+    Returns whether there is a page with these lines; without them nothing is written.
     """
     start, end = f"<!-- {part} -->\n", f"<!-- /{part} -->"
     page = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -75,13 +56,10 @@ def replace_part(path: Path, text: str, part: str = RESULTS) -> bool:
 
 
 def write_report(table: Sequence[Sequence[str]], caption: str, path: Path) -> None:
-    """Writes a caption and a table as Markdown.
+    """Writes a caption and a table below it as Markdown.
 
-    Args:
-        table (sequence of sequences of `str`): The rows; the first one is the heading.
-        caption (`str`): Text above the table.
-        path (`Path`): The page. If it has the lines `<!-- results -->` and `<!-- /results -->`, the text between them
-            is replaced, otherwise the whole page.
+    If the page has the lines `<!-- results -->` and `<!-- /results -->`, the text between them is replaced, otherwise
+    the whole page.
     """
     text = "\n".join([caption, "", *markdown_table(table), ""])
     if not replace_part(path, text):

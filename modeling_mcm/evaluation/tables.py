@@ -48,7 +48,9 @@ def metric_table(results: Results, tasks: Sequence[str], metrics: Sequence[str])
         cells = [method]
         for task, metric in ((task, metric) for task in tasks for metric in metrics):
             values = by_task.get(task, {})
-            cell = _mean(values.get(f"{target}_{metric}"))
+            found = values.get(f"{target}_{metric}")
+            has_value = found is not None and not np.isnan(found).all()
+            cell = with_half_interval(bootstrap_interval(found)) if has_value else "-"
             if f"next_event_{metric}" in values:
                 cell += f" ({bootstrap_interval(values[f'next_event_{metric}']).mean:.3f})"
             cells.append(cell)
@@ -57,21 +59,13 @@ def metric_table(results: Results, tasks: Sequence[str], metrics: Sequence[str])
 
 
 def target_of(results: Results) -> str:
-    """Says which target the results are of: "horizon" or "next_visit".
-
-    Args:
-        results (`dict`): Values of every case, by method, task and metric.
-    """
+    """Says which target the results are of: "horizon" or "next_visit"."""
     names = (name for by_task in results.values() for values in by_task.values() for name in values)
     return "horizon" if any(name.startswith("horizon_") for name in names) else "next_visit"
 
 
 def history_groups(cases: EvaluationCases) -> dict[str, NDArray[np.bool_]]:
-    """Groups the cases by the number of visits before the cutoff; groups without a case are left out.
-
-    Args:
-        cases (`EvaluationCases`): The cases.
-    """
+    """Groups the cases by the number of visits before the cutoff, as masks; groups without a case are left out."""
     visits = cases.history_visits
     groups = {name: (visits >= low) & (visits <= high) for name, (low, high) in HISTORY_GROUPS.items()}
     return {name: mask for name, mask in groups.items() if mask.any()}
@@ -86,8 +80,7 @@ def by_history(results: Results, cases: EvaluationCases, metrics: Sequence[str])
         metrics (sequence of `str`): Names of metrics with the target, such as `next_visit_ndcg@10`.
 
     Returns:
-        `dict`: For each group `cases`, their number, and `results`, by method, task and metric the mean, the interval
-        and the number of customers. Metrics without a value in the group are left out.
+        `dict`: For each group `cases`, their number, and `results`, as [`summary`] gives them.
     """
     groups: dict[str, Any] = {}
     for group, mask in history_groups(cases).items():
@@ -119,8 +112,7 @@ def history_table(groups: Mapping[str, Any], tasks: Sequence[str], metric: str) 
 def summary(results: Results) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
     """Computes the mean, interval and number of customers by method, task and metric, as values for JSON.
 
-    Args:
-        results (`dict`): Values of every case, by method, task and metric. Metrics without a value are left out.
+    Metrics that no case has a value of are left out.
     """
     return {
         method: {
@@ -136,15 +128,9 @@ def summary(results: Results) -> dict[str, dict[str, dict[str, dict[str, float]]
 
 
 def write_values(path: Path, customer_ids: Sequence[str], results: Results) -> None:
-    """Writes a Parquet file with one row for each method, task, metric and customer.
+    """Writes a Parquet file with one row for each method, task, metric and customer, whole or not at all.
 
-    `value` is NaN for a customer without a target in the task. The file appears under its name only when it is
-    complete.
-
-    Args:
-        path (`Path`): The file.
-        customer_ids (sequence of `str`): Customers, in the order of the cases.
-        results (`dict`): Values of every case, by method, task and metric.
+    `value` is NaN for a customer without a target in the task. `customer_ids` are in the order of the cases.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial, pq.ParquetWriter(partial, VALUES_SCHEMA) as writer:
@@ -154,7 +140,3 @@ def write_values(path: Path, customer_ids: Sequence[str], results: Results) -> N
                     repeated = [pa.repeat(name, len(values)) for name in (method, task, metric)]
                     columns = [*repeated, pa.array(customer_ids, pa.string()), pa.array(values, pa.float64())]
                     writer.write_table(pa.Table.from_arrays(columns, schema=VALUES_SCHEMA))
-
-
-def _mean(values: NDArray | None) -> str:
-    return "-" if values is None or np.isnan(values).all() else with_half_interval(bootstrap_interval(values))

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from modeling_mcm.files_mcm import tensors_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -28,7 +29,7 @@ def pack(values: Mapping[str, Any], state: Mapping[str, torch.Tensor], checkpoin
     tensors = {STATE + name: value for name, value in state.items()}
     packed = zlib.compress(json.dumps(values, separators=(",", ":"), allow_nan=False).encode())
     tensors[EVENTS] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
-    metadata = {"format": FORMAT, "version": VERSION, "checkpoint": checkpoint, "content": _content_digest(tensors)}
+    metadata = {"format": FORMAT, "version": VERSION, "checkpoint": checkpoint, "content": tensors_digest(tensors)}
     return save(tensors, metadata)
 
 
@@ -42,7 +43,7 @@ def unpack(
         tensors = load(data)
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-        if metadata.get("format") != FORMAT or metadata.get("content") != _content_digest(tensors):
+        if metadata.get("format") != FORMAT or metadata.get("content") != tensors_digest(tensors):
             raise ValueError("its content does not have the digest that was stored with it")
         values = json.loads(zlib.decompress(tensors[EVENTS].numpy().tobytes()))
     except (SafetensorError, ValueError, KeyError, TypeError, zlib.error) as error:
@@ -62,11 +63,7 @@ def checkpoint_digest(model: MCMForMultiTaskRecommendation, feature_extractor: M
     versions = tuple((value.data_ptr(), value._version) for _, value in weights)
     entry = _DIGESTS.get(model)
     if entry is None or entry[0] != versions:
-        digest = hashlib.sha256()
-        for name, value in weights:
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        entry = _DIGESTS[model] = (versions, digest.hexdigest())
+        entry = _DIGESTS[model] = (versions, tensors_digest(dict(weights)))
     reads = feature_extractor.to_dict() | {
         "vocabularies": feature_extractor.vocabularies,
         "bins": feature_extractor.bins,
@@ -75,9 +72,3 @@ def checkpoint_digest(model: MCMForMultiTaskRecommendation, feature_extractor: M
     return hashlib.sha256(f"{entry[1]} {of_extractor}".encode()).hexdigest()
 
 
-def _content_digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from modeling_mcm.data.dataset import PreparedManifest, sha256_of
+from modeling_mcm.data.dataset import PreparedManifest
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.preparation.files import InputFiles, find_files
-from modeling_mcm.preparation.locks import note_of
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import CATEGORICAL, raw_indices
 
@@ -39,38 +39,24 @@ ALL_VISITS = 2**31  # no customer has more visits
 Cache = Callable[..., ir.Table]
 
 
+def note_of(directory: Path) -> Path:
+    """Path of the note in which a deletion says what it changed in the log and not yet in a data set."""
+    return directory.with_name(f".{directory.name}.deletion.json")
+
+
 @dataclass(frozen=True)
 class LogFiles:
-    """The files of a log, by what they are to the data set.
-
-    Attributes:
-        same (`InputFiles`): files that are as they were.
-        arrived (`InputFiles`): new files, and the new versions of files that changed.
-        left (`InputFiles`): files that are gone, and the earlier versions of files that changed.
-        names (`list[str]`): names of the files that are new, changed or gone.
-        log (`dict`): description of the log for the manifest: its name and the digests of its files.
-    """
+    """The files of a log, by what they are to the data set."""
 
     same: InputFiles
-    arrived: InputFiles
-    left: InputFiles
-    names: list[str]
-    log: dict[str, Any]
+    arrived: InputFiles  # new files, and the new versions of files that changed
+    left: InputFiles  # files that are gone, and the earlier versions of files that changed
+    names: list[str]  # of the files that are new, changed or gone
+    log: dict[str, Any]  # description for the manifest: name of the log, and digests of its files
 
 
 def compare_files(directory: Path, log: Path, manifest: PreparedManifest, corrected: Iterable[str | Path]) -> LogFiles:
-    """Finds by name and digest which files of a log are new, changed or gone.
-
-    Args:
-        directory (`Path`): folder of the prepared data set.
-        log (`Path`): folder of the log.
-        manifest (`PreparedManifest`): manifest of the data set.
-        corrected (`Iterable[str | Path]`): earlier versions of files that changed or are gone, or folders with them.
-
-    Raises:
-        ValueError: if the log is no folder of Parquet files, or a file changed or is gone and its earlier version is
-            not in `corrected`.
-    """
+    """Finds by name and digest which files of a log are new, changed or gone."""
     if not log.is_dir() or not manifest.input["events"]:
         raise ValueError(
             f"{log} is no folder, or {directory} was not prepared from files: an update needs a log that is a folder "
@@ -84,13 +70,13 @@ def compare_files(directory: Path, log: Path, manifest: PreparedManifest, correc
         )
     then, now = manifest.input["events"]["files"], files.digests()
     old = [path for part in map(Path, corrected) for path in (part.rglob("*.parquet") if part.is_dir() else [part])]
-    earlier = {sha256_of(path): str(path) for path in old}
+    earlier = {file_digest(path): str(path) for path in old}
     arrived = [name for name, digest in now.items() if then.get(name) != digest]
     left = [name for name, digest in then.items() if now.get(name) != digest]
     unknown = [name for name in left if then[name] not in earlier]
     if unknown and (note := note_of(directory)).is_file():
         raise ValueError(
-            f"{', '.join(unknown[:5])} of {log} changed, and {note} says that a run of forget_customers.py was killed "
+            f"{', '.join(unknown[:5])} of {log} changed, and {note} says that a run of `mcm forget` was killed "
             f"between the log and {directory}: run it again with the same options, which finishes it."
         )
     if unknown:
@@ -112,17 +98,8 @@ def compare_files(directory: Path, log: Path, manifest: PreparedManifest, correc
 def new_values(arrived: ir.Table, schema: EventSchema, extractor: MCMFeatureExtractor, least: int) -> dict[str, list]:
     """Finds the unknown values that join the vocabularies of the categorical event features.
 
-    Where the schema has `max_values`, only as many values join as there is room for.
-
-    Args:
-        arrived (`ibis.Table`): normalised events of the new files.
-        schema (`EventSchema`): event schema of the data set.
-        extractor ([`MCMFeatureExtractor`]): feature extractor of the data set.
-        least (`int`): number of new events that a value needs.
-
-    Returns:
-        `dict[str, list[str]]`: by feature its new values, the most frequent first and equally frequent ones by their
-        text. Features without new values are absent.
+    Where the schema has `max_values`, only as many values join as there is room for. Returns by feature the new
+    values, the most frequent first and equally frequent ones by their text. Features without new values are absent.
     """
     added: dict[str, list] = {}
     sources = raw_indices(schema.features)
@@ -158,11 +135,7 @@ def _with_values(events: ir.Table, schema: EventSchema, added: dict[str, list[st
 def together(*tables: ir.Table | None) -> ir.Table:
     """Joins the rows of several tables.
 
-    Args:
-        tables (`ibis.Table` or None): tables with the same columns, at least one of them not None.
-
-    Returns:
-        `ibis.Table`: the rows of all tables that are not None.
+    Returns the rows of all tables that are not None.
     """
     return functools.reduce(ir.Table.union, [table for table in tables if table is not None])
 
@@ -175,26 +148,17 @@ def _dated(events: ir.Table, schema: EventSchema) -> ir.Table:
 
 @dataclass(frozen=True)
 class Changes:
-    """Which customers' rows change, and from which visit on.
+    """Which customers' rows change, and from which visit on."""
 
-    Attributes:
-        customers (`list[str]`): ids of the customers, ascending.
-        shards (`NDArray[int64]` of shape `(customers,)`): index of each customer's shard.
-        prefix_visits (`NDArray[int64]` of shape `(customers,)`): number of the customer's visits that stay: those
-            before the first change.
-        same (`ibis.Table` or None): events of these customers in unchanged files, from the last visit that stays on.
-    """
-
-    customers: list[str]
-    shards: NDArray[np.int64]
-    prefix_visits: NDArray[np.int64]
-    same: ir.Table | None
+    customers: list[str]  # ids, ascending
+    shards: NDArray[np.int64]  # index of each customer's shard
+    prefix_visits: NDArray[np.int64]  # number of each customer's visits that stay: those before the first change
+    same: ir.Table | None  # their events in unchanged files, from the last visit that stays on
 
     def table(self) -> ir.Table:
         """Gives the changes as a table of the engine.
 
-        Returns:
-            `ibis.Table`: one row per customer, with the columns customer_id, shard and prefix_visits.
+        Returns one row per customer, with the columns customer_id, shard and prefix_visits.
         """
         columns = {"customer_id": pa.array(self.customers, pa.string()), "shard": pa.array(self.shards)}
         return ibis.memtable(pa.table(columns | {"prefix_visits": pa.array(self.prefix_visits)}))
@@ -202,11 +166,7 @@ class Changes:
     def select_shard(self, shard: int) -> tuple[pa.Array, NDArray[np.int64]]:
         """Selects the customers of one shard.
 
-        Args:
-            shard (`int`): index of the shard.
-
-        Returns:
-            `tuple[pyarrow.Array, NDArray[int64]]`: their ids, and the number of visits that stay of each.
+        Returns their ids, and the number of visits that stay of each.
         """
         here = np.flatnonzero(self.shards == shard)
         return pa.array([self.customers[index] for index in here], pa.string()), self.prefix_visits[here]

@@ -119,16 +119,7 @@ def _write(table: ir.Table, path: Path) -> None:
 def build_complete_journey(output_dir: str | Path) -> tuple[Path, Path]:
     """Writes `events.parquet` and `profile.parquet`, which the schema beside this file ([`SCHEMA`]) reads.
 
-    Args:
-        output_dir (`str` or `Path`): folder to write into. It is made if missing, and files in it are replaced.
-
-    Returns:
-        `tuple[Path, Path]`: path of the event log (columns `EVENT_COLUMNS`), and path of the profile table (one row by
-        household).
-
-    Raises:
-        ImportError: if the package with the source tables is not installed.
-        OSError: if a file can't be written.
+    Returns the path of the event log (columns `EVENT_COLUMNS`), and path of the profile table (one row by household).
     """
     names = ("transactions", "products", "campaigns", "campaign_descriptions", "coupon_redemptions", "demographics")
     with _source_tables(output_dir, *names) as (target, tables):
@@ -191,17 +182,8 @@ def build_complete_journey_offers(output_dir: str | Path) -> tuple[Path, Path]:
 
     A group is a household and a campaign (`group_id` is "campaign-household"); its time is the campaign's start. The
     split depends on that start (`SPLIT_STARTS`): campaigns 24 to 27 and 1 to 12 are for training, 13 to 17 for
-    validation, and 18 to 22 for the test. Campaign 23 starts in the log's last days and is left out.
-
-    Args:
-        output_dir (`str` or `Path`): folder to write into. It is made if missing, and files in it are replaced.
-
-    Returns:
-        `tuple[Path, Path]`: paths of both files, in the format of [`~modeling_mcm.data.offers.load_offers`].
-
-    Raises:
-        ImportError: if the package with the source tables is not installed.
-        OSError: if a file can't be written.
+    validation, and 18 to 22 for the test. Campaign 23 starts in the log's last days and is left out. Returns the paths
+    of both files, in the format of [`~modeling_mcm.data.offers.load_offers`].
     """
     names = ("campaigns", "campaign_descriptions", "coupons", "coupon_redemptions", "products")
     with _source_tables(output_dir, *names) as (target, tables):

@@ -41,14 +41,8 @@ FOLLOWERS = pa.schema(
 def shard_events(connection: ibis.BaseBackend, paths: Sequence[Path], schema: EventSchema) -> ir.Table:
     """Reads the events of shards in the form that [`encode_events`] gives.
 
-    Args:
-        connection (`ibis.BaseBackend`): connection to DuckDB.
-        paths (`Sequence[Path]`): paths of the shards.
-        schema (`EventSchema`): event schema that the shards were prepared with.
-
-    Returns:
-        `ibis.Table`: one row per event, with the columns customer_id, visit, period, second (since 1970-01-01), f0, f1
-        ... (ids of the features), t0, t1 ... (labels of the tasks) and is_target.
+    Returns one row per event, with the columns customer_id, visit, period, second (since 1970-01-01), f0, f1 ... (ids
+    of the features), t0, t1 ... (labels of the tasks) and is_target.
     """
     table = connection.read_parquet([str(path) for path in paths])
     # Columns are read by their position: DuckDB ignores case in names, and renames one of "feature_type" and
@@ -69,11 +63,6 @@ def mark_targets(events: ir.Table, fitted: Vocabularies, schema: EventSchema) ->
     """Also marks those events of shards as targets that have no label in any task, as in the log.
 
     An event with an unknown token type stays unmarked, because a shard does not say what the event was.
-
-    Args:
-        events (`ibis.Table`): events as [`shard_events`] gives them.
-        fitted (`Vocabularies`): vocabularies of the data set.
-        schema (`EventSchema`): event schema that the shards were prepared with.
     """
     token = schema.token_feature
     column, values = events[f"f{schema.features.index(token)}"], fitted.values[token.name]
@@ -87,16 +76,10 @@ def mark_targets(events: ir.Table, fitted: Vocabularies, schema: EventSchema) ->
 def target_events(events: ir.Table, schema: EventSchema) -> ir.Table:
     """Selects the target events of the training period, with what [`measure`] and [`count_followers`] read.
 
-    Both read the table several times, and the numbers of moments are expensive: keep it in a temporary table.
-
-    Args:
-        events (`ibis.Table`): events as [`encode_events`] or [`shard_events`] gives them.
-        schema (`EventSchema`): event schema of the log.
-
-    Returns:
-        `ibis.Table`: columns customer_id, visit, moment (number of the event's moment, which all events of a visit and
-        time share) and the ids of the tasks that make an event a target. In a log without times a visit has one
-        moment, as for the model: a shard does not hold the order inside a visit.
+    Both read the table several times, and the numbers of moments are expensive: keep it in a temporary table. Returns
+    columns customer_id, visit, moment (number of the event's moment, which all events of a visit and time share) and
+    the ids of the tasks that make an event a target. In a log without times a visit has one moment, as for the model:
+    a shard does not hold the order inside a visit.
     """
     training = events.filter(events.period == 0)
     order_by = [training.visit, *([training.second] if schema.order is None else [])]
@@ -112,18 +95,7 @@ def recount(
 ) -> tuple[dict[str, Any], ir.Table]:
     """Counts what the customers of a changed data set did, from its shards, and writes `FOLLOWERS_FILE`.
 
-    Args:
-        connection (`ibis.BaseBackend`): connection to DuckDB, with a folder to spill into.
-        directory (`Path`): folder in which the file is written.
-        paths (`Sequence[Path]`): paths of all shards.
-        schema (`EventSchema`): event schema that the shards were prepared with.
-
-    Returns:
-        `tuple[dict, ibis.Table]`: the measures for the manifest, empty where nothing is split by time; and the
-        training events.
-
-    Raises:
-        OSError: if the file can't be written.
+    Returns the measures for the manifest, empty where nothing is split by time; and the training events.
     """
     events = shard_events(connection, paths, schema)
     training = connection.create_table(ibis.util.gen_name("mcm"), events.filter(events.period == 0), temp=True)
@@ -145,15 +117,10 @@ def _label_tasks(schema: EventSchema) -> dict[str, str]:
 def measure(events: ir.Table, schema: EventSchema) -> dict[str, Any]:
     """Measures what kind of log it is by its training events. The recipe of pre-training reads the measures.
 
-    Args:
-        events (`ibis.Table`): target events as [`target_events`] gives them.
-        schema (`EventSchema`): event schema of the log.
-
-    Returns:
-        `dict`: `customers` (with a target), `one_visit` (number of customers with a single visit with a target),
-        `visits` and `moments` (with a target), `targets` (target events), and `tasks`: by task `labels` (number of
-        different labels), `met` (number of pairs of a visit and a label in it) and `repeats` (number of these pairs in
-        which the customer had the label in an earlier visit).
+    Returns `customers` (with a target), `one_visit` (number of customers with a single visit with a target), `visits`
+    and `moments` (with a target), `targets` (target events), and `tasks`: by task `labels` (number of different
+    labels), `met` (number of pairs of a visit and a label in it) and `repeats` (number of these pairs in which the
+    customer had the label in an earlier visit).
     """
     tasks = _label_tasks(schema)
     targets = events.filter(ibis.or_(*(events[f] >= FIRST_VALUE_ID for f in tasks.values())))
@@ -183,17 +150,9 @@ def count_followers(events: ir.Table, schema: EventSchema, measures: dict[str, A
     Two target events of a customer whose moments are 1 to 6 apart make one pair in each direction. Near pairs weigh
     more than far ones, and what comes after weighs more than what comes before (`LAG_WEIGHTS`). Events of one moment
     make no pair, because their order says nothing. Where most moments hold several target events, as baskets do,
-    nothing is counted.
-
-    Args:
-        events (`ibis.Table`): target events as [`target_events`] gives them.
-        schema (`EventSchema`): event schema of the log.
-        measures (`dict`): measures of the log, from [`measure`].
-
-    Returns:
-        `pyarrow.Table`: columns task (name), label and follower (ids), weight (sum over the pairs) and customers
-        (number with such a pair). For each label it has the 50 followers with the largest weight, in the order of
-        task, label and follower.
+    nothing is counted. Returns the columns task (name), label and follower (ids), weight (sum over the pairs) and
+    customers (number with such a pair). For each label it has the 50 followers with the largest weight, in the order
+    of task, label and follower.
     """
     if measures["targets"] > SETS * measures["moments"]:
         return FOLLOWERS.empty_table()

@@ -14,34 +14,26 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest, check_shard, sha256_of
+from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest, check_shard
 from modeling_mcm.events_mcm import to_text
-from modeling_mcm.files_mcm import write_json
-from modeling_mcm.preparation.forget import forget_in_log, forget_in_prepared, log_files, open_parquet
-from modeling_mcm.preparation.locks import note_of
+from modeling_mcm.files_mcm import file_digest, write_json
+from modeling_mcm.preparation.changes import note_of
+from modeling_mcm.preparation.forget import find_rows, forget_in_log, forget_in_prepared, log_files, open_parquet
 
 
 @dataclass
 class Places:
-    """The places from which customers are deleted. Every path is one without symbolic links.
+    """The places from which customers are deleted. Every path is one without symbolic links."""
 
-    Args:
-        data (`list[Path]`): folders of prepared data sets.
-        predictions (`list[Path]`): folders or files of predictions.
-        events (`list[Path]`): files or folders that the data sets were made from: log and profile.
-    """
-
-    data: list[Path] = field(default_factory=list)
-    predictions: list[Path] = field(default_factory=list)
-    events: list[Path] = field(default_factory=list)
+    data: list[Path]  # folders of prepared data sets
+    predictions: list[Path]  # folders or files
+    events: list[Path]  # files or folders that the data sets were made from: log and profile
 
     @classmethod
     def resolved(cls, data: Iterable[str], predictions: Iterable[str], events: Iterable[str]) -> Places:
@@ -53,11 +45,7 @@ class Places:
         return [*self.data, *self.predictions, *self.events]
 
     def customer_column(self) -> str:
-        """Finds the log's column that holds customers, which the schema of the data sets names.
-
-        Raises:
-            ValueError: if a log is given and the data sets were made from logs with different customer columns.
-        """
+        """Finds the log's column that holds customers, which the schema of the data sets names."""
         columns = sorted({PreparedManifest.load(folder).event_schema.customer for folder in self.data})
         if self.events and len(columns) > 1:
             raise ValueError(f"The data sets read the customers from the columns {', '.join(columns)}: one at a time.")
@@ -66,37 +54,19 @@ class Places:
 
 @dataclass(frozen=True)
 class Whereabouts:
-    """In which form the ids of customers stand in the places.
+    """In which form the ids of customers stand in the places."""
 
-    Attributes:
-        there (`set[str]`): ids of customers that are in at least one place.
-        absent (`dict[str, list[str]]`): ids that are in no place, each with the ids that differ from it only in case
-            or in the spaces around it.
-    """
-
-    there: set[str]
-    absent: dict[str, list[str]]
+    there: set[str]  # ids that are in at least one place
+    absent: dict[str, list[str]]  # ids that are in none, each with those that differ from it only in case or spaces
 
     def absent_lines(self, only_near: bool = False) -> list[str]:
-        """Writes a line for each id that is in no place.
-
-        Args:
-            only_near (`bool`): whether to write only the lines of ids that have a similar id in a place.
-        """
+        """Writes a line for each id that is in no place."""
         hints = {name: " or ".join(map(repr, near)) for name, near in self.absent.items() if near or not only_near}
         return [f"{name!r}{f'; is {hint} meant?' if hint else ''}" for name, hint in hints.items()]
 
 
 def predictions_files(path: Path) -> list[Path]:
-    """Finds the Parquet files of predictions.
-
-    Args:
-        path (`Path`): folder of predictions, or one file.
-
-    Raises:
-        FileNotFoundError: if there is no such file or folder.
-        ValueError: if the folder holds no Parquet file.
-    """
+    """Finds the Parquet files of predictions."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; check the path.")
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
@@ -109,15 +79,6 @@ def look_for(ids: Collection[str], places: Places, column: str) -> Whereabouts:
     """Reads the ids of every place. It raises an error where something is wrong with a place, before anything changes.
 
     Spaces around an id count only where the customers' own ids have them.
-
-    Args:
-        ids (`Collection[str]`): ids as a person wrote them.
-        places (`Places`): where to look.
-        column (`str`): name of the log's column that holds customers.
-
-    Raises:
-        FileNotFoundError: if a place does not exist.
-        ValueError: if a file is damaged, is no Parquet file, or has no such column.
     """
     exact: set[str] = set()
     near: dict[str, set[str]] = {_plain(name): set() for name in ids}
@@ -161,54 +122,20 @@ def _columns_of(places: Places, column: str) -> Iterator[tuple[Path, str]]:
         yield from ((path, column) for path in log_files(log))
 
 
-def check_deletion(customers: Collection[str], places: Places) -> None:
-    """Checks that no data set stands against the deletion, before the log changes.
-
-    Args:
-        customers (`Collection[str]`): ids as they stand in the places.
-        places (`Places`): where the customers are deleted.
-
-    Raises:
-        ValueError: if a shard is a symbolic link, or no customer would be left in a data set.
-    """
-    ids = pa.array(sorted(customers), pa.string())
-    for directory in places.data:
-        left = 0
-        for shard in PreparedManifest.load(directory).shards:
-            path = directory / shard["file"]
-            if path.is_symlink():
-                raise ValueError(
-                    f"{path} is a symbolic link to {path.resolve()}, which would keep the customers: put the file "
-                    "itself there. Nothing was changed."
-                )
-            theirs = pc.is_in(pq.read_table(path, columns=[CUSTOMER])[CUSTOMER], ids)
-            left += len(theirs) - (pc.sum(theirs).as_py() or 0)
-        if not left:
-            raise ValueError(f"Nobody would be left in {directory}: remove the folder instead. Nothing was changed.")
-
-
 class DeletionNote:
     """What a deletion notes beside a data set while the data set does not fit its log: the file `.NAME.deletion.json`.
 
     The note holds digests of files and the number of the process, and no ids of customers.
-
-    Args:
-        directory (`Path`): folder of the data set.
-
-    Attributes:
-        path (`Path`): path of the note.
-        digests (`dict[str, str]`): by old digest of a file of the log its new digest.
     """
 
     def __init__(self, directory: Path):
         self.directory, self.path = directory, note_of(directory)
-        self.digests: dict[str, str] = {}
+        self.digests: dict[str, str] = {}  # by old digest of a file of the log its new digest
 
     def resume(self) -> bool:
         """Reads the note of a run that was killed, if there is one, and tidies what it left beside the data set.
 
-        Returns:
-            `bool`: whether there was a note.
+        Returns whether there was a note.
         """
         if not self.path.is_file():
             return False
@@ -223,14 +150,7 @@ class DeletionNote:
         return True
 
     def add(self, digests: dict[str, str]) -> None:
-        """Notes that files of the log are about to be replaced.
-
-        Args:
-            digests (`dict[str, str]`): by old digest of a file its new digest.
-
-        Raises:
-            OSError: if the note can't be written.
-        """
+        """Notes that files of the log are about to be replaced."""
         settled = {old: digests.get(new, new) for old, new in self.digests.items()}
         self.digests = settled | digests
         write_json(self.path, {"process": os.getpid(), "files": self.digests})
@@ -245,29 +165,23 @@ def delete_from_log_and_data(
 ) -> Iterator[tuple[Path, int, int]]:
     """Deletes customers from the log, then from the data sets made of it.
 
-    Args:
-        customers (`Collection[str]`): ids as they stand in the places.
-        places (`Places`): where the customers are deleted. Predictions stay as they are.
-        column (`str`): name of the log's column that holds customers.
-        notes (`Sequence[DeletionNote]`): the note of each data set, resumed. The caller closes them when everything
-            else is deleted too.
-
-    Yields:
-        `tuple[Path, int, int]`: a place, the number of rows (of a log) or customers (of a data set) that were deleted,
-        and the number of files of a log that changed.
+    Yields a place, the number of rows (of a log) or customers (of a data set) that were deleted, and the number of
+    files of a log that changed.
     """
 
     def record(digests: dict[str, str]) -> None:
         for note in notes:
             note.add(digests)
 
+    for directory in places.data:  # before the log changes
+        find_rows(directory, PreparedManifest.load(directory), customers)
     is_resumed = any(note.digests for note in notes)
     record({})
     for log in places.events:
         rows, changed = forget_in_log(log, customers, column, record)
         yield log, rows, len(changed)
     # Digests of files that a killed run noted and did not replace.
-    unchanged = {sha256_of(path) for log in places.events for path in log_files(log)} if is_resumed else set()
+    unchanged = {file_digest(path) for log in places.events for path in log_files(log)} if is_resumed else set()
     for directory, note in zip(places.data, notes, strict=True):
         digests = {old: new for old, new in note.digests.items() if old not in unchanged}
         yield directory, forget_in_prepared(directory, customers, digests), 0

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where preparation runs and writes: DuckDB or Spark, tables that are kept there, a folder that appears when whole.
+"""Where preparation runs and writes: DuckDB or Spark, tables that are kept there.
 
 What differs between engines is in this file, spark.py, tables.py and expressions.py; all other steps are Ibis
 expressions. On DuckDB one process does the work, and what does not fit in memory is spilled to disk. On Spark its
@@ -47,15 +47,8 @@ def open_engine(
 ) -> Iterator[ibis.BaseBackend]:
     """Opens a connection to DuckDB or Spark, or uses the connection that is given.
 
-    Args:
-        engine (`str` or `ibis.BaseBackend`): "duckdb", "spark" or an Ibis connection.
-        workspace (`Path`): folder into which DuckDB spills what does not fit in memory.
-        memory_limit (`str`): memory that DuckDB may use, such as "1GB".
-        spark_config (`dict[str, str]`, *optional*): options of the Spark session, such as `{"spark.master":
-            "local[2]"}`. A session that runs already is used and stays running.
-
-    Yields:
-        `ibis.BaseBackend`: the connection.
+    DuckDB spills what does not fit into `memory_limit` into the folder `workspace`. A Spark session that runs already
+    is used and stays running.
 
     Raises:
         ValueError: if the engine is unknown, the running Spark session can't change an option any more, or DuckDB
@@ -127,9 +120,6 @@ def _in_utc(connection: ibis.BaseBackend) -> Iterator[None]:
 def caching(connection: ibis.BaseBackend) -> Iterator[Callable[..., ir.Table]]:
     """Gives a function that keeps a table in the engine. The tables are dropped at the end.
 
-    Args:
-        connection (`ibis.BaseBackend`): connection from `open_engine`.
-
     Yields:
         `Callable[[ibis.Table, str | None], ibis.Table]`: the function. It takes the table and, as `near`, optionally a
         column whose equal rows should lie together on disk. Spark ignores `near`, because it brings such rows together
@@ -171,19 +161,11 @@ def each_group(
     result of `use` comes into this process.
 
     Args:
-        rows (`Callable[[ibis.Table], ibis.Table]`): makes the rows of the groups from `table`; its result has the
-            column `key` too.
-        table (`ibis.Table`): the table, cached.
-        key (`str`): name of the column with the number of the group, from 0.
-        number (`int`): number of groups.
-        use (`Callable[[int, pyarrow.Table], dict]`): takes the number and the rows of a group, and returns values that
-            JSON can hold.
-
-    Yields:
-        `dict`: the result of `use` for each group.
-
-    Raises:
-        OSError: if a worker of Spark failed.
+        rows: makes the rows of the groups from `table`; its result has the column `key` too.
+        table: the table, cached.
+        key: name of the column with the number of the group, from 0.
+        number: number of groups.
+        use: takes the number and the rows of a group, and returns values that JSON can hold.
     """
     connection = table.get_backend()
     if connection.name != SPARK:
@@ -205,38 +187,6 @@ def each_group(
         session_of(connection).catalog.dropTempView(name)
     for text in made["made"].to_pylist():
         yield json.loads(text)
-
-
-@contextmanager
-def replacing(output_dir: Path) -> Iterator[tuple[Path, Path]]:
-    """Gives a folder to fill and a scratch folder. If no error occurs, the first replaces `output_dir` at the end.
-
-    Args:
-        output_dir (`Path`): the folder to write. Where it is a symbolic link, the folder that it names.
-
-    Yields:
-        `tuple[Path, Path]`: the folder to fill, and the scratch folder, which is removed at the end.
-
-    Raises:
-        OSError: if a folder can't be made or renamed; `output_dir` then is as it was.
-    """
-    output_dir = output_dir.resolve()  # a symbolic link stays, and the folder that it names is replaced
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.partial")
-    replaced = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.replaced")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        (partial / "data").mkdir(parents=True)
-        (partial / "scratch").mkdir()
-        yield partial / "data", partial / "scratch"
-        if output_dir.exists():
-            output_dir.rename(replaced)
-        (partial / "data").rename(output_dir)
-    finally:
-        if replaced.exists() and not output_dir.exists():
-            replaced.rename(output_dir)
-        shutil.rmtree(replaced, ignore_errors=True)
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def link(source: Path, target: Path) -> None:

@@ -42,35 +42,13 @@ ROW_NUMBER = "number of the row"  # name of the added column in a log whose rows
 
 
 def open_events(source: Any, connection: ibis.BaseBackend, schema: EventSchema, text: TextFiles) -> ir.Table:
-    """Opens the log as `open_table` does, and numbers its rows where the schema needs it.
-
-    Args:
-        source (`Any`): the log, in any form that `open_table` takes.
-        connection (`ibis.BaseBackend`): connection from `open_engine`.
-        schema (`EventSchema`): event schema of the log.
-        text (`TextFiles`): how text files are written and where their values are put.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: where `open_table` or `number_rows` raises it.
-    """
+    """Opens the log as `open_table` does, and numbers its rows where the schema needs it."""
     table = open_table(source, connection, "event", schema.event_columns, text)
     return number_rows(table, source, connection, ROW_NUMBER) if schema.order == ROWS else table
 
 
 def open_profile(source: Any, connection: ibis.BaseBackend, schema: EventSchema, text: TextFiles) -> ir.Table:
-    """Opens the profile table as `open_table` does. A bad line of a text file is always an error here.
-
-    Args:
-        source (`Any`): the profile table, in any form that `open_table` takes.
-        connection (`ibis.BaseBackend`): connection from `open_engine`.
-        schema (`EventSchema`): event schema of the log.
-        text (`TextFiles`): how text files are written and where their values are put.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: where `open_table` raises it.
-    """
+    """Opens the profile table as `open_table` does. A bad line of a text file is always an error here."""
     strict = TextFiles(replace(text.format, on_bad_row="error"), text.folder / "profile")
     return open_table(source, connection, "profile", schema.profile_columns, strict)
 
@@ -78,13 +56,7 @@ def open_profile(source: Any, connection: ibis.BaseBackend, schema: EventSchema,
 def count_bad(table: ir.Table, read: ir.Table, schema: EventSchema) -> int:
     """Counts the rows of a log that `normalise_events` left out because a time or a number can't be read.
 
-    Args:
-        table (`ibis.Table`): the log.
-        read (`ibis.Table`): result of `normalise_events`.
-        schema (`EventSchema`): event schema of the log.
-
-    Returns:
-        `int`: number of these rows; 0 where bad rows are errors.
+    Returns the number of these rows; 0 where bad rows are errors.
     """
     if schema.on_bad_row == "error":
         return 0
@@ -179,13 +151,7 @@ def _raw_features(table: ir.Table, specs: Sequence[FeatureSpec], letter: str) ->
 
 
 def has_value(table: ir.Table, specs: Sequence[FeatureSpec], index: int) -> ir.BooleanValue:
-    """Says whether an event has a value of a categorical feature.
-
-    Args:
-        table (`ibis.Table`): normalised events.
-        specs (`Sequence[FeatureSpec]`): the event features.
-        index (`int`): index of the feature.
-    """
+    """Says whether an event has a value of a categorical feature."""
     column, item = table[f"f{raw_indices(specs)[index]}"], specs[index].item
     return column.notnull() if item is None else ibis.coalesce(column.length() >= item, False)
 
@@ -206,18 +172,10 @@ def _moments(table: ir.Table, schema: EventSchema) -> ir.IntegerValue:
 def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
     """Gives the columns of a log their internal names and types.
 
-    Args:
-        table (`ibis.Table`): the log.
-        schema (`EventSchema`): event schema of the log.
-
-    Returns:
-        `ibis.Table`: one row per event: customer_id (text), second (since 1970-01-01; in a log without times the
-        number that puts events in order), visit_key, and f0, f1 ... (text or number per stored feature). A column with
-        several values is one list of texts, in the position of the first feature that reads it. `visit_key` is "v" and
-        the text of the visit column, or "t" and the second where the events of one time are a visit.
-
-    Raises:
-        ValueError: if a column is missing or has the wrong type, or times or numbers can't be read.
+    Returns one row per event: customer_id (text), second (since 1970-01-01; in a log without times the number that
+    puts events in order), visit_key, and f0, f1 ... (text or number per stored feature). A column with several values
+    is one list of texts, in the position of the first feature that reads it. `visit_key` is "v" and the text of the
+    visit column, or "t" and the second where the events of one time are a visit.
     """
     check_columns(table.columns, schema.event_columns, "The event table has", "The schema names it.")
     columns = {
@@ -271,15 +229,7 @@ def _find_unreadable(table: ir.Table, columns: dict[str, ir.Value], schema: Even
 def normalise_profile(table: ir.Table, schema: EventSchema) -> ir.Table:
     """Gives the columns of a profile table their internal names and types.
 
-    Args:
-        table (`ibis.Table`): the profile table.
-        schema (`EventSchema`): event schema of the log.
-
-    Returns:
-        `ibis.Table`: one row per customer: customer_id (text), and p0, p1 ... (text or number per stored feature).
-
-    Raises:
-        ValueError: if a column is missing or has the wrong type, or a customer has two rows.
+    Returns one row per customer: customer_id (text), and p0, p1 ... (text or number per stored feature).
     """
     check_columns(table.columns, schema.profile_columns, "The profile table has", "The schema names it.")
     values = _raw_features(table, schema.profile, "p")
@@ -299,15 +249,8 @@ def keep_latest(events: ir.Table, most: int) -> tuple[ir.Table, dict[str, int]]:
     """Leaves out all but the latest events of each customer in each period.
 
     Each period is shortened by itself, so that the events that stay before a cutoff never depend on what comes after
-    it.
-
-    Args:
-        events (`ibis.Table`): normalised events with `period`.
-        most (`int`): largest number of events of a customer in a period.
-
-    Returns:
-        `tuple[ibis.Table, dict[str, int]]`: the events that stay; and `dropped_excess` (number of events left out) and
-        `customers_with_excess` (number of customers that had too many).
+    it. Returns the events that stay; and `dropped_excess` (number of events left out) and `customers_with_excess`
+    (number of customers that had too many).
     """
     long = events.group_by("customer_id", "period").agg(number=events.count())
     long = long.filter(long.number > most)
@@ -331,15 +274,9 @@ def find_visits(events: ir.Table) -> ir.Table:
     """Finds the visits of all customers.
 
     A visit that reaches over a cutoff counts as two, so that what lies before a cutoff never depends on what comes
-    after.
-
-    Args:
-        events (`ibis.Table`): events with customer_id, second, period, visit_key and is_target.
-
-    Returns:
-        `ibis.Table`: one row per visit: customer_id, period, visit_key, visit (number of the customer's visit, from
-        0), start and end (seconds), has_target, and days (from the start of the customer's visit before, null in the
-        first visit).
+    after. Returns one row per visit: customer_id, period, visit_key, visit (number of the customer's visit, from 0),
+    start and end (seconds), has_target, and days (from the start of the customer's visit before, null in the first
+    visit).
     """
     visits = events.group_by("customer_id", "period", "visit_key").agg(
         start=events.second.min(), end=events.second.max(), has_target=events.is_target.max()

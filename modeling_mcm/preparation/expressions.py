@@ -20,32 +20,19 @@ with needs("data"):
 
 
 def split_text(text: ir.StringValue, separator: str) -> ir.ArrayValue:
-    """Splits a text at a separator. Spark reads a separator as a regular expression, so it is escaped there.
-
-    Args:
-        text (`ibis.StringValue`): the text.
-        separator (`str`): the separator, taken literally.
-    """
+    """Splits a text at a separator. Spark reads a separator as a regular expression, so it is escaped there."""
     return text.split(re.escape(separator) if text.get_backend().name == SPARK else separator)
 
 
 def text_of_float(number: ir.FloatingValue) -> ir.StringValue:
-    """Writes a number as the shortest text that reads back to it, as DuckDB does. Java 17 writes it differently.
-
-    Args:
-        number (`ibis.FloatingValue`): the number.
-    """
+    """Writes a number as the shortest text that reads back to it, as DuckDB does. Java 17 writes it differently."""
     return shortest_text(number) if number.get_backend().name == SPARK else number.cast("string")
 
 
 def known_types(table: ir.Table) -> ir.Table:
     """Replaces the types that Ibis does not know: DuckDB's nanoseconds with a zone, and columns without values.
 
-    Args:
-        table (`ibis.Table`): the table.
-
-    Returns:
-        `ibis.Table`: the table, with UTC timestamps and text in the place of these types.
+    Returns the table, with UTC timestamps and text in the place of these types.
     """
     changed = {}
     for name, kind in table.schema().items():
@@ -58,22 +45,12 @@ def known_types(table: ir.Table) -> ir.Table:
 
 
 def total(terms: Sequence[ir.Value], start: int) -> ir.Value:
-    """Adds up expressions and a number.
-
-    Args:
-        terms (`Sequence[ibis.Value]`): the expressions.
-        start (`int`): the number.
-    """
+    """Adds up expressions and a number."""
     return tree(operator.add, [*terms, ibis.literal(start)])
 
 
 def tree(join: Callable[[Any, Any], Any], terms: Sequence[ir.Value]) -> ir.Value:
-    """Joins many expressions into one, two by two. Engines recurse, and a chain of a thousand is too deep for them.
-
-    Args:
-        join (`Callable`): joins two expressions, such as `operator.add`.
-        terms (`Sequence[ibis.Value]`): the expressions, at least one.
-    """
+    """Joins many expressions into one, two by two. Engines recurse, and a chain of a thousand is too deep for them."""
     while len(terms) > 1:
         terms = [functools.reduce(join, terms[index : index + 2]) for index in range(0, len(terms), 2)]
     return terms[0]

@@ -19,7 +19,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modeling_mcm.data.dataset import sha256_of
+from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.preparation.text_files import TextFormat, heading
 
 SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv"}
@@ -29,31 +29,18 @@ ABSENT, NULL = "absent", "null"  # in the place of a type: the file lacks the co
 
 @dataclass(frozen=True)
 class InputFiles:
-    """Some files of one kind that an engine reads at once.
+    """Some files of one kind that an engine reads at once."""
 
-    Args:
-        root (`str`): the folder or the file that was named.
-        paths (`tuple[str]`): the files, as local paths or addresses, in the order of their names.
-        kind (`str`): "parquet", "csv" or "tsv".
-        filesystem (`fsspec.AbstractFileSystem` or None): file system of the paths; None where only the engine reaches
-            the address.
-        partitioned (`bool`): whether parts of the paths below the root are columns.
-    """
-
-    root: str
-    paths: tuple[str, ...]
-    kind: str
-    filesystem: Any
-    partitioned: bool = False
+    root: str  # the folder or the file that was named
+    paths: tuple[str, ...]  # local paths or addresses, in the order of their names
+    kind: str  # "parquet", "csv" or "tsv"
+    filesystem: Any  # fsspec's; None where only the engine reaches the address
+    partitioned: bool = False  # whether parts of the paths below the root are columns
 
     def empty_columns(self) -> dict[str, frozenset[str]]:
         """Finds the columns without any value, which have the type null in a Parquet file.
 
-        Returns:
-            `dict[str, frozenset[str]]`: by file the names of its empty columns.
-
-        Raises:
-            ValueError: if a file is no whole Parquet file.
+        Returns by file the names of its empty columns.
         """
         if self.kind != "parquet":
             return {path: frozenset() for path in self.paths}
@@ -72,29 +59,20 @@ class InputFiles:
     def digests(self) -> dict[str, str]:
         """Finds for each file what tells it from another version.
 
-        Returns:
-            `dict[str, str]`: by name of the file below the root the SHA-256 digest of a local file, or the store's
-            checksum.
-
-        Raises:
-            OSError: if a file can't be read.
+        Returns by name of the file below the root the SHA-256 digest of a local file, or the store's checksum.
         """
         inside = len(self.root) + 1
         names = {path: path[inside:] or PurePosixPath(path).name for path in self.paths}
         if is_local(self.filesystem):
-            return {name: sha256_of(path) for path, name in names.items()}
+            return {name: file_digest(path) for path, name in names.items()}
         return {name: str(self.filesystem.checksum(path)) for path, name in names.items()}
 
 
 def describe(source: Any) -> dict[str, Any] | None:
     """Describes the files of a source for the manifest.
 
-    Args:
-        source (`Any`): files or a table, as for `open_table`.
-
-    Returns:
-        `dict` or None: `name`, and `files`, by name of the file its digest. None for a table in memory, and for files
-        that only the engine reaches.
+    Returns `name`, and `files`, by name of the file its digest. None for a table in memory, and for files that only
+    the engine reaches.
     """
     if not is_files(source):
         return None
@@ -114,22 +92,14 @@ def describe(source: Any) -> dict[str, Any] | None:
 
 
 def is_local(filesystem: Any) -> bool:
-    """Says whether a file system is that of this machine.
-
-    Args:
-        filesystem (`fsspec.AbstractFileSystem`): the file system.
-    """
+    """Says whether a file system is that of this machine."""
     return isinstance(filesystem, fsspec.implementations.local.LocalFileSystem)
 
 
 def kind_of(name: str) -> str | None:
     """Finds the kind of a file by the end of its name; `.csv.gz` is csv.
 
-    Args:
-        name (`str`): name or path of the file.
-
-    Returns:
-        `str` or None: "parquet", "csv" or "tsv"; None for other files.
+    Returns "parquet", "csv" or "tsv"; None for other files.
     """
     path = PurePosixPath(name.lower())
     packed = path.suffix in PACKED
@@ -138,27 +108,13 @@ def kind_of(name: str) -> str | None:
 
 
 def is_files(source: Any) -> bool:
-    """Says whether a source names files and is no table.
-
-    Args:
-        source (`Any`): files or a table, as for `open_table`.
-    """
+    """Says whether a source names files and is no table."""
     parts = source if isinstance(source, list | tuple) else [source]
     return bool(parts) and all(isinstance(part, str | Path) for part in parts)
 
 
 def find_files(source: str | Path | Sequence[str | Path], what: str) -> list[InputFiles]:
-    """Finds the files of a source.
-
-    Args:
-        source (`str`, `Path` or a list of these): a file, a folder of files, or an address such as `gs://bucket/log`.
-        what (`str`): "event" or "profile", for messages.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if a file has an unknown type, or a folder holds no file.
-        ImportError: if a package that the address needs is not installed. The message says what to install.
-    """
+    """Finds the files of a source."""
     addresses = source if isinstance(source, list | tuple) else [source]
     parts = [_find(str(part), what) for part in addresses]
     if kinds := {files.kind for files in parts} - {parts[0].kind}:
@@ -174,15 +130,6 @@ def check_files(
     """Checks that all files have the same columns with the same types.
 
     In a file in which a column has no value, the column fits any type.
-
-    Args:
-        parts (`Sequence[InputFiles]`): files from `find_files`.
-        what (`str`): "event" or "profile", for messages.
-        columns (`Sequence[str]`): names of the columns that are compared. Empty: all columns.
-        text (`TextFormat`, *optional*): how text files are written. Default: the usual format.
-
-    Raises:
-        ValueError: if a file is empty or damaged, or a column is absent from some files or has another type there.
     """
     kinds_by_column: dict[str, dict[str, str]] = {}  # by column and type the first file with it
     first = parts[0].paths[0]
@@ -239,11 +186,7 @@ def _find(address: str, what: str) -> InputFiles:
 def merged(parts: list[InputFiles]) -> list[InputFiles]:
     """Joins files into as few groups as possible, because an engine reads a group at once.
 
-    Args:
-        parts (`list[InputFiles]`): files from `find_files`.
-
-    Returns:
-        `list[InputFiles]`: the same files; those with columns in their paths stay by themselves.
+    Returns the same files; those with columns in their paths stay by themselves.
     """
     merged: dict[Any, InputFiles] = {}
     for index, files in enumerate(parts):
@@ -277,16 +220,7 @@ def _columns(path: str, files: InputFiles, what: str, text: TextFormat | None = 
 
 
 def check_names(names: Sequence[str], where: str, columns: Sequence[str] = ()) -> None:
-    """Checks that no two columns have the same name, or names that differ only in their case.
-
-    Args:
-        names (`Sequence[str]`): names of a table's columns.
-        where (`str`): what the table is, for the message.
-        columns (`Sequence[str]`): names of the columns that are read. Empty: all columns.
-
-    Raises:
-        ValueError: if two columns that are read can't be told apart.
-    """
+    """Checks that no two columns have the same name, or names that differ only in their case."""
     names_read = {name.casefold() for name in columns}
     counted = Counter(str(name).casefold() for name in names)
     for folded, number in counted.items():

@@ -30,24 +30,20 @@ from modeling_mcm.data.dataset import (
     POPULARITY_FILE,
     PreparedManifest,
     check_shard,
-    sha256_of,
     write_table,
 )
 from modeling_mcm.events_mcm import check_columns, to_text
 from modeling_mcm.extras import needs
-from modeling_mcm.files_mcm import atomic_write
+from modeling_mcm.files_mcm import LOCK_SUFFIX, atomic_folder, atomic_write, file_digest
+from modeling_mcm.preparation.changes import note_of
 from modeling_mcm.preparation.files import kind_of
-from modeling_mcm.preparation.locks import LOCK_SUFFIX, note_of
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 with needs("data"):
     from modeling_mcm.preparation.counts import mark_targets, recount
-    from modeling_mcm.preparation.engine import link, open_engine, replacing
+    from modeling_mcm.preparation.engine import link, open_engine
     from modeling_mcm.preparation.rows import popularity, write_shard
     from modeling_mcm.preparation.vocabulary import vocabularies_of
-
-# Folders in a data set with results about its customers, which are computed again when they are needed.
-CACHES = {"baselines"}
 
 
 def _is_theirs(column: pa.ChunkedArray, customers: Collection[str]) -> pa.ChunkedArray:
@@ -76,15 +72,7 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def log_files(log: Path) -> list[Path]:
-    """Lists the Parquet files of a log.
-
-    Args:
-        log (`Path`): a folder with files at any depth, or a file.
-
-    Raises:
-        FileNotFoundError: if there is no such log.
-        ValueError: if it has text files such as CSV, from which nothing is deleted here.
-    """
+    """Lists the Parquet files of a log."""
     files = _files_of(log)
     kinds = {path: kind for path in files if (kind := kind_of(path.name))}
     if texts := [path for path, kind in kinds.items() if kind != "parquet"]:
@@ -98,15 +86,7 @@ def log_files(log: Path) -> list[Path]:
 
 
 def open_parquet(path: Path, column: str) -> pq.ParquetFile:
-    """Opens a Parquet file that must have a column.
-
-    Args:
-        path (`Path`): path of the file.
-        column (`str`): name of the column.
-
-    Raises:
-        ValueError: if the file has no such column, or is no whole Parquet file.
-    """
+    """Opens a Parquet file that must have a column."""
     try:
         columns = pq.read_schema(path).names
     except (OSError, pa.ArrowInvalid) as error:
@@ -123,19 +103,7 @@ def forget_in_file(
 ) -> int:
     """Writes a Parquet file again without the rows of some customers, if it has any.
 
-    Args:
-        path (`Path`): path of the file; where it is a symbolic link, of the file that it names.
-        customers (`Collection[str]`): ids of the customers.
-        column (`str`): name of the column with ids.
-        before_replacing (`Callable[[Path], Any]`, *optional*): called with the path of the new file before it replaces
-            the old one.
-
-    Returns:
-        `int`: number of rows that were deleted.
-
-    Raises:
-        ValueError: if the file has no such column, or is no whole Parquet file.
-        OSError: if the file can't be written.
+    Returns the number of rows that were deleted.
     """
     path = path.resolve()
     with open_parquet(path, column) as file:
@@ -152,35 +120,18 @@ def forget_in_file(
 
 
 def forget_in_log(
-    log: Path,
-    customers: Collection[str],
-    column: str,
-    record: Callable[[dict[str, str]], Any] | None = None,
+    log: Path, customers: Collection[str], column: str, record: Callable[[dict[str, str]], Any] | None = None
 ) -> tuple[int, dict[str, str]]:
     """Deletes customers from a Parquet file, or from a folder of such files at any depth.
 
-    Args:
-        log (`Path`): the file or folder.
-        customers (`Collection[str]`): ids of the customers.
-        column (`str`): name of the log's column with ids.
-        record (`Callable[[dict[str, str]], Any]`, *optional*): called before each file is replaced, with the file's
-            old digest and its new digest as key and value.
-
-    Returns:
-        `tuple[int, dict[str, str]]`: number of rows that were deleted; and by old digest of a changed file its new
-        digest.
-
-    Raises:
-        FileNotFoundError: if there is no such log.
-        ValueError: if a file is no whole Parquet file, or has no such column.
-        OSError: if a file can't be written.
+    Returns the number of rows that were deleted; and by old digest of a changed file its new digest.
     """
     rows, digests = 0, {}
     for path in log_files(log):
-        old = sha256_of(path)
+        old = file_digest(path)
 
         def changed(partial: Path, old: str = old) -> None:
-            digests[old] = sha256_of(partial)
+            digests[old] = file_digest(partial)
             if record is not None:
                 record({old: digests[old]})
 
@@ -188,14 +139,28 @@ def forget_in_log(
     return rows, digests
 
 
+def find_rows(directory: Path, manifest: PreparedManifest, customers: Collection[str]) -> dict[str, pa.ChunkedArray]:
+    """Finds the rows of customers in each shard of a data set, as a mask.
+
+    Raises:
+        ValueError: if a shard is a symbolic link, or no customer would be left.
+    """
+    theirs = {}
+    for shard in manifest.shards:
+        path = directory / shard["file"]
+        if path.is_symlink():
+            raise ValueError(
+                f"{path} is a symbolic link to {path.resolve()}, which would keep the customers: put the file itself "
+                "there. Nothing was changed."
+            )
+        theirs[path.name] = _is_theirs(pq.read_table(path, columns=[CUSTOMER])[CUSTOMER], customers)
+    if all(pc.all(column).as_py() for column in theirs.values()):
+        raise ValueError(f"Nobody would be left in {directory}: remove the folder instead. Nothing was changed.")
+    return theirs
+
+
 def forget_in_prepared(directory: Path, customers: Collection[str], digests: Mapping[str, str] | None = None) -> int:
     """Deletes customers from a prepared data set.
-
-    Args:
-        directory (`Path`): folder of the data set; where it is a symbolic link, the folder that it names.
-        customers (`Collection[str]`): ids of the customers.
-        digests (`dict[str, str]`, *optional*): by old digest of a file of the log its new digest, where the deletion
-            changed the log too. A later update then knows the new files.
 
     Returns:
         `int`: number of customers that were deleted.
@@ -207,23 +172,17 @@ def forget_in_prepared(directory: Path, customers: Collection[str], digests: Map
     """
     directory = directory.resolve()
     manifest = PreparedManifest.load(directory)
-    theirs = {}
     for shard in manifest.shards:
-        path = directory / shard["file"]
-        check_shard(path, shard, verify=True)
-        theirs[path.name] = _is_theirs(pq.read_table(path, columns=[CUSTOMER])[CUSTOMER], customers)
-    numbers = {name: pc.sum(column).as_py() or 0 for name, column in theirs.items()}
+        check_shard(directory / shard["file"], shard, verify=True)
+    theirs = find_rows(directory, manifest, customers)
+    numbers = {name: pc.sum(column).as_py() for name, column in theirs.items()}
     forgotten = sum(numbers.values())
-    if forgotten and forgotten == sum(shard["rows"] for shard in manifest.shards):
-        raise ValueError(f"Nobody would be left in {directory}: remove the folder instead. Nothing was changed.")
     source = {name: _with_digests(files, digests or {}) for name, files in manifest.input.items()}
     if not forgotten and source == manifest.input:
         return 0
     shards = []
-    with replacing(directory) as (target, scratch):
+    with atomic_folder(directory) as (target, scratch):
         for path in directory.iterdir():
-            if path.name in CACHES:
-                continue
             if path.is_dir():
                 shutil.copytree(path, target / path.name)
             elif path.name != MANIFEST_FILE and path.name not in theirs:
@@ -269,13 +228,7 @@ def forget_in_cache(customers: Collection[str]) -> int:
     """Removes the Arrow copies of prepared data, in the cache of `datasets`, that hold one of the customers.
 
     `datasets` makes such a copy when a data set is loaded, and makes it again when it is needed. A copy that can't be
-    read, such as that of a run that was killed, is removed too.
-
-    Args:
-        customers (`Collection[str]`): ids of the customers.
-
-    Returns:
-        `int`: number of folders that were removed.
+    read, such as that of a run that was killed, is removed too. Returns the number of folders that were removed.
     """
     folders = set()
     for path in Path(datasets.config.HF_DATASETS_CACHE).joinpath("parquet").rglob("*.arrow"):
@@ -311,11 +264,6 @@ def _count(path: Path, column: str, customers: Collection[str]) -> Iterator[int]
 
 def find_customers(folder: Path, customers: Collection[str], column: str = CUSTOMER) -> dict[str, str]:
     """Looks for customers in every file of a folder, hidden ones too, and in what a killed run left beside it.
-
-    Args:
-        folder (`Path`): the folder.
-        customers (`Collection[str]`): ids of the customers.
-        column (`str`): name of the column with ids.
 
     Returns:
         `dict[str, str]`: by path of a file what is wrong with it: it has rows of the customers, can't be read, was

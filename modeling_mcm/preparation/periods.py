@@ -23,12 +23,7 @@ LEAST_TARGET_VISITS = 3  # one for training, one for validation and one for the 
 
 
 def add_target(events: ir.Table, schema: EventSchema) -> ir.Table:
-    """Adds `is_target`: 1 where the token type is one of `target_token_types`, or the schema names none; else 0.
-
-    Args:
-        events (`ibis.Table`): normalised events.
-        schema (`EventSchema`): event schema of the log.
-    """
+    """Adds `is_target`: 1 where the token type is one of `target_token_types`, or the schema names none; else 0."""
     token = events[f"f{schema.features.index(schema.token_feature)}"]
     is_target = token.isin(schema.target_token_types) if schema.target_token_types else ibis.literal(True)
     return events.mutate(is_target=ibis.coalesce(is_target, False).cast("int8"))
@@ -38,10 +33,6 @@ def to_predict(events: ir.Table, schema: EventSchema) -> ir.BooleanValue:
     """Says whether an event is a target and has a label in a task besides the token type.
 
     Other events have nothing to predict. Where the token type is the only task, every target has something to predict.
-
-    Args:
-        events (`ibis.Table`): normalised events with `is_target`.
-        schema (`EventSchema`): event schema of the log.
     """
     token_index = schema.features.index(schema.token_feature)
     indices = [i for i, spec in enumerate(schema.features) if spec.name in schema.tasks and i != token_index]
@@ -55,10 +46,6 @@ def add_period(events: ir.Table, schema: EventSchema) -> ir.Table:
     With dates a visit may lie in two periods. With "leave_one_out" it lies in one: of a customer's visits that have
     something to predict, the last one begins period 2, and the one before it begins period 1. Customers with fewer
     than three such visits are in period 0 alone.
-
-    Args:
-        events (`ibis.Table`): normalised events with `is_target`.
-        schema (`EventSchema`): event schema of the log.
     """
     if schema.cutoffs == NO_CUTOFFS:
         return events.mutate(period=ibis.literal(0, "int8"))

@@ -10,9 +10,7 @@ is killed leaves only a hidden folder that ends in `.partial`.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import json
 import math
 import platform
 from collections import Counter
@@ -36,6 +34,7 @@ from modeling_mcm.data.dataset import (
 from modeling_mcm.data.features import check_memory_limit
 from modeling_mcm.data.schema import NO_CUTOFFS, EventSchema
 from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import atomic_folder
 from modeling_mcm.preparation.files import describe
 from modeling_mcm.preparation.text_files import TextFiles
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
@@ -46,7 +45,7 @@ with needs("data"):
     import ibis.expr.types as ir
 
     from modeling_mcm.preparation.counts import count_followers, measure, target_events
-    from modeling_mcm.preparation.engine import caching, engine_of, open_engine, replacing
+    from modeling_mcm.preparation.engine import caching, engine_of, open_engine
     from modeling_mcm.preparation.events import (
         count_bad,
         find_visits,
@@ -71,11 +70,7 @@ LIBRARIES = ("modeling-mcm", "ibis-framework", "duckdb", "pyarrow", "numpy", "tr
 def versions(connection: ibis.BaseBackend) -> dict[str, str]:
     """Lists the versions of Python and of the libraries that make a data set.
 
-    Args:
-        connection (`ibis.BaseBackend`): connection to the engine; with Spark its version is listed too.
-
-    Returns:
-        `dict[str, str]`: by name the version, or "not installed".
+    Returns the version by name, or "not installed".
     """
     versions = {"python": platform.python_version()}
     for name in (*LIBRARIES, *([SPARK] if connection.name == SPARK else [])):
@@ -89,16 +84,6 @@ def versions(connection: ibis.BaseBackend) -> dict[str, str]:
 def _one_row(table: ir.Table) -> dict[str, Any]:
     """The values of an aggregate, where a sum over no row is 0."""
     return {name: 0 if value is None else value for name, value in table.to_pyarrow().to_pylist()[0].items()}
-
-
-def digest_of(extractor: MCMFeatureExtractor) -> str:
-    """Computes a digest of a feature extractor's vocabularies and bins.
-
-    Args:
-        extractor ([`MCMFeatureExtractor`]): the feature extractor.
-    """
-    known = json.dumps([extractor.vocabularies, extractor.bins], sort_keys=True)
-    return hashlib.sha256(known.encode()).hexdigest()
 
 
 def _reusable(output_dir: Path, facts: dict[str, Any], overwrite: bool, reuse: bool) -> PreparedManifest | None:
@@ -212,18 +197,8 @@ def check_events(
 ) -> tuple[ir.Table, dict[str, Any]]:
     """Leaves out the events that the schema says, marks targets and periods, and counts both.
 
-    Args:
-        events (`ibis.Table`): normalised events.
-        schema (`EventSchema`): event schema of the log.
-        cache (`Callable`): function that keeps a table in the engine, from `caching`.
-
-    Returns:
-        `tuple[ibis.Table, dict]`: the events that stay, with `is_target` and `period`; and the counts by name, with
-        the texts `first` and `last`.
-
-    Raises:
-        ValueError: if events lack a customer or a time and this is an error, or the log holds token types that MCM
-            adds.
+    Returns the events that stay, with `is_target` and `period`; and the counts by name, with the texts `first` and
+    `last`.
     """
     whole, counts = _drop_and_count(events, schema, cache)
     dated = add_period(add_target(whole, schema), schema)
@@ -235,13 +210,12 @@ def check_events(
     return latest, counts | excess | _count_periods(latest, schema)
 
 
-def _check_periods(counts: dict[str, Any], schema: EventSchema) -> dict[str, int]:
-    """The counts without the times; raises `ValueError` where a cutoff leaves a period without events."""
-    span = f"the log runs from {counts.pop('first')} to {counts.pop('last')}"
+def _check_periods(counts: dict[str, Any], schema: EventSchema) -> None:
+    """Raises `ValueError` where a cutoff leaves a period without events."""
     if not counts["events"]:
         raise ValueError("Every event was dropped for a missing customer or time; check `customer` and `time`.")
     if schema.cutoffs == NO_CUTOFFS:
-        return counts
+        return
     if not counts["target_events"]:
         raise ValueError(
             f"No event has a token type of `target_token_types` ({', '.join(schema.target_token_types)}); "
@@ -259,8 +233,9 @@ def _check_periods(counts: dict[str, Any], schema: EventSchema) -> dict[str, int
     ):
         if not counts[key]:
             cutoffs = ", ".join(f"{name} {schema.cutoff(name)}" for name in ("validation", "test"))
-            raise ValueError(f"{where} ({cutoffs}), and {span}; move the cutoffs.")
-    return counts
+            raise ValueError(
+                f"{where} ({cutoffs}), and the log runs from {counts['first']} to {counts['last']}; move the cutoffs."
+            )
 
 
 def _warn_without_cases(counts: dict[str, Any], schema: EventSchema) -> None:
@@ -300,7 +275,6 @@ def prepare(
     reuse: bool = False,
     memory_limit: str = "1GB",
     spark_config: Mapping[str, str] | None = None,
-    progress: Callable[..., Any] | None = None,
 ) -> PreparedManifest:
     """Prepares an event log: `manifest.json`, `feature_extractor/`, `popularity.parquet` and shards of customers.
 
@@ -323,8 +297,6 @@ def prepare(
         memory_limit (`str`): memory that DuckDB may use before it spills to disk, such as "1GB".
         spark_config (`dict[str, str]`, *optional*): options of the Spark session, such as `{"spark.master":
             "local[2]"}`.
-        progress (`type`, *optional*): class of the progress bar, with the methods of `tqdm`. Default: the one of
-            transformers.
 
     Raises:
         ValueError: if the data do not fit the schema. The message names the column and the fix.
@@ -343,16 +315,15 @@ def prepare(
         "options": {"rows_per_shard": rows_per_shard},
     }
     if feature_extractor is not None:
-        facts["options"]["vocabularies"] = digest_of(feature_extractor)
+        facts["options"]["vocabularies"] = feature_extractor.values_digest
     existing = _reusable(output_dir, facts, overwrite, reuse)
     if existing is not None:
         return existing
     engine = engine_of(events, engine)
-    tqdm = progress or logging.tqdm
     with (
-        replacing(output_dir) as (target, scratch),
+        atomic_folder(output_dir) as (target, scratch),
         open_engine(engine, scratch, memory_limit, spark_config) as connection,
-        tqdm(total=len(schema.feature_names) + 3, desc="Preparing", unit="step") as bar,
+        logging.tqdm(total=len(schema.feature_names) + 3, desc="Preparing", unit="step") as bar,
     ):
         with caching(connection) as cache:
             reading = (schema, feature_extractor)
@@ -389,7 +360,8 @@ def _run(
     if not counts["rows"]:
         left = f" besides the {bad:,} that `on_bad_row: drop` left out" if bad else ""
         raise ValueError(f"The event table is empty; it needs at least one row{left}.")
-    counts = _check_periods(counts, schema)
+    _check_periods(counts, schema)
+    del counts["first"], counts["last"]
     profiles = None
     if schema.profile:
         profiles = cache(normalise_profile(open_profile(profile, connection, schema, text), schema))

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MISSING_ID, UNKNOWN_ID
 from modeling_mcm.data.cases import ENDS, count_cases
-from modeling_mcm.data.dataset import sha256_of, write_table
+from modeling_mcm.data.dataset import write_table
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.schema_mcm import CATEGORICAL, value_indices
 from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
@@ -36,15 +37,8 @@ def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSch
     """Collects the events of each customer into one row.
 
     Events are ordered by visit, then time, ids and values, so that nothing depends on the order of the input. They are
-    sorted after they are collected, because not every engine can collect in an order.
-
-    Args:
-        encoded (`ibis.Table`): one row per event, from `encode_events`.
-        profiles (`ibis.Table` or None): encoded profiles, from `encode_profiles`.
-        schema (`EventSchema`): event schema of the log.
-
-    Returns:
-        `ibis.Table`: one row per customer, with the internal columns of `shard_schema` and the number of its `shard`.
+    sorted after they are collected, because not every engine can collect in an order. Returns one row per customer,
+    with the internal columns of `shard_schema` and the number of its `shard`.
     """
     names = [f"f{i}" for i in range(len(schema.features))]
     value_names = [f"v{i}" for i in value_indices(schema.features)]
@@ -82,12 +76,8 @@ def _time(event: ir.StructValue, schema: EventSchema) -> ir.IntegerValue:
 def shard_schema(schema: EventSchema) -> tuple[list[str], pa.Schema]:
     """Gives the columns of a shard.
 
-    Args:
-        schema (`EventSchema`): event schema of the log.
-
-    Returns:
-        `tuple[list[str], pyarrow.Schema]`: internal names of the columns as in `customer_rows`, in the order of a
-        shard; and the shard's own names and types.
+    Returns the internal names of the columns as in `customer_rows`, in the order of a shard; and the shard's own names
+    and types.
     """
     ids = pa.list_(pa.int32())
     columns = [("customer_id", "customer_id", pa.string()), ("times", "times", pa.list_(pa.int64()))]
@@ -105,12 +95,7 @@ def shard_schema(schema: EventSchema) -> tuple[list[str], pa.Schema]:
 def shard_table(rows: pa.Table, schema: EventSchema) -> pa.Table:
     """Gives rows the form in which they stand in a shard.
 
-    Args:
-        rows (`pyarrow.Table`): rows of `customer_rows`.
-        schema (`EventSchema`): event schema of the log.
-
-    Returns:
-        `pyarrow.Table`: the rows in the order of `customer_id`.
+    Returns the rows in the order of `customer_id`.
     """
     internal, arrow_schema = shard_schema(schema)
     return rows.sort_by("customer_id").select(internal).rename_columns(arrow_schema.names).cast(arrow_schema)
@@ -119,15 +104,8 @@ def shard_table(rows: pa.Table, schema: EventSchema) -> pa.Table:
 def continued(rows: pa.Table, prefix_visits: NDArray[np.int64], others: pa.Table) -> pa.Table:
     """Continues rows of a shard: their first visits stay, and new events follow.
 
-    Customers without any event are left out. A customer's profile is the newest one.
-
-    Args:
-        rows (`pyarrow.Table`): rows of a shard.
-        prefix_visits (`NDArray[int64]` of shape `(rows,)`): number of visits that stay in each row.
-        others (`pyarrow.Table`): rows with the new events, of these customers and of new ones.
-
-    Returns:
-        `pyarrow.Table`: one row per customer, in the order of `customer_id`.
+    Customers without any event are left out. A customer's profile is the newest one. Returns one row per customer, in
+    the order of `customer_id`.
     """
     lengths = pc.list_value_length(rows["visits"]).to_numpy()
     owners = np.repeat(np.arange(len(rows)), lengths)
@@ -169,18 +147,10 @@ def _lists(values: pa.ChunkedArray, lengths: NDArray[np.int64], kind: pa.ListTyp
 def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
     """Writes a shard whole or not at all.
 
-    Args:
-        table (`pyarrow.Table`): rows of the shard.
-        path (`Path`): path of the file.
-
-    Returns:
-        `dict`: the shard's entry in the manifest: `file`, `rows`, `bytes` and `sha256`.
-
-    Raises:
-        OSError: if the file can't be written.
+    Returns the shard's entry in the manifest: `file`, `rows`, `bytes` and `sha256`.
     """
     write_table(path, table.combine_chunks(), compression="zstd", row_group_size=ROWS_PER_ROW_GROUP)
-    return {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    return {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def write_shards(
@@ -188,19 +158,8 @@ def write_shards(
 ) -> Iterator[dict[str, Any]]:
     """Writes all shards into a folder.
 
-    Args:
-        encoded (`ibis.Table`): encoded events with the number of their `shard`, cached.
-        profiles (`ibis.Table` or None): encoded profiles.
-        schema (`EventSchema`): event schema of the log.
-        directory (`Path`): the folder.
-        number (`int`): number of shards.
-
-    Yields:
-        `dict`: entry of each shard in the manifest, in the order of the shards, with the key `cases` added: the
-        evaluation cases of the shard, from `count_cases`.
-
-    Raises:
-        OSError: if the disk is full, or workers of Spark write to another disk than this process reads.
+    Yields the entry of each shard in the manifest, in the order of the shards, with the key `cases` added: the
+    evaluation cases of the shard, from `count_cases`.
     """
     rows = functools.partial(customer_rows, profiles=profiles, schema=schema)
 
@@ -223,14 +182,8 @@ def write_shards(
 def popularity(encoded: ir.Table, fitted: Vocabularies, schema: EventSchema) -> pa.Table:
     """Counts every value in the training period.
 
-    Args:
-        encoded (`ibis.Table`): encoded events.
-        fitted (`Vocabularies`): vocabularies of the data set.
-        schema (`EventSchema`): event schema of the log.
-
-    Returns:
-        `pyarrow.Table`: columns feature, id, value, count (number of events) and target_count (number of target
-        events), in the order of features and ids.
+    Returns the columns feature, id, value, count (number of events) and target_count (number of target events), in the
+    order of features and ids.
     """
     training = encoded.filter(encoded.period == 0)
     parts = []
@@ -252,16 +205,7 @@ def popularity(encoded: ir.Table, fitted: Vocabularies, schema: EventSchema) -> 
 def count_ids(encoded: ir.Table, schema: EventSchema) -> dict[str, Any]:
     """Counts the events of the log with a missing or unknown value, and the events that preparation added.
 
-    Args:
-        encoded (`ibis.Table`): encoded events.
-        schema (`EventSchema`): event schema of the log.
-
-    Returns:
-        `dict`: `missing` and `unknown`, by feature a number of events; and `ends_of_visit`, the number of added
-        events.
-
-    Raises:
-        ValueError: if an event has no value at all, so that it would have no embedding.
+    Returns `missing` and `unknown`, by feature a number of events; and `ends_of_visit`, the number of added events.
     """
     events = encoded.filter(encoded.closes_visit == 0)
     sums: dict[str, ir.Value] = {}

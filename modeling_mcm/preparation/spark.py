@@ -16,7 +16,6 @@ from typing import Any
 
 from modeling_mcm.extras import needs
 from modeling_mcm.preparation.files import InputFiles
-from modeling_mcm.preparation.text_files import DELIMITERS, TextFiles, TextFormat
 
 with needs("data"):
     import ibis
@@ -31,7 +30,6 @@ SPARK_SETTINGS = {
     "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
     "spark.sql.ansi.enabled": "true",
     "spark.sql.execution.arrow.pyspark.enabled": "true",
-    "spark.sql.csv.parser.columnPruning.enabled": "false",  # otherwise Spark does not count the fields of a row
 }
 
 
@@ -39,16 +37,7 @@ SPARK_SETTINGS = {
 def spark_session(config: Mapping[str, str]) -> Iterator[Any]:
     """Opens the Spark session that runs in this process, or starts a new one, which is stopped at the end.
 
-    Args:
-        config (`dict[str, str]`): options of the session.
-
-    Yields:
-        `pyspark.sql.SparkSession`: the session.
-
-    Raises:
-        ImportError: if Spark is not installed.
-        ValueError: if a running session can't change an option any more.
-        OSError: if Spark does not start.
+    Yields the session.
     """
     try:
         from pyspark.sql import SparkSession
@@ -83,11 +72,7 @@ def spark_session(config: Mapping[str, str]) -> Iterator[Any]:
 
 @contextmanager
 def spark_settings(connection: ibis.BaseBackend) -> Iterator[None]:
-    """Sets the options of `SPARK_SETTINGS` and registers `shortest_text` on Spark, and sets the options back.
-
-    Args:
-        connection (`ibis.BaseBackend`): connection to an engine; nothing happens where it is another than Spark.
-    """
+    """Sets the options of `SPARK_SETTINGS` and registers `shortest_text` on Spark, and sets the options back."""
     if connection.name != SPARK:
         yield
         return
@@ -107,37 +92,21 @@ def spark_settings(connection: ibis.BaseBackend) -> Iterator[None]:
 
 
 def session_of(connection: Any) -> Any:
-    """The Spark session of a connection.
-
-    Args:
-        connection (`ibis.BaseBackend`): connection to Spark.
-    """
+    """The Spark session of a connection."""
     return connection._session  # Ibis has no other way to its session
 
 
-def read_by_spark(
-    files: InputFiles, connection: Any, what: str, text: TextFiles | None
-) -> Iterator[tuple[ir.Table, frozenset[str]]]:
-    """Reads files as tables of Spark. Files that this process does not reach are read unchecked.
+def read_by_spark(files: InputFiles, connection: Any, what: str) -> Iterator[tuple[ir.Table, frozenset[str]]]:
+    """Reads Parquet files as tables of Spark. Files that this process does not reach are read unchecked.
 
-    Args:
-        files (`InputFiles`): the files, of one kind.
-        connection (`ibis.BaseBackend`): connection to Spark.
-        what (`str`): "event" or "profile", for messages.
-        text (`TextFiles`, *optional*): how text files are written. Default: the usual format.
-
-    Yields:
-        `tuple[ibis.Table, frozenset[str]]`: a table, and the names of its columns that have no value.
-
-    Raises:
-        ValueError: if Spark can't read a file.
+    Yields a table, and the names of its columns that have no value.
     """
     for part, empty in _by_empty_columns(files):
         reader = session_of(connection).read
         if part.partitioned:
             reader = reader.option("basePath", part.root)
         try:
-            read = reader.parquet(*part.paths) if part.kind == "parquet" else _read_csv(reader, part, text)
+            read = reader.parquet(*part.paths)
         except spark_errors() as error:
             raise ValueError(
                 f"Spark can't read the {what} file {part.root} ({reason_of(error)}); check the path, write times in "
@@ -160,44 +129,14 @@ def _by_empty_columns(files: InputFiles) -> list[tuple[InputFiles, frozenset[str
     ]
 
 
-def _read_csv(reader: Any, files: InputFiles, text: TextFiles | None) -> Any:
-    """Reads text files that only Spark reaches. Spark does not name bad lines, and can't count those it drops."""
-    import pyspark.sql.functions as F
-
-    written = text.format if text else TextFormat()
-    if written.on_bad_row != "error":
-        raise ValueError(
-            f"`on_bad_row: {written.on_bad_row}` needs files that this process can read, and only Spark reaches "
-            f"{files.root}; copy the log, or write it as Parquet."
-        )
-    frame = reader.csv(
-        list(files.paths),
-        header=True,
-        sep=written.delimiter or DELIMITERS[files.kind][0],
-        quote=written.quote,
-        escape=written.escape or written.quote,
-        multiLine=True,
-        mode="FAILFAST",
-    )
-    return frame.select([F.nullif(F.col(f"`{name}`"), F.lit("")).alias(name) for name in frame.columns])
-
-
 @ibis.udf.scalar.builtin
 def shortest_text(number: float) -> str:  # type: ignore[empty-body]
-    """Writes a number as its shortest exact text. `spark_settings` registers this function in Spark.
-
-    Args:
-        number (`float`): the number.
-    """
+    """Writes a number as its shortest exact text. `spark_settings` registers this function in Spark."""
 
 
 @contextmanager
 def worker_errors() -> Iterator[None]:
-    """Turns an error of a Spark worker into an `OSError` with the reason alone, without the traces of Java.
-
-    Raises:
-        OSError: if a worker failed.
-    """
+    """Turns an error of a Spark worker into an `OSError` with the reason alone, without the traces of Java."""
     try:
         yield
     except spark_errors() as error:
@@ -213,11 +152,7 @@ def spark_errors() -> tuple[type[Exception], ...]:
 
 
 def reason_of(error: Exception) -> str:
-    """The line of an error message that gives the reason; the other lines are traces of a worker and of Java.
-
-    Args:
-        error (`Exception`): an error of Spark.
-    """
+    """The line of an error message that gives the reason; the other lines are traces of a worker and of Java."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for mark in ("Error: ", "Exception: ") for line in lines if mark in line]
     return (telling or lines)[0]

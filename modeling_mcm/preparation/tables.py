@@ -9,11 +9,9 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 
 from modeling_mcm.extras import needs
@@ -38,11 +36,7 @@ with needs("data"):
 
 
 def open_table(
-    source: Any,
-    connection: ibis.BaseBackend,
-    what: str,
-    columns: Sequence[str] = (),
-    text: TextFiles | None = None,
+    source: Any, connection: ibis.BaseBackend, what: str, columns: Sequence[str] = (), text: TextFiles | None = None
 ) -> ir.Table:
     """Opens Parquet or CSV files, a folder of them, a data frame, an Arrow table or an Ibis table.
 
@@ -83,15 +77,6 @@ def number_rows(table: ir.Table, source: Any, connection: Any, column: str) -> i
     """Adds a column with the number of each row in the files, the data frame or the Arrow table, from 0.
 
     Files are read in the given order, and the files of a folder in the order of their names.
-
-    Args:
-        table (`ibis.Table`): table from `open_table`.
-        source (`Any`): what the table was opened from.
-        connection (`ibis.BaseBackend`): connection from `open_engine`.
-        column (`str`): name of the new column.
-
-    Raises:
-        ValueError: if the rows have no order that would be the same next time.
     """
     if connection.name != "duckdb" or isinstance(source, ir.Table):
         raise ValueError(
@@ -112,21 +97,11 @@ def _as_parquet(
         text = TextFiles(TextFormat(), Path(tempfile.mkdtemp(prefix="mcm-text-")))
         weakref.finalize(connection, shutil.rmtree, text.folder, ignore_errors=True)
     check_files(found, what, columns, text.format)
-    return [files if files.kind == "parquet" else _text_as_parquet(files, what, columns, text) for files in found]
-
-
-def _text_as_parquet(files: InputFiles, what: str, columns: Sequence[str], text: TextFiles) -> InputFiles:
-    folder, paths = text.to_parquet(files.paths, files.root, files.kind, files.filesystem, what, columns)
-    return replace(files, root=str(folder), paths=paths, kind="parquet", filesystem=fsspec.filesystem("file"))
+    return [files if files.kind == "parquet" else text.to_parquet(files, what, columns) for files in found]
 
 
 def read_files(files: InputFiles, connection: Any) -> ir.Table:
-    """Reads Parquet files as a table of DuckDB.
-
-    Args:
-        files (`InputFiles`): the files.
-        connection (`ibis.BaseBackend`): connection to DuckDB.
-    """
+    """Reads Parquet files as a table of DuckDB."""
     names = files.filesystem.protocol
     name = names if isinstance(names, str) else names[0]
     if not is_local(files.filesystem) and not connection.con.filesystem_is_registered(name):
@@ -140,16 +115,17 @@ def read_files(files: InputFiles, connection: Any) -> ir.Table:
 def _open_on_spark(
     source: Any, connection: Any, what: str, columns: Sequence[str], text: TextFiles | None
 ) -> ir.Table:
-    """Spark reads addresses of stores itself (by Hadoop), so it gets these addresses as they are, unchecked."""
+    """Spark reads Parquet in stores itself (by Hadoop), so it gets these addresses as they are, unchecked."""
     addresses = [str(part) for part in (source if isinstance(source, list | tuple) else [source])]
-    local = [address for address in addresses if "://" not in address or address.startswith("file://")]
-    found = find_files(local, what) if local else []
-    if found:
-        found = _as_parquet(found, connection, what, columns, text)
-    for address in addresses:
-        if address not in local:
-            found.append(InputFiles(address, (address,), kind_of(address) or "parquet", None))
-    tables = [part for files in merged(found) for part in read_by_spark(files, connection, what, text)]
+    stored = [
+        address
+        for address in addresses
+        if "://" in address and not address.startswith("file://") and kind_of(address) in (None, "parquet")
+    ]
+    others = [address for address in addresses if address not in stored]
+    found = _as_parquet(find_files(others, what), connection, what, columns, text) if others else []
+    found += [InputFiles(address, (address,), "parquet", None) for address in stored]
+    tables = [part for files in merged(found) for part in read_by_spark(files, connection, what)]
     return _together(tables, what, columns)
 
 

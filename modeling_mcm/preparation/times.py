@@ -24,16 +24,7 @@ BLOCK = 10 * SECONDS_PER_DAY  # seconds in which a time zone's offset changes at
 def seconds_of(table: ir.Table, name: str, time_zone: str) -> ir.IntegerValue:
     """Whole seconds of the time column. Times with a zone go to the schema's zone, other times stay as they are.
 
-    Args:
-        table (`ibis.Table`): the log.
-        name (`str`): name of the time column.
-        time_zone (`str`): time zone of the log.
-
-    Returns:
-        `ibis.IntegerValue`: seconds since 1970-01-01, null where a text is no time.
-
-    Raises:
-        ValueError: if the column has another type than a timestamp, a date or text.
+    Returns seconds since 1970-01-01, null where a text is no time.
     """
     column = table[name]
     kind = column.type()
@@ -62,8 +53,7 @@ def seconds_of(table: ir.Table, name: str, time_zone: str) -> ir.IntegerValue:
 def _seconds_of_text(column: ir.StringValue) -> tuple[ir.IntegerValue, ir.BooleanValue]:
     """Reads times as times_mcm.py does.
 
-    Returns:
-        Whole seconds, in UTC where the text has a zone, and whether it has a zone.
+    Returns whole seconds, in UTC where the text has a zone, and whether it has a zone.
     """
     day, clock, zone = (column.re_extract(TIME_PATTERN, group) for group in (1, 2, 3))
     text = day.replace("/", "-") + " " + ibis.ifelse(clock == "", "00:00", clock)
@@ -87,15 +77,8 @@ def offset_steps(zone: tzinfo, ranges: Iterable[tuple[int, int]]) -> list[tuple[
     """Finds when a time zone's offset to UTC changes within some ranges of time.
 
     A change between two ranges counts as one change at the start of the second range. So a log of a few years with one
-    time in another century needs few steps.
-
-    Args:
-        zone (`tzinfo`): the time zone.
-        ranges (`Iterable[tuple[int, int]]`): first and last second of each range, in UTC, since 1970-01-01, ascending.
-
-    Returns:
-        `list[tuple[int, int]]`: second of each change, and the change of the offset in seconds. The first entry has
-        the offset itself.
+    time in another century needs few steps. Returns the second of each change, and the change of the offset in
+    seconds. The first entry has the offset itself.
     """
     steps: list[tuple[int, int]] = []
     offset = 0
@@ -118,20 +101,11 @@ def offset_steps(zone: tzinfo, ranges: Iterable[tuple[int, int]]) -> list[tuple[
 def epoch_seconds(time: datetime) -> int:
     """Counts the seconds from 1970-01-01 to a time without a zone.
 
-    Args:
-        time (`datetime`): the time.
-
-    Returns:
-        `int`: whole seconds, rounded down.
+    Returns whole seconds, rounded down.
     """
     return (time - EPOCH) // timedelta(seconds=1)
 
 
 def moment_text(moment: ir.IntegerValue, schema: EventSchema) -> ir.StringValue:
-    """Writes a time as text, or the number of an event in a log without times.
-
-    Args:
-        moment (`ibis.IntegerValue`): second, or number.
-        schema (`EventSchema`): event schema of the log.
-    """
+    """Writes a time as text, or the number of an event in a log without times."""
     return (moment.as_timestamp("s") if schema.order is None else moment).cast("string")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ from modeling_mcm.data.dataset import (
 )
 from modeling_mcm.data.schema import EventSchema
 from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import atomic_folder, locked
 from modeling_mcm.preparation.files import check_files, describe
-from modeling_mcm.preparation.locks import locked
 from modeling_mcm.preparation.text_files import TextFiles
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import ROWS
@@ -55,7 +55,7 @@ with needs("data"):
         together,
     )
     from modeling_mcm.preparation.counts import recount
-    from modeling_mcm.preparation.engine import caching, link, open_engine, replacing
+    from modeling_mcm.preparation.engine import caching, link, open_engine
     from modeling_mcm.preparation.events import (
         count_bad,
         find_visits,
@@ -63,56 +63,32 @@ with needs("data"):
         normalise_profile,
         open_profile,
     )
-    from modeling_mcm.preparation.prepare import check_events, check_profile, digest_of, versions
-    from modeling_mcm.preparation.rows import (
-        continued,
-        count_ids,
-        customer_rows,
-        popularity,
-        shard_table,
-        write_shard,
-    )
+    from modeling_mcm.preparation.prepare import check_events, check_profile, versions
+    from modeling_mcm.preparation.rows import continued, count_ids, customer_rows, popularity, shard_table, write_shard
     from modeling_mcm.preparation.tables import read_files
     from modeling_mcm.preparation.vocabulary import Vocabularies, encode_events, encode_profiles, vocabularies_of
 
 
 @dataclass(frozen=True)
 class Update:
-    """What an update did.
-
-    Attributes:
-        manifest (`PreparedManifest`): the manifest as written.
-        files (`list[str]`): names of the log's files that were new, changed or gone.
-        customers (`int`): number of customers whose rows changed.
-        events (`int`): number of their events that were read and prepared again, with the events of the last visit
-            that stays.
-        shards (`int`): number of shards that were written again. The others are the same files as before.
-        added (`dict[str, list[str]]`): by feature the values that joined its vocabulary.
-    """
+    """What an update did."""
 
     manifest: PreparedManifest
-    files: list[str]
-    customers: int
-    events: int
-    shards: int
-    added: dict[str, list[str]]
+    files: list[str]  # names of the log's files that were new, changed or gone
+    customers: int  # number of customers whose rows changed
+    events: int  # number of their events that were read again, with those of the last visit that stays
+    shards: int  # number of shards that were written again; the others are the same files as before
+    added: dict[str, list[str]]  # by feature the values that joined its vocabulary
 
 
 @dataclass(frozen=True)
 class _Part:
-    """The last events of some customers, encoded, with what a manifest counts of them.
-
-    Attributes:
-        encoded (`ibis.Table`): the events, from `encode_events`.
-        counts (`dict`): counts of the manifest.
-        popularity (`pyarrow.Table`): popularity of the values in these events.
-        cases (`Counter[str]`): evaluation cases among the whole histories of these customers.
-    """
+    """The last events of some customers, encoded, with what a manifest counts of them."""
 
     encoded: ir.Table
     counts: dict[str, Any]
     popularity: pa.Table
-    cases: Counter[str]
+    cases: Counter[str]  # evaluation cases among the whole histories of these customers
 
 
 def _encode(events: ir.Table, changes: Changes, fitted: Vocabularies, schema: EventSchema, cache: Cache) -> _Part:
@@ -207,12 +183,6 @@ def _exchange_rows(
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
     """Exchanges the rows of changed customers in a shard.
 
-    Args:
-        table: rows of the shard.
-        customers: ids of the customers of this shard that change.
-        prefix_visits: number of visits that stay, of each of these customers.
-        new_rows: rows with what comes after these visits.
-
     Returns the rows of the shard, and the changed customers' rows before and after.
     """
     is_changed = pc.is_in(table["customer_id"], customers)
@@ -226,13 +196,6 @@ def _write_shards(
     data: PreparedData, target: Path, changed: Collection[int], renew: Callable[[int, pa.Table], pa.Table]
 ) -> list[dict[str, Any]]:
     """Writes the shards of the new data set. Those that do not change are links to the files of the old one.
-
-    Args:
-        data: the old data set.
-        target: folder of the new one.
-        changed: indices of the shards that change.
-        renew: makes the new rows of a shard from its index and its rows. Twice as many rows as a shard should have
-            become two shards, and so on; no rows become no shard.
 
     Returns what the manifest says of each shard.
     """
@@ -323,7 +286,7 @@ def _update(
     for shard in manifest.shards:
         check_shard(directory / shard["file"], shard, verify=False)
     with (
-        replacing(directory) as (target, scratch),
+        atomic_folder(directory) as (target, scratch),
         open_engine("duckdb", scratch, memory_limit) as connection,
         caching(connection) as cache,
     ):
@@ -358,17 +321,9 @@ def _update(
         measures, _ = recount(connection, target, [target / piece["file"] for piece in pieces], schema)
         counts = _updated_counts(manifest, before, after, profiles, more_bad)
         options = manifest.options | {"updates": manifest.options.get("updates", 0) + 1}
-        options |= {"vocabularies": digest_of(extractor)} if "vocabularies" in options or added else {}
+        options |= {"vocabularies": extractor.values_digest} if "vocabularies" in options or added else {}
+        facts: dict[str, Any] = {"options": options, "counts": counts, "shards": pieces, "measures": measures}
         source = {"events": files.log, "profile": people}
-        result = PreparedManifest(
-            schema=manifest.schema,
-            input=source,
-            options=options,
-            counts=counts,
-            seeds={},
-            versions=versions(connection),
-            shards=pieces,
-            measures=measures,
-        )
+        result = replace(manifest, input=source, versions=versions(connection), **facts)
         result.save(target)
     return Update(result, files.names, len(changes.customers), after.counts["events"], len(written), added)

@@ -35,40 +35,20 @@ with needs("data"):
 
 @dataclass
 class Vocabularies:
-    """What is fitted on the training period.
+    """What is fitted on the training period."""
 
-    Attributes:
-        values (`dict[str, list[str]]`): by categorical feature its values, in the order of their ids, which begin at
-            2.
-        bins (`dict[str, list[float]]`): by binned feature the inner edges of its bins, strictly increasing.
-    """
-
+    # By categorical feature its values, in the order of their ids, which begin at 2.
     values: dict[str, list[str]] = field(default_factory=dict)
+    # By binned feature the inner edges of its bins, strictly increasing.
     bins: dict[str, list[float]] = field(default_factory=dict)
 
     def id_of(self, name: str, value: str) -> int:
-        """Finds the id of a value.
-
-        Args:
-            name (`str`): name of the feature.
-            value (`str`): the value.
-
-        Raises:
-            ValueError: if the value is not in the vocabulary.
-        """
+        """Finds the id of a value."""
         return FIRST_VALUE_ID + self.values[name].index(value)
 
 
 def vocabularies_of(feature_extractor: MCMFeatureExtractor, schema: EventSchema) -> Vocabularies:
-    """Gives the vocabularies and bins of a checkpoint, to encode another log for it.
-
-    Args:
-        feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
-        schema (`EventSchema`): event schema of the other log.
-
-    Raises:
-        ValueError: if the schema has other features than the checkpoint, or reads events in another way.
-    """
+    """Gives the vocabularies and bins of a checkpoint, to encode another log for it."""
     known = feature_extractor.schema
     if (schema.order is None) != (known.order is None):
         raise ValueError(
@@ -107,18 +87,8 @@ def fit_values(column: ir.Value, spec: FeatureSpec) -> list[str]:
     """Finds the values of a feature that are frequent enough.
 
     The engine leaves out values by their counts alone, and the order is made in this process, so no engine has to sort
-    all values.
-
-    Args:
-        column (`ibis.Value`): values of the feature, one per event.
-        spec (`FeatureSpec`): the feature, with `min_count` and `max_values`.
-
-    Returns:
-        `list[str]`: values with at least `min_count` events, `max_values` at most, the most frequent first and equally
-        frequent ones by their text.
-
-    Raises:
-        ValueError: if more values are left than one process should hold.
+    all values. Returns values with at least `min_count` events, `max_values` at most, the most frequent first and
+    equally frequent ones by their text.
     """
     table = column.name("value").as_table()
     counts = table.filter(table.value.notnull()).group_by("value").agg(number=lambda t: t.count())
@@ -141,12 +111,7 @@ def fit_values(column: ir.Value, spec: FeatureSpec) -> list[str]:
 def each_value(column: ir.Value, spec: FeatureSpec) -> ir.Value:
     """Gives each of several values of an event a row of its own.
 
-    Args:
-        column (`ibis.Value`): column of the feature.
-        spec (`FeatureSpec`): the feature.
-
-    Returns:
-        `ibis.Value`: the values; the column itself where an event has one value.
+    Returns the values; the column itself where an event has one value.
     """
     return column if spec.item is None else column.unnest()
 
@@ -156,13 +121,7 @@ def fit_bins(column: ir.Value, bins: int) -> list[float]:
 
     A quantile lies between the two neighbours of its rank, as numpy defines it. The neighbours are found by counting,
     which an engine can spill to disk. An engine's own quantile holds the column in memory and rounds in its own way.
-
-    Args:
-        column (`ibis.Value`): numbers; null and infinite ones do not count.
-        bins (`int`): number of bins.
-
-    Returns:
-        `list[float]`: the edges, strictly increasing; fewer than `bins - 1` where values repeat.
+    Returns the edges, strictly increasing; fewer than `bins - 1` where values repeat.
     """
     table = column.name("value").as_table()
     finite = table.filter(table.value.abs() < float("inf"))  # `isinf` is always false in Ibis' PySpark backend
@@ -195,18 +154,7 @@ def fit(
     schema: EventSchema,
     on_feature: Callable[[str], None],
 ) -> Vocabularies:
-    """Fits the vocabulary or the bins of every feature on the training period (period 0).
-
-    Args:
-        events (`ibis.Table`): normalised events with `period`.
-        visits (`ibis.Table`): the visits. Each counts once for "days_since_visit".
-        profiles (`ibis.Table` or None): normalised profiles. Only customers with a training event count.
-        schema (`EventSchema`): event schema of the log.
-        on_feature (`Callable[[str], None]`): progress callback; it gets the name of each feature that is done.
-
-    Raises:
-        ValueError: if a feature has more values than one process should hold.
-    """
+    """Fits the vocabulary or the bins of every feature on the training period (period 0)."""
     fitted = Vocabularies()
     training = events.filter(events.period == 0)
     sources = raw_indices(schema.features)
@@ -321,13 +269,7 @@ def _encode_raw(table: ir.Table, specs: Sequence[FeatureSpec], letter: str, fitt
 
 
 def encode_profiles(profiles: ir.Table, fitted: Vocabularies, schema: EventSchema) -> ir.Table:
-    """Replaces the raw values of profiles by ids.
-
-    Args:
-        profiles (`ibis.Table`): normalised profiles: customer_id and raw p0, p1 ...
-        fitted (`Vocabularies`): vocabularies and bins.
-        schema (`EventSchema`): event schema of the log.
-    """
+    """Replaces the raw values of profiles by ids."""
     return _encode_raw(profiles, schema.profile, "p", fitted)
 
 
@@ -342,16 +284,8 @@ def _derived(table: ir.Table, spec: FeatureSpec, fitted: Vocabularies, second: s
 def encode_events(events: ir.Table, visits: ir.Table, fitted: Vocabularies, schema: EventSchema) -> ir.Table:
     """Computes the ids of all events, and adds the events that close visits.
 
-    Args:
-        events (`ibis.Table`): normalised events: customer_id, shard, second, period, visit_key, is_target and raw f0,
-            f1 ...
-        visits (`ibis.Table`): the visits, from `find_visits`, with the number of their shard.
-        fitted (`Vocabularies`): vocabularies and bins.
-        schema (`EventSchema`): event schema of the log.
-
-    Returns:
-        `ibis.Table`: one row per event: customer_id, shard, visit, period, closes_visit (1 for an added event),
-        second, f0, f1 ... (ids), is_target, and v0, v1 ... (values of numeric features, numbered like the features).
+    Returns one row per event: customer_id, shard, visit, period, closes_visit (1 for an added event), second, f0, f1
+    ... (ids), is_target, and v0, v1 ... (values of numeric features, numbered like the features).
     """
     joined = events.inner_join(
         visits.select("customer_id", "period", "visit_key", "visit", "days"), ["customer_id", "period", "visit_key"]

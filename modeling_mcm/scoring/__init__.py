@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Scores all customers of a data set, writes the scores into a folder of predictions, and watches such folders."""
+"""Scores all customers of a data set and writes the scores into a folder of predictions."""
 
 from modeling_mcm.scoring.scorer import SCORES, Scorer, ScoringJob, model_digest, score_on_spark
 

@@ -9,42 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from modeling_mcm.data import PreparedManifest
 from modeling_mcm.files_mcm import write_json
 
 IDENTITY_FILE, HISTORIES = "_predictions.json", "_histories"  # readers of Parquet folders skip such names
-UNTIL = "until"  # key of the time of the latest known event, in seconds; absent in folders of older versions
-
-
-def last_event(data: Path) -> int:
-    """Finds the latest event of a prepared data set.
-
-    Args:
-        data (`Path`): folder of the prepared data set.
-
-    Returns:
-        `int`: time of the event, in seconds since 1970-01-01; 0 if there is no event.
-    """
-    latest = [
-        pc.max(pq.read_table(data / shard["file"], columns=["times"])["times"].combine_chunks().flatten()).as_py()
-        for shard in PreparedManifest.load(data).shards
-    ]
-    return max((second for second in latest if second is not None), default=0)
 
 
 def is_whole(path: Path, rows: int) -> bool:
-    """Says whether a file of an earlier run is whole, so that it need not be written again.
-
-    Args:
-        path (`Path`): path of the file, which need not exist.
-        rows (`int`): number of rows that the file must have.
-
-    Returns:
-        `bool`: whether it is a readable Parquet file with so many rows.
-    """
+    """Says whether a file of an earlier run is a readable Parquet file with `rows` rows; it need not exist."""
     try:
         return pq.read_metadata(path).num_rows == rows
     except (OSError, pa.ArrowInvalid):
@@ -52,14 +25,7 @@ def is_whole(path: Path, rows: int) -> bool:
 
 
 def check_folder(folder: Path) -> None:
-    """Checks that a folder holds nothing but predictions, or what a run that was killed left there.
-
-    Args:
-        folder (`Path`): the folder, which need not exist.
-
-    Raises:
-        ValueError: if something else is in the folder.
-    """
+    """Raises `ValueError` if a folder holds anything but predictions, or what a run that was killed left there."""
     own = (HISTORIES, f".{HISTORIES}.", f".{IDENTITY_FILE}.")
     others = [path for path in folder.glob("*") if not path.name.startswith(own)] if folder.is_dir() else []
     if others and not (folder / IDENTITY_FILE).is_file():
@@ -83,7 +49,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
         except ValueError:
             earlier = {}
         earlier = earlier if isinstance(earlier, dict) else {}
-        if changed := sorted(name for name in {*identity} - {UNTIL} if earlier.get(name) != identity[name]):
+        if changed := sorted(name for name in identity if earlier.get(name) != identity[name]):
             raise ValueError(
                 f"{folder} holds predictions of another {', '.join(changed)}: choose another --output_dir, or remove "
                 "that one."
@@ -95,15 +61,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def forget_in_predictions(folder: Path, customers: Collection[str]) -> int:
-    """Deletes customers from a folder of predictions, and corrects the number of customers that it says it has.
-
-    Args:
-        folder (`Path`): folder of predictions, or one file.
-        customers (`Collection[str]`): ids of the customers.
-
-    Returns:
-        `int`: number of rows that were deleted.
-    """
+    """Deletes customers from a folder of predictions, or from one file, and returns the number of rows deleted."""
     from modeling_mcm.preparation.deletion import predictions_files
     from modeling_mcm.preparation.forget import forget_in_file
 

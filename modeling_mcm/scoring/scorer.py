@@ -10,7 +10,6 @@ customers are never in memory together.
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, batches_by_length
 from modeling_mcm.data.dataset import CUSTOMER, PreparedManifest
-from modeling_mcm.files_mcm import atomic_write
+from modeling_mcm.files_mcm import atomic_write, tensors_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation, MCMModel
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -77,25 +76,15 @@ class ScoringJob:
 
     @property
     def model_class(self) -> type[MCMModel] | type[MCMForMultiTaskRecommendation]:
-        """`type`: class of the model; with its head where a task is ranked."""
+        """The model's class, with its head if a task is ranked."""
         return MCMForMultiTaskRecommendation if self.tasks else MCMModel
 
     def parts(self, customers: int) -> list[tuple[Path, range]]:
-        """Divides the customers into files.
-
-        Args:
-            customers (`int`): number of customers in the data set.
-
-        Returns:
-            `list[tuple[Path, range]]`: by file its path, and the indices of its customers in the data set.
-        """
-        number = math.ceil(customers / self.rows_per_file)
-        files = [Path(self.output_dir, f"customers-{index:05d}-of-{number:05d}.parquet") for index in range(number)]
-        starts = range(0, customers, self.rows_per_file)
-        return [
-            (path, range(start, min(customers, start + self.rows_per_file)))
-            for path, start in zip(files, starts, strict=True)
-        ]
+        """Divides a number of customers into files: for each its path, and the indices of its customers."""
+        step, folder = self.rows_per_file, Path(self.output_dir)
+        number = math.ceil(customers / step)
+        paths = [folder / f"customers-{index:05d}-of-{number:05d}.parquet" for index in range(number)]
+        return [(path, range(i * step, min(customers, (i + 1) * step))) for i, path in enumerate(paths)]
 
 
 def model_digest(model: torch.nn.Module) -> str:
@@ -104,12 +93,8 @@ def model_digest(model: torch.nn.Module) -> str:
     Args:
         model (`torch.nn.Module`): the model.
     """
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        for part in _plain_parts(value):
-            digest.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    parts = {name: _plain_parts(value) for name, value in model.state_dict().items()}
+    return tensors_digest({f"{name} {k}": part for name in parts for k, part in enumerate(parts[name])})
 
 
 def _plain_parts(value: Any) -> list[torch.Tensor]:
@@ -120,13 +105,7 @@ def _plain_parts(value: Any) -> list[torch.Tensor]:
 
 
 class Scorer:
-    """Computes the columns of the output from prepared rows.
-
-    Args:
-        model (`PreTrainedModel`): model of the class that the job names.
-        extractor ([`MCMFeatureExtractor`]): feature extractor of the checkpoint.
-        job (`ScoringJob`): what is written.
-    """
+    """Computes the columns of the output from prepared rows, with a model of the class that the job names."""
 
     def __init__(self, model: Any, extractor: MCMFeatureExtractor, job: ScoringJob):
         self.model, self.job = model.eval(), job
@@ -135,35 +114,19 @@ class Scorer:
         self.shards = PreparedManifest.load(job.data).shards
 
     def _tops(self, task: str) -> int:
-        """Number of labels that are written for a task: `top_k` of the job, or all labels if these are fewer."""
         return min(self.job.top_k, len(self.values[task]) - FIRST_VALUE_ID)
 
     def write(self, path: Path, indices: range, progress: Callable[[int], Any] = bool) -> None:
-        """Scores some customers and writes their file whole or not at all.
+        """Scores the customers with these indices in the data set, and writes their file whole or not at all.
 
-        Args:
-            path (`Path`): path of the file.
-            indices (`range`): indices of the customers in the data set.
-            progress (`Callable[[int], Any]`): progress callback; it gets the number of customers of each batch that is
-                done.
-
-        Raises:
-            ValueError: if the model gives NaN or infinite numbers.
-            OSError: if the file can't be written.
+        `progress` and the errors are those of [`score`]; an `OSError` is raised if the file can't be written.
         """
         scores = self.score(self.read(indices), progress)
         with atomic_write(path) as partial:
             pq.write_table(scores, partial, compression="zstd")
 
     def read(self, indices: range) -> list[dict[str, Any]]:
-        """Reads the rows of some customers.
-
-        Args:
-            indices (`range`): indices of the customers in the data set.
-
-        Returns:
-            `list[dict]`: their rows, as `PreparedRows` gives them; `row` counts from 0.
-        """
+        """Reads the rows of the customers with these indices, as `PreparedRows` gives them; `row` counts from 0."""
         tables, start = [], 0
         for shard in self.shards:
             end = start + shard["rows"]
@@ -180,8 +143,7 @@ class Scorer:
 
         Args:
             rows (`list[dict]`): prepared rows of the customers.
-            progress (`Callable[[int], Any]`): progress callback; it gets the number of customers of each batch that is
-                done.
+            progress (`Callable[[int], Any]`): called with the number of customers of each batch that is done.
 
         Returns:
             `pyarrow.Table`: one row per customer, in the order of `rows`: `customer_id`; optionally `embedding`, a
@@ -200,7 +162,8 @@ class Scorer:
         by_visit = self.model.config.encoder_unit == "visit"
         lengths = [len(np.unique(visits)) if by_visit else len(visits) for visits in read]
         for batch in batches_by_length(lengths, self.job.batch_size):
-            inputs = self.collator([rows[index] for index in batch])
+            chosen = [rows[index] for index in batch]
+            inputs = self.collator(chosen)
             with torch.inference_mode():
                 outputs = self.model(**{name: value.to(self.model.device) for name, value in inputs.items()})
                 embeddings[batch] = outputs.pooler_output.float().cpu().numpy()
@@ -211,12 +174,7 @@ class Scorer:
                     best = logits.topk(self._tops(task))
                     labels[task][batch] = best.indices.cpu().numpy()
                     scores[task][batch] = (best.values - logits.logsumexp(-1, keepdim=True)).exp().cpu().numpy()
-            self._check_finite(
-                [rows[index] for index in batch],
-                embeddings[batch],
-                forecasts[batch],
-                *(scores[t][batch] for t in scores),
-            )
+            self._check_finite(chosen, embeddings[batch], forecasts[batch], *(scores[task][batch] for task in scores))
             progress(len(batch))
         columns: dict[str, Any] = {CUSTOMER: pa.array([row["customer_id"] for row in rows], pa.string())}
         if self.job.embeddings:
@@ -229,7 +187,6 @@ class Scorer:
         return pa.table(columns)
 
     def _check_finite(self, rows: Sequence[dict[str, Any]], *outputs: NDArray[np.float32]) -> None:
-        """Raises `ValueError` where a customer's output is NaN or infinite; arrays have the shape `(rows, ...)`."""
         bad = ~np.all([np.isfinite(values).all(axis=1) for values in outputs], axis=0)
         if bad.any():
             raise ValueError(
@@ -247,15 +204,8 @@ def _lists(values: pa.Array, number: int) -> pa.ListArray:
 def score_on_spark(session: Any, job: ScoringJob, digest: str, parts: Sequence[tuple[Path, range]]) -> None:
     """Scores parts on the workers of a Spark session, each part as one Spark task.
 
-    Args:
-        session (`pyspark.sql.SparkSession`): the session. Its workers must reach the model, the data and the output
-            folder by the same names as this process.
-        job (`ScoringJob`): what is scored.
-        digest (`str`): digest of the model, from `model_digest`. A worker that reads another model raises an error.
-        parts (`Sequence[tuple[Path, range]]`): the files to write, from `job.parts`.
-
-    Raises:
-        OSError: if a worker failed, or writes to another disk than this process reads.
+    The workers must reach the model, the data and the output folder by the same names as this process. An `OSError` is
+    raised if a worker failed, reads a model of another digest, or writes to another disk than this process reads.
     """
     from modeling_mcm.preparation.spark import worker_errors
 
@@ -273,7 +223,7 @@ def score_on_spark(session: Any, job: ScoringJob, digest: str, parts: Sequence[t
 
 @functools.lru_cache(maxsize=1)
 def _scorer(job: ScoringJob, digest: str) -> Scorer:
-    """The scorer of a worker: its model is loaded for the worker's first part and stays in memory for the others."""
+    """The scorer of a worker, which stays in memory for the worker's other parts."""
     model = job.model_class.from_pretrained(job.model)
     if model_digest(model) != digest:
         raise ValueError(f"A worker finds another model at {job.model}: give a folder that all machines share.")

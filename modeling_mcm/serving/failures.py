@@ -55,14 +55,7 @@ class StoreConflict(StoreFailure):
 
 @contextmanager
 def failure(store: str) -> Iterator[None]:
-    """A context that turns errors of a database into messages, after the transaction was rolled back.
-
-    Args:
-        store (`str`): Name of the store, for the messages.
-
-    Raises:
-        StoreFailure: For every error of the database.
-    """
+    """A context that turns every error of a database into a `StoreFailure`; the transaction was rolled back."""
     from sqlalchemy.exc import DBAPIError
 
     try:

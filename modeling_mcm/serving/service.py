@@ -25,13 +25,20 @@ from modeling_mcm.serving.store import NOTHING, Change, EventStore, StoredCustom
 TRIES = 8  # of a change that another service was faster than
 LOCKS = 64
 AHEAD = timedelta(seconds=60)  # by which the clock of a shop may be before that of the service
+COUNTED = (
+    "events_added",
+    "events_known",
+    "customers_late",
+    "states_read",
+    "states_made",
+    "states_damaged",
+    "conflicts",
+)
 
 
 @dataclass
 class _CachedCustomer:
-    """A customer in memory, with the event that it is up to date with, and the event that its stored state is up to
-    date with.
-    """
+    """A customer in memory, as of which change, and the number of the latest event in its stored state."""
 
     live: LiveCustomer
     customer: StoredCustomer
@@ -40,13 +47,9 @@ class _CachedCustomer:
 
 @dataclass(frozen=True)
 class Incoming:
-    """An event of a request.
+    """An event of a request: raw values by column of the log, and a profile that holds from then on.
 
-    Args:
-        event_id (`str`): Id of the event among the customer's events. Sent again, the event has the same id.
-        customer_id (`str`): Id of the event's customer.
-        event (`dict`): Raw values by column of the event log.
-        profile (`dict`, *optional*): The customer's profile from then on.
+    Sent again, an event has the same `event_id`, which is unique among the customer's events.
     """
 
     event_id: str
@@ -79,7 +82,7 @@ class CustomerService:
     ):
         self.model, self.extractor, self.store, self.clock = model, extractor, store, clock
         self.in_memory, self.keep_every = in_memory, keep_every
-        self.counts: Counter[str] = Counter()
+        self.counts = Counter(dict.fromkeys(COUNTED, 0))
         self._cached: OrderedDict[str, _CachedCustomer] = OrderedDict()
         self._memory_lock = threading.Lock()
         self._locks = [threading.Lock() for _ in range(LOCKS)]
@@ -178,15 +181,16 @@ class CustomerService:
         texts = self.store.known(customer_id, [event.event_id for event in events])
         new = []
         for event in events:
-            with naming(f"Event {event.event_id!r} of customer {customer_id!r}"):
+            name = f"Event {event.event_id!r} of customer {customer_id!r}"
+            with naming(name):
                 text = canonical(dict(event.event))
             if event.event_id not in texts:
                 texts[event.event_id] = text
                 new.append(event)
             elif texts[event.event_id] != text:
                 raise EventConflict(
-                    f"Event {event.event_id!r} of customer {customer_id!r} is known with other contents, "
-                    f"{_short(texts[event.event_id])}: give another event its own id, or delete that one first."
+                    f"{name} is known with other contents, {texts[event.event_id][:120]}: give another event its own "
+                    "id, or delete that one first."
                 )
         return new
 
@@ -194,14 +198,7 @@ class CustomerService:
 
     @contextmanager
     def customer(self, customer_id: str) -> Iterator[LiveCustomer]:
-        """Reads a customer as the store has it now, for one request.
-
-        Args:
-            customer_id (`str`): Id of the customer.
-
-        Raises:
-            UnknownCustomer: If the store has no event of the customer.
-        """
+        """Reads a customer as the store has it now, for one request; `UnknownCustomer` if it has no event."""
         with self._alone([customer_id]):
             cached = self._up_to_date(customer_id)
             if cached is None:
@@ -292,12 +289,3 @@ class CustomerService:
     def _count(self, name: str, number: int = 1) -> None:
         with self._memory_lock:
             self.counts[name] += number
-
-    @property
-    def remembered(self) -> int:
-        """Number of customers in memory."""
-        return len(self._cached)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 120 else f"{text[:120]}..."

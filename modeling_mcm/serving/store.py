@@ -31,13 +31,7 @@ WRITING = "mcm_writing"  # a connection's option: SQLite takes the lock of write
 
 @dataclass(frozen=True)
 class StoredCustomer:
-    """What a store knows of a customer before the events are read.
-
-    Args:
-        epoch (`str`): A text that changes whenever past events or the profile change.
-        sequence (`int`): Number of the latest event; 0 without events.
-        profile (`dict`): Raw values of the profile.
-    """
+    """What a store knows of a customer before the events are read; `sequence` is 0 without events."""
 
     epoch: str = NO_EPOCH
     sequence: int = NOTHING
@@ -57,12 +51,8 @@ class StoredState:
 class Change:
     """New events of one customer.
 
-    Args:
-        customer_id (`str`): Id of the customer.
-        before (`StoredCustomer`): The customer as it was read before the change; its `epoch` is "" for a new customer.
-        events (`list[tuple[str, str]]`): Event ids and canonical JSON of the raw events, in the order of arrival.
-        profile (`dict`, *optional*): A new profile, with which a new epoch begins.
-        state (`bytes`, *optional*): The customer's state with these events.
+    `before` is the customer as it was read before the change, and `events` are ids and canonical JSON of the raw
+    events in the order of arrival. A new epoch begins with a `profile`. `state` is the customer's with these events.
     """
 
     customer_id: str
@@ -73,14 +63,7 @@ class Change:
 
 
 def canonical(value: Any) -> str:
-    """Writes JSON that is the same for equal values.
-
-    Args:
-        value: Any value of JSON's types.
-
-    Raises:
-        ValueError: If it has NaN or infinite numbers.
-    """
+    """Writes JSON that is the same for equal values; `ValueError` if it has NaN or infinite numbers."""
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except ValueError:
@@ -229,11 +212,7 @@ class EventStore:
         self.engine.dispose()
 
     def check(self) -> None:
-        """Checks that the store can be read and still belongs to this checkpoint.
-
-        Raises:
-            StoreFailure: If that is not so.
-        """
+        """Raises `StoreFailure` unless the store can be read and still belongs to this checkpoint."""
         with self._reading() as connection:
             self._check_checkpoint(connection)
 
@@ -252,9 +231,7 @@ class EventStore:
         return StoredCustomer() if row is None else StoredCustomer(row.epoch, row.sequence, json.loads(row.profile))
 
     def customer(self, customer_id: str) -> StoredCustomer:
-        """Reads epoch, number of the latest event and profile of a customer; the epoch is "" if the customer is
-        unknown.
-        """
+        """Reads what the store knows of a customer; the epoch is "" if the customer is unknown."""
         with self._reading() as connection:
             return self._customer(connection, customer_id)
 
@@ -266,13 +243,7 @@ class EventStore:
     def history(
         self, customer_id: str, epoch: str = NO_EPOCH, sequence: int = NOTHING, with_state: bool = True
     ) -> tuple[StoredCustomer, StoredState | None, list[dict[str, Any]]]:
-        """Reads what is needed to compute a customer's current state.
-
-        Args:
-            customer_id (`str`): Id of the customer.
-            epoch (`str`): Epoch of the state that the reader has; "" for none.
-            sequence (`int`): Number of the latest event in that state; 0 for none.
-            with_state (`bool`): Whether to read the stored state.
+        """Reads what is needed to compute a customer's current state, by a reader with the state of an event.
 
         Returns:
             `tuple`: The customer; the stored state, if it is of this epoch and newer than the reader's; and, in the
@@ -303,9 +274,6 @@ class EventStore:
 
     def append(self, changes: Sequence[Change]) -> list[StoredCustomer]:
         """Stores the events of all changes, or none of them, and returns the customers as they are then.
-
-        Args:
-            changes (sequence of `Change`): The new events of each customer.
 
         Raises:
             StoreConflict: If another service changed one of the customers since `before`; read again and try again.
@@ -354,9 +322,7 @@ class EventStore:
                 self._put_state(connection, customer_id, state)
 
     def delete_customer(self, customer_id: str) -> int:
-        """Deletes a customer's events, state and profile. Returns the number of events, or -1 if there is no such
-        customer.
-        """
+        """Deletes a customer's events, state and profile. Returns the number of events; -1 without such a customer."""
         with self._writing() as connection:
             mine = [table.c.customer_id == customer_id for table in (self.events, self.states, self.customers)]
             events = connection.execute(self.events.delete().where(mine[0])).rowcount
@@ -378,8 +344,6 @@ class EventStore:
         return bool(deleted)
 
     def _forget_log(self) -> None:
-        """Empties SQLite's write-ahead log, which still has deleted data; if a reader uses it, the next deletion does
-        so.
-        """
+        """Empties SQLite's write-ahead log, which still has deleted data, unless a reader uses it."""
         with contextlib.suppress(StoreFailure):
             self._sqlite("wal_checkpoint(TRUNCATE)")

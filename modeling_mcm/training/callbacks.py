@@ -1,10 +1,9 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Callbacks of a training run: the collator's epoch, a clock, an average of the weights, a comparison with popularity,
-early stopping, and a check that processes and resumed runs have the same data and options.
+"""Callbacks of a training run: the collator's epoch, a clock, an average of the weights, early stopping, and a check
+that processes and resumed runs have the same data and options.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,11 +24,7 @@ logger = logging.get_logger(__name__)
 
 
 class EpochCallback(TrainerCallback):
-    """Sets the epoch of the training collator, also when a run is resumed.
-
-    Args:
-        collator (`MCMCollator`): The collator of the training rows, whose draws depend on its seed and the epoch.
-    """
+    """Sets the epoch of the training collator, also when a run is resumed."""
 
     def __init__(self, collator: MCMCollator):
         self.collator = collator
@@ -40,41 +35,24 @@ class EpochCallback(TrainerCallback):
 
 
 class TrainingClock(TrainerCallback):
-    """Counts the seconds and the targets of training, without evaluation and saving, and can end it at a time limit.
-
-    How many steps a run with a time limit takes depends on its machine. Such a run can't be resumed to the same end,
-    so resuming it is an error. Any other run goes on counting from its checkpoint.
-
-    Args:
-        total (callable): Sums a tensor over the processes, so that all have the same time and stop at the same step.
-        max_seconds (`float`, *optional*): Seconds of training; the first step that reaches them is the last. `None`
-            sets no limit.
+    """Counts the seconds and the targets of training, without evaluation and saving, also when a run is resumed.
 
     Attributes:
         seconds (`float`): Seconds of training so far, from reading a batch to the optimizer's step, as the mean over
             the processes.
         targets (`int`): Number of labels of trained tasks that losses were computed on so far, in all processes.
-
-    Raises:
-        ValueError: If `max_seconds` is not positive.
     """
 
     STATE = "training_clock"
 
-    def __init__(self, total: Callable[[torch.Tensor], torch.Tensor], max_seconds: float | None = None):
-        if max_seconds is not None and not max_seconds > 0:
-            raise ValueError(f"Found max_seconds = {max_seconds}; expected a positive number of seconds, or none.")
-        self.total, self.max_seconds = total, max_seconds
+    def __init__(self, total: Callable[[torch.Tensor], torch.Tensor]):
+        self.total = total
         self.seconds, self.targets = 0.0, 0
         self._new_targets: list[torch.Tensor] = []
         self._passed, self._since = 0.0, time.perf_counter()
 
     def count_targets(self, targets: torch.Tensor) -> None:
-        """Adds the targets of a batch to those of the current step.
-
-        Args:
-            targets (`torch.Tensor`, shape `()`): Number of targets.
-        """
+        """Adds the number of targets of a batch, a tensor of shape `()`, to those of the current step."""
         self._new_targets.append(targets)
 
     @contextmanager
@@ -87,18 +65,8 @@ class TrainingClock(TrainerCallback):
             self._since = time.perf_counter()
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Starts the clock, at the values of the checkpoint if a run is resumed.
-
-        Raises:
-            ValueError: If the run to resume has a time limit.
-        """
+        """Starts the clock, at the values of the checkpoint if a run is resumed."""
         earlier = state.stateful_callbacks.get(self.STATE, {}) if state.global_step else {}
-        limit = earlier.get("max_seconds") or self.max_seconds
-        if state.global_step and limit is not None:
-            raise ValueError(
-                f"A run bounded to {limit:g} seconds was found at step {state.global_step}; such a run can't be "
-                "resumed, because its learning rate and its end depend on the clock. Start anew in another output_dir."
-            )
         self.seconds, self.targets = earlier.get("seconds", 0.0), earlier.get("targets", 0)
         self._new_targets.clear()
         self._passed, self._since = 0.0, time.perf_counter()
@@ -112,28 +80,7 @@ class TrainingClock(TrainerCallback):
         self.targets += int(added[1].item())
         self._new_targets.clear()
         self._passed, self._since = 0.0, now
-        state.stateful_callbacks[self.STATE] = {
-            "seconds": self.seconds,
-            "targets": self.targets,
-            "max_seconds": self.max_seconds,
-        }
-
-    def on_step_end(self, args, state, control, **kwargs):
-        """Ends the training if the time limit is reached."""
-        if self.max_seconds is not None and self.seconds >= self.max_seconds:
-            control.should_training_stop = control.should_log = True
-
-    def cosine(self, warmup: float) -> float:
-        """Computes the factor on the learning rate at the current time of a run with a time limit.
-
-        Args:
-            warmup (`float`): Share of the limit in which the factor rises linearly from 0 to 1. After it the factor
-                falls along a cosine to 0 at the limit.
-        """
-        passed = min(self.seconds / (self.max_seconds or math.inf), 1.0)
-        if passed < warmup:
-            return passed / warmup
-        return 0.5 * (1.0 + math.cos(math.pi * (passed - warmup) / (1.0 - warmup)))
+        state.stateful_callbacks[self.STATE] = {"seconds": self.seconds, "targets": self.targets}
 
 
 class WeightAverage(TrainerCallback):
@@ -174,11 +121,7 @@ class WeightAverage(TrainerCallback):
         save_file(self.average.state_dict(), Path(folder, self.FILE))
 
     def load(self, folder: str | Path) -> None:
-        """Reads the average from a checkpoint folder.
-
-        Raises:
-            ValueError: If the checkpoint's run had no average.
-        """
+        """Reads the average from a checkpoint folder. Raises `ValueError` if the checkpoint's run had no average."""
         path = Path(folder, self.FILE)
         if not path.is_file():
             raise ValueError(
@@ -186,36 +129,6 @@ class WeightAverage(TrainerCallback):
                 "or start anew in another output_dir."
             )
         self.average.load_state_dict(load_file(path))
-
-
-NOISE = 0.02  # share by which the first evaluation may be below popularity without a warning
-
-
-class FirstComparison(TrainerCallback):
-    """After the first evaluation, warns of each task on which the model is worse than the most popular labels.
-
-    Args:
-        popularity (`dict[str, float]`): For each task the metric of the most popular labels, on the same cases.
-        metric (`str`): Name of the metric, without `eval_` and the task.
-        warn (callable): Function that is called with each warning, such as the method `warning` of a logger.
-    """
-
-    def __init__(self, popularity: Mapping[str, float], metric: str, warn: Callable[[str], Any]):
-        self.popularity, self.metric, self.warn, self.has_compared = popularity, metric, warn, False
-
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        """Compares the metrics of the first evaluation with popularity, in the main process."""
-        if self.has_compared or not state.is_world_process_zero:
-            return
-        self.has_compared = True
-        for task, popular in self.popularity.items():
-            value = (metrics or {}).get(f"eval_{task}_{self.metric}")
-            if value is not None and value < popular * (1 - NOISE):
-                self.warn(
-                    f"After the first evaluation the model is under popularity on {task}: {self.metric} {value:.4f} "
-                    f"and {popular:.4f}. If the next evaluations do not change that, look whether the training loss "
-                    "falls, and try another learning rate (--learning_rate) or more epochs (--num_train_epochs)."
-                )
 
 
 class RunConsistency(TrainerCallback):
@@ -235,13 +148,7 @@ class RunConsistency(TrainerCallback):
     def check(self, step: int, earlier: Mapping[str, Any], config_changes: Sequence[str] = ()) -> None:
         """Compares this run with the run that wrote a checkpoint. What the checkpoint lacks is not compared.
 
-        Args:
-            step (`int`): Step of the checkpoint.
-            earlier (`dict[str, Any]`): Facts and options in the state of the checkpoint.
-            config_changes (`list[str]`): A phrase for each field of the model's config that differs.
-
-        Raises:
-            ValueError: If something differs; the message names it.
+        Raises `ValueError` if something differs; the message names it.
         """
         advice = "Put back what there was, or start anew in another output_dir."
         for name, value in earlier.items():
@@ -259,8 +166,7 @@ class RunConsistency(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """Compares the processes, and a resumed run with its checkpoint.
 
-        Raises:
-            ValueError: If something differs; the message names it.
+        Raises `ValueError` if something differs; the message names it.
         """
         all_facts = gather_object([self.facts | {self.OPTIONS: self.options}])
         for process, facts in enumerate(all_facts):

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
-from modeling_mcm.files_mcm import some, unplaced
+from modeling_mcm.files_mcm import damage, some, unplaced
 
 
 class CheckpointError(ValueError):
@@ -30,11 +30,7 @@ CONFIG, EXTRACTOR = "config.json", "preprocessor_config.json"
 def check_files(folder: str) -> None:
     """Checks the files of a checkpoint folder. A name on the Hub is not checked.
 
-    Args:
-        folder (`str`): Checkpoint folder, or name on the Hub.
-
-    Raises:
-        CheckpointError: If the folder or a file of it is missing, incomplete or damaged.
+    Raises `CheckpointError` if the folder or a file of it is missing, incomplete or damaged.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -43,37 +39,18 @@ def check_files(folder: str) -> None:
                 f"{folder} is no folder: give a checkpoint folder, or a name on the Hub such as org/name."
             )
         return
-    config = _read_json(path / CONFIG)
-    if (path / EXTRACTOR).exists():
-        _read_json(path / EXTRACTOR)
+    weights = sorted(path.glob("*.safetensors"))
+    jsons = [path / CONFIG, *([path / EXTRACTOR] if (path / EXTRACTOR).exists() else [])]
+    for file in (*jsons, *weights):
+        if fault := damage(file):
+            raise CheckpointError(f"{fault}: copy it again, or give an earlier checkpoint.")
+    config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     if (choice := config.get("hidden_act", "gelu")) not in ACT2FN:
         raise CheckpointError(
             f"{path / CONFIG} has hidden_act {choice!r}, which is no activation; one of {', '.join(sorted(ACT2FN))}."
         )
-    weights = sorted(path.glob("*.safetensors"))
     if not weights and not [*path.glob("pytorch_model*.bin"), *path.glob("adapter_model*")]:
         raise CheckpointError(f"{folder} has no model.safetensors: give the folder that a training wrote.")
-    for file in weights:
-        try:
-            with safe_open(file, "pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{file} has {file.stat().st_size:,} bytes and is cut or damaged ({error}): copy it again, or give an "
-                "earlier checkpoint."
-            ) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} can't be read ({error}): copy it again, or give an earlier checkpoint."
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds {type(content).__name__}, and a JSON object was expected: copy it again.")
-    return content
 
 
 def read_checkpoint(model_class: type[PreTrainedModel], folder: str, new: tuple[str, ...] = (), **options: Any) -> Any:

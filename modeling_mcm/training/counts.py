@@ -58,13 +58,7 @@ def fill_related(
     model: MCMForMultiTaskRecommendation,
     batches: Callable[[int], Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]],
 ) -> None:
-    """Solves the regressions of habits and new labels for each task with related labels.
-
-    Args:
-        model ([`MCMForMultiTaskRecommendation`]): a model with a counted memory, changed in place.
-        batches (`Callable`): returns, for the index of a task, batches of label ids `(B, L)` and visits `(B, L)` of
-            training events, and the index of each customer's last event `(B,)`; see [`training_labels`].
-    """
+    """Solves the regressions of habits and new labels for each task with related labels."""
     memory = cast(CountedMemory, model.counted_memory)
     for task_index, size in enumerate(model.config.label_sizes.values()):
         if not memory.has_related(task_index):

@@ -18,11 +18,12 @@ from modeling_mcm.action_inputs_mcm import features_of_actions
 from modeling_mcm.action_mcm import MCMForActionRecommendation
 from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.data import PreparedData, check_vocabularies
-from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
+from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.data.offer_collator import OfferCollator, OfferGroups
 from modeling_mcm.data.offers import SPLITS, TEST, TRAIN, VALIDATION, Offers, load_offers
 from modeling_mcm.evaluation.offers import OfferMetrics
 from modeling_mcm.extras import needs
+from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.checkpoints import read_checkpoint
@@ -142,10 +143,6 @@ def _with_low_rank_updates(model: MCMForActionRecommendation, rank: int) -> Any:
 def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None:
     """Fine-tunes a checkpoint to offers and saves the model with its feature extractor. An interrupted run is resumed.
 
-    Args:
-        options (`FineTuningOptions`): Which checkpoint is fine-tuned on which offers.
-        training (`FineTuningArguments`): The options of the training, such as learning rate and epochs.
-
     Raises:
         ValueError: If the offers, the data and the options do not fit together.
         CheckpointError: If the checkpoint can't be read.
@@ -175,7 +172,7 @@ def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None
     own = {name: getattr(options, name) for name in DECIDING} | {"max_events": extractor.max_events}
     own["batch size"] = step_size(training)
     run = {
-        "data": sha256_of(data.folder / MANIFEST_FILE),
+        "data": file_digest(data.folder / MANIFEST_FILE),
         "offers": digest_of(str(options.offers), ("*.parquet",)),
         PRE_TRAINED: digest_of(str(options.model), MODEL_PARTS),
         "options": deciding_options(training) | own,
@@ -189,14 +186,9 @@ def fine_tune(options: FineTuningOptions, training: FineTuningArguments) -> None
 
 
 def digest_of(folder: str | Path, patterns: Sequence[str]) -> str:
-    """Computes one SHA-256 digest of a folder's files.
-
-    Args:
-        folder (`str` or `Path`): The folder. A name on the Hub is no folder, so its digest is that of no files.
-        patterns (sequence of `str`): Patterns of the files' names.
-    """
+    """Computes one SHA-256 digest of a folder's files."""
     files = [path for pattern in patterns for path in sorted(Path(folder).glob(pattern))]
-    return hashlib.sha256(" ".join(map(sha256_of, files)).encode()).hexdigest()
+    return hashlib.sha256(" ".join(map(file_digest, files)).encode()).hexdigest()
 
 
 def _train(

@@ -4,8 +4,6 @@
 of the parts of a score, the customer state and its forecasts.
 """
 
-from typing import Any
-
 import numpy as np
 import pyarrow.parquet as pq
 import torch
@@ -13,14 +11,13 @@ from numpy.typing import NDArray
 from transformers.utils import logging
 
 from modeling_mcm.configuration_mcm import MCMConfig
-from modeling_mcm.data import PreparedData, load_prepared
+from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.data.dataset import FOLLOWERS_FILE, POPULARITY_FILE
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.training.counts import fill_followers, fill_label_values, fill_related, training_labels
 from modeling_mcm.training.gains import CASES, fit_followers, fit_scales
 from modeling_mcm.training.moments import train_state
-from modeling_mcm.training.options import ModelOptions
 from modeling_mcm.training.resuming import RunError
 
 logger = logging.get_logger(__name__)
@@ -32,9 +29,6 @@ def trainable(ends: NDArray) -> NDArray[np.int64]:
 
     Args:
         ends (`numpy.ndarray`, shape `(customers,)`): Number of each customer's events before the validation cutoff.
-
-    Returns:
-        `numpy.ndarray`: Indices of the customers.
 
     Raises:
         ValueError: If there is no such customer.
@@ -51,10 +45,6 @@ def trainable(ends: NDArray) -> NDArray[np.int64]:
 def popularity(data: PreparedData, config: MCMConfig) -> dict[str, torch.Tensor]:
     """Reads how often each label was a target in the training period.
 
-    Args:
-        data (`PreparedData`): The data set.
-        config (`MCMConfig`): The model's config, which names the tasks and their numbers of labels.
-
     Returns:
         `dict[str, torch.Tensor]`: For each task the counts, of shape `(labels,)`.
     """
@@ -69,35 +59,13 @@ def popularity(data: PreparedData, config: MCMConfig) -> dict[str, torch.Tensor]
     return counts
 
 
-def sampled_rows(options: ModelOptions, data: PreparedData, verify: bool = False) -> Any:
-    """Reads the rows to evaluate and to fit tables and gains on: all, or with streaming those of some shards.
-
-    Args:
-        options (`ModelOptions`): The options of the training.
-        data (`PreparedData`): The data set.
-        verify (`bool`): Whether to compare the digests of the shards too, which reads every byte.
-    """
-    number = len(data.manifest.shards)
-    shards = np.unique(np.linspace(0, number - 1, min(number, options.streaming_eval_shards)).astype(int)).tolist()
-    return load_prepared(data.folder, verify=verify, shards=shards if options.streaming else None)
-
-
-def fit_counted_memory(
-    model: MCMForMultiTaskRecommendation, options: ModelOptions, data: PreparedData, seed: int
-) -> None:
+def fit_counted_memory(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int) -> None:
     """Fills the tables of the counted memory, and fits how much the followers of a label count in a score.
 
-    Args:
-        model (`MCMForMultiTaskRecommendation`): The model, whose tables are filled in place.
-        options (`ModelOptions`): The options of the training.
-        data (`PreparedData`): The data set.
-        seed (`int`): Seed of the order of customers and of sampled targets.
-
-    Raises:
-        RunError: If the data set has no table of followers and the model needs one.
+    Raises `RunError` if the data set has no table of followers and the model needs one.
     """
     config, followers = model.config, data.folder / FOLLOWERS_FILE
-    rows = sampled_rows(options, data)
+    rows = data.rows
     if config.label_features:
         for task, decided in fill_label_values(model, rows).items():
             logger.warning(f"A label of {task} determines: {', '.join(decided) or 'no other feature'}.")
@@ -121,13 +89,7 @@ def fit_counted_memory(
 
 
 def fit_score_scales(model: MCMForMultiTaskRecommendation, collator: MCMCollator, rows: PreparedRows) -> None:
-    """Fits on validation cases how much each part of a score counts, and logs the scales.
-
-    Args:
-        model (`MCMForMultiTaskRecommendation`): The model, whose scales are set in place.
-        collator (`MCMCollator`): Collator in the mode "evaluate" with the validation cutoff.
-        rows (`PreparedRows`): The validation cases, sorted by length.
-    """
+    """Fits on validation cases how much each part of a score counts, and logs the scales."""
     # Sorted, because the rows are sorted by length, so that a batch needs little padding.
     order = np.sort(np.random.default_rng(0).permutation(len(rows))[:CASES]).tolist()
     batches = (collator(rows.__getitems__(order[at : at + FIT_BATCH])) for at in range(0, len(order), FIT_BATCH))
@@ -136,16 +98,9 @@ def fit_score_scales(model: MCMForMultiTaskRecommendation, collator: MCMCollator
         logger.warning(f"Weights of the parts of the scores of {task}, learned on validation cases: {words}.")
 
 
-def learn_state(model: MCMForMultiTaskRecommendation, options: ModelOptions, data: PreparedData, seed: int) -> None:
-    """Trains the customer state and its forecasts on moments of the training period.
-
-    Args:
-        model (`MCMForMultiTaskRecommendation`): A model with a customer state, which is trained in place.
-        options (`ModelOptions`): The options of the training.
-        data (`PreparedData`): The data set.
-        seed (`int`): Seed of the moments and of the order of customers.
-    """
-    rows, schema = sampled_rows(options, data), data.schema
+def learn_state(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int) -> None:
+    """Trains the customer state and its forecasts on moments of the training period."""
+    rows, schema = data.rows, data.schema
     ends = np.asarray(rows["validation_end"])
     several = trainable(ends)
     cutoff = None if schema.leaves_one_out else float(schema.cutoff_seconds("validation"))

@@ -127,17 +127,7 @@ def fit_followers(
     counts: Mapping[str, torch.Tensor],
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Learns the gains of followers by the likelihood of the targets of training prefixes.
-
-    Args:
-        model ([`MCMForMultiTaskRecommendation`]): a model whose tables of followers are filled, changed in place.
-        batches (`Iterable`): training batches of random customers; as many are read as are needed.
-        counts (`Mapping[str, torch.Tensor]`): by task the number of targets with each label, of shape `(V,)`.
-        seed (`int`): seed for the choice of targets.
-
-    Returns:
-        `dict`: for each task with followers the mean loss of a target, `before` and `after` learning.
-    """
+    """Learns the gains of followers by the likelihood of the targets of training prefixes."""
     memory = cast(CountedMemory, model.counted_memory)
     indices = [index for index in range(len(model.config.tasks)) if memory.has_followers(index)]
     draw = np.random.default_rng(seed)
@@ -217,10 +207,6 @@ def validation_parts(
 ) -> dict[str, tuple[dict[str, torch.Tensor], torch.Tensor]]:
     """Computes the parts of the scores of validation cases, and collects the cases' targets.
 
-    Args:
-        model ([`MCMForMultiTaskRecommendation`]): the model, in evaluation mode.
-        batches (`Iterable`): batches of cases at the validation cutoff; as many are read as are needed.
-
     Returns:
         `dict`: by task its parts by name, as `score_parts` of the model returns them, and a tensor that is 1 where a
         label is a target, else 0; all of shape `(R, V)`.
@@ -255,13 +241,6 @@ def fit_scales(
     These few numbers of each task minimise the cross-entropy of the targets, where a target weighs 1 / the best DCG of
     its case. For a task without related labels, a search then changes the scales in steps while NDCG@10 grows, and one
     common factor is fitted, so that the scores stay log-probabilities.
-
-    Args:
-        model ([`MCMForMultiTaskRecommendation`]): a trained model, changed in place.
-        batches (`Iterable`): batches of cases at the validation cutoff.
-
-    Returns:
-        `dict[str, dict[str, float]]`: by task the learned numbers by name.
     """
     model.eval()
     return fit_scales_of(model, validation_parts(model, batches))
@@ -270,15 +249,7 @@ def fit_scales(
 def fit_scales_of(
     model: MCMForMultiTaskRecommendation, parts: Mapping[str, tuple[Mapping[str, torch.Tensor], torch.Tensor]]
 ) -> dict[str, dict[str, float]]:
-    """Learns scales and gains as [`fit_scales`] does, from parts that have been computed.
-
-    Args:
-        model ([`MCMForMultiTaskRecommendation`]): a trained model, changed in place.
-        parts (`Mapping`): result of [`validation_parts`]; parts may be left out.
-
-    Returns:
-        `dict[str, dict[str, float]]`: by task the learned numbers by name.
-    """
+    """Learns scales and gains as [`fit_scales`] does, from parts that have been computed."""
     result = {}
     for task, (task_parts, followed) in parts.items():
         task_index, targets = model.config.tasks.index(task), followed[:, FIRST_LABEL:]

@@ -21,7 +21,7 @@ from transformers import Trainer, default_data_collator
 from transformers.utils import logging
 
 from modeling_mcm.customer_mcm import MCMForCustomerPrediction
-from modeling_mcm.data.dataset import MANIFEST_FILE, PreparedData, check_vocabularies, sha256_of
+from modeling_mcm.data.dataset import MANIFEST_FILE, PreparedData, check_vocabularies
 from modeling_mcm.data.labels import (
     AUTO,
     ERROR,
@@ -34,7 +34,7 @@ from modeling_mcm.data.labels import (
     load_labels,
 )
 from modeling_mcm.evaluation.labels import LabelMetrics
-from modeling_mcm.files_mcm import write_json
+from modeling_mcm.files_mcm import file_digest, write_json
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.training.callbacks import EarlyStopping
@@ -43,7 +43,6 @@ from modeling_mcm.training.finetuning import MODEL_PARTS, PRE_TRAINED, digest_of
 from modeling_mcm.training.offer_trainer import slow_down
 from modeling_mcm.training.resuming import (
     FINE_TUNING,
-    RunError,
     Start,
     deciding_options,
     find_start,
@@ -68,14 +67,7 @@ METRICS = ("auc", "accuracy", "rank_correlation", "mae", "loss")
 
 
 def label_defaults(named: Collection[str]) -> dict[str, Any]:
-    """Chooses the defaults of a fine-tuning to labels.
-
-    Args:
-        named (collection of `str`): Names of the options that the command line sets.
-
-    Returns:
-        `dict[str, Any]`: Values of options that are not set; empty if `labels` is not among the names.
-    """
+    """Defaults of a fine-tuning to labels for options that are not `named`; none without `labels` among the names."""
     defaults = [part for part in DEFAULTS if "labels" in named and not set(part) & set(named)]
     return {name: value for part in defaults for name, value in part.items()}
 
@@ -114,11 +106,6 @@ class LabelOptions:
 class CountedHistories(Dataset):
     """A data set of labels, each with the counts of the history before it, as `MCMForCustomerPrediction` reads them.
 
-    Args:
-        model (`MCMForCustomerPrediction`): The model that counts the histories.
-        customers (`LabelledCustomers` or a `Subset` of it): The labels with their histories.
-        collator (`LabelCollator`): Makes batches of the histories.
-
     Attributes:
         counts (`torch.Tensor`, shape `(labels, numbers)`): Counts of the history of each label.
         labels (`torch.Tensor`, shape `(labels,)`): The labels.
@@ -143,13 +130,7 @@ class CountedHistories(Dataset):
 
 
 class LabelTrainer(Trainer):
-    """`Trainer` with a learning rate of its own for the customer state, which pre-training has trained.
-
-    Args:
-        args (`tuple`): Positional arguments of `Trainer`.
-        encoder_lr_factor (`float`): Factor on the learning rate of the customer state; the head's has the factor 1.
-        kwargs (`dict`): Keyword arguments of `Trainer`; `args` must be among them.
-    """
+    """`Trainer` with a learning rate of its own for the customer state, which pre-training has trained."""
 
     def __init__(self, *args: Any, encoder_lr_factor: float, **kwargs: Any):
         self.encoder_lr_factor = encoder_lr_factor
@@ -166,10 +147,6 @@ class LabelTrainer(Trainer):
 
 def read_labels(data: str, options: LabelOptions) -> LabelledCustomers:
     """Reads the labels with the histories before them, and warns of labels that are left out.
-
-    Args:
-        data (`str`): Folder of the prepared data set.
-        options (`LabelOptions`): The file of labels and its columns.
 
     Raises:
         ValueError: If the log has no times, if the table of labels is not as its options say, or if a customer is
@@ -258,19 +235,6 @@ def train_to_labels(
 ) -> dict[str, float]:
     """Fine-tunes a checkpoint to a label of customers, and saves it with its feature extractor and its metrics.
 
-    Args:
-        model (`str`): Checkpoint folder, or name on the Hub.
-        data (`str`): Folder of the prepared data set that the checkpoint was pre-trained on.
-        options (`LabelOptions`): The file of labels and its columns.
-        training (`FineTuningArguments`): The options of the training.
-        is_frozen (`bool`): Whether the head alone is trained and the customer state stays as it is.
-        encoder_lr_factor (`float`): Factor on the learning rate of the customer state.
-        max_events (`int`, *optional*): Largest number of events that are read of a history, the start row included.
-            By default the checkpoint's.
-
-    Returns:
-        `dict[str, float]`: Metrics of the validation customers; empty if there are none.
-
     Raises:
         ValueError: If the labels, the data and the options do not fit together.
         CheckpointError: If the checkpoint can't be read.
@@ -290,8 +254,8 @@ def train_to_labels(
     own |= {"max_events": extractor.max_events, "batch size": step_size(training)}
     del own["labels"]  # where the file lies does not matter, but what it holds
     run = {
-        "data": sha256_of(Path(data, MANIFEST_FILE)),
-        "labels": sha256_of(Path(str(options.labels))),
+        "data": file_digest(Path(data, MANIFEST_FILE)),
+        "labels": file_digest(Path(str(options.labels))),
         PRE_TRAINED: digest_of(model, MODEL_PARTS),
         "options": deciding_options(training) | own,
     }
@@ -303,17 +267,9 @@ def train_to_labels(
 
 
 def _finished_metrics(record: Path) -> dict[str, float]:
-    """Reads the metrics of a finished run from its record.
-
-    Raises `RunError` if an earlier version wrote the record, which does not say what the run was made with.
-    """
-    facts = json.loads(record.read_text(encoding="utf-8"))
-    if "run" not in facts:
-        raise RunError(
-            f"{record.parent} holds a model that an earlier version fine-tuned, and {record.name} does not say to "
-            "which labels; nothing was changed: give another output_dir, or remove that folder."
-        )
+    """Reads the metrics of a finished run from its record."""
     logger.warning(f"{record.parent} holds this run, which is finished: nothing is left to train.")
+    facts = json.loads(record.read_text(encoding="utf-8"))
     return {name: value for name, value in facts["validation"].items() if name in METRICS}
 
 

@@ -16,11 +16,7 @@ LARGEST, PAD = 2**31 - 1, 2**26
 
 
 def keep_freed_memory() -> bool:
-    """Sets glibc's malloc to keep freed memory in the process.
-
-    Returns:
-        `bool`: Whether that was possible; `False` with another C library than glibc.
-    """
+    """Sets glibc's malloc to keep freed memory in the process; false with another C library."""
     if not sys.platform.startswith("linux"):
         return False
     try:

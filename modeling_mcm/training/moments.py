@@ -70,15 +70,7 @@ class Moments:
 
 
 class MomentSampler:
-    """Draws moments of customers, with what followed each.
-
-    Args:
-        model (`MCMModel`): A model with a customer state.
-        extractor (`MCMFeatureExtractor`): The model's feature extractor.
-        cutoff (`float`, *optional*): End of the training period of all customers, in seconds since 1970. `None` if
-            each customer's last visits are held out; the period then ends with the customer's last training event.
-        seed (`int`): Seed of the draws.
-    """
+    """Draws moments of customers, with what followed each."""
 
     def __init__(self, model: MCMModel, extractor: MCMFeatureExtractor, cutoff: float | None, seed: int = 0):
         config = model.config
@@ -227,11 +219,7 @@ def _hazard_loss(hazards: torch.Tensor, moments: Moments, edges: Sequence[float]
 
 
 def train_state(
-    model: MCMModel,
-    extractor: MCMFeatureExtractor,
-    rows: Any,
-    cutoff: float | None,
-    seed: int = 0,
+    model: MCMModel, extractor: MCMFeatureExtractor, rows: Any, cutoff: float | None, seed: int = 0
 ) -> dict[str, float]:
     """Trains the customer state and its forecasts, and nothing else of the model.
 
@@ -302,10 +290,7 @@ def _joined(parts: Sequence[Moments]) -> Moments:
 
 
 def _train(
-    model: MCMModel,
-    sampler: MomentSampler,
-    batches: Iterator[list[dict[str, Any]]],
-    customers: int,
+    model: MCMModel, sampler: MomentSampler, batches: Iterator[list[dict[str, Any]]], customers: int
 ) -> dict[str, float]:
     state, forecasts, size = cast(CustomerState, model.state), model.forecasts, model.config.state_size
     heads = nn.ModuleDict({"counts": nn.Linear(size, len(state.mean))})

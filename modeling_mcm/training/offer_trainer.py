@@ -16,14 +16,7 @@ NEW_PARTS = ("action_head",)
 
 
 def slow_down(optimizer: Any, model: Any, new: Sequence[str], rate: float) -> Any:
-    """Gives the pre-trained weights groups of their own, each with the options of its old group besides the rate.
-
-    Args:
-        optimizer (`torch.optim.Optimizer`): The optimizer, changed in place and returned.
-        model (`torch.nn.Module`): The model that is trained.
-        new (sequence of `str`): Parts of the names of weights that are not pre-trained; they stay as they are.
-        rate (`float`): Learning rate of the pre-trained weights.
-    """
+    """Gives the pre-trained weights groups of their own, each with the options of its old group besides the rate."""
     stay = {id(value) for name, value in model.named_parameters() if any(part in name for part in new)}
     slow = []
     for group in optimizer.param_groups:
@@ -37,18 +30,7 @@ def slow_down(optimizer: Any, model: Any, new: Sequence[str], rate: float) -> An
 
 
 class OfferTrainer(ResumableTrainer):
-    """`Trainer` whose batches hold histories of similar length, with a learning rate for the pre-trained weights.
-
-    Args:
-        args (`tuple`): Positional arguments of `Trainer`.
-        encoder_lr_factor (`float`): Factor on the learning rate of the pre-trained weights; the head's has factor 1.
-        data_version (`str`, *optional*): Digests of data, offers and pre-trained weights. A resumed run and all
-            processes must have the same.
-        run_options (`dict[str, Any]`, *optional*): Further options that decide the weights. A resumed run must have
-            the same.
-        kwargs (`dict`): Keyword arguments of `Trainer`. `data_collator` must be an `OfferCollator` and
-            `train_dataset` an `OfferGroups`.
-    """
+    """`Trainer` whose batches hold histories of similar length, with a learning rate for the pre-trained weights."""
 
     def __init__(
         self,

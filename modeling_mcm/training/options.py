@@ -50,29 +50,6 @@ class ModelOptions:
         "Decay of an exponential moving average of the weights, such as 0.99. The average is evaluated "
         "and saved in the place of the weights. By default there is none.",
     )
-    max_seconds: float | None = option(
-        None,
-        "Number of seconds of training after which the run ends; the learning rate reaches 0 then. By "
-        "default there is no limit.",
-    )
-    streaming: bool = option(
-        False, "Read the Parquet shards while training, in the place of one Arrow copy of all rows."
-    )
-    streaming_window: int = option(4, "With --streaming, the number of shards whose customers are mixed at a time.")
-    streaming_lanes: list[int] = option(
-        [],
-        "With --streaming, two numbers that fix the order of customers, together with seed and batch "
-        "size: the number of parts of a step that are read from shards of their own, and the number of steps in a "
-        "row that are. By default the numbers of processes and of dataloader workers. To resume a run with other "
-        "numbers of these, give the two numbers of its start.",
-    )
-    streaming_eval_shards: int = option(
-        16, "With --streaming, the number of shards, spread evenly, whose customers are evaluated."
-    )
-
-    def __post_init__(self):
-        if self.streaming_lanes and len(self.streaming_lanes) != 2:
-            raise ValueError(f"Found streaming_lanes {self.streaming_lanes}; expected two numbers, or none.")
 
 
 @dataclass
@@ -133,11 +110,7 @@ class PretrainingArguments(TrainingArguments):
 def check_launch(world_size: int) -> None:
     """Checks that `accelerate launch` started as many processes as its command line says; on CPUs it may start one.
 
-    Args:
-        world_size (`int`): Number of processes that run.
-
-    Raises:
-        RuntimeError: If fewer processes run. The message names a command line that works.
+    Raises `RuntimeError` if fewer processes run. The message names a command line that works.
     """
     words = psutil.Process(os.getppid()).cmdline()
     if not any(Path(word).name.startswith("accelerate") for word in words[:3]):

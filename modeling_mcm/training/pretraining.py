@@ -20,28 +20,23 @@ from transformers.utils import logging
 
 from modeling_mcm import __version__
 from modeling_mcm.configuration_mcm import MCMConfig
-from modeling_mcm.data import PreparedData
+from modeling_mcm.data import PreparedData, load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows, unit_counts
-from modeling_mcm.data.dataset import MANIFEST_FILE, sha256_of
-from modeling_mcm.data.streaming import StreamedRows
-from modeling_mcm.evaluation.baseline_cache import FOLDER as BASELINES_FOLDER
-from modeling_mcm.evaluation.baseline_cache import BaselineCache
+from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.evaluation.cases import cases_at
-from modeling_mcm.evaluation.comparison import baseline_warnings, values_of
-from modeling_mcm.evaluation.counting import FIRST_BASELINES, STRONG_BASELINES, counting_baselines
+from modeling_mcm.evaluation.comparison import (
+    FIRST_BASELINES,
+    STRONG_BASELINES,
+    baseline_warnings,
+    counting_baselines,
+    values_of,
+)
 from modeling_mcm.evaluation.model import model_values
+from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.losses_mcm import Objective
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
-from modeling_mcm.training.callbacks import FirstComparison
-from modeling_mcm.training.fitting import (
-    fit_counted_memory,
-    fit_score_scales,
-    learn_state,
-    popularity,
-    sampled_rows,
-    trainable,
-)
+from modeling_mcm.training.fitting import fit_counted_memory, fit_score_scales, learn_state, popularity, trainable
 from modeling_mcm.training.options import AUTO, NONE, ModelOptions, PretrainingArguments
 from modeling_mcm.training.recipe import Recipe, recipe_for
 from modeling_mcm.training.resuming import (
@@ -60,18 +55,13 @@ logger = logging.get_logger(__name__)
 # them, except for the two numbers in HOW_MUCH, the recipe sets none of the others.
 WHEN = {"eval_strategy", "save_strategy", "early_stopping_patience", "save_total_limit", "load_best_model_at_end"}
 HOW_MUCH = {"early_stopping_patience", "save_total_limit"}
-HOW_LONG = {"max_seconds", "max_steps", "eval_steps", "save_steps", "eval_delay", "metric_for_best_model"}
+HOW_LONG = {"max_steps", "eval_steps", "save_steps", "eval_delay", "metric_for_best_model"}
 # Options that decide the weights, besides those of the Trainer and of the model's config.
-DECIDING = ("scalar_lr_factor", "ema_decay", "max_seconds", "streaming", "streaming_window", "streaming_eval_shards")
+DECIDING = ("scalar_lr_factor", "ema_decay")
 
 
 def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
-    """Chooses the recipe for a prepared data set; what the command line sets is not in it.
-
-    Args:
-        options (`ModelOptions`): The options; with `recipe` "none" the recipe is empty.
-        named (collection of `str`): Names of the options that the command line sets.
-    """
+    """Chooses the recipe for a prepared data set; what the command line sets is not in it."""
     if options.recipe == NONE:
         return Recipe()
     data = PreparedData(str(options.data))
@@ -88,8 +78,6 @@ def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
         logger.warning(f"{options.data} has no validation case, so nothing is evaluated and no epoch is the best.")
     if nothing_to_evaluate or any(name in named for name in (WHEN - HOW_MUCH) | HOW_LONG):
         training = {name: value for name, value in training.items() if name not in WHEN}
-    if "max_seconds" in named:
-        training.pop("lr_scheduler_type", None)
     if "fsdp" in named or os.environ.get("ACCELERATE_USE_FSDP") == "true":
         training.pop("ema_decay", None)
     return Recipe(recipe.config, training, recipe.reasons)
@@ -98,13 +86,7 @@ def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
 def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: Recipe | None = None) -> MCMConfig:
     """Makes the model's config. Overrides go before the recipe's choices, and these before the named config.
 
-    Args:
-        options (`ModelOptions`): The options, with the name of a config and its overrides.
-        extractor (`MCMFeatureExtractor`): The feature extractor of the data, which decides features and sizes.
-        recipe (`Recipe`, *optional*): The choices that the data made.
-
-    Raises:
-        ValueError: If an override is no field of `MCMConfig`.
+    Raises `ValueError` if an override is no field of `MCMConfig`.
     """
     values: dict[str, Any] = {}
     known = MCMConfig().to_dict()
@@ -133,86 +115,40 @@ def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: R
     return MCMConfig(**(config | values))
 
 
-def read_rows(options: ModelOptions, data: PreparedData, config: MCMConfig, evaluate: bool) -> tuple[Any, Any]:
-    """Reads the rows to train on and the rows to evaluate on.
-
-    Args:
-        options (`ModelOptions`): The options; with `streaming` rows are read while training.
-        data (`PreparedData`): The data set. Its extractor says how many events are read of a history.
-        config (`MCMConfig`): The model's config, which decides what a unit is.
-        evaluate (`bool`): Whether rows to evaluate on are needed.
-
-    Returns:
-        `tuple`: A `PreparedRows` or `StreamedRows` to train on, and a `PreparedRows` of validation cases or `None`.
-    """
-    train_rows: Any = None
+def read_rows(data: PreparedData, config: MCMConfig, evaluate: bool) -> tuple[PreparedRows, PreparedRows | None]:
+    """Reads the rows to train on and the rows to evaluate on."""
     max_events = data.extractor.max_events
-    if options.streaming:
-        train_rows = StreamedRows(data.folder)
-        ends = train_rows.column("validation_end")
-        several = trainable(ends)
-        # Lengths in events, which stand in one small column. To count visits, all rows would have to be read.
-        train_rows.keep(several, np.minimum(ends[several] + 1, max_events))
-        if not evaluate:
-            return train_rows, None
-    rows = sampled_rows(options, data, verify=True)
+    rows = load_prepared(data.folder, verify=True)
     ends = np.asarray(rows["validation_end"])
     units = unit_counts(rows, ends, config, max_events)
-    if train_rows is None:
-        several = trainable(ends)
-        train_rows = PreparedRows(rows, several, units[several])
+    several = trainable(ends)
+    train_rows = PreparedRows(rows, several, units[several])
     if not evaluate:
         return train_rows, None
     indices = cases_at(data, "validation", rows).rows
     return train_rows, PreparedRows(rows, indices[np.argsort(units[indices], kind="stable")])  # for little padding
 
 
-def _baseline_results(options: ModelOptions, data: PreparedData, config: MCMConfig, names: Any):
-    """Evaluates counting baselines on the validation cases.
-
-    Returns the rows, the cases, and the metrics by baseline and task; these are empty if a package is missing.
-    """
-    rows = sampled_rows(options, data)
-    cases = cases_at(data, "validation", rows)
-    sizes = config.label_sizes
-    cache = None
-    if not options.streaming:
-        cache = BaselineCache(data.folder / BASELINES_FOLDER, sha256_of(data.folder / MANIFEST_FILE))
-    try:
-        return rows, cases, counting_baselines(rows, cases, sizes, names, cache=cache)
-    except ImportError as error:
-        logger.warning(f"The model is not compared with counting: {error}")
-        return rows, cases, {}
-
-
-def _mean_metrics(results: Any) -> dict[str, dict[str, float]]:
-    """Means of `BEST_METRIC` over the cases, by method and task, without tasks that have no target in any case."""
-    return {
-        method: {
-            task: float(np.nanmean(metrics[BEST_METRIC]))
-            for task, metrics in by_task.items()
-            if not np.isnan(metrics[BEST_METRIC]).all()
-        }
-        for method, by_task in results.items()
-    }
-
-
-def _compare(options: ModelOptions, data: PreparedData, model: MCMForMultiTaskRecommendation) -> dict[str, Any]:
+def _compare(data: PreparedData, model: MCMForMultiTaskRecommendation) -> dict[str, dict[str, float]]:
     """Compares the trained model with baselines on the validation cases, and warns of tasks on which it is worse.
 
-    Returns means of `BEST_METRIC` by method and task; empty if a package is missing.
+    Returns means of `BEST_METRIC` by method and task, without tasks that have no target; empty if a package lacks.
     """
+    rows, tasks = data.rows, list(model.config.tasks)
+    cases = cases_at(data, "validation", rows)
     names = [*FIRST_BASELINES, *STRONG_BASELINES]
-    rows, cases, results = _baseline_results(options, data, model.config, names)
-    if not results:
+    try:
+        results: Any = counting_baselines(rows, cases, model.config.label_sizes, names)
+    except ImportError as error:
+        logger.warning(f"The model is not compared with counting: {error}")
         return {}
-    tasks = list(model.config.tasks)
     results["MCM"] = model_values(model.eval(), data.extractor, rows, cases, tasks)
-    means = _mean_metrics(results)
-    for method, by_task in means.items():
-        logger.warning(
-            f"{BEST_METRIC} on validation, {method}: " + ", ".join(f"{t} {v:.4f}" for t, v in by_task.items())
-        )
+    means: dict[str, dict[str, float]] = {}
+    for method, by_task in results.items():
+        values = {task: metrics[BEST_METRIC] for task, metrics in by_task.items()}
+        means[method] = {task: float(np.nanmean(each)) for task, each in values.items() if not np.isnan(each).all()}
+        words = ", ".join(f"{task} {mean:.4f}" for task, mean in means[method].items())
+        logger.warning(f"{BEST_METRIC} on validation, {method}: {words}")
     for warning in baseline_warnings(values_of(results, BEST_METRIC)):
         logger.warning(warning)
     return means
@@ -221,14 +157,7 @@ def _compare(options: ModelOptions, data: PreparedData, model: MCMForMultiTaskRe
 def pretrain(options: ModelOptions, objective: Objective, training: PretrainingArguments, recipe: Recipe) -> None:
     """Trains a model, or resumes an interrupted run, and saves the model with its feature extractor.
 
-    Args:
-        options (`ModelOptions`): Which model is trained on which data.
-        objective (`Objective`): The weights of the losses, and how targets are sampled.
-        training (`PretrainingArguments`): The options of the training, with the recipe's choices.
-        recipe (`Recipe`): The choices that the data made, from [`chosen_recipe`].
-
-    Raises:
-        RunError: If the output folder holds another run, or the data lack a table that the model needs.
+    Raises `RunError` if the output folder holds another run, or the data lack a table that the model needs.
     """
     set_seed(training.seed)
     data = PreparedData(str(options.data))
@@ -244,7 +173,7 @@ def pretrain(options: ModelOptions, objective: Objective, training: PretrainingA
     own = {name: getattr(options, name) for name in DECIDING} | {"max_events": extractor.max_events}
     own |= asdict(objective)
     own["batch size"] = step_size(training)
-    run = {"data": sha256_of(data.folder / MANIFEST_FILE), "options": deciding_options(training) | own}
+    run = {"data": file_digest(data.folder / MANIFEST_FILE), "options": deciding_options(training) | own}
     with output_folder_lock(str(training.output_dir), training.should_save):
         start = find_start(str(training.output_dir), PRETRAINING, run, config)
         if start.is_finished:
@@ -267,7 +196,7 @@ def _train(
     `run` holds the digest of the data and the options that a resumed run must have in common with this one.
     """
     config = model.config
-    train_rows, eval_rows = read_rows(options, data, config, training.eval_strategy != "no")
+    train_rows, eval_rows = read_rows(data, config, training.eval_strategy != "no")
     trainer = _make_trainer(options, training, data, model, (train_rows, eval_rows), run)
     if trainer.is_fsdp_enabled:
         # No loss of the Trainer reaches them, and a sharded optimizer without a state for a weight can't be loaded.
@@ -282,25 +211,15 @@ def _train(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_rows):,} customers, "
         + (f"going on from {start.checkpoint}" if start.checkpoint else "starting anew")
     )
-    if eval_rows is not None and trainer.is_world_process_zero():
-        results = _baseline_results(options, data, config, FIRST_BASELINES)[2]
-        for popular in _mean_metrics(results).values():
-            trainer.add_callback(FirstComparison(popular, BEST_METRIC, logger.warning))
     if start.checkpoint is None and (model.counted_memory is not None or config.label_features):
-        fit_counted_memory(model, options, data, training.seed)
+        fit_counted_memory(model, data, training.seed)
     trainer.train(resume_from_checkpoint=start.checkpoint)
-    clock = trainer.clock
-    if options.max_seconds is not None and clock.seconds < options.max_seconds:
-        logger.warning(
-            f"num_train_epochs or max_steps ended the run after {clock.seconds:.0f} of {options.max_seconds:g} "
-            "seconds, before the learning rate had come down: raise --num_train_epochs."
-        )
     _fit_the_rest(options, data, model, trainer)
     facts = {"run": run, "recipe": recipe.reasons, "validation": {}} | _facts_of_run(options, data, trainer)
     trainer.finish(PRETRAINING, facts)
     if trainer.is_world_process_zero():
         if eval_rows is not None and not trainer.is_fsdp_enabled:
-            facts["validation"] = _compare(options, data, model)
+            facts["validation"] = _compare(data, model)
         trainer.write_record(PRETRAINING, facts, is_finished=True)
 
 
@@ -333,11 +252,8 @@ def _make_trainer(
         eval_collator=MCMCollator(extractor, config, "evaluate", cutoff="validation", now=moment),
         scalar_lr_factor=options.scalar_lr_factor,
         ema_decay=options.ema_decay,
-        max_seconds=options.max_seconds,
         patience=training.early_stopping_patience,
         data_version=run["data"],
-        window=options.streaming_window,
-        lanes=options.streaming_lanes,
         run_options=run["options"],
     )
 
@@ -355,7 +271,7 @@ def _fit_the_rest(
         if trainer.is_fsdp_enabled:
             logger.warning("The customer state is not trained under FSDP: pre-train it in a run without FSDP.")
         else:
-            learn_state(model, options, data, trainer.args.seed)
+            learn_state(model, data, trainer.args.seed)
 
 
 def _facts_of_run(options: ModelOptions, data: PreparedData, trainer: MCMTrainer) -> dict[str, Any]:
@@ -366,7 +282,6 @@ def _facts_of_run(options: ModelOptions, data: PreparedData, trainer: MCMTrainer
     trained_parameters: Any = trainer.optimizer.state if trainer.optimizer else ()
     return {
         "seconds": trainer.clock.seconds,
-        "max_seconds": options.max_seconds,
         "customers": len(train_rows),
         "steps": trainer.state.global_step,
         "targets": trainer.clock.targets,

@@ -51,8 +51,7 @@ def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], feat
 
     Args:
         measures (`Mapping[str, Any]`): measures in the manifest of the data set, as
-            `modeling_mcm.preparation.counts.measure` returns them. Empty for data sets of earlier versions, for which
-            nothing is chosen.
+            `modeling_mcm.preparation.counts.measure` returns them. Without any, nothing is chosen.
         label_sizes (`Mapping[str, int]`): by task the number of label ids.
         features (`Sequence[str]`): categorical features of events without the token type; candidates for
             `label_features`.
@@ -73,21 +72,7 @@ def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], feat
 
 
 class _Log:
-    """What the choices depend on.
-
-    Args:
-        measures: measures in the manifest of the data set.
-        label_sizes: by task the number of label ids.
-        features: categorical features of events without the token type.
-
-    Attributes:
-        tasks (`dict`): counts of each task that has labels, by task.
-        labels (`int`): number of label ids of the largest task.
-        repeats (`float`): share of the labels in a visit that occurred in an earlier visit.
-        targets_of_moment, targets_of_visit (`float`): mean number of events to predict.
-        one_visit (`float`): share of the customers with one visit.
-        has_short_histories (`bool`): whether customers have fewer than 50 events to predict on average.
-    """
+    """What the choices depend on."""
 
     def __init__(self, measures: Mapping[str, Any], label_sizes: Mapping[str, int], features: Sequence[str]):
         self.features = list(features)

@@ -17,7 +17,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import Trainer
 
-from modeling_mcm.files_mcm import write_json
+from modeling_mcm.files_mcm import flush_folder, replace_folder, write_json
 from modeling_mcm.training.callbacks import BestCheckpointFinder, RunConsistency
 from modeling_mcm.training.resuming import (
     STATE,
@@ -29,18 +29,6 @@ from modeling_mcm.training.resuming import (
     step_size,
 )
 
-# The private methods of `Trainer` that the trainers of this package override, with the parameters that they use. They
-# are no part of its interface, so a new transformers may rename them: a test compares them with the installed version.
-PRIVATE_METHODS: dict[str, tuple[str, ...]] = {
-    "_get_output_dir": ("trial",),
-    "_get_train_sampler": ("train_dataset",),
-    "_load_best_model": (),
-    "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
-    "_prepare_for_training": ("max_steps", "train_dataloader", "resume_from_checkpoint"),
-    "_run_epoch": ("model", "epoch", "train_dataloader"),
-    "_save": ("output_dir", "state_dict"),
-    "_save_checkpoint": ("model", "trial"),
-}
 INCOMPLETE = "_incomplete"  # folder in output_dir that checkpoints are written to, before they are moved
 FINAL = "final"  # folder in it that the final model is written to
 
@@ -60,12 +48,7 @@ class ResumableTrainer(Trainer):
         return step_size(self.args)
 
     def remember_run(self, facts: dict[str, Any], options: Mapping[str, Any]) -> None:
-        """Sets what all processes, and a run with the checkpoint that it resumes, must have in common.
-
-        Args:
-            facts (`dict[str, Any]`): Facts of the data and their order, such as the digest of the data.
-            options (`dict[str, Any]`): Options that decide the weights, besides those of `TrainingArguments`.
-        """
+        """Sets what all processes, and a run with the checkpoint that it resumes, must have in common."""
         own = json.loads(json.dumps(options, default=str))
         self.run_consistency = RunConsistency(facts, deciding_options(self.args) | own)
         self.add_callback(self.run_consistency)
@@ -74,8 +57,7 @@ class ResumableTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trains as `Trainer` does, after a check that the checkpoint to resume is of the same run.
 
-        Raises:
-            ValueError: If the checkpoint was trained with other data or options.
+        Raises `ValueError` if the checkpoint was trained with other data or options.
         """
         if self.args.should_save:
             shutil.rmtree(Path(str(self.args.output_dir), INCOMPLETE), ignore_errors=True)
@@ -127,7 +109,7 @@ class ResumableTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self.state.save_to_json(str(folder / INCOMPLETE / name / STATE))
-                _move_into_place(folder / INCOMPLETE / name, folder / name)
+                replace_folder(folder / INCOMPLETE / name, folder / name)
                 self._drop_old_checkpoints(folder, name)
             self.accelerator.wait_for_everyone()
 
@@ -164,7 +146,7 @@ class ResumableTrainer(Trainer):
             self.save_model(str(written), _internal_call=True)
             if self.args.should_save:
                 self.state.save_to_json(str(written / STATE))
-                _flush(written)
+                flush_folder(written)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(folder / INCOMPLETE, ignore_errors=True)
             raise OSError(
@@ -185,29 +167,5 @@ class ResumableTrainer(Trainer):
             self.push_to_hub()
 
     def write_record(self, record: str, facts: Mapping[str, Any], is_finished: bool) -> None:
-        """Writes the record of a run into the output folder.
-
-        Args:
-            record (`str`): Name of the file, such as pretraining.json.
-            facts (`dict[str, Any]`): Facts of the run, such as its options, seconds and steps.
-            is_finished (`bool`): Whether nothing is left to do.
-        """
+        """Writes the record of a run into the output folder."""
         write_json(Path(str(self.args.output_dir), record), {**facts, "finished": is_finished})
-
-
-def _flush(folder: Path) -> None:
-    """Waits until all files of a folder are on the disk."""
-    for path in [*(path for path in folder.rglob("*") if path.is_file()), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _move_into_place(written: Path, target: Path) -> None:
-    """Renames a folder on one disk, once its files are on it, in one step; an existing folder is replaced."""
-    _flush(written)
-    if target.exists():
-        target.rename(written.with_name(f"{written.name}-before"))
-    written.rename(target)

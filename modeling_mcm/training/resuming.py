@@ -7,36 +7,34 @@ the folder's model was trained with: a resumed run would ignore some of them and
 """
 
 import json
-import os
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from safetensors import SafetensorError, safe_open
+from filelock import Timeout
+from safetensors import safe_open
 from transformers import PreTrainedConfig, TrainingArguments
 
-from modeling_mcm.files_mcm import values_digest
-
-if os.name == "posix":
-    import fcntl
+from modeling_mcm.files_mcm import damage, locked
 
 PRETRAINING, FINE_TUNING = "pretraining.json", "finetuning.json"  # records, which a run writes as its last file
 RECORDS = (PRETRAINING, FINE_TUNING)
-VALUES_DIGEST = "values_digest"
 STATE, CONFIG, VALUES = "trainer_state.json", "config.json", "vocabularies.json"
 JSON_FILES = (CONFIG, "preprocessor_config.json", VALUES, "model.safetensors.index.json")
 WEIGHTS: tuple[str, ...] = ("*.safetensors", "pytorch_model*")
 MODEL_FILES = (CONFIG, "adapter_config.json", *WEIGHTS)
-OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*", "rank*-of-*-optimizer.pt")
+NEEDED = {  # names of files besides weights and state that a run goes on from, with all patterns of such files
+    "optimizer.pt": ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*", "rank*-of-*-optimizer.pt"),
+    "scheduler.pt": ("scheduler.pt",),
+    "rng_state.pth": ("rng_state*.pth",),
+}
 OTHER_FOLDERS = {  # a file that only such a folder holds, and a name for the folder
     "manifest.json": "a prepared data set",
     "mcm_export.json": "an export",
     "_predictions.json": "predictions",
 }
-LOCK = ".training.lock"
 SHOWN = 3
 
 # Options of `TrainingArguments` that do not change the weights: where and how often something is written, and how the
@@ -73,14 +71,7 @@ class Start(NamedTuple):
 
 
 def deciding_options(args: TrainingArguments) -> dict[str, Any]:
-    """Selects the options that decide the final weights of a training.
-
-    Args:
-        args (`TrainingArguments`): All options of the Trainer.
-
-    Returns:
-        `dict[str, Any]`: The options by name, with values as JSON stores them.
-    """
+    """The options that decide the final weights of a training, by name, with values as JSON stores them."""
     facts = {
         name: value
         for name, value in args.to_dict().items()
@@ -98,15 +89,7 @@ def step_size(args: TrainingArguments) -> int:
 
 
 def changed_options(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Compares the options of two runs.
-
-    Args:
-        earlier (`dict[str, Any]`): Options of the earlier run.
-        now (`dict[str, Any]`): Options of this run.
-
-    Returns:
-        `list[str]`: A phrase for each option that both have and that differs.
-    """
+    """A phrase for each option that both runs have and that differs."""
     return [
         f"{name} {earlier[name]} and this run has {now[name]}"
         for name in earlier
@@ -115,22 +98,13 @@ def changed_options(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[
 
 
 def changed_config(folder: Path, config: PreTrainedConfig) -> list[str]:
-    """Compares the config of a model with that in a folder.
-
-    Args:
-        folder (`Path`): Checkpoint folder.
-        config (`PreTrainedConfig`): Config of the model that is to be trained.
-
-    Returns:
-        `list[str]`: A phrase for each field that differs; empty if the folder's config can't be read.
-    """
+    """A phrase for each field of a config that differs from that in a folder; none if that one can't be read."""
     path = folder / CONFIG
-    if not path.is_file() or _damage(path):
+    if not path.is_file() or damage(path):
         return []
     earlier = json.loads(json.dumps(type(config).from_pretrained(str(folder)).to_dict(), default=str))
     now = json.loads(json.dumps(config.to_dict(), default=str))
-    # Only MCM's own fields: those of every model depend on how a config was made. Earlier versions had no digest.
-    own = sorted(name for name in type(config).__annotations__ if name != VALUES_DIGEST or earlier.get(name))
+    own = sorted(type(config).__annotations__)  # MCM's own fields: those of every model depend on how it was made
     phrases = changed_options({name: earlier.get(name) for name in own}, {name: now.get(name) for name in own})
     return [phrase if len(phrase) < 200 else f"another {phrase.partition(' ')[0]}" for phrase in phrases]
 
@@ -144,32 +118,17 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
-    """Lists the checkpoint folders in an output folder, sorted by step.
-
-    Args:
-        output_dir (`str` or `Path`): The output folder of a training.
-    """
+    """Lists the checkpoint folders in an output folder, sorted by step."""
     paths = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit()]
     return sorted((path for path in paths if path.is_dir()), key=step_of)
 
 
 def weight_faults(folder: Path) -> list[str]:
-    """Checks the files that a model is read from: weights, config and feature extractor.
-
-    Args:
-        folder (`Path`): Checkpoint folder.
-
-    Returns:
-        `list[str]`: A phrase for each file that is missing or damaged.
-    """
-    faults = []
+    """A phrase for each missing or damaged file that a model is read from: weights, config and feature extractor."""
     weights = [path for pattern in WEIGHTS for path in sorted(folder.glob(pattern))]
-    if not [path for path in weights if not path.name.startswith("average.")]:
-        faults.append(f"{folder} has no model.safetensors")
-    for path in weights:
-        faults += _damage(path)
-    for path in (folder / name for name in JSON_FILES):
-        faults += _damage(path) if path.exists() else []
+    has_weights = any(not path.name.startswith("average.") for path in weights)
+    faults = [] if has_weights else [f"{folder} has no model.safetensors"]
+    faults += _damages([*weights, *(folder / name for name in JSON_FILES if (folder / name).exists())])
     index = folder / "model.safetensors.index.json"
     if index.exists() and not faults and not (folder / "model.safetensors").exists():
         parts = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
@@ -178,30 +137,24 @@ def weight_faults(folder: Path) -> list[str]:
 
 
 def checkpoint_faults(checkpoint: Path) -> list[str]:
-    """Checks all files that a run needs to resume a checkpoint as if it had not been interrupted.
-
-    Args:
-        checkpoint (`Path`): Checkpoint folder.
-
-    Returns:
-        `list[str]`: A phrase for each file that is missing or damaged; empty if the checkpoint is complete.
-    """
+    """A phrase for each missing or damaged file that a run needs to go on from a checkpoint unchanged."""
     faults = _state_faults(checkpoint) + (weight_faults(checkpoint) or _divergence(checkpoint))
-    for name, patterns in (("optimizer.pt", OPTIMIZERS), ("scheduler.pt", ("scheduler.pt",))):
+    for name, patterns in NEEDED.items():
         paths = [path for pattern in patterns for path in sorted(checkpoint.glob(pattern))]
-        faults += [fault for path in paths for fault in _damage(path)] if paths else [f"{checkpoint} has no {name}"]
-    states = sorted(checkpoint.glob("rng_state*.pth"))
-    return faults + (
-        [fault for path in states for fault in _damage(path)] if states else [f"{checkpoint} has no rng_state.pth"]
-    )
+        faults += _damages(paths) if paths else [f"{checkpoint} has no {name}"]
+    return faults
+
+
+def _damages(paths: Iterable[Path]) -> list[str]:
+    return [fault for path in paths if (fault := damage(path))]
 
 
 def _state_faults(checkpoint: Path) -> list[str]:
     path = checkpoint / STATE
     if not path.is_file():
         return [f"{checkpoint} has no {STATE}"]
-    if faults := _damage(path):
-        return faults
+    if fault := damage(path):
+        return [fault]
     step = json.loads(path.read_text(encoding="utf-8")).get("global_step")
     return [] if step == step_of(checkpoint) else [f"{path} is of step {step}"]
 
@@ -217,38 +170,10 @@ def _divergence(folder: Path) -> list[str]:
     return []
 
 
-def _damage(path: Path) -> list[str]:
-    """Checks the content of a file, and says what is wrong. A folder, as of a sharded state, is not checked."""
-    if path.is_dir():
-        return []
-    try:
-        if path.suffix == ".json":
-            if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
-                return [f"{path} holds no JSON object"]
-        elif path.suffix == ".safetensors":
-            with safe_open(path, "pt"):
-                pass
-        else:  # a file of torch is a zip file with a checksum of each part
-            with zipfile.ZipFile(path) as file:
-                if (part := file.testzip()) is not None:
-                    return [f"{path} is damaged (the checksum of {part} does not fit)"]
-    # A damaged zip file may name a compression that zipfile does not know: its error is a RuntimeError.
-    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile, EOFError, RuntimeError) as error:
-        size = f"{path.stat().st_size:,} bytes" if path.exists() else "no file behind its link"
-        return [f"{path} has {size} and is cut or damaged ({error})"]
-    return []
-
-
 def last_whole_checkpoint(output_dir: str | Path) -> tuple[str | None, list[str]]:
     """Finds the newest complete checkpoint.
 
     MCMTrainer itself leaves only complete checkpoints; files may have been damaged or deleted since.
-
-    Args:
-        output_dir (`str` or `Path`): The output folder of a training.
-
-    Returns:
-        `tuple`: The folder of the checkpoint, or `None`, and a phrase for each fault of newer checkpoints.
     """
     faults: list[str] = []
     for folder in reversed(checkpoints(output_dir)):
@@ -278,18 +203,18 @@ def find_start(output_dir: str | Path, record: str, run: Mapping[str, Any], conf
     _check_folder(folder, record)
     checkpoint, faults = last_whole_checkpoint(folder)
     path = folder / record
-    if path.exists() and not (damaged := _damage(path)):
+    if path.exists() and not (damaged := damage(path)):
         facts = json.loads(path.read_text(encoding="utf-8"))
         if changes := _changes(folder, facts, run, config):
             raise RunError(
                 f"{folder} holds a model that was trained otherwise ({_some(changes)}), and nothing was changed: give "
                 "another output_dir, or remove that folder."
             )
-        if facts.get("finished", True) and not (faults_of_weights := weight_faults(folder)):
+        if facts["finished"] and not (faults_of_weights := weight_faults(folder)):
             return Start(checkpoint, [], True)
-        faults = (faults_of_weights if facts.get("finished", True) else []) + faults
+        faults = (faults_of_weights if facts["finished"] else []) + faults
     elif has_model(folder) and checkpoint is None:
-        reason = damaged[0] if path.exists() else f"it has no {record}"
+        reason = damaged if path.exists() else f"it has no {record}"
         raise RunError(
             f"{folder} holds a model, and nothing says what it was trained with ({reason}); nothing was changed: give "
             "another output_dir, or remove that folder."
@@ -317,17 +242,8 @@ def _check_folder(folder: Path, record: str) -> None:
 def _changes(folder: Path, facts: Mapping[str, Any], run: Mapping[str, Any], config: Any) -> list[str]:
     """Names the data and options of a finished model that this run does not have."""
     options = run["options"]
-    if "run" not in facts:  # a record that an earlier version wrote
-        earlier = {name: facts[name] for name in ("learning_rate", "seed", "max_events") if name in facts}
-        same = config.values_digest in (None, _digest_of_values(folder))
-        return ([] if same else ["other data"]) + changed_options(earlier, options) + changed_config(folder, config)
     digests = [f"other {name}" for name in run if name != "options" and facts["run"].get(name) != run[name]]
     return digests + changed_options(facts["run"].get("options", {}), options) + changed_config(folder, config)
-
-
-def _digest_of_values(folder: Path) -> str | None:
-    path = folder / VALUES
-    return None if not path.is_file() or _damage(path) else values_digest(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _some(phrases: list[str]) -> str:
@@ -339,39 +255,22 @@ def _some(phrases: list[str]) -> str:
 def output_folder_lock(output_dir: str | Path, is_writer: bool = True) -> Iterator[None]:
     """A context that makes an output folder and locks it, so that no second run trains into it at the same time.
 
-    Args:
-        output_dir (`str` or `Path`): The output folder.
-        is_writer (`bool`): Whether this process writes the files. Other processes of the run take no lock.
-
-    Raises:
-        RunError: If the folder can't be written to, or another run trains into it.
+    Raises `RunError` if the folder can't be written to, or another run trains into it.
     """
-    folder, existed = Path(output_dir), Path(output_dir).exists()
+    folder, existed = Path(output_dir).resolve(), Path(output_dir).exists()
     if not is_writer:
         yield
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / LOCK, "a", encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"{folder} can't be written to ({error.strerror}): give another output_dir.") from error
-    with file:
-        # Workers of a data loader can outlive a killed run for some seconds, and must not keep its lock.
-        if os.name == "posix":
-            os.register_at_fork(after_in_child=file.close)
-            _lock(file, folder)
+    with ExitStack() as stack:
         try:
-            yield
-        finally:
-            (folder / LOCK).unlink(missing_ok=True)
-            if not existed and not any(folder.iterdir()):
-                folder.rmdir()
-
-
-def _lock(file: IO[str], folder: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RunError(f"Another run trains into {folder}: wait for its end, or give another output_dir.") from None
-    except OSError:  # a disk without locks
-        return
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder, wait=False))
+        except Timeout:
+            raise RunError(
+                f"Another run trains into {folder}: wait for its end, or give another output_dir."
+            ) from None
+        except OSError as error:
+            raise RunError(f"{folder} can't be written to ({error.strerror}): give another output_dir.") from error
+        yield
+    if not existed and not any(folder.iterdir()):
+        folder.rmdir()

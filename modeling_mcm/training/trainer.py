@@ -3,8 +3,8 @@
 """The Hugging Face Trainer with MCM's additions.
 
 Rows are grouped by length, in an order that depends on seed and epoch alone; the collator knows the epoch; every
-customer of a step has the same weight on any number of processes; the logs hold losses and metrics of each task; and a
-clock can end the training. Import it from `modeling_mcm.training.trainer`, because inference does not need it.
+customer of a step has the same weight on any number of processes; and the logs hold losses and metrics of each task.
+Import it from `modeling_mcm.training.trainer`, because inference does not need it.
 """
 
 from collections import defaultdict
@@ -19,8 +19,8 @@ from transformers import EvalPrediction, PreTrainedModel
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
 from modeling_mcm.data.collator import LengthGroupedSampler, MCMCollator
-from modeling_mcm.data.streaming import StreamedOrder, StreamedRows
-from modeling_mcm.evaluation.streaming import StreamingMetrics, ranks_from_logits
+from modeling_mcm.evaluation.metrics import ranks_from_logits
+from modeling_mcm.evaluation.ranking import StreamingMetrics
 from modeling_mcm.training.callbacks import EarlyStopping, EpochCallback, TrainingClock, WeightAverage
 from modeling_mcm.training.resumable import ResumableTrainer
 
@@ -41,19 +41,13 @@ class MCMTrainer(ResumableTrainer):
         scalar_lr_factor (`float`): Factor on the learning rate of single parameters of the readout and the memory.
         ema_decay (`float`, *optional*): Decay of a moving average of the weights ([`WeightAverage`]), which is
             evaluated and is the final model. `None` for no average.
-        max_seconds (`float`, *optional*): Seconds of training after which it ends ([`TrainingClock`]); the learning
-            rate then depends on the time instead of the steps. `None` for no limit.
         patience (`int`, *optional*): Number of evaluations in a row without a better `metric_for_best_model` after
             which training ends. `None` for no early stopping.
         data_version (`str`, *optional*): Digest of the data's manifest. A resumed run and all processes must have the
             same.
-        window (`int`): Number of shards whose customers a [`StreamedOrder`] mixes at a time.
-        lanes (sequence of `int`, *optional*): Numbers of parts and turns of a [`StreamedOrder`]. By default one part
-            for each process and accumulated batch, and one turn for each worker.
         run_options (`dict[str, Any]`, *optional*): Further options that decide the weights. A resumed run must have
             the same.
-        kwargs (`dict`): Further arguments of `Trainer`. `train_dataset` must be a `PreparedRows`, or a
-            `StreamedRows` with lengths.
+        kwargs (`dict`): Further arguments of `Trainer`. `train_dataset` must be a `PreparedRows`.
 
     Raises:
         ValueError: If options do not fit together.
@@ -68,18 +62,14 @@ class MCMTrainer(ResumableTrainer):
         eval_collator: MCMCollator | None = None,
         scalar_lr_factor: float = 20.0,
         ema_decay: float | None = None,
-        max_seconds: float | None = None,
         patience: int | None = None,
         data_version: str | None = None,
-        window: int = 4,
-        lanes: Sequence[int] | None = None,
         run_options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
-        self.window, self.lanes = window, lanes
         self.eval_collator, self.scalar_lr_factor = eval_collator, scalar_lr_factor
         self.task_losses: dict[str, list[torch.Tensor]] = defaultdict(list)
-        self.clock = TrainingClock(lambda value: self.accelerator.reduce(value, "sum"), max_seconds)
+        self.clock = TrainingClock(lambda value: self.accelerator.reduce(value, "sum"))
         tasks = train_collator.config.tasks
         # With two losses the sum is logged under a name of its own.
         self.loss_name = "loss_with_ranking" if train_collator.objective.ranking_loss_weight else "loss"
@@ -104,27 +94,11 @@ class MCMTrainer(ResumableTrainer):
         if patience is not None:
             self.add_callback(EarlyStopping(patience))
         facts: dict[str, Any] = {"data": data_version, "seed": self.args.seed, "batch size": self.group_size}
-        facts["streaming"] = None
-        if isinstance(self.train_dataset, StreamedRows):
-            order = self._streamed_order(self.train_dataset)
-            facts["streaming"] = [order.parts, order.turns, order.window]
-        own = {"scalar_lr_factor": scalar_lr_factor, "ema_decay": ema_decay, "max_seconds": max_seconds}
-        own["early_stopping_patience"] = patience
+        own = {"scalar_lr_factor": scalar_lr_factor, "ema_decay": ema_decay, "early_stopping_patience": patience}
         self.remember_run(facts, own | dict(run_options or {}))
-
-    def _streamed_order(self, rows: StreamedRows) -> StreamedOrder:
-        args = self.args
-        workers = max(1, args.dataloader_num_workers)
-        parts, turns = self.lanes or (args.world_size * args.gradient_accumulation_steps, workers)
-        order = StreamedOrder(rows, self.group_size, parts, turns, self.window, args.seed, self.train_collator.epoch)
-        # Two more shards than the window, which may begin and end inside a shard.
-        rows.held_shards = (self.window + 2) * order.lanes_of_a_worker(args.train_batch_size, args.world_size, workers)
-        return order
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        if isinstance(dataset, StreamedRows):
-            return self._streamed_order(dataset)
         return LengthGroupedSampler(dataset.lengths, self.group_size, self.args.seed, self.train_collator.epoch)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -142,8 +116,8 @@ class MCMTrainer(ResumableTrainer):
         except (ConnectionError, EOFError) as error:  # torch's own message does not say that
             raise RuntimeError(
                 f"A DataLoader worker was killed while it handed over a batch ({error!r}), most often for want of "
-                "memory: have fewer (dataloader_num_workers), or a smaller window of streaming. Started again, the "
-                "run goes on from its last checkpoint."
+                "memory: have fewer (dataloader_num_workers). Started again, the run "
+                "goes on from its last checkpoint."
             ) from error
         batch, processes = self.args.train_batch_size, self.args.world_size
         last = batch * processes
@@ -161,8 +135,7 @@ class MCMTrainer(ResumableTrainer):
     def get_eval_dataloader(self, eval_dataset: Any = None):
         """Makes the data loader of an evaluation, with the evaluation's collator.
 
-        Raises:
-            ValueError: If the trainer has no `eval_collator`.
+        Raises `ValueError` if the trainer has no `eval_collator`.
         """
         if self.eval_collator is None:
             raise ValueError("There is no `eval_collator`: give MCMTrainer an MCMCollator in mode 'evaluate'.")
@@ -185,29 +158,6 @@ class MCMTrainer(ResumableTrainer):
             rate = self.args.learning_rate * self.scalar_lr_factor
             optimizer.add_param_group({"params": moved, "weight_decay": 0.0, "lr": rate})
         return optimizer
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None):
-        """Makes the learning-rate schedule, which depends on the time if there is a limit of seconds.
-
-        Raises:
-            ValueError: If the schedule of a run with a limit of seconds is not a cosine with a share as warm-up.
-        """
-        if self.clock.max_seconds is None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        warmup = self.args.warmup_steps
-        if self.args.lr_scheduler_type != "cosine" or not 0 <= warmup < 1:
-            raise ValueError(
-                f"Found lr_scheduler_type {str(self.args.lr_scheduler_type)!r} and warmup_steps {warmup:g} together "
-                "with max_seconds; expected cosine, and a warm-up under 1, a share of the seconds."
-            )
-        if self.lr_scheduler is None:
-            factor = partial(self._factor_of_time, warmup)
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)  # type: ignore[arg-type]
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
-
-    def _factor_of_time(self, warmup: float, step: int) -> float:
-        return self.clock.cosine(warmup)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains as `Trainer` does. With an average of the weights, the model has the average's weights afterwards."""
@@ -290,11 +240,7 @@ class MCMTrainer(ResumableTrainer):
 
 
 class TaskMetrics:
-    """Computes next-visit and next-event metrics of the tasks, and their mean NDCG; the Trainer's `compute_metrics`.
-
-    Args:
-        tasks (sequence of `str`): Names of the tasks, in the order of the labels.
-    """
+    """Next-visit and next-event metrics of the tasks, and their mean NDCG; the Trainer's `compute_metrics`."""
 
     def __init__(self, tasks: Sequence[str]):
         self.tasks, self.metrics = list(tasks), StreamingMetrics()

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from modeling_mcm.live.storage import checkpoint_digest
-from modeling_mcm.serving import CustomerService, EventStore, Limits, create_api
+from modeling_mcm.serving import CustomerService, EventStore, create_api
 
 TOKEN = "a token of the tests"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
@@ -35,12 +35,11 @@ def make_service(model, extractor, place, **options) -> CustomerService:
     return CustomerService(model, extractor, store, **{"clock": lambda: NOW, **options})
 
 
-def make_client(service: CustomerService, **limits):
+def make_client(service: CustomerService):
     """A client that knows the token; errors of the service are answers."""
     from fastapi.testclient import TestClient
 
-    api = create_api(service, TOKEN, Limits(**limits))
-    return TestClient(api, headers=HEADERS, raise_server_exceptions=False)
+    return TestClient(create_api(service, TOKEN), headers=HEADERS, raise_server_exceptions=False)
 
 
 def assert_same(found, wanted):

@@ -67,7 +67,7 @@ def numbers(cell):
 
 def test_the_page_holds_the_numbers_of_the_json(ablation, results):
     values, *relative, costs = tables(ablation[2])
-    assert list(values)[1:] == [*results["baselines"], *MODELS] and len(results["baselines"]) == 9
+    assert list(values)[1:] == [*results["baselines"], *MODELS] and len(results["baselines"]) == 5
     assert results["saturated"] == [TASK] and "next visit HR@1" in values["method"]
     metrics = ["next_visit_ndcg@10", "next_event_ndcg@10", "next_visit_hr@1", "next_visit_ndcg@3"]
     for method, by_task in results["methods"].items():
@@ -140,13 +140,13 @@ def test_a_second_call_trains_nothing_and_writes_the_same(ablation, monkeypatch)
 
 def test_evaluation_of_a_run_alone_writes_the_same_values(ablation, prepared, tmp_path):
     _, folder, _ = ablation
-    words = ["--model", folder / "mcm-tiny-seed3", "--data", prepared, "--tasks", TASK, "--shown", 0]
-    words += ["--baselines", "markov", "--values_file", tmp_path / "values.parquet"]
+    words = ["--model", folder / "mcm-tiny-seed3", "--data", prepared, "--tasks", TASK]
+    words += ["--baselines", "transitions", "--values_file", tmp_path / "values.parquet"]
     call("run_evaluate", *words)
     found = pq.read_table(tmp_path / "values.parquet")
     assert found.column_names == ["method", "task", "metric", "customer_id", "value"]
     kept = [pq.read_table(folder / name / "values-test.parquet") for name in ("baselines", "mcm-tiny-seed3")]
-    for method, name, table in [("markov", "markov", kept[0]), ("MCM", "ours", kept[1])]:
+    for method, name, table in [("transitions", "transitions", kept[0]), ("MCM", "ours", kept[1])]:
         ours, theirs = found.filter(pc.field("method") == method), table.filter(pc.field("method") == name)
         assert len(ours) and ours.drop_columns("method").equals(theirs.drop_columns("method"))
 

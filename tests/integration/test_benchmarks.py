@@ -121,7 +121,6 @@ def slow(*values):
             ["scores  loss", "random  equation 4  90 "],
         ),
         slow(
-            "streaming",
             ["--customers", "30", "--doublings", "1", "--rows_per_shard", "8"],
             ["Memory above the start", "streamed    31", "streamed    59", "Arrow copy  31", "Arrow copy  59"],
         ),

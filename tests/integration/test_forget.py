@@ -19,11 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from corner_shop import SCHEMA, make_profile
-from faults import expected
 
 from modeling_mcm.data import EventSchema, PreparedManifest, load_prepared
+from modeling_mcm.files_mcm import locked
 from modeling_mcm.preparation import prepare
-from modeling_mcm.preparation.locks import locked
 from modeling_mcm.preparation.update import update
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +51,7 @@ def forget(place, command):
     def call(*options, fails=None):
         words = [f"--{word[2:]}" if word.startswith("--") else str(place / word) for word in options]
         words = [word.removeprefix(f"{place}/=") for word in words]
-        return command("forget_customers", "--customers", place / "ids.txt", *words, fails=fails)
+        return command("modeling_mcm.commands.forget", "--customers", place / "ids.txt", *words, fails=fails)
 
     return call
 
@@ -79,8 +78,6 @@ def test_they_are_gone_from_data_predictions_log_and_cache(place, forget, save, 
         said = forget(*folder.split(), "--check_only", "=true", fails="not proven that the customers are gone")
         assert "1 rows of theirs" in said
     cached = list((place / "cache").rglob("*.arrow"))
-    (place / "data" / "baselines").mkdir()
-    pq.write_table(pa.table({"ndcg": [0.5]}), place / "data" / "baselines" / "x.parquet")
     broken = place / "cache" / "parquet" / "killed" / "x.arrow"
     broken.parent.mkdir()
     broken.write_bytes(b"cut")
@@ -91,7 +88,6 @@ def test_they_are_gone_from_data_predictions_log_and_cache(place, forget, save, 
     for raw in ("log", "profile.parquet"):
         assert set(pd.read_parquet(place / raw)["who"]) == set(left)
     assert cached and not any(path.exists() for path in [*cached, broken])
-    assert not (place / "data" / "baselines").exists()
     manifest = PreparedManifest.load(place / "data")
     assert (manifest.counts["customers"], manifest.counts["forgotten"]) == (len(left), 2)
     assert json.loads((place / "scores" / "_predictions.json").read_text())["customers"] == len(left)
@@ -195,15 +191,15 @@ def test_an_id_with_spaces_and_commas_of_its_own_is_found(tmp_path, forget):
 
 
 NOWHERE = {
-    "an unknown id": "nobody\nc05",
-    "another case": "C21\nc05",
-    "semicolons": "c21;c22\nc05",
-    "a heading": "customer_id\nc05",
-    "a null byte": "c21\0\nc05",
+    "an unknown id": ("nobody\nc05", "found nowhere: 'nobody'"),
+    "another case": ("C21\nc05", r"found nowhere: 'C21'; is 'c21' meant\?"),
+    "semicolons": ("c21;c22\nc05", "found nowhere: 'c21;c22'"),
+    "a heading": ("customer_id\nc05", "found nowhere: 'customer_id'"),
+    "a null byte": ("c21\0\nc05", r"found nowhere: 'c21\\x00'"),
 }
 
 
-@pytest.mark.parametrize(("content", "said"), expected("Ids that are found nowhere", NOWHERE))
+@pytest.mark.parametrize(("content", "said"), NOWHERE.values(), ids=NOWHERE)
 def test_an_id_that_is_nowhere_is_named_and_the_others_go(place, forget, content, said):
     (place / "ids.txt").write_text(content)
     told = forget(*EVERYWHERE, fails="not proven that the customers are gone")
@@ -218,18 +214,18 @@ def test_a_look_names_an_id_that_differs_in_its_case(place, forget):
 
 
 UNREADABLE = {
-    "an open quote": b'"c05\nc21\n',
-    "after a quote": b'"c05"x\n',
-    "Latin-1": b"Zo\xeb\n",
-    "nothing": b" ,\n\n",
+    "an open quote": (b'"c05\nc21\n', r"ids\.txt, line 2: unexpected end of data"),
+    "after a quote": (b'"c05"x\n', "Write ids one a line, or separated by commas"),
+    "Latin-1": (b"Zo\xeb\n", r"save it as UTF-8, one id a line\."),
+    "nothing": (b" ,\n\n", r"ids\.txt holds no id; write one a line\."),
 }
 
 
-@pytest.mark.parametrize(("content", "said"), expected("Files of ids for a deletion", UNREADABLE))
+@pytest.mark.parametrize(("content", "said"), UNREADABLE.values(), ids=UNREADABLE)
 def test_an_ids_file_that_cannot_be_read_is_refused(place, forget, content, said):
     before = bytes_of(place)
     (place / "ids.txt").write_bytes(content)
-    assert re.search(said, forget(*EVERYWHERE, fails="forget_customers: "))
+    assert re.search(said, forget(*EVERYWHERE, fails="forget: "))
     assert bytes_of(place) == before
 
 
@@ -273,24 +269,37 @@ def link_a_shard(place):
 
 
 SPOILED = {
-    "a CSV log": lambda place: pd.read_parquet(place / "log").to_csv(place / "log.csv"),
-    "a CSV in the log": lambda place: pd.read_parquet(place / "log").to_csv(place / "log" / "more.csv.gz"),
-    "everyone": lambda place: (place / "ids.txt").write_text("\n".join(sorted(customers(place / "data")))),
-    "a cut file of the log": lambda place: (place / "log" / "late" / "z.parquet").write_bytes(b"PAR1 cut"),
-    "a damaged shard": damage_a_shard,
-    "a file without the customers' column": lambda place: pq.write_table(
-        pa.table({"other": [1]}), place / "log" / "z.parquet"
+    "a CSV log": (
+        lambda place: pd.read_parquet(place / "log").to_csv(place / "log.csv"),
+        r"log\.csv is a text file, and customers are deleted from",
     ),
-    "a shard that is a link": link_a_shard,
+    "a CSV in the log": (
+        lambda place: pd.read_parquet(place / "log").to_csv(place / "log" / "more.csv.gz"),
+        r"more\.csv\.gz is a text file, and customers are deleted from",
+    ),
+    "everyone": (
+        lambda place: (place / "ids.txt").write_text("\n".join(sorted(customers(place / "data")))),
+        r": remove the folder instead\. Nothing was changed\.",
+    ),
+    "a cut file of the log": (
+        lambda place: (place / "log" / "late" / "z.parquet").write_bytes(b"PAR1 cut"),
+        r"z\.parquet is not a whole Parquet file",
+    ),
+    "a damaged shard": (damage_a_shard, "does not have the digest that the manifest lists"),
+    "a file without the customers' column": (
+        lambda place: pq.write_table(pa.table({"other": [1]}), place / "log" / "z.parquet"),
+        r"z\.parquet has no column 'who'; it has other\.",
+    ),
+    "a shard that is a link": (link_a_shard, ", which would keep the customers"),
 }
 
 
-@pytest.mark.parametrize(("spoil", "said"), expected("Places of a deletion", SPOILED))
+@pytest.mark.parametrize(("spoil", "said"), SPOILED.values(), ids=SPOILED)
 def test_what_stands_against_a_deletion_is_said_before_anything_is_touched(place, forget, spoil, said):
     spoil(place)
     before = bytes_of(place)
     more = ["log.csv"] if (place / "log.csv").exists() else []
-    assert re.search(said, forget(*EVERYWHERE, *more, fails="forget_customers: "))
+    assert re.search(said, forget(*EVERYWHERE, *more, fails="forget: "))
     assert bytes_of(place) == before
     assert [path.name for path in place.glob(".*")] == []
 
@@ -307,9 +316,7 @@ def counted(call):
         return call(*args, **options)
     return wrapper
 os.replace, os.rename = counted(os.replace), counted(os.rename)  # those of pathlib end here too
-sys.path.insert(0, "training")
-sys.argv[0] = "training/forget_customers.py"
-runpy.run_path(sys.argv[0], run_name="__main__")
+runpy.run_module("modeling_mcm.commands.forget", run_name="__main__")
 """
 
 
@@ -326,7 +333,7 @@ def test_a_killed_deletion_is_finished_by_the_same_command(place, forget, moment
     killed = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     if (place / "data").is_dir() and killed.stdout.count("deleted") == 2:  # the log is done, the data set is not
-        with pytest.raises(ValueError, match="forget_customers.py was killed .*: run it again"):
+        with pytest.raises(ValueError, match="`mcm forget` was killed .*: run it again"):
             update(place / "data", place / "log", place / "profile.parquet")
     said = forget(*EVERYWHERE)
     assert "none of the customers is there" in said
@@ -352,7 +359,7 @@ def test_no_deletion_of_many_at_once_is_lost(place):
     runs = []
     for name in names:
         (place / f"{name}.txt").write_text(name)
-        words, environment = command(place, f"{name}.txt", "training/forget_customers.py")
+        words, environment = command(place, f"{name}.txt", "-m", "modeling_mcm.commands.forget")
         runs.append(subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     said = [run.communicate()[1].decode() for run in runs]
     assert [run.returncode for run in runs] == [0] * len(names), said

@@ -3,17 +3,15 @@
 """The page in a real browser: a walk through all of it, its numbers beside the model's, and no other machine asked."""
 
 import contextlib
-import importlib
 import shutil
 import sys
-from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 from corner_shop import make_profile
 
-from modeling_mcm.serving.drawing import percent
-from modeling_mcm.serving.histories import Histories
+from modeling_mcm.page import app
+from modeling_mcm.page.app import Page, percent
+from modeling_mcm.page.histories import Histories
 
 pytest.importorskip("gradio", reason="Gradio not installed")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -39,10 +37,8 @@ def histories(tiny_model, extractor, prepared, page_files, tmp_path):
 @pytest.fixture
 def address(histories):
     """Where the page is shown."""
-    from modeling_mcm.serving.app import build_page, launch_page
-
-    blocks = build_page(histories)
-    _, url, _ = launch_page(blocks, server_name="127.0.0.1", waits=False)
+    blocks = app.build_page(histories)
+    _, url, _ = app.launch_page(blocks, server_name="127.0.0.1", waits=False)
     yield url
     blocks.close()
 
@@ -75,7 +71,8 @@ def browse(address):
             page = context.new_page()
             page.on("pageerror", lambda error: others.append(f"error: {error}"))
             page.goto(address)
-            page.wait_for_selector("#expectations button")
+            page.wait_for_selector("#why h3")
+            page.wait_for_selector("#expectations input[type=radio]")
             return page, others
 
         yield run
@@ -90,75 +87,36 @@ def choose(page, field, value):
     page.keyboard.press("Enter")
 
 
-def show(page, customer):
-    choose(page, "customer", customer)
-    page.wait_for_selector(f".chips:has-text('customer {customer}')")
-    page.wait_for_selector(f"#map circle.chosen[data-customer='{customer}']", state="attached")
+def radio(page, field, value):
+    return page.locator(f"#{field} input[type=radio][value='{value}']")
 
 
-def expected_of(histories, customer, task, count):
-    """Labels and probabilities as the page should write them."""
-    own = histories.extractor.schema.reserved_token_types if task == "type" else []
-    scores = histories.household(customer).live.scores(now=histories.cutoff, tasks=[task], k=count + len(own))[task]
-    return [(each["label"], percent(each["score"])) for each in scores if each["label"] not in own][:count]
-
-
-def test_a_walk_through_the_page_with_the_keyboard_alone(browse, histories, event_log):
+def test_a_walk_through_the_page_with_the_keyboard_alone(browse, histories):
     page, others = browse()
-    show(page, WHO)
-    for task in histories.extractor.tasks:
-        buttons = page.locator(f"#expectations button[data-task='{task}']")
-        shown = [(each.get_attribute("data-label"), each.locator(".share").inner_text()) for each in buttons.all()]
-        assert shown and shown == expected_of(histories, WHO, task, len(shown))
-    # what really came
-    future = event_log[(event_log["who"] == WHO) & (event_log["when"] >= histories.cutoff)]
-    future = future[(future["action"] == "buy") & (future["basket"] == future["basket"].dropna().iloc[0])]
-    shown = page.locator("#expectations button[data-task='items']:has(em.next)").all()
-    assert {each.get_attribute("data-label") for each in shown} <= set(future["item"])
-    assert page.locator("#timeline .hidden-visit").count() > 0
-    # from the list of customers on with Tab to a label, and Enter
-    page.locator("#another").focus()
-    for _ in range(2):
-        page.keyboard.press("Tab")
-    label = page.evaluate("document.activeElement.dataset.label")
-    task = page.evaluate("document.activeElement.dataset.task")
-    page.keyboard.press("Enter")
-    page.wait_for_selector(f"#why h3:has-text('Why {label}')")
-    found = histories.household(WHO).live.explain(task, label, histories.cutoff)
-    said = page.locator("#why").inner_text()
-    assert found.words in said and f"{found.visits[0].share:+.2f}" in said and found.visits[0].time[:10] in said
-    assert page.locator(f"#expectations button[aria-pressed=true][data-label='{label}']").count() == 1
-    strongest = page.locator("#timeline .visit.for[style*='--weight:1.000'] title").text_content()
-    assert strongest.startswith(found.visits[0].time[:10]) or found.visits[0].share < 0
+    choose(page, "customer", WHO)
+    page.wait_for_selector(f"#profile:has-text('Customer {WHO}')")
+    expected = Page(histories).expected(WHO)
+    for task, choices in expected.items():
+        assert page.locator(f"#next-{task} label").all_inner_texts() == [text for text, _ in choices]
+    # from the first label of a task to the next one, with an arrow
+    (_, first), (_, label), *_ = expected["items"]
+    radio(page, "next-items", first).focus()
+    page.keyboard.press("ArrowDown")
+    page.wait_for_selector(f"#why h3:has-text('Why {label},')")
+    assert radio(page, "next-items", label).is_checked()
+    found = histories.household(WHO).live.explain("items", label, histories.cutoff)
+    assert found.words in page.locator("#why").inner_text()
+    shown, best = page.locator("#visits").inner_text(), found.visits[0]
+    assert best.share < 0 or (best.time[:10] in shown and f"{best.share:+.2f}" in shown)
+    assert page.locator("#timeline canvas, #timeline svg").count() > 0
     # what if
-    choose(page, "task", "items")
-    for _ in range(10):  # the labels of the task come when the page has answered
-        page.wait_for_timeout(500)
-        choose(page, "label", "item 05")
-        page.locator("#add").press("Enter")
-        page.wait_for_timeout(2000)
-        if page.locator("#moves table").is_visible():
-            break
-    page.wait_for_selector("#moves table")
-    after = histories.what_if(WHO, histories.template("items", "item 05"), histories.cutoff)
-    chance = {each["label"]: each["score"] for each in after.scores(tasks=["items"], k=100)["items"]}
-    for row in page.locator("#moves tr:has(td)").all():
-        name, _, new, _ = row.locator("td").all_inner_texts()
-        assert new == percent(chance[name])
+    choose(page, "label", "item 05")
+    page.locator("#add").press("Enter")
+    page.wait_for_selector("#moves td:has-text('%')")
     # a look-alike
-    other = page.locator("#alike button").first
-    name = other.get_attribute("data-customer")
-    assert name == histories.alike(WHO)[0][0]
-    other.press("Enter")
-    page.wait_for_selector(f".chips:has-text('customer {name}')")
-    assert others == []
-
-
-def test_a_dot_of_the_map_is_a_customer(browse, histories):
-    page, others = browse()
-    assert page.locator("#map circle").count() == len(histories.ids)
-    page.locator(f"#map circle[data-customer='{WHO}']").dispatch_event("click")
-    page.wait_for_selector(f".chips:has-text('customer {WHO}')")
+    name = histories.alike(WHO)[0][0]
+    radio(page, "alike", name).press("Space")
+    page.wait_for_selector(f"#profile:has-text('Customer {name}')")
     assert others == []
 
 
@@ -170,7 +128,7 @@ def test_the_page_fits_and_is_light_and_dark(browse, width):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         colours = page.evaluate(
             "[getComputedStyle(document.body).backgroundColor,"
-            " getComputedStyle(document.querySelector('.card h3')).color]"
+            " getComputedStyle(document.querySelector('#why h3')).color]"
         )
         ground, ink = (sum(map(int, colour.partition("(")[2].rstrip(")").split(",")[:3])) for colour in colours)
         lights.append(ground > ink)
@@ -178,36 +136,44 @@ def test_the_page_fits_and_is_light_and_dark(browse, width):
     assert lights == [True, False]
 
 
-def test_a_space_runs_the_same_file(monkeypatch, page_files, save, prepared, tmp_path):
-    folder = save(extended=True)
-    source = Path(importlib.import_module("modeling_mcm.serving.app").__file__)
-    shutil.copy(source, tmp_path / "space_app.py")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    space = importlib.import_module("space_app")
-    places = {"MCM_MODEL": folder, "MCM_DATA": str(prepared), "MCM_EVENTS": str(page_files / "events.parquet")}
-    places["MCM_PROFILE"] = str(page_files / "profile.parquet")
-    for name, value in places.items():
-        monkeypatch.setenv(name, value)
+def test_numbers_of_the_page_are_those_of_the_model_and_the_log(histories, event_log):
+    page, live = Page(histories), histories.household(WHO).live
+    future = event_log[(event_log["who"] == WHO) & (event_log["when"] >= histories.cutoff)]
+    future = future[(future["action"] == "buy") & (future["basket"] == future["basket"].dropna().iloc[0])]
+    for task, choices in page.expected(WHO).items():
+        own = histories.extractor.schema.reserved_token_types if task == "type" else []
+        scores = live.scores(now=histories.cutoff, tasks=[task], k=12)[task]
+        best = [(e["label"], percent(e["score"])) for e in scores if e["label"] not in own]
+        assert [(label, text.split(" · ")[1]) for text, label in choices] == best[:6]
+        if task == "items":
+            assert {label for text, label in choices if "next visit" in text} <= set(future["item"])
+    label = live.scores(now=histories.cutoff, tasks=["items"], k=1)["items"][0]["label"]
+    _, timeline, visits, _ = page.why(WHO, "items", label)
+    found = live.explain("items", label, histories.cutoff)
+    assert [row[:2] for row in visits] == [[v.time[:10], f"{v.share:+.2f}"] for v in found.visits if v.share > 0][:5]
+    assert ((timeline["time"] >= histories.cutoff) == (timeline["visit"] == "hidden")).all()
+    assert 0 < (timeline["visit"] == "hidden").sum() < len(timeline)
+    strongest = timeline.loc[timeline["share"].idxmax()]
+    assert strongest["visit"] == "speaks for it" and str(strongest["time"])[:10] == found.visits[0].time[:10]
+    after = histories.what_if(WHO, histories.template("items", "item 05"), histories.cutoff)
+    chance = {each["label"]: percent(each["score"]) for each in after.scores(tasks=["items"], k=100)["items"]}
+    moves = page.what_if(WHO, "items", "item 05")
+    assert len(moves) == 8 and all(new == chance[name] and old != "" for name, old, new, _ in moves)
+    assert page.what_if(WHO, "items", None) == []
+
+
+def test_paths_may_be_in_the_environment(monkeypatch, page_files, save, prepared):
+    files = {name: str(page_files / f"{name}.parquet") for name in ("events", "profile")}
+    for name, value in {"model": save(extended=True), "data": str(prepared), **files}.items():
+        monkeypatch.setenv(f"MCM_{name.upper()}", value)
     shown = []
-    monkeypatch.setattr(space, "launch_page", lambda blocks, **options: shown.append((blocks, options)))
+    monkeypatch.setattr(app, "launch_page", lambda blocks, **options: shown.append(options))
     monkeypatch.setattr(sys, "argv", ["app.py"])
-    space.main()
-    assert len(shown) == 1
-
-
-@pytest.mark.parametrize("waits", [True, False])
-def test_the_page_prints_its_address_and_waits_if_it_should(capsys, waits):
-    from modeling_mcm.serving.app import launch_page
-
-    blocks = Mock(**{"launch.return_value": (None, "http://127.0.0.1:7861/", None)})
-    assert launch_page(blocks, waits=waits)[1] == "http://127.0.0.1:7861/"
-    assert capsys.readouterr().out == "The page is at http://127.0.0.1:7861/\n"
-    assert blocks.block_thread.called == waits
+    app.main()
+    assert shown == [{"server_name": "127.0.0.1", "server_port": None}]
 
 
 def test_a_page_without_a_quickstart_says_so(monkeypatch, tmp_path):
-    from modeling_mcm.serving import app
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["app.py"])
     with pytest.raises(SystemExit, match="app: runs/quickstart is not there: run `make quickstart` first"):
@@ -222,14 +188,9 @@ def test_embeddings_of_an_earlier_start_are_those_of_the_model(histories, prepar
     assert (again.embeddings == histories.embeddings).all()
 
 
-def test_values_of_a_log_cannot_put_code_into_the_page():
-    from modeling_mcm.serving import drawing
-
-    bad = "<img src=x onerror=alert(1)>'\""
-    scores = {bad: [{"label": bad, "score": 0.5}]}
-    for html in (
-        drawing.expectations(scores, {}),
-        drawing.profile(bad, {bad: bad}, 1),
-        drawing.alike([(bad, 1, [bad])]),
-    ):
-        assert "<img" not in html and "'\"" not in html
+def test_values_of_a_log_cannot_put_code_into_the_page(histories):
+    bad = "<img src=x onerror=alert(1)>"
+    live = histories.household(WHO).live
+    histories.extractor.vocabularies["items"][0], live.profile[bad] = bad, bad
+    page = Page(histories)
+    assert bad not in page.profile(WHO) and bad not in page.why(WHO, "items", bad)[0]

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scoring everyone: what is written, from prepared data and from a raw log, through kills and in several processes."""
 
-import importlib
 import os
 import signal
 import subprocess
@@ -16,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from corner_shop import customer_of, make_profile
+from corner_shop import SCHEMA, customer_of, make_profile
 from folders import content
 from launched_runs import TWO_PROCESSES, run
 from transformers import pipeline
@@ -45,12 +44,18 @@ def predict(command):
 
 
 @pytest.fixture
+def log_file(event_log, tmp_path):
+    event_log.to_parquet(tmp_path / "log.parquet")
+    return tmp_path / "log.parquet"
+
+
+@pytest.fixture
 def profile_file(event_log, tmp_path):
     make_profile(event_log).to_parquet(tmp_path / "profile.parquet")
     return tmp_path / "profile.parquet"
 
 
-def test_every_customer_gets_what_the_pipelines_give(predict, save, prepared, event_log, tmp_path):
+def test_predictions_equal_those_of_the_pipelines(predict, save, prepared, event_log, tmp_path):
     folder = save(extended=True)
     said = predict("--model", folder, "--data", prepared, "--output_dir", tmp_path / "out", *SMALL, "--top_k", 4)
     assert "34 customers, 7 files written" in said
@@ -67,7 +72,7 @@ def test_every_customer_gets_what_the_pipelines_give(predict, save, prepared, ev
             np.testing.assert_allclose(row[f"{task}_scores"], [each["score"] for each in labels], atol=1e-6)
 
 
-def test_what_is_kept_can_be_chosen(predict, save, prepared, tmp_path):
+def test_columns_can_be_chosen(predict, save, prepared, tmp_path):
     options = ["--model", save(extended=True), "--data", prepared]
     predict(*options, "--output_dir", tmp_path / "a", "--top_k", 0)
     predict(*options, "--output_dir", tmp_path / "b", "--embeddings", "false", "--tasks", "aisle", "--top_k", 99)
@@ -77,7 +82,7 @@ def test_what_is_kept_can_be_chosen(predict, save, prepared, tmp_path):
     np.testing.assert_allclose(ranked["aisle_scores"].map(sum), 1, atol=1e-5)  # all four labels
 
 
-def test_a_raw_log_is_read_as_the_checkpoint_reads_it(predict, save, event_log, profile_file, tmp_path):
+def test_a_raw_log_is_encoded_as_in_the_pipelines(predict, save, event_log, profile_file, tmp_path):
     log = event_log.copy()
     log.loc[log["item"] == "item 03", "item"] = "item of tomorrow"
     log.to_parquet(tmp_path / "log.parquet")
@@ -105,29 +110,23 @@ def test_a_log_for_scoring_needs_no_period_and_keeps_the_vocabularies(extractor,
             assert list(row[name]) == list(values), name
 
 
-def test_a_log_prepared_for_another_checkpoint_is_not_reused(extractor, event_log, profile_file, tmp_path):
-    log = tmp_path / "log.parquet"
-    event_log.to_parquet(log)
+def test_a_log_prepared_for_another_checkpoint_is_not_reused(extractor, log_file, profile_file, tmp_path):
     options = {"profile": profile_file, "feature_extractor": extractor, "reuse": True}
-    first = prepare(log, schema_of(extractor), tmp_path / "data", **options)
-    assert prepare(log, schema_of(extractor), tmp_path / "data", **options) == first
+    first = prepare(log_file, schema_of(extractor), tmp_path / "data", **options)
+    assert prepare(log_file, schema_of(extractor), tmp_path / "data", **options) == first
     extractor.vocabularies["items"] = extractor.vocabularies["items"][::-1]
     with pytest.raises(FileExistsError, match="another options made it"):
-        prepare(log, schema_of(extractor), tmp_path / "data", **options)
+        prepare(log_file, schema_of(extractor), tmp_path / "data", **options)
 
 
 def test_a_schema_of_other_features_is_refused(extractor, event_log, profile_file, tmp_path):
-    from corner_shop import SCHEMA
-
     other = EventSchema.from_dict(SCHEMA | {"features": SCHEMA["features"][:-1]})
     with pytest.raises(ValueError, match=r"not the checkpoint's.*\('gap', 'days_since_visit', 0\)"):
         prepare(event_log, other, tmp_path / "data", profile=profile_file, feature_extractor=extractor)
     assert not (tmp_path / "data").exists()
 
 
-def test_the_log_s_own_rules_come_from_its_schema(predict, save, event_log, profile_file, tmp_path):
-    from corner_shop import SCHEMA
-
+def test_a_schema_of_the_log_sets_its_rules(predict, save, event_log, profile_file, tmp_path):
     log = pd.concat([event_log, event_log.head(1).assign(who=None)])
     log.to_parquet(tmp_path / "log.parquet")
     options = ["--model", save(), "--events", tmp_path / "log.parquet", "--profile", profile_file]
@@ -145,7 +144,7 @@ def test_the_log_s_own_rules_come_from_its_schema(predict, save, event_log, prof
     assert "34 customers" in predict(*options)
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(predict, save, prepared, tmp_path):
+def test_a_killed_run_resumes_to_the_same_bytes(predict, save, prepared, tmp_path):
     options = ["--model", save(extended=True), "--data", str(prepared), *SMALL]
     predict(*options, "--output_dir", tmp_path / "whole")
     killed = tmp_path / "killed"
@@ -185,17 +184,15 @@ def test_two_processes_write_what_one_does(predict, save, prepared, tmp_path):
                 assert (left == right).all(), column
 
 
-def test_no_more_than_a_batch_is_ever_scored(predict, save, prepared, tmp_path, monkeypatch):
-    import modeling_mcm
-
-    forward, seen = modeling_mcm.MCMForMultiTaskRecommendation.forward, []
+def test_at_most_a_batch_is_scored_at_once(predict, save, prepared, tmp_path, monkeypatch):
+    forward, seen = MCMForMultiTaskRecommendation.forward, []
 
     def watched(self, *args, **inputs):
         outputs = forward(self, *args, **inputs)
         seen.append({task: tuple(scores.shape) for task, scores in outputs.logits.items()})
         return outputs
 
-    monkeypatch.setattr(modeling_mcm.MCMForMultiTaskRecommendation, "forward", watched)
+    monkeypatch.setattr(MCMForMultiTaskRecommendation, "forward", watched)
     predict("--model", save(extended=True), "--data", prepared, "--output_dir", tmp_path / "out", *SMALL)
     assert sum(shapes["items"][0] for shapes in seen) == 34
     assert max(shapes["items"][0] for shapes in seen) == 3 and all(len(shapes["items"]) == 2 for shapes in seen)
@@ -214,15 +211,14 @@ def test_no_more_than_a_batch_is_ever_scored(predict, save, prepared, tmp_path, 
         (["--tasks", "brand"], "No tasks ['brand']; the checkpoint has items, aisle, type"),
     ],
 )
-def test_options_that_do_not_fit_are_named(predict, save, prepared, tmp_path, options, message):
+def test_options_that_do_not_fit_are_refused(predict, save, prepared, tmp_path, options, message):
     predict("--model", save(), "--data", prepared, "--output_dir", tmp_path / "out", *options, fails=message)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("left", ["._histories.123.partial/", "._predictions.json.partial", "_histories/"])
-def test_what_an_early_kill_leaves_is_in_nobody_s_way(predict, save, event_log, profile_file, tmp_path, left):
-    event_log.to_parquet(tmp_path / "log.parquet")
-    options = ["--model", save(), "--events", tmp_path / "log.parquet", "--profile", profile_file]
+def test_leftovers_of_a_killed_run_are_cleaned_up(predict, save, log_file, profile_file, tmp_path, left):
+    options = ["--model", save(), "--events", log_file, "--profile", profile_file]
     path = tmp_path / "out" / left
     (path if left.endswith("/") else path.parent).mkdir(parents=True)
     if not left.endswith("/"):
@@ -231,27 +227,12 @@ def test_what_an_early_kill_leaves_is_in_nobody_s_way(predict, save, event_log, 
     assert sorted(each.suffix for each in (tmp_path / "out").iterdir()) == [".json", ".parquet"]
 
 
-def test_a_checkpoint_with_int8_weights_scores(predict, save, prepared, tmp_path):
-    pytest.importorskip("torchao")
-    export = importlib.import_module("modeling_mcm.serving.export")
-    folder = save(extended=True)
-    export.save_int8(folder, "scores", str(tmp_path / "int8"))
-    for name in ("preprocessor_config.json", "vocabularies.json"):
-        (tmp_path / "int8" / name).write_bytes((Path(folder) / name).read_bytes())
-    assert "34 customers" in predict(
-        "--model", tmp_path / "int8", "--data", prepared, "--output_dir", tmp_path / "out"
-    )
-
-
-def test_a_folder_of_something_else_is_left_alone(
-    predict, save, prepared, extractor, event_log, profile_file, tmp_path
-):
+def test_other_folders_are_refused(predict, save, prepared, extractor, log_file, profile_file, tmp_path):
     options = ["--model", save(), "--data", prepared, "--output_dir", tmp_path / "out"]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
     predict(*options, fails="is not empty and holds no predictions")
-    event_log.to_parquet(tmp_path / "log.parquet")
-    raw = ["--events", tmp_path / "log.parquet", "--profile", profile_file, "--output_dir", tmp_path / "out"]
+    raw = ["--events", log_file, "--profile", profile_file, "--output_dir", tmp_path / "out"]
     predict(*options[:2], *raw, fails="is not empty and holds no predictions")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
     (tmp_path / "fourth").mkdir()
@@ -268,7 +249,7 @@ def test_a_folder_of_something_else_is_left_alone(
 
 
 @pytest.mark.slow
-def test_spark_writes_what_one_process_does_and_goes_on(spark, predict, save, prepared, tmp_path):
+def test_spark_writes_the_same_bytes_and_resumes(spark, predict, save, prepared, tmp_path):
     options = ["--model", save(extended=True), "--data", prepared, *SMALL, "--output_dir"]
     predict(*options, tmp_path / "one")
     out = tmp_path / "spark"
@@ -283,22 +264,20 @@ def test_spark_writes_what_one_process_does_and_goes_on(spark, predict, save, pr
 
 
 @pytest.mark.slow
-def test_spark_reads_a_raw_log_and_names_a_worker_s_fault(spark, predict, save, event_log, profile_file, tmp_path):
-    event_log.to_parquet(tmp_path / "log.parquet")
+def test_spark_reads_a_raw_log_and_names_the_error_of_a_worker(spark, predict, save, log_file, profile_file, tmp_path):
     model = save(extended=True)
-    options = ["--model", model, "--events", tmp_path / "log.parquet", "--profile", profile_file, "--output_dir"]
+    options = ["--model", model, "--events", log_file, "--profile", profile_file, "--output_dir"]
     predict(*options, tmp_path / "one")
     predict(*options, tmp_path / "spark", "--engine", "spark")
-    assert (content(tmp_path / "spark") | {Path("_predictions.json"): 0}) == (
-        content(tmp_path / "one") | {Path("_predictions.json"): 0}
-    )
+    same = {Path("_predictions.json"): 0}
+    assert content(tmp_path / "spark") | same == content(tmp_path / "one") | same
     job = ScoringJob(model, str(tmp_path / "none"), str(tmp_path / "three"), (), 0, True, 3, 5)
     with pytest.raises(OSError, match="A worker of Spark failed: ValueError: A worker finds another model at"):
         score_on_spark(spark, job, "of another model", job.parts(8))
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_scores_that_are_no_numbers_are_not_written(predict, save, prepared, tmp_path, monkeypatch, number):
+def test_scores_that_are_not_finite_are_not_written(predict, save, prepared, tmp_path, monkeypatch, number):
     folder = save(extended=True)
     make = MCMForMultiTaskRecommendation.forward
 

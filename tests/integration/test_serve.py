@@ -36,7 +36,7 @@ PATIENCE = 300  # seconds for a start
 
 
 class Server:
-    """A process of training/serve.py, forked from one that has imported everything."""
+    """A process of `mcm serve`, forked from one that has imported everything."""
 
     def __init__(self, folder, store, *options, port=None):
         if port is None:
@@ -44,20 +44,9 @@ class Server:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
         self.port = port
-        command = [
-            "--model",
-            folder,
-            "--store",
-            store,
-            "--port",
-            port,
-            "--rate",
-            100_000,
-            "--burst",
-            100_000,
-            *options,
-        ]
-        self.process = forked_runs.start(command, Path(store).with_name(f"{port}.log"), "serve", MCM_TOKEN=TOKEN)
+        command = ["--model", folder, "--store", store, "--port", port, *options]
+        log = Path(store).with_name(f"{port}.log")
+        self.process = forked_runs.start(command, log, "modeling_mcm.commands.serve", MCM_TOKEN=TOKEN)
 
     def wait(self):
         until = time.monotonic() + PATIENCE
@@ -204,7 +193,7 @@ def test_ten_kills_under_load_lose_no_acknowledged_event_and_double_none(serve, 
         ({"token": ""}, "MCM_TOKEN is not set"),
         ({"token": "short"}, "The token has 5 characters; give at least 16"),
         ({"model": "/absent/checkpoint"}, "/absent/checkpoint is no folder"),
-        ({"more": ["--rate", "0"]}, "--rate is 0.0; give a number above 0."),
+        ({"more": ["--threads", "0"]}, "--threads is 0; give a number above 0."),
         ({"damaged": True}, "is damaged or no SQLite file"),
     ],
 )
@@ -212,6 +201,7 @@ def test_a_service_that_cannot_start_says_why(save, tmp_path, monkeypatch, comma
     if options.get("damaged"):
         (tmp_path / "state.db").write_bytes(b"no database" * 100)
     monkeypatch.setenv("MCM_TOKEN", options.get("token", TOKEN))
-    folder, store = options.get("model") or save(extended=True), tmp_path / "state.db"
-    said = command("serve", "--model", folder, "--store", store, "--port", 1, *options.get("more", []), fails=words)
-    assert words in said and "Traceback" not in said
+    model, store = options.get("model") or save(extended=True), tmp_path / "state.db"
+    words_of_command = ["--model", model, "--store", store, "--port", 1, *options.get("more", [])]
+    said = command("modeling_mcm.commands.serve", *words_of_command, fails=words)
+    assert "Traceback" not in said

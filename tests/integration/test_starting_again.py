@@ -8,7 +8,6 @@ import shutil
 
 import pytest
 from choices import TINY_OVERRIDES
-from faults import AREAS, expected, pattern
 from folders import assert_same_weights, content, cut, flipped, remove_files, rewritten, without
 from in_process import call
 from safetensors.torch import load_file, save_file
@@ -70,33 +69,14 @@ def test_a_finished_run_is_finished(run, folder, options):
     assert content(folder) == before
 
 
-def test_a_run_of_an_earlier_version_that_is_finished_stays_finished(run, folder):
-    facts = json.loads((folder / PRETRAINING).read_text())
-    del facts["run"], facts["finished"]
-    (folder / PRETRAINING).write_text(json.dumps(facts))
-    before = content(folder)
-    assert "which is finished" in run(folder)
-    with pytest.raises(SystemExit, match=r"trained otherwise \(learning_rate 0.002 and this run has 0.5"):
-        run(folder, "--learning_rate", 0.5)
-    assert content(folder) == before
-
-
 OPTIONS = {
     "learning_rate": (["--learning_rate", 0.1], [], "learning_rate 0.002 and this run has 0.1"),
-    "weight_decay": (["--weight_decay", 0.5], [], "weight_decay 0.01 and this run has 0.5"),
     "max_steps": (["--max_steps", 7], [], "max_steps 5 and this run has 7"),
-    "warmup_steps": (["--warmup_steps", 3], [], "warmup_steps 0.05 and this run has 3"),
-    "lr_scheduler_type": (["--lr_scheduler_type", "linear"], [], "lr_scheduler_type cosine and this run has linear"),
-    "adam_beta2": (["--adam_beta2", 0.9], [], "adam_beta2 0.999 and this run has 0.9"),
-    "max_grad_norm": (["--max_grad_norm", 5], [], "max_grad_norm 1.0 and this run has 5.0"),
-    "num_train_epochs": (["--num_train_epochs", 9], [], "num_train_epochs 6.0 and this run has 9"),
     "seed": (["--seed", 1], [], "seed 42 and this run has 1"),
     "batch size": (["--per_device_train_batch_size", 4], [], "batch size 8 and this run has 4"),
     "ema_decay": (["--ema_decay", 0.9], [], "ema_decay None and this run has 0.9"),
-    "scalar_lr_factor": (["--scalar_lr_factor", 2], [], "scalar_lr_factor 20.0 and this run has 2"),
     "max_events": (["--max_events", 20], [], "max_events 40 and this run has 20"),
     "hidden_size": ([], ["hidden_size=32"], "hidden_size 16 and this run has 32"),
-    "dropout": ([], ["hidden_dropout_prob=0.3"], "hidden_dropout_prob 0.1 and this run has 0.3"),
     "readout": ([], ["readout=last"], "readout attentional and this run has last"),
 }
 
@@ -106,7 +86,7 @@ def test_other_options_are_refused_for_a_finished_run_and_an_interrupted_one(run
     before = content(folder)
     with pytest.raises(SystemExit, match=re.escape(found)) as refused:
         run(folder, *options, overrides=overrides)
-    assert re.search(pattern(AREAS["Folders of trainings"]["faults"]["other options"]), str(refused.value.code))
+    assert re.search("was trained otherwise .* nothing was changed: give another output_dir", str(refused.value.code))
     assert content(folder) == before
     remove_files(folder)
     before = content(folder)
@@ -150,32 +130,31 @@ def cut_record(folder, finished):
 
 
 FOLDERS = {
-    "other options": None,  # above
-    "other data": None,  # below
-    "a model of unknown origin": plain_model,
-    "another kind of training": another_kind,
-    "a cut record": cut_record,
-    "a prepared data set": lambda folder, finished: (folder / "manifest.json").write_text("{}"),
-    "predictions": lambda folder, finished: (folder / "_predictions.json").write_text("{}"),
-    "an export": lambda folder, finished: (folder / "mcm_export.json").write_text("{}"),
-    "a file": lambda folder, finished: (folder.rmdir(), folder.write_text("")),
-    "another run": lambda folder, finished: None,
+    "a model of unknown origin": (
+        plain_model,
+        r"nothing says what it was trained with \(it has no pretraining.json\)",
+    ),
+    "another kind of training": (another_kind, r"holds the model of another kind of training \(finetuning.json\)"),
+    "a cut record": (cut_record, "nothing says what it was trained with .*pretraining.json has 100 bytes and is cut"),
+    "a prepared data set": (
+        lambda folder, finished: (folder / "manifest.json").write_text("{}"),
+        r"holds a prepared data set \(manifest.json\), and nothing was changed: give another output_dir",
+    ),
+    "predictions": (lambda folder, finished: (folder / "_predictions.json").write_text("{}"), "holds predictions"),
+    "an export": (lambda folder, finished: (folder / "mcm_export.json").write_text("{}"), "holds an export"),
+    "a file": (
+        lambda folder, finished: (folder.rmdir(), folder.write_text("")),
+        r"run can't be written to \(File exists\): give another output_dir",
+    ),
 }
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [each for each in expected("Folders of trainings", FOLDERS) if each.id not in ("other options", "other data")],
-)
-def test_a_folder_of_something_else_is_left_alone(run, finished, tmp_path, change, message, request):
+@pytest.mark.parametrize(("change", "message"), FOLDERS.values(), ids=FOLDERS)
+def test_a_folder_of_something_else_is_left_alone(run, finished, tmp_path, change, message):
     folder = tmp_path / "run"
     folder.mkdir()
     change(folder, finished)
     before = content(folder) if folder.is_dir() else folder.read_bytes()
-    if "another run" in request.node.name:
-        with output_folder_lock(folder), pytest.raises(SystemExit, match=message):
-            run(folder)
-        return
     with pytest.raises(SystemExit, match=message) as refused:
         run(folder)
     assert str(folder) in str(refused.value.code)
@@ -185,18 +164,17 @@ def test_a_folder_of_something_else_is_left_alone(run, finished, tmp_path, chang
 def test_a_finished_model_of_other_data_is_left_alone(run, folder, prepare_log, event_log):
     before = content(folder)
     other = prepare_log(event_log.iloc[:-3])
-    with pytest.raises(SystemExit, match=pattern(AREAS["Folders of trainings"]["faults"]["other data"])):
+    with pytest.raises(SystemExit, match=r"was trained otherwise \(other data.*nothing was changed"):
         run(folder, data=other)
     assert content(folder) == before
 
 
-def test_a_lock_ends_with_its_run_and_leaves_nothing(tmp_path):
-    with (
-        output_folder_lock(tmp_path / "run"),
-        pytest.raises(RunError, match="Another run trains into"),
-        output_folder_lock(tmp_path / "run"),
-    ):
-        pass
+def test_a_lock_ends_with_its_run_and_leaves_nothing(run, tmp_path):
+    with output_folder_lock(tmp_path / "run"):
+        with pytest.raises(RunError, match="Another run trains into"), output_folder_lock(tmp_path / "run"):
+            pass
+        with pytest.raises(SystemExit, match="Another run trains into .*: wait for its end, or give another"):
+            run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with output_folder_lock(tmp_path / "run"):
         (tmp_path / "run" / "kept").touch()
@@ -206,29 +184,41 @@ def test_a_lock_ends_with_its_run_and_leaves_nothing(tmp_path):
 # ------------------------------------------------------------------------------------------------- damaged checkpoints
 
 
+CUT = "has .* bytes and is cut or damaged"
 DAMAGE = {
-    "no optimizer": without("optimizer.pt"),
-    "a cut optimizer": cut("optimizer.pt", 0.5),
-    "an empty optimizer": cut("optimizer.pt", 0),
-    "a damaged optimizer": flipped("optimizer.pt"),
-    "an optimizer without its last byte": cut("optimizer.pt", -1),
-    "no scheduler": without("scheduler.pt"),
-    "a cut scheduler": cut("scheduler.pt", 0.5),
-    "no random states": without("rng_state.pth"),
-    "cut random states": cut("rng_state.pth", 0.9),
-    "no weights to go on from": without("model.safetensors"),
-    "cut weights to go on from": cut("model.safetensors", 0.7),
-    "weights without their last byte": cut("model.safetensors", -1),
-    "no state": without("trainer_state.json"),
-    "a cut state": cut("trainer_state.json", 50),
-    "a state of another step": rewritten("trainer_state.json", '{"global_step": 2}'),
-    "a state that is a list": rewritten("trainer_state.json", "[]"),
-    "a cut config to go on from": cut("config.json", 20),
-    "cut vocabularies": cut("vocabularies.json", 0.5),
+    "no optimizer": (without("optimizer.pt"), "so not used: .*checkpoint-4 has no optimizer.pt"),
+    "a cut optimizer": (cut("optimizer.pt", 0.5), f"optimizer.pt {CUT}"),
+    "a damaged optimizer": (flipped("optimizer.pt"), r"optimizer.pt is damaged \(the checksum of .* does not fit"),
+    "an optimizer without its last byte": (cut("optimizer.pt", -1), f"optimizer.pt {CUT}"),
+    "no scheduler": (without("scheduler.pt"), "checkpoint-4 has no scheduler.pt"),
+    "no random states": (without("rng_state.pth"), "checkpoint-4 has no rng_state.pth"),
+    "cut random states": (cut("rng_state.pth", 0.9), f"rng_state.pth {CUT}"),
+    "no weights": (without("model.safetensors"), "checkpoint-4 has no model.safetensors"),
+    "weights without their last byte": (cut("model.safetensors", -1), f"model.safetensors {CUT}"),
+    "no state": (without("trainer_state.json"), "checkpoint-4 has no trainer_state.json"),
+    "a cut state": (cut("trainer_state.json", 50), f"trainer_state.json {CUT}"),
+    "a state of another step": (rewritten("trainer_state.json", '{"global_step": 2}'), "state.json is of step 2"),
+    "a state that is a list": (rewritten("trainer_state.json", "[]"), "trainer_state.json holds no JSON object"),
+    "a cut config": (cut("config.json", 20), f"config.json {CUT}"),
+    "cut vocabularies": (cut("vocabularies.json", 0.5), f"vocabularies.json {CUT}"),
 }
 
 
-@pytest.mark.parametrize(("change", "message"), expected("Checkpoints that a training goes on from", DAMAGE))
+def test_each_damaged_file_of_a_checkpoint_is_named(folder):
+    checkpoint = folder / "checkpoint-4"
+    assert checkpoint_faults(checkpoint) == []
+    shutil.copytree(checkpoint, folder / "whole")
+    for name, (change, message) in DAMAGE.items():
+        shutil.rmtree(checkpoint)
+        shutil.copytree(folder / "whole", checkpoint)
+        change(checkpoint)
+        faults = checkpoint_faults(checkpoint)
+        assert len(faults) == 1 and re.search(message.removeprefix("so not used: .*"), faults[0]), (name, faults)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [DAMAGE["no optimizer"], DAMAGE["weights without their last byte"], DAMAGE["a cut state"]]
+)
 def test_a_checkpoint_that_is_not_whole_is_named_and_the_last_whole_one_is_taken(
     run, folder, finished, change, message
 ):

@@ -3,7 +3,6 @@
 """Long runs on many shards: what kills, full disks, damaged shards and other machines do to them, and early ends."""
 
 import json
-import math
 import os
 import random
 import re
@@ -25,7 +24,6 @@ from transformers import TrainingArguments
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
-from modeling_mcm.data.streaming import StreamedOrder, StreamedRows
 from modeling_mcm.evaluation.cases import cases_at
 from modeling_mcm.preparation import prepare
 from modeling_mcm.training.resumable import INCOMPLETE
@@ -45,10 +43,10 @@ def data(prepared, event_log, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def options(data):
-    """A function that gives the options of a run: streamed, with a worker, a checkpoint every second step."""
+    """A function that gives the options of a run with a worker and a checkpoint every second step."""
     choices = ["config", "configuration/mcm-tiny", "recipe", "none", "data", data]
     choices += ["max_steps", STEPS, "per_device_train_batch_size", 4]
-    choices += ["streaming", "true", "streaming_window", 2, "dataloader_num_workers", 1, "ema_decay", 0.9]
+    choices += ["dataloader_num_workers", 1, "ema_decay", 0.9]
     choices += ["save_strategy", "steps", "save_steps", 2, "save_total_limit", 3, "logging_steps", 1]
     choices += ["report_to", "none", "disable_tqdm", "true"]
 
@@ -177,27 +175,6 @@ def test_a_full_disk_loses_no_checkpoint_and_the_run_goes_on_when_there_is_room(
     assert_same_end(folder, undisturbed)
 
 
-def test_a_damaged_shard_in_the_middle_ends_the_run_which_goes_on_when_it_is_back(
-    options, undisturbed, data, tmp_path
-):
-    copy, folder = tmp_path / "data", tmp_path / "run"
-    shutil.copytree(data, copy)
-    rows = StreamedRows(copy)
-    rows.keep(np.arange(len(rows)), np.ones(len(rows)))
-    order = np.fromiter(StreamedOrder(rows, 4, 1, 1, 2, TrainingArguments.seed, torch.tensor(0)), int)
-    shards = np.searchsorted(rows.starts, order, side="right") - 1
-    late = next(shard for shard in shards[20:] if shard not in shards[:20])  # not read in five steps
-    shard = copy / rows.shards[late]["file"]
-    content = shard.read_bytes()
-    shard.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
-    text = forked_runs.pretrain(options(folder, "data", copy), tmp_path / "log", expect=1)
-    assert f"{shard} does not have the digest that the manifest lists" in text
-    assert (folder / "checkpoint-4").exists() and not (folder / "model.safetensors").exists()
-    shard.write_bytes(content)
-    assert "going on from" in forked_runs.pretrain(options(folder, "data", copy), tmp_path / "again")
-    assert_same_end(folder, undisturbed)
-
-
 # ---------------------------------------------------------------------------------------------- versions of the data
 
 
@@ -223,8 +200,6 @@ def test_processes_with_other_data_train_nothing(options, data, other_data, tmp_
     [
         (["data", "other"], r"data \w{64} and this run has \w{64}"),
         (["per_device_train_batch_size", 3], "batch size 4 and this run has 3"),
-        (["streaming_window", 3], r"streaming \[1, 1, 2\] and this run has \[1, 1, 3\]"),
-        (["streaming", "false"], r"streaming \[1, 1, 2\] and this run has None"),
     ],
 )
 def test_a_run_does_not_go_on_in_another_order(options, undisturbed, other_data, tmp_path, change, found):
@@ -238,16 +213,13 @@ def test_a_run_does_not_go_on_in_another_order(options, undisturbed, other_data,
 def test_a_run_goes_on_with_other_numbers_of_processes_and_workers(options, tmp_path):
     """Two processes with workers, stopped after five steps, then one without: as one alone would have done."""
     no_dropout = [f"{name}_prob=0.0" for name in ("hidden_dropout", "attention_probs_dropout", "event_dropout")]
-    lanes = ["streaming_lanes", [2, 2]]
     folders = [tmp_path / "alone", tmp_path / "changing"]
 
     def chosen(folder, *more):
-        words = options(folder, "dataloader_num_workers", 0, "save_steps", 5, *more)
-        place = words.index("--streaming_lanes") + 1
-        return [*words[:place], *words[place], *words[place + 1 :], *no_dropout]
+        return [*options(folder, "dataloader_num_workers", 0, "save_steps", 5, *more), *no_dropout]
 
-    forked_runs.pretrain(chosen(folders[0], *lanes), tmp_path / "log")
-    both = chosen(folders[1], *lanes, "per_device_train_batch_size", 2, "dataloader_num_workers", 2)
+    forked_runs.pretrain(chosen(folders[0]), tmp_path / "log")
+    both = chosen(folders[1], "per_device_train_batch_size", 2, "dataloader_num_workers", 2)
     processes = forked_runs.start_two([both, both], tmp_path / "log")
     wait_for(lambda: (folders[1] / "checkpoint-5").exists())
     for process in processes:
@@ -255,25 +227,12 @@ def test_a_run_goes_on_with_other_numbers_of_processes_and_workers(options, tmp_
         process.join()
     for later in folders[1].glob("checkpoint-1?"):
         shutil.rmtree(later)
-    assert "going on from" in forked_runs.pretrain(chosen(folders[1], *lanes), tmp_path / "again")
+    assert "going on from" in forked_runs.pretrain(chosen(folders[1]), tmp_path / "again")
     assert len(losses(folders[0])) == STEPS and losses(folders[1]) == pytest.approx(losses(folders[0]), rel=1e-5)
     assert_same_weights(folders[1], folders[0], tolerance=2e-5)
 
 
 # ------------------------------------------------------------------------------------------------ schedules and ends
-
-
-def test_the_learning_rate_follows_the_schedule_of_the_recipe(options, undisturbed, tmp_path):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 0.0005}\nwarmup_steps: 6\n"
-    )
-    forked_runs.pretrain([recipe, *options(tmp_path / "run", "save_strategy", "no")], tmp_path / "log")
-    for folder, warmup, lowest in ((undisturbed, math.ceil(0.05 * STEPS), 0.0), (tmp_path / "run", 6, 0.25)):
-        rates = [each["learning_rate"] for each in logged(folder) if "learning_rate" in each]
-        falling = [(1 + math.cos(math.pi * k / (STEPS - warmup))) / 2 for k in range(STEPS - warmup)]
-        factors = [step / warmup for step in range(warmup)] + [lowest + (1 - lowest) * each for each in falling]
-        assert rates == pytest.approx([2e-3 * factor for factor in factors])
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from modeling_mcm.data.dataset import PreparedManifest
-from modeling_mcm.evaluation.predictions import PredictionsWriter
 from modeling_mcm.evaluation.reports import write_report
 from modeling_mcm.evaluation.tables import write_values
 from modeling_mcm.files_mcm import atomic_write, write_json, write_text
@@ -49,16 +48,10 @@ def on_a_full_disk(room, write, folder):
     return said
 
 
-def write_predictions(folder):
-    with PredictionsWriter(folder / "found") as writer:
-        writer.write("items", ["a", "b"], np.arange(8).reshape(2, 4), ["", "", "tea", "milk"])
-
-
 WRITERS = {
     "text": lambda folder: write_text(folder / "found", "text" * 100),
     "JSON": lambda folder: write_json(folder / "found", {"results": list(range(100))}),
     "a report": lambda folder: write_report([["method"], ["MCM"]], "caption" * 30, folder / "found"),
-    "predictions": write_predictions,
     "values": lambda folder: write_values(folder / "found", ["a"], {"MCM": {"items": {"ndcg": np.ones(1)}}}),
 }
 

@@ -4,8 +4,10 @@
 
 from dataclasses import dataclass, field
 
+import datasets
 import pytest
 from transformers import TrainingArguments
+from transformers.utils import logging
 
 from modeling_mcm.commands.arguments import parse_options
 
@@ -124,3 +126,16 @@ def test_an_option_twice_in_a_recipe_is_refused(parse, recipe, capsys):
     with pytest.raises(SystemExit):
         parse(recipe("output_dir: a\nrate: 1\noutput_dir: b\n"))
     assert "line 3, column 1 is not valid YAML: the key 'output_dir' stands in line 1 too" in capsys.readouterr().err
+
+
+def test_progress_bars_can_be_switched_off(tmp_path):
+    words = ["--output_dir", str(tmp_path)]
+    (training,) = parse_options(TrainingArguments, description=None, arguments=words)
+    assert logging.is_progress_bar_enabled() and not training.disable_tqdm
+    try:
+        (training,) = parse_options(TrainingArguments, description=None, arguments=[*words, "--no_progress"])
+        assert training.disable_tqdm and not logging.is_progress_bar_enabled()
+        assert datasets.utils.are_progress_bars_disabled()
+    finally:
+        logging.enable_progress_bar()
+        datasets.enable_progress_bars()

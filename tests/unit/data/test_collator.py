@@ -62,10 +62,7 @@ def collator(extractor):
         between_visits=False,
         **choices,
     ):
-        config = MCMConfig(
-            **of_data(extractor),
-            **PAPER | choices,
-        )
+        config = MCMConfig(**of_data(extractor), **PAPER | choices)
         objective = Objective(target_half_life_days=half_life, mask_probability=masked)
         options = {"seed": seed, "max_events": max_events, "now": now, "objective": objective}
         made = MCMCollator(extractor, config, mode, cutoff, between_visits=between_visits, **options)

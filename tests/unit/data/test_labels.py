@@ -50,11 +50,7 @@ def test_the_kind_of_a_label_follows_from_its_values(values, options, kind, clas
         (lambda t: t.rename(columns={"label": "churned"}), {}, "no column 'label'; they have customer_id, time, chur"),
         (lambda t: t.drop(columns="time"), {}, "no column 'time'"),
         (lambda t: t[:0], {}, "The labels have no rows"),
-        (
-            lambda t: t.assign(label=[1, 0, None, 1]),
-            {},
-            "'label' is missing in 1 of 4 labels, such as of customer",
-        ),
+        (lambda t: t.assign(label=[1, 0, None, 1]), {}, "'label' is missing in 1 of 4 labels, such as of customer"),
         (lambda t: t.assign(time=[pd.NaT, *t["time"][1:]]), {}, "'time' is missing in 1 of 4 labels"),
         (lambda t: t.assign(customer_id=[None, "a", "b", "c"]), {}, "'customer_id' is missing in 1 of 4 labels"),
         (lambda t: t.assign(customer_id=["a", "b", "b", "c"]), {}, "'b' has two labels at 2017-08-01"),

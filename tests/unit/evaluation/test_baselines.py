@@ -11,25 +11,13 @@ from modeling_mcm.evaluation.baselines import (
     Baseline,
     MostPopular,
     NearestHouseholds,
-    PersonalFrequency,
-    RecencyWeightedFrequency,
-    RecentPopular,
+    Transitions,
     VisitFrequency,
     evaluate_baseline,
 )
 from modeling_mcm.evaluation.cases import find_cases
-from modeling_mcm.evaluation.transitions import Markov, Transitions
 
-BASELINES = [
-    MostPopular,
-    RecentPopular,
-    PersonalFrequency,
-    RecencyWeightedFrequency,
-    VisitFrequency,
-    Markov,
-    Transitions,
-    NearestHouseholds,
-]
+BASELINES = [MostPopular, VisitFrequency, Transitions, NearestHouseholds]
 
 
 @pytest.fixture
@@ -53,7 +41,7 @@ def dense(visits: list[Visit], until: int) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("cutoff", ["validation", "test"])
 @pytest.mark.parametrize("kind", BASELINES)
-def test_nothing_after_the_cutoff_moves_a_score(
+def test_events_after_the_cutoff_change_no_score(
     kind: type[Baseline], cutoff: str, customers: dict[str, list[Visit]]
 ) -> None:
     until = {"validation": VALIDATION, "test": TEST}[cutoff]
@@ -67,7 +55,7 @@ def test_nothing_after_the_cutoff_moves_a_score(
 
 
 @pytest.mark.parametrize("kind", BASELINES)
-def test_only_the_training_period_is_fitted(kind: type[Baseline], customers: dict[str, list[Visit]]) -> None:
+def test_events_after_training_change_no_fit(kind: type[Baseline], customers: dict[str, list[Visit]]) -> None:
     before = {name: [visit for visit in visits if visit[0] < VALIDATION] for name, visits in customers.items()}
     rows = prepared_rows(customers)
     baseline, other = (kind().fit(prepared_rows(fitted), "brand", LABELS) for fitted in (customers, before))
@@ -75,7 +63,7 @@ def test_only_the_training_period_is_fitted(kind: type[Baseline], customers: dic
 
 
 @pytest.mark.parametrize("kind", BASELINES)
-def test_scores_have_one_shape_in_any_batches(kind: type[Baseline], customers: dict[str, list[Visit]]) -> None:
+def test_scores_do_not_depend_on_the_batch_size(kind: type[Baseline], customers: dict[str, list[Visit]]) -> None:
     rows = prepared_rows(customers)
     baseline = kind().fit(rows, "brand", LABELS)
     scores = baseline.scores(rows, "test")
@@ -84,8 +72,8 @@ def test_scores_have_one_shape_in_any_batches(kind: type[Baseline], customers: d
     np.testing.assert_array_equal(np.concatenate(list(baseline.score_batches(rows, "test", batch_size=7))), scores)
 
 
-@pytest.mark.parametrize("kind", BASELINES[2:])
-def test_without_history_or_among_equals_popularity_decides(kind: type[Baseline]) -> None:
+@pytest.mark.parametrize("kind", BASELINES[1:])
+def test_popularity_breaks_ties_and_ranks_for_new_customers(kind: type[Baseline]) -> None:
     crowd = {f"c{number}": [(1, [2, 2, 3]), (9, [4, 3, 2])] for number in range(3)}
     rows = prepared_rows({**crowd, "one": [(1, [5])], "new": []})
     scores = kind().fit(rows, "brand", 6).scores(rows, "test")
@@ -100,36 +88,6 @@ def test_most_popular_counts_training_events(customers: dict[str, list[Visit]]) 
     np.testing.assert_array_equal(scores, np.tile(expected, (len(customers), 1)))
 
 
-def test_recent_popular_counts_the_last_days_of_training() -> None:
-    rows = prepared_rows({"a": [(0, [2, 2, 2]), (60, [3]), (90, [4, 4]), (150, [5] * 9)]})
-    scores = RecentPopular(days=31).fit(rows, "brand", 6).scores(rows, "test")
-    assert np.round(scores[0]).tolist() == [0, 0, 0, 1, 2, 0]
-
-
-def test_personal_frequency_counts_the_last_events() -> None:
-    rows = prepared_rows({"a": [(0, [2, 2, 2, 0, 1]), (60, [3, 4]), (150, [4]), (250, [5])]})
-    scores = PersonalFrequency(last_events=4).fit(rows, "brand", 6).scores(rows, "test")
-    assert np.round(scores[0]).tolist() == [0, 0, 1, 1, 2, 0]
-
-
-def test_recency_halves_by_days_or_visits() -> None:
-    rows = prepared_rows({"a": [(10, [2, 2]), (30, [3]), (50, [4])]})
-    by_days = RecencyWeightedFrequency(half_life=20, unit="days").fit(rows, "brand", 5).scores(rows, "test")
-    by_visits = RecencyWeightedFrequency(half_life=2, unit="visits").fit(rows, "brand", 5).scores(rows, "test")
-    np.testing.assert_allclose(by_days[0, 2:], [2 / 4, 1 / 2, 1], atol=2e-3)
-    np.testing.assert_allclose(by_visits[0, 2:], [2 / 2, 1 / 2**0.5, 1], atol=2e-3)
-
-
-def test_markov_goes_from_the_last_visit_to_the_next() -> None:
-    rows = prepared_rows(
-        {"a": [(1, [2, 2]), (2, [3, 4]), (3, [2])], "b": [(1, [2]), (2, [3])], "c": [(1, [5]), (2, [3, 3])], "d": []}
-    )
-    scores = Markov().fit(rows, "brand", 6).scores(rows, "validation")
-    # After 2 came 3 both times and 4 once; after 3 came 2 once, in the only visit that had a next.
-    np.testing.assert_allclose(scores[0, 2:], [0, 1, 1 / 2, 0], atol=2e-3)
-    np.testing.assert_allclose(scores[1, 2:], [1, 0, 0, 0], atol=2e-3)
-
-
 def reference_vector(visits: list[np.ndarray], size: int, within: float, between: float) -> np.ndarray:
     """The vector of a customer by its definition, visit by visit."""
     total, weight = np.zeros(LABELS), 0.0
@@ -141,7 +99,7 @@ def reference_vector(visits: list[np.ndarray], size: int, within: float, between
     return total / weight if weight else total
 
 
-def test_nearest_households_follow_their_definition(customers: dict[str, list[Visit]]) -> None:
+def test_nearest_households_equal_a_plain_count(customers: dict[str, list[Visit]]) -> None:
     rows = prepared_rows(customers)
     parameters = {"size": 3, "within": 0.9, "between": 0.7}
     pool = {name: reference_vector(dense(visits, VALIDATION), **parameters) for name, visits in customers.items()}
@@ -163,7 +121,7 @@ def test_a_household_is_not_its_own_neighbour() -> None:
     assert np.round(scores[:, 2:], 3).tolist() == [[1, 0, 1], [1, 1, 0]]
 
 
-def test_neighbours_are_sought_among_a_bounded_number_of_customers(customers: dict[str, list[Visit]]) -> None:
+def test_the_pool_of_neighbours_is_bounded(customers: dict[str, list[Visit]]) -> None:
     rows = prepared_rows(customers)
     baseline = NearestHouseholds(pool=4).fit(rows, "brand", LABELS)
     assert 0 < len(baseline._row_of_customer) <= 4
@@ -171,7 +129,7 @@ def test_neighbours_are_sought_among_a_bounded_number_of_customers(customers: di
 
 
 @pytest.mark.parametrize("cutoff", ["validation", "test"])
-def test_evaluation_by_batches_is_that_of_all_scores(cutoff: str) -> None:
+def test_batched_evaluation_equals_that_of_all_scores(cutoff: str) -> None:
     generator = np.random.default_rng(1)
     rows = prepared_rows(
         {
@@ -184,7 +142,7 @@ def test_evaluation_by_batches_is_that_of_all_scores(cutoff: str) -> None:
     )
     cases = find_cases(rows, cutoff)
     assert 256 < len(cases) < 600
-    baseline = PersonalFrequency().fit(rows, "brand", LABELS)
+    baseline = VisitFrequency().fit(rows, "brand", LABELS)
     events = cases.targets["brand"]
     labels, counts = distinct_targets(events.offsets, events.labels)
     expected = customer_metrics(*tie_ranks(baseline.scores(rows, cutoff)[cases.rows], labels), counts, ks=(3,))
@@ -198,8 +156,7 @@ def test_visit_frequency_counts_a_label_once_a_visit() -> None:
     np.testing.assert_allclose(scores[0, 2:], [0.5 + 2**-0.5, 2**-0.5, 1], atol=2e-3)
 
 
-def test_the_half_life_that_ranks_the_last_training_visit_best_is_chosen() -> None:
-    """What was last is met again by the first, what was often by the second, whatever happens after the cutoff."""
+def test_half_life_is_chosen_on_the_last_training_visit() -> None:
     latest = {str(n): [(1, [2]), (2, [2]), (3, [3 + n % 3]), (4, [3 + n % 3]), (150, [2])] for n in range(9)}
     most = {str(n): [(1, [3 + n % 3]), (2, [3 + n % 3]), (3, [2]), (4, [3 + n % 3]), (150, [2])] for n in range(9)}
     half_lives = [50, 0.1, 70]
@@ -233,10 +190,10 @@ def slow_transitions(customers: dict[str, list[Visit]], until: int) -> np.ndarra
 
 
 @pytest.mark.parametrize("at_once", [2**24, 20])
-def test_transitions_follow_their_definition(
+def test_transitions_equal_a_plain_count(
     at_once: int, customers: dict[str, list[Visit]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("modeling_mcm.evaluation.transitions.PAIRS_AT_ONCE", at_once)
+    monkeypatch.setattr("modeling_mcm.evaluation.baselines.PAIRS_AT_ONCE", at_once)
     rows = prepared_rows(customers)
     scores = Transitions().fit(rows, "brand", LABELS).scores(rows, "test")
     np.testing.assert_allclose(scores, slow_transitions(customers, TEST), atol=1e-5)
@@ -260,15 +217,13 @@ def test_long_baskets_and_many_pairs_are_bounded(customers: dict[str, list[Visit
     assert few._count.sum() == visits
 
 
-def test_misuse_is_named() -> None:
+def test_bad_input_is_refused() -> None:
     rows = prepared_rows({"a": [(1, [2, 7]), (150, [3])]})
     with pytest.raises(ValueError, match="label id 7; expected ids below number_of_labels = 6"):
         MostPopular().fit(rows, "brand", 6)
     with pytest.raises(ValueError, match="no labelled event before the validation cutoff"):
-        RecentPopular().fit(prepared_rows({"a": [(150, [3])]}), "brand", 6)
-    with pytest.raises(ValueError, match="PersonalFrequency is not fitted"):
-        PersonalFrequency().scores(rows, "test")
-    with pytest.raises(ValueError, match="'weeks'; expected a positive number of 'days' or 'visits'"):
-        RecencyWeightedFrequency(unit="weeks")
+        MostPopular().fit(prepared_rows({"a": [(150, [3])]}), "brand", 6)
+    with pytest.raises(ValueError, match="VisitFrequency is not fitted"):
+        VisitFrequency().scores(rows, "test")
     with pytest.raises(ValueError, match="half_lives \\[0\\] and 2000 customers; expected positive numbers of visits"):
         VisitFrequency(half_lives=[0])

@@ -1,15 +1,31 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""A model that is under a baseline is told of, with the interval in pairs; one that is above is not."""
+"""Baselines by name, and a sentence for each baseline that a model is not better than."""
 
+import importlib.util
 import re
+import subprocess
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from visits import horizon, prepared_rows
 
 from modeling_mcm.evaluation import paired_difference
-from modeling_mcm.evaluation.comparison import baseline_warnings, title_of, values_of
-from modeling_mcm.evaluation.counting import BASELINES
+from modeling_mcm.evaluation.cases import find_cases, unmet_only
+from modeling_mcm.evaluation.comparison import (
+    BASELINES,
+    FIRST_BASELINES,
+    STRONG_BASELINES,
+    baseline_warnings,
+    counting_baselines,
+    default_baselines,
+    title_of,
+    values_of,
+)
+
+COUNTED = [*FIRST_BASELINES, *STRONG_BASELINES]
 
 
 @pytest.fixture
@@ -19,7 +35,55 @@ def model() -> np.ndarray:
     return values
 
 
-def test_under_beyond_noise_is_told_with_its_interval(model: np.ndarray) -> None:
+@pytest.mark.parametrize("days", [None, 90])
+@pytest.mark.parametrize("unmet", [False, True])
+def test_customers_of_one_or_two_events_are_evaluated(days: int | None, unmet: bool) -> None:
+    rows = prepared_rows({"a": [(1, [2]), (210, [3])], "b": [(2, [3]), (150, [2]), (220, [2])], "c": [(250, [3])]})
+    cases = find_cases(rows, "test", min_history=1, horizon=horizon(days, "test") if days else None)
+    results = counting_baselines(rows, unmet_only(rows, cases) if unmet else cases, {"brand": 4}, COUNTED, (1,))
+    assert list(results) == COUNTED
+    assert all(len(values) == 2 for by_task in results.values() for values in by_task["brand"].values())
+
+
+def test_lightgbm_is_left_out_without_two_visits(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("lightgbm")
+    rows = prepared_rows({"a": [(1, [2]), (210, [3])], "b": [(2, [3]), (220, [2])]})
+    cases = find_cases(rows, "test", min_history=1)
+    assert list(counting_baselines(rows, cases, {"brand": 4}, ["most_popular", "lightgbm"], (1,))) == ["most_popular"]
+    assert "lightgbm is left out of task 'brand': No customer has two visits" in caplog.text
+    with pytest.raises(ValueError, match=r"No baselines \['popular'\]; choose from most_popular"):
+        counting_baselines(rows, cases, {"brand": 4}, ["popular"])
+
+
+def test_default_baselines_are_fast_and_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = find_cases(prepared_rows({"a": [(1, [2]), (210, [3])]}), "test", min_history=1)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert default_baselines(cases, {"brand": 100}) == ([*COUNTED, "lightgbm"], [])
+    names, (said,) = default_baselines(replace(cases, met={}), {"brand": 100})
+    assert "visit_frequency" not in names and "counts what the customer met" in said
+    names, (said,) = default_baselines(cases, {"brand": 100, "item": 10**11})
+    assert names == COUNTED and "with 100,000,000,000 labels" in said and "--baselines most_popular" in said
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    names, (said,) = default_baselines(cases, {"brand": 100})
+    assert names == COUNTED and "it is not installed: `pip install modeling-mcm[gbdt]`" in said
+
+
+def test_modules_are_imported_without_the_extras() -> None:
+    code = """
+import sys
+sys.modules |= dict.fromkeys(["scipy", "scipy.sparse", "lightgbm"])  # None: not to be found
+from modeling_mcm.evaluation import comparison, ranking, tables
+from modeling_mcm.evaluation.baselines import scipy_sparse
+try:
+    scipy_sparse()
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "pip install 'modeling-mcm[evaluation]'" in done.stdout, done.stderr[-2000:]
+
+
+def test_a_significant_loss_is_reported_with_its_interval(model: np.ndarray) -> None:
     better = model + 0.02 + 0.01 * np.random.default_rng(1).standard_normal(400)
     (said,) = baseline_warnings({"visit_frequency": {"brand": better}, "MCM": {"brand": model}})
     assert said.startswith("MCM is under visit_frequency, beyond noise, on brand by 0.0")
@@ -30,7 +94,7 @@ def test_under_beyond_noise_is_told_with_its_interval(model: np.ndarray) -> None
     assert "What to try: the customers' own habits have too little weight: turn on the repeat memory" in said
 
 
-def test_within_noise_is_level_and_above_is_silent(model: np.ndarray) -> None:
+def test_a_loss_within_noise_is_level_and_a_gain_is_silent(model: np.ndarray) -> None:
     noise = np.random.default_rng(2).standard_normal(400)
     noise -= np.nanmean(np.where(np.isnan(model), np.nan, noise))
     values = {
@@ -44,18 +108,17 @@ def test_within_noise_is_level_and_above_is_silent(model: np.ndarray) -> None:
     assert re.match(
         r"MCM is under transitions, beyond noise, on item by 0.3000 .*\(level, within noise, on brand", under
     )
-    assert "`encoder_unit=event`" in under
     assert re.match(r"MCM is level with lightgbm: lower within noise on brand by 0.0010 \[-0\.\d+, 0\.\d+\]", level)
 
 
-def test_what_can_not_be_compared_is_passed_over_or_refused(model: np.ndarray) -> None:
+def test_methods_without_common_customers_are_skipped_or_refused(model: np.ndarray) -> None:
     nobody = np.full(400, np.nan)
-    assert baseline_warnings({"markov": {"brand": nobody, "item": model}, "MCM": {"brand": model}}) == []
+    assert baseline_warnings({"transitions": {"brand": nobody, "item": model}, "MCM": {"brand": model}}) == []
     assert baseline_warnings({"MCM": {"brand": model}}) == []
-    with pytest.raises(ValueError, match="Found values of markov; expected 'MCM' among them"):
-        baseline_warnings({"markov": {"brand": model}})
+    with pytest.raises(ValueError, match="Found values of transitions; expected 'MCM' among them"):
+        baseline_warnings({"transitions": {"brand": model}})
     with pytest.raises(ValueError, match="the same customers"):
-        baseline_warnings({"markov": {"brand": model[1:]}, "MCM": {"brand": model}})
+        baseline_warnings({"transitions": {"brand": model[1:]}, "MCM": {"brand": model}})
     (said,) = baseline_warnings({"ours": {"a": model - 0.2}, "another": {"a": model}}, "horizon_hr@3", model="ours")
     assert said.startswith("ours is under another") and "horizon HR@3" in said and "train longer" in said
 
@@ -67,7 +130,7 @@ def test_every_baseline_has_advice(model: np.ndarray) -> None:
     assert all("What to try: train longer" not in text for text in said)  # which is all that is said of others
 
 
-def test_one_metric_is_taken_out_of_results(model: np.ndarray) -> None:
+def test_one_metric_is_selected_from_results(model: np.ndarray) -> None:
     results = {"MCM": {"brand": {"a": model, "b": model + 1}, "item": {"b": model}}}
     assert values_of(results, "a").keys() == {"MCM"} and list(values_of(results, "a")["MCM"]) == ["brand"]
-    assert title_of("next_visit_ndcg@10") == "next-visit NDCG@10" and title_of("horizon_mrr") == "horizon MRR"
+    assert title_of("next_visit_ndcg@10") == "next-visit NDCG@10"

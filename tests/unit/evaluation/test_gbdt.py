@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """LightGBM learns what counting can't see, from the time before a case alone, and is the same each time."""
 
-import builtins
+import sys
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from visits import LABELS, TEST, VALIDATION, Visit, prepared_rows
 
-from modeling_mcm.evaluation.baselines import PersonalFrequency, evaluate_baseline
+from modeling_mcm.evaluation.baselines import VisitFrequency, evaluate_baseline
 from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.evaluation.gbdt import LabelStatistics, LightGBMRanker, VisitSets, find_candidates
 from modeling_mcm.evaluation.histories import task_histories
@@ -51,16 +51,16 @@ def all_visits(rows: pa.Table, cutoff: str = "validation") -> VisitSets:
     return VisitSets.joined([VisitSets.of(history) for history in task_histories(rows, "brand", cutoff, batch_size=7)])
 
 
-def test_what_is_due_is_learned(turns: pa.Table) -> None:
+def test_lightgbm_learns_what_is_due(turns: pa.Table) -> None:
     cases = find_cases(turns, "test")
     first = {
         name: evaluate_baseline(baseline.fit(turns, "brand", LABELS), turns, cases, ks=(1,))["next_visit_hr@1"].mean()
-        for name, baseline in {"counting": PersonalFrequency(), "LightGBM": small()}.items()
+        for name, baseline in {"counting": VisitFrequency(), "LightGBM": small()}.items()
     }
     assert first["LightGBM"] > 0.95 > 0.6 > first["counting"]
 
 
-def test_nothing_after_the_end_of_a_case_moves_its_features(customers: dict[str, list[Visit]]) -> None:
+def test_later_events_change_no_feature(customers: dict[str, list[Visit]]) -> None:
     """Other customers go on too: what is known of labels is what all had done by then."""
     day = 60
     later = {
@@ -83,7 +83,7 @@ def test_nothing_after_the_end_of_a_case_moves_its_features(customers: dict[str,
     assert np.isfinite(found[0].features).any(axis=0).all()  # every feature is measured somewhere
 
 
-def test_features_are_those_of_a_hand_count() -> None:
+def test_features_equal_a_hand_count() -> None:
     rows = prepared_rows({"a": [(0, [2, 2, 3]), (10, [3]), (16, [4]), (40, [2])], "b": [(0, [5]), (50, [6])]})
     visits = all_visits(rows)
     found = find_candidates(visits, np.array([0]), np.array([3]), LabelStatistics(visits, 7), popular=2)
@@ -92,12 +92,7 @@ def test_features_are_those_of_a_hand_count() -> None:
     }
     assert {*table} >= {2, 3, 4} and table[2]["visits"] == 1 and table[3]["visits"] == 2
     assert (table[2]["since_visits"], table[2]["since_days"]) == (2, 16)
-    assert (table[3]["since_visits"], table[3]["gap_visits"], table[3]["gap_days"], table[3]["overdue"]) == (
-        1,
-        1,
-        10,
-        2,
-    )
+    assert [table[3][name] for name in ("since_visits", "gap_visits", "gap_days", "overdue")] == [1, 1, 10, 2]
     assert np.isnan(table[4]["gap_visits"])
     np.testing.assert_allclose(table[3]["share_since_first"], 2 / 3)
     decayed = [0.5 ** (ago / 5) for ago in (0, 1, 2)]
@@ -108,7 +103,7 @@ def test_features_are_those_of_a_hand_count() -> None:
     assert (table[3]["customer_visits"], table[3]["customer_gap_days"]) == (3, 8)
 
 
-def test_scores_depend_on_the_training_period_the_history_and_the_seed(customers: dict[str, list[Visit]]) -> None:
+def test_scores_depend_on_training_period_history_and_seed_alone(customers: dict[str, list[Visit]]) -> None:
     after_test = {
         name: [(day, labels if day < TEST else [2, 2, 3]) for day, labels in visits] + [(400, [5])]
         for name, visits in customers.items()
@@ -125,7 +120,7 @@ def test_scores_depend_on_the_training_period_the_history_and_the_seed(customers
     assert (small(seed=1).fit(rows, "brand", LABELS).scores(rows, "test") != expected).any()
 
 
-def test_a_label_that_is_no_candidate_ranks_below_by_popularity(customers: dict[str, list[Visit]]) -> None:
+def test_other_labels_rank_below_candidates_by_popularity(customers: dict[str, list[Visit]]) -> None:
     rows = prepared_rows(customers | {"a": [(40, [9]), (60, [9])], "new": []})
     ranker = small(popular=1).fit(rows, "brand", LABELS)
     scores = ranker.scores(rows, "test")
@@ -138,7 +133,7 @@ def test_a_label_that_is_no_candidate_ranks_below_by_popularity(customers: dict[
     np.testing.assert_array_equal(np.argsort(-scores[-1, 2:], kind="stable"), everything)
 
 
-def test_the_training_cases_are_bounded_and_are_no_first_visits(customers: dict[str, list[Visit]]) -> None:
+def test_training_cases_are_bounded_and_no_first_visits(customers: dict[str, list[Visit]]) -> None:
     visits = all_visits(prepared_rows(customers))
     ranker = small(visits_a_customer=2, max_cases=25)
     ranker.task = "brand"
@@ -147,17 +142,10 @@ def test_the_training_cases_are_bounded_and_are_no_first_visits(customers: dict[
     assert (target > visits.first_visit[customer]).all() and (target < visits.first_visit[customer + 1]).all()
 
 
-def test_misuse_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_visits_and_a_missing_package_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = prepared_rows({"a": [(1, [2, 3]), (150, [3])], "b": [(4, [2])]})
     with pytest.raises(ValueError, match="No customer has two visits with a label of task 'brand'"):
         small().fit(rows, "brand", LABELS)
-    found = builtins.__import__
-
-    def without(name: str, *args: Any, **options: Any) -> Any:
-        if name == "lightgbm":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return found(name, *args, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "lightgbm", None)  # not to be found
     with pytest.raises(ImportError, match=r"pip install 'modeling-mcm\[gbdt\]'"):
         small().fit(rows, "brand", LABELS)

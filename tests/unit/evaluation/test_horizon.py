@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked besides the next visit: the labels of some days, and only labels that were not met before."""
+"""Targets besides the next visit: the labels of some days, and only labels that were not met before."""
 
 import numpy as np
 import pyarrow as pa
@@ -9,10 +9,9 @@ import torch
 from visits import CUTOFFS, LABELS, TEST, Visit, horizon, prepared_rows
 
 from modeling_mcm.evaluation import tie_ranks
-from modeling_mcm.evaluation.baselines import MostPopular, PersonalFrequency, evaluate_baseline
+from modeling_mcm.evaluation.baselines import MostPopular, Transitions, VisitFrequency, evaluate_baseline
 from modeling_mcm.evaluation.cases import EvaluationCases, find_cases, unmet_only
-from modeling_mcm.evaluation.ranking import TargetRanks, mask_met
-from modeling_mcm.evaluation.transitions import Transitions
+from modeling_mcm.evaluation.ranking import TargetRanks
 
 
 @pytest.fixture
@@ -39,10 +38,16 @@ def within(visits: list[Visit], cutoff: str, days: int) -> set[int]:
     return {label for day, labels in visits for label in labels if start <= day < stop and label >= 1}
 
 
+def plain_ndcg(greater: np.ndarray) -> float:
+    """NDCG@3 of targets whose scores are no ties."""
+    gains = sum(1 / np.log2(rank + 2) for rank in greater.tolist() if rank < 3)
+    return gains / sum(1 / np.log2(rank + 2) for rank in range(min(len(greater), 3)))
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 1000])
 @pytest.mark.parametrize("days", [5, 30, 150])
 @pytest.mark.parametrize("cutoff", ["validation", "test"])
-def test_targets_of_a_horizon_are_those_of_a_count_event_by_event(
+def test_horizon_targets_equal_a_plain_count(
     cutoff: str, days: int, batch_size: int, customers: dict[str, list[Visit]]
 ) -> None:
     rows = prepared_rows(customers)
@@ -57,28 +62,26 @@ def test_targets_of_a_horizon_are_those_of_a_count_event_by_event(
     assert cases.horizon_days == days
 
 
-def test_metrics_of_a_horizon_are_those_of_its_set(customers: dict[str, list[Visit]]) -> None:
+def test_horizon_metrics_are_those_of_a_set(customers: dict[str, list[Visit]]) -> None:
     rows = prepared_rows(customers)
     cases = find_cases(rows, "test", min_history=1, horizon=horizon(30, "test"))
     baseline = MostPopular().fit(rows, "brand", LABELS)
     baseline.popularity = np.random.default_rng(0).permutation(LABELS) + 1.0  # no two alike
     values = evaluate_baseline(baseline, rows, cases, ks=(3,))
-    assert set(values) == {f"horizon_{name}" for name in ("ndcg@3", "recall@3", "precision@3", "hr@3", "mrr")}
+    assert set(values) == {f"horizon_{name}" for name in ("ndcg@3", "recall@3", "precision@3", "hr@3")}
     for place in range(len(cases)):
         targets = cases.targets["brand"][place]
-        greater, _ = tie_ranks(baseline.popularity, targets)
-        gains = sum(1 / np.log2(rank + 2) for rank in greater.tolist() if rank < 3)
-        ideal = sum(1 / np.log2(rank + 2) for rank in range(min(len(targets), 3)))
-        assert values["horizon_ndcg@3"][place] == pytest.approx(gains / ideal)
+        greater, _ = tie_ranks(baseline.popularity[None], targets[None])
+        assert values["horizon_ndcg@3"][place] == pytest.approx(plain_ndcg(greater[0]))
 
 
-def test_a_horizon_that_is_no_time_is_refused() -> None:
+def test_a_horizon_that_is_not_positive_is_refused() -> None:
     for days in (0, -3, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="expected a positive number of days"):
             horizon(days, "test")
 
 
-def test_a_horizon_longer_than_the_data_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_horizon_longer_than_the_data_gives_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     rows = prepared_rows({"a": [(1, [2]), (150, [3]), (290, [4])], "b": [(1, [2]), (205, [3])]})
     assert len(find_cases(rows, "test", min_history=1, horizon=horizon(91, "test"))) == 2
     assert not caplog.records  # the last event is on the last day of the horizon
@@ -94,7 +97,7 @@ def test_a_horizon_longer_than_the_data_is_warned_of(caplog: pytest.LogCaptureFi
 
 @pytest.mark.parametrize("days", [None, 60])
 @pytest.mark.parametrize("cutoff", ["validation", "test"])
-def test_what_was_met_is_neither_target_nor_ranked(
+def test_labels_met_before_are_neither_targets_nor_ranked(
     cutoff: str, days: int | None, customers: dict[str, list[Visit]]
 ) -> None:
     rows = prepared_rows(customers)
@@ -111,14 +114,15 @@ def test_what_was_met_is_neither_target_nor_ranked(
         dropped += len(every.targets["brand"][place]) - len(left)
     assert dropped > 10
 
-    # every label that was met has the best score, and still no other label stands behind it
+    # Labels that were met have the best scores, and still no other label is ranked behind them.
     scores = torch.rand(len(cases), LABELS, generator=torch.Generator().manual_seed(0))
     for place, name in enumerate(cases.customer_ids):
         scores[place, sorted(met_before(customers[name], cutoff))] += 10
     before = scores.clone()
     places = np.arange(len(cases))[::-1].copy()
     ranks = TargetRanks(cases, "brand")
-    masked = ranks.add(places, scores[places.tolist()])
+    ranks.add(places, scores[places.tolist()])
+    masked = ranks.masked(places, scores[places.tolist()])
     assert torch.equal(scores, before)
     for row, place in enumerate(places):
         met = met_before(customers[cases.customer_ids[place]], cutoff)
@@ -128,7 +132,7 @@ def test_what_was_met_is_neither_target_nor_ranked(
     assert (ranks.greater[ranks.labels > 1] < np.repeat(allowed, (ranks.labels > 1).sum(axis=1))).all()
 
 
-def test_filtered_metrics_are_those_of_a_smaller_vocabulary(customers: dict[str, list[Visit]]) -> None:
+def test_filtered_metrics_equal_those_of_a_smaller_vocabulary(customers: dict[str, list[Visit]]) -> None:
     """Ranking without what was met is ranking among the labels that are left, ties included."""
     rows = prepared_rows(customers)
     cases = unmet_only(rows, find_cases(rows, "test", min_history=1))
@@ -142,31 +146,29 @@ def test_filtered_metrics_are_those_of_a_smaller_vocabulary(customers: dict[str,
         assert np.isnan(values["next_visit_ndcg@3"][place]) == (not len(targets))
         if len(targets) and (targets > 1).all():
             small = np.concatenate([[0, 0], scores[place, left]])
-            greater, ties = tie_ranks(small, np.array([2 + left.index(label) for label in targets]))
+            greater, ties = tie_ranks(small[None], [[2 + left.index(label) for label in targets]])
             if (ties == 1).all():
                 measured += 1
-                ideal = sum(1 / np.log2(rank + 2) for rank in range(min(len(targets), 3)))
-                gains = sum(1 / np.log2(rank + 2) for rank in greater.tolist() if rank < 3)
-                assert values["next_visit_ndcg@3"][place] == pytest.approx(gains / ideal)
+                assert values["next_visit_ndcg@3"][place] == pytest.approx(plain_ndcg(greater[0]))
     assert measured > 5
 
 
-def test_everything_is_ranked_where_nothing_was_filtered() -> None:
+def test_without_a_filter_scores_are_not_masked() -> None:
     rows = prepared_rows({"a": [(1, [2, 3]), (210, [2])]})
     cases = find_cases(rows, "test", min_history=1)
     scores = torch.rand(1, 5)
-    assert mask_met(scores, cases, "brand", np.array([0])) is scores
+    assert TargetRanks(cases, "brand").masked(np.array([0]), scores) is scores
 
 
-def test_an_unknown_target_stays_a_miss() -> None:
+def test_an_unknown_target_is_a_miss() -> None:
     rows = prepared_rows({"a": [(1, [2, 1]), (210, [2, 1, 3])]})
     cases = unmet_only(rows, find_cases(rows, "test", min_history=1))
     assert cases.targets["brand"][0].tolist() == [1, 3]
-    values = evaluate_baseline(PersonalFrequency().fit(rows, "brand", 4), rows, cases, ks=(1,))
+    values = evaluate_baseline(VisitFrequency().fit(rows, "brand", 4), rows, cases, ks=(1,))
     assert values["next_visit_recall@1"][0] == 0.5
 
 
-def test_a_task_without_a_target_is_left_out_and_no_task_at_all_refused(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_task_without_targets_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     rows = prepared_rows({"a": [(1, [2, 3]), (210, [2])], "b": [(1, [2]), (220, [2])]})
     cases = find_cases(rows, "test", min_history=1)
     with pytest.raises(ValueError, match="None of 2 cases has a target that its customer had not met"):

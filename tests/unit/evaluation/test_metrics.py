@@ -3,28 +3,33 @@
 """The metrics agree with independent libraries, and with every possible way of breaking ties."""
 
 import itertools
+from pathlib import Path
+from types import SimpleNamespace
 
+import evaluate
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 from sklearn.metrics import ndcg_score
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.functional import retrieval
 
+import modeling_mcm.evaluation
 from modeling_mcm.evaluation import (
     average_relative_difference,
     bootstrap_interval,
     customer_metrics,
     distinct_targets,
     hit_rate_at_k,
-    mean_reciprocal_rank,
     ndcg_at_k,
     paired_difference,
     precision_at_k,
     recall_at_k,
     tie_ranks,
 )
-from modeling_mcm.evaluation.metrics import UNREACHABLE
+from modeling_mcm.evaluation.metrics import UNREACHABLE, ranks_from_logits
+from modeling_mcm.evaluation.ranking import StreamingMetrics
 
 LABELS = 32  # ids 2 .. 31 are ranked
 
@@ -54,9 +59,7 @@ def metrics_of(scores: np.ndarray, events: list[np.ndarray], ks: tuple[int, ...]
 
 
 @pytest.mark.parametrize("k", [1, 3, 10, 100])
-def test_ndcg_is_that_of_scikit_learn_with_and_without_ties(
-    scores: np.ndarray, events: list[np.ndarray], k: int
-) -> None:
+def test_ndcg_equals_scikit_learn_with_and_without_ties(scores: np.ndarray, events: list[np.ndarray], k: int) -> None:
     values = metrics_of(scores, events, (k,))
     for customer, labels in enumerate(events):
         truth = np.zeros((1, LABELS))
@@ -69,9 +72,7 @@ def test_ndcg_is_that_of_scikit_learn_with_and_without_ties(
 
 @pytest.mark.parametrize("k", [1, 3, 10])
 @pytest.mark.parametrize("scores", [None], indirect=True)
-def test_other_metrics_are_those_of_torchmetrics_without_ties(
-    scores: np.ndarray, events: list[np.ndarray], k: int
-) -> None:
+def test_other_metrics_equal_torchmetrics_without_ties(scores: np.ndarray, events: list[np.ndarray], k: int) -> None:
     values = metrics_of(scores, events, (k,))
     for customer, labels in enumerate(events):
         truth = torch.zeros(LABELS, dtype=torch.long)
@@ -81,7 +82,6 @@ def test_other_metrics_are_those_of_torchmetrics_without_ties(
             f"recall@{k}": retrieval.retrieval_recall(ranking, truth, top_k=k),
             f"precision@{k}": retrieval.retrieval_precision(ranking, truth, top_k=k),
             f"hr@{k}": retrieval.retrieval_hit_rate(ranking, truth, top_k=k),
-            "mrr": retrieval.retrieval_reciprocal_rank(ranking, truth),
         }
         for name, value in expected.items():
             assert values[f"next_visit_{name}"][customer] == pytest.approx(value.item()), name
@@ -97,16 +97,15 @@ def ranking_metrics(order: list[int], targets: set[int], k: int) -> dict[str, fl
         f"recall@{k}": len(inside) / len(targets),
         f"precision@{k}": len(inside) / k,
         f"hr@{k}": float(bool(inside)),
-        "mrr": 1 / (places[0] + 1) if places else 0.0,
     }
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])
 @pytest.mark.parametrize("targets", [[3], [2, 5], [2, 3, 6], [2, 3, 4, 5, 6, 7], [1, 4], [1]])
 @pytest.mark.parametrize("tied", [[0, 0, 0, 0, 0, 0], [1, 0, 1, 0, 1, 0], [2, 1, 1, 1, 1, 0], [0, 0, 1, 2, 2, 2]])
-def test_ties_count_with_the_mean_over_all_ways_of_breaking_them(tied: list[int], targets: list[int], k: int) -> None:
+def test_tied_metrics_are_the_mean_over_all_orders(tied: list[int], targets: list[int], k: int) -> None:
     orders = [
-        sorted(range(6), key=lambda label: (-tied[label], lot[label])) for lot in itertools.permutations(range(6))
+        sorted(range(6), key=lambda label: (-tied[label], order[label])) for order in itertools.permutations(range(6))
     ]
     drawn = [ranking_metrics([label + 2 for label in order], set(targets), k) for order in orders]
     values = metrics_of(np.array([[9, 9, *tied]], dtype=np.float64), [np.array(targets)], (k,))
@@ -118,7 +117,6 @@ def test_next_event_weighs_a_label_by_its_events() -> None:
     scores = np.array([[0, 0, 5, 4, 3, 2.0]])
     values = metrics_of(scores, [np.array([2, 5, 5, 5])], (1,))
     assert values["next_event_recall@1"][0] == pytest.approx(1 / 4)
-    assert values["next_event_mrr"][0] == pytest.approx((1 + 3 * 1 / 4) / 4)
     assert values["next_visit_recall@1"][0] == pytest.approx(1 / 2)
 
 
@@ -128,7 +126,6 @@ def test_an_unknown_target_is_never_hit_but_counts() -> None:
     assert known["next_visit_ndcg@10"][0] == 1  # the high scores of pad and unknown push nobody down
     assert with_unknown["next_visit_ndcg@10"][0] == pytest.approx(1 / (1 + 1 / np.log2(3)))
     assert with_unknown["next_visit_recall@10"][0] == with_unknown["next_event_recall@10"][0] == 0.5
-    assert with_unknown["next_visit_mrr"][0] == 1
 
 
 def test_relabelling_changes_nothing(scores: np.ndarray, events: list[np.ndarray]) -> None:
@@ -140,7 +137,7 @@ def test_relabelling_changes_nothing(scores: np.ndarray, events: list[np.ndarray
         np.testing.assert_allclose(after[name], values, err_msg=name)
 
 
-def test_padding_changes_nothing_whatever_stands_on_it(scores: np.ndarray, events: list[np.ndarray]) -> None:
+def test_padding_values_are_ignored(scores: np.ndarray, events: list[np.ndarray]) -> None:
     labels, counts = padded(events)
     greater, ties = tie_ranks(scores, labels)
     before = customer_metrics(greater, ties, counts)
@@ -156,38 +153,109 @@ def test_a_customer_without_targets_has_no_value() -> None:
         np.testing.assert_array_equal(np.isnan(value), [False, True], err_msg=name)
 
 
-def test_one_ranking_serves_all_customers(events: list[np.ndarray]) -> None:
-    popularity = np.random.default_rng(4).integers(0, 5, size=LABELS)
-    labels, _ = padded(events)
-    np.testing.assert_array_equal(
-        tie_ranks(popularity, labels), tie_ranks(np.tile(popularity, (len(labels), 1)), labels)
-    )
+@pytest.fixture
+def logits() -> torch.Tensor:
+    return torch.randint(0, 9, (12, LABELS), generator=torch.Generator().manual_seed(0)).float() / 8
 
 
-def test_infinite_scores_are_ranks_like_any_other() -> None:
-    greater, ties = tie_ranks(np.array([0, 0, np.inf, -np.inf, -np.inf, 1]), np.array([2, 3, 5, 1, 0]))
-    assert greater.tolist() == [0, 2, 1, UNREACHABLE, UNREACHABLE]
-    assert ties.tolist() == [1, 2, 1, 1, 1]
+@pytest.fixture
+def labels() -> torch.Tensor:
+    return torch.randint(0, LABELS, (12, 30), generator=torch.Generator().manual_seed(1))
 
 
-def test_distinct_targets_keep_counts_and_empty_customers() -> None:
-    labels, counts = distinct_targets([0, 3, 3, 5], [7, 2, 7, 1, 1])
-    assert labels.tolist() == [[2, 7], [0, 0], [1, 0]]
-    assert counts.tolist() == [[1, 2], [0, 0], [2, 0]]
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("max_elements", [1, 3 * LABELS, 2**24])
+def test_ranks_equal_a_plain_count(logits, labels, dtype: torch.dtype, max_elements: int) -> None:
+    greater, ties = ranks_from_logits(logits.to(dtype), labels, max_elements)
+    of_targets, known = logits.gather(1, labels)[..., None], labels >= 2
+    ranked = logits[:, None, 2:]
+    assert torch.equal(greater, (ranked > of_targets).sum(-1).where(known, UNREACHABLE))
+    assert torch.equal(ties, (ranked == of_targets).sum(-1).where(known, 1))
+    assert torch.equal(ranks_from_logits(logits.to(dtype), labels[:, 0], max_elements)[0], greater[:, 0])
+    padding = torch.full_like(labels, -100)
+    assert (ranks_from_logits(logits.to(dtype), padding)[0] == UNREACHABLE).all()
+
+
+def test_scores_that_differ_in_double_precision_are_no_ties() -> None:
+    greater, ties = tie_ranks([[0, 0, 1.0, 1.0 + 1e-12]], [[2, 3]])
+    assert greater.tolist() == [[1, 0]] and ties.tolist() == [[1, 1]]
+
+
+def test_infinite_scores_are_ranked() -> None:
+    greater, ties = tie_ranks([[0, 0, np.inf, -np.inf, -np.inf, 1]], [[2, 3, 5, 1, 0]])
+    assert greater.tolist() == [[0, 2, 1, UNREACHABLE, UNREACHABLE]]
+    assert ties.tolist() == [[1, 2, 1, 1, 1]]
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the most elements that any operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+def test_ranks_hold_nothing_larger_than_the_logits(logits: torch.Tensor, labels: torch.Tensor) -> None:
+    with LargestTensor() as largest:
+        ranks_from_logits(logits, labels)
+    assert largest.elements <= logits.numel()
 
 
 @pytest.mark.parametrize(
     ("scores", "targets", "message"),
     [
         (np.zeros((2, 5)), np.zeros((3, 1), dtype=int), "shape"),
-        (np.zeros((1, 5)), np.array([[5]]), "Targets run from 5 to 5; expected label ids from 0 to 4"),
-        (np.zeros((1, 5)), np.array([[-1]]), "Targets run from -1"),
+        (np.zeros((1, 5)), np.array([[5]]), "label id 5; expected ids from 0 to 4"),
         (np.array([[0, 0, np.nan]]), np.array([[2]]), "NaN"),
     ],
 )
-def test_ranks_refuse_what_has_no_rank(scores: np.ndarray, targets: np.ndarray, message: str) -> None:
+def test_ranks_refuse_bad_scores_and_targets(scores: np.ndarray, targets: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tie_ranks(scores, targets)
+
+
+def expected_means(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    values = metrics_of(logits.numpy(), [row[row > 0] for row in labels.numpy()])
+    return {name: float(np.nanmean(value)) for name, value in values.items()}
+
+
+def test_streamed_batches_give_the_metrics_of_the_whole(logits: torch.Tensor, labels: torch.Tensor) -> None:
+    metrics = StreamingMetrics()
+    for _ in range(2):  # the second round shows that the first left nothing behind
+        for start in range(0, len(logits), 5):
+            batch = slice(start, start + 5)
+            ranks = ranks_from_logits(logits[batch], labels[batch])
+            # What accelerate does when it gathers batches of unlike width.
+            *ranks, padded = (torch.nn.functional.pad(each, (0, 2), value=-100) for each in (*ranks, labels[batch]))
+            last = start + 5 >= len(logits)
+            prediction = SimpleNamespace(predictions={"brand": ranks}, label_ids={"brand": padded})
+            result = metrics(prediction, compute_result=last)
+            assert last or result == {}
+        expected = {f"brand_{name}": value for name, value in expected_means(logits, labels).items()}
+        assert result == pytest.approx(expected)
+
+
+def test_evaluate_loads_the_module_offline_and_agrees(logits, labels, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
+    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path / "modules")
+    module = Path(modeling_mcm.evaluation.__file__).parent / "modules" / "next_visit_metrics"
+    metric = evaluate.load(str(module), cache_dir=str(tmp_path / "cache"))
+    events = [np.unique(row[row > 0], return_counts=True) for row in labels.numpy()]
+    for row, (targets, counts) in zip(logits.numpy(), events, strict=True):
+        ranks = np.concatenate(tie_ranks(row[None], targets[None])).T
+        metric.add(prediction=ranks.tolist(), reference=counts.tolist())
+    assert metric.compute(k=10) == pytest.approx(expected_means(logits, labels))
+
+
+def test_distinct_targets_keep_counts_and_empty_customers() -> None:
+    labels, counts = distinct_targets([0, 3, 3, 5], [7, 2, 7, 1, 1])
+    assert labels.tolist() == [[2, 7], [0, 0], [1, 0]]
+    assert counts.tolist() == [[1, 2], [0, 0], [2, 0]]
 
 
 @pytest.mark.parametrize("metric", [ndcg_at_k, recall_at_k, precision_at_k, hit_rate_at_k])
@@ -199,13 +267,13 @@ def test_metrics_refuse_an_empty_list_and_different_shapes(metric) -> None:
         metric(one, one, np.ones((1, 2)), 1)
 
 
-def test_repeated_targets_are_refused_where_they_would_count_twice() -> None:
+def test_repeated_targets_are_refused() -> None:
     twice = np.zeros((1, 2), dtype=int)
     with pytest.raises(ValueError, match="distinct target labels"):
-        mean_reciprocal_rank(twice, twice + 1, twice + 1)
+        hit_rate_at_k(twice, twice + 1, twice + 1, 1)
 
 
-def test_interval_is_that_of_scipy_and_repeats_with_the_seed() -> None:
+def test_interval_equals_scipy_and_repeats_with_the_seed() -> None:
     values = np.random.default_rng(5).beta(0.4, 1, size=400)
     interval = bootstrap_interval(np.append(values, np.nan), seed=1, resamples=4000)
     expected = scipy.stats.bootstrap((values,), np.mean, method="percentile", n_resamples=4000, rng=0)
@@ -234,7 +302,7 @@ def test_intervals_refuse_unpaired_and_missing_values() -> None:
         bootstrap_interval([np.nan, np.nan])
 
 
-def test_average_relative_difference_is_the_mean_of_the_tasks_and_moves_them_together() -> None:
+def test_average_relative_difference_is_the_mean_of_the_tasks() -> None:
     rng = np.random.default_rng(0)
     seconds = rng.uniform(0.1, 1.0, size=(2, 300))
     firsts = seconds * [[1.1], [1.3]]

@@ -26,27 +26,22 @@ def test_each_case_is_in_the_group_of_its_visits() -> None:
 def test_means_by_history_are_those_of_the_groups() -> None:
     values = np.arange(10.0)
     partly = np.where(VISITS > 20, np.nan, values)
-    results = {"one": {"a": {"next_visit_mrr": values}}, "other": {"a": {"next_visit_mrr": partly}}}
-    found = by_history(results, cases(VISITS), ["next_visit_mrr"])
+    results = {"one": {"a": {"next_visit_ndcg@3": values}}, "other": {"a": {"next_visit_ndcg@3": partly}}}
+    found = by_history(results, cases(VISITS), ["next_visit_ndcg@3"])
     for group, chosen in history_groups(cases(VISITS)).items():
         expected = bootstrap_interval(values[chosen])._asdict()
         assert found[group]["cases"] == chosen.sum()
-        assert found[group]["results"]["one"]["a"]["next_visit_mrr"] == expected
+        assert found[group]["results"]["one"]["a"]["next_visit_ndcg@3"] == expected
     assert found["more"]["results"]["other"]["a"] == {}
-    head, *lines = history_table(found, ["a"], "next_visit_mrr")
+    head, *lines = history_table(found, ["a"], "next_visit_ndcg@3")
     assert head == ["task", "visits before", "customers", "one", "other"]
-    assert [line[:3] for line in lines] == [
-        ["a", "1-2", "3"],
-        ["a", "3-5", "3"],
-        ["a", "6-20", "2"],
-        ["a", "more", "2"],
-    ]
+    assert [line[:3] for line in lines] == [["a", *each] for each in zip(found, "3322", strict=True)]
     assert lines[0][3] == lines[0][4] == "1.000 ±1.000" and lines[3][4] == "-"
 
 
 def test_a_table_shows_what_was_measured() -> None:
-    visit = {"next_visit_mrr": np.array([0.5, 1.0]), "next_event_mrr": np.array([0.25, 0.25])}
-    table = metric_table({"one": {"a": visit, "b": visit}, "other": {"b": visit}}, ["a", "b"], ["mrr"])
+    visit = {"next_visit_ndcg@3": np.array([0.5, 1.0]), "next_event_ndcg@3": np.array([0.25, 0.25])}
+    table = metric_table({"one": {"a": visit, "b": visit}, "other": {"b": visit}}, ["a", "b"], ["ndcg@3"])
     assert [row[0] for row in table] == ["method", "one", "other"] and table[2][1] == "-"
     assert table[1][1].endswith("(0.250)") and table[1][1].startswith("0.750 ±")
     days = {"one": {"a": {"horizon_ndcg@3": np.array([0.5, np.nan])}}}
@@ -56,6 +51,6 @@ def test_a_table_shows_what_was_measured() -> None:
 
 
 def test_a_summary_leaves_out_what_nobody_has() -> None:
-    of_task = {"next_visit_mrr": np.array([0.5, np.nan]), "next_event_mrr": np.array([np.nan, np.nan])}
+    of_task = {"next_visit_ndcg@3": np.array([0.5, np.nan]), "next_event_ndcg@3": np.array([np.nan, np.nan])}
     found = summary({"one": {"a": of_task}})
-    assert found == {"one": {"a": {"next_visit_mrr": {"mean": 0.5, "low": 0.5, "high": 0.5, "customers": 1}}}}
+    assert found == {"one": {"a": {"next_visit_ndcg@3": {"mean": 0.5, "low": 0.5, "high": 0.5, "customers": 1}}}}

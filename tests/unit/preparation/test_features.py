@@ -22,10 +22,8 @@ from synthetic_log import (
 )
 
 from modeling_mcm.data import EventSchema, schema_of
-from modeling_mcm.data.features import read_feature
 from modeling_mcm.hub.privacy import customers_per_value, hide_values
 from modeling_mcm.preparation import prepare
-from modeling_mcm.preparation.drift import feature_drift
 from modeling_mcm.preparation.update import update
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -180,30 +178,6 @@ def test_what_is_saved_reads_back(tmp_path):
             prepare(log, other, tmp_path / "other", profile=PEOPLE, feature_extractor=extractor)
 
 
-def test_old_features_are_written_as_before():
-    plain = {"name": "item", "kind": "categorical", "column": "item", "min_count": 1, "max_values": None}
-    assert read_feature({"name": "item"}, "here").to_dict() == plain
-    schema = schema_with(features=[{"name": "item"}, {"name": "kind"}], tasks=["item"], token_type="kind", profile=[])
-    assert schema.to_dict()["features"][0] == plain and "part" not in schema.to_dict()
-
-
-def test_an_old_extractor_and_an_old_manifest_read_as_before(tmp_path):
-    log = make_log()[["user", "at", "kind", "item"]]
-    features = [{"name": "token_type", "column": "kind"}, {"name": "item"}]
-    schema = schema_with(features=features, token_type="kind", tasks=["item"], profile=[])
-    prepare(log, schema, tmp_path / "out")
-    extractor = load_extractor(tmp_path)
-    path = tmp_path / "out" / "feature_extractor" / "preprocessor_config.json"
-    stored = json.loads(path.read_text())
-    assert stored.pop("order") is None and set(stored["features"][1]) == {"name", "kind", "column", "profile"}
-    path.write_text(json.dumps(stored))
-    again = load_extractor(tmp_path)
-    assert again.to_dict() == extractor.to_dict() and again.time == "at"
-    assert schema_of(again) == schema_of(extractor)
-    old = schema.to_dict()
-    assert old.pop("order") is None and EventSchema.from_dict(old) == schema
-
-
 @pytest.mark.parametrize("grow", [0, 2])
 def test_an_update_gives_the_rows_of_a_full_preparation(tmp_path, grow):
     log, schema = make_films(), schema_with(profile=[])
@@ -218,19 +192,6 @@ def test_an_update_gives_the_rows_of_a_full_preparation(tmp_path, grow):
     assert extractor.vocabularies["genres"] == extractor.vocabularies["genres_3"]
     prepare(tmp_path / "log", schema, tmp_path / "full", feature_extractor=extractor)
     assert read_rows(tmp_path) == read_rows(tmp_path, "full")
-
-
-def test_drift_counts_events_with_an_unknown_value(tmp_path):
-    log = make_films()
-    prepare(log, schema_with(), tmp_path / "out", profile=PEOPLE)
-    new = pd.DataFrame({"user": 1, "at": [TEST] * 4, "item": 1.0, "path": "a.b"})
-    new["genres"] = ["drama|new|newer", "new", None, "drama"]
-    report = feature_drift(new, load_extractor(tmp_path))
-    drifts = {drift.feature: drift for drift in report.features}
-    assert "genres_2" not in drifts and "token_type" not in drifts and {"department", "shelf"} < set(drifts)
-    genres = drifts["genres"]
-    assert (genres.rows, genres.missing, genres.unknown, genres.unknown_values) == (4, 1, 2, 2)
-    assert genres.most_frequent_unknown == [("new", 2), ("newer", 1)]
 
 
 def test_shared_vocabularies_stay_the_same(tmp_path):

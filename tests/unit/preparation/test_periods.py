@@ -27,7 +27,6 @@ from synthetic_log import (
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedManifest, schema_of
 from modeling_mcm.evaluation.cases import find_cases
 from modeling_mcm.preparation import prepare
-from modeling_mcm.preparation.drift import feature_drift
 from modeling_mcm.preparation.update import update
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
@@ -219,9 +218,6 @@ def test_a_raw_log_is_read_by_a_checkpoint(tmp_path, order):
     for customer, row in read_rows(tmp_path).items():
         ends = dict.fromkeys(("validation_end", "test_end"), len(row["visits"]))
         assert again[customer] == row | ends
-    report = feature_drift(log, extractor)
-    assert report.events == len(log)
-    assert report.first == ("0" if order == "rows" else str(log["place"].min()))
     timed = EventSchema.from_dict({**ORDERED, "order": None, "time": "at", **{"cutoffs": SCHEMA["cutoffs"]}})
     with pytest.raises(ValueError, match="`order` is None in the schema.*reads times"):
         prepare(make_log(), timed, tmp_path / "other", feature_extractor=extractor)

@@ -189,17 +189,6 @@ def test_worked_example_of_the_documentation(tmp_path):
     assert row["value_price"] == [59.0, 59.0, 0.0, 0.0, 5.0, 0.0]
 
 
-def test_times_with_a_zone_go_to_the_zone_of_the_schema(tmp_path):
-    naive = make_log()
-    schema = schema_with(time_zone="Europe/Berlin")
-    run(tmp_path, naive, schema, name="naive")
-    # Berlin has no hour twice in this period; an hour that is skipped does not occur as local time
-    local = naive["at"].dt.tz_localize("Europe/Berlin", nonexistent="shift_forward")
-    run(tmp_path, naive.assign(at=local.dt.tz_convert("America/New_York")), schema, name="aware")
-    run(tmp_path, naive.assign(at=local.map(lambda time: time.isoformat())), schema, name="text")
-    assert read_rows(tmp_path, "naive") == read_rows(tmp_path, "aware") == read_rows(tmp_path, "text")
-
-
 def test_a_single_customer_is_enough(tmp_path):
     manifest = run(tmp_path, make_log(customers=1))
     assert manifest.counts["customers"] == len(read_rows(tmp_path)) == 1

@@ -6,17 +6,15 @@ from datetime import datetime, timedelta
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from modeling_mcm.data import NO_CUTOFFS, EventSchema, PreparedData
 from modeling_mcm.data.dataset import FOLLOWERS_FILE
-from modeling_mcm.evaluation.baseline_cache import FOLDER
 from modeling_mcm.preparation import prepare
 from modeling_mcm.preparation.counts import mark_targets, recount, shard_events
 from modeling_mcm.preparation.engine import open_engine
-from modeling_mcm.preparation.forget import CACHES, forget_in_prepared
+from modeling_mcm.preparation.forget import forget_in_prepared
 from modeling_mcm.preparation.rows import popularity
 from modeling_mcm.preparation.update import update
 from modeling_mcm.preparation.vocabulary import vocabularies_of
@@ -109,23 +107,6 @@ def test_after_a_deletion_they_are_those_of_the_others(tmp_path, changes):
     assert "only 2" not in [value for part in counted(tmp_path / "data")[1:] for row in part for value in row]
 
 
-def test_an_older_data_set_gets_them_with_a_deletion(tmp_path):
-    prepare(make_log(), schema_with(), tmp_path / "data")
-    prepare(make_log()[make_log()["user"] != "u2"], schema_with(), tmp_path / "others")
-    (tmp_path / "data" / FOLLOWERS_FILE).unlink()
-    forget_in_prepared(tmp_path / "data", {"u2"})
-    assert counted(tmp_path / "data") == counted(tmp_path / "others")
-
-
-def test_values_of_baselines_go_with_a_deletion_and_stay_without(tmp_path):
-    assert {FOLDER} == CACHES
-    prepare(make_log(), schema_with(), tmp_path / "data")
-    cache = tmp_path / "data" / FOLDER
-    cache.mkdir()
-    pq.write_table(pa.table({"ndcg": [0.5]}), cache / "x.parquet")
-    assert forget_in_prepared(tmp_path / "data", {"nobody"}) == 0 and cache.is_dir()
-    forget_in_prepared(tmp_path / "data", {"u2"})
-    assert not cache.exists() and (tmp_path / "data" / "feature_extractor").is_dir()
 
 
 @pytest.mark.parametrize("changes", CHOICES.values(), ids=CHOICES)

@@ -313,8 +313,8 @@ def test_the_command_says_what_it_did(shop, command):
     shop.prepare()
     log[log["at"] >= START].assign(group="new").to_parquet(shop.log / "later.parquet")
     words = ["--data", shop.data, "--events", shop.log, "--profile", shop.profile, "--grow_vocabularies", 3]
-    said = command("update_data", *words)
+    said = command("modeling_mcm.commands.update", *words)
     assert "12 customers and" in said and "1 new, changed or gone: later.parquet" in said
     assert "Added       a.b: 1, such as 'new'" in said
     (shop.log / "2024-01.parquet").unlink()
-    assert "changed or is gone" in command("update_data", *words, fails="update_data: 2024-01.parquet of ")
+    assert "changed or is gone" in command("modeling_mcm.commands.update", *words, fails="update: 2024-01.parquet of ")

@@ -17,7 +17,6 @@ from modeling_mcm.data import load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.events_mcm import LARGEST_VALUE
 from modeling_mcm.losses_mcm import Objective
-from modeling_mcm.preparation.update import update
 
 FEATURES = [{"name": "items", "column": "item"}, {"name": "type", "column": "action"}]
 FEATURES += [
@@ -256,23 +255,12 @@ def test_values_stay_with_their_events_in_every_batch(tmp_path, mode, augmentati
     assert not values[batch["attention_mask"] == 0].any() and not values[:, 0].any()
 
 
-def make_older(folder):
-    path = folder / "manifest.json"
+def test_data_of_another_format_are_refused(tmp_path):
+    manifest = run(tmp_path, schema=schema_with(profile=[]))
+    path = tmp_path / "out" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 1}))
-
-
-def test_data_of_an_older_format_are_refused_or_made_again(tmp_path):
-    (tmp_path / "log").mkdir()
-    make_log().to_parquet(tmp_path / "log" / "all.parquet")
-    schema, log = schema_with(profile=[]), tmp_path / "log"
-    manifest = run(tmp_path, log, schema)
-    make_older(tmp_path / "out")
-    words = "format 1 was found and 2 is read.*prepare the data again"
-    for call in (load_prepared, lambda folder: update(folder, log)):
-        with pytest.raises(ValueError, match=words):
-            call(tmp_path / "out")
-    with pytest.raises(FileExistsError, match=f"can't be reused .*{words}.*--overwrite"):
-        run(tmp_path, log, schema, reuse=True)
-    assert run(tmp_path, log, schema, reuse=True, overwrite=True) == manifest
-    assert run(tmp_path, log, schema, reuse=True) == manifest
-    assert "value_price" in load_prepared(tmp_path / "out", cache_dir=tmp_path / "cache").column_names
+    with pytest.raises(ValueError, match="format 1 was found and .*prepare the data again"):
+        load_prepared(tmp_path / "out")
+    with pytest.raises(FileExistsError, match="can't be reused .*--overwrite"):
+        run(tmp_path, schema=schema_with(profile=[]), reuse=True)
+    assert run(tmp_path, schema=schema_with(profile=[]), reuse=True, overwrite=True) == manifest

@@ -1,14 +1,12 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP service: every endpoint, events sent twice, deletion, limits, the token, and what bad requests are told."""
+"""The HTTP service: every endpoint, events sent twice, deletion, limits, the token, and answers to bad requests."""
 
 import json
-import re
 import threading
 
 import numpy as np
 import pytest
-from faults import expected
 from serving_client import HEADERS, as_requests, assert_same, make_client, make_service
 
 from modeling_mcm.live.customer import LiveCustomer
@@ -60,7 +58,7 @@ def scores(client, customer="c03", **options):
     return answer.json()
 
 
-def test_every_question_is_answered_as_the_model_answers_it(client, events, live):
+def test_answers_are_those_of_the_model(client, events, live):
     assert post(client, events) == {"added": len(events), "known": 0, "late": [], "customers": {"c03": len(events)}}
     answer = scores(client, k=4)
     assert (answer["customer_id"], answer["events"]) == ("c03", len(events))
@@ -76,7 +74,7 @@ def test_every_question_is_answered_as_the_model_answers_it(client, events, live
     assert explained["visits"][0]["share"] == pytest.approx(wanted["visits"][0]["share"], abs=1e-5)
 
 
-def test_events_that_are_sent_again_change_nothing_and_other_contents_are_refused(client, events):
+def test_an_event_sent_again_changes_nothing_and_other_contents_are_refused(client, events):
     post(client, events)
     before = scores(client)
     assert post(client, events[3:9] + events[5:6]) == {
@@ -88,7 +86,7 @@ def test_events_that_are_sent_again_change_nothing_and_other_contents_are_refuse
     assert scores(client) == before
 
 
-def test_a_body_is_kept_as_a_whole_or_not_at_all(client, events, service):
+def test_a_body_is_stored_as_a_whole_or_not_at_all(client, events, service):
     bad = events[1] | {"event": {name: value for name, value in events[1]["event"].items() if name != "when"}}
     other = events[0] | {"customer_id": "someone"}
     post(client, [other, events[0], bad], 422)
@@ -96,7 +94,7 @@ def test_a_body_is_kept_as_a_whole_or_not_at_all(client, events, service):
     assert post(client, [other, *events[:2]])["added"] == 3
 
 
-def test_events_in_any_order_and_any_cut_give_the_same_answers(client, events, live):
+def test_order_and_batches_of_events_do_not_change_answers(client, events, live):
     order = np.random.default_rng(0).permutation(len(events)).tolist()
     late = []
     for start in range(0, len(order), 5):
@@ -115,7 +113,7 @@ def test_a_service_that_starts_again_knows_every_customer(client, events, servic
     again.store.close()
 
 
-def test_deletion_is_as_if_it_had_never_been(client, events, model, extractor, tmp_path):
+def test_deletion_leaves_no_trace(client, events, model, extractor, tmp_path):
     post(client, events)
     gone = events.pop(6)
     assert client.delete(f"/customers/c03/events/{gone['event_id']}").json() == {"customer_id": "c03", "events": 1}
@@ -130,7 +128,7 @@ def test_deletion_is_as_if_it_had_never_been(client, events, model, extractor, t
     assert_same(scores(client)["tasks"], never.scores())
 
 
-def test_a_profile_counts_from_the_moment_it_is_sent(client, events, model, extractor):
+def test_a_new_profile_changes_the_scores(client, events, model, extractor):
     post(client, events[:5])
     before = scores(client)["tasks"]
     post(client, [events[5] | {"profile": {"age": "old"}}])
@@ -141,7 +139,7 @@ def test_a_profile_counts_from_the_moment_it_is_sent(client, events, model, extr
     assert found != before
 
 
-def test_the_column_of_the_customer_may_be_there(client, events):
+def test_an_event_may_have_the_customer_column(client, events):
     named = [each | {"event": each["event"] | {"who": "c03"}} for each in events]
     post(client, named[:5])
     assert post(client, events)["known"] == 5
@@ -175,49 +173,34 @@ def test_many_threads_lose_nothing(client, event_log, model, extractor):
         assert_same(answer["tasks"], whole.scores())
 
 
-def test_prometheus_hears_of_requests_by_route(client, events):
-    post(client, events)
-    scores(client)
-    client.get("/customers/nobody/scores")
-    text = client.get("/metrics").text
-    route = 'method="GET",route="/customers/{customer_id:path}/scores"'
-    assert f'mcm_requests_total{{{route},status="200"}} 1.0' in text
-    assert f'mcm_requests_total{{{route},status="404"}} 1.0' in text
-    assert f"mcm_events_added_total {float(len(events))}" in text
-    assert "nobody" not in text
-
-
-def test_the_examples_of_the_openapi_page_are_real(client):
-    page = client.get("/openapi.json").json()
-    body = page["components"]["schemas"]["Events"]["examples"][0]
-    paths = page["paths"]
-
-    def example(path, method):
-        return paths[path][method]["responses"]["200"]["content"]["application/json"]["example"]
-
-    assert client.post("/events", json=body).json() == example("/events", "post")
-    customer = "/customers/{customer_id}"
-    wanted = example(f"{customer}/scores", "get")
-    (task,) = wanted["tasks"]
-    assert scores(client, wanted["customer_id"], task=task, k=3) == wanted
-    assert client.delete(f"/customers/{wanted['customer_id']}").json() == example(customer, "delete")
-
-
 def test_the_openapi_page_asks_no_other_machine(client):
     assert "http" not in client.get("/docs").text.replace("http-equiv", "")
 
 
-def test_only_who_knows_the_token_gets_further(client, events):
-    refused = [{}, {"Authorization": "Bearer wrong"}, {"Authorization": HEADERS["Authorization"] + "x"}]
-    refused += [{"Authorization": "Basic !"}, {"Authorization": "Basic ZTp3cm9uZw=="}, {"Authorization": "Bearer"}]
-    routes = [("GET", path) for path in ("/metrics", "/docs", "/openapi.json", "/customers/c/scores", "/nowhere")]
-    for header in refused:
-        for method, path in [*routes, ("POST", "/events"), ("DELETE", "/customers/c")]:
-            client.headers.pop("Authorization", None)
-            answer = client.request(method, path, headers=header)
-            assert answer.status_code == 401 and "send `Authorization: Bearer TOKEN`" in answer.json()["detail"]
+def test_metrics_count_requests_by_route_and_events(client, events):
+    post(client, events)
+    scores(client)
+    client.get("/customers/nobody/scores")
+    text = client.get("/metrics").text
+    route = 'handler="/customers/{customer_id:path}/scores",method="GET"'
+    assert f'http_requests_total{{{route},status="200"}} 1.0' in text
+    assert f'http_requests_total{{{route},status="404"}} 1.0' in text
+    assert f"mcm_events_added_total {float(len(events))}" in text
+    assert "nobody" not in text
+
+
+@pytest.mark.parametrize("sent", [None, "Bearer", "Bearer wrong", "Basic wrong", HEADERS["Authorization"] + "x"])
+def test_every_endpoint_but_healthz_needs_the_token(client, service, events, sent):
+    paths = client.get("/openapi.json").json()["paths"]
+    assert paths.pop("/healthz").keys() == {"get"} and len(paths) == 8
+    del client.headers["Authorization"]
+    for path, methods in paths.items():
+        for method in methods:
+            body = {"events": events} if method == "post" else None
+            answer = client.request(method, path, json=body, headers=sent and {"Authorization": sent})
+            assert answer.status_code == 401 and "Send `Authorization: Bearer TOKEN`" in answer.json()["detail"]
+    assert service.store.count() == 0
     assert client.get("/healthz").json()["status"] == "ok"
-    assert client.get("/metrics", auth=("", "a token of the tests")).status_code == 200  # as a browser asks
 
 
 def test_a_short_token_is_refused(service):
@@ -225,27 +208,10 @@ def test_a_short_token_is_refused(service):
         create_api(service, "short")
 
 
-def test_a_large_body_is_refused_before_it_is_read(service):
-    client = make_client(service, body_bytes=10_000)
-    pieces = []
-
-    def endless():
-        for _ in range(10_000):
-            pieces.append(1)
-            yield b"x" * 10_000
-
-    answer = client.post("/events", content=endless())
-    assert answer.status_code == 413 and "more than 10,000 bytes" in answer.json()["detail"]
-    answer = client.post("/events", content=b"{}", headers={"Content-Length": "100000000"})
-    assert answer.status_code == 413
-
-
-def test_more_requests_than_the_rate_are_told_to_wait(service):
-    client = make_client(service, rate=0.5, burst=3)
-    answers = [client.get("/metrics") for _ in range(5)]
-    assert [answer.status_code for answer in answers] == [200] * 3 + [429] * 2
-    assert answers[-1].headers["Retry-After"] in ("1", "2") and "requests a second" in answers[-1].json()["detail"]
-    assert client.get("/healthz").status_code == 200
+def test_a_large_body_is_refused(client):
+    answer = client.post("/events", content=b"x" * 1_000_001)
+    assert answer.status_code == 413 and "more than 1,000,000 bytes" in answer.json()["detail"]
+    assert client.post("/events", content=b"x" * 1_000_000).status_code == 422
 
 
 def without(name):
@@ -257,72 +223,75 @@ def put(**values):
 
 
 EVENTS = {
-    "no time": without("when"),
-    "a time that is none": put(when="yesterday"),
-    "the future": put(when="2018-01-01T00:02:00"),
-    "another time zone": put(when="2018-01-01T00:30:00-01:00"),
-    "an unknown column": put(itme="item 01"),
-    "no number": put(price="cheap"),
-    "NaN": put(price=float("nan")),
-    "a list": put(item=["item 01"]),
-    "a reserved token type": put(action="history_start"),
-    "another customer": put(who="c04"),
-    "no id": lambda event: event.pop("event_id"),
-    "an empty id": lambda event: event.update(event_id=""),
-    "a long id": lambda event: event.update(customer_id="c" * 257),
-    "a null byte": lambda event: event.update(customer_id="c\0"),
-    "half a character": lambda event: event.update(customer_id="\ud800"),
-    "another key": lambda event: event.update(evnt={}),
-    "an unknown column of the profile": lambda event: event.update(profile={"shoe": 44}),
+    "no time": (without("when"), "Customer 'c03': column 'when': found no time"),
+    "a text as time": (put(when="yesterday"), "column 'when': found 'yesterday', which is no time"),
+    "the future": (put(when="2018-01-01T00:02:00"), "has an event at 2018-01-01T00:02:00, which is after now"),
+    "time zone": (put(when="2018-01-01T00:30:00-01:00"), "has an event at 2018-01-01T01:30:00, which is after now"),
+    "an unknown column": (put(itme="item 01"), "unknown 'itme'; did you mean 'item'?"),
+    "no number": (put(price="cheap"), "column 'price': found 'cheap' (str), expected a number"),
+    "NaN": (put(price=float("nan")), "of customer 'c03': holds NaN or infinity"),
+    "a list": (put(item=["item 01"]), "column 'item': found ['item 01'] (list), expected text"),
+    "a reserved token type": (put(action="history_start"), "found 'history_start', which MCM adds itself"),
+    "another customer": (put(who="c04"), "column 'who': found customer 'c04'; give an event one customer"),
+    "no id": (
+        lambda event: event.pop("event_id"),
+        "The request can't be read: body.events.1.event_id: Field required",
+    ),
+    "an empty id": (lambda event: event.update(event_id=""), "event_id: String should have at least 1 character"),
+    "a long id": (lambda event: event.update(customer_id="c" * 257), "customer_id: String should have at most 256"),
+    "a null byte": (lambda event: event.update(customer_id="c\0"), "customer_id: String should match pattern"),
+    "half a character": (lambda event: event.update(customer_id="\ud800"), "customer_id: Input should be a valid str"),
+    "another key": (lambda event: event.update(evnt={}), "body.events.1.evnt: Extra inputs are not permitted"),
+    "an unknown profile": (lambda event: event.update(profile={"shoe": 44}), "profile: unknown 'shoe'; Known are"),
 }
 
 
-@pytest.mark.parametrize("change, words", expected("Events that the service is sent", EVENTS))
+@pytest.mark.parametrize("change, words", EVENTS.values(), ids=EVENTS.keys())
 def test_bad_events_are_refused_and_nothing_of_the_body_is_kept(client, events, service, change, words):
     bad = json.loads(json.dumps(events[1]))
     change(bad)
     body = json.dumps({"events": [events[0], bad]}).encode()
     answer = client.post("/events", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 422, answer.text
-    assert re.search(words, answer.json()["detail"])
+    assert words in answer.json()["detail"]
     assert service.store.count() == 0
 
 
-QUESTIONS = {
-    "an unknown customer": (404, "/customers/nobody/scores"),
-    "an unknown task": (422, "/customers/c03/scores?task=nope"),
-    "no label": (422, "/customers/c03/scores?k=0"),
-    "a million labels": (422, "/customers/c03/scores?k=1000000"),
-    "a clock that went back": (422, "/customers/c03/scores?now=2017-01-01"),
-    "a time that is none": (422, "/customers/c03/embedding?now=soon"),
-    "an unknown label": (422, "/customers/c03/explain?task=items&label=nope"),
-    "no forecasts": (501, "/customers/c03/forecast"),
-    "another path": (404, "/customer/c03"),
-}
-
-
-@pytest.mark.parametrize("question, words", expected("Questions that the service is asked", QUESTIONS))
-def test_bad_questions_are_told_what_is_wrong(client, events, question, words):
+@pytest.mark.parametrize(
+    "status, path, words",
+    [
+        (404, "/customers/nobody/scores", "No customer 'nobody' is known: send an event"),
+        (422, "/customers/c03/scores?task=nope", "No tasks ['nope']: this checkpoint predicts"),
+        (422, "/customers/c03/scores?k=0", "query.k: Input should be greater than or equal to 1"),
+        (422, "/customers/c03/scores?k=1000000", "query.k: Input should be less than or equal to 1000"),
+        (422, "/customers/c03/scores?now=2017-01-01", "the clock went back, or the event lies in the future"),
+        (422, "/customers/c03/embedding?now=soon", "`now`: found 'soon', which is no time"),
+        (422, "/customers/c03/explain?task=items&label=nope", "Task 'items' has no label 'nope'"),
+        (501, "/customers/c03/forecast", "has no trained forecasts: they would be made up."),
+        (404, "/customer/c03", "Not Found"),
+    ],
+)
+def test_bad_questions_are_answered_with_what_is_wrong(client, events, status, path, words):
     post(client, events)
-    status, path = question
     answer = client.get(path)
     assert answer.status_code == status
-    assert re.search(words, answer.json()["detail"])
+    assert words in answer.json()["detail"]
 
 
-BODIES = {
-    "no JSON": b"hello",
-    "a cut one": b'{"events": [{"event_id": "1"',
-    "a list": b"[]",
-    "no events": b'{"events": []}',
-    "too many events": json.dumps({"events": [{}] * 1001}).encode(),
-    "too deep": b'{"events": ' + b"[" * 100_000,
-    "nothing": b"",
-}
-
-
-@pytest.mark.parametrize("body, words", expected("Bodies that are no events", BODIES))
-def test_bodies_that_are_no_events_are_refused(client, body, words):
+@pytest.mark.parametrize(
+    "body, words",
+    [
+        (b"hello", "The request can't be read: body.0: JSON decode error"),
+        (b'{"events": [{"event_id": "1"', "body.28: JSON decode error"),
+        (b"[]", "body: Input should be a valid dictionary"),
+        (b'{"events": []}', "body.events: List should have at least 1 item"),
+        (json.dumps({"events": [{}] * 1001}).encode(), "List should have at most 1000 items"),
+        (b'{"events": ' + b"[" * 100_000, "There was an error parsing the body"),
+        (b"", "body: Field required"),
+    ],
+    ids=["no JSON", "cut", "a list", "no events", "too many events", "too deep", "nothing"],
+)
+def test_bodies_that_hold_no_events_are_refused(client, body, words):
     answer = client.post("/events", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code in (400, 422)
-    assert re.search(words, answer.json()["detail"])
+    assert words in answer.json()["detail"]

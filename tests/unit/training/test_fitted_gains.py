@@ -20,13 +20,7 @@ from modeling_mcm.data import load_prepared
 from modeling_mcm.data.collator import MCMCollator, PreparedRows
 from modeling_mcm.modeling_mcm import PARTS
 from modeling_mcm.preparation.counts import FOLLOWERS
-from modeling_mcm.training.counts import (
-    NEW_RIDGE,
-    fill_followers,
-    fill_label_values,
-    fill_related,
-    training_labels,
-)
+from modeling_mcm.training.counts import NEW_RIDGE, fill_followers, fill_label_values, fill_related, training_labels
 from modeling_mcm.training.gains import fit_followers, fit_scales
 
 TASK = "item"

@@ -1,0 +1,84 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""The customers of the page: the model knows nothing from the cutoff on, and what really came is what the log says."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from corner_shop import TEST, customer_of, make_profile
+from serving_client import assert_same
+from transformers import pipeline
+
+from modeling_mcm.page.histories import NEXT_DAYS, Histories
+
+WHO = ["c05", "c07", "c21"]
+
+
+@pytest.fixture
+def model(tiny_model):
+    return tiny_model(extended=True)
+
+
+@pytest.fixture
+def page(model, extractor, tmp_path):
+    """A function that gives the customers of a log and of the data set that was prepared from it."""
+
+    def make(log, data, name="page"):
+        (tmp_path / name).mkdir()
+        log.to_parquet(tmp_path / name / "log.parquet")
+        make_profile(log).to_parquet(tmp_path / name / "profile.parquet")
+        files = [str(tmp_path / name / f"{file}.parquet") for file in ("log", "profile")]
+        return Histories(model, extractor, str(data), *files, cache=str(tmp_path / name))
+
+    return make
+
+
+def test_the_model_knows_what_came_before_the_cutoff(page, event_log, prepared, model, extractor):
+    histories = page(event_log, prepared)
+    before = event_log[event_log["when"] < TEST]
+    customers = [customer_of(before, who) for who in WHO]
+    scores = pipeline("preference-scores", model=model, feature_extractor=extractor)(customers)
+    embeddings = pipeline("customer-embedding", model=model, feature_extractor=extractor)(customers, now=TEST)
+    for who, wanted, embedding in zip(WHO, scores, embeddings, strict=True):
+        live = histories.household(who).live
+        assert len(live.events) == (before["who"] == who).sum() < (event_log["who"] == who).sum()
+        assert_same(live.scores(), wanted)
+        np.testing.assert_allclose(histories.embeddings[histories.indices[who]], embedding, atol=1e-5)
+
+
+def test_nothing_from_the_cutoff_on_moves_an_answer(page, event_log, prepared, prepare_log):
+    """Other and fewer events of then."""
+    late = event_log["when"] >= TEST
+    changed = event_log.copy()
+    changed.loc[late & (changed["action"] == "buy"), ["item", "aisle"]] = ["item 03", "aisle 0"]
+    changed = changed[~late | (np.arange(len(changed)) % 3 == 0)]
+    ours, theirs = page(event_log, prepared), page(changed, prepare_log(changed), "other")
+    np.testing.assert_array_equal(ours.embeddings, theirs.embeddings)
+    for who in WHO:
+        assert ours.household(who).live.scores() == theirs.household(who).live.scores()
+        assert ours.alike(who) == theirs.alike(who)
+    assert any(ours.household(who).bought != theirs.household(who).bought for who in WHO)
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_what_really_came_is_what_the_log_says(page, event_log, prepared, extractor, who):
+    own = event_log[(event_log["who"] == who) & (event_log["when"] >= TEST) & (event_log["action"] == "buy")]
+    following = own[own["basket"] == own.sort_values("when")["basket"].iloc[0]]
+    within = own[own["when"] < pd.Timestamp(TEST) + pd.Timedelta(days=NEXT_DAYS)]
+    bought = page(event_log, prepared).household(who).bought["items"]
+    known = set(extractor.vocabularies["items"])
+    assert {label for label, when in bought.items() if when == "next visit"} == set(following["item"]) & known
+    assert set(bought) == {*following["item"], *within["item"]} & known
+
+
+def test_a_customer_that_the_log_does_not_have_is_named(page, event_log, prepared):
+    with pytest.raises(ValueError, match="The log has no customer 'nobody': choose one of the list"):
+        page(event_log, prepared).household("nobody")
+
+
+def test_a_log_without_times_or_without_dates_as_cutoffs_is_refused(page, event_log, prepared, prepare_log, extractor):
+    with pytest.raises(ValueError, match="has no test period: prepare it with `cutoffs`, two dates"):
+        page(event_log, prepare_log(event_log, cutoffs="leave_one_out"))
+    extractor.time = None
+    with pytest.raises(ValueError, match="has no times, and the page draws them"):
+        page(event_log, prepared, "other")

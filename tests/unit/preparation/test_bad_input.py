@@ -1,0 +1,437 @@
+# Copyright 2026 The MCM Authors
+# SPDX-License-Identifier: Apache-2.0
+"""Bad schemas, options, files and logs are refused, limits hold, and a kill leaves nothing that looks whole."""
+
+import hashlib
+
+import duckdb
+import ibis
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from synthetic_log import SCHEMA, TEST, VALIDATION, load_extractor, make_log, make_profile, read_rows, run, schema_with
+
+from modeling_mcm.data import EventSchema, FeatureSpec, PreparedManifest, load_prepared
+from modeling_mcm.data.features import check_memory_limit
+from modeling_mcm.preparation import prepare
+from modeling_mcm.preparation import rows as rows_module
+from modeling_mcm.preparation import vocabulary as vocabulary_module
+from modeling_mcm.preparation.complete_journey import build_complete_journey
+from modeling_mcm.preparation.vocabulary import fit_bins, fit_values
+
+YAML = """customer: user
+time: at
+{more}
+features:
+  - {{name: item{of_item}}}
+  - {{name: price, kind: numeric{of_price}}}
+tasks: {tasks}
+cutoffs: {{validation: {validation}, test: 2024-04-01}}
+"""
+
+
+def schema_text(more="name: log", of_item="", of_price="", tasks="[item]", validation="2024-03-01"):
+    return YAML.format(more=more, of_item=of_item, of_price=of_price, tasks=tasks, validation=validation)
+
+
+WHOLE = "give a whole number of at least"
+SCHEMAS = {
+    "a key twice": (schema_text("customer: other"), "line 3, column 1 is not valid YAML: the key 'customer'"),
+    "a key twice in a feature": (schema_text(of_item=", min_count: 2, min_count: 3"), "the key 'min_count' stands in"),
+    "Latin-1": (schema_text("name: caf\xe9").encode("latin-1"), "is no text in UTF-8"),
+    "an open bracket": (schema_text(tasks="[item"), "schema.yaml, line .* is not valid YAML"),
+    "a tag of Python": (schema_text("name: !!python/object/apply:os.system [true]"), "is not valid YAML: could not"),
+    "an alias of itself": (schema_text(tasks="&all [*all]"), "schema.yaml: `tasks` names"),
+    "no such day": (schema_text(validation="2024-02-30"), "is not valid YAML: day is out of range for month"),
+    "a million bins": (schema_text(of_price=", bins: 1000000"), f"bins` is 1000000; {WHOLE} 2 and at most 1,000"),
+    "half a bin": (schema_text(of_price=", bins: 2.5"), f"bins` is 2.5; {WHOLE} 2"),
+    "min_history of 1e30": (schema_text("min_history: 1e30"), f"`min_history` is '1e30'; {WHOLE} 1"),
+    "min_history of thirty zeros": (schema_text(f"min_history: 1{'0' * 30}"), "at least 1 and at most 100,000"),
+    "min_history of infinity": (schema_text("min_history: .inf"), f"`min_history` is inf; {WHOLE}"),
+    "min_history of true": (schema_text("min_history: true"), f"`min_history` is True; {WHOLE}"),
+    "a window of a billion": (schema_text("max_events: 1000000000"), "`max_events` is 1000000000; .* at most 100,000"),
+    "events without end": (schema_text("max_events_per_customer: 10000000000"), "10000000000; .* at most 100,000,000"),
+    "max_values of a trillion": (schema_text(of_item=", max_values: 1000000000000"), "max_values` is 1000000000000;"),
+    "min_count without end": (schema_text(of_item=f", min_count: 1{'0' * 30}"), "at most 1,000,000,000,000"),
+    "a million items": (schema_text(of_item=", separator: '|', max_items: 1000000"), f"is 1000000; {WHOLE} 1 and at"),
+    "a token type of true": (
+        schema_text("token_type: kind\ntarget_token_types: [on]"),
+        "has True; write it in quotes",
+    ),
+    "a token type of null": (
+        schema_text("token_type: kind\ntarget_token_types: [null]"),
+        "has None; write it in quot",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), SCHEMAS.values(), ids=SCHEMAS)
+def test_a_fault_of_a_schema_is_told(tmp_path, text, message):
+    path = tmp_path / "schema.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message) as raised:
+        EventSchema.from_yaml(path)
+    assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_schema_with_a_byte_order_mark_is_read(tmp_path):
+    path = tmp_path / "schema.yaml"
+    path.write_text("\ufeff" + schema_text(), encoding="utf-8")
+    assert EventSchema.from_yaml(path).customer == "user"
+
+
+SIZES = ["lots", "4", "", "-1GB", "0GB", "1,5GB", "1e3GB", "180%", "4 parsecs"]
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [*((size, f"`memory_limit` is '{size}'; give a size") for size in SIZES), ("1KB", "no more mem")],
+)
+def test_a_fault_of_a_size_is_told_before_anything_is_made(tmp_path, size, message):
+    with pytest.raises((ValueError, OSError), match=message) as raised:
+        run(tmp_path, memory_limit=size)
+    assert "\n" not in str(raised.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", ["1GB", "512 MiB", "2.5gb", "80%", "900000000B"])
+def test_sizes_of_memory_are_those_of_duckdb(size):
+    check_memory_limit(size)
+    duckdb.connect(config={"memory_limit": size})
+
+
+@pytest.mark.parametrize("rows", [0, -1, 2.5, True, 10**30, "many"])
+def test_rows_of_a_shard_are_a_whole_number_within_limits(tmp_path, rows):
+    with pytest.raises(ValueError, match="`rows_per_shard` is .*; give a whole number of at least 1"):
+        prepare(make_log(), schema_with(profile=[]), tmp_path / "out", rows_per_shard=rows)
+
+
+def twice(log, path, name):
+    table = pa.Table.from_pandas(log, preserve_index=False)
+    pq.write_table(table.append_column(name, table["item"]), path)
+    return path
+
+
+def in_the_path(log, folder):
+    (folder / "group=a").mkdir(parents=True)
+    log.to_parquet(folder / "group=a" / "log.parquet")
+    return folder
+
+
+COLUMNS = {
+    "a column twice": (lambda log, folder: twice(log, folder / "log.parquet", "item"), "columns 'item' and 'item'"),
+    "another case": (lambda log, folder: twice(log, folder / "log.parquet", "Item"), "columns 'item' and 'Item'"),
+    "of the path too": (lambda log, folder: in_the_path(log, folder / "log"), "columns 'group' and 'group'"),
+    "a frame": (lambda log, folder: pd.concat([log, log[["item"]]], axis=1), "event table has 2 columns 'item' and"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), COLUMNS.values(), ids=COLUMNS)
+def test_columns_that_can_t_be_told_apart_are_refused(tmp_path, make, message):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, make(make_log(), tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_columns_may_stand_there_twice(tmp_path):
+    table = pa.Table.from_pandas(make_log(), preserve_index=False)
+    for name in ("note", "note", "Note"):
+        table = table.append_column(name, table["item"])
+    pq.write_table(table, tmp_path / "log.parquet")
+    assert run(tmp_path, tmp_path / "log.parquet").counts["events"] == len(table)
+
+
+def test_a_thousand_bins_are_fitted(tmp_path):
+    log = make_log(visits=30)
+    features = [
+        {**spec, "bins": 1000} if spec["name"] == "price" else spec for spec in schema_with().to_dict()["features"]
+    ]
+    assert run(tmp_path, log, schema_with(features=features)).counts["events"] == len(log)
+
+
+def bot(number, seed=0):
+    """Events of one customer, all of a month at the same second."""
+    log = make_log(seed=seed, customers=1, visits=number)
+    return log.assign(user=99, at=log["at"].dt.to_period("M").dt.to_timestamp())
+
+
+def test_a_bot_is_cut_to_its_latest_events_of_each_period(tmp_path):
+    log = pd.concat([make_log(), bot(200)])
+    schema = schema_with(max_events=30, max_events_per_customer=30)
+    manifest = run(tmp_path, log, schema)
+    row = read_rows(tmp_path)["99"]
+    times = np.array(row["times"])[np.array(row["feature_token_type"]) != max(row["feature_token_type"])]
+    at = (bot(200)["at"] - pd.Timestamp(0)) // pd.Timedelta(seconds=1)
+    cutoffs = [(cutoff - pd.Timestamp(0)) // pd.Timedelta(seconds=1) for cutoff in (VALIDATION, TEST)]
+    periods = np.digitize(at, cutoffs)
+    kept = [at[periods == period].sort_values().tail(30) for period in range(3)]
+    assert sorted(times) == sorted(pd.concat(kept))
+    assert manifest.counts["customers_with_excess"] == 1
+    assert manifest.counts["dropped_excess"] == len(bot(200)) - 90 > 0
+    assert manifest.counts["events"] == len(log) - manifest.counts["dropped_excess"]
+
+
+def test_the_cut_depends_neither_on_the_order_nor_on_what_comes_later(tmp_path):
+    log = pd.concat([make_log(), bot(200)])
+    schema = schema_with(max_events=30, max_events_per_customer=30)
+    run(tmp_path, log, schema, name="a")
+    run(tmp_path, log.sample(frac=1, random_state=1), schema, name="b")
+    assert read_rows(tmp_path, "a") == read_rows(tmp_path, "b")
+    later = bot(200, seed=1)
+    run(tmp_path, pd.concat([log, later[later["at"] >= VALIDATION]]), schema, name="c")
+    before, after = (read_rows(tmp_path, name)["99"] for name in "ac")
+    end = before["validation_end"]
+    assert after["validation_end"] == end > 30 and after["test_end"] > end
+    for name, values in before.items():
+        if isinstance(values, list):
+            assert after[name][:end] == values[:end], name
+
+
+def test_a_window_of_events_is_always_left():
+    with pytest.raises(ValueError, match="`max_events_per_customer` is 29; give a whole number of at least 30"):
+        schema_with(max_events=30, max_events_per_customer=29)
+
+
+def test_only_the_most_frequent_values_are_kept(tmp_path):
+    features = [{**spec, "max_values": 3} if spec["name"] == "type" else spec for spec in SCHEMA["features"]]
+    run(tmp_path, schema=schema_with(features=features))
+    vocabularies = load_extractor(tmp_path).vocabularies
+    assert 1 <= len(vocabularies["type"]) <= 3
+    ids = [value for row in read_rows(tmp_path).values() for value in row["feature_type"]]
+    assert set(ids) == set(range(2 + len(vocabularies["type"])))
+
+
+def test_values_as_frequent_as_each_other_stay_or_go_together():
+    column = ibis.memtable(pa.table({"value": [*"aaabbbcdde", None, None, None, None]})).value
+    kept = {most: fit_values(column, FeatureSpec("x", max_values=most)) for most in (1, 2, 3, 4, 5, 9)}
+    assert kept == {1: [], 2: ["a", "b"], 3: [*"abd"], 4: [*"abd"], 5: [*"abdce"], 9: [*"abdce"]}
+    assert fit_values(column, FeatureSpec("x", min_count=2)) == [*"abd"]
+    assert fit_values(column, FeatureSpec("x", min_count=3, max_values=4)) == [*"ab"]
+
+
+def test_more_values_than_a_process_should_hold_are_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(vocabulary_module, "MOST_VALUES", 3)
+    with pytest.raises(ValueError, match="'type' has more than 3 values .min_count: 2.; set `max_values`"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("value", [0, "many"])
+def test_limits_are_whole_numbers(value):
+    features = [*SCHEMA["features"][:1], {"name": "type", "column": "item", "max_values": value}]
+    with pytest.raises(ValueError, match=f"Entry 1 .*max_values` is {value!r}"):
+        schema_with(features=features, tasks=["type"])
+    with pytest.raises(ValueError, match="`max_values` is for categorical features"):
+        schema_with(features=[*SCHEMA["features"], {"name": "x", "kind": "numeric", "max_values": 3}])
+    with pytest.raises(ValueError, match="without other keys for the token type"):
+        schema_with(features=[{**SCHEMA["features"][0], "max_values": 3}, *SCHEMA["features"][1:]])
+
+
+@pytest.mark.parametrize("bins", [2, 5, 33])
+def test_edges_are_quantiles(bins):
+    generator = np.random.default_rng(0)
+    levels = np.arange(1, bins) / bins
+    for values in (generator.normal(size=1001), generator.integers(0, 9, 500), np.round(generator.random(77), 1), [3]):
+        column = ibis.memtable(pa.table({"value": pa.array([*map(float, values), None, np.inf, -np.inf])})).value
+        edges = fit_bins(column, bins)
+        np.testing.assert_allclose(edges, np.unique(np.quantile(values, levels).round(12)), rtol=1e-9, atol=1e-9)
+    assert fit_bins(ibis.memtable(pa.table({"value": pa.array([None, np.inf])})).value, bins) == []
+
+
+def test_rows_without_customer_or_time_are_an_error_or_dropped(tmp_path):
+    log = make_log()
+    log["user"] = log.user.astype("Int64")
+    log.loc[0, "user"] = pd.NA
+    log.loc[1, "at"] = pd.NaT
+    with pytest.raises(ValueError, match="'user' is null in 1 of .*on_null: drop"):
+        run(tmp_path, log)
+    with pytest.raises(ValueError, match="'at' is null in 1 of"):
+        run(tmp_path, log.drop(index=0))
+    assert not list(tmp_path.iterdir())
+    manifest = run(tmp_path, log, schema_with(on_null="drop"))
+    assert manifest.counts["dropped_null"] == 2 and manifest.counts["events"] == len(log) - 2
+
+
+def test_duplicates_are_counted_and_dropped_only_when_asked(tmp_path):
+    log = make_log().drop_duplicates()
+    twice = pd.concat([log, log.head(7)])
+    kept = run(tmp_path, twice, name="kept").counts
+    dropped = run(tmp_path, twice, schema_with(on_duplicate="drop"), name="dropped").counts
+    assert (kept["duplicates"], kept["events"]) == (7, len(log) + 7)
+    assert (dropped["dropped_duplicates"], dropped["events"]) == (7, len(log))
+
+
+BAD_LOGS = {
+    "missing column": (lambda log: log.drop(columns="item").assign(itm=1), "no column 'item'.*'itm'"),
+    "no rows": (lambda log: log.head(0), "empty"),
+    "time is a number": (lambda log: log.assign(at=5), "'at'.*int64.*timestamp"),
+    "time cannot be read": (lambda log: log.assign(at=["gestern", *log["at"].astype(str)[1:]]), "1 values.*gestern"),
+    "number cannot be read": (lambda log: log.assign(price="dear"), "'price'.*dear"),
+    "number is a time": (lambda log: log.assign(price=log["at"]), "'price'.*timestamp"),
+    "value is a list": (lambda log: log.assign(item=[[1]] * len(log)), "'item'.*array"),
+    "no target": (lambda log: log.assign(kind="view"), "target_token_types.*buy.*'kind'"),
+    "reserved token type": (lambda log: log.assign(kind=["end_of_visit", *log.kind[1:]]), "end_of_visit.*rename"),
+    "nothing to train on": (lambda log: log[log["at"] >= VALIDATION], "No target event is before.*the log runs from"),
+    "nothing to validate on": (
+        lambda log: log[(log["at"] < VALIDATION) | (log["at"] >= TEST)],
+        "No event is between.*move the cutoffs",
+    ),
+    "nothing to test on": (lambda log: log[log["at"] < TEST], "on or after `cutoffs: test`"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_LOGS.values(), ids=BAD_LOGS.keys())
+def test_bad_log_is_refused_and_leaves_nothing(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, change(make_log()))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_event_without_any_value_is_refused(tmp_path):
+    schema = schema_with(features=SCHEMA["features"][:4])
+    log = make_log().astype({"flag": object})
+    log.loc[3, ["kind", "item", "group", "flag"]] = None
+    with pytest.raises(ValueError, match="1 events have no value in any feature"):
+        run(tmp_path, log, schema)
+
+
+def test_bad_files_are_named(tmp_path):
+    whole, cut, empty = (tmp_path / f"{name}.parquet" for name in ("whole", "cut", "empty"))
+    make_log().to_parquet(whole)
+    cut.write_bytes(whole.read_bytes()[:-200])
+    empty.touch()
+    (tmp_path / "empty.csv").touch()
+    (tmp_path / "log.xlsx").write_text("x")
+    for path, error, message in (
+        (cut, ValueError, "cut.parquet is not a whole Parquet file"),
+        (empty, ValueError, "empty.parquet is empty"),
+        (tmp_path / "empty.csv", ValueError, "empty.csv is empty"),
+        (tmp_path / "log.xlsx", ValueError, "neither .parquet, .csv"),
+        (tmp_path / "none.parquet", FileNotFoundError, "does not exist"),
+    ):
+        with pytest.raises(error, match=message):
+            run(tmp_path, path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_profile_is_refused(tmp_path):
+    profile = make_profile()
+    for table, message in (
+        (None, "no profile table"),
+        (pd.concat([profile, profile.head(1)]), "several rows for the customer '0'"),
+        (profile.drop(columns="age"), "profile table has no column 'age'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare(make_log(), schema_with(), tmp_path / "out", profile=table)
+
+
+def test_full_disk_leaves_no_data_set(tmp_path, monkeypatch):
+    write, written = pq.write_table, []
+
+    def fail_at_the_third_file(*args, **kwargs):
+        written.append(args)
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(pq, "write_table", fail_at_the_third_file)
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path, rows_per_shard=5)
+    assert len(written) == 3 and not list(tmp_path.iterdir())
+
+
+def test_what_a_lost_worker_left_is_not_in_the_data_set(tmp_path, monkeypatch):
+    write = rows_module.write_shard
+
+    def after_another(table, path):
+        path.with_name(f".{path.name}.7.partial").touch()
+        return write(table, path)
+
+    monkeypatch.setattr(rows_module, "write_shard", after_another)
+    run(tmp_path)
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_killed_preparation_leaves_no_data_set_and_keeps_the_old_one(tmp_path, monkeypatch):
+    run(tmp_path)
+    before = digests(tmp_path / "out")
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PreparedManifest, "save", killed)
+    for name in ("out", "new"):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, make_log(seed=1), name=name, overwrite=True)
+    assert digests(tmp_path / "out") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def digests(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_folder_without_manifest_is_no_data_set(tmp_path):
+    run(tmp_path)
+    (tmp_path / "out" / "manifest.json").unlink()
+    with pytest.raises(FileNotFoundError, match="not a .finished. prepared data set"):
+        load_prepared(tmp_path / "out")
+    with pytest.raises(FileExistsError, match="is no prepared data set"):
+        run(tmp_path, overwrite=True)
+
+
+def test_damaged_shards_are_found(tmp_path):
+    run(tmp_path, rows_per_shard=5)
+    first, second, _ = sorted((tmp_path / "out").glob("customers-*.parquet"))
+    whole = first.read_bytes()
+    flipped = bytearray(whole)
+    flipped[100] ^= 1
+    for damaged, message in ((whole[:-50], "bytes"), (bytes(flipped), "digest")):
+        first.write_bytes(damaged)
+        with pytest.raises(ValueError, match=message):
+            load_prepared(tmp_path / "out", cache_dir=tmp_path / "cache", verify=True)
+    first.write_bytes(whole)
+    second.unlink()
+    with pytest.raises(ValueError, match="missing.*prepare the data again"):
+        load_prepared(tmp_path / "out", cache_dir=tmp_path / "cache")
+
+
+def test_existing_data_set_is_reused_or_replaced_only_when_asked(tmp_path):
+    log, other, profile = (tmp_path / f"{name}.parquet" for name in ("log", "other", "profile"))
+    make_log().to_parquet(log)
+    make_log(seed=1).to_parquet(other)
+    make_profile().to_parquet(profile)
+    out = tmp_path / "out"
+    manifest = prepare(log, schema_with(), out, profile=profile)
+    modified = (out / "manifest.json").stat().st_mtime_ns
+    with pytest.raises(FileExistsError, match="overwrite"):
+        prepare(log, schema_with(), out, profile=profile)
+    assert prepare(log, schema_with(), out, profile=profile, reuse=True) == manifest
+    for source, schema, reason in (
+        (other, schema_with(), "another input"),
+        (log, schema_with(max_events=9), "schema"),
+    ):
+        with pytest.raises(FileExistsError, match=reason):
+            prepare(source, schema, out, profile=profile, reuse=True)
+    assert (out / "manifest.json").stat().st_mtime_ns == modified
+    replaced = prepare(other, schema_with(), out, profile=profile, reuse=True, overwrite=True)
+    assert replaced.shards != manifest.shards and PreparedManifest.load(out) == replaced
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["a data set", "nothing yet"])
+def test_a_symbolic_link_stays_and_what_it_names_is_replaced(tmp_path, is_there):
+    real = tmp_path / "disk" / "out"
+    if is_there:
+        run(tmp_path / "disk")
+    (tmp_path / "out").symlink_to(real)
+    made = run(tmp_path, make_log(seed=1), overwrite=True)
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "out").resolve() == real
+    assert PreparedManifest.load(real) == made
+    left = [path for folder in (tmp_path, tmp_path / "disk") for path in folder.iterdir() if path.name != "out"]
+    assert left == [tmp_path / "disk"]
+
+
+def test_demo_log_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"modeling-mcm\[demo\]"):
+        build_complete_journey(tmp_path)
