@@ -70,5 +70,3 @@ def checkpoint_digest(model: MCMForMultiTaskRecommendation, feature_extractor: M
     }
     of_extractor = json.dumps(reads, sort_keys=True, default=str)
     return hashlib.sha256(f"{entry[1]} {of_extractor}".encode()).hexdigest()
-
-

@@ -107,8 +107,6 @@ def test_after_a_deletion_they_are_those_of_the_others(tmp_path, changes):
     assert "only 2" not in [value for part in counted(tmp_path / "data")[1:] for row in part for value in row]
 
 
-
-
 @pytest.mark.parametrize("changes", CHOICES.values(), ids=CHOICES)
 def test_shards_tell_what_preparation_counted(tmp_path, changes):
     schema = schema_with(**changes)
