@@ -1,6 +1,10 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""MCM, a multi-task pre-trained customer model. Importing it registers the Auto classes and the pipelines."""
+"""MCM, a multi-task pre-trained customer model. Importing it registers the Auto classes and the pipelines.
+
+The files `*_mcm.py` travel with a published checkpoint. Six of them are entry points, those that this file imports:
+configuration, processing, modeling, action, customer, pipeline. They read the others.
+"""
 
 from typing import Any
 
