@@ -9,7 +9,7 @@ Scores are float32, of shape `(customers, V)`; the scores of the ids 0 (missing)
 multiple of the popularity is added, which ranks labels with equal counts or none.
 
     baseline = VisitFrequency().fit(rows, "product_type", number_of_labels)
-    values = evaluate_baseline(baseline, rows, find_cases(rows, "test"))   # for each metric one value a customer
+    scores = baseline.scores(rows, "test")
 
 Shapes: B customers of a batch, M moments, V labels.
 """
@@ -21,14 +21,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from modeling_mcm.configuration_mcm import FIRST_LABEL
-from modeling_mcm.evaluation.cases import EvaluationCases
 from modeling_mcm.evaluation.histories import TaskHistory, offsets_of, run_starts, select_rows, task_histories
 from modeling_mcm.evaluation.metrics import distinct_targets, ndcg_at_k, tie_ranks
-from modeling_mcm.evaluation.ranking import TargetRanks
 from modeling_mcm.extras import needs
 
 if TYPE_CHECKING:
@@ -36,7 +33,6 @@ if TYPE_CHECKING:
 
 POPULARITY_SHARE = 1e-3  # weight of the most popular label beside one personal event
 MAX_DENSE = 2**25  # elements of a dense block, 256 MiB in double precision
-LAG_WEIGHTS = (1.0, 0.5, 0.33, 0.25, 0.2, 0.17)
 PAIRS_AT_ONCE = 2**24  # of labels that are multiplied out at a time
 
 
@@ -58,10 +54,10 @@ class Baseline:
     """What all baselines share: counts of the labels in the training period, and scores in batches.
 
     A subclass prepares in `_start`, counts more in `_observe`, computes from the counts in `_finish`, and scores in
-    `_score`. `fallback` is the weight of the most popular label.
+    `_score`.
     """
 
-    fallback = POPULARITY_SHARE
+    fallback = POPULARITY_SHARE  # weight of the most popular label
 
     def fit(self, rows: Any, task: str, number_of_labels: int, cutoff: str = "validation") -> Self:
         """Counts the events before a cutoff.
@@ -116,16 +112,15 @@ class Baseline:
         return np.concatenate([np.zeros((0, self.number_of_labels), np.float32), *batches])
 
     def _start(self, customers: int) -> None:
-        """Prepares to count the training histories of so many customers."""
+        pass
 
     def _observe(self, history: TaskHistory) -> None:
-        """Counts a batch of training histories."""
+        pass
 
     def _finish(self) -> None:
-        """Computes from the counts what scoring needs."""
+        pass
 
-    def _score(self, history: TaskHistory) -> NDArray:
-        """Scores the labels for customers with these histories, in an array of shape `(B, V)`."""
+    def _score(self, history: TaskHistory) -> NDArray:  # (B, V)
         raise NotImplementedError
 
 
@@ -142,9 +137,9 @@ class VisitFrequency(Baseline):
     """Scores labels by the number of the customer's visits that have them, in which older visits have a smaller
     weight.
 
-    A label counts once in a visit, however many events have it. The half-life is chosen when the baseline is fitted:
-    the one whose scores rank the labels of the last training visit best from the visits before it, by the mean NDCG@10
-    over customers. So the choice, like the counts, uses nothing after the training period.
+    A label counts once in a visit, however many events have it. `fit` chooses the half-life whose scores rank the
+    labels of the last training visit best from the visits before it, by the mean NDCG@10 over customers. Like the
+    counts, the choice uses nothing after the training period.
 
     Args:
         half_lives (sequence of `float`): Half-lives to choose from, in visits. Of equally good ones the first is
@@ -161,7 +156,7 @@ class VisitFrequency(Baseline):
         self.half_lives, self.customers = tuple(half_lives), customers
 
     def fit(self, rows: Any, task: str, number_of_labels: int, cutoff: str = "validation") -> Self:
-        """Counts the events before a cutoff and chooses `half_life`; the arguments are those of [`Baseline.fit`]."""
+        """Counts the events before a cutoff, and chooses `half_life`; arguments as of [`Baseline.fit`]."""
         super().fit(rows, task, number_of_labels, cutoff)
         self.half_life = self.half_lives[0]
         if len(self.half_lives) > 1:
@@ -318,7 +313,7 @@ class Transitions(Baseline):
 
     def __init__(
         self,
-        lag_weights: tuple[float, ...] = LAG_WEIGHTS,
+        lag_weights: tuple[float, ...] = (1.0, 0.5, 0.33, 0.25, 0.2, 0.17),
         last_moments: int = 8,
         decay: float = 0.6,
         rarity: float = 0.3,
@@ -384,24 +379,3 @@ class Transitions(Baseline):
         weights = (self.decay ** ago[latest], (customer[latest], latest))
         last = scipy_sparse().coo_array(weights, shape=(len(history), len(customer))).tocsr() @ moments
         return (last @ self._transition).toarray()
-
-
-def evaluate_baseline(
-    baseline: Baseline, rows: Any, cases: EvaluationCases, ks: Sequence[int] = (10,)
-) -> dict[str, NDArray[np.float64]]:
-    """Computes the metrics of a fitted baseline, as [`TargetRanks.metrics`] does, each of shape `(cases,)`.
-
-    Only one batch of scores is in memory at a time.
-
-    Args:
-        baseline (`Baseline`): A fitted baseline.
-        rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows that the cases are of.
-        cases (`EvaluationCases`): The cases, from [`find_cases`] or [`unmet_only`].
-        ks (sequence of `int`): Lengths of the ranked list.
-    """
-    ranks = TargetRanks(cases, baseline.task)
-    start = 0
-    for scores in baseline.score_batches(select_rows(rows, cases.rows), cases.cutoff):
-        ranks.add(np.arange(start, start + len(scores)), torch.from_numpy(scores))
-        start += len(scores)
-    return ranks.metrics(ks)

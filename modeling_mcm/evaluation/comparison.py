@@ -14,6 +14,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from numpy.typing import NDArray
 from transformers.utils.logging import tqdm
 
@@ -23,11 +25,12 @@ from modeling_mcm.evaluation.baselines import (
     NearestHouseholds,
     Transitions,
     VisitFrequency,
-    evaluate_baseline,
 )
 from modeling_mcm.evaluation.cases import EvaluationCases
 from modeling_mcm.evaluation.gbdt import LightGBMRanker, NothingToLearnError, expected_seconds
+from modeling_mcm.evaluation.histories import select_rows
 from modeling_mcm.evaluation.metrics import Interval, paired_difference
+from modeling_mcm.evaluation.ranking import TargetRanks
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +89,27 @@ def default_baselines(cases: EvaluationCases, label_sizes: Mapping[str, int]) ->
     else:
         names.append("lightgbm")
     return names, left_out
+
+
+def evaluate_baseline(
+    baseline: Baseline, rows: Any, cases: EvaluationCases, ks: Sequence[int] = (10,)
+) -> dict[str, NDArray[np.float64]]:
+    """Computes the metrics of a fitted baseline, as [`TargetRanks.metrics`] does, each of shape `(cases,)`.
+
+    Only one batch of scores is in memory at a time.
+
+    Args:
+        baseline (`Baseline`): A fitted baseline.
+        rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows that the cases are of.
+        cases (`EvaluationCases`): The cases, from [`find_cases`] or [`unmet_only`].
+        ks (sequence of `int`): Lengths of the ranked list.
+    """
+    ranks = TargetRanks(cases, baseline.task)
+    start = 0
+    for scores in baseline.score_batches(select_rows(rows, cases.rows), cases.cutoff):
+        ranks.add(np.arange(start, start + len(scores)), torch.from_numpy(scores))
+        start += len(scores)
+    return ranks.metrics(ks)
 
 
 def counting_baselines(

@@ -123,8 +123,8 @@ def ndcg_at_k(greater: ArrayLike, ties: ArrayLike, relevant: ArrayLike, k: int) 
     likely.
 
     Args:
-        greater (array, shape `(B, N)`): Number of labels with a larger score, from [`tie_ranks`].
-        ties (array, shape `(B, N)`): Number of labels with the same score, from [`tie_ranks`].
+        greater, ties (arrays, shape `(B, N)`): Numbers of labels with a larger and with the same score, from
+            [`tie_ranks`].
         relevant (array, shape `(B, N)`): True, or a positive count, for a target, and false for padding. The targets
             of a customer must be distinct labels.
         k (`int`): Length of the ranked list, at least 1.
@@ -177,15 +177,14 @@ def customer_metrics(
     """Computes all metrics of the next visit and of the next event, one value for each customer.
 
     Args:
-        greater (array, shape `(B, N)`): Number of labels with a larger score, from [`tie_ranks`].
-        ties (array, shape `(B, N)`): Number of labels with the same score, from [`tie_ranks`].
+        greater, ties (arrays, shape `(B, N)`): Numbers of labels with a larger and with the same score, from
+            [`tie_ranks`].
         counts (array, shape `(B, N)`): Number of the next visit's events that have the label; 0 is padding.
         ks (sequence of `int`): Lengths of the ranked list.
 
     Returns:
         `dict[str, numpy.ndarray]`: Arrays of shape `(B,)` named as `next_visit_ndcg@10` or `next_event_recall@10`;
-        NaN for a customer without targets. `hr` is the hit rate. For the next event the hit rate equals the recall, so
-        there is only one of them.
+        NaN for a customer without targets. `hr` is the hit rate; that of the next event would equal its recall.
     """
     greater, ties, counts = (np.asarray(array) for array in (greater, ties, counts))
     values = set_metrics(greater, ties, counts > 0, ks, "next_visit")
@@ -211,17 +210,11 @@ def set_metrics(
 
 
 def next_event(metric: Metric, greater: NDArray, ties: NDArray, counts: NDArray) -> NDArray[np.float64]:
-    """Computes the expectation of a metric if the only target is one event of the visit, each with the same
+    """Computes the expectation of a metric `(B,)` if the only target is one event of the visit, each with the same
     probability.
 
-    Args:
-        metric (callable): Computes from `(greater, ties, relevant)`, of shape `(customers, targets)`, an array of
-            shape `(customers,)`.
-        greater, ties (arrays, shape `(B, N)`): Ranks, from [`tie_ranks`].
-        counts (array, shape `(B, N)`): Number of events with the label; 0 or less is padding.
-
-    Returns:
-        `numpy.ndarray`, shape `(B,)`: The expected metric of each customer; NaN without a target.
+    `counts` `(B, N)` is the number of events with each label; 0 or less is padding. A customer without a target has
+    NaN. The metric computes `(B,)` from `(greater, ties, relevant)`.
     """
     counts = np.maximum(counts, 0)
     alone = metric(greater.reshape(-1, 1), ties.reshape(-1, 1), counts.reshape(-1, 1) > 0).reshape(counts.shape)
@@ -257,13 +250,8 @@ def bootstrap_interval(values: ArrayLike, seed: int = 0, resamples: int = RESAMP
 def paired_difference(first: ArrayLike, second: ArrayLike) -> PairedDifference:
     """Computes bootstrap intervals of `first - second` and of `first / second - 1`; customers are resampled in pairs.
 
-    Args:
-        first (array, shape `(B,)`): One value of the first method for each customer.
-        second (array, shape `(B,)`): Values of the second method for the same customers in the same order. A customer
-            with NaN in either is left out.
-
-    Raises:
-        ValueError: If the shapes differ or no customer has both values.
+    Both hold one value for each of the same customers, of shape `(B,)`; a customer with NaN in either is left out. A
+    `ValueError` is raised if the shapes differ or no customer has both values.
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1:
@@ -284,15 +272,8 @@ def paired_difference(first: ArrayLike, second: ArrayLike) -> PairedDifference:
 def average_relative_difference(firsts: ArrayLike, seconds: ArrayLike) -> Interval:
     """Computes the mean over tasks of `first / second - 1` with its bootstrap interval.
 
-    A resample takes the same customers in all tasks.
-
-    Args:
-        firsts (array, shape `(tasks, B)`): Values of the first method for each task and customer.
-        seconds (array, shape `(tasks, B)`): Values of the second method for the same tasks and customers. A customer
-            with any NaN is left out.
-
-    Raises:
-        ValueError: If the shapes differ or no customer has all values.
+    Values are of shape `(tasks, B)`, for the same tasks and customers. A resample takes the same customers in all
+    tasks, and a customer with any NaN is left out. A `ValueError` is raised if the shapes differ or none is left.
     """
     firsts, seconds = np.asarray(firsts, dtype=np.float64), np.asarray(seconds, dtype=np.float64)
     if firsts.shape != seconds.shape or firsts.ndim != 2:

@@ -64,7 +64,7 @@ def which_offer(truth: OfferTruth, scores: ArrayLike, ks: Sequence[int] = (10,))
     if scores.shape != truth.taken.shape or np.isnan(scores).any():
         raise ValueError(f"Found scores of shape {scores.shape}, NaN or not; expected a number for each offer.")
     groups = len(truth.customer_ids)
-    longest = int(np.nan_to_num(np.add.reduceat(np.nan_to_num(truth.taken), truth.offsets[:-1])).max(initial=1))
+    longest = int(np.add.reduceat(np.nan_to_num(truth.taken), truth.offsets[:-1]).max(initial=1))
     greater, ties = np.zeros((groups, longest), np.int64), np.ones((groups, longest), np.int64)
     relevant = np.zeros((groups, longest), bool)
     for group in np.flatnonzero(truth.responds).tolist():

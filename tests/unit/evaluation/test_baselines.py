@@ -13,9 +13,9 @@ from modeling_mcm.evaluation.baselines import (
     NearestHouseholds,
     Transitions,
     VisitFrequency,
-    evaluate_baseline,
 )
 from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.evaluation.comparison import evaluate_baseline
 
 BASELINES = [MostPopular, VisitFrequency, Transitions, NearestHouseholds]
 
@@ -113,12 +113,6 @@ def test_nearest_households_equal_a_plain_count(customers: dict[str, list[Visit]
         nearest = [place for place in np.argsort(-similar)[:4] if similar[place] > 0]
         expected = 0.6 * own + 0.4 * sum((others[place] for place in nearest), np.zeros(LABELS)) / 4
         np.testing.assert_allclose(scores[row], expected, atol=1e-5)
-
-
-def test_a_household_is_not_its_own_neighbour() -> None:
-    rows = prepared_rows({"a": [(1, [2, 3])], "b": [(1, [2, 4])]})
-    scores = NearestHouseholds(neighbours=1, alpha=0).fit(rows, "brand", 5).scores(rows, "test")
-    assert np.round(scores[:, 2:], 3).tolist() == [[1, 0, 1], [1, 1, 0]]
 
 
 def test_the_pool_of_neighbours_is_bounded(customers: dict[str, list[Visit]]) -> None:

@@ -123,13 +123,10 @@ def test_missing_columns_and_unknown_cutoffs_are_named() -> None:
         find_cases(rows.select(["customer_id", "visits"]), "test")
 
 
-def test_batches_hold_the_rows_in_order(rows) -> None:
+def test_batches_and_selections_hold_the_rows_in_order(rows) -> None:
     batches = list(arrow_batches(rows, ["customer_id"], batch_size=3))
     assert [len(batch) for batch in batches] == [3, 3, 2]
     assert pa.concat_tables(batches)["customer_id"].to_pylist() == list(CUSTOMERS)
-
-
-def test_rows_are_selected_in_order(rows) -> None:
     chosen = select_rows(rows, np.array([5, 0, 2]))
     assert type(chosen) is type(rows)
     (batch,) = arrow_batches(chosen, ["customer_id"])

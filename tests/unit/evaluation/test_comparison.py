@@ -21,8 +21,6 @@ from modeling_mcm.evaluation.comparison import (
     baseline_warnings,
     counting_baselines,
     default_baselines,
-    title_of,
-    values_of,
 )
 
 COUNTED = [*FIRST_BASELINES, *STRONG_BASELINES]
@@ -128,9 +126,3 @@ def test_every_baseline_has_advice(model: np.ndarray) -> None:
     said = baseline_warnings(values)
     assert [text.split()[3].rstrip(",") for text in said] == list(BASELINES)
     assert all("What to try: train longer" not in text for text in said)  # which is all that is said of others
-
-
-def test_one_metric_is_selected_from_results(model: np.ndarray) -> None:
-    results = {"MCM": {"brand": {"a": model, "b": model + 1}, "item": {"b": model}}}
-    assert values_of(results, "a").keys() == {"MCM"} and list(values_of(results, "a")["MCM"]) == ["brand"]
-    assert title_of("next_visit_ndcg@10") == "next-visit NDCG@10"

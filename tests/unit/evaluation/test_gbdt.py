@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 from visits import LABELS, TEST, VALIDATION, Visit, prepared_rows
 
-from modeling_mcm.evaluation.baselines import VisitFrequency, evaluate_baseline
+from modeling_mcm.evaluation.baselines import VisitFrequency
 from modeling_mcm.evaluation.cases import find_cases
+from modeling_mcm.evaluation.comparison import evaluate_baseline
 from modeling_mcm.evaluation.gbdt import LabelStatistics, LightGBMRanker, VisitSets, find_candidates
 from modeling_mcm.evaluation.histories import task_histories
 

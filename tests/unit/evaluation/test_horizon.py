@@ -9,8 +9,9 @@ import torch
 from visits import CUTOFFS, LABELS, TEST, Visit, horizon, prepared_rows
 
 from modeling_mcm.evaluation import tie_ranks
-from modeling_mcm.evaluation.baselines import MostPopular, Transitions, VisitFrequency, evaluate_baseline
+from modeling_mcm.evaluation.baselines import MostPopular, Transitions, VisitFrequency
 from modeling_mcm.evaluation.cases import EvaluationCases, find_cases, unmet_only
+from modeling_mcm.evaluation.comparison import evaluate_baseline
 from modeling_mcm.evaluation.ranking import TargetRanks
 
 
