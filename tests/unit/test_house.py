@@ -152,7 +152,7 @@ def test_scripts_build_on_the_package_alone(path):
 def test_no_benchmark_that_is_run_is_imported_by_another(path):
     texts = {other.stem: other.read_text(encoding="utf-8") for other in (ROOT / "benchmarks").rglob("*.py")}
     programs = {name for name, text in texts.items() if '\nif __name__ == "__main__":\n' in text}
-    assert {"run_ablation", "parts"} <= programs
+    assert {"run_ablation", "recipe"} <= programs
     for _, module in imports(path):
         assert module.split(".")[0] not in programs, (
             f"import {module}: move what is shared to a file that is never run"
