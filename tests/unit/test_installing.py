@@ -137,7 +137,7 @@ def what_a_comparison_says(script, data, folder):
     paths = os.pathsep.join([str(ROOT), str(Path(import_without.__file__).parent)])
     offers = ["--offers", data] if script == "run_offers" else []
     command = [sys.executable, "-c", code, f"benchmarks/{script}.py", "--data", data, *offers]
-    command += ["--output_dir", folder / "runs", "--report", folder / "page.md"]
+    command += ["--output_dir", folder / "runs", "--results", folder / "results"]
     environment = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr and not (folder / "runs").exists()
