@@ -14,10 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import forked_runs
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from in_process import call
 
 pytestmark = pytest.mark.slow
 
@@ -104,17 +102,6 @@ def test_a_second_call_trains_nothing_and_writes_the_same(ablation, monkeypatch)
     run()
     assert {path.name: path.read_text() for path in results.iterdir()} == before
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
-
-
-def test_evaluation_of_a_run_alone_writes_the_same_values(ablation, prepared, tmp_path):
-    _, folder, _ = ablation
-    words = ["--model", folder / "mcm-tiny-seed3", "--data", prepared, "--tasks", TASK, "--k", 10]
-    call("run_evaluate", *words, "--baselines", "transitions", "--values_file", tmp_path / "values.parquet")
-    found = pq.read_table(tmp_path / "values.parquet")
-    kept = [pq.read_table(folder / name / "values-test.parquet") for name in ("baselines", "mcm-tiny-seed3")]
-    for method, name, table in [("transitions", "transitions", kept[0]), ("MCM", "ours", kept[1])]:
-        ours, theirs = found.filter(pc.field("method") == method), table.filter(pc.field("method") == name)
-        assert len(ours) and ours.drop_columns("method").equals(theirs.drop_columns("method"))
 
 
 def test_a_run_with_other_options_is_trained_again(ablation, monkeypatch, tmp_path):

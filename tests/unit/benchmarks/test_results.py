@@ -12,15 +12,6 @@ def test_the_page_is_drawn_from_the_tables():
     assert results.PAGE.read_text(encoding="utf-8") == results.page(results.FOLDER)
 
 
-def test_another_value_is_another_page(tmp_path):
-    shutil.copytree(results.FOLDER, tmp_path, dirs_exist_ok=True)
-    path = tmp_path / "speed.json"
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    stored["table"][1][1] = "12,345"
-    path.write_text(json.dumps(stored), encoding="utf-8")
-    assert "| 12,345 |" in results.page(tmp_path)
-
-
 def test_mcm_is_compared_with_the_best_other_method():
     head = ["log", "question", "task", "method", "value", "MCM less it", "MCM over it"]
     rows = [["a", "next", "item", *cells] for cells in (["x", "0.2 ±0.1", "", "+9%"], ["y", "0.5 ±0.1", "", "-4%"])]
