@@ -44,8 +44,8 @@ check: $(VENV)/check.done  ## ruff, mypy, the direction of imports, and linters 
 docs: $(VENV)/site.done  ## builds a site with the pages and the API in build/site
 	$(RUN)/zensical build --strict
 
-figures: $(VENV)/test.done  ## makes tables and pictures again if their sources have changed; PAGES=docs/live.md
-	$(RUN)/python benchmarks/figures.py $(PAGES)
+figures: $(VENV)/test.done  ## measures everything that docs/results.md shows, and makes the page; takes a day
+	PATH="$(CURDIR)/$(RUN):$$PATH" bash benchmarks/runs/figures.sh
 
 clean:  ## removes the environment, the data and the runs
 	rm -rf $(VENV) $(VENV)-oldest data runs build dist *.egg-info

@@ -14,14 +14,11 @@ in its share, and the others are predicted; that is repeated, with the same draw
 
 Learners are those of run_probe.py. The figure is AUC, of several classes the mean of each against the rest.
 Intervals resample the draws, in pairs for differences: they tell what luck with the drawn labels makes, on these
-customers. The profile is hidden from all inputs. Needs the extra `gbdt`; writes a page.
+customers. The profile is hidden from all inputs. Needs the extra `gbdt`.
 """
 
-import shlex
-import sys
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,14 +27,14 @@ from numpy.typing import NDArray
 from torch.utils.data import Subset, TensorDataset
 from tqdm.auto import tqdm
 
+from measuring import RESULTS, write_table
 from modeling_mcm import MCMFeatureExtractor, MCMForCustomerPrediction
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedData, check_vocabularies
 from modeling_mcm.evaluation.labels import mean_auc
 from modeling_mcm.evaluation.metrics import bootstrap_interval
-from modeling_mcm.evaluation.reports import markdown_table, with_half_interval, with_interval
+from modeling_mcm.evaluation.reports import with_half_interval, with_interval
 from modeling_mcm.extras import needs
-from modeling_mcm.files_mcm import write_json, write_text
 from modeling_mcm.option import option
 from modeling_mcm.times_mcm import SECONDS_PER_DAY
 from modeling_mcm.training.checkpoints import read_checkpoint
@@ -65,8 +62,7 @@ class FewLabelsOptions:
     min_events: int = option(5, "Number of events that a customer needs before the cutoff.")
     sizes: list[int] = option([100, 300, 1000], "Numbers of labels to learn from.")
     draws: int = option(10, "Number of random draws of the labels of each size.")
-    report: str = option("docs/results_few_labels.md", "Markdown file of the page to write.")
-    output_file: str | None = option(None, "JSON file to write every number to.")
+    results: str = option(RESULTS, "Folder of the table.")
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ class Customers:
     """The customers at the cutoff.
 
     Attributes:
-        state_counts (`numpy.ndarray`, shape `(customers, numbers)`): Counts that the customer state is computed from.
+        state_counts (`torch.Tensor`, shape `(customers, numbers)`): Counts that the customer state is computed from.
         counts (`numpy.ndarray`, shape `(customers, F)`): Hand-made counts.
         targets (`dict[str, numpy.ndarray]`): By name the ids of classes, of shape `(customers,)`; negative if unknown.
         caption (`str`): A description for the page.
@@ -186,30 +182,19 @@ def compare(options: FewLabelsOptions, known: Customers, states: NDArray) -> dic
     return results
 
 
-def write_page(results: dict[str, Any], path: Path) -> None:
-    """Writes the page from the result of [`compare`]."""
-    lines = ["# What the customer state is worth where labels are few", "", f"Written by `{results['command']}`.", ""]
-    lines += [results["caption"], ""]
-    lines += [
-        "The metric is AUC (for several classes the mean over classes, each against the rest). The table has its mean "
-        f"over {results['draws']} draws of labels, ± half of the 95% interval, and the mean of the paired difference, "
-        "with its 95% interval in brackets. Intervals resample the draws. No method reads the profile.",
-        "",
-    ]
+def result_table(results: dict[str, Any]) -> list[list[str]]:
+    """Makes a row for each target and number of labels from the result of [`compare`]."""
     table = [["target", "labels", "predicted", *METHODS, "fine-tuned over counts, LightGBM"]]
-    for target, sizes in results["targets"].items():
+    for target, sizes in results.items():
         for size, values in sizes.items():
             cells = [with_half_interval(bootstrap_interval(values[method])) for method in METHODS]
             gain = bootstrap_interval(np.subtract(values[TUNED], values[TREES]))
-            counts = [f"{int(size):,}", f"{values['predicted']:,}"]
-            table.append([target, *counts, *cells, with_interval(gain, "+.3f")])
-    lines += markdown_table(table)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "\n".join(lines) + "\n")
+            table.append([target, f"{int(size):,}", f"{values['predicted']:,}", *cells, with_interval(gain, "+.3f")])
+    return table
 
 
 def main() -> None:
-    """Reads the options, compares, and writes the page."""
+    """Reads the options, compares, and writes the table."""
     (options,) = parse_options(FewLabelsOptions, description=__doc__)
     if options.model is None or options.data is None:
         raise SystemExit("--model and --data are needed: see --help.")
@@ -220,15 +205,7 @@ def main() -> None:
     known = read_customers(options, model)
     with torch.inference_mode():
         states = model.model.state(known.state_counts).numpy()
-    results = {
-        "command": shlex.join(["python", "benchmarks/few_labels.py", *sys.argv[1:]]),
-        "caption": known.caption,
-        "draws": options.draws,
-        "targets": compare(options, known, states),
-    }
-    write_page(results, Path(options.report))
-    if options.output_file:
-        write_json(options.output_file, results)
+    write_table(options.results, "few_labels", known.caption, result_table(compare(options, known, states)))
 
 
 if __name__ == "__main__":

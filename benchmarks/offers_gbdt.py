@@ -19,9 +19,8 @@ Shapes: G groups, N offers, F features of a customer and group, P features of an
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -47,15 +46,9 @@ TREES = (20, 40, 80, 160, 320)
 
 @dataclass(frozen=True)
 class OfferTable:
-    """Features of groups and of their offers.
+    """Features of groups, `(G, F)`, and of their offers, `(N, P)`, by name; NaN if a feature has no value.
 
-    Attributes:
-        offsets (`numpy.ndarray`, shape `(G + 1,)`): Group g has the offers from `offsets[g]` to before `offsets[g +
-            1]`.
-        groups (`numpy.ndarray`, shape `(G, F)`): Features of the groups in float32; NaN if a feature has no value.
-        offers (`numpy.ndarray`, shape `(N, P)`): Features of the offers in float32.
-        group_names (`list[str]`): Names of the groups' features.
-        offer_names (`list[str]`): Names of the offers' features.
+    Group g has the offers from `offsets[g]` to before `offsets[g + 1]`.
     """
 
     offsets: NDArray[np.int64]
@@ -66,7 +59,7 @@ class OfferTable:
 
     @property
     def joined(self) -> NDArray[np.float32]:
-        """Joins the features of the offers and of their groups, in an array of shape `(N, P + F)`."""
+        """The features of the offers and of their groups, of shape `(N, P + F)`."""
         return np.concatenate([self.offers, np.repeat(self.groups, np.diff(self.offsets), axis=0)], axis=1)
 
     def of(self, groups: NDArray[np.int64]) -> "OfferTable":
@@ -80,11 +73,7 @@ class OfferTable:
 def offer_features(extractor: Any, collator: Any, cases: Any, batch_size: int = 32) -> OfferTable:
     """Computes features of some groups of offers, from nothing but events before them.
 
-    Args:
-        extractor (`MCMFeatureExtractor`): The feature extractor of the data set.
-        collator (`OfferCollator`): The collator of the groups, with `max_events` above the longest history.
-        cases (`OfferGroups`): The groups.
-        batch_size (`int`): Number of groups in one batch.
+    The collator's `max_events` must be above the longest history.
     """
     sizes, offers, groups = [0], [], []
     for start in logging.tqdm(range(0, len(cases), batch_size), desc="Features", unit="batch"):
@@ -113,13 +102,10 @@ def offer_features(extractor: Any, collator: Any, cases: Any, batch_size: int = 
 
 
 class HistoryFeatures:
-    """Hand-made features of a batch of customers.
+    """Hand-made features of a padded batch of customers.
 
-    Args:
-        extractor (`MCMFeatureExtractor`): The feature extractor of the data set.
-        batch (`dict[str, numpy.ndarray]`): A padded batch of the feature extractor, as numpy arrays.
-        days_until (`numpy.ndarray`, shape `(B,)`): Days from each customer's last event to the time of the offers; NaN
-            without events.
+    `days_until`, of shape `(B,)`, are the days from each customer's last event to the time of the offers; NaN without
+    events.
     """
 
     def __init__(self, extractor: Any, batch: Mapping[str, NDArray], days_until: NDArray):
@@ -144,13 +130,10 @@ class HistoryFeatures:
         return result
 
     def _shared_features(self) -> list[str]:
-        kinds = {feature["name"]: feature for feature in self.extractor.features}
         token = self.extractor.token_type_feature
-        return [
-            name
-            for name, feature in kinds.items()
-            if name != token and not feature.get("profile") and feature.get("kind", "categorical") == "categorical"
-        ]
+        events = [feature for feature in self.extractor.features if not feature.get("profile")]
+        names = [each["name"] for each in events if each.get("kind", "categorical") == "categorical"]
+        return [name for name in names if name != token]
 
     def _index(self, feature: str) -> int:
         return self.extractor.feature_names.index(feature)
@@ -165,7 +148,7 @@ class HistoryFeatures:
         return total.reshape(self.customers, size)
 
     def _history(self) -> dict[str, NDArray]:
-        extractor, events = self.extractor, np.maximum(self.events, 1)
+        extractor, events, most = self.extractor, np.maximum(self.events, 1), self.visits.max() + 1
         token = extractor.token_type_feature
         result = {
             "events": self.events,
@@ -176,10 +159,8 @@ class HistoryFeatures:
         }
         for days in (30, 90):
             recent = self.age < days
-            keys = np.unique(
-                self.owner[recent] * (self.visits.max() + 1) + self.visits[self.owner, self.event_index][recent]
-            )
-            result[f"visits_{days}"] = np.bincount(keys // (self.visits.max() + 1), minlength=self.customers)
+            keys = np.unique(self.owner[recent] * most + self.visits[self.owner, self.event_index][recent])
+            result[f"visits_{days}"] = np.bincount(keys // most, minlength=self.customers)
             result[f"events_{days}"] = np.bincount(self.owner, recent, minlength=self.customers)
         for name, half_life in DECAYS.items():
             counts = self._counts(token, half_life)
@@ -194,11 +175,9 @@ class HistoryFeatures:
             result[f"days_since_{value}"] = np.where(np.isinf(last), np.nan, last)
         for feature in self._numbers():
             values, known = self._values(feature, self.ids[self.owner, self.event_index, self._index(feature)])
-            total = np.bincount(self.owner, values, minlength=self.customers)
-            result[f"sum_{feature}"] = total
+            result[f"sum_{feature}"] = total = np.bincount(self.owner, values, minlength=self.customers)
             result[f"mean_{feature}"] = total / np.maximum(np.bincount(self.owner, known, minlength=self.customers), 1)
-            recent = np.bincount(self.owner, values * (self.age < 30), minlength=self.customers)
-            result[f"sum_{feature}_30"] = recent
+            result[f"sum_{feature}_30"] = np.bincount(self.owner, values * (self.age < 30), minlength=self.customers)
         result["events_a_day"] = self.events / np.maximum(result["days_of_history"], 1)
         result["share_of_recent"] = result["events_30"] / events
         return result
@@ -283,12 +262,8 @@ class _OfferFeatures(HistoryFeatures):
 class LightGBMOffers:
     """A classifier of groups, and a classifier or lambdarank of offers, tuned on validation.
 
-    Args:
-        trials (`int`): Number of settings drawn from `SEARCH` for each of the three models.
-        seed (`int`): Seed of the draws and of LightGBM.
-
-    Attributes:
-        settings (`dict`): For `responds` and `offer` the chosen parameters, number of trees and validation metric.
+    `trials` settings are drawn from `SEARCH` for each of the three models. `settings` holds for `responds` and `offer`
+    the chosen parameters, number of trees and validation metric.
     """
 
     def __init__(self, trials: int = 20, seed: int = 0):
@@ -298,47 +273,44 @@ class LightGBMOffers:
     def search(self, train: OfferTable, train_truth: OfferTruth, valid: OfferTable, valid_truth: OfferTruth) -> None:
         """Chooses parameters: average precision decides for who responds, NDCG@10 for which offer."""
         once = np.ones((1, len(valid_truth.customer_ids)), np.int64)
-        responders = np.zeros(len(valid_truth.taken)), valid_truth.responds
+        nothing = np.zeros(len(valid_truth.taken))
 
         def precision(scores: NDArray) -> float:
-            return offer_metrics(valid_truth, responders[0], scores, once)["average_precision"][0]
+            return offer_metrics(valid_truth, nothing, scores, once)["average_precision"][0]
 
         def ndcg(scores: NDArray) -> float:
             return offer_metrics(valid_truth, scores, expected_takes(valid_truth.offsets, scores), once)["ndcg@10"][0]
 
-        self.settings["responds"] = self._best(
-            ["binary"], self._group_data(train, train_truth), valid.groups, precision
-        )
-        both = {kind: self._offer_data(kind, train, train_truth) for kind in ("binary", "lambdarank")}
-        settings = [self._best([kind], data, valid.joined, ndcg) for kind, data in both.items()]
+        data = (train.groups, train_truth.responds, None)
+        self.settings["responds"] = self._best("binary", data, valid.groups, precision)
+        settings = [
+            self._best(kind, self._offer_data(kind, train, train_truth), valid.joined, ndcg)
+            for kind in ("binary", "lambdarank")
+        ]
         self.settings["offer"] = max(settings, key=lambda setting: setting["validation"])
 
     def fit(self, table: OfferTable, truth: OfferTruth) -> None:
         """Fits both models with the parameters that the search chose."""
         kind = self.settings["offer"]["objective"]
-        self.responds = self._train(self.settings["responds"], *self._group_data(table, truth))
+        self.responds = self._train(self.settings["responds"], table.groups, truth.responds, None)
         self.offer = self._train(self.settings["offer"], *self._offer_data(kind, table, truth))
 
     def scores(self, table: OfferTable) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Scores the offers, of shape `(N,)`, and the groups, of shape `(G,)`."""
         return self.offer.predict(table.joined), self.responds.predict(table.groups)
 
-    def _best(self, objectives: Sequence[str], data: tuple, features: NDArray, metric: Any) -> dict[str, Any]:
-        generator = np.random.default_rng(self.seed)
+    def _best(self, objective: str, data: tuple, features: NDArray, metric: Any) -> dict[str, Any]:
         space = list(itertools.product(*SEARCH.values()))
+        drawn = np.random.default_rng(self.seed).permutation(len(space))[: self.trials]
         best: dict[str, Any] = {"validation": -np.inf}
-        for objective in objectives:
-            for index in logging.tqdm(generator.permutation(len(space))[: self.trials], desc=f"LightGBM {objective}"):
-                setting = {"objective": objective, **dict(zip(SEARCH, space[index], strict=True))}
-                booster = self._train({**setting, "trees": max(TREES)}, *data)
-                for trees in TREES:
-                    value = metric(booster.predict(features, num_iteration=trees))
-                    if value > best["validation"]:
-                        best = {**setting, "trees": trees, "validation": float(value)}
+        for index in logging.tqdm(drawn, desc=f"LightGBM {objective}"):
+            setting = {"objective": objective, **dict(zip(SEARCH, space[index], strict=True))}
+            booster = self._train({**setting, "trees": max(TREES)}, *data)
+            for trees in TREES:
+                value = metric(booster.predict(features, num_iteration=trees))
+                if value > best["validation"]:
+                    best = {**setting, "trees": trees, "validation": float(value)}
         return best
-
-    def _group_data(self, table: OfferTable, truth: OfferTruth) -> tuple[NDArray, NDArray, None]:
-        return table.groups, truth.responds, None
 
     def _offer_data(self, kind: str, table: OfferTable, truth: OfferTruth) -> tuple[NDArray, NDArray, NDArray | None]:
         """Only groups that take an offer tell which."""
@@ -349,15 +321,10 @@ class LightGBMOffers:
         return table.joined[responded], truth.taken[responded], ranked
 
     def _train(self, setting: dict[str, Any], features: NDArray, labels: NDArray, sizes: NDArray | None) -> Any:
-        lightgbm = _import_lightgbm()
+        with needs("gbdt"):
+            import lightgbm
         parameters = {name: value for name, value in setting.items() if name not in ("trees", "validation")}
         parameters |= {"bagging_freq": 1, "seed": self.seed, "deterministic": True, "force_row_wise": True}
         parameters |= {"verbose": -1, "num_threads": 0}
         data = lightgbm.Dataset(features, labels.astype(np.int8), group=sizes, params=parameters)
         return lightgbm.train(parameters, data, setting["trees"])
-
-
-def _import_lightgbm() -> ModuleType:
-    with needs("gbdt"):
-        import lightgbm
-    return lightgbm

@@ -1,13 +1,12 @@
 #!/usr/bin/env python
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's ablation beside ours and the counting baselines, each trained to its best; writes the results page.
+"""The paper's ablation beside ours and the counting baselines, each trained to its best.
 
     python benchmarks/run_ablation.py --data data/complete_journey/prepared --seeds 0 1 2
 
-Every model trains until validation gets no better for some epochs, or until a limit of seconds. BERT4Rec and
-MCM_Single predict one task, so there is one of them for each task, each with all that time; the others are one model
-for all tasks of the event schema. Leave the machine to it: what else runs takes from the seconds of a training.
+Every model trains until validation gets no better for some epochs. BERT4Rec and MCM_Single predict one task, so there
+is one of them for each task; the others are one model for all tasks of the event schema.
 
 Finished runs with the same options, configuration and data are kept, so it may be interrupted and run again. A change
 of the code is not noticed: remove the output folder then.
@@ -15,33 +14,46 @@ of the code is not noticed: remove the output folder then.
 
 import json
 import logging
-import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablation_report import FinishedRun, draw_bars, draw_curves, summarize, write_page
-from measuring import ROOT, is_finished, write_record
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from measuring import RESULTS, ROOT, is_finished, run_training_script, write_record, write_table
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedData
 from modeling_mcm.data.dataset import MANIFEST_FILE
 from modeling_mcm.evaluation.cases import EvaluationCases, cases_at
 from modeling_mcm.evaluation.comparison import BASELINES, NEEDS, counting_baselines, not_installed
+from modeling_mcm.evaluation.metrics import average_relative_difference, bootstrap_interval, paired_difference
 from modeling_mcm.evaluation.model import model_values
+from modeling_mcm.evaluation.reports import with_half_interval, with_interval
 from modeling_mcm.evaluation.tables import write_values
 from modeling_mcm.extras import needs
-from modeling_mcm.files_mcm import file_digest, write_json
+from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.option import option
 
 logger = logging.getLogger("run_ablation")
-LENGTHS = [1, 3, 10]
+METRICS = {"next_visit_ndcg@10": "next visit NDCG@10", "next_event_ndcg@10": "next event NDCG@10"}
+COSTS = {  # of pretraining.json: title and format
+    "seconds": ("seconds", ",.0f"),
+    "steps": ("steps", ",.0f"),
+    "targets": ("targets", ",.0f"),
+    "parameters": ("parameters", ",.0f"),
+    "batch_size": ("batch", ",.0f"),
+    "max_events": ("window", ",.0f"),
+    "learning_rate": ("learning rate", "g"),
+}
 PAPER_OBJECTIVE = {"ranking_loss_weight": 0.0, "target_half_life_days": 0.0}  # equation 4 alone, all times alike
-UNBOUNDED = 1_000_000  # epochs: validation or the clock ends a run
+UNBOUNDED = 1_000_000  # epochs: validation ends a run
+Values = dict[tuple[str, str], NDArray[np.float64]]  # (task, metric) -> one value a customer
 
 
 @dataclass(frozen=True)
@@ -85,18 +97,16 @@ class AblationOptions:
     )
     seeds: list[int] = option([0, 1, 2], "Seeds; every model is trained once for each.")
     patience: int = option(3, "Epochs in a row without a better validation after which a training ends.")
-    max_seconds: float = option(3600.0, "Seconds after which the training of a model and seed ends at the latest.")
+    max_steps: int = option(-1, "Steps after which a training ends at the latest; -1 for no limit.")
     cutoff: str = option(
         "test", "Cutoff at which the history ends and the targets begin.", choices=["validation", "test"]
     )
-    output_dir: str = option("runs/ablation", "Folder for the runs and results.json.")
-    report: str = option("docs/results.md", "Markdown file of the page to write; its pictures are written beside it.")
+    output_dir: str = option("runs/ablation", "Folder for the runs.")
+    results: str = option(RESULTS, "Folder of the tables.")
 
     def __post_init__(self):
-        if not (self.max_seconds > 0 and self.patience > 0 and self.seeds and self.tasks):
-            raise ValueError(
-                "--max_seconds and --patience must be positive, and --seeds and --tasks name at least one each."
-            )
+        if not (self.patience > 0 and self.seeds and self.tasks):
+            raise ValueError("--patience must be positive, and --seeds and --tasks name at least one each.")
         known = [model.name for model in MODELS]
         if not {BERT4REC, OURS} <= set(self.models) <= set(known):
             raise ValueError(
@@ -104,20 +114,37 @@ class AblationOptions:
             )
 
 
-def training_runs(options: AblationOptions) -> Iterator[tuple[AblatedModel, FinishedRun]]:
+@dataclass(frozen=True)
+class Run:
+    """A model to train and evaluate, with the tasks that it predicts."""
+
+    model: AblatedModel
+    tasks: list[str]
+    seed: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Its name in the table of costs, where models of one task stand alone."""
+        return f"{self.model.name} ({self.tasks[0]})" if self.model.fields_of_task else self.model.name
+
+
+def training_runs(options: AblationOptions) -> Iterator[Run]:
     """All runs to make, seed by seed."""
     for seed in options.seeds:
         for model in (model for model in MODELS if model.name in options.models):
             for tasks in [[task] for task in options.tasks] if model.fields_of_task else [options.tasks]:
                 suffix = f"-{tasks[0]}" if model.fields_of_task else ""
-                folder = Path(options.output_dir, f"{Path(model.config).name}{suffix}-seed{seed}")
-                yield model, FinishedRun(model.name, tasks, seed, folder, bool(model.fields_of_task))
+                yield Run(
+                    model, tasks, seed, Path(options.output_dir, f"{Path(model.config).name}{suffix}-seed{seed}")
+                )
 
 
-def train(model: AblatedModel, run: FinishedRun, options: AblationOptions, data: str) -> dict[str, Any]:
+def train(run: Run, options: AblationOptions, data: str) -> dict[str, Any]:
     """Trains a model unless it was, in a process of its own; returns what identifies the run."""
+    model = run.model
     overrides = [f"{name}={json.dumps(run.tasks)}" for name in model.fields_of_task]
-    settings: dict[str, Any] = {"max_seconds": options.max_seconds, "seed": run.seed}
+    settings: dict[str, Any] = {"max_steps": options.max_steps, "seed": run.seed}
     settings["early_stopping_patience"] = options.patience
     if not model.by_recipe:
         settings |= PAPER_OBJECTIVE
@@ -134,27 +161,26 @@ def train(model: AblatedModel, run: FinishedRun, options: AblationOptions, data:
     if existed:  # of other options or data: a training would leave it alone
         shutil.rmtree(run.folder)
     flags = {"data": options.data, "config": ROOT / model.config, "output_dir": run.folder, **settings}
-    flags |= {"num_train_epochs": UNBOUNDED, "logging_steps": 10, "logging_first_step": True}
-    flags |= {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 1}
+    flags |= {"num_train_epochs": UNBOUNDED, "eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 1}
     flags |= {"report_to": "none", "disable_tqdm": True} | ({} if model.by_recipe else {"recipe": "none"})
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     words += ["--config_overrides", *overrides] if overrides else []
-    logger.info("%s trains for at most %g seconds.", run.folder, options.max_seconds)
-    subprocess.run([sys.executable, str(ROOT / "training" / "run_pretrain.py"), *words], check=True)
+    logger.info("%s trains.", run.folder)
+    run_training_script("run_pretrain", *words)
     write_record(record, identity)
     return identity
 
 
-def evaluate_run(run: FinishedRun, identity: dict[str, Any], rows: Any, cases: EvaluationCases) -> None:
+def evaluate_run(run: Run, identity: dict[str, Any], rows: Any, cases: EvaluationCases) -> None:
     """Writes the values of a trained model's cases, unless they are there."""
     record = run.folder / f"evaluated-{cases.cutoff}.json"
-    evaluated = {"trained": identity, "tasks": run.tasks, "lengths": LENGTHS}
+    evaluated = {"trained": identity, "tasks": run.tasks}
     if is_finished(record, evaluated):
         return
     model = MCMForMultiTaskRecommendation.from_pretrained(run.folder).eval()
     extractor = MCMFeatureExtractor.from_pretrained(str(run.folder))
-    values = model_values(model, extractor, rows, cases, run.tasks, LENGTHS)
-    write_values(run.values_file(cases.cutoff), cases.customer_ids, {run.model: values})
+    values = model_values(model, extractor, rows, cases, run.tasks, [10])
+    write_values(run.folder / f"values-{cases.cutoff}.parquet", cases.customer_ids, {run.model.name: values})
     write_record(record, evaluated)
 
 
@@ -167,33 +193,64 @@ def evaluate_counting(
         logger.warning("Without %s: `pip install modeling-mcm[%s]` adds it.", name, NEEDS[name])
     baselines = [name for name in BASELINES if name not in missing]
     record = folder / f"evaluated-{cases.cutoff}.json"
-    evaluated = {"data": data, "tasks": list(tasks), "lengths": LENGTHS, "baselines": baselines}
+    evaluated = {"data": data, "tasks": list(tasks), "baselines": baselines}
     if is_finished(record, evaluated):
         return
     label_sizes = dict(zip(extractor.feature_names, extractor.vocabulary_sizes, strict=True))
     sizes = {task: label_sizes[task] for task in tasks}
-    values = counting_baselines(rows, cases, sizes, baselines, LENGTHS)
+    values = counting_baselines(rows, cases, sizes, baselines, [10])
     write_values(folder / f"values-{cases.cutoff}.parquet", cases.customer_ids, values)
     write_record(record, evaluated)
 
 
-def main() -> None:
-    """Reads the options, trains and evaluates what is missing, and writes the page from the files of the runs."""
-    (options,) = parse_options(AblationOptions, description=__doc__)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if options.data is None:
-        raise SystemExit("--data is missing: the folder that training/prepare_data.py wrote.")
-    try:
-        with needs("evaluation"):  # before the hours of training
-            import scipy.sparse  # noqa: F401
-        page = compare(options)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"run_ablation: {error}")
-    logger.info("%s is written.", page)
+def read_values(path: Path) -> dict[str, Values]:
+    """Reads for each method of a file of metrics the values in the order of the customers."""
+    frame = pq.read_table(path, filters=[("metric", "in", list(METRICS))]).to_pandas()
+    methods: dict[str, Values] = {}
+    for (method, task, metric), rows in frame.groupby(["method", "task", "metric"], sort=False):
+        methods.setdefault(method, {})[task, metric] = rows["value"].to_numpy()
+    return methods
 
 
-def compare(options: AblationOptions) -> Path:
-    """Trains and evaluates what is missing; gives the page that it has written."""
+def value_table(methods: dict[str, Values], by_seed: dict[str, dict[int, Values]], tasks: Sequence[str]) -> Any:
+    """Makes a row for each task and method, with the means of its seeds."""
+    first = next(iter(METRICS))
+    rows = [["task", "method", *METRICS.values(), f"{METRICS[first]} by seed"]]
+    for task in tasks:
+        for method, values in methods.items():
+            cells = [with_half_interval(bootstrap_interval(values[task, metric])) for metric in METRICS]
+            seeds = [f"{np.nanmean(of_seed[task, first]):.3f}" for of_seed in by_seed.get(method, {}).values()]
+            rows.append([task, method, *cells, " ".join(seeds)])
+    return rows
+
+
+def difference_table(methods: dict[str, Values], tasks: Sequence[str]) -> list[list[str]]:
+    """Makes a row for each metric and method: how much better ours is, relative and paired by customer."""
+    rows = [["metric", "method", *tasks, "average over tasks"]]
+    for metric, title in METRICS.items():
+        for method, values in methods.items():
+            if method == OURS:
+                continue
+            pairs = [(methods[OURS][task, metric], values[task, metric]) for task in tasks]
+            differences = [paired_difference(*pair).relative for pair in pairs]
+            differences.append(average_relative_difference(*(np.stack(side) for side in zip(*pairs, strict=True))))
+            rows.append([title, method, *(with_interval(difference, "+.1%") for difference in differences)])
+    return rows
+
+
+def cost_table(runs: Sequence[Run]) -> list[list[str]]:
+    """Makes a row for what the training of each model took, as the mean over its seeds."""
+    facts: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        facts.setdefault(run.name, []).append(json.loads((run.folder / "pretraining.json").read_text("utf-8")))
+    rows = [["model", *(title for title, _ in COSTS.values())]]
+    for name, of_seeds in facts.items():
+        rows.append([name, *(f"{np.mean([f[key] for f in of_seeds]):{form}}" for key, (_, form) in COSTS.items())])
+    return rows
+
+
+def compare(options: AblationOptions) -> None:
+    """Trains and evaluates what is missing, and writes the tables."""
     prepared = PreparedData(str(options.data))
     rows, extractor = prepared.rows, prepared.extractor
     if wrong := [task for task in options.tasks if task not in extractor.tasks]:
@@ -203,22 +260,38 @@ def compare(options: AblationOptions) -> Path:
 
     counting = Path(options.output_dir, "baselines")
     evaluate_counting(counting, data, options.tasks, extractor, rows, cases)
-    runs = []
-    for model, run in training_runs(options):
-        evaluate_run(run, train(model, run, options, data), rows, cases)
-        runs.append(run)
+    by_seed: dict[str, dict[int, Values]] = {}
+    runs = list(training_runs(options))
+    for run in runs:
+        evaluate_run(run, train(run, options, data), rows, cases)
+        values = read_values(run.folder / f"values-{options.cutoff}.parquet")[run.model.name]
+        by_seed.setdefault(run.model.name, {}).setdefault(run.seed, {}).update(values)
+    # a customer's value is the mean over seeds, so that intervals are those of customers
+    methods = read_values(counting / f"values-{options.cutoff}.parquet")
+    for model, seeds in by_seed.items():
+        methods[model] = {
+            key: np.mean([of_seed[key] for of_seed in seeds.values()], axis=0) for key in seeds[options.seeds[0]]
+        }
+    caption = f"{len(cases):,} {options.cutoff} cases of {prepared.schema.name}"
+    write_table(options.results, "all_methods", caption, value_table(methods, by_seed, options.tasks))
+    write_table(options.results, "ours_over", caption, difference_table(methods, options.tasks))
+    write_table(
+        options.results, "training_cost", "Means over seeds; a target is a label with a loss.", cost_table(runs)
+    )
 
-    results = summarize(runs, counting, options.cutoff, options.tasks, ours=OURS, reference=BERT4REC)
-    results["command"] = shlex.join(["python", "benchmarks/run_ablation.py", *sys.argv[1:]])
-    results |= {"data": prepared.schema.name, "patience": options.patience, "max_seconds": options.max_seconds}
-    write_json(Path(options.output_dir, "results.json"), results)
-    page = Path(options.report)
-    pictures = page.parent / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
-    draw_bars(results, pictures / "ablation_ndcg.png")
-    draw_curves(runs, options.tasks, pictures / "ablation_curves.png")
-    write_page(results, page, ["pictures/ablation_ndcg.png", "pictures/ablation_curves.png"])
-    return page
+
+def main() -> None:
+    """Reads the options, trains and evaluates what is missing, and writes the tables."""
+    (options,) = parse_options(AblationOptions, description=__doc__)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if options.data is None:
+        raise SystemExit("--data is missing: the folder that training/prepare_data.py wrote.")
+    try:
+        with needs("evaluation"):  # before the hours of training
+            import scipy.sparse  # noqa: F401
+        compare(options)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"run_ablation: {error}")
 
 
 if __name__ == "__main__":

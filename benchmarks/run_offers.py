@@ -1,30 +1,24 @@
 #!/usr/bin/env python
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Compares, on offers, fine-tuned MCM with LightGBM and with MCM without pre-training; writes the page of results.
+"""Compares, on offers, fine-tuned MCM with LightGBM and with MCM without pre-training.
 
     python benchmarks/run_offers.py --data data/offers/prepared --offers data/offers/raw --seeds 0 1 2
-    bash benchmarks/runs/offers.sh                                   the same, from nothing
 
 For every seed a model is pre-trained by a recipe, and fine-tuned by another: whole, its encoder frozen, with low-rank
 updates, from random weights, and on shares of the labels. LightGBM is tuned on the validation offers; MCM's recipe was
 (docs/log.md). All are fitted on the training and validation offers and measured on the test offers.
 
---jobs 2 trains two models side by side, each with its share of the cores.
 Finished steps with the same options are kept, so it may be interrupted and run again. A change of the code is not
 noticed: remove the output folder then.
 """
 
 import json
 import logging
-import multiprocessing
-import os
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from measuring import ROOT, is_finished, write_record
+from measuring import RESULTS, ROOT, is_finished, run_training_script, write_record, write_table
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedData
@@ -48,15 +42,23 @@ from modeling_mcm.evaluation.offers import (
     resample_customers,
     score_offers,
 )
+from modeling_mcm.evaluation.reports import with_half_interval, with_interval
 from modeling_mcm.extras import needs
-from modeling_mcm.files_mcm import file_digest, write_json
+from modeling_mcm.files_mcm import file_digest
 from modeling_mcm.option import option
 from offers_gbdt import LightGBMOffers, OfferTable, offer_features
-from offers_report import FINE_TUNED, GBDT, METRICS, RANDOM, ZERO_SHOT, write_page
 
 logger = logging.getLogger("run_offers")
 OUTCOME, WHOLE_HISTORY = "conversion", 10**6
 FACTS = ("seconds", "steps", "trained_parameters")
+METRICS = {
+    "average_precision": "who: average precision",
+    "roc_auc": "who: ROC AUC",
+    "ndcg@10": "which: NDCG@10",
+    "recall@10": "which: recall@10",
+}
+ZERO_SHOT, FINE_TUNED, RANDOM = "MCM without fine-tuning", "MCM fine-tuned", "MCM from random weights"
+GBDT = "LightGBM"
 VARIANTS: dict[str, list[str]] = {
     FINE_TUNED: [],
     RANDOM: ["--from_scratch"],
@@ -75,11 +77,10 @@ class OfferComparison:
     finetuning: str = option("configuration/recipes/offers.yaml", "Recipe of the fine-tuning, a YAML file.")
     seeds: list[int] = option([0, 1, 2], "Seeds; every model is trained once for each.")
     shares: list[float] = option([0.1], "Shares of the training groups at which the learning curve is measured.")
-    jobs: int = option(1, "Number of models that are trained at the same time.")
     trials: int = option(20, "Number of settings that the search for LightGBM tries.")
     options: list[str] = option([], "More options of both trainings, as name=value: use_cpu=true.")
-    output_dir: str = option("runs/offers_comparison", "Folder for the runs and results.json.")
-    report: str = option("docs/results_offers.md", "Markdown file of the page to write.")
+    output_dir: str = option("runs/offers_comparison", "Folder for the runs.")
+    results: str = option(RESULTS, "Folder of the tables.")
 
 
 class Comparison:
@@ -113,7 +114,7 @@ class Comparison:
         if existed:  # of other options or data: a training would leave it alone
             shutil.rmtree(folder)
         logger.info("%s %s", name, shlex.join(words))
-        subprocess.run([sys.executable, str(ROOT / "training" / f"{name}.py"), *words], check=True)
+        run_training_script(name, *words)
         write_record(record, identity)
 
     def stored(
@@ -178,9 +179,9 @@ class Comparison:
         collator = OfferCollator(extractor, config, self.offers, groups, WHOLE_HISTORY)
         return offer_features(extractor, collator, OfferGroups(self.data.rows, self.offers, groups))
 
-    def lightgbm(self) -> tuple[dict[tuple[float, int], dict[str, NDArray]], dict[str, Any]]:
-        """Scores by share of the labels and seed, and what the search chose, with the names of the features."""
-        shares, folder = [*self.options.shares, 1.0], self.folder / "lightgbm"
+    def lightgbm(self) -> dict[tuple[float, int], dict[str, NDArray]]:
+        """Scores by share of the labels and seed, with the parameters that the search chose."""
+        shares, seeds = [*self.options.shares, 1.0], self.options.seeds
 
         def make() -> dict[str, NDArray]:
             everything, test = self.table(self.learned), self.table(self.test)
@@ -188,48 +189,24 @@ class Comparison:
             tables = [everything.of(np.searchsorted(self.learned, groups)) for groups in (train, valid)]
             model = LightGBMOffers(self.options.trials)
             model.search(tables[0], self.truth(train), tables[1], self.truth(valid))
-            all_scores: dict[str, NDArray] = {}
+            logger.info("LightGBM: %s", model.settings)
+            scores: dict[str, NDArray] = {}
             for share in shares:
-                for seed in self.options.seeds:
+                for seed in seeds:
                     model.seed, count = seed, round(share * len(self.learned))
                     subset = np.sort(np.random.default_rng(seed).permutation(len(self.learned))[:count])
                     model.fit(everything.of(subset), self.truth(self.learned[subset]))
                     offers, groups = model.scores(test)
-                    all_scores |= {f"offers {share} {seed}": offers, f"groups {share} {seed}": groups}
-            facts = {
-                "chosen": model.settings,
-                "group_features": everything.group_names,
-                "offer_features": everything.offer_names,
-            }
-            write_json(folder / "chosen.json", facts)
-            return all_scores
+                    scores |= {f"offers {share} {seed}": offers, f"groups {share} {seed}": groups}
+            return scores
 
-        facts = {"seeds": self.options.seeds, "shares": shares, "trials": self.options.trials}
-        scores = self.stored(folder, facts, make)
-        by_run = {
+        facts = {"seeds": seeds, "shares": shares, "trials": self.options.trials}
+        scores = self.stored(self.folder / "lightgbm", facts, make)
+        return {
             (share, seed): {kind: scores[f"{kind} {share} {seed}"] for kind in ("offers", "groups")}
             for share in shares
-            for seed in self.options.seeds
+            for seed in seeds
         }
-        return by_run, json.loads((folder / "chosen.json").read_text(encoding="utf-8"))
-
-
-def make_side_by_side(options: OfferComparison) -> None:
-    """Leaves the files of all steps, several at a time, for `compare` to read."""
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.jobs))  # of the new processes
-    tuned = [(name, seed, 1.0) for name in VARIANTS for seed in options.seeds]
-    tuned += [(n, seed, share) for share in options.shares for n in (FINE_TUNED, RANDOM) for seed in options.seeds]
-    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        first = [pool.submit(_make, options, "lightgbm")]
-        first += [pool.submit(_make, options, "zero_shot", seed) for seed in options.seeds]
-        for step in first:
-            step.result()
-        for step in [pool.submit(_make, options, "finetuned", *arguments) for arguments in tuned]:
-            step.result()
-
-
-def _make(options: OfferComparison, step: str, *args: Any) -> None:
-    getattr(Comparison(options), step)(*args)
 
 
 def mean_metrics(
@@ -241,70 +218,75 @@ def mean_metrics(
     return mean | {f"seeds {metric}": np.array([run[metric][0] for run in metrics]) for metric in METRICS}
 
 
-def compare(options: OfferComparison) -> dict[str, Any]:
-    """Makes what is missing, and every number of the page."""
+def compare(options: OfferComparison) -> None:
+    """Makes what is missing, and writes the tables."""
     comparison = Comparison(options)
-    if options.jobs > 1:
-        make_side_by_side(options)
-    gbdt, lightgbm = comparison.lightgbm()
-    truth, seeds = comparison.truth(comparison.test), options.seeds
-    weights = resample_customers(truth.customer_ids)
-    customers = len(set(truth.customer_ids))
-    methods = {ZERO_SHOT: mean_metrics(truth, [comparison.zero_shot(seed) for seed in seeds], weights)}
-    methods[GBDT] = mean_metrics(truth, [gbdt[1.0, seed] for seed in seeds], weights)
-    for name in VARIANTS:
-        runs = [comparison.finetuned(name, seed) for seed in seeds]
-        methods[name] = mean_metrics(truth, runs, weights)
-    curve = {}
-    for share in options.shares:
-        curve[f"{share:g}"] = {
-            FINE_TUNED: mean_metrics(truth, [comparison.finetuned(FINE_TUNED, s, share) for s in seeds], weights),
-            RANDOM: mean_metrics(truth, [comparison.finetuned(RANDOM, s, share) for s in seeds], weights),
-            GBDT: mean_metrics(truth, [gbdt[share, seed] for seed in seeds], weights),
-        }
-    curve["1"] = {name: methods[name] for name in (FINE_TUNED, RANDOM, GBDT)}
+    gbdt, seeds = comparison.lightgbm(), options.seeds
+    truth = comparison.truth(comparison.test)
+    weights, customers = resample_customers(truth.customer_ids), len(set(truth.customer_ids))
 
-    def differences_of(ours: Mapping[str, NDArray], theirs: Mapping[str, NDArray]) -> dict[str, Any]:
-        with np.errstate(invalid="ignore"):
-            return {metric: interval(ours[metric] / theirs[metric] - 1, customers)._asdict() for metric in METRICS}
+    def measured(scores: Sequence[Mapping[str, NDArray]]) -> dict[str, NDArray[np.float64]]:
+        return mean_metrics(truth, scores, weights)
 
-    def intervals(metrics: Mapping[str, NDArray]) -> dict[str, Any]:
-        by_metric = {metric: interval(metrics[metric], customers)._asdict() for metric in METRICS}
-        return by_metric | {"by_seed": {metric: metrics[f"seeds {metric}"].tolist() for metric in METRICS}}
+    def tuned(name: str, share: float = 1.0) -> dict[str, NDArray[np.float64]]:
+        return measured([comparison.finetuned(name, seed, share) for seed in seeds])
 
-    ours = methods[FINE_TUNED]
-    differences = {name: differences_of(ours, theirs) for name, theirs in methods.items() if name != FINE_TUNED}
-    with_fewer = {
-        share: {name: differences_of(by_method[FINE_TUNED], by_method[name]) for name in (RANDOM, GBDT)}
-        for share, by_method in curve.items()
+    def trees(share: float = 1.0) -> dict[str, NDArray[np.float64]]:
+        return measured([gbdt[share, seed] for seed in seeds])
+
+    methods = {ZERO_SHOT: measured([comparison.zero_shot(seed) for seed in seeds]), GBDT: trees()}
+    methods |= {name: tuned(name) for name in VARIANTS}
+    curve = {
+        f"{share:.0%}": {FINE_TUNED: tuned(FINE_TUNED, share), RANDOM: tuned(RANDOM, share), GBDT: trees(share)}
+        for share in options.shares
     }
-    took = {}
+    curve["100%"] = {name: methods[name] for name in (FINE_TUNED, RANDOM, GBDT)}
+
+    def mean_texts(metrics: Mapping[str, NDArray], names: Sequence[str] = tuple(METRICS)) -> list[str]:
+        return [with_half_interval(interval(metrics[metric], customers)) for metric in names]
+
+    def gain_texts(ours: Mapping[str, NDArray], theirs: Mapping[str, NDArray]) -> list[str]:
+        with np.errstate(invalid="ignore"):
+            gains = [interval(ours[metric] / theirs[metric] - 1, customers) for metric in METRICS]
+        return [with_interval(gain, "+.1%") for gain in gains]
+
+    caption = (
+        f"{comparison.data.schema.name}: {len(comparison.test):,} test groups of {customers:,} customers, of which "
+        f"{int(truth.responds.sum())} take an offer; {len(comparison.learned):,} groups are for training."
+    )
+    rows = [
+        [name, *mean_texts(metrics), " ".join(f"{value:.3f}" for value in metrics["seeds ndcg@10"])]
+        for name, metrics in methods.items()
+    ]
+    titles = list(METRICS.values())
+    write_table(options.results, "offers", caption, [["method", *titles, "NDCG@10 by seed"], *rows])
+    ours = methods[FINE_TUNED]
+    rows = [[name, *gain_texts(ours, theirs)] for name, theirs in methods.items() if name != FINE_TUNED]
+    write_table(options.results, "offers_over", caption, [["over", *titles], *rows])
+    rows = [
+        [METRICS[metric], share, *(mean_texts(metrics, [metric])[0] for metrics in by_method.values())]
+        for metric in ("average_precision", "ndcg@10")
+        for share, by_method in curve.items()
+    ]
+    write_table(
+        options.results, "offers_fewer_labels", caption, [["metric", "labels", FINE_TUNED, RANDOM, GBDT], *rows]
+    )
+    rows = [
+        [share, name, *gain_texts(by_method[FINE_TUNED], by_method[name])]
+        for share, by_method in curve.items()
+        for name in (RANDOM, GBDT)
+    ]
+    write_table(options.results, "offers_fewer_over", caption, [["labels", "over", *titles], *rows])
+    rows = []
     for name in VARIANTS:
         files = [comparison.folder_of(name, seed) / "finetuning.json" for seed in seeds]
         facts = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-        took[name] = {key: float(np.mean([fact[key] for fact in facts])) for key in FACTS}
-    return {
-        "command": shlex.join(["python", "benchmarks/run_offers.py", *sys.argv[1:]]),
-        "data": comparison.data.schema.name,
-        "seeds": seeds,
-        "groups": len(comparison.test),
-        "customers": customers,
-        "takers": int(truth.responds.sum()),
-        "learned": len(comparison.learned),
-        "methods": {name: intervals(metrics) for name, metrics in methods.items()},
-        "differences": differences,
-        "curve": {
-            share: {name: intervals(metrics) for name, metrics in by_method.items()}
-            for share, by_method in curve.items()
-        },
-        "with_fewer": with_fewer,
-        "lightgbm": lightgbm,
-        "took": took,
-    }
+        rows.append([name, *(f"{np.mean([fact[key] for fact in facts]):,.0f}" for key in FACTS)])
+    write_table(options.results, "offers_cost", "", [["model", *(key.replace("_", " ") for key in FACTS)], *rows])
 
 
 def main() -> None:
-    """Reads the options, makes what is missing, and writes the page."""
+    """Reads the options, makes what is missing, and writes the tables."""
     (options,) = parse_options(OfferComparison, description=__doc__)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if options.data is None or options.offers is None:
@@ -312,12 +294,9 @@ def main() -> None:
     try:
         with needs("evaluation"):  # before the hours of training
             import scipy.sparse  # noqa: F401
-        results = compare(options)
-        write_json(Path(options.output_dir, "results.json"), results)
-        write_page(results, Path(options.report))
+        compare(options)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"run_offers: {error}")
-    logger.info("%s is written.", options.report)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Preparation of large logs on this machine: time, peak memory and disk, and what ten billion events would take.
 
-    python benchmarks/scale.py --events 5e6 2e7 1e8 --folder /scratch --report_file docs/preparation.md
-    python benchmarks/scale.py --events 2e6 8e6 --files 730 --update true --report_file docs/operations.md
-    python benchmarks/scale.py --events 1e7 --log_only true --folder /scratch    only writes /scratch/log
+    python benchmarks/scale.py --events 5e6 2e7 1e8 --folder /scratch
 
-Writes synthetic logs (benchmarks/synthetic_stream.py) and runs training/prepare_data.py on each.
-Memory is the largest resident size of that process, as the system counted it, and disk the most that its folder held
-beside the log. The projection takes the last size's figures, and for the time the exponent between the last two, or 1
-if that is larger.
+Writes synthetic logs (benchmarks/synthetic_stream.py) and runs training/prepare_data.py on each. Memory is the largest
+resident size of that process, as the system counted it, and disk the most that its folder held beside the log. The
+projection takes the last size's figures, and for the time the exponent between the last two, or 1 if that is larger.
 """
 
 import importlib.metadata
@@ -27,16 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from measuring import KIBI, ROOT, show
+from measuring import RESULTS, ROOT, write_table
 from modeling_mcm.commands.arguments import parse_options
 from modeling_mcm.data import PreparedManifest
 from modeling_mcm.option import option
 from synthetic_stream import StreamSettings, write_event_log
 
-GIGA = 1e9
+KIBI, GIGA = 1024, 1e9  # the system's unit of memory, and that of the table
 PROJECTED = 10**10
 SCHEMA = ROOT / "configuration" / "schemas" / "clickstream.yaml"
 
@@ -50,25 +46,12 @@ class ScaleOptions:
     rows_per_shard: int = option(1024, "Largest number of customers in one shard.")
     files: int = option(24, "Number of files of a log, each of the same length of time.")
     seed: int = option(0, "Seed of the random logs.")
-    folder: str | None = option(
-        None, "Folder for logs, temporary data and results, which is emptied. By default a temporary one."
-    )
-    log_only: bool = option(False, "Write the first log into --folder and stop.")
-    update: bool = option(False, "Measure also what the log's last file costs as an update, and tell that.")
-    report_file: str | None = option(None, "Markdown file to write the table to, as `mcm evaluate` does.")
+    folder: str | None = option(None, "Folder for logs and temporary data. By default the system's temporary one.")
+    results: str = option(RESULTS, "Folder of the table.")
 
     def __post_init__(self) -> None:
         if not self.events or min(self.events) < 1:
             raise ValueError("--events needs at least one size of at least 1.")
-        if self.log_only and not self.folder:
-            raise ValueError("--log_only needs a --folder to leave the log in.")
-
-
-def write_log(folder: Path, events: float, options: ScaleOptions) -> int:
-    """Writes a log of about the given number of events, usually some more, and returns the number."""
-    settings = StreamSettings()
-    customers = math.ceil(1.02 * events / settings.mean_events)
-    return write_event_log(folder, customers, settings, options.seed, options.files, lambda blocks: tqdm([*blocks]))
 
 
 def folder_size(folder: Path) -> int:
@@ -83,79 +66,36 @@ def folder_size(folder: Path) -> int:
     return total
 
 
-@dataclass
-class Run:
-    """What a command took, in seconds and bytes, and its last output."""
-
-    seconds: float
-    memory: int
-    disk: int
-    output: str
-
-
-def timed(script: str, options: dict[str, str], scratch: Path) -> Run:
-    """Runs a command that writes in `scratch`, and measures it."""
+def timed(options: dict[str, str], scratch: Path) -> dict[str, float]:
+    """Prepares a log, which writes in `scratch`, and measures seconds, memory and disk."""
     before, start, disk = folder_size(scratch), time.perf_counter(), 0
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
-        command = [sys.executable, str(ROOT / "training" / script), *words]
+        command = [sys.executable, str(ROOT / "training" / "prepare_data.py"), *words]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         while (done := os.wait4(process.pid, os.WNOHANG))[0] == 0:
             disk = max(disk, folder_size(scratch) - before)
             time.sleep(0.5)
         seconds, process.returncode = time.perf_counter() - start, os.waitstatus_to_exitcode(done[1])
         output.seek(0)
-        text = output.read()
-    if process.returncode:
-        raise RuntimeError(f"{script} ended with {process.returncode}: {text[-2000:]}")
-    return Run(seconds, done[2].ru_maxrss * KIBI, disk, text)
+        if process.returncode:
+            raise RuntimeError(f"prepare_data.py ended with {process.returncode}: {output.read()[-2000:]}")
+    return {"seconds": seconds, "memory": done[2].ru_maxrss * KIBI / GIGA, "disk": disk / GIGA}
 
 
 def measure(events: float, options: ScaleOptions, scratch: Path) -> dict[str, float]:
     """Measures one size, and removes all files from `scratch`."""
-    log, data, start = scratch / "log", scratch / "data", time.perf_counter()
-    write_log(log, events, options)
-    result = {"writing": time.perf_counter() - start, "log": folder_size(log) / GIGA}
+    log, data, settings = scratch / "log", scratch / "data", StreamSettings()
+    customers = math.ceil(1.02 * events / settings.mean_events)
+    write_event_log(log, customers, settings, options.seed, options.files, lambda blocks: tqdm([*blocks]))
+    result = {"log": folder_size(log) / GIGA}
     flags = {"events": str(log), "schema": str(SCHEMA), "output_dir": str(data), "memory_limit": options.memory_limit}
-    flags["rows_per_shard"] = str(options.rows_per_shard)
-    if options.update:
-        tomorrow = max(log.iterdir())
-        tomorrow.rename(scratch / tomorrow.name)
-        timed("prepare_data.py", flags, scratch)
-        (scratch / tomorrow.name).rename(tomorrow)
-        flags |= {"output_dir": str(scratch / "full")}
-        update = {"data": str(data), "events": str(log), "memory_limit": options.memory_limit}
-        updated = timed("update_data.py", update, scratch)
-        result |= {"update": updated.seconds, "update memory": updated.memory / GIGA}
-        result["prepared"] = len(pq.read_table(tomorrow, columns=["user_id"])["user_id"].unique())
-        result["new"] = pq.read_metadata(tomorrow).num_rows
-    run = timed("prepare_data.py", flags, scratch)
+    result |= timed(flags | {"rows_per_shard": str(options.rows_per_shard)}, scratch)
     counts = PreparedManifest.load(data).counts
-    result |= {"events": counts["rows"], "customers": counts["customers"], "seconds": run.seconds}
-    result |= {"memory": run.memory / GIGA, "disk": run.disk / GIGA, "output": folder_size(data) / GIGA}
+    result |= {"events": counts["rows"], "customers": counts["customers"], "output": folder_size(data) / GIGA}
     for path in scratch.iterdir():
         shutil.rmtree(path)
     return result
-
-
-def update_table(points: list[dict[str, float]]) -> list[list[str]]:
-    """Makes rows of text that compare an update with preparing everything."""
-    rows = [
-        [
-            "events",
-            "customers",
-            "new events",
-            "their customers",
-            "update, s",
-            "full preparation, s",
-            "ratio",
-            "memory, GB",
-        ]
-    ]
-    for point in points:
-        cells = [f"{point[name]:,.0f}" for name in ("events", "customers", "new", "prepared", "update", "seconds")]
-        rows.append([*cells, f"{point['update'] / point['seconds']:.2f}", f"{point['update memory']:.2f}"])
-    return rows
 
 
 def table(points: list[dict[str, float]]) -> list[list[str]]:
@@ -182,12 +122,8 @@ def table(points: list[dict[str, float]]) -> list[list[str]]:
 
 
 def main() -> None:
-    """Reads the options, measures, and writes the files that the options name."""
+    """Reads the options, measures, and writes the table."""
     (options,) = parse_options(ScaleOptions, description=__doc__)
-    if options.log_only:
-        folder = Path(options.folder) / "log"
-        print(f"{folder}: {write_log(folder, options.events[0], options):,} events")
-        return
     if options.folder:
         Path(options.folder).mkdir(parents=True, exist_ok=True)
     points = []
@@ -195,14 +131,12 @@ def main() -> None:
         for events in options.events:
             points.append(measure(events, options, Path(scratch)))
             print(json.dumps(points[-1]), flush=True)
-    rows = (update_table if options.update else table)(points)
     memory = psutil.virtual_memory().total / GIGA
-    what = f"An update by the last of {options.files} files" if options.update else "Preparation"
     caption = (
-        f"{what} of synthetic logs, DuckDB {importlib.metadata.version('duckdb')} within {options.memory_limit}; "
+        f"Preparation of synthetic logs, DuckDB {importlib.metadata.version('duckdb')} within {options.memory_limit}; "
         f"{os.cpu_count()} cores, {memory:.0f} GB, {platform.machine()}."
     )
-    show(rows, caption, options.report_file)
+    write_table(options.results, "preparation", caption, table(points))
 
 
 if __name__ == "__main__":

@@ -31,41 +31,21 @@ PURCHASE, WITH_COUPON = "purchase", "purchase_with_coupon"
 
 @dataclass(frozen=True)
 class ShopSettings:
-    """Settings of a shop.
+    """Settings of a shop. A size or a share that is not possible is a ValueError."""
 
-    Args:
-        items (`int`): Number of items in the catalogue.
-        subcategories (`int`): Number of subcategories; every item has one.
-        categories (`int`): Number of categories; every subcategory has one.
-        popularity_exponent (`float`): Exponent of the items' Zipf distribution.
-        taste_size (`int`): Length of the latent vectors.
-        taste_strength (`float`): Standard deviation of a customer's log preference among subcategories.
-        min_events (`int`): Length of the shortest history; short ones are the most frequent (log-uniform).
-        max_events (`int`): Length of the longest history.
-        events_a_session (`float`): Mean number of events in a session, at least 1.
-        return_rate (`float`): Share of the events that return to a recent item.
-        stay_rate (`float`): Share of the other events within a session that stay in a subcategory.
-        lead_rate (`float`): Share of the others that go to the subcategory that the present one leads to.
-        start (`str`): Start of the time in which sessions begin, in ISO 8601.
-        end (`str`): End of that time.
-
-    Raises:
-        ValueError: If a size or a share is not possible.
-    """
-
-    items: int = 12_000
+    items: int = 12_000  # every item has a subcategory, and every subcategory a category
     subcategories: int = 400
     categories: int = 40
-    popularity_exponent: float = 0.9
-    taste_size: int = 8
-    taste_strength: float = 1.5
-    min_events: int = 5
+    popularity_exponent: float = 0.9  # of the items' Zipf distribution
+    taste_size: int = 8  # of the latent vectors
+    taste_strength: float = 1.5  # standard deviation of a customer's log preference among subcategories
+    min_events: int = 5  # of a history; short ones are the most frequent (log-uniform)
     max_events: int = 50
-    events_a_session: float = 4.0
-    return_rate: float = 0.2
-    stay_rate: float = 0.3
-    lead_rate: float = 0.2
-    start: str = "2023-10-01"
+    events_a_session: float = 4.0  # on average
+    return_rate: float = 0.2  # share of the events that return to a recent item
+    stay_rate: float = 0.3  # share of the other events within a session that stay in a subcategory
+    lead_rate: float = 0.2  # share of the others that go to the subcategory that the present one leads to
+    start: str = "2023-10-01"  # sessions begin between these times, in ISO 8601
     end: str = "2024-05-01"
 
     def __post_init__(self) -> None:
@@ -91,54 +71,34 @@ class ShopSettings:
 class ClickLog:
     """Events of a synthetic shop, with the true values that they were drawn from.
 
-    Attributes:
-        settings (`ShopSettings`): Settings of the shop.
-        events (`pyarrow.Table`): Events by user and time: user_id, timestamp, session_id, event_type, item_id,
-            subcategory_id, category_id, price, and `true_probability`, that of the item given all events before it and
-            whether the session goes on.
-        subcategory (`numpy.ndarray`, shape `(V,)`): Subcategory of each item.
-        category (`numpy.ndarray`, shape `(S,)`): Category of each subcategory.
-        leads_to (`numpy.ndarray`, shape `(S,)`): The subcategory that each one leads to.
-        within (`numpy.ndarray`, shape `(V,)`): Share of each item in its subcategory.
-        shares (`numpy.ndarray`, shape `(S,)`): Shares of the subcategories for a customer without taste.
-        tastes (`numpy.ndarray`, shape `(B, S)`): Shares of the subcategories for each customer; rows sum to 1.
-        deals (`numpy.ndarray`, shape `(B,)`): How much each customer likes deals, standard normal; the log shows it in
-            the share of their purchases that are made with a coupon.
-        items (`numpy.ndarray`, shape `(events,)`): Item of each event.
-        seconds (`numpy.ndarray`, shape `(events,)`): Time of each event, in seconds since 1970.
-        first_event (`numpy.ndarray`, shape `(B + 1,)`): Customer b has the events from `first_event[b]` to before
-            `first_event[b + 1]`.
+    `events` are sorted by user and time: user_id, timestamp, session_id, event_type, item_id, subcategory_id,
+    category_id, price, and `true_probability`, that of the item given all events before it and whether the session
+    goes on. `deals` says how much each customer likes deals, standard normal; the log shows it in the share of their
+    purchases that are made with a coupon.
     """
 
     settings: ShopSettings
     events: pa.Table
-    subcategory: NDArray[np.int64]
-    category: NDArray[np.int64]
-    leads_to: NDArray[np.int64]
-    within: NDArray[np.float64]
-    shares: NDArray[np.float64]
-    tastes: NDArray[np.float64]
-    deals: NDArray[np.float64]
-    items: NDArray[np.int64]
-    seconds: NDArray[np.int64]
-    first_event: NDArray[np.int64]
+    subcategory: NDArray[np.int64]  # (V,), of each item
+    category: NDArray[np.int64]  # (S,), of each subcategory
+    leads_to: NDArray[np.int64]  # (S,), the subcategory that each one leads to
+    within: NDArray[np.float64]  # (V,), share of each item in its subcategory
+    shares: NDArray[np.float64]  # (S,), shares of the subcategories for a customer without taste
+    tastes: NDArray[np.float64]  # (B, S), shares of the subcategories for each customer; rows sum to 1
+    deals: NDArray[np.float64]  # (B,)
+    items: NDArray[np.int64]  # (events,)
+    seconds: NDArray[np.int64]  # (events,), since 1970
+    first_event: NDArray[np.int64]  # (B + 1,), customer b has the events from b's to before b + 1's
 
     def category_tastes(self) -> NDArray[np.float64]:
         """Sums the tastes by category, in an array of shape `(B, categories)`."""
         return self.tastes @ np.eye(self.settings.categories)[self.category]
 
     def first_item_probabilities(self, customers: ArrayLike, moment: str) -> NDArray[np.float64]:
-        """Computes for each item the probability of being the first of a customer's next session, given all events
-        before.
+        """Each item's probability of being the first of a customer's next session, given all events before a moment.
 
-        In expectation no model can rank this item better.
-
-        Args:
-            customers (array, shape `(C,)`): Numbers of the customers; each needs an event before the moment.
-            moment (`str`): The time, in ISO 8601.
-
-        Returns:
-            `numpy.ndarray`, shape `(C, V)`: The probabilities; rows sum to 1.
+        In expectation no model can rank this item better. The result has the shape `(C, V)`, and rows sum to 1; each
+        of the C customers needs an event before the moment, a time in ISO 8601.
         """
         customers = np.asarray(customers)
         probabilities = self.tastes[customers][:, self.subcategory] * self.within
@@ -153,16 +113,7 @@ class ClickLog:
 
 
 def make_click_log(customers: int = 10_000, settings: ShopSettings | None = None, seed: int = 0) -> ClickLog:
-    """Draws a shop and its customers' events. The same arguments give the same log.
-
-    Args:
-        customers (`int`): Number B of customers.
-        settings (`ShopSettings`): Settings of the shop.
-        seed (`int`): Seed of every draw.
-
-    Raises:
-        ValueError: If there is less than one customer.
-    """
+    """Draws a shop and its customers' events. The same arguments give the same log."""
     if customers < 1:
         raise ValueError(f"Found {customers} customers; expected at least one.")
     s, rng = settings or ShopSettings(), np.random.default_rng(seed)
@@ -242,55 +193,28 @@ def make_click_log(customers: int = 10_000, settings: ShopSettings | None = None
         "true_probability": probability[real],
     }
     first_event: NDArray[np.int64] = np.concatenate([[0], length.cumsum()])
-    return ClickLog(
-        settings=s,
-        events=pa.table(columns),
-        subcategory=subcategory,
-        category=category,
-        leads_to=leads_to,
-        within=within,
-        shares=shares,
-        tastes=tastes,
-        deals=deals,
-        items=items,
-        seconds=seconds[real],
-        first_event=first_event,
-    )
+    catalogue = (subcategory, category, leads_to, within, shares)
+    return ClickLog(s, pa.table(columns), *catalogue, tastes, deals, items, seconds[real], first_event)
 
 
 @dataclass(frozen=True)
 class OfferLog:
-    """Offers to the customers of a shop, as `modeling_mcm.data.offers` reads them, with their true probabilities.
+    """Offers to the customers of a shop, as `modeling_mcm.data.offers` reads them.
 
-    Attributes:
-        offers (`pyarrow.Table`): customer_id, time, group_id, split, action_id, click, conversion, and the true
-            `click_probability` and `conversion_probability`.
-        actions (`pyarrow.Table`): action_id, event_type and category_id: to purchase from a category.
+    Offers have also the true `click_probability` and `conversion_probability`; an action is to purchase from a
+    category.
     """
 
     offers: pa.Table
     actions: pa.Table
 
 
-def make_offer_log(
-    log: ClickLog,
-    moments: Mapping[str, str],
-    offers_a_customer: int = 5,
-) -> OfferLog:
+def make_offer_log(log: ClickLog, moments: Mapping[str, str], offers_a_customer: int = 5) -> OfferLog:
     """Offers some categories to each customer with an event before it, at each moment.
 
     The more the customer's taste for a category exceeds its popularity, and the more the customer likes deals, the
     likelier is a click. A conversion needs a click, and is rarer in a category that the customer has not bought from
-    before.
-
-    Args:
-        log (`ClickLog`): The shop.
-        moments (`dict[str, str]`): For each split the time of its offers, in ISO 8601:
-            `{"train": "2024-03-01", "test": "2024-04-01"}`.
-        offers_a_customer (`int`): Number of different actions in a group.
-
-    Raises:
-        ValueError: If there are more offers a customer than categories.
+    before. `moments` has for each split the time of its offers: `{"train": "2024-03-01", "test": "2024-04-01"}`.
     """
     categories = log.settings.categories
     if not 1 <= offers_a_customer <= categories:

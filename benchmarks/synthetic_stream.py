@@ -32,37 +32,18 @@ TOKEN_TYPES, SHARES = ("click", "cart", "purchase"), (0.8, 0.1, 0.1)
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """Settings of a log.
-
-    Args:
-        items (`int`): Number of items in the catalogue.
-        categories (`int`): Number of categories in the catalogue.
-        popularity_exponent (`float`): Exponent of the items' Zipf distribution.
-        length_scale (`float`): Scale of the lengths: a history is longer than 1 + s with the probability
-            (1 + s / length_scale) ** -length_exponent.
-        length_exponent (`float`): Exponent of the lengths; with a smaller one few customers have more of the events.
-        max_events (`int`): Length of the longest history.
-        events_a_session (`float`): Mean number of events in a session, at least 1.
-        return_rate (`float`): Share of the events that return to an item of the customer's earlier events.
-        yearly (`float`): How many more sessions there are at the peak of the year (1 December), as a share of the
-            mean.
-        start (`str`): Start of the time in which sessions begin, in ISO 8601.
-        end (`str`): End of that time.
-
-    Raises:
-        ValueError: If a size or a share is not possible.
-    """
+    """Settings of a log. A size or a share that is not possible is a ValueError."""
 
     items: int = 200_000
     categories: int = 500
-    popularity_exponent: float = 1.0
-    length_scale: float = 135.0
-    length_exponent: float = 1.5
-    max_events: int = 20_000
-    events_a_session: float = 5.0
-    return_rate: float = 0.4
-    yearly: float = 0.5
-    start: str = "2022-05-01"
+    popularity_exponent: float = 1.0  # of the items' Zipf distribution
+    length_scale: float = 135.0  # a history is longer than 1 + s with P = (1 + s / length_scale) ** -length_exponent
+    length_exponent: float = 1.5  # with a smaller one few customers have more of the events
+    max_events: int = 20_000  # of the longest history
+    events_a_session: float = 5.0  # on average
+    return_rate: float = 0.4  # share of the events that return to an item of the customer's earlier events
+    yearly: float = 0.5  # how many more sessions at the peak of the year (1 December), as a share of the mean
+    start: str = "2022-05-01"  # sessions begin between these times, in ISO 8601
     end: str = "2024-05-01"
 
     def __post_init__(self) -> None:
@@ -86,14 +67,11 @@ class StreamSettings:
 class Catalogue:
     """What all blocks have in common: the items, the most popular first, and when sessions begin."""
 
-    steps: np.ndarray
-    """Cumulated popularity, of shape `(V,)`."""
+    steps: np.ndarray  # (V,), cumulated popularity
     names: pa.Array
-    category: pa.Array
-    """Name of each item's category."""
+    category: pa.Array  # name of each item's category
     price: np.ndarray
-    hours: np.ndarray
-    """Cumulated share of the sessions by hour from the start."""
+    hours: np.ndarray  # cumulated share of the sessions by hour from the start
 
 
 def make_catalogue(settings: StreamSettings, seed: int) -> Catalogue:
@@ -119,15 +97,9 @@ def make_catalogue(settings: StreamSettings, seed: int) -> Catalogue:
 
 
 def make_block(block: int, customers: int, catalogue: Catalogue, settings: StreamSettings, seed: int) -> pa.Table:
-    """Draws the events of the customers of one block, sorted by time. They depend on settings, seed and customer
-    alone.
+    """Draws the events of one block's customers, sorted by time. They depend on settings, seed and customer alone.
 
-    Args:
-        block (`int`): Number of the block, which has the customers from `block * CUSTOMERS_A_BLOCK` on.
-        customers (`int`): Number of customers of the whole log, at which the last block ends.
-        catalogue (`Catalogue`): The catalogue of the settings and the seed.
-        settings (`StreamSettings`): Settings of the log.
-        seed (`int`): Seed of every draw.
+    The block has the customers from `block * CUSTOMERS_A_BLOCK` on; the whole log ends at `customers`.
     """
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, block)))
     extra = settings.length_scale * ((1 - rng.random(CUSTOMERS_A_BLOCK)) ** (-1 / settings.length_exponent) - 1)
@@ -175,18 +147,10 @@ def write_event_log(
     files: int = 24,
     progress: Callable[[Iterator[int]], Iterator[int]] = iter,
 ) -> int:
-    """Writes a log to a folder of Parquet files. The same arguments give the same bytes. Memory holds one block.
+    """Writes a log to a folder of Parquet files, each of the same length of time, and returns the number of events.
 
-    Args:
-        folder (`Path`): Folder to write, which appears when it is complete.
-        customers (`int`): Number of customers; the first ones of a longer log are those of a shorter one.
-        settings (`StreamSettings`): Settings of the log.
-        seed (`int`): Seed of every draw.
-        files (`int`): Number of files, each of the same length of time; the events do not depend on it.
-        progress (callable): Wraps the iterator over the blocks, as `tqdm` does.
-
-    Returns:
-        `int`: The number of events.
+    The same arguments give the same bytes, and the first customers of a longer log are those of a shorter one. The
+    folder appears when it is complete. Memory holds one block.
 
     Raises:
         ValueError: If there is less than one customer or one file.

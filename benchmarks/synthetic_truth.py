@@ -29,20 +29,9 @@ def session_gains(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Computes what each item and each category adds to the expected NDCG of a customer's next session.
 
-    Ranking by it is best, except for the randomness of the drawn sessions.
-
-    Args:
-        log (`ClickLog`): The shop.
-        customers (array, shape `(C,)`): Numbers of the customers; each needs an event before the moment.
-        moment (`int`): The time, in seconds since 1970.
-        item_labels (array, shape `(V,)`): Label of each item; items of one label count once in a session.
-        sessions (`int`): Number P of sessions that are drawn for each customer.
-
-    Returns:
-        `tuple`: The gains of items, of shape `(C, V)`, and of categories, of shape `(C, G)`.
-
-    Raises:
-        ValueError: If a customer has no event before the moment.
+    Ranking by it is best, except for the randomness of the P drawn sessions. Each customer needs an event before the
+    moment, in seconds since 1970. Items of one label count once in a session. The gains of items have the shape
+    `(C, V)`, those of categories `(C, G)`.
     """
     rng = np.random.default_rng(0)
     items, categories = [], []

@@ -18,68 +18,49 @@ import numpy as np
 
 from modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedData
-from modeling_mcm.data.collator import PreparedRows, unit_counts
+from modeling_mcm.data.collator import PreparedRows
 from modeling_mcm.scoring import Scorer, ScoringJob
 
 from protocol import Task, run
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from floor import Shape, floor
-from modeling_mcm.training.memory import keep_freed_memory
-
 TRAINING = Path(__file__).resolve().parents[2] / "training"
+FIRST_STEPS = 20  # of a short training, which says how many steps the seconds are worth
+
+
+def train(task: Task, steps: int, folder: Path) -> dict[str, Any]:
+    """Trains for so many steps, and returns the facts of the run."""
+    options = {
+        "data": task.more["data"],
+        "config": "configuration/mcm-tiny",
+        "recipe": "none",
+        "max_events": task.length + 1,
+        "max_steps": steps,
+        "per_device_train_batch_size": task.batch_size,
+        "learning_rate": task.learning_rate,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": "true",
+        "dataloader_num_workers": 0,  # no process beside it, as with the peers
+        "output_dir": folder,
+    }
+    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    flags += ["--config_overrides", f"hidden_size={task.hidden}", f"num_hidden_layers={task.layers}"]
+    flags += [f"num_attention_heads={task.heads}", f"intermediate_size={4 * task.hidden}"]
+    done = subprocess.run([sys.executable, str(TRAINING / "run_pretrain.py"), *flags], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    return json.loads((folder / "pretraining.json").read_text(encoding="utf-8"))
 
 
 def method(task: Task) -> dict[str, float]:
-    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        sizes = [f"hidden_size={task.hidden}", f"num_hidden_layers={task.layers}"]
-        sizes += [f"num_attention_heads={task.heads}", f"intermediate_size={4 * task.hidden}"]
-        options = {
-            "data": task.more["data"],
-            "config": task.more["config"],
-            "recipe": "none",
-            "max_events": task.length + 1,
-            "max_seconds": task.seconds,
-            "num_train_epochs": 10**4,
-            "per_device_train_batch_size": task.batch_size,
-            "learning_rate": task.learning_rate,
-            "save_strategy": "no",
-            "report_to": "none",
-            "disable_tqdm": "true",
-            "dataloader_num_workers": 0,  # no process beside it, as with the peers
-            "output_dir": folder,
-            **task.more.get("options", {}),
-        }
-        flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        flags += ["--config_overrides", *sizes, *task.more.get("overrides", []), *task.more.get("flags", [])]
-        command = [sys.executable, str(TRAINING / "run_pretrain.py"), *flags]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(done.stderr[-3000:])
-        facts = json.loads(Path(folder, "pretraining.json").read_text(encoding="utf-8"))
-        model = MCMForMultiTaskRecommendation.from_pretrained(folder).eval()
+        first = train(task, FIRST_STEPS, Path(folder, "first"))
+        steps = max(round(task.seconds * FIRST_STEPS / first["seconds"]), 1)
+        facts = train(task, steps, Path(folder, "whole"))
+        model = MCMForMultiTaskRecommendation.from_pretrained(Path(folder, "whole")).eval()
     steps = math.ceil(facts["customers"] / task.batch_size)  # of an epoch; its last batch is smaller
     training = facts["steps"] / steps * facts["customers"] / facts["seconds"]
-    result = {"training": training, "targets": facts["targets"] / facts["seconds"], **predict(task, model)}
-    least = fewest_seconds(task, model)
-    return result | {f"{name}_of_floor": seconds * result[name] for name, seconds in least.items()}
-
-
-def fewest_seconds(task: Task, model: MCMForMultiTaskRecommendation) -> dict[str, float]:
-    """The floor of training and of inference, a customer."""
-    rows, config = PreparedData(task.more["data"]).rows, model.config
-    ends = np.asarray(rows["validation_end"])
-    shape = Shape(
-        label_sizes=list(config.label_sizes.values()),
-        features=len(config.features),
-        batch_size=task.batch_size,
-        events=round(np.minimum(ends + 1, task.length + 1).mean()),
-        units=round(unit_counts(rows, ends, config, task.length + 1).mean()),
-    )
-    least = floor(shape, config.to_dict())
-    training = least["training step"]["floor_ms"] / task.batch_size
-    return {"training": training / 1e3, "inference": least["scoring a customer"]["floor_ms"] / 1e3}
+    return {"training": training, "targets": facts["targets"] / facts["seconds"], **predict(task, model)}
 
 
 def before_validation(row: dict[str, Any]) -> dict[str, Any]:

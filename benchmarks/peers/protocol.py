@@ -22,22 +22,13 @@ WARM_UP = 3  # steps that are not counted
 
 @dataclass
 class Task:
-    """A run of one method.
+    """A run of one method."""
 
-    Attributes:
-        method: its name in the table.
-        sequences: Parquet file with `customer` and `items`, ids from 0, oldest first, at most `length` + 1 of each.
-        items: how many there are.
-        seconds (`float`): seconds that a method may train for.
-        recommend_to: Parquet file for `customer` and `items`, the best `top`, best first.
-        more: what only this method reads.
-    """
-
-    method: str
-    sequences: str
-    items: int
-    seconds: float
-    recommend_to: str
+    method: str  # its name in the table
+    sequences: str  # Parquet file with `customer` and `items`, ids from 0, oldest first, at most `length` + 1 of each
+    items: int  # how many there are
+    seconds: float  # of training
+    recommend_to: str  # Parquet file for `customer` and `items`, the best `top`, best first
     batch_size: int = 32
     inference_batch_size: int = 256
     length: int = 100
@@ -48,7 +39,7 @@ class Task:
     learning_rate: float = 1e-3
     threads: int = 2
     top: int = 10
-    more: dict[str, Any] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)  # what only MCM reads
 
     def read(self) -> tuple[list[str], list[np.ndarray]]:
         """Customers and their items."""

@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The ablation from a prepared data set to its page: every model trains for a second, on one task.
+"""The ablation from a prepared data set to its tables: every model trains for a few steps, on one task.
 
 Training starts in processes that have imported everything; run_pretrain.py from a shell is tested elsewhere.
 """
@@ -14,26 +14,26 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import forked_runs
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from in_process import call
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-TASK = "aisle"  # of few labels, so that the most popular ones are hard to tell from the best
+TASK, NDCG = (
+    "aisle",
+    "next_visit_ndcg@10",
+)  # of few labels, so that the most popular ones are hard to tell from the best
 MODELS = {"BERT4Rec": "bert4rec-aisle", "MCM_Single": "mcm-single-aisle", "MCM_MTL": "mcm-mtl"}
 MODELS |= {"MCM_final": "mcm-final", "ours": "mcm-tiny"}
 
 
 @pytest.fixture(scope="module")
 def ablation(prepared, tmp_path_factory):
-    """A function that runs the ablation; the folder of its runs; its page."""
+    """A function that runs the ablation, the folder of its runs, and that of its tables."""
     folder = tmp_path_factory.mktemp("ablation")
-    page = folder / "docs" / "results.md"
-    words = ["--data", prepared, "--tasks", TASK, "--seeds", 3, "--max_seconds", 1]
-    words += ["--output_dir", folder / "runs", "--report", page]
+    words = ["--data", prepared, "--tasks", TASK, "--seeds", 3, "--max_steps", 4]
+    words += ["--output_dir", folder / "runs", "--results", folder / "results"]
 
     def train(command, check):
         assert check and command[:2] == [sys.executable, str(ROOT / "training" / "run_pretrain.py")]
@@ -43,21 +43,13 @@ def ablation(prepared, tmp_path_factory):
         patch.setattr(sys, "argv", ["run_ablation.py", *map(str, words)])
         module = importlib.import_module("run_ablation")
         with patch.context() as starting:
-            starting.setattr(module, "subprocess", SimpleNamespace(run=train))
+            starting.setattr(importlib.import_module("measuring"), "subprocess", SimpleNamespace(run=train))
             module.main()
-        yield module.main, folder / "runs", page
+        yield module.main, folder / "runs", folder / "results"
 
 
-@pytest.fixture(scope="module")
-def results(ablation):
-    return json.loads((ablation[1] / "results.json").read_text())
-
-
-def tables(page):
-    """Rows of each table of a page, keyed by the first cell."""
-    blocks = re.findall(r"(?:^\|.*\|\n)+", page.read_text(), flags=re.MULTILINE)
-    rows = [[[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()] for block in blocks]
-    return [{cells[0]: cells[1:] for cells in [table[0], *table[2:]]} for table in rows]
+def rows(folder, name):
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["table"][1:]
 
 
 def numbers(cell):
@@ -65,46 +57,28 @@ def numbers(cell):
     return [float(number.rstrip("%")) for number in re.findall(r"[-+]?\d+\.\d+%?", cell)]
 
 
-def test_the_page_holds_the_numbers_of_the_json(ablation, results):
-    values, *relative, costs = tables(ablation[2])
-    assert list(values)[1:] == [*results["baselines"], *MODELS] and len(results["baselines"]) == 5
-    assert results["saturated"] == [TASK] and "next visit HR@1" in values["method"]
-    metrics = ["next_visit_ndcg@10", "next_event_ndcg@10", "next_visit_hr@1", "next_visit_ndcg@3"]
-    for method, by_task in results["methods"].items():
-        for metric, cell in zip(metrics, values[method], strict=False):
-            found = by_task[TASK][metric]
-            half = (found["high"] - found["low"]) / 2
-            assert "±" in cell and numbers(cell) == pytest.approx([found["mean"], half], abs=5.1e-4)
-    for metric, table in zip(metrics[:2], relative, strict=True):
-        assert list(table)[1:] == [*results["baselines"], *list(MODELS)[:-1]]
-        for method, by_metric in results["differences"].items():
-            for key, cell in zip((TASK, "average"), table[method], strict=True):
-                found = by_metric[metric][key]
-                in_percent = [100 * found[side] for side in ("mean", "low", "high")]
-                assert numbers(cell) == pytest.approx(in_percent, abs=0.051)
-    for cost in results["costs"]:
-        name = f"{cost['model']} ({cost['task']})" if cost["task"] else cost["model"]
-        shown = [float(cell.replace(",", "")) for cell in costs[name]]
-        kept = [cost[key] for key in ("steps", "targets", "parameters", "batch_size", "max_events", "learning_rate")]
-        assert shown[1:] == pytest.approx(kept) and shown[0] == round(cost["seconds"])
-
-
-def test_the_json_holds_what_the_runs_left(ablation, results):
-    of_method = {}
+def test_the_tables_hold_what_the_runs_left(ablation):
+    _, runs, results = ablation
+    values = {row[1]: row[2:] for row in rows(results, "all_methods")}
+    assert list(values)[-5:] == list(MODELS) and "most_popular" in values
+    of_method, costs = {}, {row[0]: row[1:] for row in rows(results, "training_cost")}
     for name, folder in MODELS.items():
-        run = ablation[1] / f"{folder}-seed3"
+        run = runs / f"{folder}-seed3"
         frame = pq.read_table(run / "values-test.parquet").to_pandas()
-        chosen = frame[(frame["metric"] == "next_visit_ndcg@10") & (frame["task"] == TASK)]
+        chosen = frame[(frame["metric"] == NDCG) & (frame["task"] == TASK)]
+        assert set(chosen["method"]) == {name}
         of_method[name] = chosen.set_index("customer_id")["value"]
-        assert set(chosen["method"]) == {name} and len(chosen) == results["cases"]
-        found = results["methods"][name][TASK]["next_visit_ndcg@10"]
-        assert found["mean"] == pytest.approx(of_method[name].mean()) == found["by_seed"]["3"]
+        assert (
+            numbers(values[name][0])[0] == float(values[name][2]) == pytest.approx(of_method[name].mean(), abs=5.1e-4)
+        )
         facts = json.loads((run / "pretraining.json").read_text())
-        assert facts["seed"] == 3 and facts["seconds"] > 0 and facts["targets"] > 0 and facts["steps"] > 0
-        (cost,) = [cost for cost in results["costs"] if cost["model"] == name]
-        assert cost["steps"] == facts["steps"] and cost["targets"] == facts["targets"]
-    gain = of_method["ours"].mean() / of_method["BERT4Rec"].mean() - 1
-    assert results["differences"]["BERT4Rec"]["next_visit_ndcg@10"][TASK]["mean"] == pytest.approx(gain)
+        assert facts["seed"] == 3 and facts["seconds"] > 0 and facts["targets"] > 0
+        cost = costs[f"{name} ({TASK})" if name in ("BERT4Rec", "MCM_Single") else name]
+        assert [float(cell.replace(",", "")) for cell in cost[1:3]] == [facts["steps"], facts["targets"]]
+    over = {row[1]: row[2:] for row in rows(results, "ours_over") if row[0] == "next visit NDCG@10"}
+    gain = 100 * (of_method["ours"].mean() / of_method["BERT4Rec"].mean() - 1)
+    assert numbers(over["BERT4Rec"][0])[0] == numbers(over["BERT4Rec"][1])[0] == pytest.approx(gain, abs=0.051)
+    assert "ours" not in over
 
 
 def test_models_are_what_their_names_say(ablation):
@@ -119,46 +93,25 @@ def test_models_are_what_their_names_say(ablation):
         assert configs[name]["augmentation"] == augmentation
 
 
-def test_pictures_are_written_and_shown(ablation):
-    page = ablation[2]
-    shown = re.findall(r"!\[.*\]\((.*)\)", page.read_text())
-    assert shown == ["pictures/ablation_ndcg.png", "pictures/ablation_curves.png"]
-    for picture in shown:
-        assert (page.parent / picture).read_bytes()[:4] == b"\x89PNG"
-
-
 def test_a_second_call_trains_nothing_and_writes_the_same(ablation, monkeypatch):
-    run, folder, page = ablation
-    before, weights = page.read_text(), {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    run, folder, results = ablation
+    before = {path.name: path.read_text() for path in results.iterdir()}
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: pytest.fail("something is trained again"))
-    page.unlink()
+    shutil.rmtree(results)
     run()
-    assert page.read_text() == before
-    unchanged = {path for path in weights if path.name != "results.json"}
-    assert all(path.stat().st_mtime_ns == weights[path] for path in unchanged)
+    assert {path.name: path.read_text() for path in results.iterdir()} == before
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 
-def test_evaluation_of_a_run_alone_writes_the_same_values(ablation, prepared, tmp_path):
-    _, folder, _ = ablation
-    words = ["--model", folder / "mcm-tiny-seed3", "--data", prepared, "--tasks", TASK]
-    words += ["--baselines", "transitions", "--values_file", tmp_path / "values.parquet"]
-    call("run_evaluate", *words)
-    found = pq.read_table(tmp_path / "values.parquet")
-    assert found.column_names == ["method", "task", "metric", "customer_id", "value"]
-    kept = [pq.read_table(folder / name / "values-test.parquet") for name in ("baselines", "mcm-tiny-seed3")]
-    for method, name, table in [("transitions", "transitions", kept[0]), ("MCM", "ours", kept[1])]:
-        ours, theirs = found.filter(pc.field("method") == method), table.filter(pc.field("method") == name)
-        assert len(ours) and ours.drop_columns("method").equals(theirs.drop_columns("method"))
-
-
-def test_a_run_with_other_options_is_made_anew(ablation, monkeypatch, tmp_path):
+def test_a_run_with_other_options_is_trained_again(ablation, monkeypatch, tmp_path):
     run, folder, _ = ablation
     trained = folder / "mcm-tiny-seed3"
     shutil.copytree(trained, tmp_path / "kept")
     record = trained / "trained.json"
-    record.write_text(record.read_text().replace('"max_seconds": 1.0', '"max_seconds": 2.0'))
+    record.write_text(record.read_text().replace('"max_steps": 4', '"max_steps": 5'))
     monkeypatch.setattr("subprocess.run", lambda command, **kwargs: pytest.fail(" ".join(command)))
-    with pytest.raises(pytest.fail.Exception, match=r"run_pretrain.py .*mcm-tiny-seed3 --max_seconds 1\.0 --seed 3"):
+    with pytest.raises(pytest.fail.Exception, match=r"run_pretrain.py .*mcm-tiny-seed3 --max_steps 4 --seed 3"):
         run()
     assert not trained.exists()  # a training would refuse a folder of another run
     shutil.copytree(tmp_path / "kept", trained)

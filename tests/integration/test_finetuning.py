@@ -19,7 +19,6 @@ from in_process import call
 
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForActionRecommendation, MCMForMultiTaskRecommendation
 from modeling_mcm.data import PreparedManifest
-from modeling_mcm.evaluation.reports import with_half_interval
 
 ITEMS = [f"item {number:02}" for number in (0, 3, 7, 20)]
 QUICK = ["--per_device_train_batch_size", 8, "--report_to", "none", "--disable_tqdm", "True", "--learning_rate", 0.01]
@@ -209,7 +208,7 @@ def test_mistakes_are_refused(options, offers, pretrained, prepare_log, event_lo
 
 
 @pytest.mark.slow
-def test_the_comparison_writes_its_page_and_keeps_what_is_finished(
+def test_the_comparison_writes_its_tables_and_keeps_what_is_finished(
     prepared, offers, pretrained, tmp_path, monkeypatch
 ):
     done = []
@@ -218,7 +217,7 @@ def test_the_comparison_writes_its_page_and_keeps_what_is_finished(
         done.append(Path(command[1]).stem)
         call(done[-1], *command[2:])
 
-    monkeypatch.setattr(importlib.import_module("run_offers").subprocess, "run", in_process)
+    monkeypatch.setattr(importlib.import_module("measuring").subprocess, "run", in_process)
     for name, recipe in (
         ("pretraining", f"config: {pretrained}\nmax_steps: 2\nper_device_train_batch_size: 8\n"),
         ("finetuning", "max_steps: 3\nper_device_train_batch_size: 8\nlearning_rate: 0.01\n"),
@@ -226,47 +225,36 @@ def test_the_comparison_writes_its_page_and_keeps_what_is_finished(
         (tmp_path / f"{name}.yaml").write_text(recipe)
     options = ["--data", prepared, "--offers", offers, "--seeds", 0, "--shares", 0.5, "--trials", 2]
     options += ["--pretraining", tmp_path / "pretraining.yaml", "--finetuning", tmp_path / "finetuning.yaml"]
-    options += ["--output_dir", tmp_path / "runs", "--report", tmp_path / "page.md", "--options", "disable_tqdm=true"]
+    options += ["--output_dir", tmp_path / "runs", "--results", tmp_path / "tables", "--options", "disable_tqdm=true"]
     call("run_offers", *options)
     variants = importlib.import_module("run_offers").VARIANTS
     assert done.count("run_pretrain") == 1 and done.count("run_finetune") == len(variants) + 2
-    page = (tmp_path / "page.md").read_text()
-    results = json.loads((tmp_path / "runs" / "results.json").read_text())
-    for method in ("MCM without fine-tuning", "LightGBM", "MCM fine-tuned", "MCM from random weights"):
-        found = results["methods"][method]["ndcg@10"]
-        assert 0 < found["low"] <= found["mean"] <= found["high"] <= 1
-        assert f"| {method} | {with_half_interval(results['methods'][method]['average_precision'])} | " in page
-        assert np.mean(results["methods"][method]["by_seed"]["ndcg@10"]) == found["mean"]
-    assert set(results["curve"]) == {"0.5", "1"} and "days_since_did" in page
+    tables = {path.stem: json.loads(path.read_text())["table"] for path in (tmp_path / "tables").iterdir()}
+    methods = {row[0]: row[1:] for row in tables["offers"][1:]}
+    assert {"MCM without fine-tuning", "LightGBM", *variants} == set(methods)
+    for row in methods.values():
+        assert all(0 < float(cell.split()[0]) <= 1 for cell in row) and row[2].split()[0] == row[4]
+    assert [row[0] for row in tables["offers_fewer_over"][1:]] == ["50%", "50%", "100%", "100%"]
     done.clear()
     call("run_offers", *options)
-    assert done == [] and (tmp_path / "page.md").read_text() == page
+    assert done == []
+    assert tables == {path.stem: json.loads(path.read_text())["table"] for path in (tmp_path / "tables").iterdir()}
 
 
-def test_the_probe_writes_a_table(prepared, pretrained, tmp_path):
-    written = ["--report", tmp_path / "probe.md", "--output_file", tmp_path / "probe.json"]
+def test_the_probe_writes_its_tables(prepared, pretrained, tmp_path):
     few = ["--repeats", 1, "--folds", 3, "--spend", "a.b", "--min_events", 3]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(importlib.import_module("run_probe"), "FEWEST", 5)
-        (tmp_path / "README.md").write_text("A\n<!-- state -->\n<!-- /state -->\nB\n")
-        call(
-            "run_probe", "--models", pretrained, "--data", prepared, *few, *written, "--readme", tmp_path / "README.md"
-        )
-    assert re.search(
-        r"A\n<!-- state -->\nWhat a linear .* at the test cutoff.* spend in 30 days \S+ \(\S+\)",
-        (tmp_path / "README.md").read_text(),
-    )
-    cutoffs = json.loads((tmp_path / "probe.json").read_text())["cutoffs"]
-    assert set(cutoffs) == {"validation", "test"}
-    found = cutoffs["validation"]["targets"]
-    assert {"age", "spend in 30 days"} <= set(found) and found["age"]["classes"] == 2
-    for of_target in found.values():
-        for learner in ("LightGBM", "linear"):
-            assert all(-1 <= v["low"] <= v["high"] <= 1 for v in of_target[learner].values())
-    page = (tmp_path / "probe.md").read_text()
+        call("run_probe", "--models", pretrained, "--data", prepared, *few, "--results", tmp_path)
+    table = json.loads((tmp_path / "probe.json").read_text())["table"]
+    rows = {tuple(row[:3]): row[3:] for row in table[1:]}
+    assert {key[:2] for key in rows} == {(c, n) for c in ("validation", "test") for n in ("LightGBM", "linear")}
+    assert ("test", "linear", "spend in 30 days") in rows
     value, gain = r"-?\d\.\d{3} ±\d\.\d{3}", r"[-+]\d\.\d{3} \[[-+]\d\.\d{3}, [-+]\d\.\d{3}\]"
-    assert re.search(rf"\| age \| 34, 2 classes \| {value} \| {value} \| {gain} \| {gain} \|\n", page)
-    assert "What of the history is in the embedding" in page
+    for customers, *cells in rows.values():
+        assert re.fullmatch(rf"{value} {value} {gain} {gain}", " ".join(cells)) and customers[:2].isdigit()
+    assert rows["validation", "LightGBM", "age"][0] == "34, 2 classes"
+    assert json.loads((tmp_path / "forecasts.json").read_text())["table"][0][0] == "cutoff"
     with pytest.raises(SystemExit, match=r"No features \['colour'\] in the profile; it has age"):
         call("run_probe", "--models", pretrained, "--data", prepared, "--profile", "colour")
     with pytest.raises(SystemExit, match="No numeric feature 'money' to sum; there are a.b"):

@@ -208,20 +208,15 @@ def test_labels_need_a_log_with_times(prepare_log, event_log, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_comparison_with_few_labels_writes_its_page(pretrained, prepared, tmp_path, monkeypatch):
+def test_the_comparison_with_few_labels_writes_its_table(pretrained, prepared, tmp_path, monkeypatch):
     pytest.importorskip("lightgbm", reason="LightGBM not installed")
     script = importlib.import_module("few_labels")
     monkeypatch.setattr(script, "FEWEST", 5)
-    written = ["--report", tmp_path / "page.md", "--output_file", tmp_path / "numbers.json"]
     few = ["--sizes", 12, 20, "--draws", 2, "--profile", "age", "--days", 20, "--min_events", 3]
-    call("few_labels", "--model", pretrained, "--data", prepared, *few, *written)
-    results = json.loads((tmp_path / "numbers.json").read_text())
-    assert set(results["targets"]) == {"age", "churn in 20 days"}
-    for sizes in results["targets"].values():
-        assert set(sizes) == {"12", "20"}
-        for values in sizes.values():
-            assert all(len(values[method]) == 2 and 0 <= min(values[method]) for method in script.METHODS)
-    page = (tmp_path / "page.md").read_text()
-    assert page.count("\n| ") == 6 and "34 customers of corner_shop" in page
-    values, gain = r"( -?\d\.\d{3} ±\d\.\d{3} \|){4}", r"[-+]\d\.\d{3} \[[-+]\d\.\d{3}, [-+]\d\.\d{3}\]"
-    assert len(re.findall(rf"\|{values} {gain} \|\n", page)) == 4
+    call("few_labels", "--model", pretrained, "--data", prepared, *few, "--results", tmp_path)
+    stored = json.loads((tmp_path / "few_labels.json").read_text())
+    assert "34 customers of corner_shop" in stored["caption"]
+    rows = {tuple(row[:2]): row[3:] for row in stored["table"][1:]}
+    assert set(rows) == {(target, size) for target in ("age", "churn in 20 days") for size in ("12", "20")}
+    values, gain = r"(\d\.\d{3} ±\d\.\d{3} ){4}", r"[-+]\d\.\d{3} \[[-+]\d\.\d{3}, [-+]\d\.\d{3}\]"
+    assert all(re.fullmatch(rf"{values}{gain}", " ".join(cells)) for cells in rows.values())

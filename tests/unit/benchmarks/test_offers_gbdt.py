@@ -20,11 +20,8 @@ ITEMS = ["item 00", "item 03", "item 07", "item 13", "item 20"]
 def offers(event_log):
     """All items offered to everybody; a customer takes those that they bought twice or more."""
     counts = event_log[event_log["when"] < DAY].groupby(["who", "item"]).size()
-    rows = [
-        (who, DAY, item, int(counts.get((who, item), 0) > 1))
-        for who in sorted(set(event_log["who"]))
-        for item in ITEMS
-    ]
+    whos = sorted(set(event_log["who"]))
+    rows = [(who, DAY, item, int(counts.get((who, item), 0) > 1)) for who in whos for item in ITEMS]
     offers = pd.DataFrame(rows, columns=["customer_id", "time", "action_id", "conversion"])
     actions = pd.DataFrame({"action_id": ITEMS, "action": "buy", "item": ITEMS})
     return make_offers(offers, actions)
@@ -75,12 +72,9 @@ def test_features_know_nothing_of_what_came_later(table_of, offers, event_log, p
 
 
 def test_a_planted_rule_is_found(table_of, offers):
-    train, valid, test = np.arange(0, 20), np.arange(20, 27), np.arange(27, 34)
-    tables = {name: table_of(offers, groups) for name, groups in (("train", train), ("valid", valid), ("test", test))}
-    truths = {
-        name: OfferTruth.of(offers, groups, "conversion")
-        for name, groups in (("train", train), ("valid", valid), ("test", test))
-    }
+    groups = {"train": np.arange(20), "valid": np.arange(20, 27), "test": np.arange(27, 34)}
+    tables = {name: table_of(offers, chosen) for name, chosen in groups.items()}
+    truths = {name: OfferTruth.of(offers, chosen, "conversion") for name, chosen in groups.items()}
     model = LightGBMOffers(trials=3)
     model.search(tables["train"], truths["train"], tables["valid"], truths["valid"])
     assert set(model.settings) == {"responds", "offer"} and model.settings["offer"]["validation"] > 0.8

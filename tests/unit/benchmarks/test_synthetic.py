@@ -3,18 +3,14 @@
 """A synthetic shop is what its settings say, and its truth can be recovered from its log."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from modeling_mcm.data import EventSchema
 from modeling_mcm.data.offers import make_offers
-from modeling_mcm.preparation import prepare
 from synthetic import ClickLog, ShopSettings, make_click_log, make_offer_log
 
 SMALL = ShopSettings(items=300, subcategories=30, categories=6)
-SCHEMA = Path(__file__).parents[3] / "configuration" / "schemas" / "clickstream.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +42,6 @@ def test_sizes_and_times_are_those_of_the_settings(log: ClickLog) -> None:
     assert len(months) == 7 and months.min() > 0.7 * months.max()
 
 
-def test_a_catalogue_of_its_size_has_popular_and_rare_items() -> None:
-    log = make_click_log(300)
-    assert (
-        len(log.subcategory) == 12_000 and {*log.subcategory} == set(range(400)) and {*log.category} == set(range(40))
-    )
-    share = np.sort(log.within * log.shares[log.subcategory])[::-1]
-    np.testing.assert_allclose(share[0] / share[[1, 9, 99]], np.array([2, 10, 100]) ** 0.9)
-    np.testing.assert_allclose([share.sum(), *log.tastes.sum(1)[:3]], 1)
-
-
 def test_events_are_as_likely_as_they_say(log: ClickLog) -> None:
     """Calibration: where the truth gives an item about p, it comes about as often; so does each session's first."""
     moment = "2024-02-01"
@@ -76,26 +62,6 @@ def test_events_are_as_likely_as_they_say(log: ClickLog) -> None:
     assert expected(returned, probabilities[np.arange(len(asked)), log.items[after[asked] - 1]])
 
 
-def test_the_truth_explains_the_log_better_than_popularity(log: ClickLog) -> None:
-    popularity = (log.within * log.shares[log.subcategory])[log.items]
-    true = log.events["true_probability"].to_numpy()
-    assert np.log(true).mean() > np.log(popularity).mean() + 1
-    # Each customer's events fall on their own tastes more than on those of the next customer.
-    user = log.events["user_id"].to_numpy()
-    groups = log.category[log.subcategory[log.items]]
-    own, other = (
-        np.log(tastes[user, groups]).mean() for tastes in (log.category_tastes(), np.roll(log.category_tastes(), 1, 0))
-    )
-    assert own > other + 0.3
-
-
-def test_coupons_show_who_is_after_deals(log: ClickLog) -> None:
-    kind = log.events["event_type"].to_numpy()
-    bought = np.char.startswith(kind.astype(str), "purchase")
-    deals = log.deals[log.events["user_id"].to_numpy()]
-    assert deals[kind == "purchase_with_coupon"].mean() > deals[bought & (kind == "purchase")].mean() + 0.3
-
-
 def test_offers_are_taken_as_often_as_they_say(log: ClickLog) -> None:
     moments = {"train": "2024-02-01", "test": "2024-03-01"}
     found = make_offer_log(log, moments, offers_a_customer=3)
@@ -111,11 +77,6 @@ def test_offers_are_taken_as_often_as_they_say(log: ClickLog) -> None:
     assert len(offers.group_ids) == len(table) / 3 and {*offers.splits} == {*moments} and len(offers.action_ids) == 6
     known = log.first_event[:-1][log.seconds[log.first_event[:-1]] < np.datetime64("2024-02-01", "s").astype(int)]
     assert (offers.splits == "train").sum() == len(known)  # nobody is offered anything before their first event
-
-
-def test_the_clickstream_schema_reads_it(log: ClickLog, tmp_path: Path) -> None:
-    manifest = prepare(log.events, EventSchema.from_yaml(SCHEMA), tmp_path / "prepared")
-    assert manifest.event_schema.name == "clickstream" and (tmp_path / "prepared" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -49,9 +49,3 @@ def test_the_ranking_has_the_ndcg_that_it_expects(kind) -> None:
     error = (happened - expected).std() / np.sqrt(len(customers))
     assert len(customers) > 1000
     assert abs(happened.mean() - expected.mean()) < 4 * error
-
-
-def test_a_customer_without_an_event_before_the_moment_is_refused() -> None:
-    log = make_click_log(20, SMALL)
-    with pytest.raises(ValueError, match="Customer 3 has no event before 0; ask for a later moment"):
-        session_gains(log, np.array([3]), 0, np.arange(300))
