@@ -337,7 +337,7 @@ def _train(
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "threads": torch.get_num_threads(),
         }
-        write_json(record, facts)
+        write_json(record, facts | {"finished": True})
     words = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
     on_held_out = f"On {len(held_out):,} labels of customers that were not trained on: {words}."
     logger.warning(on_held_out if words else "Saved.")

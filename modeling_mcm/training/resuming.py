@@ -210,9 +210,9 @@ def find_start(output_dir: str | Path, record: str, run: Mapping[str, Any], conf
                 f"{folder} holds a model that was trained otherwise ({_some(changes)}), and nothing was changed: give "
                 "another output_dir, or remove that folder."
             )
-        if facts["finished"] and not (faults_of_weights := weight_faults(folder)):
+        if facts.get("finished") and not (faults_of_weights := weight_faults(folder)):
             return Start(checkpoint, [], True)
-        faults = (faults_of_weights if facts["finished"] else []) + faults
+        faults = (faults_of_weights if facts.get("finished") else []) + faults
     elif has_model(folder) and checkpoint is None:
         reason = damaged if path.exists() else f"it has no {record}"
         raise RunError(
@@ -241,9 +241,9 @@ def _check_folder(folder: Path, record: str) -> None:
 
 def _changes(folder: Path, facts: Mapping[str, Any], run: Mapping[str, Any], config: Any) -> list[str]:
     """Names the data and options of a finished model that this run does not have."""
-    options = run["options"]
-    digests = [f"other {name}" for name in run if name != "options" and facts["run"].get(name) != run[name]]
-    return digests + changed_options(facts["run"].get("options", {}), options) + changed_config(folder, config)
+    earlier = facts.get("run", {})
+    digests = [f"other {name}" for name in run if name != "options" and earlier.get(name) != run[name]]
+    return digests + changed_options(earlier.get("options", {}), run["options"]) + changed_config(folder, config)
 
 
 def _some(phrases: list[str]) -> str:
