@@ -33,7 +33,10 @@ LABELS, COMPARED, MOVES = 6, 1000, 8  # labels of a task that are shown; compare
 VISITS, VALUES = 5, 4  # that are listed
 LEAST = 0.05  # of the largest share: a visit with less speaks neither for nor against
 COLOURS = {"speaks for it": "#159ca6", "speaks against it": "#d9622b", "other visit": "#98a3ad", "hidden": "#c7a43a"}
-CSS = ".gradio-container { max-width: 1240px !important; margin: 0 auto !important; }"
+CSS = """
+.gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
+#timeline { contain: inline-size; overflow: hidden; }
+"""
 QUICKSTART = {
     "model": "runs/quickstart",
     "data": "data/complete_journey/prepared",
@@ -197,7 +200,7 @@ def build_page(histories: Histories) -> Any:
                 for name in tasks
             }
         timeline = gr.BarPlot(
-            x="time", y="events", color="visit", color_map=COLOURS, tooltip=["share", "what"], height=220,
+            x="time", y="events", color="visit", color_map=COLOURS, tooltip=["share", "what"], height=320,
             label=f"Visits; those from {histories.cutoff[:10]} on are hidden from MCM", elem_id="timeline",
         )  # fmt: skip
         why = gr.HTML(elem_id="why")
