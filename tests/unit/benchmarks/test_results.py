@@ -2,9 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of results is what its tables make."""
 
-import json
-import shutil
-
 import results
 
 

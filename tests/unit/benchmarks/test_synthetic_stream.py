@@ -24,7 +24,9 @@ def digests(folder):
 
 
 def read(folder):
-    return pd.read_parquet(folder).sort_values(["user_id", "timestamp", "session_id"], kind="stable", ignore_index=True)
+    return pd.read_parquet(folder).sort_values(
+        ["user_id", "timestamp", "session_id"], kind="stable", ignore_index=True
+    )
 
 
 def test_the_seed_gives_the_bytes(tmp_path):
