@@ -144,13 +144,14 @@ def find_cases(
         latest = max(latest, until)
         first_row += len(table)
 
-    arrays = ("rows", "history_end", "history_visits")
     cases = EvaluationCases(
         cutoff=cutoff,
+        rows=_concatenated([part.rows for part in parts]),
+        history_end=_concatenated([part.history_end for part in parts]),
+        history_visits=_concatenated([part.history_visits for part in parts]),
         customer_ids=[customer for part in parts for customer in part.customer_ids],
         targets={task: _joined([part.targets[task] for part in parts]) for task in tasks},
         horizon_days=horizon.days if horizon else None,
-        **{name: _concatenated([getattr(part, name) for part in parts]) for name in arrays},
     )
     if not len(cases):
         target = f"one within {horizon.days:g} days from it" if horizon else "a target visit after it"

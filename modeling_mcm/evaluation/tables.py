@@ -49,8 +49,9 @@ def metric_table(results: Results, tasks: Sequence[str], metrics: Sequence[str])
         for task, metric in ((task, metric) for task in tasks for metric in metrics):
             values = by_task.get(task, {})
             found = values.get(f"{target}_{metric}")
-            has_value = found is not None and not np.isnan(found).all()
-            cell = with_half_interval(bootstrap_interval(found)) if has_value else "-"
+            cell = "-"
+            if found is not None and not np.isnan(found).all():
+                cell = with_half_interval(bootstrap_interval(found))
             if f"next_event_{metric}" in values:
                 cell += f" ({bootstrap_interval(values[f'next_event_{metric}']).mean:.3f})"
             cells.append(cell)
