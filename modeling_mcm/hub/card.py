@@ -1,74 +1,31 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""Model cards and data set cards, whose numbers all come from files that the commands wrote.
-
-The text is in `templates/`. The facts come from the upload folder, from the records of training and evaluation, and
-from counts of the prepared data set.
-"""
+"""Model cards, whose numbers all come from files that the commands wrote. The text is in `templates/`."""
 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MCMConfig
+from modeling_mcm.configuration_mcm import MCMConfig
 from modeling_mcm.evaluation.metrics import CONFIDENCE
 from modeling_mcm.evaluation.reports import with_half_interval
-from modeling_mcm.files_mcm import write_json, write_text
-from modeling_mcm.hub.folder import (
-    ACTION_HEAD,
-    CONFIG_NAME,
-    PREDICTION_HEAD,
-    PREPROCESSOR_NAME,
-    RESULTS_FOLDER,
-    VOCABULARIES_NAME,
-    read_json,
-)
+from modeling_mcm.hub.folder import ACTION_HEAD, CONFIG_NAME, PREPROCESSOR_NAME, VOCABULARIES_NAME, read_json
 
-TEMPLATES = Path(__file__).with_name("templates")
-LICENSE = "apache-2.0"
+TEMPLATE = Path(__file__).with_name("templates") / "model_card.md.jinja"
 TAGS = ["mcm", "customer-model", "recommendation", "personalization", "sequential-recommendation"]
 PUBLIC = re.compile(r"(?:configuration|training|examples)/")  # files of the project, so their names reveal nothing
 SECRETS = ("token", "secret", "password", "key")
 HIDDEN = "..."
-# What the metadata say of a task; the page's table shows the same.
+# The metrics that a card shows, of next visits, of visits within a horizon, and of offers.
 HEADLINES = ("next_visit_ndcg", "next_visit_recall", "next_visit_mrr", "next_event_ndcg")
-HORIZON_HEADLINES = ("horizon_ndcg", "horizon_recall", "horizon_mrr")
-OFFER_HEADLINES = ("average_precision", "roc_auc", "ndcg", "recall")
+HEADLINES += ("horizon_ndcg", "horizon_recall", "horizon_mrr", "average_precision", "roc_auc", "ndcg", "recall")
 OWN_METHODS = ("MCM", "MCM fine-tuned")
-MINUTE, HOUR, DIGITS = 60, 3600, 4
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """Assumptions of the estimated emissions.
-
-    Args:
-        watts (`float`): Power of the machine in training, in watts.
-        grams_per_kwh (`float`): Carbon dioxide equivalent of one kilowatt-hour of the power grid, in grams.
-    """
-
-    watts: float = 65.0
-    grams_per_kwh: float = 450.0
-
-    def __post_init__(self) -> None:
-        if self.watts <= 0 or self.grams_per_kwh < 0:
-            raise ValueError(
-                f"Found {self.watts} watts and {self.grams_per_kwh} g/kWh; watts must be above 0 and grams at least 0."
-            )
-
-    def grams(self, seconds: float) -> float:
-        """Estimates the emissions of a training, in grams of carbon dioxide equivalent.
-
-        Args:
-            seconds (`float`): Duration of the training.
-        """
-        return seconds / HOUR * self.watts / 1000 * self.grams_per_kwh
+DIGITS = 4
 
 
 @dataclass(frozen=True)
@@ -89,11 +46,7 @@ class Exposure:
 
 
 def scrub_command(command: str) -> str:
-    """Removes private parts of a command line: folders outside of the project, and values of options with secrets.
-
-    Args:
-        command (`str`): The command line.
-    """
+    """Removes folders outside of the project and values of options with secrets from a command line."""
     words, skipping = [], False
     for word in command.split():
         if skipping and not word.startswith("-"):
@@ -116,144 +69,45 @@ def _cell(text: Any) -> str:
     return re.sub(r"([\\|`*<\[])", r"\\\1", str(text)).replace("\n", " ")
 
 
-def _duration(seconds: float) -> str:
-    exact = f"{seconds:,.0f} seconds" if seconds >= 10 else f"{seconds:.2g} seconds"
-    if seconds < 2 * MINUTE:
-        return exact
-    larger = f"{seconds / MINUTE:.0f} minutes" if seconds < 2 * HOUR else f"{seconds / HOUR:.1f} hours"
-    return f"{larger} ({exact})"
-
-
-@dataclass(frozen=True)
-class CardFacts:
-    """The facts of a checkpoint that its model card is written from, as values for JSON.
-
-    Args:
-        repo_id (`str`): Name on the Hub.
-        config (`Mapping[str, Any]`): Config of the model.
-        extractor (`Mapping[str, Any]`): Config of the feature extractor, without its vocabularies.
-        values (`Mapping[str, int]`): Number of values of each categorical feature.
-        bins (`Mapping[str, int]`): Number of bins of each numeric feature.
-        training (`Mapping[str, Any]`): Content of pretraining.json or finetuning.json, its command without private
-            parts; empty if nothing is known.
-        evaluation (`Mapping[str, Any]`): `data`, `cutoff` and `cases` of the evaluation, what was ranked (`asked`),
-            and whether it is of `offers`; empty without an evaluation.
-        results (`Sequence[Mapping[str, Any]]`): The metrics, from [`result_rows`].
-        exposure (`Exposure`, *optional*): Number of rare values. Without it the card says that they were not counted.
-        footprint (`Footprint`): Assumptions of the estimated emissions.
-    """
-
-    repo_id: str
-    config: Mapping[str, Any]
-    extractor: Mapping[str, Any]
-    values: Mapping[str, int]
-    bins: Mapping[str, int]
-    training: Mapping[str, Any] = field(default_factory=dict)
-    evaluation: Mapping[str, Any] = field(default_factory=dict)
-    results: Sequence[Mapping[str, Any]] = ()
-    exposure: Exposure | None = None
-    footprint: Footprint = Footprint()
-
-    @classmethod
-    def gather(
-        cls,
-        folder: str | Path,
-        repo_id: str,
-        training: Mapping[str, Any] | None = None,
-        evaluation: Mapping[str, Any] | None = None,
-        exposure: Exposure | None = None,
-        footprint: Footprint | None = None,
-    ) -> "CardFacts":
-        """Collects the facts of a checkpoint. The arguments without a description are those of the class.
-
-        Args:
-            folder (`Path`): Folder that [`write_upload_folder`] wrote.
-            training (`dict`, *optional*): Content of pretraining.json or finetuning.json of the checkpoint.
-            evaluation (`dict`, *optional*): Content of the file that `mcm evaluate --output_file` wrote.
-
-        Raises:
-            FileNotFoundError: If a file is missing.
-            ValueError: If a file is damaged, or the evaluation is of another kind.
-        """
-        vocabularies = read_json(Path(folder) / VOCABULARIES_NAME, "the values of the features")
-        training, known = dict(training or {}), evaluation or {}
-        for name in ("run", "finished"):  # which options and data a run goes on with; nobody else needs them
-            training.pop(name, None)
-        if training.get("command"):
-            training["command"] = scrub_command(training["command"])
-        described = {name: known[name] for name in ("data", "cutoff", "cases", "asked") if name in known}
-        return cls(
-            repo_id=repo_id,
-            config=read_json(Path(folder) / CONFIG_NAME, "the model's config"),
-            extractor=read_json(Path(folder) / PREPROCESSOR_NAME, "the feature extractor's config"),
-            values={name: len(values) for name, values in vocabularies["vocabularies"].items()},
-            bins={name: len(edges) + 1 for name, edges in vocabularies["bins"].items()},
-            training=training,
-            evaluation=described | {"offers": "results" not in known} if known else {},
-            results=result_rows(evaluation),
-            exposure=exposure,
-            footprint=footprint or Footprint(),
-        )
-
-    @classmethod
-    def load(cls, path: str | Path) -> "CardFacts":
-        """Reads facts that [`save`] wrote.
-
-        Args:
-            path (`str` or `Path`): The JSON file.
-
-        Raises:
-            ValueError: If the file holds something else.
-        """
-        content = read_json(Path(path), "the facts of a card")
-        try:
-            exposure = content["exposure"] and Exposure(**content["exposure"])
-            return cls(**content | {"exposure": exposure, "footprint": Footprint(**content["footprint"])})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} holds no facts of a card ({error!r}): write it with --card again.") from error
-
-    def save(self, path: str | Path) -> None:
-        """Writes a JSON file, from which the card can be written without the checkpoint.
-
-        Args:
-            path (`str` or `Path`): The file.
-        """
-        write_json(path, asdict(self), indent=1)
-
-
-def _schema_rows(facts: CardFacts) -> list[dict[str, str]]:
-    """Rows of features: name, kind, number of values, whether it is a profile's or a task, and rare values."""
-    rows, rare = [], facts.exposure.rare if facts.exposure else {}
-    for feature in facts.extractor["features"]:
-        name = feature["name"]
-        size = f"{facts.values[name]:,} values" if name in facts.values else "calendar"
+def _schema_rows(extractor: Mapping[str, Any], stored: Mapping[str, Any], rare: Mapping[str, int]) -> list[dict]:
+    """Rows of the card's table of features."""
+    rows = []
+    for feature in extractor["features"]:
+        name, values = feature["name"], stored["vocabularies"].get(feature["name"])
+        size = "calendar" if values is None else f"{len(values):,} values"
         rows.append(
             {
                 "name": _cell(name),
                 "kind": feature.get("kind", "categorical").replace("_", " "),
-                "size": f"{facts.bins[name]} bins" if name in facts.bins else size,
+                "size": f"{len(stored['bins'][name]) + 1} bins" if name in stored["bins"] else size,
                 "of": "customer" if feature.get("profile") else "event",
-                "task": "yes" if name in facts.extractor["tasks"] else "",
+                "task": "yes" if name in extractor["tasks"] else "",
                 "rare": f"{rare[name]:,}" if name in rare else "",
             }
         )
     return rows
 
 
-def _headline_metrics(metrics: Mapping[str, Mapping[str, float]], headlines: Sequence[str]) -> list[tuple[str, int]]:
-    """Selects the metrics that the card shows, each with its largest length of the list, or 0."""
-    parts = [(name.partition("@")[0], int(name.partition("@")[2] or 0)) for name in metrics]
-    longest = {name: max(k for other, k in parts if other == name) for name, _ in parts}
-    return [(name, longest[name]) for name in headlines if name in longest]
+def _headline_metrics(metrics: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+    """Name in the file, name and k of each metric that a card shows: of the longest list, or 0 without a list."""
+    longest: dict[str, int] = {}
+    for key in metrics:
+        name, _, k = key.partition("@")
+        longest[name] = max(longest.get(name, 0), int(k or 0))
+    shown = [(name, longest[name]) for name in HEADLINES if name in longest]
+    return [(f"{name}@{k}" if k else name, name, k) for name, k in shown]
+
+
+def _metric_name(row: Mapping[str, Any]) -> str:
+    return row["metric"].replace("_", " ") + (f" @{row['k']}" if row["k"] else "")
 
 
 def result_rows(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Reads the results that `mcm evaluate --output_file` wrote, as one entry for each method, task and metric of the
-    card.
+    """Selects a card's results: one entry for each method, task and metric.
 
     Args:
-        evaluation (`Mapping[str, Any]`, *optional*): Content of the file, of a pre-trained model (`results` by method,
-            task and metric) or of one that was fine-tuned to offers (by outcome and method, then metric).
+        evaluation (`Mapping[str, Any]`, *optional*): Content of the file of `mcm evaluate --output_file`: `results` by
+            method, task and metric, or metrics by "outcome: method" of a model that was fine-tuned to offers.
 
     Raises:
         ValueError: If it is neither.
@@ -262,29 +116,16 @@ def result_rows(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         return []
     try:
         if "results" in evaluation:
-            headlines: Sequence[str] = HEADLINES + HORIZON_HEADLINES
-            entries = [
-                (method, task, metrics, headlines)
-                for method, by_task in evaluation["results"].items()
-                for task, metrics in by_task.items()
-            ]
+            by_method = evaluation["results"].items()
+            entries = [(method, task, metrics) for method, tasks in by_method for task, metrics in tasks.items()]
         else:
-            entries = [
-                (key.partition(": ")[2], key.partition(": ")[0], metrics, OFFER_HEADLINES)
-                for key, metrics in evaluation.items()
-            ]
+            entries = [(*key.split(": ", 1)[::-1], metrics) for key, metrics in evaluation.items()]
         return [
-            {
-                "method": method,
-                "task": task,
-                "metric": name,
-                "k": k,
-                **{key: float(metrics[f"{name}@{k}" if k else name][key]) for key in ("mean", "low", "high")},
-                "customers": int(metrics[f"{name}@{k}" if k else name]["customers"]),
-            }
-            for method, task, metrics, headlines in entries
-            for name, k in _headline_metrics(metrics, headlines)
-            if math.isfinite(metrics[f"{name}@{k}" if k else name]["mean"])  # there was a case
+            {"method": method, "task": task, "metric": name, "k": k, "customers": int(metrics[key]["customers"])}
+            | {bound: float(metrics[key][bound]) for bound in ("mean", "low", "high")}
+            for method, task, metrics in entries
+            for key, name, k in _headline_metrics(metrics)
+            if math.isfinite(metrics[key]["mean"])  # there was a case
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -293,178 +134,100 @@ def result_rows(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         ) from error
 
 
-def _evaluation_metadata(facts: CardFacts) -> list[EvalResult]:
+def _evaluation_metadata(rows: Sequence[Mapping[str, Any]], data: str, split: str, prefix: str) -> list[EvalResult]:
     """The model's own results in the form that the Hub reads. The interval is among the metric's arguments."""
     return [
         EvalResult(
             task_type="other",
-            task_name=f"offers: {row['task']}" if facts.evaluation["offers"] else f"next {row['task']}",
-            dataset_type=_data_of(facts),
-            dataset_name=_data_of(facts),
+            task_name=f"{prefix}{row['task']}",
+            dataset_type=data,
+            dataset_name=data,
             dataset_config=row["task"],  # the client takes results of one data set and config for one task
-            dataset_split=facts.evaluation.get("cutoff", "test"),
+            dataset_split=split,
             metric_type=row["metric"],
-            metric_name=row["metric"].replace("_", " ") + _at(row["k"], " @"),
+            metric_name=_metric_name(row),
             metric_value=round(row["mean"], DIGITS),
-            metric_args={
-                "confidence": CONFIDENCE,
-                "low": round(row["low"], DIGITS),
-                "high": round(row["high"], DIGITS),
-                "customers": row["customers"],
-            }
+            metric_args={"confidence": CONFIDENCE, "customers": row["customers"]}
+            | {bound: round(row[bound], DIGITS) for bound in ("low", "high")}
             | ({"k": row["k"]} if row["k"] else {}),
         )
-        for row in facts.results
+        for row in rows
         if row["method"] in OWN_METHODS
     ]
-
-
-def write_results(facts: CardFacts, folder: str | Path) -> Path | None:
-    """Writes the model's own results to `.eval_results/*.yaml`, where the Hub reads them.
-
-    Args:
-        facts (`CardFacts`): The facts of the card.
-        folder (`Path`): Folder that is published.
-
-    Returns:
-        `Path`: The file, or `None` if there are no results.
-    """
-    split = facts.evaluation.get("cutoff", "test")
-    entries = [
-        {
-            "dataset": {"id": _data_of(facts), "task_id": f"{row['task']}_{row['metric']}{_at(row['k'], '@')}"},
-            "value": round(row["mean"], DIGITS),
-            "notes": f"{split} cases, {row['customers']} customers, {CONFIDENCE:.0%} interval "
-            f"{round(row['low'], DIGITS)} to {round(row['high'], DIGITS)}",
-        }
-        for row in facts.results
-        if row["method"] in OWN_METHODS
-    ]
-    if not entries:
-        return None
-    name = re.sub(r"[^\w.-]+|^[.]+", "-", _data_of(facts), flags=re.ASCII)
-    path = Path(folder, RESULTS_FOLDER, f"{name}.yaml")
-    path.parent.mkdir(exist_ok=True)
-    write_text(path, yaml.safe_dump(entries, sort_keys=False, allow_unicode=True))
-    return path
-
-
-def _at(k: int, sign: str) -> str:
-    return f"{sign}{k}" if k else ""
-
-
-def _data_of(facts: CardFacts) -> str:
-    return facts.evaluation.get("data") or facts.training.get("data") or facts.extractor["name"]
 
 
 def _results_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Makes the columns, and by task the rows, of the card's table of results."""
-    metrics = list(dict.fromkeys((row["metric"], row["k"]) for row in rows))
-    tasks: dict[str, dict[str, dict]] = {}
+    """Makes the columns, and by task and method the cells, of the card's table of results."""
+    columns = list(dict.fromkeys(map(_metric_name, rows)))
+    table: dict[str, dict[str, dict[str, str]]] = {}
     for row in rows:
-        cell = with_half_interval(row)
-        tasks.setdefault(row["task"], {}).setdefault(row["method"], {})[(row["metric"], row["k"])] = cell
-    return {
-        "columns": [name.replace("_", " ") + (f" @{k}" if k else "") for name, k in metrics],
-        "lines": [
-            (_cell(task), _cell(method), [cells.get(metric, "") for metric in metrics])
-            for task, methods in tasks.items()
-            for method, cells in methods.items()
-        ],
-    }
+        cells = table.setdefault(row["task"], {}).setdefault(row["method"], {})
+        cells[_metric_name(row)] = with_half_interval(row)
+    lines = [
+        (_cell(task), _cell(method), [cells.get(column, "") for column in columns])
+        for task, methods in table.items()
+        for method, cells in methods.items()
+    ]
+    return {"columns": columns, "lines": lines}
 
 
-def model_card(facts: CardFacts) -> ModelCard:
+def model_card(
+    folder: str | Path,
+    repo_id: str,
+    training: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+    exposure: Exposure | None = None,
+) -> ModelCard:
     """Writes the model card of a checkpoint, with metadata that the Hub's client has validated.
 
     Args:
-        facts (`CardFacts`): The facts of the card.
+        folder (`Path`): Folder that [`write_upload_folder`] wrote.
+        repo_id (`str`): Name on the Hub.
+        training (`Mapping[str, Any]`, *optional*): Content of pretraining.json or finetuning.json of the checkpoint.
+        evaluation (`Mapping[str, Any]`, *optional*): Content of the file that `mcm evaluate --output_file` wrote.
+        exposure (`Exposure`, *optional*): Number of rare values. Without it the card says that they were not counted.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is damaged, or the evaluation is of another kind.
     """
-    config, extractor, training, footprint = facts.config, facts.extractor, facts.training, facts.footprint
-    name, actions = facts.repo_id.split("/")[-1], ACTION_HEAD in config["architectures"]
-    is_tuned = bool({ACTION_HEAD, PREDICTION_HEAD} & set(config["architectures"]))
-    seconds = training.get("seconds")
-    grams = None if seconds is None else footprint.grams(seconds)
-    metadata: dict[str, Any] = {}
-    if grams is not None:
-        metadata["co2_eq_emissions"] = {
-            "emissions": round(grams, 2),
-            "source": f"estimate: seconds of training x {footprint.watts:g} W x {footprint.grams_per_kwh:g} g/kWh",
-            "training_type": "fine-tuning" if is_tuned else "pre-training",
-        }
-    card_data = ModelCardData(
-        license=LICENSE,
-        library_name="transformers",
-        tags=TAGS,
-        model_name=name,
-        eval_results=_evaluation_metadata(facts) or None,
-        **metadata,
-    )
-    event_features = [feature for feature in extractor["features"] if not feature.get("profile")]
-    shape = MCMConfig.from_dict(dict(config))
+    config = read_json(Path(folder) / CONFIG_NAME, "the model's config")
+    extractor = read_json(Path(folder) / PREPROCESSOR_NAME, "the feature extractor's config")
+    stored = read_json(Path(folder) / VOCABULARIES_NAME, "the values of the features")
+    training, results = training or {}, result_rows(evaluation)
+    known = evaluation if evaluation and "results" in evaluation else {}  # that of offers says nothing of its data
+    data = known.get("data") or training.get("data") or extractor["name"]
+    name, shape = repo_id.split("/")[-1], MCMConfig.from_dict(dict(config))
+    prefix = "next " if known else "offers: "
+    columns = [
+        feature.get("column") or feature["name"]
+        for feature in extractor["features"]
+        if not feature.get("profile") and feature.get("kind", "categorical") in ("categorical", "numeric")
+    ]
     return ModelCard.from_template(
-        card_data,
-        template_path=str(TEMPLATES / "model_card.md.jinja"),
-        repo_id=facts.repo_id,
+        ModelCardData(
+            license="apache-2.0",
+            library_name="transformers",
+            tags=TAGS,
+            model_name=name,
+            eval_results=_evaluation_metadata(results, data, known.get("cutoff", "test"), prefix) or None,
+        ),
+        template_path=str(TEMPLATE),
+        repo_id=repo_id,
         name=name,
-        data=_cell(_data_of(facts)),
+        data=_cell(data),
         config=config,
         attention=shape.encoder_attention,
         target=shape.target,
         extractor=extractor,
-        example={feature.get("column") or feature["name"]: "..." for feature in event_features if _is_raw(feature)},
-        actions=actions,
-        features=_schema_rows(facts),
+        example=list(dict.fromkeys(columns)),
+        actions=ACTION_HEAD in config["architectures"],
+        features=_schema_rows(extractor, stored, exposure.rare if exposure else {}),
         tasks=[_cell(task) for task in config["tasks"]],
-        number_of_values=sum(facts.values.values()),
+        number_of_values=sum(map(len, stored["vocabularies"].values())),
         training=training,
-        duration=None if seconds is None else _duration(seconds),
-        evaluation=facts.evaluation,
-        results=_results_table(facts.results) if facts.results else None,
-        exposure=facts.exposure,
-        footprint=footprint,
-        grams=None if grams is None else f"{grams:.3g}",
-    )
-
-
-def _is_raw(feature: Mapping[str, Any]) -> bool:
-    return feature.get("kind", "categorical") in ("categorical", "numeric")
-
-
-def dataset_card(manifest: Any, exposure: Exposure | None = None) -> DatasetCard:
-    """Writes a card of a prepared data set, to keep with it.
-
-    A prepared data set holds customers' histories with their ids. Nothing in this package publishes one.
-
-    Args:
-        manifest (`PreparedManifest`): The manifest of the data set.
-        exposure (`Exposure`, *optional*): Number of rare values. Without it the card says that they were not counted.
-    """
-    schema, counts = manifest.schema, manifest.counts
-    features = [{"of": "event", **spec} for spec in schema["features"]]
-    features += [{"of": "customer", **spec} for spec in schema.get("profile", [])]
-    rows = [
-        {
-            "name": _cell(spec["name"]),
-            "kind": spec.get("kind", "categorical").replace("_", " "),
-            "of": spec["of"],
-            "task": "yes" if spec["name"] in schema["tasks"] else "",
-            "unknown": f"{counts.get('unknown', {}).get(spec['name'], 0):,}",
-            "missing": f"{counts.get('missing', {}).get(spec['name'], 0):,}",
-            "rare": f"{exposure.rare[spec['name']]:,}" if exposure and spec["name"] in exposure.rare else "",
-            "min_count": spec.get("min_count", ""),
-        }
-        for spec in features
-    ]
-    return DatasetCard.from_template(
-        DatasetCardData(tags=TAGS, pretty_name=schema["name"], task_categories=["other"]),
-        template_path=str(TEMPLATES / "dataset_card.md.jinja"),
-        name=_cell(schema["name"]),
-        schema=schema,
-        counts={key: f"{value:,}" for key, value in counts.items() if isinstance(value, int)},
-        features=rows,
-        shards=len(manifest.shards),
-        versions=manifest.versions,
+        command=scrub_command(training.get("command") or ""),
+        evaluation=known,
+        results=_results_table(results) if results else None,
         exposure=exposure,
-        first_id=FIRST_VALUE_ID,
     )
