@@ -34,7 +34,7 @@ from modeling_mcm.data.dataset import PreparedData
 from modeling_mcm.evaluation.cases import cases_at
 from modeling_mcm.evaluation.metrics import bootstrap_interval
 from modeling_mcm.evaluation.reports import markdown_table, with_half_interval
-from modeling_mcm.explanations_mcm import MOST_VISITS, Explanation, _History, _read_part, explain
+from modeling_mcm.live.explanations import MOST_VISITS, Explanation, _History, _read_part, explain
 
 WAYS = {
     "explanation": "named first by the explanation",
@@ -229,7 +229,7 @@ def page(
             "and says which visits and events it comes from:",
             "",
             "```python",
-            "from modeling_mcm.explanations_mcm import explain",
+            "from modeling_mcm.live.explanations import explain",
             "",
             f'why = explain(model, feature_extractor, customer, "{example.task}")',
             "```",

@@ -16,7 +16,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .action_mcm import MCMForActionRecommendation
 from .configuration_mcm import MCMConfig
 from .customer_mcm import MCMForCustomerPrediction
-from .live_mcm import LiveCustomer
+from .live import LiveCustomer
 from .modeling_mcm import MCMForMultiTaskRecommendation, MCMModel, MCMPreTrainedModel
 from .pipeline_mcm import (
     ActionScoresPipeline,

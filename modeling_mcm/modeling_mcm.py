@@ -533,7 +533,7 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
             `dict`: `labels` (ids) and `scores` (probabilities among the task's labels), both of shape `(B, k)`. With
             `return_weights` also `weights` of shape `(B, k, U)`, a_{w,i} of equation 2, and `unit_mask` of shape
             `(B, U)`. The weights belong to the readout alone, which is a small part of a score where the model has a
-            memory. [`~explanations_mcm.explain`] says which visits a score comes from.
+            memory. [`~live.explanations.explain`] says which visits a score comes from.
 
         Raises:
             ValueError: if the model has no such task, or `return_weights` is set and the readout has no weights.

@@ -29,8 +29,6 @@ WIDEST = 60.0
 LONG_ROW = 2048
 # Labels that are scored at once without gradients.
 LABELS_AT_ONCE = 128
-# Device type on which the attentional readout runs as Triton kernels (readout_triton_mcm.py); elsewhere plain torch.
-FUSED_ON = "cuda"
 # Share of scored units from which all units are scored: selecting units costs as much as it saves then.
 NEARLY_ALL = 0.75
 
@@ -291,11 +289,6 @@ def attentional_readout(
     Returns:
         `torch.FloatTensor`: scores s of shape `(B, V)`; `(B, P, V)` with prefix ends, `(A, V)` with packed units.
     """
-    if hidden.device.type == FUSED_ON:
-        from .readout_triton_mcm import can_fuse, fused_readout  # imported late, because it loads Triton
-
-        if can_fuse(hidden, label_embeddings):
-            return fused_readout(hidden, label_embeddings, mask, ends)
     units, width = hidden.shape[0] * hidden.shape[1], hidden.shape[1]
 
     def whole(vectors: torch.Tensor) -> torch.Tensor:

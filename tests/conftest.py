@@ -30,9 +30,6 @@ from ci_skips import (  # noqa: E402, F401
 from corner_shop import SCHEMA, make_log, make_profile  # noqa: E402
 from in_process import call  # noqa: E402
 
-if not torch.cuda.is_available():  # before transformers loads Triton: its kernels are interpreted then, with numpy
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 from modeling_mcm import MCMConfig, MCMFeatureExtractor, MCMForMultiTaskRecommendation  # noqa: E402
 from modeling_mcm.data import EventSchema  # noqa: E402
 from modeling_mcm.data.dataset import FEATURE_EXTRACTOR_FOLDER  # noqa: E402

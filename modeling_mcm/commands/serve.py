@@ -26,7 +26,7 @@ import torch
 
 from modeling_mcm.commands.arguments import exits, parse_options
 from modeling_mcm.extras import needs
-from modeling_mcm.live_storage_mcm import checkpoint_digest
+from modeling_mcm.live.storage import checkpoint_digest
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.option import option
 from modeling_mcm.processing_mcm import MCMFeatureExtractor

@@ -3,9 +3,9 @@
 """The folder that is published: the parts of a checkpoint that may be public, and the code that reads them.
 
 A checkpoint folder holds more than a model: optimizer state, a pickle of the training arguments, logs and paths.
-Therefore only files of a list are copied, and of JSON files only the keys that MCM itself writes. The package's flat
-`*_mcm.py` files are added, with the entries by which the Auto classes and `pipeline` find them
-(`trust_remote_code=True`), so that a reader needs transformers and torch, but not this package.
+Therefore only files of a list are copied, and of JSON files only the keys that MCM itself writes. The code that the
+Auto classes and `pipeline` read (`trust_remote_code=True`) is added: the modules of their classes and what these
+import, so that a reader needs transformers and torch, but not this package.
 """
 
 import json
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers.dynamic_module_utils import get_relative_imports
 
 from modeling_mcm.configuration_mcm import FIRST_VALUE_ID, MCMConfig
 from modeling_mcm.embeddings_mcm import digest_bytes
@@ -30,7 +31,7 @@ CONFIG_NAME, PREPROCESSOR_NAME, CARD_NAME = "config.json", "preprocessor_config.
 RESULTS_FOLDER = ".eval_results"  # where the Hub reads results from; `model-index` in the card is its older form
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 WEIGHTS_NAME, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-CODE = "*_mcm.py"
+CODE_ENDING = "_mcm.py"
 PACKAGE = Path(__file__).resolve().parents[1]
 
 BASE, HEAD, ACTION_HEAD = "MCMModel", "MCMForMultiTaskRecommendation", "MCMForActionRecommendation"
@@ -51,7 +52,19 @@ PIPELINES = {"customer-embedding": ("CustomerEmbeddingPipeline", "AutoModel")}
 HEAD_PIPELINES = {"preference-scores": ("PreferenceScoresPipeline", "AutoModelForPreTraining")}
 ACTION_PIPELINES = {"action-scores": ("ActionScoresPipeline", "AutoModelForSequenceClassification")}
 PREDICTION_PIPELINES = {"customer-prediction": ("CustomerPredictionPipeline", "AutoModelForSequenceClassification")}
+PIPELINE_MODULE = "pipeline_mcm"
 FEATURE_KEYS = ("name", "kind", "column", "profile")
+
+
+def code_files() -> list[Path]:
+    """The package's files that a published checkpoint needs: the entry points and what they import."""
+    entries = [*AUTO_MAP.values(), *HEAD_AUTO_MAP.values(), *ACTION_AUTO_MAP.values(), *PREDICTION_AUTO_MAP.values()]
+    new = {PIPELINE_MODULE, *(name.split(".")[0] for name in entries)}
+    reached: set[str] = set()
+    while new:
+        reached |= new
+        new = {name for module in new for name in get_relative_imports(PACKAGE / f"{module}.py")} - reached
+    return sorted(PACKAGE / f"{module}.py" for module in reached)
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -101,7 +114,7 @@ def _published_config(config: Mapping[str, Any]) -> dict[str, Any]:
     known = {*MCMConfig().to_dict(), "architectures", "dtype", "transformers_version"}
     published = {key: value for key, value in config.items() if key in known and not key.startswith("_")}
     custom = {
-        task: {"impl": f"pipeline_mcm.{name}", "pt": [auto], "type": "multimodal"}
+        task: {"impl": f"{PIPELINE_MODULE}.{name}", "pt": [auto], "type": "multimodal"}
         for task, (name, auto) in pipelines.items()
     }
     return published | {"auto_map": auto_map, "custom_pipelines": custom}
@@ -250,7 +263,7 @@ def write_upload_folder(
     write_json(target / CONFIG_NAME, config, sort_keys=True)
     write_json(target / PREPROCESSOR_NAME, preprocessor, sort_keys=True)
     write_json(target / VOCABULARIES_NAME, vocabularies, indent=1)
-    for path in sorted(PACKAGE.glob(CODE)):
+    for path in code_files():
         shutil.copyfile(path, target / path.name)
     # Once from the written files: what would not load is not published.
     MCMFeatureExtractor.from_pretrained(str(target))

@@ -20,14 +20,14 @@ from huggingface_hub.utils import validate_repo_id
 
 from modeling_mcm.hub.folder import (
     CARD_NAME,
-    CODE,
+    CODE_ENDING,
     CONFIG_NAME,
-    PACKAGE,
     PREPROCESSOR_NAME,
     RESULTS_FOLDER,
     VOCABULARIES_NAME,
     WEIGHTS,
     WEIGHTS_INDEX,
+    code_files,
 )
 
 NAMED_FILES = {CARD_NAME, CONFIG_NAME, PREPROCESSOR_NAME, VOCABULARIES_NAME, WEIGHTS_INDEX}
@@ -68,7 +68,7 @@ def is_publishable(name: str) -> bool:
     """
     if name.startswith(RESULTS_FOLDER):
         return name == RESULTS_FOLDER or bool(re.fullmatch(r"\.eval_results/[\w-][\w.-]*\.yaml", name))
-    return name in NAMED_FILES or bool(WEIGHTS.fullmatch(name)) or name in {path.name for path in PACKAGE.glob(CODE)}
+    return name in NAMED_FILES or bool(WEIGHTS.fullmatch(name)) or name in {path.name for path in code_files()}
 
 
 def files_to_publish(folder: str | Path) -> list[Path]:
@@ -136,7 +136,7 @@ def publish(
         ours = {path.relative_to(folder).as_posix() for path in files}
         there = [file.rfilename for file in (before.siblings or [])] if before is not None else []
         # Code and weights of an earlier version would be read beside the new ones.
-        stale = [file for file in there if file not in ours and (WEIGHTS.fullmatch(file) or file.endswith(CODE[1:]))]
+        stale = [file for file in there if file not in ours and (WEIGHTS.fullmatch(file) or file.endswith(CODE_ENDING))]
         stale += [file for file in there if file == WEIGHTS_INDEX and file not in ours]
         operations: list[Any] = [CommitOperationDelete(file) for file in stale]
         operations += [CommitOperationAdd(path.relative_to(folder).as_posix(), str(path)) for path in files]

@@ -24,7 +24,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from modeling_mcm.extras import needs
-from modeling_mcm.live_mcm import LiveCustomer
+from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.serving.examples import example_answers, example_body
 from modeling_mcm.serving.failures import ServiceError
 from modeling_mcm.serving.limits import BodyLimit, RateLimit, TokenGuard, Watch

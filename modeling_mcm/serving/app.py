@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from modeling_mcm.extras import needs
-from modeling_mcm.live_mcm import LiveCustomer
+from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.serving import drawing

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from modeling_mcm.explanations_mcm import Explanation
+from modeling_mcm.live.explanations import Explanation
 from modeling_mcm.serving.histories import Visit
 
 WIDTH, HEIGHT, BASE, LEFT = 1000, 150, 112, 6

@@ -7,7 +7,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from modeling_mcm.live_mcm import LiveCustomer
+from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.schema_mcm import CATEGORICAL, NUMERIC
 

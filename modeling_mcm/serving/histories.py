@@ -26,8 +26,8 @@ from modeling_mcm.data.collator import PreparedRows, batches_by_length
 from modeling_mcm.data.dataset import PreparedData
 from modeling_mcm.events_mcm import check_columns, select_events
 from modeling_mcm.files_mcm import atomic_write
-from modeling_mcm.live_mcm import LiveCustomer
-from modeling_mcm.live_storage_mcm import checkpoint_digest
+from modeling_mcm.live.customer import LiveCustomer
+from modeling_mcm.live.storage import checkpoint_digest
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 from modeling_mcm.times_mcm import SECONDS_PER_DAY
 

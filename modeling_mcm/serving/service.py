@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from modeling_mcm.events_mcm import naming, to_text
-from modeling_mcm.live_mcm import LiveCustomer
+from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.serving.failures import EventConflict, StoreConflict, StoreFailure, UnknownCustomer
 from modeling_mcm.serving.store import NOTHING, Change, EventStore, StoredCustomer, StoredState, canonical
 

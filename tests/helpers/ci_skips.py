@@ -12,7 +12,6 @@ import pytest
 # Beginnings of reasons, and what would have to be there.
 ALLOWED = {
     "no GPU": "a graphics card",
-    "Triton's interpreter is off": "a machine without a graphics card",
     "another C library": "Linux with glibc",
     "no disk can be mounted": "the right to mount a disk",
     "no chromium": "Debian's chromium, or another Chrome",

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pandas as pd
 
-from modeling_mcm.live_storage_mcm import checkpoint_digest
+from modeling_mcm.live.storage import checkpoint_digest
 from modeling_mcm.serving import CustomerService, EventStore, Limits, create_api
 
 TOKEN = "a token of the tests"

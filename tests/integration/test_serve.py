@@ -28,7 +28,7 @@ from corner_shop import make_profile
 from serving_client import HEADERS, TOKEN, as_requests
 
 from modeling_mcm import MCMFeatureExtractor, MCMForMultiTaskRecommendation
-from modeling_mcm.live_mcm import LiveCustomer
+from modeling_mcm.live.customer import LiveCustomer
 
 pytest.importorskip("fastapi", reason="FastAPI not installed")
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from modeling_mcm import LiveCustomer
-from modeling_mcm.explanations_mcm import explain
+from modeling_mcm.live.explanations import explain
 
 EVENTS = [
     {

@@ -12,7 +12,7 @@ from faults import expected
 from safetensors.torch import load, save
 
 from modeling_mcm import LiveCustomer, MCMFeatureExtractor
-from modeling_mcm.live_mcm import Added
+from modeling_mcm.live.customer import Added
 
 TOLERANCE = 1e-5
 COUNTED = {"follower_tasks": ["items", "aisle"], "related_tasks": ["items", "aisle"]}

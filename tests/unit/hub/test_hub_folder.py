@@ -3,6 +3,7 @@
 """The upload folder: what of a checkpoint is in it, and what is refused before anything is sent."""
 
 import json
+import shutil
 import struct
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from modeling_mcm import MCMForActionRecommendation, MCMForMultiTaskRecommendation
-from modeling_mcm.hub import PublishingError, files_to_publish, publish, write_upload_folder
+from modeling_mcm.hub import PublishingError, files_to_publish, folder, publish, write_upload_folder
 
 
 @pytest.fixture
@@ -41,6 +42,27 @@ def test_only_named_files_and_keys_are_copied_and_the_checkpoint_stays_as_it_was
     assert "ann" not in json.dumps(
         [json.loads((tmp_path / "out" / name).read_text()) for name in fixed if "json" in name]
     )
+
+
+def test_code_that_an_entry_point_reaches_is_published_and_no_other(checkpoint, tmp_path, monkeypatch):
+    package = tmp_path / "package"
+    package.mkdir()
+    for file in folder.PACKAGE.glob("*_mcm.py"):
+        shutil.copy(file, package)
+    shipped = {file.name for file in folder.code_files()}
+    (package / "stray_mcm.py").write_text("from .needed_mcm import X\n")
+    (package / "needed_mcm.py").write_text("from .deep_mcm import X\n")
+    (package / "deep_mcm.py").write_text("X = 1\n")
+    monkeypatch.setattr(folder, "PACKAGE", package)
+    assert {file.name for file in folder.code_files()} == shipped
+    with open(package / "processing_mcm.py", "a") as file:
+        file.write("\nfrom .needed_mcm import X\n")
+    out = {file.name for file in write_upload_folder(checkpoint, tmp_path / "out").files}
+    assert {name for name in out if name.endswith("_mcm.py")} == shipped | {"needed_mcm.py", "deep_mcm.py"}
+
+
+def test_every_flat_file_is_reached_by_an_entry_point():
+    assert folder.code_files() == sorted(folder.PACKAGE.glob("*_mcm.py"))
 
 
 @pytest.mark.parametrize("head", ["MCMModel", "MCMForMultiTaskRecommendation", "MCMForActionRecommendation"])

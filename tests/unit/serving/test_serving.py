@@ -11,7 +11,7 @@ import pytest
 from faults import expected
 from serving_client import HEADERS, as_requests, assert_same, make_client, make_service
 
-from modeling_mcm.live_mcm import LiveCustomer
+from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.serving import create_api
 
 pytest.importorskip("fastapi", reason="FastAPI not installed")

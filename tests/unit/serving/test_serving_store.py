@@ -17,7 +17,7 @@ import pytest
 from faults import expected
 from serving_client import as_requests, assert_same, make_service
 
-from modeling_mcm.live_mcm import LiveCustomer
+from modeling_mcm.live.customer import LiveCustomer
 from modeling_mcm.serving import EventConflict, EventStore, Incoming, StoreFailure, UnknownCustomer
 
 pytest.importorskip("sqlalchemy", reason="SQLAlchemy not installed")

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .events_mcm import as_list, is_missing, naming, read_columns, to_number, to_place, to_text
-from .processing_mcm import MCMFeatureExtractor
-from .schema_mcm import ROWS
-from .times_mcm import read_times, read_zone
+from modeling_mcm.events_mcm import as_list, is_missing, naming, read_columns, to_number, to_place, to_text
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.schema_mcm import ROWS
+from modeling_mcm.times_mcm import read_times, read_zone
 
 TIME_FIX = "give a datetime or ISO 8601 text such as 2017-03-01T18:30:00, or leave the event out"
 NEVER = -(2**63)  # before every time
@@ -206,6 +206,3 @@ def _plain(value: Any) -> Any:
 
 def _is_column(value: Any) -> bool:
     return hasattr(value, "to_numpy") or isinstance(value, np.ndarray | list | tuple)
-
-
-__all__ = ["Insertion", "LiveHistory", "Visit"]

@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from .modeling_mcm import MCMForMultiTaskRecommendation
-from .processing_mcm import MCMFeatureExtractor
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 FORMAT, VERSION = "mcm-live", "2"
 EVENTS = "events"  # name of the tensor of a stored customer that holds the events, as compressed JSON
@@ -106,6 +106,3 @@ def _content_digest(tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-__all__ = ["checkpoint_digest", "pack", "unpack"]

@@ -6,7 +6,7 @@ The encoder is causal, so the hidden vector of a unit never changes, and everyth
 
 - for each layer, the keys and values of the start row and of the latest `attention_window` units;
 - for the readout, the average of each label so far and the logarithm of the sum of its weights;
-- for the memories, what [`~live_memories_mcm.LiveMemories`] holds;
+- for the memories, what [`~live.memories.LiveMemories`] holds;
 - for the customer state, the fading counts.
 
 `LiveState.extend` reads further events and returns a new state. The old state does not change, so an unfinished visit
@@ -24,9 +24,9 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 
-from .configuration_mcm import MISSING_ID
-from .live_memories_mcm import LiveMemories, Moment, NewUnits
-from .live_reader_mcm import Reader
+from modeling_mcm.configuration_mcm import MISSING_ID
+from modeling_mcm.live.memories import LiveMemories, Moment, NewUnits
+from modeling_mcm.live.weights import Reader
 
 SCORES_AT_ONCE = 2**22  # largest number of elements of z in memory
 MOST_UNREAD = 64  # number of calls of `extend` after which the readout reads the units of all of them
@@ -344,6 +344,3 @@ def _added(counts: torch.Tensor, ids: torch.Tensor, rows: torch.Tensor, weights:
     """
     event, feature = (ids > MISSING_ID).nonzero(as_tuple=True)
     return counts.index_add_(0, ids[event, feature] + rows[feature], weights[event])
-
-
-__all__ = ["LiveState"]

@@ -12,8 +12,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from .modeling_mcm import MCMForMultiTaskRecommendation
-from .state_mcm import TASTE_HALF_LIFE
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.state_mcm import TASTE_HALF_LIFE
 
 
 class TaskTables(NamedTuple):
@@ -128,6 +128,3 @@ def is_incremental(model: MCMForMultiTaskRecommendation) -> bool:
     config = model.config
     reads_all = not config.input_features or set(config.input_features) == set(config.features)
     return config.encoder_attention == "causal" and config.augmentation != "masked_lm" and reads_all
-
-
-__all__ = ["Reader", "TaskTables", "is_incremental", "reader_of"]

@@ -17,8 +17,8 @@ from typing import NamedTuple, cast
 import torch
 import torch.nn.functional as F
 
-from .configuration_mcm import FIRST_LABEL
-from .counted_memory_mcm import (
+from modeling_mcm.configuration_mcm import FIRST_LABEL
+from modeling_mcm.counted_memory_mcm import (
     HABIT_VISITS,
     LATEST,
     LEAST_RATE,
@@ -27,8 +27,8 @@ from .counted_memory_mcm import (
     Histories,
     RelatedTable,
 )
-from .live_reader_mcm import Reader, TaskTables
-from .repeat_memory_mcm import RepeatMemory
+from modeling_mcm.live.weights import Reader, TaskTables
+from modeling_mcm.repeat_memory_mcm import RepeatMemory
 
 DECAY = 2.0 ** (-1 / HABIT_VISITS)
 # Columns of `LiveMemories.met` after the K fading counts.
@@ -328,6 +328,3 @@ class LiveMemories:
         nothing = torch.zeros_like(labels)
         histories = Histories(nothing, times, torch.zeros(1, dtype=torch.long), torch.tensor([labels.shape[1] - 1]))
         return memory.followers(task, labels, histories)[0]
-
-
-__all__ = ["LiveMemories", "Moment", "NewUnits"]

@@ -14,11 +14,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from .inputs_mcm import first_kept
-from .live_history_mcm import LiveHistory
-from .live_reader_mcm import Reader
-from .live_state_mcm import LiveState
-from .times_mcm import SECONDS_PER_DAY
+from modeling_mcm.inputs_mcm import first_kept
+from modeling_mcm.live.history import LiveHistory
+from modeling_mcm.live.state import LiveState
+from modeling_mcm.live.weights import Reader
+from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 
 class LiveWindow:
@@ -180,6 +180,3 @@ class LiveWindow:
             state = state.extend(self.reader, *part_inputs)
         self._closed, self._folded = closed, max(len(self.history.visits) - 1, 0)
         self._tip = state
-
-
-__all__ = ["LiveWindow"]

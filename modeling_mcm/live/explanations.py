@@ -25,14 +25,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .configuration_mcm import FIRST_LABEL
-from .counted_memory_mcm import TIE_SHARE
-from .events_mcm import Timeline
-from .inputs_mcm import first_kept, until
-from .modeling_mcm import PARTS, MCMForMultiTaskRecommendation
-from .processing_mcm import MCMFeatureExtractor
-from .schema_mcm import DAYS_SINCE_VISIT
-from .times_mcm import SECONDS_PER_DAY
+from modeling_mcm.configuration_mcm import FIRST_LABEL
+from modeling_mcm.counted_memory_mcm import TIE_SHARE
+from modeling_mcm.events_mcm import Timeline
+from modeling_mcm.inputs_mcm import first_kept, until
+from modeling_mcm.modeling_mcm import PARTS, MCMForMultiTaskRecommendation
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.schema_mcm import DAYS_SINCE_VISIT
+from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 # Parts whose sum is a log-probability. The last one is the softmax's normalisation.
 NAMES = (*PARTS, "habits", "new", "others")
@@ -373,6 +373,3 @@ def _ago(days: float) -> str:
 def _days(number: float) -> str:
     days = round(number) if number >= 2 else round(number, 1)
     return "1 day" if days == 1 else f"{days:g} days"
-
-
-__all__ = ["EventShare", "Explanation", "VisitShare", "explain"]

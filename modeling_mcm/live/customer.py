@@ -23,15 +23,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .configuration_mcm import FIRST_LABEL
-from .explanations_mcm import Explanation, explain
-from .live_history_mcm import LiveHistory
-from .live_reader_mcm import is_incremental, reader_of
-from .live_storage_mcm import checkpoint_digest, pack, unpack
-from .live_window_mcm import LiveWindow
-from .modeling_mcm import MCMForMultiTaskRecommendation
-from .processing_mcm import MCMFeatureExtractor
-from .state_mcm import MissingForecastsError
+from modeling_mcm.configuration_mcm import FIRST_LABEL
+from modeling_mcm.live.explanations import Explanation, explain
+from modeling_mcm.live.history import LiveHistory
+from modeling_mcm.live.storage import checkpoint_digest, pack, unpack
+from modeling_mcm.live.weights import is_incremental, reader_of
+from modeling_mcm.live.window import LiveWindow
+from modeling_mcm.modeling_mcm import MCMForMultiTaskRecommendation
+from modeling_mcm.processing_mcm import MCMFeatureExtractor
+from modeling_mcm.state_mcm import MissingForecastsError
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ class LiveCustomer:
         """Stores the customer as a safetensors file in memory, with the digest of the checkpoint in its metadata.
 
         Args:
-            caches (`bool`): whether to store the [`~live_state_mcm.LiveState`] too. Without it the result contains the
+            caches (`bool`): whether to store the [`~live.state.LiveState`] too. Without it the result contains the
                 events alone, and the first result after `from_bytes` takes the time to read the whole history.
         """
         values: dict[str, Any] = {"events": self.events, "profile": self.profile, "customer_id": self.customer_id}
@@ -312,6 +312,3 @@ class LiveCustomer:
 
 def _iso(seconds: float) -> str:
     return str(np.datetime64(int(seconds), "s"))
-
-
-__all__ = ["Added", "LiveCustomer"]
