@@ -5,7 +5,7 @@
     hf auth login
     python examples/8_publish.py runs/quickstart org/mcm-base
 
-`training/push_to_hub.py` does more: a dry run, placeholders for values of few customers, the card alone. Look at
+`mcm publish` does more: a dry run, and placeholders for values of few customers. Look at
 vocabularies.json before you publish: it lists every value of your log that the model knows.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from transformers import AutoFeatureExtractor, AutoModel
 
-from modeling_mcm.hub import CardFacts, model_card, publish, write_upload_folder
+from modeling_mcm.hub import model_card, publish, write_upload_folder
 
 
 def stored(path):
@@ -30,8 +30,8 @@ def main(checkpoint, repo_id):
         folder, source = Path(scratch, "upload"), Path(checkpoint)
         write_upload_folder(source, folder)
         training, evaluation = stored(source / "pretraining.json"), stored(source / "evaluation.json")
-        facts = CardFacts.gather(folder, repo_id, training, evaluation)
-        (folder / "README.md").write_text(f"{model_card(facts)}\n", encoding="utf-8")
+        card = model_card(folder, repo_id, training, evaluation)
+        (folder / "README.md").write_text(f"{card}\n", encoding="utf-8")
         done = publish(folder, repo_id)
     print(f"{done.url}: {'a new commit' if done.changed else 'nothing had changed'}")
 

@@ -14,18 +14,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Context manager around imports of packages that an extra installs.
-
-    Args:
-        extra (`str`): Name of the extra in setup.py, such as `data`.
+    """Context manager around imports of packages that an extra of setup.py installs, such as `data`.
 
     Raises:
         ImportError: if a package is missing; the message names the package and the extra.
-
-    ```python
-    with needs("data"):
-        import ibis
-    ```
     """
     try:
         yield

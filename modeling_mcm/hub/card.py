@@ -22,8 +22,8 @@ PUBLIC = re.compile(r"(?:configuration|training|examples)/")  # files of the pro
 SECRETS = ("token", "secret", "password", "key")
 HIDDEN = "..."
 # The metrics that a card shows, of next visits, of visits within a horizon, and of offers.
-HEADLINES = ("next_visit_ndcg", "next_visit_recall", "next_visit_mrr", "next_event_ndcg")
-HEADLINES += ("horizon_ndcg", "horizon_recall", "horizon_mrr", "average_precision", "roc_auc", "ndcg", "recall")
+HEADLINES = ["next_visit_ndcg", "next_visit_recall", "next_visit_mrr", "next_event_ndcg"]
+HEADLINES += ["horizon_ndcg", "horizon_recall", "horizon_mrr", "average_precision", "roc_auc", "ndcg", "recall"]
 OWN_METHODS = ("MCM", "MCM fine-tuned")
 DIGITS = 4
 
@@ -147,9 +147,9 @@ def _evaluation_metadata(rows: Sequence[Mapping[str, Any]], data: str, split: st
             metric_type=row["metric"],
             metric_name=_metric_name(row),
             metric_value=round(row["mean"], DIGITS),
-            metric_args={"confidence": CONFIDENCE, "customers": row["customers"]}
+            metric_args={"confidence": CONFIDENCE}
             | {bound: round(row[bound], DIGITS) for bound in ("low", "high")}
-            | ({"k": row["k"]} if row["k"] else {}),
+            | {name: row[name] for name in ("customers", "k") if row[name]},
         )
         for row in rows
         if row["method"] in OWN_METHODS

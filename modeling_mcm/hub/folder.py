@@ -11,13 +11,12 @@ import, so that a reader needs transformers and torch, but not this package.
 import json
 import re
 import shutil
-import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers.dynamic_module_utils import get_relative_imports
 
@@ -28,7 +27,6 @@ from modeling_mcm.hub.privacy import COUNTED, HiddenPairs, hide_pairs, hide_valu
 from modeling_mcm.processing_mcm import MCMFeatureExtractor
 
 CONFIG_NAME, PREPROCESSOR_NAME, CARD_NAME = "config.json", "preprocessor_config.json", "README.md"
-RESULTS_FOLDER = ".eval_results"  # where the Hub reads results from; `model-index` in the card is its older form
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 WEIGHTS_NAME, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 CODE_ENDING = "_mcm.py"
@@ -36,30 +34,33 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 BASE, HEAD, ACTION_HEAD = "MCMModel", "MCMForMultiTaskRecommendation", "MCMForActionRecommendation"
 PREDICTION_HEAD = "MCMForCustomerPrediction"
-PREPROCESSOR_AUTO_MAP = {"AutoFeatureExtractor": "processing_mcm.MCMFeatureExtractor"}
-# Auto class -> where its class is. `register_for_auto_class` knows one class a name and would change what a plain
-# `save_pretrained` writes; names of one's own are not possible, so the heads take those of transformers' that fit.
-AUTO_MAP = {
-    "AutoConfig": "configuration_mcm.MCMConfig",
-    "AutoModel": f"modeling_mcm.{BASE}",
-    **PREPROCESSOR_AUTO_MAP,
+# Class -> its module and Auto class, task and class of its pipeline. `register_for_auto_class` knows one class a name
+# and would change what a plain `save_pretrained` writes; names of one's own are not possible, so the heads take those
+# of transformers' that fit.
+HEADS = {
+    BASE: ("modeling_mcm", "AutoModel", "customer-embedding", "CustomerEmbeddingPipeline"),
+    HEAD: ("modeling_mcm", "AutoModelForPreTraining", "preference-scores", "PreferenceScoresPipeline"),
+    ACTION_HEAD: ("action_mcm", "AutoModelForSequenceClassification", "action-scores", "ActionScoresPipeline"),
+    PREDICTION_HEAD: (
+        "customer_mcm",
+        "AutoModelForSequenceClassification",
+        "customer-prediction",
+        "CustomerPredictionPipeline",
+    ),
 }
-HEAD_AUTO_MAP = {"AutoModelForPreTraining": f"modeling_mcm.{HEAD}"}
-ACTION_AUTO_MAP = {"AutoModelForSequenceClassification": f"action_mcm.{ACTION_HEAD}"}
-PREDICTION_AUTO_MAP = {"AutoModelForSequenceClassification": f"customer_mcm.{PREDICTION_HEAD}"}
-# task -> its pipeline, and the Auto class that loads its model
-PIPELINES = {"customer-embedding": ("CustomerEmbeddingPipeline", "AutoModel")}
-HEAD_PIPELINES = {"preference-scores": ("PreferenceScoresPipeline", "AutoModelForPreTraining")}
-ACTION_PIPELINES = {"action-scores": ("ActionScoresPipeline", "AutoModelForSequenceClassification")}
-PREDICTION_PIPELINES = {"customer-prediction": ("CustomerPredictionPipeline", "AutoModelForSequenceClassification")}
+PREPROCESSOR_AUTO_MAP = {"AutoFeatureExtractor": "processing_mcm.MCMFeatureExtractor"}
+AUTO_MAP = {"AutoConfig": "configuration_mcm.MCMConfig", **PREPROCESSOR_AUTO_MAP}
 PIPELINE_MODULE = "pipeline_mcm"
 FEATURE_KEYS = ("name", "kind", "column", "profile")
 
 
 def code_files() -> list[Path]:
     """The package's files that a published checkpoint needs: the entry points and what they import."""
-    entries = [*AUTO_MAP.values(), *HEAD_AUTO_MAP.values(), *ACTION_AUTO_MAP.values(), *PREDICTION_AUTO_MAP.values()]
-    new = {PIPELINE_MODULE, *(name.split(".")[0] for name in entries)}
+    new = {
+        PIPELINE_MODULE,
+        *(name.split(".")[0] for name in AUTO_MAP.values()),
+        *(module for module, *_ in HEADS.values()),
+    }
     reached: set[str] = set()
     while new:
         reached |= new
@@ -68,15 +69,9 @@ def code_files() -> list[Path]:
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Reads a JSON object from a file.
+    """Reads a JSON object from a file; `what` says in the message what the file is.
 
-    Args:
-        path (`Path`): The file.
-        what (`str`): A phrase for the message that says what the file is.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds no JSON object.
+    Raises `FileNotFoundError` if there is no such file, and `ValueError` if it holds no JSON object.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} has no {path.name}, {what}; give the folder that a training wrote.")
@@ -94,30 +89,23 @@ def _published_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises `ValueError` if the checkpoint is of another model, or names no class of MCM.
     """
-    architectures = config.get("architectures") or []
-    known_heads = (BASE, HEAD, ACTION_HEAD, PREDICTION_HEAD)
-    if config.get("model_type") != MCMConfig.model_type or not set(known_heads) & set(architectures):
+    architectures = set(config.get("architectures") or [])
+    if config.get("model_type") != MCMConfig.model_type or not architectures & set(HEADS):
         raise ValueError(
-            f"The config has model_type {config.get('model_type')!r} and architectures {architectures}, expected "
-            f"{MCMConfig.model_type!r} and one of {', '.join(known_heads)}; save the model with save_pretrained."
+            f"The config has model_type {config.get('model_type')!r} and architectures {sorted(architectures)}, "
+            f"expected {MCMConfig.model_type!r} and one of {', '.join(HEADS)}; save the model with save_pretrained."
         )
-    auto_map, pipelines = dict(AUTO_MAP), dict(PIPELINES)
-    if PREDICTION_HEAD in architectures:
-        auto_map |= PREDICTION_AUTO_MAP
-        pipelines |= PREDICTION_PIPELINES
-    elif BASE not in architectures:
-        auto_map |= HEAD_AUTO_MAP
-        pipelines |= HEAD_PIPELINES
-    if ACTION_HEAD in architectures:
-        auto_map |= ACTION_AUTO_MAP
-        pipelines |= ACTION_PIPELINES
+    announced = {BASE} | architectures & {ACTION_HEAD, PREDICTION_HEAD}
+    if not architectures & {BASE, PREDICTION_HEAD}:
+        announced.add(HEAD)
+    auto_map, pipelines = dict(AUTO_MAP), {}
+    for name in announced:
+        module, auto, task, pipeline = HEADS[name]
+        auto_map[auto] = f"{module}.{name}"
+        pipelines[task] = {"impl": f"{PIPELINE_MODULE}.{pipeline}", "pt": [auto], "type": "multimodal"}
     known = {*MCMConfig().to_dict(), "architectures", "dtype", "transformers_version"}
     published = {key: value for key, value in config.items() if key in known and not key.startswith("_")}
-    custom = {
-        task: {"impl": f"{PIPELINE_MODULE}.{name}", "pt": [auto], "type": "multimodal"}
-        for task, (name, auto) in pipelines.items()
-    }
-    return published | {"auto_map": auto_map, "custom_pipelines": custom}
+    return published | {"auto_map": auto_map, "custom_pipelines": pipelines}
 
 
 def _published_preprocessor(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,18 +129,14 @@ def _published_preprocessor(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_weights(path: Path) -> None:
     """Raises `ValueError` if a file is no safetensors file, or if its metadata say more than the library."""
-    with open(path, "rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        whole = 0 < length <= path.stat().st_size - 8
-        try:
-            header = json.loads(file.read(length)) if whole else None
-        except ValueError:
-            header = None
-    if not isinstance(header, dict):
-        raise ValueError(f"{path} is no safetensors file; save the model again with save_pretrained.")
-    if extra := sorted(set(header.get("__metadata__", {})) - {"format"}):
-        raise ValueError(f"{path} has notes {extra} in its header, which would be public; save the model again.")
+    again = "save the model again with save_pretrained."
+    try:
+        with safe_open(path, framework="pt") as file:
+            notes = sorted(set(file.metadata() or {}) - {"format"})
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file ({error}); {again}") from error
+    if notes:
+        raise ValueError(f"{path} has notes {notes} in its header, which would be public; {again}")
 
 
 class UploadFolder(NamedTuple):
@@ -212,7 +196,7 @@ def write_upload_folder(
 
     Args:
         checkpoint (`Path`): Checkpoint folder, which is not changed.
-        folder (`Path`): Folder to write, which is made if it does not exist, and must be empty.
+        folder (`Path`): Folder to write, new or empty.
         hidden (`dict[str, list[str]]`, *optional*): For each feature the values that are published as placeholders,
             from [`rare_values`]. With it, the weights are published without pairs of labels that too few customers
             have.

@@ -36,12 +36,8 @@ def customers_per_value(rows: Any, extractor: MCMFeatureExtractor) -> dict[str, 
     Features that share the values of a column are counted together, because each of them tells that the customer has
     the value.
 
-    Args:
-        rows (`datasets.Dataset`): The rows of the data set that the checkpoint was trained on, from `load_prepared`.
-        extractor (`MCMFeatureExtractor`): The checkpoint's feature extractor.
-
-    Returns:
-        `dict[str, numpy.ndarray]`: For each categorical feature the counts, in the order of its vocabulary.
+    `rows` are those of the data set that the checkpoint was trained on, from `load_prepared`. Returns for each
+    categorical feature the counts, in the order of its vocabulary.
 
     Raises:
         ValueError: If the data set has no column of a feature, or an id that is not in its vocabulary.
@@ -83,13 +79,9 @@ def customers_per_value(rows: Any, extractor: MCMFeatureExtractor) -> dict[str, 
 def rare_values(
     counts: Mapping[str, NDArray[np.int64]], extractor: MCMFeatureExtractor, min_customers: int
 ) -> dict[str, list[str]]:
-    """Selects the values that fewer than `min_customers` customers have. Token types that MCM adds itself are left
-    out.
+    """Selects the values that fewer than `min_customers` customers have, by the counts of [`customers_per_value`].
 
-    Args:
-        counts (`dict[str, numpy.ndarray]`): Numbers of customers, from [`customers_per_value`].
-        extractor (`MCMFeatureExtractor`): The checkpoint's feature extractor.
-        min_customers (`int`): The number k of k-anonymity.
+    Token types that MCM adds itself are left out.
     """
     own = set(extractor.schema.reserved_token_types)
     rare = {}
@@ -106,10 +98,6 @@ def hide_values(
     """Replaces hidden values of the vocabularies by placeholders, so that ids and weights stay as they are.
 
     A hidden value of a customer's event is then read as unknown, and a score of it has the name of the placeholder.
-
-    Args:
-        vocabularies (`dict[str, list[str]]`): The values of each feature.
-        hidden (`dict[str, list[str]]`): For each feature the values to hide.
 
     Raises:
         ValueError: If a value is not in its vocabulary, or a placeholder is already there.
@@ -130,12 +118,8 @@ def hide_values(
 def shared_pairs(followers: pa.Table, min_customers: int) -> dict[str, torch.Tensor]:
     """Selects for each task the pairs of labels that at least `min_customers` customers have.
 
-    Args:
-        followers (`pyarrow.Table`): `followers.parquet` of the data set that the checkpoint was trained on.
-        min_customers (`int`): The number k of k-anonymity.
-
-    Returns:
-        `dict[str, torch.Tensor]`: For each task the pairs, each as one number (label times `PAIR` plus follower).
+    `followers` is `followers.parquet` of the data set that the checkpoint was trained on. A pair is one number, label
+    times `PAIR` plus follower.
     """
     frequent = followers.filter(pc.greater_equal(followers["customers"], min_customers))
     pairs = torch.as_tensor(frequent["label"].to_numpy().astype(np.int64) * PAIR + frequent["follower"].to_numpy())
@@ -163,16 +147,14 @@ def hide_pairs(
 ) -> tuple[dict[str, torch.Tensor], HiddenPairs]:
     """Removes pairs that too few customers have from the tables of the counted memory.
 
-    A hidden pair leaves no id and no count, and the rows of the tables stay in ascending order.
+    A hidden pair leaves no id and no count, and the rows of the tables stay in ascending order. Returns the tables
+    that changed, and the number of hidden entries.
 
     Args:
         tables (`dict[str, torch.Tensor]`): Tables of `CountedMemory`, by their names in a checkpoint.
         tasks (sequence of `str`): Tasks of the model, in their order.
         shared (`dict[str, torch.Tensor]`): The pairs that stay, from [`shared_pairs`].
         hidden (`dict[str, list[int]]`): For each feature the ids of hidden values.
-
-    Returns:
-        `tuple[dict[str, torch.Tensor], HiddenPairs]`: The tables that changed, and the number of hidden entries.
     """
     changed: dict[str, torch.Tensor] = {}
     pairs = related = 0

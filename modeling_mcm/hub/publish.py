@@ -23,7 +23,6 @@ from modeling_mcm.hub.folder import (
     CODE_ENDING,
     CONFIG_NAME,
     PREPROCESSOR_NAME,
-    RESULTS_FOLDER,
     VOCABULARIES_NAME,
     WEIGHTS,
     WEIGHTS_INDEX,
@@ -46,14 +45,12 @@ class Published:
     """The result of publishing.
 
     Args:
-        repo_id (`str`): Name on the Hub, with its namespace.
         url (`str`): Page of the checkpoint.
         commit (`str`): The commit that holds the checkpoint.
         changed (`bool`): Whether there was anything new. If not, no commit was made.
         created (`bool`): Whether the repository is new.
     """
 
-    repo_id: str
     url: str
     commit: str
     changed: bool
@@ -61,28 +58,18 @@ class Published:
 
 
 def is_publishable(name: str) -> bool:
-    """Whether a file of this name, or the folder of evaluation results, is part of a published checkpoint.
-
-    Args:
-        name (`str`): Path of the file, relative to the folder.
-    """
-    if name.startswith(RESULTS_FOLDER):
-        return name == RESULTS_FOLDER or bool(re.fullmatch(r"\.eval_results/[\w-][\w.-]*\.yaml", name))
+    """Whether a file of this name is part of a published checkpoint."""
     return name in NAMED_FILES or bool(WEIGHTS.fullmatch(name)) or name in {path.name for path in code_files()}
 
 
 def files_to_publish(folder: str | Path) -> list[Path]:
-    """Lists the files of an upload folder, sorted by name, with those in its folder of evaluation results.
-
-    Args:
-        folder (`str` or `Path`): The upload folder.
+    """Lists the files of an upload folder, sorted by name.
 
     Raises:
         PublishingError: If the folder holds another file, or lacks one. No file is left out without a message.
     """
-    paths = sorted(path for path in Path(folder).rglob("*") if path != Path(folder, RESULTS_FOLDER))
-    names = {path: path.relative_to(folder).as_posix() for path in paths}
-    if wrong := [name for path, name in names.items() if not path.is_file() or not is_publishable(name)]:
+    paths = sorted(Path(folder).iterdir())
+    if wrong := [path.name for path in paths if not path.is_file() or not is_publishable(path.name)]:
         raise PublishingError(
             f"{folder} holds {', '.join(wrong)}, which a published checkpoint does not: publish a folder that "
             "`write_upload_folder` wrote."
@@ -124,25 +111,25 @@ def publish(
         user = api.whoami()["name"]
         name = repo_id if "/" in repo_id else f"{user}/{repo_id}"
         before = _existing(api, name)
-        _check_existing(before, name, private, create_only)
-        if before is None and not _create(api, name, private):
-            before = _existing(api, name)
-            if before is None:
-                raise PublishingError(
-                    f"{name} was made by someone else at this moment, and the token can't see it: nothing was sent. "
-                    "Choose another name, or run the same command again."
-                )
-            _check_existing(before, name, private, create_only)
-        ours = {path.relative_to(folder).as_posix() for path in files}
+        if before is not None and create_only:
+            raise PublishingError(f"{name} exists already: choose another name, or allow a new commit to it.")
+        if before is not None and private and not before.private:
+            raise PublishingError(
+                f"{name} exists and is public, and nothing was sent: make it private in its settings, or choose "
+                "another name."
+            )
+        if before is None:
+            api.create_repo(name, private=private or None)
+        ours = {path.name for path in files}
         there = [file.rfilename for file in (before.siblings or [])] if before is not None else []
         # Code and weights of an earlier version would be read beside the new ones.
-        stale = [file for file in there if file not in ours and (WEIGHTS.fullmatch(file) or file.endswith(CODE_ENDING))]
-        stale += [file for file in there if file == WEIGHTS_INDEX and file not in ours]
-        operations: list[Any] = [CommitOperationDelete(file) for file in stale]
-        operations += [CommitOperationAdd(path.relative_to(folder).as_posix(), str(path)) for path in files]
+        old = {
+            file for file in there if WEIGHTS.fullmatch(file) or file == WEIGHTS_INDEX or file.endswith(CODE_ENDING)
+        }
+        operations: list[Any] = [CommitOperationDelete(file) for file in sorted(old - ours)]
+        operations += [CommitOperationAdd(path.name, str(path)) for path in files]
         commit = api.create_commit(name, operations, commit_message="Publish MCM")
     return Published(
-        repo_id=name,
         url=f"{LOGIN.sub('', api.endpoint)}/{name}",
         commit=commit.oid,
         changed=before is None or commit.oid != before.sha,
@@ -158,39 +145,11 @@ def _existing(api: HfApi, name: str) -> ModelInfo | None:
 
 
 def check_name(repo_id: str) -> None:
-    """Checks that a name is possible on the Hub.
-
-    Args:
-        repo_id (`str`): The name.
-
-    Raises:
-        PublishingError: If it is not.
-    """
+    """Raises `PublishingError` if a name is not possible on the Hub."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise PublishingError(f"{repo_id!r} is no name for the Hub: {error}") from None
-
-
-def _check_existing(before: ModelInfo | None, name: str, private: bool, create_only: bool) -> None:
-    if before is not None and create_only:
-        raise PublishingError(f"{name} exists already: choose another name, or allow a new commit to it.")
-    if before is not None and private and not before.private:
-        raise PublishingError(
-            f"{name} exists and is public, and nothing was sent: make it private in its settings, or choose another "
-            "name."
-        )
-
-
-def _create(api: HfApi, name: str, private: bool) -> bool:
-    """Makes a repository. Returns false if another process has made it in the meantime."""
-    try:
-        api.create_repo(name, private=private or None)
-    except HfHubHTTPError as error:
-        if error.response.status_code != CONFLICT:
-            raise
-        return False
-    return True
 
 
 @contextmanager
@@ -215,24 +174,17 @@ def _clear_errors(repo_id: str, endpoint: str, token: str) -> Iterator[None]:
 
 
 def _explain(status: int, repo_id: str, endpoint: str, detail: str) -> str:
-    answer = f"{endpoint} answered {status}" + (f" ({detail})" if detail else "")
-    if status == UNAUTHORIZED:
-        return f"{answer}: it does not accept the token; {LOG_IN}."
-    if status == FORBIDDEN:
-        return (
-            f"{answer}: the token has no right to write to {repo_id}. Take a token with the role `write`, a name in "
-            "your own namespace, or ask an administrator of the organization."
-        )
-    if status == NOT_FOUND:
-        return (
-            f"{answer}: there is no {repo_id}, or the token may not see it. Check the name; if someone made or "
-            "removed it at this moment, run the same command again."
-        )
-    if status == CONFLICT:
-        return f"{answer}: someone else is changing {repo_id}. Run the same command again."
-    if status >= SERVER_ERROR:
-        return f"{answer}: the Hub has a problem. {repo_id} is as it was before; run the same command again later."
-    return f"{answer}: {repo_id} was not published."
+    reasons = {
+        UNAUTHORIZED: f"it does not accept the token; {LOG_IN}",
+        FORBIDDEN: f"the token has no right to write to {repo_id}. Take a token with the role `write`, a name in your "
+        "own namespace, or ask an administrator of the organization",
+        NOT_FOUND: f"there is no {repo_id}, or the token may not see it. Check the name",
+        CONFLICT: f"someone else is changing {repo_id}. Run the same command again",
+    }
+    reason = f"the Hub has a problem. {repo_id} is as it was before; run the same command again later"
+    if status < SERVER_ERROR:
+        reason = reasons.get(status, f"{repo_id} was not published")
+    return f"{endpoint} answered {status}" + (f" ({detail})" if detail else "") + f": {reason}."
 
 
 def _redact(text: str, token: str) -> str:

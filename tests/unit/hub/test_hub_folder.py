@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from modeling_mcm import MCMForActionRecommendation, MCMForMultiTaskRecommendation
-from modeling_mcm.hub import PublishingError, files_to_publish, folder, publish, write_upload_folder
+from modeling_mcm.hub import PublishingError, check_name, files_to_publish, folder, publish, write_upload_folder
+from modeling_mcm.hub.publish import LOGIN, _explain, _redact
 
 
 @pytest.fixture
@@ -148,3 +149,17 @@ def test_publish_sends_no_folder_with_other_files_and_no_token(checkpoint, tmp_p
     (tmp_path / "out" / "training_args.bin").write_bytes(b"")
     with pytest.raises(PublishingError, match="holds training_args.bin"):
         publish(tmp_path / "out", "org/x", token="hf_AnnMayWriteToOrg")
+
+
+@pytest.mark.parametrize("name", ["../../x y", "org/..", "a/b/c", "org/mcm base", "", "org/", "/x", "org/a--b"])
+def test_what_is_no_name_is_refused(name):
+    with pytest.raises(PublishingError, match="is no name for the Hub"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("password", ["secret", "p@ss", "p/w", "a:b"])
+def test_a_password_in_the_endpoint_is_never_said(password):
+    endpoint = f"https://joe:{password}@hub.example/base"
+    said = _redact(f"no answer of {endpoint}/api", "hf_token")
+    assert password not in said and "joe" not in said and "https://hub.example/base/api" in said
+    assert _explain(404, "org/x", LOGIN.sub("", endpoint), "").startswith("https://hub.example/base answered 404")
