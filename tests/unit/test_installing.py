@@ -1,6 +1,6 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What `pip install modeling-mcm` alone can do: everything but what an extra is for, and that says which extra."""
+"""`pip install modeling-mcm` alone does everything but what an extra is for, and a message names that extra."""
 
 import ast
 import json
@@ -14,7 +14,6 @@ from pathlib import Path
 import import_without
 import pytest
 from choices import TINY
-from faults import expected
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -77,18 +76,19 @@ def test_without_a_package_it_works_or_names_the_extra(report, hidden):
     assert not [name for name in ALWAYS if report[hidden][name]]
 
 
-def test_what_works_without_extras_is_not_slowed_by_them():
+def test_the_sentence_names_the_package_and_the_extra(report):
+    for package in ("ibis", "duckdb"):
+        said = {outcome[1] for outcome in report[package].values() if outcome}
+        assert said == {f"{package} is not installed, which comes with an extra: pip install 'modeling-mcm[data]'."}
+
+
+def test_imports_load_no_package_of_an_extra_and_functions_keep_their_names():
     code = "import sys, modeling_mcm.training.trainer, modeling_mcm.scoring, modeling_mcm.data.collator\n"
-    code += "print(sorted({'ibis', 'duckdb', 'pyspark', 'lightgbm'} & set(sys.modules)))"
+    code += "print(sorted({'ibis', 'duckdb', 'pyspark', 'lightgbm'} & set(sys.modules)))\n"
+    code += "import modeling_mcm.preparation.prepare\nfrom modeling_mcm.preparation import prepare\n"
+    code += "print(type(prepare).__name__)"  # the function, though the module of its name came first
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-def test_prepare_is_the_function_where_the_module_of_its_name_came_first():
-    code = "import modeling_mcm.preparation.prepare\nfrom modeling_mcm.preparation import prepare\n"
-    code += "print(type(prepare).__name__)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "function"
+    assert done.stdout.split() == ["[]", "function"]
 
 
 def test_a_module_of_ours_that_is_missing_is_no_extra():
@@ -128,34 +128,3 @@ def test_training_and_scoring_run_without_any_extra(prepared, tmp_path):
         done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
     assert list((tmp_path / "scores").glob("*.parquet"))
-
-
-def what_a_comparison_says(script, data, folder):
-    """What a script of comparisons says without SciPy, and how it ends."""
-    code = "import runpy, sys\nfrom import_without import hide\nhide('scipy')\nsys.path.insert(0, 'benchmarks')\n"
-    code += "sys.argv.pop(0)\nrunpy.run_path(sys.argv[0], run_name='__main__')"
-    paths = os.pathsep.join([str(ROOT), str(Path(import_without.__file__).parent)])
-    offers = ["--offers", data] if script == "run_offers" else []
-    command = [sys.executable, "-c", code, f"benchmarks/{script}.py", "--data", data, *offers]
-    command += ["--output_dir", folder / "runs", "--report", folder / "page.md"]
-    environment = {**os.environ, "PYTHONPATH": paths}
-    done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1 and "Traceback" not in done.stderr and not (folder / "runs").exists()
-    return done.stderr.strip().splitlines()[-1]
-
-
-MISSING = {
-    "no Ibis": "ibis",
-    "no DuckDB": "duckdb",
-    "no SciPy for run_offers": "run_offers",
-    "no SciPy for run_ablation": "run_ablation",
-}
-
-
-@pytest.mark.parametrize(("what", "message"), expected("Installing", MISSING))
-def test_the_sentence_names_the_package_and_the_extra(request, prepared, tmp_path, what, message):
-    if what.startswith("run_"):
-        said = [what_a_comparison_says(what, prepared, tmp_path)]
-    else:
-        said = [outcome[1] for outcome in request.getfixturevalue("report")[what].values() if outcome]
-    assert said and all(re.fullmatch(message, each) for each in said)

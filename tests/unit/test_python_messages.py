@@ -1,14 +1,11 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""What Python says of bad options, customers and tensors: which customer, what was found, what to do."""
-
-import re
+"""Bad options, customers and tensors are refused with a message that names the customer and what was found."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from faults import expected
 from transformers import pipeline
 
 GOOD = {"events": [{"when": "2017-03-01", "action": "buy", "item": "item 01", "basket": "1"}]}
@@ -20,70 +17,76 @@ def score(save):
 
 
 @pytest.mark.parametrize("task", ["customer-embedding", "preference-scores"])
-def test_nobody_is_answered_with_nothing(save, task):
+def test_pipelines_return_an_empty_list_for_no_customers(save, task):
     pipe = pipeline(task, model=save(extended=True))
     assert pipe([]) == pipe(()) == pipe([], batch_size=4) == []
     assert list(pipe(customer for customer in ())) == []
-    with pytest.raises(ValueError, match="Unknown options"):
-        pipe([], nonsense=1)
 
 
-OPTIONS = {
-    "half a label": {"top_k": 2.5},
-    "labels as text": {"top_k": "3"},
-    "labels as a flag": {"top_k": True},
-    "no label": {"top_k": 0},
-    "tasks as text": {"tasks": "items"},
-    "tasks as letters": {"tasks": "abc"},
-    "no task": {"tasks": []},
-    "a task that is none": {"tasks": ["colour"]},
-    "tasks as a number": {"tasks": 5},
-}
-
-
-@pytest.mark.parametrize(("options", "message"), expected("Options of the pipelines", OPTIONS))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 2.5}, r"`top_k` is 2.5 \(float\)"),
+        ({"top_k": "3"}, r"`top_k` is '3' \(str\)"),
+        ({"top_k": True}, r"`top_k` is True \(bool\)"),
+        ({"top_k": 0}, "at least 1 label"),
+        ({"tasks": "items"}, r"`tasks` is 'items'; give a list of names such as \['items'\]"),
+        ({"tasks": "abc"}, "`tasks` is 'abc'; give a list"),
+        ({"tasks": []}, r"`tasks` is \[\]; give a list"),
+        ({"tasks": ["colour"]}, r"No tasks \['colour'\]: this checkpoint predicts"),
+        ({"tasks": 5}, "`tasks` is 5; give a list"),
+        ({"nonsense": 1}, "Unknown options"),
+    ],
+    ids=str,
+)
 def test_bad_options_are_named(score, options, message):
-    with pytest.raises(ValueError, match=message):
-        score(GOOD, **options)
-    with pytest.raises(ValueError, match=message):
-        score([], **options)
+    for customers in (GOOD, []):
+        with pytest.raises(ValueError, match=message):
+            score(customers, **options)
 
 
 def test_good_options_of_other_types_work(score):
     assert score(GOOD, top_k=np.int64(2), tasks=("items",)).keys() == {"items"}
 
 
-CUSTOMERS = {
-    "a text": "c07",
-    "no events": {"events": None},
-    "no dict": 7,
-    "an unknown column": {"events": [{"when": "2017-03-01", "action": "buy", "colour": "red"}]},
-    "no time": {"events": [{"when": float("nan"), "action": "buy"}]},
-    "a list as a value": {"events": [{"when": "2017-03-01", "action": "buy", "item": ["a"]}]},
-    "mixed types in a frame": {
-        "events": pd.DataFrame({"when": ["2017-03-01"] * 3, "action": "buy", "price": [1, "cheap", None]})
-    },
-    "mixed times in a frame": {"events": pd.DataFrame({"when": ["2017-03-01", 5], "action": "buy"})},
-    "a column twice in a frame": {
-        "events": pd.DataFrame([["2017-03-01", "a", "b"]], columns=["when", "item", "item"])
-    },
-    "bytes": {"events": [{"when": "2017-03-01", "action": b"buy"}]},
-}
+def event(**columns):
+    return {"events": [{"when": "2017-03-01", "action": "buy", **columns}]}
 
 
-@pytest.mark.parametrize(("customer", "message"), expected("Customers of the pipelines", CUSTOMERS))
-@pytest.mark.parametrize("form", [list, tuple, iter])
+def frame(**columns):
+    return {"events": pd.DataFrame({"when": ["2017-03-01"] * 3, "action": "buy", **columns})}
+
+
+@pytest.mark.parametrize(
+    ("customer", "message"),
+    [
+        ("c07", "found str, expected a dict with `events`"),
+        ({"events": None}, "there is no `events`; give an empty list"),
+        (7, "found int, expected a dict with `events`"),
+        (event(colour="red"), "event 0: unknown 'colour'.*Known are: "),
+        (event(when=float("nan")), r"column 'when': found no time \(nan\)"),
+        (event(item=["a"]), r"column 'item': found \['a'\] \(list\), expected text, a number or a boolean"),
+        (event(action=b"buy"), r"column 'action': found b'buy' \(bytes\)"),
+        (frame(price=[1, "cheap", None]), r"column 'price': found 'cheap' \(str\), expected a number"),
+        (frame(when=["2017-03-01", 5, 6]), r"column 'when': found 5 \(int\), expected a time"),
+        (
+            {"events": pd.DataFrame([["2017-03-01", "a", "b"]], columns=["when", "item", "item"])},
+            r"column 'item': found an array of shape \(1, 2\)",
+        ),
+    ],
+    ids="text,no events,number,unknown column,no time,list,bytes,mixed types,mixed times,column twice".split(","),
+)
+@pytest.mark.parametrize("form", [list, iter])
 def test_the_bad_one_of_a_hundred_is_named(score, customer, message, form):
     everyone = [*[GOOD] * 63, customer, *[GOOD] * 36]
-    with pytest.raises(ValueError, match=message) as refused:
+    with pytest.raises(ValueError, match=f"(?s)Customer 63 of the list.*{message}"):
         list(score(form(everyone), batch_size=8))
-    assert "Customer 63 of the list" in str(refused.value)
     if isinstance(customer, dict):
         with pytest.raises(ValueError, match="Customer 'c7'"):
             list(score(form([GOOD, {**customer, "customer_id": "c7"}])))
 
 
-def test_places_do_not_change_what_is_answered(score):
+def test_batching_does_not_change_scores(score):
     alone = score(GOOD)
     for found in (score([GOOD] * 3, batch_size=2), score((GOOD,) * 3), list(score(iter([GOOD] * 3)))):
         for each in found:
@@ -107,24 +110,28 @@ def cast(name, dtype):
     return lambda inputs: inputs.update({name: inputs[name].to(dtype)})
 
 
+PLACE = "at event 2 of customer 1 of the batch: MCMFeatureExtractor"
 TENSORS = {
-    "a time that is NaN": at("event_times", float("nan")),
-    "an infinite time": at("event_times", float("inf")),
-    "a negative time": at("event_times", -3.0),
-    "times that fall": at("event_times", 1e6),
-    "a negative visit": at("visit_ids", -1),
-    "a visit that falls": at("visit_ids", 30),
-    "a visit beyond the events": at("visit_ids", 10**6),
-    "visits that are no whole numbers": cast("visit_ids", torch.float32),
-    "visits of another shape": lambda inputs: inputs.update(visit_ids=inputs["visit_ids"][:, :-1]),
-    "times of another shape": lambda inputs: inputs.update(event_times=inputs["event_times"][:1]),
-    "an id of no value": at("input_ids", 99),
-    "a negative id": at("input_ids", -1),
+    "NaN": (at("event_times", float("nan")), f"`event_times` is no number or infinite {PLACE}"),
+    "infinite": (at("event_times", float("inf")), f"`event_times` is no number or infinite {PLACE}"),
+    "negative time": (at("event_times", -3.0), f"`event_times` is negative {PLACE}"),
+    "times fall": (at("event_times", 1e6), "`event_times` is less than .* at event 3 of customer 1 .*their order"),
+    "negative visit": (at("visit_ids", -1), f"`visit_ids` is negative {PLACE}"),
+    "visits fall": (at("visit_ids", 30), "`visit_ids` .* of customer 1 of the batch: .*order"),
+    "visit beyond": (at("visit_ids", 10**6), "`visit_ids` .* of customer 1 of the batch: .*order"),
+    "float visits": (
+        cast("visit_ids", torch.float32),
+        "`visit_ids` is torch.float32, and whole numbers",
+    ),
+    "visits' shape": (lambda inputs: inputs.update(visit_ids=inputs["visit_ids"][:, :-1]), "`visit_ids` has shape"),
+    "times' shape": (lambda inputs: inputs.update(event_times=inputs["event_times"][:1]), "`event_times` has shape"),
+    "unknown id": (at("input_ids", 99), f"`input_ids` is not from 0 to 5 in feature 'type' {PLACE}"),
+    "negative id": (at("input_ids", -1), f"`input_ids` is not from 0 to 5 in feature 'type' {PLACE}"),
 }
 
 
-@pytest.mark.parametrize(("change", "message"), expected("Tensors", TENSORS))
-def test_tensors_that_can_t_be_are_named(tiny_model, extractor, change, message):
+@pytest.mark.parametrize(("change", "message"), TENSORS.values(), ids=TENSORS)
+def test_bad_tensors_are_named(tiny_model, extractor, change, message):
     model = tiny_model(extended=True, label_features=["aisle"])
     events = [
         {"when": f"2017-03-{day:02}", "action": "buy", "item": f"item {day:02}", "basket": str(day)}
@@ -134,12 +141,11 @@ def test_tensors_that_can_t_be_are_named(tiny_model, extractor, change, message)
     with torch.no_grad():
         model(**inputs)
         change(inputs)
-        with pytest.raises(ValueError, match=message) as refused:
+        with pytest.raises(ValueError, match=f"(?s){message}"):
             model(**inputs)
-    assert "index out of range" not in str(refused.value) and re.search("MCMFeatureExtractor|order|pad", message)
 
 
-def test_what_stands_in_padding_is_nobody_s_fault(tiny_model, extractor):
+def test_padding_values_are_ignored(tiny_model, extractor):
     model = tiny_model(extended=True)
     inputs = dict(extractor([GOOD, {"events": GOOD["events"] * 4}]))
     before = model(**inputs).logits["items"][0]
