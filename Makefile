@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
-PARALLEL := -n logical --maxprocesses 4 --dist loadfile
+PARALLEL := -rs -n logical --maxprocesses 4 --dist loadfile
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: quickstart app test test-slow slow conformance test-oldest check docs figures clean
@@ -20,7 +20,7 @@ test: $(VENV)/test.done  ## all tests that take seconds, in parallel; no GPU
 test-slow: slow test-oldest  ## the tests that take minutes, and those with the oldest versions
 
 slow: $(VENV)/test.done  ## the tests that take minutes
-	$(RUN)/python -m pytest -m slow
+	$(RUN)/python -m pytest -m slow $(PARALLEL)
 
 conformance: $(VENV)/test.done  ## transformers' own tests of a model, from its source distribution
 	$(RUN)/python -m pytest -m slow tests/conformance
