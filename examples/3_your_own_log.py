@@ -2,26 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Your own event log in ten minutes: prepare it, train on it, ask what a customer will do next.
 
-    python examples/3_your_own_log.py log.parquet schema.yaml runs/mine --max_seconds 300
-    python examples/3_your_own_log.py log.csv schema.yaml runs/mine --max_seconds 300       or a folder of either
+    python examples/3_your_own_log.py log.parquet schema.yaml runs/mine
+    python examples/3_your_own_log.py log.csv schema.yaml runs/mine --max_steps 1000
 
 The schema says what the columns mean (docs/event_schema.md; configuration/schemas/ has some to start from). Options
-after the folder go to training/run_pretrain.py. Run again, it goes on where it was.
+after the folder go to `mcm pretrain`. Run again, it goes on where it was.
 """
 
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
+import pandas as pd
 from transformers import pipeline
 
 import modeling_mcm  # noqa: F401  registers the pipelines
 from modeling_mcm.data import EventSchema
 from modeling_mcm.preparation import prepare
-from modeling_mcm.preparation.engine import open_engine
-from modeling_mcm.preparation.tables import open_table
-from modeling_mcm.preparation.text_files import TextFiles
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,10 +33,8 @@ def main(events, schema_file, folder, *options):
     command = [sys.executable, script, "--data", f"{folder}/data", "--config", config, "--output_dir", folder]
     subprocess.run([*map(str, command), *options], check=True)
 
-    with tempfile.TemporaryDirectory() as scratch, open_engine("duckdb", Path(scratch)) as engine:
-        text = TextFiles(schema.text_format, Path(scratch))
-        log = open_table(events, engine, "event", schema.event_columns, text)
-        last = log.filter(log[schema.customer] == log[schema.customer].max()).to_pandas()
+    log = pd.read_csv(events) if Path(events).suffix == ".csv" else pd.read_parquet(events)
+    last = log[log[schema.customer] == log[schema.customer].max()]
     best = pipeline("preference-scores", model=folder)({"events": last[schema.event_columns]}, top_k=3)
     for task, labels in best.items():
         print(f"{task}: " + ", ".join(f"{each['label']} {each['score']:.1%}" for each in labels))

@@ -1,71 +1,48 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
-"""The examples as a person runs them, on a small log. The others: 1 in test_docs, 2 in test_offers, 7 in
-test_finetuning, 8 in test_hub, 9 in test_label_finetuning, 10 in test_stored_states."""
+"""The examples as a person runs them, on a small log. The others: 1 in test_docs, 2 in test_offers, 4 in
+test_stored_states, 7 in test_finetuning, 8 in test_hub, 9 in test_label_finetuning."""
 
 import importlib
-import importlib.util
 import json
-import os
 import re
-import subprocess
-import sys
 import threading
 import urllib.error
 import urllib.request
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 import yaml
 from choices import TINY_OVERRIDES
+from corner_shop import SCHEMA
 
 from modeling_mcm import MCMForMultiTaskRecommendation
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"), key=lambda path: int(path.name.split("_")[0]))
-
-
-def needs(*packages):
-    absent = [name for name in packages if importlib.util.find_spec(name) is None]
-    return pytest.mark.skipif(bool(absent), reason=f"{', '.join(absent)} not installed")
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
 @pytest.fixture
 def log_file(event_log, tmp_path):
-    path = tmp_path / "log.parquet"
-    event_log.to_parquet(path)
-    return str(path)
-
-
-def test_examples_are_numbered_and_short():
-    assert [path.name.split("_")[0] for path in EXAMPLES] == [str(number + 1) for number in range(len(EXAMPLES))]
-    for path in EXAMPLES:
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 60, path.name
+    event_log.to_parquet(tmp_path / "log.parquet")
+    return str(tmp_path / "log.parquet")
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_every_example_is_run_by_a_test(path):
+def test_examples_are_short_and_run_by_a_test(path):
     texts = [test.read_text(encoding="utf-8") for test in (ROOT / "tests").rglob("*.py")]
     assert any(re.search(rf'["/]{path.stem}(\.py)?"', text) for text in texts)
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 60
 
 
-@pytest.mark.parametrize("form", ["log.parquet", "log.csv", "log/a.csv.gz"])
-def test_your_own_log_goes_from_a_file_to_scores(form, event_log, tmp_path):
-    from corner_shop import SCHEMA
-
-    path = tmp_path / form
-    path.parent.mkdir(exist_ok=True)
-    event_log.to_parquet(path) if path.suffix == ".parquet" else event_log.to_csv(path, index=False)
-    log_file = str(path.parent if path.parent.name == "log" else path)
-
+def test_your_own_log_goes_from_a_file_to_scores(event_log, tmp_path, capsys, monkeypatch):
+    event_log.to_csv(tmp_path / "log.csv", index=False)
     schema = tmp_path / "schema.yaml"
     schema.write_text(yaml.safe_dump({key: value for key, value in SCHEMA.items() if key != "profile"}))
-    command = [sys.executable, "examples/3_your_own_log.py", log_file, str(schema), str(tmp_path / "run")]
-    command += [
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    options = [
         "--max_steps",
         "3",
         "--config_overrides",
@@ -75,29 +52,13 @@ def test_your_own_log_goes_from_a_file_to_scores(form, event_log, tmp_path):
         "--use_cpu",
         "true",
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert f"34 customers, {len(event_log)} events" in done.stdout
+    example = importlib.import_module("3_your_own_log")
+    example.main(str(tmp_path / "log.csv"), str(schema), str(tmp_path / "run"), *options)
+    said = capsys.readouterr().out
+    assert f"34 customers, {len(event_log)} events" in said
     for task in SCHEMA["tasks"]:
-        (line,) = (line for line in done.stdout.splitlines() if line.startswith(f"{task}: "))
+        (line,) = (line for line in said.splitlines() if line.startswith(f"{task}: "))
         assert line.count("%") == 3
-    assert "items: item " in done.stdout
-
-
-@needs("faiss")
-def test_look_alikes_are_the_nearest_embeddings(save, log_file, tmp_path, capsys):
-    module, folder = importlib.import_module("4_look_alikes"), save(extended=True)
-    index_file = str(tmp_path / "customers.faiss")
-    module.main(folder, log_file, index_file, "c07", "c21")
-    said = capsys.readouterr().out.splitlines()
-    names, vectors = module.embed(folder, pd.read_parquet(log_file))
-    assert len(names) == 34 and np.allclose(np.linalg.norm(vectors, axis=1), 1)
-    assert module.faiss.read_index(index_file).ntotal == 34
-    for line, name in zip(said, ["c07", "c21"], strict=True):
-        cosines = vectors @ vectors[names.index(name)]
-        order = [names[place] for place in np.argsort(-cosines) if names[place] != name][:5]
-        assert line.startswith(f"{name} is like {order[0]} ") and line.count(",") == 4
 
 
 @pytest.mark.parametrize("choices", [{}, {"extended": True}], ids=["events", "visits"])
@@ -118,9 +79,9 @@ def test_a_preference_is_explained_by_what_its_visits_hold(save, log_file, event
         assert set(line.split(" with ")[1].split(", ")) <= own
 
 
-@needs("onnx", "onnxscript", "onnxruntime")
 @pytest.mark.skipif(torch.__version__ < (2, 11), reason="transformers' exporters need torch 2.11")
 def test_the_onnx_server_answers_as_the_model_and_names_what_it_cannot_read(save, event_log, extractor, tmp_path):
+    pytest.importorskip("onnxruntime", reason="onnxruntime not installed")
     folder, script = save(extended=True), importlib.import_module("modeling_mcm.commands.export")
     script.run(script.ExportOptions(model=folder, output_dir=str(tmp_path / "onnx")))
     module = importlib.import_module("6_serve_onnx")

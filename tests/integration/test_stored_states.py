@@ -92,7 +92,7 @@ def test_a_checkpoint_without_trained_forecasts_tells_none(prepared, trained, tm
 def test_the_example_lists_who_may_not_come_again(trained, prepared, tmp_path, capsys):
     now = ["--now", "2017-12-30"]
     call("run_predict", "--model", trained, "--data", prepared, "--output_dir", tmp_path / "scores", *now)
-    importlib.import_module("10_stored_states").main(str(tmp_path / "scores"), str(tmp_path / "churn.csv"))
+    importlib.import_module("4_stored_states").main(str(tmp_path / "scores"), str(tmp_path / "churn.csv"))
     said = capsys.readouterr().out
     scores, listed = pd.read_parquet(tmp_path / "scores"), pd.read_csv(tmp_path / "churn.csv")
     assert (listed["visit_probability_30d"] < 0.5).all()

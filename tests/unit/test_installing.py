@@ -42,7 +42,8 @@ def optional_packages():
     return sorted(found - BASE - OWN - set(sys.stdlib_module_names))
 
 
-CASES = [*optional_packages(), ",".join(optional_packages())]
+# Each alone where several are imported side by side, and all together.
+CASES = ["ibis", "duckdb", "scipy", "lightgbm", "sqlalchemy", ",".join(optional_packages())]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def speechless(outcomes):
 
 
 def test_the_packages_of_the_extras_are_found():
-    assert {"ibis", "duckdb", "scipy", "lightgbm", "peft", "pyspark"} <= set(CASES)
+    assert {"ibis", "duckdb", "scipy", "lightgbm", "peft", "pyspark", "sqlalchemy"} <= set(optional_packages())
     assert {"data", "spark", "evaluation", "gbdt", "lora", "docs", "export"} <= EXTRAS
 
 
