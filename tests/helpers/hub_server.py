@@ -29,19 +29,14 @@ import yaml
 LARGE = (".safetensors", ".bin", ".pt", ".pkl", ".onnx")
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n"
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
-WHO = {
-    "GIT_AUTHOR_NAME": "hub",
-    "GIT_AUTHOR_EMAIL": "hub@localhost",
-    "GIT_COMMITTER_NAME": "hub",
-    "GIT_COMMITTER_EMAIL": "hub@localhost",
-    "GIT_CONFIG_GLOBAL": os.devnull,
-    "GIT_CONFIG_SYSTEM": os.devnull,
-}
+WHO = {f"GIT_{role}_NAME": "hub" for role in ("AUTHOR", "COMMITTER")}
+WHO |= {f"GIT_{role}_EMAIL": "hub@localhost" for role in ("AUTHOR", "COMMITTER")}
+WHO |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
 
 
 @dataclass
 class Account:
-    """Who a token is of, and the namespaces that it may write to."""
+    """The user of a token, and the namespaces that the user may write to."""
 
     name: str
     writes: Sequence[str] = ()
@@ -66,12 +61,7 @@ class Refusal(Exception):
 
 
 class HubServer:
-    """The server; a context manager that runs it in a thread.
-
-    Args:
-        folder: where repositories and large files are kept.
-        tokens: accounts by token.
-    """
+    """The server, with its files in a folder and accounts by token; a context manager that runs it in a thread."""
 
     def __init__(self, folder: Path, tokens: Mapping[str, Account]):
         self.tokens, self.lock = tokens, threading.Lock()
@@ -82,7 +72,7 @@ class HubServer:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def reset(self, folder: Path) -> None:
-        """Starts anew in another folder, at the same address."""
+        """Starts empty in another folder, at the same address."""
         self.folder = folder
         self.requests: list[Request] = []
         self.private: set[str] = set()
@@ -96,8 +86,6 @@ class HubServer:
     def __exit__(self, *error: object) -> None:
         self.server.shutdown()
         self.server.server_close()
-
-    # ------------------------------------------------------------------------------------------------- repositories
 
     def path_of(self, repo: str) -> Path:
         return self.folder / "repositories" / f"{repo}.git"
@@ -149,8 +137,6 @@ class HubServer:
             self.git(repo, "update-ref", "refs/heads/main", new)
             index.unlink()
             return new
-
-    # ------------------------------------------------------------------------------------------------------- answers
 
     def account(self, request: Request) -> Account | None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -209,17 +195,13 @@ class HubServer:
         return entries
 
     def validate_yaml(self, request: Request) -> dict:
-        text = json.loads(request.body)["content"]
-        errors = []
         try:
-            values = yaml.safe_load(text.split("---\n")[1])
-            for model in values.get("model-index", []):
-                for result in model["results"]:
-                    errors += [{"message": f"no {key}"} for key in ("task", "dataset", "metrics") if key not in result]
+            values = yaml.safe_load(json.loads(request.body)["content"].split("---\n")[1])
+            for result in [result for model in values.get("model-index", []) for result in model["results"]]:
+                _ = result["task"], result["dataset"], result["metrics"]
         except (IndexError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-            errors.append({"message": f"metadata cannot be read: {error}"})
-        if errors:
-            raise Refusal(400, json.dumps({"errors": errors}))
+            errors = [{"message": f"metadata cannot be read: {error!r}"}]
+            raise Refusal(400, json.dumps({"errors": errors})) from None
         return {"errors": [], "warnings": []}
 
     def preupload(self, request: Request, repo: str, revision: str) -> dict:
