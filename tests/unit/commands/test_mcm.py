@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The console command `mcm`: what it lists, where it goes, and models by name."""
 
-import ast
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from modeling_mcm.commands import main as mcm
 from modeling_mcm.training.sizes import SIZES, config_of
 
 ROOT = Path(__file__).resolve().parents[3]
-SCRIPTS = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "training").glob("*.py"))}
 
 
 @pytest.fixture
@@ -48,12 +47,16 @@ def test_a_command_that_does_not_exist_is_answered(run):
 
 
 @pytest.mark.parametrize("name", mcm.COMMANDS)
-def test_each_command_has_a_script_of_the_same_options(run, capsys, name):
-    of_command = [path for path, tree in SCRIPTS.items() if f"modeling_mcm.commands.{name}" in ast.unparse(tree)]
-    assert len(of_command) == 1
+def test_each_command_shows_its_options(run, capsys, name):
     with pytest.raises(SystemExit) as end:
         run(name, "--help")
     assert end.value.code == 0 and f"usage: mcm {name} [recipe.yaml]" in capsys.readouterr().out
+
+
+def test_a_script_only_calls_a_command():
+    for path in (ROOT / "training").glob("*.py"):
+        found = re.findall(r"^from (\S+) import main$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert [module.rpartition(".")[0] for module in found] == ["modeling_mcm.commands"], path.name
 
 
 def test_a_missing_package_is_one_sentence(run, monkeypatch):
