@@ -6,7 +6,7 @@
     python training/run_finetune.py --model runs/mine --data data/offers/prepared --offers data/new_departments
 
 Every month each customer is offered every department that they have not bought from; converted is who did within 28
-days. Writes the two tables of docs/offers.md.
+days. Writes the two tables of docs/fine_tuning.md.
 """
 
 import sys

@@ -4,7 +4,7 @@
 
     python examples/7_fine_tune_to_offers.py runs/mine data/offers/prepared data/offers/raw runs/offers
 
-The offers are two tables (docs/offers.md). `training/run_finetune.py` does more: a lower learning rate for the
+The offers are two tables (docs/fine_tuning.md). `training/run_finetune.py` does more: a lower learning rate for the
 encoder, low-rank updates, batches of similar length, going on after an interruption, checks that no future is seen.
 """
 

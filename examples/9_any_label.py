@@ -4,7 +4,7 @@
 
     python examples/9_any_label.py runs/quickstart data/complete_journey/prepared data/complete_journey/raw runs/labels
 
-Any table of customer, time and label will do (docs/labels.md); here it is made of the quickstart's log.
+Any table of customer, time and label will do (docs/fine_tuning.md); here it is made of the quickstart's log.
 """
 
 import sys

@@ -241,7 +241,7 @@ class CustomerPredictionPipeline(_CustomerPipeline):
         if head is None or not head.output.weight.any():  # untrained weights are 0
             raise ValueError(
                 f"{self.model.name_or_path or 'The model'} was not fine-tuned to a label of customers: chances would "
-                "be made up. Fine-tune it first (mcm finetune --labels, docs/labels.md)."
+                "be made up. Fine-tune it first (mcm finetune --labels, docs/fine_tuning.md)."
             )
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> ModelOutput:
@@ -278,7 +278,7 @@ class ActionScoresPipeline(_CustomerPipeline):
         if not (head.output.any() or head.direct.any()):  # untrained weights are 0
             raise ValueError(
                 f"{self.model.name_or_path or 'The model'} has no trained head for actions: chances would be made up. "
-                "Fine-tune it to offers first (mcm finetune --offers, docs/offers.md)."
+                "Fine-tune it to offers first (mcm finetune --offers, docs/fine_tuning.md)."
             )
 
     def _sanitize_parameters(self, actions: Any = None, time: Any = None, **unknown: Any):

@@ -48,7 +48,7 @@ class EngineOptions:
 
     engine: str = option(
         "duckdb",
-        "What does the work: duckdb works in this process, spark in a Spark session (docs/spark.md).",
+        "What does the work: duckdb works in this process, spark in a Spark session (docs/large_logs.md).",
         choices=ENGINES,
     )
     spark_master: str | None = option(

@@ -14,8 +14,8 @@ Baselines read the training period and the customer's own history up to the cuto
 The command prints a table of means over customers, each with half of its 95% bootstrap interval; the same by length
 of history; and a sentence for each baseline that is better than MCM.
 
-With --offers the cases are groups of offers (docs/offers.md). The metrics say how well the model tells who takes an
-offer, and which one.
+With --offers the cases are groups of offers (docs/fine_tuning.md). The metrics say how well the model tells who takes
+an offer, and which one.
 """
 
 from dataclasses import dataclass

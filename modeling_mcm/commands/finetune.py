@@ -11,8 +11,8 @@
     ... --from_scratch          trains the same model without its pre-trained weights
 
 --data is the data set that the checkpoint was pre-trained on; histories come from it. --labels is a table of customer,
-time and label (docs/labels.md); of the last three options above it works with --freeze_encoder only. --offers is a
-folder with offers.parquet and actions.parquet (docs/offers.md); each history is read up to the time of the offers.
+time and label; of the last three options above it works with --freeze_encoder only. --offers is a folder with
+offers.parquet and actions.parquet; each history is read up to the time of the offers (docs/fine_tuning.md).
 Evaluate a model of offers with `mcm evaluate --offers`.
 
 The same command, started again, goes on from the last complete checkpoint. All options of `TrainingArguments` work. A

@@ -4,7 +4,7 @@
 
     mcm predict --model runs/mine --data data/prepared --output_dir scores
     mcm predict --model runs/mine --events log.parquet --output_dir scores      scores the customers of a raw log
-    mcm predict --engine spark ...                           scores as a Spark job (docs/spark.md)
+    mcm predict --engine spark ...                           scores as a Spark job (docs/large_logs.md)
     accelerate launch --multi_gpu --num_processes 2 training/run_predict.py ...        two processes, on CPUs too
 
 The files have one row a customer: `customer_id`, `embedding`, one column for each forecast (`visits_30d`), and for

@@ -3,9 +3,9 @@
 """Prepares an event log for training.
 
     mcm prepare --demo complete_journey --output_dir data/prepared
-    mcm prepare --demo complete_journey --offers ...        also writes the demo's offers (docs/offers.md)
+    mcm prepare --demo complete_journey --offers ...        also writes the demo's offers (docs/fine_tuning.md)
     mcm prepare --events log.parquet --schema schema.yaml --output_dir data/prepared
-    mcm prepare --engine spark --spark_master local[2] ...      on Spark (docs/spark.md)
+    mcm prepare --engine spark --spark_master local[2] ...      on Spark (docs/large_logs.md)
     mcm prepare prepare.yaml --overwrite        # options as keys of one YAML file; flags win
 
 docs/event_schema.md explains the schema. If the output folder holds a complete data set, --overwrite replaces it, and
@@ -40,7 +40,7 @@ class PrepareOptions:
         choices=list(DEMOS),
     )
     offers: bool = option(
-        False, "Also write the demo's offers.parquet and actions.parquet into raw/ (docs/offers.md)."
+        False, "Also write the demo's offers.parquet and actions.parquet into raw/ (docs/fine_tuning.md)."
     )
     rows_per_shard: int = option(1024, "Largest number of customers in one shard, a Parquet file.")
     memory_limit: str = option("1GB", MEMORY_LIMIT)
@@ -54,7 +54,7 @@ class PrepareOptions:
             raise ValueError("--demo brings its own --events and --profile; leave these out.")
         if self.demo is None and self.offers:
             raise ValueError(
-                "--offers writes the offers of a demo: add --demo, or make your own tables (docs/offers.md)."
+                "--offers writes the offers of a demo: add --demo, or make your own tables (docs/fine_tuning.md)."
             )
         if self.demo is None and not (self.events and self.schema):
             raise ValueError("Give --events and --schema, or --demo.")

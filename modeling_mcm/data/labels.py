@@ -6,7 +6,7 @@
     time           the moment of the label: events at or after it are not read
     churned        the label, under any name: two classes, several classes, or a number
 
-What is wrong in the table is reported here, before anything is trained. `docs/labels.md` has a worked example.
+What is wrong in the table is reported here, before anything is trained. `docs/fine_tuning.md` has a worked example.
 """
 
 from __future__ import annotations

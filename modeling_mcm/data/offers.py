@@ -9,7 +9,7 @@ event. An action that covers several values (any of twenty products) has several
     offers.parquet    customer_id, time, action_id, outcomes (0, 1, or null where not observed); group_id, split
     actions.parquet   action_id, columns of the event log; time (from which on the row holds), weight
 
-`docs/offers.md` explains each column with a worked example.
+`docs/fine_tuning.md` explains each column with a worked example.
 
 Shapes: G groups, N offers, V versions of actions, R rows of actions.
 """

@@ -288,8 +288,8 @@ def prepare(
         feature_extractor ([`MCMFeatureExtractor`], *optional*): feature extractor of a checkpoint that is to read the
             result. Its vocabularies and bins are used. Default: vocabularies and bins are fitted on the training
             period.
-        engine (`str` or `ibis.BaseBackend`): "duckdb", "spark" (docs/spark.md), or an Ibis connection. An Ibis table
-            of a database is always prepared by that database.
+        engine (`str` or `ibis.BaseBackend`): "duckdb", "spark" (docs/large_logs.md), or an Ibis connection. An Ibis
+            table of a database is always prepared by that database.
         rows_per_shard (`int`): largest number of customers in one shard.
         overwrite (`bool`): whether to replace a prepared data set that is in the folder.
         reuse (`bool`): whether to return at once if the data set in the folder was made from the same files, schema

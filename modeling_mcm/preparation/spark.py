@@ -111,7 +111,7 @@ def read_by_spark(files: InputFiles, connection: Any, what: str) -> Iterator[tup
             raise ValueError(
                 f"Spark can't read the {what} file {part.root} ({reason_of(error)}); check the path, write times in "
                 "microseconds where it says NANOS, or give what Hadoop needs for such an address (--spark_config "
-                "spark.jars.packages=..., docs/spark.md)."
+                "spark.jars.packages=..., docs/large_logs.md)."
             ) from error
         name = ibis.util.gen_name("mcm")
         read.createOrReplaceTempView(name)

@@ -77,7 +77,7 @@ class LabelOptions:
     """Which labels of customers a checkpoint is fine-tuned to, in the place of offers."""
 
     labels: str | None = option(
-        None, "Parquet or CSV file with customer, time and label, in the place of --offers (docs/labels.md)."
+        None, "Parquet or CSV file with customer, time and label, in the place of --offers (docs/fine_tuning.md)."
     )
     label: str = option("label", "Column of --labels with the label.")
     customer_column: str = option("customer_id", "Column of --labels with the customer.")
