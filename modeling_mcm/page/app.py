@@ -199,10 +199,12 @@ def build_page(histories: Histories) -> Any:
                 name: gr.Radio([], label=f"Next {name.replace('_', ' ')}", elem_id=f"next-{name}", min_width=300)
                 for name in tasks
             }
+        told = f"Visits; those from {histories.cutoff[:10]} on are hidden from MCM"
         timeline = gr.BarPlot(
-            x="time", y="events", color="visit", color_map=COLOURS, tooltip=["share", "what"], height=320,
-            label=f"Visits; those from {histories.cutoff[:10]} on are hidden from MCM", elem_id="timeline",
+            x="time", y="events", color="visit", color_map=COLOURS, tooltip=["share", "what"], height=280,
+            x_title=" ", color_title=" ", label=told, elem_id="timeline",
         )  # fmt: skip
+        gr.HTML("".join(f"<span style='color: {colour}'>■</span> {name} &emsp;" for name, colour in COLOURS.items()))
         why = gr.HTML(elem_id="why")
         with gr.Row():
             visits = gr.Dataframe(
