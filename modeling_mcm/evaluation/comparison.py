@@ -19,13 +19,7 @@ import torch
 from numpy.typing import NDArray
 from transformers.utils.logging import tqdm
 
-from modeling_mcm.evaluation.baselines import (
-    Baseline,
-    MostPopular,
-    NearestHouseholds,
-    Transitions,
-    VisitFrequency,
-)
+from modeling_mcm.evaluation.baselines import Baseline, MostPopular, NearestHouseholds, Transitions, VisitFrequency
 from modeling_mcm.evaluation.cases import EvaluationCases
 from modeling_mcm.evaluation.gbdt import LightGBMRanker, NothingToLearnError, expected_seconds
 from modeling_mcm.evaluation.histories import select_rows

@@ -80,11 +80,7 @@ def files_to_publish(folder: str | Path) -> list[Path]:
 
 
 def publish(
-    folder: str | Path,
-    repo_id: str,
-    token: str | None = None,
-    private: bool = False,
-    create_only: bool = False,
+    folder: str | Path, repo_id: str, token: str | None = None, private: bool = False, create_only: bool = False
 ) -> Published:
     """Publishes an upload folder with its card. A repository that exists gets a new commit if anything changed.
 
