@@ -187,11 +187,8 @@ class ActionCounts:
         return counts, days
 
     def of_customers(self) -> torch.Tensor:
-        """Counts that do not depend on the action.
-
-        Returns:
-            `torch.FloatTensor` of shape `(B, numbers)`; the second list of `count_names` names the numbers.
-        """
+        """Counts that do not depend on the action. Returns `torch.FloatTensor` of shape `(B, numbers)`; the second
+        list of `count_names` names the numbers."""
         opens = self.is_event & (self.visits != F.pad(self.visits, (1, 0), value=-1)[:, :-1])
         last = self.ages.clamp(max=NEVER).amin(1, keepdim=True)
         numbers = [torch.einsum("bld,bl->bd", self.weights, opens.to(self.weights.dtype)).log1p(), last.log1p()]

@@ -156,10 +156,7 @@ class RunningReadout(torch.autograd.Function):
 
 
 def _running_sum(x: torch.Tensor, sizes: Sequence[int], backwards: bool = False) -> torch.Tensor:
-    """Running sum over each customer's units, from the first unit or, if `backwards`, from the last.
-
-    x, of shape `(R, V)`, may be overwritten.
-    """
+    """Running sum over each customer's units, from the first unit or, if `backwards`, from the last."""
     if x.device.type == "cpu" and x.numel() >= LONG_ROW * len(sizes):
         steps = x.split(list(sizes))
         if backwards:
@@ -229,16 +226,7 @@ def running_readout(z: torch.Tensor, sizes: Sequence[int], scored: torch.Tensor 
 
 
 def _by_labels(readout, vectors: torch.Tensor, elements: int) -> torch.Tensor:
-    """Scores of all labels, computed for some labels at a time.
-
-    Without gradients every chunk has the same number of labels, and the last one is filled up with zeros. Products of
-    the same size give the same bits, so a label's score does not depend on the number of labels.
-
-    Args:
-        readout: function from label vectors `(v, H)` to scores `(..., v)`.
-        vectors: label vectors, of shape `(V, H)`.
-        elements: size of z for one label.
-    """
+    """Scores of all labels, computed for some labels at a time."""
     if torch.is_grad_enabled():
         size = max(1, CHUNK_ELEMENTS // elements)
         if size >= len(vectors):

@@ -103,11 +103,8 @@ class FeatureSpec:
         return {"name": self.name, "kind": self.kind, "column": self.column, "profile": profile} | self.part
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives the feature as an entry of a schema file, with the keys that apply to its kind.
-
-        Returns:
-            `dict`: the entry, which `read_feature` reads back as an equal feature.
-        """
+        """Gives the feature as an entry of a schema file, with the keys that apply to its kind. Returns `dict`: the
+        entry, which `read_feature` reads back as an equal feature."""
         out: dict[str, Any] = {"name": self.name, "kind": self.kind}
         if not self.is_derived:
             out["column"] = self.column

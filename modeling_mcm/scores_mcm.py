@@ -2,9 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Computes the scores of labels as sums of parts, and the losses of score matrices, from hidden vectors.
 
-Training, evaluation and serving share this code. Without gradients, or without labels, each task has a score matrix
-of its own. A training step has one score matrix with the labels of all tasks as columns, and computes its losses from
-it.
+Training, evaluation and serving share this code. Without gradients, or without labels, each task has a score matrix of
+its own. A training step has one score matrix with the labels of all tasks as columns, and computes its losses from it.
 
 Shapes: as in modeling_mcm.py; E labels of the tasks of one score matrix. In [`ScoredRows`] E is the number of scored
 prefixes of the customer with the most, and M that of selected scores.
@@ -132,23 +131,7 @@ class TaskScores:
         tasks: Sequence[int],
         side_by_side: bool = False,
     ) -> list[Parts]:
-        """Parts of the scores of some tasks.
-
-        Args:
-            hidden (`torch.FloatTensor` of shape `(B, U, H)`): hidden vector h of each unit after the last layer.
-            events (`torch.FloatTensor` of shape `(B, L, H)`): embedding e of each event.
-            batch (`dict`): model inputs and `unit_mask`.
-            rows ([`ScoredRows`]): rows of the score matrix.
-            scored (`Sequence[TaskLabels]`): labels of each of the tasks.
-            tasks (`Sequence[int]`): indices of the tasks in `config.tasks`.
-            side_by_side (`bool`): whether the labels of all tasks are columns of one matrix, as in a training step. A
-                customer's own pairs are then left out of the counts of followers, because they contain the targets.
-
-        Returns:
-            One dict for each task, or a single one if `side_by_side`: the `PARTS` that the model has, of shape
-            `(R, E)`, or `(E,)` for the bias. Outside of training, a task with related labels also has `met` (boolean),
-            `habits` and `new`.
-        """
+        """Parts of the scores of some tasks."""
         indices = range(len(tasks))
         groups = [list(indices)] if side_by_side else [[index] for index in indices]
         vectors = [labels.vectors for labels in scored]

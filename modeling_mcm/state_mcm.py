@@ -239,11 +239,7 @@ class CustomerState(nn.Module):
         return self.joined(few, None if self.taste is None else self.taste(many))
 
     def _with_dropout(self, z: torch.Tensor) -> torch.Tensor:
-        """Dropout on z but for `plain_counts`, which a head reads directly.
-
-        A random byte decides about each number, so the probability is `DROPOUT` to the nearest 256th: random numbers
-        of 32 bits take a CPU several times as long.
-        """
+        """Dropout on z but for `plain_counts`, which a head reads directly."""
         least, size = round(256 * DROPOUT), z.numel()
         numbers = torch.empty(-(-size // 8), dtype=torch.int64, device=z.device).random_(-(2**63), None)
         factors = (numbers.view(torch.uint8)[:size].view(z.shape) >= least).to(z.dtype).mul_(256 / (256 - least))
@@ -291,10 +287,9 @@ def _inserted(values: torch.Tensor, index: int, number: int, value: float) -> to
 class Forecasts(nn.Module):
     """Forecasts of a customer's future from a moment on, by linear layers on the customer state.
 
-    For each quantity (visits, events, sums of values) the expected amount between one horizon and the next is
-    exp(a . state + b), and a forecast is the sum up to its horizon. The probability of a visit comes from hazards:
-    among customers without a visit before an interval, the share with a visit in the interval is
-    sigmoid(c . state + d).
+    For each quantity (visits, events, sums of values) the expected amount between one horizon and the next is exp(a .
+    state + b), and a forecast is the sum up to its horizon. The probability of a visit comes from hazards: among
+    customers without a visit before an interval, the share with a visit in the interval is sigmoid(c . state + d).
 
     Args:
         config ([`MCMConfig`]): configuration of the model.

@@ -31,11 +31,8 @@ YAML_BOOL = "tag:yaml.org,2002:bool"
 
 @contextmanager
 def exits(*errors: type[Exception]) -> Iterator[None]:
-    """A context in which expected errors end the process with their message instead of a traceback.
-
-    Raises:
-        SystemExit: With the name of the command and the error's message, where one of the errors is raised.
-    """
+    """A context in which expected errors end the process with their message instead of a traceback. Raises
+    `SystemExit` with the name of the command and the error's message, where one of the errors is raised."""
     try:
         yield
     except errors as error:
@@ -193,10 +190,7 @@ def _hint(name: str, known: Iterable[str]) -> str:
 
 
 def _as_flags(name: str, value: Any) -> list[str]:
-    """An entry of the YAML file as words of a command line.
-
-    A null sets nothing, so that the option's default stays. A dict becomes JSON, as `TrainingArguments` reads it.
-    """
+    """An entry of the YAML file as words of a command line."""
     if value is None:
         return []
     if isinstance(value, list):

@@ -94,10 +94,7 @@ class PredictionOptions:
 
 
 def _prepare_log(options: PredictionOptions, extractor: MCMFeatureExtractor, engine: EngineOptions) -> None:
-    """Prepares the raw log `options.events` with the checkpoint's vocabularies, in a folder inside `output_dir`.
-
-    The folder stays until all customers are scored, so that a run after an interruption finds it.
-    """
+    """Prepares the raw log `options.events` with the checkpoint's vocabularies, in a folder inside `output_dir`."""
     from modeling_mcm.preparation import prepare
 
     schema = schema_of(extractor)

@@ -217,17 +217,13 @@ class MCMCollator:
         self.deciding_columns = [f"task_{task}" for task in deciding]
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Makes a batch.
-
-        Returns:
-            `dict[str, torch.Tensor]`: `input_ids`, `attention_mask`, `event_times`, `visit_ids` and, with numeric
-            features, `event_values`, as `MCMFeatureExtractor.pad` gives them; with a moment `now` (not in training)
-            also `now`. The modes "train" and "evaluate" add `labels` int64 `(B, N, T)`, where -100 is ignored.
-            Training with several prefixes or masked events adds `prefix_ends` int64 `(B, P)`, the index of each
-            prefix's last event in the input, and `label_prefixes` int64 `(B, N)`, the index of each label's prefix.
-            Where targets fade, training also adds `label_weights` float32 `(B, N)`; with `between_visits` it adds
-            `prefix_times` float32 `(B, P)`, the moment of each prefix in days on the clock of `event_times`.
-        """
+        """Makes a batch. Returns `dict[str, torch.Tensor]`: `input_ids`, `attention_mask`, `event_times`, `visit_ids`
+        and, with numeric features, `event_values`, as `MCMFeatureExtractor.pad` gives them; with a moment `now` (not
+        in training) also `now`. The modes "train" and "evaluate" add `labels` int64 `(B, N, T)`, where -100 is
+        ignored. Training with several prefixes or masked events adds `prefix_ends` int64 `(B, P)`, the index of each
+        prefix's last event in the input, and `label_prefixes` int64 `(B, N)`, the index of each label's prefix. Where
+        targets fade, training also adds `label_weights` float32 `(B, N)`; with `between_visits` it adds `prefix_times`
+        float32 `(B, P)`, the moment of each prefix in days on the clock of `event_times`."""
         make = {"train": self._train, "evaluate": self._evaluate, "predict": self._predict}[self.mode]
         features = self.config.input_features
         examples = [make(self.extractor.readable(row, features)) for row in rows]
@@ -282,11 +278,7 @@ class MCMCollator:
         return self._all_prefixes(window, whole=start == 0)
 
     def _shuffled(self, history: dict[str, Any], draw: NDArray, start: int, end: int) -> NDArray[np.int64]:
-        """Indices of the events from `start` to `end` of a history whose order within visits is drawn anew.
-
-        `end` is where a visit ends. Events of one visit and time are a set, so their order is random; the event that
-        closes a visit stays last. No event leaves its visit, so only the visits between `start` and `end` are sorted.
-        """
+        """Indices of the events from `start` to `end` of a history whose order within visits is drawn anew."""
         visits = history["visits"]
         first = int(np.searchsorted(visits, visits[start])) if start else 0
         sorted_part = slice(first, end)
@@ -347,10 +339,7 @@ class MCMCollator:
         return {**window, **masked}, hidden + 1, np.arange(len(hidden)), self._labels(window)[hidden]
 
     def _moments(self, row: Mapping[str, Any], window: Mapping[str, Any], ends: NDArray) -> NDArray[np.float64]:
-        """Draws a moment for each prefix, between its last event and the next one, in days from the first event.
-
-        Somebody who asks at a moment of their own, such as a cutoff, asks between two visits.
-        """
+        """Draws a moment for each prefix, between its last event and the next one, in days from the first event."""
         generator = np.random.default_rng([self.seed, int(self.epoch), row["row"], 1])
         times = (window["times"] - window["times"][:1]) / SECONDS_PER_DAY
         last, following = times[np.maximum(ends, 1) - 1], times[np.minimum(ends, len(times) - 1)]

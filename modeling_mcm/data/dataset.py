@@ -32,11 +32,8 @@ FORMAT_VERSION = 2  # version 1 had no values of numeric features
 
 
 def write_table(path: str | Path, table: pa.Table, **options: Any) -> None:
-    """Writes a Parquet file whole or not at all.
-
-    Raises:
-        OSError: naming the file, if its disk is full or it may not be written.
-    """
+    """Writes a Parquet file whole or not at all. Raises `OSError`: naming the file, if its disk is full or it may not
+    be written."""
     with atomic_write(path) as partial:
         pq.write_table(table, partial, **options)
 
@@ -77,12 +74,8 @@ class PreparedManifest:
 
     @classmethod
     def load(cls, directory: str | Path) -> PreparedManifest:
-        """Reads `manifest.json`.
-
-        Raises:
-            FileNotFoundError: if the folder holds no manifest, so that it is no data set or an unfinished one.
-            ValueError: if the manifest is damaged or has another format version.
-        """
+        """Reads `manifest.json`. Raises `FileNotFoundError` if the folder holds no manifest, so that it is no data set
+        or an unfinished one. Raises `ValueError` if the manifest is damaged or has another format version."""
         path = Path(directory) / MANIFEST_FILE
         if not path.is_file():
             place = path.parent.resolve()
@@ -109,11 +102,8 @@ class PreparedManifest:
 
 
 def check_shard(path: Path, expected: dict[str, Any], verify: bool) -> pa.Schema:
-    """Checks that a shard is the file that the manifest lists.
-
-    Raises:
-        ValueError: if the file is missing, is no whole Parquet file, or has another size, number of rows or digest.
-    """
+    """Checks that a shard is the file that the manifest lists. Raises `ValueError` if the file is missing, is no whole
+    Parquet file, or has another size, number of rows or digest."""
     advice = "the data set is damaged: prepare the data again."
     if not path.is_file():
         raise ValueError(f"{path} is missing, but the manifest lists it; {advice}")
@@ -131,12 +121,8 @@ def check_shard(path: Path, expected: dict[str, Any], verify: bool) -> pa.Schema
 
 
 def check_shards(directory: str | Path, shards: Sequence[dict[str, Any]], verify: bool = False) -> None:
-    """Compares shards with the manifest and with each other.
-
-    Raises:
-        ValueError: if a shard is missing, differs from what the manifest lists, or has other columns than the first
-            shard.
-    """
+    """Compares shards with the manifest and with each other. Raises `ValueError` if a shard is missing, differs from
+    what the manifest lists, or has other columns than the first shard."""
     first: pa.Schema | None = None
     for shard in shards:
         path = Path(directory) / shard["file"]

@@ -301,12 +301,9 @@ class LabelledCustomers(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        """Reads some labels with their histories.
-
-        Returns:
-            `list[dict]`: by label `history`, a prepared row without the events from the label's time on; `time`, in
-            seconds since 1970-01-01; and `label`, the class id or the number.
-        """
+        """Reads some labels with their histories. Returns `list[dict]`: by label `history`, a prepared row without the
+        events from the label's time on; `time`, in seconds since 1970-01-01; and `label`, the class id or the
+        number."""
         return [
             {"history": events_before(row, self.labels.times[index]), "time": int(self.labels.times[index])}
             | {"label": self.labels.values[index]}
@@ -348,12 +345,8 @@ class LabelCollator:
         self.extractor, self.config = extractor, config
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Makes a batch.
-
-        Returns:
-            `dict[str, torch.Tensor]`: the histories as `MCMFeatureExtractor.pad` gives them, with the label's time as
-            `now`; and `labels` int64 or float32 `(B,)`.
-        """
+        """Makes a batch. Returns `dict[str, torch.Tensor]`: the histories as `MCMFeatureExtractor.pad` gives them,
+        with the label's time as `now`; and `labels` int64 or float32 `(B,)`."""
         histories = [self.extractor.readable(item["history"], self.config.input_features) for item in items]
         batch = dict(self.extractor.pad(histories, now=[item["time"] for item in items]))
         return batch | {"labels": torch.from_numpy(np.array([item["label"] for item in items]))}

@@ -111,14 +111,10 @@ class OfferCollator:
         self.actions.check(np.unique(offers.actions[offers.indices(groups)]))
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Makes a batch.
-
-        Returns:
-            `dict[str, torch.Tensor]`: the histories as `MCMFeatureExtractor.pad` gives them, the actions as
-            `EncodedActions.inputs` gives them, `days_to_offers` float32 `(B,)`, the days from the customer's last
-            event to the offers, and `labels` float32 `(B, K, O)`: 0 or 1 for each outcome, -100 where the outcome is
-            not known.
-        """
+        """Makes a batch. Returns `dict[str, torch.Tensor]`: the histories as `MCMFeatureExtractor.pad` gives them, the
+        actions as `EncodedActions.inputs` gives them, `days_to_offers` float32 `(B,)`, the days from the customer's
+        last event to the offers, and `labels` float32 `(B, K, O)`: 0 or 1 for each outcome, -100 where the outcome is
+        not known."""
         histories = [self.extractor.readable(item["history"], self.config.input_features) for item in items]
         batch = dict(self.extractor.pad(histories, self.max_events))
         groups = [item["group"] for item in items]

@@ -101,12 +101,8 @@ class Offers:
                 )
 
     def check_times(self, training_end: int, learned: ArrayLike, evaluated: ArrayLike) -> None:
-        """Checks that training sees nothing of the time in which the model is evaluated.
-
-        Raises:
-            ValueError: if the pre-training data, or offers of the training, reach into the time of the evaluated
-                offers.
-        """
+        """Checks that training sees nothing of the time in which the model is evaluated. Raises `ValueError` if the
+        pre-training data, or offers of the training, reach into the time of the evaluated offers."""
         learned, starts = np.asarray(learned, np.int64), self.times[np.asarray(evaluated, np.int64)]
         if not len(starts):
             return
@@ -239,11 +235,7 @@ def _zero_or_one(column: pd.Series, name: str) -> NDArray[np.float32]:
 
 
 def _versions(actions: pd.DataFrame, time_zone: str) -> tuple[pd.DataFrame, NDArray[np.float64], dict[str, list[Any]]]:
-    """Reads the actions as versions.
-
-    Returns one row by version (action_id, time, and start, the index of its first row), weights that sum to 1 in each
-    version, and columns of the event log.
-    """
+    """Reads the actions as versions."""
     names = [name for name in actions.columns if name not in ("action_id", "time", "weight")]
     rows = actions[names].copy()
     rows["action_id"] = _texts(actions["action_id"], "action_id")

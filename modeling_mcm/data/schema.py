@@ -99,12 +99,8 @@ class EventSchema(LogSchema):
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> EventSchema:
-        """Reads a schema file.
-
-        Raises:
-            ValueError: if the file or a key is wrong. The message names the file, the key and the fix.
-            OSError: if the file can't be opened.
-        """
+        """Reads a schema file. Raises `ValueError` if the file or a key is wrong. The message names the file, the key
+        and the fix. Raises `OSError` if the file can't be opened."""
         content = read_yaml(path)
         try:
             return cls.from_dict(content)
@@ -188,12 +184,9 @@ class EventSchema(LogSchema):
         return (self.cutoff(key) - datetime(1970, 1, 1)) // timedelta(seconds=1)
 
     def moment(self, key: str) -> int | None:
-        """Gives the moment at which all customers are scored at a cutoff.
-
-        Returns:
-            `int`, *optional*: the cutoff in seconds since 1970. `None` if there is no common moment, because each
-            customer's last visits are held out or the log has no times: a customer is then scored at the last event.
-        """
+        """Gives the moment at which all customers are scored at a cutoff. Returns `int`, *optional*: the cutoff in
+        seconds since 1970. `None` if there is no common moment, because each customer's last visits are held out or
+        the log has no times: a customer is then scored at the last event."""
         return None if self.leaves_one_out or self.order is not None else self.cutoff_seconds(key)
 
     def to_dict(self) -> dict[str, Any]:

@@ -22,8 +22,7 @@ from modeling_mcm.events_mcm import check_columns
 
 def arrow_batches(rows: Any, columns: Sequence[str], batch_size: int = 1024) -> Iterator[pa.Table]:
     """Reads some columns of prepared rows (`datasets.Dataset` or `pyarrow.Table`) in batches of customers; a
-    `ValueError` names a missing column.
-    """
+    `ValueError` names a missing column."""
     fix = "Expected prepared rows; check the name of the task, or prepare the data again with a schema that has it."
     check_columns(rows.column_names, columns, "The rows have", fix)
     if isinstance(rows, pa.Table):

@@ -81,8 +81,7 @@ def which_offer(truth: OfferTruth, scores: ArrayLike, ks: Sequence[int] = (10,))
 
 def expected_takes(offsets: NDArray[np.int64], scores: ArrayLike) -> NDArray[np.float64]:
     """Computes how many of its offers each group is expected to take, of shape `(G,)`, from the log-odds of each offer
-    `(N,)` and from where the offers of each group begin `(G + 1,)`.
-    """
+    `(N,)` and from where the offers of each group begin `(G + 1,)`."""
     chances = np.exp(-np.logaddexp(0, -np.asarray(scores, np.float64)))
     return np.add.reduceat(chances, np.asarray(offsets)[:-1])
 
@@ -210,8 +209,7 @@ def weighted_ranking(
 
 def interval(values: ArrayLike, customers: int) -> Interval:
     """Computes the percentile interval of a metric, or of a difference of two methods, from its values on the data and
-    on each resample, of shape `(1 + S,)`.
-    """
+    on each resample, of shape `(1 + S,)`."""
     values = np.asarray(values)
     low, high = np.nanquantile(values[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(values[0]), float(low), float(high), customers)

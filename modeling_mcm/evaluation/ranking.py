@@ -42,8 +42,7 @@ class TargetRanks:
 
     def masked(self, indices: NDArray[np.int64], scores: torch.Tensor) -> torch.Tensor:
         """Copies scores `(B, V)`, with minus infinity for labels that are not ranked; without such labels the result
-        is `scores`.
-        """
+        is `scores`."""
         if self.cases.met is None:
             return scores
         met = self.cases.met[self.task]
@@ -57,8 +56,7 @@ class TargetRanks:
 
     def metrics(self, ks: Sequence[int]) -> dict[str, NDArray[np.float64]]:
         """Computes the metrics of [`customer_metrics`], or with a horizon those of [`set_metrics`], each of shape
-        `(cases,)`.
-        """
+        `(cases,)`."""
         if self.cases.horizon_days is not None:
             return set_metrics(self.greater, self.ties, self.counts > 0, ks, "horizon")
         return customer_metrics(self.greater, self.ties, self.counts, ks)

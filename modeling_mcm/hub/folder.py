@@ -109,10 +109,7 @@ def _published_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _published_preprocessor(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Selects what is published of preprocessor_config.json: the feature extractor's own keys and its Auto class.
-
-    Raises `ValueError` if a feature reads the customer column, because its values are customer ids.
-    """
+    """Selects what is published of preprocessor_config.json: the feature extractor's own keys and its Auto class."""
     known = MCMFeatureExtractor().to_dict()
     published = {key: value for key, value in values.items() if key in known}
     published["features"] = [

@@ -37,10 +37,8 @@ def customers_per_value(rows: Any, extractor: MCMFeatureExtractor) -> dict[str, 
     the value.
 
     `rows` are those of the data set that the checkpoint was trained on, from `load_prepared`. Returns for each
-    categorical feature the counts, in the order of its vocabulary.
-
-    Raises:
-        ValueError: If the data set has no column of a feature, or an id that is not in its vocabulary.
+    categorical feature the counts, in the order of its vocabulary. Raises `ValueError` if the data set has no column
+    of a feature, or an id that is not in its vocabulary.
     """
     counts = {
         name: np.zeros(FIRST_VALUE_ID + len(values), np.int64) for name, values in extractor.vocabularies.items()
@@ -98,9 +96,7 @@ def hide_values(
     """Replaces hidden values of the vocabularies by placeholders, so that ids and weights stay as they are.
 
     A hidden value of a customer's event is then read as unknown, and a score of it has the name of the placeholder.
-
-    Raises:
-        ValueError: If a value is not in its vocabulary, or a placeholder is already there.
+    Raises `ValueError` if a value is not in its vocabulary, or a placeholder is already there.
     """
     result = {name: list(values) for name, values in vocabularies.items()}
     for name, values in hidden.items():

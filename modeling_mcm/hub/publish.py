@@ -63,11 +63,8 @@ def is_publishable(name: str) -> bool:
 
 
 def files_to_publish(folder: str | Path) -> list[Path]:
-    """Lists the files of an upload folder, sorted by name.
-
-    Raises:
-        PublishingError: If the folder holds another file, or lacks one. No file is left out without a message.
-    """
+    """Lists the files of an upload folder, sorted by name. Raises `PublishingError` if the folder holds another file,
+    or lacks one. No file is left out without a message."""
     paths = sorted(Path(folder).iterdir())
     if wrong := [path.name for path in paths if not path.is_file() or not is_publishable(path.name)]:
         raise PublishingError(

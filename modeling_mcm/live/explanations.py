@@ -337,11 +337,7 @@ def _label_parts(
 
 
 def _shared(whole: NDArray, deletions: NDArray) -> NDArray[np.float64]:
-    """Shares of visits `(N, P)` in totals of parts `(P,)`, in the order of the visits' deletions.
-
-    `deletions` holds the loss of each part when a visit is deleted, of shape `(N, P)`. The sum of the shares over
-    visits is `whole`.
-    """
+    """Shares of visits `(N, P)` in totals of parts `(P,)`, in the order of the visits' deletions."""
     if not len(deletions):
         return deletions
     rest = whole - deletions.sum(0)

@@ -48,13 +48,9 @@ def open_engine(
     """Opens a connection to DuckDB or Spark, or uses the connection that is given.
 
     DuckDB spills what does not fit into `memory_limit` into the folder `workspace`. A Spark session that runs already
-    is used and stays running.
-
-    Raises:
-        ValueError: if the engine is unknown, the running Spark session can't change an option any more, or DuckDB
-            finds damaged input.
-        OSError: if DuckDB finds no more memory or disk, or Spark does not start or fails.
-        ImportError: if Spark is not installed.
+    is used and stays running. Raises `ValueError` if the engine is unknown, the running Spark session can't change an
+    option any more, or DuckDB finds damaged input. Raises `OSError` if DuckDB finds no more memory or disk, or Spark
+    does not start or fails. Raises `ImportError` if Spark is not installed.
     """
     if spark_config and engine != "spark":
         raise ValueError(f"Spark's options are given ({', '.join(spark_config)}) and the engine is {engine!r}.")

@@ -64,10 +64,7 @@ def count_bad(table: ir.Table, read: ir.Table, schema: EventSchema) -> int:
 
 
 def _as_text(column: ir.Value, name: str) -> ir.StringValue:
-    """Categorical values as text: 1 and 1.0 are "1", true is "true", NaN is missing, others are as they print.
-
-    Raises `ValueError` if the column has another type than text, numbers, booleans and dates.
-    """
+    """Categorical values as text: 1 and 1.0 are "1", true is "true", NaN is missing, others are as they print."""
     kind = column.type()
     if kind.is_null():
         return column.cast("string")
@@ -197,10 +194,7 @@ def normalise_events(table: ir.Table, schema: EventSchema) -> ir.Table:
 
 
 def _find_unreadable(table: ir.Table, columns: dict[str, ir.Value], schema: EventSchema) -> ir.BooleanValue | None:
-    """Whether each row has a time or a number that can't be read; None where no row has.
-
-    Raises `ValueError` if there is such a row and bad rows are errors.
-    """
+    """Whether each row has a time or a number that can't be read; None where no row has."""
     form = "a whole number" if schema.order else f"a time; write {TIME_ADVICE}"
     read = {schema.order_column or ROW_NUMBER: (columns["second"], form)}
     for i, spec in enumerate(schema.features):

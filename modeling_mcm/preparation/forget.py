@@ -54,10 +54,7 @@ def _is_theirs(column: pa.ChunkedArray, customers: Collection[str]) -> pa.Chunke
 
 
 def _files_of(path: Path) -> list[Path]:
-    """The files of a folder at any depth, or the file itself, each once and with symbolic links followed.
-
-    Raises `FileNotFoundError` if there is no such file or folder.
-    """
+    """The files of a folder at any depth, or the file itself, each once and with symbolic links followed."""
     path = path.resolve()
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; check the path.")
@@ -140,11 +137,8 @@ def forget_in_log(
 
 
 def find_rows(directory: Path, manifest: PreparedManifest, customers: Collection[str]) -> dict[str, pa.ChunkedArray]:
-    """Finds the rows of customers in each shard of a data set, as a mask.
-
-    Raises:
-        ValueError: if a shard is a symbolic link, or no customer would be left.
-    """
+    """Finds the rows of customers in each shard of a data set, as a mask. Raises `ValueError` if a shard is a symbolic
+    link, or no customer would be left."""
     theirs = {}
     for shard in manifest.shards:
         path = directory / shard["file"]
@@ -160,16 +154,9 @@ def find_rows(directory: Path, manifest: PreparedManifest, customers: Collection
 
 
 def forget_in_prepared(directory: Path, customers: Collection[str], digests: Mapping[str, str] | None = None) -> int:
-    """Deletes customers from a prepared data set.
-
-    Returns:
-        `int`: number of customers that were deleted.
-
-    Raises:
-        FileNotFoundError: if there is no such data set.
-        ValueError: if a shard is damaged, or no customer would be left.
-        OSError: if the disk is full or not writable; the data set then is as it was.
-    """
+    """Deletes customers from a prepared data set. Returns `int`: number of customers that were deleted. Raises
+    `FileNotFoundError` if there is no such data set. Raises `ValueError` if a shard is damaged, or no customer would
+    be left. Raises `OSError` if the disk is full or not writable; the data set then is as it was."""
     directory = directory.resolve()
     manifest = PreparedManifest.load(directory)
     for shard in manifest.shards:
@@ -263,16 +250,10 @@ def _count(path: Path, column: str, customers: Collection[str]) -> Iterator[int]
 
 
 def find_customers(folder: Path, customers: Collection[str], column: str = CUSTOMER) -> dict[str, str]:
-    """Looks for customers in every file of a folder, hidden ones too, and in what a killed run left beside it.
-
-    Returns:
-        `dict[str, str]`: by path of a file what is wrong with it: it has rows of the customers, can't be read, was
-        left by a killed run, or is a manifest whose number of customers is not that of the shards. Empty if the
-        customers are forgotten.
-
-    Raises:
-        FileNotFoundError: if there is no such folder.
-    """
+    """Looks for customers in every file of a folder, hidden ones too, and in what a killed run left beside it. Returns
+    `dict[str, str]`: by path of a file what is wrong with it: it has rows of the customers, can't be read, was left by
+    a killed run, or is a manifest whose number of customers is not that of the shards. Empty if the customers are
+    forgotten. Raises `FileNotFoundError` if there is no such folder."""
     reasons: dict[str, str] = {}
     folder = folder.resolve()
     for pattern in ("partial", "replaced"):

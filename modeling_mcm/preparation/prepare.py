@@ -87,10 +87,7 @@ def _one_row(table: ir.Table) -> dict[str, Any]:
 
 
 def _reusable(output_dir: Path, facts: dict[str, Any], overwrite: bool, reuse: bool) -> PreparedManifest | None:
-    """The manifest of the data set in a folder if it can be reused, None if the folder is to be written.
-
-    Raises `FileExistsError` if the folder holds something else, or may be neither reused nor replaced.
-    """
+    """The manifest of the data set in a folder if it can be reused, None if the folder is to be written."""
     if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
         return None
     if not (output_dir / MANIFEST_FILE).is_file():

@@ -51,10 +51,7 @@ def seconds_of(table: ir.Table, name: str, time_zone: str) -> ir.IntegerValue:
 
 
 def _seconds_of_text(column: ir.StringValue) -> tuple[ir.IntegerValue, ir.BooleanValue]:
-    """Reads times as times_mcm.py does.
-
-    Returns whole seconds, in UTC where the text has a zone, and whether it has a zone.
-    """
+    """Reads times as times_mcm.py does."""
     day, clock, zone = (column.re_extract(TIME_PATTERN, group) for group in (1, 2, 3))
     text = day.replace("/", "-") + " " + ibis.ifelse(clock == "", "00:00", clock)
     text = ibis.ifelse(column.re_search(TIME_PATTERN), text, ibis.null("string"))

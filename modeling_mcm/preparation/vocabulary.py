@@ -231,11 +231,7 @@ def _look_up(table: ir.Table, column: str, values: Sequence[str]) -> ir.Table:
 
 
 def _look_up_items(table: ir.Table, column: str, items: dict[str, int], values: Sequence[str]) -> ir.Table:
-    """Replaces a column of lists of texts by ids of the features in `items`, which reads a position each, from 1.
-
-    The column is null where a list would be empty. Known values come first, in the order of their ids, and then the
-    unknown ones.
-    """
+    """Replaces a column of lists of texts by ids of the features in `items`, which reads a position each, from 1."""
     lists, ids = f"{column}_list", f"{column}_ids"
     elements = table.select(**{lists: table[column]}).distinct().mutate(**{column: ibis._[lists].unnest()})
     elements = _look_up(elements.filter(elements[column].notnull()), column, values)

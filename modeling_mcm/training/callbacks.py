@@ -1,8 +1,7 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
 """Callbacks of a training run: the collator's epoch, a clock, an average of the weights, early stopping, and a check
-that processes and resumed runs have the same data and options.
-"""
+that processes and resumed runs have the same data and options."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,8 +1,7 @@
 # Copyright 2026 The MCM Authors
 # SPDX-License-Identifier: Apache-2.0
 """What is fitted outside of the Trainer's steps: counted tables and their gains before them, and after them the scales
-of the parts of a score, the customer state and its forecasts.
-"""
+of the parts of a score, the customer state and its forecasts."""
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -43,11 +42,8 @@ def trainable(ends: NDArray) -> NDArray[np.int64]:
 
 
 def popularity(data: PreparedData, config: MCMConfig) -> dict[str, torch.Tensor]:
-    """Reads how often each label was a target in the training period.
-
-    Returns:
-        `dict[str, torch.Tensor]`: For each task the counts, of shape `(labels,)`.
-    """
+    """Reads how often each label was a target in the training period. Returns `dict[str, torch.Tensor]`: For each task
+    the counts, of shape `(labels,)`."""
     table = pq.read_table(data.folder / POPULARITY_FILE).to_pandas()
     counts = {}
     for task, size in config.label_sizes.items():

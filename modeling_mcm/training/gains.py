@@ -205,12 +205,9 @@ def _fit_task(
 def validation_parts(
     model: MCMForMultiTaskRecommendation, batches: Iterable[Mapping[str, torch.Tensor]]
 ) -> dict[str, tuple[dict[str, torch.Tensor], torch.Tensor]]:
-    """Computes the parts of the scores of validation cases, and collects the cases' targets.
-
-    Returns:
-        `dict`: by task its parts by name, as `score_parts` of the model returns them, and a tensor that is 1 where a
-        label is a target, else 0; all of shape `(R, V)`.
-    """
+    """Computes the parts of the scores of validation cases, and collects the cases' targets. Returns `dict`: by task
+    its parts by name, as `score_parts` of the model returns them, and a tensor that is 1 where a label is a target,
+    else 0; all of shape `(R, V)`."""
     sizes = model.config.label_sizes
     parts: dict[str, list[dict[str, torch.Tensor]]] = {task: [] for task in model.config.tasks}
     followed: dict[str, list[torch.Tensor]] = {task: [] for task in model.config.tasks}
@@ -299,10 +296,7 @@ def _likeliest(
 def _fit_related(
     model: MCMForMultiTaskRecommendation, task_index: int, cases: Mapping[str, torch.Tensor], followed: torch.Tensor
 ) -> dict[str, float]:
-    """Learns a scale for each part, and the gains of habits and new labels, by maximum likelihood.
-
-    They are learned together, because habits are correlated with bias and repeats.
-    """
+    """Learns a scale for each part, and the gains of habits and new labels, by maximum likelihood."""
     memory = cast(CountedMemory, model.counted_memory)
     names, gains = [name for name in PARTS if name in cases], ("habit_gain", "new_gain", "new_offset")
 

@@ -173,10 +173,7 @@ class MomentSampler:
 
 
 def _before(row: Mapping[str, Any], longest: int) -> dict[str, Any]:
-    """Takes the latest events before the validation cutoff, at most `longest`.
-
-    Moments begin with the first of these events: an earlier one would know no event.
-    """
+    """Takes the latest events before the validation cutoff, at most `longest`."""
     latest = slice(max(0, row["validation_end"] - longest), row["validation_end"])
     return select_events(row, latest)
 
@@ -191,10 +188,7 @@ def _amounts_loss(log_amounts: torch.Tensor, moments: Moments) -> torch.Tensor:
 
 
 def _counts_loss(log_amounts: torch.Tensor, moments: Moments, sizes: torch.Tensor) -> torch.Tensor:
-    """Mean negative log-likelihood of amounts, in units of `sizes` of shape `(D, Q)`, under a Poisson distribution.
-
-    The mean that it fits is right even if the amounts have another distribution.
-    """
+    """Mean negative log-likelihood of amounts, in units of `sizes` of shape `(D, Q)`, under a Poisson distribution."""
     weights = moments.is_observed.float()[..., None]
     losses = F.poisson_nll_loss(log_amounts - sizes.log(), moments.amounts / sizes, reduction="none") * weights
     return losses.sum() / weights.sum().clamp(min=1)
@@ -255,10 +249,7 @@ def train_state(
 
 
 def _batches(rows: Any, size: int, seed: int) -> Iterator[list[dict[str, Any]]]:
-    """Yields batches of customers in a new random order in every epoch, without end.
-
-    The customers of a batch have histories of similar length, so that little padding is needed.
-    """
+    """Yields batches of customers in a new random order in every epoch, without end."""
     lengths = np.ones(len(rows)) if rows.lengths is None else rows.lengths
     epoch = torch.zeros((), dtype=torch.int64)
     sampler = LengthGroupedSampler(lengths, size, seed, epoch)

@@ -114,11 +114,7 @@ class ResumableTrainer(Trainer):
             self.accelerator.wait_for_everyone()
 
     def _drop_old_checkpoints(self, folder: Path, newest: str) -> None:
-        """Keeps `save_total_limit` checkpoints, with the newest and the best. None is ever deleted in part.
-
-        Checkpoints of later steps than the newest were incomplete when the run was resumed from an earlier one. They
-        are deleted first.
-        """
+        """Keeps `save_total_limit` checkpoints, with the newest and the best."""
         needed = {newest, Path(self.state.best_model_checkpoint or newest).name}
         others = [path for path in checkpoints(folder) if path.name not in needed]
         others.sort(key=lambda path: step_of(path) <= self.state.global_step)  # stable, so by step after that

@@ -106,10 +106,8 @@ class MCMTrainer(ResumableTrainer):
 
         `Trainer` averages processes and accumulated batches as if all had the same number of customers. In the last
         step of an epoch they do not, and accelerate fills them up with customers of the first step. These customers
-        are cut off here, and the share gives every customer of the step the same weight.
-
-        Raises:
-            RuntimeError: If a worker of the data loader was killed.
+        are cut off here, and the share gives every customer of the step the same weight. Raises `RuntimeError` if a
+        worker of the data loader was killed.
         """
         try:
             samples, number = super().get_batch_samples(*args, **kwargs)
