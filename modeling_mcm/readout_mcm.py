@@ -54,13 +54,9 @@ class PackedUnits(NamedTuple):
 
     @classmethod
     def of(cls, mask: torch.Tensor, prefix_mask: torch.Tensor | None = None) -> "PackedUnits":
-        """Packs the real units of a batch.
-
-        Args:
-            mask (`torch.BoolTensor` of shape `(B, U)`): True where a unit is real; padding is on the right.
-            prefix_mask (`torch.BoolTensor` of shape `(B, U)`, *optional*): True where a prefix ends, so that the unit
-                is scored. Where nearly all are, all units are scored. Default: all units.
-        """
+        """Packs the real units of a batch, True in `mask` `(B, U)`, with padding on the right. `prefix_mask` `(B, U)`
+        is True where a prefix ends, so that the unit is scored (default: all); where nearly all are, all units are
+        scored."""
         longest_first = mask.sum(1).argsort(descending=True, stable=True)
         units, indices = mask[longest_first].T.nonzero(as_tuple=True)
         customers = longest_first[indices]
@@ -82,8 +78,8 @@ def reference_readout(hidden: torch.Tensor, label_embeddings: torch.Tensor, mask
 
 
 def attention_weights(hidden: torch.Tensor, label_embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Attention weights a_{w,i} of equation 2: the weight of each unit in the score of each label, of shape `(B, V,
-    U)`."""
+    """Attention weights a_{w,i} of equation 2: the weight of each unit in the score of each label, of shape
+    `(B, V, U)`."""
     scores = torch.einsum("vh,buh->bvu", label_embeddings, hidden)
     return scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1)
 
@@ -120,17 +116,8 @@ class RunningReadout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, z, top, sizes, scored=None):
-        """Computes the scores of all scored units.
-
-        Args:
-            z (`torch.FloatTensor` of shape `(R, V)`): z of the packed units.
-            top (`torch.FloatTensor` of shape `()`): maximum of z.
-            sizes (`list[int]`): `sizes` of [`PackedUnits`].
-            scored (`torch.LongTensor` of shape `(A,)`, *optional*): `scored` of [`PackedUnits`].
-
-        Returns:
-            `torch.FloatTensor` of shape `(A, V)`.
-        """
+        """Computes the scores `(A, V)` of all scored units from z `(R, V)`, its maximum `top`, and `sizes` and
+        `scored` of [`PackedUnits`]."""
         dtype = z.dtype
         z, top = (value.float() if dtype.itemsize < 4 else value for value in (z, top))
         n = torch.sub(z, top).exp_()
@@ -174,13 +161,10 @@ def _running_sum(x: torch.Tensor, sizes: Sequence[int], backwards: bool = False)
 
 
 class WideRunningReadout(torch.autograd.Function):
-    """As [`RunningReadout`], for z of any range.
-
-    Forward keeps the running log-sum-exp c_t = log sum_{i<=t} exp(z_i) and moves the average by the new term's weight:
-    s_t = s_{t-1} + exp(z_t - c_t) (z_t - s_{t-1}). Since c_t >= z_i for all i <= t, no exponent is ever positive.
-    Backward has exp(z_i - c_i) in the place of exp(z_i - m), and fading sums from the right:
-    G_i = sum_{t>=i} g_t exp(c_i - c_t) and R_i = sum_{t>=i} g_t s_t exp(c_i - c_t).
-    """
+    """As [`RunningReadout`], for z of any range. Forward keeps the running log-sum-exp c_t = log sum_{i<=t} exp(z_i)
+    and moves the average by the new term's weight: s_t = s_{t-1} + exp(z_t - c_t) (z_t - s_{t-1}). Since c_t >= z_i
+    for all i <= t, no exponent is ever positive. Backward has exp(z_i - c_i) in the place of exp(z_i - m), and fading
+    sums from the right: G_i = sum_{t>=i} g_t exp(c_i - c_t) and R_i = sum_{t>=i} g_t s_t exp(c_i - c_t)."""
 
     @staticmethod
     def forward(ctx, z: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
@@ -208,16 +192,8 @@ class WideRunningReadout(torch.autograd.Function):
 
 
 def running_readout(z: torch.Tensor, sizes: Sequence[int], scored: torch.Tensor | None = None) -> torch.Tensor:
-    """Scores of packed units: [`RunningReadout`] where the range of z allows it, else [`WideRunningReadout`].
-
-    Args:
-        z (`torch.FloatTensor` of shape `(R, V)`): z of the packed units.
-        sizes (`Sequence[int]`): `sizes` of [`PackedUnits`].
-        scored (`torch.LongTensor` of shape `(A,)`, *optional*): indices of the scored units. Default: all.
-
-    Returns:
-        `torch.FloatTensor` of shape `(A, V)`.
-    """
+    """Scores `(A, V)` of packed units from z `(R, V)`, and `sizes` and `scored` of [`PackedUnits`]: [`RunningReadout`]
+    where the range of z allows it, else [`WideRunningReadout`]."""
     low, top = torch.aminmax(z.detach())
     if top - low < WIDEST:
         return RunningReadout.apply(z, top, sizes, scored)

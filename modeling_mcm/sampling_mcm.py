@@ -49,18 +49,9 @@ class TaskLabels:
         return ids if self.ids is None else torch.searchsorted(self.ids, ids.clamp(min=0))
 
     def sample(self, certain: torch.Tensor, number: int) -> "TaskLabels":
-        """Draws a sample of labels.
-
-        It uses torch's global generator, as dropout does, so a resumed training draws the same samples.
-
-        Args:
-            certain (`torch.LongTensor`): ids, of any order and shape, of labels that the sample must contain; ids
-                below 2 are ignored.
-            number (`int`): number of other labels to draw, at least 1.
-
-        Returns:
-            The labels of the sample; all labels if there are no more than `number` others.
-        """
+        """Draws a sample of labels: the ids `certain` (those below 2 are ignored) and `number` others, at least 1; all
+        labels if there are no more than `number` others. It uses torch's global generator, as dropout does, so a
+        resumed training draws the same samples."""
         base = torch.cat([torch.arange(FIRST_LABEL, device=certain.device), certain.flatten().clamp(min=0)]).unique()
         others = len(self.vectors) - len(base)
         if others <= number:

@@ -103,8 +103,8 @@ class FeatureSpec:
         return {"name": self.name, "kind": self.kind, "column": self.column, "profile": profile} | self.part
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives the feature as an entry of a schema file, with the keys that apply to its kind. Returns `dict`: the
-        entry, which `read_feature` reads back as an equal feature."""
+        """The feature as an entry of a schema file, with the keys that apply to its kind; `read_feature` reads it
+        back."""
         out: dict[str, Any] = {"name": self.name, "kind": self.kind}
         if not self.is_derived:
             out["column"] = self.column
@@ -121,20 +121,10 @@ def value_indices(specs: Sequence[FeatureSpec]) -> list[int]:
 
 
 def raw_indices(specs: Sequence[FeatureSpec]) -> list[int]:
-    """Finds for each feature the feature that stands for its raw column.
-
-    That is the feature itself or, where several features read the values of one column (`item`), the first of them.
-
-    Args:
-        specs (`Sequence[FeatureSpec]`): all event features, or all profile features.
-
-    Returns:
-        `list[int]`: by feature the index of that feature in `specs`.
-
-    Raises:
-        ValueError: if features of one column with several values differ in `separator`, `min_count` or `max_values`,
-            or read the same `item`.
-    """
+    """Finds for each feature the index in `specs` of the feature that stands for its raw column. That is the feature
+    itself or, where several features read the values of one column (`item`), the first of them. Raises `ValueError` if
+    features of one column with several values differ in `separator`, `min_count` or `max_values`, or read the same
+    `item`."""
     first: dict[str | None, int] = {}
     indices: list[int] = []
     for index, spec in enumerate(specs):

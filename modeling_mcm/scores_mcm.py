@@ -219,8 +219,8 @@ class TaskScores:
         )
 
     def joined_scores(self, index: int, parts: Mapping[str, Any]) -> torch.Tensor:
-        """Adds up the parts of a task's scores. Ids 0 and 1 are masked with a large negative value, of shape `(...,
-        V)`."""
+        """Adds up the parts of a task's scores. Ids 0 and 1 are masked with a large negative value, of shape
+        `(..., V)`."""
         return self._joined([index], parts, [0])
 
     def _joined(self, tasks: Sequence[int], parts: Mapping[str, Any], sizes: Sequence[int]) -> torch.Tensor:

@@ -94,10 +94,8 @@ class PreparedManifest:
             raise ValueError(f"{path} cannot be read ({error}); prepare the data again.") from error
 
     def save(self, directory: str | Path) -> None:
-        """Writes `manifest.json` in one step: another process reads the whole file or none.
-
-        Raises `OSError` if the file can't be written.
-        """
+        """Writes `manifest.json` in one step: another process reads the whole file or none. Raises `OSError` if the
+        file can't be written."""
         write_json(Path(directory) / MANIFEST_FILE, asdict(self), ensure_ascii=False)
 
 
@@ -144,7 +142,6 @@ def load_prepared(
     """Opens the shards as one memory-mapped data set with one row per customer, in the order of `customer_id`.
 
     Args:
-        directory (`str` or `Path`): folder that `prepare` wrote.
         cache_dir (`str` or `Path`, *optional*): folder in which `datasets` keeps its Arrow copy of the rows. Default:
             the usual cache folder of `datasets`.
         verify (`bool`): whether to compare the digests of the shards too, which reads every byte.
@@ -176,18 +173,8 @@ def load_prepared(
 
 
 class PreparedData:
-    """A prepared data set. Its manifest is read at once, everything else when it is first used.
-
-    Args:
-        folder (`str` or `Path`): folder that `prepare` wrote.
-
-    Attributes:
-        folder (`Path`): the same folder.
-        manifest ([`PreparedManifest`]): what the data set says of itself.
-
-    Raises:
-        FileNotFoundError, ValueError: as [`PreparedManifest.load`] raises them.
-    """
+    """A prepared data set, a folder that `prepare` wrote. Its manifest is read at once (errors as in
+    [`PreparedManifest.load`]), everything else when it is first used."""
 
     def __init__(self, folder: str | Path):
         self.folder, self.manifest = Path(folder), PreparedManifest.load(folder)
@@ -209,10 +196,8 @@ class PreparedData:
 
 
 def check_vocabularies(directory: str | Path, extractor: MCMFeatureExtractor) -> None:
-    """Checks that the ids of a checkpoint mean the same values as the ids of a prepared data set.
-
-    Raises `ValueError` if features, tasks, vocabularies or bins differ.
-    """
+    """Checks that the ids of a checkpoint mean the same values as the ids of a prepared data set. Raises `ValueError`
+    if features, tasks, vocabularies or bins differ."""
     data = PreparedData(directory).extractor
     for what in ("feature_names", "tasks", "vocabularies", "bins"):
         ours, theirs = getattr(data, what), getattr(extractor, what)

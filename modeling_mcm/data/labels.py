@@ -76,10 +76,8 @@ class CustomerLabels:
         }
 
     def check_trainable(self, what: str = "training") -> None:
-        """Checks that the labels have at least two different values, so that there is something to learn.
-
-        Raises `ValueError` if all labels are the same, or there is no label.
-        """
+        """Checks that the labels have at least two different values, so that there is something to learn. Raises
+        `ValueError` if all labels are the same, or there is no label."""
         distinct = np.unique(self.values)
         if len(distinct) < 2:
             value = "nowhere known" if not len(distinct) else repr(self._shown(distinct[0]))
@@ -92,10 +90,8 @@ class CustomerLabels:
         return value.item() if self.kind == NUMBER else self.classes[int(value)]
 
     def split(self, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Splits the labels at random into training and validation.
-
-        All labels of a customer are on one side, and each class gives about the same share of its customers.
-        """
+        """Splits the labels at random into training and validation. All labels of a customer are on one side, and each
+        class gives about the same share of its customers."""
         customers, first, owner = np.unique(self.customer_ids.astype(str), return_index=True, return_inverse=True)
         order = np.random.default_rng(seed).permutation(len(customers))
         if self.kind != NUMBER:
@@ -114,15 +110,8 @@ def load_labels(
     kind: str = AUTO,
     time_zone: str = "UTC",
 ) -> CustomerLabels:
-    """Reads labels from a Parquet or CSV file. The arguments after `path` are those of [`make_labels`].
-
-    Args:
-        path (`str` or `Path`): path of the file.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file has another format or is damaged, and where [`make_labels`] raises it.
-    """
+    """Reads labels from a Parquet or CSV file, with the other arguments and errors of [`make_labels`]. Raises
+    `FileNotFoundError` if there is no such file, and `ValueError` if it has another format or is damaged."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file; give a Parquet or CSV file with {customer}, {time} and {label}.")
@@ -154,9 +143,6 @@ def make_labels(
 
     Args:
         table (`pandas.DataFrame`): the table, with one row per customer and moment.
-        label (`str`): name of the label's column.
-        customer (`str`): name of the customer's column.
-        time (`str`): name of the column with the label's moment.
         kind (`str`): kind of the label: "binary", "classes" or "number". With "auto" text and booleans are classes,
             and numbers are numbers, except a column of 0 and 1 alone, which holds two classes.
         time_zone (`str`): time zone to which times with a zone are converted, as in the event schema.
@@ -253,14 +239,8 @@ class LabelledCustomers(Dataset):
     """Labels, each with its customer's history **before** the label's time.
 
     Args:
-        rows (`datasets.Dataset`): what `load_prepared` returns.
-        labels (`CustomerLabels`): the labels.
         on_unknown (`str`): what to do with labels of customers who have no event before the label's time in the data
             set: "error" raises an error, "drop" leaves these labels out.
-
-    Attributes:
-        labels (`CustomerLabels`): the labels that are used.
-        dropped (`int`): number of labels that were left out.
 
     Raises:
         ValueError: with `on_unknown="error"`, if a customer is not in the prepared data set or has no event before the

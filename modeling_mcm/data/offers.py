@@ -78,15 +78,8 @@ class Offers:
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def check_trainable(self, groups: ArrayLike, outcomes: Sequence[str]) -> None:
-        """Checks that each outcome is 0 in some offers and 1 in others, so that there is something to learn.
-
-        Args:
-            groups (`ArrayLike` of shape `(groups,)`): indices of the groups of the training.
-            outcomes (`Sequence[str]`): names of the outcomes that are learned.
-
-        Raises:
-            ValueError: if the offers lack an outcome, or all observed values of an outcome are the same.
-        """
+        """Checks that each outcome is 0 in some offers and 1 in others, so that there is something to learn. Raises
+        `ValueError` if the offers lack an outcome, or all observed values of an outcome are the same."""
         indices = self.indices(groups)
         for name in outcomes:
             if name not in self.outcomes:
@@ -126,15 +119,8 @@ def _day(seconds: int) -> str:
 
 
 def load_offers(folder: str | Path, outcomes: Sequence[str] | None = None, time_zone: str = "UTC") -> Offers:
-    """Reads and checks `offers.parquet` and `actions.parquet`. The other arguments are those of [`make_offers`].
-
-    Args:
-        folder (`str` or `Path`): folder with both files.
-
-    Raises:
-        FileNotFoundError: if a file is missing.
-        ValueError: where [`make_offers`] raises it.
-    """
+    """Reads and checks `offers.parquet` and `actions.parquet` in a folder, with the other arguments and errors of
+    [`make_offers`]. Raises `FileNotFoundError` if a file is missing."""
     tables = {}
     for name in (OFFERS_FILE, ACTIONS_FILE):
         path = Path(folder) / name

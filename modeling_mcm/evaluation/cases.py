@@ -55,10 +55,8 @@ class TargetEvents:
 
 @dataclass(frozen=True)
 class Horizon:
-    """The days after a cutoff whose labels are the targets, in the place of those of the next visit.
-
-    `start` is the cutoff, in seconds since 1970. A `ValueError` is raised if the days are no positive finite number.
-    """
+    """The days after a cutoff whose labels are the targets, in the place of those of the next visit. `start` is the
+    cutoff, in seconds since 1970. A `ValueError` is raised if the days are no positive finite number."""
 
     days: float
     start: int
@@ -78,7 +76,6 @@ class EvaluationCases:
     """The cases at one cutoff, in the order of the rows.
 
     Attributes:
-        cutoff (`str`): "validation" or "test".
         rows (`numpy.ndarray`, shape `(cases,)`): Index of each case among the prepared rows.
         customer_ids (`list[str]`): Id of each case's customer.
         history_end (`numpy.ndarray`, shape `(cases,)`): Number of the customer's stored events before the cutoff.
@@ -116,12 +113,8 @@ def find_cases(
     """Finds the evaluation cases at a cutoff and the target events of all tasks.
 
     Args:
-        rows (`datasets.Dataset` or `pyarrow.Table`): The prepared rows.
-        cutoff (`str`): "validation" or "test".
-        min_history (`int`): Number of target events that a case needs before the cutoff.
         token_type (`str`): Name of the token type feature. As a task it makes no target event, unless it is the only
             task.
-        batch_size (`int`): Number of customers to read at a time.
         horizon (`Horizon`, *optional*): The days whose labels are the targets, each label once; a case then has a
             target event in them. If the horizon ends more than a day after the last event of the data, a warning
             says so. By default the targets are those of the next visit.
@@ -178,10 +171,8 @@ def cases_at(
     horizon_days: float | None = None,
 ) -> EvaluationCases:
     """Finds the cases of a prepared data set, or of some of its rows, as its schema defines them, with [`find_cases`].
-
     `min_history` is used in the place of the schema's, and a [`Horizon`] of `horizon_days` in the place of the next
-    visit.
-    """
+    visit."""
     schema = data.schema
     horizon = Horizon(horizon_days, schema.cutoff_seconds(cutoff)) if horizon_days else None
     rows = data.rows if rows is None else rows

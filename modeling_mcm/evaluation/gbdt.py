@@ -93,12 +93,8 @@ class VisitSets:
 
 
 class LabelStatistics:
-    """Statistics of each label over all customers, as they were at the end of each period of the training time.
-
-    Args:
-        visits (`VisitSets`): The visits of the training period.
-        number_of_labels (`int`): Number V of labels. Five arrays of up to 53 x V numbers are held in memory.
-    """
+    """Statistics of each label over all customers, as they were at the end of each period of the training time. Five
+    arrays of up to 53 x V numbers are held in memory."""
 
     def __init__(self, visits: VisitSets, number_of_labels: int):
         self.start = np.min(visits.day)
@@ -176,11 +172,9 @@ def find_candidates(
     """Finds the candidate labels of cases and computes their features, from visits before `end` alone.
 
     Args:
-        visits (`VisitSets`): The visits of the customers.
         customer (`numpy.ndarray`, shape `(C,)`): Index of each case's customer.
         end (`numpy.ndarray`, shape `(C,)`): Index of the visit after each case's history, which has at least one
             visit.
-        statistics (`LabelStatistics`): Statistics of the training period.
         popular (`int`): Number of the most popular labels that are candidates of every case.
     """
     start, now = visits.first_visit[customer], visits.day[end - 1]
@@ -251,11 +245,7 @@ class LightGBMRanker(Baseline):
         visits_a_customer (`int`): Largest number of training cases of one customer.
         max_cases (`int`): Largest number of training cases.
         popular (`int`): Number of the most popular labels that are candidates of every case.
-        trees (`int`): Number of LightGBM's trees.
-        learning_rate (`float`): Learning rate of LightGBM.
-        leaves (`int`): `num_leaves` of LightGBM.
-        min_rows (`int`): `min_data_in_leaf` of LightGBM.
-        seed (`int`): Seed of the drawn cases and of LightGBM.
+        trees, learning_rate, leaves, min_rows, seed: Settings of LightGBM (`num_leaves`, `min_data_in_leaf`).
     """
 
     fallback = 1e-6  # orders what is no candidate, far below every candidate

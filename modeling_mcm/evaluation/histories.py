@@ -54,7 +54,6 @@ class TaskHistory:
     """The labelled events of one task before a cutoff, of a batch of customers, in flat arrays and oldest first.
 
     Attributes:
-        customer_ids (`numpy.ndarray`, shape `(B,)`): Ids of the customers.
         customer (`numpy.ndarray`, shape `(events,)`): Index in the batch of the event's customer.
         label (`numpy.ndarray`, shape `(events,)`): Label ids, at least 2.
         time (`numpy.ndarray`, shape `(events,)`): Time of the event, in seconds since 1970.
@@ -87,10 +86,8 @@ class TaskHistory:
 
 
 def task_histories(rows: Any, task: str, cutoff: str, batch_size: int = 1024) -> Iterator[TaskHistory]:
-    """Reads the labelled events of a task before a cutoff, a batch of customers at a time.
-
-    A `ValueError` is raised if the cutoff is neither "validation" nor "test", or if the rows lack the task.
-    """
+    """Reads the labelled events of a task before a cutoff, a batch of customers at a time. A `ValueError` is raised if
+    the cutoff is neither "validation" nor "test", or if the rows lack the task."""
     end_column = check_cutoff(cutoff)
     for table in arrow_batches(rows, ["customer_id", "times", "visits", end_column, f"task_{task}"], batch_size):
         yield _task_history(table, f"task_{task}", end_column)

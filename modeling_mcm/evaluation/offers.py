@@ -55,11 +55,9 @@ class OfferTruth:
 
 
 def which_offer(truth: OfferTruth, scores: ArrayLike, ks: Sequence[int] = (10,)) -> dict[str, NDArray[np.float64]]:
-    """Computes `ndcg@k` and `recall@k` of each group, of shape `(G,)`; NaN for a group that takes nothing.
-
-    `scores` has a number for each offer `(N,)`, else a `ValueError` is raised; a larger one is likelier. `ks` are
-    lengths of the ranked list.
-    """
+    """Computes `ndcg@k` and `recall@k` of each group, of shape `(G,)`; NaN for a group that takes nothing. `scores`
+    has a number for each offer `(N,)`, else a `ValueError` is raised; a larger one is likelier. `ks` are lengths of
+    the ranked list."""
     scores = np.asarray(scores, np.float64)
     if scores.shape != truth.taken.shape or np.isnan(scores).any():
         raise ValueError(f"Found scores of shape {scores.shape}, NaN or not; expected a number for each offer.")
@@ -89,11 +87,9 @@ def expected_takes(offsets: NDArray[np.int64], scores: ArrayLike) -> NDArray[np.
 def score_offers(
     model: Any, collator: Any, groups: Any, batch_size: int = 32
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Scores the offers of some `OfferGroups` with an `MCMForActionRecommendation` and an `OfferCollator`.
-
-    Returns the log-odds of each outcome, of shape `(N, outcomes)`, and the scores without the head, of shape `(N,)`,
-    which are sums over tasks of the model's `preferences`. Both are in the order of the groups.
-    """
+    """Scores the offers of some `OfferGroups` with an `MCMForActionRecommendation` and an `OfferCollator`. Returns the
+    log-odds of each outcome, of shape `(N, outcomes)`, and the scores without the head, of shape `(N,)`, which are
+    sums over tasks of the model's `preferences`. Both are in the order of the groups."""
     model.eval()
     logits: list[Any] = [None] * len(groups)
     own: list[Any] = [None] * len(groups)
@@ -134,11 +130,9 @@ class OfferMetrics:
 
 
 def resample_customers(customer_ids: Sequence[str] | NDArray, resamples: int = RESAMPLES) -> NDArray[np.int64]:
-    """Draws S resamples of the customers, each with all of its groups.
-
-    Returns how often each group counts, of shape `(1 + S, G)`. In the first row, which stands for the data themselves,
-    each counts once. `customer_ids` is the customer of each group.
-    """
+    """Draws S resamples of the customers, each with all of its groups. Returns how often each group counts, of shape
+    `(1 + S, G)`. In the first row, which stands for the data themselves, each counts once. `customer_ids` is the
+    customer of each group."""
     generator = np.random.default_rng(0)
     customers, owner = np.unique(np.asarray(customer_ids, dtype=str), return_inverse=True)
     shares = np.full(len(customers), 1 / len(customers))
@@ -152,11 +146,9 @@ def offer_metrics(
     """Computes all metrics on the data and on every resample.
 
     Args:
-        truth (`OfferTruth`): The outcomes of the offers.
         scores (array, shape `(N,)`): Score of each offer.
         group_scores (array, shape `(G,)`): Score of each group, that any of its offers is taken.
         weights (`numpy.ndarray`, shape `(1 + S, G)`): How often each group counts, from [`resample_customers`].
-        k (`int`): Length of the ranked list.
 
     Returns:
         `dict[str, numpy.ndarray]`: `average_precision`, `roc_auc`, `ndcg@k` and `recall@k`, each of shape `(1 + S,)`.

@@ -22,12 +22,7 @@ from modeling_mcm.evaluation.metrics import customer_metrics, distinct_targets, 
 
 
 class TargetRanks:
-    """Collects the ranks of the targets of one task from batches of scores, which are not stored.
-
-    Args:
-        cases (`EvaluationCases`): The cases with their targets, and the labels that are not ranked.
-        task (`str`): Name of the task.
-    """
+    """Collects the ranks of the targets of one task from batches of scores, which are not stored."""
 
     def __init__(self, cases: EvaluationCases, task: str):
         self.cases, self.task = cases, task
@@ -63,26 +58,16 @@ class TargetRanks:
 
 
 class StreamingMetrics:
-    """Computes metrics from ranks, for a Trainer with `batch_eval_metrics=True`.
-
-    Between batches only metrics are stored, a few numbers for each customer.
-    """
+    """Computes metrics from ranks, for a Trainer with `batch_eval_metrics=True`. Between batches only metrics are
+    stored, a few numbers for each customer."""
 
     def __init__(self) -> None:
         self._values: dict[str, list[NDArray]] = {}
 
     def __call__(self, prediction: Any, compute_result: bool = True) -> dict[str, float]:
-        """Adds a batch, and after the last one computes the metrics.
-
-        Args:
-            prediction (`EvalPrediction`): `predictions` holds for each task the ranks of [`ranks_from_logits`], and
-                `label_ids` the label ids of shape `(B, N)`, one for each event of the next visit; 0 or -100 is
-                padding.
-            compute_result (`bool`): Whether this is the last batch.
-
-        Returns:
-            `dict[str, float]`: Means over customers, named `<task>_<metric>`; empty before the last batch.
-        """
+        """Adds a batch, and after the last one (`compute_result`) returns the means over customers, named
+        `<task>_<metric>`. `predictions` holds for each task the ranks of [`ranks_from_logits`], and `label_ids`
+        `(B, N)` the label ids, one for each event of the next visit; 0 or -100 is padding."""
         for task, (greater, ties) in prediction.predictions.items():
             arrays = (torch.as_tensor(array).cpu().numpy() for array in (greater, ties, prediction.label_ids[task]))
             for name, values in customer_metrics(*_distinct_ranks(*arrays)).items():

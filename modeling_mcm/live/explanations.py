@@ -128,11 +128,8 @@ def explain(
     it.
 
     Args:
-        model ([`MCMForMultiTaskRecommendation`]): the model, in evaluation mode.
-        feature_extractor ([`MCMFeatureExtractor`]): feature extractor of the same checkpoint.
         customer (`dict`): a customer with `events` and `profile`, as for the feature extractor, or a row as its
             `encode` returns it.
-        task (`str`): name of the task.
         label (*optional*): the label to explain, a value of the task's feature. Default: the label with the highest
             score.
         now (*optional*): moment of the score: text, a datetime or a number of seconds, as for the feature extractor.

@@ -53,11 +53,6 @@ class Insertion(NamedTuple):
 class LiveHistory:
     """A customer's profile and raw events by visit. Events may arrive in any order.
 
-    Args:
-        feature_extractor ([`MCMFeatureExtractor`]): feature extractor that knows the columns of the events.
-        profile (`dict`): the customer's profile.
-        customer_id (`str`, *optional*): name of the customer in error messages.
-
     Attributes:
         visits (`list[Visit]`): the visits, ordered.
         latest (`int`): time of the latest event, in seconds since 1970-01-01; in a log without times its place.
@@ -111,11 +106,7 @@ class LiveHistory:
         return [{n: value for n, value in zip(names, row, strict=True) if value is not None} for row in rows]
 
     def insert(self, events: Sequence[dict[str, Any]]) -> Insertion:
-        """Inserts events into their visits.
-
-        Args:
-            events (`Sequence[dict]`): result of `read`.
-        """
+        """Inserts events, a result of `read`, into their visits."""
         last_visit = self.visits[-1] if self.visits else None
         new_visits: set[int] = set()
         late = touched = False

@@ -97,11 +97,7 @@ class LiveMemories:
 
     @classmethod
     def empty(cls, reader: Reader) -> "LiveMemories":
-        """The memories of a customer without events.
-
-        Args:
-            reader ([`Reader`]): parameters of the model.
-        """
+        """The memories of a customer without events."""
         tasks, size = len(reader.tables), reader.labels
         kernels = reader.tables[0].gains.shape[1]
         return cls(
@@ -127,14 +123,8 @@ class LiveMemories:
         return memories
 
     def extend(self, reader: Reader, new: NewUnits, units: int, time: float) -> "LiveMemories":
-        """Adds new units, and returns the new memories; the old ones do not change.
-
-        Args:
-            reader ([`Reader`]): parameters of the model.
-            new ([`NewUnits`]): the new units.
-            units (`int`): number of earlier units.
-            time (`float`): time of the last earlier event.
-        """
+        """Adds new units after `units` earlier ones, the last at `time`. Returns the new memories; the old ones do not
+        change."""
         memories = replace(self)
         memory = reader.model.repeat_memory
         votes = torch.ones(len(new.events)) if memory is None else memory.vote(new.events)[:, 0].exp()
@@ -249,16 +239,8 @@ class LiveMemories:
         self.latest, self.latest_times = torch.stack(latest), torch.stack(latest_times)
 
     def parts(self, reader: Reader, table: TaskTables, moment: Moment) -> dict[str, torch.Tensor]:
-        """Parts of a task's scores that come from memories, as `score_parts` of the model returns them.
-
-        Args:
-            reader ([`Reader`]): parameters of the model.
-            table ([`TaskTables`]): the task.
-            moment ([`Moment`]): moment of the scores.
-
-        Returns:
-            `dict[str, torch.Tensor]`: the parts by name, each of shape `(labels,)`.
-        """
+        """Parts of a task's scores that come from memories, each of shape `(labels,)`; see `score_parts` of the
+        model."""
         model, parts = reader.model, {}
         size = table.labels.stop - table.labels.start
         part = self._of_task(table)

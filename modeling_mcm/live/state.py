@@ -75,11 +75,7 @@ class LiveState:
 
     @classmethod
     def empty(cls, reader: Reader) -> "LiveState":
-        """The state before the start row.
-
-        Args:
-            reader ([`Reader`]): parameters of the model.
-        """
+        """The state before the start row."""
         caches = torch.zeros(len(reader.layers), 2, reader.heads, 0, reader.hidden_size // reader.heads)
         return cls(
             units=0,
@@ -100,11 +96,7 @@ class LiveState:
 
     @torch.inference_mode()
     def tensors(self, reader: Reader) -> dict[str, torch.Tensor]:
-        """The tensors to store, from which `of_tensors` restores the state.
-
-        Args:
-            reader ([`Reader`]): parameters of the model.
-        """
+        """The tensors to store, from which `of_tensors` restores the state."""
         self._read_out(reader)
         tensors = {each.name: getattr(self, each.name) for each in fields(self)}
         tensors = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
@@ -116,12 +108,7 @@ class LiveState:
 
     @classmethod
     def of_tensors(cls, tensors: dict[str, torch.Tensor], reader: Reader) -> "LiveState":
-        """Restores a state.
-
-        Args:
-            tensors (`dict[str, torch.Tensor]`): result of `tensors`.
-            reader ([`Reader`]): parameters of the same model.
-        """
+        """Restores a state from the result of `tensors`."""
         memories = LiveMemories.of_tensors(tensors, reader)
         values: dict[str, Any] = {name: value for name, value in tensors.items() if name not in memories.tensors()}
         units, visits, time, began = values.pop("numbers").tolist()
@@ -249,17 +236,8 @@ class LiveState:
     def logits(
         self, reader: Reader, tasks: Sequence[str] | None = None, now: float | None = None
     ) -> dict[str, torch.Tensor]:
-        """Scores of all labels, before the softmax.
-
-        Args:
-            reader ([`Reader`]): parameters of the model.
-            tasks (`Sequence[str]`, *optional*): names of the tasks. Default: all tasks.
-            now (`float`, *optional*): moment of the scores, in days from the customer's first event. Default: the time
-                of the last event.
-
-        Returns:
-            `dict[str, torch.FloatTensor]`: by task the scores of its labels, of shape `(labels,)`.
-        """
+        """Scores of all labels before the softmax, by task (default: all tasks) of shape `(labels,)`, at `now` in days
+        from the customer's first event (default: at the last event)."""
         self._read_out(reader)
         moment = Moment(self.units, self.time, 0.0 if now is None else max(now - self.time, 0.0))
         result = {}
@@ -274,16 +252,8 @@ class LiveState:
 
     @torch.inference_mode()
     def embedding(self, reader: Reader, now: float | None = None) -> torch.Tensor:
-        """Customer embedding: the customer state at a moment or, in a model without one, the last hidden vector.
-
-        Args:
-            reader ([`Reader`]): parameters of the model.
-            now (`float`, *optional*): moment in days from the customer's first event, not before the last event.
-                Default: the time of the last event.
-
-        Returns:
-            `torch.FloatTensor` of shape `(embedding size,)`.
-        """
+        """Customer embedding `(embedding size,)`: the customer state at `now`, in days from the customer's first event
+        (default: at the last event), or in a model without one the last hidden vector."""
         if not reader.has_state:
             return self.hidden
         state = cast(Any, reader.model.model.state)
@@ -312,16 +282,8 @@ class LiveState:
 
     @torch.inference_mode()
     def forecast(self, reader: Reader, now: float | None = None) -> dict[str, torch.Tensor]:
-        """Forecasts by name; empty if the model has no trained forecasts.
-
-        Args:
-            reader ([`Reader`]): parameters of the model.
-            now (`float`, *optional*): moment in days from the customer's first event, not before the last event.
-                Default: the time of the last event.
-
-        Returns:
-            `dict[str, torch.FloatTensor]`, each of shape `()`.
-        """
+        """Forecasts by name, each of shape `()`, from `now` on as in `embedding`; empty if the model has no trained
+        forecasts."""
         forecasts = cast(Any, reader.model.model.forecasts)
         return forecasts(self.embedding(reader, now)) if forecasts is not None and forecasts.is_trained else {}
 

@@ -35,12 +35,8 @@ class TaskTables(NamedTuple):
 
 
 class Reader:
-    """A model's parameters in the form that live states need; they are computed once, not for every new visit.
-
-    Args:
-        model ([`MCMForMultiTaskRecommendation`]): the model, in evaluation mode, for which [`is_incremental`] is True.
-            Its weights must not change afterwards.
-    """
+    """A model's parameters in the form that live states need; they are computed once, not for every new visit. The
+    model is in evaluation mode, [`is_incremental`] holds for it, and its weights must not change afterwards."""
 
     def __init__(self, model: MCMForMultiTaskRecommendation):
         config = model.config

@@ -22,13 +22,8 @@ from modeling_mcm.times_mcm import SECONDS_PER_DAY
 
 
 class LiveWindow:
-    """The states of a customer, and how far they have read the history.
-
-    Args:
-        reader ([`Reader`]): parameters of the model.
-        history ([`LiveHistory`]): profile and events. Where one is removed, `forget` must follow.
-        start_row (`torch.LongTensor` of shape `(1, J)`): feature ids of the start row.
-    """
+    """The states of a customer, and how far they have read the history. Where an event is removed, `forget` must
+    follow."""
 
     _closed: LiveState | None  # state after the finished visits, which are the first `_folded` ones
     _folded: int

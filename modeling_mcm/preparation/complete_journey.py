@@ -117,10 +117,8 @@ def _write(table: ir.Table, path: Path) -> None:
 
 
 def build_complete_journey(output_dir: str | Path) -> tuple[Path, Path]:
-    """Writes `events.parquet` and `profile.parquet`, which the schema beside this file ([`SCHEMA`]) reads.
-
-    Returns the path of the event log (columns `EVENT_COLUMNS`), and path of the profile table (one row by household).
-    """
+    """Writes `events.parquet` (columns `EVENT_COLUMNS`) and `profile.parquet` (one row by household), which the schema
+    beside this file ([`SCHEMA`]) reads, and returns their paths."""
     names = ("transactions", "products", "campaigns", "campaign_descriptions", "coupon_redemptions", "demographics")
     with _source_tables(output_dir, *names) as (target, tables):
         transactions, products, campaigns, descriptions, coupons, demographics = tables

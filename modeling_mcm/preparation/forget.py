@@ -98,10 +98,8 @@ def forget_in_file(
     column: str = CUSTOMER,
     before_replacing: Callable[[Path], Any] | None = None,
 ) -> int:
-    """Writes a Parquet file again without the rows of some customers, if it has any.
-
-    Returns the number of rows that were deleted.
-    """
+    """Writes a Parquet file again without the rows of some customers, if it has any. Returns the number of rows that
+    were deleted."""
     path = path.resolve()
     with open_parquet(path, column) as file:
         theirs = _is_theirs(file.read([column])[column], customers)
@@ -119,10 +117,8 @@ def forget_in_file(
 def forget_in_log(
     log: Path, customers: Collection[str], column: str, record: Callable[[dict[str, str]], Any] | None = None
 ) -> tuple[int, dict[str, str]]:
-    """Deletes customers from a Parquet file, or from a folder of such files at any depth.
-
-    Returns the number of rows that were deleted; and by old digest of a changed file its new digest.
-    """
+    """Deletes customers from a Parquet file, or from a folder of such files at any depth. Returns the number of rows
+    that were deleted; and by old digest of a changed file its new digest."""
     rows, digests = 0, {}
     for path in log_files(log):
         old = file_digest(path)
@@ -213,10 +209,8 @@ def _with_digests(described: dict[str, Any] | None, digests: Mapping[str, str]) 
 
 def forget_in_cache(customers: Collection[str]) -> int:
     """Removes the Arrow copies of prepared data, in the cache of `datasets`, that hold one of the customers.
-
     `datasets` makes such a copy when a data set is loaded, and makes it again when it is needed. A copy that can't be
-    read, such as that of a run that was killed, is removed too. Returns the number of folders that were removed.
-    """
+    read, such as that of a run that was killed, is removed too. Returns the number of folders that were removed."""
     folders = set()
     for path in Path(datasets.config.HF_DATASETS_CACHE).joinpath("parquet").rglob("*.arrow"):
         try:

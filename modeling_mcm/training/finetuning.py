@@ -121,9 +121,7 @@ def _read_model(
 
 def _with_low_rank_updates(model: MCMForActionRecommendation, rank: int) -> Any:
     """Wraps a model with `peft`, so that the head and updates of the attention of this rank (1 or more) are trained.
-
-    Raises `ImportError` if `peft` is not installed.
-    """
+    Raises `ImportError` if `peft` is not installed."""
     with needs("lora"):
         from peft import LoraConfig, get_peft_model
     whole = [name for name in NEW_PARTS if getattr(model, name) is not None]

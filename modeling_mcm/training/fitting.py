@@ -24,14 +24,8 @@ FIT_BATCH = 32  # customers in one batch when gains and scales are fitted
 
 
 def trainable(ends: NDArray) -> NDArray[np.int64]:
-    """Finds the customers with at least two events in the training period.
-
-    Args:
-        ends (`numpy.ndarray`, shape `(customers,)`): Number of each customer's events before the validation cutoff.
-
-    Raises:
-        ValueError: If there is no such customer.
-    """
+    """Finds the customers with at least two events before the validation cutoff, by these numbers of events. Raises
+    `ValueError` if there is none."""
     several = np.flatnonzero(ends > 1)
     if not len(several):
         raise ValueError(
@@ -42,8 +36,7 @@ def trainable(ends: NDArray) -> NDArray[np.int64]:
 
 
 def popularity(data: PreparedData, config: MCMConfig) -> dict[str, torch.Tensor]:
-    """Reads how often each label was a target in the training period. Returns `dict[str, torch.Tensor]`: For each task
-    the counts, of shape `(labels,)`."""
+    """Reads how often each label was a target in the training period, by task of shape `(labels,)`."""
     table = pq.read_table(data.folder / POPULARITY_FILE).to_pandas()
     counts = {}
     for task, size in config.label_sizes.items():
@@ -56,10 +49,8 @@ def popularity(data: PreparedData, config: MCMConfig) -> dict[str, torch.Tensor]
 
 
 def fit_counted_memory(model: MCMForMultiTaskRecommendation, data: PreparedData, seed: int) -> None:
-    """Fills the tables of the counted memory, and fits how much the followers of a label count in a score.
-
-    Raises `RunError` if the data set has no table of followers and the model needs one.
-    """
+    """Fills the tables of the counted memory, and fits how much the followers of a label count in a score. Raises
+    `RunError` if the data set has no table of followers and the model needs one."""
     config, followers = model.config, data.folder / FOLLOWERS_FILE
     rows = data.rows
     if config.label_features:

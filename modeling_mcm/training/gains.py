@@ -233,12 +233,10 @@ def validation_parts(
 def fit_scales(
     model: MCMForMultiTaskRecommendation, batches: Iterable[Mapping[str, torch.Tensor]]
 ) -> dict[str, dict[str, float]]:
-    """Learns the scale of each part of a score, and the gains of habits and new labels, on validation cases.
-
-    These few numbers of each task minimise the cross-entropy of the targets, where a target weighs 1 / the best DCG of
-    its case. For a task without related labels, a search then changes the scales in steps while NDCG@10 grows, and one
-    common factor is fitted, so that the scores stay log-probabilities.
-    """
+    """Learns the scale of each part of a score, and the gains of habits and new labels, on validation cases. These few
+    numbers of each task minimise the cross-entropy of the targets, where a target weighs 1 / the best DCG of its case.
+    For a task without related labels, a search then changes the scales in steps while NDCG@10 grows, and one common
+    factor is fitted, so that the scores stay log-probabilities."""
     model.eval()
     return fit_scales_of(model, validation_parts(model, batches))
 

@@ -120,11 +120,9 @@ class MomentSampler:
         return Moments(counts.flatten(0, 1), *columns)
 
     def observed_horizons(self, rows: Sequence[Mapping[str, Any]]) -> list[float]:
-        """Horizons, in days, that the training period of these customers is long enough to learn from.
-
-        A moment observes a horizon that ends before the training period does. The horizon can be learned if on average
-        at least `LEAST_OBSERVED` of a customer's last days, `FORECAST_WINDOW` times the horizon, observe it.
-        """
+        """Horizons, in days, that the training period of these customers is long enough to learn from. A moment
+        observes a horizon that ends before the training period does. The horizon can be learned if on average at least
+        `LEAST_OBSERVED` of a customer's last days, `FORECAST_WINDOW` times the horizon, observe it."""
         periods = [self._period(_before(row, self.extractor.max_events - 1)) for row in rows]
         days = np.array([(end - first) / SECONDS_PER_DAY for first, end in periods]).clip(min=1e-6)
         latest = np.minimum(days, FORECAST_WINDOW * np.array(self.days)[:, None])  # (D, customers)
@@ -218,12 +216,8 @@ def train_state(
     """Trains the customer state and its forecasts, and nothing else of the model.
 
     Args:
-        model (`MCMModel`): A model with a customer state, which is trained in place.
-        extractor (`MCMFeatureExtractor`): The model's feature extractor.
-        rows (`PreparedRows`): The customers, each with an event in the training period.
         cutoff (`float`, *optional*): End of the training period of all customers, in seconds since 1970. `None` if
             each customer's last visits are held out.
-        seed (`int`): Seed of moments, dropout and the order of customers.
 
     Returns:
         `dict[str, float]`: Mean losses of the last tenth of the steps, by name.

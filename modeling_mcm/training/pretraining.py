@@ -83,10 +83,8 @@ def chosen_recipe(options: ModelOptions, named: Collection[str]) -> Recipe:
 
 
 def read_config(options: ModelOptions, extractor: MCMFeatureExtractor, recipe: Recipe | None = None) -> MCMConfig:
-    """Makes the model's config. Overrides go before the recipe's choices, and these before the named config.
-
-    Raises `ValueError` if an override is no field of `MCMConfig`.
-    """
+    """Makes the model's config. Overrides go before the recipe's choices, and these before the named config. Raises
+    `ValueError` if an override is no field of `MCMConfig`."""
     values: dict[str, Any] = {}
     known = MCMConfig().to_dict()
     for override in options.config_overrides:
@@ -151,10 +149,8 @@ def _compare(data: PreparedData, model: MCMForMultiTaskRecommendation) -> dict[s
 
 
 def pretrain(options: ModelOptions, objective: Objective, training: PretrainingArguments, recipe: Recipe) -> None:
-    """Trains a model, or resumes an interrupted run, and saves the model with its feature extractor.
-
-    Raises `RunError` if the output folder holds another run, or the data lack a table that the model needs.
-    """
+    """Trains a model, or resumes an interrupted run, and saves the model with its feature extractor. Raises `RunError`
+    if the output folder holds another run, or the data lack a table that the model needs."""
     set_seed(training.seed)
     data = PreparedData(str(options.data))
     extractor = data.extractor

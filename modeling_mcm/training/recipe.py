@@ -47,18 +47,9 @@ class Recipe:
 
 
 def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], features: Sequence[str] = ()) -> Recipe:
-    """Chooses the settings of pre-training by the measures of a data set.
-
-    Args:
-        measures (`Mapping[str, Any]`): measures in the manifest of the data set, as
-            `modeling_mcm.preparation.counts.measure` returns them. Without any, nothing is chosen.
-        label_sizes (`Mapping[str, int]`): by task the number of label ids.
-        features (`Sequence[str]`): categorical features of events without the token type; candidates for
-            `label_features`.
-
-    Returns:
-        [`Recipe`].
-    """
+    """Chooses the settings of pre-training by the measures in the manifest of a data set; without any, nothing is
+    chosen. The categorical features of events without the token type, `features`, are candidates for
+    `label_features`."""
     if not measures or not measures["moments"]:
         return Recipe(reasons=["The data set has no measures, so nothing is chosen by them: prepare it again."])
     log, recipe = _Log(measures, label_sizes, features), Recipe({"augmentation": "all_prefixes"})

@@ -34,8 +34,6 @@ class MCMTrainer(ResumableTrainer):
     """`Trainer` for `MCMForMultiTaskRecommendation`.
 
     Args:
-        model (`MCMForMultiTaskRecommendation`): The model to train.
-        args (`TrainingArguments`): The options of `Trainer`.
         train_collator (`MCMCollator`): Collator of the training rows; its seed must be `args.seed`.
         eval_collator (`MCMCollator`, *optional*): Collator of the evaluation rows, in the mode "evaluate".
         scalar_lr_factor (`float`): Factor on the learning rate of single parameters of the readout and the memory.
@@ -131,10 +129,8 @@ class MCMTrainer(ResumableTrainer):
         return cut, number
 
     def get_eval_dataloader(self, eval_dataset: Any = None):
-        """Makes the data loader of an evaluation, with the evaluation's collator.
-
-        Raises `ValueError` if the trainer has no `eval_collator`.
-        """
+        """Makes the data loader of an evaluation, with the evaluation's collator. Raises `ValueError` if the trainer
+        has no `eval_collator`."""
         if self.eval_collator is None:
             raise ValueError("There is no `eval_collator`: give MCMTrainer an MCMCollator in mode 'evaluate'.")
         train_collator, self.data_collator = self.data_collator, self.eval_collator
