@@ -67,9 +67,8 @@ class MCMActionOutput(ModelOutput):
 
 
 class Standardised(nn.Module):
-    """Standardises numbers by their mean and standard deviation over all training examples so far. The statistics of a
-    batch, as batch normalisation takes them, would remove differences between customers, because a batch contains
-    histories of similar length."""
+    """Standardises numbers by mean and standard deviation over all training examples so far. Those of a batch, as in
+    batch normalisation, would remove differences between customers: it has histories of similar length."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -107,8 +106,8 @@ def piecewise_linear(values: torch.Tensor) -> torch.Tensor:
 
 
 def counted_features(config: MCMConfig) -> list[str]:
-    """Features whose values an action shares with a history, and that are counted: `config.action_features`, or all
-    tasks if it is `None`."""
+    """Features that an action and a history share and that are counted: `config.action_features`, by default all
+    tasks."""
     return list(config.tasks if config.action_features is None else config.action_features)
 
 

@@ -165,8 +165,7 @@ class RelatedTable(nn.Module):
 
     @torch.no_grad()
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Multiplies inputs `(R, V)`, 0 for most labels, with the weight matrix, and clips the result `(R, V)` at
-        0."""
+        """Multiplies inputs `(R, V)` with the weight matrix, and clips the result `(R, V)` at 0."""
         if torch.compiler.is_exporting():  # an exported graph can't depend on the number of labels met
             size = self.weights.shape[0]
             whole = torch.zeros(size, size, device=inputs.device).scatter_add(
@@ -232,8 +231,7 @@ class CountedMemory(nn.Module):
 
     @torch.no_grad()
     def grow(self, task: int, number: int) -> None:
-        """Appends new labels to a task, without followers and related labels, and with the rarity of the rarest
-        label."""
+        """Appends new labels to a task, without followers and related labels; each is as rare as the rarest label."""
         rarity = self.label_rarity(task)
         rarest = rarity[FIRST_LABEL:].max().expand(number)
         self.register_buffer(f"label_rarity_{task}", torch.cat([rarity, rarest]))
@@ -334,7 +332,7 @@ class CountedMemory(nn.Module):
         new_offset: torch.Tensor,
     ) -> torch.Tensor:
         """Adds habits and new labels to the scores `(..., V)` of a task with related labels; ids 0 and 1 are
-        undefined. `parts` are `met`, `habits` and `new`, of the same shape; `new_offset` is added to all labels not
+        undefined. `parts` are `met`, `habits` and `new`, of the same shape; `new_offset` is added to labels not
         met."""
         real = torch.arange(scores.shape[-1], device=scores.device) >= FIRST_LABEL
         met, unmet = parts["met"] & real, ~parts["met"] & real

@@ -132,8 +132,7 @@ class MCMForCustomerPrediction(MCMPreTrainedModel):
         self.model.eval()
 
     def train(self, mode: bool = True):
-        """Sets training or evaluation mode as in torch; a frozen customer state stays in evaluation mode, without
-        dropout."""
+        """Sets the mode as in torch; a frozen customer state stays in evaluation mode, without dropout."""
         super().train(mode)
         if not self._trains_state:
             self.model.eval()

@@ -194,8 +194,8 @@ def check_inputs(
 
 
 class MCMEmbeddings(nn.Module):
-    """The encoder's input H = E + P: unit embeddings (equation 1) plus positions, then layer norm and dropout as in
-    BERT."""
+    """The encoder's input H = E + P: unit embeddings (equation 1) plus positions, then BERT's layer norm and
+    dropout."""
 
     def __init__(self, config: MCMConfig):
         super().__init__()

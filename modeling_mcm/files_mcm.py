@@ -120,8 +120,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def replace_folder(written: Path, place: Path) -> None:
-    """Flushes a folder to its disk and renames it. An earlier folder at `place` is removed, or stays after an
-    error."""
+    """Flushes a folder to its disk and renames it; an earlier folder at `place` goes, or stays after an error."""
     flush_folder(written)
     replaced = place.with_name(f".{place.name}.{os.getpid()}.replaced")
     try:

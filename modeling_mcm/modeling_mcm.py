@@ -116,10 +116,9 @@ class MCMPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
-        """Loads a checkpoint as `PreTrainedModel.from_pretrained` does, with the same arguments, and checks it. With
-        `output_loading_info` the loading report is returned beside the model, and names the weights that the model has
-        no place for. Without it they raise a `ValueError`, as do vocabularies that the weights were not trained
-        with."""
+        """Loads a checkpoint as `PreTrainedModel.from_pretrained` does, with the same arguments, and checks it. Raises
+        `ValueError` if the weights were not trained with its vocabularies or, without `output_loading_info`, which
+        reports them instead, if the model has no place for some weights."""
         model, loading = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
@@ -421,9 +420,8 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
 
     @torch.no_grad()
     def initialize_from_popularity(self, counts: Mapping[str, torch.Tensor]):
-        """Initialises label biases and label rarities, where the model has them, from the labels' training counts, by
-        task `(V,)`. With share = (count + 1) / sum of (count + 1), a label's bias is log(share) and its rarity is
-        -log(V share)."""
+        """Initialises label biases and label rarities, where the model has them, from training counts by task, each
+        `(V,)`. With share = (count + 1) / sum of (count + 1), the bias is log(share) and the rarity -log(V share)."""
         for index, (task, size) in enumerate(self.config.label_sizes.items()):
             shares = counts[task].float() + 1
             log_shares = torch.log(shares / shares[FIRST_LABEL:].sum())
@@ -551,7 +549,7 @@ class MCMForMultiTaskRecommendation(TaskScores, MCMPreTrainedModel):
 
     @torch.no_grad()
     def score_parts(self, tasks: Sequence[str] | None = None, **inputs: Any) -> dict[str, dict[str, torch.Tensor]]:
-        """Parts of the scores after the whole history. A score is their sum, weighted by `score_scales`. Returns By
+        """Parts of the scores after the whole history. A score is their sum, weighted by `score_scales`. Returns by
         task a dict of parts, each of shape `(B, V)`: `readout`, `bias` and, where the model has these memories,
         `repeats` (repeat memory) and `followers` (counted memory), without `score_scales`. A task with related labels
         also has `met`, `habits` and `new`; see [`~counted_memory_mcm.CountedMemory`]."""

@@ -160,8 +160,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
 
     def label_ids(self, task: str, values: Sequence[Any]) -> NDArray[np.int64]:
         """Encodes raw values of a task's feature as label ids, int64 of shape `(len(values),)`: 0 for a missing value,
-        1 for one not seen in training. Raises `ValueError` if there is no such task, or a value is neither text nor
-        number nor boolean."""
+        1 for one not seen in training. Raises `ValueError` if there is no such task, or a value is of another type."""
         with naming(f"Task {task!r}"):
             return self._encoding.value_ids(self._check_task(task), as_column(values)).astype(np.int64)
 
@@ -235,9 +234,8 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
             }
 
     def encode_actions(self, actions: Any) -> NDArray[np.int64]:
-        """Encodes actions, such as offers: events that have not happened yet, with the same features, of shape
-        `(actions, J)`. Raises `ValueError` if a column is unknown or a value can't be encoded; the message names the
-        column."""
+        """Encodes actions, such as offers: future events with the same features, of shape `(actions, J)`. Raises
+        `ValueError` if a column is unknown or a value can't be encoded; the message names the column."""
         return self._encoding.actions(actions)
 
     # --------------------------------------------------------------------------------------------- rows -> model input
@@ -323,8 +321,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
         )
 
     def check_has_times(self, now: Any) -> None:
-        """Checks that the log has times, so that customers can be scored for a moment. Raises `ValueError` if the log
-        has no times but `order`."""
+        """Raises `ValueError` if the log has no times but `order`, so that customers can't be scored for a moment."""
         if self.order is not None:
             raise ValueError(f"Found the moment `now` {now!r}, and the log has no times but `order`; leave it out.")
 
@@ -342,8 +339,7 @@ class MCMFeatureExtractor(FeatureExtractionMixin):
     # ------------------------------------------------------------------------------------------------------ files
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings of the feature extractor for preprocessor_config.json; vocabularies and bins, which have a file
-        of their own, are left out."""
+        """The settings for preprocessor_config.json, without vocabularies and bins, which have a file of their own."""
         left_out = ("vocabularies", "bins", "model_input_names")
         settings = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in left_out}
         return copy.deepcopy(settings) | {"feature_extractor_type": type(self).__name__}

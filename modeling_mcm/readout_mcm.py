@@ -55,8 +55,7 @@ class PackedUnits(NamedTuple):
     @classmethod
     def of(cls, mask: torch.Tensor, prefix_mask: torch.Tensor | None = None) -> "PackedUnits":
         """Packs the real units of a batch, True in `mask` `(B, U)`, with padding on the right. `prefix_mask` `(B, U)`
-        is True where a prefix ends, so that the unit is scored (default: all); where nearly all are, all units are
-        scored."""
+        is True where a unit is scored (default: all); where nearly all are, all units are scored."""
         longest_first = mask.sum(1).argsort(descending=True, stable=True)
         units, indices = mask[longest_first].T.nonzero(as_tuple=True)
         customers = longest_first[indices]
@@ -78,8 +77,7 @@ def reference_readout(hidden: torch.Tensor, label_embeddings: torch.Tensor, mask
 
 
 def attention_weights(hidden: torch.Tensor, label_embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Attention weights a_{w,i} of equation 2: the weight of each unit in the score of each label, of shape
-    `(B, V, U)`."""
+    """Attention weights a_{w,i} of equation 2, of shape `(B, V, U)`: the weight of each unit in a label's score."""
     scores = torch.einsum("vh,buh->bvu", label_embeddings, hidden)
     return scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1)
 
@@ -116,8 +114,8 @@ class RunningReadout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, z, top, sizes, scored=None):
-        """Computes the scores `(A, V)` of all scored units from z `(R, V)`, its maximum `top`, and `sizes` and
-        `scored` of [`PackedUnits`]."""
+        """Scores `(A, V)` of the scored units from z `(R, V)`, its maximum `top`, and `sizes`, `scored` of
+        [`PackedUnits`]."""
         dtype = z.dtype
         z, top = (value.float() if dtype.itemsize < 4 else value for value in (z, top))
         n = torch.sub(z, top).exp_()

@@ -143,8 +143,8 @@ class RepeatMemory(nn.Module):
         return torch.exp2(-torch.stack(ages, 1) * torch.exp(-self.log_half_life)[:, None])
 
     def decays(self, unit_times: torch.Tensor, unit_ends: torch.Tensor) -> torch.Tensor:
-        """Fading factor 2^(-age / T) from each unit to each prefix end; 0 for units after the prefix, of shape
-        `(B, U, P, K)`."""
+        """Fading factor 2^(-age / T) from each unit to each prefix end, `(B, U, P, K)`; 0 for units after the
+        prefix."""
         index = torch.arange(unit_times.shape[1], device=unit_times.device)[:, None]
         units = (unit_ends[:, None] - index).to(unit_times.dtype)  # (B, U, P)
         days = (unit_times.gather(1, unit_ends)[:, None] - unit_times[..., None]).clamp(min=0)
@@ -188,8 +188,8 @@ class RepeatMemory(nn.Module):
 
     @staticmethod
     def meetings(unit_ends: torch.Tensor, votes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Number of units of each prefix that have a label, and the first and the last of these units, of shape
-        `(B, S, P)`."""
+        """Of each label and prefix, `(B, S, P)`: the number of units with the label, the first and the last of
+        them."""
         met, slots = votes > 0, votes.shape[1]
         numbers = met.cumsum(2)  # number of units with the label, up to each unit
         index = torch.arange(votes.shape[2], device=votes.device).expand_as(numbers)

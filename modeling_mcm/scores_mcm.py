@@ -219,13 +219,11 @@ class TaskScores:
         )
 
     def joined_scores(self, index: int, parts: Mapping[str, Any]) -> torch.Tensor:
-        """Adds up the parts of a task's scores. Ids 0 and 1 are masked with a large negative value, of shape
-        `(..., V)`."""
+        """Sums the parts of a task's scores, `(..., V)`; ids 0 and 1 are masked with a large negative value."""
         return self._joined([index], parts, [0])
 
     def _joined(self, tasks: Sequence[int], parts: Mapping[str, Any], sizes: Sequence[int]) -> torch.Tensor:
-        """As `joined_scores`, for several tasks in one matrix; `sizes` are their numbers of labels (not read for a
-        single task)."""
+        """As `joined_scores`, for several tasks in one matrix; `sizes` are their numbers of labels."""
         scales = self.score_scales[list(tasks)]
         is_scaled = not self.training or bool((scales != 1).any())  # training starts with 1
         if len(tasks) > 1:

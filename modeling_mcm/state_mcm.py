@@ -77,8 +77,8 @@ class CustomerState(nn.Module):
         self.bent_out = nn.Linear(HIDDEN, config.state_size, bias=False)
 
     def reset_parameters(self) -> None:
-        """Sets the buffers: mean 0, standard deviation 1, and a silence of any length. Weights start as transformers'
-        linear layers do."""
+        """Sets the buffers: mean 0, standard deviation 1, a silence of any length. Weights start as in
+        transformers."""
         init.zeros_(self.mean)
         init.ones_(self.spread)
         init.constant_(self.longest_silence, ANY_SILENCE)
@@ -237,8 +237,7 @@ class CustomerState(nn.Module):
 
     @torch.no_grad()
     def grow(self, feature: int, number: int) -> None:
-        """Appends new values to the feature with this index. Their weights are 0, so they do not change the state
-        until fine-tuning."""
+        """Appends new values to a feature (an index). Their weights are 0, so the state stays until fine-tuning."""
         if feature not in (*self.few, *self.many):
             self.sizes[feature] += number
             return
@@ -294,8 +293,7 @@ class Forecasts(nn.Module):
         return [*(name for names in of_days for name in names), NEXT_VISIT]
 
     def log_amounts(self, state: torch.Tensor) -> torch.Tensor:
-        """Logarithm of the expected amount of each quantity between one horizon and the next, of shape
-        `(..., horizons, quantities)`."""
+        """Log of the expected amounts between one horizon and the next, of shape `(..., horizons, quantities)`."""
         return self.amounts(state).unflatten(-1, (len(self.days), len(self.quantities)))
 
     def forward(self, state: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -42,8 +42,8 @@ def visible_end(row: Mapping[str, Any], cutoff: str) -> int:
 
 
 def flat_values(table: pa.Table, column: str) -> NDArray:
-    """All values of a list column of prepared rows as one flat array, one row after the other, or one value for each
-    row of a scalar column."""
+    """One flat array of all values of a list column, row after row, or of one value for each row of a scalar
+    column."""
     array = pa.concat_arrays(table[column].chunks) if table[column].num_chunks else pa.array([], table[column].type)
     if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
         array = array.flatten()

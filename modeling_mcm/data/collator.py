@@ -79,9 +79,9 @@ def numpy_rows(table: pa.Table, numbers: Sequence[int] | NDArray) -> list[dict[s
 
 
 def unit_counts(rows: datasets.Dataset, ends: ArrayLike, config: MCMConfig, max_events: int) -> NDArray[np.int64]:
-    """Counts the units that the encoder reads of each row, of shape `(rows,)`: events or visits, the start row
-    included. `ends` `(rows,)` are the numbers of events of the histories; of one longer than `max_events` the latest
-    events count."""
+    """Counts the units (events or visits) that the encoder reads of each row, `(rows,)`, the start row included.
+    `ends` `(rows,)` are numbers of events of the histories; of one longer than `max_events` the latest events
+    count."""
     ends = np.asarray(ends)
     if config.encoder_unit == "event":
         return np.minimum(ends + 1, max_events)

@@ -32,8 +32,7 @@ FORMAT_VERSION = 2  # version 1 had no values of numeric features
 
 
 def write_table(path: str | Path, table: pa.Table, **options: Any) -> None:
-    """Writes a Parquet file whole or not at all. Raises `OSError`: naming the file, if its disk is full or it may not
-    be written."""
+    """Writes a Parquet file whole or not at all; an `OSError` of a full or read-only disk names the file."""
     with atomic_write(path) as partial:
         pq.write_table(table, partial, **options)
 
@@ -94,8 +93,7 @@ class PreparedManifest:
             raise ValueError(f"{path} cannot be read ({error}); prepare the data again.") from error
 
     def save(self, directory: str | Path) -> None:
-        """Writes `manifest.json` in one step: another process reads the whole file or none. Raises `OSError` if the
-        file can't be written."""
+        """Writes `manifest.json` in one step. Raises `OSError` if the file can't be written."""
         write_json(Path(directory) / MANIFEST_FILE, asdict(self), ensure_ascii=False)
 
 

@@ -95,8 +95,7 @@ def _check_part(entry: Mapping[str, Any], kind: str, where: str) -> None:
 
 
 def read_features(entries: Sequence[Any], key: str) -> tuple[FeatureSpec, ...]:
-    """Reads all entries of `features` or `profile`. Raises `ValueError` if an entry is wrong. The message names the
-    entry, the key and the fix."""
+    """Reads all entries of `features` or `profile`; see [`read_feature`]."""
     features: list[FeatureSpec] = []
     for index, entry in enumerate(entries):
         where = f"Entry {index} of `{key}`"

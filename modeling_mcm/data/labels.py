@@ -281,9 +281,8 @@ class LabelledCustomers(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        """Reads some labels with their histories. Returns `list[dict]`: by label `history`, a prepared row without the
-        events from the label's time on; `time`, in seconds since 1970-01-01; and `label`, the class id or the
-        number."""
+        """Reads labels as a list of dicts: `history`, a prepared row without the events from the label's time on;
+        `time`, in seconds since 1970-01-01; and `label`, the class id or the number."""
         return [
             {"history": events_before(row, self.labels.times[index]), "time": int(self.labels.times[index])}
             | {"label": self.labels.values[index]}

@@ -164,7 +164,7 @@ class EventSchema(LogSchema):
         return self.cutoffs == LEAVE_ONE_OUT
 
     def cutoff(self, key: str) -> datetime:
-        """Gives the date of a cutoff. Raises `ValueError` if there is no date, because each customer's last visits are
+        """Gives the date of a cutoff. Raises `ValueError` if there is none, because each customer's last visits are
         held out."""
         if isinstance(self.cutoffs, str):
             raise ValueError(
@@ -178,9 +178,8 @@ class EventSchema(LogSchema):
         return (self.cutoff(key) - datetime(1970, 1, 1)) // timedelta(seconds=1)
 
     def moment(self, key: str) -> int | None:
-        """Moment at which all customers are scored at a cutoff, in seconds since 1970. `None` if there is no common
-        one, because each customer's last visits are held out or the log has no times: a customer is then scored at the
-        last event."""
+        """Moment at which all customers are scored at a cutoff, in seconds since 1970. `None` where last visits are
+        held out or the log has no times: a customer is then scored at the last event."""
         return None if self.leaves_one_out or self.order is not None else self.cutoff_seconds(key)
 
     def to_dict(self) -> dict[str, Any]:

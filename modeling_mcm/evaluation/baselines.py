@@ -57,9 +57,8 @@ class Baseline:
     fallback = POPULARITY_SHARE  # weight of the most popular label
 
     def fit(self, rows: Any, task: str, number_of_labels: int, cutoff: str = "validation") -> Self:
-        """Counts the events of a task before a cutoff, "validation" or "test". `number_of_labels` is V, with the ids
-        for missing and unknown. Raises `ValueError` if the cutoff or the task is unknown, a label id is V or more, or
-        there is nothing to count."""
+        """Counts the events of a task before a cutoff, "validation" or "test". `number_of_labels` is V. Raises
+        `ValueError` if cutoff or task is unknown, a label id is V or more, or there is nothing to count."""
         self.task, self.number_of_labels = task, number_of_labels
         self.popularity = np.zeros(number_of_labels)
         self._start(len(rows))

@@ -170,9 +170,8 @@ def cases_at(
     min_history: int | None = None,
     horizon_days: float | None = None,
 ) -> EvaluationCases:
-    """Finds the cases of a prepared data set, or of some of its rows, as its schema defines them, with [`find_cases`].
-    `min_history` is used in the place of the schema's, and a [`Horizon`] of `horizon_days` in the place of the next
-    visit."""
+    """Finds the cases of a prepared data set, or of some of its rows, as its schema defines them, with [`find_cases`];
+    `min_history` and a [`Horizon`] of `horizon_days` go before the schema's number and the next visit."""
     schema = data.schema
     horizon = Horizon(horizon_days, schema.cutoff_seconds(cutoff)) if horizon_days else None
     rows = data.rows if rows is None else rows

@@ -62,9 +62,8 @@ def not_installed(baselines: Sequence[str]) -> list[str]:
 
 
 def default_baselines(cases: EvaluationCases, label_sizes: Mapping[str, int]) -> tuple[list[str], list[str]]:
-    """Chooses the strong baselines that make sense for some cases and do not take long. Returns the names of the
-    baselines, and a sentence for each baseline that is left out. `label_sizes` is the number of labels of each
-    task."""
+    """Chooses the strong baselines that make sense for some cases and do not take long. Returns their names, and a
+    sentence for each that is left out. `label_sizes` is the number of labels of each task."""
     names, left_out = [*FIRST_BASELINES, *STRONG_BASELINES], []
     if cases.met is not None:
         names.remove("visit_frequency")

@@ -55,9 +55,8 @@ class OfferTruth:
 
 
 def which_offer(truth: OfferTruth, scores: ArrayLike, ks: Sequence[int] = (10,)) -> dict[str, NDArray[np.float64]]:
-    """Computes `ndcg@k` and `recall@k` of each group, of shape `(G,)`; NaN for a group that takes nothing. `scores`
-    has a number for each offer `(N,)`, else a `ValueError` is raised; a larger one is likelier. `ks` are lengths of
-    the ranked list."""
+    """Computes `ndcg@k` and `recall@k` of each group, of shape `(G,)`; NaN for a group that takes nothing. Raises
+    `ValueError` if `scores` are not `(N,)`, one for each offer, larger where it is likelier."""
     scores = np.asarray(scores, np.float64)
     if scores.shape != truth.taken.shape or np.isnan(scores).any():
         raise ValueError(f"Found scores of shape {scores.shape}, NaN or not; expected a number for each offer.")
@@ -130,9 +129,8 @@ class OfferMetrics:
 
 
 def resample_customers(customer_ids: Sequence[str] | NDArray, resamples: int = RESAMPLES) -> NDArray[np.int64]:
-    """Draws S resamples of the customers, each with all of its groups. Returns how often each group counts, of shape
-    `(1 + S, G)`. In the first row, which stands for the data themselves, each counts once. `customer_ids` is the
-    customer of each group."""
+    """Draws S resamples of the customers (of each group `customer_ids`), each with all of its groups. Returns how
+    often each group counts, of shape `(1 + S, G)`; the first row stands for the data themselves."""
     generator = np.random.default_rng(0)
     customers, owner = np.unique(np.asarray(customer_ids, dtype=str), return_inverse=True)
     shares = np.full(len(customers), 1 / len(customers))

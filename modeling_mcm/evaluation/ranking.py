@@ -36,8 +36,7 @@ class TargetRanks:
         self.greater[indices], self.ties[indices] = greater.cpu().numpy(), ties.cpu().numpy()
 
     def masked(self, indices: NDArray[np.int64], scores: torch.Tensor) -> torch.Tensor:
-        """Copies scores `(B, V)`, with minus infinity for labels that are not ranked; without such labels the result
-        is `scores`."""
+        """Scores `(B, V)` with minus infinity for labels that are not ranked; `scores` itself where all are."""
         if self.cases.met is None:
             return scores
         met = self.cases.met[self.task]
@@ -50,7 +49,7 @@ class TargetRanks:
         return masked
 
     def metrics(self, ks: Sequence[int]) -> dict[str, NDArray[np.float64]]:
-        """Computes the metrics of [`customer_metrics`], or with a horizon those of [`set_metrics`], each of shape
+        """The metrics of [`customer_metrics`], or with a horizon those of [`set_metrics`], each of shape
         `(cases,)`."""
         if self.cases.horizon_days is not None:
             return set_metrics(self.greater, self.ties, self.counts > 0, ks, "horizon")

@@ -131,8 +131,7 @@ def _check_weights(path: Path) -> None:
 
 
 class UploadFolder(NamedTuple):
-    """The files that were written, sorted by name, and the number of entries of the counted memory that were left
-    out."""
+    """The written files, sorted by name, and the number of entries of the counted memory that were left out."""
 
     files: list[Path]
     hidden_pairs: HiddenPairs

@@ -109,8 +109,7 @@ def hide_values(
 
 def shared_pairs(followers: pa.Table, min_customers: int) -> dict[str, torch.Tensor]:
     """Selects for each task the pairs of labels that at least `min_customers` customers have. `followers` is
-    `followers.parquet` of the data set that the checkpoint was trained on. A pair is one number, label times `PAIR`
-    plus follower."""
+    `followers.parquet` of the training data. A pair is one number, label times `PAIR` plus follower."""
     frequent = followers.filter(pc.greater_equal(followers["customers"], min_customers))
     pairs = torch.as_tensor(frequent["label"].to_numpy().astype(np.int64) * PAIR + frequent["follower"].to_numpy())
     tasks = np.asarray(frequent["task"].to_pylist(), object)
@@ -135,9 +134,8 @@ def hide_pairs(
     shared: Mapping[str, torch.Tensor],
     hidden: Mapping[str, Sequence[int]],
 ) -> tuple[dict[str, torch.Tensor], HiddenPairs]:
-    """Removes pairs that too few customers have from the tables of the counted memory. A hidden pair leaves no id and
-    no count, and the rows of the tables stay in ascending order. Returns the tables that changed, and the number of
-    hidden entries."""
+    """Removes pairs that too few customers have from the tables of the counted memory, without any trace; the rows of
+    the tables stay in ascending order. Returns the tables that changed, and the number of hidden entries."""
     changed: dict[str, torch.Tensor] = {}
     pairs = related = 0
 

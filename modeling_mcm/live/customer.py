@@ -146,8 +146,7 @@ class LiveCustomer:
         return result
 
     def logits(self, now: Any = None, tasks: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
-        """Scores of all labels by task (default: all tasks), of shape `(V,)`, before the softmax that turns them into
-        probabilities."""
+        """Scores of all labels by task (default: all tasks), of shape `(V,)`, before the softmax."""
         moment = self._moment(now)
         if self._window is not None:
             return self._window.state().logits(self._window.reader, tasks, self._window.days(moment))

@@ -250,8 +250,8 @@ class _History:
         return {name: value.to(self.model.device) for name, value in inputs.items()}
 
     def _without(self, gone: NDArray[np.bool_]) -> dict[str, Any]:
-        """The row without the events marked by `gone`, of shape `(events,)`; visits and the days between them are
-        computed again."""
+        """The row without the events marked by `gone` `(events,)`; visits and the days between them are computed
+        again."""
         extractor = self.extractor
         token = self.row[f"feature_{extractor.token_type_feature}"]
         gone = gone.copy()

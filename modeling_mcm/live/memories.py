@@ -123,8 +123,8 @@ class LiveMemories:
         return memories
 
     def extend(self, reader: Reader, new: NewUnits, units: int, time: float) -> "LiveMemories":
-        """Adds new units after `units` earlier ones, the last at `time`. Returns the new memories; the old ones do not
-        change."""
+        """Adds new units after `units` earlier ones, the last at `time`, and returns new memories; the old stay as
+        they are."""
         memories = replace(self)
         memory = reader.model.repeat_memory
         votes = torch.ones(len(new.events)) if memory is None else memory.vote(new.events)[:, 0].exp()
@@ -239,8 +239,8 @@ class LiveMemories:
         self.latest, self.latest_times = torch.stack(latest), torch.stack(latest_times)
 
     def parts(self, reader: Reader, table: TaskTables, moment: Moment) -> dict[str, torch.Tensor]:
-        """Parts of a task's scores that come from memories, each of shape `(labels,)`; see `score_parts` of the
-        model."""
+        """Parts of a task's scores that come from memories, each of shape `(labels,)`; see the model's
+        `score_parts`."""
         model, parts = reader.model, {}
         size = table.labels.stop - table.labels.start
         part = self._of_task(table)

@@ -126,8 +126,8 @@ class LiveState:
         visits: torch.Tensor,
         values: torch.Tensor | None = None,
     ) -> "LiveState":
-        """Reads further events, whole visits, and returns the new state. Raises `ValueError` if there are more units
-        than position embeddings."""
+        """Reads whole visits, and returns the new state. Raises `ValueError` if there are more units than position
+        embeddings."""
         size = max(1, SCORES_AT_ONCE // reader.labels)
         if values is None:
             values = torch.zeros(len(visits), max(reader.channels - 2, 0))
@@ -282,8 +282,7 @@ class LiveState:
 
     @torch.inference_mode()
     def forecast(self, reader: Reader, now: float | None = None) -> dict[str, torch.Tensor]:
-        """Forecasts by name, each of shape `()`, from `now` on as in `embedding`; empty if the model has no trained
-        forecasts."""
+        """Forecasts by name, each of shape `()`, from `now` on as in `embedding`; empty without trained forecasts."""
         forecasts = cast(Any, reader.model.model.forecasts)
         return forecasts(self.embedding(reader, now)) if forecasts is not None and forecasts.is_trained else {}
 

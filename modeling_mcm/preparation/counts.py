@@ -39,9 +39,8 @@ FOLLOWERS = pa.schema(
 
 
 def shard_events(connection: ibis.BaseBackend, paths: Sequence[Path], schema: EventSchema) -> ir.Table:
-    """Reads the events of shards in the form that [`encode_events`] gives. Returns one row per event, with the columns
-    customer_id, visit, period, second (since 1970-01-01), f0, f1 ... (ids of the features), t0, t1 ... (labels of the
-    tasks) and is_target."""
+    """Reads the events of shards in the form that [`encode_events`] gives: customer_id, visit, period, second (since
+    1970-01-01), f0, f1 ... (ids of the features), t0, t1 ... (labels of the tasks) and is_target."""
     table = connection.read_parquet([str(path) for path in paths])
     # Columns are read by their position: DuckDB ignores case in names, and renames one of "feature_type" and
     # "feature_Type".

@@ -236,10 +236,9 @@ def normalise_profile(table: ir.Table, schema: EventSchema) -> ir.Table:
 
 
 def keep_latest(events: ir.Table, most: int) -> tuple[ir.Table, dict[str, int]]:
-    """Leaves out all but the latest events of each customer in each period. Each period is shortened by itself, so
-    that the events that stay before a cutoff never depend on what comes after it. Returns the events that stay; and
-    `dropped_excess` (number of events left out) and `customers_with_excess` (number of customers that had too
-    many)."""
+    """Leaves out all but the latest events of each customer in each period; each period by itself, so that the events
+    before a cutoff never depend on what comes after it. Returns the events that stay; and `dropped_excess` (number of
+    events left out) and `customers_with_excess` (number of customers that had too many)."""
     long = events.group_by("customer_id", "period").agg(number=events.count())
     long = long.filter(long.number > most)
     totals = long.aggregate(events=(long.number - most).sum(), customers=long.customer_id.nunique())

@@ -98,8 +98,7 @@ def forget_in_file(
     column: str = CUSTOMER,
     before_replacing: Callable[[Path], Any] | None = None,
 ) -> int:
-    """Writes a Parquet file again without the rows of some customers, if it has any. Returns the number of rows that
-    were deleted."""
+    """Writes a Parquet file again without the rows of some customers, if any, and returns their number."""
     path = path.resolve()
     with open_parquet(path, column) as file:
         theirs = _is_theirs(file.read([column])[column], customers)

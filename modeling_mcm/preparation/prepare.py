@@ -68,8 +68,7 @@ LIBRARIES = ("modeling-mcm", "ibis-framework", "duckdb", "pyarrow", "numpy", "tr
 
 
 def versions(connection: ibis.BaseBackend) -> dict[str, str]:
-    """Lists the versions of Python and of the libraries that make a data set. Returns the version by name, or "not
-    installed"."""
+    """The versions of Python and of the libraries that make a data set, by name, or "not installed"."""
     versions = {"python": platform.python_version()}
     for name in (*LIBRARIES, *([SPARK] if connection.name == SPARK else [])):
         try:

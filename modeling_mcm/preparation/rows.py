@@ -34,10 +34,9 @@ ROWS_PER_ROW_GROUP = 256
 
 
 def customer_rows(encoded: ir.Table, profiles: ir.Table | None, schema: EventSchema) -> ir.Table:
-    """Collects the events of each customer into one row. Events are ordered by visit, then time, ids and values, so
-    that nothing depends on the order of the input. They are sorted after they are collected, because not every engine
-    can collect in an order. Returns one row per customer, with the internal columns of `shard_schema` and the number
-    of its `shard`."""
+    """Collects the events of each customer into one row, ordered by visit, time, ids and values, so that nothing
+    depends on the order of the input. Not every engine can collect in an order, so they are sorted afterwards. The
+    rows have the internal columns of `shard_schema` and the number of their `shard`."""
     names = [f"f{i}" for i in range(len(schema.features))]
     value_names = [f"v{i}" for i in value_indices(schema.features)]
     order = ("visit", "closes_visit", "second", *names, "is_target", *value_names)
@@ -72,7 +71,7 @@ def _time(event: ir.StructValue, schema: EventSchema) -> ir.IntegerValue:
 
 
 def shard_schema(schema: EventSchema) -> tuple[list[str], pa.Schema]:
-    """The internal names of a shard's columns as in `customer_rows`, in their order; and the shard's own names and
+    """The internal names of a shard's columns, as in `customer_rows` and in their order; and its own names and
     types."""
     ids = pa.list_(pa.int32())
     columns = [("customer_id", "customer_id", pa.string()), ("times", "times", pa.list_(pa.int64()))]
@@ -134,8 +133,7 @@ def _lists(values: pa.ChunkedArray, lengths: NDArray[np.int64], kind: pa.ListTyp
 
 
 def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
-    """Writes a shard whole or not at all. Returns the shard's entry in the manifest: `file`, `rows`, `bytes` and
-    `sha256`."""
+    """Writes a shard whole or not at all, and returns its entry in the manifest: `file`, `rows`, `bytes`, `sha256`."""
     write_table(path, table.combine_chunks(), compression="zstd", row_group_size=ROWS_PER_ROW_GROUP)
     return {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": file_digest(path)}
 

@@ -35,8 +35,7 @@ SPARK_SETTINGS = {
 
 @contextmanager
 def spark_session(config: Mapping[str, str]) -> Iterator[Any]:
-    """Opens the Spark session that runs in this process, or starts a new one, which is stopped at the end. Yields the
-    session."""
+    """Opens the Spark session that runs in this process, or starts a new one, which is stopped at the end."""
     try:
         from pyspark.sql import SparkSession
     except ImportError as error:

@@ -69,10 +69,9 @@ def _seconds_of_text(column: ir.StringValue) -> tuple[ir.IntegerValue, ir.Boolea
 
 
 def offset_steps(zone: tzinfo, ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Finds when a time zone's offset to UTC changes within some ranges of time. A change between two ranges counts as
-    one change at the start of the second range. So a log of a few years with one time in another century needs few
-    steps. Returns the second of each change, and the change of the offset in seconds. The first entry has the offset
-    itself."""
+    """Finds when a time zone's offset to UTC changes within some ranges of time: the second of each change, and the
+    change in seconds; the first entry has the offset itself. A change between two ranges counts at the start of the
+    second, so a log of a few years with one time in another century needs few steps."""
     steps: list[tuple[int, int]] = []
     offset = 0
     for first, last in ranges:

@@ -111,10 +111,9 @@ def each_value(column: ir.Value, spec: FeatureSpec) -> ir.Value:
 
 
 def fit_bins(column: ir.Value, bins: int) -> list[float]:
-    """Finds the inner edges of quantile bins. A quantile lies between the two neighbours of its rank, as numpy defines
-    it. The neighbours are found by counting, which an engine can spill to disk. An engine's own quantile holds the
-    column in memory and rounds in its own way. Returns the edges, strictly increasing; fewer than `bins - 1` where
-    values repeat."""
+    """Finds the inner edges of quantile bins, strictly increasing; fewer than `bins - 1` where values repeat. A
+    quantile lies between the two neighbours of its rank, as numpy defines it. They are found by counting, which an
+    engine can spill to disk; its own quantile holds the column in memory and rounds in its own way."""
     table = column.name("value").as_table()
     finite = table.filter(table.value.abs() < float("inf"))  # `isinf` is always false in Ibis' PySpark backend
     counts = finite.group_by("value").agg(number=lambda t: t.count())

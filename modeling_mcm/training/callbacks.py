@@ -160,8 +160,7 @@ class RunConsistency(TrainerCallback):
             )
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Compares the processes, and a resumed run with its checkpoint. Raises `ValueError` if something differs; the
-        message names it."""
+        """Raises `ValueError` if processes, or a resumed run and its checkpoint, differ; the message says in what."""
         all_facts = gather_object([self.facts | {self.OPTIONS: self.options}])
         for process, facts in enumerate(all_facts):
             for name in facts:

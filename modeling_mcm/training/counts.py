@@ -27,8 +27,7 @@ MOST_WORK = 2e12  # largest number of multiplications of a regression; it limits
 
 @torch.no_grad()
 def fill_followers(model: MCMForMultiTaskRecommendation, followers: pa.Table, popularity: pa.Table) -> None:
-    """Fills the tables of followers of a model in place, by what `count_followers` and [`popularity`] of the
-    preparation count."""
+    """Fills a model's tables of followers with what `count_followers` and [`popularity`] of the preparation count."""
     memory = cast(CountedMemory, model.counted_memory)
     for task_index, task in enumerate(model.config.tasks):
         if not memory.has_followers(task_index):
@@ -133,9 +132,8 @@ def fill_label_values(model: MCMForMultiTaskRecommendation, rows: Any) -> dict[s
 def training_labels(
     rows: Any, tasks: Sequence[str]
 ) -> Callable[[int], Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
-    """Reads label ids and visits of training events in batches of random customers, for [`fill_related`]. Returns A
-    function from the index of a task to batches of label ids `(B, L)`, visits `(B, L)` and the index of each
-    customer's last event `(B,)`."""
+    """Reads label ids and visits of training events in batches of random customers, for [`fill_related`]: a function
+    from a task's index to batches of label ids `(B, L)`, visits `(B, L)` and indices of the last events `(B,)`."""
     ends = np.asarray(rows["validation_end"])
     customers = np.random.default_rng(0).permutation(np.flatnonzero(ends > 0))
 

@@ -24,8 +24,7 @@ FIT_BATCH = 32  # customers in one batch when gains and scales are fitted
 
 
 def trainable(ends: NDArray) -> NDArray[np.int64]:
-    """Finds the customers with at least two events before the validation cutoff, by these numbers of events. Raises
-    `ValueError` if there is none."""
+    """The customers with at least two events before the validation cutoff. Raises `ValueError` if there is none."""
     several = np.flatnonzero(ends > 1)
     if not len(several):
         raise ValueError(

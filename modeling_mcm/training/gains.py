@@ -205,9 +205,8 @@ def _fit_task(
 def validation_parts(
     model: MCMForMultiTaskRecommendation, batches: Iterable[Mapping[str, torch.Tensor]]
 ) -> dict[str, tuple[dict[str, torch.Tensor], torch.Tensor]]:
-    """Computes the parts of the scores of validation cases, and collects the cases' targets. Returns `dict`: by task
-    its parts by name, as `score_parts` of the model returns them, and a tensor that is 1 where a label is a target,
-    else 0; all of shape `(R, V)`."""
+    """Computes by task the parts of the scores of validation cases, named as in the model's `score_parts`, and a
+    tensor that is 1 where a label is a target, else 0; all of shape `(R, V)`."""
     sizes = model.config.label_sizes
     parts: dict[str, list[dict[str, torch.Tensor]]] = {task: [] for task in model.config.tasks}
     followed: dict[str, list[torch.Tensor]] = {task: [] for task in model.config.tasks}

@@ -47,9 +47,8 @@ class Recipe:
 
 
 def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], features: Sequence[str] = ()) -> Recipe:
-    """Chooses the settings of pre-training by the measures in the manifest of a data set; without any, nothing is
-    chosen. The categorical features of events without the token type, `features`, are candidates for
-    `label_features`."""
+    """Chooses the settings of pre-training by the measures in a data set's manifest; without any, nothing is chosen.
+    `features` are candidates for `label_features`: categorical features of events without the token type."""
     if not measures or not measures["moments"]:
         return Recipe(reasons=["The data set has no measures, so nothing is chosen by them: prepare it again."])
     log, recipe = _Log(measures, label_sizes, features), Recipe({"augmentation": "all_prefixes"})

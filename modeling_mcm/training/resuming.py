@@ -171,8 +171,7 @@ def _divergence(folder: Path) -> list[str]:
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> tuple[str | None, list[str]]:
-    """Finds the newest complete checkpoint. MCMTrainer itself leaves only complete checkpoints; files may have been
-    damaged or deleted since."""
+    """Finds the newest complete checkpoint; files may have been damaged or deleted since they were written."""
     faults: list[str] = []
     for folder in reversed(checkpoints(output_dir)):
         if not (own := checkpoint_faults(folder)):

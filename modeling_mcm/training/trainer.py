@@ -129,8 +129,7 @@ class MCMTrainer(ResumableTrainer):
         return cut, number
 
     def get_eval_dataloader(self, eval_dataset: Any = None):
-        """Makes the data loader of an evaluation, with the evaluation's collator. Raises `ValueError` if the trainer
-        has no `eval_collator`."""
+        """Makes the data loader of an evaluation. Raises `ValueError` if the trainer has no `eval_collator`."""
         if self.eval_collator is None:
             raise ValueError("There is no `eval_collator`: give MCMTrainer an MCMCollator in mode 'evaluate'.")
         train_collator, self.data_collator = self.data_collator, self.eval_collator
