@@ -39,20 +39,14 @@ SHRINKAGE = 0.4  # exponent on a label's number of occurrences: followers of rar
 
 
 class Histories(NamedTuple):
-    """The histories of the scored prefixes of a batch.
+    """The histories of the scored prefixes of a batch."""
 
-    Attributes:
-        moments (`torch.LongTensor` of shape `(B, L)`): number of each event's moment. Events of one visit and time
-            share a moment, because their order has no meaning.
-        times (`torch.FloatTensor` of shape `(B, L)`): days from the customer's first event to each event.
-        customers (`torch.LongTensor` of shape `(R,)`): customer of each prefix.
-        ends (`torch.LongTensor` of shape `(R,)`): index of the last event of each prefix.
-    """
-
+    # (B, L): number of each event's moment. Events of one visit and time share a moment, because their order has no
+    # meaning
     moments: torch.Tensor
-    times: torch.Tensor
-    customers: torch.Tensor
-    ends: torch.Tensor
+    times: torch.Tensor  # (B, L): days from the customer's first event to each event
+    customers: torch.Tensor  # (R,): customer of each prefix
+    ends: torch.Tensor  # (R,): index of the last event of each prefix
 
     @classmethod
     def of(
@@ -64,18 +58,13 @@ class Histories(NamedTuple):
 
 
 class Followers(NamedTuple):
-    """Followers of the latest labels of each prefix, from a [`FollowerTable`].
+    """Followers of the latest labels of each prefix, from a [`FollowerTable`]."""
 
-    Attributes:
-        labels (`torch.LongTensor` of shape `(R, A, K)`): label ids of the followers.
-        counts (`torch.FloatTensor` of shape `(R, A, K)`): weighted number of pairs, divided by a power of the latest
-            label's number of occurrences; 0 where a prefix has fewer labels, or a label fewer followers.
-        ages (`torch.FloatTensor` of shape `(R, A)`): days from the latest label's event to the end of the prefix.
-    """
-
-    labels: torch.Tensor
+    labels: torch.Tensor  # (R, A, K): label ids of the followers
+    # (R, A, K): weighted number of pairs, divided by a power of the latest label's number of occurrences; 0 where a
+    # prefix has fewer labels, or a label fewer followers
     counts: torch.Tensor
-    ages: torch.Tensor
+    ages: torch.Tensor  # (R, A): days from the latest label's event to the end of the prefix
 
 
 class FollowerTable(nn.Module):

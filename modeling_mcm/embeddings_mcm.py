@@ -36,19 +36,12 @@ def grow(module: nn.Module, number: int, like: int | slice) -> None:
 
 
 class JoinedTables(NamedTuple):
-    """Several embedding tables as one, for a single look-up, and the features whose tables stay apart.
+    """Several embedding tables as one, for a single look-up, and the features whose tables stay apart."""
 
-    Attributes:
-        features (`list[int]`): indices of the features whose tables are joined.
-        others (`list[int]`): indices of the other features that the embedding reads.
-        weight (`torch.FloatTensor` of shape `(ids, H)`, *optional*): the joined tables, one below the other.
-        starts (`torch.LongTensor` of shape `(features,)`, *optional*): first row of each joined table.
-    """
-
-    features: list[int]
-    others: list[int]
-    weight: torch.Tensor | None = None
-    starts: torch.Tensor | None = None
+    features: list[int]  # indices of the features whose tables are joined
+    others: list[int]  # indices of the other features that the embedding reads
+    weight: torch.Tensor | None = None  # (ids, H): the joined tables, one below the other
+    starts: torch.Tensor | None = None  # (features,): first row of each joined table
 
 
 class HeterogeneousEmbedding(nn.Embedding):

@@ -237,23 +237,16 @@ def rank_visits(column: Any) -> NDArray[np.int64]:
 
 
 class Timeline(NamedTuple):
-    """Order, times and visits of a customer's n events and of the inserted end-of-visit events, m events in all.
+    """Order, times and visits of a customer's n events and of the inserted end-of-visit events, m events in all."""
 
-    Attributes:
-        order (`np.ndarray` of shape `(n,)`): indices of the events in the input, oldest event first.
-        ends (`np.ndarray` of shape `(m - n,)`): indices, in the ordered events, before which end-of-visit events are
-            inserted, as for `numpy.insert`.
-        times (`np.ndarray` of shape `(m,)`): time of each event in seconds since 1970-01-01; an end-of-visit event has
-            the time of its visit's last event.
-        visits (`np.ndarray` of shape `(m,)`): visit of each event, counted from 0.
-        starts (`np.ndarray` of shape `(visits,)`): time of each visit's first event in seconds since 1970-01-01.
-    """
-
-    order: NDArray[np.int64]
+    order: NDArray[np.int64]  # (n,): indices of the events in the input, oldest event first
+    # (m - n,): indices, in the ordered events, before which end-of-visit events are inserted, as for `numpy.insert`
     ends: NDArray[np.int64]
+    # (m,): time of each event in seconds since 1970-01-01; an end-of-visit event has the time of its visit's last
+    # event
     times: NDArray[np.int64]
-    visits: NDArray[np.int32]
-    starts: NDArray[np.int64]
+    visits: NDArray[np.int32]  # (m,): visit of each event, counted from 0
+    starts: NDArray[np.int64]  # (visits,): time of each visit's first event in seconds since 1970-01-01
 
 
 def arrange(

@@ -24,19 +24,12 @@ EVENT_COLUMNS = ("times", "visits", "feature_", "value_", "task_")  # columns wi
 
 
 class InputLayout(NamedTuple):
-    """Where the features of a row stand in a model input.
+    """Where the features of a row stand in a model input."""
 
-    Attributes:
-        sizes (`dict[str, int]`): by feature the number of its ids, in the order of the axis J.
-        profile (`frozenset[str]`): names of the customer's features, which stand in the start row.
-        numeric (`tuple[str]`): names of the numeric features of events, in the order of the axis N.
-        start (`tuple[int, int]`): index of the token type on the axis J, and its id in the start row.
-    """
-
-    sizes: dict[str, int]
-    profile: frozenset[str]
-    numeric: tuple[str, ...]
-    start: tuple[int, int]
+    sizes: dict[str, int]  # by feature the number of its ids, in the order of the axis J
+    profile: frozenset[str]  # names of the customer's features, which stand in the start row
+    numeric: tuple[str, ...]  # names of the numeric features of events, in the order of the axis N
+    start: tuple[int, int]  # index of the token type on the axis J, and its id in the start row
 
 
 def first_kept(events: int, window: int) -> int:

@@ -76,25 +76,15 @@ class Objective:
 
 
 class Targets(NamedTuple):
-    """The targets of a batch as flat lists, one element for each target of any customer and task.
+    """The targets of a batch as flat lists, one element for each target of any customer and task."""
 
-    Attributes:
-        columns (`torch.LongTensor` of shape `(M,)`): column of the target's label in the score matrix.
-        rows (`torch.LongTensor` of shape `(M,)`): row of the prefix that the target followed, in the score matrix.
-        tasks (`torch.LongTensor` of shape `(M,)`): index of the target's task.
-        customers (`torch.LongTensor` of shape `(M,)`): index of the target's customer.
-        weights (`torch.FloatTensor` of shape `(M,)`): weight of the target among its customer's targets.
-        sizes (`Sequence[int]`): number of labels of each task.
-        batch (`int`): B, the number of customers.
-    """
-
-    columns: torch.Tensor
-    rows: torch.Tensor
-    tasks: torch.Tensor
-    customers: torch.Tensor
-    weights: torch.Tensor
-    sizes: Sequence[int]
-    batch: int
+    columns: torch.Tensor  # (M,): column of the target's label in the score matrix
+    rows: torch.Tensor  # (M,): row of the prefix that the target followed, in the score matrix
+    tasks: torch.Tensor  # (M,): index of the target's task
+    customers: torch.Tensor  # (M,): index of the target's customer
+    weights: torch.Tensor  # (M,): weight of the target among its customer's targets
+    sizes: Sequence[int]  # number of labels of each task
+    batch: int  # B, the number of customers
 
     @classmethod
     def find(

@@ -226,12 +226,7 @@ def check_window(mask: Any, implementation: str | None) -> None:
 class MCMModel(MCMPreTrainedModel):
     # Parameters of the heads: a checkpoint that was saved with a head has them, and this model leaves them out.
     _keys_to_ignore_on_load_unexpected = [
-        r"^readout_",
-        r"^score_scales$",
-        r"^repeat_memory\.",
-        r"^counted_memory\.",
-        r"^label_values_",
-        r"^prediction_head\.",
+        r"^(readout_|score_scales$|repeat_memory\.|counted_memory\.|label_values_|prediction_head\.)"
     ]
 
     def __init__(self, config: MCMConfig):

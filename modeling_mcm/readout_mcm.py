@@ -34,23 +34,13 @@ NEARLY_ALL = 0.75
 
 class PackedUnits(NamedTuple):
     """The real units of a batch without padding: the first units of all customers, then all second units, and so on.
+    Each scored unit ends a prefix, and the units before it are the rest of the prefix."""
 
-    Each scored unit ends a prefix, and the units before it are the rest of the prefix.
-
-    Attributes:
-        customers (`torch.LongTensor` of shape `(R,)`): customer of each unit; customers with more units come first.
-        units (`torch.LongTensor` of shape `(R,)`): index of each unit in its customer's history.
-        sizes (`list[int]`): number of customers with a first unit, with a second unit, and so on; the sum is R.
-        scored (`torch.LongTensor` of shape `(A,)`, *optional*): indices of the scored units; `None`: all are scored.
-        score_rows (`torch.LongTensor` of shape `(B, U)`): row of each unit in the score matrix; -1 for units that are
-            not scored.
-    """
-
-    customers: torch.Tensor
-    units: torch.Tensor
-    sizes: list[int]
-    scored: torch.Tensor | None
-    score_rows: torch.Tensor
+    customers: torch.Tensor  # (R,): customer of each unit; customers with more units come first
+    units: torch.Tensor  # (R,): index of each unit in its customer's history
+    sizes: list[int]  # number of customers with a first unit, with a second unit, and so on; the sum is R
+    scored: torch.Tensor | None  # (A,): indices of the scored units; `None`: all are scored
+    score_rows: torch.Tensor  # (B, U): row of each unit in the score matrix; -1 for units that are not scored
 
     @classmethod
     def of(cls, mask: torch.Tensor, prefix_mask: torch.Tensor | None = None) -> "PackedUnits":

@@ -22,21 +22,14 @@ from .configuration_mcm import FIRST_LABEL
 
 @dataclass
 class TaskLabels:
-    """Embeddings and parameters of a task's labels, for all labels or for a sample (V is S then).
+    """Embeddings and parameters of a task's labels, for all labels or for a sample (V is S then)."""
 
-    Args:
-        vectors (`torch.FloatTensor` of shape `(V, H)`): embedding e_w of each label.
-        bias (`torch.FloatTensor` of shape `(V,)`, *optional*): bias of each label; `None` if the model has none.
-        memory (*optional*): gains `(V, K)` and rarities `(V, 1)` of the repeat memory; `None` if the model has none.
-        ids (`torch.LongTensor` of shape `(S,)`, *optional*): ids of the sampled labels, ascending; `None`: all labels.
-        log_counts (`torch.FloatTensor` of shape `(S,)`, *optional*): logarithm of the number of labels that each
-            sampled label represents; `None`: all labels.
-    """
-
-    vectors: torch.Tensor
-    bias: torch.Tensor | None = None
+    vectors: torch.Tensor  # (V, H): embedding e_w of each label
+    bias: torch.Tensor | None = None  # (V,): bias of each label; `None` if the model has none
+    # gains `(V, K)` and rarities `(V, 1)` of the repeat memory; `None` if the model has none
     memory: tuple[torch.Tensor, torch.Tensor] | None = None
-    ids: torch.Tensor | None = None
+    ids: torch.Tensor | None = None  # (S,): ids of the sampled labels, ascending; `None`: all labels
+    # (S,): logarithm of the number of labels that each sampled label represents; `None`: all labels
     log_counts: torch.Tensor | None = None
 
     @property

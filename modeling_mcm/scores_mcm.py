@@ -29,27 +29,16 @@ Parts = dict[str, Any]
 
 
 class ScoredRows(NamedTuple):
-    """The rows of a batch's score matrix: one row for each scored prefix.
+    """The rows of a batch's score matrix: one row for each scored prefix."""
 
-    Attributes:
-        customers (`torch.LongTensor` of shape `(R,)`): customer of each row.
-        last_events (`torch.LongTensor` of shape `(R,)`): index of the last event of each row's prefix.
-        ends (`torch.LongTensor` of shape `(B, E)`): index of the last unit of each scored prefix, by customer.
-        is_row (`torch.BoolTensor` of shape `(B, E)`, *optional*): whether an element of `ends` is real or padding;
-            `None`: all are real.
-        of_units (`torch.LongTensor` of shape `(B, U)`): row of the prefix that ends at each unit; without meaning
-            where no scored prefix ends.
-        mask (`torch.BoolTensor` of shape `(B, U)`): units that the readout reads.
-        packed (`PackedUnits`, *optional*): the units without padding where prefixes are scored; `None` where only the
-            whole histories are.
-    """
-
-    customers: torch.Tensor
-    last_events: torch.Tensor
-    ends: torch.Tensor
-    is_row: torch.Tensor | None
+    customers: torch.Tensor  # (R,): customer of each row
+    last_events: torch.Tensor  # (R,): index of the last event of each row's prefix
+    ends: torch.Tensor  # (B, E): index of the last unit of each scored prefix, by customer
+    is_row: torch.Tensor | None  # (B, E): whether an element of `ends` is real or padding; `None`: all are real
+    # (B, U): row of the prefix that ends at each unit; without meaning where no scored prefix ends
     of_units: torch.Tensor
-    mask: torch.Tensor
+    mask: torch.Tensor  # (B, U): units that the readout reads
+    # the units without padding where prefixes are scored; `None` where only the whole histories are
     packed: PackedUnits | None
 
     @classmethod

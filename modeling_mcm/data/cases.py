@@ -57,22 +57,15 @@ def list_lengths(table: pa.Table, column: str) -> NDArray[np.int64]:
 
 
 class CaseEvents(NamedTuple):
-    """The events of some customers at a cutoff, as flat arrays: one customer after the other, oldest event first.
+    """The events of some customers at a cutoff, as flat arrays: one customer after the other, oldest event first."""
 
-    Attributes:
-        row (`NDArray[int64]` of shape `(events,)`): index of the event's customer among the rows.
-        history_end (`NDArray[int64]` of shape `(rows,)`): number of the customer's events before the cutoff.
-        visible (`NDArray[bool]` of shape `(events,)`): whether the event may be read when the cutoff is evaluated. At
-            the validation cutoff these are the events before the test cutoff, at the test cutoff all events.
-        history (`NDArray[bool]` of shape `(events,)`): whether the event is a target event before the cutoff.
-        future (`NDArray[bool]` of shape `(events,)`): whether the event is a visible target event after the cutoff.
-    """
-
-    row: NDArray[np.int64]
-    history_end: NDArray[np.int64]
+    row: NDArray[np.int64]  # (events,): index of the event's customer among the rows
+    history_end: NDArray[np.int64]  # (rows,): number of the customer's events before the cutoff
+    # (events,): whether the event may be read when the cutoff is evaluated. At the validation cutoff these are the
+    # events before the test cutoff, at the test cutoff all events
     visible: NDArray[np.bool_]
-    history: NDArray[np.bool_]
-    future: NDArray[np.bool_]
+    history: NDArray[np.bool_]  # (events,): whether the event is a target event before the cutoff
+    future: NDArray[np.bool_]  # (events,): whether the event is a visible target event after the cutoff
 
     @classmethod
     def read(cls, table: pa.Table, cutoff: str, tasks: Sequence[str], token_type: str) -> "CaseEvents":

@@ -38,23 +38,14 @@ MOST_NAMED = 3
 
 @dataclass(frozen=True)
 class CustomerLabels:
-    """Labels of customers, in the order of the table.
+    """Labels of customers, in the order of the table."""
 
-    Attributes:
-        name (`str`): name of the label's column.
-        kind (`str`): "binary", "classes" or "number".
-        customer_ids (`NDArray` of text, shape `(N,)`): id of each label's customer.
-        times (`NDArray[int64]` of shape `(N,)`): moment of each label, in seconds since 1970-01-01.
-        values (`NDArray` of shape `(N,)`): ids of classes (int64), from 0, or numbers (float32).
-        classes (`tuple[str]`): name of each class, in the order of the ids. Empty for numbers.
-    """
-
-    name: str
-    kind: str
-    customer_ids: NDArray
-    times: NDArray[np.int64]
-    values: NDArray[Any]
-    classes: tuple[str, ...] = ()
+    name: str  # name of the label's column
+    kind: str  # "binary", "classes" or "number"
+    customer_ids: NDArray  # (N,): id of each label's customer
+    times: NDArray[np.int64]  # (N,): moment of each label, in seconds since 1970-01-01
+    values: NDArray[Any]  # (N,): ids of classes (int64), from 0, or numbers (float32)
+    classes: tuple[str, ...] = ()  # name of each class, in the order of the ids. Empty for numbers
 
     def __len__(self) -> int:
         return len(self.values)

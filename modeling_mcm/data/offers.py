@@ -35,38 +35,21 @@ OUTCOMES = ("click", "conversion")
 
 @dataclass(frozen=True)
 class Offers:
-    """Offers in groups, in the order of `group_id` and `action_id`, and what is known of the actions.
+    """Offers in groups, in the order of `group_id` and `action_id`, and what is known of the actions."""
 
-    Attributes:
-        group_ids (`NDArray` of text, shape `(G,)`): id of each group.
-        customer_ids (`NDArray` of text, shape `(G,)`): id of the group's customer.
-        splits (`NDArray` of text, shape `(G,)`): "train", "validation" or "test".
-        times (`NDArray[int64]` of shape `(G,)`): time from which on the group's offers can be taken, in seconds since
-            1970-01-01.
-        offsets (`NDArray[int64]` of shape `(G + 1,)`): where groups begin: group g has the offers `offsets[g]` to
-            `offsets[g + 1] - 1`.
-        actions (`NDArray[int64]` of shape `(N,)`): index of each offer's action among the V versions.
-        outcomes (`dict[str, NDArray[float32]]`, each of shape `(N,)`): by outcome 1.0, 0.0, or NaN where it was not
-            observed.
-        action_ids (`NDArray` of text, shape `(V,)`): id of each version's action. The versions of one action have the
-            same id.
-        row_offsets (`NDArray[int64]` of shape `(V + 1,)`): where versions begin: version v has the rows
-            `row_offsets[v]` to `row_offsets[v + 1] - 1`.
-        weights (`NDArray[float64]` of shape `(R,)`): share of each row; the shares of a version sum to 1.
-        columns (`dict[str, list]`, each of length R): by column of the event log the raw values.
-    """
-
-    group_ids: NDArray
-    customer_ids: NDArray
-    splits: NDArray
-    times: NDArray[np.int64]
+    group_ids: NDArray  # (G,): id of each group
+    customer_ids: NDArray  # (G,): id of the group's customer
+    splits: NDArray  # (G,): "train", "validation" or "test"
+    times: NDArray[np.int64]  # (G,): time from which on the group's offers can be taken, in seconds since 1970-01-01
+    # (G + 1,): where groups begin: group g has the offers `offsets[g]` to `offsets[g + 1] - 1`
     offsets: NDArray[np.int64]
-    actions: NDArray[np.int64]
-    outcomes: dict[str, NDArray[np.float32]]
-    action_ids: NDArray
+    actions: NDArray[np.int64]  # (N,): index of each offer's action among the V versions
+    outcomes: dict[str, NDArray[np.float32]]  # each (N,): by outcome 1.0, 0.0, or NaN where it was not observed
+    action_ids: NDArray  # (V,): id of each version's action. The versions of one action have the same id
+    # (V + 1,): where versions begin: version v has the rows `row_offsets[v]` to `row_offsets[v + 1] - 1`
     row_offsets: NDArray[np.int64]
-    weights: NDArray[np.float64]
-    columns: dict[str, list[Any]]
+    weights: NDArray[np.float64]  # (R,): share of each row; the shares of a version sum to 1
+    columns: dict[str, list[Any]]  # length R: by column of the event log the raw values
 
     def groups(self, splits: Sequence[str]) -> NDArray[np.int64]:
         """Finds the groups of some splits."""

@@ -52,23 +52,15 @@ def expected_seconds(cases: int, number_of_labels: int) -> float:
 @dataclass(frozen=True)
 class VisitSets:
     """The label sets of the visits of some customers, in flat arrays and oldest first. A row is one label of one
-    visit.
+    visit."""
 
-    Attributes:
-        first_visit (`numpy.ndarray`, shape `(customers + 1,)`): Customer c has the visits from `first_visit[c]` to
-            before `first_visit[c + 1]`.
-        day (`numpy.ndarray`, shape `(visits,)`): End of each visit, in days since 1970.
-        first_row (`numpy.ndarray`, shape `(visits + 1,)`): Visit v has the rows from `first_row[v]` to before
-            `first_row[v + 1]`.
-        visit (`numpy.ndarray`, shape `(rows,)`): Index of each row's visit.
-        label (`numpy.ndarray`, shape `(rows,)`): Label id of each row.
-    """
-
+    # (customers + 1,): Customer c has the visits from `first_visit[c]` to before `first_visit[c + 1]`
     first_visit: NDArray[np.int64]
-    day: NDArray[np.float64]
+    day: NDArray[np.float64]  # (visits,): End of each visit, in days since 1970
+    # (visits + 1,): Visit v has the rows from `first_row[v]` to before `first_row[v + 1]`
     first_row: NDArray[np.int64]
-    visit: NDArray[np.int64]
-    label: NDArray[np.int64]
+    visit: NDArray[np.int64]  # (rows,): Index of each row's visit
+    label: NDArray[np.int64]  # (rows,): Label id of each row
 
     @classmethod
     def of(cls, history: TaskHistory) -> Self:
@@ -151,19 +143,12 @@ class LabelStatistics:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The candidate labels of all cases; those of one case stand together.
+    """The candidate labels of all cases; those of one case stand together."""
 
-    Attributes:
-        case (`numpy.ndarray`, shape `(N,)`): Index of each candidate's case, ascending.
-        label (`numpy.ndarray`, shape `(N,)`): Label id of each candidate.
-        features (`numpy.ndarray`, shape `(N, F)`): Features in float32; NaN if a feature has no value.
-        names (`list[str]`): Names of the features.
-    """
-
-    case: NDArray[np.int64]
-    label: NDArray[np.int64]
-    features: NDArray[np.float32]
-    names: list[str]
+    case: NDArray[np.int64]  # (N,): Index of each candidate's case, ascending
+    label: NDArray[np.int64]  # (N,): Label id of each candidate
+    features: NDArray[np.float32]  # (N, F): Features in float32; NaN if a feature has no value
+    names: list[str]  # Names of the features
 
 
 def find_candidates(

@@ -51,20 +51,13 @@ def offsets_of(counts: NDArray) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class TaskHistory:
-    """The labelled events of one task before a cutoff, of a batch of customers, in flat arrays and oldest first.
-
-    Attributes:
-        customer (`numpy.ndarray`, shape `(events,)`): Index in the batch of the event's customer.
-        label (`numpy.ndarray`, shape `(events,)`): Label ids, at least 2.
-        time (`numpy.ndarray`, shape `(events,)`): Time of the event, in seconds since 1970.
-        visits_ago (`numpy.ndarray`, shape `(events,)`): Number of the customer's visits with a label after this one's.
-    """
+    """The labelled events of one task before a cutoff, of a batch of customers, in flat arrays and oldest first."""
 
     customer_ids: NDArray
-    customer: NDArray[np.int64]
-    label: NDArray[np.int64]
-    time: NDArray[np.int64]
-    visits_ago: NDArray[np.int64]
+    customer: NDArray[np.int64]  # (events,): Index in the batch of the event's customer
+    label: NDArray[np.int64]  # (events,): Label ids, at least 2
+    time: NDArray[np.int64]  # (events,): Time of the event, in seconds since 1970
+    visits_ago: NDArray[np.int64]  # (events,): Number of the customer's visits with a label after this one's
 
     def __len__(self) -> int:
         return len(self.customer_ids)

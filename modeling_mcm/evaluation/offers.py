@@ -26,18 +26,12 @@ from modeling_mcm.evaluation.metrics import CONFIDENCE, RESAMPLES, Interval, ndc
 
 @dataclass(frozen=True)
 class OfferTruth:
-    """The outcomes of the offers that are evaluated.
+    """The outcomes of the offers that are evaluated."""
 
-    Attributes:
-        customer_ids (`numpy.ndarray`, shape `(G,)`): The customer of each group.
-        offsets (`numpy.ndarray`, shape `(G + 1,)`): Group g has the offers from `offsets[g]` to before
-            `offsets[g + 1]`.
-        taken (`numpy.ndarray`, shape `(N,)`): 1 for an offer that was taken and 0 for one that was not. NaN if the
-            outcome was not observed; such an offer is not evaluated.
-    """
-
-    customer_ids: NDArray
-    offsets: NDArray[np.int64]
+    customer_ids: NDArray  # (G,): The customer of each group
+    offsets: NDArray[np.int64]  # (G + 1,): Group g has the offers from `offsets[g]` to before `offsets[g + 1]`
+    # (N,): 1 for an offer that was taken and 0 for one that was not. NaN if the outcome was not observed; such an
+    # offer is not evaluated
     taken: NDArray[np.float32]
 
     @classmethod

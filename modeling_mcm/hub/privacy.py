@@ -117,15 +117,10 @@ def shared_pairs(followers: pa.Table, min_customers: int) -> dict[str, torch.Ten
 
 
 class HiddenPairs(NamedTuple):
-    """How many entries of the counted memory are not published.
+    """How many entries of the counted memory are not published."""
 
-    Attributes:
-        followers (`int`): Number of pairs of a label and a follower; each direction counts.
-        related (`int`): Number of weights of related labels from or to a hidden value.
-    """
-
-    followers: int
-    related: int
+    followers: int  # Number of pairs of a label and a follower; each direction counts
+    related: int  # Number of weights of related labels from or to a hidden value
 
 
 def hide_pairs(

@@ -38,62 +38,38 @@ PRODUCTS = ("habits", "new")  # computed from the rest, so they are not stored
 
 
 class NewUnits(NamedTuple):
-    """New units of a customer, and their events.
+    """New units of a customer, and their events."""
 
-    Attributes:
-        input_ids (`torch.LongTensor` of shape `(L, J)`): feature ids of the events, oldest first.
-        events (`torch.FloatTensor` of shape `(L, H)`): vectors of the events.
-        units (`torch.LongTensor` of shape `(L,)`): unit of each event, counted from 0.
-        visits (`torch.LongTensor` of shape `(L,)`): visit of each event, counted from 0.
-        times (`torch.FloatTensor` of shape `(L,)`): days from the customer's first event to each event.
-        unit_times (`torch.FloatTensor` of shape `(U,)`): days from the customer's first event to each unit.
-    """
-
-    input_ids: torch.Tensor
-    events: torch.Tensor
-    units: torch.Tensor
-    visits: torch.Tensor
-    times: torch.Tensor
-    unit_times: torch.Tensor
+    input_ids: torch.Tensor  # (L, J): feature ids of the events, oldest first
+    events: torch.Tensor  # (L, H): vectors of the events
+    units: torch.Tensor  # (L,): unit of each event, counted from 0
+    visits: torch.Tensor  # (L,): visit of each event, counted from 0
+    times: torch.Tensor  # (L,): days from the customer's first event to each event
+    unit_times: torch.Tensor  # (U,): days from the customer's first event to each unit
 
 
 class Moment(NamedTuple):
-    """A moment for which a customer is scored.
+    """A moment for which a customer is scored."""
 
-    Attributes:
-        units (`int`): number of units until then, the start row included.
-        time (`float`): time of the last event, in days from the customer's first event.
-        wait (`float`): days from the last event to the moment.
-    """
-
-    units: int
-    time: float
-    wait: float
+    units: int  # number of units until then, the start row included
+    time: float  # time of the last event, in days from the customer's first event
+    wait: float  # days from the last event to the moment
 
 
 @dataclass
 class LiveMemories:
-    """What the memories need of a customer's events. "Index of a label" means its index among the labels of all tasks.
+    """What the memories need of a customer's events. A label's index is that among the labels of all tasks."""
 
-    Attributes:
-        labels (`torch.LongTensor` of shape `(S,)`): indices of the labels met, ascending.
-        met (`torch.DoubleTensor` of shape `(S, K + 6)`): for each label met the fading counts, the number of units
-            with it, the first and the last of these units, their times, and its rate, not normalised.
-        label_visits (`torch.LongTensor` of shape `(T,)`): number of visits with a label of each task.
-        latest (`torch.LongTensor` of shape `(T, A)`): label ids of each task's latest labels, the last one at the end;
-            0 where there are fewer.
-        latest_times (`torch.FloatTensor` of shape `(T, A)`): times of the latest labels.
-        habits (`torch.DoubleTensor` of shape `(V,)`): rates of the labels met times the table of habits.
-        new (`torch.DoubleTensor` of shape `(V,)`): labels met times the table of new labels.
-    """
-
-    labels: torch.Tensor
+    labels: torch.Tensor  # (S,): indices of the labels met, ascending
+    # (S, K + 6): for each label met the fading counts, the number of units with it, the first and the last of these
+    # units, their times, and its rate, not normalised
     met: torch.Tensor
-    label_visits: torch.Tensor
+    label_visits: torch.Tensor  # (T,): number of visits with a label of each task
+    # (T, A): label ids of each task's latest labels, the last one at the end; 0 where there are fewer
     latest: torch.Tensor
-    latest_times: torch.Tensor
-    habits: torch.Tensor
-    new: torch.Tensor
+    latest_times: torch.Tensor  # (T, A): times of the latest labels
+    habits: torch.Tensor  # (V,): rates of the labels met times the table of habits
+    new: torch.Tensor  # (V,): labels met times the table of new labels
 
     @classmethod
     def empty(cls, reader: Reader) -> "LiveMemories":

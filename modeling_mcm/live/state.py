@@ -34,44 +34,26 @@ MOST_UNREAD = 64  # number of calls of `extend` after which the readout reads th
 
 @dataclass
 class LiveState:
-    """The summary of a customer's events from which scores, embedding and forecasts are computed.
+    """The summary of a customer's events from which scores, embedding and forecasts are computed. Times are days from
+    the customer's first event."""
 
-    Times are days from the customer's first event.
-
-    Attributes:
-        units (`int`): number of units, the start row included.
-        visits (`int`): number of the last visit; the start row is visit 0.
-        time (`float`): time of the last event.
-        began (`float`): time of the first event, infinite without events.
-        hidden (`torch.FloatTensor` of shape `(H,)`): hidden vector of the last unit, after the last layer.
-        kept (`torch.LongTensor` of shape `(W,)`): numbers of the units whose keys and values are cached.
-        caches (`torch.FloatTensor` of shape `(layers, 2, heads, W, H / heads)`): keys and values of these units.
-        average (`torch.FloatTensor` of shape `(V,)`): readout of each label over all units but the unread ones.
-        weight (`torch.FloatTensor` of shape `(V,)`): log-sum-exp of z of each label over the same units.
-        unread (`tuple[torch.FloatTensor, ...]`, each of shape `(U, H)`): hidden vectors of the latest units, which the
-            readout has not read. It reads them when scores are computed, in these parts, so that the scores have the
-            same bits at any time.
-        memories ([`LiveMemories`]): what the memories need of the events.
-        sums (`torch.DoubleTensor` of shape `(2 + N, half-lives)`): counts of the customer state: the fading numbers of
-            events and visits, and the fading sums.
-        few (`torch.DoubleTensor` of shape `(values, half-lives)`): fading counts of features with few values.
-        many (`torch.DoubleTensor` of shape `(values, 2)`): fading counts of features with many values.
-    """
-
-    units: int
-    visits: int
-    time: float
-    began: float
-    hidden: torch.Tensor
-    kept: torch.Tensor
-    caches: torch.Tensor
-    average: torch.Tensor
-    weight: torch.Tensor
+    units: int  # number of units, the start row included
+    visits: int  # number of the last visit; the start row is visit 0
+    time: float  # time of the last event
+    began: float  # time of the first event, infinite without events
+    hidden: torch.Tensor  # (H,): hidden vector of the last unit, after the last layer
+    kept: torch.Tensor  # (W,): numbers of the units whose keys and values are cached
+    caches: torch.Tensor  # (layers, 2, heads, W, H / heads): keys and values of these units
+    average: torch.Tensor  # (V,): readout of each label over all units but the unread ones
+    weight: torch.Tensor  # (V,): log-sum-exp of z of each label over the same units
+    # each (U, H): hidden vectors of the latest units, which the readout has not read. It reads them when scores are
+    # computed, in these parts, so that the scores have the same bits at any time
     unread: tuple[torch.Tensor, ...]
-    memories: LiveMemories
+    memories: LiveMemories  # what the memories need of the events
+    # (2 + N, half-lives): counts of the customer state: the fading numbers of events and visits, and the fading sums
     sums: torch.Tensor
-    few: torch.Tensor
-    many: torch.Tensor
+    few: torch.Tensor  # (values, half-lives): fading counts of features with few values
+    many: torch.Tensor  # (values, 2): fading counts of features with many values
 
     @classmethod
     def empty(cls, reader: Reader) -> "LiveState":

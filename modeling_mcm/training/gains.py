@@ -32,34 +32,21 @@ IDEAL_PLACES = 10  # length of the ranked list for NDCG
 
 @dataclass
 class _Examples:
-    """Training examples for the gains of followers: prefixes with one target each.
+    """Training examples for the gains of followers: prefixes with one target each. Only some cells, pairs of an
+    example and a label, have features: the target, the customer's labels and followers. They are stored as flat
+    lists."""
 
-    Only some cells, pairs of an example and a label, have features: the target, the customer's labels and followers.
-    They are stored as flat lists.
-
-    Attributes:
-        cells: the cells, as example * V + label, ascending.
-        targets: index into `cells` of each example's target, of shape `(R,)`.
-        rows: example of each count above 0.
-        positions: which of the example's latest labels the count belongs to, from 0 for the last.
-        follower_cells: index into `cells` of the count's follower.
-        counts: the counts.
-        ages: age of each latest label in days, of shape `(R, A)`.
-        popularity: for each cell the (negative) change of the label's log count without the customer's own events.
-        met: for each cell 1 if the prefix has the label, else 0.
-        own: for each cell the number of the prefix's events with the label, where newer events weigh more.
-    """
-
-    cells: torch.Tensor
-    targets: torch.Tensor
-    rows: torch.Tensor
-    positions: torch.Tensor
-    follower_cells: torch.Tensor
-    counts: torch.Tensor
-    ages: torch.Tensor
+    cells: torch.Tensor  # the cells, as example * V + label, ascending
+    targets: torch.Tensor  # index into `cells` of each example's target, of shape `(R,)`
+    rows: torch.Tensor  # example of each count above 0
+    positions: torch.Tensor  # which of the example's latest labels the count belongs to, from 0 for the last
+    follower_cells: torch.Tensor  # index into `cells` of the count's follower
+    counts: torch.Tensor  # the counts
+    ages: torch.Tensor  # age of each latest label in days, of shape `(R, A)`
+    # for each cell the (negative) change of the label's log count without the customer's own events
     popularity: torch.Tensor
-    met: torch.Tensor
-    own: torch.Tensor
+    met: torch.Tensor  # for each cell 1 if the prefix has the label, else 0
+    own: torch.Tensor  # for each cell the number of the prefix's events with the label, where newer events weigh more
 
 
 OWN_DECAY = 0.9  # weight of an event of a prefix relative to one that is one moment newer

@@ -49,24 +49,14 @@ NO_VISIT = 2**62  # seconds: the time of a next visit that did not come
 
 @dataclass
 class Moments:
-    """Moments and what followed them.
+    """Moments and what followed them."""
 
-    Args:
-        counts (`torch.Tensor`, shape `(R, numbers)`): Counts of each history, from [`CustomerState.counts`].
-        amounts (`torch.Tensor`, shape `(R, D, Q)`): Visits, events and sums of values from one horizon to the next.
-        is_observed (`torch.Tensor`, shape `(R, D)`): Whether the days up to a horizon lie in the training period.
-        next_visit (`torch.Tensor`, shape `(R,)`): Days to the next visit; infinite if the training period has none.
-        observed (`torch.Tensor`, shape `(R,)`): Days from the moment to the end of the training period.
-        followed (`torch.Tensor`, shape `(R, labels)`): 1 for each label of small tasks that came before the middle
-            horizon, else 0.
-    """
-
-    counts: torch.Tensor
-    amounts: torch.Tensor
-    is_observed: torch.Tensor
-    next_visit: torch.Tensor
-    observed: torch.Tensor
-    followed: torch.Tensor
+    counts: torch.Tensor  # (R, numbers): Counts of each history, from [`CustomerState.counts`]
+    amounts: torch.Tensor  # (R, D, Q): Visits, events and sums of values from one horizon to the next
+    is_observed: torch.Tensor  # (R, D): Whether the days up to a horizon lie in the training period
+    next_visit: torch.Tensor  # (R,): Days to the next visit; infinite if the training period has none
+    observed: torch.Tensor  # (R,): Days from the moment to the end of the training period
+    followed: torch.Tensor  # (R, labels): 1 for each label of small tasks that came before the middle horizon, else 0
 
 
 class MomentSampler:

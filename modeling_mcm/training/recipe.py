@@ -33,17 +33,11 @@ EVENTS: dict[str, Any] = {"encoder_unit": "event", "max_position_embeddings": 30
 
 @dataclass(frozen=True)
 class Recipe:
-    """Default settings of pre-training for a data set.
+    """Default settings of pre-training for a data set."""
 
-    Attributes:
-        config (`dict[str, Any]`): fields of `MCMConfig`.
-        training (`dict[str, Any]`): options of `mcm pretrain`.
-        reasons (`list[str]`): a sentence on the reason of each group of settings.
-    """
-
-    config: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    reasons: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)  # fields of `MCMConfig`
+    training: dict[str, Any] = field(default_factory=dict)  # options of `mcm pretrain`
+    reasons: list[str] = field(default_factory=list)  # a sentence on the reason of each group of settings
 
 
 def recipe_for(measures: Mapping[str, Any], label_sizes: Mapping[str, int], features: Sequence[str] = ()) -> Recipe:

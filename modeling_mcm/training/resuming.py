@@ -57,17 +57,11 @@ class RunError(ValueError):
 
 
 class Start(NamedTuple):
-    """Where a training starts.
+    """Where a training starts."""
 
-    Attributes:
-        checkpoint (`str`, *optional*): Folder of the last complete checkpoint; `None` to start anew.
-        faults (`list[str]`): A phrase for each file that is missing or damaged in newer checkpoints.
-        is_finished (`bool`): Whether nothing is left to train.
-    """
-
-    checkpoint: str | None
-    faults: list[str]
-    is_finished: bool
+    checkpoint: str | None  # Folder of the last complete checkpoint; `None` to start anew
+    faults: list[str]  # A phrase for each file that is missing or damaged in newer checkpoints
+    is_finished: bool  # Whether nothing is left to train
 
 
 def deciding_options(args: TrainingArguments) -> dict[str, Any]:
