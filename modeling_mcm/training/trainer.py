@@ -112,8 +112,7 @@ class MCMTrainer(ResumableTrainer):
         except (ConnectionError, EOFError) as error:  # torch's own message does not say that
             raise RuntimeError(
                 f"A DataLoader worker was killed while it handed over a batch ({error!r}), most often for want of "
-                "memory: have fewer (dataloader_num_workers). Started again, the run "
-                "goes on from its last checkpoint."
+                "memory: have fewer (dataloader_num_workers). Started again, the run goes on from its last checkpoint."
             ) from error
         batch, processes = self.args.train_batch_size, self.args.world_size
         last = batch * processes
